@@ -1,0 +1,348 @@
+//! What the eBPF programs and user space tell each other, defined once.
+//!
+//! Every type here is `#[repr(C)]`, free of implicit padding (`bytemuck::Pod` refuses any) and of a size asserted at
+//! compile time. Numbers are in the CPU's byte order, which both sides share, unless a field says otherwise.
+#![no_std]
+
+use bytemuck::{Pod, Zeroable};
+
+/// `Close::kind` of a [`Close`].
+pub const KIND_CLOSE: u32 = 1;
+/// `Reset::kind` of a [`Reset`].
+pub const KIND_RESET: u32 = 2;
+
+/// `Close::flags`: this socket called connect().
+pub const FLAG_ACTIVE: u8 = 1 << 0;
+/// `Close::flags`: the association began before the tracer did, so its times are not known.
+pub const FLAG_PREEXISTING: u8 = 1 << 1;
+/// `Close::flags`: the kernel skipped the program at the change to CLOSE, and the socket's destruction made it good.
+/// `Close::old_state` is then the state last noted, not the state before CLOSE.
+pub const FLAG_SECOND_CHANCE: u8 = 1 << 2;
+
+/// How the owner of a socket is known. A later finding replaces an earlier one only if its number is higher.
+pub mod owner {
+    /// Nobody is known.
+    pub const NONE: u8 = 0;
+    /// The owner of the listening socket that this one was accepted from.
+    pub const LISTENER: u8 = 1;
+    /// A process that held a descriptor of the socket when all were walked.
+    pub const SCAN: u8 = 2;
+    /// The process that closed or shut down this end.
+    pub const CLOSE: u8 = 3;
+    /// The process that called connect().
+    pub const CONNECT: u8 = 4;
+}
+
+/// TCP states, with the kernel's numbers (`include/net/tcp_states.h`, stable since they are user API).
+pub mod state {
+    /// Data can flow both ways.
+    pub const ESTABLISHED: u8 = 1;
+    /// A SYN was sent.
+    pub const SYN_SENT: u8 = 2;
+    /// A SYN was received.
+    pub const SYN_RECV: u8 = 3;
+    /// This end closed; its FIN is not acknowledged.
+    pub const FIN_WAIT1: u8 = 4;
+    /// This end closed; its FIN is acknowledged.
+    pub const FIN_WAIT2: u8 = 5;
+    /// The stub that remains for a minute.
+    pub const TIME_WAIT: u8 = 6;
+    /// No connection.
+    pub const CLOSE: u8 = 7;
+    /// The peer closed.
+    pub const CLOSE_WAIT: u8 = 8;
+    /// The peer closed, then this end; its FIN is not acknowledged.
+    pub const LAST_ACK: u8 = 9;
+    /// Listening.
+    pub const LISTEN: u8 = 10;
+    /// Both closed at once.
+    pub const CLOSING: u8 = 11;
+}
+
+/// `Close::sk_flags`, bit 0: the socket has no process any more (SOCK_DEAD).
+pub const SK_DEAD: u8 = 1 << 0;
+/// `Close::sk_flags`, bit 1: the peer's FIN was received (SOCK_DONE).
+pub const SK_DONE: u8 = 1 << 1;
+
+/// The process that owns a socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Owner {
+    /// The process id (the kernel's tgid) in the initial pid namespace; 0 when nobody is known.
+    pub pid: u32,
+    /// How it is known: a number of [`owner`].
+    pub by: u8,
+    /// Always 0.
+    pub pad: [u8; 3],
+    /// The name of the thread-group leader, NUL-terminated, not necessarily UTF-8.
+    pub comm: [u8; 16],
+}
+
+/// The end of an association, as the kernel saw it at the change to CLOSE.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Close {
+    /// [`KIND_CLOSE`].
+    pub kind: u32,
+    /// Inode number of the socket's network namespace.
+    pub netns: u32,
+    /// When it closed: CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// When connect() sent the SYN, or the accepted socket was established: CLOCK_MONOTONIC, ns; 0 when not known.
+    pub start_ns: u64,
+    /// When it was established: CLOCK_MONOTONIC, ns; 0 when never or not known.
+    pub established_ns: u64,
+    /// The socket's cookie, as `ss -e` shows it.
+    pub cookie: u64,
+    /// The id of the socket's cgroup (v2); 0 when not known.
+    pub cgroup_id: u64,
+    /// `tcp_sock.bytes_acked`: counts an active open's SYN, and the FIN.
+    pub bytes_acked: u64,
+    /// `tcp_sock.bytes_received`: counts the peer's FIN.
+    pub bytes_received: u64,
+    /// This end's address: all 16 bytes for AF_INET6, the first four for AF_INET; network order.
+    pub local_addr: [u8; 16],
+    /// The peer's address, likewise.
+    pub peer_addr: [u8; 16],
+    /// This end's port.
+    pub local_port: u16,
+    /// The peer's port.
+    pub peer_port: u16,
+    /// AF_INET (2) or AF_INET6 (10).
+    pub family: u16,
+    /// The state before CLOSE: a number of [`state`].
+    pub old_state: u8,
+    /// `FLAG_*`.
+    pub flags: u8,
+    /// Which association of this socket it is, from 1 (a refused socket may connect again).
+    pub association: u32,
+    /// `sock.sk_err`.
+    pub sk_err: u32,
+    /// `ee_errno` of the newest buffer on the error queue; 0 when there is none.
+    pub ee_errno: u32,
+    /// `tcp_sock.linger2`, ticks; negative: do not wait for the peer's FIN.
+    pub linger2: i32,
+    /// Who owns the socket.
+    pub owner: Owner,
+    /// `sock.sk_flags`, the low byte: `SK_*`.
+    pub sk_flags: u8,
+    /// `ee_origin` of the newest buffer on the error queue: 2 ICMP, 3 ICMPv6.
+    pub ee_origin: u8,
+    /// `tcp_sock.ecn_flags`.
+    pub ecn_flags: u8,
+    /// `inet_connection_sock.icsk_retransmits`: unanswered retransmissions at the end.
+    pub icsk_retransmits: u8,
+    /// `tcp_sock.write_seq`: one past the last byte that the program handed over.
+    pub write_seq: u32,
+    /// `tcp_sock.snd_una`: the first byte not acknowledged.
+    pub snd_una: u32,
+    /// `tcp_sock.snd_nxt`.
+    pub snd_nxt: u32,
+    /// `tcp_sock.rcv_nxt`.
+    pub rcv_nxt: u32,
+    /// `tcp_sock.srtt_us`: eight times the smoothed round-trip time, µs; 0 when there was no sample.
+    pub srtt_us: u32,
+    /// The least round-trip time of late (`tcp_sock.rtt_min.s[0].v`), µs; `u32::MAX` when there was no sample.
+    pub rtt_min_us: u32,
+    /// `tcp_sock.mss_cache`, bytes.
+    pub mss: u32,
+    /// `tcp_sock.snd_cwnd`, segments.
+    pub snd_cwnd: u32,
+    /// `tcp_sock.snd_ssthresh`, segments.
+    pub snd_ssthresh: u32,
+    /// `tcp_sock.rate_delivered`, segments.
+    pub rate_delivered: u32,
+    /// `tcp_sock.rate_interval_us`.
+    pub rate_interval_us: u32,
+    /// `tcp_sock.packets_out`, segments.
+    pub packets_out: u32,
+    /// `tcp_sock.retrans_out`, segments.
+    pub retrans_out: u32,
+    /// `tcp_sock.total_retrans`, segments.
+    pub total_retrans: u32,
+    /// `tcp_sock.segs_in`.
+    pub segs_in: u32,
+    /// `tcp_sock.data_segs_in`.
+    pub data_segs_in: u32,
+    /// `tcp_sock.segs_out`.
+    pub segs_out: u32,
+    /// `tcp_sock.data_segs_out`.
+    pub data_segs_out: u32,
+    /// `tcp_sock.lost`: segments ever marked lost.
+    pub lost: u32,
+    /// `tcp_sock.lost_out`: segments marked lost now.
+    pub lost_out: u32,
+    /// `tcp_sock.sacked_out`, segments.
+    pub sacked_out: u32,
+    /// `tcp_sock.dsack_dups`, segments.
+    pub dsack_dups: u32,
+    /// `tcp_sock.delivered`, segments.
+    pub delivered: u32,
+    /// `tcp_sock.delivered_ce`, segments.
+    pub delivered_ce: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+
+/// A RST that this end sent because of the segment that closed it. It follows its [`Close`], which alone cannot tell.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Reset {
+    /// [`KIND_RESET`].
+    pub kind: u32,
+    /// [`Close::association`].
+    pub association: u32,
+    /// [`Close::cookie`].
+    pub cookie: u64,
+}
+
+/// What one CPU counted. Each number stands for itself: none is computed from another.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Counters {
+    /// Associations that ended while tracing.
+    pub closes: u64,
+    /// [`Close`] records handed to the ring.
+    pub submitted: u64,
+    /// Closes that the ring had no room for.
+    pub lost_ring: u64,
+    /// Closes of associations that no socket storage could be had for.
+    pub lost_storage: u64,
+    /// Closes found only at the socket's destruction: the kernel had skipped the program at the change to CLOSE.
+    pub second_chances: u64,
+    /// [`Reset`] records handed to the ring.
+    pub resets: u64,
+    /// [`Reset`] records that the ring had no room for.
+    pub lost_resets: u64,
+    /// Associations begun or found, less those ended: a gauge, in which one CPU's part may be negative.
+    pub open: i64,
+}
+
+/// Byte offsets into the kernel's structures, found in the running kernel's BTF. All are plain byte offsets from the
+/// start of the structure named, with every enclosing member added up; [`ABSENT`] where the kernel has no such member.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Offsets {
+    /// `sock_common.skc_family` in `sock` (u16).
+    pub skc_family: u32,
+    /// `sock_common.skc_state` in `sock` (u8).
+    pub skc_state: u32,
+    /// `sock_common.skc_num` in `sock` (u16).
+    pub skc_num: u32,
+    /// `sock_common.skc_dport` in `sock` (be16).
+    pub skc_dport: u32,
+    /// `sock_common.skc_daddr` in `sock` (be32).
+    pub skc_daddr: u32,
+    /// `sock_common.skc_rcv_saddr` in `sock` (be32).
+    pub skc_rcv_saddr: u32,
+    /// `sock_common.skc_v6_daddr` in `sock` (16 bytes).
+    pub skc_v6_daddr: u32,
+    /// `sock_common.skc_v6_rcv_saddr` in `sock` (16 bytes).
+    pub skc_v6_rcv_saddr: u32,
+    /// `sock_common.skc_net.net` in `sock` (pointer to `net`).
+    pub skc_net: u32,
+    /// `sock_common.skc_flags` in `sock` (unsigned long).
+    pub skc_flags: u32,
+    /// `net.ns.inum` in `net` (u32).
+    pub net_inum: u32,
+    /// `sock.sk_protocol` (u16).
+    pub sk_protocol: u32,
+    /// `sock.sk_err` (int).
+    pub sk_err: u32,
+    /// `sock.sk_shutdown` (u8).
+    pub sk_shutdown: u32,
+    /// `sock.sk_max_ack_backlog` (u32): above 0 in a socket that was accepted.
+    pub sk_max_ack_backlog: u32,
+    /// `sock.sk_error_queue` (the list's head).
+    pub sk_error_queue: u32,
+    /// `sk_buff_head.prev` (pointer to `sk_buff`).
+    pub sk_buff_head_prev: u32,
+    /// `sk_buff.cb[]` plus `sock_exterr_skb.ee.ee_errno` (u32).
+    pub skb_ee_errno: u32,
+    /// `sk_buff.cb[]` plus `sock_exterr_skb.ee.ee_origin` (u8).
+    pub skb_ee_origin: u32,
+    /// `sock.sk_cgrp_data.cgroup` (pointer to `cgroup`).
+    pub sk_cgroup: u32,
+    /// `cgroup.kn` (pointer to `kernfs_node`).
+    pub cgroup_kn: u32,
+    /// `kernfs_node.id` (u64).
+    pub kn_id: u32,
+    /// `inet_sock.inet_sport` in `tcp_sock` (be16).
+    pub inet_sport: u32,
+    /// `inet_connection_sock.icsk_retransmits` in `tcp_sock` (u8).
+    pub icsk_retransmits: u32,
+    /// `tcp_sock.bytes_acked` (u64).
+    pub bytes_acked: u32,
+    /// `tcp_sock.bytes_received` (u64).
+    pub bytes_received: u32,
+    /// `tcp_sock.write_seq` (u32).
+    pub write_seq: u32,
+    /// `tcp_sock.snd_una` (u32).
+    pub snd_una: u32,
+    /// `tcp_sock.snd_nxt` (u32).
+    pub snd_nxt: u32,
+    /// `tcp_sock.rcv_nxt` (u32).
+    pub rcv_nxt: u32,
+    /// `tcp_sock.linger2` (int).
+    pub linger2: u32,
+    /// `tcp_sock.srtt_us` (u32).
+    pub srtt_us: u32,
+    /// `tcp_sock.rtt_min.s[0].v` (u32).
+    pub rtt_min_us: u32,
+    /// `tcp_sock.mss_cache` (u32).
+    pub mss: u32,
+    /// `tcp_sock.snd_cwnd` (u32).
+    pub snd_cwnd: u32,
+    /// `tcp_sock.snd_ssthresh` (u32).
+    pub snd_ssthresh: u32,
+    /// `tcp_sock.ecn_flags` (u8).
+    pub ecn_flags: u32,
+    /// `tcp_sock.rate_delivered` (u32).
+    pub rate_delivered: u32,
+    /// `tcp_sock.rate_interval_us` (u32).
+    pub rate_interval_us: u32,
+    /// `tcp_sock.packets_out` (u32).
+    pub packets_out: u32,
+    /// `tcp_sock.retrans_out` (u32).
+    pub retrans_out: u32,
+    /// `tcp_sock.total_retrans` (u32).
+    pub total_retrans: u32,
+    /// `tcp_sock.segs_in` (u32).
+    pub segs_in: u32,
+    /// `tcp_sock.data_segs_in` (u32).
+    pub data_segs_in: u32,
+    /// `tcp_sock.segs_out` (u32).
+    pub segs_out: u32,
+    /// `tcp_sock.data_segs_out` (u32).
+    pub data_segs_out: u32,
+    /// `tcp_sock.lost` (u32).
+    pub lost: u32,
+    /// `tcp_sock.lost_out` (u32).
+    pub lost_out: u32,
+    /// `tcp_sock.sacked_out` (u32).
+    pub sacked_out: u32,
+    /// `tcp_sock.dsack_dups` (u32).
+    pub dsack_dups: u32,
+    /// `tcp_sock.delivered` (u32).
+    pub delivered: u32,
+    /// `tcp_sock.delivered_ce` (u32).
+    pub delivered_ce: u32,
+    /// `task_struct.flags` (u32).
+    pub task_flags: u32,
+    /// `task_struct.tgid` (int).
+    pub task_tgid: u32,
+    /// `task_struct.group_leader` (pointer to `task_struct`).
+    pub task_group_leader: u32,
+    /// `task_struct.comm` (16 bytes).
+    pub task_comm: u32,
+}
+
+/// An offset of a member that the running kernel does not have.
+pub const ABSENT: u32 = u32::MAX;
+
+const _: () = {
+    assert!(size_of::<Owner>() == 24);
+    assert!(size_of::<Close>() == 248);
+    assert!(size_of::<Reset>() == 16);
+    assert!(size_of::<Counters>() == 64);
+};

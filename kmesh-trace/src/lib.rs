@@ -1,0 +1,3 @@
+//! kmesh-trace.
+
+pub mod record;

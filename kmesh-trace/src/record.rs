@@ -1,0 +1,329 @@
+//! The domain: what one traced connection is, whatever it is read from or printed as.
+//!
+//! A [`Record`] owns no heap memory, so that making, queueing and ordering one allocates nothing.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+/// Wall-clock time: nanoseconds since the Unix epoch, UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WallTime(pub i64);
+
+/// Names a connection for as long as the tracer runs: the socket's cookie, as `ss -e` shows it, and which association of
+/// that socket it is. Displayed as `5f2c81-1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnId {
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// From 1; a socket that was refused and connects again has a second one.
+    pub association: u32,
+}
+
+impl fmt::Display for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{}", self.cookie, self.association)
+    }
+}
+
+/// What a record tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The connection, or the attempt to connect, is over.
+    Close,
+}
+
+/// Which end the traced socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The server's: it was accepted.
+    Inbound,
+    /// The client's: it called connect().
+    Outbound,
+}
+
+/// Address family on the wire; an IPv4-mapped socket is IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+/// How a connection ended: `spec/records.md`, section 4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// This end finished cleanly.
+    Ok,
+    /// The SYN was answered by RST or by ICMP port unreachable.
+    Refused,
+    /// Nothing answered the SYN until the kernel gave up.
+    ConnectTimeout,
+    /// The program gave up before it was connected, or the attempt was killed.
+    ConnectAborted,
+    /// ICMP unreachable or no neighbour.
+    Unreachable,
+    /// RST received after connecting.
+    ResetByPeer,
+    /// This end sent RST.
+    ResetByLocal,
+    /// Connected; the peer stopped answering.
+    Timeout,
+    /// None of the above: a defect to look into.
+    Unknown,
+}
+
+/// Which end closed first, or reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClosedBy {
+    /// The traced socket's.
+    Local,
+    /// The other one.
+    Peer,
+}
+
+/// How a process is known to own the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessBy {
+    /// It called connect().
+    Connect,
+    /// It closed this end.
+    Close,
+    /// It owns the listening socket.
+    Listener,
+    /// It held a descriptor of the socket when all were walked.
+    Scan,
+}
+
+/// The name of a process: at most 15 bytes that the process itself chose, so not necessarily UTF-8, nor harmless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Comm(pub [u8; 16]);
+
+impl Comm {
+    /// The bytes before the first NUL.
+    pub fn as_bytes(&self) -> &[u8] {
+        let end = self.0.iter().position(|&byte| byte == 0).unwrap_or(self.0.len());
+        &self.0[..end]
+    }
+}
+
+/// The process that a socket belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// In the initial pid namespace.
+    pub pid: u32,
+    /// Of the thread-group leader.
+    pub comm: Comm,
+    /// How it is known.
+    pub by: ProcessBy,
+}
+
+/// TCP states by the kernel's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpState {
+    /// Data can flow both ways.
+    Established,
+    /// A SYN was sent.
+    SynSent,
+    /// A SYN was received.
+    SynRecv,
+    /// This end closed; its FIN is not acknowledged.
+    FinWait1,
+    /// This end closed; its FIN is acknowledged.
+    FinWait2,
+    /// Over.
+    Close,
+    /// The peer closed.
+    CloseWait,
+    /// The peer closed, then this end; its FIN is not acknowledged.
+    LastAck,
+    /// Both closed at once.
+    Closing,
+}
+
+impl TcpState {
+    /// As the log and the JSON spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Established => "ESTABLISHED",
+            Self::SynSent => "SYN_SENT",
+            Self::SynRecv => "SYN_RECV",
+            Self::FinWait1 => "FIN_WAIT1",
+            Self::FinWait2 => "FIN_WAIT2",
+            Self::Close => "CLOSE",
+            Self::CloseWait => "CLOSE_WAIT",
+            Self::LastAck => "LAST_ACK",
+            Self::Closing => "CLOSING",
+        }
+    }
+}
+
+/// The socket's counters as the kernel keeps them, raw but for the units that the names tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the tcp_sock member of that name")]
+pub struct Tcp {
+    pub state: TcpState,
+    /// The state before this event.
+    pub old_state: Option<TcpState>,
+    /// Smoothed round-trip time, µs; none without a sample.
+    pub srtt_us: Option<u32>,
+    /// Least round-trip time of late, µs; none without a sample.
+    pub rtt_min_us: Option<u32>,
+    pub mss: u32,
+    pub snd_cwnd: u32,
+    pub snd_ssthresh: u32,
+    pub rcv_nxt: u32,
+    pub snd_nxt: u32,
+    pub snd_una: u32,
+    pub ecn_flags: u8,
+    pub rate_delivered: u32,
+    pub rate_interval_us: u32,
+    pub packets_out: u32,
+    pub retrans_out: u32,
+    pub total_retrans: u32,
+    pub segs_in: u32,
+    pub data_segs_in: u32,
+    pub segs_out: u32,
+    pub data_segs_out: u32,
+    /// Segments ever marked lost.
+    pub lost: u32,
+    /// Segments marked lost now.
+    pub lost_out: u32,
+    pub sacked_out: u32,
+    /// Counts the peer's FIN.
+    pub bytes_received: u64,
+    /// Counts an active open's SYN, and the FIN.
+    pub bytes_acked: u64,
+    pub dsack_dups: u32,
+    pub delivered: u32,
+    pub delivered_ce: u32,
+    pub icsk_retransmits: u8,
+}
+
+/// One event of one end of one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The same in all events of a connection.
+    pub id: ConnId,
+    /// What happened.
+    pub event: Event,
+    /// When it happened.
+    pub time: WallTime,
+    /// connect() for outbound, ESTABLISHED for inbound; none when it began before tracing did.
+    pub start: Option<WallTime>,
+    /// From `start` to `time`, ns, by the monotonic clock; none when it began before tracing did.
+    pub duration_ns: Option<u64>,
+    /// SYN sent → ESTABLISHED, ns, outbound only.
+    pub connect_ns: Option<u64>,
+    /// It began before tracing did.
+    pub preexisting: bool,
+    /// `duration_ns`, or the time since tracing began, ns.
+    pub observed_ns: u64,
+    /// Which end the traced socket is.
+    pub direction: Direction,
+    /// Of both addresses.
+    pub family: Family,
+    /// The client's end.
+    pub src: SocketAddr,
+    /// The server's end.
+    pub dst: SocketAddr,
+    /// Whom the socket belongs to.
+    pub process: Option<Process>,
+    /// Inode number of the socket's network namespace.
+    pub netns: u32,
+    /// The kernel's id of the socket's cgroup.
+    pub cgroup_id: Option<u64>,
+    /// Payload that the peer acknowledged, bytes.
+    pub sent_bytes: u64,
+    /// Payload that arrived in order, bytes.
+    pub received_bytes: u64,
+    /// Payload handed to the kernel and not acknowledged, bytes.
+    pub undelivered_bytes: u64,
+    /// It reached ESTABLISHED.
+    pub established: bool,
+    /// How it ended; none while it has not.
+    pub outcome: Option<Outcome>,
+    /// The socket's error, Linux's number.
+    pub errno: Option<u32>,
+    /// Who ended it.
+    pub closed_by: Option<ClosedBy>,
+    /// The kernel's own counters.
+    pub tcp: Tcp,
+}
+
+/// Why records were lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LossReason {
+    /// The ring buffer had no room.
+    RingFull,
+    /// No socket storage could be had (`net.core.optmem_max`, or no memory).
+    NoSocketStorage,
+    /// The kernel skipped the programs (an upper bound).
+    ProgramSkipped,
+    /// Bytes on the ring that are no record of ours.
+    Undecodable,
+}
+
+impl LossReason {
+    /// As the `reason` of a `lost` line spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RingFull => "ring_full",
+            Self::NoSocketStorage => "no_socket_storage",
+            Self::ProgramSkipped => "program_skipped",
+            Self::Undecodable => "undecodable",
+        }
+    }
+}
+
+/// Records lost since the last such report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// When it was found out.
+    pub time: WallTime,
+    /// Since the last report.
+    pub lost_records: u64,
+    /// Since the start.
+    pub lost_records_total: u64,
+    /// Every reason among those since the last report, in order, without repeats.
+    pub reasons: Vec<LossReason>,
+}
+
+/// How many of what, at the end or so far. `closes = delivered + filtered + lost_records + after_limit` at the end;
+/// each is counted on its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// When it was made.
+    pub time: WallTime,
+    /// All that the kernel saw end while tracing.
+    pub closes: u64,
+    /// Printed, or would have been but for `-o none`.
+    pub delivered: u64,
+    /// Sorted out by filters.
+    pub filtered: u64,
+    /// Lost, for every reason.
+    pub lost_records: u64,
+    /// Of `lost_records`, those that the kernel may have skipped without a trace: an upper bound.
+    pub lost_at_most: u64,
+    /// Every reason among `lost_records`.
+    pub reasons: Vec<LossReason>,
+    /// Came after `--count` or `--duration` was reached.
+    pub after_limit: u64,
+    /// Delivered with an end that belongs to a pod of this node and has no name.
+    pub unresolved: u64,
+    /// Connections known and not closed.
+    pub open: u64,
+    /// Since tracing began, ns.
+    pub elapsed_ns: u64,
+}
+
+/// What is the same for every line of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunInfo {
+    /// The node's name (its host name, unless a source knows better).
+    pub node: String,
+    /// The kernel's release (`uname -r`).
+    pub kernel: String,
+    /// This tool's version.
+    pub version: String,
+}
