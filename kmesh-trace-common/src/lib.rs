@@ -196,7 +196,22 @@ pub struct Reset {
     pub cookie: u64,
 }
 
-/// What one CPU counted. Each number stands for itself: none is computed from another.
+/// Which program counts: each has counters of its own on each CPU. The kernel never runs a program on top of itself on
+/// one CPU, but it does run one on top of another; so nothing has to be added atomically.
+pub mod counter {
+    /// The program at `inet_sock_set_state`.
+    pub const STATE: u32 = 0;
+    /// The program at `tcp_destroy_sock`.
+    pub const DESTROY: u32 = 1;
+    /// The program at `tcp_send_reset`.
+    pub const RESET: u32 = 2;
+    /// The walk over descriptors.
+    pub const SEED: u32 = 3;
+    /// How many there are.
+    pub const SLOTS: usize = 4;
+}
+
+/// What one program counted on one CPU. Each number stands for itself: none is computed from another.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Counters {
@@ -208,6 +223,8 @@ pub struct Counters {
     pub lost_ring: u64,
     /// Closes of associations that no socket storage could be had for.
     pub lost_storage: u64,
+    /// Closes that the kernel skipped the programs for, found out when the same socket connected again.
+    pub lost_overtaken: u64,
     /// Closes found only at the socket's destruction: the kernel had skipped the program at the change to CLOSE.
     pub second_chances: u64,
     /// [`Reset`] records handed to the ring.
@@ -227,8 +244,6 @@ pub struct Offsets {
     pub skc_family: u32,
     /// `sock_common.skc_state` in `sock` (u8).
     pub skc_state: u32,
-    /// `sock_common.skc_num` in `sock` (u16).
-    pub skc_num: u32,
     /// `sock_common.skc_dport` in `sock` (be16).
     pub skc_dport: u32,
     /// `sock_common.skc_daddr` in `sock` (be32).
@@ -327,6 +342,10 @@ pub struct Offsets {
     pub delivered: u32,
     /// `tcp_sock.delivered_ce` (u32).
     pub delivered_ce: u32,
+    /// `inet_connection_sock.icsk_accept_queue.fastopenq.max_qlen` in `tcp_sock` (int): above 0 with Fast Open.
+    pub fastopen_max_qlen: u32,
+    /// `socket.sk` (pointer to `sock`).
+    pub socket_sk: u32,
     /// `task_struct.flags` (u32).
     pub task_flags: u32,
     /// `task_struct.tgid` (int).
@@ -344,5 +363,5 @@ const _: () = {
     assert!(size_of::<Owner>() == 24);
     assert!(size_of::<Close>() == 248);
     assert!(size_of::<Reset>() == 16);
-    assert!(size_of::<Counters>() == 64);
+    assert!(size_of::<Counters>() == 72);
 };
