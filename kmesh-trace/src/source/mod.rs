@@ -6,7 +6,8 @@
 mod btf;
 pub mod kernel;
 mod offsets;
+pub mod preflight;
 pub mod reader;
 mod time;
 
-pub use time::monotonic_ns;
+pub use time::{measure_difference, monotonic_ns};

@@ -1,0 +1,207 @@
+//! From the queue to standard output: decode, track, limit, render. Owns all that must be counted on the way.
+
+use std::io::{self, Write};
+use std::num::NonZeroU64;
+
+use crate::clock::Clock;
+use crate::decode::decode;
+use crate::record::{LossReason, Lost, Record, Summary};
+use crate::render::Render;
+use crate::source::reader::{Counts, records};
+use crate::track::Tracker;
+
+/// Bytes of output that are written at once.
+const WRITE: usize = 64 << 10;
+
+/// When to stop by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// After so many records.
+    pub count: Option<NonZeroU64>,
+    /// With what happened until then: CLOCK_MONOTONIC, ns.
+    pub until_ns: Option<u64>,
+}
+
+/// What became of the closes that were told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    delivered: u64,
+    after_limit: u64,
+    undecodable: u64,
+}
+
+/// The state between queue and output.
+pub struct Pipeline<W> {
+    began_ns: u64,
+    clock: Clock,
+    tracker: Tracker,
+    limits: Limits,
+    render: Box<dyn Render + Send>,
+    /// Lines not written yet.
+    lines: Vec<u8>,
+    out: W,
+    tally: Tally,
+    /// As of the last `lost` line.
+    told: Losses,
+}
+
+/// Losses by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Losses {
+    ring_full: u64,
+    no_storage: u64,
+    skipped: u64,
+    undecodable: u64,
+}
+
+impl Losses {
+    fn total(self) -> u64 {
+        self.ring_full + self.no_storage + self.skipped + self.undecodable
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            ring_full: self.ring_full - before.ring_full,
+            no_storage: self.no_storage - before.no_storage,
+            skipped: self.skipped - before.skipped,
+            undecodable: self.undecodable - before.undecodable,
+        }
+    }
+
+    fn reasons(self) -> Vec<LossReason> {
+        let all = [
+            (self.ring_full, LossReason::RingFull),
+            (self.no_storage, LossReason::NoSocketStorage),
+            (self.skipped, LossReason::ProgramSkipped),
+            (self.undecodable, LossReason::Undecodable),
+        ];
+        all.into_iter().filter(|(count, _)| *count > 0).map(|(_, reason)| reason).collect()
+    }
+}
+
+impl<W: Write> Pipeline<W> {
+    /// Tracing began at `began_ns` (CLOCK_MONOTONIC).
+    pub fn new(began_ns: u64, clock: Clock, limits: Limits, render: Box<dyn Render + Send>, out: W) -> Self {
+        Self {
+            began_ns,
+            clock,
+            tracker: Tracker::new(began_ns),
+            limits,
+            render,
+            lines: Vec::new(),
+            out,
+            tally: Tally::default(),
+            told: Losses::default(),
+        }
+    }
+
+    /// The wall clock was stepped.
+    pub fn clock_stepped(&mut self, since_ns: u64, difference_ns: i64) {
+        self.clock.step(since_ns, difference_ns);
+    }
+
+    /// Takes records as [`crate::source::reader::Message::Records`] has them, and writes what is settled.
+    pub fn take(&mut self, bytes: &[u8], complete_ns: Option<u64>) -> io::Result<()> {
+        for record in records(bytes) {
+            match decode(record) {
+                Ok(event) => self.tracker.take(event),
+                Err(_) => self.tally.undecodable += 1,
+            }
+        }
+        // While the ring is never empty, what it has told so far goes as far as its latest record.
+        self.emit(complete_ns.unwrap_or_else(|| self.tracker.latest_ns()))?;
+        self.flush()
+    }
+
+    /// No more records will come: writes those that were still held.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.emit(u64::MAX)?;
+        self.flush()
+    }
+
+    /// Whether `--count` is reached.
+    pub fn is_full(&self) -> bool {
+        self.limits.count.is_some_and(|count| self.tally.delivered >= count.get())
+    }
+
+    fn emit(&mut self, complete_ns: u64) -> io::Result<()> {
+        while let Some((closed_ns, record)) = self.tracker.next(complete_ns, &self.clock) {
+            self.deliver(closed_ns, &record)?;
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, closed_ns: u64, record: &Record) -> io::Result<()> {
+        if self.is_full() || self.limits.until_ns.is_some_and(|until_ns| closed_ns > until_ns) {
+            self.tally.after_limit += 1;
+            return Ok(());
+        }
+        self.render.record(record, &mut self.lines)?;
+        self.tally.delivered += 1;
+        if self.lines.len() >= WRITE { self.flush() } else { Ok(()) }
+    }
+
+    /// What was lost since this was last called, if anything was: a `lost` line is written. For formats that have none
+    /// the caller says it in words.
+    pub fn lost(&mut self, counts: &Counts) -> io::Result<Option<Lost>> {
+        let losses = self.losses(counts);
+        let new = losses.since(self.told);
+        if new.total() == 0 {
+            return Ok(None);
+        }
+        self.told = losses;
+        let lost = Lost {
+            time: self.clock.wall(counts.at_ns),
+            lost_records: new.total(),
+            lost_records_total: losses.total(),
+            reasons: new.reasons(),
+        };
+        self.render.lost(&lost, &mut self.lines)?;
+        self.flush()?;
+        Ok(Some(lost))
+    }
+
+    /// How many of what so far: a `summary` line is written. For formats that have none the caller says it in words.
+    pub fn summary(&mut self, counts: &Counts) -> io::Result<Summary> {
+        let losses = self.losses(counts);
+        let mut reasons = losses.reasons();
+        if counts.skipped_at_most > 0 && !reasons.contains(&LossReason::ProgramSkipped) {
+            reasons.push(LossReason::ProgramSkipped);
+            reasons.sort_unstable();
+        }
+        let summary = Summary {
+            time: self.clock.wall(counts.at_ns),
+            closes: counts.closes + counts.skipped_at_most,
+            delivered: self.tally.delivered,
+            filtered: 0,
+            lost_records: losses.total() + counts.skipped_at_most,
+            lost_at_most: counts.skipped_at_most,
+            reasons,
+            after_limit: self.tally.after_limit,
+            unresolved: 0,
+            open: counts.open,
+            elapsed_ns: counts.at_ns.saturating_sub(self.began_ns),
+        };
+        self.render.summary(&summary, &mut self.lines)?;
+        self.flush()?;
+        Ok(summary)
+    }
+
+    fn losses(&self, counts: &Counts) -> Losses {
+        Losses {
+            ring_full: counts.ring_full,
+            no_storage: counts.no_storage,
+            skipped: counts.skipped,
+            undecodable: self.tally.undecodable,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.lines.is_empty() {
+            return Ok(());
+        }
+        self.out.write_all(&self.lines)?;
+        self.lines.clear();
+        self.out.flush()
+    }
+}
