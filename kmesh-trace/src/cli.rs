@@ -8,9 +8,8 @@ use std::time::Duration;
 const SCREEN: &str = "{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-help}\n";
 
 const EXAMPLES: &str = "\
-Examples:
-  kmesh-trace -o json | jq -r 'select(.outcome != \"ok\") | .process.comm'
-  kmesh-trace check";
+Examples: kmesh-trace -o json | jq -r 'select(.outcome != \"ok\") | .process.comm'
+          kmesh-trace -o json --duration 60s > closed.jsonl";
 
 const MORE: &str = "\
 Examples:
@@ -23,17 +22,21 @@ Examples:
   kmesh-trace check
           Can it run here?
 
-Only data goes to standard output, all else to standard error. The closing summary accounts for every
-connection that ended meanwhile; it is the last line with -o json, else it goes to standard error.
+Only data goes to standard output, all else to standard error. The closing
+summary accounts for every connection that ended meanwhile; with -o json it is
+the last line, otherwise it goes to standard error.
 
 Exit status:
-  0  It ran and ended as asked: Ctrl-C, SIGTERM, --duration, --count, or a reader that went away
+  0  It ran and ended as asked: Ctrl-C, SIGTERM, --duration, --count, or a
+     reader that went away
   1  It failed while running
   2  The command line is wrong
-  3  This system cannot trace: privileges, the kernel or its BTF. It says which, and what to do
+  3  This system cannot trace: privileges, the kernel or its BTF; it says
+     which, and what to do
 
 Signals:
-  SIGINT, SIGTERM  Stop, print what the kernel has already recorded, sum up. A second one: stop at once
+  SIGINT, SIGTERM  Stop, print what the kernel has already recorded, sum up;
+                   a second one: stop at once
   SIGUSR1          Sum up so far
 
 Environment:
@@ -50,7 +53,7 @@ Nothing outlives the program: after any exit the kernel holds nothing of it.";
                   namespaces: who, with whom, how many bytes each way, how long, and how it ended.\n\n\
                   Needs Linux 5.11 or later with BTF, and root or CAP_BPF and CAP_PERFMON.",
     help_template = SCREEN,
-    override_usage = "kmesh-trace [OPTIONS]\n       kmesh-trace check | schema",
+    override_usage = "kmesh-trace [OPTIONS | COMMAND]",
     after_help = EXAMPLES,
     after_long_help = MORE,
     args_conflicts_with_subcommands = true,
@@ -66,13 +69,30 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// Format of standard output: log, json or none
-    #[arg(short, long, value_name = "FORMAT", default_value = "log", hide_possible_values = true)]
-    #[arg(help_heading = "Output", hide_default_value = false)]
+    /// What to print: log, json or none
+    ///
+    /// log: access-log lines, Kmesh's fields first. json: one object a line, as the schema command describes them.
+    /// none: nothing but the summary on standard error.
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        default_value = "log",
+        hide_possible_values = true
+    )]
+    #[arg(help_heading = "Output")]
     pub output: Output,
 
-    /// Colour in the log: auto, always or never
-    #[arg(long, value_name = "WHEN", default_value = "auto", hide_possible_values = true, help_heading = "Output")]
+    /// Colour: auto, always or never
+    ///
+    /// auto: on a terminal, unless NO_COLOR is set. Colour marks failures in the log and changes no word of it.
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true,
+        help_heading = "Output"
+    )]
     pub color: Color,
 
     /// Say less on standard error
@@ -90,18 +110,20 @@ pub struct Cli {
     pub duration: Option<Duration>,
 
     /// Stop after N records
+    ///
+    /// What ends after that is not printed, but counted in the summary.
     #[arg(long, value_name = "N", value_parser = config::count)]
     pub count: Option<NonZeroU64>,
 
-    /// Size of the kernel's ring buffer: 64k, 64Ki, up to 1GiB
+    /// The kernel's ring buffer, up to 1GiB
     ///
-    /// k, M and G are powers of 1000, Ki, Mi and Gi of 1024. The kernel takes powers of two of at least one page: the
+    /// Written 65536, 64k, 64Ki or 64KiB: k, M and G are powers of 1000, Ki, Mi and Gi of 1024. The kernel takes powers of two of at least one page: the
     /// next one is used. Records for which it has no room are lost, and counted.
     #[arg(long, value_name = "SIZE", default_value = "8MiB")]
     pub buffer: BufferSize,
 
     /// Print help (--help tells more)
-    #[arg(short, long, action = clap::ArgAction::Help)]
+    #[arg(short, long, global = true, action = clap::ArgAction::Help)]
     help: Option<bool>,
 
     /// Print the version
@@ -116,4 +138,156 @@ pub enum Command {
     Check,
     /// Print the JSON Schema of every line of -o json
     Schema,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(arguments: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(["kmesh-trace"].into_iter().chain(arguments.split_whitespace()))
+    }
+
+    #[test]
+    fn clap_finds_no_fault() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn short_help_fits_a_screen_and_leaves_room_for_the_prompt() {
+        let help = Cli::command().term_width(80).render_help().to_string();
+        assert!(help.lines().count() < 24, "{help}");
+        assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
+        for part in ["Commands:", "Output:", "Options:", "Examples:"] {
+            assert!(help.contains(part), "{part}: {help}");
+        }
+    }
+
+    #[test]
+    fn both_helps_know_every_flag() {
+        for help in [
+            Cli::command().render_help().to_string(),
+            Cli::command().render_long_help().to_string(),
+        ] {
+            for flag in Cli::command().get_arguments() {
+                let name = format!("--{}", flag.get_long().unwrap());
+                assert!(help.contains(&name), "{name}: {help}");
+                assert!(flag.get_help().is_some(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn subcommands_have_help_of_their_own() {
+        for arguments in ["check -h", "check --help", "schema -h"] {
+            let shown = parse(arguments).unwrap_err();
+            assert_eq!(shown.kind(), ErrorKind::DisplayHelp, "{arguments}: {shown}");
+        }
+    }
+
+    #[test]
+    fn long_help_tells_what_scripts_need() {
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+        assert!(
+            MORE.lines().all(|line| line.chars().count() <= 80),
+            "clap would break these"
+        );
+        for part in ["Exit status:", "SIGUSR1", "NO_COLOR", "CAP_BPF", "powers of 1000"] {
+            assert!(help.contains(part), "{part}: {help}");
+        }
+    }
+
+    #[test]
+    fn what_is_typed_is_understood() {
+        let accepted = [
+            "",
+            "-o log",
+            "-ojson",
+            "--output=none",
+            "-o json -o log",
+            "--color always",
+            "--duration 1h30m",
+            "--count 1",
+            "--buffer 4096",
+            "-q",
+            "-v",
+            "check",
+            "schema",
+        ];
+        for arguments in accepted {
+            assert!(parse(arguments).is_ok(), "{arguments}");
+        }
+        assert_eq!(parse("-o json -o log").unwrap().output, Output::Log);
+        assert_eq!(parse("check").unwrap().command, Some(Command::Check));
+        assert_eq!(parse("schema").unwrap().command, Some(Command::Schema));
+    }
+
+    #[test]
+    fn wrong_arguments_end_with_status_2_and_name_the_flag() {
+        let cases: [(&str, ErrorKind, &[&str]); 17] = [
+            (
+                "-o yaml",
+                ErrorKind::InvalidValue,
+                &["--output", "yaml", "log, json, none"],
+            ),
+            ("-o jsno", ErrorKind::InvalidValue, &["--output", "similar", "json"]),
+            ("-o", ErrorKind::InvalidValue, &["--output"]),
+            (
+                "--color sometimes",
+                ErrorKind::InvalidValue,
+                &["--color", "auto, always, never"],
+            ),
+            ("--count 0", ErrorKind::ValueValidation, &["--count", "1 or more"]),
+            ("--count=-1", ErrorKind::ValueValidation, &["--count", "whole number"]),
+            (
+                "--duration 0s",
+                ErrorKind::ValueValidation,
+                &["--duration", "more than 0s"],
+            ),
+            ("--duration soon", ErrorKind::ValueValidation, &["--duration", "30s"]),
+            ("--buffer 0", ErrorKind::ValueValidation, &["--buffer", "4Ki"]),
+            ("--buffer 2Gi", ErrorKind::ValueValidation, &["--buffer", "1GiB"]),
+            ("--buffer 8Mb", ErrorKind::ValueValidation, &["--buffer", "units"]),
+            ("-q -v", ErrorKind::ArgumentConflict, &["--quiet", "--verbose"]),
+            ("--ouput json", ErrorKind::UnknownArgument, &["--ouput", "--output"]),
+            ("--namespace shop", ErrorKind::UnknownArgument, &["--namespace"]),
+            ("chekc", ErrorKind::InvalidSubcommand, &["chekc", "check"]),
+            ("--count 3 check", ErrorKind::ArgumentConflict, &["--count", "check"]),
+            ("check --count 3", ErrorKind::UnknownArgument, &["--count"]),
+        ];
+        for (arguments, kind, parts) in cases {
+            let error = parse(arguments).unwrap_err();
+            let text = error.to_string();
+            assert_eq!(error.kind(), kind, "{arguments}: {text}");
+            assert_eq!(error.exit_code(), 2, "{arguments}");
+            assert!(error.use_stderr(), "{arguments}");
+            for part in parts {
+                assert!(text.contains(part), "{arguments}: {part}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn help_and_version_are_data_and_no_failure() {
+        for (arguments, kind) in [
+            ("-h", ErrorKind::DisplayHelp),
+            ("--help", ErrorKind::DisplayHelp),
+            ("-V", ErrorKind::DisplayVersion),
+            ("--version", ErrorKind::DisplayVersion),
+        ] {
+            let shown = parse(arguments).unwrap_err();
+            assert_eq!(
+                (shown.kind(), shown.exit_code(), shown.use_stderr()),
+                (kind, 0, false),
+                "{arguments}"
+            );
+        }
+        assert_eq!(
+            parse("-V").unwrap_err().to_string(),
+            format!("kmesh-trace {}\n", env!("CARGO_PKG_VERSION"))
+        );
+    }
 }

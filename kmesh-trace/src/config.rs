@@ -124,7 +124,8 @@ impl FromStr for Size {
         if number.is_empty() {
             return Err("a size is a whole number with a unit: 65536, 64k, 8MiB".to_owned());
         }
-        let unit = match unit.trim_start_matches(' ').trim_end_matches('B') {
+        let unit = unit.trim_start_matches(' ');
+        let unit = match unit.strip_suffix('B').unwrap_or(unit) {
             "" => 1,
             "k" | "K" => 1000,
             "M" => 1000 * 1000,
@@ -135,7 +136,12 @@ impl FromStr for Size {
             _ => return Err("the units are k M G (powers of 1000) and Ki Mi Gi (of 1024)".to_owned()),
         };
         // Digits alone fail to parse only when there are too many of them.
-        number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).map(Self).ok_or_else(too_large)
+        number
+            .parse::<u64>()
+            .ok()
+            .and_then(|number| number.checked_mul(unit))
+            .map(Self)
+            .ok_or_else(too_large)
     }
 }
 
@@ -258,7 +264,11 @@ mod tests {
             ("1Gi", 65536, 1 << 30),
         ];
         for (text, page_size, ring_bytes) in cases {
-            assert_eq!(text.parse::<BufferSize>().unwrap().ring_bytes(page_size), ring_bytes, "{text} {page_size}");
+            assert_eq!(
+                text.parse::<BufferSize>().unwrap().ring_bytes(page_size),
+                ring_bytes,
+                "{text} {page_size}"
+            );
         }
     }
 
@@ -289,7 +299,11 @@ mod tests {
         assert_eq!(duration("50ms"), Ok(Duration::from_millis(50)));
     }
 
-    const PLAIN: Surroundings<'_> = Surroundings { no_color: None, stdout_is_terminal: false, page_size: 4096 };
+    const PLAIN: Surroundings<'_> = Surroundings {
+        no_color: None,
+        stdout_is_terminal: false,
+        page_size: 4096,
+    };
 
     fn config(arguments: &str, surroundings: Surroundings<'_>) -> Config {
         let arguments = ["kmesh-trace"].into_iter().chain(arguments.split_whitespace());
@@ -319,7 +333,10 @@ mod tests {
             ring_bytes: 65536,
             verbosity: Verbosity::Verbose,
         };
-        assert_eq!(config("-o none --duration 60s --count 9 --buffer 50k -v", PLAIN), expected);
+        assert_eq!(
+            config("-o none --duration 60s --count 9 --buffer 50k -v", PLAIN),
+            expected
+        );
         assert_eq!(config("-q", PLAIN).verbosity, Verbosity::Quiet);
         assert!(config("-o json", PLAIN).output.has_reports());
     }
@@ -339,7 +356,11 @@ mod tests {
             ("JSON has none", "-o json --color always", None, true, false),
         ];
         for (name, arguments, no_color, stdout_is_terminal, expected) in cases {
-            let surroundings = Surroundings { no_color, stdout_is_terminal, ..PLAIN };
+            let surroundings = Surroundings {
+                no_color,
+                stdout_is_terminal,
+                ..PLAIN
+            };
             assert_eq!(config(arguments, surroundings).color, expected, "{name}");
         }
     }

@@ -182,7 +182,13 @@ mod tests {
 
     #[test]
     fn numbers_without_a_name_stay_readable() {
-        for (errno, text) in [(0, "E0"), (41, "E41"), (58, "E58"), (4711, "E4711"), (u32::MAX, "E4294967295")] {
+        for (errno, text) in [
+            (0, "E0"),
+            (41, "E41"),
+            (58, "E58"),
+            (4711, "E4711"),
+            (u32::MAX, "E4294967295"),
+        ] {
             assert_eq!(Errno(errno).to_string(), text);
         }
     }
@@ -191,7 +197,9 @@ mod tests {
     #[test]
     fn the_table_has_no_gap() {
         for errno in 1..=133 {
-            let known = !std::io::Error::from_raw_os_error(errno).to_string().starts_with("Unknown error");
+            let known = !std::io::Error::from_raw_os_error(errno)
+                .to_string()
+                .starts_with("Unknown error");
             assert_eq!(name(errno.unsigned_abs()).is_some(), known, "{errno}");
         }
     }

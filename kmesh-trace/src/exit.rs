@@ -28,7 +28,12 @@ mod tests {
 
     #[test]
     fn statuses_are_those_of_the_contract() {
-        let cases = [(Exit::Ok, 0), (Exit::Failed, 1), (Exit::Usage, 2), (Exit::CannotTrace, 3)];
+        let cases = [
+            (Exit::Ok, 0),
+            (Exit::Failed, 1),
+            (Exit::Usage, 2),
+            (Exit::CannotTrace, 3),
+        ];
         for (exit, status) in cases {
             // ExitCode has no way to ask for its number but to compare.
             assert_eq!(ExitCode::from(exit), ExitCode::from(status), "{exit:?}");

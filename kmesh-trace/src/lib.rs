@@ -7,4 +7,5 @@ pub mod exit;
 pub mod record;
 pub mod render;
 pub mod rfc3339;
+pub mod schema;
 pub mod wire;

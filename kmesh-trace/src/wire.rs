@@ -1,8 +1,8 @@
 //! The JSON contract: one type a line type, its members in the order in which they are printed.
 //!
 //! These are types of their own, so that the domain can change without the contract noticing. Members that a later
-//! release fills are null by type until then. [`schema`] is made from the same types: what is printed and what is
-//! promised cannot drift apart.
+//! release fills are null by type until then. [`crate::schema`] is made from the same types: what is printed and what
+//! is promised cannot drift apart.
 
 use crate::errno::Errno;
 use crate::record::{
@@ -11,7 +11,6 @@ use crate::record::{
 };
 use crate::render::sanitize::Lossy;
 use crate::rfc3339::Rfc3339;
-use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
@@ -116,7 +115,12 @@ impl<'a> ConnLine<'a> {
             service: (),
             original_dst: (),
             process: record.process.as_ref().map(Process::from),
-            local: Local { netns: record.netns, cgroup_id: record.cgroup_id, container_id: (), container: () },
+            local: Local {
+                netns: record.netns,
+                cgroup_id: record.cgroup_id,
+                container_id: (),
+                container: (),
+            },
             sent_bytes: record.sent_bytes,
             received_bytes: record.received_bytes,
             undelivered_bytes: record.undelivered_bytes,
@@ -143,7 +147,10 @@ struct End {
 
 impl From<SocketAddr> for End {
     fn from(address: SocketAddr) -> Self {
-        Self { ip: address.ip(), port: address.port() }
+        Self {
+            ip: address.ip(),
+            port: address.port(),
+        }
     }
 }
 
@@ -161,7 +168,11 @@ struct Process<'a> {
 
 impl<'a> From<&'a record::Process> for Process<'a> {
     fn from(process: &'a record::Process) -> Self {
-        Self { pid: process.pid, comm: Text(Lossy(process.comm.as_bytes())), by: process.by }
+        Self {
+            pid: process.pid,
+            comm: Text(Lossy(process.comm.as_bytes())),
+            by: process.by,
+        }
     }
 }
 
@@ -192,7 +203,11 @@ enum SecurityPolicy {
 
 impl SecurityPolicy {
     fn of(record: &Record) -> Self {
-        if record.dst.port() == HBONE_PORT { Self::MutualTls } else { Self::Unknown }
+        if record.dst.port() == HBONE_PORT {
+            Self::MutualTls
+        } else {
+            Self::Unknown
+        }
     }
 }
 
@@ -424,7 +439,11 @@ impl JsonSchema for Reasons<'_> {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let any = LossReason::ALL.iter().map(|reason| reason.name()).collect::<Vec<_>>().join("|");
+        let any = LossReason::ALL
+            .iter()
+            .map(|reason| reason.name())
+            .collect::<Vec<_>>()
+            .join("|");
         json_schema!({"type": "string", "pattern": format!("^({any})(,({any}))*$")})
     }
 }
@@ -510,22 +529,5 @@ fn ip_schema(_: &mut SchemaGenerator) -> Schema {
             {"format": "ipv4", "pattern": r"^([0-9]{1,3}\.){3}[0-9]{1,3}$"},
             {"format": "ipv6", "pattern": r"^[0-9a-f:]*:[0-9a-f:.]*$"},
         ],
-    })
-}
-
-/// The JSON Schema (draft 2020-12) of every line that `-o json` can print; exactly one of its alternatives fits a line.
-pub fn schema() -> serde_json::Value {
-    let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
-    let lines = [
-        generator.subschema_for::<ConnLine<'_>>(),
-        generator.subschema_for::<LostLine<'_>>(),
-        generator.subschema_for::<SummaryLine<'_>>(),
-    ];
-    serde_json::json!({
-        "$schema": schemars::consts::meta_schemas::DRAFT2020_12,
-        "title": "kmesh-trace -o json",
-        "description": "One line of the output, told apart by its \"type\".",
-        "oneOf": lines,
-        "$defs": generator.take_definitions(true),
     })
 }

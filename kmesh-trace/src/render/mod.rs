@@ -3,6 +3,8 @@
 //! A renderer is told what there is and where to write it; it knows no clock, looks nothing up, and hands on each line
 //! with a single write. Its scratch memory is its own, so that in the steady state a record allocates nothing.
 
+#[cfg(test)]
+mod allocations;
 mod json;
 mod log;
 pub mod sanitize;

@@ -11,7 +11,10 @@ pub(crate) const TIME: WallTime = WallTime(1_726_301_966_552_709_932);
 /// The connection of the contract's examples.
 pub(crate) fn example() -> Record {
     Record {
-        id: ConnId { cookie: 0x005f_2c81, association: 1 },
+        id: ConnId {
+            cookie: 0x005f_2c81,
+            association: 1,
+        },
         event: Event::Close,
         time: TIME,
         start: Some(WallTime(TIME.0 - 2_733_902)),
@@ -23,7 +26,11 @@ pub(crate) fn example() -> Record {
         family: Family::Ipv4,
         src: "10.244.0.17:51842".parse().unwrap(),
         dst: "10.244.0.13:9080".parse().unwrap(),
-        process: Some(Process { pid: 4711, comm: comm(b"python3"), by: ProcessBy::Close }),
+        process: Some(Process {
+            pid: 4711,
+            comm: comm(b"python3"),
+            by: ProcessBy::Close,
+        }),
         netns: 4_026_532_291,
         cgroup_id: Some(8123),
         sent_bytes: 5,
@@ -71,7 +78,10 @@ pub(crate) fn example() -> Record {
 pub(crate) fn refused() -> Record {
     let example = example();
     Record {
-        id: ConnId { cookie: 0x1000, association: 2 },
+        id: ConnId {
+            cookie: 0x1000,
+            association: 2,
+        },
         direction: Direction::Outbound,
         family: Family::Ipv6,
         src: "[fd00::1]:40000".parse().unwrap(),
@@ -84,7 +94,12 @@ pub(crate) fn refused() -> Record {
         outcome: Some(Outcome::Refused),
         errno: Some(111),
         closed_by: Some(ClosedBy::Peer),
-        tcp: Tcp { old_state: Some(TcpState::SynSent), srtt_us: None, rtt_min_us: None, ..example.tcp },
+        tcp: Tcp {
+            old_state: Some(TcpState::SynSent),
+            srtt_us: None,
+            rtt_min_us: None,
+            ..example.tcp
+        },
         ..example
     }
 }
@@ -102,7 +117,12 @@ pub(crate) fn preexisting() -> Record {
         outcome: Some(Outcome::Timeout),
         errno: Some(110),
         closed_by: None,
-        tcp: Tcp { old_state: None, srtt_us: None, rtt_min_us: None, ..example.tcp },
+        tcp: Tcp {
+            old_state: None,
+            srtt_us: None,
+            rtt_min_us: None,
+            ..example.tcp
+        },
         ..example
     }
 }
@@ -111,7 +131,10 @@ pub(crate) fn preexisting() -> Record {
 pub(crate) fn largest() -> Record {
     const MAX: u32 = u32::MAX;
     Record {
-        id: ConnId { cookie: u64::MAX, association: MAX },
+        id: ConnId {
+            cookie: u64::MAX,
+            association: MAX,
+        },
         time: WallTime(i64::MAX),
         start: Some(WallTime(i64::MIN)),
         duration_ns: Some(u64::MAX),
@@ -120,7 +143,11 @@ pub(crate) fn largest() -> Record {
         direction: Direction::Outbound,
         src: "255.255.255.255:65535".parse().unwrap(),
         dst: "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:15008".parse().unwrap(),
-        process: Some(Process { pid: MAX, comm: Comm([b'z'; 16]), by: ProcessBy::Scan }),
+        process: Some(Process {
+            pid: MAX,
+            comm: Comm([b'z'; 16]),
+            by: ProcessBy::Scan,
+        }),
         netns: MAX,
         cgroup_id: Some(u64::MAX),
         sent_bytes: u64::MAX,
@@ -209,7 +236,11 @@ pub(crate) fn clean_summary() -> Summary {
 }
 
 pub(crate) fn info() -> RunInfo {
-    RunInfo { node: "worker-1".to_owned(), kernel: "6.18.0".to_owned(), version: "0.1.0".to_owned() }
+    RunInfo {
+        node: "worker-1".to_owned(),
+        kernel: "6.18.0".to_owned(),
+        version: "0.1.0".to_owned(),
+    }
 }
 
 /// A name that the kernel would keep of `bytes`: the first fifteen.
@@ -222,15 +253,36 @@ pub(crate) fn comm(bytes: &[u8]) -> Comm {
 
 /// The example, of a process of that name.
 pub(crate) fn named(bytes: &[u8]) -> Record {
-    Record { process: Some(Process { pid: 4711, comm: comm(bytes), by: ProcessBy::Close }), ..example() }
+    Record {
+        process: Some(Process {
+            pid: 4711,
+            comm: comm(bytes),
+            by: ProcessBy::Close,
+        }),
+        ..example()
+    }
 }
 
 /// Names at random, from a fixed seed: any bytes, and those that mean something to a log, to JSON or to a terminal much
 /// more often than their share.
 pub(crate) fn hostile_names() -> impl Iterator<Item = Vec<u8>> {
     const PIECES: [&[u8]; 16] = [
-        b"\n", b"\x1b[31m", b"\"", b"\\", b", ", b"=", b"/", b"\r", b"\x7f", b"\xc2\x9b", b"\xe2\x80\xae", b"\xd8\x9c",
-        b"\xe2\x81\xa6", b"\xf0\x9f\xa6\x80", b" ", b"errno=-",
+        b"\n",
+        b"\x1b[31m",
+        b"\"",
+        b"\\",
+        b", ",
+        b"=",
+        b"/",
+        b"\r",
+        b"\x7f",
+        b"\xc2\x9b",
+        b"\xe2\x80\xae",
+        b"\xd8\x9c",
+        b"\xe2\x81\xa6",
+        b"\xf0\x9f\xa6\x80",
+        b" ",
+        b"errno=-",
     ];
     // SplitMix64.
     let mut state = 0x6b6d_6573_6874_7263_u64;
