@@ -18,7 +18,9 @@ const MAX_SPANS: usize = 64;
 impl Clock {
     /// A clock of which only the present difference is known.
     pub fn new(difference_ns: i64) -> Self {
-        Self { spans: vec![(0, difference_ns)] }
+        Self {
+            spans: vec![(0, difference_ns)],
+        }
     }
 
     /// From `since` (monotonic, ns) on, the difference is this one.
@@ -47,7 +49,14 @@ mod tests {
         let mut clock = Clock::new(1_000);
         clock.step(50, -500);
         clock.step(80, 7);
-        let cases = [(0, 1_000), (49, 1_049), (50, -450), (79, -421), (80, 87), (1_000, 1_007)];
+        let cases = [
+            (0, 1_000),
+            (49, 1_049),
+            (50, -450),
+            (79, -421),
+            (80, 87),
+            (1_000, 1_007),
+        ];
         for (monotonic, wall) in cases {
             assert_eq!(clock.wall(monotonic), WallTime(wall), "at {monotonic}");
         }

@@ -53,21 +53,38 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read() {
-        let close = Close { kind: KIND_CLOSE, cookie: 7, ..Close::zeroed() };
+        let close = Close {
+            kind: KIND_CLOSE,
+            cookie: 7,
+            ..Close::zeroed()
+        };
         assert_eq!(decode(bytes_of(&close)), Ok(Event::Close(close)));
-        let reset = Reset { kind: KIND_RESET, association: 2, cookie: 7 };
+        let reset = Reset {
+            kind: KIND_RESET,
+            association: 2,
+            cookie: 7,
+        };
         assert_eq!(decode(bytes_of(&reset)), Ok(Event::Reset(reset)));
     }
 
     #[test]
     fn anything_else_is_an_error_and_no_panic() {
-        let close = Close { kind: KIND_CLOSE, ..Close::zeroed() };
+        let close = Close {
+            kind: KIND_CLOSE,
+            ..Close::zeroed()
+        };
         let whole = bytes_of(&close);
         for length in 0..whole.len() {
             assert!(decode(&whole[..length]).is_err(), "{length} bytes");
         }
         assert_eq!(decode(&[0xff; 248]), Err(DecodeError::UnknownKind(u32::MAX)));
-        assert_eq!(decode(&[whole, &[0]].concat()), Err(DecodeError::WrongLength { kind: KIND_CLOSE, length: 249 }));
+        assert_eq!(
+            decode(&[whole, &[0]].concat()),
+            Err(DecodeError::WrongLength {
+                kind: KIND_CLOSE,
+                length: 249
+            })
+        );
         // The ring lends unaligned bytes to nobody, but a file might.
         let shifted = [&[0], whole].concat();
         assert_eq!(decode(&shifted[1..]), Ok(Event::Close(close)));

@@ -42,8 +42,14 @@ fn config(cli: &Cli) -> Config {
 
 fn check() -> Result<Exit> {
     let findings = preflight::check();
-    io::stdout().write_all(preflight::report(&findings).as_bytes()).context("cannot print")?;
-    Ok(if findings.iter().all(|finding| finding.found.is_ok()) { Exit::Ok } else { Exit::CannotTrace })
+    io::stdout()
+        .write_all(preflight::report(&findings).as_bytes())
+        .context("cannot print")?;
+    Ok(if findings.iter().all(|finding| finding.found.is_ok()) {
+        Exit::Ok
+    } else {
+        Exit::CannotTrace
+    })
 }
 
 fn print_schema() -> Result<Exit> {
@@ -52,5 +58,7 @@ fn print_schema() -> Result<Exit> {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -108,11 +108,7 @@ fn closed_by(old_state: u8, outcome: Outcome) -> Option<ClosedBy> {
         _ => match outcome {
             Outcome::Refused | Outcome::ResetByPeer => Some(ClosedBy::Peer),
             Outcome::ConnectAborted | Outcome::ResetByLocal => Some(ClosedBy::Local),
-            Outcome::Ok
-            | Outcome::ConnectTimeout
-            | Outcome::Unreachable
-            | Outcome::Timeout
-            | Outcome::Unknown => None,
+            Outcome::Ok | Outcome::ConnectTimeout | Outcome::Unreachable | Outcome::Timeout | Outcome::Unknown => None,
         },
     }
 }
@@ -140,12 +136,31 @@ mod tests {
         closed_by: Option<ClosedBy>,
     }
 
-    fn case(name: &'static str, old_state: u8, sk_err: u32, sk_flags: u8, outcome: Outcome, by: Option<ClosedBy>) -> Case {
-        Case { name, old_state, sk_err, sk_flags, outcome, closed_by: by }
+    fn case(
+        name: &'static str,
+        old_state: u8,
+        sk_err: u32,
+        sk_flags: u8,
+        outcome: Outcome,
+        by: Option<ClosedBy>,
+    ) -> Case {
+        Case {
+            name,
+            old_state,
+            sk_err,
+            sk_flags,
+            outcome,
+            closed_by: by,
+        }
     }
 
     fn close(case: Case) -> Close {
-        Close { old_state: case.old_state, sk_err: case.sk_err, sk_flags: case.sk_flags, ..Close::zeroed() }
+        Close {
+            old_state: case.old_state,
+            sk_err: case.sk_err,
+            sk_flags: case.sk_flags,
+            ..Close::zeroed()
+        }
     }
 
     #[test]
@@ -158,16 +173,51 @@ mod tests {
             case("ICMP while connecting", SYN_SENT, EHOSTUNREACH, 0, Unreachable, None),
             case("program gave up", SYN_SENT, 0, 0, ConnectAborted, LOCAL),
             case("killed", ESTABLISHED, ECONNABORTED, 0, ResetByLocal, LOCAL),
-            case("killed after the peer's FIN", CLOSE_WAIT, ECONNABORTED, SK_DONE, ResetByLocal, PEER),
+            case(
+                "killed after the peer's FIN",
+                CLOSE_WAIT,
+                ECONNABORTED,
+                SK_DONE,
+                ResetByLocal,
+                PEER,
+            ),
             case("retransmissions ran out", ESTABLISHED, ETIMEDOUT, 0, Timeout, None),
-            case("retransmissions of the FIN ran out", FIN_WAIT1, ETIMEDOUT, SK_DEAD, Timeout, LOCAL),
-            case("retransmission gave up for ICMP", ESTABLISHED, EHOSTUNREACH, 0, Unreachable, None),
+            case(
+                "retransmissions of the FIN ran out",
+                FIN_WAIT1,
+                ETIMEDOUT,
+                SK_DEAD,
+                Timeout,
+                LOCAL,
+            ),
+            case(
+                "retransmission gave up for ICMP",
+                ESTABLISHED,
+                EHOSTUNREACH,
+                0,
+                Unreachable,
+                None,
+            ),
             case("RST received", ESTABLISHED, ECONNRESET, 0, ResetByPeer, PEER),
-            case("RST after the peer's FIN", CLOSE_WAIT, EPIPE, SK_DONE, ResetByPeer, PEER),
+            case(
+                "RST after the peer's FIN",
+                CLOSE_WAIT,
+                EPIPE,
+                SK_DONE,
+                ResetByPeer,
+                PEER,
+            ),
             case("RST for the FIN", FIN_WAIT1, ECONNRESET, SK_DEAD, ResetByPeer, LOCAL),
             case("RST while closing", LAST_ACK, ECONNRESET, both, ResetByPeer, PEER),
             case("linger 0 or unread data", ESTABLISHED, 0, 0, ResetByLocal, LOCAL),
-            case("linger 0 after the peer's FIN", CLOSE_WAIT, 0, SK_DONE, ResetByLocal, PEER),
+            case(
+                "linger 0 after the peer's FIN",
+                CLOSE_WAIT,
+                0,
+                SK_DONE,
+                ResetByLocal,
+                PEER,
+            ),
             case("linger 0 after shutdown", FIN_WAIT1, 0, 0, ResetByLocal, LOCAL),
             case("Fast Open child closed", SYN_RECV, 0, 0, ResetByLocal, LOCAL),
             case("closed first, peer followed", FIN_WAIT2, 0, SK_DONE, Ok, LOCAL),
@@ -179,16 +229,28 @@ mod tests {
         ];
         for case in cases {
             let ending = ending(&close(case), false);
-            assert_eq!((ending.outcome, ending.closed_by), (case.outcome, case.closed_by), "{}", case.name);
+            assert_eq!(
+                (ending.outcome, ending.closed_by),
+                (case.outcome, case.closed_by),
+                "{}",
+                case.name
+            );
             assert_eq!(ending.errno, (case.sk_err != 0).then_some(case.sk_err), "{}", case.name);
         }
     }
 
     #[test]
     fn a_reset_sent_settles_what_looks_like_another_end() {
-        let orphan = Close { old_state: FIN_WAIT2, sk_flags: SK_DEAD, ..Close::zeroed() };
+        let orphan = Close {
+            old_state: FIN_WAIT2,
+            sk_flags: SK_DEAD,
+            ..Close::zeroed()
+        };
         assert_eq!(ending(&orphan, true).outcome, ResetByLocal);
-        let data_met_fin = Close { sk_err: ECONNRESET, ..orphan };
+        let data_met_fin = Close {
+            sk_err: ECONNRESET,
+            ..orphan
+        };
         assert_eq!(ending(&data_met_fin, true).outcome, ResetByLocal);
         assert_eq!(ending(&data_met_fin, true).errno, Some(ECONNRESET));
         assert_eq!(ending(&data_met_fin, false).outcome, ResetByPeer);
@@ -199,14 +261,22 @@ mod tests {
     #[test]
     fn an_unacknowledged_fin_is_no_clean_end() {
         for old_state in [LAST_ACK, CLOSING] {
-            let close = Close { old_state, write_seq: 10, snd_una: 9, ..Close::zeroed() };
+            let close = Close {
+                old_state,
+                write_seq: 10,
+                snd_una: 9,
+                ..Close::zeroed()
+            };
             assert_eq!(ending(&close, false).outcome, ResetByLocal);
         }
     }
 
     #[test]
     fn icmp_that_only_the_error_queue_knows() {
-        let connecting = Close { old_state: SYN_SENT, ..Close::zeroed() };
+        let connecting = Close {
+            old_state: SYN_SENT,
+            ..Close::zeroed()
+        };
         let cases = [
             (2, ECONNREFUSED, Refused, Some(ECONNREFUSED)),
             (3, EHOSTUNREACH, Unreachable, Some(EHOSTUNREACH)),
@@ -215,7 +285,14 @@ mod tests {
             (1, ECONNREFUSED, ConnectAborted, None),
         ];
         for (ee_origin, ee_errno, outcome, errno) in cases {
-            let ending = ending(&Close { ee_origin, ee_errno, ..connecting }, false);
+            let ending = ending(
+                &Close {
+                    ee_origin,
+                    ee_errno,
+                    ..connecting
+                },
+                false,
+            );
             assert_eq!((ending.outcome, ending.errno), (outcome, errno), "origin {ee_origin}");
         }
     }

@@ -75,7 +75,10 @@ impl Losses {
             (self.skipped, LossReason::ProgramSkipped),
             (self.undecodable, LossReason::Undecodable),
         ];
-        all.into_iter().filter(|(count, _)| *count > 0).map(|(_, reason)| reason).collect()
+        all.into_iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(_, reason)| reason)
+            .collect()
     }
 }
 
@@ -121,7 +124,9 @@ impl<W: Write> Pipeline<W> {
 
     /// Whether `--count` is reached.
     pub fn is_full(&self) -> bool {
-        self.limits.count.is_some_and(|count| self.tally.delivered >= count.get())
+        self.limits
+            .count
+            .is_some_and(|count| self.tally.delivered >= count.get())
     }
 
     fn emit(&mut self, complete_ns: u64) -> io::Result<()> {
@@ -138,7 +143,11 @@ impl<W: Write> Pipeline<W> {
         }
         self.render.record(record, &mut self.lines)?;
         self.tally.delivered += 1;
-        if self.lines.len() >= WRITE { self.flush() } else { Ok(()) }
+        if self.lines.len() >= WRITE {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     /// What was lost since this was last called, if anything was: a `lost` line is written. For formats that have none

@@ -28,7 +28,10 @@ use crate::track::SETTLE_NS;
 
 /// Traces until told to stop.
 pub fn run(config: &Config) -> Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?;
     // Before there is anything to be interrupted.
     let signals = {
         let _context = runtime.enter();
@@ -49,18 +52,37 @@ pub fn run(config: &Config) -> Result<Exit> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     if config.verbosity > Verbosity::Quiet {
-        say(&format!("tracing every TCP connection of {} that closes; Ctrl-C ends it", info.node));
+        say(&format!(
+            "tracing every TCP connection of {} that closes; Ctrl-C ends it",
+            info.node
+        ));
     }
     if config.verbosity == Verbosity::Verbose {
         let ready = (monotonic_ns() - started_ns) / 1_000_000;
-        say(&format!("kernel {}, ring of {} KiB, ready in {ready} ms", info.kernel, config.ring_bytes >> 10));
+        say(&format!(
+            "kernel {}, ring of {} KiB, ready in {ready} ms",
+            info.kernel,
+            config.ring_bytes >> 10
+        ));
     }
 
     let control = Arc::new(Control::new().context("cannot make an event descriptor")?);
     let (messages, queue) = sync_channel(QUEUE);
     let (spare, spares) = channel();
-    let watched = if config.output == Output::None { None } else { Some(standard_output()?) };
-    let reader = Reader::new(kernel, Arc::clone(&control), Queue { messages, spare: spares }, watched);
+    let watched = if config.output == Output::None {
+        None
+    } else {
+        Some(standard_output()?)
+    };
+    let reader = Reader::new(
+        kernel,
+        Arc::clone(&control),
+        Queue {
+            messages,
+            spare: spares,
+        },
+        watched,
+    );
     thread::Builder::new()
         .name("reader".to_owned())
         .spawn(move || reader.run(SETTLE_NS))
@@ -68,11 +90,19 @@ pub fn run(config: &Config) -> Result<Exit> {
 
     let limits = Limits {
         count: config.count,
-        until_ns: config.duration.map(|duration| began_ns.saturating_add(duration.as_nanos() as u64)),
+        until_ns: config
+            .duration
+            .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64)),
     };
     let render = renderer(config.output, config.color, &info);
     let pipeline = Pipeline::new(began_ns, Clock::new(measure_difference()), limits, render, io::stdout());
-    let writer = Writer { pipeline, info, config: config.clone(), control: Arc::clone(&control), spare };
+    let writer = Writer {
+        pipeline,
+        info,
+        config: config.clone(),
+        control: Arc::clone(&control),
+        spare,
+    };
     let (ended, end) = oneshot::channel();
     thread::Builder::new()
         .name("writer".to_owned())
@@ -179,7 +209,10 @@ impl<W: Write> Writer<W> {
                         self.control.stop();
                     }
                 }
-                Message::ClockStepped { since_ns, difference_ns } => self.pipeline.clock_stepped(since_ns, difference_ns),
+                Message::ClockStepped {
+                    since_ns,
+                    difference_ns,
+                } => self.pipeline.clock_stepped(since_ns, difference_ns),
                 Message::Lost(counts) => {
                     let lost = self.pipeline.lost(&counts)?;
                     self.say_lost(lost);

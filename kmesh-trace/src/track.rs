@@ -11,9 +11,7 @@ use kmesh_trace_common::{Close, FLAG_ACTIVE, FLAG_PREEXISTING, Owner, Reset, SK_
 use crate::clock::Clock;
 use crate::decode;
 use crate::outcome::{self, Ending};
-use crate::record::{
-    Comm, ConnId, Direction, Event, Family, Process, ProcessBy, Record, Tcp, TcpState,
-};
+use crate::record::{Comm, ConnId, Direction, Event, Family, Process, ProcessBy, Record, Tcp, TcpState};
 
 /// How long a close is held, ns. The RST that it causes is sent in the same run of the kernel's receive path, within
 /// microseconds; the rest allows for a virtual CPU that is taken away in between.
@@ -41,7 +39,11 @@ struct Held {
 impl Tracker {
     /// Tracing began at `began_ns` (CLOCK_MONOTONIC).
     pub fn new(began_ns: u64) -> Self {
-        Self { began_ns, held: VecDeque::new(), latest_ns: 0 }
+        Self {
+            began_ns,
+            held: VecDeque::new(),
+            latest_ns: 0,
+        }
     }
 
     /// Takes one event.
@@ -65,20 +67,33 @@ impl Tracker {
             return None;
         }
         let held = self.held.pop_front()?;
-        Some((held.close.time_ns, record(&held.close, held.reset_sent, self.began_ns, clock)))
+        Some((
+            held.close.time_ns,
+            record(&held.close, held.reset_sent, self.began_ns, clock),
+        ))
     }
 
     fn hold(&mut self, close: Close) {
         self.latest_ns = self.latest_ns.max(close.time_ns);
         // Nearly always the last one.
-        let later = self.held.iter().rev().take_while(|held| held.close.time_ns > close.time_ns).count();
-        self.held.insert(self.held.len() - later, Held { close, reset_sent: false });
+        let later = self
+            .held
+            .iter()
+            .rev()
+            .take_while(|held| held.close.time_ns > close.time_ns)
+            .count();
+        self.held.insert(
+            self.held.len() - later,
+            Held {
+                close,
+                reset_sent: false,
+            },
+        );
     }
 
     fn settle(&mut self, reset: Reset) {
-        let of_reset = |held: &&mut Held| {
-            (held.close.cookie, held.close.association) == (reset.cookie, reset.association)
-        };
+        let of_reset =
+            |held: &&mut Held| (held.close.cookie, held.close.association) == (reset.cookie, reset.association);
         if let Some(held) = self.held.iter_mut().rev().find(of_reset) {
             held.reset_sent = true;
         }
@@ -86,17 +101,28 @@ impl Tracker {
 }
 
 fn record(close: &Close, reset_sent: bool, began_ns: u64, clock: &Clock) -> Record {
-    let Ending { old_state, outcome, errno, closed_by } = outcome::ending(close, reset_sent);
+    let Ending {
+        old_state,
+        outcome,
+        errno,
+        closed_by,
+    } = outcome::ending(close, reset_sent);
     let active = close.flags & FLAG_ACTIVE != 0;
     let preexisting = close.flags & FLAG_PREEXISTING != 0;
     let start_ns = (!preexisting).then_some(close.start_ns);
     let since = |then: u64| close.time_ns.saturating_sub(then);
     let bytes = payload(close, old_state, active);
     let (family, local, peer) = addresses(close);
-    let (direction, src, dst) =
-        if active { (Direction::Outbound, local, peer) } else { (Direction::Inbound, peer, local) };
+    let (direction, src, dst) = if active {
+        (Direction::Outbound, local, peer)
+    } else {
+        (Direction::Inbound, peer, local)
+    };
     Record {
-        id: ConnId { cookie: close.cookie, association: close.association },
+        id: ConnId {
+            cookie: close.cookie,
+            association: close.association,
+        },
         event: Event::Close,
         time: clock.wall(close.time_ns),
         start: start_ns.map(|start_ns| clock.wall(start_ns)),
@@ -134,7 +160,10 @@ struct Payload {
 /// The exact payload. The kernel's counters also count an active open's SYN and both FINs: a FIN of this end once it is
 /// acknowledged, the peer's once it is received. (Verified on 6.18 against what programs wrote and read.)
 fn payload(close: &Close, old_state: u8, active: bool) -> Payload {
-    let fin_sent = matches!(old_state, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK);
+    let fin_sent = matches!(
+        old_state,
+        state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK
+    );
     let all_acknowledged = outcome::all_acknowledged(close);
     let syn_acknowledged = active && close.bytes_acked > 0;
     let fin_acknowledged = fin_sent && all_acknowledged;
@@ -142,12 +171,17 @@ fn payload(close: &Close, old_state: u8, active: bool) -> Payload {
     let syn_pending = old_state == state::SYN_SENT && !all_acknowledged;
     let fin_received = close.sk_flags & SK_DONE != 0;
     let minus = |count: u64, flags: [bool; 2]| {
-        flags.into_iter().fold(count, |count, flag| count.saturating_sub(flag.into()))
+        flags
+            .into_iter()
+            .fold(count, |count, flag| count.saturating_sub(flag.into()))
     };
     Payload {
         sent: minus(close.bytes_acked, [syn_acknowledged, fin_acknowledged]),
         received: minus(close.bytes_received, [fin_received, false]),
-        undelivered: minus(close.write_seq.wrapping_sub(close.snd_una).into(), [fin_pending, syn_pending]),
+        undelivered: minus(
+            close.write_seq.wrapping_sub(close.snd_una).into(),
+            [fin_pending, syn_pending],
+        ),
     }
 }
 
@@ -162,7 +196,11 @@ fn addresses(close: &Close) -> (Family, SocketAddr, SocketAddr) {
     };
     let peer = ip(close.peer_addr);
     let family = if peer.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
-    (family, SocketAddr::new(ip(close.local_addr), close.local_port), SocketAddr::new(peer, close.peer_port))
+    (
+        family,
+        SocketAddr::new(ip(close.local_addr), close.local_port),
+        SocketAddr::new(peer, close.peer_port),
+    )
 }
 
 fn process(found: &Owner) -> Option<Process> {
@@ -173,7 +211,11 @@ fn process(found: &Owner) -> Option<Process> {
         owner::LISTENER => ProcessBy::Listener,
         _ => return None,
     };
-    Some(Process { pid: found.pid, comm: Comm(found.comm), by })
+    Some(Process {
+        pid: found.pid,
+        comm: Comm(found.comm),
+        by,
+    })
 }
 
 fn tcp(close: &Close, old_state: u8) -> Tcp {

@@ -78,7 +78,12 @@ struct Member {
 impl<'a> Btf<'a> {
     /// Reads the index of all types, and finds the structures of these names.
     pub fn parse(data: &'a [u8], structures: &[&'static str]) -> Result<Self, BtfError> {
-        let mut btf = Self { data, strings: 0, types: vec![0], structures: Vec::new() };
+        let mut btf = Self {
+            data,
+            strings: 0,
+            types: vec![0],
+            structures: Vec::new(),
+        };
         if btf.u32(0)? & 0xffff != u32::from(MAGIC) {
             return Err(BtfError::Malformed(0));
         }
@@ -125,17 +130,28 @@ impl<'a> Btf<'a> {
             bitfield = member.bitfield;
             type_id = member.type_id;
         }
-        let found = if bitfield || bits % 8 != 0 { 0 } else { self.size(type_id)? };
+        let found = if bitfield || bits % 8 != 0 {
+            0
+        } else {
+            self.size(type_id)?
+        };
         if found != size {
             let (structure, path) = (structure.to_owned(), path.to_owned());
-            return Err(BtfError::WrongSize { structure, path, found, expected: size });
+            return Err(BtfError::WrongSize {
+                structure,
+                path,
+                found,
+                expected: size,
+            });
         }
         Ok(bits / 8)
     }
 
     fn structure(&self, name: &str) -> Result<u32, BtfError> {
         let found = self.structures.iter().find(|(known, _)| *known == name);
-        found.map(|&(_, id)| id).ok_or_else(|| BtfError::NoStruct(name.to_owned()))
+        found
+            .map(|&(_, id)| id)
+            .ok_or_else(|| BtfError::NoStruct(name.to_owned()))
     }
 
     fn member(&self, type_id: u32, name: &str) -> Result<Option<Member>, BtfError> {
@@ -154,11 +170,18 @@ impl<'a> Btf<'a> {
             let bits = if has_bitfields { offset & 0x00ff_ffff } else { offset };
             if name_at == 0 {
                 if let Some(inner) = self.member(member_type, name)? {
-                    return Ok(Some(Member { bits: bits + inner.bits, ..inner }));
+                    return Ok(Some(Member {
+                        bits: bits + inner.bits,
+                        ..inner
+                    }));
                 }
             } else if self.string(name_at)? == name.as_bytes() {
                 let bitfield = has_bitfields && offset >> 24 != 0;
-                return Ok(Some(Member { bits, type_id: member_type, bitfield }));
+                return Ok(Some(Member {
+                    bits,
+                    type_id: member_type,
+                    bitfield,
+                }));
             }
         }
         Ok(None)

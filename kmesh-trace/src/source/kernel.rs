@@ -114,11 +114,20 @@ impl Kernel {
                 .map_err(|error| refused(tracepoint, &error))?;
         }
         let (program, walk) = WALK;
-        program_mut::<Iter>(&mut ebpf, program)?.load(walk, &types.btf).map_err(|error| refused(walk, &error))?;
-        let ring = RingBuf::try_from(take_map(&mut ebpf, EVENTS)?).map_err(|error| failed("mapping the ring", &error))?;
-        let counts =
-            PerCpuArray::try_from(take_map(&mut ebpf, COUNTS)?).map_err(|error| failed("opening the counters", &error))?;
-        Ok(Self { ebpf, ring, counts, links: Vec::new(), began_ns: 0 })
+        program_mut::<Iter>(&mut ebpf, program)?
+            .load(walk, &types.btf)
+            .map_err(|error| refused(walk, &error))?;
+        let ring =
+            RingBuf::try_from(take_map(&mut ebpf, EVENTS)?).map_err(|error| failed("mapping the ring", &error))?;
+        let counts = PerCpuArray::try_from(take_map(&mut ebpf, COUNTS)?)
+            .map_err(|error| failed("opening the counters", &error))?;
+        Ok(Self {
+            ebpf,
+            ring,
+            counts,
+            links: Vec::new(),
+            began_ns: 0,
+        })
     }
 
     /// Begins to trace: first attaches, then seeds what was open before; a socket's storage decides which came first.
@@ -185,7 +194,9 @@ impl Kernel {
     /// and the second chance too. `counted`: the counters of the same moment.
     pub fn closes_skipped(&self, counted: &Counters) -> u64 {
         let made_good = counted.second_chances + counted.lost_overtaken;
-        self.skipped("kmesh_state").saturating_sub(made_good).min(self.skipped("kmesh_destroy"))
+        self.skipped("kmesh_state")
+            .saturating_sub(made_good)
+            .min(self.skipped("kmesh_destroy"))
     }
 
     /// How often the kernel skipped a program because it was running on that CPU already.
@@ -211,8 +222,17 @@ impl Kernel {
 
 fn add(sum: &mut Counters, other: &Counters) {
     // Every field, or this does not compile.
-    let Counters { closes, submitted, lost_ring, lost_storage, lost_overtaken, second_chances, resets, lost_resets, open } =
-        other;
+    let Counters {
+        closes,
+        submitted,
+        lost_ring,
+        lost_storage,
+        lost_overtaken,
+        second_chances,
+        resets,
+        lost_resets,
+        open,
+    } = other;
     sum.closes += closes;
     sum.submitted += submitted;
     sum.lost_ring += lost_ring;
@@ -225,7 +245,10 @@ fn add(sum: &mut Counters, other: &Counters) {
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, StartError> {
-    ebpf.take_map(name).ok_or(StartError::Failed { doing: "opening the embedded object", why: format!("no map {name}") })
+    ebpf.take_map(name).ok_or(StartError::Failed {
+        doing: "opening the embedded object",
+        why: format!("no map {name}"),
+    })
 }
 
 fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, StartError>
@@ -236,7 +259,9 @@ where
         doing: "opening the embedded object",
         why: format!("no program {name}"),
     })?;
-    program.try_into().map_err(|error| failed("opening the embedded object", &error))
+    program
+        .try_into()
+        .map_err(|error| failed("opening the embedded object", &error))
 }
 
 fn refused(hook: &str, error: &ProgramError) -> StartError {
@@ -253,23 +278,37 @@ fn refused(hook: &str, error: &ProgramError) -> StartError {
         }
         other => with_causes(other),
     };
-    StartError::Refused { hook: hook.to_owned(), why }
+    StartError::Refused {
+        hook: hook.to_owned(),
+        why,
+    }
 }
 
 fn failed(doing: &'static str, error: &(dyn std::error::Error + 'static)) -> StartError {
-    if is_not_permitted(error) { StartError::NotPermitted } else { StartError::Failed { doing, why: with_causes(error) } }
+    if is_not_permitted(error) {
+        StartError::NotPermitted
+    } else {
+        StartError::Failed {
+            doing,
+            why: with_causes(error),
+        }
+    }
 }
 
 /// Whether EPERM is the cause.
 fn is_not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.raw_os_error() == Some(EPERM))
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.raw_os_error() == Some(EPERM))
     })
 }
 
 const EPERM: i32 = 1;
 
-fn causes<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| error.source())
 }
 

@@ -29,7 +29,10 @@ pub struct Missing {
 
 /// Goes through all requirements, as far as each can be tried without the one before.
 pub fn check() -> Vec<Finding> {
-    let mut findings = vec![Finding { what: "privileges", found: privileges() }];
+    let mut findings = vec![Finding {
+        what: "privileges",
+        found: privileges(),
+    }];
     let types = Types::read();
     findings.push(Finding {
         what: "kernel types",
@@ -55,7 +58,10 @@ pub fn check() -> Vec<Finding> {
 fn privileges() -> Result<String, Missing> {
     match lacking() {
         Some(lacking) if lacking.is_empty() => Ok("CAP_BPF and CAP_PERFMON".to_owned()),
-        Some(lacking) => Err(Missing { problem: format!("{lacking} is missing"), remedy: REMEDY_PRIVILEGES.to_owned() }),
+        Some(lacking) => Err(Missing {
+            problem: format!("{lacking} is missing"),
+            remedy: REMEDY_PRIVILEGES.to_owned(),
+        }),
         None => Ok("not known (the kernel does not tell)".to_owned()),
     }
 }
@@ -69,7 +75,11 @@ fn lacking() -> Option<String> {
         return Some(String::new());
     }
     let needed = [(CapabilitySet::BPF, "CAP_BPF"), (CapabilitySet::PERFMON, "CAP_PERFMON")];
-    let lacking: Vec<_> = needed.iter().filter(|(one, _)| !effective.contains(*one)).map(|(_, name)| *name).collect();
+    let lacking: Vec<_> = needed
+        .iter()
+        .filter(|(one, _)| !effective.contains(*one))
+        .map(|(_, name)| *name)
+        .collect();
     Some(lacking.join(" and "))
 }
 

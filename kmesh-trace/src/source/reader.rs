@@ -101,7 +101,11 @@ impl Control {
     /// Nothing is asked yet.
     pub fn new() -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { wake, stop: AtomicBool::new(false), summarize: AtomicBool::new(false) })
+        Ok(Self {
+            wake,
+            stop: AtomicBool::new(false),
+            summarize: AtomicBool::new(false),
+        })
     }
 
     /// Detach, tell what the kernel has recorded until then, and end.
@@ -159,7 +163,17 @@ impl Reader {
     pub fn new(kernel: Kernel, control: Arc<Control>, queue: Queue, output: Option<OwnedFd>) -> Self {
         // Without an alarm the wall clock is taken to run evenly.
         let step_alarm = step_alarm().ok();
-        Self { kernel, control, queue, output, step_alarm, batch: Vec::new(), taken: 0, lost: 0, detached: false }
+        Self {
+            kernel,
+            control,
+            queue,
+            output,
+            step_alarm,
+            batch: Vec::new(),
+            taken: 0,
+            lost: 0,
+            detached: false,
+        }
     }
 
     /// Runs until [`Control::stop`], or until nobody reads the queue. A record is complete `settle_ns` after it was made.
@@ -236,12 +250,19 @@ impl Reader {
             PollFd::from_borrowed_fd(ring, if for_records { PollFlags::IN } else { nothing() }),
             PollFd::from_borrowed_fd(
                 self.step_alarm.as_ref().map_or(control, AsFd::as_fd),
-                if self.step_alarm.is_some() { PollFlags::IN } else { nothing() },
+                if self.step_alarm.is_some() {
+                    PollFlags::IN
+                } else {
+                    nothing()
+                },
             ),
             // Only that it is broken is of interest, which is always told.
             PollFd::from_borrowed_fd(self.output.as_ref().map_or(control, AsFd::as_fd), nothing()),
         ];
-        let timeout = Timespec { tv_sec: at_most.as_secs() as i64, tv_nsec: at_most.subsec_nanos().into() };
+        let timeout = Timespec {
+            tv_sec: at_most.as_secs() as i64,
+            tv_nsec: at_most.subsec_nanos().into(),
+        };
         // Interrupted, or whatever: the next look tells.
         if poll(&mut fds, Some(&timeout)).unwrap_or(0) == 0 {
             return Ok(());
@@ -254,7 +275,10 @@ impl Reader {
             && let Some(alarm) = &self.step_alarm
         {
             _ = rearm(alarm);
-            let message = Message::ClockStepped { since_ns: monotonic_ns(), difference_ns: measure_difference() };
+            let message = Message::ClockStepped {
+                since_ns: monotonic_ns(),
+                difference_ns: measure_difference(),
+            };
             self.send(message)?;
         }
         if self.output.is_some() && output.intersects(PollFlags::ERR | PollFlags::HUP) {
@@ -282,7 +306,10 @@ impl Reader {
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => Vec::new(),
             };
             let bytes = std::mem::replace(&mut self.batch, spare);
-            self.send(Message::Records { bytes, complete_ns: empty.then_some(now_ns) })?;
+            self.send(Message::Records {
+                bytes,
+                complete_ns: empty.then_some(now_ns),
+            })?;
             if empty {
                 return Ok(());
             }

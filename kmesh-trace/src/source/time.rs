@@ -41,10 +41,20 @@ pub fn step_alarm() -> io::Result<OwnedFd> {
 /// Waits for the next step. The time itself is of no interest, only that the kernel cancels the wait at a step; so it is
 /// as late as can be.
 pub fn rearm(alarm: &OwnedFd) -> io::Result<()> {
-    let never = Timespec { tv_sec: i32::MAX.into(), tv_nsec: 0 };
+    let never = Timespec {
+        tv_sec: i32::MAX.into(),
+        tv_nsec: 0,
+    };
     let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
     // The kernel reports a step between the last arming and this one as ECANCELED, and arms all the same.
-    match timerfd_settime(alarm, flags, &Itimerspec { it_interval: Timespec::default(), it_value: never }) {
+    match timerfd_settime(
+        alarm,
+        flags,
+        &Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: never,
+        },
+    ) {
         Ok(_) => Ok(()),
         Err(rustix::io::Errno::CANCELED) => Ok(()),
         Err(error) => Err(error.into()),
