@@ -20,8 +20,12 @@ const TARGET: &str = "bpfel-unknown-none";
 const RUSTC: &str = "/usr/bin/rustc";
 const STRIP: &str = "/usr/lib/llvm-22/bin/llvm-strip";
 /// What is compiled into the object, beside its dependencies.
-const SOURCES: [&str; 4] =
-    ["kmesh-trace-ebpf/src", "kmesh-trace-ebpf/Cargo.toml", "kmesh-trace-common/src", "kmesh-trace-common/Cargo.toml"];
+const SOURCES: [&str; 4] = [
+    "kmesh-trace-ebpf/src",
+    "kmesh-trace-ebpf/Cargo.toml",
+    "kmesh-trace-common/src",
+    "kmesh-trace-common/Cargo.toml",
+];
 const REMEDY: &str = "on Debian: apt-get install --no-install-recommends rustc-web libstd-rust-web-dev-bpf llvm-22-dev \
                       libpolly-22-dev libzstd-dev zlib1g-dev && LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker \
                       --locked --no-default-features --features llvm-22";
@@ -39,7 +43,9 @@ pub struct Args {
 
 /// Builds or checks.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask stands in the workspace")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask stands in the workspace")?;
     if args.check {
         return check(root);
     }
@@ -52,8 +58,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         None => {
             fs::write(root.join(OBJECT), &object).with_context(|| format!("cannot write {OBJECT}"))?;
-            let provenance = Provenance { sources: sources_digest(root)?, toolchain, object: hex(&Sha256::digest(&object)) };
-            fs::write(root.join(PROVENANCE), provenance.to_text()).with_context(|| format!("cannot write {PROVENANCE}"))?;
+            let provenance = Provenance {
+                sources: sources_digest(root)?,
+                toolchain,
+                object: hex(&Sha256::digest(&object)),
+            };
+            fs::write(root.join(PROVENANCE), provenance.to_text())
+                .with_context(|| format!("cannot write {PROVENANCE}"))?;
             println!("{OBJECT}: {} bytes", object.len());
         }
     }
@@ -74,10 +85,16 @@ fn check(root: &Path) -> Result<ExitCode> {
     );
     match toolchain() {
         Ok(toolchain) if toolchain == recorded.toolchain => {
-            ensure!(build(root)? == committed, "the same sources and toolchain give another object than {OBJECT}");
+            ensure!(
+                build(root)? == committed,
+                "the same sources and toolchain give another object than {OBJECT}"
+            );
             println!("{OBJECT} is current: rebuilt, the same to the byte");
         }
-        Ok(other) => println!("{OBJECT} is current by its sources (not rebuilt: made with {}; here {other})", recorded.toolchain),
+        Ok(other) => println!(
+            "{OBJECT} is current by its sources (not rebuilt: made with {}; here {other})",
+            recorded.toolchain
+        ),
         Err(_) => println!("{OBJECT} is current by its sources (not rebuilt: no eBPF toolchain here)"),
     }
     Ok(ExitCode::SUCCESS)
@@ -95,22 +112,32 @@ struct Provenance {
 
 impl Provenance {
     fn to_text(&self) -> String {
-        format!("sources {}\ntoolchain {}\nobject {}\n", self.sources, self.toolchain, self.object)
+        format!(
+            "sources {}\ntoolchain {}\nobject {}\n",
+            self.sources, self.toolchain, self.object
+        )
     }
 
     fn from_text(text: &str) -> Result<Self> {
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-            line.map(str::to_owned).with_context(|| format!("{PROVENANCE} has no line {name}"))
+            line.map(str::to_owned)
+                .with_context(|| format!("{PROVENANCE} has no line {name}"))
         };
-        Ok(Self { sources: field("sources")?, toolchain: field("toolchain")?, object: field("object")? })
+        Ok(Self {
+            sources: field("sources")?,
+            toolchain: field("toolchain")?,
+            object: field("object")?,
+        })
     }
 }
 
 /// Compiles, links and strips.
 fn build(root: &Path) -> Result<Vec<u8>> {
     let target = root.join("target/ebpf");
-    let mut flags: Vec<OsString> = ["-Clinker=bpf-linker", "-Cdebuginfo=2", "-Clink-arg=--btf"].map(Into::into).into();
+    let mut flags: Vec<OsString> = ["-Clinker=bpf-linker", "-Cdebuginfo=2", "-Clink-arg=--btf"]
+        .map(Into::into)
+        .into();
     flags.extend(["--cfg".into(), "bpf_target_arch=\"x86_64\"".into()]);
     // The object carries line numbers for the verifier's log; they must not depend on where it was built.
     flags.push(remap(&root.join(""), ""));
@@ -119,7 +146,17 @@ fn build(root: &Path) -> Result<Vec<u8>> {
     }
     let status = Command::new("cargo")
         .current_dir(root)
-        .args(["build", "--quiet", "--locked", "--profile", "ebpf", "--package", PACKAGE, "--target", TARGET])
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--profile",
+            "ebpf",
+            "--package",
+            PACKAGE,
+            "--target",
+            TARGET,
+        ])
         .arg("--target-dir")
         .arg(&target)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(&OsString::from("\x1f")))
@@ -132,7 +169,11 @@ fn build(root: &Path) -> Result<Vec<u8>> {
     ensure!(status.success(), "the eBPF programs do not build");
     let linked = target.join(TARGET).join("ebpf/kmesh-trace");
     let stripped = target.join("kmesh-trace.bpf.o");
-    let status = Command::new(STRIP).args(["-g", "-o"]).args([&stripped, &linked]).status().context("cannot run llvm-strip")?;
+    let status = Command::new(STRIP)
+        .args(["-g", "-o"])
+        .args([&stripped, &linked])
+        .status()
+        .context("cannot run llvm-strip")?;
     ensure!(status.success(), "llvm-strip failed");
     fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))
 }
@@ -150,15 +191,13 @@ fn registries() -> Result<Vec<PathBuf>> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
     let sources = home.context("neither CARGO_HOME nor HOME is set")?.join("registry/src");
-    let entries = match fs::read_dir(&sources) {
-        Ok(entries) => entries,
-        // Nothing fetched yet: cargo will, and a second build remaps. `run` fetches first.
-        Err(_) => {
-            let status = Command::new("cargo").args(["fetch", "--quiet", "--locked"]).status().context("cannot run cargo")?;
-            ensure!(status.success(), "cannot fetch the dependencies");
-            fs::read_dir(&sources).with_context(|| format!("cannot read {}", sources.display()))?
-        }
-    };
+    // On a fresh machine the folder is made by the first fetch.
+    let status = Command::new("cargo")
+        .args(["fetch", "--quiet", "--locked"])
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "cannot fetch the dependencies");
+    let entries = fs::read_dir(&sources).with_context(|| format!("cannot read {}", sources.display()))?;
     entries.map(|entry| Ok(entry?.path())).collect()
 }
 
@@ -169,11 +208,16 @@ fn toolchain() -> Result<String> {
         let output = output.with_context(|| format!("{program} is missing; {REMEDY}"))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         // llvm-strip tells its version in a later line than its name.
-        let line = text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit())).unwrap_or_default();
+        let line = text
+            .lines()
+            .find(|line| line.contains(|c: char| c.is_ascii_digit()))
+            .unwrap_or_default();
         Ok(line.trim().to_owned())
     };
     let toolchain = [version(RUSTC)?, version("bpf-linker")?, version(STRIP)?].join(", ");
-    let cores = Command::new(RUSTC).args(["--print", "target-libdir", "--target", TARGET]).output()?;
+    let cores = Command::new(RUSTC)
+        .args(["--print", "target-libdir", "--target", TARGET])
+        .output()?;
     let libdir = PathBuf::from(String::from_utf8_lossy(&cores.stdout).trim());
     if !libdir.is_dir() {
         bail!("{RUSTC} has no core library for {TARGET}; {REMEDY}");
@@ -196,7 +240,10 @@ fn sources_digest(root: &Path) -> Result<String> {
         digest.update(content);
     }
     let manifest = fs::read_to_string(root.join("Cargo.toml")).context("cannot read Cargo.toml")?;
-    let profile = manifest.split_once("[profile.ebpf]").context("Cargo.toml has no [profile.ebpf]")?.1;
+    let profile = manifest
+        .split_once("[profile.ebpf]")
+        .context("Cargo.toml has no [profile.ebpf]")?
+        .1;
     digest.update(profile);
     digest.update(dependencies(root)?);
     Ok(hex(&digest.finalize()))
@@ -205,11 +252,25 @@ fn sources_digest(root: &Path) -> Result<String> {
 fn dependencies(root: &Path) -> Result<Vec<u8>> {
     let output = Command::new("cargo")
         .current_dir(root)
-        .args(["tree", "--quiet", "--locked", "--package", PACKAGE, "--target", TARGET, "--edges", "normal,build"])
+        .args([
+            "tree",
+            "--quiet",
+            "--locked",
+            "--package",
+            PACKAGE,
+            "--target",
+            TARGET,
+            "--edges",
+            "normal,build",
+        ])
         .args(["--prefix", "none", "--no-dedupe", "--format", "{p} {f}"])
         .output()
         .context("cannot run cargo tree")?;
-    ensure!(output.status.success(), "cargo tree failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    ensure!(
+        output.status.success(),
+        "cargo tree failed: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     let text = String::from_utf8(output.stdout).context("cargo tree")?;
     // Ours come with the path of this checkout; their sources are digested as they are.
     let mut lines: Vec<&str> = text.lines().filter(|line| !line.contains("(/")).collect();
