@@ -4,10 +4,11 @@ use std::io::{self, Write};
 use std::num::NonZeroU64;
 
 use crate::clock::Clock;
+use crate::config::Events;
 use crate::decode::decode;
-use crate::record::{LossReason, Lost, Record, Summary};
+use crate::record::{Event, LossReason, Lost, Record, Summary};
 use crate::render::Render;
-use crate::source::reader::{Counts, records};
+use crate::source::reader::{Complete, Counts, records};
 use crate::track::Tracker;
 
 /// Bytes of output that are written at once.
@@ -25,7 +26,10 @@ pub struct Limits {
 /// What became of the closes that were told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Tally {
+    /// Records of whatever event.
+    printed: u64,
     delivered: u64,
+    filtered: u64,
     after_limit: u64,
     undecodable: u64,
 }
@@ -35,6 +39,7 @@ pub struct Pipeline<W> {
     began_ns: u64,
     clock: Clock,
     tracker: Tracker,
+    events: Events,
     limits: Limits,
     render: Box<dyn Render + Send>,
     /// Lines not written yet.
@@ -84,11 +89,19 @@ impl Losses {
 
 impl<W: Write> Pipeline<W> {
     /// Tracing began at `began_ns` (CLOCK_MONOTONIC).
-    pub fn new(began_ns: u64, clock: Clock, limits: Limits, render: Box<dyn Render + Send>, out: W) -> Self {
+    pub fn new(
+        began_ns: u64,
+        clock: Clock,
+        events: Events,
+        limits: Limits,
+        render: Box<dyn Render + Send>,
+        out: W,
+    ) -> Self {
         Self {
             began_ns,
             clock,
             tracker: Tracker::new(began_ns),
+            events,
             limits,
             render,
             lines: Vec::new(),
@@ -104,16 +117,26 @@ impl<W: Write> Pipeline<W> {
     }
 
     /// Takes records as [`crate::source::reader::Message::Records`] has them, and writes what is settled.
-    pub fn take(&mut self, bytes: &[u8], complete_ns: Option<u64>) -> io::Result<()> {
+    pub fn take(&mut self, bytes: &[u8], complete: Complete) -> io::Result<()> {
+        self.hold(bytes);
+        // While the ring is never empty, what it has told so far goes as far as its latest record.
+        let complete_ns = complete.ring_empty_ns.unwrap_or_else(|| self.tracker.latest_ns());
+        self.emit(
+            complete
+                .walk_began_ns
+                .map_or(complete_ns, |began_ns| complete_ns.min(began_ns)),
+        )?;
+        self.flush()
+    }
+
+    /// Takes records, and writes nothing yet.
+    pub fn hold(&mut self, bytes: &[u8]) {
         for record in records(bytes) {
             match decode(record) {
                 Ok(event) => self.tracker.take(event),
                 Err(_) => self.tally.undecodable += 1,
             }
         }
-        // While the ring is never empty, what it has told so far goes as far as its latest record.
-        self.emit(complete_ns.unwrap_or_else(|| self.tracker.latest_ns()))?;
-        self.flush()
     }
 
     /// No more records will come: writes those that were still held.
@@ -124,9 +147,7 @@ impl<W: Write> Pipeline<W> {
 
     /// Whether `--count` is reached.
     pub fn is_full(&self) -> bool {
-        self.limits
-            .count
-            .is_some_and(|count| self.tally.delivered >= count.get())
+        self.limits.count.is_some_and(|count| self.tally.printed >= count.get())
     }
 
     fn emit(&mut self, complete_ns: u64) -> io::Result<()> {
@@ -136,13 +157,20 @@ impl<W: Write> Pipeline<W> {
         Ok(())
     }
 
-    fn deliver(&mut self, closed_ns: u64, record: &Record) -> io::Result<()> {
-        if self.is_full() || self.limits.until_ns.is_some_and(|until_ns| closed_ns > until_ns) {
-            self.tally.after_limit += 1;
+    fn deliver(&mut self, happened_ns: u64, record: &Record) -> io::Result<()> {
+        // The sums are over closes; an `open` or an `update` more or less changes none.
+        let close = u64::from(record.event == Event::Close);
+        if self.is_full() || self.limits.until_ns.is_some_and(|until_ns| happened_ns > until_ns) {
+            self.tally.after_limit += close;
+            return Ok(());
+        }
+        if !self.events.has(record.event) {
+            self.tally.filtered += close;
             return Ok(());
         }
         self.render.record(record, &mut self.lines)?;
-        self.tally.delivered += 1;
+        self.tally.printed += 1;
+        self.tally.delivered += close;
         if self.lines.len() >= WRITE {
             self.flush()
         } else {
@@ -182,7 +210,7 @@ impl<W: Write> Pipeline<W> {
             time: self.clock.wall(counts.at_ns),
             closes: counts.closes + counts.skipped_at_most,
             delivered: self.tally.delivered,
-            filtered: 0,
+            filtered: counts.filtered + self.tally.filtered,
             lost_records: losses.total() + counts.skipped_at_most,
             lost_at_most: counts.skipped_at_most,
             reasons,

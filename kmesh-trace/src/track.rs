@@ -1,23 +1,23 @@
 //! Events → records, in the order of time. Pure: time comes in as a value.
 //!
 //! Two things need a short wait. A close may be followed by a RST that settles how it ended, and CPUs put their records on
-//! the ring a little out of order. So each close is held for [`SETTLE_NS`] of the kernel's time.
+//! the ring a little out of order. So each event is held for [`SETTLE_NS`] of the kernel's time.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use kmesh_trace_common::{Close, FLAG_ACTIVE, FLAG_PREEXISTING, Owner, Reset, SK_DONE, owner, state};
+use kmesh_trace_common::{
+    FLAG_ACTIVE, FLAG_PREEXISTING, KIND_OPEN, KIND_UPDATE, Owner, Reset, SK_DONE, Snapshot, owner, state,
+};
 
 use crate::clock::Clock;
 use crate::decode;
-use crate::outcome::{self, Ending};
+use crate::outcome;
 use crate::record::{Comm, ConnId, Direction, Event, Family, Process, ProcessBy, Record, Tcp, TcpState};
 
-/// How long a close is held, ns. The RST that it causes is sent in the same run of the kernel's receive path, within
+/// How long an event is held, ns. The RST that a close causes is sent in the same run of the kernel's receive path, within
 /// microseconds; the rest allows for a virtual CPU that is taken away in between.
 pub const SETTLE_NS: u64 = 5_000_000;
-
-const AF_INET6: u16 = 10;
 
 /// Turns events into records.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub struct Tracker {
 
 #[derive(Debug)]
 struct Held {
-    close: Close,
+    snapshot: Snapshot,
     reset_sent: bool,
 }
 
@@ -49,7 +49,7 @@ impl Tracker {
     /// Takes one event.
     pub fn take(&mut self, event: decode::Event) {
         match event {
-            decode::Event::Close(close) => self.hold(close),
+            decode::Event::Snapshot(snapshot) => self.hold(snapshot),
             decode::Event::Reset(reset) => self.settle(reset),
         }
     }
@@ -59,33 +59,33 @@ impl Tracker {
         self.latest_ns
     }
 
-    /// The next close, in the order of time, if everything up to `complete_ns` has been taken and it can change no more.
+    /// The next event, in the order of time, if everything up to `complete_ns` has been taken and it can change no more.
     /// With it, its time on the monotonic clock.
     pub fn next(&mut self, complete_ns: u64, clock: &Clock) -> Option<(u64, Record)> {
         let first = self.held.front()?;
-        if first.close.time_ns.saturating_add(SETTLE_NS) > complete_ns {
+        if first.snapshot.time_ns.saturating_add(SETTLE_NS) > complete_ns {
             return None;
         }
-        let held = self.held.pop_front()?;
-        Some((
-            held.close.time_ns,
-            record(&held.close, held.reset_sent, self.began_ns, clock),
-        ))
+        let Held { snapshot, reset_sent } = self.held.pop_front()?;
+        Some((snapshot.time_ns, record(&snapshot, reset_sent, self.began_ns, clock)))
     }
 
-    fn hold(&mut self, close: Close) {
-        self.latest_ns = self.latest_ns.max(close.time_ns);
+    fn hold(&mut self, snapshot: Snapshot) {
+        // A walk's snapshots come all at once, some time after; what the ring has told is told as far as its own latest.
+        if snapshot.kind != KIND_UPDATE {
+            self.latest_ns = self.latest_ns.max(snapshot.time_ns);
+        }
         // Nearly always the last one.
-        let later = self
-            .held
-            .iter()
-            .rev()
-            .take_while(|held| held.close.time_ns > close.time_ns)
-            .count();
+        let later = match self.held.back() {
+            Some(last) if last.snapshot.time_ns > snapshot.time_ns => self
+                .held
+                .partition_point(|held| held.snapshot.time_ns <= snapshot.time_ns),
+            _ => self.held.len(),
+        };
         self.held.insert(
-            self.held.len() - later,
+            later,
             Held {
-                close,
+                snapshot,
                 reset_sent: false,
             },
         );
@@ -93,26 +93,34 @@ impl Tracker {
 
     fn settle(&mut self, reset: Reset) {
         let of_reset =
-            |held: &&mut Held| (held.close.cookie, held.close.association) == (reset.cookie, reset.association);
+            |held: &&mut Held| (held.snapshot.cookie, held.snapshot.association) == (reset.cookie, reset.association);
         if let Some(held) = self.held.iter_mut().rev().find(of_reset) {
             held.reset_sent = true;
         }
     }
 }
 
-fn record(close: &Close, reset_sent: bool, began_ns: u64, clock: &Clock) -> Record {
-    let Ending {
-        old_state,
-        outcome,
-        errno,
-        closed_by,
-    } = outcome::ending(close, reset_sent);
-    let active = close.flags & FLAG_ACTIVE != 0;
-    let preexisting = close.flags & FLAG_PREEXISTING != 0;
-    let start_ns = (!preexisting).then_some(close.start_ns);
-    let since = |then: u64| close.time_ns.saturating_sub(then);
-    let bytes = payload(close, old_state, active);
-    let (family, local, peer) = addresses(close);
+fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, clock: &Clock) -> Record {
+    let (event, state, ending) = match snapshot.kind {
+        KIND_OPEN => (Event::Open, state::ESTABLISHED, None),
+        KIND_UPDATE => (Event::Update, snapshot.old_state, None),
+        _ => (Event::Close, state::CLOSE, Some(outcome::ending(snapshot, reset_sent))),
+    };
+    // The state whose rules hold for what has been counted so far.
+    let counted_state = ending.as_ref().map_or(state, |ending| ending.old_state);
+    // A walk meets no change of state.
+    let old_state = match event {
+        Event::Close => tcp_state(counted_state),
+        Event::Open => tcp_state(snapshot.old_state),
+        Event::Update => None,
+    };
+    let active = snapshot.flags & FLAG_ACTIVE != 0;
+    let preexisting = snapshot.flags & FLAG_PREEXISTING != 0;
+    let start_ns = (!preexisting).then_some(snapshot.start_ns);
+    let since = |then: u64| snapshot.time_ns.saturating_sub(then);
+    let bytes = payload(snapshot, counted_state, active);
+    let local = end(snapshot.local_addr, snapshot.local_port);
+    let peer = end(snapshot.peer_addr, snapshot.peer_port);
     let (direction, src, dst) = if active {
         (Direction::Outbound, local, peer)
     } else {
@@ -120,34 +128,34 @@ fn record(close: &Close, reset_sent: bool, began_ns: u64, clock: &Clock) -> Reco
     };
     Record {
         id: ConnId {
-            cookie: close.cookie,
-            association: close.association,
+            cookie: snapshot.cookie,
+            association: snapshot.association,
         },
-        event: Event::Close,
-        time: clock.wall(close.time_ns),
+        event,
+        time: clock.wall(snapshot.time_ns),
         start: start_ns.map(|start_ns| clock.wall(start_ns)),
         duration_ns: start_ns.map(since),
-        connect_ns: match (start_ns, close.established_ns) {
+        connect_ns: match (start_ns, snapshot.established_ns) {
             (Some(start_ns), established_ns) if active && established_ns != 0 => Some(established_ns - start_ns),
             _ => None,
         },
         preexisting,
         observed_ns: since(start_ns.unwrap_or(began_ns)),
         direction,
-        family,
+        family: if peer.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
         src,
         dst,
-        process: process(&close.owner),
-        netns: close.netns,
-        cgroup_id: (close.cgroup_id != 0).then_some(close.cgroup_id),
+        process: process(&snapshot.owner),
+        netns: snapshot.netns,
+        cgroup_id: (snapshot.cgroup_id != 0).then_some(snapshot.cgroup_id),
         sent_bytes: bytes.sent,
         received_bytes: bytes.received,
         undelivered_bytes: bytes.undelivered,
-        established: !matches!(old_state, state::SYN_SENT | state::SYN_RECV),
-        outcome: Some(outcome),
-        errno,
-        closed_by,
-        tcp: tcp(close, old_state),
+        established: !matches!(counted_state, state::SYN_SENT | state::SYN_RECV),
+        outcome: ending.as_ref().map(|ending| ending.outcome),
+        errno: ending.as_ref().and_then(|ending| ending.errno),
+        closed_by: ending.as_ref().and_then(|ending| ending.closed_by),
+        tcp: tcp(snapshot, tcp_state(state).unwrap_or(TcpState::Close), old_state),
     }
 }
 
@@ -159,48 +167,36 @@ struct Payload {
 
 /// The exact payload. The kernel's counters also count an active open's SYN and both FINs: a FIN of this end once it is
 /// acknowledged, the peer's once it is received. (Verified on 6.18 against what programs wrote and read.)
-fn payload(close: &Close, old_state: u8, active: bool) -> Payload {
+fn payload(snapshot: &Snapshot, old_state: u8, active: bool) -> Payload {
     let fin_sent = matches!(
         old_state,
         state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK
     );
-    let all_acknowledged = outcome::all_acknowledged(close);
-    let syn_acknowledged = active && close.bytes_acked > 0;
+    let all_acknowledged = outcome::all_acknowledged(snapshot);
+    let syn_acknowledged = active && snapshot.bytes_acked > 0;
     let fin_acknowledged = fin_sent && all_acknowledged;
     let fin_pending = fin_sent && !all_acknowledged;
     let syn_pending = old_state == state::SYN_SENT && !all_acknowledged;
-    let fin_received = close.sk_flags & SK_DONE != 0;
+    let fin_received = snapshot.sk_flags & SK_DONE != 0;
     let minus = |count: u64, flags: [bool; 2]| {
         flags
             .into_iter()
             .fold(count, |count, flag| count.saturating_sub(flag.into()))
     };
     Payload {
-        sent: minus(close.bytes_acked, [syn_acknowledged, fin_acknowledged]),
-        received: minus(close.bytes_received, [fin_received, false]),
+        sent: minus(snapshot.bytes_acked, [syn_acknowledged, fin_acknowledged]),
+        received: minus(snapshot.bytes_received, [fin_received, false]),
         undelivered: minus(
-            close.write_seq.wrapping_sub(close.snd_una).into(),
+            snapshot.write_seq.wrapping_sub(snapshot.snd_una).into(),
             [fin_pending, syn_pending],
         ),
     }
 }
 
-fn addresses(close: &Close) -> (Family, SocketAddr, SocketAddr) {
-    let ip = |bytes: [u8; 16]| -> IpAddr {
-        if close.family == AF_INET6 {
-            // An IPv6 socket may speak IPv4.
-            Ipv6Addr::from(bytes).to_canonical()
-        } else {
-            Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
-        }
-    };
-    let peer = ip(close.peer_addr);
-    let family = if peer.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
-    (
-        family,
-        SocketAddr::new(ip(close.local_addr), close.local_port),
-        SocketAddr::new(peer, close.peer_port),
-    )
+/// An address and port. IPv4 comes IPv4-mapped, whatever the socket's own family.
+fn end(address: [u8; 16], port: u16) -> SocketAddr {
+    let ip: IpAddr = Ipv6Addr::from(address).to_canonical();
+    SocketAddr::new(ip, port)
 }
 
 fn process(found: &Owner) -> Option<Process> {
@@ -218,38 +214,38 @@ fn process(found: &Owner) -> Option<Process> {
     })
 }
 
-fn tcp(close: &Close, old_state: u8) -> Tcp {
+fn tcp(snapshot: &Snapshot, state: TcpState, old_state: Option<TcpState>) -> Tcp {
     Tcp {
-        state: TcpState::Close,
-        old_state: tcp_state(old_state),
+        state,
+        old_state,
         // The kernel keeps eight times the smoothed time; 0 is its marker for no sample.
-        srtt_us: (close.srtt_us != 0).then_some(close.srtt_us >> 3),
-        rtt_min_us: (close.rtt_min_us != u32::MAX).then_some(close.rtt_min_us),
-        mss: close.mss,
-        snd_cwnd: close.snd_cwnd,
-        snd_ssthresh: close.snd_ssthresh,
-        rcv_nxt: close.rcv_nxt,
-        snd_nxt: close.snd_nxt,
-        snd_una: close.snd_una,
-        ecn_flags: close.ecn_flags,
-        rate_delivered: close.rate_delivered,
-        rate_interval_us: close.rate_interval_us,
-        packets_out: close.packets_out,
-        retrans_out: close.retrans_out,
-        total_retrans: close.total_retrans,
-        segs_in: close.segs_in,
-        data_segs_in: close.data_segs_in,
-        segs_out: close.segs_out,
-        data_segs_out: close.data_segs_out,
-        lost: close.lost,
-        lost_out: close.lost_out,
-        sacked_out: close.sacked_out,
-        bytes_received: close.bytes_received,
-        bytes_acked: close.bytes_acked,
-        dsack_dups: close.dsack_dups,
-        delivered: close.delivered,
-        delivered_ce: close.delivered_ce,
-        icsk_retransmits: close.icsk_retransmits,
+        srtt_us: (snapshot.srtt_us != 0).then_some(snapshot.srtt_us >> 3),
+        rtt_min_us: (snapshot.rtt_min_us != u32::MAX).then_some(snapshot.rtt_min_us),
+        mss: snapshot.mss,
+        snd_cwnd: snapshot.snd_cwnd,
+        snd_ssthresh: snapshot.snd_ssthresh,
+        rcv_nxt: snapshot.rcv_nxt,
+        snd_nxt: snapshot.snd_nxt,
+        snd_una: snapshot.snd_una,
+        ecn_flags: snapshot.ecn_flags,
+        rate_delivered: snapshot.rate_delivered,
+        rate_interval_us: snapshot.rate_interval_us,
+        packets_out: snapshot.packets_out,
+        retrans_out: snapshot.retrans_out,
+        total_retrans: snapshot.total_retrans,
+        segs_in: snapshot.segs_in,
+        data_segs_in: snapshot.data_segs_in,
+        segs_out: snapshot.segs_out,
+        data_segs_out: snapshot.data_segs_out,
+        lost: snapshot.lost,
+        lost_out: snapshot.lost_out,
+        sacked_out: snapshot.sacked_out,
+        bytes_received: snapshot.bytes_received,
+        bytes_acked: snapshot.bytes_acked,
+        dsack_dups: snapshot.dsack_dups,
+        delivered: snapshot.delivered,
+        delivered_ce: snapshot.delivered_ce,
+        icsk_retransmits: snapshot.icsk_retransmits,
     }
 }
 
