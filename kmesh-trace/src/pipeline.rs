@@ -242,3 +242,154 @@ impl<W: Write> Pipeline<W> {
         self.out.flush()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::{Zeroable, bytes_of};
+    use kmesh_trace_common::{FLAG_ACTIVE, KIND_CLOSE, KIND_UPDATE, SK_DONE, Snapshot, state};
+
+    use super::*;
+
+    const ALL: Events = Events {
+        close: true,
+        open: true,
+        update: true,
+    };
+    const CLOSES: Events = Events {
+        close: true,
+        open: false,
+        update: false,
+    };
+
+    /// A renderer that writes a letter a line.
+    struct Letters;
+
+    impl Render for Letters {
+        fn record(&mut self, record: &Record, out: &mut dyn Write) -> io::Result<()> {
+            let letter = if record.event == Event::Close { "c" } else { "u" };
+            write!(out, "{letter}{} ", record.id.cookie)
+        }
+
+        fn lost(&mut self, lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
+            write!(out, "lost{} ", lost.lost_records)
+        }
+
+        fn summary(&mut self, _: &Summary, out: &mut dyn Write) -> io::Result<()> {
+            write!(out, "end ")
+        }
+    }
+
+    fn pipeline(events: Events, limits: Limits) -> Pipeline<Vec<u8>> {
+        Pipeline::new(0, Clock::new(0), events, limits, Box::new(Letters), Vec::new())
+    }
+
+    fn record(kind: u32, cookie: u64) -> Vec<u8> {
+        let snapshot = Snapshot {
+            kind,
+            cookie,
+            time_ns: cookie,
+            association: 1,
+            flags: FLAG_ACTIVE,
+            old_state: state::FIN_WAIT2,
+            sk_flags: SK_DONE,
+            ..Snapshot::zeroed()
+        };
+        let bytes = bytes_of(&snapshot);
+        [&(bytes.len() as u64).to_ne_bytes(), bytes].concat()
+    }
+
+    fn text(pipeline: &Pipeline<Vec<u8>>) -> &str {
+        std::str::from_utf8(&pipeline.out).unwrap()
+    }
+
+    #[test]
+    fn closes_are_all_accounted_for() {
+        let limits = Limits {
+            count: NonZeroU64::new(3),
+            until_ns: None,
+        };
+        let mut pipeline = pipeline(CLOSES, limits);
+        for cookie in 1..=5 {
+            pipeline.hold(&record(KIND_CLOSE, cookie));
+        }
+        pipeline.hold(&record(77, 9));
+        assert!(!pipeline.is_full());
+        pipeline.finish().unwrap();
+        assert!(pipeline.is_full());
+        let counts = Counts {
+            closes: 10,
+            filtered: 1,
+            ring_full: 2,
+            skipped_at_most: 4,
+            ..Counts::default()
+        };
+        let lost = pipeline.lost(&counts).unwrap().unwrap();
+        assert_eq!((lost.lost_records, lost.lost_records_total), (3, 3));
+        assert_eq!(lost.reasons, [LossReason::RingFull, LossReason::Undecodable]);
+        assert_eq!(pipeline.lost(&counts).unwrap(), None, "nothing new");
+        let summary = pipeline.summary(&counts).unwrap();
+        assert_eq!(
+            (summary.closes, summary.delivered, summary.after_limit, summary.filtered),
+            (14, 3, 2, 1)
+        );
+        assert_eq!((summary.lost_records, summary.lost_at_most), (7, 4));
+        assert_eq!(text(&pipeline), "c1 c2 c3 lost3 end ");
+    }
+
+    #[test]
+    fn what_happens_after_the_time_limit_is_not_printed() {
+        let mut pipeline = pipeline(
+            CLOSES,
+            Limits {
+                count: None,
+                until_ns: Some(2),
+            },
+        );
+        (1..=4).for_each(|cookie| pipeline.hold(&record(KIND_CLOSE, cookie)));
+        pipeline.finish().unwrap();
+        assert_eq!(text(&pipeline), "c1 c2 ");
+        assert_eq!(pipeline.summary(&Counts::default()).unwrap().after_limit, 2);
+    }
+
+    #[test]
+    fn updates_are_printed_and_change_no_sum_of_closes() {
+        let mut pipeline = pipeline(ALL, Limits::default());
+        pipeline.hold(&record(KIND_UPDATE, 1));
+        pipeline.hold(&record(KIND_CLOSE, 2));
+        pipeline.finish().unwrap();
+        assert_eq!(text(&pipeline), "u1 c2 ");
+        assert_eq!(pipeline.summary(&Counts::default()).unwrap().delivered, 1);
+    }
+
+    #[test]
+    fn closes_that_nobody_asked_for_are_filtered() {
+        let mut pipeline = pipeline(Events { close: false, ..ALL }, Limits::default());
+        pipeline.hold(&record(KIND_CLOSE, 1));
+        pipeline.finish().unwrap();
+        assert_eq!(pipeline.summary(&Counts::default()).unwrap().filtered, 1);
+    }
+
+    #[test]
+    fn a_walk_under_way_holds_back_what_is_later() {
+        let mut pipeline = pipeline(ALL, Limits::default());
+        let far = crate::track::SETTLE_NS + 100;
+        let (first, last) = (record(KIND_CLOSE, 1), record(KIND_CLOSE, 60));
+        let under_way = Complete {
+            ring_empty_ns: Some(far),
+            walk_began_ns: Some(crate::track::SETTLE_NS + 50),
+        };
+        pipeline.take(&[first, last].concat(), under_way).unwrap();
+        assert_eq!(text(&pipeline), "c1 ");
+        pipeline.hold(&record(KIND_UPDATE, 55));
+        pipeline
+            .take(
+                &[],
+                Complete {
+                    ring_empty_ns: Some(far),
+                    walk_began_ns: None,
+                },
+            )
+            .unwrap();
+        assert_eq!(text(&pipeline), "c1 u55 c60 ");
+    }
+}
