@@ -25,10 +25,7 @@ impl Counts {
 
     /// Reads the line that ends the output of libtest and libtest-mimic; `None` for every other line.
     pub fn from_result_line(line: &str) -> Option<Self> {
-        let (_verdict, numbers) = line
-            .trim_end()
-            .strip_prefix("test result: ")?
-            .split_once(". ")?;
+        let (_verdict, numbers) = line.trim_end().strip_prefix("test result: ")?.split_once(". ")?;
         let mut fields = numbers.split("; ");
         let mut next = |what: &str| fields.next()?.strip_suffix(what)?.trim_end().parse().ok();
         Some(Self {

@@ -6,6 +6,7 @@
 )]
 
 mod counts;
+mod ebpf;
 mod host;
 mod runner;
 mod test;
@@ -26,6 +27,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Build the committed eBPF object, or tell whether it is current
+    Ebpf(ebpf::Args),
     /// Run every test of user space; as root the kernel tests too
     Test(test::Args),
     /// Run the kernel tests on Debian's kernels, in QEMU without KVM
@@ -37,6 +40,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done: Result<ExitCode> = match Cli::parse().task {
+        Task::Ebpf(args) => ebpf::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
         Task::Runner(args) => runner::run(&args),

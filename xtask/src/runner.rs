@@ -50,9 +50,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             let known = name.to_str()?;
             let handed = known == "PATH"
                 || known == "RUST_BACKTRACE"
-                || ["KMESH_TRACE_", "CARGO_"]
-                    .iter()
-                    .any(|p| known.starts_with(p));
+                || ["KMESH_TRACE_", "CARGO_"].iter().any(|p| known.starts_with(p));
             handed.then(|| {
                 let mut pair = name.clone();
                 pair.push("=");
@@ -66,10 +64,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Command::new(program)
     };
     let error = command.args(rest).exec();
-    Err(anyhow!(
-        "cannot run {}: {error}",
-        Path::new(program).display()
-    ))
+    Err(anyhow!("cannot run {}: {error}", Path::new(program).display()))
 }
 
 /// sudo may ask for a password where someone can type it; elsewhere it must need none.

@@ -37,10 +37,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         cargo.args(["--config", &runner::cargo_setting(&this)]);
     }
 
-    let mut child = cargo
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot run cargo test")?;
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
     let output = child.stdout.take().context("cargo test has no output")?;
     let mut counts = Counts::default();
     for line in BufReader::new(output).split(b'\n') {

@@ -91,9 +91,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     });
 
-    let mut verdicts = verdicts
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut verdicts = verdicts.into_inner().unwrap_or_else(PoisonError::into_inner);
     verdicts.sort_by_key(|(index, _)| *index);
     let verdicts = verdicts
         .into_iter()
@@ -149,10 +147,7 @@ fn test_step(args: &[String]) -> Step {
         .chain([TESTS, "--test-threads=1"]);
     Step {
         name: "tests",
-        command: command
-            .map(str::to_owned)
-            .chain(args.iter().cloned())
-            .collect(),
+        command: command.map(str::to_owned).chain(args.iter().cloned()).collect(),
     }
 }
 

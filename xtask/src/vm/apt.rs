@@ -10,10 +10,7 @@ use anyhow::{Context, Result};
 use crate::host;
 
 /// A suite moves from the first to the second when its support ends.
-const MIRRORS: [&str; 2] = [
-    "http://deb.debian.org/debian",
-    "http://archive.debian.org/debian",
-];
+const MIRRORS: [&str; 2] = ["http://deb.debian.org/debian", "http://archive.debian.org/debian"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The index of some suites.
@@ -39,11 +36,10 @@ impl Apt {
         for mirror in MIRRORS {
             apt.use_mirrors(suites, &[mirror])?;
             // Without this mode apt calls an index that it could not fetch a warning.
-            match host::output(apt.tool("apt-get").args([
-                "-o",
-                "APT::Update::Error-Mode=any",
-                "update",
-            ])) {
+            match host::output(
+                apt.tool("apt-get")
+                    .args(["-o", "APT::Update::Error-Mode=any", "update"]),
+            ) {
                 Ok(_) => return Ok(apt),
                 Err(error) => failures.push(format!("{error:#}")),
             }
@@ -86,16 +82,8 @@ impl Apt {
 
     /// Downloads packages into a folder; apt checks them against the signed index.
     pub fn download(&self, packages: &[Package], into: &Path) -> Result<()> {
-        let names = packages
-            .iter()
-            .map(|(name, version)| format!("{name}={version}"));
-        host::output(
-            self.tool("apt-get")
-                .arg("download")
-                .args(names)
-                .current_dir(into),
-        )
-        .map(drop)
+        let names = packages.iter().map(|(name, version)| format!("{name}={version}"));
+        host::output(self.tool("apt-get").arg("download").args(names).current_dir(into)).map(drop)
     }
 
     /// One field of every stanza about a package.
@@ -107,9 +95,7 @@ impl Apt {
 
     fn use_mirrors(&self, suites: &[&str], mirrors: &[&str]) -> Result<()> {
         let line = |mirror: &&str, suite: &str| {
-            format!(
-                "deb [arch=amd64 target=Packages lang=none signed-by={KEYRING}] {mirror} {suite} main\n"
-            )
+            format!("deb [arch=amd64 target=Packages lang=none signed-by={KEYRING}] {mirror} {suite} main\n")
         };
         self.write(
             "sources.list",
@@ -141,12 +127,7 @@ impl Apt {
                 .arg(format!("{setting}={}", self.folder.join(value).display()));
         }
         // Lists of the other mirror stay. The user whom apt downloads as when root calls it may not reach this folder.
-        command.args([
-            "-o",
-            "APT::Get::List-Cleanup=false",
-            "-o",
-            "APT::Sandbox::User=root",
-        ]);
+        command.args(["-o", "APT::Get::List-Cleanup=false", "-o", "APT::Sandbox::User=root"]);
         command.env("LC_ALL", "C");
         command
     }
@@ -174,7 +155,8 @@ mod tests {
 
     #[test]
     fn only_exact_dependencies_are_followed() {
-        let depends = "kmod, linux-base (>= 4.3~), linux-modules-7.3.4+deb13-cloud-amd64 (= 7.3.4-1~bpo13+1), a | b (= 1)";
+        let depends =
+            "kmod, linux-base (>= 4.3~), linux-modules-7.3.4+deb13-cloud-amd64 (= 7.3.4-1~bpo13+1), a | b (= 1)";
         let found: Vec<_> = depends.split(',').filter_map(exact).collect();
         assert_eq!(
             found,

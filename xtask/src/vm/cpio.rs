@@ -26,11 +26,7 @@ impl Archive {
     pub fn file(&mut self, path: &str, executable: bool, content: &[u8]) {
         let path = path.trim_start_matches('/');
         self.parent_of(path);
-        self.entry(
-            path,
-            if executable { 0o100_755 } else { 0o100_644 },
-            content,
-        );
+        self.entry(path, if executable { 0o100_755 } else { 0o100_644 }, content);
     }
 
     /// Adds a symbolic link.
@@ -57,25 +53,10 @@ impl Archive {
         let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
         let name_size = u32::try_from(path.len() + 1).unwrap_or(u32::MAX);
         // inode, mode, uid, gid, links, mtime, size, device (2), special device (2), name size, check sum (unused)
-        let fields = [
-            self.entries,
-            mode,
-            0,
-            0,
-            1,
-            0,
-            size,
-            0,
-            0,
-            0,
-            0,
-            name_size,
-            0,
-        ];
+        let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
-            self.bytes
-                .extend_from_slice(format!("{field:08x}").as_bytes());
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(path.as_bytes());
         self.bytes.push(0);
@@ -102,16 +83,9 @@ mod tests {
         let bytes = archive.finish();
 
         let text = String::from_utf8_lossy(&bytes);
-        let positions: Vec<_> = [
-            "a\0",
-            "a/b\0",
-            "a/b/one\0",
-            "a/b/two\0",
-            "a/c\0",
-            "TRAILER!!!\0",
-        ]
-        .map(|name| text.find(&format!("00000000{name}")))
-        .into();
+        let positions: Vec<_> = ["a\0", "a/b\0", "a/b/one\0", "a/b/two\0", "a/c\0", "TRAILER!!!\0"]
+            .map(|name| text.find(&format!("00000000{name}")))
+            .into();
         assert!(positions.iter().all(Option::is_some), "{positions:?}");
         assert!(positions.is_sorted(), "{positions:?}");
         assert_eq!(text.matches("070701").count(), positions.len());

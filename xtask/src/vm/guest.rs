@@ -93,9 +93,7 @@ pub fn initramfs(kernel: &Kernel, programs: &[(&Path, &str)], steps: &[Step]) ->
         let name = module
             .file_name()
             .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let name = name
-            .split_once(".ko")
-            .map_or(name.as_str(), |(stem, _)| stem);
+        let name = name.split_once(".ko").map_or(name.as_str(), |(stem, _)| stem);
         archive.file(
             &format!("/modules/{position:03}-{name}.ko"),
             false,
@@ -113,11 +111,7 @@ fn job(steps: &[Step]) -> String {
             format!(
                 "run {} {}\n",
                 step.name,
-                step.command
-                    .iter()
-                    .map(quoted)
-                    .collect::<Vec<_>>()
-                    .join(" ")
+                step.command.iter().map(quoted).collect::<Vec<_>>().join(" ")
             )
         })
         .collect()
@@ -134,18 +128,10 @@ fn add_file(archive: &mut Archive, here: &Path, there: &str) -> Result<()> {
 }
 
 /// Adds a program, and notes the libraries and the loader it names.
-fn add_program(
-    archive: &mut Archive,
-    libraries: &mut BTreeSet<PathBuf>,
-    here: &Path,
-    there: &str,
-) -> Result<()> {
+fn add_program(archive: &mut Archive, libraries: &mut BTreeSet<PathBuf>, here: &Path, there: &str) -> Result<()> {
     add_file(archive, here, there)?;
     // ldd fails for a static program, which needs nothing.
-    let listed = Command::new("ldd")
-        .arg(here)
-        .output()
-        .context("cannot run ldd")?;
+    let listed = Command::new("ldd").arg(here).output().context("cannot run ldd")?;
     for line in String::from_utf8_lossy(&listed.stdout).lines() {
         if line.contains("not found") {
             bail!("{} lacks a library: {}", here.display(), line.trim());
@@ -163,12 +149,8 @@ fn add_program(
 /// The files of [`MODULES`] and of what they depend on, relative to the modules' folder, each after its dependencies.
 fn load_order(modules: &Path) -> Result<Vec<PathBuf>> {
     let file = modules.join("modules.dep");
-    let text =
-        fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(order(&text, MODULES)
-        .into_iter()
-        .map(PathBuf::from)
-        .collect())
+    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(order(&text, MODULES).into_iter().map(PathBuf::from).collect())
 }
 
 fn order<'a>(modules_dep: &'a str, wanted: &[&str]) -> Vec<&'a str> {
@@ -215,14 +197,7 @@ mod tests {
     fn a_module_comes_after_what_it_needs_and_once() {
         let dep = "kernel/net/a.ko.xz:\nkernel/net/b-c.ko.xz: kernel/net/a.ko.xz\nkernel/net/d.ko: kernel/net/b-c.ko.xz kernel/net/a.ko.xz\n";
         let all = order(dep, &["d", "absent", "b_c", "a"]);
-        assert_eq!(
-            all,
-            [
-                "kernel/net/a.ko.xz",
-                "kernel/net/b-c.ko.xz",
-                "kernel/net/d.ko"
-            ]
-        );
+        assert_eq!(all, ["kernel/net/a.ko.xz", "kernel/net/b-c.ko.xz", "kernel/net/d.ko"]);
     }
 
     #[test]

@@ -62,8 +62,7 @@ impl Kernel {
     /// Finds a kernel by its short name, or by a path; `modules` goes with a path. Packages are kept under `cache`.
     pub fn find(name: &str, modules: Option<&Path>, cache: &Path) -> Result<Self> {
         if let Some((_, suites)) = DEBIAN.iter().find(|(known, _)| *known == name) {
-            return from_debian(name, suites, cache)
-                .with_context(|| format!("cannot get Debian's kernel {name}"));
+            return from_debian(name, suites, cache).with_context(|| format!("cannot get Debian's kernel {name}"));
         }
         let image = PathBuf::from(name);
         if !image.is_file() {
@@ -74,10 +73,7 @@ impl Kernel {
             );
         }
         let release = release_of(&image)?;
-        let modules = modules.map_or_else(
-            || Path::new("/lib/modules").join(&release),
-            Path::to_path_buf,
-        );
+        let modules = modules.map_or_else(|| Path::new("/lib/modules").join(&release), Path::to_path_buf);
         Ok(Self {
             name: release.clone(),
             release,
@@ -110,8 +106,7 @@ fn from_debian(name: &str, suites: &[&str], cache: &Path) -> Result<Kernel> {
         let unfinished = folder.join("unfinished");
         let _ = fs::remove_dir_all(&unfinished);
         unpack(&debs, &unfinished)?;
-        fs::rename(&unfinished, &root)
-            .with_context(|| format!("cannot rename {}", unfinished.display()))?;
+        fs::rename(&unfinished, &root).with_context(|| format!("cannot rename {}", unfinished.display()))?;
     }
     let modules = only_one(&root.join("lib/modules"), "")?;
     // Newer packages have the image beside its modules.
@@ -141,8 +136,7 @@ fn unpack(debs: &Path, root: &Path) -> Result<()> {
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let listed =
-        fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    let listed = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
     listed.map(|entry| Ok(entry?.path())).collect()
 }
 

@@ -49,16 +49,12 @@ enum Line {
 impl Machine<'_> {
     /// Runs it to its end.
     pub fn run(&self) -> Result<Run> {
-        let mut log = File::create(&self.log)
-            .with_context(|| format!("cannot write {}", self.log.display()))?;
+        let mut log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
         let start = Instant::now();
         let mut qemu = self.start()?;
         let (sender, lines) = mpsc::channel();
         let kernel = qemu.stdout.take().context("the machine has no console")?;
-        let programs = qemu
-            .stderr
-            .take()
-            .context("the machine has no second port")?;
+        let programs = qemu.stderr.take().context("the machine has no second port")?;
         let readers = [
             read(kernel, Line::Kernel, sender.clone()),
             read(programs, Line::Program, sender),
@@ -129,43 +125,23 @@ impl Machine<'_> {
             "-m",
             "1024",
         ]);
-        qemu.args([
-            "-display",
-            "none",
-            "-monitor",
-            "none",
-            "-nic",
-            "none",
-            "-no-reboot",
-        ]);
+        qemu.args(["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]);
         // The kernel's port, then the programs'. QEMU has one standard output, so the second port is its standard error.
         qemu.args(["-serial", "stdio", "-serial", "file:/dev/fd/2"]);
-        qemu.arg("-kernel")
-            .arg(self.image)
-            .arg("-initrd")
-            .arg(self.initramfs);
+        qemu.arg("-kernel").arg(self.image).arg("-initrd").arg(self.initramfs);
         qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
-        qemu.stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         qemu.spawn().context("cannot run qemu-system-x86_64")
     }
 }
 
 /// Reads until the machine closes the port.
-fn read(
-    port: impl Read + Send + 'static,
-    line: fn(String) -> Line,
-    to: Sender<Line>,
-) -> thread::JoinHandle<()> {
+fn read(port: impl Read + Send + 'static, line: fn(String) -> Line, to: Sender<Line>) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         for bytes in BufReader::new(port).split(b'\n') {
             let Ok(bytes) = bytes else { return };
             let text = String::from_utf8_lossy(&bytes);
-            if to
-                .send(line(text.trim_end_matches('\r').to_owned()))
-                .is_err()
-            {
+            if to.send(line(text.trim_end_matches('\r').to_owned())).is_err() {
                 return;
             }
         }
@@ -190,18 +166,12 @@ mod tests {
     #[test]
     fn a_dead_kernel_is_recognised() {
         let cases = [
-            (
-                "[   12.3] Kernel panic - not syncing: Attempted to kill init!",
-                true,
-            ),
+            ("[   12.3] Kernel panic - not syncing: Attempted to kill init!", true),
             (
                 "[   40.1] watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [kernel-1234:80]",
                 true,
             ),
-            (
-                "[   40.1] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:",
-                true,
-            ),
+            ("[   40.1] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", true),
             ("[   40.1] RCU stall", true),
             ("[    0.1] rcu: Hierarchical RCU implementation.", false),
             ("[    1.0] installing", false),

@@ -44,12 +44,8 @@ pub fn of_tests(run: &Run, steps: &[Step]) -> Verdict {
                 step.name,
                 said.lines.last().unwrap_or(&"none")
             )),
-            Some(_) if counts.total() == 0 => {
-                Some(format!("{}: not one test was counted", step.name))
-            }
-            Some(status) if status != 0 && counts.failed == 0 => {
-                Some(format!("{}: status {status}", step.name))
-            }
+            Some(_) if counts.total() == 0 => Some(format!("{}: not one test was counted", step.name)),
+            Some(status) if status != 0 && counts.failed == 0 => Some(format!("{}: status {status}", step.name)),
             Some(_) => None,
         };
         if let Some(problem) = problem {
@@ -131,7 +127,8 @@ mod tests {
     use crate::vm::guest::Step;
     use crate::vm::machine::Run;
 
-    const RESULT: &str = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 9.00s";
+    const RESULT: &str =
+        "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 9.00s";
 
     /// Passed, failed, skipped.
     type Want = (u64, u64, u64);
@@ -206,12 +203,7 @@ mod tests {
         let cases: [(&str, &[&str], Want); 4] = [
             (
                 "refused",
-                &[
-                    "@vm begin x",
-                    "needs a kernel from 5.11 on",
-                    "@vm end x 3",
-                    "@vm done",
-                ],
+                &["@vm begin x", "needs a kernel from 5.11 on", "@vm end x 3", "@vm done"],
                 (1, 0, 0),
             ),
             (
