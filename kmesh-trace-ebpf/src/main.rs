@@ -1,4 +1,81 @@
-//! The eBPF programs.
-#![cfg_attr(target_arch="bpf", no_std, no_main)]
-#[cfg(not(target_arch="bpf"))]
-fn main(){}
+//! The eBPF programs of kmesh-trace: attach points only, one short function each.
+//!
+//! A connection's life is carried by one hook, `inet_sock_set_state`; [`connection`] tells that story. `tcp_destroy_sock`
+//! is the second chance for closes that the kernel skipped the first program for, `tcp_send_reset` settles what a close
+//! alone cannot tell, and the `task_file` iterator seeds the sockets that were open before.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+mod connection;
+#[cfg(target_arch = "bpf")]
+mod filter;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod record;
+#[cfg(target_arch = "bpf")]
+mod sock;
+
+#[cfg(target_arch = "bpf")]
+mod programs {
+    use core::ffi::c_void;
+
+    use aya_ebpf::macros::btf_tracepoint;
+    use aya_ebpf::programs::BtfTracePointContext;
+
+    use crate::connection;
+    use crate::sock::{Sock, TaskFile};
+
+    #[btf_tracepoint(function = "inet_sock_set_state")]
+    fn kmesh_state(ctx: BtfTracePointContext) -> i32 {
+        // SAFETY: the hook's first argument is a `const struct sock *`, never null.
+        let sock = unsafe { Sock::from_argument(ctx.arg::<*const c_void>(0)) };
+        if sock.is_tcp() {
+            connection::changed(sock, ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8);
+        }
+        0
+    }
+
+    #[btf_tracepoint(function = "tcp_destroy_sock")]
+    fn kmesh_destroy(ctx: BtfTracePointContext) -> i32 {
+        // SAFETY: the hook's only argument is a `struct sock *`, never null.
+        connection::destroyed(unsafe { Sock::from_argument(ctx.arg::<*const c_void>(0)) });
+        0
+    }
+
+    #[btf_tracepoint(function = "tcp_send_reset")]
+    fn kmesh_reset(ctx: BtfTracePointContext) -> i32 {
+        let argument = ctx.arg::<*const c_void>(0);
+        if !argument.is_null() {
+            // SAFETY: the hook's first argument is a `const struct sock *`, not null here.
+            connection::reset_sent(unsafe { Sock::from_argument(argument) });
+        }
+        0
+    }
+
+    /// aya has no attribute for iterators: the section's name tells the loader what this is.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "iter/task_file")]
+    fn kmesh_walk(ctx: *mut c_void) -> i32 {
+        // SAFETY: the kernel calls a program of this section with a `struct bpf_iter__task_file *`.
+        let visit = unsafe { TaskFile::from_context(ctx) };
+        if let (Some(task), Some(sock)) = (visit.task(), visit.tcp_sock()) {
+            connection::met(visit, sock, task);
+        }
+        0
+    }
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,3 +1,30 @@
-//! kmesh-trace.
+//! kmesh-trace: what the kernel knows of every TCP connection that ends, as lines.
+//!
+//! ```text
+//! kernel ──ring──▶ source ──bytes──▶ decode ──Event──▶ track ──Record──▶ render ──▶ stdout
+//! (ebpf)          (reader thread)    (pure)            (pure; outcome)   (log, json)
+//!                        └──bounded queue──▶ pipeline (writer thread): the four on the right, and all counts
+//! ```
+//!
+//! [`source::kernel`] loads the eBPF programs and is the only file that knows aya. [`source::reader`] drains their ring in
+//! a thread of its own into a bounded queue. [`pipeline`] takes it from there: [`decode`] makes events of bytes,
+//! [`track`] records of events ([`outcome`] has the rules of how a connection ended), [`render`] lines of records. [`run`]
+//! wires them up. Stages do not know each other; all know [`record`].
 
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod decode;
+pub mod errno;
+pub mod exit;
+pub mod outcome;
+pub mod pipeline;
 pub mod record;
+pub mod render;
+pub mod rfc3339;
+pub mod run;
+pub mod schema;
+pub mod source;
+pub mod track;
+pub mod wire;
+pub mod writer;

@@ -5,6 +5,24 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+/// Spells an enumeration, once for the log, the JSON and its schema. The `match` makes a forgotten variant a compile
+/// error, so `ALL` is complete.
+macro_rules! spelling {
+    ($type:ident { $($variant:ident => $name:literal,)+ }) => {
+        impl $type {
+            /// Every value there is.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// As the log and the JSON spell it.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
 /// Wall-clock time: nanoseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WallTime(pub i64);
@@ -30,7 +48,17 @@ impl fmt::Display for ConnId {
 pub enum Event {
     /// The connection, or the attempt to connect, is over.
     Close,
+    /// It reached ESTABLISHED.
+    Open,
+    /// How it stands, some time in between.
+    Update,
 }
+
+spelling!(Event {
+    Close => "close",
+    Open => "open",
+    Update => "update",
+});
 
 /// Which end the traced socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +69,11 @@ pub enum Direction {
     Outbound,
 }
 
+spelling!(Direction {
+    Inbound => "inbound",
+    Outbound => "outbound",
+});
+
 /// Address family on the wire; an IPv4-mapped socket is IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -49,6 +82,11 @@ pub enum Family {
     /// IPv6.
     Ipv6,
 }
+
+spelling!(Family {
+    Ipv4 => "ipv4",
+    Ipv6 => "ipv6",
+});
 
 /// How a connection ended: `spec/records.md`, section 4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +111,18 @@ pub enum Outcome {
     Unknown,
 }
 
+spelling!(Outcome {
+    Ok => "ok",
+    Refused => "refused",
+    ConnectTimeout => "connect_timeout",
+    ConnectAborted => "connect_aborted",
+    Unreachable => "unreachable",
+    ResetByPeer => "reset_by_peer",
+    ResetByLocal => "reset_by_local",
+    Timeout => "timeout",
+    Unknown => "unknown",
+});
+
 /// Which end closed first, or reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClosedBy {
@@ -81,6 +131,11 @@ pub enum ClosedBy {
     /// The other one.
     Peer,
 }
+
+spelling!(ClosedBy {
+    Local => "local",
+    Peer => "peer",
+});
 
 /// How a process is known to own the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +149,13 @@ pub enum ProcessBy {
     /// It held a descriptor of the socket when all were walked.
     Scan,
 }
+
+spelling!(ProcessBy {
+    Connect => "connect",
+    Close => "close",
+    Listener => "listener",
+    Scan => "scan",
+});
 
 /// The name of a process: at most 15 bytes that the process itself chose, so not necessarily UTF-8, nor harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,22 +203,17 @@ pub enum TcpState {
     Closing,
 }
 
-impl TcpState {
-    /// As the log and the JSON spell it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Established => "ESTABLISHED",
-            Self::SynSent => "SYN_SENT",
-            Self::SynRecv => "SYN_RECV",
-            Self::FinWait1 => "FIN_WAIT1",
-            Self::FinWait2 => "FIN_WAIT2",
-            Self::Close => "CLOSE",
-            Self::CloseWait => "CLOSE_WAIT",
-            Self::LastAck => "LAST_ACK",
-            Self::Closing => "CLOSING",
-        }
-    }
-}
+spelling!(TcpState {
+    Established => "ESTABLISHED",
+    SynSent => "SYN_SENT",
+    SynRecv => "SYN_RECV",
+    FinWait1 => "FIN_WAIT1",
+    FinWait2 => "FIN_WAIT2",
+    Close => "CLOSE",
+    CloseWait => "CLOSE_WAIT",
+    LastAck => "LAST_ACK",
+    Closing => "CLOSING",
+});
 
 /// The socket's counters as the kernel keeps them, raw but for the units that the names tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -264,17 +321,12 @@ pub enum LossReason {
     Undecodable,
 }
 
-impl LossReason {
-    /// As the `reason` of a `lost` line spells it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::RingFull => "ring_full",
-            Self::NoSocketStorage => "no_socket_storage",
-            Self::ProgramSkipped => "program_skipped",
-            Self::Undecodable => "undecodable",
-        }
-    }
-}
+spelling!(LossReason {
+    RingFull => "ring_full",
+    NoSocketStorage => "no_socket_storage",
+    ProgramSkipped => "program_skipped",
+    Undecodable => "undecodable",
+});
 
 /// Records lost since the last such report.
 #[derive(Clone, Debug, PartialEq, Eq)]

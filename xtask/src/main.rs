@@ -1,2 +1,52 @@
-//! x
-fn main(){}
+//! What this repository does to itself: `cargo xtask --help`. A file a task.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a task talks to the person who started it"
+)]
+
+mod counts;
+mod ebpf;
+mod host;
+mod runner;
+mod test;
+mod vm;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// What this repository does to itself.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the committed eBPF object, or tell whether it is current
+    Ebpf(ebpf::Args),
+    /// Run every test of user space; as root the kernel tests too
+    Test(test::Args),
+    /// Run the kernel tests on Debian's kernels, in QEMU without KVM
+    Vm(vm::Args),
+    /// What `cargo xtask test` gives cargo as the runner of test programs
+    #[command(hide = true)]
+    Runner(runner::Args),
+}
+
+fn main() -> ExitCode {
+    let done: Result<ExitCode> = match Cli::parse().task {
+        Task::Ebpf(args) => ebpf::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Vm(args) => vm::run(&args),
+        Task::Runner(args) => runner::run(&args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,192 @@
+//! The maps: the ring that carries records, what is known of each socket, and the counters.
+
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type};
+use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
+use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::macros::btf_map;
+use kmesh_trace_common::{Counters, Owner, Prefilter, Settings, Snapshot, counter};
+
+use crate::sock::Sock;
+
+/// How far a socket's association is. All zero in a socket that has none yet.
+pub mod phase {
+    /// Listening; also what a child starts with, since it begins with a copy of its listener's storage.
+    pub const LISTENER: u8 = 1;
+    /// Connecting, connected or closing.
+    pub const LIVE: u8 = 2;
+    /// Ended, and told.
+    pub const ENDED: u8 = 3;
+}
+
+/// [`Connection::flags`], beside the `FLAG_*` of a record: a walk made this storage.
+pub const SEEDED: u8 = 1 << 7;
+
+/// What is kept on a socket while it lives. It dies with the socket, so it can neither leak nor be another's.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Connection {
+    pub start_ns: u64,
+    pub established_ns: u64,
+    /// The newest buffer on the error queue when the association began: what is there from before is not about it.
+    pub stale_error: u64,
+    pub owner: Owner,
+    pub association: u32,
+    pub phase: u8,
+    pub flags: u8,
+    /// The last state noted; not each is.
+    pub last_state: u8,
+    pub pad: u8,
+    /// The last walk that met it.
+    pub walk: u32,
+    pub pad2: u32,
+}
+
+impl Connection {
+    pub const NEW: Self = Self {
+        start_ns: 0,
+        established_ns: 0,
+        stale_error: 0,
+        owner: Owner { pid: 0, by: 0, pad: [0; 3], comm: [0; 16] },
+        association: 0,
+        phase: 0,
+        flags: 0,
+        last_state: 0,
+        pad: 0,
+        walk: 0,
+        pad2: 0,
+    };
+}
+
+/// aya's own type cannot be given BPF_F_CLONE, nor a socket that comes from a tracepoint.
+#[repr(C)]
+pub struct SocketStorage {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const Connection,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: the pointers only describe the map to the loader; nothing follows them.
+unsafe impl Sync for SocketStorage {}
+
+impl SocketStorage {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    /// What is kept on this socket.
+    #[inline(always)]
+    pub fn get(&self, sock: Sock) -> Option<&mut Connection> {
+        self.look_up(sock, ptr::null(), 0)
+    }
+
+    /// What is kept on this socket, `initial` if nothing was. None when the kernel refuses (`net.core.optmem_max`).
+    #[inline(always)]
+    pub fn get_or_create(&self, sock: Sock, initial: &Connection) -> Option<&mut Connection> {
+        self.look_up(sock, initial, BPF_SK_STORAGE_GET_F_CREATE.into())
+    }
+
+    #[inline(always)]
+    fn look_up(&self, sock: Sock, initial: *const Connection, flags: u64) -> Option<&mut Connection> {
+        let map = ptr::from_ref(self).cast_mut().cast::<c_void>();
+        // SAFETY: the map is a socket storage, the socket a typed pointer that the verifier vouches for, and `initial`
+        // null or a whole value. The kernel returns null or the value, which lives as long as the socket: longer than
+        // this run of the program. The state changes of one socket exclude each other by its lock.
+        unsafe {
+            bpf_sk_storage_get(map, sock.as_ptr(), initial.cast_mut().cast(), flags).cast::<Connection>().as_mut()
+        }
+    }
+}
+
+#[btf_map]
+pub static KMESH_SOCKETS: SocketStorage = SocketStorage::new();
+
+/// The records. User space sets the size.
+#[btf_map]
+pub static KMESH_EVENTS: RingBuf<Snapshot, 4096> = RingBuf::new();
+
+/// Written by user space before attaching.
+#[btf_map]
+pub static KMESH_FILTER: Array<Prefilter, 1> = Array::new();
+
+/// The number of the present walk, from 1. The first only seeds; all others tell what they meet.
+#[btf_map]
+static KMESH_WALK: Array<u32, 1> = Array::new();
+
+/// Where a walk puts together what it tells: too large for the stack.
+#[btf_map]
+static KMESH_SCRATCH: PerCpuArray<Snapshot, 1> = PerCpuArray::new();
+
+/// Written by user space before loading.
+#[unsafe(no_mangle)]
+static SETTINGS: Settings = Settings { opens: 0, checks: 0 };
+
+/// Which checks of the filter there are: `CHECK_*`.
+#[inline(always)]
+pub fn checks() -> u32 {
+    // SAFETY: a read of a static. Volatile, because what the compiler sees there is not what user space wrote.
+    unsafe { ptr::read_volatile(&raw const SETTINGS.checks) }
+}
+
+/// Whether to tell that associations were established.
+#[inline(always)]
+pub fn tells_opens() -> bool {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&raw const SETTINGS.opens) != 0 }
+}
+
+/// The number of the present walk.
+#[inline(always)]
+pub fn walk_number() -> u32 {
+    // SAFETY: a slot of an array that lives as long as the program; written only between walks.
+    KMESH_WALK.get_ptr(0).map_or(0, |walk| unsafe { ptr::read_volatile(walk) })
+}
+
+/// Where this CPU's walk puts together what it tells.
+#[inline(always)]
+pub fn scratch() -> Option<*mut Snapshot> {
+    KMESH_SCRATCH.get_ptr_mut(0)
+}
+
+#[btf_map]
+static KMESH_COUNTS: PerCpuArray<Counters, { counter::SLOTS }> = PerCpuArray::new();
+
+/// How often, on all CPUs, an association began for which no storage could be had.
+#[btf_map]
+static KMESH_MISSED: Array<u64, 1> = Array::new();
+
+/// Counts for one program; see [`counter`].
+#[inline(always)]
+pub fn count(slot: u32, add: impl FnOnce(&mut Counters)) {
+    if let Some(counters) = KMESH_COUNTS.get_ptr_mut(slot) {
+        // SAFETY: this CPU's slot of this program, which cannot run on top of itself.
+        add(unsafe { &mut *counters });
+    }
+}
+
+/// From now on, a socket without storage may be one that the tracer could not keep track of.
+#[inline(always)]
+pub fn note_missed_begin() {
+    if let Some(missed) = KMESH_MISSED.get_ptr_mut(0) {
+        // SAFETY: a slot of an array that lives as long as the program. That it is not 0 is all that is ever asked, so
+        // two CPUs may write it at once.
+        unsafe { ptr::write_volatile(missed, 1) };
+    }
+}
+
+/// Whether an association has begun for which no storage could be had.
+#[inline(always)]
+pub fn missed_a_begin() -> bool {
+    // SAFETY: as above.
+    KMESH_MISSED.get_ptr(0).is_some_and(|missed| unsafe { ptr::read_volatile(missed) } != 0)
+}

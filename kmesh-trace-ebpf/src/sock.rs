@@ -1,0 +1,379 @@
+//! All knowledge of kernel layouts, and the unsafe it takes, behind typed getters.
+//!
+//! Field offsets differ from kernel to kernel. User space finds them in the running kernel's BTF and writes them into
+//! [`OFFSETS`] before loading; the verifier then sees constants, and checks each load against the kernel's types. A wrong
+//! offset is thus refused at load time, or reads a wrong field of the same structure, never anything else.
+
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_seq_write, bpf_skc_to_tcp_sock,
+    bpf_sock_from_file,
+};
+use kmesh_trace_common::{ABSENT, Offsets};
+
+/// Written by user space before loading.
+#[unsafe(no_mangle)]
+static OFFSETS: Offsets = Offsets { ..ZERO };
+
+// SAFETY: Offsets is a structure of plain numbers.
+const ZERO: Offsets = unsafe { core::mem::zeroed() };
+
+/// The offset of a member.
+macro_rules! offset {
+    ($member:ident) => {
+        as_written(&OFFSETS.$member)
+    };
+}
+
+/// Volatile, because what the compiler sees there is not what user space wrote.
+#[inline(always)]
+fn as_written(offset: &'static u32) -> u32 {
+    // SAFETY: a read through a reference.
+    unsafe { ptr::read_volatile(offset) }
+}
+
+/// Getters that load one member at its offset; `$zero` where the kernel has no such member.
+macro_rules! members {
+    ($($member:ident: $type:ty,)*) => {
+        $(
+            #[inline(always)]
+            pub fn $member(self) -> $type {
+                let offset = offset!($member);
+                if offset == ABSENT {
+                    return 0;
+                }
+                // SAFETY: a load within the structure, which the verifier checks.
+                unsafe { load(self.0, offset) }
+            }
+        )*
+    };
+}
+
+#[inline(always)]
+unsafe fn load<T: Copy>(base: *const c_void, offset: u32) -> T {
+    // SAFETY: the caller's promise. Volatile, so that each load stays as wide as its member.
+    unsafe { ptr::read_volatile(base.byte_add(offset as usize).cast::<T>()) }
+}
+
+const IPPROTO_TCP: u16 = 6;
+const AF_INET6: u16 = 10;
+/// `task_struct.flags` of a thread of the kernel.
+const PF_KTHREAD: u32 = 0x0020_0000;
+/// `sk_shutdown` when both ways are shut: what close() sets before it does anything else.
+const SHUTDOWN_MASK: u8 = 3;
+
+/// An address as IPv6, IPv4-mapped for IPv4; two halves in memory order.
+#[derive(Clone, Copy)]
+pub struct Address(pub [u64; 2]);
+
+impl Address {
+    /// The third word of an IPv4-mapped address, in memory order, in a little-endian half.
+    const MAPPED: u64 = 0xffff_0000;
+
+    #[inline(always)]
+    pub fn is_ipv4(self) -> bool {
+        self.0[0] == 0 && self.0[1] as u32 == Self::MAPPED as u32
+    }
+
+    #[inline(always)]
+    pub fn is_unspecified(self) -> bool {
+        self.0[0] == 0 && (self.0[1] == 0 || self.0[1] == Self::MAPPED)
+    }
+}
+
+/// A `struct sock` that the kernel handed to the program.
+#[derive(Clone, Copy)]
+pub struct Sock(*const c_void);
+
+impl Sock {
+    /// # Safety
+    ///
+    /// The pointer is a `struct sock *` argument of the program, not null.
+    #[inline(always)]
+    pub unsafe fn from_argument(sock: *const c_void) -> Self {
+        Self(sock)
+    }
+
+    #[inline(always)]
+    pub fn as_ptr(self) -> *mut c_void {
+        self.0.cast_mut()
+    }
+
+    members! {
+        skc_family: u16,
+        skc_state: u8,
+        skc_flags: u64,
+        skc_num: u16,
+        skc_dport: u16,
+        sk_lock_owned: u32,
+        sk_lock_slock: u32,
+        sk_err: u32,
+        sk_protocol: u16,
+        sk_shutdown: u8,
+        sk_max_ack_backlog: u32,
+    }
+
+    #[inline(always)]
+    pub fn is_tcp(self) -> bool {
+        self.sk_protocol() == IPPROTO_TCP
+    }
+
+    /// The whole `tcp_sock`; none for what is no TCP socket.
+    #[inline(always)]
+    pub fn tcp(self) -> Option<Tcp> {
+        // SAFETY: the socket is a typed pointer.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(self.as_ptr()) }.cast::<c_void>();
+        if tcp.is_null() { None } else { Some(Tcp(tcp)) }
+    }
+
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        // SAFETY: the socket is a typed pointer.
+        unsafe { bpf_get_socket_cookie(self.as_ptr()) }
+    }
+
+    /// Whether close() is running on this socket: it has shut both ways and not yet orphaned it.
+    #[inline(always)]
+    pub fn is_being_closed(self) -> bool {
+        self.sk_shutdown() == SHUTDOWN_MASK && self.skc_flags() as u8 & kmesh_trace_common::SK_DEAD == 0
+    }
+
+    #[inline(always)]
+    pub fn netns(self) -> u32 {
+        // SAFETY: every socket points to its namespace.
+        unsafe {
+            let net: *const c_void = load(self.0, offset!(skc_net));
+            load(net, offset!(net_inum))
+        }
+    }
+
+    /// The id of the socket's cgroup; 0 where the kernel keeps none.
+    #[inline(always)]
+    pub fn cgroup_id(self) -> u64 {
+        if offset!(sk_cgroup) == ABSENT {
+            return 0;
+        }
+        // SAFETY: each pointer is null or valid; a load through null reads 0 in a tracing program.
+        unsafe {
+            let cgroup: *const c_void = load(self.0, offset!(sk_cgroup));
+            if cgroup.is_null() {
+                return 0;
+            }
+            let node: *const c_void = load(cgroup, offset!(cgroup_kn));
+            if node.is_null() { 0 } else { load(node, offset!(kn_id)) }
+        }
+    }
+
+    /// This end's address.
+    #[inline(always)]
+    pub fn local_address(self) -> Address {
+        self.address(offset!(skc_rcv_saddr), offset!(skc_v6_rcv_saddr))
+    }
+
+    /// The peer's address.
+    #[inline(always)]
+    pub fn peer_address(self) -> Address {
+        self.address(offset!(skc_daddr), offset!(skc_v6_daddr))
+    }
+
+    #[inline(always)]
+    fn address(self, v4: u32, v6: u32) -> Address {
+        // SAFETY: as in `members!`.
+        unsafe {
+            if self.skc_family() == AF_INET6 {
+                Address([load(self.0, v6), load(self.0, v6 + 8)])
+            } else {
+                Address([0, Address::MAPPED | u64::from(load::<u32>(self.0, v4)) << 32])
+            }
+        }
+    }
+
+    /// This end's port; 0 while connect() has chosen none.
+    #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        match self.skc_num() {
+            // It is put back before the change to CLOSE; the other copy stays.
+            0 => self.tcp().map_or(0, |tcp| u16::from_be(tcp.inet_sport())),
+            port => port,
+        }
+    }
+
+    /// The peer's port.
+    #[inline(always)]
+    pub fn peer_port(self) -> u16 {
+        u16::from_be(self.skc_dport())
+    }
+
+    /// Whether anything is inside the socket and may be changing its counters.
+    #[inline(always)]
+    pub fn is_locked(self) -> bool {
+        self.sk_lock_owned() != 0 || self.sk_lock_slock() != 0
+    }
+
+    /// The newest buffer on the error queue, as a number; 0 when the queue is empty.
+    #[inline(always)]
+    pub fn newest_error(self) -> u64 {
+        let queue = self.0 as u64 + u64::from(offset!(sk_error_queue));
+        let prev = read_kernel::<u64>(queue + u64::from(offset!(sk_buff_head_prev)));
+        // An empty list's head points to itself.
+        if prev == queue { 0 } else { prev }
+    }
+}
+
+/// What a buffer of the error queue tells: `ee_errno` and `ee_origin`.
+#[inline(always)]
+pub fn error_details(buffer: u64) -> (u32, u8) {
+    (
+        read_kernel(buffer + u64::from(offset!(skb_ee_errno))),
+        read_kernel(buffer + u64::from(offset!(skb_ee_origin))),
+    )
+}
+
+/// Reads kernel memory that no typed pointer leads to; zero where it cannot be read.
+#[inline(always)]
+fn read_kernel<T: Copy + Default>(address: u64) -> T {
+    let mut value = T::default();
+    // SAFETY: the helper writes at most the size of the value, and checks the address. On failure it writes zeros.
+    unsafe { bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const c_void) };
+    value
+}
+
+/// A `struct tcp_sock`.
+#[derive(Clone, Copy)]
+pub struct Tcp(*const c_void);
+
+impl Tcp {
+    members! {
+        inet_sport: u16,
+        icsk_retransmits: u8,
+        bytes_acked: u64,
+        bytes_received: u64,
+        write_seq: u32,
+        snd_una: u32,
+        snd_nxt: u32,
+        rcv_nxt: u32,
+        linger2: i32,
+        srtt_us: u32,
+        rtt_min_us: u32,
+        mss: u32,
+        snd_cwnd: u32,
+        snd_ssthresh: u32,
+        ecn_flags: u8,
+        rate_delivered: u32,
+        rate_interval_us: u32,
+        packets_out: u32,
+        retrans_out: u32,
+        total_retrans: u32,
+        segs_in: u32,
+        data_segs_in: u32,
+        segs_out: u32,
+        data_segs_out: u32,
+        lost: u32,
+        lost_out: u32,
+        sacked_out: u32,
+        dsack_dups: u32,
+        delivered: u32,
+        delivered_ce: u32,
+        fastopen_max_qlen: u32,
+    }
+}
+
+/// A `struct task_struct`.
+#[derive(Clone, Copy)]
+pub struct Task(*const c_void);
+
+impl Task {
+    /// Who is running. Whom that is says something about a socket only inside the program's own system call.
+    #[inline(always)]
+    pub fn current() -> Self {
+        // SAFETY: no arguments; there always is one.
+        Self(unsafe { bpf_get_current_task_btf() }.cast())
+    }
+
+    members! {
+        task_flags: u32,
+        task_tgid: u32,
+    }
+
+    #[inline(always)]
+    pub fn is_kernel_thread(self) -> bool {
+        self.task_flags() & PF_KTHREAD != 0
+    }
+
+    /// The name of the thread-group leader, as two halves in memory order.
+    #[inline(always)]
+    pub fn leader_comm(self) -> [u64; 2] {
+        // SAFETY: every task points to its leader, and `comm` is 16 bytes.
+        unsafe {
+            let leader: *const c_void = load(self.0, offset!(task_group_leader));
+            [load(leader, offset!(task_comm)), load(leader, offset!(task_comm) + 8)]
+        }
+    }
+}
+
+/// `struct bpf_iter__task_file`: one visit of the walk over all descriptors.
+#[derive(Clone, Copy)]
+pub struct TaskFile(*const Visit);
+
+#[repr(C)]
+struct Visit {
+    meta: *const c_void,
+    task: *const c_void,
+    fd: u64,
+    file: *mut c_void,
+}
+
+impl TaskFile {
+    /// # Safety
+    ///
+    /// The pointer is the context of a program of section `iter/task_file`.
+    #[inline(always)]
+    pub unsafe fn from_context(ctx: *mut c_void) -> Self {
+        Self(ctx.cast())
+    }
+
+    /// None at the end of the walk.
+    #[inline(always)]
+    pub fn task(self) -> Option<Task> {
+        // SAFETY: the context's member.
+        let task = unsafe { ptr::read_volatile(&raw const (*self.0).task) };
+        if task.is_null() { None } else { Some(Task(task)) }
+    }
+
+    /// Writes to whoever reads the walk. False when there is no room now: the kernel then calls again for the same
+    /// descriptor.
+    #[inline(always)]
+    pub fn write<T>(self, value: &T) -> bool {
+        // SAFETY: the context's members: a `struct bpf_iter_meta`, whose first is the `struct seq_file`; and a whole value.
+        unsafe {
+            let meta = ptr::read_volatile(&raw const (*self.0).meta);
+            let file: *mut c_void = load(meta, 0);
+            bpf_seq_write(file.cast(), ptr::from_ref(value).cast(), size_of::<T>() as u32) == 0
+        }
+    }
+
+    /// The socket behind the descriptor, if it is a TCP one.
+    #[inline(always)]
+    pub fn tcp_sock(self) -> Option<Sock> {
+        // SAFETY: the context's member.
+        let file = unsafe { ptr::read_volatile(&raw const (*self.0).file) };
+        if file.is_null() {
+            return None;
+        }
+        // SAFETY: the file is a typed pointer.
+        let socket = unsafe { bpf_sock_from_file(file.cast()) }.cast::<c_void>();
+        if socket.is_null() {
+            return None;
+        }
+        // SAFETY: a load within `struct socket`.
+        let sk: *const c_void = unsafe { load(socket, offset!(socket_sk)) };
+        if sk.is_null() {
+            return None;
+        }
+        let sock = Sock(sk);
+        // A raw socket can be of protocol 6 too: only the kernel's own check tells.
+        sock.tcp().map(|_| sock)
+    }
+}

@@ -1,0 +1,318 @@
+//! The command line as it is typed: types for `clap`, nothing else. What it means is [`crate::config`]'s.
+
+use crate::config::{self, BufferSize, Color, EventName, Output};
+use clap::{Parser, Subcommand};
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+const SCREEN: &str = "{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-help}\n";
+
+const EXAMPLES: &str = "\
+Examples: kmesh-trace -o json | jq -r 'select(.outcome != \"ok\") | .process.comm'
+          kmesh-trace -o json --duration 60s > closed.jsonl";
+
+const MORE: &str = "\
+Examples:
+  kmesh-trace
+          Every connection that closes, one access-log line each, until Ctrl-C
+  kmesh-trace -o json --duration 60s > closed.jsonl
+          A minute of them as JSON
+  kmesh-trace -o json | jq -r 'select(.outcome != \"ok\") | .process.comm'
+          Whose connections fail
+  kmesh-trace check
+          Can it run here?
+
+Only data goes to standard output, all else to standard error. The closing
+summary accounts for every connection that ended meanwhile; with -o json it is
+the last line, otherwise it goes to standard error.
+
+Exit status:
+  0  It ran and ended as asked: Ctrl-C, SIGTERM, --duration, --count, or a
+     reader that went away
+  1  It failed while running
+  2  The command line is wrong
+  3  This system cannot trace: privileges, the kernel or its BTF; it says
+     which, and what to do
+
+Signals:
+  SIGINT, SIGTERM  Stop, print what the kernel has already recorded, sum up;
+                   a second one: stop at once
+  SIGUSR1          Sum up so far
+
+Environment:
+  NO_COLOR  When set and not empty, no colour unless --color asks for it
+
+Nothing outlives the program: after any exit the kernel holds nothing of it.";
+
+/// Trace every TCP connection of this node that ends, exactly
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "kmesh-trace",
+    version,
+    long_about = "Trace every TCP connection of this node that ends, or that failed to begin, in all network \
+                  namespaces: who, with whom, how many bytes each way, how long, and how it ended.\n\n\
+                  Needs Linux 5.11 or later with BTF, and root or CAP_BPF and CAP_PERFMON.",
+    help_template = SCREEN,
+    override_usage = "kmesh-trace [OPTIONS | COMMAND]",
+    after_help = EXAMPLES,
+    after_long_help = MORE,
+    args_conflicts_with_subcommands = true,
+    args_override_self = true,
+    disable_help_flag = true,
+    disable_help_subcommand = true,
+    disable_version_flag = true,
+    max_term_width = 100,
+    next_help_heading = "Options"
+)]
+pub struct Cli {
+    /// What to do in place of tracing.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// What to print: log, json or none
+    ///
+    /// log: access-log lines, Kmesh's fields first. json: one object a line, as the schema command describes them.
+    /// none: nothing but the summary on standard error.
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        default_value = "log",
+        hide_possible_values = true
+    )]
+    #[arg(help_heading = "Output")]
+    pub output: Output,
+
+    /// Which events: close, open, update
+    ///
+    /// close: the connection, or the attempt to connect, is over. open: it was established. update: how a connection that
+    /// is open, or an attempt that is not over, stands after each --interval.
+    #[arg(
+        long,
+        value_name = "EVENT",
+        value_delimiter = ',',
+        default_value = "close",
+        hide_possible_values = true,
+        hide_short_help = true,
+        help_heading = "Output"
+    )]
+    pub events: Vec<EventName>,
+
+    /// How often update events are told
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "5s",
+        value_parser = config::interval,
+        hide_short_help = true,
+        help_heading = "Output"
+    )]
+    pub interval: Duration,
+
+    /// Colour: auto, always or never
+    ///
+    /// auto: on a terminal, unless NO_COLOR is set. Colour marks failures in the log and changes no word of it.
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true,
+        help_heading = "Output"
+    )]
+    pub color: Color,
+
+    /// Say less on standard error
+    ///
+    /// Errors, and that records were lost, are said all the same.
+    #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
+    pub quiet: bool,
+
+    /// Say more on standard error
+    #[arg(short, long, help_heading = "Output")]
+    pub verbose: bool,
+
+    /// Stop after this long: 30s, 5m, 1h30m
+    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    pub duration: Option<Duration>,
+
+    /// Stop after N records
+    ///
+    /// What ends after that is not printed, but counted in the summary.
+    #[arg(long, value_name = "N", value_parser = config::count)]
+    pub count: Option<NonZeroU64>,
+
+    /// The kernel's ring buffer, up to 1GiB
+    ///
+    /// Written 65536, 64k, 64Ki or 64KiB: k, M and G are powers of 1000, Ki, Mi and Gi of 1024. The kernel takes powers of two of at least one page: the
+    /// next one is used. Records for which it has no room are lost, and counted.
+    #[arg(long, value_name = "SIZE", default_value = "8MiB")]
+    pub buffer: BufferSize,
+
+    /// Print help (--help tells more)
+    #[arg(short, long, global = true, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+
+    /// Print the version
+    #[arg(short = 'V', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
+}
+
+/// The main job needs none of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Tell whether this system can be traced, and what is missing
+    Check,
+    /// Print the JSON Schema of every line of -o json
+    Schema,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(arguments: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(["kmesh-trace"].into_iter().chain(arguments.split_whitespace()))
+    }
+
+    #[test]
+    fn clap_finds_no_fault() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn short_help_fits_a_screen_and_leaves_room_for_the_prompt() {
+        let help = Cli::command().term_width(80).render_help().to_string();
+        assert!(help.lines().count() < 24, "{help}");
+        assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
+        for part in ["Commands:", "Output:", "Options:", "Examples:"] {
+            assert!(help.contains(part), "{part}: {help}");
+        }
+    }
+
+    #[test]
+    fn both_helps_know_every_flag() {
+        let (short, long) = (Cli::command().render_help(), Cli::command().render_long_help());
+        for (help, is_short) in [(short, true), (long, false)] {
+            for flag in Cli::command().get_arguments() {
+                let name = format!("--{}", flag.get_long().unwrap());
+                let hidden = is_short && flag.is_hide_short_help_set();
+                assert!(hidden || help.to_string().contains(&name), "{name}: {help}");
+                assert!(flag.get_help().is_some(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn subcommands_have_help_of_their_own() {
+        for arguments in ["check -h", "check --help", "schema -h"] {
+            let shown = parse(arguments).unwrap_err();
+            assert_eq!(shown.kind(), ErrorKind::DisplayHelp, "{arguments}: {shown}");
+        }
+    }
+
+    #[test]
+    fn long_help_tells_what_scripts_need() {
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+        assert!(
+            MORE.lines().all(|line| line.chars().count() <= 80),
+            "clap would break these"
+        );
+        for part in ["Exit status:", "SIGUSR1", "NO_COLOR", "CAP_BPF", "powers of 1000"] {
+            assert!(help.contains(part), "{part}: {help}");
+        }
+    }
+
+    #[test]
+    fn what_is_typed_is_understood() {
+        let accepted = [
+            "",
+            "-o log",
+            "-ojson",
+            "--output=none",
+            "-o json -o log",
+            "--color always",
+            "--duration 1h30m",
+            "--count 1",
+            "--buffer 4096",
+            "-q",
+            "-v",
+            "check",
+            "schema",
+        ];
+        for arguments in accepted {
+            assert!(parse(arguments).is_ok(), "{arguments}");
+        }
+        assert_eq!(parse("-o json -o log").unwrap().output, Output::Log);
+        assert_eq!(parse("check").unwrap().command, Some(Command::Check));
+        assert_eq!(parse("schema").unwrap().command, Some(Command::Schema));
+    }
+
+    #[test]
+    fn wrong_arguments_end_with_status_2_and_name_the_flag() {
+        let cases: [(&str, ErrorKind, &[&str]); 17] = [
+            (
+                "-o yaml",
+                ErrorKind::InvalidValue,
+                &["--output", "yaml", "log, json, none"],
+            ),
+            ("-o jsno", ErrorKind::InvalidValue, &["--output", "similar", "json"]),
+            ("-o", ErrorKind::InvalidValue, &["--output"]),
+            (
+                "--color sometimes",
+                ErrorKind::InvalidValue,
+                &["--color", "auto, always, never"],
+            ),
+            ("--count 0", ErrorKind::ValueValidation, &["--count", "1 or more"]),
+            ("--count=-1", ErrorKind::ValueValidation, &["--count", "whole number"]),
+            (
+                "--duration 0s",
+                ErrorKind::ValueValidation,
+                &["--duration", "more than 0s"],
+            ),
+            ("--duration soon", ErrorKind::ValueValidation, &["--duration", "30s"]),
+            ("--buffer 0", ErrorKind::ValueValidation, &["--buffer", "4Ki"]),
+            ("--buffer 2Gi", ErrorKind::ValueValidation, &["--buffer", "1GiB"]),
+            ("--buffer 8Mb", ErrorKind::ValueValidation, &["--buffer", "units"]),
+            ("-q -v", ErrorKind::ArgumentConflict, &["--quiet", "--verbose"]),
+            ("--ouput json", ErrorKind::UnknownArgument, &["--ouput", "--output"]),
+            ("--namespace shop", ErrorKind::UnknownArgument, &["--namespace"]),
+            ("chekc", ErrorKind::InvalidSubcommand, &["chekc", "check"]),
+            ("--count 3 check", ErrorKind::ArgumentConflict, &["--count", "check"]),
+            ("check --count 3", ErrorKind::UnknownArgument, &["--count"]),
+        ];
+        for (arguments, kind, parts) in cases {
+            let error = parse(arguments).unwrap_err();
+            let text = error.to_string();
+            assert_eq!(error.kind(), kind, "{arguments}: {text}");
+            assert_eq!(error.exit_code(), 2, "{arguments}");
+            assert!(error.use_stderr(), "{arguments}");
+            for part in parts {
+                assert!(text.contains(part), "{arguments}: {part}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn help_and_version_are_data_and_no_failure() {
+        for (arguments, kind) in [
+            ("-h", ErrorKind::DisplayHelp),
+            ("--help", ErrorKind::DisplayHelp),
+            ("-V", ErrorKind::DisplayVersion),
+            ("--version", ErrorKind::DisplayVersion),
+        ] {
+            let shown = parse(arguments).unwrap_err();
+            assert_eq!(
+                (shown.kind(), shown.exit_code(), shown.use_stderr()),
+                (kind, 0, false),
+                "{arguments}"
+            );
+        }
+        assert_eq!(
+            parse("-V").unwrap_err().to_string(),
+            format!("kmesh-trace {}\n", env!("CARGO_PKG_VERSION"))
+        );
+    }
+}

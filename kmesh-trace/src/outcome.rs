@@ -1,0 +1,323 @@
+//! How a connection ended, and who ended it: rules over the state before the close, the socket's error and a few flags,
+//! never over timing. The order of the rules is the order of the kernel's own decisions (verified on 6.18 against what
+//! programs at both ends were told).
+
+use kmesh_trace_common::{FLAG_SECOND_CHANCE, SK_DEAD, SK_DONE, Snapshot, state};
+
+use crate::record::{ClosedBy, Outcome};
+
+/// Linux's numbers of the errors that decide.
+mod errno {
+    pub const EPIPE: u32 = 32;
+    pub const ECONNABORTED: u32 = 103;
+    pub const ECONNRESET: u32 = 104;
+    pub const ETIMEDOUT: u32 = 110;
+    pub const ECONNREFUSED: u32 = 111;
+}
+
+/// `SO_EE_ORIGIN_ICMP` and `SO_EE_ORIGIN_ICMP6`: the error queue's entry is an ICMP message.
+const ORIGINS_ICMP: [u8; 2] = [2, 3];
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// The state before CLOSE.
+    pub old_state: u8,
+    /// In one word.
+    pub outcome: Outcome,
+    /// The socket's error: what the program was told, or would have been.
+    pub errno: Option<u32>,
+    /// Which end closed first, or reset.
+    pub closed_by: Option<ClosedBy>,
+}
+
+/// All that this end handed over is acknowledged, its FIN included.
+pub fn all_acknowledged(close: &Snapshot) -> bool {
+    close.snd_una == close.write_seq
+}
+
+/// The state before CLOSE. Where the programs were skipped there it follows from the last state noted: of the changes that
+/// are not noted, a received FIN sets SOCK_DONE, and an acknowledged one moves `snd_una`.
+pub fn old_state(close: &Snapshot) -> u8 {
+    if close.flags & FLAG_SECOND_CHANCE == 0 {
+        return close.old_state;
+    }
+    let peer_closed = close.sk_flags & SK_DONE != 0;
+    match (close.old_state, peer_closed, all_acknowledged(close)) {
+        (state::ESTABLISHED, true, _) => state::CLOSE_WAIT,
+        (state::FIN_WAIT1, _, true) => state::FIN_WAIT2,
+        (state::FIN_WAIT1, true, false) => state::CLOSING,
+        (noted, _, _) => noted,
+    }
+}
+
+/// How it ended. `reset_sent`: this end sent a RST right after the close.
+pub fn ending(close: &Snapshot, reset_sent: bool) -> Ending {
+    let old_state = old_state(close);
+    let icmp = old_state == state::SYN_SENT && close.sk_err == 0 && ORIGINS_ICMP.contains(&close.ee_origin);
+    let error = if icmp { close.ee_errno } else { close.sk_err };
+    let outcome = if old_state == state::SYN_SENT {
+        match error {
+            0 | errno::ECONNABORTED => Outcome::ConnectAborted,
+            errno::ECONNREFUSED => Outcome::Refused,
+            errno::ETIMEDOUT => Outcome::ConnectTimeout,
+            _ => Outcome::Unreachable,
+        }
+    } else {
+        connected_outcome(close, old_state, reset_sent)
+    };
+    Ending {
+        old_state,
+        outcome,
+        errno: (error != 0).then_some(error),
+        closed_by: closed_by(old_state, outcome),
+    }
+}
+
+fn connected_outcome(close: &Snapshot, old_state: u8, reset_sent: bool) -> Outcome {
+    let waits_for_fin = matches!(old_state, state::FIN_WAIT1 | state::FIN_WAIT2);
+    match close.sk_err {
+        0 => clean_or_reset(close, old_state, reset_sent),
+        errno::ECONNABORTED => Outcome::ResetByLocal,
+        errno::ETIMEDOUT => Outcome::Timeout,
+        // Data met this end after its close: the kernel reports ECONNRESET as if it had received the RST that it sent.
+        errno::ECONNRESET if waits_for_fin && reset_sent => Outcome::ResetByLocal,
+        errno::ECONNRESET | errno::EPIPE => Outcome::ResetByPeer,
+        _ => Outcome::Unreachable,
+    }
+}
+
+fn clean_or_reset(close: &Snapshot, old_state: u8, reset_sent: bool) -> Outcome {
+    let (dead, done) = (close.sk_flags & SK_DEAD != 0, close.sk_flags & SK_DONE != 0);
+    match old_state {
+        // None of these closes without an error but by this end's RST. (In SYN_RECV: Fast Open.)
+        state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT | state::FIN_WAIT1 => Outcome::ResetByLocal,
+        state::FIN_WAIT2 if done => Outcome::Ok,
+        state::FIN_WAIT2 if !dead || close.linger2 < 0 || reset_sent => Outcome::ResetByLocal,
+        state::FIN_WAIT2 => Outcome::Ok,
+        state::CLOSING | state::LAST_ACK if all_acknowledged(close) => Outcome::Ok,
+        state::CLOSING | state::LAST_ACK => Outcome::ResetByLocal,
+        _ => Outcome::Unknown,
+    }
+}
+
+fn closed_by(old_state: u8, outcome: Outcome) -> Option<ClosedBy> {
+    match old_state {
+        state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING => Some(ClosedBy::Local),
+        state::CLOSE_WAIT | state::LAST_ACK => Some(ClosedBy::Peer),
+        _ => match outcome {
+            Outcome::Refused | Outcome::ResetByPeer => Some(ClosedBy::Peer),
+            Outcome::ConnectAborted | Outcome::ResetByLocal => Some(ClosedBy::Local),
+            Outcome::Ok | Outcome::ConnectTimeout | Outcome::Unreachable | Outcome::Timeout | Outcome::Unknown => None,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable;
+    use kmesh_trace_common::state::*;
+
+    use super::errno::*;
+    use super::*;
+    use crate::record::Outcome::*;
+
+    const EHOSTUNREACH: u32 = 113;
+    const LOCAL: Option<ClosedBy> = Some(ClosedBy::Local);
+    const PEER: Option<ClosedBy> = Some(ClosedBy::Peer);
+
+    #[derive(Clone, Copy)]
+    struct Case {
+        name: &'static str,
+        old_state: u8,
+        sk_err: u32,
+        sk_flags: u8,
+        outcome: Outcome,
+        closed_by: Option<ClosedBy>,
+    }
+
+    fn case(
+        name: &'static str,
+        old_state: u8,
+        sk_err: u32,
+        sk_flags: u8,
+        outcome: Outcome,
+        by: Option<ClosedBy>,
+    ) -> Case {
+        Case {
+            name,
+            old_state,
+            sk_err,
+            sk_flags,
+            outcome,
+            closed_by: by,
+        }
+    }
+
+    fn close(case: Case) -> Snapshot {
+        Snapshot {
+            old_state: case.old_state,
+            sk_err: case.sk_err,
+            sk_flags: case.sk_flags,
+            ..Snapshot::zeroed()
+        }
+    }
+
+    #[test]
+    fn each_rule() {
+        let both = SK_DEAD | SK_DONE;
+        let cases = [
+            case("SYN answered by RST", SYN_SENT, ECONNREFUSED, 0, Refused, PEER),
+            case("nothing answered the SYN", SYN_SENT, ETIMEDOUT, 0, ConnectTimeout, None),
+            case("attempt killed", SYN_SENT, ECONNABORTED, 0, ConnectAborted, LOCAL),
+            case("ICMP while connecting", SYN_SENT, EHOSTUNREACH, 0, Unreachable, None),
+            case("program gave up", SYN_SENT, 0, 0, ConnectAborted, LOCAL),
+            case("killed", ESTABLISHED, ECONNABORTED, 0, ResetByLocal, LOCAL),
+            case(
+                "killed after the peer's FIN",
+                CLOSE_WAIT,
+                ECONNABORTED,
+                SK_DONE,
+                ResetByLocal,
+                PEER,
+            ),
+            case("retransmissions ran out", ESTABLISHED, ETIMEDOUT, 0, Timeout, None),
+            case(
+                "retransmissions of the FIN ran out",
+                FIN_WAIT1,
+                ETIMEDOUT,
+                SK_DEAD,
+                Timeout,
+                LOCAL,
+            ),
+            case(
+                "retransmission gave up for ICMP",
+                ESTABLISHED,
+                EHOSTUNREACH,
+                0,
+                Unreachable,
+                None,
+            ),
+            case("RST received", ESTABLISHED, ECONNRESET, 0, ResetByPeer, PEER),
+            case(
+                "RST after the peer's FIN",
+                CLOSE_WAIT,
+                EPIPE,
+                SK_DONE,
+                ResetByPeer,
+                PEER,
+            ),
+            case("RST for the FIN", FIN_WAIT1, ECONNRESET, SK_DEAD, ResetByPeer, LOCAL),
+            case("RST while closing", LAST_ACK, ECONNRESET, both, ResetByPeer, PEER),
+            case("linger 0 or unread data", ESTABLISHED, 0, 0, ResetByLocal, LOCAL),
+            case(
+                "linger 0 after the peer's FIN",
+                CLOSE_WAIT,
+                0,
+                SK_DONE,
+                ResetByLocal,
+                PEER,
+            ),
+            case("linger 0 after shutdown", FIN_WAIT1, 0, 0, ResetByLocal, LOCAL),
+            case("Fast Open child closed", SYN_RECV, 0, 0, ResetByLocal, LOCAL),
+            case("closed first, peer followed", FIN_WAIT2, 0, SK_DONE, Ok, LOCAL),
+            case("closed first, orphaned", FIN_WAIT2, 0, SK_DEAD, Ok, LOCAL),
+            case("unread data after shutdown", FIN_WAIT2, 0, 0, ResetByLocal, LOCAL),
+            case("peer closed first", LAST_ACK, 0, both, Ok, PEER),
+            case("both at once", CLOSING, 0, both, Ok, LOCAL),
+            case("no such change", SYN_RECV + 9, 0, 0, Unknown, None),
+        ];
+        for case in cases {
+            let ending = ending(&close(case), false);
+            assert_eq!(
+                (ending.outcome, ending.closed_by),
+                (case.outcome, case.closed_by),
+                "{}",
+                case.name
+            );
+            assert_eq!(ending.errno, (case.sk_err != 0).then_some(case.sk_err), "{}", case.name);
+        }
+    }
+
+    #[test]
+    fn a_reset_sent_settles_what_looks_like_another_end() {
+        let orphan = Snapshot {
+            old_state: FIN_WAIT2,
+            sk_flags: SK_DEAD,
+            ..Snapshot::zeroed()
+        };
+        assert_eq!(ending(&orphan, true).outcome, ResetByLocal);
+        let data_met_fin = Snapshot {
+            sk_err: ECONNRESET,
+            ..orphan
+        };
+        assert_eq!(ending(&data_met_fin, true).outcome, ResetByLocal);
+        assert_eq!(ending(&data_met_fin, true).errno, Some(ECONNRESET));
+        assert_eq!(ending(&data_met_fin, false).outcome, ResetByPeer);
+        let no_wait = Snapshot { linger2: -1, ..orphan };
+        assert_eq!(ending(&no_wait, false).outcome, ResetByLocal);
+    }
+
+    #[test]
+    fn an_unacknowledged_fin_is_no_clean_end() {
+        for old_state in [LAST_ACK, CLOSING] {
+            let close = Snapshot {
+                old_state,
+                write_seq: 10,
+                snd_una: 9,
+                ..Snapshot::zeroed()
+            };
+            assert_eq!(ending(&close, false).outcome, ResetByLocal);
+        }
+    }
+
+    #[test]
+    fn icmp_that_only_the_error_queue_knows() {
+        let connecting = Snapshot {
+            old_state: SYN_SENT,
+            ..Snapshot::zeroed()
+        };
+        let cases = [
+            (2, ECONNREFUSED, Refused, Some(ECONNREFUSED)),
+            (3, EHOSTUNREACH, Unreachable, Some(EHOSTUNREACH)),
+            // A timestamp, or an error of the program's own making.
+            (4, ECONNREFUSED, ConnectAborted, None),
+            (1, ECONNREFUSED, ConnectAborted, None),
+        ];
+        for (ee_origin, ee_errno, outcome, errno) in cases {
+            let ending = ending(
+                &Snapshot {
+                    ee_origin,
+                    ee_errno,
+                    ..connecting
+                },
+                false,
+            );
+            assert_eq!((ending.outcome, ending.errno), (outcome, errno), "origin {ee_origin}");
+        }
+    }
+
+    #[test]
+    fn a_second_chance_tells_the_state_that_was_not_noted() {
+        let cases = [
+            ("peer closed, this end killed", ESTABLISHED, SK_DONE, 0, CLOSE_WAIT),
+            ("still open", ESTABLISHED, 0, 0, ESTABLISHED),
+            ("FIN acknowledged", FIN_WAIT1, SK_DEAD, 0, FIN_WAIT2),
+            ("FIN not acknowledged", FIN_WAIT1, SK_DEAD, 1, FIN_WAIT1),
+            ("both at once", FIN_WAIT1, SK_DONE, 1, CLOSING),
+            ("last", LAST_ACK, SK_DONE, 0, LAST_ACK),
+            ("connecting", SYN_SENT, 0, 1, SYN_SENT),
+        ];
+        for (name, noted, sk_flags, unacknowledged, expected) in cases {
+            let close = Snapshot {
+                flags: FLAG_SECOND_CHANCE,
+                old_state: noted,
+                sk_flags,
+                write_seq: 100,
+                snd_una: 100 - unacknowledged,
+                ..Snapshot::zeroed()
+            };
+            assert_eq!(old_state(&close), expected, "{name}");
+        }
+    }
+}

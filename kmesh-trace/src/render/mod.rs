@@ -1,0 +1,60 @@
+//! Records as text.
+//!
+//! A renderer is told what there is and where to write it; it knows no clock, looks nothing up, and hands on each line
+//! with a single write. Its scratch memory is its own, so that in the steady state a record allocates nothing.
+
+#[cfg(test)]
+mod allocations;
+mod json;
+mod log;
+pub mod sanitize;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod words;
+
+pub use json::Json;
+pub use log::Log;
+
+use crate::config::Output;
+use crate::record::{Lost, Record, RunInfo, Summary};
+use std::io::{self, Write};
+
+/// A format of standard output. Errors are those of `out`.
+pub trait Render {
+    /// Writes one record.
+    fn record(&mut self, record: &Record, out: &mut dyn Write) -> io::Result<()>;
+
+    /// Writes that records were lost, if the format has lines for it. If not ([`Output::has_reports`]), it is for the
+    /// caller to say so on standard error, in [`words`].
+    fn lost(&mut self, lost: &Lost, out: &mut dyn Write) -> io::Result<()>;
+
+    /// Writes the closing sums; as with [`Render::lost`].
+    fn summary(&mut self, summary: &Summary, out: &mut dyn Write) -> io::Result<()>;
+}
+
+/// `-o none`: no data at all.
+#[derive(Clone, Copy, Debug)]
+pub struct Nothing;
+
+impl Render for Nothing {
+    fn record(&mut self, _: &Record, _: &mut dyn Write) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn lost(&mut self, _: &Lost, _: &mut dyn Write) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn summary(&mut self, _: &Summary, _: &mut dyn Write) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The renderer of `output`. `color` is for formats that have some.
+pub fn renderer(output: Output, color: bool, info: &RunInfo) -> Box<dyn Render + Send> {
+    match output {
+        Output::Log => Box::new(Log::new(color)),
+        Output::Json => Box::new(Json::new(info)),
+        Output::None => Box::new(Nothing),
+    }
+}

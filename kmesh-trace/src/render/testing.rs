@@ -1,0 +1,314 @@
+//! Records for the tests of all renderers.
+
+use crate::record::{
+    ClosedBy, Comm, ConnId, Direction, Event, Family, LossReason, Lost, Outcome, Process, ProcessBy, Record, RunInfo,
+    Summary, Tcp, TcpState, WallTime,
+};
+
+/// 2024-09-14T08:19:26.552709932Z, the time of the contract's example.
+pub(crate) const TIME: WallTime = WallTime(1_726_301_966_552_709_932);
+
+/// The connection of the contract's examples.
+pub(crate) fn example() -> Record {
+    Record {
+        id: ConnId {
+            cookie: 0x005f_2c81,
+            association: 1,
+        },
+        event: Event::Close,
+        time: TIME,
+        start: Some(WallTime(TIME.0 - 2_733_902)),
+        duration_ns: Some(2_733_902),
+        connect_ns: None,
+        preexisting: false,
+        observed_ns: 2_733_902,
+        direction: Direction::Inbound,
+        family: Family::Ipv4,
+        src: "10.244.0.17:51842".parse().unwrap(),
+        dst: "10.244.0.13:9080".parse().unwrap(),
+        process: Some(Process {
+            pid: 4711,
+            comm: comm(b"python3"),
+            by: ProcessBy::Close,
+        }),
+        netns: 4_026_532_291,
+        cgroup_id: Some(8123),
+        sent_bytes: 5,
+        received_bytes: 292,
+        undelivered_bytes: 0,
+        established: true,
+        outcome: Some(Outcome::Ok),
+        errno: None,
+        closed_by: Some(ClosedBy::Peer),
+        tcp: Tcp {
+            state: TcpState::Close,
+            old_state: Some(TcpState::LastAck),
+            srtt_us: Some(120),
+            rtt_min_us: Some(98),
+            mss: 1448,
+            snd_cwnd: 10,
+            snd_ssthresh: 2_147_483_647,
+            rcv_nxt: 0,
+            snd_nxt: 0,
+            snd_una: 0,
+            ecn_flags: 0,
+            rate_delivered: 0,
+            rate_interval_us: 0,
+            packets_out: 0,
+            retrans_out: 0,
+            total_retrans: 0,
+            segs_in: 6,
+            data_segs_in: 1,
+            segs_out: 5,
+            data_segs_out: 1,
+            lost: 0,
+            lost_out: 0,
+            sacked_out: 0,
+            bytes_received: 293,
+            bytes_acked: 6,
+            dsack_dups: 0,
+            delivered: 2,
+            delivered_ce: 0,
+            icsk_retransmits: 0,
+        },
+    }
+}
+
+/// An attempt that was refused, of a process that nobody knows.
+pub(crate) fn refused() -> Record {
+    let example = example();
+    Record {
+        id: ConnId {
+            cookie: 0x1000,
+            association: 2,
+        },
+        direction: Direction::Outbound,
+        family: Family::Ipv6,
+        src: "[fd00::1]:40000".parse().unwrap(),
+        dst: "[2001:db8::2]:443".parse().unwrap(),
+        process: None,
+        cgroup_id: None,
+        sent_bytes: 0,
+        received_bytes: 0,
+        established: false,
+        outcome: Some(Outcome::Refused),
+        errno: Some(111),
+        closed_by: Some(ClosedBy::Peer),
+        tcp: Tcp {
+            old_state: Some(TcpState::SynSent),
+            srtt_us: None,
+            rtt_min_us: None,
+            ..example.tcp
+        },
+        ..example
+    }
+}
+
+/// One that was there before the tracer, with every fact missing that can be.
+pub(crate) fn preexisting() -> Record {
+    let example = example();
+    Record {
+        start: None,
+        duration_ns: None,
+        preexisting: true,
+        observed_ns: 5_000_000_000,
+        process: None,
+        cgroup_id: None,
+        outcome: Some(Outcome::Timeout),
+        errno: Some(110),
+        closed_by: None,
+        tcp: Tcp {
+            old_state: None,
+            srtt_us: None,
+            rtt_min_us: None,
+            ..example.tcp
+        },
+        ..example
+    }
+}
+
+/// A record with every number at its largest, and a connect time.
+pub(crate) fn largest() -> Record {
+    const MAX: u32 = u32::MAX;
+    Record {
+        id: ConnId {
+            cookie: u64::MAX,
+            association: MAX,
+        },
+        time: WallTime(i64::MAX),
+        start: Some(WallTime(i64::MIN)),
+        duration_ns: Some(u64::MAX),
+        connect_ns: Some(u64::MAX),
+        observed_ns: u64::MAX,
+        direction: Direction::Outbound,
+        src: "255.255.255.255:65535".parse().unwrap(),
+        dst: "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:15008".parse().unwrap(),
+        process: Some(Process {
+            pid: MAX,
+            comm: Comm([b'z'; 16]),
+            by: ProcessBy::Scan,
+        }),
+        netns: MAX,
+        cgroup_id: Some(u64::MAX),
+        sent_bytes: u64::MAX,
+        received_bytes: u64::MAX,
+        undelivered_bytes: u64::MAX,
+        outcome: Some(Outcome::Unknown),
+        errno: Some(MAX),
+        tcp: Tcp {
+            state: TcpState::Closing,
+            old_state: Some(TcpState::SynRecv),
+            srtt_us: Some(MAX),
+            rtt_min_us: Some(MAX),
+            mss: MAX,
+            snd_cwnd: MAX,
+            snd_ssthresh: MAX,
+            rcv_nxt: MAX,
+            snd_nxt: MAX,
+            snd_una: MAX,
+            ecn_flags: u8::MAX,
+            rate_delivered: MAX,
+            rate_interval_us: MAX,
+            packets_out: MAX,
+            retrans_out: MAX,
+            total_retrans: MAX,
+            segs_in: MAX,
+            data_segs_in: MAX,
+            segs_out: MAX,
+            data_segs_out: MAX,
+            lost: MAX,
+            lost_out: MAX,
+            sacked_out: MAX,
+            bytes_received: u64::MAX,
+            bytes_acked: u64::MAX,
+            dsack_dups: MAX,
+            delivered: MAX,
+            delivered_ce: MAX,
+            icsk_retransmits: u8::MAX,
+        },
+        ..example()
+    }
+}
+
+/// The records above.
+pub(crate) fn all() -> Vec<Record> {
+    vec![example(), refused(), preexisting(), largest()]
+}
+
+pub(crate) fn lost() -> Lost {
+    Lost {
+        time: TIME,
+        lost_records: 12,
+        lost_records_total: 40,
+        reasons: vec![LossReason::RingFull, LossReason::ProgramSkipped],
+    }
+}
+
+pub(crate) fn summary() -> Summary {
+    Summary {
+        time: TIME,
+        closes: 100,
+        delivered: 80,
+        filtered: 7,
+        lost_records: 12,
+        lost_at_most: 2,
+        reasons: vec![LossReason::RingFull, LossReason::ProgramSkipped],
+        after_limit: 1,
+        unresolved: 3,
+        open: 9,
+        elapsed_ns: 12_345_678_901,
+    }
+}
+
+/// What a run without a mishap ends with.
+pub(crate) fn clean_summary() -> Summary {
+    Summary {
+        delivered: 100,
+        filtered: 0,
+        closes: 100,
+        lost_records: 0,
+        lost_at_most: 0,
+        reasons: Vec::new(),
+        after_limit: 0,
+        unresolved: 0,
+        ..summary()
+    }
+}
+
+pub(crate) fn info() -> RunInfo {
+    RunInfo {
+        node: "worker-1".to_owned(),
+        kernel: "6.18.0".to_owned(),
+        version: "0.1.0".to_owned(),
+    }
+}
+
+/// A name that the kernel would keep of `bytes`: the first fifteen.
+pub(crate) fn comm(bytes: &[u8]) -> Comm {
+    let mut comm = [0; 16];
+    let kept = bytes.len().min(15);
+    comm[..kept].copy_from_slice(&bytes[..kept]);
+    Comm(comm)
+}
+
+/// The example, of a process of that name.
+pub(crate) fn named(bytes: &[u8]) -> Record {
+    Record {
+        process: Some(Process {
+            pid: 4711,
+            comm: comm(bytes),
+            by: ProcessBy::Close,
+        }),
+        ..example()
+    }
+}
+
+/// Names at random, from a fixed seed: any bytes, and those that mean something to a log, to JSON or to a terminal much
+/// more often than their share.
+pub(crate) fn hostile_names() -> impl Iterator<Item = Vec<u8>> {
+    const PIECES: [&[u8]; 16] = [
+        b"\n",
+        b"\x1b[31m",
+        b"\"",
+        b"\\",
+        b", ",
+        b"=",
+        b"/",
+        b"\r",
+        b"\x7f",
+        b"\xc2\x9b",
+        b"\xe2\x80\xae",
+        b"\xd8\x9c",
+        b"\xe2\x81\xa6",
+        b"\xf0\x9f\xa6\x80",
+        b" ",
+        b"errno=-",
+    ];
+    // SplitMix64.
+    let mut state = 0x6b6d_6573_6874_7263_u64;
+    let mut next = move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    };
+    std::iter::repeat_with(move || {
+        let mut name = Vec::new();
+        while name.len() < 15 {
+            let [piece, byte, kind, ..] = next().to_le_bytes();
+            match kind % 4 {
+                0 => name.extend_from_slice(PIECES[usize::from(piece) % PIECES.len()]),
+                1 => name.push(b'a' + byte % 26),
+                _ => name.push(byte.max(1)),
+            }
+        }
+        name.truncate(15);
+        name
+    })
+    .take(20_000)
+}
+
+/// Whether output as a whole is harmless but for its line ends.
+pub(crate) fn is_harmless(text: &str) -> bool {
+    !text.trim_end_matches('\n').contains(super::sanitize::is_harmful)
+}

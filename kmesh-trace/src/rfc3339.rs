@@ -1,0 +1,96 @@
+//! Times as text: RFC 3339, UTC, nine decimals.
+
+use crate::record::WallTime;
+use chrono::{DateTime, Datelike, Timelike};
+
+const LENGTH: usize = "2026-01-02T03:04:05.123456789Z".len();
+
+/// A time written out, on the stack. Years have four digits: the 64 bits of a [`WallTime`] reach from 1677 to 2262.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rfc3339([u8; LENGTH]);
+
+impl Rfc3339 {
+    /// Writes `time` out.
+    pub fn new(time: WallTime) -> Self {
+        let time = DateTime::from_timestamp_nanos(time.0);
+        let mut text = *b"0000-00-00T00:00:00.000000000Z";
+        digits(&mut text[0..4], time.year().unsigned_abs());
+        digits(&mut text[5..7], time.month());
+        digits(&mut text[8..10], time.day());
+        digits(&mut text[11..13], time.hour());
+        digits(&mut text[14..16], time.minute());
+        digits(&mut text[17..19], time.second());
+        digits(&mut text[20..29], time.nanosecond());
+        Self(text)
+    }
+
+    /// `2026-01-02T03:04:05.123456789Z`.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("made of ASCII alone")
+    }
+
+    /// `2026-01-02`.
+    pub fn date(&self) -> &str {
+        &self.as_str()[..10]
+    }
+
+    /// `03:04:05.123456789`.
+    pub fn time_of_day(&self) -> &str {
+        &self.as_str()[11..29]
+    }
+}
+
+/// Fills `field` with the decimal digits of `number`, zeros in front.
+fn digits(field: &mut [u8], mut number: u32) {
+    for digit in field.iter_mut().rev() {
+        // Less than ten, so the narrowing keeps all of it.
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_utc_with_nine_decimals() {
+        // Seconds as `date -u -d … +%s` gives them.
+        let cases = [
+            ("the epoch", 0, "1970-01-01T00:00:00.000000000Z"),
+            ("one nanosecond", 1, "1970-01-01T00:00:00.000000001Z"),
+            ("before the epoch", -1, "1969-12-31T23:59:59.999999999Z"),
+            (
+                "the contract's example",
+                1_726_301_966_552_709_932,
+                "2024-09-14T08:19:26.552709932Z",
+            ),
+            (
+                "a leap day",
+                1_709_164_800_000_000_000,
+                "2024-02-29T00:00:00.000000000Z",
+            ),
+            (
+                "the last of a year",
+                1_767_225_599_999_999_999,
+                "2025-12-31T23:59:59.999999999Z",
+            ),
+            (
+                "a century that leaps not",
+                4_107_542_400_000_000_000,
+                "2100-03-01T00:00:00.000000000Z",
+            ),
+            ("the least", i64::MIN, "1677-09-21T00:12:43.145224192Z"),
+            ("the greatest", i64::MAX, "2262-04-11T23:47:16.854775807Z"),
+        ];
+        for (name, nanos, text) in cases {
+            assert_eq!(Rfc3339::new(WallTime(nanos)).as_str(), text, "{name}");
+        }
+    }
+
+    #[test]
+    fn parts_are_cut_where_the_log_needs_them() {
+        let time = Rfc3339::new(WallTime(1_726_301_966_552_709_932));
+        assert_eq!((time.date(), time.time_of_day()), ("2024-09-14", "08:19:26.552709932"));
+    }
+}

@@ -1,0 +1,200 @@
+//! The run: wiring only. Each thread has one thing to wait for: the reader for the kernel, the writer for standard
+//! output, the walker for the next interval, and this one for signals and the end of `--duration`.
+
+use std::future::pending;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::exit;
+use std::sync::Arc;
+use std::sync::mpsc::{channel, sync_channel};
+use std::thread;
+
+use anyhow::{Context, Result};
+use bytemuck::Zeroable;
+use kmesh_trace_common::Prefilter;
+use rustix::system::uname;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use crate::clock::Clock;
+use crate::config::{Config, Output, Verbosity};
+use crate::exit::Exit;
+use crate::pipeline::{Limits, Pipeline};
+use crate::record::RunInfo;
+use crate::render::renderer;
+use crate::source::kernel::{Kernel, Options, StartError, Types, Walker, start};
+use crate::source::reader::{Control, QUEUE, Queue, Reader};
+use crate::source::{measure_difference, monotonic_ns, preflight, walker};
+use crate::track::SETTLE_NS;
+use crate::writer::{Writer, say};
+
+/// Traces until told to stop.
+pub fn run(config: &Config) -> Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?;
+    // Before there is anything to be interrupted.
+    let signals = {
+        let _context = runtime.enter();
+        Signals::new().context("cannot listen for signals")?
+    };
+    let started_ns = monotonic_ns();
+    let (kernel, walker) = match start_kernel(config) {
+        Ok(started) => started,
+        Err(error) => {
+            say(&preflight::explain(&error));
+            return Ok(Exit::CannotTrace);
+        }
+    };
+    let began_ns = kernel.began_ns;
+    let info = RunInfo {
+        node: uname().nodename().to_string_lossy().into_owned(),
+        kernel: uname().release().to_string_lossy().into_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    if config.verbosity > Verbosity::Quiet {
+        say(&format!(
+            "tracing every TCP connection of {} that closes; Ctrl-C ends it",
+            info.node
+        ));
+    }
+    if config.verbosity == Verbosity::Verbose {
+        let ready = (monotonic_ns() - started_ns) / 1_000_000;
+        say(&format!(
+            "kernel {}, ring of {} KiB, ready in {ready} ms",
+            info.kernel,
+            config.ring_bytes >> 10
+        ));
+    }
+
+    let control = Arc::new(Control::new().context("cannot make an event descriptor")?);
+    let (messages, queue) = sync_channel(QUEUE);
+    let (spare, spares) = channel();
+    if config.events.update {
+        let (interval, control, messages) = (config.interval, Arc::clone(&control), messages.clone());
+        thread::Builder::new()
+            .name("walker".to_owned())
+            .spawn(move || walker::run(walker, interval, &control, &messages))
+            .context("cannot start a thread")?;
+    }
+    let watched = if config.output == Output::None {
+        None
+    } else {
+        Some(standard_output()?)
+    };
+    let reader = Reader::new(
+        kernel,
+        Arc::clone(&control),
+        Queue {
+            messages,
+            spare: spares,
+        },
+        watched,
+    );
+    thread::Builder::new()
+        .name("reader".to_owned())
+        .spawn(move || reader.run(SETTLE_NS))
+        .context("cannot start a thread")?;
+
+    let limits = Limits {
+        count: config.count,
+        until_ns: config
+            .duration
+            .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64)),
+    };
+    let render = renderer(config.output, config.color, &info);
+    let pipeline = Pipeline::new(
+        began_ns,
+        Clock::new(measure_difference()),
+        config.events,
+        limits,
+        render,
+        io::stdout(),
+    );
+    let writer = Writer {
+        pipeline,
+        info,
+        config: config.clone(),
+        control: Arc::clone(&control),
+        spare,
+    };
+    let (ended, end) = oneshot::channel();
+    thread::Builder::new()
+        .name("writer".to_owned())
+        // The receiver is dropped only when the process is about to end.
+        .spawn(move || _ = ended.send(writer.write(&queue)))
+        .context("cannot start a thread")?;
+    runtime.block_on(wait(config, &control, signals, end))
+}
+
+fn start_kernel(config: &Config) -> Result<(Kernel, Walker), StartError> {
+    let options = Options {
+        ring_bytes: config.ring_bytes,
+        opens: config.events.open,
+        checks: 0,
+        prefilter: Box::new(Prefilter::zeroed()),
+    };
+    start(&Types::read()?, &options)
+}
+
+fn standard_output() -> Result<OwnedFd> {
+    rustix::io::dup(rustix::stdio::stdout()).context("standard output is not open: give it a file, a pipe or /dev/null")
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    user: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            user: signal(SignalKind::user_defined1())?,
+        })
+    }
+}
+
+/// Until the writer has ended, whatever ends it.
+async fn wait(
+    config: &Config,
+    control: &Control,
+    mut signals: Signals,
+    mut end: oneshot::Receiver<Result<Exit>>,
+) -> Result<Exit> {
+    let limit = async {
+        match config.duration {
+            Some(duration) => sleep(duration).await,
+            None => pending().await,
+        }
+    };
+    tokio::pin!(limit);
+    let mut interrupted = false;
+    let mut limited = false;
+    loop {
+        tokio::select! {
+            ended = &mut end => return ended.context("the writing thread died")?,
+            () = &mut limit, if !limited => {
+                limited = true;
+                control.stop();
+            }
+            _ = signals.user.recv() => control.summarize(),
+            _ = signals.interrupt.recv() => end_or_leave(control, &mut interrupted),
+            _ = signals.terminate.recv() => end_or_leave(control, &mut interrupted),
+        }
+    }
+}
+
+/// The first signal asks for an orderly end. At the second, whatever the first one waits for (a reader that does not
+/// read) is not waited for.
+fn end_or_leave(control: &Control, interrupted: &mut bool) {
+    if *interrupted {
+        exit(Exit::Ok as i32);
+    }
+    *interrupted = true;
+    control.stop();
+}

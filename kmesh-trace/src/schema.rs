@@ -1,0 +1,228 @@
+//! `kmesh-trace schema`: the JSON contract for machines.
+
+use crate::wire::{ConnLine, LostLine, SummaryLine};
+use schemars::generate::SchemaSettings;
+
+/// The JSON Schema (draft 2020-12) of every line that `-o json` can print; exactly one of its alternatives fits a line.
+pub fn schema() -> serde_json::Value {
+    let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
+    let lines = [
+        generator.subschema_for::<ConnLine<'_>>(),
+        generator.subschema_for::<LostLine<'_>>(),
+        generator.subschema_for::<SummaryLine<'_>>(),
+    ];
+    serde_json::json!({
+        "$schema": schemars::consts::meta_schemas::DRAFT2020_12,
+        "title": "kmesh-trace -o json",
+        "description": "One line of the output, told apart by its \"type\".",
+        "oneOf": lines,
+        "$defs": generator.take_definitions(true),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Outcome, Process, ProcessBy, Record, Tcp, TcpState};
+    use crate::render::{Json, Render, testing};
+    use serde_json::{Value, json};
+
+    fn validator() -> jsonschema::Validator {
+        jsonschema::options()
+            .should_validate_formats(true)
+            .build(&schema())
+            .unwrap()
+    }
+
+    /// One line of each type, every record of the renderers' tests among them.
+    fn lines() -> Vec<Value> {
+        let mut json = Json::new(&testing::info());
+        let mut out = Vec::new();
+        for record in testing::all() {
+            json.record(&record, &mut out).unwrap();
+        }
+        json.lost(&testing::lost(), &mut out).unwrap();
+        json.summary(&testing::summary(), &mut out).unwrap();
+        json.summary(&testing::clean_summary(), &mut out).unwrap();
+        serde_json::Deserializer::from_slice(&out)
+            .into_iter()
+            .map(Result::unwrap)
+            .collect()
+    }
+
+    #[test]
+    fn the_schema_is_one() {
+        jsonschema::draft202012::meta::validate(&schema()).unwrap();
+    }
+
+    #[test]
+    fn every_line_fits_the_schema() {
+        let validator = validator();
+        for line in lines() {
+            let errors: Vec<_> = validator.iter_errors(&line).map(|error| error.to_string()).collect();
+            assert!(errors.is_empty(), "{line}: {errors:?}");
+        }
+    }
+
+    #[test]
+    fn every_spelling_fits_the_schema() {
+        let validator = validator();
+        let mut json = Json::new(&testing::info());
+        let mut fits = |record: Record| {
+            let mut out = Vec::new();
+            json.record(&record, &mut out).unwrap();
+            assert!(validator.is_valid(&serde_json::from_slice(&out).unwrap()), "{record:?}");
+        };
+        let example = testing::example();
+        Outcome::ALL.iter().for_each(|&outcome| {
+            fits(Record {
+                outcome: Some(outcome),
+                ..example
+            })
+        });
+        (0..200).for_each(|errno| {
+            fits(Record {
+                errno: Some(errno),
+                ..example
+            })
+        });
+        for &state in TcpState::ALL {
+            fits(Record {
+                tcp: Tcp {
+                    old_state: Some(state),
+                    ..example.tcp
+                },
+                ..example
+            });
+        }
+        for &by in ProcessBy::ALL {
+            fits(Record {
+                process: Some(Process {
+                    pid: 1,
+                    comm: testing::comm(b"a"),
+                    by,
+                }),
+                ..example
+            });
+        }
+        for address in [
+            "[::]:0",
+            "[::1]:1",
+            "[::ffff:1.2.3.4]:2",
+            "[fe80::1]:3",
+            "[1:2:3:4:5:6:7:8]:4",
+            "0.0.0.0:5",
+        ] {
+            fits(Record {
+                src: address.parse().unwrap(),
+                ..example
+            });
+        }
+    }
+
+    #[test]
+    fn no_member_may_be_left_out_or_added() {
+        fn objects(value: &Value, at: &str, found: &mut Vec<String>) {
+            if let Value::Object(members) = value {
+                found.push(at.to_owned());
+                members
+                    .iter()
+                    .for_each(|(name, member)| objects(member, &format!("{at}/{name}"), found));
+            }
+        }
+        let validator = validator();
+        for line in lines() {
+            let mut places = Vec::new();
+            objects(&line, "", &mut places);
+            for place in places {
+                let mut more = line.clone();
+                more.pointer_mut(&place).unwrap()["surprise"] = Value::Null;
+                assert!(!validator.is_valid(&more), "{place}: one more");
+                let names: Vec<_> = line
+                    .pointer(&place)
+                    .unwrap()
+                    .as_object()
+                    .unwrap()
+                    .keys()
+                    .cloned()
+                    .collect();
+                for name in names {
+                    let mut less = line.clone();
+                    less.pointer_mut(&place).unwrap().as_object_mut().unwrap().remove(&name);
+                    assert!(!validator.is_valid(&less), "{place}: without {name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_values_do_not_fit() {
+        let all = lines();
+        let (conn, lost, summary) = (&all[0], &all[4], &all[5]);
+        let cases = [
+            (conn, "/type", json!("lost")),
+            (conn, "/type", json!("Conn")),
+            (conn, "/v", json!(2)),
+            (conn, "/id", json!("")),
+            (conn, "/id", json!(7)),
+            (conn, "/event", json!("closed")),
+            (conn, "/time", json!("2024-09-14T08:19:26Z")),
+            (conn, "/time", json!("2024-09-14T08:19:26.552709932+00:00")),
+            (conn, "/time", json!("2024-13-14T08:19:26.552709932Z")),
+            (conn, "/time", Value::Null),
+            (conn, "/start", json!(0)),
+            (conn, "/duration_ns", json!(-1)),
+            (conn, "/duration_ns", json!(1.5)),
+            (conn, "/duration_ns", json!("1")),
+            (conn, "/observed_ns", Value::Null),
+            (conn, "/preexisting", Value::Null),
+            (conn, "/direction", json!("INBOUND")),
+            (conn, "/protocol", json!("udp")),
+            (conn, "/family", json!("ipv5")),
+            (conn, "/src", Value::Null),
+            (conn, "/src/ip", json!("10.0.0")),
+            (conn, "/src/ip", json!("[::1]")),
+            (conn, "/src/ip", json!("fe80::1%eth0")),
+            (conn, "/src/port", json!(65536)),
+            (conn, "/service", json!({})),
+            (conn, "/process/pid", json!(-1)),
+            (conn, "/process/by", json!("guess")),
+            (conn, "/local/netns", Value::Null),
+            (conn, "/outcome", json!("OK")),
+            (conn, "/errno", json!(111)),
+            (conn, "/errno", json!("refused")),
+            (conn, "/closed_by", json!("neither")),
+            (conn, "/security_policy", json!("tls")),
+            (conn, "/security_policy", Value::Null),
+            (conn, "/tcp/state", json!("close")),
+            (conn, "/tcp/ecn_flags", json!(256)),
+            (lost, "/type", json!("summary")),
+            (lost, "/lost_records", Value::Null),
+            (lost, "/reason", json!("")),
+            (lost, "/reason", json!("ring_full,")),
+            (lost, "/reason", json!("ring_full, program_skipped")),
+            (summary, "/node", Value::Null),
+            (summary, "/closes", json!(-1)),
+            (summary, "/reason", json!("bad luck")),
+        ];
+        let validator = validator();
+        for (line, pointer, wrong) in cases {
+            let mut line = line.clone();
+            *line.pointer_mut(pointer).unwrap() = wrong.clone();
+            assert!(!validator.is_valid(&line), "{pointer} = {wrong}");
+        }
+    }
+
+    /// The patterns alone must do for the validators that take formats for remarks.
+    #[test]
+    fn addresses_are_checked_without_formats_too() {
+        let lax = jsonschema::options()
+            .should_validate_formats(false)
+            .build(&schema())
+            .unwrap();
+        let mut line = lines().remove(0);
+        assert!(lax.is_valid(&line));
+        line["src"]["ip"] = json!("worker-1");
+        assert!(!lax.is_valid(&line));
+    }
+}

@@ -1,0 +1,334 @@
+//! Finds members of the running kernel's structures in its BTF (`Documentation/bpf/btf.rst` in the kernel's sources).
+//!
+//! One pass over the types, kept only as long as offsets are looked up: the full model that a library would build of
+//! 150,000 types takes as long as all the rest of the start.
+
+use thiserror::Error;
+
+const MAGIC: u16 = 0xeb9f;
+/// Types within types within types: more is a loop.
+const MAX_DEPTH: u32 = 32;
+
+/// The kinds of type that matter here; `enum btf_kind`.
+mod kind {
+    pub const INT: u32 = 1;
+    pub const PTR: u32 = 2;
+    pub const ARRAY: u32 = 3;
+    pub const STRUCT: u32 = 4;
+    pub const UNION: u32 = 5;
+    pub const ENUM: u32 = 6;
+    pub const TYPEDEF: u32 = 8;
+    pub const VOLATILE: u32 = 9;
+    pub const CONST: u32 = 10;
+    pub const RESTRICT: u32 = 11;
+    pub const FUNC_PROTO: u32 = 13;
+    pub const VAR: u32 = 14;
+    pub const DATASEC: u32 = 15;
+    pub const DECL_TAG: u32 = 17;
+    pub const TYPE_TAG: u32 = 18;
+    pub const ENUM64: u32 = 19;
+}
+
+/// Why the BTF could not be used.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum BtfError {
+    /// Not BTF, or cut short.
+    #[error("the kernel's BTF is malformed at byte {0}")]
+    Malformed(usize),
+    /// A structure that this kernel does not have.
+    #[error("this kernel has no struct {0}")]
+    NoStruct(String),
+    /// A member that the structure does not have.
+    #[error("this kernel has no member {path} in struct {structure}")]
+    NoMember {
+        /// The structure asked for.
+        structure: String,
+        /// The member asked for.
+        path: String,
+    },
+    /// A member of another size than the programs read.
+    #[error("this kernel's {structure}.{path} has {found} bytes, not {expected}")]
+    WrongSize {
+        /// The structure asked for.
+        structure: String,
+        /// The member asked for.
+        path: String,
+        /// Its size, bytes; 0 for a bit-field.
+        found: u32,
+        /// The size expected, bytes.
+        expected: u32,
+    },
+}
+
+/// The kernel's types.
+pub struct Btf<'a> {
+    data: &'a [u8],
+    strings: usize,
+    /// Where each type begins, by its id; 0 for id 0 (void).
+    types: Vec<u32>,
+    /// The structures asked for, by name.
+    structures: Vec<(&'static str, u32)>,
+}
+
+/// Where a member is, from the start of the structure.
+struct Member {
+    bits: u32,
+    type_id: u32,
+    bitfield: bool,
+}
+
+impl<'a> Btf<'a> {
+    /// Reads the index of all types, and finds the structures of these names.
+    pub fn parse(data: &'a [u8], structures: &[&'static str]) -> Result<Self, BtfError> {
+        let mut btf = Self {
+            data,
+            strings: 0,
+            types: vec![0],
+            structures: Vec::new(),
+        };
+        if btf.u32(0)? & 0xffff != u32::from(MAGIC) {
+            return Err(BtfError::Malformed(0));
+        }
+        let header = btf.u32(4)? as usize;
+        let types = header + btf.u32(8)? as usize;
+        let end = types + btf.u32(12)? as usize;
+        btf.strings = header + btf.u32(16)? as usize;
+        let mut at = types;
+        while at < end {
+            btf.types.push(at as u32);
+            let info = btf.u32(at + 4)?;
+            let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+            // A structure that is only declared is of another kind.
+            if kind == kind::STRUCT {
+                let name = btf.string(btf.u32(at)?)?;
+                if let Some(wanted) = structures.iter().find(|wanted| wanted.as_bytes() == name) {
+                    btf.structures.push((wanted, btf.types.len() as u32 - 1));
+                }
+            }
+            at += 12
+                + match kind {
+                    kind::INT | kind::VAR | kind::DECL_TAG => 4,
+                    kind::ARRAY => 12,
+                    kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => 12 * count,
+                    kind::ENUM | kind::FUNC_PROTO => 8 * count,
+                    _ => 0,
+                };
+        }
+        Ok(btf)
+    }
+
+    /// The offset in bytes of the member that `path` names (`__sk_common.skc_net.net`), which has `size` bytes. Members
+    /// of unnamed structures and unions are found as C finds them; an array's member is its first element's.
+    pub fn offset(&self, structure: &str, path: &str, size: u32) -> Result<u32, BtfError> {
+        let mut type_id = self.structure(structure)?;
+        let mut bits = 0;
+        let mut bitfield = false;
+        for name in path.split('.') {
+            let member = self.member(type_id, name, 0)?.ok_or_else(|| BtfError::NoMember {
+                structure: structure.to_owned(),
+                path: path.to_owned(),
+            })?;
+            bits = member.bits.saturating_add(bits);
+            bitfield = member.bitfield;
+            type_id = member.type_id;
+        }
+        let found = if bitfield || bits % 8 != 0 {
+            0
+        } else {
+            self.size(type_id, 0)?
+        };
+        if found != size {
+            let (structure, path) = (structure.to_owned(), path.to_owned());
+            return Err(BtfError::WrongSize {
+                structure,
+                path,
+                found,
+                expected: size,
+            });
+        }
+        Ok(bits / 8)
+    }
+
+    fn structure(&self, name: &str) -> Result<u32, BtfError> {
+        let found = self.structures.iter().find(|(known, _)| *known == name);
+        found
+            .map(|&(_, id)| id)
+            .ok_or_else(|| BtfError::NoStruct(name.to_owned()))
+    }
+
+    fn member(&self, type_id: u32, name: &str, depth: u32) -> Result<Option<Member>, BtfError> {
+        let type_id = self.plain(type_id)?;
+        let at = self.at(type_id)?;
+        if depth > MAX_DEPTH {
+            return Err(BtfError::Malformed(at));
+        }
+        let info = self.u32(at + 4)?;
+        match info >> 24 & 0x1f {
+            kind::ARRAY => return self.member(self.u32(at + 12)?, name, depth + 1),
+            kind::STRUCT | kind::UNION => {}
+            _ => return Ok(None),
+        }
+        let has_bitfields = info >> 31 == 1;
+        for index in 0..(info & 0xffff) as usize {
+            let entry = at + 12 + 12 * index;
+            let (name_at, member_type, offset) = (self.u32(entry)?, self.u32(entry + 4)?, self.u32(entry + 8)?);
+            let bits = if has_bitfields { offset & 0x00ff_ffff } else { offset };
+            if name_at == 0 {
+                if let Some(inner) = self.member(member_type, name, depth + 1)? {
+                    return Ok(Some(Member {
+                        bits: bits.saturating_add(inner.bits),
+                        ..inner
+                    }));
+                }
+            } else if self.string(name_at)? == name.as_bytes() {
+                let bitfield = has_bitfields && offset >> 24 != 0;
+                return Ok(Some(Member {
+                    bits,
+                    type_id: member_type,
+                    bitfield,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn size(&self, type_id: u32, depth: u32) -> Result<u32, BtfError> {
+        let type_id = self.plain(type_id)?;
+        let at = self.at(type_id)?;
+        if depth > MAX_DEPTH {
+            return Err(BtfError::Malformed(at));
+        }
+        match self.u32(at + 4)? >> 24 & 0x1f {
+            kind::PTR => Ok(8),
+            kind::ARRAY => Ok(self
+                .size(self.u32(at + 12)?, depth + 1)?
+                .saturating_mul(self.u32(at + 20)?)),
+            _ => self.u32(at + 8),
+        }
+    }
+
+    /// The type behind names and qualifiers.
+    fn plain(&self, mut type_id: u32) -> Result<u32, BtfError> {
+        // A chain longer than this is a loop.
+        for _ in 0..64 {
+            let at = self.at(type_id)?;
+            match self.u32(at + 4)? >> 24 & 0x1f {
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    type_id = self.u32(at + 8)?;
+                }
+                _ => return Ok(type_id),
+            }
+        }
+        Err(BtfError::Malformed(self.at(type_id)?))
+    }
+
+    fn at(&self, type_id: u32) -> Result<usize, BtfError> {
+        match self.types.get(type_id as usize) {
+            Some(&at) if at != 0 => Ok(at as usize),
+            _ => Err(BtfError::Malformed(type_id as usize)),
+        }
+    }
+
+    fn u32(&self, at: usize) -> Result<u32, BtfError> {
+        let bytes = self.data.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        bytes.map(u32::from_ne_bytes).ok_or(BtfError::Malformed(at))
+    }
+
+    fn string(&self, offset: u32) -> Result<&'a [u8], BtfError> {
+        let at = self.strings + offset as usize;
+        let rest = self.data.get(at..).ok_or(BtfError::Malformed(at))?;
+        let end = rest.iter().position(|&byte| byte == 0).ok_or(BtfError::Malformed(at))?;
+        Ok(&rest[..end])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STRUCT: u32 = kind::STRUCT << 24;
+
+    /// Lays out BTF: `words` of the type section, and names.
+    fn blob(words: &[u32], names: &str) -> Vec<u8> {
+        let length = words.len() as u32 * 4;
+        let mut header = vec![u32::from(MAGIC) | 1 << 16, 24, 0, length, length, names.len() as u32];
+        header.extend(words);
+        header
+            .into_iter()
+            .flat_map(u32::to_ne_bytes)
+            .chain(names.bytes())
+            .collect()
+    }
+
+    /// `struct pair { int a; union { long b; struct { int :5; int f:3; } }; struct inner in; int many[4]; }`, and
+    /// `struct inner { short x; short y; }`.
+    fn example() -> Vec<u8> {
+        let names = "\0pair\0a\0b\0f\0in\0many\0inner\0x\0y\0int\0long\0short\0alias\0";
+        let at = |name: &str| names.find(&format!("\0{name}\0")).unwrap() as u32 + 1;
+        #[rustfmt::skip]
+        let words = [
+            at("int"), kind::INT << 24, 4, 32,
+            at("long"), kind::INT << 24, 8, 64,
+            at("short"), kind::INT << 24, 2, 16,
+            at("alias"), kind::TYPEDEF << 24, 1,
+            0, kind::ARRAY << 24, 0, 4, 1, 4,
+            at("inner"), STRUCT | 2, 4, at("x"), 3, 0, at("y"), 3, 16,
+            0, STRUCT | 1 << 31 | 1, 4, at("f"), 1, 5 | 3 << 24,
+            0, kind::UNION << 24 | 2, 8, at("b"), 2, 0, 0, 7, 0,
+            at("pair"), STRUCT | 4, 36, at("a"), 4, 0, 0, 8, 64, at("in"), 6, 128, at("many"), 5, 160,
+        ];
+        blob(&words, names)
+    }
+
+    #[test]
+    fn members_are_found_as_c_finds_them() {
+        let data = example();
+        let btf = Btf::parse(&data, &["pair", "inner"]).unwrap();
+        let cases = [
+            ("a", 4, 0),
+            ("b", 8, 8),
+            ("in", 4, 16),
+            ("in.y", 2, 18),
+            ("many", 16, 20),
+        ];
+        for (path, size, offset) in cases {
+            assert_eq!(btf.offset("pair", path, size), Ok(offset), "{path}");
+        }
+        assert_eq!(btf.offset("inner", "x", 2), Ok(0));
+    }
+
+    #[test]
+    fn what_is_not_there_is_told() {
+        let data = example();
+        let btf = Btf::parse(&data, &["pair"]).unwrap();
+        let told = |path, size| btf.offset("pair", path, size).unwrap_err().to_string();
+        assert_eq!(told("c", 4), "this kernel has no member c in struct pair");
+        assert_eq!(told("a.x", 4), "this kernel has no member a.x in struct pair");
+        assert_eq!(told("a", 8), "this kernel's pair.a has 4 bytes, not 8");
+        assert_eq!(told("f", 4), "this kernel's pair.f has 0 bytes, not 4");
+        assert_eq!(
+            btf.offset("none", "a", 4).unwrap_err().to_string(),
+            "this kernel has no struct none"
+        );
+    }
+
+    #[test]
+    fn any_bytes_give_an_answer_and_no_panic() {
+        let whole = example();
+        for length in 0..whole.len() {
+            _ = Btf::parse(&whole[..length], &["pair"]).map(|btf| btf.offset("pair", "in.y", 2));
+        }
+        let mut seed = 1_u64;
+        for _ in 0..20_000 {
+            let mut data = whole.clone();
+            for _ in 0..4 {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let at = (seed >> 33) as usize % data.len();
+                data[at] = (seed >> 24) as u8;
+            }
+            for path in ["a", "b", "f", "in.y", "many.a"] {
+                _ = Btf::parse(&data, &["pair"]).map(|btf| btf.offset("pair", path, 2));
+            }
+        }
+    }
+}

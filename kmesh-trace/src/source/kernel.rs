@@ -1,0 +1,415 @@
+//! The tracer in the kernel: loading, attaching, seeding, draining, counting. The one file that knows aya.
+
+use std::borrow::Cow;
+use std::fs;
+use std::io::{self, ErrorKind, Read};
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use aya::programs::tp_btf::BtfTracePointLink;
+use aya::programs::{BtfTracePoint, Iter, ProgramError};
+use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
+use kmesh_trace_common::{Counters, Offsets, Prefilter, Settings, Snapshot};
+use rustix::thread::{MembarrierCommand, membarrier};
+use thiserror::Error;
+
+use super::btf::BtfError;
+use super::{monotonic_ns, offsets};
+
+/// Where the kernel shows the types of its structures.
+pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+
+/// The programs at tracepoints, with the tracepoint's name. In the order of attaching: the second chance is in place
+/// before there is anything to miss.
+const TRACEPOINTS: [(&str, &str); 3] = [
+    ("kmesh_destroy", "tcp_destroy_sock"),
+    ("kmesh_reset", "tcp_send_reset"),
+    ("kmesh_state", "inet_sock_set_state"),
+];
+const WALK: (&str, &str) = ("kmesh_walk", "task_file");
+/// Bytes read of a walk at once.
+const WALK_BUFFER: usize = 64 << 10;
+const EVENTS: &str = "KMESH_EVENTS";
+const COUNTS: &str = "KMESH_COUNTS";
+const FILTER: &str = "KMESH_FILTER";
+const WALKS: &str = "KMESH_WALK";
+
+static OBJECT: &[u8] = include_bytes_aligned!(env!("KMESH_TRACE_EBPF_OBJECT"));
+
+/// Why this system cannot trace.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// No BTF to be read.
+    #[error("cannot read the kernel's type information ({BTF_PATH}): {0}")]
+    NoBtf(#[source] io::Error),
+    /// BTF without what records need.
+    #[error("{0}")]
+    Btf(#[from] BtfError),
+    /// EPERM.
+    #[error("the kernel does not permit loading eBPF programs")]
+    NotPermitted,
+    /// The verifier, or the system call, refused a program.
+    #[error("the kernel refuses the program at {hook}: {why}")]
+    Refused {
+        /// What the program is for.
+        hook: String,
+        /// The verifier's last words, or the error.
+        why: String,
+    },
+    /// Anything else.
+    #[error("{doing}: {why}")]
+    Failed {
+        /// What was being done.
+        doing: &'static str,
+        /// The error.
+        why: String,
+    },
+}
+
+/// One program's counters on one CPU, as aya wants them.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Slot(Counters);
+
+// SAFETY: plain numbers, without padding.
+unsafe impl aya::Pod for Slot {}
+
+/// The filter, likewise.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Filter(Prefilter);
+
+// SAFETY: plain numbers, without padding.
+unsafe impl aya::Pod for Filter {}
+
+/// The running kernel's types and where they have what records need.
+pub struct Types {
+    btf: Btf,
+    offsets: Offsets,
+}
+
+impl Types {
+    /// Reads [`BTF_PATH`].
+    pub fn read() -> Result<Self, StartError> {
+        let vmlinux = fs::read(BTF_PATH).map_err(StartError::NoBtf)?;
+        let offsets = offsets::find(&vmlinux)?;
+        let btf = Btf::parse(&vmlinux, aya::Endianness::default()).map_err(|error| StartError::Failed {
+            doing: "reading the kernel's type information",
+            why: with_causes(&error),
+        })?;
+        Ok(Self { btf, offsets })
+    }
+}
+
+/// What the programs are to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Size of the ring: a power of two and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// Whether to tell that associations were established.
+    pub opens: bool,
+    /// Which checks of `prefilter` count: `CHECK_*`.
+    pub checks: u32,
+    /// The kernel half of the filters.
+    pub prefilter: Box<Prefilter>,
+}
+
+/// The programs in the kernel, attached until dropped: what is drained and counted.
+pub struct Kernel {
+    ring: RingBuf<MapData>,
+    counts: PerCpuArray<MapData, Slot>,
+    filter: Array<MapData, Filter>,
+    links: Vec<BtfTracePointLink>,
+    /// Descriptors of the programs whose skipped runs count.
+    state: OwnedFd,
+    destroy: OwnedFd,
+    /// Since when it traces: CLOCK_MONOTONIC, ns.
+    pub began_ns: u64,
+}
+
+/// Walks over the sockets that are open. Apart from [`Kernel`], so that draining does not wait for a walk.
+pub struct Walker {
+    ebpf: Ebpf,
+    number: Array<MapData, u32>,
+    walks: u32,
+}
+
+/// Loads, attaches and seeds: first attaches, then walks over what was open before; a socket's storage decides which of
+/// the two came first.
+pub fn start(types: &Types, options: &Options) -> Result<(Kernel, Walker), StartError> {
+    let mut ebpf = load(types, options)?;
+    let mut kernel = Kernel {
+        ring: RingBuf::try_from(take_map(&mut ebpf, EVENTS)?).map_err(|error| failed("mapping the ring", &error))?,
+        counts: PerCpuArray::try_from(take_map(&mut ebpf, COUNTS)?)
+            .map_err(|error| failed("opening the counters", &error))?,
+        filter: Array::try_from(take_map(&mut ebpf, FILTER)?).map_err(|error| failed("opening the filter", &error))?,
+        links: Vec::new(),
+        state: descriptor(&ebpf, "kmesh_state")?,
+        destroy: descriptor(&ebpf, "kmesh_destroy")?,
+        began_ns: 0,
+    };
+    kernel.set_filter(&options.prefilter)?;
+    for (program, tracepoint) in TRACEPOINTS {
+        let program = program_mut::<BtfTracePoint>(&mut ebpf, program)?;
+        let link = program.attach().and_then(|id| program.take_link(id));
+        kernel.links.push(link.map_err(|error| refused(tracepoint, &error))?);
+    }
+    kernel.began_ns = monotonic_ns();
+    let number =
+        Array::try_from(take_map(&mut ebpf, WALKS)?).map_err(|error| failed("opening the walk's number", &error))?;
+    let mut walker = Walker { ebpf, number, walks: 0 };
+    // The first walk only seeds.
+    walker.walk(|_| ControlFlow::Continue(()))?;
+    Ok((kernel, walker))
+}
+
+fn load(types: &Types, options: &Options) -> Result<Ebpf, StartError> {
+    let settings = Settings {
+        opens: options.opens.into(),
+        checks: options.checks,
+    };
+    let mut ebpf = EbpfLoader::new()
+        .btf(Some(&types.btf))
+        .override_global("OFFSETS", bytemuck::bytes_of(&types.offsets), true)
+        .override_global("SETTINGS", bytemuck::bytes_of(&settings), true)
+        .map_max_entries(EVENTS, options.ring_bytes)
+        .load(OBJECT)
+        .map_err(|error| failed("loading the maps", &error))?;
+    for (program, tracepoint) in TRACEPOINTS {
+        program_mut::<BtfTracePoint>(&mut ebpf, program)?
+            .load(tracepoint, &types.btf)
+            .map_err(|error| refused(tracepoint, &error))?;
+    }
+    let (program, walk) = WALK;
+    program_mut::<Iter>(&mut ebpf, program)?
+        .load(walk, &types.btf)
+        .map_err(|error| refused(walk, &error))?;
+    Ok(ebpf)
+}
+
+impl Kernel {
+    /// Sets the kernel half of the filters; the checks stay those it was loaded with.
+    pub fn set_filter(&mut self, prefilter: &Prefilter) -> Result<(), StartError> {
+        self.filter
+            .set(0, Filter(*prefilter), 0)
+            .map_err(|error| failed("setting the filter", &error))
+    }
+
+    /// Hands the records on the ring to `take` until there is none, or `take` says to stop; true when there is none.
+    pub fn drain(&mut self, mut take: impl FnMut(&[u8]) -> bool) -> bool {
+        while let Some(record) = self.ring.next() {
+            if !take(&record) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Readable when there are records.
+    pub fn ring_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
+    }
+
+    /// What all programs counted on all CPUs.
+    pub fn counters(&self) -> io::Result<Counters> {
+        let mut sum = Counters::default();
+        for values in self.counts.iter() {
+            let values = values.map_err(|error| io::Error::other(with_causes(&error)))?;
+            for Slot(slot) in values.iter() {
+                add(&mut sum, slot);
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Closes that may have been missed without a trace, at most: the kernel skipped the program at the change of state,
+    /// and the second chance too. `counted`: the counters of the same moment.
+    pub fn closes_skipped(&self, counted: &Counters) -> u64 {
+        let made_good = counted.second_chances + counted.lost_overtaken;
+        skipped_runs(&self.state)
+            .saturating_sub(made_good)
+            .min(skipped_runs(&self.destroy))
+    }
+
+    /// Detaches. Programs still running on other CPUs have ended when this returns.
+    pub fn detach(&mut self) {
+        // In the order of attaching: what the second chance would tell of from now on is not missing.
+        self.links.clear();
+        // Waits for all CPUs to pass a point where no program runs. A kernel that isolates CPUs refuses; then the reader's
+        // own count of what is still to come is all there is.
+        _ = membarrier(MembarrierCommand::Global);
+    }
+}
+
+impl Walker {
+    /// One walk over the descriptors of all processes. Hands what the program tells to `take`, whole records one after
+    /// another; `take` may end the walk.
+    pub fn walk(&mut self, mut take: impl FnMut(&[u8]) -> ControlFlow<()>) -> Result<(), StartError> {
+        const DOING: &str = "walking the open sockets";
+        self.walks += 1;
+        self.number
+            .set(0, self.walks, 0)
+            .map_err(|error| failed(DOING, &error))?;
+        let (name, walk) = WALK;
+        let program = program_mut::<Iter>(&mut self.ebpf, name)?;
+        let link = program.attach().map_err(|error| refused(walk, &error))?;
+        let mut file = program
+            .take_link(link)
+            .map_err(|error| refused(walk, &error))?
+            .into_file()
+            .map_err(|error| failed(DOING, &error))?;
+        let mut buffer = vec![0; WALK_BUFFER];
+        let mut filled = 0;
+        loop {
+            match file.read(&mut buffer[filled..]) {
+                Ok(0) => return Ok(()),
+                Ok(read) => filled += read,
+                // After a million objects without output the kernel asks to be called again.
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(error) => return Err(failed(DOING, &error)),
+            }
+            let whole = filled - filled % size_of::<Snapshot>();
+            if take(&buffer[..whole]).is_break() {
+                return Ok(());
+            }
+            buffer.copy_within(whole..filled, 0);
+            filled -= whole;
+        }
+    }
+}
+
+/// How often the kernel skipped a program because it was running on that CPU already.
+fn skipped_runs(program: &OwnedFd) -> u64 {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
+fn descriptor(ebpf: &Ebpf, program: &'static str) -> Result<OwnedFd, StartError> {
+    let none = || StartError::Failed {
+        doing: "opening the embedded object",
+        why: format!("no program {program}"),
+    };
+    let fd = ebpf
+        .program(program)
+        .ok_or_else(none)?
+        .fd()
+        .map_err(|error| failed("finding a program", &error))?;
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| failed("keeping a program", &error))
+}
+
+fn add(sum: &mut Counters, other: &Counters) {
+    // Every field, or this does not compile.
+    let Counters {
+        closes,
+        submitted,
+        lost_ring,
+        lost_storage,
+        lost_overtaken,
+        second_chances,
+        filtered,
+        opens,
+        lost_opens,
+        resets,
+        lost_resets,
+        open,
+    } = other;
+    sum.closes += closes;
+    sum.submitted += submitted;
+    sum.lost_ring += lost_ring;
+    sum.lost_storage += lost_storage;
+    sum.lost_overtaken += lost_overtaken;
+    sum.second_chances += second_chances;
+    sum.filtered += filtered;
+    sum.opens += opens;
+    sum.lost_opens += lost_opens;
+    sum.resets += resets;
+    sum.lost_resets += lost_resets;
+    sum.open += open;
+}
+
+fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, StartError> {
+    ebpf.take_map(name).ok_or(StartError::Failed {
+        doing: "opening the embedded object",
+        why: format!("no map {name}"),
+    })
+}
+
+fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, StartError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or_else(|| StartError::Failed {
+        doing: "opening the embedded object",
+        why: format!("no program {name}"),
+    })?;
+    program
+        .try_into()
+        .map_err(|error| failed("opening the embedded object", &error))
+}
+
+fn refused(hook: &str, error: &ProgramError) -> StartError {
+    if is_not_permitted(error) {
+        return StartError::NotPermitted;
+    }
+    let why = match error {
+        ProgramError::LoadError { verifier_log, io_error } => {
+            let log = verifier_log.to_string();
+            let last = |wanted: fn(&&str) -> bool| log.lines().rev().map(str::trim).find(wanted).map(str::to_owned);
+            // The last line but the statistics is the verifier's reason.
+            last(|line| !line.is_empty() && !line.starts_with("processed ") && !line.starts_with("verification time"))
+                .unwrap_or_else(|| io_error.to_string())
+        }
+        other => with_causes(other),
+    };
+    StartError::Refused {
+        hook: hook.to_owned(),
+        why,
+    }
+}
+
+fn failed(doing: &'static str, error: &(dyn std::error::Error + 'static)) -> StartError {
+    if is_not_permitted(error) {
+        StartError::NotPermitted
+    } else {
+        StartError::Failed {
+            doing,
+            why: with_causes(error),
+        }
+    }
+}
+
+/// Whether EPERM is the cause.
+fn is_not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
+    causes(error).any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.raw_os_error() == Some(EPERM))
+    })
+}
+
+const EPERM: i32 = 1;
+
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+/// An error with its causes, each once.
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    for cause in causes(error) {
+        let cause = Cow::from(cause.to_string());
+        if !text.ends_with(&*cause) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+    }
+    text
+}

@@ -1,0 +1,102 @@
+//! Which members of the kernel's structures the programs read, and where the running kernel has them.
+
+use kmesh_trace_common::{ABSENT, Offsets};
+
+use super::btf::{Btf, BtfError};
+
+const STRUCTURES: &[&str] = &[
+    "sock",
+    "net",
+    "sk_buff",
+    "sk_buff_head",
+    "sock_exterr_skb",
+    "cgroup",
+    "kernfs_node",
+    "tcp_sock",
+    "socket",
+    "task_struct",
+];
+
+/// Fills each field of [`Offsets`] from `structure`, `path`, size in bytes. Every field is named here, or this does not
+/// compile.
+macro_rules! offsets {
+    (
+        $btf:expr;
+        { $($field:ident: $structure:literal, $path:literal, $size:literal;)* }
+        { $($other:ident: $value:expr;)* }
+    ) => {
+        Ok(Offsets { $($field: $btf.offset($structure, $path, $size)?,)* $($other: $value,)* })
+    };
+}
+
+/// Looks all of them up in the kernel's BTF. Fails with the first that this kernel lacks and that records cannot do without.
+pub fn find(vmlinux: &[u8]) -> Result<Offsets, BtfError> {
+    let btf = Btf::parse(vmlinux, STRUCTURES)?;
+    let cb = btf.offset("sk_buff", "cb", 48)?;
+    // Kernels without cgroups have none of these.
+    let cgroup = btf.offset("sock", "sk_cgrp_data.cgroup", 8);
+    offsets! { btf; {
+        skc_family: "sock", "__sk_common.skc_family", 2;
+        skc_state: "sock", "__sk_common.skc_state", 1;
+        skc_num: "sock", "__sk_common.skc_num", 2;
+        skc_dport: "sock", "__sk_common.skc_dport", 2;
+        skc_daddr: "sock", "__sk_common.skc_daddr", 4;
+        skc_rcv_saddr: "sock", "__sk_common.skc_rcv_saddr", 4;
+        skc_v6_daddr: "sock", "__sk_common.skc_v6_daddr", 16;
+        skc_v6_rcv_saddr: "sock", "__sk_common.skc_v6_rcv_saddr", 16;
+        skc_net: "sock", "__sk_common.skc_net.net", 8;
+        skc_flags: "sock", "__sk_common.skc_flags", 8;
+        net_inum: "net", "ns.inum", 4;
+        sk_protocol: "sock", "sk_protocol", 2;
+        sk_err: "sock", "sk_err", 4;
+        sk_shutdown: "sock", "sk_shutdown", 1;
+        sk_max_ack_backlog: "sock", "sk_max_ack_backlog", 4;
+        sk_error_queue: "sock", "sk_error_queue", 24;
+        sk_buff_head_prev: "sk_buff_head", "prev", 8;
+        inet_sport: "tcp_sock", "inet_conn.icsk_inet.inet_sport", 2;
+        icsk_retransmits: "tcp_sock", "inet_conn.icsk_retransmits", 1;
+        bytes_acked: "tcp_sock", "bytes_acked", 8;
+        bytes_received: "tcp_sock", "bytes_received", 8;
+        write_seq: "tcp_sock", "write_seq", 4;
+        snd_una: "tcp_sock", "snd_una", 4;
+        snd_nxt: "tcp_sock", "snd_nxt", 4;
+        rcv_nxt: "tcp_sock", "rcv_nxt", 4;
+        linger2: "tcp_sock", "linger2", 4;
+        srtt_us: "tcp_sock", "srtt_us", 4;
+        rtt_min_us: "tcp_sock", "rtt_min.s.v", 4;
+        mss: "tcp_sock", "mss_cache", 4;
+        snd_cwnd: "tcp_sock", "snd_cwnd", 4;
+        snd_ssthresh: "tcp_sock", "snd_ssthresh", 4;
+        ecn_flags: "tcp_sock", "ecn_flags", 1;
+        rate_delivered: "tcp_sock", "rate_delivered", 4;
+        rate_interval_us: "tcp_sock", "rate_interval_us", 4;
+        packets_out: "tcp_sock", "packets_out", 4;
+        retrans_out: "tcp_sock", "retrans_out", 4;
+        total_retrans: "tcp_sock", "total_retrans", 4;
+        segs_in: "tcp_sock", "segs_in", 4;
+        data_segs_in: "tcp_sock", "data_segs_in", 4;
+        segs_out: "tcp_sock", "segs_out", 4;
+        data_segs_out: "tcp_sock", "data_segs_out", 4;
+        lost: "tcp_sock", "lost", 4;
+        lost_out: "tcp_sock", "lost_out", 4;
+        sacked_out: "tcp_sock", "sacked_out", 4;
+        dsack_dups: "tcp_sock", "dsack_dups", 4;
+        delivered: "tcp_sock", "delivered", 4;
+        delivered_ce: "tcp_sock", "delivered_ce", 4;
+        fastopen_max_qlen: "tcp_sock", "inet_conn.icsk_accept_queue.fastopenq.max_qlen", 4;
+        sk_lock_owned: "sock", "sk_lock.owned", 4;
+        socket_sk: "socket", "sk", 8;
+        task_flags: "task_struct", "flags", 4;
+        task_tgid: "task_struct", "tgid", 4;
+        task_group_leader: "task_struct", "group_leader", 8;
+        task_comm: "task_struct", "comm", 16;
+    } {
+        // Kernels with PREEMPT_RT have another kind of lock there.
+        sk_lock_slock: btf.offset("sock", "sk_lock.slock.rlock.raw_lock", 4).unwrap_or(ABSENT);
+        skb_ee_errno: cb + btf.offset("sock_exterr_skb", "ee.ee_errno", 4)?;
+        skb_ee_origin: cb + btf.offset("sock_exterr_skb", "ee.ee_origin", 1)?;
+        sk_cgroup: cgroup.clone().unwrap_or(ABSENT);
+        cgroup_kn: if cgroup.is_ok() { btf.offset("cgroup", "kn", 8)? } else { ABSENT };
+        kn_id: if cgroup.is_ok() { btf.offset("kernfs_node", "id", 8)? } else { ABSENT };
+    } }
+}

@@ -1,0 +1,142 @@
+//! Can this system trace, and if not, why not and what to do: found by trying, not by version numbers.
+
+use std::fmt::Write as _;
+
+use bytemuck::Zeroable;
+use kmesh_trace_common::Prefilter;
+use rustix::thread::{CapabilitySet, capabilities};
+
+use super::kernel::{BTF_PATH, Options, StartError, Types, start};
+
+/// The kernels this is made for: the first with socket storage in tracing programs.
+const FLOOR: &str = "5.11";
+
+/// One requirement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What is required.
+    pub what: &'static str,
+    /// What was found; or what is missing, and what to do.
+    pub found: Result<String, Missing>,
+}
+
+/// A requirement that is not met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// In one line.
+    pub problem: String,
+    /// In one line.
+    pub remedy: String,
+}
+
+/// Goes through all requirements, as far as each can be tried without the one before.
+pub fn check() -> Vec<Finding> {
+    let mut findings = vec![Finding {
+        what: "privileges",
+        found: privileges(),
+    }];
+    let types = Types::read();
+    findings.push(Finding {
+        what: "kernel types",
+        found: match &types {
+            Ok(_) => Ok(format!("{BTF_PATH} has all that records need")),
+            Err(error) => Err(missing(error)),
+        },
+    });
+    if let Ok(types) = types {
+        // The least ring that every page size allows.
+        let options = Options {
+            ring_bytes: 1 << 16,
+            opens: true,
+            checks: 0,
+            prefilter: Box::new(Prefilter::zeroed()),
+        };
+        let traced = start(&types, &options);
+        findings.push(Finding {
+            what: "programs",
+            found: match &traced {
+                Ok(_) => Ok("loaded, attached, and all open sockets walked".to_owned()),
+                Err(error) => Err(missing(error)),
+            },
+        });
+    }
+    findings
+}
+
+fn privileges() -> Result<String, Missing> {
+    match lacking() {
+        Some(lacking) if lacking.is_empty() => Ok("CAP_BPF and CAP_PERFMON".to_owned()),
+        Some(lacking) => Err(Missing {
+            problem: format!("{lacking} is missing"),
+            remedy: REMEDY_PRIVILEGES.to_owned(),
+        }),
+        None => Ok("not known (the kernel does not tell)".to_owned()),
+    }
+}
+
+const REMEDY_PRIVILEGES: &str = "run it as root (sudo), or with CAP_BPF and CAP_PERFMON";
+
+/// Which capabilities this process lacks, in words.
+fn lacking() -> Option<String> {
+    let effective = capabilities(None).ok()?.effective;
+    if effective.contains(CapabilitySet::SYS_ADMIN) {
+        return Some(String::new());
+    }
+    let needed = [(CapabilitySet::BPF, "CAP_BPF"), (CapabilitySet::PERFMON, "CAP_PERFMON")];
+    let lacking: Vec<_> = needed
+        .iter()
+        .filter(|(one, _)| !effective.contains(*one))
+        .map(|(_, name)| *name)
+        .collect();
+    Some(lacking.join(" and "))
+}
+
+/// What is missing when the tracer did not start, and what to do.
+pub fn missing(error: &StartError) -> Missing {
+    let (problem, remedy) = match error {
+        StartError::NotPermitted => match lacking() {
+            Some(lacking) if !lacking.is_empty() => {
+                ("needs CAP_BPF and CAP_PERFMON (or root)".to_owned(), REMEDY_PRIVILEGES.to_owned())
+            }
+            _ => (
+                "the kernel refuses eBPF although the privileges are there".to_owned(),
+                "look for a container's seccomp or AppArmor profile, or kernel lockdown (/sys/kernel/security/lockdown)"
+                    .to_owned(),
+            ),
+        },
+        StartError::NoBtf(_) => (
+            error.to_string(),
+            "a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed, and /sys mounted (distributions have both)".to_owned(),
+        ),
+        StartError::Btf(_) | StartError::Refused { .. } => {
+            (error.to_string(), format!("a kernel from {FLOOR} on is needed; this is {}", release()))
+        }
+        StartError::Failed { .. } => {
+            (error.to_string(), "see whether memory, descriptors and the size of --buffer suffice".to_owned())
+        }
+    };
+    Missing { problem, remedy }
+}
+
+/// Why tracing cannot start, in two lines.
+pub fn explain(error: &StartError) -> String {
+    let Missing { problem, remedy } = missing(error);
+    format!("cannot load the tracer: {problem}\n  try: {remedy}      details: kmesh-trace check")
+}
+
+/// The findings, a line each.
+pub fn report(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for Finding { what, found } in findings {
+        // Writing to a string cannot fail.
+        _ = match found {
+            Ok(found) => writeln!(text, "ok       {what:<14}{found}"),
+            Err(Missing { problem, remedy }) => writeln!(text, "MISSING  {what:<14}{problem}; {remedy}"),
+        };
+    }
+    text
+}
+
+fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}

@@ -1,0 +1,533 @@
+//! The JSON contract: one type a line type, its members in the order in which they are printed.
+//!
+//! These are types of their own, so that the domain can change without the contract noticing. Members that a later
+//! release fills are null by type until then. [`crate::schema`] is made from the same types: what is printed and what
+//! is promised cannot drift apart.
+
+use crate::errno::Errno;
+use crate::record::{
+    self, ClosedBy, Direction, Event, Family, LossReason, Lost, Outcome, ProcessBy, Record, RunInfo, Summary, TcpState,
+    WallTime,
+};
+use crate::render::sanitize::Lossy;
+use crate::rfc3339::Rfc3339;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Serialize, Serializer};
+use std::borrow::Cow;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+/// Raised when a member changes or goes; a new member is compatible.
+const VERSION: u8 = 1;
+
+/// The server's port of an HBONE tunnel, which is mutual TLS by definition.
+const HBONE_PORT: u16 = 15008;
+
+/// One event of one end of one TCP connection.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "conn")]
+pub struct ConnLine<'a> {
+    /// The line's type.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "conn"))]
+    kind: &'static str,
+    /// Version of the contract.
+    #[schemars(extend("const" = VERSION))]
+    v: u8,
+    /// Unique within a run, the same in all events of a connection.
+    #[schemars(length(min = 1))]
+    id: Text<record::ConnId>,
+    /// What happened.
+    event: Event,
+    /// When it happened.
+    time: WallTime,
+    /// connect() for outbound, ESTABLISHED for inbound; null when it began before tracing did.
+    start: Option<WallTime>,
+    /// From start to time; null when it began before tracing did.
+    duration_ns: Option<u64>,
+    /// SYN sent to ESTABLISHED, outbound only.
+    connect_ns: Option<u64>,
+    /// It began before tracing did.
+    preexisting: bool,
+    /// duration_ns, or the time since tracing began.
+    observed_ns: u64,
+    /// The node that the socket is on.
+    node: &'a str,
+    /// Which end was traced.
+    direction: Direction,
+    /// The transport.
+    #[schemars(extend("const" = "tcp"))]
+    protocol: &'static str,
+    /// On the wire: an IPv4-mapped socket is ipv4.
+    family: Family,
+    /// The client.
+    src: End,
+    /// The server.
+    dst: End,
+    /// The service that was called.
+    service: (),
+    /// What the client dialled, where that was translated on the way.
+    original_dst: (),
+    /// Whom the socket belongs to; null where nobody is known for certain.
+    process: Option<Process<'a>>,
+    /// Where the socket lives.
+    local: Local,
+    /// Payload that the peer acknowledged.
+    sent_bytes: u64,
+    /// Payload that arrived in order.
+    received_bytes: u64,
+    /// Payload handed to the kernel and never acknowledged.
+    undelivered_bytes: u64,
+    /// It reached ESTABLISHED.
+    established: bool,
+    /// How it ended.
+    outcome: Option<Outcome>,
+    /// The socket's error.
+    errno: Option<Errno>,
+    /// Which end closed first, or reset.
+    closed_by: Option<ClosedBy>,
+    /// Known to be encrypted and authenticated, or not known.
+    security_policy: SecurityPolicy,
+    /// The kernel's own counters.
+    tcp: Tcp,
+}
+
+impl<'a> ConnLine<'a> {
+    /// The line of `record`.
+    pub fn new(record: &'a Record, info: &'a RunInfo) -> Self {
+        Self {
+            kind: "conn",
+            v: VERSION,
+            id: Text(record.id),
+            event: record.event,
+            time: record.time,
+            start: record.start,
+            duration_ns: record.duration_ns,
+            connect_ns: record.connect_ns,
+            preexisting: record.preexisting,
+            observed_ns: record.observed_ns,
+            node: &info.node,
+            direction: record.direction,
+            protocol: "tcp",
+            family: record.family,
+            src: record.src.into(),
+            dst: record.dst.into(),
+            service: (),
+            original_dst: (),
+            process: record.process.as_ref().map(Process::from),
+            local: Local {
+                netns: record.netns,
+                cgroup_id: record.cgroup_id,
+                container_id: (),
+                container: (),
+            },
+            sent_bytes: record.sent_bytes,
+            received_bytes: record.received_bytes,
+            undelivered_bytes: record.undelivered_bytes,
+            established: record.established,
+            outcome: record.outcome,
+            errno: record.errno.map(Errno),
+            closed_by: record.closed_by,
+            security_policy: SecurityPolicy::of(record),
+            tcp: Tcp::from(&record.tcp),
+        }
+    }
+}
+
+/// One end of a connection.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "end")]
+struct End {
+    /// Its address.
+    #[schemars(schema_with = "ip_schema")]
+    ip: IpAddr,
+    /// Its port.
+    port: u16,
+}
+
+impl From<SocketAddr> for End {
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            ip: address.ip(),
+            port: address.port(),
+        }
+    }
+}
+
+/// The process that a socket belongs to.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "process")]
+struct Process<'a> {
+    /// In the initial pid namespace.
+    pid: u32,
+    /// Of the thread-group leader; chosen by the process itself.
+    comm: Text<Lossy<'a>>,
+    /// How it is known.
+    by: ProcessBy,
+}
+
+impl<'a> From<&'a record::Process> for Process<'a> {
+    fn from(process: &'a record::Process) -> Self {
+        Self {
+            pid: process.pid,
+            comm: Text(Lossy(process.comm.as_bytes())),
+            by: process.by,
+        }
+    }
+}
+
+/// What the socket itself tells of where it lives.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "local")]
+struct Local {
+    /// Inode number of its network namespace.
+    netns: u32,
+    /// The kernel's id of its cgroup.
+    cgroup_id: Option<u64>,
+    /// The container's id.
+    container_id: (),
+    /// The container's name.
+    container: (),
+}
+
+/// Whether a connection is known to be encrypted and authenticated.
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "security_policy")]
+enum SecurityPolicy {
+    /// It is: HBONE.
+    MutualTls,
+    /// Nothing is known.
+    Unknown,
+}
+
+impl SecurityPolicy {
+    fn of(record: &Record) -> Self {
+        if record.dst.port() == HBONE_PORT {
+            Self::MutualTls
+        } else {
+            Self::Unknown
+        }
+    }
+}
+
+/// The kernel's counters for the socket, raw but for the units in the names.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "tcp")]
+struct Tcp {
+    state: TcpState,
+    /// The state before the event.
+    old_state: Option<TcpState>,
+    /// Smoothed round-trip time; null without a sample.
+    srtt_us: Option<u32>,
+    /// Least round-trip time of late; null without a sample.
+    rtt_min_us: Option<u32>,
+    mss: u32,
+    snd_cwnd: u32,
+    snd_ssthresh: u32,
+    rcv_nxt: u32,
+    snd_nxt: u32,
+    snd_una: u32,
+    ecn_flags: u8,
+    rate_delivered: u32,
+    rate_interval_us: u32,
+    packets_out: u32,
+    retrans_out: u32,
+    total_retrans: u32,
+    segs_in: u32,
+    data_segs_in: u32,
+    segs_out: u32,
+    data_segs_out: u32,
+    /// Segments ever marked lost.
+    lost: u32,
+    /// Segments marked lost now.
+    lost_out: u32,
+    sacked_out: u32,
+    /// Counts the peer's FIN.
+    bytes_received: u64,
+    /// Counts an active open's SYN, and the FIN.
+    bytes_acked: u64,
+    dsack_dups: u32,
+    delivered: u32,
+    delivered_ce: u32,
+    icsk_retransmits: u8,
+}
+
+impl From<&record::Tcp> for Tcp {
+    fn from(tcp: &record::Tcp) -> Self {
+        Self {
+            state: tcp.state,
+            old_state: tcp.old_state,
+            srtt_us: tcp.srtt_us,
+            rtt_min_us: tcp.rtt_min_us,
+            mss: tcp.mss,
+            snd_cwnd: tcp.snd_cwnd,
+            snd_ssthresh: tcp.snd_ssthresh,
+            rcv_nxt: tcp.rcv_nxt,
+            snd_nxt: tcp.snd_nxt,
+            snd_una: tcp.snd_una,
+            ecn_flags: tcp.ecn_flags,
+            rate_delivered: tcp.rate_delivered,
+            rate_interval_us: tcp.rate_interval_us,
+            packets_out: tcp.packets_out,
+            retrans_out: tcp.retrans_out,
+            total_retrans: tcp.total_retrans,
+            segs_in: tcp.segs_in,
+            data_segs_in: tcp.data_segs_in,
+            segs_out: tcp.segs_out,
+            data_segs_out: tcp.data_segs_out,
+            lost: tcp.lost,
+            lost_out: tcp.lost_out,
+            sacked_out: tcp.sacked_out,
+            bytes_received: tcp.bytes_received,
+            bytes_acked: tcp.bytes_acked,
+            dsack_dups: tcp.dsack_dups,
+            delivered: tcp.delivered,
+            delivered_ce: tcp.delivered_ce,
+            icsk_retransmits: tcp.icsk_retransmits,
+        }
+    }
+}
+
+/// Records were lost; at most one such line a second.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "lost")]
+pub struct LostLine<'a> {
+    /// The line's type.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "lost"))]
+    kind: &'static str,
+    /// Version of the contract.
+    #[schemars(extend("const" = VERSION))]
+    v: u8,
+    /// When it was found out.
+    time: WallTime,
+    /// Since the last such line.
+    lost_records: u64,
+    /// Since the start.
+    lost_records_total: u64,
+    /// Why, joined by commas.
+    reason: Reasons<'a>,
+}
+
+impl<'a> From<&'a Lost> for LostLine<'a> {
+    fn from(lost: &'a Lost) -> Self {
+        Self {
+            kind: "lost",
+            v: VERSION,
+            time: lost.time,
+            lost_records: lost.lost_records,
+            lost_records_total: lost.lost_records_total,
+            reason: Reasons(&lost.reasons),
+        }
+    }
+}
+
+/// How many of what, at the end or so far: closes = delivered + filtered + lost_records + after_limit at the end.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "summary")]
+pub struct SummaryLine<'a> {
+    /// The line's type.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "summary"))]
+    kind: &'static str,
+    /// Version of the contract.
+    #[schemars(extend("const" = VERSION))]
+    v: u8,
+    /// When it was made.
+    time: WallTime,
+    /// All that the kernel saw end while tracing.
+    closes: u64,
+    /// Printed.
+    delivered: u64,
+    /// Sorted out by filters.
+    filtered: u64,
+    /// Lost, for every reason.
+    lost_records: u64,
+    /// Came after --count or --duration was reached.
+    after_limit: u64,
+    /// Delivered with an end that belongs to a pod of this node and has no name.
+    unresolved: u64,
+    /// Known and not closed.
+    open: u64,
+    /// Since tracing began.
+    elapsed_ns: u64,
+    /// The node's name.
+    node: &'a str,
+    /// The kernel's release.
+    kernel: &'a str,
+    /// The version of kmesh-trace.
+    version: &'a str,
+    /// How many of lost_records are an upper bound only: the kernel may have skipped the tracer there, and does not
+    /// tell of what.
+    lost_at_most: u64,
+    /// Why records were lost, joined by commas; null when none was.
+    reason: Option<Reasons<'a>>,
+}
+
+impl<'a> SummaryLine<'a> {
+    /// The line of `summary`.
+    pub fn new(summary: &'a Summary, info: &'a RunInfo) -> Self {
+        Self {
+            kind: "summary",
+            v: VERSION,
+            time: summary.time,
+            closes: summary.closes,
+            delivered: summary.delivered,
+            filtered: summary.filtered,
+            lost_records: summary.lost_records,
+            after_limit: summary.after_limit,
+            unresolved: summary.unresolved,
+            open: summary.open,
+            elapsed_ns: summary.elapsed_ns,
+            node: &info.node,
+            kernel: &info.kernel,
+            version: &info.version,
+            lost_at_most: summary.lost_at_most,
+            reason: (!summary.reasons.is_empty()).then_some(Reasons(&summary.reasons)),
+        }
+    }
+}
+
+/// Whatever is displayed, as a JSON string.
+#[derive(Clone, Copy, Debug)]
+struct Text<T>(T);
+
+impl<T: fmt::Display> Serialize for Text<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<T> JsonSchema for Text<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "text".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string"})
+    }
+}
+
+/// Reasons of a loss, joined by commas.
+#[derive(Clone, Copy, Debug)]
+struct Reasons<'a>(&'a [LossReason]);
+
+impl fmt::Display for Reasons<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, reason) in self.0.iter().enumerate() {
+            f.write_str(if index == 0 { "" } else { "," })?;
+            f.write_str(reason.name())?;
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for Reasons<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for Reasons<'_> {
+    fn schema_name() -> Cow<'static, str> {
+        "loss_reasons".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let any = LossReason::ALL
+            .iter()
+            .map(|reason| reason.name())
+            .collect::<Vec<_>>()
+            .join("|");
+        json_schema!({"type": "string", "pattern": format!("^({any})(,({any}))*$")})
+    }
+}
+
+impl Serialize for WallTime {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(Rfc3339::new(*self).as_str())
+    }
+}
+
+impl JsonSchema for WallTime {
+    fn schema_name() -> Cow<'static, str> {
+        "time".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "RFC 3339, UTC, nine decimals.",
+            "type": "string",
+            "format": "date-time",
+            "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{9}Z$",
+        })
+    }
+}
+
+impl Serialize for Errno {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for Errno {
+    fn schema_name() -> Cow<'static, str> {
+        "errno".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Linux's symbolic name of an error; E and the number where there is no name.",
+            "type": "string",
+            "pattern": "^E[A-Z0-9]+$",
+        })
+    }
+}
+
+/// Makes enumerations of the domain strings on the wire, spelled as everywhere.
+macro_rules! enumerations {
+    ($($type:ident as $name:literal,)+) => {$(
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.name())
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                $name.into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                let names: Vec<_> = Self::ALL.iter().map(|value| value.name()).collect();
+                json_schema!({"type": "string", "enum": names})
+            }
+        }
+    )+};
+}
+
+enumerations! {
+    Event as "event",
+    Direction as "direction",
+    Family as "family",
+    Outcome as "outcome",
+    ClosedBy as "closed_by",
+    ProcessBy as "process_by",
+    TcpState as "tcp_state",
+}
+
+/// An address of either family. The patterns say it again for the many validators that do not look at formats.
+fn ip_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "anyOf": [
+            {"format": "ipv4", "pattern": r"^([0-9]{1,3}\.){3}[0-9]{1,3}$"},
+            {"format": "ipv6", "pattern": r"^[0-9a-f:]*:[0-9a-f:.]*$"},
+        ],
+    })
+}

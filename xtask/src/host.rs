@@ -1,0 +1,134 @@
+//! The machine this runs on: where things are, which programs it has, and how it gets those that are missing.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// A program, and the Debian package that has it.
+pub struct Need {
+    /// What is called.
+    pub program: &'static str,
+    /// What is installed.
+    pub package: &'static str,
+}
+
+/// What the kernel tests call, here and in a test machine.
+pub const TEST_TOOLS: &[Need] = &[
+    Need {
+        program: "ip",
+        package: "iproute2",
+    },
+    Need {
+        program: "ss",
+        package: "iproute2",
+    },
+    Need {
+        program: "tc",
+        package: "iproute2",
+    },
+    Need {
+        program: "nft",
+        package: "nftables",
+    },
+];
+
+/// The workspace's root folder.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map_or_else(|| ".".into(), Path::to_path_buf)
+}
+
+/// Where cargo builds, and where these tasks keep what they fetched.
+pub fn target_dir() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+/// The cargo that started this task.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root());
+    cargo
+}
+
+/// Whether this process may do everything.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Finds a program where a login shell of root would. An ordinary user's PATH often lacks the sbin folders.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from))
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
+
+/// Makes sure that the programs are there: root on a Debian system gets what is missing, anyone else is told.
+pub fn ensure<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<()> {
+    let mut packages: Vec<&str> = needs
+        .into_iter()
+        .filter(|need| find(need.program).is_none())
+        .map(|need| need.package)
+        .collect();
+    packages.dedup();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if !is_root() || find("apt-get").is_none() {
+        bail!(
+            "missing on this machine: {0}; on Debian: sudo apt-get install {0}",
+            packages.join(" ")
+        );
+    }
+    eprintln!("xtask: installing {}", packages.join(" "));
+    apt_get(&["update", "-q"])?;
+    let install = ["install", "-q", "-y", "--no-install-recommends"];
+    apt_get(&[&install[..], &packages].concat())
+}
+
+fn apt_get(args: &[&str]) -> Result<()> {
+    let mut apt = Command::new("apt-get");
+    succeed(apt.args(args).env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+/// Runs a command whose output is for the person; an error when it does not succeed.
+pub fn succeed(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {}", shown(command)))?;
+    if !status.success() {
+        bail!("{}: {status}", shown(command));
+    }
+    Ok(())
+}
+
+/// Runs a command for its standard output; an error, with what it said, when it does not succeed.
+pub fn output(command: &mut Command) -> Result<Vec<u8>> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {}", shown(command)))?;
+    if !output.status.success() {
+        bail!(
+            "{}: {}\n{}",
+            shown(command),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        );
+    }
+    Ok(output.stdout)
+}
+
+/// The same, as text.
+pub fn text(command: &mut Command) -> Result<String> {
+    let bytes = output(command)?;
+    String::from_utf8(bytes).with_context(|| format!("{} did not print UTF-8", shown(command)))
+}
+
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}

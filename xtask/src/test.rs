@@ -1,0 +1,57 @@
+//! `cargo xtask test`: every test of user space, and how many there were as the last line.
+
+use std::env;
+use std::io::{BufRead, BufReader};
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::counts::Counts;
+use crate::{host, runner};
+
+/// What `cargo xtask test` takes.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run just this suite (`kernel` or `cli`)
+    #[arg(long, value_name = "SUITE")]
+    only: Option<String>,
+    /// Go to each test program: a filter, `--nocapture`, …
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+/// Runs them.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    host::ensure(host::TEST_TOOLS)?;
+
+    let mut cargo = host::cargo();
+    cargo.args(["test", "--no-fail-fast"]);
+    match &args.only {
+        Some(suite) => cargo.args(["--package", "kmesh-trace", "--test", suite]),
+        // The eBPF programs have no tests of their own, and want another compiler: the kernel tests run the built object.
+        None => cargo.args(["--workspace", "--exclude", "kmesh-trace-ebpf"]),
+    };
+    cargo.arg("--").args(&args.args);
+    if runner::is_needed() {
+        let this = env::current_exe().context("cannot tell where this program is")?;
+        cargo.args(["--config", &runner::cargo_setting(&this)]);
+    }
+
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
+    let output = child.stdout.take().context("cargo test has no output")?;
+    let mut counts = Counts::default();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("cannot read what cargo test prints")?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        counts += Counts::from_result_line(&line).unwrap_or_default();
+    }
+    let status = child.wait().context("cannot wait for cargo test")?;
+    if !status.success() && counts.failed == 0 {
+        // It did not compile, or a test program died before it could say how many failed.
+        eprintln!("xtask: cargo test: {status}");
+        counts += Counts::one(false);
+    }
+    println!("{counts}");
+    Ok(counts.exit_code())
+}

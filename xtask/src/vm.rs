@@ -1,0 +1,197 @@
+//! `cargo xtask vm`: the kernel tests on Debian's kernels, in small machines that QEMU emulates (no KVM needed), with a
+//! statically linked build. A kernel that is too old must be refused, clearly; there that is the test.
+
+mod apt;
+mod build;
+mod cpio;
+mod guest;
+mod kernels;
+mod machine;
+mod verdict;
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::counts::Counts;
+use crate::host::{self, Need};
+use build::Build;
+use guest::Step;
+use kernels::Kernel;
+use machine::Machine;
+use verdict::Verdict;
+
+/// What `cargo xtask vm` takes.
+#[derive(clap::Args)]
+pub struct Args {
+    /// 5.10, 6.1, 6.12, newest (the newest that Debian has), or the path of a vmlinuz
+    #[arg(value_name = "KERNEL", default_values = ["5.10", "6.1", "newest"])]
+    kernels: Vec<String>,
+    /// The modules of a kernel that is given by its path [default: /lib/modules/RELEASE]
+    #[arg(long, value_name = "DIR")]
+    modules: Option<PathBuf>,
+    /// How long a machine may run
+    #[arg(long, value_name = "MINUTES", default_value_t = 15)]
+    deadline: u64,
+    /// How many machines run at once; each keeps one processor busy [default: one a processor]
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
+    /// Go to the test program: a filter, …
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+const TOOL: &str = "/usr/bin/kmesh-trace";
+const TESTS: &str = "/usr/bin/kernel-tests";
+const BUSYBOX: Need = Need {
+    program: "busybox",
+    package: "busybox-static",
+};
+
+/// Builds, fetches, boots, and prints a table.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    if !cfg!(target_arch = "x86_64") {
+        bail!("the test machines are x86-64, and the programs for them are built on one");
+    }
+    host::ensure(
+        machine::NEEDS
+            .iter()
+            .chain(kernels::NEEDS)
+            .chain(host::TEST_TOOLS)
+            .chain([&BUSYBOX]),
+    )?;
+    let folder = host::target_dir().join("vm");
+    let build = Build::make()?;
+    let kernels = args
+        .kernels
+        .iter()
+        .map(|name| Kernel::find(name, args.modules.as_deref(), &folder))
+        .collect::<Result<Vec<_>>>()?;
+
+    let waiting = Mutex::new((0..kernels.len()).collect::<VecDeque<_>>());
+    let verdicts = Mutex::new(Vec::new());
+    let jobs = args
+        .jobs
+        .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
+        .clamp(1, kernels.len());
+    thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(index) = lock(&waiting).pop_front() {
+                    let verdict = test(&kernels[index], &build, &folder, args);
+                    lock(&verdicts).push((index, verdict));
+                }
+            });
+        }
+    });
+
+    let mut verdicts = verdicts.into_inner().unwrap_or_else(PoisonError::into_inner);
+    verdicts.sort_by_key(|(index, _)| *index);
+    let verdicts = verdicts
+        .into_iter()
+        .map(|(index, verdict)| {
+            Ok((
+                &kernels[index],
+                verdict.with_context(|| format!("cannot test {}", kernels[index].name))?,
+            ))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    table(&verdicts);
+    let sum: Counts = verdicts.iter().map(|(_, verdict)| verdict.counts).sum();
+    println!("{sum}");
+    Ok(sum.exit_code())
+}
+
+fn test(kernel: &Kernel, build: &Build, folder: &Path, args: &Args) -> Result<Verdict> {
+    let programs = [(build.tool.as_path(), TOOL), (build.tests.as_path(), TESTS)];
+    let refused = kernel.must_be_refused();
+    let steps = if refused {
+        refusal_steps()
+    } else {
+        vec![test_step(&args.args)]
+    };
+    let initramfs = folder.join(format!("{}.initramfs", kernel.name));
+    fs::write(&initramfs, guest::initramfs(kernel, &programs, &steps)?)
+        .with_context(|| format!("cannot write {}", initramfs.display()))?;
+
+    let log = folder.join(format!("{}.log", kernel.name));
+    let deadline = Duration::from_secs(args.deadline * 60);
+    let run = Machine {
+        name: &kernel.name,
+        image: &kernel.image,
+        initramfs: &initramfs,
+        log,
+        deadline,
+    }
+    .run()?;
+    Ok(if refused {
+        verdict::of_refusals(&run, &steps)
+    } else {
+        verdict::of_tests(&run, &steps)
+    })
+}
+
+fn test_step(args: &[String]) -> Step {
+    // One at a time, and with small amounts: emulation is 30 to 45 times slower. The clock may be stepped: it is the machine's own.
+    let settings = ["KMESH_TRACE_TEST_SMALL=1", "KMESH_TRACE_TEST_STEP_CLOCK=1"];
+    let tool = format!("KMESH_TRACE_BIN={TOOL}");
+    let command = ["env", &tool]
+        .into_iter()
+        .chain(settings)
+        .chain([TESTS, "--test-threads=1"]);
+    Step {
+        name: "tests",
+        command: command.map(str::to_owned).chain(args.iter().cloned()).collect(),
+    }
+}
+
+fn refusal_steps() -> Vec<Step> {
+    let step = |name, command: &[&str]| Step {
+        name,
+        command: command.iter().map(|&word| word.to_owned()).collect(),
+    };
+    // Should it trace after all, it must end.
+    vec![
+        step("refuses_to_trace", &[TOOL, "--duration", "5s"]),
+        step("check_says_why", &[TOOL, "check"]),
+    ]
+}
+
+fn table(verdicts: &[(&Kernel, Verdict)]) {
+    let width = verdicts
+        .iter()
+        .map(|(kernel, _)| kernel.name.len().max(kernel.release.len()))
+        .max()
+        .unwrap_or(0)
+        .max("release".len());
+    println!(
+        "\n{:width$}  {:width$}  {:>6}  {:>6}  {:>7}  {:>7}",
+        "kernel", "release", "passed", "failed", "skipped", "seconds"
+    );
+    for (kernel, verdict) in verdicts {
+        let Counts {
+            passed,
+            failed,
+            skipped,
+        } = verdict.counts;
+        let seconds = verdict.elapsed.as_secs();
+        println!(
+            "{:width$}  {:width$}  {passed:>6}  {failed:>6}  {skipped:>7}  {seconds:>7}",
+            kernel.name, kernel.release
+        );
+        for note in &verdict.notes {
+            println!("    {note}");
+        }
+    }
+}
+
+/// A thread that panicked holding this left it whole: both hold only finished values.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,169 @@
+//! Debian's package index of other suites than this system's, in a folder of its own: sources, lists, cache and an empty
+//! list of installed packages. The system's apt neither sees nor loses anything.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::host;
+
+/// A suite moves from the first to the second when its support ends.
+const MIRRORS: [&str; 2] = ["http://deb.debian.org/debian", "http://archive.debian.org/debian"];
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// The index of some suites.
+pub struct Apt {
+    folder: PathBuf,
+}
+
+/// A package by its name and exact version.
+pub type Package = (String, String);
+
+impl Apt {
+    /// Brings the index of these suites up to date. Without a network an index from before is used, and that is said.
+    pub fn open(suites: &[&str], folder: &Path) -> Result<Self> {
+        let apt = Self {
+            folder: folder.to_owned(),
+        };
+        for part in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(folder.join(part))
+                .with_context(|| format!("cannot make {}", folder.join(part).display()))?;
+        }
+        apt.write("status", "")?;
+        let mut failures = Vec::new();
+        for mirror in MIRRORS {
+            apt.use_mirrors(suites, &[mirror])?;
+            // Without this mode apt calls an index that it could not fetch a warning.
+            match host::output(
+                apt.tool("apt-get")
+                    .args(["-o", "APT::Update::Error-Mode=any", "update"]),
+            ) {
+                Ok(_) => return Ok(apt),
+                Err(error) => failures.push(format!("{error:#}")),
+            }
+        }
+        eprintln!(
+            "xtask: the package index of {} cannot be updated, an older one is used:\n{}",
+            suites.join(", "),
+            failures.join("\n")
+        );
+        apt.use_mirrors(suites, &MIRRORS)?;
+        Ok(apt)
+    }
+
+    /// The newest version of a package, by Debian's order of versions.
+    pub fn newest(&self, package: &str) -> Result<String> {
+        let versions = self.fields(package, "Version")?;
+        let newer = |one: String, other: String| if is_newer(&other, &one) { other } else { one };
+        versions
+            .into_iter()
+            .reduce(newer)
+            .with_context(|| format!("no package {package}"))
+    }
+
+    /// A package, and those it needs in an exact version: what was built together with it.
+    pub fn with_dependencies(&self, package: &str, version: &str) -> Result<Vec<Package>> {
+        let mut all: Vec<Package> = vec![(package.to_owned(), version.to_owned())];
+        let mut position = 0;
+        while let Some((name, version)) = all.get(position) {
+            for depends in self.fields(&format!("{name}={version}"), "Depends")? {
+                for needed in depends.split(',').filter_map(exact) {
+                    if !all.contains(&needed) {
+                        all.push(needed);
+                    }
+                }
+            }
+            position += 1;
+        }
+        Ok(all)
+    }
+
+    /// Downloads packages into a folder; apt checks them against the signed index.
+    pub fn download(&self, packages: &[Package], into: &Path) -> Result<()> {
+        let names = packages.iter().map(|(name, version)| format!("{name}={version}"));
+        host::output(self.tool("apt-get").arg("download").args(names).current_dir(into)).map(drop)
+    }
+
+    /// One field of every stanza about a package.
+    fn fields(&self, package: &str, field: &str) -> Result<Vec<String>> {
+        let shown = host::text(self.tool("apt-cache").args(["show", package]))?;
+        let value = |line: &str| Some(line.strip_prefix(field)?.strip_prefix(": ")?.to_owned());
+        Ok(shown.lines().filter_map(value).collect())
+    }
+
+    fn use_mirrors(&self, suites: &[&str], mirrors: &[&str]) -> Result<()> {
+        let line = |mirror: &&str, suite: &str| {
+            format!("deb [arch=amd64 target=Packages lang=none signed-by={KEYRING}] {mirror} {suite} main\n")
+        };
+        self.write(
+            "sources.list",
+            &suites
+                .iter()
+                .flat_map(|suite| mirrors.iter().map(move |mirror| line(mirror, suite)))
+                .collect::<String>(),
+        )
+    }
+
+    fn write(&self, name: &str, content: &str) -> Result<()> {
+        let file = self.folder.join(name);
+        fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    fn tool(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        for (setting, value) in [
+            ("Dir::Etc::SourceList", "sources.list"),
+            ("Dir::Etc::SourceParts", "none"),
+            ("Dir::Etc::PreferencesParts", "none"),
+            ("Dir::Etc::Preferences", "none"),
+            ("Dir::State::Lists", "lists"),
+            ("Dir::State::Status", "status"),
+            ("Dir::Cache", "cache"),
+        ] {
+            command
+                .arg("-o")
+                .arg(format!("{setting}={}", self.folder.join(value).display()));
+        }
+        // Lists of the other mirror stay. The user whom apt downloads as when root calls it may not reach this folder.
+        command.args(["-o", "APT::Get::List-Cleanup=false", "-o", "APT::Sandbox::User=root"]);
+        command.env("LC_ALL", "C");
+        command
+    }
+}
+
+/// Reads `name (= version)`; `None` for a looser dependency, and for a choice.
+fn exact(dependency: &str) -> Option<Package> {
+    if dependency.contains('|') {
+        return None;
+    }
+    let (name, rest) = dependency.trim().split_once(" (= ")?;
+    Some((name.to_owned(), rest.strip_suffix(')')?.to_owned()))
+}
+
+fn is_newer(one: &str, other: &str) -> bool {
+    Command::new("dpkg")
+        .args(["--compare-versions", one, "gt", other])
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::exact;
+
+    #[test]
+    fn only_exact_dependencies_are_followed() {
+        let depends =
+            "kmod, linux-base (>= 4.3~), linux-modules-7.3.4+deb13-cloud-amd64 (= 7.3.4-1~bpo13+1), a | b (= 1)";
+        let found: Vec<_> = depends.split(',').filter_map(exact).collect();
+        assert_eq!(
+            found,
+            [(
+                "linux-modules-7.3.4+deb13-cloud-amd64".to_owned(),
+                "7.3.4-1~bpo13+1".to_owned()
+            )]
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! What a test machine starts with: busybox, the programs under test, the tools they call, the kernel's modules.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::cpio::Archive;
+use super::kernels::Kernel;
+use crate::host;
+
+/// The modules that the kernel tests reach. What a kernel has built in, or does not have, is passed over.
+const MODULES: &[&str] = &[
+    "veth",
+    "dummy",
+    "bridge",
+    "nf_tables",
+    "nf_conntrack",
+    "nf_conntrack_netlink",
+    "nf_nat",
+    "nf_reject_ipv4",
+    "nf_reject_ipv6",
+    "nft_chain_nat",
+    "nft_counter",
+    "nft_ct",
+    "nft_limit",
+    "nft_masq",
+    "nft_nat",
+    "nft_numgen",
+    "nft_redir",
+    "nft_reject",
+    "nft_reject_inet",
+    "nft_reject_ipv4",
+    "nft_reject_ipv6",
+    "nft_synproxy",
+    "sch_fq",
+    "sch_fq_codel",
+    "sch_htb",
+    "sch_netem",
+    "sch_tbf",
+    "inet_diag",
+    "tcp_diag",
+    "mptcp_diag",
+    "tcp_bbr",
+];
+
+/// One thing for the machine to do; its output and status come back under its name.
+pub struct Step {
+    /// How the host finds it again.
+    pub name: &'static str,
+    /// What is run: a program's path in the machine, and its arguments.
+    pub command: Vec<String>,
+}
+
+/// Makes the archive. `programs` are a path on this machine and one in the test machine each.
+pub fn initramfs(kernel: &Kernel, programs: &[(&Path, &str)], steps: &[Step]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    let mut libraries = BTreeSet::new();
+    archive.file("/init", true, include_bytes!("init.sh"));
+    archive.file("/job", false, job(steps).as_bytes());
+    archive.file(
+        "/etc/passwd",
+        false,
+        b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
+    );
+    archive.file("/etc/group", false, b"root:x:0:\nnogroup:x:65534:\n");
+    // Where `ip netns` keeps its names.
+    archive.link("/var/run", "/run");
+
+    let busybox = found("busybox")?;
+    add_program(&mut archive, &mut libraries, &busybox, "/bin/busybox")?;
+    for tool in host::TEST_TOOLS {
+        add_program(
+            &mut archive,
+            &mut libraries,
+            &found(tool.program)?,
+            &format!("/usr/sbin/{}", tool.program),
+        )?;
+    }
+    for (here, there) in programs {
+        add_program(&mut archive, &mut libraries, here, there)?;
+    }
+    for library in &libraries {
+        add_file(&mut archive, library, &library.to_string_lossy())?;
+    }
+
+    for (position, module) in load_order(&kernel.modules)?.iter().enumerate() {
+        // The number keeps the order in which they can be loaded.
+        let name = module
+            .file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let name = name.split_once(".ko").map_or(name.as_str(), |(stem, _)| stem);
+        archive.file(
+            &format!("/modules/{position:03}-{name}.ko"),
+            false,
+            &unpacked(&kernel.modules.join(module))?,
+        );
+    }
+    Ok(archive.finish())
+}
+
+fn job(steps: &[Step]) -> String {
+    let quoted = |word: &String| format!("'{}'", word.replace('\'', r"'\''"));
+    steps
+        .iter()
+        .map(|step| {
+            format!(
+                "run {} {}\n",
+                step.name,
+                step.command.iter().map(quoted).collect::<Vec<_>>().join(" ")
+            )
+        })
+        .collect()
+}
+
+fn found(program: &str) -> Result<PathBuf> {
+    host::find(program).with_context(|| format!("{program} is not on this machine"))
+}
+
+fn add_file(archive: &mut Archive, here: &Path, there: &str) -> Result<()> {
+    let content = fs::read(here).with_context(|| format!("cannot read {}", here.display()))?;
+    archive.file(there, true, &content);
+    Ok(())
+}
+
+/// Adds a program, and notes the libraries and the loader it names.
+fn add_program(archive: &mut Archive, libraries: &mut BTreeSet<PathBuf>, here: &Path, there: &str) -> Result<()> {
+    add_file(archive, here, there)?;
+    // ldd fails for a static program, which needs nothing.
+    let listed = Command::new("ldd").arg(here).output().context("cannot run ldd")?;
+    for line in String::from_utf8_lossy(&listed.stdout).lines() {
+        if line.contains("not found") {
+            bail!("{} lacks a library: {}", here.display(), line.trim());
+        }
+        // `name => /path (address)`, or `/path (address)` for the loader.
+        libraries.extend(
+            line.split_whitespace()
+                .find(|word| word.starts_with('/'))
+                .map(PathBuf::from),
+        );
+    }
+    Ok(())
+}
+
+/// The files of [`MODULES`] and of what they depend on, relative to the modules' folder, each after its dependencies.
+fn load_order(modules: &Path) -> Result<Vec<PathBuf>> {
+    let file = modules.join("modules.dep");
+    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(order(&text, MODULES).into_iter().map(PathBuf::from).collect())
+}
+
+fn order<'a>(modules_dep: &'a str, wanted: &[&str]) -> Vec<&'a str> {
+    let mut order = Vec::new();
+    for name in wanted {
+        let named = |file: &str| {
+            let file = file.rsplit('/').next().unwrap_or(file);
+            file.split_once(".ko")
+                .is_some_and(|(stem, _)| stem.replace('-', "_") == *name)
+        };
+        let Some((file, dependencies)) = modules_dep
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(file, _)| named(file))
+        else {
+            continue;
+        };
+        // depmod lists all dependencies, the deepest last.
+        for module in dependencies.split_whitespace().rev().chain([file]) {
+            if !order.contains(&module) {
+                order.push(module);
+            }
+        }
+    }
+    order
+}
+
+/// A module as the kernel takes it: busybox hands it over as it is, so it must not be compressed.
+fn unpacked(module: &Path) -> Result<Vec<u8>> {
+    let tool = match module.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => "xz",
+        Some("zst") => "zstd",
+        Some("gz") => "gzip",
+        _ => return fs::read(module).with_context(|| format!("cannot read {}", module.display())),
+    };
+    host::output(Command::new(tool).args(["-q", "-d", "-c"]).arg(module))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Step, job, order};
+
+    #[test]
+    fn a_module_comes_after_what_it_needs_and_once() {
+        let dep = "kernel/net/a.ko.xz:\nkernel/net/b-c.ko.xz: kernel/net/a.ko.xz\nkernel/net/d.ko: kernel/net/b-c.ko.xz kernel/net/a.ko.xz\n";
+        let all = order(dep, &["d", "absent", "b_c", "a"]);
+        assert_eq!(all, ["kernel/net/a.ko.xz", "kernel/net/b-c.ko.xz", "kernel/net/d.ko"]);
+    }
+
+    #[test]
+    fn arguments_reach_the_machine_as_they_are() {
+        let step = Step {
+            name: "tests",
+            command: ["a b", "it's", "$x"].map(String::from).into(),
+        };
+        assert_eq!(job(&[step]), "run tests 'a b' 'it'\\''s' '$x'\n");
+    }
+}

@@ -1,0 +1,181 @@
+//! One QEMU machine from power-on to power-off: its two serial ports line by line, and what must end it early.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::host::Need;
+
+/// The emulator.
+pub const NEEDS: &[Need] = &[Need {
+    program: "qemu-system-x86_64",
+    package: "qemu-system-x86",
+}];
+
+/// What the machine is made of.
+pub struct Machine<'a> {
+    /// How its lines are marked on this terminal.
+    pub name: &'a str,
+    pub image: &'a Path,
+    pub initramfs: &'a Path,
+    /// Gets everything that the machine says.
+    pub log: PathBuf,
+    /// How long it may run.
+    pub deadline: Duration,
+}
+
+/// What a machine did.
+pub struct Run {
+    /// Everything that came from its programs.
+    pub lines: Vec<String>,
+    /// Why it was ended before it turned itself off.
+    pub killed: Option<String>,
+    pub elapsed: Duration,
+}
+
+enum Line {
+    /// From the kernel's console.
+    Kernel(String),
+    /// From what runs in the machine.
+    Program(String),
+}
+
+impl Machine<'_> {
+    /// Runs it to its end.
+    pub fn run(&self) -> Result<Run> {
+        let mut log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
+        let start = Instant::now();
+        let mut qemu = self.start()?;
+        let (sender, lines) = mpsc::channel();
+        let kernel = qemu.stdout.take().context("the machine has no console")?;
+        let programs = qemu.stderr.take().context("the machine has no second port")?;
+        let readers = [
+            read(kernel, Line::Kernel, sender.clone()),
+            read(programs, Line::Program, sender),
+        ];
+
+        let mut run = Run {
+            lines: Vec::new(),
+            killed: None,
+            elapsed: Duration::ZERO,
+        };
+        while run.killed.is_none() {
+            match lines.recv_timeout(self.deadline.saturating_sub(start.elapsed())) {
+                Ok(Line::Kernel(line)) => {
+                    write_line(&mut log, &line)?;
+                    if is_fatal(&line) {
+                        println!("{} | {line}", self.name);
+                        run.killed = Some(line);
+                    }
+                }
+                Ok(Line::Program(line)) => {
+                    write_line(&mut log, &line)?;
+                    println!("{} | {line}", self.name);
+                    run.lines.push(line);
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    run.killed = Some(format!("still running after {} s", self.deadline.as_secs()))
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        if run.killed.is_some() {
+            // The rest of a panic's report follows within moments, and is what one needs to read.
+            let grace = Instant::now() + Duration::from_secs(2);
+            while let Ok(Line::Kernel(line) | Line::Program(line)) =
+                lines.recv_timeout(grace.saturating_duration_since(Instant::now()))
+            {
+                write_line(&mut log, &line)?;
+            }
+            qemu.kill().context("cannot end the machine")?;
+        }
+        let status = qemu.wait().context("cannot wait for the machine")?;
+        for reader in readers {
+            // A reader cannot panic, and its lines are all here or no longer wanted.
+            let _ = reader.join();
+        }
+        if run.killed.is_none() && !status.success() {
+            run.killed = Some(format!("qemu: {status}"));
+        }
+        run.elapsed = start.elapsed();
+        Ok(run)
+    }
+
+    fn start(&self) -> Result<Child> {
+        let mut qemu = Command::new("qemu-system-x86_64");
+        // One thread for both processors: with a thread each, QEMU 7.2 runs stale code where a guest patches its kernel's
+        // text, which every attach of a tracer does, and the guest dies.
+        qemu.args([
+            "-M",
+            "pc",
+            "-accel",
+            "tcg,thread=single",
+            "-cpu",
+            "max",
+            "-smp",
+            "2",
+            "-m",
+            "1024",
+        ]);
+        qemu.args(["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]);
+        // The kernel's port, then the programs'. QEMU has one standard output, so the second port is its standard error.
+        qemu.args(["-serial", "stdio", "-serial", "file:/dev/fd/2"]);
+        qemu.arg("-kernel").arg(self.image).arg("-initrd").arg(self.initramfs);
+        qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        qemu.spawn().context("cannot run qemu-system-x86_64")
+    }
+}
+
+/// Reads until the machine closes the port.
+fn read(port: impl Read + Send + 'static, line: fn(String) -> Line, to: Sender<Line>) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        for bytes in BufReader::new(port).split(b'\n') {
+            let Ok(bytes) = bytes else { return };
+            let text = String::from_utf8_lossy(&bytes);
+            if to.send(line(text.trim_end_matches('\r').to_owned())).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+fn write_line(log: &mut File, line: &str) -> Result<()> {
+    writeln!(log, "{line}").context("cannot write the machine's log")
+}
+
+/// What the kernel says when there is nothing left to wait for.
+fn is_fatal(line: &str) -> bool {
+    line.contains("Kernel panic")
+        || line.contains("soft lockup")
+        || (line.contains("stall") && line.to_ascii_lowercase().contains("rcu"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_fatal;
+
+    #[test]
+    fn a_dead_kernel_is_recognised() {
+        let cases = [
+            ("[   12.3] Kernel panic - not syncing: Attempted to kill init!", true),
+            (
+                "[   40.1] watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [kernel-1234:80]",
+                true,
+            ),
+            ("[   40.1] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", true),
+            ("[   40.1] RCU stall", true),
+            ("[    0.1] rcu: Hierarchical RCU implementation.", false),
+            ("[    1.0] installing", false),
+        ];
+        for (line, want) in cases {
+            assert_eq!(is_fatal(line), want, "{line}");
+        }
+    }
+}

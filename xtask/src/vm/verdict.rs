@@ -1,0 +1,233 @@
+//! What a machine's lines mean. Nothing counts as passed unless the machine said so and lived to its end.
+
+use std::time::Duration;
+
+use super::guest::Step;
+use super::machine::Run;
+use crate::counts::Counts;
+
+/// What came of a kernel.
+pub struct Verdict {
+    pub counts: Counts,
+    /// What a person wants to know about failures.
+    pub notes: Vec<String>,
+    pub elapsed: Duration,
+}
+
+/// What one step said, and how it ended, if it did.
+#[derive(Default)]
+struct Said<'a> {
+    lines: Vec<&'a str>,
+    status: Option<i32>,
+}
+
+/// For a kernel that can trace: what the test program counted.
+pub fn of_tests(run: &Run, steps: &[Step]) -> Verdict {
+    let mut verdict = Verdict::begin(run);
+    for step in steps {
+        let said = said(&run.lines, step.name);
+        let mut counts: Counts = said
+            .lines
+            .iter()
+            .filter_map(|line| Counts::from_result_line(line))
+            .sum();
+        let failed = said
+            .lines
+            .iter()
+            .filter_map(|line| line.strip_suffix("... FAILED")?.strip_prefix("test "));
+        verdict
+            .notes
+            .extend(failed.map(|test| format!("failed: {}", test.trim_end())));
+        let problem = match said.status {
+            None => Some(format!(
+                "{} did not end; its last line: {}",
+                step.name,
+                said.lines.last().unwrap_or(&"none")
+            )),
+            Some(_) if counts.total() == 0 => Some(format!("{}: not one test was counted", step.name)),
+            Some(status) if status != 0 && counts.failed == 0 => Some(format!("{}: status {status}", step.name)),
+            Some(_) => None,
+        };
+        if let Some(problem) = problem {
+            verdict.notes.push(problem);
+            counts += Counts::one(false);
+        }
+        verdict.counts += counts;
+    }
+    verdict
+}
+
+/// For a kernel that is too old: each step must end with status 3 and say that it is the kernel.
+pub fn of_refusals(run: &Run, steps: &[Step]) -> Verdict {
+    let mut verdict = Verdict::begin(run);
+    for step in steps {
+        let said = said(&run.lines, step.name);
+        let names_the_kernel = said
+            .lines
+            .iter()
+            .any(|line| line.to_ascii_lowercase().contains("kernel"));
+        verdict.counts += Counts::one(said.status == Some(3) && names_the_kernel);
+        match said.status {
+            Some(3) if names_the_kernel => {}
+            Some(3) => verdict
+                .notes
+                .push(format!("{}: does not say that it is the kernel", step.name)),
+            Some(status) => verdict
+                .notes
+                .push(format!("{}: status {status}, expected 3", step.name)),
+            None => verdict.notes.push(format!("{}: did not end", step.name)),
+        }
+    }
+    verdict
+}
+
+impl Verdict {
+    fn begin(run: &Run) -> Self {
+        let mut verdict = Self {
+            counts: Counts::default(),
+            notes: Vec::new(),
+            elapsed: run.elapsed,
+        };
+        if let Some(reason) = &run.killed {
+            verdict.notes.push(format!("ended early: {reason}"));
+            verdict.counts += Counts::one(false);
+        } else if !run.lines.iter().any(|line| line == "@vm done") {
+            verdict
+                .notes
+                .push("the machine went off before its job was done".to_owned());
+            verdict.counts += Counts::one(false);
+        }
+        verdict
+    }
+}
+
+/// The lines between the two that `init.sh` puts around a step.
+fn said<'a>(lines: &'a [String], step: &str) -> Said<'a> {
+    let begin = format!("@vm begin {step}");
+    let end = format!("@vm end {step} ");
+    let mut said = Said::default();
+    for line in lines.iter().skip_while(|line| **line != begin).skip(1) {
+        if let Some(status) = line.strip_prefix(&end) {
+            said.status = status.parse().ok();
+            break;
+        }
+        if !line.is_empty() {
+            said.lines.push(line);
+        }
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{of_refusals, of_tests};
+    use crate::counts::Counts;
+    use crate::vm::guest::Step;
+    use crate::vm::machine::Run;
+
+    const RESULT: &str =
+        "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 9.00s";
+
+    /// Passed, failed, skipped.
+    type Want = (u64, u64, u64);
+
+    fn run(lines: &[&str], killed: Option<&str>) -> Run {
+        let lines = lines.iter().map(|&line| line.to_owned()).collect();
+        Run {
+            lines,
+            killed: killed.map(str::to_owned),
+            elapsed: Duration::ZERO,
+        }
+    }
+
+    fn steps() -> [Step; 1] {
+        [Step {
+            name: "x",
+            command: Vec::new(),
+        }]
+    }
+
+    #[test]
+    fn tests_pass_only_when_all_was_said() {
+        let cases: [(&str, &[&str], Option<&str>, Want); 7] = [
+            (
+                "all well",
+                &["@vm begin x", RESULT, "@vm end x 0", "@vm done"],
+                None,
+                (3, 0, 1),
+            ),
+            (
+                "result outside the step",
+                &[RESULT, "@vm begin x", "@vm end x 0", "@vm done"],
+                None,
+                (0, 1, 0),
+            ),
+            (
+                "bad status",
+                &["@vm begin x", RESULT, "@vm end x 101", "@vm done"],
+                None,
+                (3, 1, 1),
+            ),
+            ("no status", &["@vm begin x", RESULT], None, (3, 2, 1)),
+            (
+                "panic on the way down",
+                &["@vm begin x", RESULT, "@vm end x 0"],
+                Some("Kernel panic"),
+                (3, 1, 1),
+            ),
+            (
+                "no test ran",
+                &["@vm begin x", "@vm end x 0", "@vm done"],
+                None,
+                (0, 1, 0),
+            ),
+            ("nothing at all", &[], Some("still running"), (0, 2, 0)),
+        ];
+        for (name, lines, killed, (passed, failed, skipped)) in cases {
+            assert_eq!(
+                of_tests(&run(lines, killed), &steps()).counts,
+                Counts {
+                    passed,
+                    failed,
+                    skipped
+                },
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_refusal_has_its_status_and_its_reason() {
+        let cases: [(&str, &[&str], Want); 4] = [
+            (
+                "refused",
+                &["@vm begin x", "needs a kernel from 5.11 on", "@vm end x 3", "@vm done"],
+                (1, 0, 0),
+            ),
+            (
+                "no reason",
+                &["@vm begin x", "cannot", "@vm end x 3", "@vm done"],
+                (0, 1, 0),
+            ),
+            (
+                "another status",
+                &["@vm begin x", "kernel", "@vm end x 1", "@vm done"],
+                (0, 1, 0),
+            ),
+            ("no end", &["@vm begin x", "kernel", "@vm done"], (0, 1, 0)),
+        ];
+        for (name, lines, (passed, failed, skipped)) in cases {
+            assert_eq!(
+                of_refusals(&run(lines, None), &steps()).counts,
+                Counts {
+                    passed,
+                    failed,
+                    skipped
+                },
+                "{name}"
+            );
+        }
+    }
+}
