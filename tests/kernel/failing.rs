@@ -115,10 +115,11 @@ fn blackholed_kernel_gives_up(scene: &Scene, v: V) {
     let by_option = dial_with(v.at(0), to, |socket| set_tcp_option(socket, nix::libc::TCP_SYNCNT, 1));
     net::sysctl("net.ipv4.tcp_syn_retries", "1");
     let by_sysctl = dial(v.at(0), to);
-    for attempt in [by_option, by_sysctl] {
+    let wants = [by_option, by_sysctl].map(|attempt| {
         assert_eq!(error_of(&attempt.socket), Errno::ETIMEDOUT);
-        scene.expect(&[attempt.truth.outbound().failed("connect_timeout", Some("ETIMEDOUT"), None)]);
-    }
+        attempt.truth.outbound().failed("connect_timeout", Some("ETIMEDOUT"), None)
+    });
+    scene.expect(&wants);
 }
 
 fn blackholed_user_timeout(scene: &Scene, v: V) {

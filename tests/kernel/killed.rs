@@ -6,7 +6,7 @@ use crate::Table;
 use crate::support::expect::Scene;
 use crate::support::net;
 use crate::support::probe::Need;
-use crate::support::sock::{V, dial, drain, error_of, exchange, flushed, free_port, pair, reset};
+use crate::support::sock::{V, dial, drain, error_of, exchange, fin_acknowledged, flushed, free_port, pair, reset};
 
 /// The trials.
 pub fn table() -> Table {
@@ -59,6 +59,7 @@ fn client_half_closed(scene: &Scene, v: V) {
     exchange(&pair, 1000, 300);
     pair.client.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(drain(&pair.server), 0);
+    fin_acknowledged(&pair.client);
     kill(&format!("dport = :{}", pair.truth.dst.port()));
     assert_eq!(error_of(&pair.client), Errno::ECONNABORTED);
     assert_eq!(error_of(&pair.server), Errno::EPIPE);
@@ -84,18 +85,16 @@ fn server_half_closed(scene: &Scene, v: V) {
     exchange(&pair, 1000, 300);
     drop(pair.client);
     assert_eq!(drain(&pair.server), 0);
+    scene.expect(&[pair.truth.outbound().bytes(1000, 300).ok("local")]);
     kill(&format!("sport = :{}", pair.truth.dst.port()));
     assert_eq!(error_of(&pair.server), Errno::ECONNABORTED);
-    scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).ok("local"),
-        pair
-            .truth
-            .inbound()
-            .bytes(300, 1000)
-            .ended("reset_by_local", Some("ECONNABORTED"), Some("peer"))
-            .states(&["CLOSE_WAIT"])
-            .by(&["listener"]),
-    ]);
+    scene.expect(&[pair
+        .truth
+        .inbound()
+        .bytes(300, 1000)
+        .ended("reset_by_local", Some("ECONNABORTED"), Some("peer"))
+        .states(&["CLOSE_WAIT"])
+        .by(&["listener"])]);
     reset(pair.server);
     scene.expect_nothing();
 }

@@ -86,7 +86,10 @@ static MACHINE: RwLock<()> = RwLock::new(());
 fn trial(scenario: Scenario) -> Trial {
     let Scenario { name, needs, run } = scenario;
     match probe::missing(needs) {
-        Err(why) => Trial::test(&name, move || Err(Failed::from(why))).with_kind(why_kind(needs)).with_ignored_flag(true),
+        Err(why) => {
+            let kind = format!("skipped: {}", why.lines().next().unwrap_or_default());
+            Trial::test(name, move || Err(Failed::from(why))).with_kind(kind).with_ignored_flag(true)
+        }
         Ok(()) => Trial::test(name.clone(), move || {
             let alone = needs.contains(&Need::Alone).then(|| MACHINE.write().unwrap_or_else(PoisonError::into_inner));
             let among = alone.is_none().then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
@@ -95,10 +98,6 @@ fn trial(scenario: Scenario) -> Trial {
             result
         }),
     }
-}
-
-fn why_kind(needs: &[Need]) -> String {
-    format!("skipped: {}", probe::missing(needs).err().unwrap_or_default())
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {

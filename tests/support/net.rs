@@ -9,12 +9,15 @@ use nix::sched::{CloneFlags, unshare};
 
 /// Runs `body` on a thread of its own in a new network namespace with its loopback up. The namespace goes with the last
 /// socket and thread in it. Threads and processes started from `body` are born into it.
+///
+/// The thread has a table of descriptors of its own too. A process that is started inherits all descriptors of the table until
+/// it has called exec, so with one table for all, a command of one scenario could be the last to close the socket of another.
 pub fn in_namespace<T: Send>(name: &str, body: impl FnOnce() -> T + Send) -> thread::Result<T> {
     thread::scope(|scope| {
         thread::Builder::new()
             .name(name.to_owned())
             .spawn_scoped(scope, || {
-                unshare(CloneFlags::CLONE_NEWNET).expect("unshare(CLONE_NEWNET)");
+                unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_FILES).expect("unshare");
                 run("ip", &["link", "set", "lo", "up"]);
                 body()
             })
@@ -26,11 +29,6 @@ pub fn in_namespace<T: Send>(name: &str, body: impl FnOnce() -> T + Send) -> thr
 /// The inode number of the calling thread's network namespace: what records call `local.netns`.
 pub fn inode() -> u64 {
     std::fs::metadata("/proc/thread-self/ns/net").expect("/proc/thread-self/ns/net").st_ino()
-}
-
-/// A path by which `ip link set … netns` finds the calling thread's namespace.
-pub fn path() -> String {
-    format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid())
 }
 
 /// Runs a command in the calling thread's namespace and returns what it printed.
@@ -66,7 +64,7 @@ pub fn rules(rules: &[&str]) {
 /// As [`rules`], for probing.
 pub fn try_rules(rules: &[&str]) -> Result<(), String> {
     let script = format!(
-        "table inet t {{ chain c {{ type filter hook input priority 0; policy accept; }} }}\nflush chain inet t c\n{}",
+        "add table inet t\nadd chain inet t c {{ type filter hook input priority 0; }}\nflush chain inet t c\n{}",
         rules.iter().map(|rule| format!("add rule inet t c {rule}\n")).collect::<String>()
     );
     let mut nft = Command::new("nft")

@@ -306,3 +306,10 @@ pub fn tcp_info(socket: &impl std::os::fd::AsRawFd) -> nix::libc::tcp_info {
     assert_eq!(done, 0, "TCP_INFO: {}", std::io::Error::last_os_error());
     info
 }
+
+/// Waits until the peer has acknowledged the FIN of a shutdown(): FIN_WAIT2. That may take it 40 ms, in the hope of data to
+/// send along.
+pub fn fin_acknowledged(socket: &TcpStream) {
+    const FIN_WAIT2: u8 = 5;
+    wait_until("the FIN is acknowledged", || tcp_info(socket).tcpi_state == FIN_WAIT2);
+}
