@@ -7,9 +7,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, counter, owner, state};
 
 use crate::filter::{rejects, rejects_children};
-use crate::maps::{
-    Connection, KMESH_SOCKETS, SEEDED, count, missed_a_begin, note_missed_begin, phase, walk_number,
-};
+use crate::maps::{Connection, KMESH_SOCKETS, SEEDED, count, missed_a_begin, note_missed_begin, phase, walk_number};
 use crate::record;
 use crate::sock::{Sock, Task, TaskFile};
 
@@ -55,7 +53,11 @@ fn connecting(sock: Sock) {
     connection.start_ns = now();
     connection.established_ns = 0;
     // A socket's first association has an empty error queue.
-    connection.stale_error = if connection.association > 1 { sock.newest_error() } else { 0 };
+    connection.stale_error = if connection.association > 1 {
+        sock.newest_error()
+    } else {
+        0
+    };
     connection.owner.by = owner::NONE;
     connection.owner.pid = 0;
     own(connection, Task::current(), owner::CONNECT);
@@ -180,8 +182,10 @@ fn closed(sock: Sock, old: u8) {
         }
     };
     // The first change of state is close()'s own: the program is the one running. Later ones come with segments.
-    if matches!(old, state::SYN_SENT | state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT)
-        && sock.is_being_closed()
+    if matches!(
+        old,
+        state::SYN_SENT | state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT
+    ) && sock.is_being_closed()
         && sock.sk_err() == 0
     {
         own(connection, Task::current(), owner::CLOSE);
@@ -247,10 +251,7 @@ pub fn met(visit: TaskFile, sock: Sock, task: Task) {
         },
     };
     // The first walk only seeds. A socket may be held by several descriptors.
-    if walk > 1
-        && connection.phase == phase::LIVE
-        && connection.walk != walk
-        && record::update(visit, sock, connection)
+    if walk > 1 && connection.phase == phase::LIVE && connection.walk != walk && record::update(visit, sock, connection)
     {
         connection.walk = walk;
     }
@@ -328,7 +329,12 @@ fn adopt(sock: Sock) -> Option<&'static mut Connection> {
 #[inline(always)]
 fn unseen(sock: Sock) -> Connection {
     let active = if looks_connected(sock) { FLAG_ACTIVE } else { 0 };
-    Connection { association: 1, phase: phase::LIVE, flags: FLAG_PREEXISTING | SEEDED | active, ..Connection::NEW }
+    Connection {
+        association: 1,
+        phase: phase::LIVE,
+        flags: FLAG_PREEXISTING | SEEDED | active,
+        ..Connection::NEW
+    }
 }
 
 /// Whether it connected, as far as the socket itself tells: one that was accepted has its listener's backlog, one that

@@ -23,11 +23,17 @@ pub fn rejects(sock: Sock, outbound: bool) -> bool {
 #[inline(never)]
 fn is_rejected(sock: Sock, outbound: bool) -> bool {
     let checks = checks();
-    let Some(filter) = KMESH_FILTER.get_ptr(0) else { return false };
+    let Some(filter) = KMESH_FILTER.get_ptr(0) else {
+        return false;
+    };
     // SAFETY: user space writes it before attaching.
     let filter: &Prefilter = unsafe { &*filter };
     if checks & CHECK_DIRECTION != 0 {
-        let bit = if outbound { DIRECTION_OUTBOUND } else { DIRECTION_INBOUND };
+        let bit = if outbound {
+            DIRECTION_OUTBOUND
+        } else {
+            DIRECTION_INBOUND
+        };
         if filter.directions & bit == 0 {
             return true;
         }
@@ -66,7 +72,9 @@ pub fn rejects_children(listener: Sock) -> bool {
     if checks & (CHECK_DIRECTION | CHECK_SERVER_PORT) == 0 {
         return false;
     }
-    let Some(filter) = KMESH_FILTER.get_ptr(0) else { return false };
+    let Some(filter) = KMESH_FILTER.get_ptr(0) else {
+        return false;
+    };
     // SAFETY: as above.
     let filter: &Prefilter = unsafe { &*filter };
     let port = listener.local_port();

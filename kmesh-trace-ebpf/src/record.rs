@@ -4,7 +4,8 @@ use core::ptr;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use kmesh_trace_common::{
-    FLAG_ACTIVE, FLAG_PREEXISTING, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE, Owner, Reset, Snapshot, counter, state,
+    FLAG_ACTIVE, FLAG_PREEXISTING, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE, Owner, Reset, Snapshot, counter,
+    state,
 };
 
 use crate::maps::{Connection, KMESH_EVENTS, count, scratch, tells_opens};
@@ -44,7 +45,17 @@ pub fn ended(sock: Sock, stale_error: u64, old_state: u8, flags: u8) -> Option<E
             return None;
         }
     }
-    Some(Ended { sock, tcp, event: Event { kind: KIND_CLOSE, old_state, flags, ee_errno, ee_origin } })
+    Some(Ended {
+        sock,
+        tcp,
+        event: Event {
+            kind: KIND_CLOSE,
+            old_state,
+            flags,
+            ee_errno,
+            ee_origin,
+        },
+    })
 }
 
 /// Tells of the end of an association, or counts that it could not be told.
@@ -75,7 +86,13 @@ pub fn open(sock: Sock, connection: &Connection, old_state: u8) {
     let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Snapshot>(0) else {
         return count(counter::STATE, |counters| counters.lost_opens += 1);
     };
-    let event = Event { kind: KIND_OPEN, old_state, flags: 0, ee_errno: 0, ee_origin: 0 };
+    let event = Event {
+        kind: KIND_OPEN,
+        old_state,
+        flags: 0,
+        ee_errno: 0,
+        ee_origin: 0,
+    };
     fill(entry.as_mut_ptr(), sock, tcp, connection, &event);
     entry.submit(0);
     count(counter::STATE, |counters| counters.opens += 1);
@@ -92,7 +109,13 @@ pub fn update(visit: TaskFile, sock: Sock, connection: &Connection) -> bool {
     for _ in 0..TRIES {
         let locked = sock.is_locked();
         let state = sock.skc_state();
-        let event = Event { kind: KIND_UPDATE, old_state: state, flags: 0, ee_errno: 0, ee_origin: 0 };
+        let event = Event {
+            kind: KIND_UPDATE,
+            old_state: state,
+            flags: 0,
+            ee_errno: 0,
+            ee_origin: 0,
+        };
         fill(record, sock, tcp, connection, &event);
         // SAFETY: this CPU's own.
         let read = unsafe { &*record };
@@ -120,7 +143,11 @@ pub fn reset(sock: Sock, connection: &Connection) {
     let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Reset>(0) else {
         return count(counter::RESET, |counters| counters.lost_resets += 1);
     };
-    entry.write(Reset { kind: KIND_RESET, association: connection.association, cookie: sock.cookie() });
+    entry.write(Reset {
+        kind: KIND_RESET,
+        association: connection.association,
+        cookie: sock.cookie(),
+    });
     entry.submit(0);
     count(counter::RESET, |counters| counters.resets += 1);
 }

@@ -16,6 +16,7 @@ mod support;
 mod before;
 mod bytes;
 mod closing;
+mod events;
 mod failing;
 mod killed;
 mod lifecycle;
@@ -170,6 +171,7 @@ fn main() -> ExitCode {
         process::table(),
         special::table(),
         before::table(),
+        events::table(),
         many::table(),
         lifecycle::table(),
         signals::table(),

@@ -87,7 +87,7 @@ impl Store {
         }
     }
 
-    /// How many `conn` lines there were in all.
+    /// How many `conn` lines of closes there were in all.
     pub fn conns(&self) -> u64 {
         self.lock().conns
     }
@@ -125,7 +125,7 @@ impl Store {
         self.wait_for(|state| (state.summaries.len() >= count).then(|| state.summaries.clone()))
     }
 
-    /// Waits until this many `conn` lines have been printed.
+    /// Waits until this many `conn` lines of closes have been printed.
     pub fn wait_conns(&self, count: u64) -> Result<u64, String> {
         self.wait_for(|state| (state.conns >= count).then_some(state.conns))
     }
@@ -173,7 +173,7 @@ impl Store {
 
 impl State {
     fn conn(&mut self, value: Value, seen: SystemTime) {
-        self.conns += 1;
+        self.conns += u64::from(value["event"] == "close");
         let id = value["id"].as_str().unwrap_or_default().to_owned();
         if value["event"] == "close" && !self.ids.insert(id.clone()) {
             self.faults.push(format!("id {id} closed twice"));
