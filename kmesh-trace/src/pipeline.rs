@@ -1,5 +1,6 @@
 //! From the queue to standard output: decode, track, limit, render. Owns all that must be counted on the way.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::num::NonZeroU64;
 
@@ -34,6 +35,13 @@ struct Tally {
     undecodable: u64,
 }
 
+impl Tally {
+    /// All that were told.
+    fn closes(self) -> u64 {
+        self.delivered + self.filtered + self.after_limit + self.undecodable
+    }
+}
+
 /// The state between queue and output.
 pub struct Pipeline<W> {
     began_ns: u64,
@@ -48,6 +56,10 @@ pub struct Pipeline<W> {
     tally: Tally,
     /// As of the last `lost` line.
     told: Losses,
+    /// Summaries asked for meanwhile, each to be made when all closes counted until then have been dealt with.
+    asked: VecDeque<Counts>,
+    /// Summaries made, for the caller to say in words.
+    made: Vec<Summary>,
 }
 
 /// Losses by reason.
@@ -108,6 +120,8 @@ impl<W: Write> Pipeline<W> {
             out,
             tally: Tally::default(),
             told: Losses::default(),
+            asked: VecDeque::new(),
+            made: Vec::new(),
         }
     }
 
@@ -152,9 +166,14 @@ impl<W: Write> Pipeline<W> {
 
     fn emit(&mut self, complete_ns: u64) -> io::Result<()> {
         while let Some((closed_ns, record)) = self.tracker.next(complete_ns, &self.clock) {
-            self.deliver(closed_ns, &record)?;
+            self.settle(closed_ns, &record)?;
         }
         Ok(())
+    }
+
+    fn settle(&mut self, happened_ns: u64, record: &Record) -> io::Result<()> {
+        self.deliver(happened_ns, record)?;
+        if self.asked.is_empty() { Ok(()) } else { self.answer() }
     }
 
     fn deliver(&mut self, happened_ns: u64, record: &Record) -> io::Result<()> {
@@ -196,6 +215,31 @@ impl<W: Write> Pipeline<W> {
         self.render.lost(&lost, &mut self.lines)?;
         self.flush()?;
         Ok(Some(lost))
+    }
+
+    /// A summary is wanted of these counts. It is made between the records that were counted and those that were not, and
+    /// comes out of [`Self::summaries`].
+    pub fn ask(&mut self, counts: Counts) -> io::Result<()> {
+        self.asked.push_back(counts);
+        self.answer()
+    }
+
+    /// The summaries made since this was last called.
+    pub fn summaries(&mut self) -> Vec<Summary> {
+        std::mem::take(&mut self.made)
+    }
+
+    fn answer(&mut self) -> io::Result<()> {
+        while self
+            .asked
+            .front()
+            .is_some_and(|counts| counts.told <= self.tally.closes())
+            && let Some(counts) = self.asked.pop_front()
+        {
+            let summary = self.summary(&counts)?;
+            self.made.push(summary);
+        }
+        Ok(())
     }
 
     /// How many of what so far: a `summary` line is written. For formats that have none the caller says it in words.
@@ -334,6 +378,27 @@ mod tests {
         );
         assert_eq!((summary.lost_records, summary.lost_at_most), (7, 4));
         assert_eq!(text(&pipeline), "c1 c2 c3 lost3 end ");
+    }
+
+    #[test]
+    fn a_summary_on_demand_adds_up_while_more_is_coming() {
+        let mut pipeline = pipeline(CLOSES, Limits::default());
+        (1..=3).for_each(|cookie| pipeline.hold(&record(KIND_CLOSE, cookie)));
+        pipeline
+            .ask(Counts {
+                closes: 4,
+                told: 2,
+                filtered: 2,
+                ..Counts::default()
+            })
+            .unwrap();
+        assert_eq!(pipeline.summaries(), []);
+        pipeline.finish().unwrap();
+        let [summary] = &pipeline.summaries()[..] else {
+            panic!("one summary")
+        };
+        assert_eq!((summary.closes, summary.delivered, summary.filtered), (4, 2, 2));
+        assert_eq!(text(&pipeline), "c1 c2 end c3 ");
     }
 
     #[test]

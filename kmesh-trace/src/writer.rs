@@ -59,15 +59,13 @@ impl<W: Write> Writer<W> {
                     let lost = self.pipeline.lost(&counts)?;
                     self.say_lost(lost);
                 }
-                Message::Asked(counts) => {
-                    let summary = self.pipeline.summary(&counts)?;
-                    self.say_summary(&summary);
-                }
+                Message::Asked(counts) => self.pipeline.ask(counts)?,
                 Message::Walked(bytes) => self.pipeline.hold(&bytes),
                 Message::WalkFailed(why) => say(&format!("warning: {why}; open connections are not told of this time")),
                 Message::OutputClosed => return Ok(()),
                 Message::Ended(counts) => {
                     self.pipeline.finish()?;
+                    self.say_made();
                     let lost = self.pipeline.lost(&counts)?;
                     self.say_lost(lost);
                     let summary = self.pipeline.summary(&counts)?;
@@ -75,8 +73,15 @@ impl<W: Write> Writer<W> {
                     return Ok(());
                 }
             }
+            self.say_made();
         }
         Ok(())
+    }
+
+    fn say_made(&mut self) {
+        for summary in self.pipeline.summaries() {
+            self.say_summary(&summary);
+        }
     }
 
     fn say_lost(&self, lost: Option<Lost>) {

@@ -45,12 +45,20 @@ fn open(v: V) {
     assert_eq!(drain(&pair.server), 0);
     drop(pair.server);
     let records = scene.expect(&[
-        pair.truth.outbound().bytes(1050, 360).ok("local").preexisting().by(&["scan", "close"]),
+        pair.truth
+            .outbound()
+            .bytes(1050, 360)
+            .ok("local")
+            .preexisting()
+            .by(&["scan", "close"]),
         pair.truth.inbound().bytes(360, 1050).ok("peer").preexisting(),
     ]);
     for record in records {
         let observed = u128::from(record["observed_ns"].as_u64().unwrap());
-        assert!(observed <= started.elapsed().as_nanos(), "observed for longer than the tracer lived: {record}");
+        assert!(
+            observed <= started.elapsed().as_nanos(),
+            "observed for longer than the tracer lived: {record}"
+        );
     }
     tracer.interrupt().check_whole();
 }
@@ -64,7 +72,12 @@ fn server_closes() {
     assert_eq!(drain(&pair.client), 0);
     drop(pair.client);
     scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).ok("peer").preexisting().by(&["scan", "close"]),
+        pair.truth
+            .outbound()
+            .bytes(1000, 300)
+            .ok("peer")
+            .preexisting()
+            .by(&["scan", "close"]),
         pair.truth.inbound().bytes(300, 1000).ok("local").preexisting(),
     ]);
     tracer.interrupt().check_whole();
@@ -80,8 +93,18 @@ fn ended_by_reset() {
     reset(pair.client);
     assert_eq!(error_of(&pair.server), Errno::ECONNRESET);
     scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).reset_by_local().preexisting().by(&["scan", "close"]),
-        pair.truth.inbound().bytes(300, 1000).reset_by_peer().preexisting().by(&["scan"]),
+        pair.truth
+            .outbound()
+            .bytes(1000, 300)
+            .reset_by_local()
+            .preexisting()
+            .by(&["scan", "close"]),
+        pair.truth
+            .inbound()
+            .bytes(300, 1000)
+            .reset_by_peer()
+            .preexisting()
+            .by(&["scan"]),
     ]);
     tracer.interrupt().check_whole();
 }
@@ -99,7 +122,12 @@ fn half_closed() {
     assert_eq!(drain(&pair.client), 40);
     drop(pair.client);
     scene.expect(&[
-        pair.truth.outbound().bytes(1000, 340).ok("local").preexisting().by(&["scan", "close"]),
+        pair.truth
+            .outbound()
+            .bytes(1000, 340)
+            .ok("local")
+            .preexisting()
+            .by(&["scan", "close"]),
         pair.truth.inbound().bytes(340, 1000).ok("peer").preexisting(),
     ]);
     tracer.interrupt().check_whole();
@@ -113,7 +141,12 @@ fn held_by_another() {
     server.ask("accept l s");
     client.ask("write s 10");
     server.ask("read s 10");
-    let truth = Truth { src, dst, connect, open: connect };
+    let truth = Truth {
+        src,
+        dst,
+        connect,
+        open: connect,
+    };
     let tracer = Tracer::json(&[]);
     let scene = Scene::new(&tracer.store);
     let is = |actor: &Actor, by| Proc::Is(actor.pid(), String::from_utf8(actor.comm()).unwrap(), by);
@@ -122,7 +155,12 @@ fn held_by_another() {
     assert_eq!(server.ask("eof s"), "0");
     server.exit();
     scene.expect(&[
-        truth.outbound().bytes(10, 0).ok("local").preexisting().process(by_client),
+        truth
+            .outbound()
+            .bytes(10, 0)
+            .ok("local")
+            .preexisting()
+            .process(by_client),
         truth.inbound().bytes(0, 10).ok("peer").preexisting().process(by_server),
     ]);
     tracer.interrupt().check_whole();
@@ -155,12 +193,25 @@ fn waiting_in_the_queue() {
     let tracer = Tracer::json(&[]);
     let scene = Scene::new(&tracer.store);
     let (server, src) = listener.accept().unwrap();
-    let truth = Truth { src, dst, connect, open: Span { after: std::time::SystemTime::now(), ..connect } };
+    let truth = Truth {
+        src,
+        dst,
+        connect,
+        open: Span {
+            after: std::time::SystemTime::now(),
+            ..connect
+        },
+    };
     drop(client);
     assert_eq!(drain(&server), 20);
     drop(server);
     scene.expect(&[
-        truth.outbound().bytes(20, 0).ok("local").preexisting().by(&["scan", "close"]),
+        truth
+            .outbound()
+            .bytes(20, 0)
+            .ok("local")
+            .preexisting()
+            .by(&["scan", "close"]),
         truth.inbound().bytes(0, 20).ok("peer").preexisting(),
     ]);
     tracer.interrupt().check_whole();
@@ -200,7 +251,12 @@ fn orphan() {
     assert_eq!(drain(&pair.server), 70);
     drop(pair.server);
     scene.expect(&[
-        pair.truth.outbound().bytes(1070, 300).ok("local").preexisting().process(Proc::Nobody),
+        pair.truth
+            .outbound()
+            .bytes(1070, 300)
+            .ok("local")
+            .preexisting()
+            .process(Proc::Nobody),
         pair.truth.inbound().bytes(300, 1070).ok("peer").preexisting(),
     ]);
     tracer.interrupt().check_whole();
@@ -221,7 +277,14 @@ fn many_open() {
         drop(pair.client);
         assert_eq!(drain(&pair.server), 0);
         drop(pair.server);
-        wants.push(pair.truth.outbound().bytes(up, down).ok("local").preexisting().by(&["scan", "close"]));
+        wants.push(
+            pair.truth
+                .outbound()
+                .bytes(up, down)
+                .ok("local")
+                .preexisting()
+                .by(&["scan", "close"]),
+        );
         wants.push(pair.truth.inbound().bytes(down, up).ok("peer").preexisting());
     }
     scene.expect(&wants);
@@ -264,7 +327,10 @@ fn open_at_the_end() {
             assert_eq!(during - before, 15, "open connections in the summary");
             break;
         }
-        assert!(Instant::now() < deadline, "this machine is never quiet: {before}, {during}, {after} open");
+        assert!(
+            Instant::now() < deadline,
+            "this machine is never quiet: {before}, {during}, {after} open"
+        );
     }
     let last = dial(V::Four.at(0), to);
     let pair = pair(V::Four);

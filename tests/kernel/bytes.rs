@@ -9,7 +9,9 @@ use crate::Table;
 use crate::support::expect::Scene;
 use crate::support::net;
 use crate::support::probe::Need;
-use crate::support::sock::{Pair, Span, Truth, V, drain, exchange, flushed, give, listen, pair, set_tcp_option, take, timed};
+use crate::support::sock::{
+    Pair, Span, Truth, V, drain, exchange, flushed, give, listen, pair, set_tcp_option, take, timed,
+};
 
 /// The trials.
 pub fn table() -> Table {
@@ -20,7 +22,9 @@ pub fn table() -> Table {
         .both("down_only", &[], |scene, v| amounts(scene, v, 0, 100_000))
         .both("mebibytes_64", &[], |scene, v| amounts(scene, v, 64 << 20, 64 << 20))
         // Past 32 bits, where every counter of the kernel's that is a sequence number has wrapped.
-        .shared("gibibytes_4_4", &[Need::Big], |scene| amounts(scene, V::Four, 4_724_464_026, 12_345))
+        .shared("gibibytes_4_4", &[Need::Big], |scene| {
+            amounts(scene, V::Four, 4_724_464_026, 12_345)
+        })
         .both("lossy", &[Need::Nft], lossy)
         .both("urgent", &[], urgent)
         .both("zero_copy", &[], zero_copy)
@@ -70,7 +74,10 @@ fn lossy(scene: &Scene, v: V) {
         pair.truth.outbound().bytes(up, down).ok("local"),
         pair.truth.inbound().bytes(down, up).ok("peer"),
     ]);
-    let again: u64 = records.iter().filter_map(|record| record["tcp"]["total_retrans"].as_u64()).sum();
+    let again: u64 = records
+        .iter()
+        .filter_map(|record| record["tcp"]["total_retrans"].as_u64())
+        .sum();
     // Eighty packets and their acknowledgements, one in five lost: none sent again is less likely than one in ten million.
     assert!(again > 0, "nothing was sent again: {records:?}");
 }
@@ -125,7 +132,10 @@ fn corked(scene: &Scene, v: V) {
     drop(pair.client);
     assert_eq!(drain(&pair.server), 333);
     drop(pair.server);
-    scene.expect(&[pair.truth.outbound().bytes(333, 0).ok("local"), pair.truth.inbound().bytes(0, 333).ok("peer")]);
+    scene.expect(&[
+        pair.truth.outbound().bytes(333, 0).ok("local"),
+        pair.truth.inbound().bytes(0, 333).ok("peer"),
+    ]);
 }
 
 /// The program uses IPv6 sockets, the wire IPv4.
@@ -133,14 +143,28 @@ fn mapped(scene: &Scene) {
     let listener = listen(V::Four);
     let dst = listener.local_addr().unwrap();
     let socket = V::Six.socket();
-    let mapped = format!("[::ffff:127.0.0.1]:{}", dst.port()).parse::<std::net::SocketAddr>().unwrap();
+    let mapped = format!("[::ffff:127.0.0.1]:{}", dst.port())
+        .parse::<std::net::SocketAddr>()
+        .unwrap();
     let (client, connect) = timed(|| {
         socket.connect(&mapped.into()).unwrap();
         TcpStream::from(socket)
     });
     let (server, src) = listener.accept().unwrap();
-    let open = Span { before: connect.before, after: std::time::SystemTime::now() };
-    let pair = Pair { client, server, truth: Truth { src, dst, connect, open } };
+    let open = Span {
+        before: connect.before,
+        after: std::time::SystemTime::now(),
+    };
+    let pair = Pair {
+        client,
+        server,
+        truth: Truth {
+            src,
+            dst,
+            connect,
+            open,
+        },
+    };
     exchange(&pair, 1000, 300);
     close_both(scene, pair, 1000, 300);
 }
@@ -153,8 +177,20 @@ fn mapped_server(scene: &Scene) {
     let (server, peer) = listener.accept().unwrap();
     assert!(peer.is_ipv6(), "not a mapped socket: {peer}");
     let src = client.local_addr().unwrap();
-    let open = Span { before: connect.before, after: std::time::SystemTime::now() };
-    let pair = Pair { client, server, truth: Truth { src, dst, connect, open } };
+    let open = Span {
+        before: connect.before,
+        after: std::time::SystemTime::now(),
+    };
+    let pair = Pair {
+        client,
+        server,
+        truth: Truth {
+            src,
+            dst,
+            connect,
+            open,
+        },
+    };
     exchange(&pair, 1000, 300);
     close_both(scene, pair, 1000, 300);
 }

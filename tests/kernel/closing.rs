@@ -9,8 +9,8 @@ use crate::support::expect::Scene;
 use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::{
-    Pair, Span, Truth, V, bound, drain, error_of, exchange, fin_acknowledged, flushed, give, in_flight, listen, pair, pair_with, reset,
-    set_linger2, take, timed, wait_until,
+    Pair, Span, Truth, V, bound, drain, error_of, exchange, fin_acknowledged, flushed, give, in_flight, listen, pair,
+    pair_with, reset, set_linger2, take, timed, wait_until,
 };
 
 /// The trials.
@@ -48,7 +48,11 @@ fn client_first(scene: &Scene, v: V) {
     assert_eq!(drain(&pair.server), 0);
     drop(pair.server);
     scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).ok("local").states(&["FIN_WAIT2"]),
+        pair.truth
+            .outbound()
+            .bytes(1000, 300)
+            .ok("local")
+            .states(&["FIN_WAIT2"]),
         pair.truth.inbound().bytes(300, 1000).ok("peer"),
     ]);
 }
@@ -138,8 +142,17 @@ fn client_reset(scene: &Scene, v: V) {
     reset(pair.client);
     assert_eq!(error_of(&pair.server), Errno::ECONNRESET);
     scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).reset_by_local().states(&["ESTABLISHED"]),
-        pair.truth.inbound().bytes(300, 1000).reset_by_peer().states(&["ESTABLISHED"]).by(&["listener"]),
+        pair.truth
+            .outbound()
+            .bytes(1000, 300)
+            .reset_by_local()
+            .states(&["ESTABLISHED"]),
+        pair.truth
+            .inbound()
+            .bytes(300, 1000)
+            .reset_by_peer()
+            .states(&["ESTABLISHED"])
+            .by(&["listener"]),
     ]);
 }
 
@@ -150,8 +163,16 @@ fn server_reset(scene: &Scene, v: V) {
     reset(pair.server);
     assert_eq!(error_of(&pair.client), Errno::ECONNRESET);
     scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).reset_by_peer().states(&["ESTABLISHED"]),
-        pair.truth.inbound().bytes(300, 1000).reset_by_local().states(&["ESTABLISHED"]),
+        pair.truth
+            .outbound()
+            .bytes(1000, 300)
+            .reset_by_peer()
+            .states(&["ESTABLISHED"]),
+        pair.truth
+            .inbound()
+            .bytes(300, 1000)
+            .reset_by_local()
+            .states(&["ESTABLISHED"]),
     ]);
 }
 
@@ -165,7 +186,11 @@ fn client_unread(scene: &Scene, v: V) {
     drop(pair.client);
     assert_eq!(error_of(&pair.server), Errno::ECONNRESET);
     scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).reset_by_local().states(&["ESTABLISHED"]),
+        pair.truth
+            .outbound()
+            .bytes(1000, 300)
+            .reset_by_local()
+            .states(&["ESTABLISHED"]),
         pair.truth.inbound().bytes(300, 1000).reset_by_peer().by(&["listener"]),
     ]);
 }
@@ -178,7 +203,11 @@ fn server_unread(scene: &Scene, v: V) {
     assert_eq!(error_of(&pair.client), Errno::ECONNRESET);
     scene.expect(&[
         pair.truth.outbound().bytes(1000, 0).reset_by_peer(),
-        pair.truth.inbound().bytes(0, 1000).reset_by_local().states(&["ESTABLISHED"]),
+        pair.truth
+            .inbound()
+            .bytes(0, 1000)
+            .reset_by_local()
+            .states(&["ESTABLISHED"]),
     ]);
 }
 
@@ -209,13 +238,16 @@ fn reset_meets_half(scene: &Scene, v: V) {
     reset(pair.server);
     assert_eq!(error_of(&pair.client), Errno::ECONNRESET);
     scene.expect(&[
-        pair
-            .truth
+        pair.truth
             .outbound()
             .bytes(1000, 300)
             .ended("reset_by_peer", Some("ECONNRESET"), Some("local"))
             .states(&["FIN_WAIT2"]),
-        pair.truth.inbound().bytes(300, 1000).ended("reset_by_local", None, Some("peer")).states(&["CLOSE_WAIT"]),
+        pair.truth
+            .inbound()
+            .bytes(300, 1000)
+            .ended("reset_by_local", None, Some("peer"))
+            .states(&["CLOSE_WAIT"]),
     ]);
 }
 
@@ -229,13 +261,16 @@ fn reset_for_fin(scene: &Scene, v: V) {
     assert_eq!(drain(&pair.server), 0);
     reset(pair.server);
     scene.expect(&[
-        pair
-            .truth
+        pair.truth
             .outbound()
             .bytes(1000, 300)
             .ended("reset_by_peer", Some("ECONNRESET"), Some("local"))
             .states(&["FIN_WAIT1"]),
-        pair.truth.inbound().bytes(300, 1000).ended("reset_by_local", None, Some("peer")).states(&["CLOSE_WAIT"]),
+        pair.truth
+            .inbound()
+            .bytes(300, 1000)
+            .ended("reset_by_local", None, Some("peer"))
+            .states(&["CLOSE_WAIT"]),
     ]);
 }
 
@@ -244,7 +279,9 @@ fn no_bare_acknowledgements(pair: &Pair) {
     // Headers alone: 20 or 40, and 32.
     let bare = if pair.truth.dst.is_ipv4() { 52 } else { 72 };
     let port = pair.truth.dst.port();
-    net::rules(&[&format!("tcp sport {port} tcp flags & (fin | rst | ack) == ack meta length {bare} drop")]);
+    net::rules(&[&format!(
+        "tcp sport {port} tcp flags & (fin | rst | ack) == ack meta length {bare} drop"
+    )]);
 }
 
 /// The client shuts down, then closes with unread data: RST, which meets the server in CLOSE_WAIT, where its name is EPIPE.
@@ -257,9 +294,12 @@ fn unread_after_half(scene: &Scene, v: V) {
     drop(pair.client);
     assert_eq!(error_of(&pair.server), Errno::EPIPE);
     scene.expect(&[
-        pair.truth.outbound().bytes(0, 300).reset_by_local().states(&["FIN_WAIT2"]),
-        pair
-            .truth
+        pair.truth
+            .outbound()
+            .bytes(0, 300)
+            .reset_by_local()
+            .states(&["FIN_WAIT2"]),
+        pair.truth
             .inbound()
             .bytes(300, 0)
             .ended("reset_by_peer", Some("EPIPE"), Some("peer"))
@@ -280,7 +320,11 @@ fn reset_undelivered(scene: &Scene, v: V) {
     reset(pair.client);
     reset(pair.server);
     scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).undelivered(5000).reset_by_local(),
+        pair.truth
+            .outbound()
+            .bytes(1000, 300)
+            .undelivered(5000)
+            .reset_by_local(),
         pair.truth.inbound().bytes(300, 1000).undelivered(7000).reset_by_local(),
     ]);
 }
@@ -323,14 +367,18 @@ fn data_meets_unsent_fin(scene: &Scene, v: V) {
     let arrived = drain(&pair.server) as u64;
     assert!(arrived < written, "the window was never full");
     scene.expect(&[
-        pair
-            .truth
+        pair.truth
             .outbound()
             .bytes(arrived, 0)
             .undelivered(written - arrived)
             .ended("reset_by_local", Some("ECONNRESET"), Some("local"))
             .states(&["FIN_WAIT1"]),
-        pair.truth.inbound().bytes(0, arrived).undelivered(100).reset_by_peer().by(&["listener"]),
+        pair.truth
+            .inbound()
+            .bytes(0, arrived)
+            .undelivered(100)
+            .reset_by_peer()
+            .by(&["listener"]),
     ]);
 }
 
@@ -339,18 +387,25 @@ fn data_meets_unanswered_fin(scene: &Scene, v: V) {
     let pair = pair(v);
     exchange(&pair, 1000, 300);
     flushed(&pair.server);
-    net::rules(&[&format!("tcp dport {} tcp flags & fin == fin drop", pair.truth.dst.port())]);
+    net::rules(&[&format!(
+        "tcp dport {} tcp flags & fin == fin drop",
+        pair.truth.dst.port()
+    )]);
     drop(pair.client);
     give(&pair.server, 100);
     assert_eq!(error_of(&pair.server), Errno::ECONNRESET);
     scene.expect(&[
-        pair
-            .truth
+        pair.truth
             .outbound()
             .bytes(1000, 300)
             .ended("reset_by_local", Some("ECONNRESET"), Some("local"))
             .states(&["FIN_WAIT1"]),
-        pair.truth.inbound().bytes(300, 1000).undelivered(100).reset_by_peer().by(&["listener"]),
+        pair.truth
+            .inbound()
+            .bytes(300, 1000)
+            .undelivered(100)
+            .reset_by_peer()
+            .by(&["listener"]),
     ]);
 }
 
@@ -366,9 +421,12 @@ fn data_carries_last_ack(scene: &Scene, v: V) {
     give(&pair.server, 100);
     assert_eq!(error_of(&pair.server), Errno::EPIPE);
     scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).reset_by_local().states(&["FIN_WAIT2"]),
-        pair
-            .truth
+        pair.truth
+            .outbound()
+            .bytes(1000, 300)
+            .reset_by_local()
+            .states(&["FIN_WAIT2"]),
+        pair.truth
             .inbound()
             .bytes(300, 1000)
             .undelivered(100)
@@ -388,10 +446,21 @@ fn listener_closed(scene: &Scene, v: V) {
             let src = client.local_addr().unwrap();
             give(&client, at * 100);
             flushed(&client);
-            let truth = Truth { src, dst, connect, open: connect };
+            let truth = Truth {
+                src,
+                dst,
+                connect,
+                open: connect,
+            };
             wants.push(truth.outbound().bytes(at as u64 * 100, 0).reset_by_peer());
             // The closing program has never held them, and yet it is who ended them.
-            wants.push(truth.inbound().bytes(0, at as u64 * 100).reset_by_local().by(&["close", "listener"]));
+            wants.push(
+                truth
+                    .inbound()
+                    .bytes(0, at as u64 * 100)
+                    .reset_by_local()
+                    .by(&["close", "listener"]),
+            );
             client
         })
         .collect();
@@ -407,7 +476,12 @@ fn listener_closed_after_client(scene: &Scene, v: V) {
     let listener = listen(v);
     let dst = listener.local_addr().unwrap();
     let (client, connect) = timed(|| TcpStream::connect(dst).unwrap());
-    let truth = Truth { src: client.local_addr().unwrap(), dst, connect, open: connect };
+    let truth = Truth {
+        src: client.local_addr().unwrap(),
+        dst,
+        connect,
+        open: connect,
+    };
     give(&client, 100);
     drop(client);
     scene.expect(&[truth.outbound().bytes(100, 0).ok("local")]);
@@ -434,14 +508,22 @@ fn same_addresses(scene: &Scene, v: V) {
         });
         src = client.local_addr().unwrap();
         let (server, _) = listener.accept().unwrap();
-        let open = Span { before: connect.before, after: std::time::SystemTime::now() };
+        let open = Span {
+            before: connect.before,
+            after: std::time::SystemTime::now(),
+        };
         give(&client, round);
         take(&server, round);
         give(&server, 1000 - round);
         take(&client, 1000 - round);
         flushed(&client);
         flushed(&server);
-        let truth = Truth { src, dst, connect, open };
+        let truth = Truth {
+            src,
+            dst,
+            connect,
+            open,
+        };
         let (up, down) = (round as u64, 1000 - round as u64);
         wants.push(truth.outbound().bytes(up, down).reset_by_local());
         wants.push(truth.inbound().bytes(down, up).reset_by_peer().by(&["listener"]));
@@ -459,9 +541,12 @@ fn fin_wait2_given_up(scene: &Scene) {
     drop(pair.client);
     assert_eq!(error_of(&pair.server), Errno::EPIPE);
     scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).reset_by_local().states(&["FIN_WAIT2"]),
-        pair
-            .truth
+        pair.truth
+            .outbound()
+            .bytes(1000, 300)
+            .reset_by_local()
+            .states(&["FIN_WAIT2"]),
+        pair.truth
             .inbound()
             .bytes(300, 1000)
             .ended("reset_by_peer", Some("EPIPE"), Some("peer"))

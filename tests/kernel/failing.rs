@@ -22,10 +22,18 @@ pub fn table() -> Table {
         .both("refused_by_reset", &[], refused_by_reset)
         .both("refused_by_reset_nonblocking", &[], refused_by_reset_nonblocking)
         .both("refused_unbound", &[], refused_unbound)
-        .both("icmp_port", &[Need::Nft], |scene, v| icmp(scene, v, "port-unreachable", "port-unreachable"))
-        .both("icmp_host", &[Need::Nft], |scene, v| icmp(scene, v, "host-unreachable", "addr-unreachable"))
-        .both("icmp_net", &[Need::Nft], |scene, v| icmp(scene, v, "net-unreachable", "no-route"))
-        .both("icmp_prohibited", &[Need::Nft], |scene, v| icmp(scene, v, "admin-prohibited", "admin-prohibited"))
+        .both("icmp_port", &[Need::Nft], |scene, v| {
+            icmp(scene, v, "port-unreachable", "port-unreachable")
+        })
+        .both("icmp_host", &[Need::Nft], |scene, v| {
+            icmp(scene, v, "host-unreachable", "addr-unreachable")
+        })
+        .both("icmp_net", &[Need::Nft], |scene, v| {
+            icmp(scene, v, "net-unreachable", "no-route")
+        })
+        .both("icmp_prohibited", &[Need::Nft], |scene, v| {
+            icmp(scene, v, "admin-prohibited", "admin-prohibited")
+        })
         .both("blackholed_program_gives_up", &[Need::Nft], blackholed_program_gives_up)
         .both("blackholed_kernel_gives_up", &[Need::Nft], blackholed_kernel_gives_up)
         .both("blackholed_user_timeout", &[Need::Nft], blackholed_user_timeout)
@@ -48,7 +56,10 @@ fn refused_by_reset_nonblocking(scene: &Scene, v: V) {
     let attempt = dial(v.at(0), v.at(free_port(v)));
     assert_eq!(attempt.said, Errno::EINPROGRESS);
     assert_eq!(error_of(&attempt.socket), Errno::ECONNREFUSED);
-    scene.expect(&[attempt.truth.outbound().failed("refused", Some("ECONNREFUSED"), Some("peer"))]);
+    scene.expect(&[attempt
+        .truth
+        .outbound()
+        .failed("refused", Some("ECONNREFUSED"), Some("peer"))]);
     drop(attempt.socket);
     scene.expect_nothing();
 }
@@ -59,7 +70,12 @@ fn refused_unbound(scene: &Scene, v: V) {
     let socket = v.socket();
     let (said, connect) = timed(|| errno_of(socket.connect(&to.into())));
     assert_eq!(said, Errno::ECONNREFUSED);
-    let truth = Truth { src: v.at(0), dst: to, connect, open: connect };
+    let truth = Truth {
+        src: v.at(0),
+        dst: to,
+        connect,
+        open: connect,
+    };
     scene.expect(&[truth.outbound().failed("refused", Some("ECONNREFUSED"), Some("peer"))]);
 }
 
@@ -99,7 +115,11 @@ fn blackhole(v: V) -> SocketAddr {
 fn blackholed_program_gives_up(scene: &Scene, v: V) {
     let attempt = dial(v.at(0), blackhole(v));
     assert_eq!(attempt.said, Errno::EINPROGRESS);
-    assert!(!ready_within(&attempt.socket, PollFlags::POLLOUT, Duration::from_millis(300)));
+    assert!(!ready_within(
+        &attempt.socket,
+        PollFlags::POLLOUT,
+        Duration::from_millis(300)
+    ));
     drop(attempt.socket);
     scene.expect(&[attempt.truth.outbound().failed("connect_aborted", None, Some("local"))]);
 }
@@ -117,7 +137,10 @@ fn blackholed_kernel_gives_up(scene: &Scene, v: V) {
     let by_sysctl = dial(v.at(0), to);
     let wants = [by_option, by_sysctl].map(|attempt| {
         assert_eq!(error_of(&attempt.socket), Errno::ETIMEDOUT);
-        attempt.truth.outbound().failed("connect_timeout", Some("ETIMEDOUT"), None)
+        attempt
+            .truth
+            .outbound()
+            .failed("connect_timeout", Some("ETIMEDOUT"), None)
     });
     scene.expect(&wants);
 }
@@ -166,7 +189,10 @@ fn no_port(scene: &Scene) {
     net::sysctl("net.ipv4.ip_local_port_range", "40000 40001");
     let listener = std::net::TcpListener::bind("127.0.0.1:9000").unwrap();
     let pairs = [(); 2].map(|()| pair_with(&listener));
-    assert_eq!(errno_of(V::Four.socket().connect(&V::Four.at(9000).into())), Errno::EADDRNOTAVAIL);
+    assert_eq!(
+        errno_of(V::Four.socket().connect(&V::Four.at(9000).into())),
+        Errno::EADDRNOTAVAIL
+    );
     let mut wants = Vec::new();
     for pair in pairs {
         drop(pair.client);
@@ -188,22 +214,22 @@ fn peer_vanished(scene: &Scene, v: V) {
     let pair = pair(v);
     exchange(&pair, 1000, 300);
     flushed(&pair.server);
-    SockRef::from(&pair.client).set_tcp_user_timeout(Some(Duration::from_millis(500))).unwrap();
+    SockRef::from(&pair.client)
+        .set_tcp_user_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
     cut_off(pair.truth.dst.port());
     give(&pair.client, 500);
     assert_eq!(error_of(&pair.client), Errno::ETIMEDOUT);
     net::rules(&[]);
     drop(pair.server);
     scene.expect(&[
-        pair
-            .truth
+        pair.truth
             .outbound()
             .bytes(1000, 300)
             .undelivered(500)
             .ended("timeout", Some("ETIMEDOUT"), None)
             .states(&["ESTABLISHED"]),
-        pair
-            .truth
+        pair.truth
             .inbound()
             .bytes(300, 1000)
             .ended("reset_by_peer", Some("ECONNRESET"), Some("local"))
@@ -216,7 +242,9 @@ fn peer_vanished_after_close(scene: &Scene, v: V) {
     let pair = pair(v);
     exchange(&pair, 1000, 300);
     flushed(&pair.server);
-    SockRef::from(&pair.client).set_tcp_user_timeout(Some(Duration::from_millis(500))).unwrap();
+    SockRef::from(&pair.client)
+        .set_tcp_user_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
     cut_off(pair.truth.dst.port());
     give(&pair.client, 500);
     drop(pair.client);
@@ -237,13 +265,20 @@ fn keepalive(scene: &Scene, v: V) {
     flushed(&pair.server);
     cut_off(pair.truth.dst.port());
     let second = Duration::from_secs(1);
-    let probes = TcpKeepalive::new().with_time(second).with_interval(second).with_retries(1);
+    let probes = TcpKeepalive::new()
+        .with_time(second)
+        .with_interval(second)
+        .with_retries(1);
     SockRef::from(&pair.server).set_tcp_keepalive(&probes).unwrap();
     assert_eq!(error_of(&pair.server), Errno::ETIMEDOUT);
     reset(pair.client);
     scene.expect(&[
         pair.truth.outbound().bytes(1000, 300).reset_by_local(),
-        pair.truth.inbound().bytes(300, 1000).ended("timeout", Some("ETIMEDOUT"), None).by(&["listener"]),
+        pair.truth
+            .inbound()
+            .bytes(300, 1000)
+            .ended("timeout", Some("ETIMEDOUT"), None)
+            .by(&["listener"]),
     ]);
 }
 
@@ -252,15 +287,20 @@ fn unreachable_once_connected(scene: &Scene, v: V) {
     let pair = pair(v);
     exchange(&pair, 1000, 300);
     flushed(&pair.server);
-    SockRef::from(&pair.client).set_tcp_user_timeout(Some(Duration::from_millis(1500))).unwrap();
-    let answer = if v == V::Four { "icmp type host-unreachable" } else { "icmpv6 type addr-unreachable" };
+    SockRef::from(&pair.client)
+        .set_tcp_user_timeout(Some(Duration::from_millis(1500)))
+        .unwrap();
+    let answer = if v == V::Four {
+        "icmp type host-unreachable"
+    } else {
+        "icmpv6 type addr-unreachable"
+    };
     net::rules(&[&format!("tcp dport {} reject with {answer}", pair.truth.dst.port())]);
     give(&pair.client, 500);
     assert_eq!(error_of(&pair.client), Errno::EHOSTUNREACH);
     reset(pair.server);
     scene.expect(&[
-        pair
-            .truth
+        pair.truth
             .outbound()
             .bytes(1000, 300)
             .undelivered(500)

@@ -30,7 +30,10 @@ fn client(scene: &Scene, v: V) {
     assert_eq!(error_of(&pair.client), Errno::ECONNABORTED);
     assert_eq!(error_of(&pair.server), Errno::ECONNRESET);
     scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).ended("reset_by_local", Some("ECONNABORTED"), Some("local")),
+        pair.truth
+            .outbound()
+            .bytes(1000, 300)
+            .ended("reset_by_local", Some("ECONNABORTED"), Some("local")),
         pair.truth.inbound().bytes(300, 1000).reset_by_peer().by(&["listener"]),
     ]);
 }
@@ -44,8 +47,7 @@ fn server(scene: &Scene, v: V) {
     assert_eq!(error_of(&pair.client), Errno::ECONNRESET);
     scene.expect(&[
         pair.truth.outbound().bytes(1000, 300).reset_by_peer(),
-        pair
-            .truth
+        pair.truth
             .inbound()
             .bytes(300, 1000)
             .ended("reset_by_local", Some("ECONNABORTED"), Some("local"))
@@ -64,14 +66,12 @@ fn client_half_closed(scene: &Scene, v: V) {
     assert_eq!(error_of(&pair.client), Errno::ECONNABORTED);
     assert_eq!(error_of(&pair.server), Errno::EPIPE);
     scene.expect(&[
-        pair
-            .truth
+        pair.truth
             .outbound()
             .bytes(1000, 300)
             .ended("reset_by_local", Some("ECONNABORTED"), Some("local"))
             .states(&["FIN_WAIT2"]),
-        pair
-            .truth
+        pair.truth
             .inbound()
             .bytes(300, 1000)
             .ended("reset_by_peer", Some("EPIPE"), Some("peer"))
@@ -106,5 +106,8 @@ fn attempt(scene: &Scene, v: V) {
     let attempt = dial(v.at(0), to);
     kill(&format!("dport = :{}", to.port()));
     assert_eq!(error_of(&attempt.socket), Errno::ECONNABORTED);
-    scene.expect(&[attempt.truth.outbound().failed("connect_aborted", Some("ECONNABORTED"), Some("local"))]);
+    scene.expect(&[attempt
+        .truth
+        .outbound()
+        .failed("connect_aborted", Some("ECONNABORTED"), Some("local"))]);
 }

@@ -37,7 +37,10 @@ fn closed_pipe(format: &str) {
     traffic(1);
     let mut reader = BufReader::new(reader);
     let mut line = String::new();
-    assert!(reader.read_line(&mut line).unwrap() > 0 && line.ends_with('\n'), "{line:?}");
+    assert!(
+        reader.read_line(&mut line).unwrap() > 0 && line.ends_with('\n'),
+        "{line:?}"
+    );
     drop(reader);
     traffic(1);
     let end = tracer.wait();
@@ -52,7 +55,11 @@ fn full_disk() {
     traffic(1);
     let end = tracer.wait();
     assert_eq!(end.status.code(), Some(1), "{:?}", end.stderr);
-    let errors: Vec<_> = end.stderr.iter().filter(|line| line.contains("standard output")).collect();
+    let errors: Vec<_> = end
+        .stderr
+        .iter()
+        .filter(|line| line.contains("standard output"))
+        .collect();
     assert_eq!(errors.len(), 1, "one clear error: {:?}", end.stderr);
     assert!(errors[0].to_lowercase().contains("no space left"), "{errors:?}");
 }
@@ -71,7 +78,12 @@ impl Copy {
     /// Runs it to its end as nobody.
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(&self.0);
-        command.args(arguments).stdin(Stdio::null()).uid(65534).gid(65534).current_dir("/");
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .uid(65534)
+            .gid(65534)
+            .current_dir("/");
         command.output().expect("run as nobody")
     }
 }
@@ -92,11 +104,23 @@ fn ordinary_user() {
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
-    assert!(said.contains("CAP_BPF") && said.contains("CAP_PERFMON"), "what is missing: {said}");
+    assert!(
+        said.contains("CAP_BPF") && said.contains("CAP_PERFMON"),
+        "what is missing: {said}"
+    );
     assert!(said.contains("sudo"), "what to do: {said}");
-    assert!(said.lines().count() <= 3 && said.starts_with("kmesh-trace: "), "short: {said}");
+    assert!(
+        said.lines().count() <= 3 && said.starts_with("kmesh-trace: "),
+        "short: {said}"
+    );
     let check = binary.run(&["check"]);
-    assert_eq!(check.status.code(), Some(3), "{}{}", text(&check.stdout), text(&check.stderr));
+    assert_eq!(
+        check.status.code(),
+        Some(3),
+        "{}{}",
+        text(&check.stdout),
+        text(&check.stderr)
+    );
     for fine in [&["schema"][..], &["-h"], &["--help"], &["--version"]] {
         let output = binary.run(fine);
         assert_eq!(output.status.code(), Some(0), "{fine:?}: {}", text(&output.stderr));
@@ -134,8 +158,10 @@ fn two_tracers() {
     drop(pair.client);
     assert_eq!(drain(&pair.server), 0);
     drop(pair.server);
-    let wants =
-        [pair.truth.outbound().bytes(1000, 300).ok("local"), pair.truth.inbound().bytes(300, 1000).ok("peer")];
+    let wants = [
+        pair.truth.outbound().bytes(1000, 300).ok("local"),
+        pair.truth.inbound().bytes(300, 1000).ok("peer"),
+    ];
     // The second scene sees the marker of the first too, so it goes by its own eyes.
     scenes[0].expect(&wants);
     let seen = scenes[1].wait_count(2);
@@ -157,7 +183,10 @@ fn log_lines() {
         .tracing();
     let actor = Actor::start();
     let hostile = b"x\n\x1b[2J, \"y=z";
-    actor.ask(&format!("name {}", hostile.iter().map(|byte| format!("{byte:02x}")).collect::<String>()));
+    actor.ask(&format!(
+        "name {}",
+        hostile.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    ));
     let listener = std::net::TcpListener::bind("127.77.8.1:0").unwrap();
     let dst = listener.local_addr().unwrap();
     let src = actor.connect("s", dst);
@@ -179,7 +208,10 @@ fn log_lines() {
     for line in lines.lock().unwrap().iter() {
         let line = std::str::from_utf8(line).expect("UTF-8");
         assert!(line.starts_with("accesslog: ") && line.ends_with('\n'), "{line:?}");
-        assert!(!line.trim_end_matches('\n').contains(|c: char| c.is_control()), "{line:?}");
+        assert!(
+            !line.trim_end_matches('\n').contains(|c: char| c.is_control()),
+            "{line:?}"
+        );
     }
     let ours = ours();
     assert_eq!(ours.len(), 2);
@@ -191,7 +223,10 @@ fn log_lines() {
         );
         assert!(line.contains(&start), "{line}");
         let (ours, process) = if line.contains("direction=OUTBOUND") {
-            ("sent_bytes=7, received_bytes=0, duration=", format!(r#"process="x\u000a\u001b[2J, \"y=z/{pid}""#))
+            (
+                "sent_bytes=7, received_bytes=0, duration=",
+                format!(r#"process="x\u000a\u001b[2J, \"y=z/{pid}""#),
+            )
         } else {
             ("sent_bytes=0, received_bytes=7, duration=", format!("process={me}"))
         };
@@ -199,8 +234,14 @@ fn log_lines() {
         let line = line.replace(r"\n", r"\u000a").replace(r"\u001B", r"\u001b");
         assert!(line.contains(ours), "{ours} in {line}");
         assert!(line.contains(&process), "{process} in {line}");
-        assert!(line.contains(", outcome=ok, closed_by=") && line.contains("errno=-, established=true"), "{line}");
-        assert!(line.contains("undelivered_bytes=0") && line.contains("preexisting=false"), "{line}");
+        assert!(
+            line.contains(", outcome=ok, closed_by=") && line.contains("errno=-, established=true"),
+            "{line}"
+        );
+        assert!(
+            line.contains("undelivered_bytes=0") && line.contains("preexisting=false"),
+            "{line}"
+        );
     }
 }
 
@@ -219,14 +260,22 @@ fn no_output() {
     assert_eq!(end.status.code(), Some(0), "{:?}", end.stderr);
     assert_eq!(text(&printed.lock().unwrap()), "");
     let words = end.stderr[before..].join("\n");
-    assert!(words.contains("delivered") && words.contains("lost"), "the summary in words: {:?}", end.stderr);
+    assert!(
+        words.contains("delivered") && words.contains("lost"),
+        "the summary in words: {:?}",
+        end.stderr
+    );
 }
 
 /// Nothing on standard error when all is well.
 fn quiet() {
     for format in ["json", "log"] {
         let mut command = Command::new(binary());
-        command.args(["-q", "-o", format]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(["-q", "-o", format])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         // It does not say when it is ready, so connections are made until it shows one.
@@ -242,7 +291,11 @@ fn quiet() {
             traffic(1);
             wait.try_recv().is_ok()
         });
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::SIGINT).unwrap();
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(child.id().cast_signed()),
+            nix::sys::signal::SIGINT,
+        )
+        .unwrap();
         let output = child.wait_with_output().unwrap();
         reader.join().unwrap();
         assert_eq!(output.status.code(), Some(0));
@@ -256,7 +309,12 @@ fn verbose() {
     let (plain, verbose) = (plain.interrupt(), verbose.interrupt());
     plain.check_whole();
     verbose.check_whole();
-    assert!(verbose.stderr.len() > plain.stderr.len(), "{:?} and {:?}", verbose.stderr, plain.stderr);
+    assert!(
+        verbose.stderr.len() > plain.stderr.len(),
+        "{:?} and {:?}",
+        verbose.stderr,
+        plain.stderr
+    );
 }
 
 /// What the summary says of where it ran.
@@ -268,7 +326,10 @@ fn summary() {
     let summary = &end.store.summaries()[0];
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert_eq!(summary["kernel"], kernel.trim());
-    assert!(summary["node"].as_str().is_some_and(|node| !node.is_empty()), "{summary}");
+    assert!(
+        summary["node"].as_str().is_some_and(|node| !node.is_empty()),
+        "{summary}"
+    );
     assert_eq!(summary["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(summary["unresolved"], 0, "no pods here: {summary}");
 }

@@ -4,7 +4,11 @@
 //! Needs root. What cannot run here is found out beforehand, shown as skipped with the reason, and counted.
 //! `KMESH_TRACE_BIN` names another binary to test, `KMESH_TRACE_TEST_SMALL=1` is for small virtual machines.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the counts are for the terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the counts are for the terminal"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -47,19 +51,30 @@ pub struct Table {
 impl Table {
     /// An empty one.
     pub fn new(topic: &'static str) -> Self {
-        Self { topic, rows: Vec::new() }
+        Self {
+            topic,
+            rows: Vec::new(),
+        }
     }
 
     /// A scenario with a tracer of its own, or none.
     pub fn own(mut self, name: &str, needs: &'static [Need], run: fn()) -> Self {
-        self.rows.push(Scenario { name: format!("{}::{name}", self.topic), needs, run: Box::new(run) });
+        self.rows.push(Scenario {
+            name: format!("{}::{name}", self.topic),
+            needs,
+            run: Box::new(run),
+        });
         self
     }
 
     /// A scenario that looks at its namespace through the shared tracer.
     pub fn shared(mut self, name: &str, needs: &'static [Need], run: fn(&Scene)) -> Self {
         let run = Box::new(move || run(&Scene::new(&shared().store)));
-        self.rows.push(Scenario { name: format!("{}::{name}", self.topic), needs, run });
+        self.rows.push(Scenario {
+            name: format!("{}::{name}", self.topic),
+            needs,
+            run,
+        });
         self
     }
 
@@ -67,7 +82,11 @@ impl Table {
     pub fn both(mut self, name: &str, needs: &'static [Need], run: fn(&Scene, V)) -> Self {
         for v in [V::Four, V::Six] {
             let run = Box::new(move || run(&Scene::new(&shared().store), v));
-            self.rows.push(Scenario { name: format!("{}::{name}_{}", self.topic, v.name()), needs, run });
+            self.rows.push(Scenario {
+                name: format!("{}::{name}_{}", self.topic, v.name()),
+                needs,
+                run,
+            });
         }
         self
     }
@@ -88,11 +107,17 @@ fn trial(scenario: Scenario) -> Trial {
     match probe::missing(needs) {
         Err(why) => {
             let kind = format!("skipped: {}", why.lines().next().unwrap_or_default());
-            Trial::test(name, move || Err(Failed::from(why))).with_kind(kind).with_ignored_flag(true)
+            Trial::test(name, move || Err(Failed::from(why)))
+                .with_kind(kind)
+                .with_ignored_flag(true)
         }
         Ok(()) => Trial::test(name.clone(), move || {
-            let alone = needs.contains(&Need::Alone).then(|| MACHINE.write().unwrap_or_else(PoisonError::into_inner));
-            let among = alone.is_none().then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
+            let alone = needs
+                .contains(&Need::Alone)
+                .then(|| MACHINE.write().unwrap_or_else(PoisonError::into_inner));
+            let among = alone
+                .is_none()
+                .then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
             let result = net::in_namespace(&name, run).map_err(|panic| Failed::from(message(&*panic)));
             drop((alone, among));
             result
@@ -101,7 +126,10 @@ fn trial(scenario: Scenario) -> Trial {
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
     text.unwrap_or("a panic without text").to_owned()
 }
 
@@ -117,7 +145,10 @@ fn last_check() -> Option<Result<(), String>> {
 }
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).is_some_and(|argument| argument == actor::ARGUMENT) {
+    if std::env::args()
+        .nth(1)
+        .is_some_and(|argument| argument == actor::ARGUMENT)
+    {
         return actor::main().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
     let mut arguments = Arguments::from_args();
@@ -125,7 +156,10 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(8);
     std::panic::set_hook(Box::new(|info| {
         if let Some(at) = info.location() {
-            eprintln!("{}: failed at {at}", std::thread::current().name().unwrap_or("a thread"));
+            eprintln!(
+                "{}: failed at {at}",
+                std::thread::current().name().unwrap_or("a thread")
+            );
         }
     }));
     let tables = [
@@ -162,5 +196,9 @@ fn conclude(conclusion: &Conclusion) -> ExitCode {
         }
     }
     println!("{passed} passed, {failed} failed, {} skipped", conclusion.num_ignored);
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

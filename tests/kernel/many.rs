@@ -99,7 +99,10 @@ fn fifty_thousand() {
     let each = if small() { 500 } else { 12_500 };
     let wanted: Vec<Seen> = thread::scope(|scope| {
         let threads: Vec<_> = (1..=4).map(|seed| scope.spawn(move || crowd(seed, each))).collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("a crowd")).collect()
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("a crowd"))
+            .collect()
     });
     assert_eq!(wanted.len(), 8 * each);
     json.compare(&wanted, "JSON");
@@ -118,7 +121,9 @@ fn crowd(seed: u8, count: usize) -> Vec<Seen> {
     let mut random = u64::from(seed);
     let mut next = |below: u64| {
         // Knuth's MMIX generator: any sequence will do, as long as it is the same each time.
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) % below
     };
     let mut wanted = Vec::with_capacity(2 * count);
@@ -127,8 +132,11 @@ fn crowd(seed: u8, count: usize) -> Vec<Seen> {
         let (up, down) = (next(2001), next(2001));
         exchange(&pair, usize::try_from(up).unwrap(), usize::try_from(down).unwrap());
         let client_first = next(2) == 0;
-        let (first, second) =
-            if client_first { (pair.client, pair.server) } else { (pair.server, pair.client) };
+        let (first, second) = if client_first {
+            (pair.client, pair.server)
+        } else {
+            (pair.server, pair.client)
+        };
         drop(first);
         assert_eq!(drain(&second), 0);
         drop(second);
@@ -165,9 +173,15 @@ fn of_json(record: &Value) -> Seen {
 
 fn of_log(line: &str) -> Seen {
     let field = |name: &str| {
-        let at = line.find(&format!(" {name}=")).unwrap_or_else(|| panic!("no {name} in {line}"));
+        let at = line
+            .find(&format!(" {name}="))
+            .unwrap_or_else(|| panic!("no {name} in {line}"));
         let rest = &line[at + name.len() + 2..];
-        rest.split([',', '\n']).next().unwrap_or_default().trim_matches('"').to_owned()
+        rest.split([',', '\n'])
+            .next()
+            .unwrap_or_default()
+            .trim_matches('"')
+            .to_owned()
     };
     Seen {
         inbound: field("direction") == "INBOUND",

@@ -7,7 +7,9 @@ use std::time::SystemTime;
 use crate::Table;
 use crate::support::actor::Actor;
 use crate::support::expect::{Proc, Scene, Want};
-use crate::support::sock::{Span, Truth, V, drain, error_of, exchange, flushed, give, listen, pair, reset, take, timed};
+use crate::support::sock::{
+    Span, Truth, V, drain, error_of, exchange, flushed, give, listen, pair, reset, take, timed,
+};
 use nix::errno::Errno;
 
 /// The trials.
@@ -53,9 +55,20 @@ fn meet(client: &Actor, server: &Actor, v: V) -> Truth {
     let dst = server.listen("l", v.at(0));
     let before = SystemTime::now();
     let src = client.connect("s", dst);
-    let connect = Span { before, after: SystemTime::now() };
+    let connect = Span {
+        before,
+        after: SystemTime::now(),
+    };
     assert_eq!(server.ask("accept l s"), src.to_string());
-    Truth { src, dst, connect, open: Span { before, after: SystemTime::now() } }
+    Truth {
+        src,
+        dst,
+        connect,
+        open: Span {
+            before,
+            after: SystemTime::now(),
+        },
+    }
 }
 
 /// 1000 bytes up, 300 down, all read.
@@ -106,7 +119,10 @@ fn killed_client(scene: &Scene, v: V) {
     assert_eq!(server.ask("eof s"), "0");
     server.ask("close s");
     let (out, inn) = ends(&truth);
-    scene.expect(&[out.ok("local").process(by_client), inn.ok("peer").process(is(&server, &["close"]))]);
+    scene.expect(&[
+        out.ok("local").process(by_client),
+        inn.ok("peer").process(is(&server, &["close"])),
+    ]);
 }
 
 fn killed_server(scene: &Scene, v: V) {
@@ -118,7 +134,10 @@ fn killed_server(scene: &Scene, v: V) {
     assert_eq!(client.ask("eof s"), "0");
     client.ask("close s");
     let (out, inn) = ends(&truth);
-    scene.expect(&[out.ok("peer").process(is(&client, &["connect"])), inn.ok("local").process(by_server)]);
+    scene.expect(&[
+        out.ok("peer").process(is(&client, &["connect"])),
+        inn.ok("local").process(by_server),
+    ]);
 }
 
 /// What it had not read makes the kernel reset.
@@ -127,10 +146,21 @@ fn killed_with_unread(scene: &Scene, v: V) {
     let client = named("the client");
     let before = SystemTime::now();
     let src = client.connect("s", server.local_addr().unwrap());
-    let connect = Span { before, after: SystemTime::now() };
+    let connect = Span {
+        before,
+        after: SystemTime::now(),
+    };
     let (socket, _) = server.accept().unwrap();
-    let open = Span { before, after: SystemTime::now() };
-    let truth = Truth { src, dst: server.local_addr().unwrap(), connect, open };
+    let open = Span {
+        before,
+        after: SystemTime::now(),
+    };
+    let truth = Truth {
+        src,
+        dst: server.local_addr().unwrap(),
+        connect,
+        open,
+    };
     client.ask("write s 1000");
     take(&socket, 1000);
     give(&socket, 300);
@@ -139,7 +169,10 @@ fn killed_with_unread(scene: &Scene, v: V) {
     client.kill();
     assert_eq!(error_of(&socket), Errno::ECONNRESET);
     let (out, inn) = ends(&truth);
-    scene.expect(&[out.reset_by_local().process(by_client), inn.reset_by_peer().by(&["listener"])]);
+    scene.expect(&[
+        out.reset_by_local().process(by_client),
+        inn.reset_by_peer().by(&["listener"]),
+    ]);
 }
 
 fn killed_server_with_unread(scene: &Scene, v: V) {
@@ -147,8 +180,16 @@ fn killed_server_with_unread(scene: &Scene, v: V) {
     let dst = server.listen("l", v.at(0));
     let (client, connect) = timed(|| TcpStream::connect(dst).unwrap());
     server.ask("accept l s");
-    let open = Span { before: connect.before, after: SystemTime::now() };
-    let truth = Truth { src: client.local_addr().unwrap(), dst, connect, open };
+    let open = Span {
+        before: connect.before,
+        after: SystemTime::now(),
+    };
+    let truth = Truth {
+        src: client.local_addr().unwrap(),
+        dst,
+        connect,
+        open,
+    };
     give(&client, 1000);
     flushed(&client);
     let by_server = is(&server, &["close"]);
@@ -234,9 +275,20 @@ fn passed_listener(scene: &Scene, v: V) {
     worker.hand("take l", &OwnedFd::from(listener));
     let before = SystemTime::now();
     let src = client.connect("s", dst);
-    let connect = Span { before, after: SystemTime::now() };
+    let connect = Span {
+        before,
+        after: SystemTime::now(),
+    };
     worker.ask("accept l s");
-    let truth = Truth { src, dst, connect, open: Span { before, after: SystemTime::now() } };
+    let truth = Truth {
+        src,
+        dst,
+        connect,
+        open: Span {
+            before,
+            after: SystemTime::now(),
+        },
+    };
     talk(&client, &worker);
     client.ask("close s");
     assert_eq!(worker.ask("eof s"), "0");
@@ -272,7 +324,10 @@ fn connector_gone(scene: &Scene, v: V) {
     assert_eq!(server.ask("eof s"), "0");
     server.ask("close s");
     let (out, inn) = ends(&truth);
-    scene.expect(&[out.ok("local").process(by_client), inn.ok("peer").process(is(&server, &["close"]))]);
+    scene.expect(&[
+        out.ok("local").process(by_client),
+        inn.ok("peer").process(is(&server, &["close"])),
+    ]);
 }
 
 /// Two processes hold the accepted socket. The first close() ends nothing; the last one does.
@@ -298,10 +353,24 @@ fn thread_name(scene: &Scene) {
     let (client, server) = (named("the leader"), named("the server"));
     let dst = server.listen("l", V::Four.at(0));
     let before = SystemTime::now();
-    let src = client.ask(&format!("connect_in_thread s {dst} a_thread")).parse().unwrap();
-    let connect = Span { before, after: SystemTime::now() };
+    let src = client
+        .ask(&format!("connect_in_thread s {dst} a_thread"))
+        .parse()
+        .unwrap();
+    let connect = Span {
+        before,
+        after: SystemTime::now(),
+    };
     server.ask("accept l s");
-    let truth = Truth { src, dst, connect, open: Span { before, after: SystemTime::now() } };
+    let truth = Truth {
+        src,
+        dst,
+        connect,
+        open: Span {
+            before,
+            after: SystemTime::now(),
+        },
+    };
     talk(&client, &server);
     client.ask("close s");
     assert_eq!(server.ask("eof s"), "0");

@@ -66,7 +66,11 @@ fn interrupted_twice() {
     }
     drop(reader);
     let end = tracer.wait();
-    assert!(!end.stderr.iter().any(|line| line.contains("panicked")), "{:?}", end.stderr);
+    assert!(
+        !end.stderr.iter().any(|line| line.contains("panicked")),
+        "{:?}",
+        end.stderr
+    );
 }
 
 /// After SIGKILL no program, map or link of it is left in the kernel.
@@ -74,7 +78,10 @@ fn killed_leaves_nothing() {
     let tracer = Tracer::json(&[]);
     let objects = bpf::objects_of(tracer.pid);
     let kinds = |kind| objects.iter().filter(|object| object.kind == kind).count();
-    assert!(kinds(bpf::Kind::Program) > 0 && kinds(bpf::Kind::Map) > 0, "it has {objects:?}");
+    assert!(
+        kinds(bpf::Kind::Program) > 0 && kinds(bpf::Kind::Map) > 0,
+        "it has {objects:?}"
+    );
     assert_eq!(bpf::alive(&objects).len(), objects.len(), "the ids are right");
     tracer.signal(Signal::SIGKILL);
     let end = tracer.wait();
@@ -152,10 +159,20 @@ fn overflow(buffer: &'static str) {
     let lost = end.store.lost();
     assert!(!lost.is_empty(), "no lost line");
     let said: u64 = lost.iter().map(|line| line["lost_records"].as_u64().unwrap()).sum();
-    assert_eq!(lost.last().unwrap()["lost_records_total"], said, "the lost lines' own sum");
-    assert!(lost.iter().all(|line| !line["reason"].as_str().unwrap_or_default().is_empty()), "{lost:?}");
+    assert_eq!(
+        lost.last().unwrap()["lost_records_total"],
+        said,
+        "the lost lines' own sum"
+    );
+    assert!(
+        lost.iter()
+            .all(|line| !line["reason"].as_str().unwrap_or_default().is_empty()),
+        "{lost:?}"
+    );
     // By now the shared tracer, too, has all of ours, and of the others what came before.
-    let both = shared().store.wait(net::inode(), |records| (records.len() >= 2 * made).then_some(records.len()));
+    let both = shared().store.wait(net::inode(), |records| {
+        (records.len() >= 2 * made).then_some(records.len())
+    });
     assert_eq!(both, Ok(2 * made), "the shared tracer's view");
     let foreign = shared().store.foreign() - foreign;
     shared().store.forget(net::inode());
@@ -181,7 +198,9 @@ fn stalled_reader() {
     let sums = end.check();
     let ours = end.store.records(net::inode()).len() as u64;
     let all = 2 * (made + 10);
-    let both = shared().store.wait(net::inode(), |records| (records.len() >= all).then_some(records.len()));
+    let both = shared()
+        .store
+        .wait(net::inode(), |records| (records.len() >= all).then_some(records.len()));
     assert_eq!(both, Ok(all), "the shared tracer's view");
     let foreign = shared().store.foreign() - foreign;
     shared().store.forget(net::inode());

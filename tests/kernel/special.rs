@@ -40,8 +40,20 @@ fn accepted(listener: &TcpListener, client: TcpStream, connect: Span) -> Pair {
     let (src, dst) = (client.local_addr().unwrap(), listener.local_addr().unwrap());
     let (server, peer) = listener.accept().unwrap();
     assert_eq!(peer, src);
-    let open = Span { before: connect.before, after: SystemTime::now() };
-    Pair { client, server, truth: Truth { src, dst, connect, open } }
+    let open = Span {
+        before: connect.before,
+        after: SystemTime::now(),
+    };
+    Pair {
+        client,
+        server,
+        truth: Truth {
+            src,
+            dst,
+            connect,
+            open,
+        },
+    }
 }
 
 fn finish(scene: &Scene, pair: Pair, up: u64, down: u64) {
@@ -61,7 +73,12 @@ fn again_after_refusal(scene: &Scene, v: V) {
     let src = address(&socket);
     let (said, refused) = timed(|| errno_of(socket.connect(&to.into())));
     assert_eq!(said, Errno::ECONNREFUSED);
-    let first = Truth { src, dst: to, connect: refused, open: refused };
+    let first = Truth {
+        src,
+        dst: to,
+        connect: refused,
+        open: refused,
+    };
     let first = scene.expect(&[first.outbound().failed("refused", Some("ECONNREFUSED"), Some("peer"))]);
     let listener = TcpListener::bind(to).unwrap();
     let (said, connect) = timed(|| errno_of(socket.connect(&to.into())));
@@ -80,7 +97,10 @@ fn again_after_refusal(scene: &Scene, v: V) {
 
 /// connect() to AF_UNSPEC, which resets a connection and makes the socket new.
 fn dissolve(socket: &TcpStream) {
-    let unspecified = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    let unspecified = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
     let size = libc::socklen_t::try_from(size_of_val(&unspecified)).unwrap();
     // SAFETY: the descriptor is open while `socket` is borrowed, and the address lives through the call.
     let done = unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, size) };
@@ -101,7 +121,10 @@ fn dissolved_and_again(scene: &Scene, v: V) {
     // The kernel puts ECONNRESET on the socket only after the change of state that the record is made of.
     let mut outbound = first.truth.outbound().bytes(1000, 300).reset_by_local();
     outbound.errno = &[None, Some("ECONNRESET")];
-    let ids = scene.expect(&[outbound, first.truth.inbound().bytes(300, 1000).reset_by_peer().by(&["listener"])]);
+    let ids = scene.expect(&[
+        outbound,
+        first.truth.inbound().bytes(300, 1000).reset_by_peer().by(&["listener"]),
+    ]);
     let socket = Socket::from(first.client);
     // The second life has another length and other bytes.
     let _ = socket.take_error();
@@ -139,9 +162,18 @@ fn to_itself(scene: &Scene, v: V) {
     give(&stream, 500);
     take(&stream, 500);
     drop(stream);
-    let truth = Truth { src: own, dst: own, connect, open: connect };
+    let truth = Truth {
+        src: own,
+        dst: own,
+        connect,
+        open: connect,
+    };
     // Its own FIN comes before the acknowledgement of it.
-    scene.expect(&[truth.outbound().bytes(500, 500).ok("local").states(&["CLOSING", "FIN_WAIT2"])]);
+    scene.expect(&[truth
+        .outbound()
+        .bytes(500, 500)
+        .ok("local")
+        .states(&["CLOSING", "FIN_WAIT2"])]);
 }
 
 /// Fast Open at both ends of this namespace, and a listener that allows it.
@@ -155,7 +187,11 @@ fn fast_listener(v: V) -> TcpListener {
 /// sendto() with MSG_FASTOPEN: connects and sends at once.
 fn fast_send(socket: &Socket, to: &TcpListener, count: usize) -> Errno {
     let to = SockAddr::from(to.local_addr().unwrap());
-    errno_of(socket.send_to_with_flags(&vec![1; count], &to, libc::MSG_FASTOPEN).map(|sent| assert_eq!(sent, count)))
+    errno_of(
+        socket
+            .send_to_with_flags(&vec![1; count], &to, libc::MSG_FASTOPEN)
+            .map(|sent| assert_eq!(sent, count)),
+    )
 }
 
 const SYN_DATA: u8 = 32;
@@ -169,7 +205,11 @@ fn fast_open(scene: &Scene, v: V) {
         assert_eq!(said, Errno::from_raw(0));
         let pair = accepted(&listener, socket.into(), connect);
         take(&pair.server, count);
-        assert_eq!(tcp_info(&pair.client).tcpi_options & SYN_DATA != 0, in_syn, "data in the SYN");
+        assert_eq!(
+            tcp_info(&pair.client).tcpi_options & SYN_DATA != 0,
+            in_syn,
+            "data in the SYN"
+        );
         give(&pair.client, 70);
         take(&pair.server, 70);
         give(&pair.server, 200);
@@ -193,7 +233,11 @@ fn fast_open_connect(scene: &Scene, v: V) {
         });
         let pair = accepted(&listener, client, connect);
         take(&pair.server, count);
-        assert_eq!(tcp_info(&pair.client).tcpi_options & SYN_DATA != 0, in_syn, "data in the SYN");
+        assert_eq!(
+            tcp_info(&pair.client).tcpi_options & SYN_DATA != 0,
+            in_syn,
+            "data in the SYN"
+        );
         finish(scene, pair, count as u64, 0);
     }
 }
@@ -218,10 +262,18 @@ fn fast_open_dies_in_syn_recv(scene: &Scene, v: V) {
     drop(pair.server);
     // RST in SYN_SENT.
     assert_eq!(error_of(&pair.client), Errno::ECONNREFUSED);
-    let mut inbound = pair.truth.inbound().bytes(0, 500).reset_by_local().states(&["SYN_RECV"]);
+    let mut inbound = pair
+        .truth
+        .inbound()
+        .bytes(0, 500)
+        .reset_by_local()
+        .states(&["SYN_RECV"]);
     inbound.established = false;
     scene.expect(&[
-        pair.truth.outbound().undelivered(500).failed("refused", Some("ECONNREFUSED"), Some("peer")),
+        pair.truth
+            .outbound()
+            .undelivered(500)
+            .failed("refused", Some("ECONNREFUSED"), Some("peer")),
         inbound,
     ]);
 }
@@ -233,7 +285,12 @@ fn deferred_accept_reset(scene: &Scene, v: V) {
     set_tcp_option(&listener, libc::TCP_DEFER_ACCEPT, 30);
     let dst = listener.local_addr().unwrap();
     let (client, connect) = timed(|| TcpStream::connect(dst).unwrap());
-    let truth = Truth { src: client.local_addr().unwrap(), dst, connect, open: connect };
+    let truth = Truth {
+        src: client.local_addr().unwrap(),
+        dst,
+        connect,
+        open: connect,
+    };
     reset(client);
     drop(listener);
     scene.expect(&[truth.outbound().reset_by_local()]);
@@ -265,7 +322,10 @@ fn mptcp_with(scene: &Scene, v: V, server: Protocol) {
     assert_eq!(drain(&pair.server), 0);
     drop(pair.server);
     let me = Proc::NobodyOr(std::process::id());
-    let mut wants = [pair.truth.outbound().bytes(1000, 300).ok("local"), pair.truth.inbound().bytes(300, 1000).ok("peer")];
+    let mut wants = [
+        pair.truth.outbound().bytes(1000, 300).ok("local"),
+        pair.truth.inbound().bytes(300, 1000).ok("peer"),
+    ];
     for want in &mut wants {
         want.process = me.clone();
         if server == Protocol::MPTCP {

@@ -108,7 +108,8 @@ impl Actor {
     }
 
     fn answer(&self, command: &str) -> (String, Option<OwnedFd>) {
-        let (answer, descriptor) = receive(self.wire.as_raw_fd()).unwrap_or_else(|| panic!("{command}: the actor is gone"));
+        let (answer, descriptor) =
+            receive(self.wire.as_raw_fd()).unwrap_or_else(|| panic!("{command}: the actor is gone"));
         match answer.split_once(' ') {
             Some(("ok", rest)) => (rest.to_owned(), descriptor),
             _ => panic!("{command}: {answer}"),
@@ -192,7 +193,10 @@ fn obey(sockets: &mut HashMap<String, Socket>, words: &[&str], descriptor: Optio
         ["connect_in_thread", name, to, thread] => {
             let to = to.to_owned();
             let builder = std::thread::Builder::new().name(thread.to_owned());
-            let socket = builder.spawn(move || connect(&to))?.join().expect("the connecting thread")?;
+            let socket = builder
+                .spawn(move || connect(&to))?
+                .join()
+                .expect("the connecting thread")?;
             text = address(&socket).to_string();
             sockets.insert(name.to_owned(), socket);
         }
@@ -216,7 +220,10 @@ fn obey(sockets: &mut HashMap<String, Socket>, words: &[&str], descriptor: Optio
         ["close", name] => drop(sockets.remove(name)),
         ["give", name] => return Ok(Reply::Descriptor(sockets[name].as_raw_fd())),
         ["take", name] => {
-            sockets.insert(name.to_owned(), descriptor.expect("a descriptor with the message").into());
+            sockets.insert(
+                name.to_owned(),
+                descriptor.expect("a descriptor with the message").into(),
+            );
         }
         ["inherited", name] => {
             // SAFETY: standard output is what the parent put there, and this program never prints.

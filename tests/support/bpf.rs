@@ -30,16 +30,23 @@ pub fn objects_of(pid: Pid) -> Vec<Object> {
     let mut objects = Vec::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("fdinfo of the tracer") {
         // A descriptor may be closed between the listing and the look.
-        let text = entry.and_then(|entry| std::fs::read_to_string(entry.path())).unwrap_or_default();
+        let text = entry
+            .and_then(|entry| std::fs::read_to_string(entry.path()))
+            .unwrap_or_default();
         for line in text.lines() {
-            let Some((key, id)) = line.split_once(':') else { continue };
+            let Some((key, id)) = line.split_once(':') else {
+                continue;
+            };
             let kind = match key {
                 "prog_id" => Kind::Program,
                 "map_id" => Kind::Map,
                 "link_id" => Kind::Link,
                 _ => continue,
             };
-            let object = Object { kind, id: id.trim().parse().expect("an id") };
+            let object = Object {
+                kind,
+                id: id.trim().parse().expect("an id"),
+            };
             if !objects.contains(&object) {
                 objects.push(object);
             }

@@ -126,13 +126,25 @@ impl Want {
 
     /// Payload that never arrived.
     pub fn undelivered(self, count: u64) -> Self {
-        Self { undelivered: count..=count, ..self }
+        Self {
+            undelivered: count..=count,
+            ..self
+        }
     }
 
     /// Ended cleanly, this end or the peer first.
     pub fn ok(self, closed_by: &'static str) -> Self {
-        let old_state: &[_] = if closed_by == "local" { &["FIN_WAIT2", "CLOSING"] } else { &["LAST_ACK"] };
-        Self { outcome: "ok", closed_by: Some(closed_by), old_state, ..self }
+        let old_state: &[_] = if closed_by == "local" {
+            &["FIN_WAIT2", "CLOSING"]
+        } else {
+            &["LAST_ACK"]
+        };
+        Self {
+            outcome: "ok",
+            closed_by: Some(closed_by),
+            old_state,
+            ..self
+        }
     }
 
     /// Any other end of a connection.
@@ -149,7 +161,12 @@ impl Want {
             Some("EACCES") => &[Some("EACCES")] as &[_],
             Some(other) => panic!("{other} is not in this list yet"),
         };
-        Self { outcome, errno, closed_by, ..self }
+        Self {
+            outcome,
+            errno,
+            closed_by,
+            ..self
+        }
     }
 
     /// RST from the peer, met in a state where the kernel says ECONNRESET.
@@ -164,7 +181,11 @@ impl Want {
 
     /// An attempt that never connected.
     pub fn failed(self, outcome: &'static str, errno: Option<&'static str>, closed_by: Option<&'static str>) -> Self {
-        Self { established: false, old_state: &["SYN_SENT"], ..self.ended(outcome, errno, closed_by) }
+        Self {
+            established: false,
+            old_state: &["SYN_SENT"],
+            ..self.ended(outcome, errno, closed_by)
+        }
     }
 
     /// The owner.
@@ -184,7 +205,10 @@ impl Want {
 
     /// It was there before the tracer.
     pub fn preexisting(self) -> Self {
-        Self { preexisting: true, ..self }
+        Self {
+            preexisting: true,
+            ..self
+        }
     }
 
     fn is_for(&self, record: &Value) -> bool {
@@ -200,7 +224,8 @@ impl Want {
                 wrong.push(format!("{name} is {is}, not {wanted}"));
             }
         };
-        let mut exact = |name: &str, wanted: Value| field(name, &value[name], value[name] == wanted, wanted.to_string());
+        let mut exact =
+            |name: &str, wanted: Value| field(name, &value[name], value[name] == wanted, wanted.to_string());
         exact("event", json!("close"));
         exact("protocol", json!("tcp"));
         exact("family", json!(if self.dst.is_ipv4() { "ipv4" } else { "ipv6" }));
@@ -212,12 +237,31 @@ impl Want {
         }
         exact("established", json!(self.established));
         exact("preexisting", json!(self.preexisting));
-        exact("security_policy", json!(if self.dst.port() == 15008 { "mutual_tls" } else { "unknown" }));
+        exact(
+            "security_policy",
+            json!(if self.dst.port() == 15008 {
+                "mutual_tls"
+            } else {
+                "unknown"
+            }),
+        );
         let undelivered = &value["undelivered_bytes"];
-        let right = undelivered.as_u64().is_some_and(|count| self.undelivered.contains(&count));
-        field("undelivered_bytes", undelivered, right, format!("{:?}", self.undelivered));
+        let right = undelivered
+            .as_u64()
+            .is_some_and(|count| self.undelivered.contains(&count));
+        field(
+            "undelivered_bytes",
+            undelivered,
+            right,
+            format!("{:?}", self.undelivered),
+        );
         let errno = &value["errno"];
-        field("errno", errno, self.errno.iter().any(|wanted| *errno == json!(wanted)), format!("{:?}", self.errno));
+        field(
+            "errno",
+            errno,
+            self.errno.iter().any(|wanted| *errno == json!(wanted)),
+            format!("{:?}", self.errno),
+        );
         let tcp = &value["tcp"];
         field("tcp.state", &tcp["state"], tcp["state"] == "CLOSE", "CLOSE".to_owned());
         let state = &tcp["old_state"];
@@ -235,7 +279,12 @@ impl Want {
                 field("process", is, right, format!("{pid} {comm:?} by {by:?}"));
             }
             Proc::Nobody => field("process", is, is.is_null(), "null".to_owned()),
-            Proc::NobodyOr(pid) => field("process", is, is.is_null() || is["pid"] == *pid, format!("null or {pid}")),
+            Proc::NobodyOr(pid) => field(
+                "process",
+                is,
+                is.is_null() || is["pid"] == *pid,
+                format!("null or {pid}"),
+            ),
             Proc::Unchecked => {}
         }
     }
@@ -244,11 +293,23 @@ impl Want {
         let value = &record.value;
         let time = moment(&value["time"]);
         let right = time.is_some_and(|time| time >= self.end - CLOCK && time <= record.seen + CLOCK);
-        field("time", &value["time"], right, format!("from {} to {}", text(self.end), text(record.seen)));
+        field(
+            "time",
+            &value["time"],
+            right,
+            format!("from {} to {}", text(self.end), text(record.seen)),
+        );
         let (observed, duration) = (&value["observed_ns"], &value["duration_ns"]);
         let (start, connect) = (&value["start"], &value["connect_ns"]);
-        let known = self.connect.unwrap_or(self.direction == "outbound" && self.established && !self.preexisting);
-        field("connect_ns", connect, connect.is_u64() == known, format!("{}", if known { "a number" } else { "null" }));
+        let known = self
+            .connect
+            .unwrap_or(self.direction == "outbound" && self.established && !self.preexisting);
+        field(
+            "connect_ns",
+            connect,
+            connect.is_u64() == known,
+            format!("{}", if known { "a number" } else { "null" }),
+        );
         if self.preexisting {
             field("start", start, start.is_null(), "null".to_owned());
             field("duration_ns", duration, duration.is_null(), "null".to_owned());
@@ -257,15 +318,32 @@ impl Want {
         }
         let began = moment(start);
         let right = began.is_some_and(|began| began >= self.start.before - CLOCK && began <= self.start.after + CLOCK);
-        field("start", start, right, format!("from {} to {}", text(self.start.before), text(self.start.after)));
-        field("observed_ns", observed, observed == duration, format!("duration_ns, {duration}"));
-        let lasted = began.zip(time).and_then(|(began, time)| time.duration_since(began).ok());
+        field(
+            "start",
+            start,
+            right,
+            format!("from {} to {}", text(self.start.before), text(self.start.after)),
+        );
+        field(
+            "observed_ns",
+            observed,
+            observed == duration,
+            format!("duration_ns, {duration}"),
+        );
+        let lasted = began
+            .zip(time)
+            .and_then(|(began, time)| time.duration_since(began).ok());
         let right = lasted.zip(duration.as_u64()).is_some_and(|(lasted, duration)| {
             lasted.abs_diff(Duration::from_nanos(duration)) <= Duration::from_millis(1)
         });
         field("duration_ns", duration, right, format!("time - start, {lasted:?}"));
         if let (Some(connect), Some(duration)) = (connect.as_u64(), duration.as_u64()) {
-            field("connect_ns", &value["connect_ns"], connect <= duration, format!("at most {duration}"));
+            field(
+                "connect_ns",
+                &value["connect_ns"],
+                connect <= duration,
+                format!("at most {duration}"),
+            );
             let most = self.start.after.duration_since(self.start.before).unwrap_or_default() + CLOCK;
             let right = self.connect.is_some() || Duration::from_nanos(connect) <= most;
             field("connect_ns", &value["connect_ns"], right, format!("at most {most:?}"));
@@ -281,7 +359,10 @@ fn same(end: &Value, address: SocketAddr) -> bool {
 
 fn text(time: SystemTime) -> String {
     let nanos = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    format!("{:?}", chrono::DateTime::from_timestamp_nanos(i64::try_from(nanos).unwrap_or(i64::MAX)))
+    format!(
+        "{:?}",
+        chrono::DateTime::from_timestamp_nanos(i64::try_from(nanos).unwrap_or(i64::MAX))
+    )
 }
 
 /// A time of the JSON.
@@ -304,7 +385,11 @@ impl<'a> Scene<'a> {
     pub fn new(store: &'a Store) -> Self {
         let netns = net::inode();
         store.keep(netns);
-        Self { store, netns, done: RefCell::default() }
+        Self {
+            store,
+            netns,
+            done: RefCell::default(),
+        }
     }
 
     /// Its namespace.
@@ -349,7 +434,9 @@ impl<'a> Scene<'a> {
     /// The first records of the namespace, once there are so many.
     pub fn wait_count(&self, count: usize) -> Vec<Rec> {
         let enough = |records: &[Rec]| (records.len() >= count).then(|| records[..count].to_vec());
-        self.store.wait(self.netns, enough).unwrap_or_else(|why| panic!("{count} records: {why}"))
+        self.store
+            .wait(self.netns, enough)
+            .unwrap_or_else(|why| panic!("{count} records: {why}"))
     }
 
     /// Makes a connection for no other purpose than its records. Output is in the order of time, so once they are here all
@@ -373,7 +460,11 @@ impl<'a> Scene<'a> {
         let records = self.store.records(self.netns);
         let mut report = format!("records did not come: {why}. Wanted:\n");
         for want in wants {
-            let _ = writeln!(report, "    {} {} → {} {}", want.direction, want.src, want.dst, want.outcome);
+            let _ = writeln!(
+                report,
+                "    {} {} → {} {}",
+                want.direction, want.src, want.dst, want.outcome
+            );
         }
         report.push_str("There were:\n");
         for (at, record) in records.iter().enumerate() {

@@ -28,7 +28,9 @@ pub fn in_namespace<T: Send>(name: &str, body: impl FnOnce() -> T + Send) -> thr
 
 /// The inode number of the calling thread's network namespace: what records call `local.netns`.
 pub fn inode() -> u64 {
-    std::fs::metadata("/proc/thread-self/ns/net").expect("/proc/thread-self/ns/net").st_ino()
+    std::fs::metadata("/proc/thread-self/ns/net")
+        .expect("/proc/thread-self/ns/net")
+        .st_ino()
 }
 
 /// Runs a command in the calling thread's namespace and returns what it printed.
@@ -46,7 +48,11 @@ pub fn try_run(program: &str, args: &[&str]) -> Result<String, String> {
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
-        Err(format!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
+        Err(format!(
+            "{program} {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        ))
     }
 }
 
@@ -65,7 +71,10 @@ pub fn rules(rules: &[&str]) {
 pub fn try_rules(rules: &[&str]) -> Result<(), String> {
     let script = format!(
         "add table inet t\nadd chain inet t c {{ type filter hook input priority 0; }}\nflush chain inet t c\n{}",
-        rules.iter().map(|rule| format!("add rule inet t c {rule}\n")).collect::<String>()
+        rules
+            .iter()
+            .map(|rule| format!("add rule inet t c {rule}\n"))
+            .collect::<String>()
     );
     let mut nft = Command::new("nft")
         .args(["-f", "-"])
@@ -73,7 +82,11 @@ pub fn try_rules(rules: &[&str]) -> Result<(), String> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| format!("nft: {error}"))?;
-    nft.stdin.take().expect("nft's stdin").write_all(script.as_bytes()).map_err(|error| format!("nft: {error}"))?;
+    nft.stdin
+        .take()
+        .expect("nft's stdin")
+        .write_all(script.as_bytes())
+        .map_err(|error| format!("nft: {error}"))?;
     let output = nft.wait_with_output().map_err(|error| format!("nft: {error}"))?;
     if output.status.success() {
         Ok(())

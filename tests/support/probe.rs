@@ -46,8 +46,13 @@ static NFT: LazyLock<Result<(), String>> = LazyLock::new(|| {
 static KILL: LazyLock<Result<(), String>> = LazyLock::new(|| {
     inside(|| {
         let pair = sock::pair(V::Four);
-        net::try_run("ss", &["-K", "-t", "-n", "-a", &format!("dport = :{}", pair.truth.dst.port())])?;
-        pair.client.set_read_timeout(Some(std::time::Duration::from_millis(200))).map_err(|error| error.to_string())?;
+        net::try_run(
+            "ss",
+            &["-K", "-t", "-n", "-a", &format!("dport = :{}", pair.truth.dst.port())],
+        )?;
+        pair.client
+            .set_read_timeout(Some(std::time::Duration::from_millis(200)))
+            .map_err(|error| error.to_string())?;
         match (&pair.client).read(&mut [0]) {
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => Ok(()),
             other => Err(format!("ss -K kills nothing here ({other:?})")),

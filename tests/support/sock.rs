@@ -64,7 +64,13 @@ pub struct Span {
 pub fn timed<T>(act: impl FnOnce() -> T) -> (T, Span) {
     let before = SystemTime::now();
     let value = act();
-    (value, Span { before, after: SystemTime::now() })
+    (
+        value,
+        Span {
+            before,
+            after: SystemTime::now(),
+        },
+    )
 }
 
 /// What the test knows of a connection: who called whom, and when.
@@ -102,8 +108,20 @@ pub fn pair_with(listener: &TcpListener) -> Pair {
     let (server, peer) = listener.accept().expect("accept");
     let src = client.local_addr().expect("the client's address");
     assert_eq!(peer, src, "accepted someone else");
-    let open = Span { before: connect.before, after: SystemTime::now() };
-    Pair { client, server, truth: Truth { src, dst, connect, open } }
+    let open = Span {
+        before: connect.before,
+        after: SystemTime::now(),
+    };
+    Pair {
+        client,
+        server,
+        truth: Truth {
+            src,
+            dst,
+            connect,
+            open,
+        },
+    }
 }
 
 /// A connection over the loopback.
@@ -180,7 +198,9 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// Closes so that the peer gets a RST.
 pub fn reset(socket: TcpStream) {
-    SockRef::from(&socket).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+    SockRef::from(&socket)
+        .set_linger(Some(Duration::ZERO))
+        .expect("SO_LINGER");
     drop(socket);
 }
 
@@ -230,7 +250,16 @@ pub fn dial_with(from: SocketAddr, to: SocketAddr, options: impl FnOnce(&Socket)
     socket.set_nonblocking(true).expect("O_NONBLOCK");
     let src = address(&socket);
     let (said, connect) = timed(|| errno_of(socket.connect(&SockAddr::from(to))));
-    Dial { socket: socket.into(), said, truth: Truth { src, dst: to, connect, open: connect } }
+    Dial {
+        socket: socket.into(),
+        said,
+        truth: Truth {
+            src,
+            dst: to,
+            connect,
+            open: connect,
+        },
+    }
 }
 
 /// A blocking connect() from a bound port that must fail: what it said, and its truth.
@@ -239,7 +268,15 @@ pub fn dial_blocking(from: SocketAddr, to: SocketAddr, options: impl FnOnce(&Soc
     options(&socket);
     let src = address(&socket);
     let (said, connect) = timed(|| errno_of(socket.connect(&SockAddr::from(to))));
-    (said, Truth { src, dst: to, connect, open: connect })
+    (
+        said,
+        Truth {
+            src,
+            dst: to,
+            connect,
+            open: connect,
+        },
+    )
 }
 
 /// A socket bound to `from`. A port of zero becomes a free one.
@@ -252,7 +289,11 @@ pub fn bound(from: SocketAddr) -> Socket {
 
 /// Its own address.
 pub fn address(socket: &Socket) -> SocketAddr {
-    socket.local_addr().expect("getsockname").as_socket().expect("an IP address")
+    socket
+        .local_addr()
+        .expect("getsockname")
+        .as_socket()
+        .expect("an IP address")
 }
 
 /// The errno of a call, zero for success.
@@ -278,7 +319,13 @@ pub fn set_tcp_option(socket: &impl std::os::fd::AsRawFd, option: i32, value: i3
     let size = nix::libc::socklen_t::try_from(size_of::<i32>()).expect("four");
     // SAFETY: the descriptor is open while `socket` is borrowed, and `value` is an int that lives through the call.
     let done = unsafe {
-        nix::libc::setsockopt(socket.as_raw_fd(), nix::libc::IPPROTO_TCP, option, (&raw const value).cast(), size)
+        nix::libc::setsockopt(
+            socket.as_raw_fd(),
+            nix::libc::IPPROTO_TCP,
+            option,
+            (&raw const value).cast(),
+            size,
+        )
     };
     assert_eq!(done, 0, "setsockopt {option}: {}", std::io::Error::last_os_error());
 }

@@ -144,7 +144,11 @@ impl Store {
             if left.is_zero() {
                 return Err(format!("not within {} s", patience().as_secs()));
             }
-            state = self.news.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            state = self
+                .news
+                .wait_timeout(state, left)
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -180,7 +184,10 @@ impl State {
             self.faults.push(format!("{time} printed after {}", self.last_time));
         }
         time.clone_into(&mut self.last_time);
-        match value["local"]["netns"].as_u64().and_then(|netns| self.watched.get_mut(&netns)) {
+        match value["local"]["netns"]
+            .as_u64()
+            .and_then(|netns| self.watched.get_mut(&netns))
+        {
             Some(Watch::Keep(records)) => records.push(Rec { value, seen }),
             Some(Watch::Fold(look)) => look(&value),
             None => self.foreign += 1,
@@ -210,7 +217,11 @@ impl Said {
     fn listen(&self, from: impl Read) {
         for line in BufReader::new(from).split(b'\n') {
             let Ok(line) = line else { break };
-            self.lines.lock().unwrap().0.push(String::from_utf8_lossy(&line).into_owned());
+            self.lines
+                .lock()
+                .unwrap()
+                .0
+                .push(String::from_utf8_lossy(&line).into_owned());
             self.news.notify_all();
         }
         self.lines.lock().unwrap().1 = true;
@@ -226,7 +237,10 @@ impl Said {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if lines.1 || left.is_zero() {
-                return Err(format!("the awaited line did not come on standard error, which says: {:?}", lines.0));
+                return Err(format!(
+                    "the awaited line did not come on standard error, which says: {:?}",
+                    lines.0
+                ));
             }
             lines = self.news.wait_timeout(lines, left).unwrap().0;
         }
@@ -250,8 +264,16 @@ impl Start {
     /// The tool with these arguments; its standard output is read as JSON lines.
     pub fn new(args: &[&str]) -> Self {
         let mut command = Command::new(binary());
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self { command, reader: Reader::Json, gate: None }
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Self {
+            command,
+            reader: Reader::Json,
+            gate: None,
+        }
     }
 
     /// Standard output is this, and not read here.
@@ -275,7 +297,10 @@ impl Start {
 
     /// Starts it without waiting for anything.
     pub fn spawn(mut self) -> Tracer {
-        let mut child = self.command.spawn().unwrap_or_else(|error| panic!("start {:?}: {error}", binary()));
+        let mut child = self
+            .command
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {:?}: {error}", binary()));
         let store = Arc::new(Store::default());
         let said = Arc::new(Said::default());
         let mut threads = Vec::new();
@@ -293,7 +318,7 @@ impl Start {
                 threads.push(spawn("stdout", move || {
                     // A test that has failed opens no gate, and needs no reader.
                     if gate.is_none_or(|gate| gate.recv().is_ok()) {
-                    each_line(stdout, |line| lines.send((line.to_vec(), SystemTime::now())).is_ok());
+                        each_line(stdout, |line| lines.send((line.to_vec(), SystemTime::now())).is_ok());
                     }
                 }));
                 let store = Arc::clone(&store);
@@ -314,7 +339,14 @@ impl Start {
             _ => {}
         }
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
-        Tracer { child: Mutex::new(child), pid, store, said, threads: Mutex::new(threads), over: AtomicBool::new(false) }
+        Tracer {
+            child: Mutex::new(child),
+            pid,
+            store,
+            said,
+            threads: Mutex::new(threads),
+            over: AtomicBool::new(false),
+        }
     }
 
     /// Starts it and waits until it captures: hooks attached, sockets that were open before seen.
@@ -326,7 +358,10 @@ impl Start {
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-    thread::Builder::new().name(name.to_owned()).spawn(body).expect("spawn a thread")
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .expect("spawn a thread")
 }
 
 /// Hands each line, with its end, to `look`, until that says enough.
@@ -377,7 +412,9 @@ impl Tracer {
 
     /// Waits for a line on standard error that starts so.
     pub fn wait_said(&self, prefix: &str) -> String {
-        self.said.wait(|line| line.starts_with(prefix)).unwrap_or_else(|error| panic!("{prefix:?}: {error}"))
+        self.said
+            .wait(|line| line.starts_with(prefix))
+            .unwrap_or_else(|error| panic!("{prefix:?}: {error}"))
     }
 
     /// What it said so far.
@@ -400,7 +437,11 @@ impl Tracer {
 
     /// Waits this long at most. It is killed and the test fails when it takes longer.
     pub fn wait_within(&self, limit: Duration) -> End {
-        assert!(self.ended_within(limit), "the tracer still runs after {limit:?}; it said {:?}", self.said());
+        assert!(
+            self.ended_within(limit),
+            "the tracer still runs after {limit:?}; it said {:?}",
+            self.said()
+        );
         let mut child = self.child.lock().unwrap();
         let status = child.wait().expect("wait for the tracer");
         self.over.store(true, Ordering::Relaxed);
@@ -408,7 +449,11 @@ impl Tracer {
             thread.join().expect("a reader thread");
         }
         let stderr = self.said();
-        End { status, stderr, store: Arc::clone(&self.store) }
+        End {
+            status,
+            stderr,
+            store: Arc::clone(&self.store),
+        }
     }
 
     /// Interrupts it and waits.
@@ -449,7 +494,11 @@ pub struct Sums {
 impl Sums {
     /// From a `summary` line.
     pub fn of(summary: &Value) -> Self {
-        let count = |name: &str| summary[name].as_u64().unwrap_or_else(|| panic!("no {name} in {summary}"));
+        let count = |name: &str| {
+            summary[name]
+                .as_u64()
+                .unwrap_or_else(|| panic!("no {name} in {summary}"))
+        };
         Self {
             closes: count("closes"),
             delivered: count("delivered"),
@@ -463,7 +512,10 @@ impl Sums {
     /// The sum that must add up in every run.
     pub fn check(&self) {
         let parts = self.delivered + self.filtered + self.lost + self.after_limit;
-        assert_eq!(self.closes, parts, "closes = delivered + filtered + lost + after_limit: {self:?}");
+        assert_eq!(
+            self.closes, parts,
+            "closes = delivered + filtered + lost + after_limit: {self:?}"
+        );
     }
 }
 
@@ -471,13 +523,28 @@ impl End {
     /// That it ended well, the stream without fault, the last line one summary whose sum adds up and which counts what was
     /// really printed.
     pub fn check(&self) -> Sums {
-        assert!(self.status.success(), "{}, standard error: {:?}", self.status, self.stderr);
+        assert!(
+            self.status.success(),
+            "{}, standard error: {:?}",
+            self.status,
+            self.stderr
+        );
         let faults = self.store.faults();
-        assert!(faults.is_empty(), "{} faults in the stream, first: {:?}", faults.len(), &faults[..faults.len().min(5)]);
+        assert!(
+            faults.is_empty(),
+            "{} faults in the stream, first: {:?}",
+            faults.len(),
+            &faults[..faults.len().min(5)]
+        );
         let sums = Sums::of(self.store.summaries().last().expect("a summary"));
         sums.check();
         assert_eq!(sums.delivered, self.store.conns(), "delivered = conn lines printed");
-        let lines: u64 = self.store.lost().iter().map(|line| line["lost_records"].as_u64().unwrap_or(0)).sum();
+        let lines: u64 = self
+            .store
+            .lost()
+            .iter()
+            .map(|line| line["lost_records"].as_u64().unwrap_or(0))
+            .sum();
         assert!(lines <= sums.lost, "lost lines say {lines}, the summary {}", sums.lost);
         sums
     }

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
+use kmesh_trace_common::Counters;
+
 use super::kernel::Kernel;
 use super::time::{measure_difference, monotonic_ns, rearm, step_alarm};
 
@@ -27,6 +29,8 @@ const IDLE: Duration = Duration::from_secs(5);
 const COUNTING: Duration = Duration::from_secs(1);
 /// How long the end waits for records that the counters promise. It is over at once unless a CPU stands still.
 const LAST_RECORDS: Duration = Duration::from_secs(2);
+/// How often the counters are read in the hope that they agree.
+const READS: usize = 1000;
 /// Bytes of records in one message.
 const BATCH: usize = 64 << 10;
 /// Messages in the queue: 4 MiB of records.
@@ -79,6 +83,8 @@ pub struct Counts {
     pub at_ns: u64,
     /// Closes that were told, sorted out or lost.
     pub closes: u64,
+    /// Closes that were told: so many records of them are on the ring or have been.
+    pub told: u64,
     /// Closes that the kernel half of the filters sorted out.
     pub filtered: u64,
     /// `open` events that the ring had no room for.
@@ -369,10 +375,11 @@ impl Reader {
     }
 
     fn counts(&self) -> Counts {
-        let counted = self.kernel.counters().unwrap_or_default();
+        let counted = self.settled_counters();
         Counts {
             at_ns: monotonic_ns(),
             closes: counted.closes,
+            told: counted.submitted,
             filtered: counted.filtered,
             lost_opens: counted.lost_opens,
             ring_full: counted.lost_ring,
@@ -381,6 +388,22 @@ impl Reader {
             skipped_at_most: self.kernel.closes_skipped(&counted),
             open: counted.open.try_into().unwrap_or(0),
         }
+    }
+
+    /// The counters, of which each adds one close in more than one place, and not at one instant: read until they agree.
+    fn settled_counters(&self) -> Counters {
+        let read = || self.kernel.counters().unwrap_or_default();
+        let agree = |counted: &Counters| {
+            let parts = [
+                counted.submitted,
+                counted.lost_ring,
+                counted.lost_storage,
+                counted.lost_overtaken,
+                counted.filtered,
+            ];
+            counted.closes == parts.iter().sum::<u64>()
+        };
+        (0..READS).map(|_| read()).find(agree).unwrap_or_else(read)
     }
 
     /// Waits for room in the queue. Meanwhile records stay on the ring.
