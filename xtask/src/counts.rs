@@ -24,14 +24,23 @@ impl Counts {
     }
 
     /// Reads the line that ends the output of libtest and libtest-mimic; `None` for every other line.
-    pub fn from_result_line(line: &str) -> Option<Self> {
+    fn from_result_line(line: &str) -> Option<Self> {
         let (_verdict, numbers) = line.trim_end().strip_prefix("test result: ")?.split_once(". ")?;
-        let mut fields = numbers.split("; ");
+        Self::from_numbers(numbers, "; ", "ignored")
+    }
+
+    /// Reads what [`Display`](fmt::Display) prints. A suite with checks beyond its libtest trials ends in such a line.
+    fn from_own_line(line: &str) -> Option<Self> {
+        Self::from_numbers(line.trim_end(), ", ", "skipped")
+    }
+
+    fn from_numbers(numbers: &str, separator: &str, skipped: &str) -> Option<Self> {
+        let mut fields = numbers.split(separator);
         let mut next = |what: &str| fields.next()?.strip_suffix(what)?.trim_end().parse().ok();
         Some(Self {
             passed: next("passed")?,
             failed: next("failed")?,
-            skipped: next("ignored")?,
+            skipped: next(skipped)?,
         })
     }
 
@@ -47,6 +56,30 @@ impl Counts {
         } else {
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Adds up the output of test programs that run one after the other.
+#[derive(Default)]
+pub struct Tally {
+    finished: Counts,
+    last: Counts,
+}
+
+impl Tally {
+    /// Takes a line of output. A program's own sum stands for its result line, which it comes after.
+    pub fn see(&mut self, line: &str) {
+        if let Some(result) = Counts::from_result_line(line) {
+            self.finished += self.last;
+            self.last = result;
+        } else if let Some(own) = Counts::from_own_line(line) {
+            self.last = own;
+        }
+    }
+
+    /// The sum so far.
+    pub fn counts(&self) -> Counts {
+        [self.finished, self.last].into_iter().sum()
     }
 }
 
@@ -80,7 +113,7 @@ impl fmt::Display for Counts {
 
 #[cfg(test)]
 mod tests {
-    use super::Counts;
+    use super::{Counts, Tally};
 
     #[test]
     fn reads_result_lines_and_nothing_else() {
@@ -106,6 +139,30 @@ mod tests {
             });
             assert_eq!(Counts::from_result_line(line), want, "{line}");
         }
+    }
+
+    #[test]
+    fn a_suite_may_count_more_than_its_trials() {
+        let mut tally = Tally::default();
+        let result = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        for line in [
+            "running 4 tests",
+            result,
+            "one check more ... FAILED",
+            "3 passed, 1 failed, 1 skipped",
+            "",
+            result,
+        ] {
+            tally.see(line);
+        }
+        assert_eq!(
+            tally.counts(),
+            Counts {
+                passed: 6,
+                failed: 1,
+                skipped: 2
+            }
+        );
     }
 
     #[test]

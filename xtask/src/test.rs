@@ -6,7 +6,7 @@ use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::counts::Counts;
+use crate::counts::{Counts, Tally};
 use crate::{host, runner};
 
 /// What `cargo xtask test` takes.
@@ -39,14 +39,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
     let output = child.stdout.take().context("cargo test has no output")?;
-    let mut counts = Counts::default();
+    let mut tally = Tally::default();
     for line in BufReader::new(output).split(b'\n') {
         let line = line.context("cannot read what cargo test prints")?;
         let line = String::from_utf8_lossy(&line);
         println!("{line}");
-        counts += Counts::from_result_line(&line).unwrap_or_default();
+        tally.see(&line);
     }
     let status = child.wait().context("cannot wait for cargo test")?;
+    let mut counts = tally.counts();
     if !status.success() && counts.failed == 0 {
         // It did not compile, or a test program died before it could say how many failed.
         eprintln!("xtask: cargo test: {status}");

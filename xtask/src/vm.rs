@@ -144,7 +144,7 @@ fn test_step(args: &[String]) -> Step {
     let command = ["env", &tool]
         .into_iter()
         .chain(settings)
-        .chain([TESTS, "--test-threads=1"]);
+        .chain([TESTS, "--test-threads=1", "--color=never"]);
     Step {
         name: "tests",
         command: command.map(str::to_owned).chain(args.iter().cloned()).collect(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::guest::Step;
 use super::machine::Run;
-use crate::counts::Counts;
+use crate::counts::{Counts, Tally};
 
 /// What came of a kernel.
 pub struct Verdict {
@@ -26,18 +26,12 @@ pub fn of_tests(run: &Run, steps: &[Step]) -> Verdict {
     let mut verdict = Verdict::begin(run);
     for step in steps {
         let said = said(&run.lines, step.name);
-        let mut counts: Counts = said
-            .lines
-            .iter()
-            .filter_map(|line| Counts::from_result_line(line))
-            .sum();
-        let failed = said
-            .lines
-            .iter()
-            .filter_map(|line| line.strip_suffix("... FAILED")?.strip_prefix("test "));
-        verdict
-            .notes
-            .extend(failed.map(|test| format!("failed: {}", test.trim_end())));
+        let mut tally = Tally::default();
+        for line in &said.lines {
+            tally.see(line);
+            verdict.notes.extend(note(line));
+        }
+        let mut counts = tally.counts();
         let problem = match said.status {
             None => Some(format!(
                 "{} did not end; its last line: {}",
@@ -99,6 +93,19 @@ impl Verdict {
         }
         verdict
     }
+}
+
+/// What a line tells about a test that did not pass. libtest-mimic names failures above what they said, and the suite
+/// puts the reason for skipping in brackets before the name.
+fn note(line: &str) -> Option<String> {
+    if let Some(failed) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" ----")) {
+        return Some(format!("failed: {failed}"));
+    }
+    let (reason, name) = line
+        .strip_prefix("test [skipped: ")?
+        .strip_suffix("... ignored")?
+        .split_once(']')?;
+    Some(format!("skipped: {}: {reason}", name.trim()))
 }
 
 /// The lines between the two that `init.sh` puts around a step.
