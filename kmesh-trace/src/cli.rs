@@ -1,15 +1,33 @@
 //! The command line as it is typed: types for `clap`, nothing else. What it means is [`crate::config`]'s.
 
+mod filters;
+
+pub use filters::Filters;
+
 use crate::config::{self, BufferSize, Color, EventName, Output};
 use clap::{Parser, Subcommand};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-const SCREEN: &str = "{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-help}\n";
+const LAYOUT: &str = "{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-help}\n";
 
-const EXAMPLES: &str = "\
-Examples: kmesh-trace -o json | jq -r 'select(.outcome != \"ok\") | .process.comm'
-          kmesh-trace -o json --duration 60s > closed.jsonl";
+/// `-h`: all that there is, on one screen. A line a flag would not fit any more, so this is written by hand; a test knows
+/// when a flag is forgotten. `--help` is made from the flags themselves.
+const SCREEN: &str = "\
+Options:
+  -o, --output FORMAT       log (default), json, none; --color auto|always|never
+      --events EVENT,...    close (default), open, update (each --interval 5s)
+      --duration 60s        Stop after this long; --count 100: after 100 records
+  -q, --quiet               Say less on standard error; -v, --verbose: say more
+  -h, --help                --help tells all; -V, --version; --buffer 8MiB: ring
+Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
+  -p, --port 443,8000-8999  Server's port; or --to-port; --from-port: client's
+      --ip 10.0.0.0/8,::1   Either end's; --from-ip: client's; --to-ip: server's
+  -4, -6                    IPv4 or IPv6; --established-only: what did connect
+      --comm 'nginx*'       Whose socket; also --pid 4711, --container 3f9a02
+      --direction inbound   Traced at the server's end; outbound: the client's
+      --outcome refused     How it ended (--help: all there are); --failed: not ok
+      --min-duration 100ms  Only the slow; --min-bytes 1M: only the large";
 
 const MORE: &str = "\
 Examples:
@@ -21,6 +39,18 @@ Examples:
           Whose connections fail
   kmesh-trace check
           Can it run here?
+
+  kmesh-trace --failed --to-port 5432 --from-ip '10.0.0.0/8,!10.0.0.7'
+          Who in this network, but for one, fails to reach the database
+  kmesh-trace --comm 'nginx*' --direction inbound --min-duration 2s
+          What nginx was slow to serve
+
+Filters: a flag's values, with commas or repeated, are alternatives; different
+flags must all pass. A leading ! negates a value: what it matches does not pass.
+A flag passes when one of its other values matches, or it has none, and no
+negated one does. What is not known (the process, the outcome of what has not
+ended) matches no value. Quote ! and * for the shell: '!443', 'kube*'. What can
+never match is refused. A record of `open` or `update` has no outcome.
 
 Only data goes to standard output, all else to standard error. The closing
 summary accounts for every connection that ended meanwhile; with -o json it is
@@ -52,9 +82,9 @@ Nothing outlives the program: after any exit the kernel holds nothing of it.";
     long_about = "Trace every TCP connection of this node that ends, or that failed to begin, in all network \
                   namespaces: who, with whom, how many bytes each way, how long, and how it ended.\n\n\
                   Needs Linux 5.11 or later with BTF, and root or CAP_BPF and CAP_PERFMON.",
-    help_template = SCREEN,
+    help_template = LAYOUT,
     override_usage = "kmesh-trace [OPTIONS | COMMAND]",
-    after_help = EXAMPLES,
+    after_help = SCREEN,
     after_long_help = MORE,
     args_conflicts_with_subcommands = true,
     args_override_self = true,
@@ -62,7 +92,8 @@ Nothing outlives the program: after any exit the kernel holds nothing of it.";
     disable_help_subcommand = true,
     disable_version_flag = true,
     max_term_width = 100,
-    next_help_heading = "Options"
+    next_help_heading = "Options",
+    mut_args = |arg| arg.hide_short_help(true)
 )]
 pub struct Cli {
     /// What to do in place of tracing.
@@ -93,7 +124,6 @@ pub struct Cli {
         value_delimiter = ',',
         default_value = "close",
         hide_possible_values = true,
-        hide_short_help = true,
         help_heading = "Output"
     )]
     pub events: Vec<EventName>,
@@ -104,7 +134,6 @@ pub struct Cli {
         value_name = "TIME",
         default_value = "5s",
         value_parser = config::interval,
-        hide_short_help = true,
         help_heading = "Output"
     )]
     pub interval: Duration,
@@ -155,6 +184,11 @@ pub struct Cli {
     /// Print the version
     #[arg(short = 'V', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
+
+    /// Which connections.
+    // Last, because what follows it would stand under its heading.
+    #[command(flatten)]
+    pub filters: Filters,
 }
 
 /// The main job needs none of these.
@@ -186,21 +220,38 @@ mod tests {
         let help = Cli::command().term_width(80).render_help().to_string();
         assert!(help.lines().count() < 24, "{help}");
         assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
-        for part in ["Commands:", "Output:", "Options:", "Examples:"] {
+        for part in ["Commands:", "Options:", "Filters"] {
             assert!(help.contains(part), "{part}: {help}");
         }
     }
 
     #[test]
     fn both_helps_know_every_flag() {
-        let (short, long) = (Cli::command().render_help(), Cli::command().render_long_help());
-        for (help, is_short) in [(short, true), (long, false)] {
+        for help in [
+            Cli::command().render_help().to_string(),
+            Cli::command().render_long_help().to_string(),
+        ] {
             for flag in Cli::command().get_arguments() {
-                let name = format!("--{}", flag.get_long().unwrap());
-                let hidden = is_short && flag.is_hide_short_help_set();
-                assert!(hidden || help.to_string().contains(&name), "{name}: {help}");
-                assert!(flag.get_help().is_some(), "{name}");
+                let short = flag.get_short().map(|short| format!("-{short}"));
+                let long = flag.get_long().map(|long| format!("--{long}"));
+                for name in short.iter().chain(&long) {
+                    let is_there = help.split([' ', ',', ';', ':', '\n']).any(|word| word == name);
+                    assert!(is_there, "{name}: {help}");
+                }
+                assert!(short.or(long).is_some() && flag.get_help().is_some(), "{flag}");
             }
+        }
+    }
+
+    #[test]
+    fn the_screen_tells_nothing_that_is_not_there() {
+        let dashed = SCREEN.split([' ', ',', ';', ':', '(', '\n']).filter(|word| word.starts_with('-'));
+        for word in dashed {
+            let is_flag = Cli::command().get_arguments().any(|flag| {
+                let long = flag.get_long().map(|long| format!("--{long}"));
+                long.as_deref() == Some(word) || flag.get_short().map(|short| format!("-{short}")).as_deref() == Some(word)
+            });
+            assert!(is_flag, "{word}");
         }
     }
 
@@ -239,6 +290,11 @@ mod tests {
             "--buffer 4096",
             "-q",
             "-v",
+            "-4 -p 443 -p 8000-8999,!8080 --from-port !0 --to-port 443",
+            "-6 --ip ::1,fd00::/8 --from-ip !::2 --to-ip ::",
+            "--pid 1,2 --comm n*,!nginx --container containerd://3f9A",
+            "--direction inbound --outcome !ok,timeout --failed --established-only",
+            "--min-duration 1s500ms --min-bytes 64Ki",
             "check",
             "schema",
         ];
@@ -252,7 +308,7 @@ mod tests {
 
     #[test]
     fn wrong_arguments_end_with_status_2_and_name_the_flag() {
-        let cases: [(&str, ErrorKind, &[&str]); 17] = [
+        let cases: &[(&str, ErrorKind, &[&str])] = &[
             (
                 "-o yaml",
                 ErrorKind::InvalidValue,
@@ -281,9 +337,27 @@ mod tests {
             ("--namespace shop", ErrorKind::UnknownArgument, &["--namespace"]),
             ("chekc", ErrorKind::InvalidSubcommand, &["chekc", "check"]),
             ("--count 3 check", ErrorKind::ArgumentConflict, &["--count", "check"]),
+            ("--prot 80", ErrorKind::UnknownArgument, &["--prot", "--port"]),
+            ("--port 70000", ErrorKind::ValueValidation, &["--port", "65535"]),
+            ("--to-port 9-3", ErrorKind::ValueValidation, &["--to-port", "3-9"]),
+            ("--from-port http", ErrorKind::ValueValidation, &["--from-port", "443"]),
+            ("--port !", ErrorKind::ValueValidation, &["--port", "missing"]),
+            ("--port 80,", ErrorKind::ValueValidation, &["--port", "missing"]),
+            ("--ip 10.0.0.0/33", ErrorKind::ValueValidation, &["--ip", "0 to 32"]),
+            ("--ip localhost", ErrorKind::ValueValidation, &["--ip", "10.0.0.0/8"]),
+            ("--ip fe80::1%eth0", ErrorKind::ValueValidation, &["--ip", "zones"]),
+            ("--pid nginx", ErrorKind::ValueValidation, &["--pid", "--comm"]),
+            ("--comm prometheus-node-exporter", ErrorKind::ValueValidation, &["--comm", "15 bytes"]),
+            ("--container web", ErrorKind::ValueValidation, &["--container", "hexadecimal"]),
+            ("--outcome rfused", ErrorKind::InvalidValue, &["--outcome", "similar", "refused"]),
+            ("--outcome !time_out", ErrorKind::InvalidValue, &["--outcome", "similar", "timeout"]),
+            ("--direction in", ErrorKind::InvalidValue, &["--direction", "inbound, outbound"]),
+            ("--min-bytes 1MB2", ErrorKind::ValueValidation, &["--min-bytes", "units"]),
+            ("--min-duration 5", ErrorKind::ValueValidation, &["--min-duration", "100ms"]),
+            ("--failed=yes", ErrorKind::TooManyValues, &["--failed"]),
             ("check --count 3", ErrorKind::UnknownArgument, &["--count"]),
         ];
-        for (arguments, kind, parts) in cases {
+        for &(arguments, kind, parts) in cases {
             let error = parse(arguments).unwrap_err();
             let text = error.to_string();
             assert_eq!(error.kind(), kind, "{arguments}: {text}");

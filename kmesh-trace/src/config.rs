@@ -1,9 +1,14 @@
 //! Settings, checked and resolved: what the arguments of [`crate::cli`] mean here.
 //!
 //! Each value is checked as it is parsed, so that `clap` names its flag in the error; what is left afterwards is to
-//! bring the values together with their surroundings, and that cannot fail.
+//! bring the values together, with each other and with their surroundings.
+
+mod filters;
+
+pub(crate) use filters::min_duration;
 
 use crate::cli::Cli;
+use crate::filter::Filter;
 use crate::record::Event;
 use std::ffi::OsStr;
 use std::fmt;
@@ -70,6 +75,11 @@ impl Events {
         }
     }
 
+    /// Those that are.
+    fn told(self) -> Vec<Event> {
+        Event::ALL.iter().copied().filter(|&event| self.has(event)).collect()
+    }
+
     /// Whether this one is.
     pub fn has(self, event: Event) -> bool {
         match event {
@@ -109,6 +119,8 @@ pub struct Config {
     pub output: Output,
     /// The events that go there.
     pub events: Events,
+    /// The connections of which they are told.
+    pub filter: Filter,
     /// How often update events are told.
     pub interval: Duration,
     /// Whether it is coloured.
@@ -135,11 +147,13 @@ pub struct Surroundings<'a> {
 }
 
 impl Config {
-    /// What `cli` means here.
-    pub fn new(cli: &Cli, surroundings: Surroundings<'_>) -> Self {
-        Self {
+    /// What `cli` means here, if it can mean anything.
+    pub fn new(cli: &Cli, surroundings: Surroundings<'_>) -> Result<Self, Refusal> {
+        let events = Events::new(&cli.events);
+        Ok(Self {
             output: cli.output,
-            events: Events::new(&cli.events),
+            events,
+            filter: filters::filter(cli, events)?,
             interval: cli.interval,
             color: cli.output == Output::Log && color(cli.color, surroundings),
             duration: cli.duration,
@@ -150,9 +164,14 @@ impl Config {
                 (false, true) => Verbosity::Verbose,
                 (false, false) => Verbosity::Normal,
             },
-        }
+        })
     }
 }
+
+/// Arguments that exclude each other: which, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refusal(String);
 
 /// `NO_COLOR` counts when it is not empty (no-color.org), and a flag outweighs it.
 fn color(when: Color, surroundings: Surroundings<'_>) -> bool {
@@ -261,7 +280,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use clap::Parser;
 
@@ -367,15 +386,21 @@ mod tests {
         update: false,
     };
 
-    const PLAIN: Surroundings<'_> = Surroundings {
+    /// Nothing special.
+    pub(crate) const PLAIN: Surroundings<'_> = Surroundings {
         no_color: None,
         stdout_is_terminal: false,
         page_size: 4096,
     };
 
-    fn config(arguments: &str, surroundings: Surroundings<'_>) -> Config {
+    /// What is typed, in words without spaces.
+    pub(crate) fn parsed(arguments: &str) -> Cli {
         let arguments = ["kmesh-trace"].into_iter().chain(arguments.split_whitespace());
-        Config::new(&Cli::try_parse_from(arguments).unwrap(), surroundings)
+        Cli::try_parse_from(arguments).unwrap()
+    }
+
+    fn config(arguments: &str, surroundings: Surroundings<'_>) -> Config {
+        Config::new(&parsed(arguments), surroundings).unwrap()
     }
 
     #[test]
@@ -383,6 +408,7 @@ mod tests {
         let expected = Config {
             output: Output::Log,
             events: CLOSES,
+            filter: Filter::default(),
             interval: Duration::from_secs(5),
             color: false,
             duration: None,
@@ -398,6 +424,7 @@ mod tests {
         let expected = Config {
             output: Output::None,
             events: CLOSES,
+            filter: Filter::default(),
             interval: Duration::from_secs(5),
             color: false,
             duration: Some(Duration::from_secs(60)),

@@ -17,6 +17,7 @@ pub mod config;
 pub mod decode;
 pub mod errno;
 pub mod exit;
+pub mod filter;
 pub mod outcome;
 pub mod pipeline;
 pub mod record;

@@ -5,9 +5,10 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use kmesh_trace::cli::{Cli, Command};
-use kmesh_trace::config::{Config, Surroundings};
+use kmesh_trace::config::{Config, Refusal, Surroundings};
 use kmesh_trace::exit::Exit;
 use kmesh_trace::run::run;
 use kmesh_trace::schema::schema;
@@ -17,7 +18,7 @@ use kmesh_trace::writer::say;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let ended = match cli.command {
-        None => run(&config(&cli)),
+        None => run(&config(&cli).unwrap_or_else(|refusal| refuse(&refusal))),
         Some(Command::Check) => check(),
         Some(Command::Schema) => print_schema(),
     };
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn config(cli: &Cli) -> Config {
+fn config(cli: &Cli) -> Result<Config, Refusal> {
     let no_color = env::var_os("NO_COLOR");
     let surroundings = Surroundings {
         no_color: no_color.as_deref(),
@@ -39,6 +40,11 @@ fn config(cli: &Cli) -> Config {
         page_size: rustix::param::page_size() as u32,
     };
     Config::new(cli, surroundings)
+}
+
+/// As `clap` refuses what it can judge itself.
+fn refuse(refusal: &Refusal) -> ! {
+    Cli::command().error(ErrorKind::ArgumentConflict, refusal).exit()
 }
 
 fn check() -> Result<Exit> {

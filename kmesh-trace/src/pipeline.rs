@@ -1,4 +1,4 @@
-//! From the queue to standard output: decode, track, limit, render. Owns all that must be counted on the way.
+//! From the queue to standard output: decode, track, limit, filter, render. Owns all that must be counted on the way.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -7,6 +7,7 @@ use std::num::NonZeroU64;
 use crate::clock::Clock;
 use crate::config::Events;
 use crate::decode::decode;
+use crate::filter::Filter;
 use crate::record::{Event, LossReason, Lost, Record, Summary};
 use crate::render::Render;
 use crate::source::reader::{Complete, Counts, records};
@@ -22,6 +23,15 @@ pub struct Limits {
     pub count: Option<NonZeroU64>,
     /// With what happened until then: CLOCK_MONOTONIC, ns.
     pub until_ns: Option<u64>,
+}
+
+/// Which records go to the output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Of these events.
+    pub events: Events,
+    /// Of connections that pass this.
+    pub filter: Filter,
 }
 
 /// What became of the closes that were told.
@@ -47,7 +57,7 @@ pub struct Pipeline<W> {
     began_ns: u64,
     clock: Clock,
     tracker: Tracker,
-    events: Events,
+    choice: Choice,
     limits: Limits,
     render: Box<dyn Render + Send>,
     /// Lines not written yet.
@@ -104,7 +114,7 @@ impl<W: Write> Pipeline<W> {
     pub fn new(
         began_ns: u64,
         clock: Clock,
-        events: Events,
+        choice: Choice,
         limits: Limits,
         render: Box<dyn Render + Send>,
         out: W,
@@ -113,7 +123,7 @@ impl<W: Write> Pipeline<W> {
             began_ns,
             clock,
             tracker: Tracker::new(began_ns),
-            events,
+            choice,
             limits,
             render,
             lines: Vec::new(),
@@ -179,11 +189,13 @@ impl<W: Write> Pipeline<W> {
     fn deliver(&mut self, happened_ns: u64, record: &Record) -> io::Result<()> {
         // The sums are over closes; an `open` or an `update` more or less changes none.
         let close = u64::from(record.event == Event::Close);
+        // The limit comes first: what would have been sorted out counts as `after_limit`, too. And what is sorted out
+        // does not count against `--count`.
         if self.is_full() || self.limits.until_ns.is_some_and(|until_ns| happened_ns > until_ns) {
             self.tally.after_limit += close;
             return Ok(());
         }
-        if !self.events.has(record.event) {
+        if !(self.choice.events.has(record.event) && self.choice.filter.passes(record)) {
             self.tally.filtered += close;
             return Ok(());
         }
@@ -324,7 +336,15 @@ mod tests {
     }
 
     fn pipeline(events: Events, limits: Limits) -> Pipeline<Vec<u8>> {
-        Pipeline::new(0, Clock::new(0), events, limits, Box::new(Letters), Vec::new())
+        let choice = Choice {
+            events,
+            filter: Filter::default(),
+        };
+        filtering(choice, limits)
+    }
+
+    fn filtering(choice: Choice, limits: Limits) -> Pipeline<Vec<u8>> {
+        Pipeline::new(0, Clock::new(0), choice, limits, Box::new(Letters), Vec::new())
     }
 
     fn record(kind: u32, cookie: u64) -> Vec<u8> {
@@ -432,6 +452,65 @@ mod tests {
         pipeline.hold(&record(KIND_CLOSE, 1));
         pipeline.finish().unwrap();
         assert_eq!(pipeline.summary(&Counts::default()).unwrap().filtered, 1);
+    }
+
+    #[test]
+    fn what_is_sorted_out_is_counted_and_does_not_count_against_the_limit() {
+        let choice = Choice {
+            events: ALL,
+            filter: Filter {
+                // All that these records differ in is their time, and so the time that they took.
+                min_duration_ns: Some(3),
+                ..Filter::default()
+            },
+        };
+        let limits = Limits {
+            count: NonZeroU64::new(2),
+            until_ns: None,
+        };
+        let mut pipeline = filtering(choice, limits);
+        for cookie in [1, 2, 3, 4, 5] {
+            pipeline.hold(&record(KIND_CLOSE, cookie));
+        }
+        // Too early to pass, and no close, so in no sum.
+        pipeline.hold(&record(KIND_UPDATE, 1));
+        pipeline.finish().unwrap();
+        assert_eq!(text(&pipeline), "c3 c4 ");
+        let counts = Counts {
+            closes: 12,
+            filtered: 7,
+            ..Counts::default()
+        };
+        let summary = pipeline.summary(&counts).unwrap();
+        assert_eq!(
+            (summary.delivered, summary.filtered, summary.after_limit),
+            (2, 7 + 2, 1),
+            "what the kernel sorted out included"
+        );
+        assert_eq!(
+            summary.closes,
+            summary.delivered + summary.filtered + summary.lost_records + summary.after_limit
+        );
+    }
+
+    #[test]
+    fn after_the_limit_no_filter_is_asked() {
+        let choice = Choice {
+            events: CLOSES,
+            filter: Filter {
+                failed: true,
+                ..Filter::default()
+            },
+        };
+        let limits = Limits {
+            count: None,
+            until_ns: Some(2),
+        };
+        let mut pipeline = filtering(choice, limits);
+        (1..=5).for_each(|cookie| pipeline.hold(&record(KIND_CLOSE, cookie)));
+        pipeline.finish().unwrap();
+        let summary = pipeline.summary(&Counts::default()).unwrap();
+        assert_eq!((summary.delivered, summary.filtered, summary.after_limit), (0, 2, 3));
     }
 
     #[test]

@@ -169,6 +169,34 @@ impl Comm {
     }
 }
 
+/// The id of a container: hexadecimal digits, as the runtime and `kubectl` print it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ContainerId([u8; Self::DIGITS]);
+
+impl ContainerId {
+    /// How many digits it has.
+    pub const DIGITS: usize = 64;
+
+    /// The id that `text` spells, in lower case and nothing else.
+    pub fn new(text: &str) -> Option<Self> {
+        let digits: [u8; Self::DIGITS] = text.as_bytes().try_into().ok()?;
+        let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        digits.iter().all(is_digit).then_some(Self(digits))
+    }
+
+    /// Its digits.
+    pub fn as_str(&self) -> &str {
+        // Digits are all that there can be.
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// The process that a socket belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
@@ -290,6 +318,8 @@ pub struct Record {
     pub netns: u32,
     /// The kernel's id of the socket's cgroup.
     pub cgroup_id: Option<u64>,
+    /// The container that this cgroup is of.
+    pub container_id: Option<ContainerId>,
     /// Payload that the peer acknowledged, bytes.
     pub sent_bytes: u64,
     /// Payload that arrived in order, bytes.

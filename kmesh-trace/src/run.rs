@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use crate::clock::Clock;
 use crate::config::{Config, Output, Verbosity};
 use crate::exit::Exit;
-use crate::pipeline::{Limits, Pipeline};
+use crate::pipeline::{Choice, Limits, Pipeline};
 use crate::record::RunInfo;
 use crate::render::renderer;
 use crate::source::kernel::{Kernel, Options, StartError, Types, Walker, start};
@@ -108,7 +108,10 @@ pub fn run(config: &Config) -> Result<Exit> {
     let pipeline = Pipeline::new(
         began_ns,
         Clock::new(measure_difference()),
-        config.events,
+        Choice {
+            events: config.events,
+            filter: config.filter.clone(),
+        },
         limits,
         render,
         io::stdout(),

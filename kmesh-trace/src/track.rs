@@ -148,6 +148,7 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, clock: &Clock) -
         process: process(&snapshot.owner),
         netns: snapshot.netns,
         cgroup_id: (snapshot.cgroup_id != 0).then_some(snapshot.cgroup_id),
+        container_id: None,
         sent_bytes: bytes.sent,
         received_bytes: bytes.received,
         undelivered_bytes: bytes.undelivered,

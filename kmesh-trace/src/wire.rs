@@ -118,7 +118,7 @@ impl<'a> ConnLine<'a> {
             local: Local {
                 netns: record.netns,
                 cgroup_id: record.cgroup_id,
-                container_id: (),
+                container_id: record.container_id.map(Text),
                 container: (),
             },
             sent_bytes: record.sent_bytes,
@@ -185,7 +185,7 @@ struct Local {
     /// The kernel's id of its cgroup.
     cgroup_id: Option<u64>,
     /// The container's id.
-    container_id: (),
+    container_id: Option<Text<record::ContainerId>>,
     /// The container's name.
     container: (),
 }

@@ -1,7 +1,7 @@
 //! Records for the tests of all renderers.
 
 use crate::record::{
-    ClosedBy, Comm, ConnId, Direction, Event, Family, LossReason, Lost, Outcome, Process, ProcessBy, Record, RunInfo,
+    ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, LossReason, Lost, Outcome, Process, ProcessBy, Record, RunInfo,
     Summary, Tcp, TcpState, WallTime,
 };
 
@@ -33,6 +33,7 @@ pub(crate) fn example() -> Record {
         }),
         netns: 4_026_532_291,
         cgroup_id: Some(8123),
+        container_id: None,
         sent_bytes: 5,
         received_bytes: 292,
         undelivered_bytes: 0,
@@ -150,6 +151,7 @@ pub(crate) fn largest() -> Record {
         }),
         netns: MAX,
         cgroup_id: Some(u64::MAX),
+        container_id: ContainerId::new(&"f".repeat(ContainerId::DIGITS)),
         sent_bytes: u64::MAX,
         received_bytes: u64::MAX,
         undelivered_bytes: u64::MAX,
@@ -263,6 +265,17 @@ pub(crate) fn named(bytes: &[u8]) -> Record {
     }
 }
 
+/// Numbers at random, the same from the same seed: SplitMix64.
+pub(crate) fn random(seed: u64) -> impl FnMut() -> u64 {
+    let mut state = seed;
+    move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
 /// Names at random, from a fixed seed: any bytes, and those that mean something to a log, to JSON or to a terminal much
 /// more often than their share.
 pub(crate) fn hostile_names() -> impl Iterator<Item = Vec<u8>> {
@@ -284,14 +297,7 @@ pub(crate) fn hostile_names() -> impl Iterator<Item = Vec<u8>> {
         b" ",
         b"errno=-",
     ];
-    // SplitMix64.
-    let mut state = 0x6b6d_6573_6874_7263_u64;
-    let mut next = move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    };
+    let mut next = random(0x6b6d_6573_6874_7263);
     std::iter::repeat_with(move || {
         let mut name = Vec::new();
         while name.len() < 15 {
