@@ -5,9 +5,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, Owner, counter, owner, state};
 
-use crate::maps::{
-    Connection, KMESH_SOCKETS, SEEDED, count, missed_a_begin, note_missed_begin, phase,
-};
+use crate::maps::{Connection, KMESH_SOCKETS, SEEDED, count, missed_a_begin, note_missed_begin, phase};
 use crate::record;
 use crate::sock::{Sock, Task};
 
@@ -50,7 +48,11 @@ fn connecting(sock: Sock) {
     connection.start_ns = now();
     connection.established_ns = 0;
     // A socket's first association has an empty error queue.
-    connection.stale_error = if connection.association > 1 { sock.newest_error() } else { 0 };
+    connection.stale_error = if connection.association > 1 {
+        sock.newest_error()
+    } else {
+        0
+    };
     connection.owner.by = owner::NONE;
     connection.owner.pid = 0;
     own(connection, Task::current(), owner::CONNECT);
@@ -145,8 +147,10 @@ fn closed(sock: Sock, old: u8) {
         connection.established_ns = 0;
     }
     // The first change of state is close()'s own: the program is the one running. Later ones come with segments.
-    if matches!(old, state::SYN_SENT | state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT)
-        && sock.is_being_closed()
+    if matches!(
+        old,
+        state::SYN_SENT | state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT
+    ) && sock.is_being_closed()
         && sock.sk_err() == 0
     {
         own(connection, Task::current(), owner::CLOSE);

@@ -46,7 +46,12 @@ impl Connection {
         start_ns: 0,
         established_ns: 0,
         stale_error: 0,
-        owner: Owner { pid: 0, by: 0, pad: [0; 3], comm: [0; 16] },
+        owner: Owner {
+            pid: 0,
+            by: 0,
+            pad: [0; 3],
+            comm: [0; 16],
+        },
         association: 0,
         phase: 0,
         flags: 0,
@@ -98,7 +103,9 @@ impl SocketStorage {
         // null or a whole value. The kernel returns null or the value, which lives as long as the socket: longer than
         // this run of the program. The state changes of one socket exclude each other by its lock.
         unsafe {
-            bpf_sk_storage_get(map, sock.as_ptr(), initial.cast_mut().cast(), flags).cast::<Connection>().as_mut()
+            bpf_sk_storage_get(map, sock.as_ptr(), initial.cast_mut().cast(), flags)
+                .cast::<Connection>()
+                .as_mut()
         }
     }
 }
@@ -140,5 +147,7 @@ pub fn note_missed_begin() {
 #[inline(always)]
 pub fn missed_a_begin() -> bool {
     // SAFETY: as above.
-    KMESH_MISSED.get_ptr(0).is_some_and(|missed| unsafe { ptr::read_volatile(missed) } != 0)
+    KMESH_MISSED
+        .get_ptr(0)
+        .is_some_and(|missed| unsafe { ptr::read_volatile(missed) } != 0)
 }

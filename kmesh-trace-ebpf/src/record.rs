@@ -120,7 +120,11 @@ pub fn reset(sock: Sock, connection: &Connection) {
         count(counter::RESET, |counters| counters.lost_resets += 1);
         return;
     };
-    entry.write(Reset { kind: KIND_RESET, association: connection.association, cookie: sock.cookie() });
+    entry.write(Reset {
+        kind: KIND_RESET,
+        association: connection.association,
+        cookie: sock.cookie(),
+    });
     entry.submit(0);
     count(counter::RESET, |counters| counters.resets += 1);
 }

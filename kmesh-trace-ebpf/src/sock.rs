@@ -158,14 +158,24 @@ impl Sock {
     #[inline(always)]
     pub fn v6_daddr(self) -> [u64; 2] {
         // SAFETY: as in `members!`.
-        unsafe { [load(self.0, offset!(skc_v6_daddr)), load(self.0, offset!(skc_v6_daddr) + 8)] }
+        unsafe {
+            [
+                load(self.0, offset!(skc_v6_daddr)),
+                load(self.0, offset!(skc_v6_daddr) + 8),
+            ]
+        }
     }
 
     /// This end's IPv6 address, likewise.
     #[inline(always)]
     pub fn v6_rcv_saddr(self) -> [u64; 2] {
         // SAFETY: as in `members!`.
-        unsafe { [load(self.0, offset!(skc_v6_rcv_saddr)), load(self.0, offset!(skc_v6_rcv_saddr) + 8)] }
+        unsafe {
+            [
+                load(self.0, offset!(skc_v6_rcv_saddr)),
+                load(self.0, offset!(skc_v6_rcv_saddr) + 8),
+            ]
+        }
     }
 
     /// The newest buffer on the error queue, as a number; 0 when the queue is empty.
