@@ -6,17 +6,21 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// `Close::kind` of a [`Close`].
+/// `Snapshot::kind`: the association ended.
 pub const KIND_CLOSE: u32 = 1;
 /// `Reset::kind` of a [`Reset`].
 pub const KIND_RESET: u32 = 2;
+/// `Snapshot::kind`: the association was established.
+pub const KIND_OPEN: u32 = 3;
+/// `Snapshot::kind`: a walk met the association, connecting, connected or closing.
+pub const KIND_UPDATE: u32 = 4;
 
-/// `Close::flags`: this socket called connect().
+/// `Snapshot::flags`: this socket called connect().
 pub const FLAG_ACTIVE: u8 = 1 << 0;
-/// `Close::flags`: the association began before the tracer did, so its times are not known.
+/// `Snapshot::flags`: the association began before the tracer did, so its times are not known.
 pub const FLAG_PREEXISTING: u8 = 1 << 1;
-/// `Close::flags`: the kernel skipped the program at the change to CLOSE, and the socket's destruction made it good.
-/// `Close::old_state` is then the state last noted, not the state before CLOSE.
+/// `Snapshot::flags`: the kernel skipped the program at the change to CLOSE, and the socket's destruction made it good.
+/// `Snapshot::old_state` is then the state last noted, not the state before CLOSE.
 pub const FLAG_SECOND_CHANCE: u8 = 1 << 2;
 
 /// How the owner of a socket is known. A later finding replaces an earlier one only if its number is higher.
@@ -59,9 +63,9 @@ pub mod state {
     pub const CLOSING: u8 = 11;
 }
 
-/// `Close::sk_flags`, bit 0: the socket has no process any more (SOCK_DEAD).
+/// `Snapshot::sk_flags`, bit 0: the socket has no process any more (SOCK_DEAD).
 pub const SK_DEAD: u8 = 1 << 0;
-/// `Close::sk_flags`, bit 1: the peer's FIN was received (SOCK_DONE).
+/// `Snapshot::sk_flags`, bit 1: the peer's FIN was received (SOCK_DONE).
 pub const SK_DONE: u8 = 1 << 1;
 
 /// The process that owns a socket.
@@ -78,15 +82,15 @@ pub struct Owner {
     pub comm: [u8; 16],
 }
 
-/// The end of an association, as the kernel saw it at the change to CLOSE.
+/// An association as the kernel saw it at an event: just before the change to CLOSE, for one that ended.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct Close {
-    /// [`KIND_CLOSE`].
+pub struct Snapshot {
+    /// [`KIND_CLOSE`], [`KIND_OPEN`] or [`KIND_UPDATE`].
     pub kind: u32,
     /// Inode number of the socket's network namespace.
     pub netns: u32,
-    /// When it closed: CLOCK_MONOTONIC, ns.
+    /// When it happened: CLOCK_MONOTONIC, ns.
     pub time_ns: u64,
     /// When connect() sent the SYN, or the accepted socket was established: CLOCK_MONOTONIC, ns; 0 when not known.
     pub start_ns: u64,
@@ -100,7 +104,7 @@ pub struct Close {
     pub bytes_acked: u64,
     /// `tcp_sock.bytes_received`: counts the peer's FIN.
     pub bytes_received: u64,
-    /// This end's address: all 16 bytes for AF_INET6, the first four for AF_INET; network order.
+    /// This end's address as IPv6, IPv4-mapped for IPv4; network order.
     pub local_addr: [u8; 16],
     /// The peer's address, likewise.
     pub peer_addr: [u8; 16],
@@ -110,7 +114,7 @@ pub struct Close {
     pub peer_port: u16,
     /// AF_INET (2) or AF_INET6 (10).
     pub family: u16,
-    /// The state before CLOSE: a number of [`state`].
+    /// The state before the event: a number of [`state`]. Of an update, the present one.
     pub old_state: u8,
     /// `FLAG_*`.
     pub flags: u8,
@@ -184,15 +188,15 @@ pub struct Close {
     pub pad: u32,
 }
 
-/// A RST that this end sent because of the segment that closed it. It follows its [`Close`], which alone cannot tell.
+/// A RST that this end sent because of the segment that closed it. It follows the [`Snapshot`] of that, which alone cannot tell.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Reset {
     /// [`KIND_RESET`].
     pub kind: u32,
-    /// [`Close::association`].
+    /// [`Snapshot::association`].
     pub association: u32,
-    /// [`Close::cookie`].
+    /// [`Snapshot::cookie`].
     pub cookie: u64,
 }
 
@@ -206,7 +210,7 @@ pub mod counter {
     /// The program at `tcp_send_reset`.
     pub const RESET: u32 = 2;
     /// The walk over descriptors.
-    pub const SEED: u32 = 3;
+    pub const WALK: u32 = 3;
     /// How many there are.
     pub const SLOTS: usize = 4;
 }
@@ -217,7 +221,7 @@ pub mod counter {
 pub struct Counters {
     /// Associations that ended while tracing.
     pub closes: u64,
-    /// [`Close`] records handed to the ring.
+    /// [`Snapshot`] records of closes handed to the ring.
     pub submitted: u64,
     /// Closes that the ring had no room for.
     pub lost_ring: u64,
@@ -227,6 +231,12 @@ pub struct Counters {
     pub lost_overtaken: u64,
     /// Closes found only at the socket's destruction: the kernel had skipped the program at the change to CLOSE.
     pub second_chances: u64,
+    /// Closes that the kernel half of the filters sorted out.
+    pub filtered: u64,
+    /// [`Snapshot`] records of associations established, handed to the ring.
+    pub opens: u64,
+    /// The same, that the ring had no room for.
+    pub lost_opens: u64,
     /// [`Reset`] records handed to the ring.
     pub resets: u64,
     /// [`Reset`] records that the ring had no room for.
@@ -244,6 +254,8 @@ pub struct Offsets {
     pub skc_family: u32,
     /// `sock_common.skc_state` in `sock` (u8).
     pub skc_state: u32,
+    /// `sock_common.skc_num` in `sock` (u16).
+    pub skc_num: u32,
     /// `sock_common.skc_dport` in `sock` (be16).
     pub skc_dport: u32,
     /// `sock_common.skc_daddr` in `sock` (be32).
@@ -344,6 +356,10 @@ pub struct Offsets {
     pub delivered_ce: u32,
     /// `inet_connection_sock.icsk_accept_queue.fastopenq.max_qlen` in `tcp_sock` (int): above 0 with Fast Open.
     pub fastopen_max_qlen: u32,
+    /// `sock.sk_lock.owned` (int): a program is inside the socket.
+    pub sk_lock_owned: u32,
+    /// `sock.sk_lock.slock` (u32): the kernel's receive path is inside the socket. [`ABSENT`] where it is no plain lock.
+    pub sk_lock_slock: u32,
     /// `socket.sk` (pointer to `sock`).
     pub socket_sk: u32,
     /// `task_struct.flags` (u32).
@@ -356,12 +372,96 @@ pub struct Offsets {
     pub task_comm: u32,
 }
 
+/// What is settled before loading: the verifier sees constants, and drops what they rule out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Settings {
+    /// Whether to tell that associations were established.
+    pub opens: u32,
+    /// Which checks of a [`Prefilter`] there are: `CHECK_*`; 0 when all passes.
+    pub checks: u32,
+}
+
+/// `Settings::checks`: the family.
+pub const CHECK_FAMILY: u32 = 1 << 0;
+/// `Settings::checks`: the direction.
+pub const CHECK_DIRECTION: u32 = 1 << 1;
+/// `Settings::checks`: the server's port.
+pub const CHECK_SERVER_PORT: u32 = 1 << 2;
+/// `Settings::checks`: the client's port.
+pub const CHECK_CLIENT_PORT: u32 = 1 << 3;
+/// `Settings::checks`: addresses.
+pub const CHECK_ADDRESS: u32 = 1 << 4;
+
+/// `Prefilter::families`: IPv4, IPv4-mapped sockets included.
+pub const FAMILY_IPV4: u32 = 1 << 0;
+/// `Prefilter::families`: IPv6.
+pub const FAMILY_IPV6: u32 = 1 << 1;
+/// `Prefilter::directions`: sockets that were accepted.
+pub const DIRECTION_INBOUND: u32 = 1 << 0;
+/// `Prefilter::directions`: sockets that connected.
+pub const DIRECTION_OUTBOUND: u32 = 1 << 1;
+
+/// The most networks that the kernel half checks; with more it leaves all of them to user space.
+pub const NETWORKS: usize = 16;
+
+/// Which end a [`Network`] is about.
+pub mod end {
+    /// Either.
+    pub const EITHER: u8 = 0;
+    /// The client's.
+    pub const CLIENT: u8 = 1;
+    /// The server's.
+    pub const SERVER: u8 = 2;
+    /// How many there are.
+    pub const COUNT: usize = 3;
+}
+
+/// One network that an address may be in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Network {
+    /// The address as IPv6, IPv4-mapped for IPv4; two halves in memory order, masked.
+    pub address: [u64; 2],
+    /// Its mask, likewise.
+    pub mask: [u64; 2],
+    /// A number of [`end`].
+    pub end: u8,
+    /// 1 when an association passes only if it is *not* in there.
+    pub negated: u8,
+    /// Always 0.
+    pub pad: [u8; 6],
+}
+
+/// The kernel half of the filters: an association is sorted out when it is certain that the filters will. Only the parts
+/// that [`Settings::checks`] names count.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Prefilter {
+    /// `FAMILY_*`.
+    pub families: u32,
+    /// `DIRECTION_*`.
+    pub directions: u32,
+    /// How many of `networks` there are.
+    pub networks_len: u32,
+    /// Bit `e`: there is a network that is not negated for [`end`] `e`, so one must match.
+    pub must_match: u32,
+    /// Bit `port % 64` of word `port / 64`: the server's port passes.
+    pub server_ports: [u64; 1024],
+    /// Likewise for the client's.
+    pub client_ports: [u64; 1024],
+    /// Those that count come first.
+    pub networks: [Network; NETWORKS],
+}
+
 /// An offset of a member that the running kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
 const _: () = {
     assert!(size_of::<Owner>() == 24);
-    assert!(size_of::<Close>() == 248);
+    assert!(size_of::<Snapshot>() == 248);
     assert!(size_of::<Reset>() == 16);
-    assert!(size_of::<Counters>() == 72);
+    assert!(size_of::<Network>() == 40);
+    assert!(size_of::<Prefilter>() == 16 + 2 * 8192 + NETWORKS * 40);
+    assert!(size_of::<Counters>() == 96);
 };

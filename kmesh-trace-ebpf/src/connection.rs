@@ -1,13 +1,17 @@
 //! The life of a connection, told by the changes of its socket's state.
 //!
-//! Most changes need nothing and leave at once. What is noted is kept in the socket's own storage.
+//! Most changes need nothing and leave at once. What is noted is kept in the socket's own storage, unless the filter is
+//! certain to sort the connection out: then nothing is kept at all, and its end is only counted.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, Owner, counter, owner, state};
+use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, counter, owner, state};
 
-use crate::maps::{Connection, KMESH_SOCKETS, SEEDED, count, missed_a_begin, note_missed_begin, phase};
+use crate::filter::{rejects, rejects_children};
+use crate::maps::{
+    Connection, KMESH_SOCKETS, SEEDED, count, missed_a_begin, note_missed_begin, phase, walk_number,
+};
 use crate::record;
-use crate::sock::{Sock, Task};
+use crate::sock::{Sock, Task, TaskFile};
 
 /// A change of state: `inet_sock_set_state`.
 #[inline(always)]
@@ -29,9 +33,12 @@ pub fn changed(sock: Sock, old: u8, new: u8) {
 /// connect(), in the system call of the program itself.
 #[inline(always)]
 fn connecting(sock: Sock) {
-    let Some(connection) = KMESH_SOCKETS.get_or_create(sock, &Connection::NEW) else {
-        note_missed_begin();
+    // Only a socket that will be seen to have connected when it ends can do without storage until then.
+    if looks_connected(sock) && rejects(sock, true) {
         return;
+    }
+    let Some(connection) = KMESH_SOCKETS.get_or_create(sock, &Connection::NEW) else {
+        return note_missed_begin();
     };
     if connection.phase == phase::LIVE {
         // Its last association ended, and neither program was run for it; there is nothing left to tell of it.
@@ -48,11 +55,7 @@ fn connecting(sock: Sock) {
     connection.start_ns = now();
     connection.established_ns = 0;
     // A socket's first association has an empty error queue.
-    connection.stale_error = if connection.association > 1 {
-        sock.newest_error()
-    } else {
-        0
-    };
+    connection.stale_error = if connection.association > 1 { sock.newest_error() } else { 0 };
     connection.owner.by = owner::NONE;
     connection.owner.pid = 0;
     own(connection, Task::current(), owner::CONNECT);
@@ -63,8 +66,9 @@ fn connecting(sock: Sock) {
 /// established within this very segment.
 #[inline(always)]
 fn born(sock: Sock) {
-    // The child still is a copy of its listener.
+    // The child still is a copy of its listener, with no addresses of its own.
     if sock.tcp().is_some_and(|tcp| tcp.fastopen_max_qlen() > 0)
+        && !rejects_children(sock)
         && let Some(connection) = KMESH_SOCKETS.get_or_create(sock, &Connection::NEW)
     {
         begin_accepted(connection, state::SYN_RECV);
@@ -75,23 +79,34 @@ fn born(sock: Sock) {
 #[inline(always)]
 fn established(sock: Sock, old: u8) {
     let connection = match KMESH_SOCKETS.get(sock) {
-        Some(connection) => connection,
-        // It was connecting when tracing began, and no walk has met it.
-        None if old == state::SYN_SENT => match adopt(sock) {
-            Some(connection) => connection,
-            None => return,
-        },
-        // Accepted, from a listener that is not known.
-        None => match KMESH_SOCKETS.get_or_create(sock, &Connection::NEW) {
-            Some(connection) => connection,
-            None => return note_missed_begin(),
-        },
+        Some(connection) if connection.phase == phase::LIVE => connection,
+        // It was connecting when tracing began and no walk has met it, or it is filtered out.
+        None if old == state::SYN_SENT => {
+            if rejects(sock, true) {
+                return;
+            }
+            match adopt(sock) {
+                Some(connection) => connection,
+                None => return,
+            }
+        }
+        // Accepted. The listener's storage was copied to it, if there is any.
+        _ => {
+            if !looks_connected(sock) && rejects(sock, false) {
+                return;
+            }
+            match KMESH_SOCKETS.get_or_create(sock, &Connection::NEW) {
+                Some(connection) => {
+                    begin_accepted(connection, state::ESTABLISHED);
+                    connection
+                }
+                None => return note_missed_begin(),
+            }
+        }
     };
-    if connection.phase != phase::LIVE {
-        begin_accepted(connection, state::ESTABLISHED);
-    }
     connection.established_ns = now();
     connection.last_state = state::ESTABLISHED;
+    record::open(sock, connection, old);
 }
 
 /// A child starts with its listener's storage, so all but the owner is set anew.
@@ -104,6 +119,7 @@ fn begin_accepted(connection: &mut Connection, state: u8) {
     connection.phase = phase::LIVE;
     connection.flags = 0;
     connection.last_state = state;
+    connection.walk = 0;
     count(counter::STATE, |counters| counters.open += 1);
 }
 
@@ -111,11 +127,16 @@ fn begin_accepted(connection: &mut Connection, state: u8) {
 #[inline(always)]
 fn closing(sock: Sock, new: u8) {
     let connection = match KMESH_SOCKETS.get(sock) {
-        Some(connection) => connection,
-        None => match adopt(sock) {
-            Some(connection) => connection,
-            None => return,
-        },
+        Some(connection) if connection.phase == phase::LIVE => connection,
+        _ => {
+            if rejects(sock, looks_connected(sock)) {
+                return;
+            }
+            match adopt(sock) {
+                Some(connection) => connection,
+                None => return,
+            }
+        }
     };
     connection.last_state = new;
     own(connection, Task::current(), owner::CLOSE);
@@ -125,37 +146,59 @@ fn closing(sock: Sock, new: u8) {
 #[inline(always)]
 fn closed(sock: Sock, old: u8) {
     let connection = match KMESH_SOCKETS.get(sock) {
-        Some(connection) => connection,
-        None => match adopt(sock) {
-            Some(connection) => connection,
-            None => {
-                return count(counter::STATE, |counters| {
-                    counters.closes += 1;
-                    counters.lost_storage += 1;
-                });
+        Some(connection) if connection.phase == phase::LIVE => {
+            // More may be known now than when it began.
+            if rejects(sock, connection.flags & FLAG_ACTIVE != 0) {
+                connection.phase = phase::ENDED;
+                connection.last_state = state::CLOSE;
+                count(counter::STATE, |counters| counters.open -= 1);
+                return filtered(sock, old);
             }
-        },
+            connection
+        }
+        Some(connection) if connection.phase == phase::ENDED => return,
+        known => {
+            if rejects(sock, looks_connected(sock)) {
+                return filtered(sock, old);
+            }
+            match known {
+                // A child that died before its handshake was over.
+                Some(connection) if connection.phase == phase::LISTENER => {
+                    begin_accepted(connection, state::SYN_RECV);
+                    connection
+                }
+                _ => match adopt(sock) {
+                    Some(connection) => connection,
+                    None => {
+                        return count(counter::STATE, |counters| {
+                            counters.closes += 1;
+                            counters.lost_storage += 1;
+                        });
+                    }
+                },
+            }
+        }
     };
-    if connection.phase == phase::ENDED {
-        return;
-    }
-    if connection.phase == phase::LISTENER {
-        // A child that died before its handshake was over.
-        connection.flags = 0;
-        connection.association = 1;
-        connection.start_ns = now();
-        connection.established_ns = 0;
-    }
     // The first change of state is close()'s own: the program is the one running. Later ones come with segments.
-    if matches!(
-        old,
-        state::SYN_SENT | state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT
-    ) && sock.is_being_closed()
+    if matches!(old, state::SYN_SENT | state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT)
+        && sock.is_being_closed()
         && sock.sk_err() == 0
     {
         own(connection, Task::current(), owner::CLOSE);
     }
     end(sock, connection, old, 0, counter::STATE);
+}
+
+/// What the filter sorts out is counted as it would have been told.
+#[inline(always)]
+fn filtered(sock: Sock, old: u8) {
+    // Only a failed connect() may be none at all; what its error queue held before does not matter.
+    if old != state::SYN_SENT || record::ended(sock, 0, old, 0).is_some() {
+        count(counter::STATE, |counters| {
+            counters.closes += 1;
+            counters.filtered += 1;
+        });
+    }
 }
 
 /// The socket goes: `tcp_destroy_sock`. If its end has not been told, the kernel skipped the program at its close.
@@ -184,33 +227,65 @@ pub fn reset_sent(sock: Sock) {
 
 /// A walk met the socket in a program's hands: `iter/task_file`.
 #[inline(always)]
-pub fn found(sock: Sock, task: Task) {
+pub fn met(visit: TaskFile, sock: Sock, task: Task) {
     let state = sock.skc_state();
     if state == state::LISTEN {
-        listening(sock, task);
-        return;
+        return listening(sock, task);
     }
     if state == state::CLOSE {
         return;
     }
-    if let Some(connection) = KMESH_SOCKETS.get(sock) {
-        own(connection, task, owner::SCAN);
-        return;
+    let walk = walk_number();
+    let connection = match KMESH_SOCKETS.get(sock) {
+        Some(connection) => {
+            own(connection, task, owner::SCAN);
+            connection
+        }
+        None => match seed(sock, task, state) {
+            Some(connection) => connection,
+            None => return,
+        },
+    };
+    // The first walk only seeds. A socket may be held by several descriptors.
+    if walk > 1
+        && connection.phase == phase::LIVE
+        && connection.walk != walk
+        && record::update(visit, sock, connection)
+    {
+        connection.walk = walk;
+    }
+}
+
+/// Begins to keep track of a socket that was open before the tracer, found in a program's hands.
+#[inline(always)]
+fn seed(sock: Sock, task: Task, state: u8) -> Option<&'static mut Connection> {
+    if rejects(sock, looks_connected(sock)) {
+        return None;
     }
     let mut seeded = unseen(sock);
     seeded.last_state = state;
     own(&mut seeded, task, owner::SCAN);
     // Whoever makes the storage first, a change of state or this walk, the other one finds it.
     match KMESH_SOCKETS.get_or_create(sock, &seeded) {
-        Some(connection) if connection.flags & SEEDED != 0 => count(counter::SEED, |counters| counters.open += 1),
-        Some(_) => {}
-        None => note_missed_begin(),
+        Some(connection) => {
+            if connection.flags & SEEDED != 0 {
+                count(counter::WALK, |counters| counters.open += 1);
+            }
+            Some(connection)
+        }
+        None => {
+            note_missed_begin();
+            None
+        }
     }
 }
 
 /// A listening socket, and whose it is: its children inherit that.
 #[inline(always)]
 fn listening(sock: Sock, task: Task) {
+    if rejects_children(sock) {
+        return;
+    }
     if let Some(connection) = KMESH_SOCKETS.get_or_create(sock, &Connection::NEW) {
         connection.phase = phase::LISTENER;
         // Of several programs that hold a listener the first found counts, but not the one that only handed it on
@@ -222,16 +297,15 @@ fn listening(sock: Sock, task: Task) {
     }
 }
 
-/// The end of an association.
+/// The end of an association that is kept track of.
 #[inline(always)]
 fn end(sock: Sock, connection: &mut Connection, old: u8, flags: u8, slot: u32) {
-    let live = connection.phase == phase::LIVE;
     connection.phase = phase::ENDED;
     connection.last_state = old;
-    if live {
-        count(slot, |counters| counters.open -= 1);
+    count(slot, |counters| counters.open -= 1);
+    if let Some(ended) = record::ended(sock, connection.stale_error, old, flags) {
+        record::close(&ended, connection, slot);
     }
-    record::close(sock, connection, old, flags, slot);
 }
 
 /// Begins to keep track of a socket that was open before the tracer and that no walk has met (in a listener's queue, or
@@ -253,25 +327,25 @@ fn adopt(sock: Sock) -> Option<&'static mut Connection> {
 /// A socket that the tracer knows nothing of: it was open before.
 #[inline(always)]
 fn unseen(sock: Sock) -> Connection {
-    // A socket that was accepted has its listener's backlog; one that connected never called listen().
-    let active = if sock.sk_max_ack_backlog() == 0 { FLAG_ACTIVE } else { 0 };
-    Connection {
-        association: 1,
-        phase: phase::LIVE,
-        flags: FLAG_PREEXISTING | SEEDED | active,
-        ..Connection::NEW
-    }
+    let active = if looks_connected(sock) { FLAG_ACTIVE } else { 0 };
+    Connection { association: 1, phase: phase::LIVE, flags: FLAG_PREEXISTING | SEEDED | active, ..Connection::NEW }
+}
+
+/// Whether it connected, as far as the socket itself tells: one that was accepted has its listener's backlog, one that
+/// connected never called listen(). (Only `listen(fd, 0)` looks the same.)
+#[inline(always)]
+fn looks_connected(sock: Sock) -> bool {
+    sock.sk_max_ack_backlog() == 0
 }
 
 /// Notes whose socket it is, unless that is known better. The kernel's own threads own nothing.
 #[inline(always)]
 fn own(connection: &mut Connection, task: Task, by: u8) {
     if connection.owner.by < by && !task.is_kernel_thread() {
-        let [low, high] = task.leader_comm();
-        let owner: &mut Owner = &mut connection.owner;
-        owner.pid = task.task_tgid();
-        owner.by = by;
-        record::put_halves(&mut owner.comm, low, high);
+        connection.owner.pid = task.task_tgid();
+        connection.owner.by = by;
+        // SAFETY: the name stands at a multiple of 8.
+        unsafe { record::put_halves(&raw mut connection.owner.comm, task.leader_comm()) };
     }
 }
 

@@ -11,6 +11,8 @@ fn main() {}
 #[cfg(target_arch = "bpf")]
 mod connection;
 #[cfg(target_arch = "bpf")]
+mod filter;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod record;
@@ -57,11 +59,11 @@ mod programs {
     /// aya has no attribute for iterators: the section's name tells the loader what this is.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "iter/task_file")]
-    fn kmesh_seed(ctx: *mut c_void) -> i32 {
+    fn kmesh_walk(ctx: *mut c_void) -> i32 {
         // SAFETY: the kernel calls a program of this section with a `struct bpf_iter__task_file *`.
         let visit = unsafe { TaskFile::from_context(ctx) };
         if let (Some(task), Some(sock)) = (visit.task(), visit.tcp_sock()) {
-            connection::found(sock, task);
+            connection::met(visit, sock, task);
         }
         0
     }

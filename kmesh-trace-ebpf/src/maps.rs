@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CR
 use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::btf_map;
-use kmesh_trace_common::{Close, Counters, Owner, counter};
+use kmesh_trace_common::{Counters, Owner, Prefilter, Settings, Snapshot, counter};
 
 use crate::sock::Sock;
 
@@ -39,6 +39,9 @@ pub struct Connection {
     /// The last state noted; not each is.
     pub last_state: u8,
     pub pad: u8,
+    /// The last walk that met it.
+    pub walk: u32,
+    pub pad2: u32,
 }
 
 impl Connection {
@@ -46,17 +49,14 @@ impl Connection {
         start_ns: 0,
         established_ns: 0,
         stale_error: 0,
-        owner: Owner {
-            pid: 0,
-            by: 0,
-            pad: [0; 3],
-            comm: [0; 16],
-        },
+        owner: Owner { pid: 0, by: 0, pad: [0; 3], comm: [0; 16] },
         association: 0,
         phase: 0,
         flags: 0,
         last_state: 0,
         pad: 0,
+        walk: 0,
+        pad2: 0,
     };
 }
 
@@ -103,9 +103,7 @@ impl SocketStorage {
         // null or a whole value. The kernel returns null or the value, which lives as long as the socket: longer than
         // this run of the program. The state changes of one socket exclude each other by its lock.
         unsafe {
-            bpf_sk_storage_get(map, sock.as_ptr(), initial.cast_mut().cast(), flags)
-                .cast::<Connection>()
-                .as_mut()
+            bpf_sk_storage_get(map, sock.as_ptr(), initial.cast_mut().cast(), flags).cast::<Connection>().as_mut()
         }
     }
 }
@@ -115,7 +113,50 @@ pub static KMESH_SOCKETS: SocketStorage = SocketStorage::new();
 
 /// The records. User space sets the size.
 #[btf_map]
-pub static KMESH_EVENTS: RingBuf<Close, 4096> = RingBuf::new();
+pub static KMESH_EVENTS: RingBuf<Snapshot, 4096> = RingBuf::new();
+
+/// Written by user space before attaching.
+#[btf_map]
+pub static KMESH_FILTER: Array<Prefilter, 1> = Array::new();
+
+/// The number of the present walk, from 1. The first only seeds; all others tell what they meet.
+#[btf_map]
+static KMESH_WALK: Array<u32, 1> = Array::new();
+
+/// Where a walk puts together what it tells: too large for the stack.
+#[btf_map]
+static KMESH_SCRATCH: PerCpuArray<Snapshot, 1> = PerCpuArray::new();
+
+/// Written by user space before loading.
+#[unsafe(no_mangle)]
+static SETTINGS: Settings = Settings { opens: 0, checks: 0 };
+
+/// Which checks of the filter there are: `CHECK_*`.
+#[inline(always)]
+pub fn checks() -> u32 {
+    // SAFETY: a read of a static. Volatile, because what the compiler sees there is not what user space wrote.
+    unsafe { ptr::read_volatile(&raw const SETTINGS.checks) }
+}
+
+/// Whether to tell that associations were established.
+#[inline(always)]
+pub fn tells_opens() -> bool {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&raw const SETTINGS.opens) != 0 }
+}
+
+/// The number of the present walk.
+#[inline(always)]
+pub fn walk_number() -> u32 {
+    // SAFETY: a slot of an array that lives as long as the program; written only between walks.
+    KMESH_WALK.get_ptr(0).map_or(0, |walk| unsafe { ptr::read_volatile(walk) })
+}
+
+/// Where this CPU's walk puts together what it tells.
+#[inline(always)]
+pub fn scratch() -> Option<*mut Snapshot> {
+    KMESH_SCRATCH.get_ptr_mut(0)
+}
 
 #[btf_map]
 static KMESH_COUNTS: PerCpuArray<Counters, { counter::SLOTS }> = PerCpuArray::new();
@@ -147,7 +188,5 @@ pub fn note_missed_begin() {
 #[inline(always)]
 pub fn missed_a_begin() -> bool {
     // SAFETY: as above.
-    KMESH_MISSED
-        .get_ptr(0)
-        .is_some_and(|missed| unsafe { ptr::read_volatile(missed) } != 0)
+    KMESH_MISSED.get_ptr(0).is_some_and(|missed| unsafe { ptr::read_volatile(missed) } != 0)
 }

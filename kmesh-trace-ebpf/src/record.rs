@@ -1,54 +1,146 @@
-//! Records, written in place on the ring, field by field.
+//! Records, written where they are to stand, field by field.
 
 use core::ptr;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use kmesh_trace_common::{Close, FLAG_ACTIVE, FLAG_PREEXISTING, KIND_CLOSE, KIND_RESET, Reset, counter, state};
+use kmesh_trace_common::{
+    FLAG_ACTIVE, FLAG_PREEXISTING, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE, Owner, Reset, Snapshot, counter, state,
+};
 
-use crate::maps::{Connection, KMESH_EVENTS, count};
-use crate::sock::{Sock, error_details};
+use crate::maps::{Connection, KMESH_EVENTS, count, scratch, tells_opens};
+use crate::sock::{Sock, TaskFile, Tcp, error_details};
 
-const AF_INET6: u16 = 10;
+/// How often a walk tries to read a socket that is in use before it takes what it has.
+const TRIES: u32 = 8;
 
-/// The end of an association. Counts it, and says so where it could not be told.
+/// What a record tells besides the socket's own fields.
+struct Event {
+    kind: u32,
+    old_state: u8,
+    flags: u8,
+    ee_errno: u32,
+    ee_origin: u8,
+}
+
+/// The end of an association.
+pub struct Ended {
+    sock: Sock,
+    tcp: Tcp,
+    event: Event,
+}
+
+/// What ended; none if it was no association: connect() found no free port, so no SYN was sent.
 #[inline(always)]
-pub fn close(sock: Sock, connection: &Connection, old_state: u8, flags: u8, slot: u32) {
-    let Some(tcp) = sock.tcp() else { return };
-    let sk_err = sock.sk_err();
+pub fn ended(sock: Sock, stale_error: u64, old_state: u8, flags: u8) -> Option<Ended> {
+    let tcp = sock.tcp()?;
     let (mut ee_errno, mut ee_origin) = (0, 0);
-    if old_state == state::SYN_SENT && sk_err == 0 {
+    if old_state == state::SYN_SENT && sock.sk_err() == 0 {
         // ICMP that met a socket in use by its program: only the error queue knows.
         let newest = sock.newest_error();
-        if newest != 0 && newest != connection.stale_error {
+        if newest != 0 && newest != stale_error {
             (ee_errno, ee_origin) = error_details(newest);
         }
-        // No SYN was sent: connect() found no free port. There was no connection, nor an attempt.
         if ee_origin == 0 && (tcp.write_seq() == tcp.snd_una() || tcp.segs_out() == 0) {
-            return;
+            return None;
         }
     }
-    let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Close>(0) else {
-        count(slot, |counters| {
+    Some(Ended { sock, tcp, event: Event { kind: KIND_CLOSE, old_state, flags, ee_errno, ee_origin } })
+}
+
+/// Tells of the end of an association, or counts that it could not be told.
+#[inline(always)]
+pub fn close(ended: &Ended, connection: &Connection, slot: u32) {
+    let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Snapshot>(0) else {
+        return count(slot, |counters| {
             counters.closes += 1;
             counters.lost_ring += 1;
         });
-        return;
     };
-    let record = entry.as_mut_ptr();
+    fill(entry.as_mut_ptr(), ended.sock, ended.tcp, connection, &ended.event);
+    // Default wake-up: the reader is woken only when it has read all there was before, so once a batch.
+    entry.submit(0);
+    count(slot, |counters| {
+        counters.closes += 1;
+        counters.submitted += 1;
+    });
+}
 
+/// Tells that an association was established, if that is wanted.
+#[inline(always)]
+pub fn open(sock: Sock, connection: &Connection, old_state: u8) {
+    if !tells_opens() {
+        return;
+    }
+    let Some(tcp) = sock.tcp() else { return };
+    let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Snapshot>(0) else {
+        return count(counter::STATE, |counters| counters.lost_opens += 1);
+    };
+    let event = Event { kind: KIND_OPEN, old_state, flags: 0, ee_errno: 0, ee_origin: 0 };
+    fill(entry.as_mut_ptr(), sock, tcp, connection, &event);
+    entry.submit(0);
+    count(counter::STATE, |counters| counters.opens += 1);
+}
+
+/// Tells a walk how an association stands. False when there is no room now.
+///
+/// Nothing holds the socket meanwhile. So it is read until nothing was inside it before or after and nothing moved; a
+/// FIN that is counted already but not yet noted would otherwise pass for a byte of payload.
+#[inline(always)]
+pub fn update(visit: TaskFile, sock: Sock, connection: &Connection) -> bool {
+    let Some(tcp) = sock.tcp() else { return true };
+    let Some(record) = scratch() else { return true };
+    for _ in 0..TRIES {
+        let locked = sock.is_locked();
+        let state = sock.skc_state();
+        let event = Event { kind: KIND_UPDATE, old_state: state, flags: 0, ee_errno: 0, ee_origin: 0 };
+        fill(record, sock, tcp, connection, &event);
+        // SAFETY: this CPU's own.
+        let read = unsafe { &*record };
+        let same = read.bytes_acked == tcp.bytes_acked()
+            && read.snd_una == tcp.snd_una()
+            && read.write_seq == tcp.write_seq()
+            && read.bytes_received == tcp.bytes_received()
+            && read.sk_flags == sock.skc_flags() as u8
+            && state == sock.skc_state();
+        if state == state::CLOSE {
+            // Its end is told elsewhere.
+            return true;
+        }
+        if same && !locked && !sock.is_locked() {
+            break;
+        }
+    }
+    // SAFETY: this CPU's own.
+    visit.write(unsafe { &*record })
+}
+
+/// Tells of the RST that settles how a connection ended.
+#[inline(always)]
+pub fn reset(sock: Sock, connection: &Connection) {
+    let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Reset>(0) else {
+        return count(counter::RESET, |counters| counters.lost_resets += 1);
+    };
+    entry.write(Reset { kind: KIND_RESET, association: connection.association, cookie: sock.cookie() });
+    entry.submit(0);
+    count(counter::RESET, |counters| counters.resets += 1);
+}
+
+#[inline(always)]
+fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: &Connection, event: &Event) {
     /// Writes one field where it stands.
     macro_rules! put {
         ($($field:ident: $value:expr,)*) => {
             $(
-                // SAFETY: a field of the reserved record.
-                unsafe { ptr::write_volatile(&raw mut (*record).$field, $value) };
+                let value = $value;
+                // SAFETY: a field of a whole record.
+                unsafe { ptr::write_volatile(&raw mut (*record).$field, value) };
             )*
         };
     }
     put! {
-        kind: KIND_CLOSE,
+        kind: event.kind,
         netns: sock.netns(),
-        time_ns: bpf_ktime_get_ns(),
+        time_ns: now(),
         start_ns: connection.start_ns,
         established_ns: connection.established_ns,
         cookie: sock.cookie(),
@@ -56,16 +148,16 @@ pub fn close(sock: Sock, connection: &Connection, old_state: u8, flags: u8, slot
         bytes_acked: tcp.bytes_acked(),
         bytes_received: tcp.bytes_received(),
         local_port: u16::from_be(tcp.inet_sport()),
-        peer_port: u16::from_be(sock.skc_dport()),
+        peer_port: sock.peer_port(),
         family: sock.skc_family(),
-        old_state: old_state,
-        flags: connection.flags & (FLAG_ACTIVE | FLAG_PREEXISTING) | flags,
+        old_state: event.old_state,
+        flags: connection.flags & (FLAG_ACTIVE | FLAG_PREEXISTING) | event.flags,
         association: connection.association,
-        sk_err: sk_err,
-        ee_errno: ee_errno,
+        sk_err: sock.sk_err(),
+        ee_errno: event.ee_errno,
         linger2: tcp.linger2(),
         sk_flags: sock.skc_flags() as u8,
-        ee_origin: ee_origin,
+        ee_origin: event.ee_origin,
         ecn_flags: tcp.ecn_flags(),
         icsk_retransmits: tcp.icsk_retransmits(),
         write_seq: tcp.write_seq(),
@@ -94,60 +186,47 @@ pub fn close(sock: Sock, connection: &Connection, old_state: u8, flags: u8, slot
         delivered_ce: tcp.delivered_ce(),
         pad: 0,
     }
-    let (local, peer) = if sock.skc_family() == AF_INET6 {
-        (sock.v6_rcv_saddr(), sock.v6_daddr())
-    } else {
-        ([u64::from(sock.rcv_saddr()), 0], [u64::from(sock.daddr()), 0])
-    };
-    // SAFETY: fields of the reserved record.
+    // SAFETY: fields of a whole record, each at a multiple of 8.
     unsafe {
-        put_halves(&mut (*record).local_addr, local[0], local[1]);
-        put_halves(&mut (*record).peer_addr, peer[0], peer[1]);
+        put_halves(&raw mut (*record).local_addr, sock.local_address().0);
+        put_halves(&raw mut (*record).peer_addr, sock.peer_address().0);
         put_owner(&raw mut (*record).owner, &raw const connection.owner);
     }
-    // Default wake-up: the reader is woken only when it has read all there was before, so once a batch.
-    entry.submit(0);
-    count(slot, |counters| {
-        counters.closes += 1;
-        counters.submitted += 1;
-    });
-}
-
-/// The RST that settles how a connection ended.
-#[inline(always)]
-pub fn reset(sock: Sock, connection: &Connection) {
-    let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Reset>(0) else {
-        count(counter::RESET, |counters| counters.lost_resets += 1);
-        return;
-    };
-    entry.write(Reset {
-        kind: KIND_RESET,
-        association: connection.association,
-        cookie: sock.cookie(),
-    });
-    entry.submit(0);
-    count(counter::RESET, |counters| counters.resets += 1);
 }
 
 /// Writes 16 bytes as two words: the compiler would otherwise write them one by one.
+///
+/// # Safety
+///
+/// `bytes` stands at a multiple of 8.
 #[inline(always)]
-pub fn put_halves(bytes: &mut [u8; 16], low: u64, high: u64) {
-    let halves = bytes.as_mut_ptr().cast::<u64>();
-    // SAFETY: 16 bytes; every such field of ours stands at a multiple of 8.
+pub unsafe fn put_halves(bytes: *mut [u8; 16], halves: [u64; 2]) {
+    let to = bytes.cast::<u64>();
+    // SAFETY: the caller's promise.
     unsafe {
-        ptr::write_volatile(halves, low);
-        ptr::write_volatile(halves.add(1), high);
+        ptr::write_volatile(to, halves[0]);
+        ptr::write_volatile(to.add(1), halves[1]);
     }
 }
 
 /// Copies an owner as three words.
+///
+/// # Safety
+///
+/// Both are whole owners at a multiple of 8.
 #[inline(always)]
-unsafe fn put_owner(to: *mut kmesh_trace_common::Owner, from: *const kmesh_trace_common::Owner) {
+unsafe fn put_owner(to: *mut Owner, from: *const Owner) {
     let (to, from) = (to.cast::<u64>(), from.cast::<u64>());
-    // SAFETY: the caller's pointers are to whole owners of 24 bytes, aligned to 8 in a record and in a socket's storage.
+    // SAFETY: 24 bytes; the caller's promise.
     unsafe {
         ptr::write_volatile(to, ptr::read_volatile(from));
         ptr::write_volatile(to.add(1), ptr::read_volatile(from.add(1)));
         ptr::write_volatile(to.add(2), ptr::read_volatile(from.add(2)));
     }
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_ns() }
 }

@@ -8,7 +8,8 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock, bpf_sock_from_file,
+    bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_seq_write, bpf_skc_to_tcp_sock,
+    bpf_sock_from_file,
 };
 use kmesh_trace_common::{ABSENT, Offsets};
 
@@ -57,10 +58,30 @@ unsafe fn load<T: Copy>(base: *const c_void, offset: u32) -> T {
 }
 
 const IPPROTO_TCP: u16 = 6;
+const AF_INET6: u16 = 10;
 /// `task_struct.flags` of a thread of the kernel.
 const PF_KTHREAD: u32 = 0x0020_0000;
 /// `sk_shutdown` when both ways are shut: what close() sets before it does anything else.
 const SHUTDOWN_MASK: u8 = 3;
+
+/// An address as IPv6, IPv4-mapped for IPv4; two halves in memory order.
+#[derive(Clone, Copy)]
+pub struct Address(pub [u64; 2]);
+
+impl Address {
+    /// The third word of an IPv4-mapped address, in memory order, in a little-endian half.
+    const MAPPED: u64 = 0xffff_0000;
+
+    #[inline(always)]
+    pub fn is_ipv4(self) -> bool {
+        self.0[0] == 0 && self.0[1] as u32 == Self::MAPPED as u32
+    }
+
+    #[inline(always)]
+    pub fn is_unspecified(self) -> bool {
+        self.0[0] == 0 && (self.0[1] == 0 || self.0[1] == Self::MAPPED)
+    }
+}
 
 /// A `struct sock` that the kernel handed to the program.
 #[derive(Clone, Copy)]
@@ -84,7 +105,10 @@ impl Sock {
         skc_family: u16,
         skc_state: u8,
         skc_flags: u64,
+        skc_num: u16,
         skc_dport: u16,
+        sk_lock_owned: u32,
+        sk_lock_slock: u32,
         sk_err: u32,
         sk_protocol: u16,
         sk_shutdown: u8,
@@ -142,40 +166,50 @@ impl Sock {
         }
     }
 
+    /// This end's address.
     #[inline(always)]
-    pub fn daddr(self) -> u32 {
-        // SAFETY: as in `members!`.
-        unsafe { load(self.0, offset!(skc_daddr)) }
+    pub fn local_address(self) -> Address {
+        self.address(offset!(skc_rcv_saddr), offset!(skc_v6_rcv_saddr))
+    }
+
+    /// The peer's address.
+    #[inline(always)]
+    pub fn peer_address(self) -> Address {
+        self.address(offset!(skc_daddr), offset!(skc_v6_daddr))
     }
 
     #[inline(always)]
-    pub fn rcv_saddr(self) -> u32 {
-        // SAFETY: as in `members!`.
-        unsafe { load(self.0, offset!(skc_rcv_saddr)) }
-    }
-
-    /// The peer's IPv6 address, as two halves in memory order.
-    #[inline(always)]
-    pub fn v6_daddr(self) -> [u64; 2] {
+    fn address(self, v4: u32, v6: u32) -> Address {
         // SAFETY: as in `members!`.
         unsafe {
-            [
-                load(self.0, offset!(skc_v6_daddr)),
-                load(self.0, offset!(skc_v6_daddr) + 8),
-            ]
+            if self.skc_family() == AF_INET6 {
+                Address([load(self.0, v6), load(self.0, v6 + 8)])
+            } else {
+                Address([0, Address::MAPPED | u64::from(load::<u32>(self.0, v4)) << 32])
+            }
         }
     }
 
-    /// This end's IPv6 address, likewise.
+    /// This end's port; 0 while connect() has chosen none.
     #[inline(always)]
-    pub fn v6_rcv_saddr(self) -> [u64; 2] {
-        // SAFETY: as in `members!`.
-        unsafe {
-            [
-                load(self.0, offset!(skc_v6_rcv_saddr)),
-                load(self.0, offset!(skc_v6_rcv_saddr) + 8),
-            ]
+    pub fn local_port(self) -> u16 {
+        match self.skc_num() {
+            // It is put back before the change to CLOSE; the other copy stays.
+            0 => self.tcp().map_or(0, |tcp| u16::from_be(tcp.inet_sport())),
+            port => port,
         }
+    }
+
+    /// The peer's port.
+    #[inline(always)]
+    pub fn peer_port(self) -> u16 {
+        u16::from_be(self.skc_dport())
+    }
+
+    /// Whether anything is inside the socket and may be changing its counters.
+    #[inline(always)]
+    pub fn is_locked(self) -> bool {
+        self.sk_lock_owned() != 0 || self.sk_lock_slock() != 0
     }
 
     /// The newest buffer on the error queue, as a number; 0 when the queue is empty.
@@ -306,6 +340,18 @@ impl TaskFile {
         // SAFETY: the context's member.
         let task = unsafe { ptr::read_volatile(&raw const (*self.0).task) };
         if task.is_null() { None } else { Some(Task(task)) }
+    }
+
+    /// Writes to whoever reads the walk. False when there is no room now: the kernel then calls again for the same
+    /// descriptor.
+    #[inline(always)]
+    pub fn write<T>(self, value: &T) -> bool {
+        // SAFETY: the context's members: a `struct bpf_iter_meta`, whose first is the `struct seq_file`; and a whole value.
+        unsafe {
+            let meta = ptr::read_volatile(&raw const (*self.0).meta);
+            let file: *mut c_void = load(meta, 0);
+            bpf_seq_write(file.cast(), ptr::from_ref(value).cast(), size_of::<T>() as u32) == 0
+        }
     }
 
     /// The socket behind the descriptor, if it is a TCP one.

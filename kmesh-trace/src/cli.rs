@@ -1,7 +1,7 @@
 //! The command line as it is typed: types for `clap`, nothing else. What it means is [`crate::config`]'s.
 
 use crate::completions::Shell;
-use crate::config::{self, BufferSize, Color, Output};
+use crate::config::{self, BufferSize, Color, EventName, Output};
 use clap::{Parser, Subcommand};
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -83,6 +83,32 @@ pub struct Cli {
     )]
     #[arg(help_heading = "Output")]
     pub output: Output,
+
+    /// Which events: close, open, update
+    ///
+    /// close: the connection, or the attempt to connect, is over. open: it was established. update: how a connection that
+    /// is open, or an attempt that is not over, stands after each --interval.
+    #[arg(
+        long,
+        value_name = "EVENT",
+        value_delimiter = ',',
+        default_value = "close",
+        hide_possible_values = true,
+        hide_short_help = true,
+        help_heading = "Output"
+    )]
+    pub events: Vec<EventName>,
+
+    /// How often update events are told
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "5s",
+        value_parser = config::interval,
+        hide_short_help = true,
+        help_heading = "Output"
+    )]
+    pub interval: Duration,
 
     /// Colour: auto, always or never
     ///
@@ -177,13 +203,12 @@ mod tests {
 
     #[test]
     fn both_helps_know_every_flag() {
-        for help in [
-            Cli::command().render_help().to_string(),
-            Cli::command().render_long_help().to_string(),
-        ] {
+        let (short, long) = (Cli::command().render_help(), Cli::command().render_long_help());
+        for (help, is_short) in [(short, true), (long, false)] {
             for flag in Cli::command().get_arguments() {
                 let name = format!("--{}", flag.get_long().unwrap());
-                assert!(help.contains(&name), "{name}: {help}");
+                let hidden = is_short && flag.is_hide_short_help_set();
+                assert!(hidden || help.to_string().contains(&name), "{name}: {help}");
                 assert!(flag.get_help().is_some(), "{name}");
             }
         }

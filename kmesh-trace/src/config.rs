@@ -4,6 +4,7 @@
 //! bring the values together with their surroundings, and that cannot fail.
 
 use crate::cli::Cli;
+use crate::record::Event;
 use std::ffi::OsStr;
 use std::fmt;
 use std::num::NonZeroU64;
@@ -15,6 +16,9 @@ const MAX_BUFFER: u64 = 1 << 30;
 
 /// The longest `--duration`; more is a slip of the finger, and clocks overflow at some point.
 const MAX_DURATION: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
+
+/// The shortest `--interval`: a walk over many sockets takes a good part of that.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What goes to standard output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -31,6 +35,48 @@ impl Output {
     /// Whether losses and sums stand among the data; if not, they go to standard error in words.
     pub fn has_reports(self) -> bool {
         self == Self::Json
+    }
+}
+
+/// The name of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum EventName {
+    /// The connection, or the attempt to connect, is over
+    Close,
+    /// It was established
+    Open,
+    /// How it stands after each --interval
+    Update,
+}
+
+/// Which events are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Events {
+    /// [`Event::Close`].
+    pub close: bool,
+    /// [`Event::Open`].
+    pub open: bool,
+    /// [`Event::Update`].
+    pub update: bool,
+}
+
+impl Events {
+    fn new(names: &[EventName]) -> Self {
+        let has = |name| names.contains(&name);
+        Self {
+            close: has(EventName::Close),
+            open: has(EventName::Open),
+            update: has(EventName::Update),
+        }
+    }
+
+    /// Whether this one is.
+    pub fn has(self, event: Event) -> bool {
+        match event {
+            Event::Close => self.close,
+            Event::Open => self.open,
+            Event::Update => self.update,
+        }
     }
 }
 
@@ -61,6 +107,10 @@ pub enum Verbosity {
 pub struct Config {
     /// The format of standard output.
     pub output: Output,
+    /// The events that go there.
+    pub events: Events,
+    /// How often update events are told.
+    pub interval: Duration,
     /// Whether it is coloured.
     pub color: bool,
     /// Stop after this long.
@@ -89,6 +139,8 @@ impl Config {
     pub fn new(cli: &Cli, surroundings: Surroundings<'_>) -> Self {
         Self {
             output: cli.output,
+            events: Events::new(&cli.events),
+            interval: cli.interval,
             color: cli.output == Output::Log && color(cli.color, surroundings),
             duration: cli.duration,
             count: cli.count,
@@ -183,6 +235,16 @@ pub(crate) fn count(text: &str) -> Result<NonZeroU64, String> {
     match text.parse::<u64>() {
         Ok(count) => NonZeroU64::new(count).ok_or_else(|| "nothing would be printed: give 1 or more".to_owned()),
         Err(_) => Err("a count is a whole number from 1".to_owned()),
+    }
+}
+
+/// Parses `--interval`.
+pub(crate) fn interval(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(interval) if interval < MIN_INTERVAL => Err("100ms is the least".to_owned()),
+        Ok(interval) if interval > MAX_DURATION => Err("ten years are the most".to_owned()),
+        Ok(interval) => Ok(interval),
+        Err(error) => Err(format!("{error}; write 500ms, 5s or 1m")),
     }
 }
 
@@ -299,6 +361,12 @@ mod tests {
         assert_eq!(duration("50ms"), Ok(Duration::from_millis(50)));
     }
 
+    const CLOSES: Events = Events {
+        close: true,
+        open: false,
+        update: false,
+    };
+
     const PLAIN: Surroundings<'_> = Surroundings {
         no_color: None,
         stdout_is_terminal: false,
@@ -314,6 +382,8 @@ mod tests {
     fn the_bare_command_has_the_defaults_of_the_contract() {
         let expected = Config {
             output: Output::Log,
+            events: CLOSES,
+            interval: Duration::from_secs(5),
             color: false,
             duration: None,
             count: None,
@@ -327,6 +397,8 @@ mod tests {
     fn flags_arrive() {
         let expected = Config {
             output: Output::None,
+            events: CLOSES,
+            interval: Duration::from_secs(5),
             color: false,
             duration: Some(Duration::from_secs(60)),
             count: NonZeroU64::new(9),

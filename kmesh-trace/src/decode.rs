@@ -1,14 +1,14 @@
 //! Bytes from the ring → events. Pure: what is no record of ours is an error that the caller counts.
 
 use bytemuck::{Pod, pod_read_unaligned};
-use kmesh_trace_common::{Close, KIND_CLOSE, KIND_RESET, Reset};
+use kmesh_trace_common::{KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE, Reset, Snapshot};
 use thiserror::Error;
 
 /// What the eBPF side tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// An association ended.
-    Close(Close),
+    /// An association was established, ended, or met by a walk.
+    Snapshot(Snapshot),
     /// A RST was sent that settles how an association ended.
     Reset(Reset),
 }
@@ -34,7 +34,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
     let length = bytes.len();
     let kind: u32 = bytes.first_chunk().map(|word| u32::from_ne_bytes(*word)).unwrap_or(0);
     match kind {
-        KIND_CLOSE => read(bytes).map(Event::Close),
+        KIND_CLOSE | KIND_OPEN | KIND_UPDATE => read(bytes).map(Event::Snapshot),
         KIND_RESET => read(bytes).map(Event::Reset),
         _ => return Err(DecodeError::UnknownKind(kind)),
     }
@@ -53,12 +53,12 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read() {
-        let close = Close {
+        let close = Snapshot {
             kind: KIND_CLOSE,
             cookie: 7,
-            ..Close::zeroed()
+            ..Snapshot::zeroed()
         };
-        assert_eq!(decode(bytes_of(&close)), Ok(Event::Close(close)));
+        assert_eq!(decode(bytes_of(&close)), Ok(Event::Snapshot(close)));
         let reset = Reset {
             kind: KIND_RESET,
             association: 2,
@@ -69,9 +69,9 @@ mod tests {
 
     #[test]
     fn anything_else_is_an_error_and_no_panic() {
-        let close = Close {
+        let close = Snapshot {
             kind: KIND_CLOSE,
-            ..Close::zeroed()
+            ..Snapshot::zeroed()
         };
         let whole = bytes_of(&close);
         for length in 0..whole.len() {
@@ -87,6 +87,6 @@ mod tests {
         );
         // The ring lends unaligned bytes to nobody, but a file might.
         let shifted = [&[0], whole].concat();
-        assert_eq!(decode(&shifted[1..]), Ok(Event::Close(close)));
+        assert_eq!(decode(&shifted[1..]), Ok(Event::Snapshot(close)));
     }
 }

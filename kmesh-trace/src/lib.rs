@@ -28,3 +28,4 @@ pub mod schema;
 pub mod source;
 pub mod track;
 pub mod wire;
+pub mod writer;

@@ -9,9 +9,10 @@ use clap::Parser;
 use kmesh_trace::cli::{Cli, Command};
 use kmesh_trace::config::{Config, Surroundings};
 use kmesh_trace::exit::Exit;
-use kmesh_trace::run::{run, say};
+use kmesh_trace::run::run;
 use kmesh_trace::schema::schema;
 use kmesh_trace::source::preflight;
+use kmesh_trace::writer::say;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

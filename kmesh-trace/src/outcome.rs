@@ -2,7 +2,7 @@
 //! never over timing. The order of the rules is the order of the kernel's own decisions (verified on 6.18 against what
 //! programs at both ends were told).
 
-use kmesh_trace_common::{Close, FLAG_SECOND_CHANCE, SK_DEAD, SK_DONE, state};
+use kmesh_trace_common::{FLAG_SECOND_CHANCE, SK_DEAD, SK_DONE, Snapshot, state};
 
 use crate::record::{ClosedBy, Outcome};
 
@@ -32,13 +32,13 @@ pub struct Ending {
 }
 
 /// All that this end handed over is acknowledged, its FIN included.
-pub fn all_acknowledged(close: &Close) -> bool {
+pub fn all_acknowledged(close: &Snapshot) -> bool {
     close.snd_una == close.write_seq
 }
 
 /// The state before CLOSE. Where the programs were skipped there it follows from the last state noted: of the changes that
 /// are not noted, a received FIN sets SOCK_DONE, and an acknowledged one moves `snd_una`.
-pub fn old_state(close: &Close) -> u8 {
+pub fn old_state(close: &Snapshot) -> u8 {
     if close.flags & FLAG_SECOND_CHANCE == 0 {
         return close.old_state;
     }
@@ -52,7 +52,7 @@ pub fn old_state(close: &Close) -> u8 {
 }
 
 /// How it ended. `reset_sent`: this end sent a RST right after the close.
-pub fn ending(close: &Close, reset_sent: bool) -> Ending {
+pub fn ending(close: &Snapshot, reset_sent: bool) -> Ending {
     let old_state = old_state(close);
     let icmp = old_state == state::SYN_SENT && close.sk_err == 0 && ORIGINS_ICMP.contains(&close.ee_origin);
     let error = if icmp { close.ee_errno } else { close.sk_err };
@@ -74,7 +74,7 @@ pub fn ending(close: &Close, reset_sent: bool) -> Ending {
     }
 }
 
-fn connected_outcome(close: &Close, old_state: u8, reset_sent: bool) -> Outcome {
+fn connected_outcome(close: &Snapshot, old_state: u8, reset_sent: bool) -> Outcome {
     let waits_for_fin = matches!(old_state, state::FIN_WAIT1 | state::FIN_WAIT2);
     match close.sk_err {
         0 => clean_or_reset(close, old_state, reset_sent),
@@ -87,7 +87,7 @@ fn connected_outcome(close: &Close, old_state: u8, reset_sent: bool) -> Outcome 
     }
 }
 
-fn clean_or_reset(close: &Close, old_state: u8, reset_sent: bool) -> Outcome {
+fn clean_or_reset(close: &Snapshot, old_state: u8, reset_sent: bool) -> Outcome {
     let (dead, done) = (close.sk_flags & SK_DEAD != 0, close.sk_flags & SK_DONE != 0);
     match old_state {
         // None of these closes without an error but by this end's RST. (In SYN_RECV: Fast Open.)
@@ -154,12 +154,12 @@ mod tests {
         }
     }
 
-    fn close(case: Case) -> Close {
-        Close {
+    fn close(case: Case) -> Snapshot {
+        Snapshot {
             old_state: case.old_state,
             sk_err: case.sk_err,
             sk_flags: case.sk_flags,
-            ..Close::zeroed()
+            ..Snapshot::zeroed()
         }
     }
 
@@ -241,31 +241,31 @@ mod tests {
 
     #[test]
     fn a_reset_sent_settles_what_looks_like_another_end() {
-        let orphan = Close {
+        let orphan = Snapshot {
             old_state: FIN_WAIT2,
             sk_flags: SK_DEAD,
-            ..Close::zeroed()
+            ..Snapshot::zeroed()
         };
         assert_eq!(ending(&orphan, true).outcome, ResetByLocal);
-        let data_met_fin = Close {
+        let data_met_fin = Snapshot {
             sk_err: ECONNRESET,
             ..orphan
         };
         assert_eq!(ending(&data_met_fin, true).outcome, ResetByLocal);
         assert_eq!(ending(&data_met_fin, true).errno, Some(ECONNRESET));
         assert_eq!(ending(&data_met_fin, false).outcome, ResetByPeer);
-        let no_wait = Close { linger2: -1, ..orphan };
+        let no_wait = Snapshot { linger2: -1, ..orphan };
         assert_eq!(ending(&no_wait, false).outcome, ResetByLocal);
     }
 
     #[test]
     fn an_unacknowledged_fin_is_no_clean_end() {
         for old_state in [LAST_ACK, CLOSING] {
-            let close = Close {
+            let close = Snapshot {
                 old_state,
                 write_seq: 10,
                 snd_una: 9,
-                ..Close::zeroed()
+                ..Snapshot::zeroed()
             };
             assert_eq!(ending(&close, false).outcome, ResetByLocal);
         }
@@ -273,9 +273,9 @@ mod tests {
 
     #[test]
     fn icmp_that_only_the_error_queue_knows() {
-        let connecting = Close {
+        let connecting = Snapshot {
             old_state: SYN_SENT,
-            ..Close::zeroed()
+            ..Snapshot::zeroed()
         };
         let cases = [
             (2, ECONNREFUSED, Refused, Some(ECONNREFUSED)),
@@ -286,7 +286,7 @@ mod tests {
         ];
         for (ee_origin, ee_errno, outcome, errno) in cases {
             let ending = ending(
-                &Close {
+                &Snapshot {
                     ee_origin,
                     ee_errno,
                     ..connecting
@@ -309,13 +309,13 @@ mod tests {
             ("connecting", SYN_SENT, 0, 1, SYN_SENT),
         ];
         for (name, noted, sk_flags, unacknowledged, expected) in cases {
-            let close = Close {
+            let close = Snapshot {
                 flags: FLAG_SECOND_CHANCE,
                 old_state: noted,
                 sk_flags,
                 write_seq: 100,
                 snd_una: 100 - unacknowledged,
-                ..Close::zeroed()
+                ..Snapshot::zeroed()
             };
             assert_eq!(old_state(&close), expected, "{name}");
         }

@@ -4,10 +4,11 @@ use std::io::{self, Write};
 use std::num::NonZeroU64;
 
 use crate::clock::Clock;
+use crate::config::Events;
 use crate::decode::decode;
-use crate::record::{LossReason, Lost, Record, Summary};
+use crate::record::{Event, LossReason, Lost, Record, Summary};
 use crate::render::Render;
-use crate::source::reader::{Counts, records};
+use crate::source::reader::{Complete, Counts, records};
 use crate::track::Tracker;
 
 /// Bytes of output that are written at once.
@@ -25,7 +26,10 @@ pub struct Limits {
 /// What became of the closes that were told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Tally {
+    /// Records of whatever event.
+    printed: u64,
     delivered: u64,
+    filtered: u64,
     after_limit: u64,
     undecodable: u64,
 }
@@ -35,6 +39,7 @@ pub struct Pipeline<W> {
     began_ns: u64,
     clock: Clock,
     tracker: Tracker,
+    events: Events,
     limits: Limits,
     render: Box<dyn Render + Send>,
     /// Lines not written yet.
@@ -84,11 +89,19 @@ impl Losses {
 
 impl<W: Write> Pipeline<W> {
     /// Tracing began at `began_ns` (CLOCK_MONOTONIC).
-    pub fn new(began_ns: u64, clock: Clock, limits: Limits, render: Box<dyn Render + Send>, out: W) -> Self {
+    pub fn new(
+        began_ns: u64,
+        clock: Clock,
+        events: Events,
+        limits: Limits,
+        render: Box<dyn Render + Send>,
+        out: W,
+    ) -> Self {
         Self {
             began_ns,
             clock,
             tracker: Tracker::new(began_ns),
+            events,
             limits,
             render,
             lines: Vec::new(),
@@ -104,16 +117,26 @@ impl<W: Write> Pipeline<W> {
     }
 
     /// Takes records as [`crate::source::reader::Message::Records`] has them, and writes what is settled.
-    pub fn take(&mut self, bytes: &[u8], complete_ns: Option<u64>) -> io::Result<()> {
+    pub fn take(&mut self, bytes: &[u8], complete: Complete) -> io::Result<()> {
+        self.hold(bytes);
+        // While the ring is never empty, what it has told so far goes as far as its latest record.
+        let complete_ns = complete.ring_empty_ns.unwrap_or_else(|| self.tracker.latest_ns());
+        self.emit(
+            complete
+                .walk_began_ns
+                .map_or(complete_ns, |began_ns| complete_ns.min(began_ns)),
+        )?;
+        self.flush()
+    }
+
+    /// Takes records, and writes nothing yet.
+    pub fn hold(&mut self, bytes: &[u8]) {
         for record in records(bytes) {
             match decode(record) {
                 Ok(event) => self.tracker.take(event),
                 Err(_) => self.tally.undecodable += 1,
             }
         }
-        // While the ring is never empty, what it has told so far goes as far as its latest record.
-        self.emit(complete_ns.unwrap_or_else(|| self.tracker.latest_ns()))?;
-        self.flush()
     }
 
     /// No more records will come: writes those that were still held.
@@ -124,9 +147,7 @@ impl<W: Write> Pipeline<W> {
 
     /// Whether `--count` is reached.
     pub fn is_full(&self) -> bool {
-        self.limits
-            .count
-            .is_some_and(|count| self.tally.delivered >= count.get())
+        self.limits.count.is_some_and(|count| self.tally.printed >= count.get())
     }
 
     fn emit(&mut self, complete_ns: u64) -> io::Result<()> {
@@ -136,13 +157,20 @@ impl<W: Write> Pipeline<W> {
         Ok(())
     }
 
-    fn deliver(&mut self, closed_ns: u64, record: &Record) -> io::Result<()> {
-        if self.is_full() || self.limits.until_ns.is_some_and(|until_ns| closed_ns > until_ns) {
-            self.tally.after_limit += 1;
+    fn deliver(&mut self, happened_ns: u64, record: &Record) -> io::Result<()> {
+        // The sums are over closes; an `open` or an `update` more or less changes none.
+        let close = u64::from(record.event == Event::Close);
+        if self.is_full() || self.limits.until_ns.is_some_and(|until_ns| happened_ns > until_ns) {
+            self.tally.after_limit += close;
+            return Ok(());
+        }
+        if !self.events.has(record.event) {
+            self.tally.filtered += close;
             return Ok(());
         }
         self.render.record(record, &mut self.lines)?;
-        self.tally.delivered += 1;
+        self.tally.printed += 1;
+        self.tally.delivered += close;
         if self.lines.len() >= WRITE {
             self.flush()
         } else {
@@ -182,7 +210,7 @@ impl<W: Write> Pipeline<W> {
             time: self.clock.wall(counts.at_ns),
             closes: counts.closes + counts.skipped_at_most,
             delivered: self.tally.delivered,
-            filtered: 0,
+            filtered: counts.filtered + self.tally.filtered,
             lost_records: losses.total() + counts.skipped_at_most,
             lost_at_most: counts.skipped_at_most,
             reasons,
@@ -212,5 +240,156 @@ impl<W: Write> Pipeline<W> {
         self.out.write_all(&self.lines)?;
         self.lines.clear();
         self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::{Zeroable, bytes_of};
+    use kmesh_trace_common::{FLAG_ACTIVE, KIND_CLOSE, KIND_UPDATE, SK_DONE, Snapshot, state};
+
+    use super::*;
+
+    const ALL: Events = Events {
+        close: true,
+        open: true,
+        update: true,
+    };
+    const CLOSES: Events = Events {
+        close: true,
+        open: false,
+        update: false,
+    };
+
+    /// A renderer that writes a letter a line.
+    struct Letters;
+
+    impl Render for Letters {
+        fn record(&mut self, record: &Record, out: &mut dyn Write) -> io::Result<()> {
+            let letter = if record.event == Event::Close { "c" } else { "u" };
+            write!(out, "{letter}{} ", record.id.cookie)
+        }
+
+        fn lost(&mut self, lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
+            write!(out, "lost{} ", lost.lost_records)
+        }
+
+        fn summary(&mut self, _: &Summary, out: &mut dyn Write) -> io::Result<()> {
+            write!(out, "end ")
+        }
+    }
+
+    fn pipeline(events: Events, limits: Limits) -> Pipeline<Vec<u8>> {
+        Pipeline::new(0, Clock::new(0), events, limits, Box::new(Letters), Vec::new())
+    }
+
+    fn record(kind: u32, cookie: u64) -> Vec<u8> {
+        let snapshot = Snapshot {
+            kind,
+            cookie,
+            time_ns: cookie,
+            association: 1,
+            flags: FLAG_ACTIVE,
+            old_state: state::FIN_WAIT2,
+            sk_flags: SK_DONE,
+            ..Snapshot::zeroed()
+        };
+        let bytes = bytes_of(&snapshot);
+        [&(bytes.len() as u64).to_ne_bytes(), bytes].concat()
+    }
+
+    fn text(pipeline: &Pipeline<Vec<u8>>) -> &str {
+        std::str::from_utf8(&pipeline.out).unwrap()
+    }
+
+    #[test]
+    fn closes_are_all_accounted_for() {
+        let limits = Limits {
+            count: NonZeroU64::new(3),
+            until_ns: None,
+        };
+        let mut pipeline = pipeline(CLOSES, limits);
+        for cookie in 1..=5 {
+            pipeline.hold(&record(KIND_CLOSE, cookie));
+        }
+        pipeline.hold(&record(77, 9));
+        assert!(!pipeline.is_full());
+        pipeline.finish().unwrap();
+        assert!(pipeline.is_full());
+        let counts = Counts {
+            closes: 10,
+            filtered: 1,
+            ring_full: 2,
+            skipped_at_most: 4,
+            ..Counts::default()
+        };
+        let lost = pipeline.lost(&counts).unwrap().unwrap();
+        assert_eq!((lost.lost_records, lost.lost_records_total), (3, 3));
+        assert_eq!(lost.reasons, [LossReason::RingFull, LossReason::Undecodable]);
+        assert_eq!(pipeline.lost(&counts).unwrap(), None, "nothing new");
+        let summary = pipeline.summary(&counts).unwrap();
+        assert_eq!(
+            (summary.closes, summary.delivered, summary.after_limit, summary.filtered),
+            (14, 3, 2, 1)
+        );
+        assert_eq!((summary.lost_records, summary.lost_at_most), (7, 4));
+        assert_eq!(text(&pipeline), "c1 c2 c3 lost3 end ");
+    }
+
+    #[test]
+    fn what_happens_after_the_time_limit_is_not_printed() {
+        let mut pipeline = pipeline(
+            CLOSES,
+            Limits {
+                count: None,
+                until_ns: Some(2),
+            },
+        );
+        (1..=4).for_each(|cookie| pipeline.hold(&record(KIND_CLOSE, cookie)));
+        pipeline.finish().unwrap();
+        assert_eq!(text(&pipeline), "c1 c2 ");
+        assert_eq!(pipeline.summary(&Counts::default()).unwrap().after_limit, 2);
+    }
+
+    #[test]
+    fn updates_are_printed_and_change_no_sum_of_closes() {
+        let mut pipeline = pipeline(ALL, Limits::default());
+        pipeline.hold(&record(KIND_UPDATE, 1));
+        pipeline.hold(&record(KIND_CLOSE, 2));
+        pipeline.finish().unwrap();
+        assert_eq!(text(&pipeline), "u1 c2 ");
+        assert_eq!(pipeline.summary(&Counts::default()).unwrap().delivered, 1);
+    }
+
+    #[test]
+    fn closes_that_nobody_asked_for_are_filtered() {
+        let mut pipeline = pipeline(Events { close: false, ..ALL }, Limits::default());
+        pipeline.hold(&record(KIND_CLOSE, 1));
+        pipeline.finish().unwrap();
+        assert_eq!(pipeline.summary(&Counts::default()).unwrap().filtered, 1);
+    }
+
+    #[test]
+    fn a_walk_under_way_holds_back_what_is_later() {
+        let mut pipeline = pipeline(ALL, Limits::default());
+        let far = crate::track::SETTLE_NS + 100;
+        let (first, last) = (record(KIND_CLOSE, 1), record(KIND_CLOSE, 60));
+        let under_way = Complete {
+            ring_empty_ns: Some(far),
+            walk_began_ns: Some(crate::track::SETTLE_NS + 50),
+        };
+        pipeline.take(&[first, last].concat(), under_way).unwrap();
+        assert_eq!(text(&pipeline), "c1 ");
+        pipeline.hold(&record(KIND_UPDATE, 55));
+        pipeline
+            .take(
+                &[],
+                Complete {
+                    ring_empty_ns: Some(far),
+                    walk_began_ns: None,
+                },
+            )
+            .unwrap();
+        assert_eq!(text(&pipeline), "c1 u55 c60 ");
     }
 }

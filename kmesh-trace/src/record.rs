@@ -48,10 +48,16 @@ impl fmt::Display for ConnId {
 pub enum Event {
     /// The connection, or the attempt to connect, is over.
     Close,
+    /// It reached ESTABLISHED.
+    Open,
+    /// How it stands, some time in between.
+    Update,
 }
 
 spelling!(Event {
     Close => "close",
+    Open => "open",
+    Update => "update",
 });
 
 /// Which end the traced socket is.

@@ -1,15 +1,17 @@
-//! The run: wiring only. Three threads, each with one thing to wait for: the reader for the kernel, the writer for
-//! standard output, and this one for signals and the end of `--duration`.
+//! The run: wiring only. Each thread has one thing to wait for: the reader for the kernel, the writer for standard
+//! output, the walker for the next interval, and this one for signals and the end of `--duration`.
 
 use std::future::pending;
-use std::io::{self, ErrorKind, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::process::exit;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::mpsc::{channel, sync_channel};
 use std::thread;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use bytemuck::Zeroable;
+use kmesh_trace_common::Prefilter;
 use rustix::system::uname;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -19,12 +21,13 @@ use crate::clock::Clock;
 use crate::config::{Config, Output, Verbosity};
 use crate::exit::Exit;
 use crate::pipeline::{Limits, Pipeline};
-use crate::record::{Lost, RunInfo, Summary};
-use crate::render::{renderer, words};
-use crate::source::kernel::{Kernel, StartError, Types};
-use crate::source::reader::{Control, Message, QUEUE, Queue, Reader};
-use crate::source::{measure_difference, monotonic_ns, preflight};
+use crate::record::RunInfo;
+use crate::render::renderer;
+use crate::source::kernel::{Kernel, Options, StartError, Types, Walker, start};
+use crate::source::reader::{Control, QUEUE, Queue, Reader};
+use crate::source::{measure_difference, monotonic_ns, preflight, walker};
 use crate::track::SETTLE_NS;
+use crate::writer::{Writer, say};
 
 /// Traces until told to stop.
 pub fn run(config: &Config) -> Result<Exit> {
@@ -38,8 +41,8 @@ pub fn run(config: &Config) -> Result<Exit> {
         Signals::new().context("cannot listen for signals")?
     };
     let started_ns = monotonic_ns();
-    let kernel = match start(config) {
-        Ok(kernel) => kernel,
+    let (kernel, walker) = match start_kernel(config) {
+        Ok(started) => started,
         Err(error) => {
             say(&preflight::explain(&error));
             return Ok(Exit::CannotTrace);
@@ -69,6 +72,13 @@ pub fn run(config: &Config) -> Result<Exit> {
     let control = Arc::new(Control::new().context("cannot make an event descriptor")?);
     let (messages, queue) = sync_channel(QUEUE);
     let (spare, spares) = channel();
+    if config.events.update {
+        let (interval, control, messages) = (config.interval, Arc::clone(&control), messages.clone());
+        thread::Builder::new()
+            .name("walker".to_owned())
+            .spawn(move || walker::run(walker, interval, &control, &messages))
+            .context("cannot start a thread")?;
+    }
     let watched = if config.output == Output::None {
         None
     } else {
@@ -95,7 +105,14 @@ pub fn run(config: &Config) -> Result<Exit> {
             .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64)),
     };
     let render = renderer(config.output, config.color, &info);
-    let pipeline = Pipeline::new(began_ns, Clock::new(measure_difference()), limits, render, io::stdout());
+    let pipeline = Pipeline::new(
+        began_ns,
+        Clock::new(measure_difference()),
+        config.events,
+        limits,
+        render,
+        io::stdout(),
+    );
     let writer = Writer {
         pipeline,
         info,
@@ -112,10 +129,14 @@ pub fn run(config: &Config) -> Result<Exit> {
     runtime.block_on(wait(config, &control, signals, end))
 }
 
-fn start(config: &Config) -> Result<Kernel, StartError> {
-    let mut kernel = Kernel::load(&Types::read()?, config.ring_bytes)?;
-    kernel.attach()?;
-    Ok(kernel)
+fn start_kernel(config: &Config) -> Result<(Kernel, Walker), StartError> {
+    let options = Options {
+        ring_bytes: config.ring_bytes,
+        opens: config.events.open,
+        checks: 0,
+        prefilter: Box::new(Prefilter::zeroed()),
+    };
+    start(&Types::read()?, &options)
 }
 
 fn standard_output() -> Result<OwnedFd> {
@@ -176,80 +197,4 @@ fn end_or_leave(control: &Control, interrupted: &mut bool) {
     }
     *interrupted = true;
     control.stop();
-}
-
-/// The thread that may have to wait for whoever reads standard output.
-struct Writer<W> {
-    pipeline: Pipeline<W>,
-    info: RunInfo,
-    config: Config,
-    control: Arc<Control>,
-    spare: Sender<Vec<u8>>,
-}
-
-impl<W: Write> Writer<W> {
-    fn write(mut self, queue: &Receiver<Message>) -> Result<Exit> {
-        match self.write_all(queue) {
-            // Whoever read it has gone, which is no failure.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Exit::Ok),
-            Err(error) => bail!("cannot write to standard output: {error}\n  try: a place with room, or -o none"),
-            Ok(()) => Ok(Exit::Ok),
-        }
-    }
-
-    fn write_all(&mut self, queue: &Receiver<Message>) -> io::Result<()> {
-        for message in queue {
-            match message {
-                Message::Records { mut bytes, complete_ns } => {
-                    self.pipeline.take(&bytes, complete_ns)?;
-                    bytes.clear();
-                    // The reader may have ended.
-                    _ = self.spare.send(bytes);
-                    if self.pipeline.is_full() {
-                        self.control.stop();
-                    }
-                }
-                Message::ClockStepped {
-                    since_ns,
-                    difference_ns,
-                } => self.pipeline.clock_stepped(since_ns, difference_ns),
-                Message::Lost(counts) => {
-                    let lost = self.pipeline.lost(&counts)?;
-                    self.say_lost(lost);
-                }
-                Message::Asked(counts) => {
-                    let summary = self.pipeline.summary(&counts)?;
-                    self.say_summary(&summary);
-                }
-                Message::OutputClosed => return Ok(()),
-                Message::Ended(counts) => {
-                    self.pipeline.finish()?;
-                    let lost = self.pipeline.lost(&counts)?;
-                    self.say_lost(lost);
-                    let summary = self.pipeline.summary(&counts)?;
-                    self.say_summary(&summary);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn say_lost(&self, lost: Option<Lost>) {
-        if let Some(lost) = lost
-            && !self.config.output.has_reports()
-        {
-            say(&words::lost_words(&lost));
-        }
-    }
-
-    fn say_summary(&self, summary: &Summary) {
-        if !self.config.output.has_reports() && self.config.verbosity > Verbosity::Quiet {
-            say(&words::summary_words(summary, &self.info));
-        }
-    }
-}
-
-/// One note on standard error. That nobody reads it is no reason to stop.
-pub fn say(text: &str) {
-    _ = writeln!(io::stderr(), "kmesh-trace: {text}");
 }

@@ -1,23 +1,23 @@
 //! Events → records, in the order of time. Pure: time comes in as a value.
 //!
 //! Two things need a short wait. A close may be followed by a RST that settles how it ended, and CPUs put their records on
-//! the ring a little out of order. So each close is held for [`SETTLE_NS`] of the kernel's time.
+//! the ring a little out of order. So each event is held for [`SETTLE_NS`] of the kernel's time.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use kmesh_trace_common::{Close, FLAG_ACTIVE, FLAG_PREEXISTING, Owner, Reset, SK_DONE, owner, state};
+use kmesh_trace_common::{
+    FLAG_ACTIVE, FLAG_PREEXISTING, KIND_OPEN, KIND_UPDATE, Owner, Reset, SK_DONE, Snapshot, owner, state,
+};
 
 use crate::clock::Clock;
 use crate::decode;
-use crate::outcome::{self, Ending};
+use crate::outcome;
 use crate::record::{Comm, ConnId, Direction, Event, Family, Process, ProcessBy, Record, Tcp, TcpState};
 
-/// How long a close is held, ns. The RST that it causes is sent in the same run of the kernel's receive path, within
+/// How long an event is held, ns. The RST that a close causes is sent in the same run of the kernel's receive path, within
 /// microseconds; the rest allows for a virtual CPU that is taken away in between.
 pub const SETTLE_NS: u64 = 5_000_000;
-
-const AF_INET6: u16 = 10;
 
 /// Turns events into records.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub struct Tracker {
 
 #[derive(Debug)]
 struct Held {
-    close: Close,
+    snapshot: Snapshot,
     reset_sent: bool,
 }
 
@@ -49,7 +49,7 @@ impl Tracker {
     /// Takes one event.
     pub fn take(&mut self, event: decode::Event) {
         match event {
-            decode::Event::Close(close) => self.hold(close),
+            decode::Event::Snapshot(snapshot) => self.hold(snapshot),
             decode::Event::Reset(reset) => self.settle(reset),
         }
     }
@@ -59,33 +59,33 @@ impl Tracker {
         self.latest_ns
     }
 
-    /// The next close, in the order of time, if everything up to `complete_ns` has been taken and it can change no more.
+    /// The next event, in the order of time, if everything up to `complete_ns` has been taken and it can change no more.
     /// With it, its time on the monotonic clock.
     pub fn next(&mut self, complete_ns: u64, clock: &Clock) -> Option<(u64, Record)> {
         let first = self.held.front()?;
-        if first.close.time_ns.saturating_add(SETTLE_NS) > complete_ns {
+        if first.snapshot.time_ns.saturating_add(SETTLE_NS) > complete_ns {
             return None;
         }
-        let held = self.held.pop_front()?;
-        Some((
-            held.close.time_ns,
-            record(&held.close, held.reset_sent, self.began_ns, clock),
-        ))
+        let Held { snapshot, reset_sent } = self.held.pop_front()?;
+        Some((snapshot.time_ns, record(&snapshot, reset_sent, self.began_ns, clock)))
     }
 
-    fn hold(&mut self, close: Close) {
-        self.latest_ns = self.latest_ns.max(close.time_ns);
+    fn hold(&mut self, snapshot: Snapshot) {
+        // A walk's snapshots come all at once, some time after; what the ring has told is told as far as its own latest.
+        if snapshot.kind != KIND_UPDATE {
+            self.latest_ns = self.latest_ns.max(snapshot.time_ns);
+        }
         // Nearly always the last one.
-        let later = self
-            .held
-            .iter()
-            .rev()
-            .take_while(|held| held.close.time_ns > close.time_ns)
-            .count();
+        let later = match self.held.back() {
+            Some(last) if last.snapshot.time_ns > snapshot.time_ns => self
+                .held
+                .partition_point(|held| held.snapshot.time_ns <= snapshot.time_ns),
+            _ => self.held.len(),
+        };
         self.held.insert(
-            self.held.len() - later,
+            later,
             Held {
-                close,
+                snapshot,
                 reset_sent: false,
             },
         );
@@ -93,26 +93,34 @@ impl Tracker {
 
     fn settle(&mut self, reset: Reset) {
         let of_reset =
-            |held: &&mut Held| (held.close.cookie, held.close.association) == (reset.cookie, reset.association);
+            |held: &&mut Held| (held.snapshot.cookie, held.snapshot.association) == (reset.cookie, reset.association);
         if let Some(held) = self.held.iter_mut().rev().find(of_reset) {
             held.reset_sent = true;
         }
     }
 }
 
-fn record(close: &Close, reset_sent: bool, began_ns: u64, clock: &Clock) -> Record {
-    let Ending {
-        old_state,
-        outcome,
-        errno,
-        closed_by,
-    } = outcome::ending(close, reset_sent);
-    let active = close.flags & FLAG_ACTIVE != 0;
-    let preexisting = close.flags & FLAG_PREEXISTING != 0;
-    let start_ns = (!preexisting).then_some(close.start_ns);
-    let since = |then: u64| close.time_ns.saturating_sub(then);
-    let bytes = payload(close, old_state, active);
-    let (family, local, peer) = addresses(close);
+fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, clock: &Clock) -> Record {
+    let (event, state, ending) = match snapshot.kind {
+        KIND_OPEN => (Event::Open, state::ESTABLISHED, None),
+        KIND_UPDATE => (Event::Update, snapshot.old_state, None),
+        _ => (Event::Close, state::CLOSE, Some(outcome::ending(snapshot, reset_sent))),
+    };
+    // The state whose rules hold for what has been counted so far.
+    let counted_state = ending.as_ref().map_or(state, |ending| ending.old_state);
+    // A walk meets no change of state.
+    let old_state = match event {
+        Event::Close => tcp_state(counted_state),
+        Event::Open => tcp_state(snapshot.old_state),
+        Event::Update => None,
+    };
+    let active = snapshot.flags & FLAG_ACTIVE != 0;
+    let preexisting = snapshot.flags & FLAG_PREEXISTING != 0;
+    let start_ns = (!preexisting).then_some(snapshot.start_ns);
+    let since = |then: u64| snapshot.time_ns.saturating_sub(then);
+    let bytes = payload(snapshot, counted_state, active);
+    let local = end(snapshot.local_addr, snapshot.local_port);
+    let peer = end(snapshot.peer_addr, snapshot.peer_port);
     let (direction, src, dst) = if active {
         (Direction::Outbound, local, peer)
     } else {
@@ -120,34 +128,34 @@ fn record(close: &Close, reset_sent: bool, began_ns: u64, clock: &Clock) -> Reco
     };
     Record {
         id: ConnId {
-            cookie: close.cookie,
-            association: close.association,
+            cookie: snapshot.cookie,
+            association: snapshot.association,
         },
-        event: Event::Close,
-        time: clock.wall(close.time_ns),
+        event,
+        time: clock.wall(snapshot.time_ns),
         start: start_ns.map(|start_ns| clock.wall(start_ns)),
         duration_ns: start_ns.map(since),
-        connect_ns: match (start_ns, close.established_ns) {
+        connect_ns: match (start_ns, snapshot.established_ns) {
             (Some(start_ns), established_ns) if active && established_ns != 0 => Some(established_ns - start_ns),
             _ => None,
         },
         preexisting,
         observed_ns: since(start_ns.unwrap_or(began_ns)),
         direction,
-        family,
+        family: if peer.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
         src,
         dst,
-        process: process(&close.owner),
-        netns: close.netns,
-        cgroup_id: (close.cgroup_id != 0).then_some(close.cgroup_id),
+        process: process(&snapshot.owner),
+        netns: snapshot.netns,
+        cgroup_id: (snapshot.cgroup_id != 0).then_some(snapshot.cgroup_id),
         sent_bytes: bytes.sent,
         received_bytes: bytes.received,
         undelivered_bytes: bytes.undelivered,
-        established: !matches!(old_state, state::SYN_SENT | state::SYN_RECV),
-        outcome: Some(outcome),
-        errno,
-        closed_by,
-        tcp: tcp(close, old_state),
+        established: !matches!(counted_state, state::SYN_SENT | state::SYN_RECV),
+        outcome: ending.as_ref().map(|ending| ending.outcome),
+        errno: ending.as_ref().and_then(|ending| ending.errno),
+        closed_by: ending.as_ref().and_then(|ending| ending.closed_by),
+        tcp: tcp(snapshot, tcp_state(state).unwrap_or(TcpState::Close), old_state),
     }
 }
 
@@ -159,48 +167,36 @@ struct Payload {
 
 /// The exact payload. The kernel's counters also count an active open's SYN and both FINs: a FIN of this end once it is
 /// acknowledged, the peer's once it is received. (Verified on 6.18 against what programs wrote and read.)
-fn payload(close: &Close, old_state: u8, active: bool) -> Payload {
+fn payload(snapshot: &Snapshot, old_state: u8, active: bool) -> Payload {
     let fin_sent = matches!(
         old_state,
         state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK
     );
-    let all_acknowledged = outcome::all_acknowledged(close);
-    let syn_acknowledged = active && close.bytes_acked > 0;
+    let all_acknowledged = outcome::all_acknowledged(snapshot);
+    let syn_acknowledged = active && snapshot.bytes_acked > 0;
     let fin_acknowledged = fin_sent && all_acknowledged;
     let fin_pending = fin_sent && !all_acknowledged;
     let syn_pending = old_state == state::SYN_SENT && !all_acknowledged;
-    let fin_received = close.sk_flags & SK_DONE != 0;
+    let fin_received = snapshot.sk_flags & SK_DONE != 0;
     let minus = |count: u64, flags: [bool; 2]| {
         flags
             .into_iter()
             .fold(count, |count, flag| count.saturating_sub(flag.into()))
     };
     Payload {
-        sent: minus(close.bytes_acked, [syn_acknowledged, fin_acknowledged]),
-        received: minus(close.bytes_received, [fin_received, false]),
+        sent: minus(snapshot.bytes_acked, [syn_acknowledged, fin_acknowledged]),
+        received: minus(snapshot.bytes_received, [fin_received, false]),
         undelivered: minus(
-            close.write_seq.wrapping_sub(close.snd_una).into(),
+            snapshot.write_seq.wrapping_sub(snapshot.snd_una).into(),
             [fin_pending, syn_pending],
         ),
     }
 }
 
-fn addresses(close: &Close) -> (Family, SocketAddr, SocketAddr) {
-    let ip = |bytes: [u8; 16]| -> IpAddr {
-        if close.family == AF_INET6 {
-            // An IPv6 socket may speak IPv4.
-            Ipv6Addr::from(bytes).to_canonical()
-        } else {
-            Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
-        }
-    };
-    let peer = ip(close.peer_addr);
-    let family = if peer.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
-    (
-        family,
-        SocketAddr::new(ip(close.local_addr), close.local_port),
-        SocketAddr::new(peer, close.peer_port),
-    )
+/// An address and port. IPv4 comes IPv4-mapped, whatever the socket's own family.
+fn end(address: [u8; 16], port: u16) -> SocketAddr {
+    let ip: IpAddr = Ipv6Addr::from(address).to_canonical();
+    SocketAddr::new(ip, port)
 }
 
 fn process(found: &Owner) -> Option<Process> {
@@ -218,38 +214,38 @@ fn process(found: &Owner) -> Option<Process> {
     })
 }
 
-fn tcp(close: &Close, old_state: u8) -> Tcp {
+fn tcp(snapshot: &Snapshot, state: TcpState, old_state: Option<TcpState>) -> Tcp {
     Tcp {
-        state: TcpState::Close,
-        old_state: tcp_state(old_state),
+        state,
+        old_state,
         // The kernel keeps eight times the smoothed time; 0 is its marker for no sample.
-        srtt_us: (close.srtt_us != 0).then_some(close.srtt_us >> 3),
-        rtt_min_us: (close.rtt_min_us != u32::MAX).then_some(close.rtt_min_us),
-        mss: close.mss,
-        snd_cwnd: close.snd_cwnd,
-        snd_ssthresh: close.snd_ssthresh,
-        rcv_nxt: close.rcv_nxt,
-        snd_nxt: close.snd_nxt,
-        snd_una: close.snd_una,
-        ecn_flags: close.ecn_flags,
-        rate_delivered: close.rate_delivered,
-        rate_interval_us: close.rate_interval_us,
-        packets_out: close.packets_out,
-        retrans_out: close.retrans_out,
-        total_retrans: close.total_retrans,
-        segs_in: close.segs_in,
-        data_segs_in: close.data_segs_in,
-        segs_out: close.segs_out,
-        data_segs_out: close.data_segs_out,
-        lost: close.lost,
-        lost_out: close.lost_out,
-        sacked_out: close.sacked_out,
-        bytes_received: close.bytes_received,
-        bytes_acked: close.bytes_acked,
-        dsack_dups: close.dsack_dups,
-        delivered: close.delivered,
-        delivered_ce: close.delivered_ce,
-        icsk_retransmits: close.icsk_retransmits,
+        srtt_us: (snapshot.srtt_us != 0).then_some(snapshot.srtt_us >> 3),
+        rtt_min_us: (snapshot.rtt_min_us != u32::MAX).then_some(snapshot.rtt_min_us),
+        mss: snapshot.mss,
+        snd_cwnd: snapshot.snd_cwnd,
+        snd_ssthresh: snapshot.snd_ssthresh,
+        rcv_nxt: snapshot.rcv_nxt,
+        snd_nxt: snapshot.snd_nxt,
+        snd_una: snapshot.snd_una,
+        ecn_flags: snapshot.ecn_flags,
+        rate_delivered: snapshot.rate_delivered,
+        rate_interval_us: snapshot.rate_interval_us,
+        packets_out: snapshot.packets_out,
+        retrans_out: snapshot.retrans_out,
+        total_retrans: snapshot.total_retrans,
+        segs_in: snapshot.segs_in,
+        data_segs_in: snapshot.data_segs_in,
+        segs_out: snapshot.segs_out,
+        data_segs_out: snapshot.data_segs_out,
+        lost: snapshot.lost,
+        lost_out: snapshot.lost_out,
+        sacked_out: snapshot.sacked_out,
+        bytes_received: snapshot.bytes_received,
+        bytes_acked: snapshot.bytes_acked,
+        dsack_dups: snapshot.dsack_dups,
+        delivered: snapshot.delivered,
+        delivered_ce: snapshot.delivered_ce,
+        icsk_retransmits: snapshot.icsk_retransmits,
     }
 }
 
@@ -266,4 +262,385 @@ fn tcp_state(number: u8) -> Option<TcpState> {
         state::CLOSING => TcpState::Closing,
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable;
+    use kmesh_trace_common::{KIND_CLOSE, KIND_RESET, SK_DEAD};
+
+    use super::*;
+    use crate::record::{Outcome, WallTime};
+
+    const MS: u64 = 1_000_000;
+
+    fn close(cookie: u64, time_ns: u64) -> Snapshot {
+        Snapshot {
+            kind: KIND_CLOSE,
+            cookie,
+            association: 1,
+            time_ns,
+            start_ns: 1,
+            old_state: state::FIN_WAIT2,
+            sk_flags: SK_DEAD,
+            ..Snapshot::zeroed()
+        }
+    }
+
+    fn take(tracker: &mut Tracker, snapshots: &[Snapshot]) {
+        for snapshot in snapshots {
+            tracker.take(decode::Event::Snapshot(*snapshot));
+        }
+    }
+
+    fn all(tracker: &mut Tracker, complete_ns: u64) -> Vec<Record> {
+        let clock = Clock::new(0);
+        std::iter::from_fn(|| tracker.next(complete_ns, &clock))
+            .map(|(_, record)| record)
+            .collect()
+    }
+
+    #[test]
+    fn records_come_in_the_order_of_time_however_they_are_told() {
+        let mut tracker = Tracker::new(0);
+        take(
+            &mut tracker,
+            &[close(1, 30), close(2, 10), close(3, 20), close(4, 30), close(5, 5)],
+        );
+        let cookies: Vec<_> = all(&mut tracker, u64::MAX)
+            .iter()
+            .map(|record| record.id.cookie)
+            .collect();
+        assert_eq!(cookies, [5, 2, 3, 1, 4]);
+        assert_eq!(tracker.latest_ns(), 30);
+    }
+
+    #[test]
+    fn nothing_comes_before_it_is_settled() {
+        let mut tracker = Tracker::new(0);
+        take(&mut tracker, &[close(1, 10 * MS), close(2, 12 * MS)]);
+        assert_eq!(all(&mut tracker, 10 * MS + SETTLE_NS - 1).len(), 0);
+        assert_eq!(all(&mut tracker, 10 * MS + SETTLE_NS).len(), 1);
+        assert_eq!(all(&mut tracker, u64::MAX).len(), 1);
+    }
+
+    #[test]
+    fn a_reset_settles_the_close_of_its_own_association_only() {
+        let reset = |cookie, association| {
+            decode::Event::Reset(Reset {
+                kind: KIND_RESET,
+                association,
+                cookie,
+            })
+        };
+        let mut tracker = Tracker::new(0);
+        let second = Snapshot {
+            association: 2,
+            ..close(1, 20)
+        };
+        take(&mut tracker, &[close(1, 10), second, close(2, 30)]);
+        tracker.take(reset(1, 1));
+        tracker.take(reset(9, 1));
+        let outcomes: Vec<_> = all(&mut tracker, u64::MAX)
+            .iter()
+            .map(|record| record.outcome)
+            .collect();
+        assert_eq!(
+            outcomes,
+            [Some(Outcome::ResetByLocal), Some(Outcome::Ok), Some(Outcome::Ok)]
+        );
+    }
+
+    #[test]
+    fn a_walk_says_nothing_of_how_far_the_ring_has_told() {
+        let mut tracker = Tracker::new(0);
+        take(
+            &mut tracker,
+            &[
+                close(1, 10),
+                Snapshot {
+                    kind: KIND_UPDATE,
+                    ..close(2, 50)
+                },
+            ],
+        );
+        assert_eq!(tracker.latest_ns(), 10);
+    }
+
+    #[test]
+    fn times_of_a_connection() {
+        let clock = Clock::new(1_000);
+        let base = Snapshot {
+            flags: FLAG_ACTIVE,
+            start_ns: 100,
+            established_ns: 130,
+            ..close(1, 500)
+        };
+        let record_of = |snapshot: &Snapshot| record(snapshot, false, 400, &clock);
+
+        let outbound = record_of(&base);
+        assert_eq!(
+            (outbound.time, outbound.start),
+            (WallTime(1_500), Some(WallTime(1_100)))
+        );
+        assert_eq!((outbound.duration_ns, outbound.observed_ns), (Some(400), 400));
+        assert_eq!(outbound.connect_ns, Some(30));
+
+        let inbound = record_of(&Snapshot { flags: 0, ..base });
+        assert_eq!((inbound.duration_ns, inbound.connect_ns), (Some(400), None));
+
+        let never = record_of(&Snapshot {
+            established_ns: 0,
+            old_state: state::SYN_SENT,
+            ..base
+        });
+        assert_eq!((never.connect_ns, never.established), (None, false));
+
+        let before = record_of(&Snapshot {
+            flags: FLAG_ACTIVE | FLAG_PREEXISTING,
+            start_ns: 0,
+            ..base
+        });
+        assert!(before.preexisting);
+        assert_eq!(
+            (before.start, before.duration_ns, before.connect_ns),
+            (None, None, None)
+        );
+        assert_eq!(before.observed_ns, 100);
+    }
+
+    /// 1,000 bytes sent and 300 received, as the kernel counts them in each state.
+    #[test]
+    fn payload_is_counted_without_syn_and_fin() {
+        struct Case(&'static str, u8, bool, u64, u64, u32, u8, (u64, u64, u64));
+        // Acknowledged, received, sequence numbers not acknowledged, flags → sent, received, undelivered.
+        let cases = [
+            Case(
+                "client closed first",
+                state::FIN_WAIT2,
+                true,
+                1002,
+                301,
+                0,
+                SK_DONE,
+                (1000, 300, 0),
+            ),
+            Case(
+                "client, FIN of the peer not seen",
+                state::FIN_WAIT2,
+                true,
+                1002,
+                300,
+                0,
+                0,
+                (1000, 300, 0),
+            ),
+            Case(
+                "server closed last",
+                state::LAST_ACK,
+                false,
+                1001,
+                301,
+                0,
+                SK_DONE,
+                (1000, 300, 0),
+            ),
+            Case(
+                "FIN not acknowledged",
+                state::FIN_WAIT1,
+                true,
+                1001,
+                300,
+                1,
+                0,
+                (1000, 300, 0),
+            ),
+            Case(
+                "FIN behind 200 bytes",
+                state::FIN_WAIT1,
+                true,
+                1001,
+                300,
+                201,
+                0,
+                (1000, 300, 200),
+            ),
+            Case(
+                "both at once",
+                state::CLOSING,
+                true,
+                1002,
+                301,
+                0,
+                SK_DONE,
+                (1000, 300, 0),
+            ),
+            Case(
+                "reset while open",
+                state::ESTABLISHED,
+                true,
+                1001,
+                300,
+                50,
+                0,
+                (1000, 300, 50),
+            ),
+            Case(
+                "reset while open, server",
+                state::ESTABLISHED,
+                false,
+                1000,
+                300,
+                0,
+                0,
+                (1000, 300, 0),
+            ),
+            Case(
+                "after the peer's FIN",
+                state::CLOSE_WAIT,
+                false,
+                1000,
+                301,
+                0,
+                SK_DONE,
+                (1000, 300, 0),
+            ),
+            Case("refused", state::SYN_SENT, true, 0, 0, 1, 0, (0, 0, 0)),
+            Case(
+                "Fast Open data with a SYN lost",
+                state::SYN_SENT,
+                true,
+                0,
+                0,
+                101,
+                0,
+                (0, 0, 100),
+            ),
+            Case("nothing moved", state::FIN_WAIT2, true, 2, 1, 0, SK_DONE, (0, 0, 0)),
+            Case(
+                "past 4 GiB",
+                state::FIN_WAIT2,
+                true,
+                5_000_000_002,
+                1,
+                0,
+                SK_DONE,
+                (5_000_000_000, 0, 0),
+            ),
+        ];
+        for Case(name, old_state, active, bytes_acked, bytes_received, unacknowledged, sk_flags, expected) in cases {
+            // Sequence numbers wrap.
+            let snd_una = u32::MAX - 10;
+            let write_seq = snd_una.wrapping_add(unacknowledged);
+            let snapshot = Snapshot {
+                bytes_acked,
+                bytes_received,
+                snd_una,
+                write_seq,
+                sk_flags,
+                ..close(1, 1)
+            };
+            let Payload {
+                sent,
+                received,
+                undelivered,
+            } = payload(&snapshot, old_state, active);
+            assert_eq!((sent, received, undelivered), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn ends_are_named_by_who_connected() {
+        let address = |last: u8| Ipv6Addr::from_bits(0xffff_0a00_0000 + u128::from(last)).octets();
+        let snapshot = Snapshot {
+            local_addr: address(1),
+            local_port: 40_000,
+            peer_addr: address(2),
+            peer_port: 80,
+            family: 10,
+            ..close(1, 1)
+        };
+        let clock = Clock::new(0);
+        let outbound = record(
+            &Snapshot {
+                flags: FLAG_ACTIVE,
+                ..snapshot
+            },
+            false,
+            0,
+            &clock,
+        );
+        assert_eq!(
+            (outbound.src.to_string(), outbound.dst.to_string()),
+            ("10.0.0.1:40000".into(), "10.0.0.2:80".into())
+        );
+        assert_eq!(
+            (outbound.direction, outbound.family),
+            (Direction::Outbound, Family::Ipv4)
+        );
+        let inbound = record(&snapshot, false, 0, &clock);
+        assert_eq!((inbound.src, inbound.dst), (outbound.dst, outbound.src));
+        let six = Snapshot {
+            peer_addr: [0xfd; 16],
+            local_addr: [0xfc; 16],
+            ..snapshot
+        };
+        assert_eq!(record(&six, false, 0, &clock).family, Family::Ipv6);
+    }
+
+    #[test]
+    fn what_is_open_has_no_ending() {
+        let clock = Clock::new(0);
+        for (kind, old_state, event, now, before, established) in [
+            (
+                KIND_OPEN,
+                state::SYN_SENT,
+                Event::Open,
+                TcpState::Established,
+                Some(TcpState::SynSent),
+                true,
+            ),
+            (
+                KIND_OPEN,
+                state::SYN_RECV,
+                Event::Open,
+                TcpState::Established,
+                Some(TcpState::SynRecv),
+                true,
+            ),
+            (
+                KIND_UPDATE,
+                state::SYN_SENT,
+                Event::Update,
+                TcpState::SynSent,
+                None,
+                false,
+            ),
+            (
+                KIND_UPDATE,
+                state::CLOSE_WAIT,
+                Event::Update,
+                TcpState::CloseWait,
+                None,
+                true,
+            ),
+        ] {
+            let record = record(
+                &Snapshot {
+                    kind,
+                    old_state,
+                    ..close(1, 1)
+                },
+                false,
+                0,
+                &clock,
+            );
+            assert_eq!(
+                (record.event, record.tcp.state, record.tcp.old_state),
+                (event, now, before)
+            );
+            assert_eq!((record.outcome, record.errno, record.closed_by), (None, None, None));
+            assert_eq!(record.established, established);
+        }
+    }
 }

@@ -1,1 +1,166 @@
-fn main() {}
+//! The kernel suite: real sockets in network namespaces of their own, of which each test knows the truth itself (what it
+//! wrote and read, what its calls returned, its ports and its pid), against the records of the real tool.
+//!
+//! Needs root. What cannot run here is found out beforehand, shown as skipped with the reason, and counted.
+//! `KMESH_TRACE_BIN` names another binary to test, `KMESH_TRACE_TEST_SMALL=1` is for small virtual machines.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the counts are for the terminal")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod before;
+mod bytes;
+mod closing;
+mod failing;
+mod killed;
+mod lifecycle;
+mod many;
+mod process;
+mod signals;
+mod special;
+
+use std::any::Any;
+use std::process::ExitCode;
+use std::sync::{OnceLock, PoisonError, RwLock};
+
+use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
+use support::expect::Scene;
+use support::probe::{self, Need};
+use support::sock::V;
+use support::tracer::Tracer;
+use support::{actor, net};
+
+/// One trial.
+pub struct Scenario {
+    name: String,
+    needs: &'static [Need],
+    run: Box<dyn FnOnce() + Send>,
+}
+
+/// The trials of one module.
+pub struct Table {
+    topic: &'static str,
+    rows: Vec<Scenario>,
+}
+
+impl Table {
+    /// An empty one.
+    pub fn new(topic: &'static str) -> Self {
+        Self { topic, rows: Vec::new() }
+    }
+
+    /// A scenario with a tracer of its own, or none.
+    pub fn own(mut self, name: &str, needs: &'static [Need], run: fn()) -> Self {
+        self.rows.push(Scenario { name: format!("{}::{name}", self.topic), needs, run: Box::new(run) });
+        self
+    }
+
+    /// A scenario that looks at its namespace through the shared tracer.
+    pub fn shared(mut self, name: &str, needs: &'static [Need], run: fn(&Scene)) -> Self {
+        let run = Box::new(move || run(&Scene::new(&shared().store)));
+        self.rows.push(Scenario { name: format!("{}::{name}", self.topic), needs, run });
+        self
+    }
+
+    /// The same for IPv4 and IPv6.
+    pub fn both(mut self, name: &str, needs: &'static [Need], run: fn(&Scene, V)) -> Self {
+        for v in [V::Four, V::Six] {
+            let run = Box::new(move || run(&Scene::new(&shared().store), v));
+            self.rows.push(Scenario { name: format!("{}::{name}_{}", self.topic, v.name()), needs, run });
+        }
+        self
+    }
+}
+
+static SHARED: OnceLock<Tracer> = OnceLock::new();
+
+/// The one tracer that most scenarios look through, as a node's tracer would see them: all at once. Started at first use.
+pub fn shared() -> &'static Tracer {
+    SHARED.get_or_init(|| Tracer::json(&[]))
+}
+
+/// Held for writing by scenarios that count what happens on the whole machine, for reading by all others.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+fn trial(scenario: Scenario) -> Trial {
+    let Scenario { name, needs, run } = scenario;
+    match probe::missing(needs) {
+        Err(why) => {
+            let kind = format!("skipped: {}", why.lines().next().unwrap_or_default());
+            Trial::test(name, move || Err(Failed::from(why))).with_kind(kind).with_ignored_flag(true)
+        }
+        Ok(()) => Trial::test(name.clone(), move || {
+            let alone = needs.contains(&Need::Alone).then(|| MACHINE.write().unwrap_or_else(PoisonError::into_inner));
+            let among = alone.is_none().then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
+            let result = net::in_namespace(&name, run).map_err(|panic| Failed::from(message(&*panic)));
+            drop((alone, among));
+            result
+        }),
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic without text").to_owned()
+}
+
+/// Ends the shared tracer and adds it up. None when no scenario used it.
+fn last_check() -> Option<Result<(), String>> {
+    let tracer = SHARED.get()?;
+    let run = || {
+        tracer.signal(nix::sys::signal::Signal::SIGINT);
+        let sums = tracer.wait().check_whole();
+        println!("shared tracer: {sums:?}");
+    };
+    Some(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).map_err(|panic| message(&*panic)))
+}
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).is_some_and(|argument| argument == actor::ARGUMENT) {
+        return actor::main().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    let mut arguments = Arguments::from_args();
+    // The scenarios mostly wait for the kernel's timers, not for a processor.
+    arguments.test_threads.get_or_insert(8);
+    std::panic::set_hook(Box::new(|info| {
+        if let Some(at) = info.location() {
+            eprintln!("{}: failed at {at}", std::thread::current().name().unwrap_or("a thread"));
+        }
+    }));
+    let tables = [
+        closing::table(),
+        failing::table(),
+        killed::table(),
+        bytes::table(),
+        process::table(),
+        special::table(),
+        before::table(),
+        many::table(),
+        lifecycle::table(),
+        signals::table(),
+    ];
+    let trials = tables.into_iter().flat_map(|table| table.rows).map(trial).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if arguments.list {
+        return ExitCode::SUCCESS;
+    }
+    conclude(&conclusion)
+}
+
+fn conclude(conclusion: &Conclusion) -> ExitCode {
+    let (mut passed, mut failed) = (conclusion.num_passed, conclusion.num_failed);
+    match last_check() {
+        None => {}
+        Some(Ok(())) => {
+            println!("the shared tracer's stream and sum, over all scenarios ... ok");
+            passed += 1;
+        }
+        Some(Err(why)) => {
+            println!("the shared tracer's stream and sum, over all scenarios ... FAILED\n{why}");
+            failed += 1;
+        }
+    }
+    println!("{passed} passed, {failed} failed, {} skipped", conclusion.num_ignored);
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -104,7 +104,7 @@ pub fn ensure<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<()> {
 
 fn apt_get(args: &[&str]) -> Result<()> {
     let mut apt = Command::new("apt-get");
-    succeed(apt.args(args).env("DEBIAN_FRONTEND", "noninteractive"))
+    output(apt.args(args).env("DEBIAN_FRONTEND", "noninteractive")).map(drop)
 }
 
 /// Runs a command whose output is for the person; an error when it does not succeed.

@@ -4,7 +4,7 @@
 use super::Render;
 use super::sanitize::{Lossy, json_string};
 use crate::errno::Errno;
-use crate::record::{Direction, Lost, Outcome, Process, Record, Summary};
+use crate::record::{Direction, Event, Lost, Outcome, Process, Record, Summary};
 use crate::rfc3339::Rfc3339;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -112,6 +112,10 @@ impl Line {
         self.known(record.process.as_ref(), Self::process);
         self.text(", preexisting=");
         self.flag(record.preexisting);
+        if record.event != Event::Close {
+            self.text(", event=");
+            self.text(record.event.name());
+        }
     }
 
     fn text(&mut self, text: &str) {

@@ -6,6 +6,8 @@
 use thiserror::Error;
 
 const MAGIC: u16 = 0xeb9f;
+/// Types within types within types: more is a loop.
+const MAX_DEPTH: u32 = 32;
 
 /// The kinds of type that matter here; `enum btf_kind`.
 mod kind {
@@ -122,18 +124,18 @@ impl<'a> Btf<'a> {
         let mut bits = 0;
         let mut bitfield = false;
         for name in path.split('.') {
-            let member = self.member(type_id, name)?.ok_or_else(|| BtfError::NoMember {
+            let member = self.member(type_id, name, 0)?.ok_or_else(|| BtfError::NoMember {
                 structure: structure.to_owned(),
                 path: path.to_owned(),
             })?;
-            bits += member.bits;
+            bits = member.bits.saturating_add(bits);
             bitfield = member.bitfield;
             type_id = member.type_id;
         }
         let found = if bitfield || bits % 8 != 0 {
             0
         } else {
-            self.size(type_id)?
+            self.size(type_id, 0)?
         };
         if found != size {
             let (structure, path) = (structure.to_owned(), path.to_owned());
@@ -154,12 +156,15 @@ impl<'a> Btf<'a> {
             .ok_or_else(|| BtfError::NoStruct(name.to_owned()))
     }
 
-    fn member(&self, type_id: u32, name: &str) -> Result<Option<Member>, BtfError> {
+    fn member(&self, type_id: u32, name: &str, depth: u32) -> Result<Option<Member>, BtfError> {
         let type_id = self.plain(type_id)?;
         let at = self.at(type_id)?;
+        if depth > MAX_DEPTH {
+            return Err(BtfError::Malformed(at));
+        }
         let info = self.u32(at + 4)?;
         match info >> 24 & 0x1f {
-            kind::ARRAY => return self.member(self.u32(at + 12)?, name),
+            kind::ARRAY => return self.member(self.u32(at + 12)?, name, depth + 1),
             kind::STRUCT | kind::UNION => {}
             _ => return Ok(None),
         }
@@ -169,9 +174,9 @@ impl<'a> Btf<'a> {
             let (name_at, member_type, offset) = (self.u32(entry)?, self.u32(entry + 4)?, self.u32(entry + 8)?);
             let bits = if has_bitfields { offset & 0x00ff_ffff } else { offset };
             if name_at == 0 {
-                if let Some(inner) = self.member(member_type, name)? {
+                if let Some(inner) = self.member(member_type, name, depth + 1)? {
                     return Ok(Some(Member {
-                        bits: bits + inner.bits,
+                        bits: bits.saturating_add(inner.bits),
                         ..inner
                     }));
                 }
@@ -187,12 +192,17 @@ impl<'a> Btf<'a> {
         Ok(None)
     }
 
-    fn size(&self, type_id: u32) -> Result<u32, BtfError> {
+    fn size(&self, type_id: u32, depth: u32) -> Result<u32, BtfError> {
         let type_id = self.plain(type_id)?;
         let at = self.at(type_id)?;
+        if depth > MAX_DEPTH {
+            return Err(BtfError::Malformed(at));
+        }
         match self.u32(at + 4)? >> 24 & 0x1f {
             kind::PTR => Ok(8),
-            kind::ARRAY => Ok(self.size(self.u32(at + 12)?)?.saturating_mul(self.u32(at + 20)?)),
+            kind::ARRAY => Ok(self
+                .size(self.u32(at + 12)?, depth + 1)?
+                .saturating_mul(self.u32(at + 20)?)),
             _ => self.u32(at + 8),
         }
     }
@@ -229,5 +239,96 @@ impl<'a> Btf<'a> {
         let rest = self.data.get(at..).ok_or(BtfError::Malformed(at))?;
         let end = rest.iter().position(|&byte| byte == 0).ok_or(BtfError::Malformed(at))?;
         Ok(&rest[..end])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STRUCT: u32 = kind::STRUCT << 24;
+
+    /// Lays out BTF: `words` of the type section, and names.
+    fn blob(words: &[u32], names: &str) -> Vec<u8> {
+        let length = words.len() as u32 * 4;
+        let mut header = vec![u32::from(MAGIC) | 1 << 16, 24, 0, length, length, names.len() as u32];
+        header.extend(words);
+        header
+            .into_iter()
+            .flat_map(u32::to_ne_bytes)
+            .chain(names.bytes())
+            .collect()
+    }
+
+    /// `struct pair { int a; union { long b; struct { int :5; int f:3; } }; struct inner in; int many[4]; }`, and
+    /// `struct inner { short x; short y; }`.
+    fn example() -> Vec<u8> {
+        let names = "\0pair\0a\0b\0f\0in\0many\0inner\0x\0y\0int\0long\0short\0alias\0";
+        let at = |name: &str| names.find(&format!("\0{name}\0")).unwrap() as u32 + 1;
+        #[rustfmt::skip]
+        let words = [
+            at("int"), kind::INT << 24, 4, 32,
+            at("long"), kind::INT << 24, 8, 64,
+            at("short"), kind::INT << 24, 2, 16,
+            at("alias"), kind::TYPEDEF << 24, 1,
+            0, kind::ARRAY << 24, 0, 4, 1, 4,
+            at("inner"), STRUCT | 2, 4, at("x"), 3, 0, at("y"), 3, 16,
+            0, STRUCT | 1 << 31 | 1, 4, at("f"), 1, 5 | 3 << 24,
+            0, kind::UNION << 24 | 2, 8, at("b"), 2, 0, 0, 7, 0,
+            at("pair"), STRUCT | 4, 36, at("a"), 4, 0, 0, 8, 64, at("in"), 6, 128, at("many"), 5, 160,
+        ];
+        blob(&words, names)
+    }
+
+    #[test]
+    fn members_are_found_as_c_finds_them() {
+        let data = example();
+        let btf = Btf::parse(&data, &["pair", "inner"]).unwrap();
+        let cases = [
+            ("a", 4, 0),
+            ("b", 8, 8),
+            ("in", 4, 16),
+            ("in.y", 2, 18),
+            ("many", 16, 20),
+        ];
+        for (path, size, offset) in cases {
+            assert_eq!(btf.offset("pair", path, size), Ok(offset), "{path}");
+        }
+        assert_eq!(btf.offset("inner", "x", 2), Ok(0));
+    }
+
+    #[test]
+    fn what_is_not_there_is_told() {
+        let data = example();
+        let btf = Btf::parse(&data, &["pair"]).unwrap();
+        let told = |path, size| btf.offset("pair", path, size).unwrap_err().to_string();
+        assert_eq!(told("c", 4), "this kernel has no member c in struct pair");
+        assert_eq!(told("a.x", 4), "this kernel has no member a.x in struct pair");
+        assert_eq!(told("a", 8), "this kernel's pair.a has 4 bytes, not 8");
+        assert_eq!(told("f", 4), "this kernel's pair.f has 0 bytes, not 4");
+        assert_eq!(
+            btf.offset("none", "a", 4).unwrap_err().to_string(),
+            "this kernel has no struct none"
+        );
+    }
+
+    #[test]
+    fn any_bytes_give_an_answer_and_no_panic() {
+        let whole = example();
+        for length in 0..whole.len() {
+            _ = Btf::parse(&whole[..length], &["pair"]).map(|btf| btf.offset("pair", "in.y", 2));
+        }
+        let mut seed = 1_u64;
+        for _ in 0..20_000 {
+            let mut data = whole.clone();
+            for _ in 0..4 {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let at = (seed >> 33) as usize % data.len();
+                data[at] = (seed >> 24) as u8;
+            }
+            for path in ["a", "b", "f", "in.y", "many.a"] {
+                _ = Btf::parse(&data, &["pair"]).map(|btf| btf.offset("pair", path, 2));
+            }
+        }
     }
 }

@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 use std::fs;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use aya::maps::{MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
-use kmesh_trace_common::{Counters, Offsets};
+use kmesh_trace_common::{Counters, Offsets, Prefilter, Settings, Snapshot};
 use rustix::thread::{MembarrierCommand, membarrier};
 use thiserror::Error;
 
@@ -26,9 +27,13 @@ const TRACEPOINTS: [(&str, &str); 3] = [
     ("kmesh_reset", "tcp_send_reset"),
     ("kmesh_state", "inet_sock_set_state"),
 ];
-const WALK: (&str, &str) = ("kmesh_seed", "task_file");
+const WALK: (&str, &str) = ("kmesh_walk", "task_file");
+/// Bytes read of a walk at once.
+const WALK_BUFFER: usize = 64 << 10;
 const EVENTS: &str = "KMESH_EVENTS";
 const COUNTS: &str = "KMESH_COUNTS";
+const FILTER: &str = "KMESH_FILTER";
+const WALKS: &str = "KMESH_WALK";
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("KMESH_TRACE_EBPF_OBJECT"));
 
@@ -70,6 +75,14 @@ struct Slot(Counters);
 // SAFETY: plain numbers, without padding.
 unsafe impl aya::Pod for Slot {}
 
+/// The filter, likewise.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Filter(Prefilter);
+
+// SAFETY: plain numbers, without padding.
+unsafe impl aya::Pod for Filter {}
+
 /// The running kernel's types and where they have what records need.
 pub struct Types {
     btf: Btf,
@@ -89,78 +102,98 @@ impl Types {
     }
 }
 
-/// The programs in the kernel, attached until dropped.
+/// What the programs are to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Size of the ring: a power of two and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// Whether to tell that associations were established.
+    pub opens: bool,
+    /// Which checks of `prefilter` count: `CHECK_*`.
+    pub checks: u32,
+    /// The kernel half of the filters.
+    pub prefilter: Box<Prefilter>,
+}
+
+/// The programs in the kernel, attached until dropped: what is drained and counted.
 pub struct Kernel {
-    ebpf: Ebpf,
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, Slot>,
+    filter: Array<MapData, Filter>,
     links: Vec<BtfTracePointLink>,
+    /// Descriptors of the programs whose skipped runs count.
+    state: OwnedFd,
+    destroy: OwnedFd,
     /// Since when it traces: CLOCK_MONOTONIC, ns.
     pub began_ns: u64,
 }
 
+/// Walks over the sockets that are open. Apart from [`Kernel`], so that draining does not wait for a walk.
+pub struct Walker {
+    ebpf: Ebpf,
+    number: Array<MapData, u32>,
+    walks: u32,
+}
+
+/// Loads, attaches and seeds: first attaches, then walks over what was open before; a socket's storage decides which of
+/// the two came first.
+pub fn start(types: &Types, options: &Options) -> Result<(Kernel, Walker), StartError> {
+    let mut ebpf = load(types, options)?;
+    let mut kernel = Kernel {
+        ring: RingBuf::try_from(take_map(&mut ebpf, EVENTS)?).map_err(|error| failed("mapping the ring", &error))?,
+        counts: PerCpuArray::try_from(take_map(&mut ebpf, COUNTS)?)
+            .map_err(|error| failed("opening the counters", &error))?,
+        filter: Array::try_from(take_map(&mut ebpf, FILTER)?).map_err(|error| failed("opening the filter", &error))?,
+        links: Vec::new(),
+        state: descriptor(&ebpf, "kmesh_state")?,
+        destroy: descriptor(&ebpf, "kmesh_destroy")?,
+        began_ns: 0,
+    };
+    kernel.set_filter(&options.prefilter)?;
+    for (program, tracepoint) in TRACEPOINTS {
+        let program = program_mut::<BtfTracePoint>(&mut ebpf, program)?;
+        let link = program.attach().and_then(|id| program.take_link(id));
+        kernel.links.push(link.map_err(|error| refused(tracepoint, &error))?);
+    }
+    kernel.began_ns = monotonic_ns();
+    let number =
+        Array::try_from(take_map(&mut ebpf, WALKS)?).map_err(|error| failed("opening the walk's number", &error))?;
+    let mut walker = Walker { ebpf, number, walks: 0 };
+    // The first walk only seeds.
+    walker.walk(|_| ControlFlow::Continue(()))?;
+    Ok((kernel, walker))
+}
+
+fn load(types: &Types, options: &Options) -> Result<Ebpf, StartError> {
+    let settings = Settings {
+        opens: options.opens.into(),
+        checks: options.checks,
+    };
+    let mut ebpf = EbpfLoader::new()
+        .btf(Some(&types.btf))
+        .override_global("OFFSETS", bytemuck::bytes_of(&types.offsets), true)
+        .override_global("SETTINGS", bytemuck::bytes_of(&settings), true)
+        .map_max_entries(EVENTS, options.ring_bytes)
+        .load(OBJECT)
+        .map_err(|error| failed("loading the maps", &error))?;
+    for (program, tracepoint) in TRACEPOINTS {
+        program_mut::<BtfTracePoint>(&mut ebpf, program)?
+            .load(tracepoint, &types.btf)
+            .map_err(|error| refused(tracepoint, &error))?;
+    }
+    let (program, walk) = WALK;
+    program_mut::<Iter>(&mut ebpf, program)?
+        .load(walk, &types.btf)
+        .map_err(|error| refused(walk, &error))?;
+    Ok(ebpf)
+}
+
 impl Kernel {
-    /// Loads the programs, attached to nothing yet. `ring_bytes` is a power of two and a multiple of the page size.
-    pub fn load(types: &Types, ring_bytes: u32) -> Result<Self, StartError> {
-        let mut ebpf = EbpfLoader::new()
-            .btf(Some(&types.btf))
-            .override_global("OFFSETS", bytemuck::bytes_of(&types.offsets), true)
-            .map_max_entries(EVENTS, ring_bytes)
-            .load(OBJECT)
-            .map_err(|error| failed("loading the maps", &error))?;
-        for (program, tracepoint) in TRACEPOINTS {
-            program_mut::<BtfTracePoint>(&mut ebpf, program)?
-                .load(tracepoint, &types.btf)
-                .map_err(|error| refused(tracepoint, &error))?;
-        }
-        let (program, walk) = WALK;
-        program_mut::<Iter>(&mut ebpf, program)?
-            .load(walk, &types.btf)
-            .map_err(|error| refused(walk, &error))?;
-        let ring =
-            RingBuf::try_from(take_map(&mut ebpf, EVENTS)?).map_err(|error| failed("mapping the ring", &error))?;
-        let counts = PerCpuArray::try_from(take_map(&mut ebpf, COUNTS)?)
-            .map_err(|error| failed("opening the counters", &error))?;
-        Ok(Self {
-            ebpf,
-            ring,
-            counts,
-            links: Vec::new(),
-            began_ns: 0,
-        })
-    }
-
-    /// Begins to trace: first attaches, then seeds what was open before; a socket's storage decides which came first.
-    pub fn attach(&mut self) -> Result<(), StartError> {
-        for (program, tracepoint) in TRACEPOINTS {
-            let program = program_mut::<BtfTracePoint>(&mut self.ebpf, program)?;
-            let link = program.attach().and_then(|id| program.take_link(id));
-            self.links.push(link.map_err(|error| refused(tracepoint, &error))?);
-        }
-        self.began_ns = monotonic_ns();
-        self.seed()
-    }
-
-    /// One walk over the descriptors of all processes.
-    fn seed(&mut self) -> Result<(), StartError> {
-        let (name, walk) = WALK;
-        let program = program_mut::<Iter>(&mut self.ebpf, name)?;
-        let link = program.attach().map_err(|error| refused(walk, &error))?;
-        let mut file = program
-            .take_link(link)
-            .map_err(|error| refused(walk, &error))?
-            .into_file()
-            .map_err(|error| failed("walking the open sockets", &error))?;
-        // The program writes nothing: one read walks to the end, or asks to be called again after a million objects.
-        let mut nothing = [0; 8];
-        loop {
-            match file.read(&mut nothing) {
-                Ok(0) => return Ok(()),
-                Ok(_) => {}
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-                Err(error) => return Err(failed("walking the open sockets", &error)),
-            }
-        }
+    /// Sets the kernel half of the filters; the checks stay those it was loaded with.
+    pub fn set_filter(&mut self, prefilter: &Prefilter) -> Result<(), StartError> {
+        self.filter
+            .set(0, Filter(*prefilter), 0)
+            .map_err(|error| failed("setting the filter", &error))
     }
 
     /// Hands the records on the ring to `take` until there is none, or `take` says to stop; true when there is none.
@@ -194,20 +227,9 @@ impl Kernel {
     /// and the second chance too. `counted`: the counters of the same moment.
     pub fn closes_skipped(&self, counted: &Counters) -> u64 {
         let made_good = counted.second_chances + counted.lost_overtaken;
-        self.skipped("kmesh_state")
+        skipped_runs(&self.state)
             .saturating_sub(made_good)
-            .min(self.skipped("kmesh_destroy"))
-    }
-
-    /// How often the kernel skipped a program because it was running on that CPU already.
-    fn skipped(&self, program: &str) -> u64 {
-        let fd = match self.ebpf.program(program).map(|program| program.fd()) {
-            Some(Ok(fd)) => fd.as_fd().as_raw_fd(),
-            _ => return 0,
-        };
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
-        let line = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
-        line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+            .min(skipped_runs(&self.destroy))
     }
 
     /// Detaches. Programs still running on other CPUs have ended when this returns.
@@ -220,6 +242,65 @@ impl Kernel {
     }
 }
 
+impl Walker {
+    /// One walk over the descriptors of all processes. Hands what the program tells to `take`, whole records one after
+    /// another; `take` may end the walk.
+    pub fn walk(&mut self, mut take: impl FnMut(&[u8]) -> ControlFlow<()>) -> Result<(), StartError> {
+        const DOING: &str = "walking the open sockets";
+        self.walks += 1;
+        self.number
+            .set(0, self.walks, 0)
+            .map_err(|error| failed(DOING, &error))?;
+        let (name, walk) = WALK;
+        let program = program_mut::<Iter>(&mut self.ebpf, name)?;
+        let link = program.attach().map_err(|error| refused(walk, &error))?;
+        let mut file = program
+            .take_link(link)
+            .map_err(|error| refused(walk, &error))?
+            .into_file()
+            .map_err(|error| failed(DOING, &error))?;
+        let mut buffer = vec![0; WALK_BUFFER];
+        let mut filled = 0;
+        loop {
+            match file.read(&mut buffer[filled..]) {
+                Ok(0) => return Ok(()),
+                Ok(read) => filled += read,
+                // After a million objects without output the kernel asks to be called again.
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(error) => return Err(failed(DOING, &error)),
+            }
+            let whole = filled - filled % size_of::<Snapshot>();
+            if take(&buffer[..whole]).is_break() {
+                return Ok(());
+            }
+            buffer.copy_within(whole..filled, 0);
+            filled -= whole;
+        }
+    }
+}
+
+/// How often the kernel skipped a program because it was running on that CPU already.
+fn skipped_runs(program: &OwnedFd) -> u64 {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
+fn descriptor(ebpf: &Ebpf, program: &'static str) -> Result<OwnedFd, StartError> {
+    let none = || StartError::Failed {
+        doing: "opening the embedded object",
+        why: format!("no program {program}"),
+    };
+    let fd = ebpf
+        .program(program)
+        .ok_or_else(none)?
+        .fd()
+        .map_err(|error| failed("finding a program", &error))?;
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| failed("keeping a program", &error))
+}
+
 fn add(sum: &mut Counters, other: &Counters) {
     // Every field, or this does not compile.
     let Counters {
@@ -229,6 +310,9 @@ fn add(sum: &mut Counters, other: &Counters) {
         lost_storage,
         lost_overtaken,
         second_chances,
+        filtered,
+        opens,
+        lost_opens,
         resets,
         lost_resets,
         open,
@@ -239,6 +323,9 @@ fn add(sum: &mut Counters, other: &Counters) {
     sum.lost_storage += lost_storage;
     sum.lost_overtaken += lost_overtaken;
     sum.second_chances += second_chances;
+    sum.filtered += filtered;
+    sum.opens += opens;
+    sum.lost_opens += lost_opens;
     sum.resets += resets;
     sum.lost_resets += lost_resets;
     sum.open += open;

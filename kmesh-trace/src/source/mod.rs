@@ -9,5 +9,6 @@ mod offsets;
 pub mod preflight;
 pub mod reader;
 mod time;
+pub mod walker;
 
 pub use time::{measure_difference, monotonic_ns};

@@ -38,6 +38,7 @@ pub fn find(vmlinux: &[u8]) -> Result<Offsets, BtfError> {
     offsets! { btf; {
         skc_family: "sock", "__sk_common.skc_family", 2;
         skc_state: "sock", "__sk_common.skc_state", 1;
+        skc_num: "sock", "__sk_common.skc_num", 2;
         skc_dport: "sock", "__sk_common.skc_dport", 2;
         skc_daddr: "sock", "__sk_common.skc_daddr", 4;
         skc_rcv_saddr: "sock", "__sk_common.skc_rcv_saddr", 4;
@@ -83,12 +84,15 @@ pub fn find(vmlinux: &[u8]) -> Result<Offsets, BtfError> {
         delivered: "tcp_sock", "delivered", 4;
         delivered_ce: "tcp_sock", "delivered_ce", 4;
         fastopen_max_qlen: "tcp_sock", "inet_conn.icsk_accept_queue.fastopenq.max_qlen", 4;
+        sk_lock_owned: "sock", "sk_lock.owned", 4;
         socket_sk: "socket", "sk", 8;
         task_flags: "task_struct", "flags", 4;
         task_tgid: "task_struct", "tgid", 4;
         task_group_leader: "task_struct", "group_leader", 8;
         task_comm: "task_struct", "comm", 16;
     } {
+        // Kernels with PREEMPT_RT have another kind of lock there.
+        sk_lock_slock: btf.offset("sock", "sk_lock.slock.rlock.raw_lock", 4).unwrap_or(ABSENT);
         skb_ee_errno: cb + btf.offset("sock_exterr_skb", "ee.ee_errno", 4)?;
         skb_ee_origin: cb + btf.offset("sock_exterr_skb", "ee.ee_origin", 1)?;
         sk_cgroup: cgroup.clone().unwrap_or(ABSENT);

@@ -2,9 +2,11 @@
 
 use std::fmt::Write as _;
 
+use bytemuck::Zeroable;
+use kmesh_trace_common::Prefilter;
 use rustix::thread::{CapabilitySet, capabilities};
 
-use super::kernel::{BTF_PATH, Kernel, StartError, Types};
+use super::kernel::{BTF_PATH, Options, StartError, Types, start};
 
 /// The kernels this is made for: the first with socket storage in tracing programs.
 const FLOOR: &str = "5.11";
@@ -43,11 +45,17 @@ pub fn check() -> Vec<Finding> {
     });
     if let Ok(types) = types {
         // The least ring that every page size allows.
-        let traced = Kernel::load(&types, 1 << 16).and_then(|mut kernel| kernel.attach());
+        let options = Options {
+            ring_bytes: 1 << 16,
+            opens: true,
+            checks: 0,
+            prefilter: Box::new(Prefilter::zeroed()),
+        };
+        let traced = start(&types, &options);
         findings.push(Finding {
             what: "programs",
             found: match &traced {
-                Ok(()) => Ok("loaded, attached, and all open sockets walked".to_owned()),
+                Ok(_) => Ok("loaded, attached, and all open sockets walked".to_owned()),
                 Err(error) => Err(missing(error)),
             },
         });

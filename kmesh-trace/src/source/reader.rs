@@ -9,7 +9,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError};
 use std::time::Duration;
 
@@ -35,14 +35,17 @@ pub const QUEUE: usize = 64;
 /// What the reader tells, in order.
 #[derive(Debug)]
 pub enum Message {
-    /// Records, each behind its length in bytes (u64). If `complete_ns` is there, all that happened before then
-    /// (CLOCK_MONOTONIC) has been told, but for what a CPU was still writing.
+    /// Records from the ring, each behind its length in bytes (u64).
     Records {
         /// See [`records`].
         bytes: Vec<u8>,
-        /// CLOCK_MONOTONIC, ns.
-        complete_ns: Option<u64>,
+        /// How far the telling has come.
+        complete: Complete,
     },
+    /// Records from a walk, likewise. How far they go is told by what follows from the ring.
+    Walked(Vec<u8>),
+    /// A walk came to no end.
+    WalkFailed(String),
     /// The wall clock was stepped: from `since_ns` (CLOCK_MONOTONIC) on, it is `difference_ns` ahead of the monotonic one.
     ClockStepped {
         /// CLOCK_MONOTONIC, ns.
@@ -60,13 +63,26 @@ pub enum Message {
     Ended(Counts),
 }
 
+/// Until when (CLOCK_MONOTONIC, ns) all that happened has been told, but for what a CPU was still writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Complete {
+    /// When the ring was last seen empty; none while it is not, and then its records go as far as the latest of them.
+    pub ring_empty_ns: Option<u64>,
+    /// Since when a walk has been under way, of which more is to come.
+    pub walk_began_ns: Option<u64>,
+}
+
 /// What the kernel half has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// When: CLOCK_MONOTONIC, ns.
     pub at_ns: u64,
-    /// Closes that were told or lost.
+    /// Closes that were told, sorted out or lost.
     pub closes: u64,
+    /// Closes that the kernel half of the filters sorted out.
+    pub filtered: u64,
+    /// `open` events that the ring had no room for.
+    pub lost_opens: u64,
     /// Closes that the ring had no room for.
     pub ring_full: u64,
     /// Closes of sockets that the kernel had no storage for.
@@ -95,6 +111,10 @@ pub struct Control {
     wake: OwnedFd,
     stop: AtomicBool,
     summarize: AtomicBool,
+    /// CLOCK_MONOTONIC, ns; 0 when no walk is under way.
+    walk_began_ns: AtomicU64,
+    /// A walk has ended, and what it told of has still to settle.
+    walked: AtomicBool,
 }
 
 impl Control {
@@ -105,6 +125,8 @@ impl Control {
             wake,
             stop: AtomicBool::new(false),
             summarize: AtomicBool::new(false),
+            walk_began_ns: AtomicU64::new(0),
+            walked: AtomicBool::new(false),
         })
     }
 
@@ -120,12 +142,29 @@ impl Control {
         self.wake();
     }
 
+    /// A walk tells of nothing before `now_ns`.
+    pub(super) fn walk_began(&self, now_ns: u64) {
+        self.walk_began_ns.store(now_ns, Ordering::Release);
+    }
+
+    /// All that the walk had to tell is in the queue.
+    pub(super) fn walk_ended(&self) {
+        self.walk_began_ns.store(0, Ordering::Release);
+        self.walked.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn walk_under_way(&self) -> Option<u64> {
+        Some(self.walk_began_ns.load(Ordering::Acquire)).filter(|&began_ns| began_ns != 0)
+    }
+
     fn wake(&self) {
         // It fails only if it would overflow, and then the reader is being woken already.
         _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    fn stopped(&self) -> bool {
+    /// Whether [`Self::stop`] was called.
+    pub(super) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 }
@@ -203,7 +242,8 @@ impl Reader {
             let now_ns = monotonic_ns();
             let before = self.taken;
             self.drain(now_ns, settling)?;
-            if self.taken != before {
+            // The last walk's end is only now known to be followed by a look at the ring.
+            if self.taken != before || self.control.walked.swap(false, Ordering::AcqRel) {
                 busy_until = now_ns + settle_ns + TICK.as_nanos() as u64;
                 active = true;
             }
@@ -306,10 +346,12 @@ impl Reader {
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => Vec::new(),
             };
             let bytes = std::mem::replace(&mut self.batch, spare);
-            self.send(Message::Records {
-                bytes,
-                complete_ns: empty.then_some(now_ns),
-            })?;
+            let walk_began_ns = self.control.walk_under_way();
+            let complete = Complete {
+                ring_empty_ns: empty.then_some(now_ns),
+                walk_began_ns,
+            };
+            self.send(Message::Records { bytes, complete })?;
             if empty {
                 return Ok(());
             }
@@ -331,6 +373,8 @@ impl Reader {
         Counts {
             at_ns: monotonic_ns(),
             closes: counted.closes,
+            filtered: counted.filtered,
+            lost_opens: counted.lost_opens,
             ring_full: counted.lost_ring,
             no_storage: counted.lost_storage,
             skipped: counted.lost_overtaken,

@@ -71,6 +71,8 @@ pub fn initramfs(kernel: &Kernel, programs: &[(&Path, &str)], steps: &[Step]) ->
 
     let busybox = found("busybox")?;
     add_program(&mut archive, &mut libraries, &busybox, "/bin/busybox")?;
+    // busybox's own shell takes its own `ip` before the one in PATH: a test that calls `sh -c` gets the real thing.
+    add_program(&mut archive, &mut libraries, &found("sh")?, "/bin/sh")?;
     for tool in host::TEST_TOOLS {
         add_program(
             &mut archive,

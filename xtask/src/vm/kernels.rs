@@ -108,12 +108,15 @@ fn from_debian(name: &str, suites: &[&str], cache: &Path) -> Result<Kernel> {
         unpack(&debs, &unfinished)?;
         fs::rename(&unfinished, &root).with_context(|| format!("cannot rename {}", unfinished.display()))?;
     }
-    let image = only_one(&root.join("boot"), "vmlinuz-")?;
-    let release = release_of(&image)?;
-    let modules = root.join("lib/modules").join(&release);
+    let modules = only_one(&root.join("lib/modules"), "")?;
+    // Newer packages have the image beside its modules.
+    let image = match modules.join("vmlinuz") {
+        image if image.is_file() => image,
+        _ => only_one(&root.join("boot"), "vmlinuz-")?,
+    };
     Ok(Kernel {
         name: name.to_owned(),
-        release,
+        release: release_of(&image)?,
         image,
         modules,
     })
@@ -127,8 +130,9 @@ fn unpack(debs: &Path, root: &Path) -> Result<()> {
     if !root.join("lib").exists() {
         symlink("usr/lib", root.join("lib")).context("cannot make the link from lib to usr/lib")?;
     }
-    let release = release_of(&only_one(&root.join("boot"), "vmlinuz-")?)?;
-    host::succeed(Command::new("depmod").arg("-b").arg(root).arg(release))
+    let modules = only_one(&root.join("lib/modules"), "")?;
+    let release = modules.file_name().unwrap_or_default();
+    host::output(Command::new("depmod").arg("-b").arg(root).arg(release)).map(drop)
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {

@@ -76,7 +76,9 @@ impl Machine<'_> {
                 }
                 Ok(Line::Program(line)) => {
                     write_line(&mut log, &line)?;
-                    println!("{} | {line}", self.name);
+                    if !line.is_empty() {
+                        println!("{} | {line}", self.name);
+                    }
                     run.lines.push(line);
                 }
                 Err(RecvTimeoutError::Timeout) => {

@@ -1,0 +1,116 @@
+//! The kernel half of the filters: an optimisation. What user space makes of a finished record is what a filter means;
+//! here a connection is sorted out, before anything is kept of it, only when it is certain that user space would.
+
+use core::ptr;
+
+use kmesh_trace_common::{
+    CHECK_ADDRESS, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT, DIRECTION_INBOUND,
+    DIRECTION_OUTBOUND, FAMILY_IPV4, FAMILY_IPV6, NETWORKS, Prefilter, end,
+};
+
+use crate::maps::{KMESH_FILTER, checks};
+use crate::sock::{Address, Sock};
+
+/// Whether a connection is certain to be sorted out. `outbound`: this socket connected. What is not known yet (a port or
+/// an address that connect() has still to choose) is taken to pass.
+#[inline(always)]
+pub fn rejects(sock: Sock, outbound: bool) -> bool {
+    // The verifier knows this number, and drops the call when it is 0.
+    checks() != 0 && is_rejected(sock, outbound)
+}
+
+/// Not inlined: it is long, and asked in many places.
+#[inline(never)]
+fn is_rejected(sock: Sock, outbound: bool) -> bool {
+    let checks = checks();
+    let Some(filter) = KMESH_FILTER.get_ptr(0) else { return false };
+    // SAFETY: user space writes it before attaching.
+    let filter: &Prefilter = unsafe { &*filter };
+    if checks & CHECK_DIRECTION != 0 {
+        let bit = if outbound { DIRECTION_OUTBOUND } else { DIRECTION_INBOUND };
+        if filter.directions & bit == 0 {
+            return true;
+        }
+    }
+    if checks & CHECK_SERVER_PORT != 0 {
+        let port = if outbound { sock.peer_port() } else { sock.local_port() };
+        if port != 0 && !has(&filter.server_ports, port) {
+            return true;
+        }
+    }
+    if checks & CHECK_CLIENT_PORT != 0 {
+        let port = if outbound { sock.local_port() } else { sock.peer_port() };
+        if port != 0 && !has(&filter.client_ports, port) {
+            return true;
+        }
+    }
+    if checks & (CHECK_FAMILY | CHECK_ADDRESS) != 0 {
+        let peer = sock.peer_address();
+        if checks & CHECK_FAMILY != 0 {
+            let bit = if peer.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 };
+            if filter.families & bit == 0 {
+                return true;
+            }
+        }
+        if checks & CHECK_ADDRESS != 0 && rejects_addresses(filter, sock.local_address(), peer, outbound) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether a listener's children are certain to be sorted out, so that it needs no storage for them to copy.
+#[inline(always)]
+pub fn rejects_children(listener: Sock) -> bool {
+    let checks = checks();
+    if checks & (CHECK_DIRECTION | CHECK_SERVER_PORT) == 0 {
+        return false;
+    }
+    let Some(filter) = KMESH_FILTER.get_ptr(0) else { return false };
+    // SAFETY: as above.
+    let filter: &Prefilter = unsafe { &*filter };
+    let port = listener.local_port();
+    checks & CHECK_DIRECTION != 0 && filter.directions & DIRECTION_INBOUND == 0
+        || checks & CHECK_SERVER_PORT != 0 && port != 0 && !has(&filter.server_ports, port)
+}
+
+#[inline(always)]
+fn has(ports: &[u64; 1024], port: u16) -> bool {
+    // SAFETY: a 16-bit number divided by 64 is below 1024. Volatile, so that the compiler adds no check of its own.
+    let word = unsafe { ptr::read_volatile(ports.as_ptr().add(usize::from(port >> 6))) };
+    word >> (port & 63) & 1 != 0
+}
+
+#[inline(always)]
+fn rejects_addresses(filter: &Prefilter, local: Address, peer: Address, outbound: bool) -> bool {
+    let (client, server) = if outbound { (local, peer) } else { (peer, local) };
+    let mut matched = 0;
+    for index in 0..NETWORKS {
+        if index as u32 >= filter.networks_len {
+            break;
+        }
+        let network = &filter.networks[index];
+        // What is not known yet may match, but is no reason to sort out.
+        let unknown = u8::from(network.negated == 0);
+        let is_in = |address: Address| -> u8 {
+            if address.is_unspecified() {
+                return unknown;
+            }
+            let difference = (address.0[0] ^ network.address[0]) & network.mask[0]
+                | (address.0[1] ^ network.address[1]) & network.mask[1];
+            u8::from(difference == 0)
+        };
+        let matches = match network.end {
+            end::CLIENT => is_in(client),
+            end::SERVER => is_in(server),
+            _ => is_in(client) | is_in(server),
+        };
+        if matches != 0 {
+            if network.negated != 0 {
+                return true;
+            }
+            matched |= 1_u32 << (network.end & 3);
+        }
+    }
+    filter.must_match & !matched != 0
+}

@@ -1,0 +1,182 @@
+//! Crowds of short connections: each end recorded once, to the byte.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::support::expect::own_comm;
+use crate::support::sock::{drain, exchange, pair_with};
+use crate::support::tracer::Start;
+use crate::support::{net, patience, small};
+use crate::{Table, shared};
+
+/// The trials.
+pub fn table() -> Table {
+    Table::new("many").own("fifty_thousand", &[], fifty_thousand)
+}
+
+/// One record, as far as a crowd is looked at.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Seen {
+    inbound: bool,
+    src: String,
+    dst: String,
+    sent: u64,
+    received: u64,
+    outcome: String,
+    closed_by: String,
+    process: String,
+}
+
+/// How often each was seen.
+#[derive(Default)]
+struct Crowd {
+    seen: Mutex<(HashMap<Seen, i64>, usize)>,
+    news: Condvar,
+}
+
+impl Crowd {
+    fn add(&self, seen: Seen) {
+        let mut all = self.seen.lock().unwrap();
+        *all.0.entry(seen).or_default() += 1;
+        all.1 += 1;
+        self.news.notify_all();
+    }
+
+    /// Waits for so many, then says which are missing (below zero) or too many (above it).
+    fn compare(&self, wanted: &[Seen], what: &str) {
+        let deadline = Instant::now() + patience();
+        let mut all = self.seen.lock().unwrap();
+        while all.1 < wanted.len() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            all = self.news.wait_timeout(all, left).unwrap().0;
+        }
+        let count = all.1;
+        let mut difference = all.0.clone();
+        drop(all);
+        for one in wanted {
+            *difference.entry(one.clone()).or_default() -= 1;
+        }
+        difference.retain(|_, count| *count != 0);
+        let first: Vec<_> = difference.iter().take(6).collect();
+        assert!(
+            difference.is_empty() && count == wanted.len(),
+            "{what}: {count} records for {} ends, {} different, such as {first:#?}",
+            wanted.len(),
+            difference.len()
+        );
+    }
+}
+
+/// Fifty thousand connections from four threads, sizes of 0 to 2,000 bytes each way, either end closing first; through the
+/// shared tracer as JSON and through one of its own as log lines.
+fn fifty_thousand() {
+    let json = Arc::new(Crowd::default());
+    shared().store.fold(net::inode(), {
+        let json = Arc::clone(&json);
+        move |record| json.add(of_json(record))
+    });
+    let log = Arc::new(Crowd::default());
+    let logger = Start::new(&["-o", "log"])
+        .lines({
+            let log = Arc::clone(&log);
+            move |line| {
+                let line = std::str::from_utf8(line).expect("UTF-8");
+                // A log line has no namespace. Nobody else uses this address.
+                if line.contains("dst.addr=127.77.7.") {
+                    log.add(of_log(line));
+                }
+            }
+        })
+        .tracing();
+    let each = if small() { 500 } else { 12_500 };
+    let wanted: Vec<Seen> = thread::scope(|scope| {
+        let threads: Vec<_> = (1..=4).map(|seed| scope.spawn(move || crowd(seed, each))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("a crowd")).collect()
+    });
+    assert_eq!(wanted.len(), 8 * each);
+    json.compare(&wanted, "JSON");
+    log.compare(&wanted, "log");
+    shared().store.forget(net::inode());
+    let end = logger.interrupt();
+    assert!(end.status.success(), "{}: {:?}", end.status, end.stderr);
+}
+
+/// One thread's connections, both ends in its hands.
+fn crowd(seed: u8, count: usize) -> Vec<Seen> {
+    let address = SocketAddr::from((Ipv4Addr::new(127, 77, 7, seed), 0));
+    // Several, since each closed connection keeps its client's port for a minute.
+    let listeners: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind(address).expect("listen")).collect();
+    let me = format!("{}/{}", own_comm(), std::process::id());
+    let mut random = u64::from(seed);
+    let mut next = |below: u64| {
+        // Knuth's MMIX generator: any sequence will do, as long as it is the same each time.
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % below
+    };
+    let mut wanted = Vec::with_capacity(2 * count);
+    for at in 0..count {
+        let pair = pair_with(&listeners[at % listeners.len()]);
+        let (up, down) = (next(2001), next(2001));
+        exchange(&pair, usize::try_from(up).unwrap(), usize::try_from(down).unwrap());
+        let client_first = next(2) == 0;
+        let (first, second) =
+            if client_first { (pair.client, pair.server) } else { (pair.server, pair.client) };
+        drop(first);
+        assert_eq!(drain(&second), 0);
+        drop(second);
+        for inbound in [false, true] {
+            wanted.push(Seen {
+                inbound,
+                src: pair.truth.src.to_string(),
+                dst: pair.truth.dst.to_string(),
+                sent: if inbound { down } else { up },
+                received: if inbound { up } else { down },
+                outcome: "ok".to_owned(),
+                closed_by: if inbound == client_first { "peer" } else { "local" }.to_owned(),
+                process: me.clone(),
+            });
+        }
+    }
+    wanted
+}
+
+fn of_json(record: &Value) -> Seen {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let end = |end: &Value| format!("{}:{}", text(&end["ip"]), end["port"]);
+    Seen {
+        inbound: record["direction"] == "inbound",
+        src: end(&record["src"]),
+        dst: end(&record["dst"]),
+        sent: record["sent_bytes"].as_u64().unwrap_or(u64::MAX),
+        received: record["received_bytes"].as_u64().unwrap_or(u64::MAX),
+        outcome: text(&record["outcome"]),
+        closed_by: text(&record["closed_by"]),
+        process: format!("{}/{}", text(&record["process"]["comm"]), record["process"]["pid"]),
+    }
+}
+
+fn of_log(line: &str) -> Seen {
+    let field = |name: &str| {
+        let at = line.find(&format!(" {name}=")).unwrap_or_else(|| panic!("no {name} in {line}"));
+        let rest = &line[at + name.len() + 2..];
+        rest.split([',', '\n']).next().unwrap_or_default().trim_matches('"').to_owned()
+    };
+    Seen {
+        inbound: field("direction") == "INBOUND",
+        src: field("src.addr"),
+        dst: field("dst.addr"),
+        sent: field("sent_bytes").parse().unwrap_or(u64::MAX),
+        received: field("received_bytes").parse().unwrap_or(u64::MAX),
+        outcome: field("outcome"),
+        closed_by: field("closed_by"),
+        process: field("process"),
+    }
+}

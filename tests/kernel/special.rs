@@ -1,0 +1,301 @@
+//! Sockets with more than one life, Fast Open, MPTCP, a connection to itself, and what gives no record.
+
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use nix::libc;
+use socket2::{Protocol, SockAddr, Socket};
+
+use crate::Table;
+use crate::support::expect::{Proc, Scene};
+use crate::support::net;
+use crate::support::probe::Need;
+use crate::support::sock::{
+    Pair, Span, Truth, V, address, bound, dial, drain, errno_of, error_of, exchange, flushed, free_port, give, listen,
+    reset, set_tcp_option, stream_socket, take, tcp_info, timed,
+};
+
+/// The trials.
+pub fn table() -> Table {
+    Table::new("special")
+        .both("again_after_refusal", &[], again_after_refusal)
+        .both("dissolved_and_again", &[], dissolved_and_again)
+        .both("dissolved_while_connecting", &[Need::Nft], dissolved_while_connecting)
+        .both("to_itself", &[], to_itself)
+        .both("fast_open", &[], fast_open)
+        .both("fast_open_connect", &[], fast_open_connect)
+        .both("fast_open_dies_in_syn_recv", &[Need::Nft], fast_open_dies_in_syn_recv)
+        .both("deferred_accept_reset", &[], deferred_accept_reset)
+        .both("mptcp", &[Need::Mptcp], mptcp)
+        .both("mptcp_falls_back", &[Need::Mptcp], mptcp_falls_back)
+        .shared("not_tcp", &[], not_tcp)
+        .shared("security_policy", &[], security_policy)
+}
+
+/// Accepts what has just connected from `src`.
+fn accepted(listener: &TcpListener, client: TcpStream, connect: Span) -> Pair {
+    let (src, dst) = (client.local_addr().unwrap(), listener.local_addr().unwrap());
+    let (server, peer) = listener.accept().unwrap();
+    assert_eq!(peer, src);
+    let open = Span { before: connect.before, after: SystemTime::now() };
+    Pair { client, server, truth: Truth { src, dst, connect, open } }
+}
+
+fn finish(scene: &Scene, pair: Pair, up: u64, down: u64) {
+    drop(pair.client);
+    assert_eq!(drain(&pair.server), 0);
+    drop(pair.server);
+    scene.expect(&[
+        pair.truth.outbound().bytes(up, down).ok("local"),
+        pair.truth.inbound().bytes(down, up).ok("peer"),
+    ]);
+}
+
+/// One socket, two associations, two records, two ids.
+fn again_after_refusal(scene: &Scene, v: V) {
+    let to = v.at(free_port(v));
+    let socket = bound(v.at(0));
+    let src = address(&socket);
+    let (said, refused) = timed(|| errno_of(socket.connect(&to.into())));
+    assert_eq!(said, Errno::ECONNREFUSED);
+    let first = Truth { src, dst: to, connect: refused, open: refused };
+    let first = scene.expect(&[first.outbound().failed("refused", Some("ECONNREFUSED"), Some("peer"))]);
+    let listener = TcpListener::bind(to).unwrap();
+    let (said, connect) = timed(|| errno_of(socket.connect(&to.into())));
+    assert_eq!(said, Errno::from_raw(0));
+    let pair = accepted(&listener, socket.into(), connect);
+    exchange(&pair, 1000, 300);
+    drop(pair.client);
+    assert_eq!(drain(&pair.server), 0);
+    drop(pair.server);
+    let second = scene.expect(&[
+        pair.truth.outbound().bytes(1000, 300).ok("local"),
+        pair.truth.inbound().bytes(300, 1000).ok("peer"),
+    ]);
+    assert!(first[0]["id"] != second[0]["id"], "one id for two associations");
+}
+
+/// connect() to AF_UNSPEC, which resets a connection and makes the socket new.
+fn dissolve(socket: &TcpStream) {
+    let unspecified = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    let size = libc::socklen_t::try_from(size_of_val(&unspecified)).unwrap();
+    // SAFETY: the descriptor is open while `socket` is borrowed, and the address lives through the call.
+    let done = unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, size) };
+    assert_eq!(done, 0, "AF_UNSPEC: {}", std::io::Error::last_os_error());
+}
+
+fn dissolved_and_again(scene: &Scene, v: V) {
+    let listener = listen(v);
+    let dst = listener.local_addr().unwrap();
+    let socket = bound(v.at(0));
+    let (said, connect) = timed(|| errno_of(socket.connect(&dst.into())));
+    assert_eq!(said, Errno::from_raw(0));
+    let first = accepted(&listener, socket.into(), connect);
+    exchange(&first, 1000, 300);
+    flushed(&first.server);
+    dissolve(&first.client);
+    assert_eq!(error_of(&first.server), Errno::ECONNRESET);
+    // The kernel puts ECONNRESET on the socket only after the change of state that the record is made of.
+    let mut outbound = first.truth.outbound().bytes(1000, 300).reset_by_local();
+    outbound.errno = &[None, Some("ECONNRESET")];
+    let ids = scene.expect(&[outbound, first.truth.inbound().bytes(300, 1000).reset_by_peer().by(&["listener"])]);
+    let socket = Socket::from(first.client);
+    // The second life has another length and other bytes.
+    let _ = socket.take_error();
+    let (said, connect) = timed(|| errno_of(socket.connect(&dst.into())));
+    assert_eq!(said, Errno::from_raw(0));
+    let second = accepted(&listener, socket.into(), connect);
+    exchange(&second, 77, 88);
+    drop(second.client);
+    assert_eq!(drain(&second.server), 0);
+    drop(second.server);
+    let more = scene.expect(&[
+        second.truth.outbound().bytes(77, 88).ok("local"),
+        second.truth.inbound().bytes(88, 77).ok("peer"),
+    ]);
+    assert!(ids[0]["id"] != more[0]["id"], "one id for two associations");
+}
+
+fn dissolved_while_connecting(scene: &Scene, v: V) {
+    let to = v.at(free_port(v));
+    net::rules(&[&format!("tcp dport {} drop", to.port())]);
+    let attempt = dial(v.at(0), to);
+    dissolve(&attempt.socket);
+    let mut want = attempt.truth.outbound().failed("connect_aborted", None, Some("local"));
+    want.errno = &[None, Some("ECONNRESET")];
+    scene.expect(&[want]);
+}
+
+/// A socket whose SYN meets itself: one socket, one record, what it sent is what it received.
+fn to_itself(scene: &Scene, v: V) {
+    let socket = bound(v.at(0));
+    let own = address(&socket);
+    let (said, connect) = timed(|| errno_of(socket.connect(&own.into())));
+    assert_eq!(said, Errno::from_raw(0));
+    let stream = TcpStream::from(socket);
+    give(&stream, 500);
+    take(&stream, 500);
+    drop(stream);
+    let truth = Truth { src: own, dst: own, connect, open: connect };
+    // Its own FIN comes before the acknowledgement of it.
+    scene.expect(&[truth.outbound().bytes(500, 500).ok("local").states(&["CLOSING", "FIN_WAIT2"])]);
+}
+
+/// Fast Open at both ends of this namespace, and a listener that allows it.
+fn fast_listener(v: V) -> TcpListener {
+    net::sysctl("net.ipv4.tcp_fastopen", "3");
+    let listener = listen(v);
+    set_tcp_option(&listener, libc::TCP_FASTOPEN, 16);
+    listener
+}
+
+/// sendto() with MSG_FASTOPEN: connects and sends at once.
+fn fast_send(socket: &Socket, to: &TcpListener, count: usize) -> Errno {
+    let to = SockAddr::from(to.local_addr().unwrap());
+    errno_of(socket.send_to_with_flags(&vec![1; count], &to, libc::MSG_FASTOPEN).map(|sent| assert_eq!(sent, count)))
+}
+
+const SYN_DATA: u8 = 32;
+
+/// The first connection asks for a cookie, the second sends its data with the SYN.
+fn fast_open(scene: &Scene, v: V) {
+    let listener = fast_listener(v);
+    for (count, in_syn) in [(400, false), (500, true)] {
+        let socket = v.socket();
+        let (said, connect) = timed(|| fast_send(&socket, &listener, count));
+        assert_eq!(said, Errno::from_raw(0));
+        let pair = accepted(&listener, socket.into(), connect);
+        take(&pair.server, count);
+        assert_eq!(tcp_info(&pair.client).tcpi_options & SYN_DATA != 0, in_syn, "data in the SYN");
+        give(&pair.client, 70);
+        take(&pair.server, 70);
+        give(&pair.server, 200);
+        take(&pair.client, 200);
+        finish(scene, pair, count as u64 + 70, 200);
+    }
+}
+
+/// TCP_FASTOPEN_CONNECT: connect() only pretends, the first write sends the SYN. The attempt begins with the SYN.
+fn fast_open_connect(scene: &Scene, v: V) {
+    let listener = fast_listener(v);
+    let dst = listener.local_addr().unwrap();
+    for (count, in_syn) in [(400, false), (500, true)] {
+        let socket = v.socket();
+        set_tcp_option(&socket, libc::TCP_FASTOPEN_CONNECT, 1);
+        let (client, connect) = timed(|| {
+            socket.connect(&dst.into()).unwrap();
+            let client = TcpStream::from(socket);
+            give(&client, count);
+            client
+        });
+        let pair = accepted(&listener, client, connect);
+        take(&pair.server, count);
+        assert_eq!(tcp_info(&pair.client).tcpi_options & SYN_DATA != 0, in_syn, "data in the SYN");
+        finish(scene, pair, count as u64, 0);
+    }
+}
+
+/// The server has the data and closes before the handshake is over, which its SYN-ACK never let happen.
+fn fast_open_dies_in_syn_recv(scene: &Scene, v: V) {
+    let listener = fast_listener(v);
+    let socket = v.socket();
+    let (said, connect) = timed(|| fast_send(&socket, &listener, 10));
+    assert_eq!(said, Errno::from_raw(0));
+    let cookie = accepted(&listener, socket.into(), connect);
+    take(&cookie.server, 10);
+    finish(scene, cookie, 10, 0);
+
+    let port = listener.local_addr().unwrap().port();
+    net::rules(&[&format!("tcp sport {port} tcp flags & (syn | ack) == (syn | ack) drop")]);
+    let socket = bound(v.at(0));
+    socket.set_nonblocking(true).unwrap();
+    let (said, connect) = timed(|| fast_send(&socket, &listener, 500));
+    assert!(said == Errno::from_raw(0) || said == Errno::EINPROGRESS, "{said}");
+    let pair = accepted(&listener, socket.into(), connect);
+    drop(pair.server);
+    // RST in SYN_SENT.
+    assert_eq!(error_of(&pair.client), Errno::ECONNREFUSED);
+    let mut inbound = pair.truth.inbound().bytes(0, 500).reset_by_local().states(&["SYN_RECV"]);
+    inbound.established = false;
+    scene.expect(&[
+        pair.truth.outbound().undelivered(500).failed("refused", Some("ECONNREFUSED"), Some("peer")),
+        inbound,
+    ]);
+}
+
+/// The server waits for data before it makes a socket of the handshake. The client resets before that: the server's end
+/// never was.
+fn deferred_accept_reset(scene: &Scene, v: V) {
+    let listener = listen(v);
+    set_tcp_option(&listener, libc::TCP_DEFER_ACCEPT, 30);
+    let dst = listener.local_addr().unwrap();
+    let (client, connect) = timed(|| TcpStream::connect(dst).unwrap());
+    let truth = Truth { src: client.local_addr().unwrap(), dst, connect, open: connect };
+    reset(client);
+    drop(listener);
+    scene.expect(&[truth.outbound().reset_by_local()]);
+}
+
+/// The subflow is what is traced: plain TCP, with the payload as its bytes. A kernel worker closes it, at which end first is
+/// its affair.
+fn mptcp(scene: &Scene, v: V) {
+    mptcp_with(scene, v, Protocol::MPTCP);
+}
+
+/// The client speaks MPTCP, the server does not.
+fn mptcp_falls_back(scene: &Scene, v: V) {
+    mptcp_with(scene, v, Protocol::TCP);
+}
+
+fn mptcp_with(scene: &Scene, v: V, server: Protocol) {
+    let listener = stream_socket(v.at(0), server);
+    listener.bind(&v.at(0).into()).unwrap();
+    listener.listen(8).unwrap();
+    let listener = TcpListener::from(listener);
+    let dst = listener.local_addr().unwrap();
+    let socket = stream_socket(dst, Protocol::MPTCP);
+    let (said, connect) = timed(|| errno_of(socket.connect(&dst.into())));
+    assert_eq!(said, Errno::from_raw(0));
+    let pair = accepted(&listener, socket.into(), connect);
+    exchange(&pair, 1000, 300);
+    drop(pair.client);
+    assert_eq!(drain(&pair.server), 0);
+    drop(pair.server);
+    let me = Proc::NobodyOr(std::process::id());
+    let mut wants = [pair.truth.outbound().bytes(1000, 300).ok("local"), pair.truth.inbound().bytes(300, 1000).ok("peer")];
+    for want in &mut wants {
+        want.process = me.clone();
+        if server == Protocol::MPTCP {
+            want.old_state = &[];
+            want.any_closer = true;
+        }
+    }
+    scene.expect(&wants);
+}
+
+/// Only TCP, and only connections: UDP, Unix sockets and listeners come and go unseen.
+fn not_tcp(scene: &Scene) {
+    for v in [V::Four, V::Six] {
+        let (one, other) = (UdpSocket::bind(v.at(0)).unwrap(), UdpSocket::bind(v.at(0)).unwrap());
+        one.connect(other.local_addr().unwrap()).unwrap();
+        one.send(b"hello").unwrap();
+        other.recv(&mut [0; 5]).unwrap();
+        drop(listen(v));
+        // Bound, never connected.
+        drop(bound(v.at(0)));
+        drop(v.socket());
+    }
+    drop(UnixStream::pair().unwrap());
+    scene.expect_nothing();
+}
+
+/// Known only by HBONE's port.
+fn security_policy(scene: &Scene) {
+    let listener = TcpListener::bind(V::Four.at(15008)).unwrap();
+    let pair = crate::support::sock::pair_with(&listener);
+    exchange(&pair, 1, 2);
+    finish(scene, pair, 1, 2);
+}

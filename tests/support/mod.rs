@@ -1,0 +1,23 @@
+//! What the suites that make real sockets share: namespaces, actors, the tracer as a child process, and the comparison of
+//! its records with what a test knows on its own.
+
+pub mod actor;
+pub mod bpf;
+pub mod expect;
+pub mod net;
+pub mod probe;
+pub mod schema;
+pub mod sock;
+pub mod tracer;
+
+use std::time::Duration;
+
+/// True in the small virtual machines (an emulated CPU, little memory): the same scenarios, the heavy ones smaller.
+pub fn small() -> bool {
+    std::env::var_os("KMESH_TRACE_TEST_SMALL").is_some_and(|value| value == "1")
+}
+
+/// How long to wait for what must come. Only a failing test ever waits this long.
+pub fn patience() -> Duration {
+    Duration::from_secs(if small() { 600 } else { 60 })
+}

@@ -1,0 +1,93 @@
+//! Network namespaces, one a test, and the commands that shape them.
+
+use std::io::Write as _;
+use std::os::linux::fs::MetadataExt as _;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use nix::sched::{CloneFlags, unshare};
+
+/// Runs `body` on a thread of its own in a new network namespace with its loopback up. The namespace goes with the last
+/// socket and thread in it. Threads and processes started from `body` are born into it.
+///
+/// The thread has a table of descriptors of its own too. A process that is started inherits all descriptors of the table until
+/// it has called exec, so with one table for all, a command of one scenario could be the last to close the socket of another.
+pub fn in_namespace<T: Send>(name: &str, body: impl FnOnce() -> T + Send) -> thread::Result<T> {
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn_scoped(scope, || {
+                unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_FILES).expect("unshare");
+                run("ip", &["link", "set", "lo", "up"]);
+                body()
+            })
+            .expect("spawn a thread")
+            .join()
+    })
+}
+
+/// The inode number of the calling thread's network namespace: what records call `local.netns`.
+pub fn inode() -> u64 {
+    std::fs::metadata("/proc/thread-self/ns/net").expect("/proc/thread-self/ns/net").st_ino()
+}
+
+/// Runs a command in the calling thread's namespace and returns what it printed.
+pub fn run(program: &str, args: &[&str]) -> String {
+    try_run(program, args).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// As [`run`], for probing.
+pub fn try_run(program: &str, args: &[&str]) -> Result<String, String> {
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(format!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
+    }
+}
+
+/// Sets a `net.*` sysctl of the calling thread's namespace.
+pub fn sysctl(name: &str, value: &str) {
+    let path = format!("/proc/sys/{}", name.replace('.', "/"));
+    std::fs::write(&path, value).unwrap_or_else(|error| panic!("{path} = {value}: {error}"));
+}
+
+/// Replaces the rules of the namespace's only chain, which sees every packet that arrives (loopback's too).
+pub fn rules(rules: &[&str]) {
+    try_rules(rules).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// As [`rules`], for probing.
+pub fn try_rules(rules: &[&str]) -> Result<(), String> {
+    let script = format!(
+        "add table inet t\nadd chain inet t c {{ type filter hook input priority 0; }}\nflush chain inet t c\n{}",
+        rules.iter().map(|rule| format!("add rule inet t c {rule}\n")).collect::<String>()
+    );
+    let mut nft = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("nft: {error}"))?;
+    nft.stdin.take().expect("nft's stdin").write_all(script.as_bytes()).map_err(|error| format!("nft: {error}"))?;
+    let output = nft.wait_with_output().map_err(|error| format!("nft: {error}"))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!("nft: {}", String::from_utf8_lossy(&output.stderr).trim()))
+    }
+}
+
+/// A veth pair with both ends up in the calling thread's namespace, addresses on the first only: the second end is a wire
+/// with nobody at it.
+pub fn dead_wire() {
+    run("ip", &["link", "add", "wire0", "type", "veth", "peer", "name", "wire1"]);
+    run("ip", &["addr", "add", "10.9.0.1/24", "dev", "wire0"]);
+    run("ip", &["addr", "add", "fd09::1/64", "dev", "wire0", "nodad"]);
+    run("ip", &["link", "set", "wire1", "up"]);
+    run("ip", &["link", "set", "wire0", "up"]);
+}

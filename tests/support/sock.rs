@@ -1,0 +1,315 @@
+//! Sockets, and what a test knows about the connections that it makes.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
+use std::time::{Duration, SystemTime};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+
+/// The family that a scenario runs with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum V {
+    /// 127.0.0.1
+    Four,
+    /// ::1
+    Six,
+}
+
+impl V {
+    /// As the records spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Four => "ipv4",
+            Self::Six => "ipv6",
+        }
+    }
+
+    /// Its loopback address.
+    pub fn loopback(self) -> IpAddr {
+        match self {
+            Self::Four => Ipv4Addr::LOCALHOST.into(),
+            Self::Six => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+
+    /// A loopback address with this port.
+    pub fn at(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.loopback(), port)
+    }
+
+    /// A TCP socket of this family.
+    pub fn socket(self) -> Socket {
+        stream_socket(self.at(0), Protocol::TCP)
+    }
+}
+
+/// A stream socket of the family of `addr`.
+pub fn stream_socket(addr: SocketAddr, protocol: Protocol) -> Socket {
+    Socket::new(Domain::for_address(addr), Type::STREAM, Some(protocol)).expect("socket()")
+}
+
+/// Two moments that something happened between.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// Before it.
+    pub before: SystemTime,
+    /// After it.
+    pub after: SystemTime,
+}
+
+/// Runs `act`, and tells when.
+pub fn timed<T>(act: impl FnOnce() -> T) -> (T, Span) {
+    let before = SystemTime::now();
+    let value = act();
+    (value, Span { before, after: SystemTime::now() })
+}
+
+/// What the test knows of a connection: who called whom, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct Truth {
+    /// The client's address.
+    pub src: SocketAddr,
+    /// The server's.
+    pub dst: SocketAddr,
+    /// The client's connect().
+    pub connect: Span,
+    /// From before the connect() until after the accept().
+    pub open: Span,
+}
+
+/// Both ends of a connection in this process.
+pub struct Pair {
+    /// The end that connected.
+    pub client: TcpStream,
+    /// The end that was accepted.
+    pub server: TcpStream,
+    /// What the records must say.
+    pub truth: Truth,
+}
+
+/// A listener at a free port of the loopback.
+pub fn listen(v: V) -> TcpListener {
+    TcpListener::bind(v.at(0)).expect("listen on the loopback")
+}
+
+/// Connects to `listener` and accepts.
+pub fn pair_with(listener: &TcpListener) -> Pair {
+    let dst = listener.local_addr().expect("the listener's address");
+    let (client, connect) = timed(|| TcpStream::connect(dst).expect("connect"));
+    let (server, peer) = listener.accept().expect("accept");
+    let src = client.local_addr().expect("the client's address");
+    assert_eq!(peer, src, "accepted someone else");
+    let open = Span { before: connect.before, after: SystemTime::now() };
+    Pair { client, server, truth: Truth { src, dst, connect, open } }
+}
+
+/// A connection over the loopback.
+pub fn pair(v: V) -> Pair {
+    pair_with(&listen(v))
+}
+
+/// Sends `count` bytes.
+pub fn give(mut to: &TcpStream, count: usize) {
+    static CHUNK: [u8; 65536] = [0x5a; 65536];
+    let mut left = count;
+    while left > 0 {
+        let part = left.min(CHUNK.len());
+        to.write_all(&CHUNK[..part]).expect("write");
+        left -= part;
+    }
+}
+
+/// Receives exactly `count` bytes.
+pub fn take(mut from: &TcpStream, count: usize) {
+    let mut buffer = vec![0; 65536.min(count.max(1))];
+    let mut left = count;
+    while left > 0 {
+        let part = left.min(buffer.len());
+        let got = from.read(&mut buffer[..part]).expect("read");
+        assert_ne!(got, 0, "end of stream, {left} of {count} bytes missing");
+        left -= got;
+    }
+}
+
+/// Reads until the end of the stream, and tells how much there was.
+pub fn drain(mut from: &TcpStream) -> usize {
+    let mut buffer = [0; 65536];
+    let mut all = 0;
+    loop {
+        match from.read(&mut buffer).expect("read until the end") {
+            0 => return all,
+            got => all += got,
+        }
+    }
+}
+
+/// Sends over and back, each received before the next step, so that both ends have it acknowledged or in order.
+pub fn exchange(pair: &Pair, up: usize, down: usize) {
+    give(&pair.client, up);
+    take(&pair.server, up);
+    give(&pair.server, down);
+    take(&pair.client, down);
+}
+
+/// Waits until all that was written is acknowledged: SIOCOUTQ at zero. The kernel has no event for it, so this yields.
+pub fn flushed(socket: &TcpStream) {
+    wait_until("everything is acknowledged", || unacknowledged(socket) == 0);
+}
+
+/// Bytes written and not yet acknowledged.
+pub fn unacknowledged(socket: &TcpStream) -> usize {
+    use std::os::fd::AsRawFd as _;
+    nix::ioctl_read_bad!(outq, nix::libc::TIOCOUTQ, nix::libc::c_int);
+    let mut left = 0;
+    // SAFETY: the descriptor is open for as long as `socket` is borrowed, and TIOCOUTQ writes one int.
+    unsafe { outq(socket.as_raw_fd(), &raw mut left) }.expect("SIOCOUTQ");
+    usize::try_from(left).expect("a count")
+}
+
+/// Yields until a fact that has no event comes true.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < super::patience(), "waited in vain until {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Closes so that the peer gets a RST.
+pub fn reset(socket: TcpStream) {
+    SockRef::from(&socket).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+    drop(socket);
+}
+
+/// The error that the kernel has for the program: SO_ERROR, or what a read says. Waits until there is one.
+pub fn error_of(socket: &TcpStream) -> Errno {
+    ready(socket, PollFlags::POLLERR, super::patience());
+    let error = socket.take_error().expect("SO_ERROR").expect("an error on the socket");
+    Errno::from_raw(error.raw_os_error().expect("an errno"))
+}
+
+/// Waits until one of `events` (errors and hang-ups always count). False when it did not come in time.
+pub fn ready_within(socket: &TcpStream, events: PollFlags, limit: Duration) -> bool {
+    let mut fds = [PollFd::new(socket.as_fd(), events)];
+    let limit = PollTimeout::try_from(limit).expect("a poll timeout");
+    loop {
+        match poll(&mut fds, limit) {
+            Err(Errno::EINTR) => {}
+            other => return other.expect("poll") > 0,
+        }
+    }
+}
+
+/// As [`ready_within`], but it must come.
+pub fn ready(socket: &TcpStream, events: PollFlags, limit: Duration) {
+    assert!(ready_within(socket, events, limit), "poll: nothing came");
+}
+
+/// An attempt under way, and what is known of it.
+pub struct Dial {
+    /// The socket, non-blocking.
+    pub socket: TcpStream,
+    /// What connect() said.
+    pub said: Errno,
+    /// Its records. `open` is only the connect() here.
+    pub truth: Truth,
+}
+
+/// A non-blocking connect() from a bound port, so that the port is known however it ends.
+pub fn dial(from: SocketAddr, to: SocketAddr) -> Dial {
+    dial_with(from, to, |_| ())
+}
+
+/// As [`dial`], with socket options set before.
+pub fn dial_with(from: SocketAddr, to: SocketAddr, options: impl FnOnce(&Socket)) -> Dial {
+    let socket = bound(from);
+    options(&socket);
+    socket.set_nonblocking(true).expect("O_NONBLOCK");
+    let src = address(&socket);
+    let (said, connect) = timed(|| errno_of(socket.connect(&SockAddr::from(to))));
+    Dial { socket: socket.into(), said, truth: Truth { src, dst: to, connect, open: connect } }
+}
+
+/// A blocking connect() from a bound port that must fail: what it said, and its truth.
+pub fn dial_blocking(from: SocketAddr, to: SocketAddr, options: impl FnOnce(&Socket)) -> (Errno, Truth) {
+    let socket = bound(from);
+    options(&socket);
+    let src = address(&socket);
+    let (said, connect) = timed(|| errno_of(socket.connect(&SockAddr::from(to))));
+    (said, Truth { src, dst: to, connect, open: connect })
+}
+
+/// A socket bound to `from`. A port of zero becomes a free one.
+pub fn bound(from: SocketAddr) -> Socket {
+    let socket = stream_socket(from, Protocol::TCP);
+    socket.set_reuse_address(true).expect("SO_REUSEADDR");
+    socket.bind(&SockAddr::from(from)).expect("bind");
+    socket
+}
+
+/// Its own address.
+pub fn address(socket: &Socket) -> SocketAddr {
+    socket.local_addr().expect("getsockname").as_socket().expect("an IP address")
+}
+
+/// The errno of a call, zero for success.
+pub fn errno_of<T>(result: std::io::Result<T>) -> Errno {
+    match result {
+        Ok(_) => Errno::from_raw(0),
+        Err(error) => Errno::from_raw(error.raw_os_error().unwrap_or_else(|| panic!("no errno: {error}"))),
+    }
+}
+
+/// A port with nobody on it.
+pub fn free_port(v: V) -> u16 {
+    listen(v).local_addr().expect("its address").port()
+}
+
+/// TCP_LINGER2: how long an orphan waits in FIN_WAIT2. Below zero: not at all.
+pub fn set_linger2(socket: &TcpStream, seconds: i32) {
+    set_tcp_option(socket, nix::libc::TCP_LINGER2, seconds);
+}
+
+/// An integer option of IPPROTO_TCP that no crate has a name for.
+pub fn set_tcp_option(socket: &impl std::os::fd::AsRawFd, option: i32, value: i32) {
+    let size = nix::libc::socklen_t::try_from(size_of::<i32>()).expect("four");
+    // SAFETY: the descriptor is open while `socket` is borrowed, and `value` is an int that lives through the call.
+    let done = unsafe {
+        nix::libc::setsockopt(socket.as_raw_fd(), nix::libc::IPPROTO_TCP, option, (&raw const value).cast(), size)
+    };
+    assert_eq!(done, 0, "setsockopt {option}: {}", std::io::Error::last_os_error());
+}
+
+/// Segments sent and not yet acknowledged, by TCP_INFO.
+pub fn in_flight(socket: &TcpStream) -> u32 {
+    tcp_info(socket).tcpi_unacked
+}
+
+/// The kernel's own account of a connection.
+pub fn tcp_info(socket: &impl std::os::fd::AsRawFd) -> nix::libc::tcp_info {
+    // SAFETY: `tcp_info` is integers only, for which zeros are a value.
+    let mut info: nix::libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut size = nix::libc::socklen_t::try_from(size_of_val(&info)).expect("a small size");
+    // SAFETY: the descriptor is open while `socket` is borrowed; the kernel writes at most `size` bytes to `info`.
+    let done = unsafe {
+        nix::libc::getsockopt(
+            socket.as_raw_fd(),
+            nix::libc::IPPROTO_TCP,
+            nix::libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut size,
+        )
+    };
+    assert_eq!(done, 0, "TCP_INFO: {}", std::io::Error::last_os_error());
+    info
+}
+
+/// Waits until the peer has acknowledged the FIN of a shutdown(): FIN_WAIT2. That may take it 40 ms, in the hope of data to
+/// send along.
+pub fn fin_acknowledged(socket: &TcpStream) {
+    const FIN_WAIT2: u8 = 5;
+    wait_until("the FIN is acknowledged", || tcp_info(socket).tcpi_state == FIN_WAIT2);
+}

@@ -1,0 +1,491 @@
+//! The tool as a child process: its lines read as they come, checked, and kept by network namespace.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{PidfdFlags, pidfd_open};
+use serde_json::Value;
+
+use super::{patience, schema};
+
+/// The program under test.
+pub fn binary() -> OsString {
+    std::env::var_os("KMESH_TRACE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_kmesh-trace").into())
+}
+
+/// One `conn` line, and when the test had it in hand.
+#[derive(Clone)]
+pub struct Rec {
+    /// The object.
+    pub value: Value,
+    /// An upper bound of when it happened.
+    pub seen: SystemTime,
+}
+
+/// What to do with a namespace's records.
+enum Watch {
+    Keep(Vec<Rec>),
+    /// For the crowds: looked at and dropped.
+    Fold(Box<dyn FnMut(&Value) + Send>),
+}
+
+#[derive(Default)]
+struct State {
+    watched: HashMap<u64, Watch>,
+    ids: HashSet<String>,
+    conns: u64,
+    foreign: u64,
+    last_time: String,
+    lost: Vec<Value>,
+    summaries: Vec<Value>,
+    /// What is wrong with the stream itself, whoever's record it was.
+    faults: Vec<String>,
+    ended: bool,
+}
+
+/// All that the tool has printed on standard output.
+#[derive(Default)]
+pub struct Store {
+    state: Mutex<State>,
+    news: Condvar,
+}
+
+impl Store {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Keeps the records of this namespace from now on.
+    pub fn keep(&self, netns: u64) {
+        self.lock().watched.insert(netns, Watch::Keep(Vec::new()));
+    }
+
+    /// Hands the records of this namespace to `look`.
+    pub fn fold(&self, netns: u64, look: impl FnMut(&Value) + Send + 'static) {
+        self.lock().watched.insert(netns, Watch::Fold(Box::new(look)));
+    }
+
+    /// Forgets a namespace. Its number may be another's soon.
+    pub fn forget(&self, netns: u64) {
+        self.lock().watched.remove(&netns);
+    }
+
+    /// The namespace's records so far.
+    pub fn records(&self, netns: u64) -> Vec<Rec> {
+        match self.lock().watched.get(&netns) {
+            Some(Watch::Keep(records)) => records.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// How many `conn` lines there were in all.
+    pub fn conns(&self) -> u64 {
+        self.lock().conns
+    }
+
+    /// How many of them belong to namespaces that no test of this process watched.
+    pub fn foreign(&self) -> u64 {
+        self.lock().foreign
+    }
+
+    /// The `lost` lines so far.
+    pub fn lost(&self) -> Vec<Value> {
+        self.lock().lost.clone()
+    }
+
+    /// The `summary` lines so far.
+    pub fn summaries(&self) -> Vec<Value> {
+        self.lock().summaries.clone()
+    }
+
+    /// What was wrong with the stream: torn lines, lines that break the schema, ids used twice, time running backwards.
+    pub fn faults(&self) -> Vec<String> {
+        self.lock().faults.clone()
+    }
+
+    /// Waits until `found` finds what it looks for among the namespace's records.
+    pub fn wait<T>(&self, netns: u64, mut found: impl FnMut(&[Rec]) -> Option<T>) -> Result<T, String> {
+        self.wait_for(|state| match state.watched.get(&netns) {
+            Some(Watch::Keep(records)) => found(records),
+            _ => found(&[]),
+        })
+    }
+
+    /// Waits until this many summaries have been printed.
+    pub fn wait_summaries(&self, count: usize) -> Result<Vec<Value>, String> {
+        self.wait_for(|state| (state.summaries.len() >= count).then(|| state.summaries.clone()))
+    }
+
+    /// Waits until this many `conn` lines have been printed.
+    pub fn wait_conns(&self, count: u64) -> Result<u64, String> {
+        self.wait_for(|state| (state.conns >= count).then_some(state.conns))
+    }
+
+    fn wait_for<T>(&self, mut found: impl FnMut(&State) -> Option<T>) -> Result<T, String> {
+        let deadline = Instant::now() + patience();
+        let mut state = self.lock();
+        loop {
+            if let Some(value) = found(&state) {
+                return Ok(value);
+            }
+            if state.ended {
+                return Err("the tracer's output ended".to_owned());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(format!("not within {} s", patience().as_secs()));
+            }
+            state = self.news.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+    }
+
+    /// Takes one line of standard output.
+    fn ingest(&self, line: &[u8], seen: SystemTime) {
+        let checked = check_line(line);
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        match checked {
+            Err(fault) => state.faults.push(format!("{fault}: {}", String::from_utf8_lossy(line))),
+            Ok(value) => match value["type"].as_str() {
+                Some("conn") => state.conn(value, seen),
+                Some("lost") => state.lost.push(value),
+                Some("summary") => state.summaries.push(value),
+                other => state.faults.push(format!("a line of type {other:?}")),
+            },
+        }
+        drop(guard);
+        self.news.notify_all();
+    }
+}
+
+impl State {
+    fn conn(&mut self, value: Value, seen: SystemTime) {
+        self.conns += 1;
+        let id = value["id"].as_str().unwrap_or_default().to_owned();
+        if value["event"] == "close" && !self.ids.insert(id.clone()) {
+            self.faults.push(format!("id {id} closed twice"));
+        }
+        // Fixed width, so text order is time order.
+        let time = value["time"].as_str().unwrap_or_default();
+        if time < self.last_time.as_str() {
+            self.faults.push(format!("{time} printed after {}", self.last_time));
+        }
+        time.clone_into(&mut self.last_time);
+        match value["local"]["netns"].as_u64().and_then(|netns| self.watched.get_mut(&netns)) {
+            Some(Watch::Keep(records)) => records.push(Rec { value, seen }),
+            Some(Watch::Fold(look)) => look(&value),
+            None => self.foreign += 1,
+        }
+    }
+}
+
+/// One whole line, UTF-8, one JSON object, as the schema has it.
+fn check_line(line: &[u8]) -> Result<Value, String> {
+    let Some(text) = line.strip_suffix(b"\n") else {
+        return Err("a line without an end".to_owned());
+    };
+    let text = std::str::from_utf8(text).map_err(|error| error.to_string())?;
+    let value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    schema::check(&value)?;
+    Ok(value)
+}
+
+/// What a tracer said on standard error.
+#[derive(Default)]
+struct Said {
+    lines: Mutex<(Vec<String>, bool)>,
+    news: Condvar,
+}
+
+impl Said {
+    fn listen(&self, from: impl Read) {
+        for line in BufReader::new(from).split(b'\n') {
+            let Ok(line) = line else { break };
+            self.lines.lock().unwrap().0.push(String::from_utf8_lossy(&line).into_owned());
+            self.news.notify_all();
+        }
+        self.lines.lock().unwrap().1 = true;
+        self.news.notify_all();
+    }
+
+    fn wait(&self, is_it: impl Fn(&str) -> bool) -> Result<String, String> {
+        let deadline = Instant::now() + patience();
+        let mut lines = self.lines.lock().unwrap();
+        loop {
+            if let Some(line) = lines.0.iter().find(|line| is_it(line)) {
+                return Ok(line.clone());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if lines.1 || left.is_zero() {
+                return Err(format!("the awaited line did not come on standard error, which says: {:?}", lines.0));
+            }
+            lines = self.news.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+}
+
+/// How to start a tracer.
+pub struct Start {
+    command: Command,
+    reader: Reader,
+    gate: Option<mpsc::Receiver<()>>,
+}
+
+enum Reader {
+    Json,
+    Text(Box<dyn FnMut(&[u8]) + Send>),
+    Nobody,
+}
+
+impl Start {
+    /// The tool with these arguments; its standard output is read as JSON lines.
+    pub fn new(args: &[&str]) -> Self {
+        let mut command = Command::new(binary());
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self { command, reader: Reader::Json, gate: None }
+    }
+
+    /// Standard output is this, and not read here.
+    pub fn stdout(mut self, to: impl Into<Stdio>) -> Self {
+        self.command.stdout(to);
+        self.reader = Reader::Nobody;
+        self
+    }
+
+    /// Standard output is read only once something comes through `gate`.
+    pub fn gate(mut self, gate: mpsc::Receiver<()>) -> Self {
+        self.gate = Some(gate);
+        self
+    }
+
+    /// Standard output is text: `look` gets each line with its end.
+    pub fn lines(mut self, look: impl FnMut(&[u8]) + Send + 'static) -> Self {
+        self.reader = Reader::Text(Box::new(look));
+        self
+    }
+
+    /// Starts it without waiting for anything.
+    pub fn spawn(mut self) -> Tracer {
+        let mut child = self.command.spawn().unwrap_or_else(|error| panic!("start {:?}: {error}", binary()));
+        let store = Arc::new(Store::default());
+        let said = Arc::new(Said::default());
+        let mut threads = Vec::new();
+        let stderr = child.stderr.take().expect("standard error is a pipe");
+        threads.push(spawn("stderr", {
+            let said = Arc::clone(&said);
+            move || said.listen(stderr)
+        }));
+        let stdout = child.stdout.take();
+        match (self.reader, stdout) {
+            (Reader::Json, Some(stdout)) => {
+                // Two threads, so that a slow check never makes the tracer's pipe full: that would be a test of another thing.
+                let (lines, checks) = mpsc::channel();
+                let gate = self.gate;
+                threads.push(spawn("stdout", move || {
+                    // A test that has failed opens no gate, and needs no reader.
+                    if gate.is_none_or(|gate| gate.recv().is_ok()) {
+                    each_line(stdout, |line| lines.send((line.to_vec(), SystemTime::now())).is_ok());
+                    }
+                }));
+                let store = Arc::clone(&store);
+                threads.push(spawn("check", move || {
+                    for (line, seen) in checks {
+                        store.ingest(&line, seen);
+                    }
+                    store.lock().ended = true;
+                    store.news.notify_all();
+                }));
+            }
+            (Reader::Text(mut look), Some(stdout)) => threads.push(spawn("stdout", move || {
+                each_line(stdout, |line| {
+                    look(line);
+                    true
+                });
+            })),
+            _ => {}
+        }
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+        Tracer { child: Mutex::new(child), pid, store, said, threads: Mutex::new(threads), over: AtomicBool::new(false) }
+    }
+
+    /// Starts it and waits until it captures: hooks attached, sockets that were open before seen.
+    pub fn tracing(self) -> Tracer {
+        let tracer = self.spawn();
+        tracer.wait_said("kmesh-trace: tracing");
+        tracer
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    thread::Builder::new().name(name.to_owned()).spawn(body).expect("spawn a thread")
+}
+
+/// Hands each line, with its end, to `look`, until that says enough.
+fn each_line(from: impl Read, mut look: impl FnMut(&[u8]) -> bool) {
+    let mut from = BufReader::with_capacity(1 << 20, from);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match from.read_until(b'\n', &mut line) {
+            Ok(got) if got > 0 && look(&line) => {}
+            _ => return,
+        }
+    }
+}
+
+/// A running tracer.
+pub struct Tracer {
+    child: Mutex<Child>,
+    /// Its process.
+    pub pid: Pid,
+    /// What it printed.
+    pub store: Arc<Store>,
+    said: Arc<Said>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    over: AtomicBool,
+}
+
+/// How a tracer ended.
+pub struct End {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// What it said on standard error, a line each.
+    pub stderr: Vec<String>,
+    /// What it printed on standard output.
+    pub store: Arc<Store>,
+}
+
+impl Tracer {
+    /// A JSON tracer that captures by the time this returns.
+    pub fn json(args: &[&str]) -> Self {
+        Start::new(&[&["-o", "json"], args].concat()).tracing()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid, signal).expect("signal the tracer");
+    }
+
+    /// Waits for a line on standard error that starts so.
+    pub fn wait_said(&self, prefix: &str) -> String {
+        self.said.wait(|line| line.starts_with(prefix)).unwrap_or_else(|error| panic!("{prefix:?}: {error}"))
+    }
+
+    /// What it said so far.
+    pub fn said(&self) -> Vec<String> {
+        self.said.lines.lock().unwrap().0.clone()
+    }
+
+    /// Waits for it to end by itself.
+    pub fn wait(&self) -> End {
+        self.wait_within(patience())
+    }
+
+    /// Whether it ends by itself within this time.
+    pub fn ended_within(&self, limit: Duration) -> bool {
+        let pid = rustix::process::Pid::from_child(&self.child.lock().unwrap());
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("pidfd_open");
+        let limit = Timespec::try_from(limit).expect("a time limit");
+        poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)).expect("poll") > 0
+    }
+
+    /// Waits this long at most. It is killed and the test fails when it takes longer.
+    pub fn wait_within(&self, limit: Duration) -> End {
+        assert!(self.ended_within(limit), "the tracer still runs after {limit:?}; it said {:?}", self.said());
+        let mut child = self.child.lock().unwrap();
+        let status = child.wait().expect("wait for the tracer");
+        self.over.store(true, Ordering::Relaxed);
+        for thread in self.threads.lock().unwrap().drain(..) {
+            thread.join().expect("a reader thread");
+        }
+        let stderr = self.said();
+        End { status, stderr, store: Arc::clone(&self.store) }
+    }
+
+    /// Interrupts it and waits.
+    pub fn interrupt(&self) -> End {
+        self.signal(Signal::SIGINT);
+        self.wait()
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        if !self.over.load(Ordering::Relaxed) {
+            // A test has failed already; nothing may stay behind it.
+            let mut child = self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What a tracer's summary says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sums {
+    /// All that the kernel saw end.
+    pub closes: u64,
+    /// Printed.
+    pub delivered: u64,
+    /// Sorted out.
+    pub filtered: u64,
+    /// Missed.
+    pub lost: u64,
+    /// Came after a limit.
+    pub after_limit: u64,
+    /// Not closed at the end.
+    pub open: u64,
+}
+
+impl Sums {
+    /// From a `summary` line.
+    pub fn of(summary: &Value) -> Self {
+        let count = |name: &str| summary[name].as_u64().unwrap_or_else(|| panic!("no {name} in {summary}"));
+        Self {
+            closes: count("closes"),
+            delivered: count("delivered"),
+            filtered: count("filtered"),
+            lost: count("lost_records"),
+            after_limit: count("after_limit"),
+            open: count("open"),
+        }
+    }
+
+    /// The sum that must add up in every run.
+    pub fn check(&self) {
+        let parts = self.delivered + self.filtered + self.lost + self.after_limit;
+        assert_eq!(self.closes, parts, "closes = delivered + filtered + lost + after_limit: {self:?}");
+    }
+}
+
+impl End {
+    /// That it ended well, the stream without fault, the last line one summary whose sum adds up and which counts what was
+    /// really printed.
+    pub fn check(&self) -> Sums {
+        assert!(self.status.success(), "{}, standard error: {:?}", self.status, self.stderr);
+        let faults = self.store.faults();
+        assert!(faults.is_empty(), "{} faults in the stream, first: {:?}", faults.len(), &faults[..faults.len().min(5)]);
+        let sums = Sums::of(self.store.summaries().last().expect("a summary"));
+        sums.check();
+        assert_eq!(sums.delivered, self.store.conns(), "delivered = conn lines printed");
+        let lines: u64 = self.store.lost().iter().map(|line| line["lost_records"].as_u64().unwrap_or(0)).sum();
+        assert!(lines <= sums.lost, "lost lines say {lines}, the summary {}", sums.lost);
+        sums
+    }
+
+    /// As [`End::check`], with nothing lost either.
+    pub fn check_whole(&self) -> Sums {
+        let sums = self.check();
+        assert_eq!(sums.lost, 0, "nothing may be lost here: {:?}", self.store.lost());
+        sums
+    }
+}
