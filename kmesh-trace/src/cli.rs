@@ -4,6 +4,7 @@ mod filters;
 
 pub use filters::Filters;
 
+use crate::completions::Shell;
 use crate::config::{self, BufferSize, Color, EventName, Output};
 use clap::{Parser, Subcommand};
 use std::num::NonZeroU64;
@@ -198,6 +199,15 @@ pub enum Command {
     Check,
     /// Print the JSON Schema of every line of -o json
     Schema,
+    /// Print a shell's completion script: bash, zsh or fish
+    Completions {
+        /// The shell
+        ///
+        /// bash: eval "$(kmesh-trace completions bash)". zsh: the same after compinit, or a file _kmesh-trace in a
+        /// folder of $fpath. fish: kmesh-trace completions fish | source.
+        #[arg(value_name = "SHELL", hide_possible_values = true)]
+        shell: Shell,
+    },
 }
 
 #[cfg(test)]
@@ -257,7 +267,7 @@ mod tests {
 
     #[test]
     fn subcommands_have_help_of_their_own() {
-        for arguments in ["check -h", "check --help", "schema -h"] {
+        for arguments in ["check -h", "check --help", "schema -h", "completions -h"] {
             let shown = parse(arguments).unwrap_err();
             assert_eq!(shown.kind(), ErrorKind::DisplayHelp, "{arguments}: {shown}");
         }
@@ -297,6 +307,9 @@ mod tests {
             "--min-duration 1s500ms --min-bytes 64Ki",
             "check",
             "schema",
+            "completions bash",
+            "completions zsh",
+            "completions fish",
         ];
         for arguments in accepted {
             assert!(parse(arguments).is_ok(), "{arguments}");

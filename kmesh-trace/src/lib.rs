@@ -13,6 +13,7 @@
 
 pub mod cli;
 pub mod clock;
+pub mod completions;
 pub mod config;
 pub mod decode;
 pub mod errno;

@@ -21,6 +21,10 @@ fn main() -> ExitCode {
         None => run(&config(&cli).unwrap_or_else(|refusal| refuse(&refusal))),
         Some(Command::Check) => check(),
         Some(Command::Schema) => print_schema(),
+        Some(Command::Completions { shell }) => shell
+            .write(&mut io::stdout())
+            .map(|()| Exit::Ok)
+            .context("cannot print"),
     };
     match ended {
         Ok(exit) => exit.into(),

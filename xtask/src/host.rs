@@ -34,6 +34,18 @@ pub const TEST_TOOLS: &[Need] = &[
     },
 ];
 
+/// The shells in which the completion scripts are tried, beside bash.
+pub const SHELLS: &[Need] = &[
+    Need {
+        program: "zsh",
+        package: "zsh",
+    },
+    Need {
+        program: "fish",
+        package: "fish",
+    },
+];
+
 /// The workspace's root folder.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

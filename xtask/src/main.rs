@@ -8,6 +8,7 @@
 mod counts;
 mod ebpf;
 mod host;
+mod man;
 mod runner;
 mod test;
 mod vm;
@@ -29,6 +30,8 @@ struct Cli {
 enum Task {
     /// Build the committed eBPF object, or tell whether it is current
     Ebpf(ebpf::Args),
+    /// Make the manual page, or tell whether the committed one is current and without fault
+    Man(man::Args),
     /// Run every test of user space; as root the kernel tests too
     Test(test::Args),
     /// Run the kernel tests on Debian's kernels, in QEMU without KVM
@@ -41,6 +44,7 @@ enum Task {
 fn main() -> ExitCode {
     let done: Result<ExitCode> = match Cli::parse().task {
         Task::Ebpf(args) => ebpf::run(&args),
+        Task::Man(args) => man::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
         Task::Runner(args) => runner::run(&args),

@@ -1,0 +1,255 @@
+//! `cargo xtask man`: makes the manual page, which is committed so that a package needs nothing to ship it.
+//!
+//! Names, usage, commands and options come from the definition that parses the command line; the rest is written by hand
+//! in `man/sections`, and stands in the page in the order of the files' names.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::CommandFactory;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+use kmesh_trace::cli::Cli;
+
+use crate::host;
+
+const PAGE: &str = "man/kmesh-trace.8";
+const SECTIONS: &str = "man/sections";
+/// What mandoc finds long in a line of source.
+const WIDTH: usize = 80;
+/// How `clap_mangen` begins the definition of an apostrophe, for both kinds of roff.
+const APOSTROPHE: [&str; 2] = [r".ie \n(.g", r".el .ds Aq"];
+
+/// How to make it.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Tell whether the committed page is current and without fault; write nothing
+    #[arg(long)]
+    check: bool,
+}
+
+/// Makes or checks.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let root = host::root();
+    let file = root.join(PAGE);
+    let committed = fs::read_to_string(&file);
+    let sections = sections(&root.join(SECTIONS))?;
+    // The date is that of the last change: a page that says the same keeps it.
+    let unchanged = match &committed {
+        Ok(committed) => page(date(committed)?, &sections)? == *committed,
+        Err(_) => false,
+    };
+    if args.check {
+        committed.with_context(|| format!("cannot read {PAGE}: run cargo xtask man"))?;
+        ensure!(unchanged, "{PAGE} is not what is made now: run cargo xtask man");
+        lint(&root)?;
+        println!("{PAGE} is current");
+    } else if unchanged {
+        println!("{PAGE} is current already");
+    } else {
+        let today = host::text(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
+        fs::write(&file, page(today.trim(), &sections)?).with_context(|| format!("cannot write {PAGE}"))?;
+        println!("{PAGE}: made");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The sections written by hand, one after the other.
+fn sections(folder: &Path) -> Result<String> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    files.sort();
+    files
+        .iter()
+        .filter(|file| file.extension().is_some_and(|extension| extension == "roff"))
+        .map(|file| fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display())))
+        .collect()
+}
+
+/// The date in a page's title line.
+fn date(page: &str) -> Result<&str> {
+    let title = page.lines().find_map(|line| line.strip_prefix(".TH "));
+    title
+        .and_then(|title| title.split_whitespace().nth(2))
+        .with_context(|| format!("{PAGE} has no .TH line with a date: delete it and run cargo xtask man"))
+}
+
+fn page(date: &str, sections: &str) -> Result<String> {
+    let command = Cli::command();
+    let man = Man::new(command.clone())
+        .title(command.get_name().to_uppercase())
+        .section("8")
+        .date(date)
+        .manual("System Manager\u{2019}s Manual");
+    let mut generated = Vec::new();
+    man.render_title(&mut generated)?;
+    man.render_name_section(&mut generated)?;
+    man.render_synopsis_section(&mut generated)?;
+    man.render_description_section(&mut generated)?;
+    commands(&command).to_writer(&mut generated)?;
+    man.render_options_section(&mut generated)?;
+    let generated = String::from_utf8(generated).context("clap_mangen")?;
+    let mut page = String::from(".\\\" Made by cargo xtask man from the command line's definition and man/sections.\n");
+    // Each part comes with a macro of its own for an apostrophe, where every roff of today has a character.
+    for line in generated
+        .lines()
+        .filter(|line| !APOSTROPHE.iter().any(|begin| line.starts_with(begin)))
+    {
+        fold(&line.replace(r"\*(Aq", r"\(aq"), &mut page);
+    }
+    page.push_str(sections);
+    Ok(page)
+}
+
+/// `clap_mangen` would refer to a page for each; they are too small for that.
+fn commands(command: &clap::Command) -> Roff {
+    let mut roff = Roff::new();
+    roff.control("SH", ["COMMANDS"]);
+    for subcommand in command.get_subcommands() {
+        roff.control("TP", []);
+        let mut usage = vec![bold(subcommand.get_name())];
+        for argument in subcommand.get_positionals() {
+            let names: Vec<_> = argument
+                .get_possible_values()
+                .iter()
+                .map(|value| value.get_name().to_owned())
+                .collect();
+            usage.extend([roman(" "), bold(names.join("|"))]);
+        }
+        roff.text(usage);
+        let about = subcommand.get_about().map(|about| format!("{about}."));
+        roff.text([roman(about.unwrap_or_default())]);
+        for argument in subcommand.get_positionals() {
+            // The first paragraph only names it.
+            let help = argument.get_long_help().map(ToString::to_string).unwrap_or_default();
+            let (_, more) = help.split_once("\n\n").unwrap_or_default();
+            roff.text([roman(more)]);
+        }
+    }
+    roff
+}
+
+/// Breaks long lines of text, which roff joins again.
+fn fold(line: &str, page: &mut String) {
+    let mut width = 0;
+    for word in line.split(' ') {
+        // A line must not begin with what roff takes for a request.
+        let breakable = !line.starts_with('.') && !word.starts_with(['.', '\'']) && !word.is_empty();
+        if width > 0 {
+            let full = width + 1 + word.len() > WIDTH;
+            page.push(if full && breakable { '\n' } else { ' ' });
+            width = if full && breakable { 0 } else { width + 1 };
+        }
+        page.push_str(word);
+        width += word.len();
+    }
+    page.push('\n');
+}
+
+/// What man and mandoc complain about.
+fn lint(root: &Path) -> Result<()> {
+    let lints: [(&str, &[&str]); 2] = [
+        ("man", &["--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", PAGE]),
+        ("mandoc", &["-Tlint", PAGE]),
+    ];
+    for (program, arguments) in lints {
+        if host::find(program).is_none() {
+            eprintln!(
+                "xtask: SKIPPED: {program} is not installed, so {PAGE} was not checked by it (Debian: man-db, mandoc)"
+            );
+            continue;
+        }
+        let output = Command::new(program)
+            .current_dir(root)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .env("MANWIDTH", "80")
+            .output()
+            .with_context(|| format!("cannot run {program}"))?;
+        // mandoc complains on standard output, which is where man typesets.
+        let mut complaints = String::from_utf8_lossy(&output.stderr).into_owned();
+        if program == "mandoc" {
+            complaints.push_str(&String::from_utf8_lossy(&output.stdout));
+        }
+        if !output.status.success() || !complaints.is_empty() {
+            bail!(
+                "{program} complains of {PAGE} ({}):\n{}",
+                output.status,
+                complaints.trim_end()
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use kmesh_trace::record::Outcome;
+    use kmesh_trace::schema::schema;
+    use serde_json::Value;
+
+    use super::*;
+
+    /// The words of the page, as a reader sees them.
+    fn words() -> BTreeSet<String> {
+        let sections = sections(&host::root().join(SECTIONS)).unwrap();
+        let page = page("2000-01-01", &sections).unwrap();
+        let plain = page.replace("\\-", "-").replace("\\f", " \\f");
+        let words = plain.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)));
+        words.map(str::to_owned).collect()
+    }
+
+    fn properties(schema: &Value, names: &mut BTreeSet<String>) {
+        match schema {
+            Value::Object(members) => {
+                if let Some(Value::Object(properties)) = members.get("properties") {
+                    names.extend(properties.keys().cloned());
+                }
+                members.values().for_each(|member| properties(member, names));
+            }
+            Value::Array(members) => members.iter().for_each(|member| properties(member, names)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_field_and_outcome_is_explained() {
+        let words = words();
+        let mut names: BTreeSet<_> = Outcome::ALL.iter().map(|outcome| outcome.name().to_owned()).collect();
+        let schema = serde_json::to_value(schema()).unwrap();
+        properties(&schema, &mut names);
+        assert!(names.len() > 60, "{names:?}");
+        let missing: Vec<_> = names.difference(&words).collect();
+        assert!(missing.is_empty(), "man/sections does not tell of {missing:?}");
+    }
+
+    #[test]
+    fn long_lines_are_folded_and_requests_are_not() {
+        let word = "x".repeat(30);
+        let cases = [
+            ("short".to_owned(), "short\n".to_owned()),
+            (String::new(), "\n".to_owned()),
+            (format!("{word} {word} {word}"), format!("{word} {word}\n{word}\n")),
+            (format!("{word} {word} .{word}"), format!("{word} {word} .{word}\n")),
+            (format!(".B {word} {word} {word}"), format!(".B {word} {word} {word}\n")),
+        ];
+        for (line, expected) in cases {
+            let mut page = String::new();
+            fold(&line, &mut page);
+            assert_eq!(page, expected);
+        }
+    }
+
+    #[test]
+    fn the_date_is_read_from_the_title() {
+        assert_eq!(
+            date(".\\\" note\n.TH KMESH-TRACE 8 2026-01-02 \"x\"\n").unwrap(),
+            "2026-01-02"
+        );
+        assert!(date(".SH NAME\n").is_err());
+    }
+}
