@@ -27,7 +27,7 @@ Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
   -4, -6                    IPv4 or IPv6; --established-only: what did connect
       --comm 'nginx*'       Whose socket; also --pid 4711, --container 3f9a02
       --direction inbound   Traced at the server's end; outbound: the client's
-      --outcome refused     How it ended (--help: all there are); --failed: not ok
+      --outcome refused     How it ended (all: --help); --failed: any but ok
       --min-duration 100ms  Only the slow; --min-bytes 1M: only the large";
 
 const MORE: &str = "\
@@ -255,11 +255,14 @@ mod tests {
 
     #[test]
     fn the_screen_tells_nothing_that_is_not_there() {
-        let dashed = SCREEN.split([' ', ',', ';', ':', '(', '\n']).filter(|word| word.starts_with('-'));
+        let dashed = SCREEN
+            .split([' ', ',', ';', ':', '(', ')', '\n'])
+            .filter(|word| word.starts_with('-'));
         for word in dashed {
             let is_flag = Cli::command().get_arguments().any(|flag| {
                 let long = flag.get_long().map(|long| format!("--{long}"));
-                long.as_deref() == Some(word) || flag.get_short().map(|short| format!("-{short}")).as_deref() == Some(word)
+                long.as_deref() == Some(word)
+                    || flag.get_short().map(|short| format!("-{short}")).as_deref() == Some(word)
             });
             assert!(is_flag, "{word}");
         }
@@ -360,13 +363,41 @@ mod tests {
             ("--ip localhost", ErrorKind::ValueValidation, &["--ip", "10.0.0.0/8"]),
             ("--ip fe80::1%eth0", ErrorKind::ValueValidation, &["--ip", "zones"]),
             ("--pid nginx", ErrorKind::ValueValidation, &["--pid", "--comm"]),
-            ("--comm prometheus-node-exporter", ErrorKind::ValueValidation, &["--comm", "15 bytes"]),
-            ("--container web", ErrorKind::ValueValidation, &["--container", "hexadecimal"]),
-            ("--outcome rfused", ErrorKind::InvalidValue, &["--outcome", "similar", "refused"]),
-            ("--outcome !time_out", ErrorKind::InvalidValue, &["--outcome", "similar", "timeout"]),
-            ("--direction in", ErrorKind::InvalidValue, &["--direction", "inbound, outbound"]),
-            ("--min-bytes 1MB2", ErrorKind::ValueValidation, &["--min-bytes", "units"]),
-            ("--min-duration 5", ErrorKind::ValueValidation, &["--min-duration", "100ms"]),
+            (
+                "--comm prometheus-node-exporter",
+                ErrorKind::ValueValidation,
+                &["--comm", "15 bytes"],
+            ),
+            (
+                "--container web",
+                ErrorKind::ValueValidation,
+                &["--container", "hexadecimal"],
+            ),
+            (
+                "--outcome rfused",
+                ErrorKind::InvalidValue,
+                &["--outcome", "similar", "refused"],
+            ),
+            (
+                "--outcome !time_out",
+                ErrorKind::InvalidValue,
+                &["--outcome", "similar", "timeout"],
+            ),
+            (
+                "--direction in",
+                ErrorKind::InvalidValue,
+                &["--direction", "inbound, outbound"],
+            ),
+            (
+                "--min-bytes 1MB2",
+                ErrorKind::ValueValidation,
+                &["--min-bytes", "units"],
+            ),
+            (
+                "--min-duration 5",
+                ErrorKind::ValueValidation,
+                &["--min-duration", "100ms"],
+            ),
             ("--failed=yes", ErrorKind::TooManyValues, &["--failed"]),
             ("check --count 3", ErrorKind::UnknownArgument, &["--count"]),
         ];

@@ -7,6 +7,7 @@ use std::num::NonZeroU64;
 use crate::clock::Clock;
 use crate::config::Events;
 use crate::decode::decode;
+use crate::enrich::Cgroups;
 use crate::filter::Filter;
 use crate::record::{Event, LossReason, Lost, Record, Summary};
 use crate::render::Render;
@@ -70,6 +71,7 @@ pub struct Pipeline<W> {
     asked: VecDeque<Counts>,
     /// Summaries made, for the caller to say in words.
     made: Vec<Summary>,
+    containers: Cgroups,
 }
 
 /// Losses by reason.
@@ -132,7 +134,14 @@ impl<W: Write> Pipeline<W> {
             told: Losses::default(),
             asked: VecDeque::new(),
             made: Vec::new(),
+            containers: Cgroups::below(None),
         }
+    }
+
+    /// Names the containers of these cgroups.
+    pub fn with_containers(mut self, containers: Cgroups) -> Self {
+        self.containers = containers;
+        self
     }
 
     /// The wall clock was stepped.
@@ -175,7 +184,8 @@ impl<W: Write> Pipeline<W> {
     }
 
     fn emit(&mut self, complete_ns: u64) -> io::Result<()> {
-        while let Some((closed_ns, record)) = self.tracker.next(complete_ns, &self.clock) {
+        while let Some((closed_ns, mut record)) = self.tracker.next(complete_ns, &self.clock) {
+            record.container_id = record.cgroup_id.and_then(|id| self.containers.container_of(id));
             self.settle(closed_ns, &record)?;
         }
         Ok(())

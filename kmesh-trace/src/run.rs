@@ -10,8 +10,6 @@ use std::sync::mpsc::{channel, sync_channel};
 use std::thread;
 
 use anyhow::{Context, Result};
-use bytemuck::Zeroable;
-use kmesh_trace_common::Prefilter;
 use rustix::system::uname;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -19,8 +17,10 @@ use tokio::time::sleep;
 
 use crate::clock::Clock;
 use crate::config::{Config, Output, Verbosity};
+use crate::enrich::Cgroups;
 use crate::exit::Exit;
 use crate::pipeline::{Choice, Limits, Pipeline};
+use crate::prefilter::prefilter;
 use crate::record::RunInfo;
 use crate::render::renderer;
 use crate::source::kernel::{Kernel, Options, StartError, Types, Walker, start};
@@ -115,7 +115,8 @@ pub fn run(config: &Config) -> Result<Exit> {
         limits,
         render,
         io::stdout(),
-    );
+    )
+    .with_containers(Cgroups::mounted());
     let writer = Writer {
         pipeline,
         info,
@@ -133,11 +134,12 @@ pub fn run(config: &Config) -> Result<Exit> {
 }
 
 fn start_kernel(config: &Config) -> Result<(Kernel, Walker), StartError> {
+    let (checks, prefilter) = prefilter(&config.filter);
     let options = Options {
         ring_bytes: config.ring_bytes,
         opens: config.events.open,
-        checks: 0,
-        prefilter: Box::new(Prefilter::zeroed()),
+        checks,
+        prefilter,
     };
     start(&Types::read()?, &options)
 }

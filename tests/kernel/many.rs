@@ -9,6 +9,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use crate::support::expect::own_comm;
+use crate::support::probe::Need;
 use crate::support::sock::{drain, exchange, pair_with};
 use crate::support::tracer::Start;
 use crate::support::{net, patience, small};
@@ -16,7 +17,7 @@ use crate::{Table, shared};
 
 /// The trials.
 pub fn table() -> Table {
-    Table::new("many").own("fifty_thousand", &[], fifty_thousand)
+    Table::new("many").own("fifty_thousand", &[Need::Alone], fifty_thousand)
 }
 
 /// One record, as far as a crowd is looked at.

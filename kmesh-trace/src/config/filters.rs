@@ -12,7 +12,10 @@ use super::{Events, Refusal};
 pub(super) fn filter(cli: &Cli, events: Events) -> Result<Filter, Refusal> {
     let flags = &cli.filters;
     if flags.ipv4 && flags.ipv6 {
-        return Err(refusal(&["-4", "-6"], "no connection is both; without either, both pass"));
+        return Err(refusal(
+            &["-4", "-6"],
+            "no connection is both; without either, both pass",
+        ));
     }
     let filter = Filter::from(flags);
     if let Some(contradiction) = filter.contradiction(&events.told()) {
@@ -89,9 +92,15 @@ mod tests {
             ("-4 --ip ::1", &["-4 and --ip", "of that family"]),
             ("-6 --from-ip 10.0.0.0/8", &["-6 and --from-ip", "of that family"]),
             ("-6 --to-ip ::ffff:10.0.0.1", &["-6 and --to-ip", "of that family"]),
-            ("--from-ip ::1 --to-ip 127.0.0.1", &["--from-ip and --to-ip", "one family"]),
+            (
+                "--from-ip ::1 --to-ip 127.0.0.1",
+                &["--from-ip and --to-ip", "one family"],
+            ),
             ("--ip 10.0.0.1 --ip !10.0.0.0/8", &["--ip", "negates"]),
-            ("--ip 10.0.0.1 --from-ip 10.0.0.2 --to-ip 10.0.0.3", &["--ip and --from-ip and --to-ip"]),
+            (
+                "--ip 10.0.0.1 --from-ip 10.0.0.2 --to-ip 10.0.0.3",
+                &["--ip and --from-ip and --to-ip"],
+            ),
             ("--from-ip 10.0.0.1 --ip !10.0.0.0/31", &["--ip and --from-ip"]),
             ("--ip !0.0.0.0/0 --ip !::/0", &["--ip", "negates"]),
             ("--ip !::/0 -6", &["-6 and --ip"]),
@@ -108,18 +117,39 @@ mod tests {
             ("--container 3f9a,!3f", &["--container", "negates"]),
             ("--direction inbound,!inbound", &["--direction", "negates"]),
             ("--direction !inbound,!outbound", &["--direction", "negates"]),
-            ("--direction inbound --outcome refused", &["--direction and --outcome", "outbound"]),
+            (
+                "--direction inbound --outcome refused",
+                &["--direction and --outcome", "outbound"],
+            ),
             (
                 "--direction !outbound --outcome connect_timeout,connect_aborted",
                 &["--direction and --outcome"],
             ),
-            ("--failed --outcome ok", &["--failed and --outcome", "otherwise than ok"]),
-            ("--established-only --outcome refused", &["--established-only and --outcome", "never connected"]),
-            ("--min-bytes 1 --outcome refused", &["--min-bytes and --outcome", "no payload"]),
+            (
+                "--failed --outcome ok",
+                &["--failed and --outcome", "otherwise than ok"],
+            ),
+            (
+                "--established-only --outcome refused",
+                &["--established-only and --outcome", "never connected"],
+            ),
+            (
+                "--min-bytes 1 --outcome refused",
+                &["--min-bytes and --outcome", "no payload"],
+            ),
             ("--outcome ok,!ok", &["--outcome", "negates"]),
-            ("--events open --outcome ok", &["--events and --outcome", "only a close"]),
-            ("--events open,update --failed", &["--events and --failed", "only a close"]),
-            ("--duration 1m --min-duration 61s", &["--min-duration and --duration", "ends before"]),
+            (
+                "--events open --outcome ok",
+                &["--events and --outcome", "only a close"],
+            ),
+            (
+                "--events open,update --failed",
+                &["--events and --failed", "only a close"],
+            ),
+            (
+                "--duration 1m --min-duration 61s",
+                &["--min-duration and --duration", "ends before"],
+            ),
         ];
         for (arguments, parts) in cases {
             let refusal = Config::new(&parsed(arguments), PLAIN).unwrap_err().to_string();
@@ -179,7 +209,12 @@ mod tests {
     fn least_durations_may_be_nothing() {
         assert_eq!(min_duration("0s"), Ok(Duration::ZERO));
         assert_eq!(min_duration("100ms"), Ok(Duration::from_millis(100)));
-        for (text, part) in [("100", "write 100ms"), ("", "write"), ("-1s", "write"), ("11years", "ten years")] {
+        for (text, part) in [
+            ("100", "write 100ms"),
+            ("", "write"),
+            ("-1s", "write"),
+            ("11years", "ten years"),
+        ] {
             let error = min_duration(text).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
         }

@@ -174,7 +174,11 @@ impl Set {
         } else {
             Self(terms.any.iter().filter_map(&interval).collect())
         };
-        terms.none.iter().filter_map(interval).for_each(|taken| set.remove(taken));
+        terms
+            .none
+            .iter()
+            .filter_map(interval)
+            .for_each(|taken| set.remove(taken));
         set
     }
 

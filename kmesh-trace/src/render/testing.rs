@@ -1,8 +1,8 @@
 //! Records for the tests of all renderers.
 
 use crate::record::{
-    ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, LossReason, Lost, Outcome, Process, ProcessBy, Record, RunInfo,
-    Summary, Tcp, TcpState, WallTime,
+    ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, LossReason, Lost, Outcome, Process, ProcessBy,
+    Record, RunInfo, Summary, Tcp, TcpState, WallTime,
 };
 
 /// 2024-09-14T08:19:26.552709932Z, the time of the contract's example.

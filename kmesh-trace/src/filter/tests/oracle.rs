@@ -1,0 +1,477 @@
+//! The same rules once more, as simple and slow as they can be put, over what is typed: for thousands of random filters
+//! both must say the same of every record. And what is refused must be just what no record passes.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use super::*;
+
+const FLAGS: [&str; 16] = [
+    "--port",
+    "--from-port",
+    "--to-port",
+    "--ip",
+    "--from-ip",
+    "--to-ip",
+    "-4",
+    "-6",
+    "--pid",
+    "--comm",
+    "--container",
+    "--direction",
+    "--outcome",
+    "--failed",
+    "--established-only",
+    "--min-bytes",
+];
+
+const PORTS: [u16; 9] = [0, 1, 79, 80, 81, 443, 8500, 9000, 65535];
+const ADDRESSES: [&str; 9] = [
+    "0.0.0.1",
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.1.0.1",
+    "255.255.255.255",
+    "::1",
+    "fd00::1",
+    "fd00::1:1",
+    "ffff:ffff::",
+];
+const NETWORKS: [&str; 16] = [
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.0.0.0/31",
+    "10.0.0.0/8",
+    "10.255.0.0/15",
+    "0.0.0.0/0",
+    "128.0.0.0/1",
+    "::ffff:10.0.0.1",
+    "::ffff:10.0.0.0/120",
+    "::1",
+    "fd00::1",
+    "fd00::/8",
+    "fd00::1:0/112",
+    "::/0",
+    "8000::/1",
+    "::/1",
+];
+const NAMES: [&str; 6] = ["", "a", "ab", "abab", "nginx", "nginx: worker"];
+const PATTERNS: [&str; 9] = ["*", "a", "a*", "*b", "a*b", "*a*", "ab*ab", "nginx", "n*x*"];
+const IDS: [&str; 3] = ["00", "0f", "f0"];
+const PREFIXES: [&str; 5] = ["0", "00", "0f", "f0f", "e"];
+const BYTES: [&str; 4] = ["0", "1", "1k", "2Ki"];
+
+/// Random choices.
+struct Dice<F>(F);
+
+impl<F: FnMut() -> u64> Dice<F> {
+    fn below(&mut self, limit: usize) -> usize {
+        ((self.0)() % limit as u64) as usize
+    }
+
+    fn one<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())]
+    }
+
+    fn value(&mut self, flag: &str) -> String {
+        let value = match flag {
+            "--port" | "--from-port" | "--to-port" => {
+                let (one, other) = (self.one(&PORTS), self.one(&PORTS));
+                match self.below(2) {
+                    0 => one.to_string(),
+                    _ => format!("{}-{}", one.min(other), one.max(other)),
+                }
+            }
+            "--ip" | "--from-ip" | "--to-ip" => self.one(&NETWORKS).to_owned(),
+            "--pid" => (1 + self.below(3)).to_string(),
+            "--comm" => self.one(&PATTERNS).to_owned(),
+            "--container" => self.one(&PREFIXES).to_owned(),
+            "--direction" => self.one(Direction::ALL).name().to_owned(),
+            "--outcome" => self.one(Outcome::ALL).name().to_owned(),
+            _ => unreachable!("{flag}"),
+        };
+        let not = if self.below(3) == 0 { "!" } else { "" };
+        format!("{not}{value}")
+    }
+
+    /// A flag as it is typed, without spaces in its value.
+    fn argument(&mut self, flag: &'static str) -> (&'static str, String) {
+        let value = match flag {
+            "-4" | "-6" | "--failed" | "--established-only" => String::new(),
+            "--min-bytes" => self.one(&BYTES).to_owned(),
+            _ => {
+                let count = 1 + self.below(3);
+                let values: Vec<_> = (0..count).map(|_| self.value(flag)).collect();
+                values.join(",")
+            }
+        };
+        (flag, value)
+    }
+
+    fn arguments(&mut self, flags: &[&'static str]) -> Vec<(&'static str, String)> {
+        let count = 1 + self.below(4);
+        (0..count)
+            .map(|_| {
+                let flag = self.one(flags);
+                self.argument(flag)
+            })
+            .collect()
+    }
+
+    /// One that there could be.
+    fn record(&mut self) -> Record {
+        let src: IpAddr = self.one(&ADDRESSES).parse().unwrap();
+        let dst = loop {
+            let dst: IpAddr = self.one(&ADDRESSES).parse().unwrap();
+            if dst.is_ipv4() == src.is_ipv4() {
+                break dst;
+            }
+        };
+        let outcome = match self.below(4) {
+            0 => None,
+            _ => Some(self.one(Outcome::ALL)),
+        };
+        let is_attempt = outcome.is_some_and(is_attempt);
+        let bytes = if is_attempt {
+            [0; 2]
+        } else {
+            [self.below(1500), self.below(1500)]
+        };
+        Record {
+            event: if outcome.is_some() { Event::Close } else { Event::Update },
+            direction: if is_attempt {
+                Direction::Outbound
+            } else {
+                self.one(Direction::ALL)
+            },
+            family: if src.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
+            src: SocketAddr::new(src, self.one(&PORTS)),
+            dst: SocketAddr::new(dst, self.one(&PORTS)),
+            process: match self.below(4) {
+                0 => None,
+                _ => process(1 + self.below(4) as u32, self.one(&NAMES).as_bytes()),
+            },
+            container_id: match self.below(4) {
+                0 => None,
+                _ => ContainerId::new(&self.one(&IDS).repeat(32)),
+            },
+            established: outcome == Some(Outcome::Ok) || !is_attempt && self.below(3) != 0,
+            outcome,
+            sent_bytes: bytes[0] as u64,
+            received_bytes: bytes[1] as u64,
+            ..example()
+        }
+    }
+}
+
+fn is_attempt(outcome: Outcome) -> bool {
+    ["refused", "connect_timeout", "connect_aborted"].contains(&outcome.name())
+}
+
+fn port(value: &str, port: u16) -> bool {
+    match value.split_once('-') {
+        Some((first, last)) => port >= first.parse().unwrap() && port <= last.parse().unwrap(),
+        None => value == port.to_string(),
+    }
+}
+
+fn bits(address: &str) -> String {
+    match address.parse().unwrap() {
+        IpAddr::V4(address) => address.octets().map(|octet| format!("{octet:08b}")).concat(),
+        IpAddr::V6(address) => address.segments().map(|segment| format!("{segment:016b}")).concat(),
+    }
+}
+
+fn address(value: &str, address: IpAddr) -> bool {
+    let (value, is_mapped) = match value.strip_prefix("::ffff:") {
+        Some(rest) => (rest, true),
+        None => (value, false),
+    };
+    let (network, prefix) = value.split_once('/').unwrap_or((value, ""));
+    let (network, address) = (bits(network), bits(&address.to_string()));
+    let prefix = match prefix.parse::<usize>() {
+        Ok(prefix) if is_mapped => prefix - 96,
+        Ok(prefix) => prefix,
+        Err(_) => network.len(),
+    };
+    network.len() == address.len() && network[..prefix] == address[..prefix]
+}
+
+fn name(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern, name) {
+        ([], rest) => rest.is_empty(),
+        ([b'*', behind @ ..], _) => (0..=name.len()).any(|run| self::name(behind, &name[run..])),
+        ([first, behind @ ..], [byte, rest @ ..]) => first == byte && self::name(behind, rest),
+        (_, []) => false,
+    }
+}
+
+/// Whether one value of one flag matches.
+fn matches(flag: &str, value: &str, record: &Record) -> bool {
+    let (from, to) = (record.src, record.dst);
+    match flag {
+        "--port" | "--to-port" => port(value, to.port()),
+        "--from-port" => port(value, from.port()),
+        "--ip" => address(value, from.ip()) || address(value, to.ip()),
+        "--from-ip" => address(value, from.ip()),
+        "--to-ip" => address(value, to.ip()),
+        "--pid" => record.process.is_some_and(|process| process.pid.to_string() == value),
+        "--comm" => record
+            .process
+            .is_some_and(|process| name(value.as_bytes(), process.comm.as_bytes())),
+        "--container" => record.container_id.is_some_and(|id| id.as_str().starts_with(value)),
+        "--direction" => record.direction.name() == value,
+        "--outcome" => record.outcome.is_some_and(|outcome| outcome.name() == value),
+        _ => unreachable!("{flag}"),
+    }
+}
+
+fn passes(arguments: &[(&'static str, String)], record: &Record) -> bool {
+    let mut by_flag: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (flag, values) in arguments {
+        by_flag.entry(flag).or_default().extend(values.split(','));
+    }
+    by_flag.into_iter().all(|(flag, values)| match flag {
+        "-4" => record.src.is_ipv4(),
+        "-6" => record.src.is_ipv6(),
+        "--failed" => !["", "ok"].contains(&record.outcome.map_or("", Outcome::name)),
+        "--established-only" => record.established,
+        // The last one counts.
+        "--min-bytes" => match values[values.len() - 1] {
+            "0" => true,
+            "1" => record.sent_bytes + record.received_bytes > 0,
+            "1k" => record.sent_bytes + record.received_bytes > 999,
+            _ => record.sent_bytes + record.received_bytes > 2047,
+        },
+        _ => {
+            let positive: Vec<_> = values.iter().filter(|value| !value.starts_with('!')).collect();
+            let mut negative = values.iter().filter_map(|value| value.strip_prefix('!'));
+            (positive.is_empty() || positive.iter().any(|value| matches(flag, value, record)))
+                && !negative.any(|value| matches(flag, value, record))
+        }
+    })
+}
+
+fn parsed(arguments: &[(&'static str, String)]) -> Filter {
+    let words = arguments.iter().flat_map(|(flag, value)| [*flag, value]);
+    let words = ["kmesh-trace"].into_iter().chain(words.filter(|word| !word.is_empty()));
+    Filter::from(&Cli::try_parse_from(words).unwrap().filters)
+}
+
+/// Both families cannot be asked for in a [`Filter`]: `config` refuses that before.
+fn is_both(arguments: &[(&'static str, String)]) -> bool {
+    ["-4", "-6"]
+        .iter()
+        .all(|family| arguments.iter().any(|(flag, _)| flag == family))
+}
+
+#[test]
+fn both_say_the_same_of_every_record() {
+    let mut dice = Dice(random(1));
+    let records: Vec<_> = (0..1000).map(|_| dice.record()).collect();
+    let (mut passed, mut refused) = (0, 0);
+    for _ in 0..5000 {
+        let arguments = dice.arguments(&FLAGS);
+        if is_both(&arguments) {
+            continue;
+        }
+        let filter = parsed(&arguments);
+        let contradiction = filter.contradiction(Event::ALL);
+        refused += usize::from(contradiction.is_some());
+        for _ in 0..100 {
+            let record = dice.one(&records);
+            let expected = passes(&arguments, &record);
+            assert_eq!(filter.passes(&record), expected, "{arguments:?} {record:?}");
+            assert!(
+                !expected || contradiction.is_none(),
+                "{arguments:?} {contradiction:?} {record:?}"
+            );
+            passed += usize::from(expected);
+        }
+    }
+    // Else this has proven little.
+    assert!(passed > 20_000 && refused > 100, "{passed} {refused}");
+}
+
+/// One record for each way in which records can differ for these flags: then a filter is refused exactly when none of
+/// them passes.
+fn refuses_exactly(flags: &[&'static str], all: &[Record], events: &[Event], seed: u64) {
+    let told: Vec<_> = all
+        .iter()
+        .filter(|record| events.contains(&record.event))
+        .copied()
+        .collect();
+    let mut dice = Dice(random(seed));
+    let (mut refused, mut accepted) = (0, 0);
+    for _ in 0..1000 {
+        let arguments = dice.arguments(flags);
+        if is_both(&arguments) {
+            continue;
+        }
+        let contradiction = parsed(&arguments).contradiction(events);
+        let is_possible = told.iter().any(|record| passes(&arguments, record));
+        assert_eq!(contradiction.is_none(), is_possible, "{arguments:?} {contradiction:?}");
+        let Some(contradiction) = contradiction else {
+            accepted += 1;
+            continue;
+        };
+        refused += 1;
+        // Each flag that is blamed is to blame, and together they suffice.
+        let possible_with = |is_in: &dyn Fn(&str) -> bool| {
+            let arguments: Vec<_> = arguments.iter().filter(|(flag, _)| is_in(flag)).cloned().collect();
+            let has_closes = events.contains(&Event::Close);
+            let records = if has_closes || is_in("--events") { &told } else { all };
+            records.iter().any(|record| passes(&arguments, record))
+        };
+        let blamed = &contradiction.flags;
+        assert!(
+            !possible_with(&|flag| blamed.contains(&flag)),
+            "{arguments:?} {blamed:?}"
+        );
+        for one in blamed {
+            let rest = |flag: &str| blamed.contains(&flag) && flag != *one;
+            assert!(possible_with(&rest), "{arguments:?} {blamed:?} without {one}");
+        }
+    }
+    assert!(refused > 50 && accepted > 200, "{refused} {accepted}");
+}
+
+#[test]
+fn what_no_port_passes_is_refused() {
+    let edges = PORTS
+        .iter()
+        .flat_map(|port| [port.saturating_sub(1), *port, port.saturating_add(1)]);
+    let edges: Vec<_> = edges.collect();
+    let mut records = Vec::new();
+    for &from in &edges {
+        for &to in &edges {
+            let mut record = example();
+            record.src.set_port(from);
+            record.dst.set_port(to);
+            records.push(record);
+        }
+    }
+    refuses_exactly(&["--port", "--from-port", "--to-port"], &records, &[Event::Close], 2);
+}
+
+#[test]
+fn what_no_address_passes_is_refused() {
+    // Where a network begins and ends, and beside it: between two such addresses, all are alike.
+    let mut edges = Vec::new();
+    for network in NETWORKS {
+        let Network(network) = network.parse().unwrap();
+        match (network.network(), network.broadcast()) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                let (first, last) = (first.to_bits(), last.to_bits());
+                for edge in [first.saturating_sub(1), first, last, last.saturating_add(1)] {
+                    edges.push(IpAddr::V4(edge.into()));
+                }
+            }
+            (IpAddr::V6(first), IpAddr::V6(last)) => {
+                let (first, last) = (first.to_bits(), last.to_bits());
+                for edge in [first.saturating_sub(1), first, last, last.saturating_add(1)] {
+                    edges.push(IpAddr::V6(edge.into()));
+                }
+            }
+            _ => unreachable!("{network}"),
+        }
+    }
+    edges.sort_unstable();
+    edges.dedup();
+    let mut records = Vec::new();
+    for &from in &edges {
+        for &to in edges.iter().filter(|to| to.is_ipv4() == from.is_ipv4()) {
+            records.push(Record {
+                family: if from.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
+                src: SocketAddr::new(from, 1),
+                dst: SocketAddr::new(to, 2),
+                ..example()
+            });
+        }
+    }
+    refuses_exactly(
+        &["--ip", "--from-ip", "--to-ip", "-4", "-6"],
+        &records,
+        &[Event::Close],
+        3,
+    );
+}
+
+/// Every end that there can be: what ends while connecting is the client's and has moved nothing.
+#[test]
+fn what_never_ends_so_is_refused() {
+    const FLAGS: [&str; 5] = [
+        "--direction",
+        "--outcome",
+        "--failed",
+        "--established-only",
+        "--min-bytes",
+    ];
+    let mut closes = Vec::new();
+    let mut updates = Vec::new();
+    for &direction in Direction::ALL {
+        for established in [false, true] {
+            for sent_bytes in [0, 5000] {
+                let record = Record {
+                    direction,
+                    established,
+                    sent_bytes,
+                    received_bytes: 0,
+                    ..example()
+                };
+                updates.push(Record {
+                    event: Event::Update,
+                    outcome: None,
+                    ..record
+                });
+                let can_be = |outcome: Outcome| match outcome {
+                    Outcome::Ok => established,
+                    _ if is_attempt(outcome) => !established && direction == Direction::Outbound && sent_bytes == 0,
+                    _ => true,
+                };
+                closes.extend(
+                    Outcome::ALL
+                        .iter()
+                        .filter(|&&outcome| can_be(outcome))
+                        .map(|&outcome| Record {
+                            outcome: Some(outcome),
+                            ..record
+                        }),
+                );
+            }
+        }
+    }
+    let all = [closes, updates].concat();
+    refuses_exactly(&FLAGS, &all, &[Event::Close], 4);
+    refuses_exactly(&FLAGS, &all, &[Event::Update], 5);
+    refuses_exactly(&FLAGS, &all, Event::ALL, 6);
+}
+
+#[test]
+fn a_pattern_covers_what_it_matches_all_of() {
+    for covering in PATTERNS {
+        for covered in PATTERNS {
+            let [one, other] = [covering, covered].map(|text| text.parse::<NamePattern>().unwrap());
+            // Of these letters and this length there is a witness for each of these patterns.
+            let is_covered = words(5)
+                .iter()
+                .chain(&NAMES.map(|name| name.as_bytes().to_vec()))
+                .filter(|word| name(covered.as_bytes(), word))
+                .all(|word| name(covering.as_bytes(), word));
+            assert_eq!(one.covers(&other), is_covered, "{covering} {covered}");
+        }
+    }
+}
+
+fn words(longest: usize) -> Vec<Vec<u8>> {
+    let mut words = vec![Vec::new()];
+    let mut last = words.clone();
+    for _ in 0..longest {
+        last = last
+            .iter()
+            .flat_map(|word| b"abnx".map(|letter| [&word[..], &[letter]].concat()))
+            .collect();
+        words.extend_from_slice(&last);
+    }
+    words
+}
