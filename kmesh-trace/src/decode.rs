@@ -6,6 +6,10 @@ use thiserror::Error;
 
 /// What the eBPF side tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are of the large kind, and a box is an allocation a record"
+)]
 pub enum Event {
     /// An association was established, ended, or met by a walk.
     Snapshot(Snapshot),

@@ -308,7 +308,7 @@ impl Want {
             "connect_ns",
             connect,
             connect.is_u64() == known,
-            format!("{}", if known { "a number" } else { "null" }),
+            if known { "a number" } else { "null" }.to_owned(),
         );
         if self.preexisting {
             field("start", start, start.is_null(), "null".to_owned());

@@ -254,9 +254,12 @@ pub struct Start {
     gate: Option<mpsc::Receiver<()>>,
 }
 
+/// Gets each line with its end.
+type Look = Box<dyn FnMut(&[u8]) + Send>;
+
 enum Reader {
     Json,
-    Text(Box<dyn FnMut(&[u8]) + Send>),
+    Text(Look),
     Nobody,
 }
 

@@ -108,8 +108,7 @@ impl Filter {
             );
             // These end in SYN_SENT, where only the end that connects can be, and where nothing is acknowledged.
             let is_excluded = self.established_only || self.min_bytes > Some(0) || direction == Direction::Inbound;
-            !(is_attempt && is_excluded)
-                && !(self.failed && outcome == Outcome::Ok)
+            !(is_attempt && is_excluded || self.failed && outcome == Outcome::Ok)
                 && self.outcome.pass(|&wanted| wanted == outcome)
                 && self.direction.pass(|&wanted| wanted == direction)
         };

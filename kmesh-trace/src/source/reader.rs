@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -347,10 +347,7 @@ impl Reader {
             if self.batch.is_empty() && !even_if_none {
                 return Ok(());
             }
-            let spare = match self.queue.spare.try_recv() {
-                Ok(spare) => spare,
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => Vec::new(),
-            };
+            let spare = self.queue.spare.try_recv().unwrap_or_default();
             let bytes = std::mem::replace(&mut self.batch, spare);
             let walk_began_ns = self.control.walk_under_way();
             let complete = Complete {
