@@ -1,17 +1,16 @@
-//! The kernel half of the filters: what of a [`Filter`] can be decided from a socket's addresses, ports, family and
-//! direction, in the form that the eBPF programs check. An optimisation, tested equal: it may let through what the filter
+//! The kernel half of the filters: what of a [`Filter`] can be decided from a socket's ports, family and direction, in the form that the eBPF programs check. An optimisation, tested equal: it may let through what the filter
 //! sorts out later, never the other way round.
-
-use std::net::IpAddr;
+//!
+//! The eBPF side can check addresses too (`CHECK_ADDRESS`), but its loop over networks takes the verifier seconds, which a
+//! tool that is started in the middle of an incident does not have; so addresses are left to the filter.
 
 use bytemuck::Zeroable;
-use ipnet::IpNet;
 use kmesh_trace_common::{
-    CHECK_ADDRESS, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT, DIRECTION_INBOUND,
-    DIRECTION_OUTBOUND, FAMILY_IPV4, FAMILY_IPV6, NETWORKS, Network, Prefilter, end,
+    CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT, DIRECTION_INBOUND, DIRECTION_OUTBOUND,
+    FAMILY_IPV4, FAMILY_IPV6, Prefilter,
 };
 
-use crate::filter::{Filter, Terms};
+use crate::filter::Filter;
 use crate::record::{Direction, Family};
 
 /// The kernel half, and which of its checks there are (`CHECK_*`).
@@ -49,20 +48,6 @@ pub fn prefilter(filter: &Filter) -> (u32, Box<Prefilter>) {
             ports.from.pass(|range| range.contains(port))
         });
     }
-    let networks = &filter.networks;
-    let flags = [
-        (&networks.bare, end::EITHER),
-        (&networks.from, end::CLIENT),
-        (&networks.to, end::SERVER),
-    ];
-    let wanted: usize = flags.iter().map(|(terms, _)| terms.any.len() + terms.none.len()).sum();
-    // With more than fit, none is checked: some of several positive ones would sort out what the others let pass.
-    if (1..=NETWORKS).contains(&wanted) {
-        checks |= CHECK_ADDRESS;
-        for (terms, end) in flags {
-            add(&mut half, terms, end);
-        }
-    }
     (checks, half)
 }
 
@@ -72,46 +57,6 @@ fn fill(ports: &mut [u64; 1024], passes: impl Fn(u16) -> bool) {
             ports[usize::from(port >> 6)] |= 1 << (port & 63);
         }
     }
-}
-
-fn add(half: &mut Prefilter, terms: &Terms<crate::filter::Network>, end: u8) {
-    if !terms.any.is_empty() {
-        half.must_match |= 1 << end;
-    }
-    for (networks, negated) in [(&terms.any, 0), (&terms.none, 1)] {
-        for network in networks {
-            let (address, mask) = mapped(network.0);
-            half.networks[half.networks_len as usize] = Network {
-                address,
-                mask,
-                end,
-                negated,
-                pad: [0; 6],
-            };
-            half.networks_len += 1;
-        }
-    }
-}
-
-/// A network as IPv6, IPv4-mapped for IPv4: address and mask.
-fn mapped(network: IpNet) -> ([u64; 2], [u64; 2]) {
-    let (address, bits) = match network.network() {
-        IpAddr::V4(address) => (address.to_ipv6_mapped(), 96 + network.prefix_len()),
-        IpAddr::V6(address) => (address, network.prefix_len()),
-    };
-    let mask = match bits {
-        0 => 0,
-        bits => u128::MAX << (128 - bits),
-    };
-    (
-        halves((address.to_bits() & mask).to_be_bytes()),
-        halves(mask.to_be_bytes()),
-    )
-}
-
-/// 16 bytes as the kernel half reads them: two words in memory order.
-fn halves(bytes: [u8; 16]) -> [u64; 2] {
-    bytemuck::cast(bytes)
 }
 
 #[cfg(test)]
@@ -141,30 +86,9 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_ipv6_whatever_they_are() {
-        let cases = [
-            ("10.1.2.0/24", "::ffff:10.1.2.0", 120),
-            ("10.1.2.3/32", "::ffff:10.1.2.3", 128),
-            ("0.0.0.0/0", "::ffff:0.0.0.0", 96),
-            ("fd00::/8", "fd00::", 8),
-            ("::/0", "::", 0),
-        ];
-        for (text, address, bits) in cases {
-            let (found, mask) = mapped(text.parse().unwrap());
-            let address: std::net::Ipv6Addr = address.parse().unwrap();
-            assert_eq!(found, halves(address.octets()), "{text}");
-            let ones: u32 = mask.iter().map(|half| half.count_ones()).sum();
-            assert_eq!(ones, bits, "{text}");
-        }
-    }
-
-    #[test]
-    fn too_many_networks_are_left_to_the_filter() {
+    fn addresses_are_left_to_the_filter() {
         let mut filter = Filter::default();
-        filter.networks.bare.any = (0..=NETWORKS).map(|n| format!("10.0.0.{n}").parse().unwrap()).collect();
+        filter.networks.bare.any = vec!["10.0.0.0/8".parse().unwrap()];
         assert_eq!(prefilter(&filter).0, 0);
-        filter.networks.bare.any.pop();
-        let (checks, half) = prefilter(&filter);
-        assert_eq!((checks, half.networks_len, half.must_match), (CHECK_ADDRESS, 16, 1));
     }
 }
