@@ -360,8 +360,13 @@ fn refused(hook: &str, error: &ProgramError) -> StartError {
             let log = verifier_log.to_string();
             let last = |wanted: fn(&&str) -> bool| log.lines().rev().map(str::trim).find(wanted).map(str::to_owned);
             // The last line but the statistics is the verifier's reason.
-            last(|line| !line.is_empty() && !line.starts_with("processed ") && !line.starts_with("verification time"))
-                .unwrap_or_else(|| io_error.to_string())
+            last(|line| {
+                !line.is_empty()
+                    && !line.starts_with("stack depth")
+                    && !line.starts_with("processed ")
+                    && !line.starts_with("verification time")
+            })
+            .unwrap_or_else(|| io_error.to_string())
         }
         other => with_causes(other),
     };
