@@ -119,8 +119,8 @@ impl Filter {
     pub fn passes(&self, record: &Record) -> bool {
         self.family.is_none_or(|family| record.family == family)
             && self.direction.pass(|&direction| record.direction == direction)
-            && self.passes_ports(record.src.port(), record.dst.port())
-            && self.passes_addresses(record.src.ip(), record.dst.ip())
+            && self.passes_ports(record.src.port(), record.socket_dst().port())
+            && self.passes_addresses(record.src.ip(), record.socket_dst().ip())
             && self.passes_process(record)
             && self.passes_end(record)
             && self.min_duration_ns.is_none_or(|least| record.observed_ns >= least)

@@ -1,6 +1,6 @@
 //! The domain: what one traced connection is, whatever it is read from or printed as.
 //!
-//! A [`Record`] owns no heap memory, so that making, queueing and ordering one allocates nothing.
+//! A [`Record`] shares its names and owns no other heap memory, so that making, queueing and ordering one allocates nothing.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -22,6 +22,10 @@ macro_rules! spelling {
         }
     };
 }
+
+mod names;
+
+pub use names::{Called, End, Labels, Names, Pod, Service, ServiceBy, Workload};
 
 /// Wall-clock time: nanoseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -286,7 +290,7 @@ pub struct Tcp {
 }
 
 /// One event of one end of one connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The same in all events of a connection.
     pub id: ConnId,
@@ -310,8 +314,10 @@ pub struct Record {
     pub family: Family,
     /// The client's end.
     pub src: SocketAddr,
-    /// The server's end.
+    /// The server's end: the backend, where [`Names::original_dst`] was translated to it.
     pub dst: SocketAddr,
+    /// What both ends are called.
+    pub names: Names,
     /// Whom the socket belongs to.
     pub process: Option<Process>,
     /// Inode number of the socket's network namespace.
@@ -336,6 +342,21 @@ pub struct Record {
     pub closed_by: Option<ClosedBy>,
     /// The kernel's own counters.
     pub tcp: Tcp,
+}
+
+impl Record {
+    /// The server's end as the socket has it: what the program dialled, or the listener's own address.
+    pub fn socket_dst(&self) -> SocketAddr {
+        self.names.original_dst.unwrap_or(self.dst)
+    }
+
+    /// The traced socket's end.
+    pub fn local_end(&self) -> &End {
+        match self.direction {
+            Direction::Outbound => &self.names.src,
+            Direction::Inbound => &self.names.dst,
+        }
+    }
 }
 
 /// Why records were lost.

@@ -13,7 +13,7 @@ use kmesh_trace_common::{
 use crate::clock::Clock;
 use crate::decode;
 use crate::outcome;
-use crate::record::{Comm, ConnId, Direction, Event, Family, Process, ProcessBy, Record, Tcp, TcpState};
+use crate::record::{Comm, ConnId, Direction, Event, Family, Names, Process, ProcessBy, Record, Tcp, TcpState};
 
 /// How long an event is held, ns. The RST that a close causes is sent in the same run of the kernel's receive path, within
 /// microseconds; the rest allows for a virtual CPU that is taken away in between.
@@ -149,6 +149,7 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, clock: &Clock) -
         netns: snapshot.netns,
         cgroup_id: (snapshot.cgroup_id != 0).then_some(snapshot.cgroup_id),
         container_id: None,
+        names: Names::default(),
         sent_bytes: bytes.sent,
         received_bytes: bytes.received,
         undelivered_bytes: bytes.undelivered,

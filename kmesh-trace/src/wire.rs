@@ -6,8 +6,8 @@
 
 use crate::errno::Errno;
 use crate::record::{
-    self, ClosedBy, Direction, Event, Family, LossReason, Lost, Outcome, ProcessBy, Record, RunInfo, Summary, TcpState,
-    WallTime,
+    self, ClosedBy, Direction, Event, Family, LossReason, Lost, Outcome, ProcessBy, Record, RunInfo, ServiceBy,
+    Summary, TcpState, WallTime,
 };
 use crate::render::sanitize::Lossy;
 use crate::rfc3339::Rfc3339;
@@ -61,17 +61,17 @@ pub struct ConnLine<'a> {
     /// On the wire: an IPv4-mapped socket is ipv4.
     family: Family,
     /// The client.
-    src: End,
+    src: End<'a>,
     /// The server.
-    dst: End,
-    /// The service that was called.
-    service: (),
+    dst: End<'a>,
+    /// The Service that was called.
+    service: Option<Service<'a>>,
     /// What the client dialled, where that was translated on the way.
-    original_dst: (),
+    original_dst: Option<Dialled>,
     /// Whom the socket belongs to; null where nobody is known for certain.
     process: Option<Process<'a>>,
     /// Where the socket lives.
-    local: Local,
+    local: Local<'a>,
     /// Payload that the peer acknowledged.
     sent_bytes: u64,
     /// Payload that arrived in order.
@@ -110,16 +110,16 @@ impl<'a> ConnLine<'a> {
             direction: record.direction,
             protocol: "tcp",
             family: record.family,
-            src: record.src.into(),
-            dst: record.dst.into(),
-            service: (),
-            original_dst: (),
+            src: End::new(record.src, &record.names.src),
+            dst: End::new(record.dst, &record.names.dst),
+            service: record.names.service.as_ref().map(Service::from),
+            original_dst: record.names.original_dst.map(Dialled::from),
             process: record.process.as_ref().map(Process::from),
             local: Local {
                 netns: record.netns,
                 cgroup_id: record.cgroup_id,
                 container_id: record.container_id.map(Text),
-                container: (),
+                container: record.names.container.as_deref(),
             },
             sent_bytes: record.sent_bytes,
             received_bytes: record.received_bytes,
@@ -134,18 +134,130 @@ impl<'a> ConnLine<'a> {
     }
 }
 
-/// One end of a connection.
+/// One end of a connection. What is about a pod is there only where there is one; null where it is not known.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "end")]
-struct End {
+struct End<'a> {
     /// Its address.
     #[schemars(schema_with = "ip_schema")]
     ip: IpAddr,
     /// Its port.
     port: u16,
+    /// The pod's namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<&'a str>,
+    /// The pod there, when the connection began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<&'a str>,
+    /// The pod's UID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod_uid: Option<&'a str>,
+    /// The controller that people name; the pod itself where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workload: Option<Option<&'a str>>,
+    /// Its kind: Deployment, StatefulSet, Pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workload_kind: Option<Option<&'a str>>,
+    /// The pod's service account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_account: Option<Option<&'a str>>,
+    /// The pod's node; of an end that is no pod, the node whose own address this is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<Option<&'a str>>,
+    /// Whether the pod shares its node's network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_network: Option<Option<bool>>,
+    /// The pod's labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<Option<Labels<'a>>>,
 }
 
-impl From<SocketAddr> for End {
+impl<'a> End<'a> {
+    fn new(address: SocketAddr, names: &'a record::End) -> Self {
+        let pod = names.pod.as_deref();
+        let workload = |pod: &'a record::Pod| pod.workload.as_ref();
+        Self {
+            ip: address.ip(),
+            port: address.port(),
+            namespace: pod.map(|pod| &*pod.namespace),
+            pod: pod.map(|pod| &*pod.name),
+            pod_uid: pod.map(|pod| &*pod.uid),
+            workload: pod.map(|pod| workload(pod).map(|workload| &*workload.name)),
+            workload_kind: pod.map(|pod| workload(pod).map(|workload| &*workload.kind)),
+            service_account: pod.map(|pod| pod.service_account.as_deref()),
+            node: match pod {
+                Some(pod) => Some(pod.node.as_deref()),
+                None => names.node.as_deref().map(Some),
+            },
+            host_network: pod.map(|pod| pod.host_network),
+            labels: pod.map(|pod| pod.labels.as_ref().map(Labels)),
+        }
+    }
+}
+
+/// A pod's labels, as one object.
+#[derive(Debug)]
+struct Labels<'a>(&'a record::Labels);
+
+impl Serialize for Labels<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter())
+    }
+}
+
+impl JsonSchema for Labels<'_> {
+    fn schema_name() -> Cow<'static, str> {
+        "labels".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "object", "additionalProperties": {"type": "string"}})
+    }
+}
+
+/// The Service that was called.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "service")]
+struct Service<'a> {
+    /// Its name.
+    name: &'a str,
+    /// Its namespace.
+    namespace: &'a str,
+    /// Its DNS name.
+    host: &'a str,
+    /// vip: its address was dialled, which is certain. target_port: the server's pod is behind it, with that port.
+    /// headless: the server's pod is one of its.
+    by: ServiceBy,
+    /// Several match, and this is the alphabetically first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(extend("const" = true))]
+    ambiguous: bool,
+}
+
+impl<'a> From<&'a record::Called> for Service<'a> {
+    fn from(called: &'a record::Called) -> Self {
+        Self {
+            name: &called.service.name,
+            namespace: &called.service.namespace,
+            host: &called.service.host,
+            by: called.by,
+            ambiguous: called.ambiguous,
+        }
+    }
+}
+
+/// An address that was dialled.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "dialled")]
+struct Dialled {
+    /// The address.
+    #[schemars(schema_with = "ip_schema")]
+    ip: IpAddr,
+    /// The port.
+    port: u16,
+}
+
+impl From<SocketAddr> for Dialled {
     fn from(address: SocketAddr) -> Self {
         Self {
             ip: address.ip(),
@@ -179,7 +291,7 @@ impl<'a> From<&'a record::Process> for Process<'a> {
 /// What the socket itself tells of where it lives.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "local")]
-struct Local {
+struct Local<'a> {
     /// Inode number of its network namespace.
     netns: u32,
     /// The kernel's id of its cgroup.
@@ -187,7 +299,7 @@ struct Local {
     /// The container's id.
     container_id: Option<Text<record::ContainerId>>,
     /// The container's name.
-    container: (),
+    container: Option<&'a str>,
 }
 
 /// Whether a connection is known to be encrypted and authenticated.
@@ -518,6 +630,7 @@ enumerations! {
     Outcome as "outcome",
     ClosedBy as "closed_by",
     ProcessBy as "process_by",
+    ServiceBy as "service_by",
     TcpState as "tcp_state",
 }
 

@@ -1,6 +1,7 @@
 //! Names for what a record has numbers of: so far, the container of a socket's cgroup.
 
 pub mod cgroup;
+pub mod facts;
 
 use std::collections::HashMap;
 use std::fs;

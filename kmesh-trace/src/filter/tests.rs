@@ -47,7 +47,7 @@ fn records() -> [(&'static str, Record); 5] {
         observed_ns: 2_000_000,
         sent_bytes: 400,
         received_bytes: 599,
-        ..web
+        ..web.clone()
     };
     let refused = Record {
         direction: Direction::Outbound,

@@ -87,6 +87,31 @@ mod tests {
     }
 
     #[test]
+    fn names_are_those_of_the_contract() {
+        let line = conn(&testing::in_pods());
+        let expected = concat!(
+            r#""src":{"ip":"10.244.0.17","port":51842,"namespace":"istio-system","pod":"prometheus-5fb7f6f8d8-h9cts","#,
+            r#""pod_uid":"uid-of-prometheus-5fb7f6f8d8-h9cts","workload":null,"workload_kind":null,"#,
+            r#""service_account":null,"node":"worker-1","host_network":null,"labels":null},"#,
+            r#""dst":{"ip":"10.244.0.13","port":9080,"namespace":"echo-1-27855","#,
+            r#""pod":"productpage-v1-8499c849b9-bz9t9","pod_uid":"uid-of-productpage-v1-8499c849b9-bz9t9","#,
+            r#""workload":"productpage-v1","workload_kind":"Deployment","service_account":"productpage-v1","#,
+            r#""node":"worker-1","host_network":false,"labels":{"app":"productpage","version":"v1"}},"#,
+            r#""service":{"name":"productpage","namespace":"echo-1-27855","#,
+            r#""host":"productpage.echo-1-27855.svc.cluster.local","by":"target_port","ambiguous":true},"#,
+            r#""original_dst":{"ip":"10.96.0.9","port":80},"process":"#,
+        );
+        assert!(line.contains(expected), "{line}");
+        assert!(line.contains(r#""container":"productpage"}"#), "{line}");
+        let line = conn(&testing::from_a_node());
+        let expected = concat!(
+            r#""src":{"ip":"10.244.0.17","port":51842,"node":"worker-2"},"#,
+            r#""dst":{"ip":"10.244.0.13","port":9080},"#,
+        );
+        assert!(line.contains(expected), "{line}");
+    }
+
+    #[test]
     fn facts_stand_where_they_belong() {
         let cases = [
             ("an absent process", testing::refused(), "/process", Value::Null),

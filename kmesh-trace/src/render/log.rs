@@ -4,7 +4,7 @@
 use super::Render;
 use super::sanitize::{Lossy, json_string};
 use crate::errno::Errno;
-use crate::record::{Direction, Event, Lost, Outcome, Process, Record, Summary};
+use crate::record::{Direction, Event, Lost, Outcome, Pod, Process, Record, Summary};
 use crate::rfc3339::Rfc3339;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -66,9 +66,14 @@ impl Line {
         self.text(time.time_of_day());
         self.text(" +0000 UTC src.addr=");
         self.address(record.src);
-        self.text(", src.workload=-, src.namespace=-, dst.addr=");
+        self.pod(record.names.src.pod.as_deref(), ", src.workload=", ", src.namespace=");
+        self.text(", dst.addr=");
         self.address(record.dst);
-        self.text(", dst.service=-, dst.workload=-, dst.namespace=-, direction=");
+        self.text(", dst.service=");
+        let service = record.names.service.as_ref();
+        self.known(service, |line, called| line.value(&called.service.host));
+        self.pod(record.names.dst.pod.as_deref(), ", dst.workload=", ", dst.namespace=");
+        self.text(", direction=");
         self.text(match record.direction {
             Direction::Inbound => "INBOUND",
             Direction::Outbound => "OUTBOUND",
@@ -198,6 +203,22 @@ impl Line {
         }
     }
 
+    fn pod(&mut self, pod: Option<&Pod>, name_is: &str, namespace_is: &str) {
+        self.text(name_is);
+        self.known(pod, |line, pod| line.value(&pod.name));
+        self.text(namespace_is);
+        self.known(pod, |line, pod| line.value(&pod.namespace));
+    }
+
+    /// A name, quoted where it could pass for something else.
+    fn value(&mut self, name: &str) {
+        if !name.is_empty() && name != UNKNOWN && name.bytes().all(is_plain) {
+            self.text(name);
+        } else {
+            json_string(&mut self.0, &name);
+        }
+    }
+
     fn display(&mut self, text: std::fmt::Arguments<'_>) {
         let written = self.0.write_fmt(text);
         debug_assert!(written.is_ok(), "memory takes all");
@@ -259,6 +280,35 @@ mod tests {
     }
 
     #[test]
+    fn names_stand_where_kmesh_has_them() {
+        let line = render(false, &testing::in_pods());
+        // The line of the contract, which is one that Kmesh printed.
+        let expected = "accesslog: 2024-09-14 08:19:26.552709932 +0000 UTC src.addr=10.244.0.17:51842, \
+             src.workload=prometheus-5fb7f6f8d8-h9cts, src.namespace=istio-system, dst.addr=10.244.0.13:9080, \
+             dst.service=productpage.echo-1-27855.svc.cluster.local, dst.workload=productpage-v1-8499c849b9-bz9t9, \
+             dst.namespace=echo-1-27855, direction=INBOUND, sent_bytes=5, received_bytes=292, duration=2.733902ms, ";
+        assert!(line.starts_with(expected), "{line}");
+    }
+
+    #[test]
+    fn a_name_cannot_forge_a_field() {
+        let mut record = testing::in_pods();
+        for name in ["x, dst.service=forged", "-", "", "a\x1b[2J", "a\nb"] {
+            let pod = record.names.src.pod.as_deref().cloned().unwrap();
+            let pod = crate::record::Pod {
+                name: name.into(),
+                ..pod
+            };
+            record.names.src.pod = Some(std::sync::Arc::new(pod));
+            let line = render(false, &record);
+            assert!(line.contains("src.workload=\""), "{line}");
+            let fields = fields(&line);
+            let value = &fields.iter().find(|(key, _)| key == "src.workload").unwrap().1;
+            assert_eq!(value, name);
+        }
+    }
+
+    #[test]
     fn a_refused_attempt_reads_so() {
         let expected = "accesslog: 2024-09-14 08:19:26.552709932 +0000 UTC src.addr=[fd00::1]:40000, src.workload=-, \
             src.namespace=-, dst.addr=[2001:db8::2]:443, dst.service=-, dst.workload=-, dst.namespace=-, \
@@ -277,9 +327,9 @@ mod tests {
         let mut scoped = testing::refused();
         scoped.src = std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), 1, 0, 3).into();
         let cases = [
-            ("loss is what was ever lost", lossy, "packet_loss", "7"),
-            ("retransmissions", lossy, "retransmissions", "9"),
-            ("undelivered", lossy, "undelivered_bytes", "1099511627776"),
+            ("loss is what was ever lost", lossy.clone(), "packet_loss", "7"),
+            ("retransmissions", lossy.clone(), "retransmissions", "9"),
+            ("undelivered", lossy.clone(), "undelivered_bytes", "1099511627776"),
             ("connect in milliseconds", lossy, "connect", "0.182331ms"),
             ("no interface in addresses", scoped, "src.addr", "[fe80::1]:1"),
             (

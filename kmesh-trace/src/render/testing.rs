@@ -1,8 +1,10 @@
 //! Records for the tests of all renderers.
 
+use std::sync::Arc;
+
 use crate::record::{
-    ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, LossReason, Lost, Outcome, Process, ProcessBy,
-    Record, RunInfo, Summary, Tcp, TcpState, WallTime,
+    Called, ClosedBy, Comm, ConnId, ContainerId, Direction, End, Event, Family, LossReason, Lost, Names, Outcome, Pod,
+    Process, ProcessBy, Record, RunInfo, Service, ServiceBy, Summary, Tcp, TcpState, WallTime, Workload,
 };
 
 /// 2024-09-14T08:19:26.552709932Z, the time of the contract's example.
@@ -26,6 +28,7 @@ pub(crate) fn example() -> Record {
         family: Family::Ipv4,
         src: "10.244.0.17:51842".parse().unwrap(),
         dst: "10.244.0.13:9080".parse().unwrap(),
+        names: Names::default(),
         process: Some(Process {
             pid: 4711,
             comm: comm(b"python3"),
@@ -192,9 +195,65 @@ pub(crate) fn largest() -> Record {
     }
 }
 
+/// The connection of the contract's examples with all its names.
+pub(crate) fn in_pods() -> Record {
+    let pod = |namespace: &str, name: &str, workload: Option<&str>, labels: Option<&[(&str, &str)]>| Pod {
+        uid: format!("uid-of-{name}").into(),
+        namespace: namespace.into(),
+        name: name.into(),
+        workload: workload.map(|workload| Workload {
+            kind: "Deployment".into(),
+            name: workload.into(),
+        }),
+        service_account: workload.map(Into::into),
+        node: Some("worker-1".into()),
+        host_network: labels.map(|_| false),
+        labels: labels.map(|labels| labels.iter().copied().collect()),
+    };
+    let server = [("version", "v1"), ("app", "productpage")];
+    let server = pod(
+        "echo-1-27855",
+        "productpage-v1-8499c849b9-bz9t9",
+        Some("productpage-v1"),
+        Some(&server),
+    );
+    Record {
+        names: Names {
+            src: End {
+                pod: Some(Arc::new(pod("istio-system", "prometheus-5fb7f6f8d8-h9cts", None, None))),
+                node: None,
+            },
+            dst: End {
+                pod: Some(Arc::new(server)),
+                node: None,
+            },
+            service: Some(Called {
+                service: Arc::new(Service {
+                    namespace: "echo-1-27855".into(),
+                    name: "productpage".into(),
+                    host: "productpage.echo-1-27855.svc.cluster.local".into(),
+                }),
+                by: ServiceBy::TargetPort,
+                ambiguous: true,
+            }),
+            original_dst: Some("10.96.0.9:80".parse().unwrap()),
+            container: Some("productpage".into()),
+            unresolved: false,
+        },
+        ..example()
+    }
+}
+
+/// From a node's own address, to one that nobody knows.
+pub(crate) fn from_a_node() -> Record {
+    let mut record = example();
+    record.names.src.node = Some("worker-2".into());
+    record
+}
+
 /// The records above.
 pub(crate) fn all() -> Vec<Record> {
-    vec![example(), refused(), preexisting(), largest()]
+    vec![example(), refused(), preexisting(), largest(), in_pods(), from_a_node()]
 }
 
 pub(crate) fn lost() -> Lost {

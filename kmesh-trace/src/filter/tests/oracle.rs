@@ -69,8 +69,8 @@ impl<F: FnMut() -> u64> Dice<F> {
         ((self.0)() % limit as u64) as usize
     }
 
-    fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
+    fn one<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())].clone()
     }
 
     fn value(&mut self, flag: &str) -> String {
@@ -299,7 +299,7 @@ fn refuses_exactly(flags: &[&'static str], all: &[Record], events: &[Event], see
     let told: Vec<_> = all
         .iter()
         .filter(|record| events.contains(&record.event))
-        .copied()
+        .cloned()
         .collect();
     let mut dice = Dice(random(seed));
     let (mut refused, mut accepted) = (0, 0);
@@ -422,7 +422,7 @@ fn what_never_ends_so_is_refused() {
                 updates.push(Record {
                     event: Event::Update,
                     outcome: None,
-                    ..record
+                    ..record.clone()
                 });
                 let can_be = |outcome: Outcome| match outcome {
                     Outcome::Ok => established,
@@ -435,7 +435,7 @@ fn what_never_ends_so_is_refused() {
                         .filter(|&&outcome| can_be(outcome))
                         .map(|&outcome| Record {
                             outcome: Some(outcome),
-                            ..record
+                            ..record.clone()
                         }),
                 );
             }
