@@ -21,7 +21,7 @@ use crate::delivery::{Choice, Delivery};
 use crate::enrich::Cgroups;
 use crate::exit::Exit;
 use crate::pipeline::Pipeline;
-use crate::prefilter::prefilter;
+use crate::prefilter::KernelHalf;
 use crate::record::RunInfo;
 use crate::render::renderer;
 use crate::source::kernel::{Kernel, Options, StartError, Types, Walker, start};
@@ -127,12 +127,17 @@ pub fn run(config: &Config) -> Result<Exit> {
 }
 
 fn start_kernel(config: &Config) -> Result<(Kernel, Walker), StartError> {
-    let (checks, prefilter) = prefilter(&config.filter);
+    let KernelHalf {
+        checks,
+        prefilter,
+        networks,
+    } = KernelHalf::of(&config.filter);
     let options = Options {
         ring_bytes: config.ring_bytes,
         opens: config.events.open,
         checks,
         prefilter,
+        networks,
     };
     start(&Types::read()?, &options)
 }

@@ -18,6 +18,7 @@ mod bytes;
 mod closing;
 mod events;
 mod failing;
+mod filters;
 mod killed;
 mod lifecycle;
 mod many;
@@ -172,6 +173,7 @@ fn main() -> ExitCode {
         special::table(),
         before::table(),
         events::table(),
+        filters::table(),
         many::table(),
         lifecycle::table(),
         signals::table(),
