@@ -1,8 +1,10 @@
 //! The command line as it is typed: types for `clap`, nothing else. What it means is [`crate::config`]'s.
 
 mod filters;
+mod table;
 
 pub use filters::Filters;
+pub use table::{TableFlags, Typed};
 
 use crate::completions::Shell;
 use crate::config::{self, BufferSize, Color, EventName, Output};
@@ -16,7 +18,8 @@ const LAYOUT: &str = "{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-hel
 /// when a flag is forgotten. `--help` is made from the flags themselves.
 const SCREEN: &str = "\
 Options:
-  -o, --output FORMAT       log (default), json, none; --color auto|always|never
+  -o, --output FORMAT       log (default), json, table, none; --color auto|never
+      --by service,port     Table's groups; --sort --top --max-groups --rollup
       --events EVENT,...    close (default), open, update (each --interval 5s)
       --duration 60s        Stop after this long; --count 100: after 100 records
   -q, --quiet               Say less on standard error; -v, --verbose: say more
@@ -101,9 +104,10 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// What to print: log, json or none
+    /// What to print: log, json, table or none
     ///
     /// log: access-log lines, Kmesh's fields first. json: one object a line, as the schema command describes them.
+    /// table: what groups of connections do, in the terminal; a block of lines an --interval where there is none.
     /// none: nothing but the summary on standard error.
     #[arg(
         short,
@@ -129,7 +133,7 @@ pub struct Cli {
     )]
     pub events: Vec<EventName>,
 
-    /// How often update events are told
+    /// How often update events are told, and how long what is rolled up is
     #[arg(
         long,
         value_name = "TIME",
@@ -185,6 +189,10 @@ pub struct Cli {
     /// Print the version
     #[arg(short = 'V', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
+
+    /// What is rolled up.
+    #[command(flatten)]
+    pub table: TableFlags,
 
     /// Which connections.
     // Last, because what follows it would stand under its heading.
@@ -328,7 +336,7 @@ mod tests {
             (
                 "-o yaml",
                 ErrorKind::InvalidValue,
-                &["--output", "yaml", "log, json, none"],
+                &["--output", "yaml", "log, json, table, none"],
             ),
             ("-o jsno", ErrorKind::InvalidValue, &["--output", "similar", "json"]),
             ("-o", ErrorKind::InvalidValue, &["--output"]),

@@ -28,6 +28,7 @@ pub mod prefilter;
 pub mod record;
 pub mod render;
 pub mod rfc3339;
+pub mod rollup;
 pub mod run;
 pub mod schema;
 pub mod source;

@@ -22,8 +22,10 @@ mod killed;
 mod lifecycle;
 mod many;
 mod process;
+mod rollups;
 mod signals;
 mod special;
+mod terminal;
 
 use std::any::Any;
 use std::process::ExitCode;
@@ -173,6 +175,8 @@ fn main() -> ExitCode {
         before::table(),
         events::table(),
         many::table(),
+        rollups::table(),
+        terminal::table(),
         lifecycle::table(),
         signals::table(),
     ];
