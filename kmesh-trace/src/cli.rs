@@ -21,9 +21,8 @@ Options:
   -o, --output FORMAT       log (default), json, table, none; --color auto|never
       --by service,port     Table's groups; --sort --top --max-groups --rollup
       --events EVENT,...    close (default), open, update (each --interval 5s)
-      --duration 60s        Stop after this long; --count 100: after 100 records
-  -q, --quiet               Say less on standard error; -v, --verbose: say more
-  -h, --help                --help tells all; -V, --version; --buffer 8MiB: ring
+      --duration 60s        Stop then, or after --count 100; --buffer 8MiB: ring
+  -q, --quiet               Or -v, --verbose; -V, --version; -h, --help (all)
 Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
   -p, --port 443,8000-8999  Server's port; or --to-port; --from-port: client's
       --ip 10.0.0.0/8,::1   Either end's; --from-ip: client's; --to-ip: server's
@@ -41,6 +40,8 @@ Examples:
           A minute of them as JSON
   kmesh-trace -o json | jq -r 'select(.outcome != \"ok\") | .process.comm'
           Whose connections fail
+  kmesh-trace -o table --by service --sort -failed
+          What fails right now, seen in the terminal (? tells the keys)
   kmesh-trace check
           Can it run here?
 
@@ -316,6 +317,9 @@ mod tests {
             "--pid 1,2 --comm n*,!nginx --container containerd://3f9A",
             "--direction inbound --outcome !ok,timeout --failed --established-only",
             "--min-duration 1s500ms --min-bytes 64Ki",
+            "-o table --by workload,port --by outcome --sort -failed --top 5 --max-groups 1",
+            "-o table --sort bytes",
+            "-o json --rollup --by connection --max-groups 1000000",
             "check",
             "schema",
             "completions bash",
@@ -356,6 +360,10 @@ mod tests {
             ("--buffer 0", ErrorKind::ValueValidation, &["--buffer", "4Ki"]),
             ("--buffer 2Gi", ErrorKind::ValueValidation, &["--buffer", "1GiB"]),
             ("--buffer 8Mb", ErrorKind::ValueValidation, &["--buffer", "units"]),
+            ("-o table --by pods", ErrorKind::InvalidValue, &["--by", "similar", "pod"]),
+            ("-o table --sort latency", ErrorKind::ValueValidation, &["--sort", "failed"]),
+            ("-o table --top 0", ErrorKind::ValueValidation, &["--top"]),
+            ("-o table --max-groups 0", ErrorKind::ValueValidation, &["--max-groups", "1000000"]),
             ("-q -v", ErrorKind::ArgumentConflict, &["--quiet", "--verbose"]),
             ("--ouput json", ErrorKind::UnknownArgument, &["--ouput", "--output"]),
             ("--namespace shop", ErrorKind::UnknownArgument, &["--namespace"]),

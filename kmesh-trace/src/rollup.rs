@@ -106,7 +106,8 @@ impl Rollup {
     /// Takes a record, and counts it only if it is wanted.
     pub fn take_if(&mut self, record: &Record, is_wanted: impl FnOnce(&Record) -> bool) -> Option<Window> {
         let over = self.advance(record.time);
-        self.start_ns.get_or_insert(self.window_of(record.time));
+        let start_ns = self.window_of(record.time);
+        self.start_ns.get_or_insert(start_ns);
         self.told = true;
         let moved = self.live.take(record, self.number);
         let group = is_wanted(record).then(|| self.groups.add(record, &moved, None));

@@ -3,7 +3,7 @@
 //! On a terminal, [`Feed`] hands each window to [`super::term`]'s thread and takes what its keys ask for; otherwise
 //! [`Blocks`] prints it. Neither ever waits for a person.
 
-pub mod columns;
+mod columns;
 mod header;
 pub mod sort;
 #[cfg(test)]
@@ -65,7 +65,7 @@ impl Course {
             elapsed_ns: window.end().0.saturating_sub(began.0).try_into().unwrap_or(0),
             window,
             node: self.node.clone(),
-            names: "addresses only".to_owned(),
+            names: "no names".to_owned(),
             lost_records: self.lost_records,
         }
     }
@@ -100,7 +100,7 @@ impl Blocks {
             return Ok(());
         };
         let told = self.course.tell(window);
-        writeln!(out, "{} {}", Rfc3339::new(told.window.start).date(), header::first(&told))?;
+        writeln!(out, "{} {}", Rfc3339::new(told.window.start).date(), header::first(&told, PLAIN_WIDTH))?;
         let mut rows = compared(&told.window.rows, &self.before);
         rows.sort_by(|(one, change), (two, other)| {
             let gone = |change: &Change| *change == Change::Gone;

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use crossterm::event::{self, Event, KeyEvent, KeyEventKind};
 use crossterm::style::Print;
-use crossterm::terminal::{self, Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen};
+use crossterm::terminal::{
+    self, Clear, ClearType, DisableLineWrap, EnableLineWrap, EnterAlternateScreen, LeaveAlternateScreen,
+};
 use crossterm::{cursor, execute, queue};
 use rustix::process::{Signal, getpid, kill_current_process_group, kill_process};
 
@@ -122,16 +124,24 @@ pub fn start(
         move || listen(&messages)
     })?;
     thread::Builder::new().name("screen".to_owned()).spawn(move || {
-        // A terminal that is gone cannot be told so.
-        if drawing.run(&told, &mut io::stdout(), &quit).is_err() {
-            quit();
-        }
+        // Without a screen, whether it is gone or its thread panicked, nobody could end the program by a key.
+        let _quit = Finally(&quit);
+        _ = drawing.run(&told, &mut io::stdout(), &quit);
     })?;
     let sheet = Sheet {
         slot,
         messages: messages.clone(),
     };
     Ok((Box::new(sheet), asked, Handle { messages }))
+}
+
+/// Calls this however its scope is left.
+struct Finally<'a, F: Fn()>(&'a F);
+
+impl<F: Fn()> Drop for Finally<'_, F> {
+    fn drop(&mut self) {
+        self.0();
+    }
 }
 
 /// Sends on what is typed.
@@ -257,7 +267,7 @@ fn enter() -> io::Result<()> {
     terminal::enable_raw_mode()?;
     ENTERED.store(true, Ordering::Release);
     lock(&HELD).get_or_insert_default();
-    execute!(io::stdout(), EnterAlternateScreen, cursor::Hide)
+    execute!(io::stdout(), EnterAlternateScreen, DisableLineWrap, cursor::Hide)
 }
 
 /// Gives the terminal back as it was, if it was taken, and says what was held back.
@@ -266,7 +276,7 @@ pub fn leave() {
         return;
     }
     // Each as well as it goes: there may be nobody there any more.
-    _ = execute!(io::stdout(), cursor::Show, LeaveAlternateScreen);
+    _ = execute!(io::stdout(), cursor::Show, EnableLineWrap, LeaveAlternateScreen);
     _ = terminal::disable_raw_mode();
     let held = lock(&HELD).take().unwrap_or_default();
     for text in held {

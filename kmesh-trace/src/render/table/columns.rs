@@ -2,7 +2,8 @@
 
 use std::cmp::Ordering;
 
-use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table, TableStyle, Width};
+use comfy_table::presets::NOTHING;
+use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table, Width};
 
 use super::sort::{Key, Sort};
 use super::text::{self, Name};
@@ -67,6 +68,8 @@ pub struct Layout {
 
 /// The least room for the client and the server together.
 const NAMES: usize = 26;
+/// Room for both that is enough for most names: then failures get what they need in full.
+const COMFORTABLE: usize = 44;
 /// The most room for a name.
 const LONGEST: usize = 52;
 /// The widest failure: `12345 unreachable`.
@@ -80,14 +83,13 @@ impl Layout {
         let (mut keep, mut names_room) = (0, 0);
         for rank in 0..=10 {
             let others: usize = Self::ranked(rank).map(|(_, width)| width + 1).sum();
-            // One column less than there is: some terminals wrap at the last one.
-            let left = (room + 1).saturating_sub(others + 2);
+                let left = (room + 1).saturating_sub(others + 2);
             if rank > 0 && left < if rank <= 3 { NAMES } else { names } {
                 break;
             }
             (keep, names_room) = (rank, left);
         }
-        let failed_more = names_room.saturating_sub(names).min(FAILED - 12);
+        let failed_more = names_room.saturating_sub(COMFORTABLE).min(FAILED - 12);
         names_room -= failed_more;
         let server = (names_room * 11 / 20).min(LONGEST);
         let client = (names_room - server).min(LONGEST);
@@ -119,7 +121,7 @@ impl Layout {
     /// The lines of the titles and of `rows`.
     pub fn lines(&self, rows: &[Shown<'_>], sort: Sort, color: bool) -> Vec<String> {
         let mut table = Table::new();
-        table.load_style(TableStyle::new());
+        table.load_style(NOTHING);
         if color {
             table.enforce_styling();
         } else {
@@ -251,10 +253,7 @@ impl Shown<'_> {
 /// Orders rows by `sort`, and those that are equal in that by their groups.
 pub fn order(one: &Row, two: &Row, sort: Sort) -> Ordering {
     let by_key = sort.key.compare(&one.sums, &two.sums);
-    let by_group = || {
-        let place = |row: &Row| (row.group.is_other(), std::sync::Arc::clone(&row.group));
-        place(one).cmp(&place(two))
-    };
+    let by_group = || (one.group.is_other(), &one.group).cmp(&(two.group.is_other(), &two.group));
     match (sort.key, sort.descending) {
         (Key::Group, false) => by_group(),
         (Key::Group, true) => by_group().reverse(),

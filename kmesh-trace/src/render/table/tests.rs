@@ -125,9 +125,13 @@ fn screens_are_as_wide_and_high_as_the_terminal() {
 fn eighty_columns_tell_what_fails() {
     let screen = view((80, 24)).lines();
     let expected = [
-        "worker-1 08:19:35 up 10s  12.4 MiB/s sent 117 B/s received  0.4/s opened 2.4/s f",
+        "worker-1  up 10s  12.4 MiB/s sent  876 B/s recv  2.4/s failed  0 lost  no names",
         "by workload, sorted by -bytes",
-        "END  CLIENT         SERVER           OPEN+TRY FAILED             SENT▼  RECEIVED▼",
+        "END  CLIENT         SERVER           OPEN+TRY FAILED            SENT▼  RECEIVED▼",
+        ">out 10.244.0.17    10.244.0.13:9080        - -            12.4 MiB/s     58 B/s",
+        "+out 10.244.0.17    10.96.0.1:443         0+1 12 refused            -    759 B/s",
+        "+in  istio-s…-h9cts echo-…page:9080         - -                 1 B/s     58 B/s",
+        "-out 10.244.0.17    10.244.0.14:5432        - -                     -          -",
     ];
     for (line, expected) in screen.iter().zip(expected) {
         assert_eq!(line.trim_end(), expected, "{screen:#?}");
@@ -347,7 +351,7 @@ fn without_a_terminal_blocks_are_printed_the_same_each_time() {
     assert!(!text.contains('\x1b'));
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines.len(), 5, "{text}");
-    assert!(lines[0].starts_with("2024-09-14 worker-1 08:19:30 up 5s"), "{text}");
+    assert!(lines[0].starts_with("2024-09-14 worker-1  08:19:30Z  up 5s"), "{text}");
     assert!(lines[2].contains("10.0.0.3:82") && lines[2].contains("1 no answer"), "{text}");
     assert!(lines[4].is_empty());
 }

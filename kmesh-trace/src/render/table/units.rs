@@ -33,7 +33,7 @@ pub fn time(nanoseconds: u64) -> String {
         999_500_000..99_500_000_000 => (value / 1e9, "s"),
         99_500_000_000..5_970_000_000_000 => (value / 60e9, "m"),
         5_970_000_000_000..356_400_000_000_000 => (value / 3600e9, "h"),
-        _ => (value / 86_400e9, "d"),
+        _ => ((value / 86_400e9).min(99_999.0), "d"),
     };
     let decimals = usize::from(value < 9.95 && unit != "ns");
     format!("{value:.decimals$}{unit}")

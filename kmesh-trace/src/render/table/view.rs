@@ -325,7 +325,7 @@ impl View {
         let (columns, lines) = self.size;
         let mut all = match &self.told {
             None => vec![format!("waiting for the first window, of {}", text::harmless(&self.what()))],
-            Some(told) => vec![header::first(told)],
+            Some(told) => vec![header::first(told, columns)],
         };
         all.push(self.second());
         if self.mode == Mode::Help {
