@@ -166,7 +166,9 @@ impl Config {
     pub fn new(cli: &Cli, surroundings: Surroundings<'_>) -> Result<Self, Refusal> {
         let rolled = Rolled::new(cli, surroundings)?;
         // What is open counts in each window.
-        let events = rolled.as_ref().map_or_else(|| Events::new(&cli.events), |_| Events::ALL);
+        let events = rolled
+            .as_ref()
+            .map_or_else(|| Events::new(&cli.events), |_| Events::ALL);
         Ok(Self {
             output: cli.output,
             events,

@@ -20,6 +20,7 @@ mod quantiles;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use group::{By, Group, Key, Place};
@@ -110,10 +111,13 @@ impl Rollup {
         self.start_ns.get_or_insert(start_ns);
         self.told = true;
         let moved = self.live.take(record, self.number);
-        let group = is_wanted(record).then(|| self.groups.add(record, &moved, None));
-        if let (Some(connections), Some(group)) = (&mut self.connections, &group) {
-            connections.add(record, &moved, Some(group));
-        }
+        let group = is_wanted(record).then(|| {
+            let row = self.groups.add(record, &moved);
+            if let Some(connections) = &mut self.connections {
+                connections.list(record, &moved, row);
+            }
+            Arc::clone(&row.group)
+        });
         self.live.counted_in(record.id, group);
         over
     }

@@ -55,7 +55,11 @@ mod tests {
         json.lost(&testing::lost(), &mut out).unwrap();
         json.summary(&testing::summary(), &mut out).unwrap();
         json.summary(&testing::clean_summary(), &mut out).unwrap();
-        for keys in [&[Key::Workload][..], &[Key::Node, Key::Namespace], Key::value_variants()] {
+        for keys in [
+            &[Key::Workload][..],
+            &[Key::Node, Key::Namespace],
+            Key::value_variants(),
+        ] {
             let mut rollup = RollupJson::new(rollup_settings(keys, 5), &testing::info());
             for record in testing::all() {
                 rollup.record(&record, &mut out).unwrap();

@@ -19,9 +19,17 @@ use crate::support::{net, patience};
 pub fn table() -> Table {
     Table::new("terminal")
         .own("sizes_and_keys", &[Need::Tmux], sizes_and_keys)
-        .own("quitting_restores_the_screen", &[Need::Tmux], quitting_restores_the_screen)
+        .own(
+            "quitting_restores_the_screen",
+            &[Need::Tmux],
+            quitting_restores_the_screen,
+        )
         .own("suspended_and_resumed", &[Need::Tmux], suspended_and_resumed)
-        .own("a_terminal_that_does_not_read", &[Need::Tmux], a_terminal_that_does_not_read)
+        .own(
+            "a_terminal_that_does_not_read",
+            &[Need::Tmux],
+            a_terminal_that_does_not_read,
+        )
 }
 
 /// A terminal of its own, with a shell in it.
@@ -37,7 +45,17 @@ impl Terminal {
             socket: format!("kmesh-trace-test-{}-{number}", std::process::id()),
         };
         let (columns, lines) = (columns.to_string(), lines.to_string());
-        terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", &columns, "-y", &lines, "exec bash --norc -i"]);
+        terminal.tmux(&[
+            "-f",
+            "/dev/null",
+            "new-session",
+            "-d",
+            "-x",
+            &columns,
+            "-y",
+            &lines,
+            "exec bash --norc -i",
+        ]);
         terminal.command("PS1='$ '; unset PROMPT_COMMAND; clear; echo BEFORE");
         terminal.wait("the shell", |screen| screen.lines().any(|line| line == "BEFORE"));
         terminal
@@ -54,7 +72,7 @@ impl Terminal {
 
     /// Types text.
     fn text(&self, text: &str) {
-        self.tmux(&["send-keys", "-l", text]);
+        self.tmux(&["send-keys", "-l", "--", text]);
     }
 
     fn command(&self, text: &str) {
@@ -72,7 +90,9 @@ impl Terminal {
 
     /// One of tmux's facts of the terminal.
     fn fact(&self, name: &str) -> String {
-        self.tmux(&["display-message", "-p", &format!("#{{{name}}}")]).trim().to_owned()
+        self.tmux(&["display-message", "-p", &format!("#{{{name}}}")])
+            .trim()
+            .to_owned()
     }
 
     /// Waits for a screen like this.
@@ -100,7 +120,11 @@ impl Terminal {
         let screen = self.wait("the prompt", |screen| {
             screen.contains("BEFORE") && screen.trim_end().ends_with('$')
         });
-        assert_eq!((&*self.fact("alternate_on"), &*self.fact("cursor_flag")), ("0", "1"), "{screen}");
+        assert_eq!(
+            (&*self.fact("alternate_on"), &*self.fact("cursor_flag")),
+            ("0", "1"),
+            "{screen}"
+        );
         // The terminal echoes and breaks lines again.
         self.command("stty -a | grep -o ' icanon\\| echo\\b'");
         self.wait("a sane terminal", |screen| {
@@ -137,23 +161,35 @@ fn sizes_and_keys() {
     let (first, second) = (listen(V::Four), listen(V::Four));
     let ports = [&first, &second].map(|listener| listener.local_addr().unwrap().port());
     let terminal = Terminal::open(80, 24);
-    terminal.table(&format!("--by ip,port --interval 300ms --port {},{}", ports[0], ports[1]));
+    terminal.table(&format!(
+        "--by ip,port --interval 300ms --port {},{}",
+        ports[0], ports[1]
+    ));
     let stays = [pair_with(&first), pair_with(&second)];
     let row = |port: u16| format!("127.0.0.1:{port}");
     let both = |screen: &str| ports.iter().all(|&port| screen.contains(&row(port)));
     let narrow = terminal.wait("both groups", both);
-    assert!(narrow.contains("OPEN+TRY") && narrow.contains("FAILED") && !narrow.contains("SRTT"), "{narrow}");
+    assert!(
+        narrow.contains("OPEN+TRY") && narrow.contains("FAILED") && !narrow.contains("SRTT"),
+        "{narrow}"
+    );
     // Wider: more columns; narrow again: as before.
     terminal.resize(120, 40);
-    terminal.wait("120 columns", |screen| screen.contains("P95") && both(screen) && !screen.contains("RETR"));
+    terminal.wait("120 columns", |screen| {
+        screen.contains("P95") && both(screen) && !screen.contains("RETR")
+    });
     terminal.resize(200, 60);
-    terminal.wait("200 columns", |screen| screen.contains("RETR") && screen.contains("SRTT") && both(screen));
+    terminal.wait("200 columns", |screen| {
+        screen.contains("RETR") && screen.contains("SRTT") && both(screen)
+    });
     terminal.resize(80, 24);
     terminal.wait("80 columns", |screen| !screen.contains("P95") && both(screen));
     // Traffic is seen while the connection stays open.
     exchange(&stays[0], 500_000, 100);
     terminal.wait("a rate", |screen| {
-        screen.lines().any(|line| line.contains(&row(ports[0])) && line.contains("iB/s"))
+        screen
+            .lines()
+            .any(|line| line.contains(&row(ports[0])) && line.contains("iB/s"))
     });
     // A pause keeps what is on the screen, whatever goes on.
     terminal.keys(&["p"]);
@@ -176,23 +212,31 @@ fn sizes_and_keys() {
     terminal.wait("both again", both);
     // Order.
     terminal.keys(&["s"]);
-    terminal.wait("another order", |screen| screen.contains("sorted by group") && screen.contains("CLIENT▲"));
+    terminal.wait("another order", |screen| {
+        screen.contains("sorted by group") && screen.contains("CLIENT▲")
+    });
     // Help and back.
     terminal.keys(&["?"]);
-    terminal.wait("help", |screen| screen.contains("PgUp PgDn") && screen.contains("peer reset"));
+    terminal.wait("help", |screen| {
+        screen.contains("PgUp PgDn") && screen.contains("peer reset")
+    });
     terminal.keys(&["Escape"]);
     terminal.wait("no help", both);
     // A group's connections.
     let client = stays[0].truth.src.to_string();
     terminal.keys(&["Home", "Enter"]);
-    terminal.wait("connections", |screen| screen.contains("connections of") && screen.contains("127.0.0.1:"));
+    terminal.wait("connections", |screen| {
+        screen.contains("connections of") && screen.contains("127.0.0.1:")
+    });
     terminal.keys(&["Escape"]);
     terminal.wait("groups", |screen| !screen.contains("connections of") && both(screen));
     // Another grouping: each connection on its own is the last but the one that was begun with.
     for _ in 0..10 {
         terminal.keys(&["g"]);
     }
-    terminal.wait("by connection", |screen| screen.contains("by connection") && screen.contains(&client[..]) || screen.contains(":…"));
+    terminal.wait("by connection", |screen| {
+        screen.contains("by connection") && screen.contains(&client[..]) || screen.contains(":…")
+    });
     terminal.keys(&["q"]);
     terminal.is_restored();
     drop(stays);
@@ -224,11 +268,21 @@ fn suspended_and_resumed() {
         } else {
             kill(terminal.tracer(), Signal::SIGTSTP).unwrap();
         }
-        terminal.wait("the shell", |screen| screen.contains("BEFORE") && screen.contains("Stopped"));
-        assert_eq!((&*terminal.fact("alternate_on"), &*terminal.fact("cursor_flag")), ("0", "1"));
+        terminal.wait("the shell", |screen| {
+            screen.contains("BEFORE") && screen.contains("Stopped")
+        });
+        assert_eq!(
+            (&*terminal.fact("alternate_on"), &*terminal.fact("cursor_flag")),
+            ("0", "1")
+        );
         terminal.command("clear; echo BEFORE; fg");
-        terminal.wait("the table", |screen| screen.contains("CLIENT") && screen.contains("quit"));
-        assert_eq!((&*terminal.fact("alternate_on"), &*terminal.fact("cursor_flag")), ("1", "0"));
+        terminal.wait("the table", |screen| {
+            screen.contains("CLIENT") && screen.contains("quit")
+        });
+        assert_eq!(
+            (&*terminal.fact("alternate_on"), &*terminal.fact("cursor_flag")),
+            ("1", "0")
+        );
     }
     terminal.keys(&["q"]);
     terminal.is_restored();

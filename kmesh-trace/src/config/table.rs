@@ -38,7 +38,10 @@ impl Rolled {
             return Err(Refusal(why.to_owned()));
         }
         let only_of_table = [("--sort", flags.sort.is_some()), ("--top", flags.top.is_some())];
-        let of_both = [("--by", !flags.by.is_empty()), ("--max-groups", flags.max_groups.is_some())];
+        let of_both = [
+            ("--by", !flags.by.is_empty()),
+            ("--max-groups", flags.max_groups.is_some()),
+        ];
         if let Some((flag, _)) = only_of_table.into_iter().find(|(_, given)| *given && !is_table) {
             return Err(Refusal(format!("{flag} is for -o table")));
         }
@@ -117,9 +120,16 @@ mod tests {
 
     #[test]
     fn what_is_rolled_up_is_told_of_whole() {
-        for arguments in ["-o table", "-o json --rollup --events close", "-o table --by pod,port --sort -failed --top 9"] {
+        for arguments in [
+            "-o table",
+            "-o json --rollup --events close",
+            "-o table --by pod,port --sort -failed --top 9",
+        ] {
             let config = Config::new(&parsed(arguments), PLAIN).unwrap();
-            assert!(config.events.open && config.events.update && config.events.close, "{arguments}");
+            assert!(
+                config.events.open && config.events.update && config.events.close,
+                "{arguments}"
+            );
             assert!(config.rolled.is_some(), "{arguments}");
         }
         assert_eq!(Config::new(&parsed("-o json"), PLAIN).unwrap().rolled, None);

@@ -7,6 +7,8 @@
 mod allocations;
 mod json;
 mod log;
+#[cfg(test)]
+mod replay;
 mod rollup;
 pub mod sanitize;
 pub mod table;
@@ -67,7 +69,9 @@ pub fn renderer(output: Output, rolled: Option<&Rolled>, color: bool, info: &Run
         (Output::Json, Some(rolled)) => Box::new(RollupJson::new(rolled.settings, info)),
         (Output::Json, None) => Box::new(Json::new(info)),
         (Output::Table, Some(rolled)) => {
-            let Rolled { settings, sort, top, .. } = rolled;
+            let Rolled {
+                settings, sort, top, ..
+            } = rolled;
             Box::new(table::Blocks::new(*settings, *sort, *top, color, info))
         }
         (Output::None | Output::Table, _) => Box::new(Nothing),

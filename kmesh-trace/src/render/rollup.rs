@@ -130,7 +130,10 @@ mod tests {
 
     #[test]
     fn hostile_names_do_no_harm() {
-        let records: Vec<_> = testing::hostile_names().take(500).map(|name| testing::named(&name)).collect();
+        let records: Vec<_> = testing::hostile_names()
+            .take(500)
+            .map(|name| testing::named(&name))
+            .collect();
         for line in lines(&[Key::Process], 1000, &records).lines() {
             assert!(testing::is_harmless(line), "{line:?}");
         }

@@ -100,7 +100,12 @@ impl Blocks {
             return Ok(());
         };
         let told = self.course.tell(window);
-        writeln!(out, "{} {}", Rfc3339::new(told.window.start).date(), header::first(&told, PLAIN_WIDTH))?;
+        writeln!(
+            out,
+            "{} {}",
+            Rfc3339::new(told.window.start).date(),
+            header::first(&told, PLAIN_WIDTH)
+        )?;
         let mut rows = compared(&told.window.rows, &self.before);
         rows.sort_by(|(one, change), (two, other)| {
             let gone = |change: &Change| *change == Change::Gone;

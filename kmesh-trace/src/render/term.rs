@@ -99,10 +99,7 @@ impl Drop for Sheet {
 
 /// Takes the terminal. What is to be shown goes to the first, what is asked for comes out of the second; `quit` is called when
 /// a person wants an end.
-pub fn start(
-    begin: Begin,
-    quit: impl Fn() + Send + 'static,
-) -> io::Result<(Box<dyn Screen>, Receiver<Ask>, Handle)> {
+pub fn start(begin: Begin, quit: impl Fn() + Send + 'static) -> io::Result<(Box<dyn Screen>, Receiver<Ask>, Handle)> {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         leave();

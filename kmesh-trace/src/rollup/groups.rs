@@ -8,6 +8,9 @@ use super::live::Moved;
 use super::quantiles::Quantiles;
 use crate::record::{Event, Outcome, Record, Service};
 
+/// Connections of a group that are told of one by one although they were not open at the window's end.
+const LISTED: u32 = 100;
+
 /// Sums over what was told of a group in a window.
 #[derive(Clone, Debug, Default)]
 pub struct Sums {
@@ -133,6 +136,8 @@ pub struct Row {
     pub group: Arc<Group>,
     /// In the rollup by connection: the group that the connection is counted in.
     pub parent: Option<Arc<Group>>,
+    /// So many of its connections are told of one by one.
+    pub listed: u32,
     /// Its sums.
     pub sums: Sums,
     /// The server's port.
@@ -164,8 +169,8 @@ impl Groups {
         }
     }
 
-    /// Adds what a record tells to its group, and says which that is.
-    pub(super) fn add(&mut self, record: &Record, moved: &Moved, parent: Option<&Arc<Group>>) -> Arc<Group> {
+    /// Adds what a record tells to its group.
+    pub(super) fn add(&mut self, record: &Record, moved: &Moved) -> &mut Row {
         let group = self.by.group(record);
         let at = match self.index.get(&group) {
             Some(&at) => at,
@@ -176,12 +181,26 @@ impl Groups {
         row.port.add(&record.dst.port());
         match (&row.service, &record.names.service) {
             (Common::All(Some(common)), Some(called)) if Arc::ptr_eq(common, &called.service) => {}
-            (_, called) => row.service.add(&called.as_ref().map(|called| Arc::clone(&called.service))),
+            (_, called) => row
+                .service
+                .add(&called.as_ref().map(|called| Arc::clone(&called.service))),
         }
-        if let (None, Some(parent)) = (&row.parent, parent) {
-            row.parent = Some(Arc::clone(parent));
+        row
+    }
+
+    /// Adds what a record tells to its connection, if that is told of one by one: what is open then always is while there is
+    /// room, of the many that may come and go in a window the first of each group, so that no group is without.
+    pub(super) fn list(&mut self, record: &Record, moved: &Moved, parent: &mut Row) {
+        let is_listed = self.index.contains_key(&self.by.group(record));
+        if !is_listed {
+            let is_wanted = record.event == Event::Update || parent.listed < LISTED;
+            if !is_wanted || self.index.len() >= self.most {
+                return;
+            }
+            parent.listed += 1;
         }
-        Arc::clone(&row.group)
+        let row = self.add(record, moved);
+        row.parent.get_or_insert_with(|| Arc::clone(&parent.group));
     }
 
     fn insert(&mut self, group: Group) -> usize {
@@ -207,6 +226,7 @@ impl Groups {
         self.rows.push(Row {
             group,
             parent: None,
+            listed: 0,
             sums: Sums::default(),
             port: Common::None,
             service: Common::None,
@@ -246,9 +266,7 @@ impl Groups {
         self.index.clear();
         self.other = None;
         let mut rows = std::mem::take(&mut self.rows);
-        rows.sort_unstable_by(|one, two| {
-            (one.group.is_other(), &one.group).cmp(&(two.group.is_other(), &two.group))
-        });
+        rows.sort_unstable_by(|one, two| (one.group.is_other(), &one.group).cmp(&(two.group.is_other(), &two.group)));
         rows
     }
 }

@@ -153,7 +153,11 @@ mod tests {
                 let rank = (part * values.len() as f64).ceil() as usize - 1;
                 let exact = values[rank] as f64;
                 let off = (quantile as f64 - exact).abs();
-                assert!(off <= exact * ERROR + 0.5, "{part} of {}: {quantile}, not {exact}", values.len());
+                assert!(
+                    off <= exact * ERROR + 0.5,
+                    "{part} of {}: {quantile}, not {exact}",
+                    values.len()
+                );
             }
         }
     }

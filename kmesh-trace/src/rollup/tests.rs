@@ -108,11 +108,19 @@ fn a_stream_counts_in_each_window_by_what_it_moved_there() {
                 told(1, Update, 9.9, 250),
                 told(1, Close, 12.0, 251),
             ],
-            vec![(0, 100, 200, 1, 0, 1, 0), (5, 150, 300, 0, 0, 1, 0), (10, 1, 2, 0, 1, 0, 0)],
+            vec![
+                (0, 100, 200, 1, 0, 1, 0),
+                (5, 150, 300, 0, 0, 1, 0),
+                (10, 1, 2, 0, 1, 0, 0),
+            ],
         ),
         (
             "updated twice in a window",
-            vec![told(1, Update, 1.0, 10), told(1, Update, 2.0, 15), told(1, Close, 3.0, 15)],
+            vec![
+                told(1, Update, 1.0, 10),
+                told(1, Update, 2.0, 15),
+                told(1, Close, 3.0, 15),
+            ],
             vec![(0, 15, 30, 1, 1, 0, 0)],
         ),
         (
@@ -132,8 +140,16 @@ fn a_stream_counts_in_each_window_by_what_it_moved_there() {
         ),
         (
             "the machine slept for an hour, and what moved meanwhile is told of afterwards",
-            vec![told(1, Update, 4.9, 100), told(1, Update, 3604.9, 300), told(1, Close, 3605.0, 300)],
-            vec![(0, 100, 200, 1, 0, 1, 0), (3600, 200, 400, 0, 0, 1, 0), (3605, 0, 0, 0, 1, 0, 0)],
+            vec![
+                told(1, Update, 4.9, 100),
+                told(1, Update, 3604.9, 300),
+                told(1, Close, 3605.0, 300),
+            ],
+            vec![
+                (0, 100, 200, 1, 0, 1, 0),
+                (3600, 200, 400, 0, 0, 1, 0),
+                (3605, 0, 0, 0, 1, 0, 0),
+            ],
         ),
         (
             "before the epoch",
@@ -155,8 +171,16 @@ fn what_the_wall_clock_does_is_defined() {
         ("on the boundary", &[5.0, 10.0], &[(5, 1), (10, 1)]),
         ("late by less than a window", &[7.0, 4.0, 9.0], &[(5, 3)]),
         ("late by just a window", &[5.0, 0.0, 9.0], &[(5, 3)]),
-        ("set back by an hour", &[3605.0, 5.5, 10.5], &[(3605, 1), (5, 1), (10, 1)]),
-        ("set back and on again", &[100.0, 50.0, 101.0], &[(100, 1), (50, 1), (100, 1)]),
+        (
+            "set back by an hour",
+            &[3605.0, 5.5, 10.5],
+            &[(3605, 1), (5, 1), (10, 1)],
+        ),
+        (
+            "set back and on again",
+            &[100.0, 50.0, 101.0],
+            &[(100, 1), (50, 1), (100, 1)],
+        ),
         ("set forward by an hour", &[1.0, 3601.0], &[(0, 1), (3600, 1)]),
     ];
     for (name, seconds, expected) in cases {
@@ -201,7 +225,11 @@ fn what_is_not_told_of_for_three_windows_is_not_open() {
     assert_eq!(open, [2, 2, 2, 1, 1]);
     records.push(told(1, Event::Close, 26.0, 9));
     let windows = all(&records);
-    assert_eq!(sums(&windows[5]), (25, 9, 18, 0, 1, 1, 0), "and still counts when it ends, once");
+    assert_eq!(
+        sums(&windows[5]),
+        (25, 9, 18, 0, 1, 1, 0),
+        "and still counts when it ends, once"
+    );
 }
 
 #[test]
@@ -225,9 +253,16 @@ fn what_was_open_before_counts_and_makes_no_rate() {
             (10, 1, 2, 0, 1, 0, 0)
         ]
     );
-    let past: Vec<_> = windows.iter().map(|window| window.rows[0].sums.past_sent_bytes).collect();
+    let past: Vec<_> = windows
+        .iter()
+        .map(|window| window.rows[0].sums.past_sent_bytes)
+        .collect();
     assert_eq!(past, [1_000_000, 0, 0]);
-    assert!(windows.iter().all(|window| window.rows[0].sums.durations.summary().is_none()));
+    assert!(
+        windows
+            .iter()
+            .all(|window| window.rows[0].sums.durations.summary().is_none())
+    );
 }
 
 #[test]
@@ -255,7 +290,9 @@ fn too_many_groups_fold_into_one() {
         max_groups: 3,
         ..settings(&[Key::Connection])
     });
-    let mut records: Vec<_> = (1..=10).map(|cookie| told(cookie, Event::Update, 1.0, cookie)).collect();
+    let mut records: Vec<_> = (1..=10)
+        .map(|cookie| told(cookie, Event::Update, 1.0, cookie))
+        .collect();
     records.extend((1..=10).map(|cookie| told(cookie, Event::Close, 6.0, cookie + 1)));
     let windows = windows(&mut rollup, &records);
     assert_eq!(windows.len(), 2);
@@ -286,7 +323,10 @@ fn groups_have_what_they_are_grouped_by() {
         assert_eq!(group.direction, Some(record.direction));
         let mut text = format!("{} > {}", place(&group.src), place(&group.dst));
         if let Some(service) = group.service {
-            text += &format!(" service {}", service.map_or("-".into(), |service| service.name.to_string()));
+            text += &format!(
+                " service {}",
+                service.map_or("-".into(), |service| service.name.to_string())
+            );
         }
         if let Some(comm) = group.process {
             text += &format!(" process {}", comm.is_some());
@@ -300,7 +340,11 @@ fn groups_have_what_they_are_grouped_by() {
         text
     };
     let cases = [
-        (&[Key::Workload][..], in_pods(), "istio-system prometheus-5fb7f6f8d8-h9cts > echo-1-27855 productpage-v1"),
+        (
+            &[Key::Workload][..],
+            in_pods(),
+            "istio-system prometheus-5fb7f6f8d8-h9cts > echo-1-27855 productpage-v1",
+        ),
         (&[Key::Workload], from_a_node(), "worker-2 > 10.244.0.13"),
         (&[Key::Workload], example(), "10.244.0.17 > 10.244.0.13"),
         (
@@ -326,7 +370,11 @@ fn groups_have_what_they_are_grouped_by() {
             example(),
             "10.244.0.17 :51842 > 10.244.0.13 :9080 id 5f2c81-1",
         ),
-        (&[Key::Namespace, Key::Port], in_pods(), "istio-system > echo-1-27855 :9080"),
+        (
+            &[Key::Namespace, Key::Port],
+            in_pods(),
+            "istio-system > echo-1-27855 :9080",
+        ),
         (
             &[Key::Workload, Key::Ip],
             in_pods(),
@@ -371,7 +419,12 @@ fn traffic(seed: u64, connections: u64) -> Vec<Record> {
 
 #[test]
 fn sums_over_windows_and_groups_are_those_over_records() {
-    let keys: [&[Key]; 4] = [&[Key::Workload], &[Key::Port, Key::Outcome], &[Key::Connection], &[Key::Process]];
+    let keys: [&[Key]; 4] = [
+        &[Key::Workload],
+        &[Key::Port, Key::Outcome],
+        &[Key::Connection],
+        &[Key::Process],
+    ];
     for (seed, keys) in (1..).zip(keys) {
         let records = traffic(seed, 2000);
         let mut rollup = Rollup::new(Settings {
@@ -382,7 +435,10 @@ fn sums_over_windows_and_groups_are_those_over_records() {
         let rows = || windows.iter().flat_map(|window| &window.rows).map(|row| &row.sums);
         let closes = || records.iter().filter(|record| record.event == Event::Close);
         let sum = |of: fn(&Sums) -> u64| rows().map(of).sum::<u64>();
-        assert_eq!(sum(|sums| sums.sent_bytes), closes().map(|record| record.sent_bytes).sum::<u64>());
+        assert_eq!(
+            sum(|sums| sums.sent_bytes),
+            closes().map(|record| record.sent_bytes).sum::<u64>()
+        );
         assert_eq!(
             sum(|sums| sums.received_bytes),
             closes().map(|record| record.received_bytes).sum::<u64>()
@@ -405,7 +461,12 @@ fn sums_over_windows_and_groups_are_those_over_records() {
             .map(|record| record.id)
             .collect();
         assert_eq!(sum(|sums| sums.opened), opened.len() as u64);
-        assert_eq!(windows.last().map(|window| window.rows.iter().map(|row| row.sums.open).sum::<u64>()), Some(0));
+        assert_eq!(
+            windows
+                .last()
+                .map(|window| window.rows.iter().map(|row| row.sums.open).sum::<u64>()),
+            Some(0)
+        );
     }
 }
 
@@ -468,6 +529,33 @@ fn what_is_not_wanted_is_followed_and_not_counted() {
     assert_eq!(connection.sums.sent_bytes, 7);
     assert_eq!(connection.sums.open, 1);
     assert_eq!(connection.parent.as_ref(), Some(&window.rows[0].group));
+}
+
+/// A crowd of short connections in one group leaves room for those of another, and for what stays open.
+#[test]
+fn of_each_group_some_connections_are_listed() {
+    let mut rollup = Rollup::new(settings(&[Key::Port])).with_connections(1000);
+    let at_port = |mut record: Record, port| {
+        record.dst.set_port(port);
+        record
+    };
+    for cookie in 0..5000 {
+        rollup.take(&at_port(told(cookie, Event::Close, 1.0, 1), 80));
+    }
+    rollup.take(&at_port(told(6000, Event::Close, 2.0, 1), 81));
+    rollup.take(&at_port(told(6001, Event::Update, 2.0, 1), 80));
+    let window = rollup.complete(WallTime(5 * SECOND)).unwrap();
+    let listed: Vec<_> = window.rows.iter().map(|row| row.listed).collect();
+    assert_eq!(listed, [101, 1]);
+    assert_eq!(window.connections.len(), 102);
+    for (row, listed) in window.rows.iter().zip(listed) {
+        let of_row = window
+            .connections
+            .iter()
+            .filter(|one| one.parent.as_ref() == Some(&row.group));
+        assert_eq!(of_row.count() as u32, listed);
+    }
+    assert_eq!(window.connections.iter().map(|row| row.sums.open).sum::<u64>(), 1);
 }
 
 #[test]

@@ -24,7 +24,11 @@ pub fn run(mut walker: Walker, interval: Duration, control: &Control, messages: 
     loop {
         // Where the last walk took long, the next one begins the earlier.
         let ahead = (AHEAD + took * 2).min(interval / 4);
-        thread::sleep(until_end(interval).checked_sub(ahead).unwrap_or_else(|| until_end(interval) + interval - ahead));
+        thread::sleep(
+            until_end(interval)
+                .checked_sub(ahead)
+                .unwrap_or_else(|| until_end(interval) + interval - ahead),
+        );
         if control.stopped() {
             return;
         }

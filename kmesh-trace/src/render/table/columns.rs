@@ -83,7 +83,7 @@ impl Layout {
         let (mut keep, mut names_room) = (0, 0);
         for rank in 0..=10 {
             let others: usize = Self::ranked(rank).map(|(_, width)| width + 1).sum();
-                let left = (room + 1).saturating_sub(others + 2);
+            let left = (room + 1).saturating_sub(others);
             if rank > 0 && left < if rank <= 3 { NAMES } else { names } {
                 break;
             }
@@ -127,7 +127,11 @@ impl Layout {
         } else {
             table.force_no_tty();
         }
-        table.set_header(self.columns.iter().map(|&(column, width)| self.title(column, width, sort)));
+        table.set_header(
+            self.columns
+                .iter()
+                .map(|&(column, width)| self.title(column, width, sort)),
+        );
         for row in rows {
             table.add_row(self.columns.iter().map(|&(column, width)| row.cell(column, width)));
         }
@@ -137,7 +141,11 @@ impl Layout {
                 shaped.set_padding((0, gap));
                 shaped.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width as u16 + gap)));
                 let is_text = matches!(column, Column::Mark | Column::Client | Column::Server | Column::Failed);
-                shaped.set_cell_alignment(if is_text { CellAlignment::Left } else { CellAlignment::Right });
+                shaped.set_cell_alignment(if is_text {
+                    CellAlignment::Left
+                } else {
+                    CellAlignment::Right
+                });
             }
         }
         table.lines().collect()
@@ -220,12 +228,19 @@ impl Shown<'_> {
                     Some(Direction::Inbound) => "in",
                     None => "all",
                 };
-                (format!("{mark}{end}"), (self.change == Change::New).then_some(Color::Green))
+                (
+                    format!("{mark}{end}"),
+                    (self.change == Change::New).then_some(Color::Green),
+                )
             }
             Column::Client => fit(text::client(self.row)),
             Column::Server => fit(text::server(self.row)),
             Column::Open if sums.connecting > 0 => {
-                let open = if sums.open == 0 { "0".to_owned() } else { units::count(sums.open) };
+                let open = if sums.open == 0 {
+                    "0".to_owned()
+                } else {
+                    units::count(sums.open)
+                };
                 (format!("{open}+{}", units::count(sums.connecting)), Some(Color::Yellow))
             }
             Column::Open => (units::count(sums.open), None),
@@ -233,7 +248,14 @@ impl Shown<'_> {
             Column::Closed => (units::count(sums.closed), None),
             Column::Failed => match sums.main_failure() {
                 Some((outcome, _)) => {
-                    let failed = format!("{} {}", units::count(sums.failed()), text::failure(outcome));
+                    let how = text::failure(outcome);
+                    let exact = format!("{} {how}", units::count(sums.failed()));
+                    let fits = text::width(&exact) <= width;
+                    let failed = if fits {
+                        exact
+                    } else {
+                        format!("{} {how}", units::brief(sums.failed()))
+                    };
                     (text::cut(&failed, width), Some(Color::Red))
                 }
                 None => ("-".to_owned(), None),

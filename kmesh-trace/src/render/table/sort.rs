@@ -113,7 +113,10 @@ impl FromStr for Sort {
             Ok(key) => Ok(Self { key, descending }),
             Err(_) => {
                 let names: Vec<_> = Key::value_variants().iter().map(|key| key.name()).collect();
-                Err(format!("the keys are {}; a - before one: the largest first", names.join(", ")))
+                Err(format!(
+                    "the keys are {}; a - before one: the largest first",
+                    names.join(", ")
+                ))
             }
         }
     }

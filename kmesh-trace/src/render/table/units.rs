@@ -64,6 +64,16 @@ pub fn count(number: u64) -> String {
     text
 }
 
+/// `12k`, at most four characters.
+pub fn brief(number: u64) -> String {
+    match number {
+        0..1_000 => number.to_string(),
+        1_000..999_500 => format!("{}k", (number + 500) / 1_000),
+        999_500..999_500_000 => format!("{}M", (number + 500_000) / 1_000_000),
+        _ => format!("{}G", (number / 1_000_000_000).clamp(1, 999)),
+    }
+}
+
 /// `12.5/s`, a count over a window.
 pub fn frequency(number: u64, nanoseconds: u64) -> String {
     let value = number as f64 * 1e9 / nanoseconds.max(1) as f64;
@@ -112,6 +122,10 @@ mod tests {
             (count(100_000), "100k"),
             (count(12_345_678), "12M"),
             (count(u64::MAX), "9999G"),
+            (brief(999), "999"),
+            (brief(15_028), "15k"),
+            (brief(999_500), "1M"),
+            (brief(u64::MAX), "999G"),
             (frequency(0, SECOND), "0/s"),
             (frequency(12, 5 * SECOND), "2.4/s"),
             (frequency(600, 5 * SECOND), "120/s"),
@@ -128,7 +142,11 @@ mod tests {
             for number in [1_u64 << shift, (1 << shift) - 1, u64::MAX >> shift] {
                 assert!(count(number).len() <= 5, "{}", count(number));
                 assert!(time(number).len() <= 6, "{}", time(number));
-                assert!(rate(number, 5_000_000_000).len() <= 11, "{}", rate(number, 5_000_000_000));
+                assert!(
+                    rate(number, 5_000_000_000).len() <= 11,
+                    "{}",
+                    rate(number, 5_000_000_000)
+                );
             }
         }
     }

@@ -324,7 +324,10 @@ impl View {
     pub fn lines(&mut self) -> Vec<String> {
         let (columns, lines) = self.size;
         let mut all = match &self.told {
-            None => vec![format!("waiting for the first window, of {}", text::harmless(&self.what()))],
+            None => vec![format!(
+                "waiting for the first window, of {}",
+                text::harmless(&self.what())
+            )],
             Some(told) => vec![header::first(told, columns)],
         };
         all.push(self.second());
@@ -363,7 +366,12 @@ impl View {
                     || "a group that is gone".to_owned(),
                     |row| format!("{} to {}", text::client(row).whole(), text::server(row).whole()),
                 );
-                format!("connections of {name}, sorted by {}; Esc: back", self.sort)
+                let count = row.map_or(0, |row| row.sums.open + row.sums.connecting + row.sums.closed);
+                let listed = row.map_or(0, |row| row.listed);
+                format!(
+                    "{listed} of {count} connections of {name}, sorted by {}; Esc: back",
+                    self.sort
+                )
             }
             _ => self.what(),
         };
@@ -384,7 +392,10 @@ impl View {
         let found = rows.iter().position(|(row, _)| is_followed(row));
         let cursor = found.unwrap_or(self.cursor).min(rows.len().saturating_sub(1));
         let least = (cursor + 1).saturating_sub(page);
-        let offset = self.offset.clamp(least, cursor.max(least)).min(rows.len().saturating_sub(page).max(least));
+        let offset = self
+            .offset
+            .clamp(least, cursor.max(least))
+            .min(rows.len().saturating_sub(page).max(least));
         let window_ns = self.told.as_ref().map_or(1, |told| told.window.length_ns);
         let shown: Vec<_> = rows
             .iter()
@@ -432,7 +443,11 @@ pub(super) fn compared<'a>(now: &'a [Row], before: &'a [Row]) -> Vec<(&'a Row, C
     let groups = |rows: &'a [Row]| rows.iter().map(|row| &*row.group).collect::<HashSet<_>>();
     let (there, was_there) = (groups(now), groups(before));
     let new = now.iter().map(|row| {
-        let change = if was_there.contains(&*row.group) { Change::None } else { Change::New };
+        let change = if was_there.contains(&*row.group) {
+            Change::None
+        } else {
+            Change::New
+        };
         (row, change)
     });
     let gone = before.iter().filter(|row| !there.contains(&*row.group));
