@@ -1,8 +1,10 @@
 //! The command line as it is typed: types for `clap`, nothing else. What it means is [`crate::config`]'s.
 
 mod filters;
+mod table;
 
 pub use filters::Filters;
+pub use table::{TableFlags, Typed};
 
 use crate::completions::Shell;
 use crate::config::{self, BufferSize, Color, EventName, Output};
@@ -16,11 +18,11 @@ const LAYOUT: &str = "{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-hel
 /// when a flag is forgotten. `--help` is made from the flags themselves.
 const SCREEN: &str = "\
 Options:
-  -o, --output FORMAT       log (default), json, none; --color auto|always|never
+  -o, --output FORMAT       log (default), json, table, none; --color auto|never
+      --by service,port     Table's groups; --sort --top --max-groups --rollup
       --events EVENT,...    close (default), open, update (each --interval 5s)
-      --duration 60s        Stop after this long; --count 100: after 100 records
-  -q, --quiet               Say less on standard error; -v, --verbose: say more
-  -h, --help                --help tells all; -V, --version; --buffer 8MiB: ring
+      --duration 60s        Stop then, or after --count 100; --buffer 8MiB: ring
+  -q, --quiet               Or -v, --verbose; -V, --version; -h, --help (all)
 Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
   -p, --port 443,8000-8999  Server's port; or --to-port; --from-port: client's
       --ip 10.0.0.0/8,::1   Either end's; --from-ip: client's; --to-ip: server's
@@ -38,6 +40,8 @@ Examples:
           A minute of them as JSON
   kmesh-trace -o json | jq -r 'select(.outcome != \"ok\") | .process.comm'
           Whose connections fail
+  kmesh-trace -o table --by service --sort -failed
+          What fails right now, seen in the terminal (? tells the keys)
   kmesh-trace check
           Can it run here?
 
@@ -101,9 +105,10 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// What to print: log, json or none
+    /// What to print: log, json, table or none
     ///
     /// log: access-log lines, Kmesh's fields first. json: one object a line, as the schema command describes them.
+    /// table: what groups of connections do, in the terminal; a block of lines an --interval where there is none.
     /// none: nothing but the summary on standard error.
     #[arg(
         short,
@@ -129,7 +134,7 @@ pub struct Cli {
     )]
     pub events: Vec<EventName>,
 
-    /// How often update events are told
+    /// How often update events are told, and how long what is rolled up is
     #[arg(
         long,
         value_name = "TIME",
@@ -185,6 +190,10 @@ pub struct Cli {
     /// Print the version
     #[arg(short = 'V', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
+
+    /// What is rolled up.
+    #[command(flatten)]
+    pub table: TableFlags,
 
     /// Which connections.
     // Last, because what follows it would stand under its heading.
@@ -308,6 +317,9 @@ mod tests {
             "--pid 1,2 --comm n*,!nginx --container containerd://3f9A",
             "--direction inbound --outcome !ok,timeout --failed --established-only",
             "--min-duration 1s500ms --min-bytes 64Ki",
+            "-o table --by workload,port --by outcome --sort -failed --top 5 --max-groups 1",
+            "-o table --sort bytes",
+            "-o json --rollup --by connection --max-groups 1000000",
             "check",
             "schema",
             "completions bash",
@@ -328,7 +340,7 @@ mod tests {
             (
                 "-o yaml",
                 ErrorKind::InvalidValue,
-                &["--output", "yaml", "log, json, none"],
+                &["--output", "yaml", "log, json, table, none"],
             ),
             ("-o jsno", ErrorKind::InvalidValue, &["--output", "similar", "json"]),
             ("-o", ErrorKind::InvalidValue, &["--output"]),
@@ -348,6 +360,22 @@ mod tests {
             ("--buffer 0", ErrorKind::ValueValidation, &["--buffer", "4Ki"]),
             ("--buffer 2Gi", ErrorKind::ValueValidation, &["--buffer", "1GiB"]),
             ("--buffer 8Mb", ErrorKind::ValueValidation, &["--buffer", "units"]),
+            (
+                "-o table --by pods",
+                ErrorKind::InvalidValue,
+                &["--by", "similar", "pod"],
+            ),
+            (
+                "-o table --sort latency",
+                ErrorKind::ValueValidation,
+                &["--sort", "failed"],
+            ),
+            ("-o table --top 0", ErrorKind::ValueValidation, &["--top"]),
+            (
+                "-o table --max-groups 0",
+                ErrorKind::ValueValidation,
+                &["--max-groups", "1000000"],
+            ),
             ("-q -v", ErrorKind::ArgumentConflict, &["--quiet", "--verbose"]),
             ("--ouput json", ErrorKind::UnknownArgument, &["--ouput", "--output"]),
             ("--namespace shop", ErrorKind::UnknownArgument, &["--namespace"]),

@@ -4,8 +4,11 @@
 //! bring the values together, with each other and with their surroundings.
 
 mod filters;
+mod table;
 
 pub(crate) use filters::min_duration;
+pub(crate) use table::max_groups;
+pub use table::{Rolled, typed_filter};
 
 use crate::cli::Cli;
 use crate::filter::Filter;
@@ -32,6 +35,8 @@ pub enum Output {
     Log,
     /// One JSON object a line (see kmesh-trace schema)
     Json,
+    /// What groups of connections do, interval by interval
+    Table,
     /// Nothing
     None,
 }
@@ -66,6 +71,12 @@ pub struct Events {
 }
 
 impl Events {
+    const ALL: Self = Self {
+        close: true,
+        open: true,
+        update: true,
+    };
+
     fn new(names: &[EventName]) -> Self {
         let has = |name| names.contains(&name);
         Self {
@@ -119,6 +130,8 @@ pub struct Config {
     pub output: Output,
     /// The events that go there.
     pub events: Events,
+    /// What they are rolled up to, if they are.
+    pub rolled: Option<Rolled>,
     /// The connections of which they are told.
     pub filter: Filter,
     /// How often update events are told.
@@ -142,6 +155,8 @@ pub struct Surroundings<'a> {
     pub no_color: Option<&'a OsStr>,
     /// Standard output is a terminal.
     pub stdout_is_terminal: bool,
+    /// Keys can be read from a terminal, and it can do more than print lines.
+    pub screen: bool,
     /// Bytes in a page; a power of two.
     pub page_size: u32,
 }
@@ -149,13 +164,18 @@ pub struct Surroundings<'a> {
 impl Config {
     /// What `cli` means here, if it can mean anything.
     pub fn new(cli: &Cli, surroundings: Surroundings<'_>) -> Result<Self, Refusal> {
-        let events = Events::new(&cli.events);
+        let rolled = Rolled::new(cli, surroundings)?;
+        // What is open counts in each window.
+        let events = rolled
+            .as_ref()
+            .map_or_else(|| Events::new(&cli.events), |_| Events::ALL);
         Ok(Self {
             output: cli.output,
             events,
+            rolled,
             filter: filters::filter(cli, events)?,
             interval: cli.interval,
-            color: cli.output == Output::Log && color(cli.color, surroundings),
+            color: matches!(cli.output, Output::Log | Output::Table) && color(cli.color, surroundings),
             duration: cli.duration,
             count: cli.count,
             ring_bytes: cli.buffer.ring_bytes(surroundings.page_size),
@@ -390,6 +410,7 @@ pub(crate) mod tests {
     pub(crate) const PLAIN: Surroundings<'_> = Surroundings {
         no_color: None,
         stdout_is_terminal: false,
+        screen: true,
         page_size: 4096,
     };
 
@@ -408,6 +429,7 @@ pub(crate) mod tests {
         let expected = Config {
             output: Output::Log,
             events: CLOSES,
+            rolled: None,
             filter: Filter::default(),
             interval: Duration::from_secs(5),
             color: false,
@@ -424,6 +446,7 @@ pub(crate) mod tests {
         let expected = Config {
             output: Output::None,
             events: CLOSES,
+            rolled: None,
             filter: Filter::default(),
             interval: Duration::from_secs(5),
             color: false,

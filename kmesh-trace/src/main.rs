@@ -41,6 +41,7 @@ fn config(cli: &Cli) -> Result<Config, Refusal> {
     let surroundings = Surroundings {
         no_color: no_color.as_deref(),
         stdout_is_terminal: io::stdout().is_terminal(),
+        screen: io::stdin().is_terminal() && env::var_os("TERM").is_some_and(|term| term != "dumb"),
         page_size: rustix::param::page_size() as u32,
     };
     Config::new(cli, surroundings)

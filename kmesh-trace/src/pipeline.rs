@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::decode::decode;
 use crate::delivery::{Delivery, Moment};
 use crate::enrich::Cgroups;
-use crate::record::{Counts, Lost, Summary};
+use crate::record::{Counts, Lost, Summary, WallTime};
 use crate::source::reader::{Complete, records};
 use crate::track::{SETTLE_NS, Tracker};
 
@@ -70,7 +70,7 @@ impl<W: Write> Pipeline<W> {
     /// No more records will come: writes those that were still held.
     pub fn finish(&mut self) -> io::Result<()> {
         self.emit(u64::MAX)?;
-        self.delivery.flush()
+        self.delivery.complete(WallTime(i64::MAX))
     }
 
     fn emit(&mut self, complete_ns: u64) -> io::Result<()> {

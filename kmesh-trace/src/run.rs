@@ -1,5 +1,5 @@
 //! The run: wiring only. Each thread has one thing to wait for: the reader for the kernel, the writer for standard
-//! output, the walker for the next interval, and this one for signals and the end of `--duration`.
+//! output, the walker for the next interval, keys and screen (of a table in a terminal) for a person, and this one for signals and the end of `--duration`.
 
 use std::future::pending;
 use std::io;
@@ -16,14 +16,16 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use crate::clock::Clock;
-use crate::config::{Config, Output, Verbosity};
+use crate::config::{Config, Output, Rolled, Verbosity, typed_filter};
 use crate::delivery::{Choice, Delivery};
 use crate::enrich::Cgroups;
 use crate::exit::Exit;
 use crate::pipeline::Pipeline;
 use crate::prefilter::KernelHalf;
 use crate::record::RunInfo;
-use crate::render::renderer;
+use crate::render::table::Feed;
+use crate::render::table::view::Begin;
+use crate::render::{Render, renderer, term};
 use crate::source::kernel::{Kernel, Options, StartError, Types, Walker, start};
 use crate::source::reader::{Control, QUEUE, Queue, Reader};
 use crate::source::{measure_difference, monotonic_ns, preflight, walker};
@@ -39,7 +41,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     // Before there is anything to be interrupted.
     let signals = {
         let _context = runtime.enter();
-        Signals::new().context("cannot listen for signals")?
+        Signals::new(on_terminal(config).is_some()).context("cannot listen for signals")?
     };
     let started_ns = monotonic_ns();
     let (kernel, walker) = match start_kernel(config) {
@@ -104,7 +106,8 @@ pub fn run(config: &Config) -> Result<Exit> {
         filter: config.filter.clone(),
         count: config.count,
     };
-    let delivery = Delivery::new(choice, renderer(config.output, config.color, &info), io::stdout());
+    let (render, screen) = render(config, &info, &control)?;
+    let delivery = Delivery::new(choice, render, io::stdout());
     let until_ns = config
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
@@ -123,7 +126,35 @@ pub fn run(config: &Config) -> Result<Exit> {
         // The receiver is dropped only when the process is about to end.
         .spawn(move || _ = ended.send(writer.write(&queue)))
         .context("cannot start a thread")?;
-    runtime.block_on(wait(config, &control, signals, end))
+    runtime.block_on(wait(config, &control, signals, screen.as_ref(), end))
+}
+
+/// The table that a person looks at, if one is wanted.
+fn on_terminal(config: &Config) -> Option<&Rolled> {
+    config.rolled.as_ref().filter(|rolled| rolled.on_terminal)
+}
+
+/// Whatever makes output of records; with the screen that it goes to, if it is one. From then on nothing else may be written
+/// to the terminal.
+fn render(
+    config: &Config,
+    info: &RunInfo,
+    control: &Arc<Control>,
+) -> Result<(Box<dyn Render + Send>, Option<term::Handle>)> {
+    let Some(rolled) = on_terminal(config) else {
+        let render = renderer(config.output, config.rolled.as_ref(), config.color, info);
+        return Ok((render, None));
+    };
+    let begin = Begin {
+        by: rolled.by.clone(),
+        sort: rolled.sort,
+        top: rolled.top,
+        color: config.color,
+        parse: typed_filter,
+    };
+    let control = Arc::clone(control);
+    let (screen, asks, handle) = term::start(begin, move || control.stop()).context("cannot use the terminal")?;
+    Ok((Box::new(Feed::new(rolled.settings, info, asks, screen)), Some(handle)))
 }
 
 fn start_kernel(config: &Config) -> Result<(Kernel, Walker), StartError> {
@@ -150,15 +181,35 @@ struct Signals {
     interrupt: Signal,
     terminate: Signal,
     user: Signal,
+    /// SIGTSTP and SIGCONT, where there is a screen that must be left and entered again.
+    job: Option<(Signal, Signal)>,
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    fn new(has_screen: bool) -> io::Result<Self> {
+        let job = || Ok::<_, io::Error>((signal(stop_typed())?, signal(go_on())?));
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             user: signal(SignalKind::user_defined1())?,
+            job: if has_screen { Some(job()?) } else { None },
         })
+    }
+}
+
+fn stop_typed() -> SignalKind {
+    SignalKind::from_raw(rustix::process::Signal::TSTP.as_raw())
+}
+
+fn go_on() -> SignalKind {
+    SignalKind::from_raw(rustix::process::Signal::CONT.as_raw())
+}
+
+/// The next of these signals; never, where they are not listened for.
+async fn next(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => _ = signal.recv().await,
+        None => pending().await,
     }
 }
 
@@ -167,6 +218,7 @@ async fn wait(
     config: &Config,
     control: &Control,
     mut signals: Signals,
+    screen: Option<&term::Handle>,
     mut end: oneshot::Receiver<Result<Exit>>,
 ) -> Result<Exit> {
     let limit = async {
@@ -176,6 +228,7 @@ async fn wait(
         }
     };
     tokio::pin!(limit);
+    let (mut stopped, mut resumed) = signals.job.take().unzip();
     let mut interrupted = false;
     let mut limited = false;
     loop {
@@ -186,6 +239,8 @@ async fn wait(
                 control.stop();
             }
             _ = signals.user.recv() => control.summarize(),
+            () = next(stopped.as_mut()) => screen.into_iter().for_each(term::Handle::suspend),
+            () = next(resumed.as_mut()) => screen.into_iter().for_each(term::Handle::resumed),
             _ = signals.interrupt.recv() => end_or_leave(control, &mut interrupted),
             _ = signals.terminate.recv() => end_or_leave(control, &mut interrupted),
         }
@@ -196,6 +251,7 @@ async fn wait(
 /// read) is not waited for.
 fn end_or_leave(control: &Control, interrupted: &mut bool) {
     if *interrupted {
+        term::leave();
         exit(Exit::Ok as i32);
     }
     *interrupted = true;

@@ -11,7 +11,7 @@ use crate::config::{Config, Verbosity};
 use crate::exit::Exit;
 use crate::pipeline::Pipeline;
 use crate::record::{Lost, RunInfo, Summary};
-use crate::render::words;
+use crate::render::{term, words};
 use crate::source::reader::{Control, Message};
 
 /// The thread's state.
@@ -99,7 +99,11 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// One note on standard error. That nobody reads it is no reason to stop.
+/// One note on standard error; while a table hides that, on its last line, and once it is gone. That nobody reads it is no
+/// reason to stop.
 pub fn say(text: &str) {
+    if term::hold(text) {
+        return;
+    }
     _ = writeln!(io::stderr(), "kmesh-trace: {text}");
 }

@@ -23,8 +23,10 @@ mod killed;
 mod lifecycle;
 mod many;
 mod process;
+mod rollups;
 mod signals;
 mod special;
+mod terminal;
 
 use std::any::Any;
 use std::process::ExitCode;
@@ -175,6 +177,8 @@ fn main() -> ExitCode {
         events::table(),
         filters::table(),
         many::table(),
+        rollups::table(),
+        terminal::table(),
         lifecycle::table(),
         signals::table(),
     ];

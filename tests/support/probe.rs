@@ -19,6 +19,8 @@ pub enum Need {
     Veth,
     /// MPTCP sockets.
     Mptcp,
+    /// A terminal: tmux.
+    Tmux,
     /// Time and memory of a real machine.
     Big,
     /// No other scenario at the same time: it counts all that happens on the machine.
@@ -70,6 +72,8 @@ static MPTCP: LazyLock<Result<(), String>> = LazyLock::new(|| {
     })
 });
 
+static TMUX: LazyLock<Result<(), String>> = LazyLock::new(|| net::try_run("tmux", &["-V"]).map(drop));
+
 fn inside(probe: impl FnOnce() -> Result<(), String> + Send) -> Result<(), String> {
     net::in_namespace("probe", probe).unwrap_or_else(|_| Err("the probe itself failed".to_owned()))
 }
@@ -83,6 +87,7 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::Kill => KILL.clone()?,
             Need::Veth => VETH.clone()?,
             Need::Mptcp => MPTCP.clone()?,
+            Need::Tmux => TMUX.clone()?,
             Need::Big if super::small() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),
             Need::Big | Need::Alone => {}
         }

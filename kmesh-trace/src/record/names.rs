@@ -28,7 +28,7 @@ pub struct Pod {
 }
 
 /// A controller: a Deployment, a StatefulSet, a CronJob, whatever owns the pod in the end, or the pod itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Workload {
     /// Its kind, as Kubernetes spells it: `Deployment`, `Pod`.
     pub kind: Arc<str>,
@@ -65,7 +65,7 @@ impl<S: Into<Arc<str>>> FromIterator<(S, S)> for Labels {
 }
 
 /// A Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Service {
     /// `metadata.namespace`.
     pub namespace: Arc<str>,

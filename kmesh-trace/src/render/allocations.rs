@@ -36,7 +36,7 @@ fn a_warm_renderer_allocates_nothing() {
     records.extend(testing::hostile_names().take(1000).map(|name| testing::named(&name)));
     for output in [Output::Log, Output::Json, Output::None] {
         for color in [false, true] {
-            let mut renderer = renderer(output, color, &testing::info());
+            let mut renderer = renderer(output, None, color, &testing::info());
             let mut render_all = || {
                 let before = ALLOCATIONS.get();
                 records
