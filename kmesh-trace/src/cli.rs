@@ -1,7 +1,9 @@
 //! The command line as it is typed: types for `clap`, nothing else. What it means is [`crate::config`]'s.
 
+mod capture;
 mod filters;
 
+pub use capture::Capture;
 pub use filters::Filters;
 
 use crate::completions::Shell;
@@ -19,6 +21,7 @@ Options:
   -o, --output FORMAT       log (default), json, none; --color auto|always|never
       --events EVENT,...    close (default), open, update (each --interval 5s)
       --duration 60s        Stop after this long; --count 100: after 100 records
+  -w, --write FILE          Keep it all; -r, --read FILE: replay; --rotate 9M,5
   -q, --quiet               Say less on standard error; -v, --verbose: say more
   -h, --help                --help tells all; -V, --version; --buffer 8MiB: ring
 Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
@@ -186,6 +189,10 @@ pub struct Cli {
     #[arg(short = 'V', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
 
+    /// What is kept, and told again.
+    #[command(flatten)]
+    pub capture: Capture,
+
     /// Which connections.
     // Last, because what follows it would stand under its heading.
     #[command(flatten)]
@@ -301,6 +308,8 @@ mod tests {
             "--duration 1h30m",
             "--count 1",
             "--buffer 4096",
+            "-w x.kmt --rotate 64Ki,3",
+            "-r - -w y.kmt --count 3",
             "-q",
             "-v",
             "-4 -p 443 -p 8000-8999,!8080 --from-port !0 --to-port 443",

@@ -3,10 +3,13 @@
 //! Each value is checked as it is parsed, so that `clap` names its flag in the error; what is left afterwards is to
 //! bring the values together, with each other and with their surroundings.
 
+mod capture;
 mod filters;
 
+pub use capture::Kept;
 pub(crate) use filters::min_duration;
 
+use crate::capture::Place;
 use crate::cli::Cli;
 use crate::filter::Filter;
 use crate::record::Event;
@@ -115,6 +118,10 @@ pub enum Verbosity {
 /// A run's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// A capture to replay, in place of tracing.
+    pub read: Option<Place>,
+    /// A capture to make.
+    pub kept: Option<Kept>,
     /// The format of standard output.
     pub output: Output,
     /// The events that go there.
@@ -151,6 +158,8 @@ impl Config {
     pub fn new(cli: &Cli, surroundings: Surroundings<'_>) -> Result<Self, Refusal> {
         let events = Events::new(&cli.events);
         Ok(Self {
+            read: cli.capture.read.clone().map(Place::from),
+            kept: capture::kept(cli, surroundings)?,
             output: cli.output,
             events,
             filter: filters::filter(cli, events)?,
@@ -406,6 +415,8 @@ pub(crate) mod tests {
     #[test]
     fn the_bare_command_has_the_defaults_of_the_contract() {
         let expected = Config {
+            read: None,
+            kept: None,
             output: Output::Log,
             events: CLOSES,
             filter: Filter::default(),
@@ -422,6 +433,8 @@ pub(crate) mod tests {
     #[test]
     fn flags_arrive() {
         let expected = Config {
+            read: None,
+            kept: None,
             output: Output::None,
             events: CLOSES,
             filter: Filter::default(),

@@ -11,7 +11,11 @@
 //! of bytes, [`track`] records of events ([`outcome`] has the rules of how a connection ended), [`enrich`] names them.
 //! [`delivery`] has the finished records: limits, [`filter`], tallies, and [`render`] makes lines of what passes. [`run`]
 //! wires them up. Stages do not know each other; all know [`record`].
+//!
+//! [`capture`] is what [`delivery`] can keep besides, and [`replay`] puts it through [`delivery`] again: what that takes is
+//! built for any system, the rest for Linux alone.
 
+pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod completions;
@@ -22,15 +26,21 @@ pub mod enrich;
 pub mod errno;
 pub mod exit;
 pub mod filter;
+pub mod note;
 pub mod outcome;
+#[cfg(target_os = "linux")]
 pub mod pipeline;
 pub mod prefilter;
 pub mod record;
 pub mod render;
+pub mod replay;
 pub mod rfc3339;
+#[cfg(target_os = "linux")]
 pub mod run;
 pub mod schema;
+#[cfg(target_os = "linux")]
 pub mod source;
 pub mod track;
 pub mod wire;
+#[cfg(target_os = "linux")]
 pub mod writer;

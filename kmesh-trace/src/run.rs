@@ -15,11 +15,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use crate::capture::{Header, Keep};
 use crate::clock::Clock;
-use crate::config::{Config, Output, Verbosity};
+use crate::config::{Config, Kept, Output, Verbosity};
 use crate::delivery::{Choice, Delivery};
 use crate::enrich::Cgroups;
 use crate::exit::Exit;
+use crate::note::{Notes, say};
 use crate::pipeline::Pipeline;
 use crate::prefilter::prefilter;
 use crate::record::RunInfo;
@@ -28,7 +30,7 @@ use crate::source::kernel::{Kernel, Options, StartError, Types, Walker, start};
 use crate::source::reader::{Control, QUEUE, Queue, Reader};
 use crate::source::{measure_difference, monotonic_ns, preflight, walker};
 use crate::track::SETTLE_NS;
-use crate::writer::{Writer, say};
+use crate::writer::Writer;
 
 /// Traces until told to stop.
 pub fn run(config: &Config) -> Result<Exit> {
@@ -50,11 +52,22 @@ pub fn run(config: &Config) -> Result<Exit> {
         }
     };
     let began_ns = kernel.began_ns;
+    let clock = Clock::new(measure_difference());
     let info = RunInfo {
         node: uname().nodename().to_string_lossy().into_owned(),
         kernel: uname().release().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
+    let keep = config.kept.as_ref().map(|Kept { place, rotation }| {
+        let header = Header {
+            info: info.clone(),
+            began: clock.wall(began_ns),
+            part: 0,
+            closes_before: 0,
+        };
+        Keep::new(place, *rotation, header)
+    });
+    let keep = keep.transpose()?;
     if config.verbosity > Verbosity::Quiet {
         say(&format!(
             "tracing every TCP connection of {} that closes; Ctrl-C ends it",
@@ -104,16 +117,17 @@ pub fn run(config: &Config) -> Result<Exit> {
         filter: config.filter.clone(),
         count: config.count,
     };
-    let delivery = Delivery::new(choice, renderer(config.output, config.color, &info), io::stdout());
+    let mut delivery = Delivery::new(choice, renderer(config.output, config.color, &info), io::stdout());
+    if let Some(keep) = keep {
+        delivery = delivery.with_keep(keep);
+    }
     let until_ns = config
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
-    let pipeline = Pipeline::new(began_ns, until_ns, Clock::new(measure_difference()), delivery)
-        .with_containers(Cgroups::mounted());
+    let pipeline = Pipeline::new(began_ns, until_ns, clock, delivery).with_containers(Cgroups::mounted());
     let writer = Writer {
         pipeline,
-        info,
-        config: config.clone(),
+        notes: Notes::new(config, info),
         control: Arc::clone(&control),
         spare,
     };
