@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use libtest_mimic::{Failed, Trial};
@@ -42,8 +42,8 @@ fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-fn incident() -> PathBuf {
-    repository().join("tests/data/incident.kmt")
+fn incident() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.kmt"))
 }
 
 fn tool(args: &[&str]) -> Command {
@@ -78,7 +78,7 @@ fn check(holds: bool, what: impl Into<String>) -> Result<(), Failed> {
 fn all_json() -> Result<String, Failed> {
     Ok(ends(
         0,
-        &["-r", text(&incident()), "-o", "json", "--events", "open,update,close"],
+        &["-r", text(incident()), "-o", "json", "--events", "open,update,close"],
     )?
     .0)
 }
@@ -97,14 +97,14 @@ fn every_output(_: &Path) -> Result<(), Failed> {
         serde_json::from_str::<serde_json::Value>(line)?;
     }
     let closes = json.lines().filter(|line| line.contains(r#""event":"close""#)).count();
-    let (log, said) = ends(0, &["-r", text(&incident())])?;
+    let (log, said) = ends(0, &["-r", text(incident())])?;
     check(closes > 100 && log.lines().count() == closes, "a log line a close")?;
     check(log.lines().all(|line| line.starts_with("accesslog: ")), "log lines")?;
     check(said.contains("connections closed on"), said.clone())?;
     for outcome in ["refused", "reset_by_peer", "reset_by_local", "connect_aborted"] {
         check(log.contains(&format!("outcome={outcome}")), outcome)?;
     }
-    let (none, said) = ends(0, &["-r", text(&incident()), "-o", "none", "-q"])?;
+    let (none, said) = ends(0, &["-r", text(incident()), "-o", "none", "-q"])?;
     check(none.is_empty() && said.is_empty(), said)
 }
 
@@ -149,7 +149,7 @@ fn copies(folder: &Path) -> Result<(), Failed> {
     let copy = folder.join("copy.kmt");
     let args = [
         "-r",
-        text(&incident()),
+        text(incident()),
         "-o",
         "json",
         "--events",
@@ -176,7 +176,7 @@ fn pipes(_: &Path) -> Result<(), Failed> {
     let events = "open,update,close";
     let mut writer = tool(&[
         "-r",
-        text(&incident()),
+        text(incident()),
         "-o",
         "none",
         "-q",
@@ -198,7 +198,7 @@ fn pipes(_: &Path) -> Result<(), Failed> {
 fn existing(folder: &Path) -> Result<(), Failed> {
     let file = folder.join("there.kmt");
     fs::write(&file, "precious")?;
-    let (_, said) = ends(1, &["-r", text(&incident()), "-o", "none", "-w", text(&file)])?;
+    let (_, said) = ends(1, &["-r", text(incident()), "-o", "none", "-w", text(&file)])?;
     check(said.contains("there.kmt") && said.contains("try: another name"), said)?;
     check(fs::read(&file)? == b"precious", "untouched")?;
     // The same of what rotation would have to rename.
@@ -206,7 +206,7 @@ fn existing(folder: &Path) -> Result<(), Failed> {
     let new = folder.join("new.kmt");
     let args = [
         "-r",
-        text(&incident()),
+        text(incident()),
         "-o",
         "none",
         "-w",
@@ -226,7 +226,7 @@ fn links(folder: &Path) -> Result<(), Failed> {
         }
         _ = fs::remove_file(&link);
         symlink(&target, &link)?;
-        ends(1, &["-r", text(&incident()), "-o", "none", "-w", text(&link)])?;
+        ends(1, &["-r", text(incident()), "-o", "none", "-w", text(&link)])?;
         check(target.exists() == exists, "nothing is made through the link")?;
     }
     check(fs::read(&target)? == b"precious", "nothing is written through the link")
@@ -238,7 +238,7 @@ fn rotation(folder: &Path) -> Result<(), Failed> {
     let whole = folder.join("whole.kmt");
     let args = [
         "-r",
-        text(&incident()),
+        text(incident()),
         "-o",
         "none",
         "--events",
@@ -340,7 +340,7 @@ fn foreign(folder: &Path) -> Result<(), Failed> {
 
 fn full_disk(_: &Path) -> Result<(), Failed> {
     // Where every write fails so, and nothing can be made but through what is open already.
-    let mut full = tool(&["-r", text(&incident()), "-o", "none", "-w", "-"])
+    let mut full = tool(&["-r", text(incident()), "-o", "none", "-w", "-"])
         .stdout(File::options().write(true).open("/dev/full")?)
         .stderr(Stdio::piped())
         .spawn()?;
