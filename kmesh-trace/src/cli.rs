@@ -1,8 +1,10 @@
 //! The command line as it is typed: types for `clap`, nothing else. What it means is [`crate::config`]'s.
 
+mod capture;
 mod filters;
 mod table;
 
+pub use capture::Capture;
 pub use filters::Filters;
 pub use table::{TableFlags, Typed};
 
@@ -22,6 +24,7 @@ Options:
       --by service,port     Table's groups; --sort --top --max-groups --rollup
       --events EVENT,...    close (default), open, update (each --interval 5s)
       --duration 60s        Stop then, or after --count 100; --buffer 8MiB: ring
+  -w, --write FILE          Keep it all; -r, --read FILE: replay; --rotate 9M,5
   -q, --quiet               Or -v, --verbose; -V, --version; -h, --help (all)
 Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
   -p, --port 443,8000-8999  Server's port; or --to-port; --from-port: client's
@@ -195,6 +198,10 @@ pub struct Cli {
     #[command(flatten)]
     pub table: TableFlags,
 
+    /// What is kept, and told again.
+    #[command(flatten)]
+    pub capture: Capture,
+
     /// Which connections.
     // Last, because what follows it would stand under its heading.
     #[command(flatten)]
@@ -310,6 +317,8 @@ mod tests {
             "--duration 1h30m",
             "--count 1",
             "--buffer 4096",
+            "-w x.kmt --rotate 64Ki,3",
+            "-r - -w y.kmt --count 3",
             "-q",
             "-v",
             "-4 -p 443 -p 8000-8999,!8080 --from-port !0 --to-port 443",

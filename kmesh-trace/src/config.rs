@@ -3,13 +3,16 @@
 //! Each value is checked as it is parsed, so that `clap` names its flag in the error; what is left afterwards is to
 //! bring the values together, with each other and with their surroundings.
 
+mod capture;
 mod filters;
 mod table;
 
+pub use capture::Kept;
 pub(crate) use filters::min_duration;
 pub(crate) use table::max_groups;
 pub use table::{Rolled, typed_filter};
 
+use crate::capture::Place;
 use crate::cli::Cli;
 use crate::filter::Filter;
 use crate::record::Event;
@@ -126,6 +129,10 @@ pub enum Verbosity {
 /// A run's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// A capture to replay, in place of tracing.
+    pub read: Option<Place>,
+    /// A capture to make.
+    pub kept: Option<Kept>,
     /// The format of standard output.
     pub output: Output,
     /// The events that go there.
@@ -170,6 +177,8 @@ impl Config {
             .as_ref()
             .map_or_else(|| Events::new(&cli.events), |_| Events::ALL);
         Ok(Self {
+            read: cli.capture.read.clone().map(Place::from),
+            kept: capture::kept(cli, surroundings)?,
             output: cli.output,
             events,
             rolled,
@@ -427,6 +436,8 @@ pub(crate) mod tests {
     #[test]
     fn the_bare_command_has_the_defaults_of_the_contract() {
         let expected = Config {
+            read: None,
+            kept: None,
             output: Output::Log,
             events: CLOSES,
             rolled: None,
@@ -444,6 +455,8 @@ pub(crate) mod tests {
     #[test]
     fn flags_arrive() {
         let expected = Config {
+            read: None,
+            kept: None,
             output: Output::None,
             events: CLOSES,
             rolled: None,

@@ -12,7 +12,11 @@
 //! [`delivery`] has the finished records: limits, [`filter`], tallies, and [`render`] makes lines of what passes: of each
 //! record, or of the windows and groups that [`rollup`] sums them up to; a table in a terminal ([`render::term`]) is drawn by
 //! threads of its own. [`run`] wires them up. Stages do not know each other; all know [`record`].
+//!
+//! [`capture`] is what [`delivery`] can keep besides, and [`replay`] puts it through [`delivery`] again: what that takes is
+//! built for any system, the rest for Linux alone.
 
+pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod completions;
@@ -23,16 +27,23 @@ pub mod enrich;
 pub mod errno;
 pub mod exit;
 pub mod filter;
+pub mod note;
 pub mod outcome;
+pub mod outlet;
+#[cfg(target_os = "linux")]
 pub mod pipeline;
 pub mod prefilter;
 pub mod record;
 pub mod render;
+pub mod replay;
 pub mod rfc3339;
 pub mod rollup;
+#[cfg(target_os = "linux")]
 pub mod run;
 pub mod schema;
+#[cfg(target_os = "linux")]
 pub mod source;
 pub mod track;
 pub mod wire;
+#[cfg(target_os = "linux")]
 pub mod writer;

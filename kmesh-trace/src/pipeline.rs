@@ -2,6 +2,7 @@
 //! [`Delivery`] has them.
 
 use std::io::{self, Write};
+use std::time::Instant;
 
 use crate::clock::Clock;
 use crate::decode::decode;
@@ -80,6 +81,26 @@ impl<W: Write> Pipeline<W> {
             self.delivery.record(&record, too_late)?;
         }
         Ok(())
+    }
+
+    /// [`Delivery::due`].
+    pub fn due(&self) -> Option<Instant> {
+        self.delivery.due()
+    }
+
+    /// [`Delivery::keep_up`].
+    pub fn keep_up(&mut self) -> io::Result<()> {
+        self.delivery.keep_up()
+    }
+
+    /// [`Delivery::end`].
+    pub fn end(&mut self) -> io::Result<()> {
+        self.delivery.end()
+    }
+
+    /// [`Delivery::end_keep`].
+    pub fn end_keep(&mut self) -> io::Result<()> {
+        self.delivery.end_keep()
     }
 
     /// Whether `--count` is reached.

@@ -15,22 +15,23 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use crate::capture::{Header, Keep};
 use crate::clock::Clock;
-use crate::config::{Config, Output, Rolled, Verbosity, typed_filter};
+use crate::config::{Config, Kept, Output, Verbosity};
 use crate::delivery::{Choice, Delivery};
 use crate::enrich::Cgroups;
 use crate::exit::Exit;
+use crate::note::{Notes, say};
+use crate::outlet::{self, Outlet};
 use crate::pipeline::Pipeline;
 use crate::prefilter::KernelHalf;
 use crate::record::RunInfo;
-use crate::render::table::Feed;
-use crate::render::table::view::Begin;
-use crate::render::{Render, renderer, term};
+use crate::render::term::{self, Jobs};
 use crate::source::kernel::{Kernel, Options, StartError, Types, Walker, start};
 use crate::source::reader::{Control, QUEUE, Queue, Reader};
 use crate::source::{measure_difference, monotonic_ns, preflight, walker};
 use crate::track::SETTLE_NS;
-use crate::writer::{Writer, say};
+use crate::writer::Writer;
 
 /// Traces until told to stop.
 pub fn run(config: &Config) -> Result<Exit> {
@@ -41,7 +42,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     // Before there is anything to be interrupted.
     let signals = {
         let _context = runtime.enter();
-        Signals::new(on_terminal(config).is_some()).context("cannot listen for signals")?
+        Signals::new().context("cannot listen for signals")?
     };
     let started_ns = monotonic_ns();
     let (kernel, walker) = match start_kernel(config) {
@@ -52,11 +53,22 @@ pub fn run(config: &Config) -> Result<Exit> {
         }
     };
     let began_ns = kernel.began_ns;
+    let clock = Clock::new(measure_difference());
     let info = RunInfo {
         node: uname().nodename().to_string_lossy().into_owned(),
         kernel: uname().release().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
+    let keep = config.kept.as_ref().map(|Kept { place, rotation }| {
+        let header = Header {
+            info: info.clone(),
+            began: clock.wall(began_ns),
+            part: 0,
+            closes_before: 0,
+        };
+        Keep::new(place, *rotation, header)
+    });
+    let keep = keep.transpose()?;
     if config.verbosity > Verbosity::Quiet {
         say(&format!(
             "tracing every TCP connection of {} that closes; Ctrl-C ends it",
@@ -106,17 +118,25 @@ pub fn run(config: &Config) -> Result<Exit> {
         filter: config.filter.clone(),
         count: config.count,
     };
-    let (render, screen) = render(config, &info, &control)?;
-    let delivery = Delivery::new(choice, render, io::stdout());
+    let Outlet { render, screen } = outlet::open(config, &info, {
+        let control = Arc::clone(&control);
+        move || control.stop()
+    })?;
+    let jobs = {
+        let _context = runtime.enter();
+        Jobs::of(screen).context("cannot listen for signals")?
+    };
+    let mut delivery = Delivery::new(choice, render, io::stdout());
+    if let Some(keep) = keep {
+        delivery = delivery.with_keep(keep);
+    }
     let until_ns = config
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
-    let pipeline = Pipeline::new(began_ns, until_ns, Clock::new(measure_difference()), delivery)
-        .with_containers(Cgroups::mounted());
+    let pipeline = Pipeline::new(began_ns, until_ns, clock, delivery).with_containers(Cgroups::mounted());
     let writer = Writer {
         pipeline,
-        info,
-        config: config.clone(),
+        notes: Notes::new(config, info),
         control: Arc::clone(&control),
         spare,
     };
@@ -126,35 +146,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         // The receiver is dropped only when the process is about to end.
         .spawn(move || _ = ended.send(writer.write(&queue)))
         .context("cannot start a thread")?;
-    runtime.block_on(wait(config, &control, signals, screen.as_ref(), end))
-}
-
-/// The table that a person looks at, if one is wanted.
-fn on_terminal(config: &Config) -> Option<&Rolled> {
-    config.rolled.as_ref().filter(|rolled| rolled.on_terminal)
-}
-
-/// Whatever makes output of records; with the screen that it goes to, if it is one. From then on nothing else may be written
-/// to the terminal.
-fn render(
-    config: &Config,
-    info: &RunInfo,
-    control: &Arc<Control>,
-) -> Result<(Box<dyn Render + Send>, Option<term::Handle>)> {
-    let Some(rolled) = on_terminal(config) else {
-        let render = renderer(config.output, config.rolled.as_ref(), config.color, info);
-        return Ok((render, None));
-    };
-    let begin = Begin {
-        by: rolled.by.clone(),
-        sort: rolled.sort,
-        top: rolled.top,
-        color: config.color,
-        parse: typed_filter,
-    };
-    let control = Arc::clone(control);
-    let (screen, asks, handle) = term::start(begin, move || control.stop()).context("cannot use the terminal")?;
-    Ok((Box::new(Feed::new(rolled.settings, info, asks, screen)), Some(handle)))
+    runtime.block_on(wait(config, &control, signals, jobs, end))
 }
 
 fn start_kernel(config: &Config) -> Result<(Kernel, Walker), StartError> {
@@ -181,35 +173,15 @@ struct Signals {
     interrupt: Signal,
     terminate: Signal,
     user: Signal,
-    /// SIGTSTP and SIGCONT, where there is a screen that must be left and entered again.
-    job: Option<(Signal, Signal)>,
 }
 
 impl Signals {
-    fn new(has_screen: bool) -> io::Result<Self> {
-        let job = || Ok::<_, io::Error>((signal(stop_typed())?, signal(go_on())?));
+    fn new() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             user: signal(SignalKind::user_defined1())?,
-            job: if has_screen { Some(job()?) } else { None },
         })
-    }
-}
-
-fn stop_typed() -> SignalKind {
-    SignalKind::from_raw(rustix::process::Signal::TSTP.as_raw())
-}
-
-fn go_on() -> SignalKind {
-    SignalKind::from_raw(rustix::process::Signal::CONT.as_raw())
-}
-
-/// The next of these signals; never, where they are not listened for.
-async fn next(signal: Option<&mut Signal>) {
-    match signal {
-        Some(signal) => _ = signal.recv().await,
-        None => pending().await,
     }
 }
 
@@ -218,7 +190,7 @@ async fn wait(
     config: &Config,
     control: &Control,
     mut signals: Signals,
-    screen: Option<&term::Handle>,
+    mut jobs: Jobs,
     mut end: oneshot::Receiver<Result<Exit>>,
 ) -> Result<Exit> {
     let limit = async {
@@ -228,7 +200,6 @@ async fn wait(
         }
     };
     tokio::pin!(limit);
-    let (mut stopped, mut resumed) = signals.job.take().unzip();
     let mut interrupted = false;
     let mut limited = false;
     loop {
@@ -239,8 +210,7 @@ async fn wait(
                 control.stop();
             }
             _ = signals.user.recv() => control.summarize(),
-            () = next(stopped.as_mut()) => screen.into_iter().for_each(term::Handle::suspend),
-            () = next(resumed.as_mut()) => screen.into_iter().for_each(term::Handle::resumed),
+            () = jobs.obey() => {}
             _ = signals.interrupt.recv() => end_or_leave(control, &mut interrupted),
             _ = signals.terminate.recv() => end_or_leave(control, &mut interrupted),
         }

@@ -3,25 +3,23 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-use crate::config::{Config, Verbosity};
+use crate::delivery;
 use crate::exit::Exit;
+use crate::note::{Notes, say};
 use crate::pipeline::Pipeline;
-use crate::record::{Lost, RunInfo, Summary};
-use crate::render::{term, words};
 use crate::source::reader::{Control, Message};
 
 /// The thread's state.
 pub struct Writer<W> {
     /// Where the queue leads.
     pub pipeline: Pipeline<W>,
-    /// For the summary in words.
-    pub info: RunInfo,
-    /// What to say where.
-    pub config: Config,
+    /// For what is said in words.
+    pub notes: Notes,
     /// Told when `--count` is reached.
     pub control: Arc<Control>,
     /// Takes emptied buffers back to the reader.
@@ -33,14 +31,18 @@ impl<W: Write> Writer<W> {
     pub fn write(mut self, queue: &Receiver<Message>) -> Result<Exit> {
         match self.write_all(queue) {
             // Whoever read it has gone, which is no failure.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Exit::Ok),
-            Err(error) => bail!("cannot write to standard output: {error}\n  try: a place with room, or -o none"),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                // That is no reason to leave a capture without its end; and if it was the capture, there is nothing to end.
+                _ = self.pipeline.end_keep();
+                Ok(Exit::Ok)
+            }
+            Err(error) => Err(delivery::explain(error)),
             Ok(()) => Ok(Exit::Ok),
         }
     }
 
     fn write_all(&mut self, queue: &Receiver<Message>) -> io::Result<()> {
-        for message in queue {
+        while let Some(message) = self.next(queue)? {
             match message {
                 Message::Records { mut bytes, complete } => {
                     self.pipeline.take(&bytes, complete)?;
@@ -57,20 +59,20 @@ impl<W: Write> Writer<W> {
                 } => self.pipeline.clock_stepped(since_ns, difference_ns),
                 Message::Lost(counts) => {
                     let lost = self.pipeline.lost(&counts)?;
-                    self.say_lost(lost);
+                    lost.iter().for_each(|lost| self.notes.lost(lost));
                 }
                 Message::Asked(counts) => self.pipeline.ask(counts)?,
                 Message::Walked(bytes) => self.pipeline.hold(&bytes),
                 Message::WalkFailed(why) => say(&format!("warning: {why}; open connections are not told of this time")),
-                Message::OutputClosed => return Ok(()),
+                Message::OutputClosed => return self.pipeline.end_keep(),
                 Message::Ended(counts) => {
                     self.pipeline.finish()?;
                     self.say_made();
                     let lost = self.pipeline.lost(&counts)?;
-                    self.say_lost(lost);
+                    lost.iter().for_each(|lost| self.notes.lost(lost));
                     let summary = self.pipeline.summary(&counts)?;
-                    self.say_summary(&summary);
-                    return Ok(());
+                    self.notes.summary(&summary);
+                    return self.pipeline.end();
                 }
             }
             self.say_made();
@@ -78,32 +80,24 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
+    /// The next message. Until it comes, what is to be kept is.
+    fn next(&mut self, queue: &Receiver<Message>) -> io::Result<Option<Message>> {
+        loop {
+            self.pipeline.keep_up()?;
+            let Some(due) = self.pipeline.due() else {
+                return Ok(queue.recv().ok());
+            };
+            match queue.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(message) => return Ok(Some(message)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            }
+        }
+    }
+
     fn say_made(&mut self) {
         for summary in self.pipeline.summaries() {
-            self.say_summary(&summary);
+            self.notes.summary(&summary);
         }
     }
-
-    fn say_lost(&self, lost: Option<Lost>) {
-        if let Some(lost) = lost
-            && !self.config.output.has_reports()
-        {
-            say(&words::lost_words(&lost));
-        }
-    }
-
-    fn say_summary(&self, summary: &Summary) {
-        if !self.config.output.has_reports() && self.config.verbosity > Verbosity::Quiet {
-            say(&words::summary_words(summary, &self.info));
-        }
-    }
-}
-
-/// One note on standard error; while a table hides that, on its last line, and once it is gone. That nobody reads it is no
-/// reason to stop.
-pub fn say(text: &str) {
-    if term::hold(text) {
-        return;
-    }
-    _ = writeln!(io::stderr(), "kmesh-trace: {text}");
 }

@@ -1,7 +1,6 @@
 //! The flags that choose connections.
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -109,8 +108,9 @@ impl<T: Copy + Send + Sync + 'static> TypedValueParser for OneOf<T> {
     type Value = Term<T>;
 
     fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<Self::Value, Error> {
-        let (negated, name) = match value.as_bytes().strip_prefix(b"!") {
-            Some(name) => (true, OsStr::from_bytes(name)),
+        // What is no UTF-8 is no name either way.
+        let (negated, name) = match value.to_str().and_then(|value| value.strip_prefix('!')) {
+            Some(name) => (true, OsStr::new(name)),
             None => (false, value),
         };
         let Self(values, name_of) = *self;

@@ -1,6 +1,7 @@
 //! Proves that renderers allocate nothing once they are warm.
 
 use super::{renderer, testing};
+use crate::capture::{Item, Reader, testing::capture};
 use crate::config::Output;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -49,4 +50,27 @@ fn a_warm_renderer_allocates_nothing() {
             assert_eq!(render_all(), 0, "{output:?}");
         }
     }
+}
+
+#[test]
+fn a_warm_replay_allocates_nothing() {
+    let records = testing::all();
+    let bytes = capture(|keep| (0..5000).for_each(|index| keep.record(&records[index % records.len()]).unwrap()));
+    let mut reader = Reader::new(&bytes[..]).unwrap_or_else(|why| panic!("{why}"));
+    let mut renderers = [Output::Log, Output::Json].map(|output| renderer(output, None, false, &testing::info()));
+    let mut before = 0;
+    let mut count = 0;
+    while let Some(item) = reader.next().unwrap() {
+        if let Item::Record(record) = item {
+            for renderer in &mut renderers {
+                renderer.record(record, &mut std::io::sink()).unwrap();
+            }
+            count += 1;
+            if count == 2500 {
+                before = ALLOCATIONS.get();
+            }
+        }
+    }
+    assert_eq!((count, ALLOCATIONS.get() - before), (5000, 0));
+    assert!(before > 0, "the count counts");
 }

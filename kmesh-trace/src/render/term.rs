@@ -4,6 +4,10 @@
 //! The newest window replaces one that has not been drawn yet. Whatever ends the program, [`leave`] is called before: when
 //! the drawing ends, by the hook of panics, and by [`crate::run`] before it exits at once.
 
+mod jobs;
+
+pub use jobs::Jobs;
+
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::panic;
@@ -19,7 +23,6 @@ use crossterm::terminal::{
     self, Clear, ClearType, DisableLineWrap, EnableLineWrap, EnterAlternateScreen, LeaveAlternateScreen,
 };
 use crossterm::{cursor, execute, queue};
-use rustix::process::{Signal, getpid, kill_current_process_group, kill_process};
 
 use super::table::view::{Ask, Begin, View};
 use super::table::{Screen, Told};
@@ -175,7 +178,7 @@ impl Drawing {
                         None => {}
                         Some(Ask::Quit) => quit(),
                         // As the terminal itself does it: to all of the job, us included.
-                        Some(Ask::Suspend) => _ = kill_current_process_group(Signal::TSTP),
+                        Some(Ask::Suspend) => jobs::stop_all(),
                         // Nobody obeys any more once the end has begun.
                         Some(ask) => _ = self.asks.send(ask),
                     },
@@ -185,7 +188,7 @@ impl Drawing {
                     }
                     Message::Suspend => {
                         leave();
-                        _ = kill_process(getpid(), Signal::STOP);
+                        jobs::stop_this();
                         self.again()?;
                     }
                     Message::Resumed => {
