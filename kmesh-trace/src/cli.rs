@@ -29,11 +29,10 @@ Options:
 Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
   -p, --port 443,8000-8999  Server's port; or --to-port; --from-port: client's
       --ip 10.0.0.0/8,::1   Either end's; --from-ip: client's; --to-ip: server's
-  -4, -6                    IPv4 or IPv6; --established-only: what did connect
       --comm 'nginx*'       Whose socket; also --pid 4711, --container 3f9a02
-      --direction inbound   Traced at the server's end; outbound: the client's
+      --direction inbound   The server's end; outbound: the client's; -4, -6: IP
       --outcome refused     How it ended (all: --help); --failed: any but ok
-      --min-duration 100ms  Only the slow; --min-bytes 1M: only the large";
+      --min-duration 100ms  Slow; --min-bytes 1M: large; --established-only";
 
 const MORE: &str = "\
 Examples:

@@ -193,7 +193,7 @@ impl<R: Read, W: Write> Replay<R, W> {
         let closes_before = header.closes_before;
         let mut summed = false;
         let mut told = Told::Endless;
-        while let Some(item) = self.reader.next().map_err(Failure::Input)? {
+        while let Some(item) = self.reader.next_item().map_err(Failure::Input)? {
             match item {
                 Item::Record(record) => {
                     let began = *began.get_or_insert(record.time);

@@ -7,14 +7,17 @@ use std::process::{Command, Output, Stdio};
 
 use libtest_mimic::{Failed, Trial};
 
-const TABLE: [(&str, fn(&Path) -> Result<(), Failed>); 12] = [
+/// Gets a folder of its own.
+type Case = fn(&Path) -> Result<(), Failed>;
+
+const TABLE: [(&str, Case); 12] = [
     ("a capture is told in every output", every_output),
     ("filters and limits hold for a replay", filters_and_limits),
     ("a copy of a capture is told alike", copies),
     ("through pipes both ways", pipes),
     ("a file that exists is refused", existing),
     ("a link is never followed", links),
-    ("rotated files stand alone and add up", rotation),
+    ("what fits one file is not rotated", rotation),
     ("a file that is cut off anywhere", cut_off),
     ("a flipped bit anywhere", flipped),
     ("what is no capture", foreign),
@@ -111,7 +114,7 @@ fn every_output(_: &Path) -> Result<(), Failed> {
 fn filters_and_limits(_: &Path) -> Result<(), Failed> {
     let file = incident();
     let all = all_json()?;
-    let (refused, _) = ends(0, &["-r", text(&file), "-o", "json", "--outcome", "refused"])?;
+    let (refused, _) = ends(0, &["-r", text(file), "-o", "json", "--outcome", "refused"])?;
     let lines = refused.lines().count() - 1;
     check(
         lines > 0
@@ -129,19 +132,19 @@ fn filters_and_limits(_: &Path) -> Result<(), Failed> {
         sum(&refused, "delivered")? + sum(&refused, "filtered")? == sum(&refused, "closes")?,
         "they add up",
     )?;
-    let (first, _) = ends(0, &["-r", text(&file), "-o", "json", "--count", "3"])?;
+    let (first, _) = ends(0, &["-r", text(file), "-o", "json", "--count", "3"])?;
     check(first.lines().count() == 4 && sum(&first, "delivered")? == 3, first)?;
-    let (early, _) = ends(0, &["-r", text(&file), "-o", "json", "--duration", "1s"])?;
+    let (early, _) = ends(0, &["-r", text(file), "-o", "json", "--duration", "1s"])?;
     check(
         early.lines().count() > 3 && early.len() < all.len() / 2,
         "by the times of the records",
     )?;
     check(
-        ends(2, &["-r", text(&file), "--buffer", "1M"])?.1.contains("--buffer"),
+        ends(2, &["-r", text(file), "--buffer", "1M"])?.1.contains("--buffer"),
         "named",
     )?;
     check(ends(2, &["--rotate", "1M"])?.1.contains("--write"), "named")?;
-    let (_, said) = ends(2, &["-r", text(&file), "-w", "-"])?;
+    let (_, said) = ends(2, &["-r", text(file), "-w", "-"])?;
     check(said.contains("-o none"), said)
 }
 
@@ -234,7 +237,6 @@ fn links(folder: &Path) -> Result<(), Failed> {
 
 fn rotation(folder: &Path) -> Result<(), Failed> {
     let events = "open,update,close";
-    // The incident many times over, as one stream: a copy a time, led into one writer by way of its reader.
     let whole = folder.join("whole.kmt");
     let args = [
         "-r",

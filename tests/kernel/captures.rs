@@ -92,7 +92,7 @@ fn no_room() {
     let folder = place("no-room").with_extension("mount");
     fs::create_dir_all(&folder).unwrap();
     let at = folder.to_str().unwrap();
-    net::run("mount", &["-t", "tmpfs", "-o", "size=16k", "none", at]);
+    net::run("mount", &["-t", "tmpfs", "-o", "size=256k", "none", at]);
     let path = folder.join("full.kmt");
     let tracer = Start::new(&["-o", "none", "-w", path.to_str().unwrap()]).spawn();
     tracer.wait_said("kmesh-trace: tracing");

@@ -114,7 +114,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next item; none at the end of the file. Errors are those of reading the file.
-    pub fn next(&mut self) -> io::Result<Option<Item<'_>>> {
+    pub fn next_item(&mut self) -> io::Result<Option<Item<'_>>> {
         loop {
             if self.taken < self.block.len() {
                 let mut rest = &self.block[self.taken..];

@@ -27,7 +27,7 @@ fn read(bytes: &[u8]) -> Told {
     let mut reader = Reader::new(bytes).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(reader.header, header());
     let mut told = Told::default();
-    while let Some(item) = reader.next().unwrap() {
+    while let Some(item) = reader.next_item().unwrap() {
         match item {
             Item::Record(record) => told.records.push(record.clone()),
             Item::Damage(damage) => told.damage.push(damage),
@@ -431,7 +431,7 @@ fn rotated_files_are_the_newest_part_of_all() {
         let closes = |records: &[Record]| records.iter().filter(|record| record.event == Event::Close).count() as u64;
         let (before, first) = (reader.header.closes_before, found.len());
         parts.push(reader.header.part);
-        while let Some(item) = reader.next().unwrap() {
+        while let Some(item) = reader.next_item().unwrap() {
             match item {
                 Item::Record(record) => found.push(record.clone()),
                 Item::End { goes_on } => assert_eq!(goes_on, name != "x.kmt"),

@@ -60,7 +60,7 @@ fn a_warm_replay_allocates_nothing() {
     let mut renderers = [Output::Log, Output::Json].map(|output| renderer(output, None, false, &testing::info()));
     let mut before = 0;
     let mut count = 0;
-    while let Some(item) = reader.next().unwrap() {
+    while let Some(item) = reader.next_item().unwrap() {
         if let Item::Record(record) = item {
             for renderer in &mut renderers {
                 renderer.record(record, &mut std::io::sink()).unwrap();

@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn each(capture: &[u8], mut look: impl FnMut(&Record) -> io::Result<()>) -> Result<()> {
     let mut reader = Reader::new(capture).map_err(|why| anyhow!("{why}"))?;
-    while let Some(item) = reader.next()? {
+    while let Some(item) = reader.next_item()? {
         if let Item::Record(record) = item {
             look(record)?;
         }
