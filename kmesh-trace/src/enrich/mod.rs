@@ -2,6 +2,10 @@
 
 pub mod cgroup;
 pub mod facts;
+pub mod nodes;
+pub mod pods;
+pub mod service;
+pub mod shared;
 
 use std::collections::HashMap;
 use std::fs;
