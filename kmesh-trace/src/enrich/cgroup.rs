@@ -67,6 +67,7 @@ mod tests {
         let inner = "aa".repeat(32);
         let other = "11111111-2222-3333-4444-555555555555";
         let other_escaped = other.replace('-', "_");
+        let nested = [other, UID];
         let cases: Vec<(String, &[&str], Option<&String>)> = vec![
             // cgroupfs driver: best effort, burstable, guaranteed.
             (format!("/kubepods/besteffort/pod{UID}/{id}"), &[UID], Some(&id)),
@@ -127,7 +128,7 @@ mod tests {
             // A node in a pod.
             (
                 format!("/kubepods/pod{UID}/{id}/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{other_escaped}.slice/cri-containerd-{inner}.scope"),
-                &[other, UID],
+                &nested,
                 Some(&inner),
             ),
             // No pods.

@@ -114,6 +114,9 @@ impl Pods {
         if let Some(hash) = node_uid {
             self.by_uid.insert(hash.clone(), slot);
             if let Some(tenure) = self.tenure_mut(slot) {
+                if tenure.uid != uid {
+                    tenure.made = None;
+                }
                 let before = std::mem::replace(&mut tenure.uid, uid);
                 tenure.node_uid = Some(Box::new(hash));
                 if !self.tenure(slot).is_some_and(|tenure| tenure.is_called(&before)) {

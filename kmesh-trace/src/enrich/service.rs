@@ -108,7 +108,8 @@ impl Services {
 
     /// It has gone.
     pub fn gone(&mut self, source: SourceId, at: WallTime, namespace: &str, name: &str) {
-        if let Some(&slot) = self.by_name.get(&self.name(namespace, name)) {
+        let key = self.name(namespace, name);
+        if let Some(&slot) = self.by_name.get(&key) {
             self.missing(slot, source, at);
         }
         self.forget(at);
@@ -237,11 +238,11 @@ impl Services {
 
     /// The Service that has what the client dialled, at that time. `at_node`: the address is a node's.
     pub fn dialled(&self, address: SocketAddr, at_node: bool, time: WallTime) -> Option<Called> {
-        let own = self.vips.at(&address.ip(), time).filter(|(port, _)| *port == address.port());
+        let own = self.vips.at(address.ip(), time).filter(|(port, _)| *port == address.port());
         if let Some(called) = self.first(own.map(|(_, slot)| slot), ServiceBy::Vip) {
             return Some(called);
         }
-        let node_ports = self.node_ports.at(&address.port(), time).filter(|_| at_node);
+        let node_ports = self.node_ports.at(address.port(), time).filter(|_| at_node);
         self.first(node_ports.map(|(_, slot)| slot), ServiceBy::Vip)
     }
 
@@ -259,7 +260,7 @@ impl Services {
             self.entry(slot)
                 .is_some_and(|entry| entry.service.namespace == pod.namespace)
         };
-        let endpoints = self.endpoints.at(&address.ip(), time).filter(|&(_, slot)| is_near(slot));
+        let endpoints = self.endpoints.at(address.ip(), time).filter(|&(_, slot)| is_near(slot));
         let selecting = self.selecting(pod);
         let targeted = selecting.clone().filter(|&slot| {
             self.facts(slot).is_some_and(|facts| {

@@ -73,8 +73,8 @@ impl<K: Copy + Eq + Hash> Timed<K> {
     }
 
     /// Those that had it then, whatever the port.
-    pub fn at(&self, key: &K, time: WallTime) -> impl Iterator<Item = (u16, u32)> + Clone {
-        let spans = self.spans.get(key).map_or(&[][..], Few::as_slice).iter();
+    pub fn at(&self, key: K, time: WallTime) -> impl Iterator<Item = (u16, u32)> + Clone + use<'_, K> {
+        let spans = self.spans.get(&key).map_or(&[][..], Few::as_slice).iter();
         spans
             .filter(move |span| (span.since..span.until).contains(&time.0))
             .map(|span| (span.port, span.service))
