@@ -18,7 +18,9 @@ use tokio::time::sleep;
 use crate::clock::Clock;
 use crate::config::{Config, Output, Verbosity};
 use crate::delivery::{Choice, Delivery};
-use crate::enrich::Cgroups;
+use crate::enrich::Enricher;
+use crate::enrich::cgroups::Cgroups;
+use crate::enrich::conntrack::Conntrack;
 use crate::exit::Exit;
 use crate::pipeline::Pipeline;
 use crate::prefilter::prefilter;
@@ -109,7 +111,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
     let pipeline = Pipeline::new(began_ns, until_ns, Clock::new(measure_difference()), delivery)
-        .with_containers(Cgroups::mounted());
+        .with_names(Enricher::new(Cgroups::mounted(), Conntrack::open().ok(), Box::new(|| ())));
     let writer = Writer {
         pipeline,
         info,

@@ -3,15 +3,17 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use crate::config::{Config, Verbosity};
 use crate::exit::Exit;
 use crate::pipeline::Pipeline;
-use crate::record::{Lost, RunInfo, Summary};
+use crate::record::{Counts, Lost, RunInfo, Summary};
 use crate::render::words;
+use crate::source::monotonic_ns;
 use crate::source::reader::{Control, Message};
 
 /// The thread's state.
@@ -40,21 +42,19 @@ impl<W: Write> Writer<W> {
     }
 
     fn write_all(&mut self, queue: &Receiver<Message>) -> io::Result<()> {
-        for message in queue {
+        while let Some(message) = self.next(queue)? {
             match message {
                 Message::Records { mut bytes, complete } => {
-                    self.pipeline.take(&bytes, complete)?;
+                    self.pipeline.take(&bytes, complete, monotonic_ns())?;
                     bytes.clear();
                     // The reader may have ended.
                     _ = self.spare.send(bytes);
-                    if self.pipeline.is_full() {
-                        self.control.stop();
-                    }
                 }
                 Message::ClockStepped {
                     since_ns,
                     difference_ns,
                 } => self.pipeline.clock_stepped(since_ns, difference_ns),
+                Message::Told(told) => self.pipeline.learn(&told, monotonic_ns())?,
                 Message::Lost(counts) => {
                     let lost = self.pipeline.lost(&counts)?;
                     self.say_lost(lost);
@@ -63,18 +63,55 @@ impl<W: Write> Writer<W> {
                 Message::Walked(bytes) => self.pipeline.hold(&bytes),
                 Message::WalkFailed(why) => say(&format!("warning: {why}; open connections are not told of this time")),
                 Message::OutputClosed => return Ok(()),
-                Message::Ended(counts) => {
-                    self.pipeline.finish()?;
-                    self.say_made();
-                    let lost = self.pipeline.lost(&counts)?;
-                    self.say_lost(lost);
-                    let summary = self.pipeline.summary(&counts)?;
-                    self.say_summary(&summary);
-                    return Ok(());
+                Message::Ended(counts) => return self.end(queue, &counts),
+            }
+            self.after_records();
+        }
+        Ok(())
+    }
+
+    fn after_records(&mut self) {
+        if self.pipeline.is_full() {
+            self.control.stop();
+        }
+        self.say_made();
+    }
+
+    /// The next message. Meanwhile, what has waited for its name for long enough goes out.
+    fn next(&mut self, queue: &Receiver<Message>) -> io::Result<Option<Message>> {
+        loop {
+            let Some(until_ns) = self.pipeline.waits_until_ns() else { return Ok(queue.recv().ok()) };
+            let left = Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()));
+            match queue.recv_timeout(left) {
+                Ok(message) => return Ok(Some(message)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.pipeline.release(monotonic_ns())?;
+                    self.after_records();
                 }
             }
-            self.say_made();
         }
+    }
+
+    /// Nothing comes any more but names, for as long as records wait for them.
+    fn end(&mut self, queue: &Receiver<Message>, counts: &Counts) -> io::Result<()> {
+        self.pipeline.settle(monotonic_ns())?;
+        while let Some(until_ns) = self.pipeline.waits_until_ns() {
+            let left = Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()));
+            match queue.recv_timeout(left) {
+                Ok(Message::Told(told)) => self.pipeline.learn(&told, monotonic_ns())?,
+                Ok(Message::OutputClosed) => return Ok(()),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => self.pipeline.release(monotonic_ns())?,
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.pipeline.finish()?;
+        self.say_made();
+        let lost = self.pipeline.lost(counts)?;
+        self.say_lost(lost);
+        let summary = self.pipeline.summary(counts)?;
+        self.say_summary(&summary);
         Ok(())
     }
 

@@ -1,6 +1,28 @@
 //! From a cgroup's path to the container and the pod it belongs to. Pure.
 
+use std::sync::Arc;
+
 use crate::record::ContainerId;
+
+/// Whose a cgroup is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// UIDs of the pods around it, the innermost first; none outside of pods.
+    pub pods: Box<[Arc<str>]>,
+    /// The container around it.
+    pub container: Option<ContainerId>,
+}
+
+impl Place {
+    /// What a cgroup's path tells, if it is anything.
+    pub fn of(path: &str) -> Option<Self> {
+        let place = Self {
+            pods: pod_uids(path).map(Arc::from).collect(),
+            container: container_id(path),
+        };
+        (place != Self::default()).then_some(place)
+    }
+}
 
 /// The container whose cgroup, or a cgroup within whose cgroup, has this path. All runtimes end the container's own
 /// directory with its id; they differ in what stands around it: `<id>` (cgroupfs driver), `cri-containerd-<id>.scope`,

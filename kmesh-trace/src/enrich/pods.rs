@@ -454,6 +454,11 @@ impl Pods {
         Some(pod)
     }
 
+    /// Whether a source has told of it.
+    pub fn is_named(&self, PodRef(slot): PodRef) -> bool {
+        self.tenure(slot).is_some_and(|tenure| tenure.name.is_some())
+    }
+
     /// Its container with this id.
     pub fn container(&self, PodRef(slot): PodRef, id: &ContainerId) -> Option<Arc<str>> {
         let tenure = self.tenure(slot)?;
