@@ -22,6 +22,9 @@ Options:
   -q, --quiet               Say less on standard error; -v, --verbose: say more
   -h, --help                --help tells all; -V, --version; --buffer 8MiB: ring
 Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
+  -n, --namespace shop      Either end's; --from-namespace, --to-namespace: one's
+      --pod 'web-*'         Also --workload, -l, --selector, with --from-, --to-
+      --service shop/web    The Service that was called
   -p, --port 443,8000-8999  Server's port; or --to-port; --from-port: client's
       --ip 10.0.0.0/8,::1   Either end's; --from-ip: client's; --to-ip: server's
   -4, -6                    IPv4 or IPv6; --established-only: what did connect

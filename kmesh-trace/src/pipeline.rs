@@ -58,7 +58,10 @@ impl<W: Write> Pipeline<W> {
         self.emit(complete_ns, now_ns)?;
         let settled = self.clock.wall(complete_ns.saturating_sub(SETTLE_NS));
         // What waits for its name has not come yet.
-        let until = self.names.waits().map_or(settled, |(record, _)| settled.min(record.time));
+        let until = self
+            .names
+            .waits()
+            .map_or(settled, |(record, _)| settled.min(record.time));
         self.delivery.complete(until)
     }
 

@@ -110,8 +110,9 @@ pub fn run(config: &Config) -> Result<Exit> {
     let until_ns = config
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
-    let pipeline = Pipeline::new(began_ns, until_ns, Clock::new(measure_difference()), delivery)
-        .with_names(Enricher::new(Cgroups::mounted(), Conntrack::open().ok(), Box::new(|| ())));
+    let pipeline = Pipeline::new(began_ns, until_ns, Clock::new(measure_difference()), delivery).with_names(
+        Enricher::new(Cgroups::mounted(), Conntrack::open().ok(), Box::new(|| ())),
+    );
     let writer = Writer {
         pipeline,
         info,

@@ -80,7 +80,9 @@ impl<W: Write> Writer<W> {
     /// The next message. Meanwhile, what has waited for its name for long enough goes out.
     fn next(&mut self, queue: &Receiver<Message>) -> io::Result<Option<Message>> {
         loop {
-            let Some(until_ns) = self.pipeline.waits_until_ns() else { return Ok(queue.recv().ok()) };
+            let Some(until_ns) = self.pipeline.waits_until_ns() else {
+                return Ok(queue.recv().ok());
+            };
             let left = Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()));
             match queue.recv_timeout(left) {
                 Ok(message) => return Ok(Some(message)),

@@ -100,7 +100,11 @@ mod tests {
             (format!("/kubepods/pod{UID}"), &[UID], None),
             // Of a container in which systemd or a runtime makes cgroups of its own.
             (format!("/kubepods/pod{UID}/{id}/init.scope"), &[UID], Some(&id)),
-            (format!("/kubepods/pod{UID}/{id}/system.slice/sshd.service"), &[UID], Some(&id)),
+            (
+                format!("/kubepods/pod{UID}/{id}/system.slice/sshd.service"),
+                &[UID],
+                Some(&id),
+            ),
             // systemd driver: containerd, CRI-O, cri-dockerd.
             (
                 format!("/kubepods.slice/kubepods-pod{ESCAPED}.slice/cri-containerd-{id}.scope"),
@@ -108,22 +112,30 @@ mod tests {
                 Some(&id),
             ),
             (
-                format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{ESCAPED}.slice/crio-{id}.scope"),
+                format!(
+                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{ESCAPED}.slice/crio-{id}.scope"
+                ),
                 &[UID],
                 Some(&id),
             ),
             (
-                format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{ESCAPED}.slice/crio-{id}.scope/container"),
+                format!(
+                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{ESCAPED}.slice/crio-{id}.scope/container"
+                ),
                 &[UID],
                 Some(&id),
             ),
             (
-                format!("/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{ESCAPED}.slice/docker-{id}.scope"),
+                format!(
+                    "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{ESCAPED}.slice/docker-{id}.scope"
+                ),
                 &[UID],
                 Some(&id),
             ),
             (
-                format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{STATIC}.slice/cri-containerd-{id}.scope"),
+                format!(
+                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{STATIC}.slice/cri-containerd-{id}.scope"
+                ),
                 &[STATIC],
                 Some(&id),
             ),
@@ -136,20 +148,30 @@ mod tests {
             // --cgroup-root; kind; k3d; a kubelet in a container.
             (format!("/custom/kubepods/pod{UID}/{id}"), &[UID], Some(&id)),
             (
-                format!("/custom.slice/custom-kubepods.slice/custom-kubepods-pod{ESCAPED}.slice/cri-containerd-{id}.scope"),
+                format!(
+                    "/custom.slice/custom-kubepods.slice/custom-kubepods-pod{ESCAPED}.slice/cri-containerd-{id}.scope"
+                ),
                 &[UID],
                 Some(&id),
             ),
-            (format!("/docker/{id}/kubelet/kubepods/besteffort/pod{UID}/{inner}"), &[UID], Some(&inner)),
             (
-                format!("/system.slice/docker-{id}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{ESCAPED}.slice/cri-containerd-{inner}.scope"),
+                format!("/docker/{id}/kubelet/kubepods/besteffort/pod{UID}/{inner}"),
+                &[UID],
+                Some(&inner),
+            ),
+            (
+                format!(
+                    "/system.slice/docker-{id}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{ESCAPED}.slice/cri-containerd-{inner}.scope"
+                ),
                 &[UID],
                 Some(&inner),
             ),
             (format!("/docker/{id}/kubepods/pod{UID}/{inner}"), &[UID], Some(&inner)),
             // A node in a pod.
             (
-                format!("/kubepods/pod{UID}/{id}/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{other_escaped}.slice/cri-containerd-{inner}.scope"),
+                format!(
+                    "/kubepods/pod{UID}/{id}/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{other_escaped}.slice/cri-containerd-{inner}.scope"
+                ),
                 &nested,
                 Some(&inner),
             ),
@@ -170,7 +192,11 @@ mod tests {
             (format!("/kubepods/pod{}/{id}", UID.to_uppercase()), &[], Some(&id)),
             (format!("/kubepods/podium/{id}"), &[], Some(&id)),
             (format!("/libpod_parent/pod{UID}/{id}"), &[], Some(&id)),
-            (format!("/machine.slice/machine-pod{ESCAPED}.slice/{id}"), &[], Some(&id)),
+            (
+                format!("/machine.slice/machine-pod{ESCAPED}.slice/{id}"),
+                &[],
+                Some(&id),
+            ),
             (format!("/kubepods/podé{}/{id}", &UID[2..]), &[], Some(&id)),
         ];
         for (path, pods, container) in cases {

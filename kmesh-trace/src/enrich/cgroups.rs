@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::inotify::{CreateFlags, Reader, ReadFlags, WatchFlags, add_watch, init};
+use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
 
 use super::cgroup::Place;
 
@@ -163,7 +163,10 @@ impl Watcher {
                     } else if event.events().contains(ReadFlags::CREATE | ReadFlags::ISDIR)
                         && let (Some(parent), Some(name)) = (self.watched.get(&event.wd()), event.file_name())
                     {
-                        made.push(format!("{parent}/{}", OsStr::from_bytes(name.to_bytes()).to_string_lossy()));
+                        made.push(format!(
+                            "{parent}/{}",
+                            OsStr::from_bytes(name.to_bytes()).to_string_lossy()
+                        ));
                     }
                     if reader.is_buffer_empty() {
                         break;
@@ -172,7 +175,9 @@ impl Watcher {
             }
             for path in made {
                 let directory = self.root.join(path.trim_start_matches('/'));
-                let Ok(metadata) = fs::metadata(&directory) else { continue };
+                let Ok(metadata) = fs::metadata(&directory) else {
+                    continue;
+                };
                 let own = (metadata.ino(), Place::of(&path).map(Arc::new));
                 for found in std::iter::once(own).chain(self.add(path)) {
                     // When the queue is full, a walk will find it.

@@ -111,7 +111,11 @@ mod tests {
         nodes.is(one, &node("c", &["10.0.0.9"]));
         nodes.list_ends(one);
         assert_eq!(at(&nodes, "10.0.0.9").as_deref(), Some("c"));
-        assert_eq!(at(&nodes, "10.0.0.3").as_deref(), Some("b"), "the other tells of it still");
+        assert_eq!(
+            at(&nodes, "10.0.0.3").as_deref(),
+            Some("b"),
+            "the other tells of it still"
+        );
         nodes.gone(other, "b");
         assert_eq!(at(&nodes, "10.0.0.3"), None);
     }

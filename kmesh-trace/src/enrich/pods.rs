@@ -131,7 +131,9 @@ impl Pods {
 
     /// Brings together what is known.
     fn describe(&mut self, slot: u32, source: SourceId, at: i64, facts: &PodFacts) {
-        let Some(old) = self.tenures[slot as usize].take() else { return };
+        let Some(old) = self.tenures[slot as usize].take() else {
+            return;
+        };
         let is_newer = at >= old.at;
         let strings = &mut self.strings;
         let (shapes, containers) = containers(&old, &facts.containers, strings);
@@ -169,8 +171,8 @@ impl Pods {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
         };
-        let is_same = Arc::ptr_eq(&template, &old.template)
-            && (&name, &node, started) == (&old.name, &old.node, old.started);
+        let is_same =
+            Arc::ptr_eq(&template, &old.template) && (&name, &node, started) == (&old.name, &old.node, old.started);
         let mut tenure = Tenure {
             name,
             template,
@@ -187,7 +189,9 @@ impl Pods {
 
     /// Takes note of where it is.
     fn place(&mut self, slot: u32, source: SourceId, at: i64, facts: &PodFacts) {
-        let Some(tenure) = self.tenures[slot as usize].as_mut() else { return };
+        let Some(tenure) = self.tenures[slot as usize].as_mut() else {
+            return;
+        };
         if at < tenure.at {
             return;
         }
@@ -276,7 +280,10 @@ impl Pods {
     /// connections that begin from now on it does not count; told again, it was there all the time.
     pub fn list_ends(&mut self, source: SourceId, at: WallTime) {
         for slot in 0..self.tenures.len() as u32 {
-            if self.tenure(slot).is_some_and(|tenure| tenure.told_by.is_missing(source)) {
+            if self
+                .tenure(slot)
+                .is_some_and(|tenure| tenure.told_by.is_missing(source))
+            {
                 self.missing(slot, source, at.0);
             }
         }
@@ -462,7 +469,10 @@ impl Pods {
     /// Its container with this id.
     pub fn container(&self, PodRef(slot): PodRef, id: &ContainerId) -> Option<Arc<str>> {
         let tenure = self.tenure(slot)?;
-        let at = tenure.containers.iter().position(|&digits| digits == first_digits(*id))?;
+        let at = tenure
+            .containers
+            .iter()
+            .position(|&digits| digits == first_digits(*id))?;
         tenure.template.containers.get(at).map(|(name, _)| Arc::clone(name))
     }
 
@@ -515,9 +525,14 @@ impl Pods {
     }
 
     fn remove(&mut self, slot: u32) {
-        let Some(tenure) = self.tenures[slot as usize].take() else { return };
+        let Some(tenure) = self.tenures[slot as usize].take() else {
+            return;
+        };
         self.free.push(slot);
-        for uid in [Some(tenure.uid), tenure.node_uid.map(|uid| *uid)].into_iter().flatten() {
+        for uid in [Some(tenure.uid), tenure.node_uid.map(|uid| *uid)]
+            .into_iter()
+            .flatten()
+        {
             if self.by_uid.get(&uid) == Some(&slot) {
                 self.by_uid.remove(&uid);
             }
@@ -616,7 +631,11 @@ fn containers(
         let before = known().find(|((name, _), _)| **name == *one.name);
         let ports = match before {
             Some(((_, ports), _)) if one.ports.is_empty() => ports.clone(),
-            _ => one.ports.iter().map(|(name, port)| (strings.one(&**name), *port)).collect(),
+            _ => one
+                .ports
+                .iter()
+                .map(|(name, port)| (strings.one(&**name), *port))
+                .collect(),
         };
         let id = one.id.map(first_digits).or(before.map(|(_, id)| *id));
         ((strings.one(&*one.name), ports), id.unwrap_or(0))

@@ -60,11 +60,16 @@ impl Namespaces {
         for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let is_process = process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
             let path = process.path();
-            let Some(netns) = is_process.then(|| inode(&path.join("ns/net"))).flatten() else { continue };
+            let Some(netns) = is_process.then(|| inode(&path.join("ns/net"))).flatten() else {
+                continue;
+            };
             if self.is_nodes(netns) {
                 continue;
             }
-            let Some(uid) = fs::read_to_string(path.join("cgroup")).ok().and_then(|cgroups| pod_of(&cgroups)) else {
+            let Some(uid) = fs::read_to_string(path.join("cgroup"))
+                .ok()
+                .and_then(|cgroups| pod_of(&cgroups))
+            else {
                 continue;
             };
             let one = found.entry(netns).or_insert_with(|| Some(uid.clone()));

@@ -146,7 +146,9 @@ impl Services {
 
     /// What it had, it has no more.
     fn close(&mut self, slot: u32, at: WallTime) {
-        let Some(entry) = self.entries[slot as usize].as_ref() else { return };
+        let Some(entry) = self.entries[slot as usize].as_ref() else {
+            return;
+        };
         let Some(facts) = &entry.facts else { return };
         for &(ip, port) in &facts.vips {
             self.vips.close(ip, port, slot, at);
@@ -215,7 +217,9 @@ impl Services {
 
     /// A list of endpoints begins.
     pub fn endpoints_list_begins(&mut self, source: SourceId) {
-        self.slices.values_mut().for_each(|slice| slice.told_by.list_begins(source));
+        self.slices
+            .values_mut()
+            .for_each(|slice| slice.told_by.list_begins(source));
     }
 
     /// It is whole.
@@ -238,7 +242,10 @@ impl Services {
 
     /// The Service that has what the client dialled, at that time. `at_node`: the address is a node's.
     pub fn dialled(&self, address: SocketAddr, at_node: bool, time: WallTime) -> Option<Called> {
-        let own = self.vips.at(address.ip(), time).filter(|(port, _)| *port == address.port());
+        let own = self
+            .vips
+            .at(address.ip(), time)
+            .filter(|(port, _)| *port == address.port());
         if let Some(called) = self.first(own.map(|(_, slot)| slot), ServiceBy::Vip) {
             return Some(called);
         }
@@ -304,7 +311,9 @@ impl Services {
         let mut first: Option<&Arc<Service>> = None;
         let mut ambiguous = false;
         for slot in slots {
-            let Some(Entry { service, .. }) = self.entry(slot) else { continue };
+            let Some(Entry { service, .. }) = self.entry(slot) else {
+                continue;
+            };
             match first {
                 None => first = Some(service),
                 Some(one) if Arc::ptr_eq(one, service) => {}
@@ -389,14 +398,19 @@ impl Services {
             && let Some(entry) = self.entries[slot as usize].take()
         {
             let service = &entry.service;
-            self.by_name.remove(&(Arc::clone(&service.namespace), Arc::clone(&service.name)));
+            self.by_name
+                .remove(&(Arc::clone(&service.namespace), Arc::clone(&service.name)));
             self.free.push(slot);
         }
     }
 }
 
 fn trim(facts: &ServiceFacts, strings: &mut Shared<str>) -> Trimmed {
-    let ips = facts.cluster_ips.iter().chain(&facts.external_ips).map(IpAddr::to_canonical);
+    let ips = facts
+        .cluster_ips
+        .iter()
+        .chain(&facts.external_ips)
+        .map(IpAddr::to_canonical);
     let vips = ips.flat_map(|ip| facts.ports.iter().map(move |port| (ip, port.port)));
     let mut selector: Vec<_> = facts
         .selector

@@ -192,7 +192,10 @@ mod tests {
         told.told(one);
         told.list_begins(one);
         told.list_begins(other);
-        assert!(told.is_missing(one) && !told.is_missing(other), "the other never told of it");
+        assert!(
+            told.is_missing(one) && !told.is_missing(other),
+            "the other never told of it"
+        );
         told.told(other);
         told.gone(one);
         assert!(told.is_known() && !told.is_missing(one));

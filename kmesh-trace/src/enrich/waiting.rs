@@ -40,7 +40,11 @@ impl<T> Default for Waiting<T> {
 impl<T> Waiting<T> {
     /// Whether a record of this unknown pod is the first for long, so that it is worth asking for it.
     pub fn is_new(&mut self, pod: &Arc<str>, now_ns: u64) -> bool {
-        if self.asked.get(pod).is_some_and(|asked| now_ns.saturating_sub(*asked) < FORGOTTEN_NS) {
+        if self
+            .asked
+            .get(pod)
+            .is_some_and(|asked| now_ns.saturating_sub(*asked) < FORGOTTEN_NS)
+        {
             return false;
         }
         if self.asked.len() >= MOST_ASKED {

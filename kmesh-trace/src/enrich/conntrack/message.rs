@@ -48,7 +48,10 @@ pub enum Answer {
 
 /// Asks for the entry of what `client` dialled.
 pub fn question(buffer: &mut [u8; LONGEST_QUESTION], sequence: u32, client: SocketAddr, dialled: SocketAddr) -> &[u8] {
-    let mut out = Out { buffer, length: HEADERS };
+    let mut out = Out {
+        buffer,
+        length: HEADERS,
+    };
     let family = if client.is_ipv4() { AF_INET } else { AF_INET6 };
     let tuple = out.begin(TUPLE_ORIG);
     let ip = out.begin(TUPLE_IP);
@@ -131,7 +134,9 @@ fn read(datagram: &[u8], sequence: u32) -> Option<Answer> {
 
 /// The value of an attribute within attributes.
 fn find<'a>(attributes: &'a [u8], path: &[u16]) -> Option<&'a [u8]> {
-    let Some((wanted, rest)) = path.split_first() else { return Some(attributes) };
+    let Some((wanted, rest)) = path.split_first() else {
+        return Some(attributes);
+    };
     let mut left = attributes;
     loop {
         let length = usize::from(u16::from_ne_bytes(left.get(..2)?.try_into().ok()?));

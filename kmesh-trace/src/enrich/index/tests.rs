@@ -126,8 +126,13 @@ fn end(end: &End) -> String {
 fn words(record: &Record) -> String {
     let names = &record.names;
     let service = names.service.as_ref();
-    let service = service.map_or("-".to_owned(), |called| format!("{}/{}", called.service.name, called.by.name()));
-    let container = names.container.as_deref().map_or(String::new(), |name| format!(" {name}"));
+    let service = service.map_or("-".to_owned(), |called| {
+        format!("{}/{}", called.service.name, called.by.name())
+    });
+    let container = names
+        .container
+        .as_deref()
+        .map_or(String::new(), |name| format!(" {name}"));
     let mark = if names.unresolved { " ?" } else { "" };
     format!("{} {} {service}{container}{mark}", end(&names.src), end(&names.dst))
 }
@@ -140,33 +145,129 @@ fn both_ends_by_what_is_certain() {
     const NODE: &str = "192.168.0.1:40000";
     let cases = [
         // The cgroup names the local end, the address the other.
-        (Outbound, WEB_END, DB_END, in_pods(&[WEB]), "web db database/target_port main"),
-        (Inbound, WEB_END, DB_END, in_pods(&[DB]), "web db database/target_port main"),
+        (
+            Outbound,
+            WEB_END,
+            DB_END,
+            in_pods(&[WEB]),
+            "web db database/target_port main",
+        ),
+        (
+            Inbound,
+            WEB_END,
+            DB_END,
+            in_pods(&[DB]),
+            "web db database/target_port main",
+        ),
         (Inbound, WEB_END, "10.1.0.6:1", in_pods(&[DB]), "web db - main"),
         // Whatever the address says.
-        (Outbound, WEB_END, DB_END, in_pods(&[DB]), "db db database/target_port main"),
+        (
+            Outbound,
+            WEB_END,
+            DB_END,
+            in_pods(&[DB]),
+            "db db database/target_port main",
+        ),
         // A pod that nobody knows is not another one.
-        (Outbound, WEB_END, DB_END, in_pods(&[UNKNOWN]), "- db database/target_port ?"),
+        (
+            Outbound,
+            WEB_END,
+            DB_END,
+            in_pods(&[UNKNOWN]),
+            "- db database/target_port ?",
+        ),
         // A node in a pod: the innermost that is known.
-        (Outbound, WEB_END, DB_END, in_pods(&[UNKNOWN, WEB]), "web db database/target_port main"),
+        (
+            Outbound,
+            WEB_END,
+            DB_END,
+            in_pods(&[UNKNOWN, WEB]),
+            "web db database/target_port main",
+        ),
         // The network namespace, then the address.
-        (Outbound, "10.9.9.9:1", DB_END, by_netns(WEB), "web db database/target_port"),
-        (Outbound, WEB_END, DB_END, by_netns(UNKNOWN), "- db database/target_port"),
-        (Outbound, WEB_END, DB_END, Shown::default(), "web db database/target_port"),
+        (
+            Outbound,
+            "10.9.9.9:1",
+            DB_END,
+            by_netns(WEB),
+            "web db database/target_port",
+        ),
+        (
+            Outbound,
+            WEB_END,
+            DB_END,
+            by_netns(UNKNOWN),
+            "- db database/target_port",
+        ),
+        (
+            Outbound,
+            WEB_END,
+            DB_END,
+            Shown::default(),
+            "web db database/target_port",
+        ),
         // In the node's own namespace no address is a pod's.
-        (Outbound, WEB_END, DB_END, in_nodes(Shown::default()), "- db database/target_port"),
+        (
+            Outbound,
+            WEB_END,
+            DB_END,
+            in_nodes(Shown::default()),
+            "- db database/target_port",
+        ),
         // Pods on the node's address are known by their cgroup alone.
-        (Outbound, NODE, DB_END, in_nodes(in_pods(&[AGENT])), "agent db database/target_port main"),
-        (Outbound, NODE, DB_END, in_nodes(Shown::default()), "node worker-1 db database/target_port"),
-        (Inbound, NODE, DB_END, in_pods(&[DB]), "node worker-1 db database/target_port main"),
-        (Outbound, WEB_END, "192.168.0.1:22", in_pods(&[WEB]), "web node worker-1 - main"),
+        (
+            Outbound,
+            NODE,
+            DB_END,
+            in_nodes(in_pods(&[AGENT])),
+            "agent db database/target_port main",
+        ),
+        (
+            Outbound,
+            NODE,
+            DB_END,
+            in_nodes(Shown::default()),
+            "node worker-1 db database/target_port",
+        ),
+        (
+            Inbound,
+            NODE,
+            DB_END,
+            in_pods(&[DB]),
+            "node worker-1 db database/target_port main",
+        ),
+        (
+            Outbound,
+            WEB_END,
+            "192.168.0.1:22",
+            in_pods(&[WEB]),
+            "web node worker-1 - main",
+        ),
         // What a pod calls within its own namespace is itself; on the node's it may be anybody.
-        (Outbound, "127.0.0.1:1", "127.0.0.1:2", in_pods(&[WEB]), "web web - main"),
+        (
+            Outbound,
+            "127.0.0.1:1",
+            "127.0.0.1:2",
+            in_pods(&[WEB]),
+            "web web - main",
+        ),
         (Outbound, "[::1]:1", "[::1]:2", in_pods(&[WEB]), "web web - main"),
-        (Outbound, "127.0.0.1:1", "127.0.0.1:2", in_nodes(in_pods(&[AGENT])), "agent - - main"),
+        (
+            Outbound,
+            "127.0.0.1:1",
+            "127.0.0.1:2",
+            in_nodes(in_pods(&[AGENT])),
+            "agent - - main",
+        ),
         (Outbound, "127.0.0.1:1", "127.0.0.1:2", Shown::default(), "- - -"),
         // What was dialled.
-        (Outbound, WEB_END, "10.96.0.1:5432", in_pods(&[WEB]), "web - database/vip main"),
+        (
+            Outbound,
+            WEB_END,
+            "10.96.0.1:5432",
+            in_pods(&[WEB]),
+            "web - database/vip main",
+        ),
         (
             Outbound,
             WEB_END,
@@ -174,7 +275,13 @@ fn both_ends_by_what_is_certain() {
             translated(in_pods(&[WEB]), DB_END),
             "web db database/vip main",
         ),
-        (Outbound, WEB_END, "192.168.0.1:30543", in_pods(&[WEB]), "web node worker-1 database/vip main"),
+        (
+            Outbound,
+            WEB_END,
+            "192.168.0.1:30543",
+            in_pods(&[WEB]),
+            "web node worker-1 database/vip main",
+        ),
         (
             Outbound,
             WEB_END,
@@ -261,7 +368,13 @@ fn lists_of_every_kind_end() {
             news,
         });
     };
-    for kind in [Kind::Pods, Kind::Services, Kind::Endpoints, Kind::Controllers, Kind::Nodes] {
+    for kind in [
+        Kind::Pods,
+        Kind::Services,
+        Kind::Endpoints,
+        Kind::Controllers,
+        Kind::Nodes,
+    ] {
         tell(&mut index, News::ListBegins(kind));
         tell(&mut index, News::ListEnds(kind));
     }

@@ -221,22 +221,58 @@ mod tests {
             (controlled("StatefulSet", "db", "u"), None, "StatefulSet/db"),
             (controlled("DaemonSet", "agent", "u"), None, "DaemonSet/agent"),
             (controlled("Rollout", "web", "u"), None, "Rollout/web"),
-            (controlled("ReplicaSet", "web-5fb7f6f8d8", "u"), Some("5fb7f6f8d8"), "Deployment/web"),
-            (controlled("ReplicaSet", "a-b-5fb7f6f8d8", "u"), Some("5fb7f6f8d8"), "Deployment/a-b"),
-            (controlled("ReplicaSet", "web-5fb7f6f8d8", "u"), Some("7f6f8d8"), "ReplicaSet/web-5fb7f6f8d8"),
-            (controlled("ReplicaSet", "web-5fb7f6f8d8", "u"), None, "ReplicaSet/web-5fb7f6f8d8"),
-            (controlled("ReplicaSet", "5fb7f6f8d8", "u"), Some("5fb7f6f8d8"), "ReplicaSet/5fb7f6f8d8"),
-            (controlled("ReplicaSet", "-5fb7f6f8d8", "u"), Some("5fb7f6f8d8"), "ReplicaSet/-5fb7f6f8d8"),
+            (
+                controlled("ReplicaSet", "web-5fb7f6f8d8", "u"),
+                Some("5fb7f6f8d8"),
+                "Deployment/web",
+            ),
+            (
+                controlled("ReplicaSet", "a-b-5fb7f6f8d8", "u"),
+                Some("5fb7f6f8d8"),
+                "Deployment/a-b",
+            ),
+            (
+                controlled("ReplicaSet", "web-5fb7f6f8d8", "u"),
+                Some("7f6f8d8"),
+                "ReplicaSet/web-5fb7f6f8d8",
+            ),
+            (
+                controlled("ReplicaSet", "web-5fb7f6f8d8", "u"),
+                None,
+                "ReplicaSet/web-5fb7f6f8d8",
+            ),
+            (
+                controlled("ReplicaSet", "5fb7f6f8d8", "u"),
+                Some("5fb7f6f8d8"),
+                "ReplicaSet/5fb7f6f8d8",
+            ),
+            (
+                controlled("ReplicaSet", "-5fb7f6f8d8", "u"),
+                Some("5fb7f6f8d8"),
+                "ReplicaSet/-5fb7f6f8d8",
+            ),
             (controlled("ReplicaSet", "web", "u"), Some(""), "ReplicaSet/web"),
-            (controlled("Job", &format!("backup-{minute}"), "u"), None, "CronJob/backup"),
-            (controlled("Job", &format!("backup-{second}"), "u"), None, "CronJob/backup"),
+            (
+                controlled("Job", &format!("backup-{minute}"), "u"),
+                None,
+                "CronJob/backup",
+            ),
+            (
+                controlled("Job", &format!("backup-{second}"), "u"),
+                None,
+                "CronJob/backup",
+            ),
             (controlled("Job", "backup-28473839", "u"), None, "CronJob/backup"),
             (controlled("Job", "backup-28473842", "u"), None, "Job/backup-28473842"),
             (controlled("Job", "backup-20240220", "u"), None, "Job/backup-20240220"),
             (controlled("Job", "backup-1", "u"), None, "Job/backup-1"),
             (controlled("Job", "backup", "u"), None, "Job/backup"),
             (controlled("Job", "backup-+8473840", "u"), None, "Job/backup-+8473840"),
-            (controlled("Job", "backup-9999999999", "u"), None, "Job/backup-9999999999"),
+            (
+                controlled("Job", "backup-9999999999", "u"),
+                None,
+                "Job/backup-9999999999",
+            ),
         ];
         for (owner, hash, expected) in cases {
             assert_eq!(
@@ -277,7 +313,11 @@ mod tests {
         tell(&mut owners, "set", None);
         assert_eq!(workload(&owners, &set, hash, None), "ReplicaSet/web-5fb7f6f8d8");
         // A circle.
-        tell(&mut owners, "set", Some(reference("ReplicaSet", "web-5fb7f6f8d8", "set")));
+        tell(
+            &mut owners,
+            "set",
+            Some(reference("ReplicaSet", "web-5fb7f6f8d8", "set")),
+        );
         assert_eq!(workload(&owners, &set, hash, None), "ReplicaSet/web-5fb7f6f8d8");
         owners.list_begins(SOURCE);
         owners.list_ends(SOURCE);

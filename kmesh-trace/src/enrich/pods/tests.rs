@@ -29,7 +29,10 @@ fn pod(name: &str, ips: &[&str], started: i64) -> PodFacts {
 }
 
 fn over(facts: PodFacts) -> PodFacts {
-    PodFacts { terminal: true, ..facts }
+    PodFacts {
+        terminal: true,
+        ..facts
+    }
 }
 
 fn holder(pods: &mut Pods, address: &str, time: WallTime) -> Option<String> {
@@ -86,12 +89,24 @@ fn an_address_has_a_holder_for_a_time() {
         (
             "one after the other, each seen",
             vec![Is(110, a()), Gone(180, "a"), Is(205, b())],
-            &[(120, Some("a")), (179, Some("a")), (181, None), (201, Some("b")), (300, Some("b"))],
+            &[
+                (120, Some("a")),
+                (179, Some("a")),
+                (181, None),
+                (201, Some("b")),
+                (300, Some("b")),
+            ],
         ),
         (
             "the first is told to have gone after the second has come",
             vec![Is(110, a()), Is(205, b()), Gone(210, "a")],
-            &[(120, Some("a")), (197, Some("a")), (203, None), (205, Some("b")), (209, Some("b"))],
+            &[
+                (120, Some("a")),
+                (197, Some("a")),
+                (203, None),
+                (205, Some("b")),
+                (209, Some("b")),
+            ],
         ),
         (
             "the first is never told to have gone",
@@ -234,7 +249,10 @@ fn what_several_sources_know_comes_together() {
     pods.is(API, at(2), &from_api);
     pods.is(LOGS, at(3), &from_logs);
     let all = found(&mut pods, "u").unwrap();
-    assert_eq!(all.workload.as_ref().map(|workload| &*workload.kind), Some("StatefulSet"));
+    assert_eq!(
+        all.workload.as_ref().map(|workload| &*workload.kind),
+        Some("StatefulSet")
+    );
     assert_eq!(all.labels.as_ref().and_then(|labels| labels.get("app")), Some("web"));
     assert_eq!((all.node.as_deref(), all.host_network), (Some("worker-1"), Some(false)));
     let reference = pods.find("u").unwrap();
@@ -266,7 +284,10 @@ fn a_static_pod_has_two_uids() {
         owner: Told::Nobody,
         ..pod("etcd-worker-1", &["10.0.0.1"], 1)
     };
-    let [first, second] = ["0d7c5fbe-11a2-4c3b-8f0e-0123456789ab", "1d7c5fbe-11a2-4c3b-8f0e-0123456789ab"];
+    let [first, second] = [
+        "0d7c5fbe-11a2-4c3b-8f0e-0123456789ab",
+        "1d7c5fbe-11a2-4c3b-8f0e-0123456789ab",
+    ];
     for kubelet_first in [true, false] {
         let mut pods = Pods::default();
         if kubelet_first {
@@ -351,7 +372,11 @@ fn what_is_gone_is_remembered_for_a_while_and_bounded() {
     assert_eq!((pods.by_uid.len(), pods.by_ip.len()), (0, 0));
     for number in 0..MOST_REMEMBERED as i64 + 5000 {
         let name = format!("pod-{number}");
-        pods.is(API, at(10_000), &pod(&name, &[&format!("10.1.{}.{}", number % 199, number % 211)], 9_000));
+        pods.is(
+            API,
+            at(10_000),
+            &pod(&name, &[&format!("10.1.{}.{}", number % 199, number % 211)], 9_000),
+        );
         pods.gone(API, at(10_001), &name);
     }
     assert!(pods.tenures.len() <= MOST_REMEMBERED + 2, "{}", pods.tenures.len());
@@ -429,7 +454,9 @@ fn a_reused_address_never_has_the_wrong_name() {
                     pods.gone(API, WallTime(time * MS), uid);
                 }
             }
-            let truth = lives.iter().find(|(_, _, from, until, ..)| (*from..*until).contains(&start));
+            let truth = lives
+                .iter()
+                .find(|(_, _, from, until, ..)| (*from..*until).contains(&start));
             if let Some((truth, ..)) = truth {
                 asked += 1;
                 if let Some(name) = holder(&mut pods, "10.1.0.5", WallTime(start * MS)) {

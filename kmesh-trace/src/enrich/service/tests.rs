@@ -151,12 +151,24 @@ fn what_is_dialled_is_certain() {
 
 #[test]
 fn what_the_pod_is_behind() {
-    type Case = (&'static str, Vec<ServiceFacts>, Vec<EndpointsFacts>, &'static str, &'static str);
+    type Case = (
+        &'static str,
+        Vec<ServiceFacts>,
+        Vec<EndpointsFacts>,
+        &'static str,
+        &'static str,
+    );
     let web = || service("shop/web", "10.96.0.1", "app=web", &["80:8080"]);
     let web_at = |address| slice("shop/web-abc", "web", &[address]);
     let cases: Vec<Case> = vec![
         ("a number", vec![web()], vec![], "10.1.0.5:8080", "shop/web target_port"),
-        ("its own port is not the target", vec![web()], vec![], "10.1.0.5:80", "-"),
+        (
+            "its own port is not the target",
+            vec![web()],
+            vec![],
+            "10.1.0.5:80",
+            "-",
+        ),
         (
             "a named port",
             vec![service("shop/web", "10.96.0.1", "app=web", &["80:http"])],
@@ -234,7 +246,10 @@ fn what_the_pod_is_behind() {
         (
             "twice the same is one",
             vec![web()],
-            vec![slice("shop/one", "web", &["10.1.0.5:8080"]), slice("shop/two", "web", &["10.1.0.5:8080"])],
+            vec![
+                slice("shop/one", "web", &["10.1.0.5:8080"]),
+                slice("shop/two", "web", &["10.1.0.5:8080"]),
+            ],
             "10.1.0.5:8080",
             "shop/web target_port",
         ),
@@ -291,7 +306,10 @@ fn a_reused_address_had_another_service_before() {
         .services
         .endpoints_are(API, at(120), &slice("shop/new-1", "new", &["10.1.0.5:8080"]));
     for (time, expected) in [(5, "shop/old"), (99, "shop/old"), (110, "-"), (120, "shop/new")] {
-        assert!(scene.dialled("10.96.0.1:80", false, time).starts_with(expected), "{time}");
+        assert!(
+            scene.dialled("10.96.0.1:80", false, time).starts_with(expected),
+            "{time}"
+        );
         assert!(scene.behind("10.1.0.5:8080", time).starts_with(expected), "{time}");
     }
 }
