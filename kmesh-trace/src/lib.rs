@@ -1,14 +1,15 @@
 //! kmesh-trace: what the kernel knows of every TCP connection that ends, as lines.
 //!
 //! ```text
-//! kernel ──ring──▶ source ──bytes──▶ decode ──Event──▶ track ──Record──▶ render ──▶ stdout
-//! (ebpf)          (reader thread)    (pure)            (pure; outcome)   (log, json)
-//!                        └──bounded queue──▶ pipeline (writer thread): the four on the right, and all counts
+//! kernel ──ring──▶ source ──bytes──▶ decode ──Event──▶ track ──Record──▶ enrich ──▶ filter ──▶ render ──▶ stdout
+//! (ebpf)          (reader thread)    (pure)            (pure; outcome)   (names)    (pure)    (log, json)
+//!                        └──bounded queue──▶ pipeline: up to enrich ────────────┘ delivery: the rest, and all counts
 //! ```
 //!
 //! [`source::kernel`] loads the eBPF programs and is the only file that knows aya. [`source::reader`] drains their ring in
-//! a thread of its own into a bounded queue. [`pipeline`] takes it from there: [`decode`] makes events of bytes,
-//! [`track`] records of events ([`outcome`] has the rules of how a connection ended), [`render`] lines of records. [`run`]
+//! a thread of its own into a bounded queue. In the writer's thread [`pipeline`] takes it from there: [`decode`] makes events
+//! of bytes, [`track`] records of events ([`outcome`] has the rules of how a connection ended), [`enrich`] names them.
+//! [`delivery`] has the finished records: limits, [`filter`], tallies, and [`render`] makes lines of what passes. [`run`]
 //! wires them up. Stages do not know each other; all know [`record`].
 
 pub mod cli;
@@ -16,6 +17,7 @@ pub mod clock;
 pub mod completions;
 pub mod config;
 pub mod decode;
+pub mod delivery;
 pub mod enrich;
 pub mod errno;
 pub mod exit;

@@ -1,140 +1,37 @@
-//! From the queue to standard output: decode, track, limit, filter, render. Owns all that must be counted on the way.
+//! The front half: from the queue to finished records, in the order of time. Decode, track, name; then
+//! [`Delivery`] has them.
 
-use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::num::NonZeroU64;
 
 use crate::clock::Clock;
-use crate::config::Events;
 use crate::decode::decode;
+use crate::delivery::{Delivery, Moment};
 use crate::enrich::Cgroups;
-use crate::filter::Filter;
-use crate::record::{Event, LossReason, Lost, Record, Summary};
-use crate::render::Render;
-use crate::source::reader::{Complete, Counts, records};
-use crate::track::Tracker;
+use crate::record::{Counts, Lost, Summary};
+use crate::source::reader::{Complete, records};
+use crate::track::{SETTLE_NS, Tracker};
 
-/// Bytes of output that are written at once.
-const WRITE: usize = 64 << 10;
-
-/// When to stop by itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// After so many records.
-    pub count: Option<NonZeroU64>,
-    /// With what happened until then: CLOCK_MONOTONIC, ns.
-    pub until_ns: Option<u64>,
-}
-
-/// Which records go to the output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice {
-    /// Of these events.
-    pub events: Events,
-    /// Of connections that pass this.
-    pub filter: Filter,
-}
-
-/// What became of the closes that were told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tally {
-    /// Records of whatever event.
-    printed: u64,
-    delivered: u64,
-    filtered: u64,
-    after_limit: u64,
-    undecodable: u64,
-}
-
-impl Tally {
-    /// All that were told.
-    fn closes(self) -> u64 {
-        self.delivered + self.filtered + self.after_limit + self.undecodable
-    }
-}
-
-/// The state between queue and output.
+/// The state between queue and [`Delivery`].
 pub struct Pipeline<W> {
     began_ns: u64,
     clock: Clock,
     tracker: Tracker,
-    choice: Choice,
-    limits: Limits,
-    render: Box<dyn Render + Send>,
-    /// Lines not written yet.
-    lines: Vec<u8>,
-    out: W,
-    tally: Tally,
-    /// As of the last `lost` line.
-    told: Losses,
-    /// Summaries asked for meanwhile, each to be made when all closes counted until then have been dealt with.
-    asked: VecDeque<Counts>,
-    /// Summaries made, for the caller to say in words.
-    made: Vec<Summary>,
+    /// When `--duration` is over: CLOCK_MONOTONIC, ns.
+    until_ns: Option<u64>,
     containers: Cgroups,
-}
-
-/// Losses by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Losses {
-    ring_full: u64,
-    no_storage: u64,
-    skipped: u64,
-    undecodable: u64,
-}
-
-impl Losses {
-    fn total(self) -> u64 {
-        self.ring_full + self.no_storage + self.skipped + self.undecodable
-    }
-
-    fn since(self, before: Self) -> Self {
-        Self {
-            ring_full: self.ring_full - before.ring_full,
-            no_storage: self.no_storage - before.no_storage,
-            skipped: self.skipped - before.skipped,
-            undecodable: self.undecodable - before.undecodable,
-        }
-    }
-
-    fn reasons(self) -> Vec<LossReason> {
-        let all = [
-            (self.ring_full, LossReason::RingFull),
-            (self.no_storage, LossReason::NoSocketStorage),
-            (self.skipped, LossReason::ProgramSkipped),
-            (self.undecodable, LossReason::Undecodable),
-        ];
-        all.into_iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(_, reason)| reason)
-            .collect()
-    }
+    delivery: Delivery<W>,
 }
 
 impl<W: Write> Pipeline<W> {
-    /// Tracing began at `began_ns` (CLOCK_MONOTONIC).
-    pub fn new(
-        began_ns: u64,
-        clock: Clock,
-        choice: Choice,
-        limits: Limits,
-        render: Box<dyn Render + Send>,
-        out: W,
-    ) -> Self {
+    /// Tracing began at `began_ns` and what happens after `until_ns` is not wanted (CLOCK_MONOTONIC, ns).
+    pub fn new(began_ns: u64, until_ns: Option<u64>, clock: Clock, delivery: Delivery<W>) -> Self {
         Self {
             began_ns,
             clock,
             tracker: Tracker::new(began_ns),
-            choice,
-            limits,
-            render,
-            lines: Vec::new(),
-            out,
-            tally: Tally::default(),
-            told: Losses::default(),
-            asked: VecDeque::new(),
-            made: Vec::new(),
+            until_ns,
             containers: Cgroups::below(None),
+            delivery,
         }
     }
 
@@ -153,13 +50,11 @@ impl<W: Write> Pipeline<W> {
     pub fn take(&mut self, bytes: &[u8], complete: Complete) -> io::Result<()> {
         self.hold(bytes);
         // While the ring is never empty, what it has told so far goes as far as its latest record.
-        let complete_ns = complete.ring_empty_ns.unwrap_or_else(|| self.tracker.latest_ns());
-        self.emit(
-            complete
-                .walk_began_ns
-                .map_or(complete_ns, |began_ns| complete_ns.min(began_ns)),
-        )?;
-        self.flush()
+        let ring_ns = complete.ring_empty_ns.unwrap_or_else(|| self.tracker.latest_ns());
+        let complete_ns = complete.walk_began_ns.map_or(ring_ns, |began_ns| ring_ns.min(began_ns));
+        self.emit(complete_ns)?;
+        self.delivery
+            .complete(self.clock.wall(complete_ns.saturating_sub(SETTLE_NS)))
     }
 
     /// Takes records, and writes nothing yet.
@@ -167,7 +62,7 @@ impl<W: Write> Pipeline<W> {
         for record in records(bytes) {
             match decode(record) {
                 Ok(event) => self.tracker.take(event),
-                Err(_) => self.tally.undecodable += 1,
+                Err(_) => self.delivery.undecodable(),
             }
         }
     }
@@ -175,137 +70,51 @@ impl<W: Write> Pipeline<W> {
     /// No more records will come: writes those that were still held.
     pub fn finish(&mut self) -> io::Result<()> {
         self.emit(u64::MAX)?;
-        self.flush()
+        self.delivery.flush()
+    }
+
+    fn emit(&mut self, complete_ns: u64) -> io::Result<()> {
+        while let Some((happened_ns, mut record)) = self.tracker.next(complete_ns, &self.clock) {
+            record.container_id = record.cgroup_id.and_then(|id| self.containers.container_of(id));
+            let too_late = self.until_ns.is_some_and(|until_ns| happened_ns > until_ns);
+            self.delivery.record(&record, too_late)?;
+        }
+        Ok(())
     }
 
     /// Whether `--count` is reached.
     pub fn is_full(&self) -> bool {
-        self.limits.count.is_some_and(|count| self.tally.printed >= count.get())
+        self.delivery.is_full()
     }
 
-    fn emit(&mut self, complete_ns: u64) -> io::Result<()> {
-        while let Some((closed_ns, mut record)) = self.tracker.next(complete_ns, &self.clock) {
-            record.container_id = record.cgroup_id.and_then(|id| self.containers.container_of(id));
-            self.settle(closed_ns, &record)?;
-        }
-        Ok(())
-    }
-
-    fn settle(&mut self, happened_ns: u64, record: &Record) -> io::Result<()> {
-        self.deliver(happened_ns, record)?;
-        if self.asked.is_empty() { Ok(()) } else { self.answer() }
-    }
-
-    fn deliver(&mut self, happened_ns: u64, record: &Record) -> io::Result<()> {
-        // The sums are over closes; an `open` or an `update` more or less changes none.
-        let close = u64::from(record.event == Event::Close);
-        // The limit comes first: what would have been sorted out counts as `after_limit`, too. And what is sorted out
-        // does not count against `--count`.
-        if self.is_full() || self.limits.until_ns.is_some_and(|until_ns| happened_ns > until_ns) {
-            self.tally.after_limit += close;
-            return Ok(());
-        }
-        if !(self.choice.events.has(record.event) && self.choice.filter.passes(record)) {
-            self.tally.filtered += close;
-            return Ok(());
-        }
-        self.render.record(record, &mut self.lines)?;
-        self.tally.printed += 1;
-        self.tally.delivered += close;
-        if self.lines.len() >= WRITE {
-            self.flush()
-        } else {
-            Ok(())
-        }
-    }
-
-    /// What was lost since this was last called, if anything was: a `lost` line is written. For formats that have none
-    /// the caller says it in words.
+    /// [`Delivery::lost`] of counts made just now.
     pub fn lost(&mut self, counts: &Counts) -> io::Result<Option<Lost>> {
-        let losses = self.losses(counts);
-        let new = losses.since(self.told);
-        if new.total() == 0 {
-            return Ok(None);
-        }
-        self.told = losses;
-        let lost = Lost {
-            time: self.clock.wall(counts.at_ns),
-            lost_records: new.total(),
-            lost_records_total: losses.total(),
-            reasons: new.reasons(),
-        };
-        self.render.lost(&lost, &mut self.lines)?;
-        self.flush()?;
-        Ok(Some(lost))
+        let at = self.moment(counts);
+        self.delivery.lost(counts, at)
     }
 
-    /// A summary is wanted of these counts. It is made between the records that were counted and those that were not, and
-    /// comes out of [`Self::summaries`].
+    /// [`Delivery::ask`], likewise.
     pub fn ask(&mut self, counts: Counts) -> io::Result<()> {
-        self.asked.push_back(counts);
-        self.answer()
+        let at = self.moment(&counts);
+        self.delivery.ask(counts, at)
     }
 
-    /// The summaries made since this was last called.
+    /// [`Delivery::summaries`].
     pub fn summaries(&mut self) -> Vec<Summary> {
-        std::mem::take(&mut self.made)
+        self.delivery.summaries()
     }
 
-    fn answer(&mut self) -> io::Result<()> {
-        while self
-            .asked
-            .front()
-            .is_some_and(|counts| counts.told <= self.tally.closes())
-            && let Some(counts) = self.asked.pop_front()
-        {
-            let summary = self.summary(&counts)?;
-            self.made.push(summary);
-        }
-        Ok(())
-    }
-
-    /// How many of what so far: a `summary` line is written. For formats that have none the caller says it in words.
+    /// [`Delivery::summary`], likewise.
     pub fn summary(&mut self, counts: &Counts) -> io::Result<Summary> {
-        let losses = self.losses(counts);
-        let mut reasons = losses.reasons();
-        if counts.skipped_at_most > 0 && !reasons.contains(&LossReason::ProgramSkipped) {
-            reasons.push(LossReason::ProgramSkipped);
-            reasons.sort_unstable();
-        }
-        let summary = Summary {
+        let at = self.moment(counts);
+        self.delivery.summary(counts, at)
+    }
+
+    fn moment(&self, counts: &Counts) -> Moment {
+        Moment {
             time: self.clock.wall(counts.at_ns),
-            closes: counts.closes + counts.skipped_at_most,
-            delivered: self.tally.delivered,
-            filtered: counts.filtered + self.tally.filtered,
-            lost_records: losses.total() + counts.skipped_at_most,
-            lost_at_most: counts.skipped_at_most,
-            reasons,
-            after_limit: self.tally.after_limit,
-            unresolved: 0,
-            open: counts.open,
             elapsed_ns: counts.at_ns.saturating_sub(self.began_ns),
-        };
-        self.render.summary(&summary, &mut self.lines)?;
-        self.flush()?;
-        Ok(summary)
-    }
-
-    fn losses(&self, counts: &Counts) -> Losses {
-        Losses {
-            ring_full: counts.ring_full,
-            no_storage: counts.no_storage,
-            skipped: counts.skipped,
-            undecodable: self.tally.undecodable,
         }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.lines.is_empty() {
-            return Ok(());
-        }
-        self.out.write_all(&self.lines)?;
-        self.lines.clear();
-        self.out.flush()
     }
 }
 
@@ -315,6 +124,13 @@ mod tests {
     use kmesh_trace_common::{FLAG_ACTIVE, KIND_CLOSE, KIND_UPDATE, SK_DONE, Snapshot, state};
 
     use super::*;
+    use std::num::NonZeroU64;
+
+    use crate::config::Events;
+    use crate::delivery::Choice;
+    use crate::filter::Filter;
+    use crate::record::{Event, LossReason, Record};
+    use crate::render::Render;
 
     const ALL: Events = Events {
         close: true,
@@ -345,16 +161,17 @@ mod tests {
         }
     }
 
-    fn pipeline(events: Events, limits: Limits) -> Pipeline<Vec<u8>> {
-        let choice = Choice {
+    fn all_of(events: Events) -> Choice {
+        Choice {
             events,
             filter: Filter::default(),
-        };
-        filtering(choice, limits)
+            count: None,
+        }
     }
 
-    fn filtering(choice: Choice, limits: Limits) -> Pipeline<Vec<u8>> {
-        Pipeline::new(0, Clock::new(0), choice, limits, Box::new(Letters), Vec::new())
+    fn pipeline(choice: Choice, until_ns: Option<u64>) -> Pipeline<Vec<u8>> {
+        let delivery = Delivery::new(choice, Box::new(Letters), Vec::new());
+        Pipeline::new(0, until_ns, Clock::new(0), delivery)
     }
 
     fn record(kind: u32, cookie: u64) -> Vec<u8> {
@@ -373,16 +190,16 @@ mod tests {
     }
 
     fn text(pipeline: &Pipeline<Vec<u8>>) -> &str {
-        std::str::from_utf8(&pipeline.out).unwrap()
+        pipeline.delivery.text()
     }
 
     #[test]
     fn closes_are_all_accounted_for() {
-        let limits = Limits {
+        let choice = Choice {
             count: NonZeroU64::new(3),
-            until_ns: None,
+            ..all_of(CLOSES)
         };
-        let mut pipeline = pipeline(CLOSES, limits);
+        let mut pipeline = pipeline(choice, None);
         for cookie in 1..=5 {
             pipeline.hold(&record(KIND_CLOSE, cookie));
         }
@@ -412,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_summary_on_demand_adds_up_while_more_is_coming() {
-        let mut pipeline = pipeline(CLOSES, Limits::default());
+        let mut pipeline = pipeline(all_of(CLOSES), None);
         (1..=3).for_each(|cookie| pipeline.hold(&record(KIND_CLOSE, cookie)));
         pipeline
             .ask(Counts {
@@ -433,13 +250,7 @@ mod tests {
 
     #[test]
     fn what_happens_after_the_time_limit_is_not_printed() {
-        let mut pipeline = pipeline(
-            CLOSES,
-            Limits {
-                count: None,
-                until_ns: Some(2),
-            },
-        );
+        let mut pipeline = pipeline(all_of(CLOSES), Some(2));
         (1..=4).for_each(|cookie| pipeline.hold(&record(KIND_CLOSE, cookie)));
         pipeline.finish().unwrap();
         assert_eq!(text(&pipeline), "c1 c2 ");
@@ -448,7 +259,7 @@ mod tests {
 
     #[test]
     fn updates_are_printed_and_change_no_sum_of_closes() {
-        let mut pipeline = pipeline(ALL, Limits::default());
+        let mut pipeline = pipeline(all_of(ALL), None);
         pipeline.hold(&record(KIND_UPDATE, 1));
         pipeline.hold(&record(KIND_CLOSE, 2));
         pipeline.finish().unwrap();
@@ -458,7 +269,7 @@ mod tests {
 
     #[test]
     fn closes_that_nobody_asked_for_are_filtered() {
-        let mut pipeline = pipeline(Events { close: false, ..ALL }, Limits::default());
+        let mut pipeline = pipeline(all_of(Events { close: false, ..ALL }), None);
         pipeline.hold(&record(KIND_CLOSE, 1));
         pipeline.finish().unwrap();
         assert_eq!(pipeline.summary(&Counts::default()).unwrap().filtered, 1);
@@ -473,12 +284,9 @@ mod tests {
                 min_duration_ns: Some(3),
                 ..Filter::default()
             },
-        };
-        let limits = Limits {
             count: NonZeroU64::new(2),
-            until_ns: None,
         };
-        let mut pipeline = filtering(choice, limits);
+        let mut pipeline = pipeline(choice, None);
         for cookie in [1, 2, 3, 4, 5] {
             pipeline.hold(&record(KIND_CLOSE, cookie));
         }
@@ -511,12 +319,9 @@ mod tests {
                 failed: true,
                 ..Filter::default()
             },
+            ..all_of(CLOSES)
         };
-        let limits = Limits {
-            count: None,
-            until_ns: Some(2),
-        };
-        let mut pipeline = filtering(choice, limits);
+        let mut pipeline = pipeline(choice, Some(2));
         (1..=5).for_each(|cookie| pipeline.hold(&record(KIND_CLOSE, cookie)));
         pipeline.finish().unwrap();
         let summary = pipeline.summary(&Counts::default()).unwrap();
@@ -525,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_walk_under_way_holds_back_what_is_later() {
-        let mut pipeline = pipeline(ALL, Limits::default());
+        let mut pipeline = pipeline(all_of(ALL), None);
         let far = crate::track::SETTLE_NS + 100;
         let (first, last) = (record(KIND_CLOSE, 1), record(KIND_CLOSE, 60));
         let under_way = Complete {

@@ -359,6 +359,31 @@ impl Record {
     }
 }
 
+/// What the kernel half has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// When: CLOCK_MONOTONIC, ns.
+    pub at_ns: u64,
+    /// Closes that were told, sorted out or lost.
+    pub closes: u64,
+    /// Closes that were told: so many records of them are on the ring or have been.
+    pub told: u64,
+    /// Closes that the kernel half of the filters sorted out.
+    pub filtered: u64,
+    /// `open` events that the ring had no room for.
+    pub lost_opens: u64,
+    /// Closes that the ring had no room for.
+    pub ring_full: u64,
+    /// Closes of sockets that the kernel had no storage for.
+    pub no_storage: u64,
+    /// Closes that the kernel skipped the programs for, known for certain.
+    pub skipped: u64,
+    /// Further ones, at most.
+    pub skipped_at_most: u64,
+    /// Connections known and not closed.
+    pub open: u64,
+}
+
 /// Why records were lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LossReason {

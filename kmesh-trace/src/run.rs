@@ -17,9 +17,10 @@ use tokio::time::sleep;
 
 use crate::clock::Clock;
 use crate::config::{Config, Output, Verbosity};
+use crate::delivery::{Choice, Delivery};
 use crate::enrich::Cgroups;
 use crate::exit::Exit;
-use crate::pipeline::{Choice, Limits, Pipeline};
+use crate::pipeline::Pipeline;
 use crate::prefilter::prefilter;
 use crate::record::RunInfo;
 use crate::render::renderer;
@@ -98,25 +99,17 @@ pub fn run(config: &Config) -> Result<Exit> {
         .spawn(move || reader.run(SETTLE_NS))
         .context("cannot start a thread")?;
 
-    let limits = Limits {
+    let choice = Choice {
+        events: config.events,
+        filter: config.filter.clone(),
         count: config.count,
-        until_ns: config
-            .duration
-            .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64)),
     };
-    let render = renderer(config.output, config.color, &info);
-    let pipeline = Pipeline::new(
-        began_ns,
-        Clock::new(measure_difference()),
-        Choice {
-            events: config.events,
-            filter: config.filter.clone(),
-        },
-        limits,
-        render,
-        io::stdout(),
-    )
-    .with_containers(Cgroups::mounted());
+    let delivery = Delivery::new(choice, renderer(config.output, config.color, &info), io::stdout());
+    let until_ns = config
+        .duration
+        .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
+    let pipeline = Pipeline::new(began_ns, until_ns, Clock::new(measure_difference()), delivery)
+        .with_containers(Cgroups::mounted());
     let writer = Writer {
         pipeline,
         info,

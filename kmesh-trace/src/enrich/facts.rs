@@ -23,6 +23,7 @@ pub struct Told {
 }
 
 /// One piece of news.
+#[expect(clippy::large_enum_variant, reason = "nearly all news is of the large kind")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     /// A whole list of one kind follows, as [`News::Is`].

@@ -16,13 +16,18 @@ pub use json::Json;
 pub use log::Log;
 
 use crate::config::Output;
-use crate::record::{Lost, Record, RunInfo, Summary};
+use crate::record::{Lost, Record, RunInfo, Summary, WallTime};
 use std::io::{self, Write};
 
 /// A format of standard output. Errors are those of `out`.
 pub trait Render {
     /// Writes one record.
     fn record(&mut self, record: &Record, out: &mut dyn Write) -> io::Result<()>;
+
+    /// All records of what happened before `until` have come. For formats that print windows of time.
+    fn complete(&mut self, _until: WallTime, _out: &mut dyn Write) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Writes that records were lost, if the format has lines for it. If not ([`Output::has_reports`]), it is for the
     /// caller to say so on standard error, in [`words`].

@@ -17,6 +17,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use kmesh_trace_common::Counters;
 
+use crate::record::Counts;
+
 use super::kernel::Kernel;
 use super::time::{measure_difference, monotonic_ns, rearm, step_alarm};
 
@@ -74,31 +76,6 @@ pub struct Complete {
     pub ring_empty_ns: Option<u64>,
     /// Since when a walk has been under way, of which more is to come.
     pub walk_began_ns: Option<u64>,
-}
-
-/// What the kernel half has counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// When: CLOCK_MONOTONIC, ns.
-    pub at_ns: u64,
-    /// Closes that were told, sorted out or lost.
-    pub closes: u64,
-    /// Closes that were told: so many records of them are on the ring or have been.
-    pub told: u64,
-    /// Closes that the kernel half of the filters sorted out.
-    pub filtered: u64,
-    /// `open` events that the ring had no room for.
-    pub lost_opens: u64,
-    /// Closes that the ring had no room for.
-    pub ring_full: u64,
-    /// Closes of sockets that the kernel had no storage for.
-    pub no_storage: u64,
-    /// Closes that the kernel skipped the programs for, known for certain.
-    pub skipped: u64,
-    /// Further ones, at most.
-    pub skipped_at_most: u64,
-    /// Connections known and not closed.
-    pub open: u64,
 }
 
 /// The records of a [`Message::Records`].

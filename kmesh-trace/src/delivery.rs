@@ -1,0 +1,267 @@
+//! The back half: from finished records to output. Limits, filter, tallies, and what of them is told.
+//!
+//! It knows no clock and no kernel: what happens when comes in as a value. So a replay goes through it just as a live trace does.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::num::NonZeroU64;
+
+use crate::config::Events;
+use crate::filter::Filter;
+use crate::record::{Counts, Event, LossReason, Lost, Record, Summary, WallTime};
+use crate::render::Render;
+
+/// Bytes of output that are written at once.
+const WRITE: usize = 64 << 10;
+
+/// Which records go to the output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Of these events.
+    pub events: Events,
+    /// Of connections that pass this.
+    pub filter: Filter,
+    /// At most so many records.
+    pub count: Option<NonZeroU64>,
+}
+
+/// A moment of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// By the wall clock.
+    pub time: WallTime,
+    /// Since tracing began, ns.
+    pub elapsed_ns: u64,
+}
+
+/// What became of the closes that were told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    /// Records of whatever event.
+    printed: u64,
+    delivered: u64,
+    filtered: u64,
+    after_limit: u64,
+    undecodable: u64,
+    unresolved: u64,
+}
+
+impl Tally {
+    /// All that were told.
+    fn closes(self) -> u64 {
+        self.delivered + self.filtered + self.after_limit + self.undecodable
+    }
+}
+
+/// The state between finished records and output.
+pub struct Delivery<W> {
+    choice: Choice,
+    render: Box<dyn Render + Send>,
+    /// Lines not written yet.
+    lines: Vec<u8>,
+    out: W,
+    tally: Tally,
+    /// As of the last `lost` line.
+    told: Losses,
+    /// Summaries asked for meanwhile, each to be made when all closes counted until then have been dealt with.
+    asked: VecDeque<(Counts, Moment)>,
+    /// Summaries made, for the caller to say in words.
+    made: Vec<Summary>,
+}
+
+/// Losses by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Losses {
+    ring_full: u64,
+    no_storage: u64,
+    skipped: u64,
+    undecodable: u64,
+}
+
+impl Losses {
+    fn total(self) -> u64 {
+        self.ring_full + self.no_storage + self.skipped + self.undecodable
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            ring_full: self.ring_full - before.ring_full,
+            no_storage: self.no_storage - before.no_storage,
+            skipped: self.skipped - before.skipped,
+            undecodable: self.undecodable - before.undecodable,
+        }
+    }
+
+    fn reasons(self) -> Vec<LossReason> {
+        let all = [
+            (self.ring_full, LossReason::RingFull),
+            (self.no_storage, LossReason::NoSocketStorage),
+            (self.skipped, LossReason::ProgramSkipped),
+            (self.undecodable, LossReason::Undecodable),
+        ];
+        all.into_iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(_, reason)| reason)
+            .collect()
+    }
+}
+
+impl<W: Write> Delivery<W> {
+    /// Nothing has been told yet.
+    pub fn new(choice: Choice, render: Box<dyn Render + Send>, out: W) -> Self {
+        Self {
+            choice,
+            render,
+            lines: Vec::new(),
+            out,
+            tally: Tally::default(),
+            told: Losses::default(),
+            asked: VecDeque::new(),
+            made: Vec::new(),
+        }
+    }
+
+    /// Whether `--count` is reached.
+    pub fn is_full(&self) -> bool {
+        self.choice.count.is_some_and(|count| self.tally.printed >= count.get())
+    }
+
+    /// The next record, in the order of time. `too_late`: it happened after `--duration` was over.
+    pub fn record(&mut self, record: &Record, too_late: bool) -> io::Result<()> {
+        self.deliver(record, too_late)?;
+        if self.asked.is_empty() { Ok(()) } else { self.answer() }
+    }
+
+    /// Something was told that cannot be understood.
+    pub fn undecodable(&mut self) {
+        self.tally.undecodable += 1;
+    }
+
+    /// All records of what happened before `until` have come.
+    pub fn complete(&mut self, until: WallTime) -> io::Result<()> {
+        self.render.complete(until, &mut self.lines)?;
+        self.flush()
+    }
+
+    fn deliver(&mut self, record: &Record, too_late: bool) -> io::Result<()> {
+        // The sums are over closes; an `open` or an `update` more or less changes none.
+        let close = u64::from(record.event == Event::Close);
+        // The limit comes first: what would have been sorted out counts as `after_limit`, too. And what is sorted out
+        // does not count against `--count`.
+        if self.is_full() || too_late {
+            self.tally.after_limit += close;
+            return Ok(());
+        }
+        if !(self.choice.events.has(record.event) && self.choice.filter.passes(record)) {
+            self.tally.filtered += close;
+            return Ok(());
+        }
+        self.render.record(record, &mut self.lines)?;
+        self.tally.printed += 1;
+        self.tally.delivered += close;
+        self.tally.unresolved += close & u64::from(record.names.unresolved);
+        if self.lines.len() >= WRITE {
+            self.flush()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What was lost since this was last called, if anything was: a `lost` line is written. For formats that have none
+    /// the caller says it in words.
+    pub fn lost(&mut self, counts: &Counts, at: Moment) -> io::Result<Option<Lost>> {
+        let losses = self.losses(counts);
+        let new = losses.since(self.told);
+        if new.total() == 0 {
+            return Ok(None);
+        }
+        self.told = losses;
+        let lost = Lost {
+            time: at.time,
+            lost_records: new.total(),
+            lost_records_total: losses.total(),
+            reasons: new.reasons(),
+        };
+        self.render.lost(&lost, &mut self.lines)?;
+        self.flush()?;
+        Ok(Some(lost))
+    }
+
+    /// A summary is wanted of these counts. It is made between the records that were counted and those that were not, and
+    /// comes out of [`Self::summaries`].
+    pub fn ask(&mut self, counts: Counts, at: Moment) -> io::Result<()> {
+        self.asked.push_back((counts, at));
+        self.answer()
+    }
+
+    /// The summaries made since this was last called.
+    pub fn summaries(&mut self) -> Vec<Summary> {
+        std::mem::take(&mut self.made)
+    }
+
+    fn answer(&mut self) -> io::Result<()> {
+        while self
+            .asked
+            .front()
+            .is_some_and(|(counts, _)| counts.told <= self.tally.closes())
+            && let Some((counts, at)) = self.asked.pop_front()
+        {
+            let summary = self.summary(&counts, at)?;
+            self.made.push(summary);
+        }
+        Ok(())
+    }
+
+    /// How many of what so far: a `summary` line is written. For formats that have none the caller says it in words.
+    pub fn summary(&mut self, counts: &Counts, at: Moment) -> io::Result<Summary> {
+        let losses = self.losses(counts);
+        let mut reasons = losses.reasons();
+        if counts.skipped_at_most > 0 && !reasons.contains(&LossReason::ProgramSkipped) {
+            reasons.push(LossReason::ProgramSkipped);
+            reasons.sort_unstable();
+        }
+        let summary = Summary {
+            time: at.time,
+            closes: counts.closes + counts.skipped_at_most,
+            delivered: self.tally.delivered,
+            filtered: counts.filtered + self.tally.filtered,
+            lost_records: losses.total() + counts.skipped_at_most,
+            lost_at_most: counts.skipped_at_most,
+            reasons,
+            after_limit: self.tally.after_limit,
+            unresolved: self.tally.unresolved,
+            open: counts.open,
+            elapsed_ns: at.elapsed_ns,
+        };
+        self.render.summary(&summary, &mut self.lines)?;
+        self.flush()?;
+        Ok(summary)
+    }
+
+    fn losses(&self, counts: &Counts) -> Losses {
+        Losses {
+            ring_full: counts.ring_full,
+            no_storage: counts.no_storage,
+            skipped: counts.skipped,
+            undecodable: self.tally.undecodable,
+        }
+    }
+
+    /// Writes what there is.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.lines.is_empty() {
+            return Ok(());
+        }
+        self.out.write_all(&self.lines)?;
+        self.lines.clear();
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+impl Delivery<Vec<u8>> {
+    /// What has been written.
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.out).unwrap()
+    }
+}
