@@ -1,8 +1,10 @@
 //! The command line as it is typed: types for `clap`, nothing else. What it means is [`crate::config`]'s.
 
 mod filters;
+mod names;
 
 pub use filters::Filters;
+pub use names::Names;
 
 use crate::completions::Shell;
 use crate::config::{self, BufferSize, Color, EventName, Output};
@@ -185,6 +187,10 @@ pub struct Cli {
     /// Print the version
     #[arg(short = 'V', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
+
+    /// Where names come from.
+    #[command(flatten)]
+    pub names: Names,
 
     /// Which connections.
     // Last, because what follows it would stand under its heading.

@@ -62,6 +62,8 @@ impl<W: Write> Writer<W> {
                 Message::Asked(counts) => self.pipeline.ask(counts)?,
                 Message::Walked(bytes) => self.pipeline.hold(&bytes),
                 Message::WalkFailed(why) => say(&format!("warning: {why}; open connections are not told of this time")),
+                // What becomes of it comes next.
+                Message::Told(_) => {}
                 Message::OutputClosed => return Ok(()),
                 Message::Ended(counts) => {
                     self.pipeline.finish()?;

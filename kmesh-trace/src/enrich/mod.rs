@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod facts;
+pub mod sources;
 
 use std::collections::HashMap;
 use std::fs;

@@ -5,7 +5,6 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use serde_saphyr::{Budget, Options};
 
 use super::list::{self, Document};
 use crate::enrich::facts::Fact;
@@ -62,16 +61,14 @@ fn yaml(text: &[u8]) -> Result<Vec<Document>> {
         bail!("as YAML it is too large; kubectl prints JSON with -o json");
     }
     let text = str::from_utf8(text).context("it is not UTF-8")?;
-    let options = Options {
-        // Its size bounds it; aliases, with which a small file can be a large one, kubectl does not print.
-        budget: Some(Budget {
+    // Its size bounds it; aliases, with which a small file can be a large one, kubectl does not print.
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
             max_events: usize::MAX,
             max_nodes: usize::MAX,
             max_documents: usize::MAX,
             max_aliases: 0,
-            ..Budget::default()
-        }),
-        ..Options::default()
+        },
     };
     let values: Vec<serde_json::Value> = serde_saphyr::from_multiple_with_options(text, options)?;
     values
