@@ -4,8 +4,11 @@
 //! bring the values together, with each other and with their surroundings.
 
 mod filters;
+mod names;
 
 pub(crate) use filters::min_duration;
+pub(crate) use names::kubelet_url;
+pub use names::{ApiServer, Kubelet, Place, Source};
 
 use crate::cli::Cli;
 use crate::filter::Filter;
@@ -121,6 +124,8 @@ pub struct Config {
     pub events: Events,
     /// The connections of which they are told.
     pub filter: Filter,
+    /// Where names come from; empty when none are wanted.
+    pub sources: Vec<Source>,
     /// How often update events are told.
     pub interval: Duration,
     /// Whether it is coloured.
@@ -154,6 +159,7 @@ impl Config {
             output: cli.output,
             events,
             filter: filters::filter(cli, events)?,
+            sources: names::sources(&cli.names)?,
             interval: cli.interval,
             color: cli.output == Output::Log && color(cli.color, surroundings),
             duration: cli.duration,
@@ -409,6 +415,7 @@ pub(crate) mod tests {
             output: Output::Log,
             events: CLOSES,
             filter: Filter::default(),
+            sources: names::sources(&Default::default()).unwrap(),
             interval: Duration::from_secs(5),
             color: false,
             duration: None,
@@ -425,6 +432,7 @@ pub(crate) mod tests {
             output: Output::None,
             events: CLOSES,
             filter: Filter::default(),
+            sources: names::sources(&Default::default()).unwrap(),
             interval: Duration::from_secs(5),
             color: false,
             duration: Some(Duration::from_secs(60)),

@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use kmesh_trace::cli::{Cli, Command};
 use kmesh_trace::config::{Config, Refusal, Surroundings};
+use kmesh_trace::enrich::sources;
 use kmesh_trace::exit::Exit;
 use kmesh_trace::run::run;
 use kmesh_trace::schema::schema;
@@ -19,7 +20,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let ended = match cli.command {
         None => run(&config(&cli).unwrap_or_else(|refusal| refuse(&refusal))),
-        Some(Command::Check) => check(),
+        Some(Command::Check) => check(&cli),
         Some(Command::Schema) => print_schema(),
         Some(Command::Completions { shell }) => shell
             .write(&mut io::stdout())
@@ -51,11 +52,11 @@ fn refuse(refusal: &Refusal) -> ! {
     Cli::command().error(ErrorKind::ArgumentConflict, refusal).exit()
 }
 
-fn check() -> Result<Exit> {
+fn check(cli: &Cli) -> Result<Exit> {
+    let sources = config(cli).unwrap_or_else(|refusal| refuse(&refusal)).sources;
     let findings = preflight::check();
-    io::stdout()
-        .write_all(preflight::report(&findings).as_bytes())
-        .context("cannot print")?;
+    let report = preflight::report(&findings) + &sources::check(&sources).context("cannot start")?;
+    io::stdout().write_all(report.as_bytes()).context("cannot print")?;
     Ok(if findings.iter().all(|finding| finding.found.is_ok()) {
         Exit::Ok
     } else {

@@ -18,6 +18,14 @@ pub(super) fn filter(cli: &Cli, events: Events) -> Result<Filter, Refusal> {
         ));
     }
     let filter = Filter::from(flags);
+    if cli.names.no_resolve
+        && let Some(flag) = filter.needs_names()
+    {
+        return Err(refusal(
+            &[flag, "--no-resolve"],
+            "it is about names, and none are looked for",
+        ));
+    }
     if let Some(contradiction) = filter.contradiction(&events.told()) {
         return Err(Refusal(contradiction.to_string()));
     }
@@ -124,6 +132,9 @@ mod tests {
             ("--comm a*b,!a*", &["--comm", "negates"]),
             ("--comm *,!*", &["--comm", "negates"]),
             ("--container 3f9a,!3f", &["--container", "negates"]),
+            ("-n shop --no-resolve", &["--namespace and --no-resolve", "names"]),
+            ("--no-resolve --to-pod web", &["--to-pod and --no-resolve", "names"]),
+            ("-l app --no-resolve", &["--selector and --no-resolve", "names"]),
             ("-n shop,!s*", &["--namespace", "negates"]),
             ("--from-namespace shop,!shop", &["--from-namespace", "negates"]),
             ("--pod shop/web,!web", &["--pod", "negates"]),

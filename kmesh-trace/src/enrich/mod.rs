@@ -13,6 +13,7 @@ pub mod pods;
 pub mod procfs;
 pub mod service;
 pub mod shared;
+pub mod sources;
 pub mod waiting;
 
 use std::collections::HashMap;
