@@ -2,10 +2,12 @@
 
 mod capture;
 mod filters;
+mod names;
 mod table;
 
 pub use capture::Capture;
 pub use filters::Filters;
+pub use names::Names;
 pub use table::{TableFlags, Typed};
 
 use crate::completions::Shell;
@@ -25,14 +27,16 @@ Options:
       --events EVENT,...    close (default), open, update (each --interval 5s)
       --duration 60s        Stop then, or after --count 100; --buffer 8MiB: ring
   -w, --write FILE          Keep it all; -r, --read FILE: replay; --rotate 9M,5
-  -q, --quiet               Or -v, --verbose; -V, --version; -h, --help (all)
+  -q, --quiet; -v, --verbose; -h, --help (tells all); -V, --version
 Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
-  -p, --port 443,8000-8999  Server's port; or --to-port; --from-port: client's
-      --ip 10.0.0.0/8,::1   Either end's; --from-ip: client's; --to-ip: server's
+  -n, --namespace shop      Of a pod; as --pod 'web-*', --workload web, --ip ::1,
+  -l, --selector app=web    at either end; at one: --from-pod, --to-ip and so on
+      --service shop/web    Called; -p, --port 443,8000-8999: the server's port
       --comm 'nginx*'       Whose socket; also --pid 4711, --container 3f9a02
-      --direction inbound   The server's end; outbound: the client's; -4, -6: IP
-      --outcome refused     How it ended (all: --help); --failed: any but ok
-      --min-duration 100ms  Slow; --min-bytes 1M: large; --established-only";
+  -4, -6, --direction inbound (server's end), outbound; --established-only
+  --outcome refused, --failed: how it ended; --min-duration 100ms; --min-bytes 1M
+Names (this node's; or): --cri --kubelet --kubeconfig --pods-file; --no-resolve
+  --kubelet-{token,ca,cert,key,insecure}, of kubeconfig: --context, --this-node";
 
 const MORE: &str = "\
 Examples:
@@ -44,11 +48,17 @@ Examples:
           Whose connections fail
   kmesh-trace -o table --by service --sort -failed
           What fails right now, seen in the terminal (? tells the keys)
+  kmesh-trace --kubeconfig -o json
+          With the names of the whole cluster, not of this node's pods alone
   kmesh-trace check
-          Can it run here?
+          Can it run here, and what will it be able to name?
 
   kmesh-trace --failed --to-port 5432 --from-ip '10.0.0.0/8,!10.0.0.7'
           Who in this network, but for one, fails to reach the database
+  kmesh-trace -n shop --failed
+          What failed, in or out of a namespace
+  kmesh-trace --from-workload Deployment/web --service shop/database
+          What a Deployment does with a Service
   kmesh-trace --comm 'nginx*' --direction inbound --min-duration 2s
           What nginx was slow to serve
 
@@ -57,7 +67,8 @@ flags must all pass. A leading ! negates a value: what it matches does not pass.
 A flag passes when one of its other values matches, or it has none, and no
 negated one does. What is not known (the process, the outcome of what has not
 ended) matches no value. Quote ! and * for the shell: '!443', 'kube*'. What can
-never match is refused. A record of `open` or `update` has no outcome.
+never match is refused. A record of `open` or `update` has no outcome. -l has
+kubectl's own grammar: 'app=web,tier!=db', where a comma means AND.
 
 Only data goes to standard output, all else to standard error. The closing
 summary accounts for every connection that ended meanwhile; with -o json it is
@@ -66,7 +77,8 @@ the last line, otherwise it goes to standard error.
 Exit status:
   0  It ran and ended as asked: Ctrl-C, SIGTERM, --duration, --count, or a
      reader that went away
-  1  It failed while running
+  1  It failed while running, or a source of names that was named did not
+     answer within 10 s
   2  The command line is wrong
   3  This system cannot trace: privileges, the kernel or its BTF; it says
      which, and what to do
@@ -77,7 +89,9 @@ Signals:
   SIGUSR1          Sum up so far
 
 Environment:
-  NO_COLOR  When set and not empty, no colour unless --color asks for it
+  NO_COLOR    When set and not empty, no colour unless --color asks for it
+  KUBECONFIG  What --kubeconfig takes when it has no value
+  NODE_NAME   This node's name in the cluster, for --this-node
 
 Nothing outlives the program: after any exit the kernel holds nothing of it.";
 
@@ -201,6 +215,10 @@ pub struct Cli {
     #[command(flatten)]
     pub capture: Capture,
 
+    /// Where names come from.
+    #[command(flatten)]
+    pub names: Names,
+
     /// Which connections.
     // Last, because what follows it would stand under its heading.
     #[command(flatten)]
@@ -250,6 +268,22 @@ mod tests {
         }
     }
 
+    /// The words of a help, with braces meaning what they mean to a shell: `--a-{b,c}` is two.
+    fn words(help: &str) -> Vec<String> {
+        let ends = |c: char| " ,;:()[\n".contains(c);
+        let mut words = Vec::new();
+        for word in help.split_whitespace() {
+            match word
+                .split_once('{')
+                .and_then(|(stem, rest)| Some((stem, rest.split_once('}')?.0)))
+            {
+                Some((stem, endings)) => words.extend(endings.split(',').map(|ending| format!("{stem}{ending}"))),
+                None => words.extend(word.split(ends).map(str::to_owned)),
+            }
+        }
+        words
+    }
+
     #[test]
     fn both_helps_know_every_flag() {
         for help in [
@@ -260,7 +294,11 @@ mod tests {
                 let short = flag.get_short().map(|short| format!("-{short}"));
                 let long = flag.get_long().map(|long| format!("--{long}"));
                 for name in short.iter().chain(&long) {
-                    let is_there = help.split([' ', ',', ';', ':', '\n']).any(|word| word == name);
+                    // The variants for one end are told once for all.
+                    let of_one_end = name.strip_prefix("--from-").or(name.strip_prefix("--to-"));
+                    let both = of_one_end.filter(|_| help.contains("--from-pod, --to-ip and so on"));
+                    let known = |name: &String| words(&help).contains(name);
+                    let is_there = known(name) || both.is_some_and(|flag| known(&format!("--{flag}")));
                     assert!(is_there, "{name}: {help}");
                 }
                 assert!(short.or(long).is_some() && flag.get_help().is_some(), "{flag}");
@@ -270,14 +308,10 @@ mod tests {
 
     #[test]
     fn the_screen_tells_nothing_that_is_not_there() {
-        let dashed = SCREEN
-            .split([' ', ',', ';', ':', '(', ')', '\n'])
-            .filter(|word| word.starts_with('-'));
-        for word in dashed {
+        for word in words(SCREEN).iter().filter(|word| word.starts_with('-')) {
             let is_flag = Cli::command().get_arguments().any(|flag| {
                 let long = flag.get_long().map(|long| format!("--{long}"));
-                long.as_deref() == Some(word)
-                    || flag.get_short().map(|short| format!("-{short}")).as_deref() == Some(word)
+                long.as_ref() == Some(word) || flag.get_short().map(|short| format!("-{short}")).as_ref() == Some(word)
             });
             assert!(is_flag, "{word}");
         }
@@ -328,6 +362,11 @@ mod tests {
             "-o table --by workload,port --by outcome --sort -failed --top 5 --max-groups 1",
             "-o table --sort bytes",
             "-o json --rollup --by connection --max-groups 1000000",
+            "--cri --kubelet --kubeconfig --pods-file p.json",
+            "--cri=/run/x.sock --kubelet=https://10.0.0.5:10250/pods --kubeconfig=k --context c --this-node",
+            "--kubelet --kubelet-token t --kubelet-ca c",
+            "--kubelet --kubelet-cert c --kubelet-key k --kubelet-insecure",
+            "--no-resolve",
             "check",
             "schema",
             "completions bash",
@@ -386,7 +425,17 @@ mod tests {
             ),
             ("-q -v", ErrorKind::ArgumentConflict, &["--quiet", "--verbose"]),
             ("--ouput json", ErrorKind::UnknownArgument, &["--ouput", "--output"]),
-            ("--namespace shop", ErrorKind::UnknownArgument, &["--namespace"]),
+            (
+                "--namespace Shop",
+                ErrorKind::ValueValidation,
+                &["--namespace", "lower-case"],
+            ),
+            ("-l a=b=c", ErrorKind::ValueValidation, &["--selector", "comma"]),
+            (
+                "--workload a/b/c",
+                ErrorKind::ValueValidation,
+                &["--workload", "lower-case"],
+            ),
             ("chekc", ErrorKind::InvalidSubcommand, &["chekc", "check"]),
             ("--count 3 check", ErrorKind::ArgumentConflict, &["--count", "check"]),
             ("--prot 80", ErrorKind::UnknownArgument, &["--prot", "--port"]),
@@ -435,6 +484,29 @@ mod tests {
                 &["--min-duration", "100ms"],
             ),
             ("--failed=yes", ErrorKind::TooManyValues, &["--failed"]),
+            (
+                "--kubelet=ftp://n1",
+                ErrorKind::ValueValidation,
+                &["--kubelet", "https://"],
+            ),
+            ("--kubelet-token t", ErrorKind::MissingRequiredArgument, &["--kubelet"]),
+            (
+                "--kubelet --kubelet-cert c",
+                ErrorKind::MissingRequiredArgument,
+                &["--kubelet-key"],
+            ),
+            ("--context c", ErrorKind::MissingRequiredArgument, &["--kubeconfig"]),
+            ("--this-node", ErrorKind::MissingRequiredArgument, &["--kubeconfig"]),
+            (
+                "--no-resolve --kubelet",
+                ErrorKind::ArgumentConflict,
+                &["--no-resolve", "--kubelet"],
+            ),
+            (
+                "--kubelet --kubelet-ca c --kubelet-insecure",
+                ErrorKind::ArgumentConflict,
+                &["--kubelet-ca", "--kubelet-insecure"],
+            ),
             ("check --count 3", ErrorKind::UnknownArgument, &["--count"]),
         ];
         for &(arguments, kind, parts) in cases {

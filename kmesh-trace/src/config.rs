@@ -5,10 +5,13 @@
 
 mod capture;
 mod filters;
+mod names;
 mod table;
 
 pub use capture::Kept;
 pub(crate) use filters::min_duration;
+pub(crate) use names::kubelet_url;
+pub use names::{ApiServer, Kubelet, Origin, Source};
 pub(crate) use table::max_groups;
 pub use table::{Rolled, typed_filter};
 
@@ -141,6 +144,8 @@ pub struct Config {
     pub rolled: Option<Rolled>,
     /// The connections of which they are told.
     pub filter: Filter,
+    /// Where names come from; empty when none are wanted.
+    pub sources: Vec<Source>,
     /// How often update events are told.
     pub interval: Duration,
     /// Whether it is coloured.
@@ -183,6 +188,7 @@ impl Config {
             events,
             rolled,
             filter: filters::filter(cli, events)?,
+            sources: names::sources(&cli.names)?,
             interval: cli.interval,
             color: matches!(cli.output, Output::Log | Output::Table) && color(cli.color, surroundings),
             duration: cli.duration,
@@ -442,6 +448,7 @@ pub(crate) mod tests {
             events: CLOSES,
             rolled: None,
             filter: Filter::default(),
+            sources: names::sources(&Default::default()).unwrap(),
             interval: Duration::from_secs(5),
             color: false,
             duration: None,
@@ -461,6 +468,7 @@ pub(crate) mod tests {
             events: CLOSES,
             rolled: None,
             filter: Filter::default(),
+            sources: names::sources(&Default::default()).unwrap(),
             interval: Duration::from_secs(5),
             color: false,
             duration: Some(Duration::from_secs(60)),

@@ -23,6 +23,7 @@ pub mod completions;
 pub mod config;
 pub mod decode;
 pub mod delivery;
+#[cfg(target_os = "linux")]
 pub mod enrich;
 pub mod errno;
 pub mod exit;

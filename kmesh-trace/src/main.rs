@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let ended = match cli.command {
         None => main_job(&config(&cli).unwrap_or_else(|refusal| refuse(&refusal))),
-        Some(Command::Check) => check(),
+        Some(Command::Check) => check(&cli),
         Some(Command::Schema) => print_schema(),
         Some(Command::Completions { shell }) => shell
             .write(&mut io::stdout())
@@ -69,13 +69,14 @@ fn page_size() -> u32 {
 }
 
 #[cfg(target_os = "linux")]
-fn check() -> Result<Exit> {
+fn check(cli: &Cli) -> Result<Exit> {
+    use kmesh_trace::enrich::sources;
     use kmesh_trace::source::preflight;
 
+    let sources = config(cli).unwrap_or_else(|refusal| refuse(&refusal)).sources;
     let findings = preflight::check();
-    io::stdout()
-        .write_all(preflight::report(&findings).as_bytes())
-        .context("cannot print")?;
+    let report = preflight::report(&findings) + &sources::check(&sources).context("cannot start")?;
+    io::stdout().write_all(report.as_bytes()).context("cannot print")?;
     Ok(if findings.iter().all(|finding| finding.found.is_ok()) {
         Exit::Ok
     } else {
@@ -85,7 +86,7 @@ fn check() -> Result<Exit> {
 
 #[cfg(not(target_os = "linux"))]
 fn trace(_: &Config) -> Result<Exit> {
-    check()
+    cannot_trace()
 }
 
 /// Of a ring buffer that there is not.
@@ -95,7 +96,12 @@ fn page_size() -> u32 {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn check() -> Result<Exit> {
+fn check(_: &Cli) -> Result<Exit> {
+    cannot_trace()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn cannot_trace() -> Result<Exit> {
     say("cannot trace: this is not Linux\n  try: --read FILE, which replays a capture anywhere");
     Ok(Exit::CannotTrace)
 }

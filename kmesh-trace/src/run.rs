@@ -3,6 +3,7 @@
 
 use std::future::pending;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::process::exit;
 use std::sync::Arc;
@@ -19,7 +20,10 @@ use crate::capture::{Header, Keep};
 use crate::clock::Clock;
 use crate::config::{Config, Kept, Output, Verbosity};
 use crate::delivery::{Choice, Delivery};
-use crate::enrich::Cgroups;
+use crate::enrich::Enricher;
+use crate::enrich::cgroups::Cgroups;
+use crate::enrich::conntrack::Conntrack;
+use crate::enrich::sources::{Line, Sources};
 use crate::exit::Exit;
 use crate::note::{Notes, say};
 use crate::outlet::{self, Outlet};
@@ -28,7 +32,7 @@ use crate::prefilter::KernelHalf;
 use crate::record::RunInfo;
 use crate::render::term::{self, Jobs};
 use crate::source::kernel::{Kernel, Options, StartError, Types, Walker, start};
-use crate::source::reader::{Control, QUEUE, Queue, Reader};
+use crate::source::reader::{Control, Message, QUEUE, Queue, Reader};
 use crate::source::{measure_difference, monotonic_ns, preflight, walker};
 use crate::track::SETTLE_NS;
 use crate::writer::Writer;
@@ -44,6 +48,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         let _context = runtime.enter();
         Signals::new().context("cannot listen for signals")?
     };
+    let sources = Sources::prepare(&config.sources)?;
     let started_ns = monotonic_ns();
     let (kernel, walker) = match start_kernel(config) {
         Ok(started) => started,
@@ -94,6 +99,7 @@ pub fn run(config: &Config) -> Result<Exit> {
             .spawn(move || walker::run(walker, interval, &control, &messages))
             .context("cannot start a thread")?;
     }
+    let told = messages.clone();
     let watched = if config.output == Output::None {
         None
     } else {
@@ -133,7 +139,17 @@ pub fn run(config: &Config) -> Result<Exit> {
     let until_ns = config
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
-    let pipeline = Pipeline::new(began_ns, until_ns, clock, delivery).with_containers(Cgroups::mounted());
+    let names = if config.sources.is_empty() {
+        Enricher::without_sources(Cgroups::mounted())
+    } else {
+        let nudge = sources.nudge();
+        Enricher::new(
+            Cgroups::mounted(),
+            Conntrack::open().ok(),
+            Box::new(move || nudge.nudge()),
+        )
+    };
+    let pipeline = Pipeline::new(began_ns, until_ns, clock, delivery).with_names(names);
     let writer = Writer {
         pipeline,
         notes: Notes::new(config, info),
@@ -146,7 +162,27 @@ pub fn run(config: &Config) -> Result<Exit> {
         // The receiver is dropped only when the process is about to end.
         .spawn(move || _ = ended.send(writer.write(&queue)))
         .context("cannot start a thread")?;
-    runtime.block_on(wait(config, &control, signals, jobs, end))
+    let verdict = sources
+        .start(say_of_sources(config.verbosity), move |one| {
+            match told.send(Message::Told(one)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        })
+        .context("cannot start a thread")?;
+    let exit = runtime.block_on(wait(config, &control, signals, jobs, end))?;
+    Ok(match exit {
+        Exit::Ok if verdict.has_failed() => Exit::Failed,
+        exit => exit,
+    })
+}
+
+fn say_of_sources(verbosity: Verbosity) -> impl Fn(Line) + Send {
+    move |line| match line {
+        Line::Note(text) if verbosity > Verbosity::Quiet => say(&text),
+        Line::Note(_) => {}
+        Line::Error(text) => say(&text),
+    }
 }
 
 fn start_kernel(config: &Config) -> Result<(Kernel, Walker), StartError> {

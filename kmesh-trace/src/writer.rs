@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::time::Instant;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -12,6 +12,8 @@ use crate::delivery;
 use crate::exit::Exit;
 use crate::note::{Notes, say};
 use crate::pipeline::Pipeline;
+use crate::record::Counts;
+use crate::source::monotonic_ns;
 use crate::source::reader::{Control, Message};
 
 /// The thread's state.
@@ -45,18 +47,16 @@ impl<W: Write> Writer<W> {
         while let Some(message) = self.next(queue)? {
             match message {
                 Message::Records { mut bytes, complete } => {
-                    self.pipeline.take(&bytes, complete)?;
+                    self.pipeline.take(&bytes, complete, monotonic_ns())?;
                     bytes.clear();
                     // The reader may have ended.
                     _ = self.spare.send(bytes);
-                    if self.pipeline.is_full() {
-                        self.control.stop();
-                    }
                 }
                 Message::ClockStepped {
                     since_ns,
                     difference_ns,
                 } => self.pipeline.clock_stepped(since_ns, difference_ns),
+                Message::Told(told) => self.pipeline.learn(&told, monotonic_ns())?,
                 Message::Lost(counts) => {
                     let lost = self.pipeline.lost(&counts)?;
                     lost.iter().for_each(|lost| self.notes.lost(lost));
@@ -65,19 +65,58 @@ impl<W: Write> Writer<W> {
                 Message::Walked(bytes) => self.pipeline.hold(&bytes),
                 Message::WalkFailed(why) => say(&format!("warning: {why}; open connections are not told of this time")),
                 Message::OutputClosed => return self.pipeline.end_keep(),
-                Message::Ended(counts) => {
-                    self.pipeline.finish()?;
-                    self.say_made();
-                    let lost = self.pipeline.lost(&counts)?;
-                    lost.iter().for_each(|lost| self.notes.lost(lost));
-                    let summary = self.pipeline.summary(&counts)?;
-                    self.notes.summary(&summary);
-                    return self.pipeline.end();
-                }
+                Message::Ended(counts) => return self.end(queue, &counts),
             }
-            self.say_made();
+            self.after_records();
         }
         Ok(())
+    }
+
+    fn after_records(&mut self) {
+        if self.pipeline.is_full() {
+            self.control.stop();
+        }
+        self.say_made();
+    }
+
+    /// The next message. Meanwhile, what has waited for its name for long enough goes out.
+    fn next(&mut self, queue: &Receiver<Message>) -> io::Result<Option<Message>> {
+        loop {
+            let Some(until_ns) = self.pipeline.waits_until_ns() else {
+                return Ok(queue.recv().ok());
+            };
+            let left = Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()));
+            match queue.recv_timeout(left) {
+                Ok(message) => return Ok(Some(message)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.pipeline.release(monotonic_ns())?;
+                    self.after_records();
+                }
+            }
+        }
+    }
+
+    /// Nothing comes any more but names, for as long as records wait for them.
+    fn end(&mut self, queue: &Receiver<Message>, counts: &Counts) -> io::Result<()> {
+        self.pipeline.settle(monotonic_ns())?;
+        while let Some(until_ns) = self.pipeline.waits_until_ns() {
+            let left = Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()));
+            match queue.recv_timeout(left) {
+                Ok(Message::Told(told)) => self.pipeline.learn(&told, monotonic_ns())?,
+                Ok(Message::OutputClosed) => return self.pipeline.end_keep(),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => self.pipeline.release(monotonic_ns())?,
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.pipeline.finish()?;
+        self.say_made();
+        let lost = self.pipeline.lost(counts)?;
+        lost.iter().for_each(|lost| self.notes.lost(lost));
+        let summary = self.pipeline.summary(counts)?;
+        self.notes.summary(&summary);
+        self.pipeline.end()
     }
 
     /// The next message. Until it comes, what is to be kept is.

@@ -12,7 +12,7 @@ use crate::{host, runner};
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run just this suite (`kernel` or `cli`)
+    /// Run just this suite (`kernel`, `names` or `cli`)
     #[arg(long, value_name = "SUITE")]
     only: Option<String>,
     /// Go to each test program: a filter, `--nocapture`, …

@@ -37,7 +37,7 @@ pub struct Workload {
 }
 
 /// Labels in the order of their keys, each key once.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Labels(Arc<[(Arc<str>, Arc<str>)]>);
 
 impl Labels {
@@ -45,6 +45,11 @@ impl Labels {
     pub fn get(&self, key: &str) -> Option<&str> {
         let found = self.0.binary_search_by(|(one, _)| (**one).cmp(key)).ok()?;
         Some(&self.0[found].1)
+    }
+
+    /// All of them, as they are shared.
+    pub fn shared(&self) -> impl Iterator<Item = &(Arc<str>, Arc<str>)> + Clone {
+        self.0.iter()
     }
 
     /// All of them.

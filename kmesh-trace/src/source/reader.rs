@@ -19,6 +19,8 @@ use kmesh_trace_common::Counters;
 
 use crate::record::Counts;
 
+use crate::enrich::facts::Told;
+
 use super::kernel::Kernel;
 use super::time::{measure_difference, monotonic_ns, rearm, step_alarm};
 
@@ -59,6 +61,8 @@ pub enum Message {
         /// ns.
         difference_ns: i64,
     },
+    /// A source of names tells.
+    Told(Told),
     /// More was lost.
     Lost(Counts),
     /// [`Control::summarize`] was called.
