@@ -21,6 +21,7 @@ mod failing;
 mod killed;
 mod lifecycle;
 mod many;
+mod names;
 mod process;
 mod signals;
 mod special;
@@ -173,6 +174,7 @@ fn main() -> ExitCode {
         before::table(),
         events::table(),
         many::table(),
+        names::table(),
         lifecycle::table(),
         signals::table(),
     ];
