@@ -216,7 +216,9 @@ fn pods_services_and_translations() {
     let tracer = node.traced();
     let own = Actor::start();
     let nodes = net::inode();
-    [web.netns, db.netns, nodes].map(|netns| tracer.store.keep(netns));
+    for netns in [web.netns, db.netns, nodes] {
+        tracer.store.keep(netns);
+    }
     // Only now, so that the tracer must have watched.
     web.start();
     db.start();
