@@ -29,12 +29,12 @@ Options:
   -w, --write FILE          Keep it all; -r, --read FILE: replay; --rotate 9M,5
   -q, --quiet; -v, --verbose; -h, --help (tells all); -V, --version
 Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
-  -n, --namespace shop      Of a pod; as --pod 'web-*', --workload web, --ip ::1,
+  -n, --namespace shop      Of a pod; so --pod 'web-*', --workload web, --ip ::1
   -l, --selector app=web    at either end; at one: --from-pod, --to-ip and so on
       --service shop/web    Called; -p, --port 443,8000-8999: the server's port
       --comm 'nginx*'       Whose socket; also --pid 4711, --container 3f9a02
   -4, -6, --direction inbound (server's end), outbound; --established-only
-  --outcome refused, --failed: how it ended; --min-duration 100ms; --min-bytes 1M
+  --outcome refused, --failed: its end; --min-duration 100ms; --min-bytes 1M
 Names (this node's; or): --cri --kubelet --kubeconfig --pods-file; --no-resolve
   --kubelet-{token,ca,cert,key,insecure}, of kubeconfig: --context, --this-node";
 

@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -79,13 +79,16 @@ impl<W: Write> Writer<W> {
         self.say_made();
     }
 
-    /// The next message. Meanwhile, what has waited for its name for long enough goes out.
+    /// The next message. Until it comes, what has waited for its name for long enough goes out, and what is to be kept is.
     fn next(&mut self, queue: &Receiver<Message>) -> io::Result<Option<Message>> {
         loop {
-            let Some(until_ns) = self.pipeline.waits_until_ns() else {
+            self.pipeline.keep_up()?;
+            let release = (self.pipeline.waits_until_ns())
+                .map(|until_ns| Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
+            let keep = (self.pipeline.due()).map(|due| due.saturating_duration_since(Instant::now()));
+            let Some(left) = release.into_iter().chain(keep).min() else {
                 return Ok(queue.recv().ok());
             };
-            let left = Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()));
             match queue.recv_timeout(left) {
                 Ok(message) => return Ok(Some(message)),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
@@ -117,21 +120,6 @@ impl<W: Write> Writer<W> {
         let summary = self.pipeline.summary(counts)?;
         self.notes.summary(&summary);
         self.pipeline.end()
-    }
-
-    /// The next message. Until it comes, what is to be kept is.
-    fn next(&mut self, queue: &Receiver<Message>) -> io::Result<Option<Message>> {
-        loop {
-            self.pipeline.keep_up()?;
-            let Some(due) = self.pipeline.due() else {
-                return Ok(queue.recv().ok());
-            };
-            match queue.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                Ok(message) => return Ok(Some(message)),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Ok(None),
-            }
-        }
     }
 
     fn say_made(&mut self) {

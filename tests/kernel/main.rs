@@ -23,6 +23,7 @@ mod filters;
 mod killed;
 mod lifecycle;
 mod many;
+mod names;
 mod process;
 mod rollups;
 mod signals;
@@ -217,6 +218,7 @@ fn main() -> ExitCode {
         many::table(),
         rollups::table(),
         terminal::table(),
+        names::table(),
         lifecycle::table(),
         signals::table(),
     ];

@@ -17,6 +17,8 @@ pub enum Need {
     Kill,
     /// Virtual Ethernet.
     Veth,
+    /// Cgroups of version 2, to make some in.
+    Cgroup2,
     /// MPTCP sockets.
     Mptcp,
     /// A terminal: tmux.
@@ -65,6 +67,18 @@ static KILL: LazyLock<Result<(), String>> = LazyLock::new(|| {
 static VETH: LazyLock<Result<(), String>> =
     LazyLock::new(|| inside(|| net::try_run("ip", &["link", "add", "type", "veth"]).map(drop)));
 
+static CGROUP2: LazyLock<Result<(), String>> = LazyLock::new(|| {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(|error| error.to_string())?;
+    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    let mount = mount
+        .and_then(|line| line.split(' ').nth(1))
+        .ok_or("cgroups of version 2 are not mounted")?;
+    let probe = std::path::Path::new(mount).join(format!("kmesh-trace-probe-{}", std::process::id()));
+    std::fs::create_dir(&probe)
+        .and_then(|()| std::fs::remove_dir(&probe))
+        .map_err(|error| format!("cannot make a cgroup below {mount}: {error}"))
+});
+
 static MPTCP: LazyLock<Result<(), String>> = LazyLock::new(|| {
     inside(|| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP));
@@ -86,6 +100,7 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::Nft => NFT.clone()?,
             Need::Kill => KILL.clone()?,
             Need::Veth => VETH.clone()?,
+            Need::Cgroup2 => CGROUP2.clone()?,
             Need::Mptcp => MPTCP.clone()?,
             Need::Tmux => TMUX.clone()?,
             Need::Big if super::small() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),

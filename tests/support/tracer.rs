@@ -282,6 +282,21 @@ impl Start {
         }
     }
 
+    /// As on a node whose network namespace is the calling thread's: the tool is the first process of a pid namespace.
+    pub fn on_node(args: &[&str]) -> Self {
+        let mut start = Self::new(&[]);
+        let mut command = Command::new("unshare");
+        command
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+            .arg(binary())
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        start.command = command;
+        start
+    }
+
     /// Standard output is this, and not read here.
     pub fn stdout(mut self, to: impl Into<Stdio>) -> Self {
         self.command.stdout(to);

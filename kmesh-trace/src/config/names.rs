@@ -99,14 +99,14 @@ pub struct ApiServer {
 pub(super) fn sources(flags: &Flags) -> Result<Vec<Source>, Refusal> {
     let named = named(flags)?;
     if flags.no_resolve || !named.is_empty() {
-        return Ok(named.into_iter().map(|place| Source { named: true, place }).collect());
+        return Ok(named.into_iter().map(|origin| Source { named: true, origin }).collect());
     }
     let places = [
         Origin::Cri(sockets()),
         Origin::Kubelet(Kubelet::at(Uri::from_static(KUBELET))),
         Origin::PodLogs,
     ];
-    Ok(places.map(|place| Source { named: false, place }).into())
+    Ok(places.map(|origin| Source { named: false, origin }).into())
 }
 
 fn named(flags: &Flags) -> Result<Vec<Origin>, Refusal> {

@@ -1,6 +1,8 @@
 //! All that sources have told, and what it makes of a record. Pure: what this node itself shows comes in as a value.
 
 #[cfg(test)]
+mod size;
+#[cfg(test)]
 mod tests;
 
 use std::net::{IpAddr, SocketAddr};

@@ -136,7 +136,7 @@ impl Sources {
                 // Jobs and ReplicaSets are one kind: each list of them is a source's of its own.
                 other_id: SourceId((count + place) as u8),
             };
-            sources.push(Box::pin(run(ready.origin, voice, self.nudge.0.subscribe())));
+            sources.push(Box::pin(run(ready.place, voice, self.nudge.0.subscribe())));
         }
         sources.push(Box::pin(deadlines(shared)));
         join_all(sources).await;
@@ -185,17 +185,17 @@ impl Voice {
     }
 
     fn answered(&self) {
-        let lines = self.shared.board.borrow_mut().answered(self.origin);
+        let lines = self.shared.board.borrow_mut().answered(self.place);
         lines.into_iter().for_each(|line| self.say(line));
     }
 
     fn failed(&self, why: Failure) {
-        let lines = (self.shared.board.borrow_mut()).failed(self.origin, why, Instant::now().into_std());
+        let lines = (self.shared.board.borrow_mut()).failed(self.place, why, Instant::now().into_std());
         lines.into_iter().for_each(|line| self.say(line));
     }
 
     fn is_answering(&self) -> bool {
-        self.shared.board.borrow().is_answering(self.origin)
+        self.shared.board.borrow().is_answering(self.place)
     }
 
     fn say(&self, line: Line) {

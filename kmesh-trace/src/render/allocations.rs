@@ -9,6 +9,22 @@ use std::cell::Cell;
 thread_local! {
     /// By this thread: tests run beside each other.
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    /// What is given back by another thread than took it makes this wrong.
+    static LIVE_BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Allocations of this thread so far.
+pub(crate) fn allocations() -> usize {
+    ALLOCATIONS.get()
+}
+
+/// Bytes that this thread has taken and not given back, as an allocator rounds them: to sixteen, and eight for itself.
+pub(crate) fn live_bytes() -> usize {
+    LIVE_BYTES.get()
+}
+
+fn rounded(layout: Layout) -> usize {
+    (layout.size() + 8).next_multiple_of(16)
 }
 
 struct Counting;
@@ -21,11 +37,13 @@ static COUNTING: Counting = Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        LIVE_BYTES.set(LIVE_BYTES.get().wrapping_add(rounded(layout)));
         // SAFETY: the caller's promise about `layout` is the one asked for here.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        LIVE_BYTES.set(LIVE_BYTES.get().wrapping_sub(rounded(layout)));
         // SAFETY: `memory` came from `alloc` above with this layout, so from the system's allocator.
         unsafe { System.dealloc(memory, layout) }
     }
