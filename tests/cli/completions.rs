@@ -8,7 +8,7 @@ use libtest_mimic::{Failed, Trial};
 
 /// What stands on the command line so far, what a shell must offer for its last word, and what it must not.
 const CASES: [(&str, &str, &str); 8] = [
-    ("kmesh-trace --ou", "--output", "--count"),
+    ("kmesh-trace --outp", "--output", "--outcome"),
     ("kmesh-trace --output js", "json", "log"),
     ("kmesh-trace -o no", "none", "json"),
     ("kmesh-trace --color=ne", "never", "always"),

@@ -1,3 +1,15 @@
-//! x
+//! The suite without root: the real binary on arguments and bad input. What cannot run here is shown as skipped with the
+//! reason, and counted.
 
-fn main() {}
+mod arguments;
+mod completions;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = arguments::trials().into_iter().chain(completions::trials()).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -21,6 +21,7 @@ pub fn table() -> Table {
         .own("closed_pipe_json", &[], || closed_pipe("json"))
         .own("full_disk", &[], full_disk)
         .own("ordinary_user", &[], ordinary_user)
+        .own("without_btf", &[], without_btf)
         .own("wrong_arguments", &[], wrong_arguments)
         .own("two_tracers", &[], two_tracers)
         .own("log_lines", &[], log_lines)
@@ -125,6 +126,27 @@ fn ordinary_user() {
         let output = binary.run(fine);
         assert_eq!(output.status.code(), Some(0), "{fine:?}: {}", text(&output.stderr));
         assert!(!output.stdout.is_empty(), "{fine:?}");
+    }
+}
+
+/// The kernel's types are hidden, as on a kernel built without them.
+fn without_btf() {
+    for (arguments, status) in [("", 3), ("check", 3), ("schema", 0)] {
+        let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" $1";
+        let output = Command::new("unshare")
+            .args(["-m", "sh", "-c", hide])
+            .arg(binary())
+            .arg(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("unshare");
+        let (told, said) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(status), "{arguments}: {told}{said}");
+        if status == 3 {
+            let all = told + &said;
+            assert!(all.contains("/sys/kernel/btf/vmlinux"), "what is missing: {all}");
+            assert!(all.contains("CONFIG_DEBUG_INFO_BTF"), "what to do: {all}");
+        }
     }
 }
 

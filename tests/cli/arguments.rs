@@ -1,0 +1,95 @@
+//! What is said about the command line itself: help, versions, the schema, and what is wrong with it.
+
+use std::process::{Command, Output, Stdio};
+
+use libtest_mimic::{Failed, Trial};
+
+/// Wrong command lines, and what the refusal must name: the flag, and where there is one the near word.
+const WRONG: [(&str, &[&str]); 12] = [
+    ("--no-such-flag", &["--no-such-flag"]),
+    ("--prot 443", &["--prot", "--port"]),
+    ("--ouput json", &["--ouput", "--output"]),
+    ("-o jsno", &["--output", "jsno", "json"]),
+    ("--outcome refussed", &["--outcome", "refussed", "refused"]),
+    ("chekc", &["chekc", "check"]),
+    ("--port 70000", &["--port", "65535"]),
+    ("-4 --ip ::1", &["-4", "--ip"]),
+    ("--count 0", &["--count"]),
+    ("--duration soon", &["--duration"]),
+    ("--buffer 8Mb", &["--buffer"]),
+    ("check --count 3", &["--count"]),
+];
+
+/// A trial a way of asking.
+pub fn trials() -> Vec<Trial> {
+    let refusals = WRONG
+        .iter()
+        .map(|&(line, parts)| Trial::test(format!("arguments::refused: {line}"), move || refused(line, parts)));
+    refusals
+        .chain([
+            Trial::test("arguments::help_fits_a_screen", help_fits_a_screen),
+            Trial::test("arguments::the_schema_is_json", the_schema_is_json),
+            Trial::test("arguments::a_reader_that_goes", a_reader_that_goes),
+        ])
+        .collect()
+}
+
+fn run(line: &str) -> Result<Output, Failed> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kmesh-trace"));
+    Ok(command
+        .args(line.split_whitespace())
+        .stdin(Stdio::null())
+        .env_remove("RUST_BACKTRACE")
+        .output()?)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn refused(line: &str, parts: &[&str]) -> Result<(), Failed> {
+    let output = run(line)?;
+    let said = text(&output.stderr);
+    if output.status.code() != Some(2) || !output.stdout.is_empty() {
+        return Err(format!("{line}: {}: {said}", output.status).into());
+    }
+    match parts.iter().find(|&&part| !said.contains(part)) {
+        Some(part) => Err(format!("{line}: no word of {part} in: {said}").into()),
+        None => Ok(()),
+    }
+}
+
+fn help_fits_a_screen() -> Result<(), Failed> {
+    let output = run("-h")?;
+    let help = text(&output.stdout);
+    let fits = help.lines().count() < 24 && help.lines().all(|line| line.chars().count() <= 80);
+    if output.status.success() && fits && output.stderr.is_empty() {
+        Ok(())
+    } else {
+        Err(help.into())
+    }
+}
+
+fn the_schema_is_json() -> Result<(), Failed> {
+    let output = run("schema")?;
+    let schema: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    jsonschema::validator_for(&schema).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// `kmesh-trace --help | true`: no noise, and no failure.
+fn a_reader_that_goes() -> Result<(), Failed> {
+    for line in ["schema", "completions bash", "--help"] {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_kmesh-trace"))
+            .args(line.split_whitespace())
+            .stdin(Stdio::null())
+            .stdout(writer)
+            .output()?;
+        if output.status.code() != Some(0) || !output.stderr.is_empty() {
+            return Err(format!("{line}: {}: {}", output.status, text(&output.stderr)).into());
+        }
+    }
+    Ok(())
+}
