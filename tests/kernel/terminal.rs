@@ -135,8 +135,8 @@ impl Terminal {
     /// The process in it, by its name.
     fn tracer(&self) -> Pid {
         let shell = self.fact("pane_pid");
-        let children = net::run("ps", &["-o", "pid=", "--ppid", &shell]);
-        let tracer = children.lines().next().expect("a child of the shell");
+        let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).expect("children");
+        let tracer = children.split(' ').next().expect("a child of the shell");
         Pid::from_raw(tracer.trim().parse().expect("a pid"))
     }
 }

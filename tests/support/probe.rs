@@ -86,7 +86,13 @@ static MPTCP: LazyLock<Result<(), String>> = LazyLock::new(|| {
     })
 });
 
-static TMUX: LazyLock<Result<(), String>> = LazyLock::new(|| net::try_run("tmux", &["-V"]).map(drop));
+static TMUX: LazyLock<Result<(), String>> = LazyLock::new(|| {
+    net::try_run("bash", &["--version"])?;
+    let server = format!("kmesh-trace-probe-{}", std::process::id());
+    let tmux = |args: &[&str]| net::try_run("tmux", &[&["-L", &server, "-f", "/dev/null"], args].concat());
+    tmux(&["new-session", "-d", "exec bash --norc -i"])?;
+    tmux(&["kill-server"]).map(drop)
+});
 
 fn inside(probe: impl FnOnce() -> Result<(), String> + Send) -> Result<(), String> {
     net::in_namespace("probe", probe).unwrap_or_else(|_| Err("the probe itself failed".to_owned()))

@@ -68,8 +68,11 @@ fn all(records: &[Record]) -> Vec<Window> {
     windows(&mut Rollup::new(settings(&[Key::Workload])), records)
 }
 
-/// Of a window with one group: start in seconds, sent, received, opened, closed, open, connecting.
-fn sums(window: &Window) -> (i64, u64, u64, u64, u64, u64, u64) {
+/// Start in seconds, sent, received, opened, closed, open, connecting.
+type Brief = (i64, u64, u64, u64, u64, u64, u64);
+
+/// Of a window with one group.
+fn sums(window: &Window) -> Brief {
     let [row] = &window.rows[..] else {
         panic!("one group, not {}", window.rows.len())
     };
@@ -89,7 +92,7 @@ fn sums(window: &Window) -> (i64, u64, u64, u64, u64, u64, u64) {
 #[test]
 fn a_stream_counts_in_each_window_by_what_it_moved_there() {
     use Event::{Close, Open, Update};
-    let cases: [(&str, Vec<Record>, Vec<(i64, u64, u64, u64, u64, u64, u64)>); 9] = [
+    let cases: [(&str, Vec<Record>, Vec<Brief>); 9] = [
         (
             "a short connection, told of when it closes only",
             vec![told(1, Close, 1.0, 7)],
@@ -166,7 +169,8 @@ fn a_stream_counts_in_each_window_by_what_it_moved_there() {
 #[test]
 fn what_the_wall_clock_does_is_defined() {
     use Event::Close;
-    let cases: [(&str, &[f64], &[(i64, u64)]); 7] = [
+    type Case<'a> = (&'a str, &'a [f64], &'a [(i64, u64)]);
+    let cases: [Case<'_>; 7] = [
         ("windows are aligned", &[12.0, 14.999, 15.0], &[(10, 2), (15, 1)]),
         ("on the boundary", &[5.0, 10.0], &[(5, 1), (10, 1)]),
         ("late by less than a window", &[7.0, 4.0, 9.0], &[(5, 3)]),
@@ -402,7 +406,7 @@ fn traffic(seed: u64, connections: u64) -> Vec<Record> {
             }
             records.push(record);
         };
-        if next() % 3 > 0 {
+        if !next().is_multiple_of(3) {
             one(Event::Open, at, 0);
         }
         for _ in 0..next() % 4 {
@@ -573,7 +577,6 @@ fn another_grouping_begins_the_window_anew() {
 /// --nocapture a_million_groups`
 #[test]
 #[ignore = "a measurement"]
-#[expect(clippy::print_stderr, reason = "it is for the terminal")]
 fn a_million_groups() {
     let mut record = testing::in_pods();
     record.duration_ns = Some(3_000_000);

@@ -151,7 +151,7 @@ fn eighty_columns_tell_what_fails() {
         "END  CLIENT         SERVER           OPEN+TRY FAILED            SENT▼  RECEIVED▼",
         ">out 10.244.0.17    10.244.0.13:9080        - -            12.4 MiB/s     58 B/s",
         "+out 10.244.0.17    10.96.0.1:443         0+1 12 refused            -    759 B/s",
-        "+in  istio-s…-h9cts echo-…page:9080         - -                 1 B/s     58 B/s",
+        "+in  istio-s…-h9cts echo-…tpage:9080        - -                 1 B/s     58 B/s",
         "-out 10.244.0.17    10.244.0.14:5432        - -                     -          -",
     ];
     for (line, expected) in screen.iter().zip(expected) {
