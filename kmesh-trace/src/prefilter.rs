@@ -56,8 +56,9 @@ impl KernelHalf {
         let ports = &filter.ports;
         if !(ports.bare.is_empty() && ports.to.is_empty()) {
             checks |= CHECK_SERVER_PORT;
-            passing.server_ports =
-                set(|port| ports.bare.pass(|range| range.contains(port)) && ports.to.pass(|range| range.contains(port)));
+            passing.server_ports = set(|port| {
+                ports.bare.pass(|range| range.contains(port)) && ports.to.pass(|range| range.contains(port))
+            });
         }
         if !ports.from.is_empty() {
             checks |= CHECK_CLIENT_PORT;
@@ -121,10 +122,14 @@ fn said_by(networks: &Ends<Network>) -> Vec<(Prefix, u32)> {
         return Vec::new();
     }
     let every_ipv4 = IpNet::from(ipnet::Ipv4Net::default());
-    let said = terms.iter().map(|&(network, _)| network).chain([every_ipv4]).map(|network| {
-        let containing = terms.iter().filter(|(around, _)| around.contains(&network));
-        (prefix(network), containing.fold(0, |bits, (_, bit)| bits | bit))
-    });
+    let said = terms
+        .iter()
+        .map(|&(network, _)| network)
+        .chain([every_ipv4])
+        .map(|network| {
+            let containing = terms.iter().filter(|(around, _)| around.contains(&network));
+            (prefix(network), containing.fold(0, |bits, (_, bit)| bits | bit))
+        });
     said.collect::<BTreeMap<_, _>>().into_iter().collect()
 }
 

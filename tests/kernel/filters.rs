@@ -45,7 +45,16 @@ const CONNECTIONS: [(&str, &str, bool); 9] = [
 /// Each takes both families.
 const LISTENERS: [&str; 2] = ["[::]:80", "[::]:443"];
 const PORTS: [&str; 10] = [
-    "80", "81", "443", "2000", "2001-2002", "1-1023", "80-443", "1024-65535", "32768-60999", "0-65535",
+    "80",
+    "81",
+    "443",
+    "2000",
+    "2001-2002",
+    "1-1023",
+    "80-443",
+    "1024-65535",
+    "32768-60999",
+    "0-65535",
 ];
 const ADDRESSES: [&str; 18] = [
     "127.0.0.1",
@@ -129,7 +138,9 @@ fn kernel_half_as_the_rule() {
     for round in 0..if small() { 150 } else { 4000 } {
         let filter = random.filter();
         let half = KernelHalf::of(&filter);
-        some.kernel.set_filter(&half.prefilter, &half.networks).expect("set the filter");
+        some.kernel
+            .set_filter(&half.prefilter, &half.networks)
+            .expect("set the filter");
         // What has happened elsewhere until now is of no interest.
         (all.closes(), some.closes());
         let before = some.counters();
@@ -139,7 +150,11 @@ fn kernel_half_as_the_rule() {
         let after = some.counters();
         let elsewhere = truth.iter().chain(&all.closes()).any(|record| record.netns != netns);
         truth.retain(|record| record.netns == netns);
-        assert_eq!(truth.len(), 15, "six connections with two ends, three attempts: {truth:#?}");
+        assert_eq!(
+            truth.len(),
+            15,
+            "six connections with two ends, three attempts: {truth:#?}"
+        );
         for record in &truth {
             assert_eq!(
                 told.contains(&record.id),
@@ -192,7 +207,11 @@ fn connect_and_reset(client_first: bool) {
         let (server, _) = listener.accept().expect("accept");
         give(&client, 10);
         take(&server, 10);
-        let (first, second) = if client_first { (client, server) } else { (server, client) };
+        let (first, second) = if client_first {
+            (client, server)
+        } else {
+            (server, client)
+        };
         reset(first);
         drop(second);
     }
@@ -238,7 +257,13 @@ impl Random {
 
     fn ends<T: std::str::FromStr<Err = String>>(&mut self, of: &[&str]) -> Ends<T> {
         // A flag of each kind in every filter would leave little to pass.
-        let mut one = |odds: usize| if self.below(odds) == 0 { self.terms(of) } else { Terms::default() };
+        let mut one = |odds: usize| {
+            if self.below(odds) == 0 {
+                self.terms(of)
+            } else {
+                Terms::default()
+            }
+        };
         Ends {
             bare: one(2),
             from: one(3),

@@ -81,11 +81,7 @@ struct Member {
 
 impl<'a> Btf<'a> {
     /// Reads the index of all types, and finds the structures and per-CPU variables of these names.
-    pub fn parse(
-        data: &'a [u8],
-        structures: &[&'static str],
-        variables: &[&'static str],
-    ) -> Result<Self, BtfError> {
+    pub fn parse(data: &'a [u8], structures: &[&'static str], variables: &[&'static str]) -> Result<Self, BtfError> {
         let mut btf = Self {
             data,
             strings: 0,

@@ -200,7 +200,10 @@ fn load(types: &Types, options: &Options) -> Result<Ebpf, StartError> {
         .override_global("OFFSETS", bytemuck::bytes_of(&types.offsets), true)
         .override_global("SETTINGS", bytemuck::bytes_of(&settings), true)
         .map_max_entries(EVENTS, options.ring_bytes)
-        .map_max_entries(NETWORKS, u32::try_from(options.networks.len()).unwrap_or(u32::MAX).max(1))
+        .map_max_entries(
+            NETWORKS,
+            u32::try_from(options.networks.len()).unwrap_or(u32::MAX).max(1),
+        )
         .load(OBJECT)
         .map_err(|error| failed("loading the maps", &error))?;
     for (program, tracepoint) in types.tracepoints() {
