@@ -36,7 +36,7 @@ pub use self::board::{Line, Verdict};
 pub use self::check::check;
 use self::reason::Failure;
 use super::facts::{Fact, Kind, News, PodFacts, SourceId, Told};
-use crate::config::{Origin, Source};
+use crate::config::{Place, Source};
 use crate::record::WallTime;
 
 /// Between questions when nothing is amiss.
@@ -204,20 +204,20 @@ impl Voice {
 }
 
 fn prepare(source: &Source) -> Result<Ready> {
-    let (label, place) = match &source.origin {
-        Origin::Cri(sockets) => {
+    let (label, place) = match &source.place {
+        Place::Cri(sockets) => {
             let label = match &sockets[..] {
                 [socket] => format!("the container runtime at {}", socket.display()),
                 _ => "the container runtime".to_owned(),
             };
             (label, ReadyPlace::Cri(cri::Source::new(sockets)))
         }
-        Origin::Kubelet(kubelet) => {
+        Place::Kubelet(kubelet) => {
             let label = format!("the kubelet at {}", kubelet.url);
             (label, ReadyPlace::Kubelet(kubelet::Settings::new(kubelet)?))
         }
-        Origin::PodLogs => (format!("the log folders in {}", podlogs::FOLDER), ReadyPlace::PodLogs),
-        Origin::ApiServer(api_server) => {
+        Place::PodLogs => (format!("the log folders in {}", podlogs::FOLDER), ReadyPlace::PodLogs),
+        Place::ApiServer(api_server) => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .build()
                 .context("cannot start")?;
@@ -226,7 +226,7 @@ fn prepare(source: &Source) -> Result<Ready> {
             let node = api_server.this_node.then(node_name);
             (label, ReadyPlace::ApiServer { config, node })
         }
-        Origin::File(path) => (path.display().to_string(), ReadyPlace::File(file::read(path)?)),
+        Place::File(path) => (path.display().to_string(), ReadyPlace::File(file::read(path)?)),
     };
     Ok(Ready {
         named: source.named,
