@@ -251,7 +251,10 @@ mod tests {
         let ends = |c: char| " ,;:()[\n".contains(c);
         let mut words = Vec::new();
         for word in help.split_whitespace() {
-            match word.split_once('{').and_then(|(stem, rest)| Some((stem, rest.split_once('}')?.0))) {
+            match word
+                .split_once('{')
+                .and_then(|(stem, rest)| Some((stem, rest.split_once('}')?.0)))
+            {
                 Some((stem, endings)) => words.extend(endings.split(',').map(|ending| format!("{stem}{ending}"))),
                 None => words.extend(word.split(ends).map(str::to_owned)),
             }
@@ -281,8 +284,7 @@ mod tests {
         for word in words(SCREEN).iter().filter(|word| word.starts_with('-')) {
             let is_flag = Cli::command().get_arguments().any(|flag| {
                 let long = flag.get_long().map(|long| format!("--{long}"));
-                long.as_ref() == Some(word)
-                    || flag.get_short().map(|short| format!("-{short}")).as_ref() == Some(word)
+                long.as_ref() == Some(word) || flag.get_short().map(|short| format!("-{short}")).as_ref() == Some(word)
             });
             assert!(is_flag, "{word}");
         }
@@ -424,9 +426,17 @@ mod tests {
                 &["--min-duration", "100ms"],
             ),
             ("--failed=yes", ErrorKind::TooManyValues, &["--failed"]),
-            ("--kubelet=ftp://n1", ErrorKind::ValueValidation, &["--kubelet", "https://"]),
+            (
+                "--kubelet=ftp://n1",
+                ErrorKind::ValueValidation,
+                &["--kubelet", "https://"],
+            ),
             ("--kubelet-token t", ErrorKind::MissingRequiredArgument, &["--kubelet"]),
-            ("--kubelet --kubelet-cert c", ErrorKind::MissingRequiredArgument, &["--kubelet-key"]),
+            (
+                "--kubelet --kubelet-cert c",
+                ErrorKind::MissingRequiredArgument,
+                &["--kubelet-key"],
+            ),
             ("--context c", ErrorKind::MissingRequiredArgument, &["--kubeconfig"]),
             ("--this-node", ErrorKind::MissingRequiredArgument, &["--kubeconfig"]),
             (

@@ -42,8 +42,11 @@ impl Known {
     fn take(&mut self, Told { source, news, .. }: Told) {
         match news {
             News::ListBegins(kind) => {
-                let of = |(one, fact): (&(SourceId, Key), &Fact)| (one.0 == source && key(fact).0 == kind).then(|| one.1.clone());
-                self.absent.insert((source, kind), self.facts.iter().filter_map(of).collect());
+                let of = |(one, fact): (&(SourceId, Key), &Fact)| {
+                    (one.0 == source && key(fact).0 == kind).then(|| one.1.clone())
+                };
+                self.absent
+                    .insert((source, kind), self.facts.iter().filter_map(of).collect());
             }
             News::Is(fact) => {
                 let (kind, key) = key(&fact);
@@ -149,7 +152,12 @@ pub fn try_listen(arguments: &str) -> Result<Listener, String> {
     let (of_lines, of_news) = (Arc::clone(&shared), Arc::clone(&shared));
     let say = move |line| {
         let (Line::Note(text) | Line::Error(text)) = line;
-        of_lines.known.lock().unwrap_or_else(PoisonError::into_inner).lines.push(text);
+        of_lines
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .lines
+            .push(text);
         of_lines.news.notify_all();
     };
     let tell = move |told| {
@@ -176,9 +184,18 @@ impl Listener {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let pods: Vec<_> = known.pods().map(|pod| (&pod.namespace, &pod.name, &pod.ips)).collect();
-                panic!("{what} did not come within {} s: {:?} {pods:?}", PATIENCE.as_secs(), known.lines);
+                panic!(
+                    "{what} did not come within {} s: {:?} {pods:?}",
+                    PATIENCE.as_secs(),
+                    known.lines
+                );
             }
-            known = self.shared.news.wait_timeout(known, left).unwrap_or_else(PoisonError::into_inner).0;
+            known = self
+                .shared
+                .news
+                .wait_timeout(known, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -189,7 +206,12 @@ impl Listener {
 
     /// All lines so far.
     pub fn lines(&self) -> Vec<String> {
-        self.shared.known.lock().unwrap_or_else(PoisonError::into_inner).lines.clone()
+        self.shared
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .lines
+            .clone()
     }
 
     /// An unknown container turned up.

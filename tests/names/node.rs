@@ -12,14 +12,24 @@ use crate::stage::{self, Stopped, folder, kubelet, wait_until};
 
 /// In the order in which they disturb each other least.
 pub const TRIALS: &[Row] = &[
-    ("node::kubelet_with_a_client_certificate", kubelet_with_a_client_certificate),
+    (
+        "node::kubelet_with_a_client_certificate",
+        kubelet_with_a_client_certificate,
+    ),
     ("node::read_only_port", read_only_port),
     ("node::container_runtime", container_runtime),
     ("node::log_folders", log_folders),
     ("node::a_pod_that_comes_and_goes", a_pod_that_comes_and_goes),
     ("node::self_made_certificate", self_made_certificate),
+    (
+        "node::self_made_certificate_that_is_trusted",
+        self_made_certificate_that_is_trusted,
+    ),
     ("node::no_credentials", no_credentials),
-    ("node::plain_http_where_https_is_spoken", plain_http_where_https_is_spoken),
+    (
+        "node::plain_http_where_https_is_spoken",
+        plain_http_where_https_is_spoken,
+    ),
     ("node::no_pod_list", no_pod_list),
     ("node::nobody_listens", nobody_listens),
     ("node::a_kubelet_that_hangs", a_kubelet_that_hangs),
@@ -39,7 +49,12 @@ fn cgroups() -> Vec<(String, String)> {
     while let Some(folder) = left.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
-            let names: Vec<_> = path.iter().rev().take(2).map(|name| name.to_string_lossy().into_owned()).collect();
+            let names: Vec<_> = path
+                .iter()
+                .rev()
+                .take(2)
+                .map(|name| name.to_string_lossy().into_owned())
+                .collect();
             if let [container, pod] = &names[..]
                 && let Some(uid) = pod.strip_prefix("pod").filter(|_| container.len() == 64)
             {
@@ -99,7 +114,10 @@ fn check_pods(listener: &Listener) {
     assert_eq!(containers, ["httpd", "sidecar"]);
     assert_eq!(web.config_hash.as_ref(), Some(&web.uid));
     let client = running(listener, "client");
-    assert!(client.containers.iter().any(|container| container.name == "init"), "{client:?}");
+    assert!(
+        client.containers.iter().any(|container| container.name == "init"),
+        "{client:?}"
+    );
     let hostnet = running(listener, "hostnet");
     assert_eq!((&*hostnet.namespace, hostnet.host_network), ("kube-system", Some(true)));
     assert!(web.started < Some(kmesh_trace::record::WallTime(i64::MAX)) && web.started.is_some());
@@ -108,7 +126,11 @@ fn check_pods(listener: &Listener) {
 fn check_kubelet(listener: &Listener) {
     check_pods(listener);
     let web = running(listener, "web");
-    let httpd = web.containers.iter().find(|container| container.name == "httpd").unwrap();
+    let httpd = web
+        .containers
+        .iter()
+        .find(|container| container.name == "httpd")
+        .unwrap();
     assert_eq!(httpd.ports, [("http".to_owned(), 8080)]);
     assert_eq!((web.owner, web.terminal), (Owner::Nobody, false));
     let job = listener.wait("the end of the pod job", |known| {
@@ -117,14 +139,20 @@ fn check_kubelet(listener: &Listener) {
     });
     assert_eq!(job.namespace, "default");
     let noimage = listener.wait("noimage", |known| known.pod("noimage").cloned());
-    assert_eq!(noimage.containers.iter().filter_map(|container| container.id).count(), 0);
+    assert_eq!(
+        noimage.containers.iter().filter_map(|container| container.id).count(),
+        0
+    );
 }
 
 fn kubelet_with_a_client_certificate() {
     stage::node();
     let listener = listen(&by_certificate());
     check_kubelet(&listener);
-    assert_eq!(listener.lines(), ["names come from the kubelet at https://127.0.0.1:10250/pods"]);
+    assert_eq!(
+        listener.lines(),
+        ["names come from the kubelet at https://127.0.0.1:10250/pods"]
+    );
     assert!(!listener.has_failed());
 }
 
@@ -139,7 +167,10 @@ fn container_runtime() {
     let listener = listen(&format!("--cri={}", socket.display()));
     check_pods(&listener);
     assert_eq!(running(&listener, "web").owner, Owner::Unknown);
-    assert_eq!(listener.lines(), [format!("names come from the container runtime at {}", socket.display())]);
+    assert_eq!(
+        listener.lines(),
+        [format!("names come from the container runtime at {}", socket.display())]
+    );
 }
 
 fn log_folders() {
@@ -150,7 +181,10 @@ fn log_folders() {
     assert_eq!((&*web.namespace, web.host_network), ("shop", None));
     // Of the kubelet, which has a certificate of its own making, nothing is taken, and nothing is given to it.
     let line = listener.line("names come from");
-    assert!(line.contains("the log folders in /var/log/pods") && line.contains("not from"), "{line}");
+    assert!(
+        line.contains("the log folders in /var/log/pods") && line.contains("not from"),
+        "{line}"
+    );
     assert!(!listener.has_failed(), "none was named");
 }
 
@@ -171,7 +205,10 @@ fn a_pod_that_comes_and_goes() {
     for listener in [&by_runtime, &by_kubelet] {
         listener.wait("the late pod to have gone", |known| {
             listener.nudge();
-            known.pod("late").is_none_or(|pod| pod.ips.is_empty() || pod.terminal).then_some(())
+            known
+                .pod("late")
+                .is_none_or(|pod| pod.ips.is_empty() || pod.terminal)
+                .then_some(())
         });
     }
 }
@@ -191,6 +228,16 @@ fn self_made_certificate() {
         &format!("--kubelet --kubelet-ca {pki}/ca.crt --kubelet-cert {pki}/client.crt --kubelet-key {pki}/client.key"),
         &["its certificate", "--kubelet-insecure"],
     );
+}
+
+fn self_made_certificate_that_is_trusted() {
+    stage::node();
+    let pki = kubelet().join("pki").display().to_string();
+    // It is for the node's name, and is asked for at 127.0.0.1.
+    let arguments = format!(
+        "--kubelet --kubelet-ca {pki}/kubelet/kubelet.crt --kubelet-cert {pki}/client.crt --kubelet-key {pki}/client.key"
+    );
+    running(&listen(&arguments), "web");
 }
 
 fn no_credentials() {
@@ -214,10 +261,16 @@ fn nobody_listens() {
     let line = listener.line("warning: no names yet from");
     assert!(line.contains("Connection refused"), "{line}");
     let line = listener.line("error: no names from");
-    assert!(line.contains("in the first 10 s") && line.contains("Connection refused"), "{line}");
+    assert!(
+        line.contains("in the first 10 s") && line.contains("Connection refused"),
+        "{line}"
+    );
     let listener = listen("--cri=/nonexistent.sock");
     let line = listener.line("warning: no names yet from");
-    assert!(line.contains("/nonexistent.sock") && line.contains("No such file"), "{line}");
+    assert!(
+        line.contains("/nonexistent.sock") && line.contains("No such file"),
+        "{line}"
+    );
     let missing = try_listen("--kubelet --kubelet-token /nonexistent --kubelet-insecure");
     assert!(missing.is_err_and(|error| error.contains("--kubelet-token")));
 }
@@ -241,9 +294,15 @@ fn a_kubelet_that_goes_away() {
     let killed = stage::Killed::process(&kubelet(), "kubelet");
     wait_until("the kubelet to be missed", || {
         listener.nudge();
-        listener.lines().iter().any(|line| line.contains("no news from") && line.contains("Connection refused"))
+        listener
+            .lines()
+            .iter()
+            .any(|line| line.contains("no news from") && line.contains("Connection refused"))
     });
-    assert!(listener.wait("what was known", |known| Some(known.pod("web").is_some())), "it is still true");
+    assert!(
+        listener.wait("what was known", |known| Some(known.pod("web").is_some())),
+        "it is still true"
+    );
     killed.revive();
     listener.line("there are names again from");
     running(&listener, "web");
@@ -253,6 +312,7 @@ fn a_kubelet_that_goes_away() {
 /// A file of this run.
 pub fn write(name: &str, text: &str) -> String {
     let path = folder(name);
+    fs::create_dir_all(folder("")).unwrap();
     fs::write(&path, text).unwrap();
     Path::to_str(&path).unwrap().to_owned()
 }

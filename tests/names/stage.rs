@@ -69,7 +69,9 @@ pub fn api_server() -> PathBuf {
 }
 
 fn script(name: &str) -> Command {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/support/k8s").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/support/k8s")
+        .join(name);
     let mut command = Command::new(path);
     command.env("K8S_BIN", components().unwrap());
     command
@@ -111,11 +113,27 @@ pub fn cluster() {
         run(up).unwrap();
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/support/k8s/demo.yaml");
         kubectl(&["apply", "-f", demo.to_str().unwrap()]);
-        for running in ["deployment/web", "deployment/client", "daemonset/agent", "statefulset/db"] {
-            let namespace = if running == "daemonset/agent" { "kube-system" } else { "shop" };
+        for running in [
+            "deployment/web",
+            "deployment/client",
+            "daemonset/agent",
+            "statefulset/db",
+        ] {
+            let namespace = if running == "daemonset/agent" {
+                "kube-system"
+            } else {
+                "shop"
+            };
             kubectl(&["-n", namespace, "rollout", "status", "--timeout=90s", running]);
         }
-        kubectl(&["-n", "shop", "wait", "--timeout=90s", "--for=condition=complete", "job/once"]);
+        kubectl(&[
+            "-n",
+            "shop",
+            "wait",
+            "--timeout=90s",
+            "--for=condition=complete",
+            "job/once",
+        ]);
         kubectl(&["wait", "--timeout=90s", "--for=condition=ready", "pod/bare"]);
     });
 }
@@ -150,7 +168,10 @@ fn change(to: Running, start: impl FnOnce()) {
 /// What kubectl says, as an administrator.
 pub fn kubectl(arguments: &[&str]) -> String {
     let mut kubectl = Command::new(components().unwrap().join("kubectl"));
-    kubectl.arg("--kubeconfig").arg(api_server().join("kubeconfig")).args(arguments);
+    kubectl
+        .arg("--kubeconfig")
+        .arg(api_server().join("kubeconfig"))
+        .args(arguments);
     run(kubectl).unwrap()
 }
 
@@ -197,7 +218,9 @@ impl Killed {
         let pid = pid(of, name);
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
         let arguments = line.split(|&byte| byte == 0).filter(|argument| !argument.is_empty());
-        let arguments = arguments.map(|argument| String::from_utf8(argument.to_vec()).unwrap()).collect();
+        let arguments = arguments
+            .map(|argument| String::from_utf8(argument.to_vec()).unwrap())
+            .collect();
         kill(pid, Signal::SIGKILL).unwrap();
         wait_until("the killed process to be gone", || {
             let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -212,10 +235,16 @@ impl Killed {
 
     /// Starts it again.
     pub fn revive(self) {
-        let log = fs::OpenOptions::new().append(true).open(self.of.join(format!("{}.log", self.name)));
+        let log = fs::OpenOptions::new()
+            .append(true)
+            .open(self.of.join(format!("{}.log", self.name)));
         let log = log.unwrap();
         let mut command = Command::new(&self.arguments[0]);
-        command.args(&self.arguments[1..]).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        command
+            .args(&self.arguments[1..])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
         let child = command.process_group(0).spawn().unwrap();
         fs::write(self.of.join(format!("{}.pid", self.name)), child.id().to_string()).unwrap();
     }
@@ -225,7 +254,11 @@ impl Killed {
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
-        assert!(Instant::now() < deadline, "waited for {what} for {} s", PATIENCE.as_secs());
+        assert!(
+            Instant::now() < deadline,
+            "waited for {what} for {} s",
+            PATIENCE.as_secs()
+        );
         thread::sleep(Duration::from_millis(50));
     }
 }

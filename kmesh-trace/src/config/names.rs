@@ -114,7 +114,11 @@ fn named(flags: &Flags) -> Result<Vec<Place>, Refusal> {
         Some(socket) => Place::Cri(vec![socket.strip_prefix("unix://").unwrap_or(socket).to_owned()]),
         None => Place::Cri(sockets()),
     });
-    let kubelet = flags.kubelet.as_ref().map(|url| kubelet(url.as_ref(), flags)).transpose()?;
+    let kubelet = flags
+        .kubelet
+        .as_ref()
+        .map(|url| kubelet(url.as_ref(), flags))
+        .transpose()?;
     let api_server = flags.kubeconfig.as_ref().map(|kubeconfig| {
         Place::ApiServer(ApiServer {
             kubeconfig: kubeconfig.clone(),
@@ -148,10 +152,17 @@ fn kubelet(url: Option<&Uri>, flags: &Flags) -> Result<Kubelet, Refusal> {
         (flags.kubelet_insecure, "--kubelet-insecure"),
     ];
     if let Some((_, flag)) = of_tls.iter().find(|(given, _)| plain && *given) {
-        return Err(Refusal(format!("{flag} has no meaning with --kubelet={}: http has no certificates", kubelet.url)));
+        return Err(Refusal(format!(
+            "{flag} has no meaning with --kubelet={}: http has no certificates",
+            kubelet.url
+        )));
     }
     if kubelet.token.is_some() && !kubelet.is_verified() && !kubelet.is_loopback() {
-        let unverified = if plain { "--kubelet=http://…" } else { "--kubelet-insecure" };
+        let unverified = if plain {
+            "--kubelet=http://…"
+        } else {
+            "--kubelet-insecure"
+        };
         return Err(Refusal(format!(
             "--kubelet-token cannot be used with {unverified}: on another machine, a token is sent only to a kubelet whose certificate is verified"
         )));
@@ -162,14 +173,20 @@ fn kubelet(url: Option<&Uri>, flags: &Flags) -> Result<Kubelet, Refusal> {
 /// A kubelet's URL: http or https, and a host; by default its port is 10250, or 10255 for http, and its path `/pods`.
 pub(crate) fn kubelet_url(text: &str) -> Result<Uri, String> {
     const HOW: &str = "write https://HOST:10250/pods, or http://HOST:10255/pods for the read-only port";
-    let with_scheme = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
+    let with_scheme = if text.contains("://") {
+        text.to_owned()
+    } else {
+        format!("https://{text}")
+    };
     let mut parts = with_scheme.parse::<Uri>().map_err(|_| HOW.to_owned())?.into_parts();
     let port = match parts.scheme.as_ref().map(Scheme::as_str) {
         Some("https") => 10250,
         Some("http") => 10255,
         _ => return Err(HOW.to_owned()),
     };
-    let authority = parts.authority.filter(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'));
+    let authority = parts
+        .authority
+        .filter(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'));
     let authority = authority.ok_or(HOW)?;
     parts.authority = Some(match authority.port() {
         Some(_) => authority,
@@ -200,7 +217,9 @@ mod tests {
     fn without_flags_what_is_on_this_node() {
         let sources = asked("").unwrap();
         assert!(sources.iter().all(|source| !source.named));
-        let has_api_server = sources.iter().any(|source| matches!(source.place, Place::ApiServer(_) | Place::File(_)));
+        let has_api_server = sources
+            .iter()
+            .any(|source| matches!(source.place, Place::ApiServer(_) | Place::File(_)));
         assert_eq!((sources.len(), has_api_server), (3, false));
         assert_eq!(asked("--no-resolve"), Ok(vec![]));
     }
@@ -219,7 +238,10 @@ mod tests {
             })
         };
         assert_eq!(one("--kubeconfig"), api_server(None, None, false));
-        assert_eq!(one("--kubeconfig=k --context c --this-node"), api_server(Some("k"), Some("c"), true));
+        assert_eq!(
+            one("--kubeconfig=k --context c --this-node"),
+            api_server(Some("k"), Some("c"), true)
+        );
         assert_eq!(asked("--cri --kubelet --kubeconfig --pods-file p").unwrap().len(), 4);
     }
 
@@ -253,7 +275,10 @@ mod tests {
             ("127.0.0.1:10250", Some(KUBELET)),
             ("http://n1", Some("http://n1:10255/pods")),
             ("http://n1:80/", Some("http://n1:80/pods")),
-            ("https://[fd00::1]/runningpods/", Some("https://[fd00::1]:10250/runningpods/")),
+            (
+                "https://[fd00::1]/runningpods/",
+                Some("https://[fd00::1]:10250/runningpods/"),
+            ),
             ("ftp://n1", None),
             ("https://", None),
             ("https://user:secret@n1", None),
@@ -278,13 +303,22 @@ mod tests {
             assert!(asked(arguments).is_ok(), "{arguments}");
         }
         for (arguments, parts) in [
-            ("--kubelet=n1 --kubelet-token t --kubelet-insecure", ["--kubelet-token", "--kubelet-insecure"]),
+            (
+                "--kubelet=n1 --kubelet-token t --kubelet-insecure",
+                ["--kubelet-token", "--kubelet-insecure"],
+            ),
             ("--kubelet=http://n1 --kubelet-token t", ["--kubelet-token", "http://"]),
             ("--kubelet=http://n1 --kubelet-ca c", ["--kubelet-ca", "http://n1"]),
-            ("--kubelet=http://n1 --kubelet-insecure", ["--kubelet-insecure", "http://n1"]),
+            (
+                "--kubelet=http://n1 --kubelet-insecure",
+                ["--kubelet-insecure", "http://n1"],
+            ),
         ] {
             let refused = asked(arguments).unwrap_err();
-            assert!(parts.iter().all(|part| refused.contains(part)), "{arguments}: {refused}");
+            assert!(
+                parts.iter().all(|part| refused.contains(part)),
+                "{arguments}: {refused}"
+            );
         }
     }
 }

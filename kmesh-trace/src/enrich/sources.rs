@@ -45,6 +45,8 @@ const EVERY: Duration = Duration::from_secs(30);
 const KUBELET_LEAST: Duration = Duration::from_secs(1);
 /// Between questions to what is cheap to ask.
 const LEAST: Duration = Duration::from_millis(100);
+/// Between questions to what is not believed the first time.
+const DOUBT: Duration = Duration::from_secs(2);
 /// Between questions to what has failed: at first, and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -178,7 +180,9 @@ impl Voice {
     /// A whole list.
     fn list(&self, at: WallTime, kind: Kind, facts: impl IntoIterator<Item = Fact>) -> ControlFlow<()> {
         self.tell(self.id, at, News::ListBegins(kind))?;
-        facts.into_iter().try_for_each(|fact| self.tell(self.id, at, News::Is(fact)))?;
+        facts
+            .into_iter()
+            .try_for_each(|fact| self.tell(self.id, at, News::Is(fact)))?;
         self.tell(self.id, at, News::ListEnds(kind))
     }
 
@@ -212,11 +216,16 @@ fn prepare(source: &Source) -> Result<Ready> {
         }
         Place::Kubelet(kubelet) => {
             let label = format!("the kubelet at {}", kubelet.url);
-            (label, ReadyPlace::Kubelet(kubelet::Settings::new(kubelet)?))
+            (
+                label,
+                ReadyPlace::Kubelet(kubelet::Settings::new(kubelet, &node_name())?),
+            )
         }
         Place::PodLogs => (format!("the log folders in {}", podlogs::FOLDER), ReadyPlace::PodLogs),
         Place::ApiServer(api_server) => {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().context("cannot start")?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .context("cannot start")?;
             let config = Box::new(runtime.block_on(kubeconfig::settings(api_server))?);
             let label = format!("the API server at {}", kubeconfig::url(&config));
             let node = api_server.this_node.then(node_name);
@@ -274,7 +283,8 @@ fn tell_file(voice: &Voice, facts: Vec<Fact>) -> ControlFlow<()> {
 
 /// What is asked for this node's pods time and again.
 trait Local {
-    async fn pods(&mut self) -> Result<Vec<PodFacts>, Failure>;
+    /// None: ask once more.
+    async fn pods(&mut self) -> Result<Option<Vec<PodFacts>>, Failure>;
 
     /// Until there is a reason to ask again.
     async fn event(&mut self) {
@@ -283,8 +293,8 @@ trait Local {
 }
 
 impl Local for cri::Source {
-    async fn pods(&mut self) -> Result<Vec<PodFacts>, Failure> {
-        cri::Source::pods(self).await
+    async fn pods(&mut self) -> Result<Option<Vec<PodFacts>>, Failure> {
+        cri::Source::pods(self).await.map(Some)
     }
 
     async fn event(&mut self) {
@@ -293,7 +303,7 @@ impl Local for cri::Source {
 }
 
 impl Local for kubelet::Source {
-    async fn pods(&mut self) -> Result<Vec<PodFacts>, Failure> {
+    async fn pods(&mut self) -> Result<Option<Vec<PodFacts>>, Failure> {
         kubelet::Source::pods(self).await
     }
 }
@@ -301,8 +311,9 @@ impl Local for kubelet::Source {
 struct Folders;
 
 impl Local for Folders {
-    async fn pods(&mut self) -> Result<Vec<PodFacts>, Failure> {
-        podlogs::list(Path::new(podlogs::FOLDER)).map_err(|error| Failure::new(reason::io(&error)))
+    async fn pods(&mut self) -> Result<Option<Vec<PodFacts>>, Failure> {
+        let pods = podlogs::list(Path::new(podlogs::FOLDER));
+        pods.map(Some).map_err(|error| Failure::new(reason::io(&error)))
     }
 }
 
@@ -312,7 +323,8 @@ async fn poll(voice: &Voice, mut nudged: channel::Receiver<()>, least: Duration,
         nudged.mark_unchanged();
         let (asked, at) = (Instant::now(), now());
         match source.pods().await {
-            Ok(pods) => {
+            Ok(None) => sleep(DOUBT).await,
+            Ok(Some(pods)) => {
                 if voice.list(at, Kind::Pods, pods.into_iter().map(Fact::Pod)).is_break() {
                     return;
                 }

@@ -3,8 +3,8 @@
 //! One that was named and does not answer in time is an error, and later silence a warning; those that were only guessed are
 //! worth one line together.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::reason::Failure;
@@ -104,9 +104,15 @@ impl Board {
         if first && !source.named && !guesses_told {
             return self.guesses(false);
         }
-        let again = if first { "names come from" } else { "there are names again from" };
-        let line = format!("{again} {}", source.label);
-        if first || warned { vec![Line::Note(line)] } else { Vec::new() }
+        if !first && !warned {
+            return Vec::new();
+        }
+        let again = if first {
+            "names come from"
+        } else {
+            "there are names again from"
+        };
+        vec![Line::Note(format!("{again} {}", source.label))]
     }
 
     /// It did not.
@@ -231,7 +237,10 @@ mod tests {
         assert_eq!(run.fails(0, "refused", 1), [""; 0], "the same is said once");
         assert_eq!(run.fails(0, "401", 2), ["warning: no names yet from K: 401"]);
         assert_eq!(run.board.at(run.after(9)), [""; 0]);
-        assert_eq!(run.board.at(run.after(10)), ["error: no names from K in the first 10 s: 401"]);
+        assert_eq!(
+            run.board.at(run.after(10)),
+            ["error: no names from K in the first 10 s: 401"]
+        );
         assert_eq!((run.board.at(run.after(11)), run.board.next_deadline()), (vec![], None));
         assert_eq!(run.board.answered(0), ["names come from K"]);
         assert!(run.verdict.has_failed(), "late is late");
@@ -276,7 +285,10 @@ mod tests {
         let mut run = Run::of(&three);
         assert_eq!(run.board.answered(0), [""; 0]);
         assert_eq!(run.board.answered(2), [""; 0]);
-        assert_eq!(run.fails(1, "refused", 0), ["names come from C and L, not from K (refused)"]);
+        assert_eq!(
+            run.fails(1, "refused", 0),
+            ["names come from C and L, not from K (refused)"]
+        );
         assert_eq!(run.fails(1, "refused", 1), [""; 0]);
         assert_eq!(run.board.answered(1), ["names come from K"], "it came up later");
         assert!(!run.verdict.has_failed());

@@ -19,7 +19,10 @@ pub fn check(sources: &[Source]) -> std::io::Result<String> {
         let (label, pods) = runtime.block_on(async {
             let (label, pods) = ask(&source.place);
             let pods = tokio::time::timeout(PATIENCE, pods).await;
-            (label, pods.unwrap_or_else(|_| Err(Failure::new("no answer".to_owned()))))
+            (
+                label,
+                pods.unwrap_or_else(|_| Err(Failure::new("no answer".to_owned()))),
+            )
         });
         // Writing to a string cannot fail.
         _ = match pods {
@@ -47,8 +50,13 @@ fn ask(place: &Place) -> (String, impl Future<Output = Result<usize, Failure>>) 
         match place {
             Place::Cri(sockets) => cri::Source::new(sockets).pods().await.map(|pods| pods.len()),
             Place::Kubelet(kubelet) => {
-                let settings = kubelet::Settings::new(kubelet).map_err(|error| Failure::new(format!("{error:#}")))?;
-                settings.source()?.pods().await.map(|pods| pods.len())
+                let settings = kubelet::Settings::new(kubelet, &super::node_name());
+                let settings = settings.map_err(|error| Failure::new(format!("{error:#}")))?;
+                settings
+                    .source()?
+                    .pods()
+                    .await
+                    .map(|pods| pods.unwrap_or_default().len())
             }
             Place::PodLogs => podlogs::list(Path::new(podlogs::FOLDER))
                 .map(|pods| pods.len())
@@ -67,7 +75,9 @@ fn kubeconfig() -> String {
     let home = std::env::home_dir().map(|home| home.join(".kube/config"));
     match home.filter(|path| path.exists()) {
         Some(path) => format!("{} is there", path.display()),
-        None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => "this pod's service account is there".to_owned(),
+        None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
+            "this pod's service account is there".to_owned()
+        }
         None => "no kubeconfig is there, so it wants a path".to_owned(),
     }
 }

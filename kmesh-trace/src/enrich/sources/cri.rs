@@ -220,7 +220,8 @@ impl Source {
         let containers: Containers = runtime.ask("ListContainers", Nothing {}).await?;
         let mut addresses = HashMap::new();
         for sandbox in sandboxes.items.iter().filter(|sandbox| sandbox.state == READY) {
-            let known = match self.addresses.remove(&sandbox.id) {
+            let known = self.addresses.remove(&sandbox.id);
+            let known = match known.filter(|known| known.host_network || !known.ips.is_empty()) {
                 Some(known) => known,
                 None => match runtime.addresses(&sandbox.id).await? {
                     Some(new) => new,
@@ -250,7 +251,10 @@ fn pods(sandboxes: Vec<Sandbox>, containers: Vec<Container>, addresses: &HashMap
         let Some(metadata) = sandbox.metadata else { continue };
         let mut containers = of_sandbox.remove(&sandbox.id).unwrap_or_default();
         let known = addresses.get(&sandbox.id).cloned();
-        let of_file = sandbox.annotations.get("kubernetes.io/config.source").is_some_and(|source| source != "api");
+        let of_file = sandbox
+            .annotations
+            .get("kubernetes.io/config.source")
+            .is_some_and(|source| source != "api");
         let hash = sandbox.annotations.get("kubernetes.io/config.hash").filter(|_| of_file);
         let mut pod = PodFacts {
             uid: metadata.uid,
@@ -377,7 +381,9 @@ where
     let path = path(service, method)?;
     let answer = async {
         ready(client).await?;
-        client.unary(Request::new(question), path, ProstCodec::<Q, A>::default()).await
+        client
+            .unary(Request::new(question), path, ProstCodec::<Q, A>::default())
+            .await
     };
     let answer = tokio::time::timeout(PATIENCE, answer).await;
     let answer = answer.map_err(|_| Status::deadline_exceeded(format!("no answer for {} s", PATIENCE.as_secs())))?;
@@ -385,7 +391,10 @@ where
 }
 
 async fn ready(client: &mut Grpc<Channel>) -> Result<(), Status> {
-    client.ready().await.map_err(|error| Status::unavailable(reason::of(&error).to_string()))
+    client
+        .ready()
+        .await
+        .map_err(|error| Status::unavailable(reason::of(&error).to_string()))
 }
 
 fn path(service: &str, method: &str) -> Result<PathAndQuery, Status> {
@@ -395,7 +404,9 @@ fn path(service: &str, method: &str) -> Result<PathAndQuery, Status> {
 
 /// Tells of each event of a container, where the runtime streams them; the first answer comes with the first of them.
 async fn subscribe(mut client: Grpc<Channel>, service: &'static str, events: Arc<Notify>) {
-    let Ok(path) = path(service, "GetContainerEvents") else { return };
+    let Ok(path) = path(service, "GetContainerEvents") else {
+        return;
+    };
     if ready(&mut client).await.is_err() {
         return;
     }
@@ -421,7 +432,11 @@ mod tests {
     use super::*;
 
     fn sandbox(id: &str, uid: &str, created_at: i64) -> Sandbox {
-        let labels = [("app", "web"), ("io.kubernetes.pod.name", "web-1"), ("io.kubernetes.pod.uid", uid)];
+        let labels = [
+            ("app", "web"),
+            ("io.kubernetes.pod.name", "web-1"),
+            ("io.kubernetes.pod.uid", uid),
+        ];
         Sandbox {
             id: id.to_owned(),
             metadata: Some(SandboxMetadata {
@@ -461,7 +476,11 @@ mod tests {
     #[test]
     fn a_pod_is_its_latest_sandbox_and_the_containers_of_all() {
         let ids = ["aa".repeat(32), "bb".repeat(32)];
-        let sandboxes = vec![sandbox("old", "u1", 5), sandbox("new", "u1", 9), sandbox("older", "u1", 1)];
+        let sandboxes = vec![
+            sandbox("old", "u1", 5),
+            sandbox("new", "u1", 9),
+            sandbox("older", "u1", 1),
+        ];
         let containers = vec![
             container(&ids[0], "old", "main"),
             container(&ids[1], "new", "main"),
@@ -473,11 +492,18 @@ mod tests {
         let [pod] = &told[..] else { panic!("{told:?}") };
         let mut containers: Vec<_> = pod.containers.iter().map(|one| (one.name.as_str(), one.id)).collect();
         containers.sort_by_key(|(name, id)| (*name, id.map(|id| id.to_string())));
-        let expected = [("main", ContainerId::new(&ids[0])), ("main", ContainerId::new(&ids[1])), ("odd", None)];
+        let expected = [
+            ("main", ContainerId::new(&ids[0])),
+            ("main", ContainerId::new(&ids[1])),
+            ("odd", None),
+        ];
         assert_eq!(containers, expected);
         assert_eq!((&*pod.uid, &*pod.namespace, &*pod.name), ("u1", "shop", "web-1"));
         assert_eq!(pod.labels, Some(vec![("app".to_owned(), "web".to_owned())]));
-        assert_eq!(pod.ips.iter().map(IpAddr::to_string).collect::<Vec<_>>(), ["10.0.0.1", "fd00::1"]);
+        assert_eq!(
+            pod.ips.iter().map(IpAddr::to_string).collect::<Vec<_>>(),
+            ["10.0.0.1", "fd00::1"]
+        );
         assert_eq!((pod.started, pod.host_network), (Some(WallTime(9)), Some(false)));
         assert_eq!(pod.owner, Owner::Unknown);
     }
@@ -494,9 +520,14 @@ mod tests {
     #[test]
     fn static_pods_have_their_hash() {
         let with = |source: &str| {
-            let annotations = [("kubernetes.io/config.hash", "4d3"), ("kubernetes.io/config.source", source)];
+            let annotations = [
+                ("kubernetes.io/config.hash", "4d3"),
+                ("kubernetes.io/config.source", source),
+            ];
             let mut sandbox = sandbox("s", "4d3", 1);
-            sandbox.annotations = annotations.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+            sandbox.annotations = annotations
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into();
             pods(vec![sandbox], vec![], &HashMap::new()).remove(0).config_hash
         };
         assert_eq!(with("file").as_deref(), Some("4d3"));

@@ -18,8 +18,8 @@ const MOST_BYTES_OF_YAML: usize = 64 << 20;
 pub fn read(path: &Path) -> Result<Vec<Fact>> {
     let shown = path.display();
     let text = text(path).with_context(|| format!("cannot read {shown} (--pods-file)"))?;
-    let documents =
-        documents(&text).with_context(|| format!("{shown} (--pods-file) is not what kubectl prints as JSON or YAML"))?;
+    let documents = documents(&text)
+        .with_context(|| format!("{shown} (--pods-file) is not what kubectl prints as JSON or YAML"))?;
     if !documents.iter().any(Document::is_of_use) {
         bail!(
             "{shown} (--pods-file) has neither pods nor Services\n  \
@@ -92,9 +92,18 @@ mod tests {
     fn json_and_yaml_of_one_or_several_documents() {
         let cases = [
             (r#"{"kind":"PodList","items":[{},{}]}"#, 2),
-            ("\n {\"kind\":\"List\",\"items\":[{\"kind\":\"Pod\"}]}\n{\"kind\":\"Pod\"}\n", 2),
-            ("kind: PodList\nitems:\n- metadata: {name: a}\n- metadata:\n    name: b\n", 2),
-            ("---\nkind: Pod\nmetadata: {name: a}\n---\nkind: Service\nmetadata: {name: b}\n---\n", 2),
+            (
+                "\n {\"kind\":\"List\",\"items\":[{\"kind\":\"Pod\"}]}\n{\"kind\":\"Pod\"}\n",
+                2,
+            ),
+            (
+                "kind: PodList\nitems:\n- metadata: {name: a}\n- metadata:\n    name: b\n",
+                2,
+            ),
+            (
+                "---\nkind: Pod\nmetadata: {name: a}\n---\nkind: Service\nmetadata: {name: b}\n---\n",
+                2,
+            ),
             ("# nothing of use\nkind: Deployment\n", 0),
             ("kind: PodList\nitems:\n", 0),
         ];
@@ -123,7 +132,10 @@ mod tests {
             ("", "empty"),
             ("{\"kind\":\"PodList\",\n\"items\":[}", "line 2 column 10"),
             ("kind: PodList\nitems: [\n", "line"),
-            ("kind: PodList\nitems:\n- spec: {hostNetwork: 7}\n", "item 1: invalid type"),
+            (
+                "kind: PodList\nitems:\n- spec: {hostNetwork: 7}\n",
+                "item 1: invalid type",
+            ),
             ("{\"kind\":\"PodList\"} trailing", "line 1"),
             ("NAME   READY\nweb-1  1/1\n", ""),
             (&bomb, ""),
@@ -140,11 +152,17 @@ mod tests {
         let path = std::env::temp_dir().join(format!("kmesh-trace-pods-{}", std::process::id()));
         std::fs::write(&path, r#"{"kind":"Status","message":"Unauthorized"}"#).unwrap();
         let error = format!("{:#}", read(&path).unwrap_err());
-        assert!(error.contains("neither pods nor Services") && error.contains("kubectl get"), "{error}");
+        assert!(
+            error.contains("neither pods nor Services") && error.contains("kubectl get"),
+            "{error}"
+        );
         std::fs::write(&path, r#"{"kind":"PodList","items":null}"#).unwrap();
         assert_eq!(read(&path).unwrap(), []);
         std::fs::remove_file(&path).unwrap();
         let error = format!("{:#}", read(&path).unwrap_err());
-        assert!(error.contains("--pods-file") && error.contains("No such file"), "{error}");
+        assert!(
+            error.contains("--pods-file") && error.contains("No such file"),
+            "{error}"
+        );
     }
 }

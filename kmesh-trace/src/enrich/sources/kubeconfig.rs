@@ -177,7 +177,8 @@ fn found() -> Result<Option<(Kubeconfig, String)>> {
     }
     let path = std::env::home_dir().map(|home| home.join(".kube/config"));
     let path = path.filter(|path| path.exists());
-    path.map(|path| Ok((read(&path)?, path.display().to_string()))).transpose()
+    path.map(|path| Ok((read(&path)?, path.display().to_string())))
+        .transpose()
 }
 
 fn in_pod(context: Option<&str>) -> Result<Config> {
@@ -211,7 +212,10 @@ pub fn trouble<T: Served>(error: &watcher::Error) -> Trouble {
         watcher::Error::WatchError(status) => {
             return match status.code {
                 410 => Trouble::Stale,
-                code => Trouble::Other(Failure::new(format!("{code}: {}", super::reason::one_line(&status.message)))),
+                code => Trouble::Other(Failure::new(format!(
+                    "{code}: {}",
+                    super::reason::one_line(&status.message)
+                ))),
             };
         }
         watcher::Error::NoResourceVersion => {
@@ -225,7 +229,10 @@ pub fn trouble<T: Served>(error: &watcher::Error) -> Trouble {
         kube::Error::Api(status) if status.code == 410 => Trouble::Stale,
         kube::Error::Api(status) if status.code == 404 => Trouble::Unknown,
         kube::Error::Api(status) if status.code == 403 => {
-            let user = status.message.split_once("User \"").and_then(|(_, rest)| rest.split('"').next());
+            let user = status
+                .message
+                .split_once("User \"")
+                .and_then(|(_, rest)| rest.split('"').next());
             let who = user.map_or_else(|| "who asks".to_owned(), super::reason::one_line);
             let resource = [T::RESOURCE, T::GROUP].join(if T::GROUP.is_empty() { "" } else { "." });
             let failure = Failure::new(format!("403: {who} lacks the permission to list and watch {resource}"));

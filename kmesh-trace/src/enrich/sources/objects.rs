@@ -105,7 +105,10 @@ fn ip(text: &str) -> Option<IpAddr> {
 }
 
 fn time(text: &str) -> Option<WallTime> {
-    DateTime::parse_from_rfc3339(text).ok()?.timestamp_nanos_opt().map(WallTime)
+    DateTime::parse_from_rfc3339(text)
+        .ok()?
+        .timestamp_nanos_opt()
+        .map(WallTime)
 }
 
 fn port(number: i64) -> Option<u16> {

@@ -55,7 +55,11 @@ impl fmt::Display for Failure {
 /// What is behind an error of the client for kubelets and API servers.
 pub fn of_client(error: &kube::Error) -> Failure {
     if let kube::Error::Api(status) = error {
-        let message = if status.message.is_empty() { &status.reason } else { &status.message };
+        let message = if status.message.is_empty() {
+            &status.reason
+        } else {
+            &status.message
+        };
         return match status.code {
             401 => Failure::new("401: it does not accept who asks".to_owned())
                 .remedy("a kubeconfig whose token or certificate has not expired"),
@@ -63,6 +67,16 @@ pub fn of_client(error: &kube::Error) -> Failure {
         };
     }
     of(error)
+}
+
+/// Whether the certificate is good but for the name in it.
+pub fn is_for_another_name(error: &kube::Error) -> bool {
+    let error: &(dyn Error + 'static) = error;
+    let certificate = std::iter::successors(Some(error), |&error| error.source()).find_map(invalid_certificate);
+    matches!(
+        certificate,
+        Some(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. })
+    )
 }
 
 /// What is behind any error of a connection.
@@ -134,7 +148,10 @@ mod tests {
         ];
         for (inner, part) in cases {
             let shown = of(&Outer(inner)).to_string();
-            assert!(shown.contains(part) && !shown.contains("os error") && !shown.contains("outer"), "{shown}");
+            assert!(
+                shown.contains(part) && !shown.contains("os error") && !shown.contains("outer"),
+                "{shown}"
+            );
         }
     }
 }
