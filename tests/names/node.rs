@@ -1,6 +1,6 @@
 //! A kubelet by itself, with static pods alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -81,15 +81,23 @@ pub fn addresses() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// It has the addresses that the network plugin gave it, and its containers are in its cgroup.
+/// It has the addresses that the network plugin gave it, and all that is in its cgroup but for its sandbox are containers of
+/// it; those that have ended are in no cgroup.
 pub fn is_as_it_runs(pod: &PodFacts) -> bool {
     let told: Vec<_> = pod.ips.iter().map(ToString::to_string).collect();
-    let cgroups = cgroups();
     let ids: Vec<_> = pod.containers.iter().filter_map(|container| container.id).collect();
     let uid = pod.config_hash.as_ref().unwrap_or(&pod.uid);
-    let in_its_cgroup = |id: &String| cgroups.iter().any(|(pod, container)| pod == uid && container == id);
-    !ids.is_empty()
-        && ids.iter().map(ToString::to_string).all(|id| in_its_cgroup(&id))
+    let in_its_cgroup: BTreeSet<_> = cgroups()
+        .into_iter()
+        .filter(|(pod, _)| pod == uid)
+        .map(|(_, id)| id)
+        .collect();
+    let known = in_its_cgroup
+        .iter()
+        .filter(|id| ids.iter().any(|one| one.as_str() == id.as_str()))
+        .count();
+    known > 0
+        && in_its_cgroup.len() == known + 1
         && (pod.host_network == Some(true) || addresses().get(uid).is_some_and(|ip| told == [ip.as_str()]))
 }
 

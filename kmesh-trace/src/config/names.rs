@@ -111,7 +111,11 @@ pub(super) fn sources(flags: &Flags) -> Result<Vec<Source>, Refusal> {
 
 fn named(flags: &Flags) -> Result<Vec<Place>, Refusal> {
     let cri = flags.cri.as_ref().map(|socket| match socket {
-        Some(socket) => Place::Cri(vec![socket.strip_prefix("unix://").unwrap_or(socket).to_owned()]),
+        // As the kubelet's own flag has it.
+        Some(socket) => {
+            let path = socket.to_str().and_then(|text| text.strip_prefix("unix://"));
+            Place::Cri(vec![path.map_or_else(|| socket.clone(), PathBuf::from)])
+        }
         None => Place::Cri(sockets()),
     });
     let kubelet = flags
