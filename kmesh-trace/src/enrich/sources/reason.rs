@@ -117,7 +117,7 @@ pub fn of(error: &(dyn Error + 'static)) -> Failure {
     Failure::new(one_line(&innermost))
 }
 
-fn invalid_certificate<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CertificateError> {
+fn invalid_certificate(error: &(dyn Error + 'static)) -> Option<&CertificateError> {
     match error.downcast_ref()? {
         rustls::Error::InvalidCertificate(certificate) => Some(certificate),
         _ => None,
