@@ -9,6 +9,7 @@ mod cluster;
 mod listener;
 mod node;
 mod stage;
+mod traced;
 
 use std::process::ExitCode;
 
@@ -38,7 +39,13 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // There is one kubelet on a machine, and each trial has it for itself.
     arguments.test_threads = Some(1);
-    let trials = node::TRIALS.iter().chain(cluster::TRIALS).copied().map(trial).collect();
+    let trials = node::TRIALS
+        .iter()
+        .chain(traced::TRIALS)
+        .chain(cluster::TRIALS)
+        .copied()
+        .map(trial)
+        .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     stage::clear();
     conclusion.exit_code()

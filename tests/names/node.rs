@@ -1,6 +1,6 @@
 //! A kubelet by itself, with static pods alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,10 @@ pub const TRIALS: &[Row] = &[
     ("node::log_folders", log_folders),
     ("node::a_pod_that_comes_and_goes", a_pod_that_comes_and_goes),
     ("node::self_made_certificate", self_made_certificate),
+    (
+        "node::self_made_certificate_that_is_trusted",
+        self_made_certificate_that_is_trusted,
+    ),
     ("node::no_credentials", no_credentials),
     (
         "node::plain_http_where_https_is_spoken",
@@ -77,15 +81,23 @@ pub fn addresses() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// It has the addresses that the network plugin gave it, and its containers are in its cgroup.
+/// It has the addresses that the network plugin gave it, and all that is in its cgroup but for its sandbox are containers of
+/// it; those that have ended are in no cgroup.
 pub fn is_as_it_runs(pod: &PodFacts) -> bool {
     let told: Vec<_> = pod.ips.iter().map(ToString::to_string).collect();
-    let cgroups = cgroups();
     let ids: Vec<_> = pod.containers.iter().filter_map(|container| container.id).collect();
     let uid = pod.config_hash.as_ref().unwrap_or(&pod.uid);
-    let in_its_cgroup = |id: &String| cgroups.iter().any(|(pod, container)| pod == uid && container == id);
-    !ids.is_empty()
-        && ids.iter().map(ToString::to_string).all(|id| in_its_cgroup(&id))
+    let in_its_cgroup: BTreeSet<_> = cgroups()
+        .into_iter()
+        .filter(|(pod, _)| pod == uid)
+        .map(|(_, id)| id)
+        .collect();
+    let known = in_its_cgroup
+        .iter()
+        .filter(|id| ids.iter().any(|one| one.as_str() == id.as_str()))
+        .count();
+    known > 0
+        && in_its_cgroup.len() == known + 1
         && (pod.host_network == Some(true) || addresses().get(uid).is_some_and(|ip| told == [ip.as_str()]))
 }
 
@@ -226,6 +238,16 @@ fn self_made_certificate() {
     );
 }
 
+fn self_made_certificate_that_is_trusted() {
+    stage::node();
+    let pki = kubelet().join("pki").display().to_string();
+    // It is for the node's name, and is asked for at 127.0.0.1.
+    let arguments = format!(
+        "--kubelet --kubelet-ca {pki}/kubelet/kubelet.crt --kubelet-cert {pki}/client.crt --kubelet-key {pki}/client.key"
+    );
+    running(&listen(&arguments), "web");
+}
+
 fn no_credentials() {
     stage::node();
     refused("--kubelet --kubelet-insecure", &["401", "--kubelet-token"]);
@@ -298,6 +320,7 @@ fn a_kubelet_that_goes_away() {
 /// A file of this run.
 pub fn write(name: &str, text: &str) -> String {
     let path = folder(name);
+    fs::create_dir_all(folder("")).unwrap();
     fs::write(&path, text).unwrap();
     Path::to_str(&path).unwrap().to_owned()
 }

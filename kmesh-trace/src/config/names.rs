@@ -27,12 +27,12 @@ pub struct Source {
     /// It was asked for by name: that it does not answer is an error.
     pub named: bool,
     /// Which.
-    pub place: Place,
+    pub origin: Origin,
 }
 
 /// What can be a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Origin {
     /// The first container runtime that listens on one of these sockets.
     Cri(Vec<PathBuf>),
     /// A kubelet.
@@ -99,20 +99,24 @@ pub struct ApiServer {
 pub(super) fn sources(flags: &Flags) -> Result<Vec<Source>, Refusal> {
     let named = named(flags)?;
     if flags.no_resolve || !named.is_empty() {
-        return Ok(named.into_iter().map(|place| Source { named: true, place }).collect());
+        return Ok(named.into_iter().map(|origin| Source { named: true, origin }).collect());
     }
     let places = [
-        Place::Cri(sockets()),
-        Place::Kubelet(Kubelet::at(Uri::from_static(KUBELET))),
-        Place::PodLogs,
+        Origin::Cri(sockets()),
+        Origin::Kubelet(Kubelet::at(Uri::from_static(KUBELET))),
+        Origin::PodLogs,
     ];
-    Ok(places.map(|place| Source { named: false, place }).into())
+    Ok(places.map(|origin| Source { named: false, origin }).into())
 }
 
-fn named(flags: &Flags) -> Result<Vec<Place>, Refusal> {
+fn named(flags: &Flags) -> Result<Vec<Origin>, Refusal> {
     let cri = flags.cri.as_ref().map(|socket| match socket {
-        Some(socket) => Place::Cri(vec![socket.strip_prefix("unix://").unwrap_or(socket).to_owned()]),
-        None => Place::Cri(sockets()),
+        // As the kubelet's own flag has it.
+        Some(socket) => {
+            let path = socket.to_str().and_then(|text| text.strip_prefix("unix://"));
+            Origin::Cri(vec![path.map_or_else(|| socket.clone(), PathBuf::from)])
+        }
+        None => Origin::Cri(sockets()),
     });
     let kubelet = flags
         .kubelet
@@ -120,14 +124,14 @@ fn named(flags: &Flags) -> Result<Vec<Place>, Refusal> {
         .map(|url| kubelet(url.as_ref(), flags))
         .transpose()?;
     let api_server = flags.kubeconfig.as_ref().map(|kubeconfig| {
-        Place::ApiServer(ApiServer {
+        Origin::ApiServer(ApiServer {
             kubeconfig: kubeconfig.clone(),
             context: flags.context.clone(),
             this_node: flags.this_node,
         })
     });
-    let file = flags.pods_file.clone().map(Place::File);
-    Ok([cri, kubelet.map(Place::Kubelet), api_server, file]
+    let file = flags.pods_file.clone().map(Origin::File);
+    Ok([cri, kubelet.map(Origin::Kubelet), api_server, file]
         .into_iter()
         .flatten()
         .collect())
@@ -207,10 +211,10 @@ mod tests {
         sources(&parsed(arguments).names).map_err(|refusal| refusal.to_string())
     }
 
-    fn one(arguments: &str) -> Place {
+    fn one(arguments: &str) -> Origin {
         let mut sources = asked(arguments).unwrap();
         assert!(sources.len() == 1 && sources[0].named, "{arguments}: {sources:?}");
-        sources.remove(0).place
+        sources.remove(0).origin
     }
 
     #[test]
@@ -219,19 +223,19 @@ mod tests {
         assert!(sources.iter().all(|source| !source.named));
         let has_api_server = sources
             .iter()
-            .any(|source| matches!(source.place, Place::ApiServer(_) | Place::File(_)));
+            .any(|source| matches!(source.origin, Origin::ApiServer(_) | Origin::File(_)));
         assert_eq!((sources.len(), has_api_server), (3, false));
         assert_eq!(asked("--no-resolve"), Ok(vec![]));
     }
 
     #[test]
     fn what_is_named_is_all_that_is_asked() {
-        assert_eq!(one("--cri"), Place::Cri(sockets()));
-        assert_eq!(one("--cri=/x.sock"), Place::Cri(vec!["/x.sock".into()]));
-        assert_eq!(one("--cri=unix:///x.sock"), Place::Cri(vec!["/x.sock".into()]));
-        assert_eq!(one("--pods-file p.json"), Place::File("p.json".into()));
+        assert_eq!(one("--cri"), Origin::Cri(sockets()));
+        assert_eq!(one("--cri=/x.sock"), Origin::Cri(vec!["/x.sock".into()]));
+        assert_eq!(one("--cri=unix:///x.sock"), Origin::Cri(vec!["/x.sock".into()]));
+        assert_eq!(one("--pods-file p.json"), Origin::File("p.json".into()));
         let api_server = |kubeconfig: Option<&str>, context: Option<&str>, this_node| {
-            Place::ApiServer(ApiServer {
+            Origin::ApiServer(ApiServer {
                 kubeconfig: kubeconfig.map(PathBuf::from),
                 context: context.map(str::to_owned),
                 this_node,
@@ -248,10 +252,10 @@ mod tests {
     #[test]
     fn a_kubelet_is_asked_as_the_flags_say() {
         let default = Kubelet::at(Uri::from_static(KUBELET));
-        assert_eq!(one("--kubelet"), Place::Kubelet(default.clone()));
+        assert_eq!(one("--kubelet"), Origin::Kubelet(default.clone()));
         assert_eq!(
             one("--kubelet --kubelet-token t --kubelet-ca c"),
-            Place::Kubelet(Kubelet {
+            Origin::Kubelet(Kubelet {
                 token: Some("t".into()),
                 ca: Some("c".into()),
                 ..default.clone()
@@ -259,7 +263,7 @@ mod tests {
         );
         assert_eq!(
             one("--kubelet=10.0.0.5 --kubelet-cert c --kubelet-key k --kubelet-insecure"),
-            Place::Kubelet(Kubelet {
+            Origin::Kubelet(Kubelet {
                 identity: Some(("c".into(), "k".into())),
                 insecure: true,
                 ..Kubelet::at(Uri::from_static("https://10.0.0.5:10250/pods"))

@@ -36,7 +36,7 @@ pub use self::board::{Line, Verdict};
 pub use self::check::check;
 use self::reason::Failure;
 use super::facts::{Fact, Kind, News, PodFacts, SourceId, Told};
-use crate::config::{Place, Source};
+use crate::config::{Origin, Source};
 use crate::record::WallTime;
 
 /// Between questions when nothing is amiss.
@@ -45,6 +45,8 @@ const EVERY: Duration = Duration::from_secs(30);
 const KUBELET_LEAST: Duration = Duration::from_secs(1);
 /// Between questions to what is cheap to ask.
 const LEAST: Duration = Duration::from_millis(100);
+/// Between questions to what is not believed the first time.
+const DOUBT: Duration = Duration::from_secs(2);
 /// Between questions to what has failed: at first, and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -204,20 +206,23 @@ impl Voice {
 }
 
 fn prepare(source: &Source) -> Result<Ready> {
-    let (label, place) = match &source.place {
-        Place::Cri(sockets) => {
+    let (label, place) = match &source.origin {
+        Origin::Cri(sockets) => {
             let label = match &sockets[..] {
                 [socket] => format!("the container runtime at {}", socket.display()),
                 _ => "the container runtime".to_owned(),
             };
             (label, ReadyPlace::Cri(cri::Source::new(sockets)))
         }
-        Place::Kubelet(kubelet) => {
+        Origin::Kubelet(kubelet) => {
             let label = format!("the kubelet at {}", kubelet.url);
-            (label, ReadyPlace::Kubelet(kubelet::Settings::new(kubelet)?))
+            (
+                label,
+                ReadyPlace::Kubelet(kubelet::Settings::new(kubelet, &node_name())?),
+            )
         }
-        Place::PodLogs => (format!("the log folders in {}", podlogs::FOLDER), ReadyPlace::PodLogs),
-        Place::ApiServer(api_server) => {
+        Origin::PodLogs => (format!("the log folders in {}", podlogs::FOLDER), ReadyPlace::PodLogs),
+        Origin::ApiServer(api_server) => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .build()
                 .context("cannot start")?;
@@ -226,7 +231,7 @@ fn prepare(source: &Source) -> Result<Ready> {
             let node = api_server.this_node.then(node_name);
             (label, ReadyPlace::ApiServer { config, node })
         }
-        Place::File(path) => (path.display().to_string(), ReadyPlace::File(file::read(path)?)),
+        Origin::File(path) => (path.display().to_string(), ReadyPlace::File(file::read(path)?)),
     };
     Ok(Ready {
         named: source.named,
@@ -278,7 +283,8 @@ fn tell_file(voice: &Voice, facts: Vec<Fact>) -> ControlFlow<()> {
 
 /// What is asked for this node's pods time and again.
 trait Local {
-    async fn pods(&mut self) -> Result<Vec<PodFacts>, Failure>;
+    /// None: ask once more.
+    async fn pods(&mut self) -> Result<Option<Vec<PodFacts>>, Failure>;
 
     /// Until there is a reason to ask again.
     async fn event(&mut self) {
@@ -287,8 +293,8 @@ trait Local {
 }
 
 impl Local for cri::Source {
-    async fn pods(&mut self) -> Result<Vec<PodFacts>, Failure> {
-        cri::Source::pods(self).await
+    async fn pods(&mut self) -> Result<Option<Vec<PodFacts>>, Failure> {
+        cri::Source::pods(self).await.map(Some)
     }
 
     async fn event(&mut self) {
@@ -297,7 +303,7 @@ impl Local for cri::Source {
 }
 
 impl Local for kubelet::Source {
-    async fn pods(&mut self) -> Result<Vec<PodFacts>, Failure> {
+    async fn pods(&mut self) -> Result<Option<Vec<PodFacts>>, Failure> {
         kubelet::Source::pods(self).await
     }
 }
@@ -305,8 +311,9 @@ impl Local for kubelet::Source {
 struct Folders;
 
 impl Local for Folders {
-    async fn pods(&mut self) -> Result<Vec<PodFacts>, Failure> {
-        podlogs::list(Path::new(podlogs::FOLDER)).map_err(|error| Failure::new(reason::io(&error)))
+    async fn pods(&mut self) -> Result<Option<Vec<PodFacts>>, Failure> {
+        let pods = podlogs::list(Path::new(podlogs::FOLDER));
+        pods.map(Some).map_err(|error| Failure::new(reason::io(&error)))
     }
 }
 
@@ -316,7 +323,8 @@ async fn poll(voice: &Voice, mut nudged: channel::Receiver<()>, least: Duration,
         nudged.mark_unchanged();
         let (asked, at) = (Instant::now(), now());
         match source.pods().await {
-            Ok(pods) => {
+            Ok(None) => sleep(DOUBT).await,
+            Ok(Some(pods)) => {
                 if voice.list(at, Kind::Pods, pods.into_iter().map(Fact::Pod)).is_break() {
                     return;
                 }

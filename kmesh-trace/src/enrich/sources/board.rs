@@ -104,17 +104,15 @@ impl Board {
         if first && !source.named && !guesses_told {
             return self.guesses(false);
         }
+        if !first && !warned {
+            return Vec::new();
+        }
         let again = if first {
             "names come from"
         } else {
             "there are names again from"
         };
-        let line = format!("{again} {}", source.label);
-        if first || warned {
-            vec![Line::Note(line)]
-        } else {
-            Vec::new()
-        }
+        vec![Line::Note(format!("{again} {}", source.label))]
     }
 
     /// It did not.

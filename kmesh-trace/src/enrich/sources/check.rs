@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::reason::Failure;
 use super::{cri, kubelet, podlogs, reason};
-use crate::config::{Place, Source};
+use crate::config::{Origin, Source};
 
 /// The longest time to wait for one.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -17,7 +17,7 @@ pub fn check(sources: &[Source]) -> std::io::Result<String> {
     let mut text = String::new();
     for source in sources {
         let (label, pods) = runtime.block_on(async {
-            let (label, pods) = ask(&source.place);
+            let (label, pods) = ask(&source.origin);
             let pods = tokio::time::timeout(PATIENCE, pods).await;
             (
                 label,
@@ -39,24 +39,29 @@ pub fn check(sources: &[Source]) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn ask(place: &Place) -> (String, impl Future<Output = Result<usize, Failure>>) {
+fn ask(place: &Origin) -> (String, impl Future<Output = Result<usize, Failure>>) {
     let label = match place {
-        Place::Cri(_) => "the container runtime".to_owned(),
-        Place::Kubelet(kubelet) => format!("the kubelet at {}", kubelet.url),
-        Place::PodLogs => format!("the log folders in {}", podlogs::FOLDER),
-        Place::ApiServer(_) | Place::File(_) => String::new(),
+        Origin::Cri(_) => "the container runtime".to_owned(),
+        Origin::Kubelet(kubelet) => format!("the kubelet at {}", kubelet.url),
+        Origin::PodLogs => format!("the log folders in {}", podlogs::FOLDER),
+        Origin::ApiServer(_) | Origin::File(_) => String::new(),
     };
     let asked = async move {
         match place {
-            Place::Cri(sockets) => cri::Source::new(sockets).pods().await.map(|pods| pods.len()),
-            Place::Kubelet(kubelet) => {
-                let settings = kubelet::Settings::new(kubelet).map_err(|error| Failure::new(format!("{error:#}")))?;
-                settings.source()?.pods().await.map(|pods| pods.len())
+            Origin::Cri(sockets) => cri::Source::new(sockets).pods().await.map(|pods| pods.len()),
+            Origin::Kubelet(kubelet) => {
+                let settings = kubelet::Settings::new(kubelet, &super::node_name());
+                let settings = settings.map_err(|error| Failure::new(format!("{error:#}")))?;
+                settings
+                    .source()?
+                    .pods()
+                    .await
+                    .map(|pods| pods.unwrap_or_default().len())
             }
-            Place::PodLogs => podlogs::list(Path::new(podlogs::FOLDER))
+            Origin::PodLogs => podlogs::list(Path::new(podlogs::FOLDER))
                 .map(|pods| pods.len())
                 .map_err(|error| Failure::new(reason::io(&error))),
-            Place::ApiServer(_) | Place::File(_) => Ok(0),
+            Origin::ApiServer(_) | Origin::File(_) => Ok(0),
         }
     };
     (label, asked)

@@ -220,7 +220,8 @@ impl Source {
         let containers: Containers = runtime.ask("ListContainers", Nothing {}).await?;
         let mut addresses = HashMap::new();
         for sandbox in sandboxes.items.iter().filter(|sandbox| sandbox.state == READY) {
-            let known = match self.addresses.remove(&sandbox.id) {
+            let known = self.addresses.remove(&sandbox.id);
+            let known = match known.filter(|known| known.host_network || !known.ips.is_empty()) {
                 Some(known) => known,
                 None => match runtime.addresses(&sandbox.id).await? {
                     Some(new) => new,

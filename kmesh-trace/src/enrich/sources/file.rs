@@ -139,7 +139,7 @@ mod tests {
             ("{\"kind\":\"PodList\"} trailing", "line 1"),
             ("NAME   READY\nweb-1  1/1\n", ""),
             (&bomb, ""),
-            (&deep, "recursion"),
+            (&deep, "a list of objects"),
         ];
         for (text, part) in cases {
             let error = format!("{:#}", told(text).unwrap_err());

@@ -12,7 +12,7 @@ use kube::config::AuthInfo;
 use kube::{Client, Config};
 
 use super::list;
-use super::reason::{Failure, of_client, one_line};
+use super::reason::{Failure, is_for_another_name, of_client, one_line};
 use crate::config::Kubelet;
 use crate::enrich::facts::{Fact, PodFacts};
 
@@ -27,23 +27,33 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How to ask a kubelet: the files that flags name are there.
 pub struct Settings {
-    config: Config,
+    /// One for each name that its certificate may have.
+    configs: Vec<Config>,
     url: http::Uri,
 }
 
 impl Settings {
-    /// As the flags say.
-    pub fn new(kubelet: &Kubelet) -> Result<Self> {
+    /// As the flags say. This is the node's own name.
+    pub fn new(kubelet: &Kubelet, node: &str) -> Result<Self> {
+        let config = client_config(kubelet)?;
+        let mut configs = vec![config.clone()];
+        // Which kubelet it is, is known; certificates have the node's name in them and hardly ever 127.0.0.1.
+        if kubelet.is_loopback() && kubelet.is_verified() {
+            let mut by_name = config;
+            by_name.tls_server_name = Some(node.to_owned());
+            configs.push(by_name);
+        }
         Ok(Self {
-            config: client_config(kubelet)?,
+            configs,
             url: kubelet.url.clone(),
         })
     }
 
     /// One that can be asked. Wants a runtime to be entered.
     pub fn source(self) -> Result<Source, Failure> {
+        let clients = self.configs.into_iter().map(Client::try_from).collect::<Result<_, _>>();
         Ok(Source {
-            client: Client::try_from(self.config).map_err(|error| of_client(&error))?,
+            clients: clients.map_err(|error| of_client(&error))?,
             url: self.url,
             had_pods_of_api: false,
         })
@@ -52,27 +62,20 @@ impl Settings {
 
 /// A kubelet that can be asked.
 pub struct Source {
-    client: Client,
+    clients: Vec<Client>,
     url: http::Uri,
     /// Of API servers' pods, the last list had some.
     had_pods_of_api: bool,
 }
 
 impl Source {
-    /// The pods of this node.
-    pub async fn pods(&mut self) -> Result<Vec<PodFacts>, Failure> {
+    /// The pods of this node; none when it should be asked once more before it is believed. For about a second after it has
+    /// started, a kubelet knows only its static pods: who had others and has none any more is believed the second time.
+    pub async fn pods(&mut self) -> Result<Option<Vec<PodFacts>>, Failure> {
         let pods = self.list().await?;
-        let has = has_pods_of_api(&pods);
-        // For about a second after it has started, a kubelet knows only its static pods: who had others and has none any
-        // more is believed when it says so twice.
-        if std::mem::replace(&mut self.had_pods_of_api, has) && !has {
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            return self
-                .list()
-                .await
-                .inspect(|pods| self.had_pods_of_api = has_pods_of_api(pods));
-        }
-        Ok(pods)
+        let has = pods.iter().any(|pod| pod.config_hash.is_none());
+        let had = std::mem::replace(&mut self.had_pods_of_api, has);
+        Ok((has || !had).then_some(pods))
     }
 
     async fn list(&self) -> Result<Vec<PodFacts>, Failure> {
@@ -86,10 +89,24 @@ impl Source {
 
     async fn ask(&self) -> Result<Vec<PodFacts>, Failure> {
         let path = self.url.path_and_query().map_or("/pods", |path| path.as_str());
-        let request = Request::get(path)
-            .body(Body::empty())
-            .map_err(|error| Failure::new(error.to_string()))?;
-        let answer = self.client.send(request).await.map_err(|error| of_client(&error))?;
+        let mut answer = None;
+        let mut refused = None;
+        for client in &self.clients {
+            let request = Request::get(path).body(Body::empty());
+            let request = request.map_err(|error| Failure::new(error.to_string()))?;
+            match client.send(request).await {
+                Ok(found) => {
+                    answer = Some(found);
+                    break;
+                }
+                // Of the names that it does not have, the one in the URL is the one to speak of.
+                Err(error) if is_for_another_name(&error) => _ = refused.get_or_insert_with(|| of_client(&error)),
+                Err(error) => return Err(of_client(&error)),
+            }
+        }
+        let Some(answer) = answer else {
+            return Err(refused.unwrap_or_else(|| Failure::new("there is no way to ask it".to_owned())));
+        };
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MOST_BYTES);
         let body = body.collect().await.map_err(|error| {
@@ -100,7 +117,7 @@ impl Source {
         })?;
         let body = body.to_bytes();
         if status != StatusCode::OK {
-            return Err(refused(status, &String::from_utf8_lossy(&body)));
+            return Err(denied(status, &String::from_utf8_lossy(&body)));
         }
         let no_list =
             || Failure::new("what it answers is no PodList: is this the URL of a kubelet's /pods?".to_owned());
@@ -117,10 +134,6 @@ impl Source {
         });
         Ok(pods.collect())
     }
-}
-
-fn has_pods_of_api(pods: &[PodFacts]) -> bool {
-    pods.iter().any(|pod| pod.config_hash.is_none())
 }
 
 fn client_config(kubelet: &Kubelet) -> Result<Config> {
@@ -170,7 +183,7 @@ fn readable(path: &Path, flag: &str) -> Result<PathBuf> {
 }
 
 /// Why a kubelet that answers gives no list.
-fn refused(status: StatusCode, body: &str) -> Failure {
+fn denied(status: StatusCode, body: &str) -> Failure {
     let body = body.trim();
     let user = body
         .split_once("user=")
@@ -236,7 +249,7 @@ mod tests {
             (503, "a\u{1b}[31m\nb", "503: a[31m", ""),
         ];
         for (status, body, problem, remedy) in cases {
-            let failure = refused(StatusCode::from_u16(status).unwrap(), body).to_string();
+            let failure = denied(StatusCode::from_u16(status).unwrap(), body).to_string();
             assert!(
                 failure.contains(problem) && failure.contains(remedy),
                 "{status} {body}: {failure}"

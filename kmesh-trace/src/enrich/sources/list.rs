@@ -169,6 +169,7 @@ fn name(number: u64, json: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::enrich::facts::Owner;
 
     fn names(document: &Document) -> Vec<String> {
         let name = |fact: &Fact| match fact {
@@ -251,6 +252,91 @@ mod tests {
         for json in ["{}", r#"{"kind":"Status","metadata":{},"status":"Failure"}"#] {
             assert!(!read(json.as_bytes()).unwrap().is_of_use(), "{json}");
         }
+    }
+
+    /// As real kubelets answered, without what nobody here reads.
+    const STANDALONE: &str = include_str!("../../../../tests/data/pods/standalone.json");
+    const REGISTERED: &str = include_str!("../../../../tests/data/pods/registered.json");
+    const STARTING: &str = include_str!("../../../../tests/data/pods/starting.json");
+
+    /// Name, owner, whether it is static, host network, address, whether it is terminal, containers that have run.
+    type Told<'a> = (&'a str, &'a str, bool, bool, &'a str, bool, usize);
+
+    fn told(json: &str) -> Vec<String> {
+        let facts = read(json.as_bytes()).unwrap().facts;
+        let told = facts.iter().map(|fact| {
+            let Fact::Pod(pod) = fact else { panic!("{fact:?}") };
+            let owner = match &pod.owner {
+                Owner::By(owner) => format!("{}/{}", owner.kind, owner.name),
+                other => format!("{other:?}"),
+            };
+            let ips: Vec<_> = pod.ips.iter().map(ToString::to_string).collect();
+            let told: Told<'_> = (
+                &pod.name,
+                &owner,
+                pod.config_hash.as_ref() == Some(&pod.uid),
+                pod.host_network == Some(true),
+                &ips.join(" "),
+                pod.terminal,
+                pod.containers.iter().filter(|container| container.id.is_some()).count(),
+            );
+            format!("{told:?}")
+        });
+        told.collect()
+    }
+
+    #[test]
+    fn what_real_kubelets_answer() {
+        let standalone: [Told<'_>; 6] = [
+            ("crashy-vm", "Nobody", true, false, "10.244.77.44", false, 1),
+            ("job-vm", "Nobody", true, false, "10.244.77.42", true, 1),
+            ("noimage-vm", "Nobody", true, false, "10.244.77.45", false, 0),
+            ("hostnet-vm", "Nobody", true, true, "", false, 1),
+            ("client-vm", "Nobody", true, false, "10.244.77.46", false, 2),
+            ("web-vm", "Nobody", true, false, "10.244.77.43", false, 2),
+        ];
+        assert_eq!(told(STANDALONE), standalone.map(|told| format!("{told:?}")));
+        let registered: [Told<'_>; 13] = [
+            ("bare", "Nobody", false, false, "10.244.77.57", false, 1),
+            ("crashy-vm", "Nobody", true, false, "10.244.77.51", false, 1),
+            ("job-vm", "Nobody", true, false, "10.244.77.48", true, 1),
+            ("noimage-vm", "Nobody", true, false, "10.244.77.47", false, 0),
+            ("agent-ljb97", "DaemonSet/agent", false, true, "192.0.2.2", false, 1),
+            ("hostnet-vm", "Nobody", true, true, "192.0.2.2", false, 1),
+            (
+                "client-6cdf64b9f5-txsmw",
+                "ReplicaSet/client-6cdf64b9f5",
+                false,
+                false,
+                "10.244.77.54",
+                false,
+                1,
+            ),
+            ("client-vm", "Nobody", true, false, "10.244.77.49", false, 2),
+            ("db-0", "StatefulSet/db", false, false, "10.244.77.55", false, 1),
+            ("once-fnbb2", "Job/once", false, false, "10.244.77.56", true, 1),
+            (
+                "web-9b9899d94-jsjxn",
+                "ReplicaSet/web-9b9899d94",
+                false,
+                false,
+                "10.244.77.52",
+                false,
+                1,
+            ),
+            (
+                "web-9b9899d94-vpbnr",
+                "ReplicaSet/web-9b9899d94",
+                false,
+                false,
+                "10.244.77.53",
+                false,
+                1,
+            ),
+            ("web-vm", "Nobody", true, false, "10.244.77.50", false, 2),
+        ];
+        assert_eq!(told(REGISTERED), registered.map(|told| format!("{told:?}")));
+        assert_eq!(told(STARTING), [""; 0]);
     }
 
     #[test]

@@ -69,10 +69,28 @@ pub fn of_client(error: &kube::Error) -> Failure {
     of(error)
 }
 
+/// Whether the certificate is good but for the name in it.
+pub fn is_for_another_name(error: &kube::Error) -> bool {
+    matches!(
+        chain(error).find_map(invalid_certificate),
+        Some(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. })
+    )
+}
+
+/// An error and what is behind it. Those of `io` may have others in them, which they do not count as their source.
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        let within = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        match within {
+            Some(within) => Some(within),
+            None => error.source(),
+        }
+    })
+}
+
 /// What is behind any error of a connection.
 pub fn of(error: &(dyn Error + 'static)) -> Failure {
-    let chain = || std::iter::successors(Some(error), |&error| error.source());
-    if let Some(certificate) = chain().find_map(invalid_certificate) {
+    if let Some(certificate) = chain(error).find_map(invalid_certificate) {
         return match certificate {
             CertificateError::UnknownIssuer => {
                 Failure::new("its certificate is not of an authority that is trusted here".to_owned())
@@ -89,18 +107,18 @@ pub fn of(error: &(dyn Error + 'static)) -> Failure {
             other => Failure::new(format!("its certificate is not valid: {other}")),
         };
     }
-    let io = chain().filter_map(|error| error.downcast_ref::<io::Error>()).last();
+    let io = chain(error)
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .last();
     if let Some(io) = io.filter(|io| io.raw_os_error().is_some()) {
         return Failure::new(self::io(io));
     }
-    let innermost = chain().last().map(ToString::to_string).unwrap_or_default();
+    let innermost = chain(error).last().map(ToString::to_string).unwrap_or_default();
     Failure::new(one_line(&innermost))
 }
 
 fn invalid_certificate<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CertificateError> {
-    let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    let tls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls.or_else(|| error.downcast_ref())? {
+    match error.downcast_ref()? {
         rustls::Error::InvalidCertificate(certificate) => Some(certificate),
         _ => None,
     }
@@ -132,6 +150,10 @@ mod tests {
             (io::Error::from_raw_os_error(111), "Connection refused"),
             (io::Error::other("odd\u{7}\nmore"), "odd"),
             (of_tls(CertificateError::UnknownIssuer), "--kubelet-insecure"),
+            (
+                io::Error::other(of_tls(CertificateError::UnknownIssuer)),
+                "--kubelet-insecure",
+            ),
             (of_tls(CertificateError::NotValidForName), "another name"),
             (of_tls(CertificateError::Expired), "expired"),
             (of_tls(CertificateError::Revoked), "not valid"),
