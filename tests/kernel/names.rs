@@ -5,6 +5,7 @@ use std::fs;
 use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
 use crate::Table;
@@ -59,7 +60,12 @@ impl Node {
 
     /// A pod with a network namespace of its own, wired to the node's.
     fn pod(&mut self, name: &str, ip: &str) -> Pod {
-        let actor = net::in_namespace(name, Actor::start).unwrap();
+        // With this thread's table of descriptors, which the actor's wire is in.
+        let born = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            Actor::start()
+        };
+        let actor = std::thread::scope(|scope| scope.spawn(born).join()).unwrap();
         let pid = actor.pid().to_string();
         let wire = format!("v-{name}");
         net::run(
