@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-const LAYOUT: &str = "{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-help}\n";
+const LAYOUT: &str = "{about}\n{usage-heading} {usage}\n{all-args}{after-help}\n";
 
 /// `-h`: all that there is, on one screen. A line a flag would not fit any more, so this is written by hand; a test knows
 /// when a flag is forgotten. `--help` is made from the flags themselves.
