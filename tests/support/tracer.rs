@@ -266,10 +266,12 @@ enum Reader {
 }
 
 impl Start {
-    /// The tool with these arguments; its standard output is read as JSON lines.
+    /// The tool with these arguments and no names, since to ask for them makes connections of its own; its standard output is
+    /// read as JSON lines.
     pub fn new(args: &[&str]) -> Self {
         let mut command = Command::new(binary());
         command
+            .arg("--no-resolve")
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

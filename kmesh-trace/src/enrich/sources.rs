@@ -87,7 +87,8 @@ enum ReadyPlace {
 impl Sources {
     /// Reads the files that the command line names: what is wrong with one is known before tracing begins.
     pub fn prepare(sources: &[Source]) -> Result<Self> {
-        let ready = sources.iter().map(prepare).collect::<Result<_>>()?;
+        let asked = sources.iter().filter(|source| source.named || is_likely(&source.origin));
+        let ready = asked.map(prepare).collect::<Result<_>>()?;
         let nudge = Nudge(Arc::new(channel::Sender::new(())));
         Ok(Self { ready, nudge })
     }
@@ -203,6 +204,11 @@ impl Voice {
     fn say(&self, line: Line) {
         (self.shared.say)(line);
     }
+}
+
+/// A kubelet is guessed only where something shows that there is one: each question is a connection, and traced as such.
+fn is_likely(origin: &Origin) -> bool {
+    !matches!(origin, Origin::Kubelet(_)) || kubelet::shows()
 }
 
 fn prepare(source: &Source) -> Result<Ready> {

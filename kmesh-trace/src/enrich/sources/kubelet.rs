@@ -18,6 +18,8 @@ use crate::enrich::facts::{Fact, PodFacts};
 
 /// What a pod is given to show who it is, and whom to trust.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// A kubelet's own folder, if it was not told another.
+const FOLDER: &str = "/var/lib/kubelet";
 /// Where kubeadm keeps the cluster's certificate on a node.
 const CLUSTER_CA: &str = "/etc/kubernetes/pki/ca.crt";
 /// The longest answer. A node has some hundred pods, of some kilobytes each.
@@ -58,6 +60,13 @@ impl Settings {
             had_pods_of_api: false,
         })
     }
+}
+
+/// Whether anything shows that a kubelet is, or was, on this node.
+pub fn shows() -> bool {
+    [FOLDER, super::podlogs::FOLDER, SERVICE_ACCOUNT]
+        .iter()
+        .any(|folder| Path::new(folder).exists())
 }
 
 /// A kubelet that can be asked.
