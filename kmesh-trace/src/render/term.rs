@@ -19,7 +19,9 @@ use crossterm::terminal::{
     self, Clear, ClearType, DisableLineWrap, EnableLineWrap, EnterAlternateScreen, LeaveAlternateScreen,
 };
 use crossterm::{cursor, execute, queue};
-use rustix::process::{Signal, getpid, kill_current_process_group, kill_process};
+use rustix::process::{Signal, kill_current_process_group};
+use signal_hook::consts::SIGSTOP;
+use signal_hook::low_level::raise;
 
 use super::table::view::{Ask, Begin, View};
 use super::table::{Screen, Told};
@@ -185,7 +187,8 @@ impl Drawing {
                     }
                     Message::Suspend => {
                         leave();
-                        _ = kill_process(getpid(), Signal::STOP);
+                        // To this very thread: a signal to the process may stop it only after it has drawn again.
+                        _ = raise(SIGSTOP);
                         self.again()?;
                     }
                     Message::Resumed => {
