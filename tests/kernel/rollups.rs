@@ -141,9 +141,20 @@ fn still_connecting() {
 /// The sums over all groups and windows are those over all records, and those that the test knows.
 fn fifty_thousand() {
     let only = ["--ip", "127.77.9.0/24"];
+    // A test that looks at two hundred thousand lines is slower than the tracer; what waits for it has room.
+    let every = [
+        "-o",
+        "json",
+        "--events",
+        "open,update,close",
+        "--interval",
+        "1s",
+        "--buffer",
+        "256MiB",
+    ];
     // Looked at lightly: what each line must be like is other tests' affair, and these are two hundred thousand.
     let records = Arc::new(Lines::default());
-    let tracer = Start::new(&[&["-o", "json", "--events", "open,update,close", "--interval", "1s"], &only[..]].concat())
+    let tracer = Start::new(&[&every[..], &only[..]].concat())
         .lines({
             let records = Arc::clone(&records);
             move |line| {
@@ -158,7 +169,16 @@ fn fifty_thousand() {
             }
         })
         .tracing();
-    let by = ["--by", "ip,process", "--interval", "1s", "--max-groups", "3"];
+    let by = [
+        "--by",
+        "ip,process",
+        "--interval",
+        "1s",
+        "--max-groups",
+        "3",
+        "--buffer",
+        "256MiB",
+    ];
     let (rolling, lines) = rolling(&[&by[..], &only].concat());
     let each = if small() { 500 } else { 12_500 };
     let wanted: Vec<_> = thread::scope(|scope| {

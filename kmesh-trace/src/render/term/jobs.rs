@@ -70,10 +70,11 @@ pub(super) fn stop_all() {
     }
 }
 
-/// Stops this program, until SIGCONT.
+/// Stops this program, until SIGCONT. The signal goes to this very thread: one to the process may stop it only after it has
+/// drawn again.
 pub(super) fn stop_this() {
     #[cfg(unix)]
     {
-        _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+        _ = signal_hook::low_level::raise(signal_hook::consts::SIGSTOP);
     }
 }
