@@ -48,7 +48,10 @@ impl Node {
         net::sysctl("net.ipv4.ip_forward", "1");
         net::run("ip", &["addr", "add", &format!("{NODE_IP}/32"), "dev", "lo"]);
         // A node has a route to anywhere; that is looked up before the translation.
-        net::run("ip", &["route", "add", &format!("{CLUSTER_IP}/32"), "dev", "lo", "src", NODE_IP]);
+        net::run(
+            "ip",
+            &["route", "add", &format!("{CLUSTER_IP}/32"), "dev", "lo", "src", NODE_IP],
+        );
         let unique = format!("kmesh-trace-test-{}-{name}", std::process::id());
         let root = cgroup2().join(&unique);
         fs::create_dir_all(root.join("kubepods/besteffort")).unwrap();

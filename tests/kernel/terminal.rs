@@ -110,7 +110,10 @@ impl Terminal {
 
     /// Starts a table in it, and waits until it is there.
     fn table(&self, args: &str) {
-        self.command(&format!("'{}' --no-resolve -o table {args}", binary().to_string_lossy()));
+        self.command(&format!(
+            "'{}' --no-resolve -o table {args}",
+            binary().to_string_lossy()
+        ));
         self.wait("the table", |screen| screen.contains("CLIENT"));
         assert_eq!((&*self.fact("alternate_on"), &*self.fact("cursor_flag")), ("1", "0"));
     }

@@ -87,7 +87,9 @@ enum ReadyPlace {
 impl Sources {
     /// Reads the files that the command line names: what is wrong with one is known before tracing begins.
     pub fn prepare(sources: &[Source]) -> Result<Self> {
-        let asked = sources.iter().filter(|source| source.named || is_likely(&source.origin));
+        let asked = sources
+            .iter()
+            .filter(|source| source.named || is_likely(&source.origin));
         let ready = asked.map(prepare).collect::<Result<_>>()?;
         let nudge = Nudge(Arc::new(channel::Sender::new(())));
         Ok(Self { ready, nudge })
