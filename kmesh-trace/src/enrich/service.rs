@@ -22,6 +22,9 @@ use crate::record::{Called, Pod, Service, ServiceBy, WallTime};
 
 use timed::Timed;
 
+/// A label's key and value.
+type Label = (Arc<str>, Arc<str>);
+
 type Name = (Arc<str>, Arc<str>);
 
 /// A Service, or the name of one that only endpoints speak of.
@@ -73,7 +76,7 @@ pub struct Services {
     node_ports: Timed<u16>,
     endpoints: Timed<IpAddr>,
     /// By namespace and the first label of the selector.
-    by_selector: HashMap<Arc<str>, HashMap<(Arc<str>, Arc<str>), Few<u32>>>,
+    by_selector: HashMap<Arc<str>, HashMap<Label, Few<u32>>>,
 }
 
 impl Services {
