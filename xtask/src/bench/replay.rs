@@ -104,7 +104,7 @@ fn replay(capture: &[u8], output: Output, info: &RunInfo) -> Result<()> {
         filter: Filter::default(),
         count: None,
     };
-    let mut delivery = Delivery::new(choice, renderer(output, false, info), io::sink());
+    let mut delivery = Delivery::new(choice, renderer(output, None, false, info), io::sink());
     each(capture, |record| delivery.record(record, false))?;
     Ok(delivery.flush()?)
 }
