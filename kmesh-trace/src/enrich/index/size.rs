@@ -29,7 +29,7 @@ fn pair(key: &str, value: String) -> (String, String) {
 /// Five pods of one ReplicaSet each, but that every tenth is of a StatefulSet, whose pods each have a label of their own.
 fn pod(number: u32) -> PodFacts {
     let app = number / 5;
-    let stateful = app % 10 == 0;
+    let stateful = app.is_multiple_of(10);
     let (kind, owner) = match stateful {
         true => ("StatefulSet", format!("application-{app}")),
         false => ("ReplicaSet", format!("application-{app}-5fb7f6f8d8")),

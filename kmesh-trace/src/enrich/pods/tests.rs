@@ -46,6 +46,7 @@ fn found(pods: &mut Pods, uid: &str) -> Option<Arc<Pod>> {
 }
 
 /// What happens, and then who had an address when.
+#[expect(clippy::large_enum_variant, reason = "a few in a table")]
 enum Step {
     Is(i64, PodFacts),
     Gone(i64, &'static str),
