@@ -234,6 +234,10 @@ impl Killed {
     }
 
     /// Starts it again.
+    #[expect(
+        clippy::zombie_processes,
+        reason = "it goes on as the one before did, until the script that ends both"
+    )]
     pub fn revive(self) {
         let log = fs::OpenOptions::new()
             .append(true)
