@@ -1,8 +1,10 @@
 //! The command line as it is typed: types for `clap`, nothing else. What it means is [`crate::config`]'s.
 
 mod filters;
+mod metrics;
 
 pub use filters::Filters;
+pub use metrics::Metrics;
 
 use crate::completions::Shell;
 use crate::config::{self, BufferSize, Color, EventName, Output};
@@ -19,15 +21,15 @@ Options:
   -o, --output FORMAT       log (default), json, none; --color auto|always|never
       --events EVENT,...    close (default), open, update (each --interval 5s)
       --duration 60s        Stop after this long; --count 100: after 100 records
-  -q, --quiet               Say less on standard error; -v, --verbose: say more
-  -h, --help                --help tells all; -V, --version; --buffer 8MiB: ring
+      --metrics 15020       For Prometheus; --metrics-*, --cluster, --trust-domain
+  -h, --help                --help tells all; -V, --version; --buffer 8MiB: ring;
+                            -q, --quiet: say less; -v, --verbose: say more
 Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
   -p, --port 443,8000-8999  Server's port; or --to-port; --from-port: client's
       --ip 10.0.0.0/8,::1   Either end's; --from-ip: client's; --to-ip: server's
   -4, -6                    IPv4 or IPv6; --established-only: what did connect
       --comm 'nginx*'       Whose socket; also --pid 4711, --container 3f9a02
-      --direction inbound   Traced at the server's end; outbound: the client's
-      --outcome refused     How it ended (all: --help); --failed: any but ok
+      --outcome refused     How it ended; --failed: not ok; --direction inbound
       --min-duration 100ms  Only the slow; --min-bytes 1M: only the large";
 
 const MORE: &str = "\
@@ -38,6 +40,8 @@ Examples:
           A minute of them as JSON
   kmesh-trace -o json | jq -r 'select(.outcome != \"ok\") | .process.comm'
           Whose connections fail
+  kmesh-trace -o none --metrics 15020
+          For Prometheus, to scrape http://127.0.0.1:15020/metrics
   kmesh-trace check
           Can it run here?
 
@@ -186,6 +190,10 @@ pub struct Cli {
     #[arg(short = 'V', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
 
+    /// Whether and how metrics are served.
+    #[command(flatten)]
+    pub metrics: Metrics,
+
     /// Which connections.
     // Last, because what follows it would stand under its heading.
     #[command(flatten)]
@@ -245,7 +253,10 @@ mod tests {
                 let short = flag.get_short().map(|short| format!("-{short}"));
                 let long = flag.get_long().map(|long| format!("--{long}"));
                 for name in short.iter().chain(&long) {
-                    let is_there = help.split([' ', ',', ';', ':', '\n']).any(|word| word == name);
+                    // `--metrics-*` stands for all that begin so.
+                    let is_it =
+                        |word: &str| word == name || word.strip_suffix('*').is_some_and(|all| name.starts_with(all));
+                    let is_there = help.split([' ', ',', ';', ':', '\n']).any(is_it);
                     assert!(is_there, "{name}: {help}");
                 }
                 assert!(short.or(long).is_some() && flag.get_help().is_some(), "{flag}");
@@ -261,7 +272,9 @@ mod tests {
         for word in dashed {
             let is_flag = Cli::command().get_arguments().any(|flag| {
                 let long = flag.get_long().map(|long| format!("--{long}"));
+                let of_all = |all: &str| long.as_deref().is_some_and(|long| long.starts_with(all));
                 long.as_deref() == Some(word)
+                    || word.strip_suffix('*').is_some_and(of_all)
                     || flag.get_short().map(|short| format!("-{short}")).as_deref() == Some(word)
             });
             assert!(is_flag, "{word}");
@@ -303,6 +316,8 @@ mod tests {
             "--buffer 4096",
             "-q",
             "-v",
+            "-o none --metrics 15020 --metrics-level workload,connection --metrics-max-series 9 --metrics-idle 1h",
+            "--metrics [::]:15020 --metrics-compat --cluster east --trust-domain example.org",
             "-4 -p 443 -p 8000-8999,!8080 --from-port !0 --to-port 443",
             "-6 --ip ::1,fd00::/8 --from-ip !::2 --to-ip ::",
             "--pid 1,2 --comm n*,!nginx --container containerd://3f9A",
@@ -399,6 +414,21 @@ mod tests {
                 &["--min-duration", "100ms"],
             ),
             ("--failed=yes", ErrorKind::TooManyValues, &["--failed"]),
+            (
+                "--metrics :15020",
+                ErrorKind::ValueValidation,
+                &["--metrics", "0.0.0.0:15020"],
+            ),
+            (
+                "--metrics-level pod",
+                ErrorKind::InvalidValue,
+                &["--metrics-level", "workload, service, connection"],
+            ),
+            (
+                "--metrics-idle 5",
+                ErrorKind::ValueValidation,
+                &["--metrics-idle", "10m"],
+            ),
             ("check --count 3", ErrorKind::UnknownArgument, &["--count"]),
         ];
         for &(arguments, kind, parts) in cases {

@@ -4,8 +4,12 @@
 //! bring the values together, with each other and with their surroundings.
 
 mod filters;
+mod metrics;
+
+pub use metrics::Metrics;
 
 pub(crate) use filters::min_duration;
+pub(crate) use metrics::{cluster, max_series, metrics_address, metrics_idle};
 
 use crate::cli::Cli;
 use crate::filter::Filter;
@@ -133,6 +137,8 @@ pub struct Config {
     pub ring_bytes: u32,
     /// How much goes to standard error.
     pub verbosity: Verbosity,
+    /// What is served to Prometheus, if anything is.
+    pub metrics: Option<Metrics>,
 }
 
 /// What settings depend on besides the arguments.
@@ -164,6 +170,7 @@ impl Config {
                 (false, true) => Verbosity::Verbose,
                 (false, false) => Verbosity::Normal,
             },
+            metrics: metrics::metrics(cli),
         })
     }
 }
@@ -415,6 +422,7 @@ pub(crate) mod tests {
             count: None,
             ring_bytes: 8 << 20,
             verbosity: Verbosity::Normal,
+            metrics: None,
         };
         assert_eq!(config("", PLAIN), expected);
     }
@@ -431,6 +439,7 @@ pub(crate) mod tests {
             count: NonZeroU64::new(9),
             ring_bytes: 65536,
             verbosity: Verbosity::Verbose,
+            metrics: None,
         };
         assert_eq!(
             config("-o none --duration 60s --count 9 --buffer 50k -v", PLAIN),

@@ -8,6 +8,7 @@ use std::num::NonZeroU64;
 
 use crate::config::Events;
 use crate::filter::Filter;
+use crate::metrics::Metrics;
 use crate::record::{Counts, Event, LossReason, Lost, Record, Summary, WallTime};
 use crate::render::Render;
 
@@ -57,6 +58,8 @@ impl Tally {
 pub struct Delivery<W> {
     choice: Choice,
     render: Box<dyn Render + Send>,
+    /// Counts what passes the filter, whatever of it is printed.
+    metrics: Option<Metrics>,
     /// Lines not written yet.
     lines: Vec<u8>,
     out: W,
@@ -112,12 +115,33 @@ impl<W: Write> Delivery<W> {
         Self {
             choice,
             render,
+            metrics: None,
             lines: Vec::new(),
             out,
             tally: Tally::default(),
             told: Losses::default(),
             asked: VecDeque::new(),
             made: Vec::new(),
+        }
+    }
+
+    /// Counts them, too.
+    pub fn with_metrics(mut self, metrics: Option<Metrics>) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// How a connection stood when tracing began. It is no record, and is not printed.
+    pub fn base(&mut self, record: &Record) {
+        if let Some(metrics) = &mut self.metrics {
+            metrics.base(record);
+        }
+    }
+
+    /// What the kernel half has counted so far.
+    pub fn counted(&self, counts: &Counts) {
+        if let Some(metrics) = &self.metrics {
+            metrics.told(self.losses(counts).total(), counts.open);
         }
     }
 
@@ -140,6 +164,9 @@ impl<W: Write> Delivery<W> {
     /// All records of what happened before `until` have come.
     pub fn complete(&mut self, until: WallTime) -> io::Result<()> {
         self.render.complete(until, &mut self.lines)?;
+        if let Some(metrics) = &mut self.metrics {
+            metrics.tidy(until);
+        }
         self.flush()
     }
 
@@ -152,7 +179,15 @@ impl<W: Write> Delivery<W> {
             self.tally.after_limit += close;
             return Ok(());
         }
-        if !(self.choice.events.has(record.event) && self.choice.filter.passes(record)) {
+        let is_chosen = self.choice.events.has(record.event);
+        if !((is_chosen || self.metrics.is_some()) && self.choice.filter.passes(record)) {
+            self.tally.filtered += close;
+            return Ok(());
+        }
+        if let Some(metrics) = &mut self.metrics {
+            metrics.record(record);
+        }
+        if !is_chosen {
             self.tally.filtered += close;
             return Ok(());
         }
@@ -170,6 +205,7 @@ impl<W: Write> Delivery<W> {
     /// What was lost since this was last called, if anything was: a `lost` line is written. For formats that have none
     /// the caller says it in words.
     pub fn lost(&mut self, counts: &Counts, at: Moment) -> io::Result<Option<Lost>> {
+        self.counted(counts);
         let losses = self.losses(counts);
         let new = losses.since(self.told);
         if new.total() == 0 {

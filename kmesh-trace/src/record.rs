@@ -65,7 +65,7 @@ spelling!(Event {
 });
 
 /// Which end the traced socket is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// The server's: it was accepted.
     Inbound,
@@ -348,6 +348,12 @@ impl Record {
     /// The server's end as the socket has it: what the program dialled, or the listener's own address.
     pub fn socket_dst(&self) -> SocketAddr {
         self.names.original_dst.unwrap_or(self.dst)
+    }
+
+    /// Whether the link is known to be mutual TLS: an HBONE tunnel is, by definition.
+    pub fn is_mutual_tls(&self) -> bool {
+        const HBONE_PORT: u16 = 15008;
+        self.dst.port() == HBONE_PORT
     }
 
     /// The traced socket's end.

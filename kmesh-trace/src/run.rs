@@ -20,8 +20,12 @@ use crate::config::{Config, Output, Verbosity};
 use crate::delivery::{Choice, Delivery};
 use crate::enrich::Cgroups;
 use crate::exit::Exit;
+use crate::metrics::Metrics;
+use crate::metrics::exposition::Exposition;
+use crate::metrics::server::Server;
 use crate::pipeline::Pipeline;
 use crate::prefilter::prefilter;
+use crate::privileges;
 use crate::record::RunInfo;
 use crate::render::renderer;
 use crate::source::kernel::{Kernel, Options, StartError, Types, Walker, start};
@@ -41,14 +45,21 @@ pub fn run(config: &Config) -> Result<Exit> {
         let _context = runtime.enter();
         Signals::new().context("cannot listen for signals")?
     };
+    // Likewise: there is no point in tracing what cannot be served.
+    let server = match &config.metrics {
+        Some(metrics) => Some(Server::bind(metrics.address)?),
+        None => None,
+    };
     let started_ns = monotonic_ns();
-    let (kernel, walker) = match start_kernel(config) {
+    let (kernel, walker, standing) = match start_kernel(config) {
         Ok(started) => started,
         Err(error) => {
             say(&preflight::explain(&error));
             return Ok(Exit::CannotTrace);
         }
     };
+    // Before there is any other thread, which would keep what it has.
+    privileges::give_up().context("cannot give up privileges")?;
     let began_ns = kernel.began_ns;
     let info = RunInfo {
         node: uname().nodename().to_string_lossy().into_owned(),
@@ -60,6 +71,16 @@ pub fn run(config: &Config) -> Result<Exit> {
             "tracing every TCP connection of {} that closes; Ctrl-C ends it",
             info.node
         ));
+    }
+    let metrics = config
+        .metrics
+        .as_ref()
+        .map(|metrics| Metrics::new(metrics.settings.clone(), &info));
+    if let (Some(server), Some(metrics)) = (server, &metrics) {
+        if config.verbosity > Verbosity::Quiet {
+            say(&format!("serving metrics on http://{}/metrics", server.address));
+        }
+        server.serve(Exposition::new(metrics.values()))?;
     }
     if config.verbosity == Verbosity::Verbose {
         let ready = (monotonic_ns() - started_ns) / 1_000_000;
@@ -73,7 +94,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     let control = Arc::new(Control::new().context("cannot make an event descriptor")?);
     let (messages, queue) = sync_channel(QUEUE);
     let (spare, spares) = channel();
-    if config.events.update {
+    if config.events.update || metrics.is_some() {
         let (interval, control, messages) = (config.interval, Arc::clone(&control), messages.clone());
         thread::Builder::new()
             .name("walker".to_owned())
@@ -104,12 +125,14 @@ pub fn run(config: &Config) -> Result<Exit> {
         filter: config.filter.clone(),
         count: config.count,
     };
-    let delivery = Delivery::new(choice, renderer(config.output, config.color, &info), io::stdout());
+    let delivery =
+        Delivery::new(choice, renderer(config.output, config.color, &info), io::stdout()).with_metrics(metrics);
     let until_ns = config
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
-    let pipeline = Pipeline::new(began_ns, until_ns, Clock::new(measure_difference()), delivery)
+    let mut pipeline = Pipeline::new(began_ns, until_ns, Clock::new(measure_difference()), delivery)
         .with_containers(Cgroups::mounted());
+    pipeline.base(&standing);
     let writer = Writer {
         pipeline,
         info,
@@ -126,7 +149,8 @@ pub fn run(config: &Config) -> Result<Exit> {
     runtime.block_on(wait(config, &control, signals, end))
 }
 
-fn start_kernel(config: &Config) -> Result<(Kernel, Walker), StartError> {
+/// Also how the connections stand that were open before, if anybody counts what they move from now on.
+fn start_kernel(config: &Config) -> Result<(Kernel, Walker, Vec<u8>), StartError> {
     let (checks, prefilter) = prefilter(&config.filter);
     let options = Options {
         ring_bytes: config.ring_bytes,
@@ -134,7 +158,12 @@ fn start_kernel(config: &Config) -> Result<(Kernel, Walker), StartError> {
         checks,
         prefilter,
     };
-    start(&Types::read()?, &options)
+    let (kernel, mut walker) = start(&Types::read()?, &options)?;
+    let standing = match config.metrics {
+        Some(_) => walker::standing(&mut walker)?,
+        None => Vec::new(),
+    };
+    Ok((kernel, walker, standing))
 }
 
 fn standard_output() -> Result<OwnedFd> {

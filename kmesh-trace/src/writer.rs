@@ -59,6 +59,7 @@ impl<W: Write> Writer<W> {
                     let lost = self.pipeline.lost(&counts)?;
                     self.say_lost(lost);
                 }
+                Message::Counted(counts) => self.pipeline.counted(&counts),
                 Message::Asked(counts) => self.pipeline.ask(counts)?,
                 Message::Walked(bytes) => self.pipeline.hold(&bytes),
                 Message::WalkFailed(why) => say(&format!("warning: {why}; open connections are not told of this time")),
