@@ -93,7 +93,6 @@ impl Metrics {
             room: Room::new(settings.max_series),
             compat,
             version: info.version.clone(),
-            node: info.node.clone(),
             workload: Table::new(exposition::series_of_workload(compat)),
             service: Table::new(exposition::series_of_service(compat)),
             connection: Table::new(exposition::SERIES_OF_CONNECTION),

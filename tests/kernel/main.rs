@@ -21,6 +21,8 @@ mod failing;
 mod killed;
 mod lifecycle;
 mod many;
+mod metrics;
+mod privileges;
 mod process;
 mod signals;
 mod special;
@@ -173,6 +175,8 @@ fn main() -> ExitCode {
         before::table(),
         events::table(),
         many::table(),
+        metrics::table(),
+        privileges::table(),
         lifecycle::table(),
         signals::table(),
     ];

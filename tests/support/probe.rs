@@ -19,6 +19,8 @@ pub enum Need {
     Veth,
     /// MPTCP sockets.
     Mptcp,
+    /// `setpriv`, which knows the capabilities that are needed.
+    Setpriv,
     /// Time and memory of a real machine.
     Big,
     /// No other scenario at the same time: it counts all that happens on the machine.
@@ -70,6 +72,12 @@ static MPTCP: LazyLock<Result<(), String>> = LazyLock::new(|| {
     })
 });
 
+static SETPRIV: LazyLock<Result<(), String>> = LazyLock::new(|| {
+    let set = "-all,+bpf,+perfmon";
+    let args = ["--inh-caps", set, "--ambient-caps", set, "--bounding-set", set, "true"];
+    net::try_run("setpriv", &args).map(drop)
+});
+
 fn inside(probe: impl FnOnce() -> Result<(), String> + Send) -> Result<(), String> {
     net::in_namespace("probe", probe).unwrap_or_else(|_| Err("the probe itself failed".to_owned()))
 }
@@ -83,6 +91,7 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::Kill => KILL.clone()?,
             Need::Veth => VETH.clone()?,
             Need::Mptcp => MPTCP.clone()?,
+            Need::Setpriv => SETPRIV.clone()?,
             Need::Big if super::small() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),
             Need::Big | Need::Alone => {}
         }

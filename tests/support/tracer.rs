@@ -266,7 +266,11 @@ enum Reader {
 impl Start {
     /// The tool with these arguments; its standard output is read as JSON lines.
     pub fn new(args: &[&str]) -> Self {
-        let mut command = Command::new(binary());
+        Self::with(Command::new(binary()), args)
+    }
+
+    /// The same, started by a command that ends with the tool.
+    pub fn with(mut command: Command, args: &[&str]) -> Self {
         command
             .args(args)
             .stdin(Stdio::null())

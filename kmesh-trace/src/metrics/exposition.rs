@@ -24,7 +24,6 @@ pub struct Values {
     pub(super) room: Room,
     pub(super) compat: bool,
     pub(super) version: String,
-    pub(super) node: String,
     pub(super) workload: Table<Labels, Traffic>,
     pub(super) service: Table<Labels, Traffic>,
     pub(super) connection: Table<Labels, Traffic>,
@@ -236,7 +235,7 @@ impl Values {
         for (name, help, count) in gauges {
             gauge(to, name, help, count.load(Ordering::Relaxed) as f64)?;
         }
-        let labels = [("version", &*self.version), ("node", &*self.node)];
+        let labels = [("version", &*self.version)];
         let mut build = to.encode_descriptor("kmesh_trace_build_info", "This program", None, MetricType::Gauge)?;
         build.encode_family(&labels)?.encode_gauge(&1_i64)
     }

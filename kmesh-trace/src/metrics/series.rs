@@ -57,6 +57,12 @@ impl Room {
             .is_ok()
     }
 
+    /// Whether nothing takes any.
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.used.load(Ordering::Relaxed) == 0
+    }
+
     fn give(&self, series: usize) {
         self.used.fetch_sub(series, Ordering::Relaxed);
     }

@@ -4,7 +4,7 @@
 //! with a single write. Its scratch memory is its own, so that in the steady state a record allocates nothing.
 
 #[cfg(test)]
-mod allocations;
+pub(crate) mod allocations;
 mod json;
 mod log;
 pub mod sanitize;
