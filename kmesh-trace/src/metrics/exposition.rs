@@ -185,17 +185,17 @@ impl Collector for Values {
 impl Values {
     fn histograms(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let pairs = self.pairs.all();
-        let mut one = |name, help, which: fn(&Timing) -> &Histogram| {
+        let mut one = |name, help, which: fn(&Timing) -> &Histogram, is_of: fn(&Pair) -> bool| {
             let mut family = to.encode_descriptor(name, help, None, MetricType::Histogram)?;
-            for pair in &pairs {
+            for pair in pairs.iter().filter(|pair| is_of(&pair.labels)) {
                 which(&pair.values).encode(family.encode_family(&*pair.labels)?)?;
             }
             Ok(())
         };
         let help = "From the SYN sent to the connection established, at the client's end, seconds";
-        one("kmesh_trace_connect_duration_seconds", help, |of| &of.connect)?;
+        one("kmesh_trace_connect_duration_seconds", help, |of| &of.connect, Pair::is_of_client)?;
         let help = "From the beginning of a connection to its end, seconds";
-        one("kmesh_trace_connection_duration_seconds", help, |of| &of.duration)
+        one("kmesh_trace_connection_duration_seconds", help, |of| &of.duration, |_| true)
     }
 
     fn own(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -363,6 +363,11 @@ impl Pair {
         }
     }
 
+    /// Whether they are of the end that connects: only there it is known how long that took.
+    pub fn is_of_client(&self) -> bool {
+        self.reporter == reporter(Direction::Outbound)
+    }
+
     /// Those of all the rest.
     pub fn folded(direction: Direction) -> Self {
         Self {
