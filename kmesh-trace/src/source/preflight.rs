@@ -68,7 +68,7 @@ fn privileges() -> impl Iterator<Item = Finding> {
         found: match has(need) {
             Some(true) => Ok(need.purpose.to_owned()),
             Some(false) => Err(Missing {
-                problem: format!("is missing, which {}", need.purpose),
+                problem: format!("is missing; it {}", need.purpose),
                 remedy: REMEDY_PRIVILEGES.to_owned(),
             }),
             None => Ok(format!(
