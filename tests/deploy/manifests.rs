@@ -11,14 +11,22 @@ fn scripts() -> PathBuf {
     std::env::var_os("K8S_DIR").map_or(shared, PathBuf::from)
 }
 
-/// Whether an API server can be started.
+/// Where they unpack it.
+fn root() -> PathBuf {
+    std::env::var_os("K8S_ROOT").unwrap_or_else(|| "/tmp/k8s-root".into()).into()
+}
+
+/// Whether an API server can be started; unpacks it, since that may need the network.
 pub fn missing() -> Result<(), String> {
     crate::support::probe::NAMESPACES.clone()?;
-    if scripts().join("apiserver-up.sh").exists() {
-        Ok(())
-    } else {
-        Err(format!("no Kubernetes in {} (K8S_DIR names another folder)", scripts().display()))
+    let prepare = scripts().join("prepare.sh");
+    if !prepare.exists() {
+        return Err(format!("no Kubernetes in {} (K8S_DIR names another folder)", scripts().display()));
     }
+    if root().join("bin/kubectl").exists() {
+        return Ok(());
+    }
+    net::try_run(&prepare.to_string_lossy(), &[]).map(drop)
 }
 
 struct ApiServer {
@@ -28,7 +36,6 @@ struct ApiServer {
 impl ApiServer {
     fn start() -> Self {
         let folder = PathBuf::from(format!("/tmp/kt-api-{}", std::process::id()));
-        net::run(scripts().join("prepare.sh").to_str().unwrap(), &[]);
         let up = scripts().join("apiserver-up.sh");
         let environment = ["CONTROLLERS=0", "ADMISSION_OFF=ServiceAccount"];
         net::run("env", &[&environment[..], &[up.to_str().unwrap(), folder.to_str().unwrap()]].concat());
@@ -37,8 +44,8 @@ impl ApiServer {
 
     fn kubectl(&self, args: &[&str]) -> Result<String, String> {
         let kubeconfig = format!("--kubeconfig={}", self.folder.join("kubeconfig").display());
-        let root = std::env::var("K8S_ROOT").unwrap_or_else(|_| "/tmp/k8s-root".to_owned());
-        net::try_run(&format!("{root}/bin/kubectl"), &[&[&*kubeconfig], args].concat())
+        let kubectl = root().join("bin/kubectl");
+        net::try_run(&kubectl.to_string_lossy(), &[&[&*kubeconfig], args].concat())
     }
 
     fn apply(&self, file: &Path) {
@@ -49,8 +56,10 @@ impl ApiServer {
     /// What the tracer's account may do: verb and resource.
     fn may(&self, verb: &str, resource: &str) -> bool {
         let account = "--as=system:serviceaccount:kmesh-trace:kmesh-trace";
+        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        let subresource = format!("--subresource={subresource}");
         // Who may not gets status 1.
-        self.kubectl(&["auth", "can-i", verb, resource, account, "--all-namespaces"])
+        self.kubectl(&["auth", "can-i", verb, resource, &subresource, account, "--all-namespaces"])
             .is_ok_and(|told| told.trim().ends_with("yes"))
     }
 }
