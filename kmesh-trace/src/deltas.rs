@@ -127,7 +127,7 @@ impl Deltas {
 /// What a connection adds when nothing was told of it before. If it is older than the tracer, it may have moved all of it in
 /// a year, and before, another tracer may have counted it.
 fn first(record: &Record, totals: Totals) -> Moved {
-    if record.preexisting {
+    if record.preexisting && record.event != Event::Open {
         Moved::default()
     } else {
         totals.since(Totals::NONE)
@@ -204,6 +204,11 @@ mod tests {
         assert_eq!(deltas.take(&old(Event::Update, 1_001)), moved(false, 1, 0));
         assert_eq!(deltas.take(&old(Event::Close, 1_005)), moved(false, 4, 0));
         assert_eq!(deltas.take(&old(Event::Close, 500)), moved(false, 0, 0), "no base");
+        assert_eq!(
+            deltas.take(&old(Event::Open, 0)),
+            moved(true, 0, 0),
+            "it was connecting then"
+        );
     }
 
     #[test]

@@ -119,21 +119,33 @@ pub fn show_what_was_sent() {
                 assert!(!samples.is_empty(), "{name}, {title}: nothing: {query}");
                 // Of a histogram's buckets the last has all.
                 let is_it = |labels: &Value| labels.get("le").is_none_or(|bound| bound == "+Inf");
-                let got: f64 = samples.iter().filter(|(labels, _)| is_it(labels)).map(|(_, value)| value).sum();
+                let got: f64 = samples
+                    .iter()
+                    .filter(|(labels, _)| is_it(labels))
+                    .map(|(_, value)| value)
+                    .sum();
                 let seconds = if is_increase(&query) { 1.0 } else { window / 1000.0 };
                 let (is_right, want) = match wanted(title) {
                     Total(total) => ((got * seconds - total).abs() < 1e-6 * total.max(1.0), total),
                     Exactly(value) => ((got - value).abs() < 1e-9, value),
                     AtLeast(least) => (got >= least, least),
                 };
-                assert!(is_right, "{name}, {title}: {got} in place of {want} (window {window} ms): {query}\n{samples:?}");
+                assert!(
+                    is_right,
+                    "{name}, {title}: {got} in place of {want} (window {window} ms): {query}\n{samples:?}"
+                );
                 queries += 1;
             }
         }
     }
     assert!(queries >= 30, "{queries}");
     drop(open);
-    for rule in prometheus.api("/rules")["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap()) {
+    for rule in prometheus.api("/rules")["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|group| group["rules"].as_array().unwrap())
+    {
         assert_eq!(rule["health"], "ok", "{rule}");
     }
     tracer.interrupt();

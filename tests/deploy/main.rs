@@ -54,11 +54,27 @@ fn main() -> ExitCode {
     let trials = vec![
         trial("rules::are_valid", prometheus(), rules::are_valid),
         trial("rules::do_what_they_say", prometheus(), rules::do_what_they_say),
-        trial("rates::match_what_was_sent_over_restarts", prometheus(), rates::over_restarts),
-        trial("dashboards::show_what_was_sent", prometheus(), dashboards::show_what_was_sent),
-        trial("manifests::are_taken_by_an_api_server", manifests::missing(), manifests::applied),
+        trial(
+            "rates::match_what_was_sent_over_restarts",
+            prometheus(),
+            rates::over_restarts,
+        ),
+        trial(
+            "dashboards::show_what_was_sent",
+            prometheus(),
+            dashboards::show_what_was_sent,
+        ),
+        trial(
+            "manifests::are_taken_by_an_api_server",
+            manifests::missing(),
+            manifests::applied,
+        ),
     ];
-    let skipped: Vec<_> = trials.iter().filter(|trial| trial.has_ignored_flag()).map(|trial| trial.name().to_owned()).collect();
+    let skipped: Vec<_> = trials
+        .iter()
+        .filter(|trial| trial.has_ignored_flag())
+        .map(|trial| trial.name().to_owned())
+        .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
         for name in &skipped {

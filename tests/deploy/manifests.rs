@@ -13,7 +13,9 @@ fn scripts() -> PathBuf {
 
 /// Where they unpack it.
 fn root() -> PathBuf {
-    std::env::var_os("K8S_ROOT").unwrap_or_else(|| "/tmp/k8s-root".into()).into()
+    std::env::var_os("K8S_ROOT")
+        .unwrap_or_else(|| "/tmp/k8s-root".into())
+        .into()
 }
 
 /// Whether an API server can be started; unpacks it, since that may need the network.
@@ -21,7 +23,10 @@ pub fn missing() -> Result<(), String> {
     crate::support::probe::NAMESPACES.clone()?;
     let prepare = scripts().join("prepare.sh");
     if !prepare.exists() {
-        return Err(format!("no Kubernetes in {} (K8S_DIR names another folder)", scripts().display()));
+        return Err(format!(
+            "no Kubernetes in {} (K8S_DIR names another folder)",
+            scripts().display()
+        ));
     }
     if root().join("bin/kubectl").exists() {
         return Ok(());
@@ -38,7 +43,10 @@ impl ApiServer {
         let folder = PathBuf::from(format!("/tmp/kt-api-{}", std::process::id()));
         let up = scripts().join("apiserver-up.sh");
         let environment = ["CONTROLLERS=0", "ADMISSION_OFF=ServiceAccount"];
-        net::run("env", &[&environment[..], &[up.to_str().unwrap(), folder.to_str().unwrap()]].concat());
+        net::run(
+            "env",
+            &[&environment[..], &[up.to_str().unwrap(), folder.to_str().unwrap()]].concat(),
+        );
         Self { folder }
     }
 
@@ -59,8 +67,16 @@ impl ApiServer {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
         let subresource = format!("--subresource={subresource}");
         // Who may not gets status 1.
-        self.kubectl(&["auth", "can-i", verb, resource, &subresource, account, "--all-namespaces"])
-            .is_ok_and(|told| told.trim().ends_with("yes"))
+        self.kubectl(&[
+            "auth",
+            "can-i",
+            verb,
+            resource,
+            &subresource,
+            account,
+            "--all-namespaces",
+        ])
+        .is_ok_and(|told| told.trim().ends_with("yes"))
     }
 }
 
@@ -107,8 +123,13 @@ pub fn applied() {
     let manifests = folder().join("kubernetes");
     let definition = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/podmonitor-crd.yaml");
     api.apply(&definition);
-    api.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd/podmonitors.monitoring.coreos.com"])
-        .unwrap();
+    api.kubectl(&[
+        "wait",
+        "--for=condition=Established",
+        "--timeout=60s",
+        "crd/podmonitors.monitoring.coreos.com",
+    ])
+    .unwrap();
     assert!(!api.may("get", "nodes/pods"));
     for file in ["rbac.yaml", "daemonset.yaml", "networkpolicy.yaml", "podmonitor.yaml"] {
         api.apply(&manifests.join(file));
@@ -129,7 +150,8 @@ pub fn applied() {
     // What the server has made of it.
     let read = |path: &str| {
         let jsonpath = format!("jsonpath={{{path}}}");
-        api.kubectl(&["-n", "kmesh-trace", "get", "daemonset", "kmesh-trace", "-o", &jsonpath]).unwrap()
+        api.kubectl(&["-n", "kmesh-trace", "get", "daemonset", "kmesh-trace", "-o", &jsonpath])
+            .unwrap()
     };
     let container = ".spec.template.spec.containers[0].securityContext";
     let cases = [

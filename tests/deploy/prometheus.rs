@@ -27,7 +27,11 @@ pub struct Prometheus {
 impl Prometheus {
     /// Starts it; it scrapes `target` every second, and evaluates the rules of `deploy/`.
     pub fn scraping(target: SocketAddr) -> Self {
-        let folder = std::env::temp_dir().join(format!("kmesh-trace-prometheus-{}-{}", std::process::id(), net::inode()));
+        let folder = std::env::temp_dir().join(format!(
+            "kmesh-trace-prometheus-{}-{}",
+            std::process::id(),
+            net::inode()
+        ));
         fs::create_dir_all(&folder).unwrap();
         let rules = crate::folder().join("prometheus/rules.yaml");
         let config = format!(
@@ -58,7 +62,9 @@ impl Prometheus {
     }
 
     fn wait_ready(&self) {
-        wait_until("Prometheus", || self.get("/-/ready").is_ok_and(|answer| answer.contains("is Ready")));
+        wait_until("Prometheus", || {
+            self.get("/-/ready").is_ok_and(|answer| answer.contains("is Ready"))
+        });
     }
 
     fn get(&self, path: &str) -> std::io::Result<String> {
@@ -86,7 +92,12 @@ impl Prometheus {
         let data = self.api(&format!("/query?query={encoded}{at}"));
         let samples = data["result"].as_array().unwrap().iter();
         samples
-            .map(|sample| (sample["metric"].clone(), sample["value"][1].as_str().unwrap().parse().unwrap()))
+            .map(|sample| {
+                (
+                    sample["metric"].clone(),
+                    sample["value"][1].as_str().unwrap().parse().unwrap(),
+                )
+            })
             .collect()
     }
 

@@ -10,7 +10,16 @@ use crate::support::tracer::{Start, Tracer};
 /// A tracer that counts what goes to this server.
 pub fn tracer(port: u16, server: &str) -> Tracer {
     let port = port.to_string();
-    let args = ["-o", "none", "--metrics", &port, "--interval", "200ms", "--to-ip", server];
+    let args = [
+        "-o",
+        "none",
+        "--metrics",
+        &port,
+        "--interval",
+        "200ms",
+        "--to-ip",
+        server,
+    ];
     Start::new(&args).lines(|_| ()).tracing()
 }
 

@@ -8,16 +8,20 @@ use std::time::{Duration, Instant};
 use crate::Table;
 use crate::support::probe::Need;
 use crate::support::scrape::{Scrape, address, request, scrape};
+use crate::support::small;
 use crate::support::sock::{Pair, V, drain, exchange, give, pair_with, take, wait_until};
 use crate::support::tracer::{Start, Tracer};
-use crate::support::small;
 
 /// The trials.
 pub fn table() -> Table {
     Table::new("metrics")
         .own("equal_what_was_moved", &[], equal_what_was_moved)
         .own("open_connections_count", &[], open_connections_count)
-        .own("never_fall_and_never_count_twice", &[], never_fall_and_never_count_twice)
+        .own(
+            "never_fall_and_never_count_twice",
+            &[],
+            never_fall_and_never_count_twice,
+        )
         .own("what_was_before_is_not_counted", &[], what_was_before_is_not_counted)
         .own("one_by_one_and_folded", &[], one_by_one_and_folded)
         .own("filters_hold", &[], filters_hold)
@@ -40,7 +44,16 @@ const INTERVAL: &str = "200ms";
 
 impl Watched {
     fn new(server: &str, more: &[&str]) -> Self {
-        let base = ["-o", "none", "--metrics", "0", "--interval", INTERVAL, "--to-ip", server];
+        let base = [
+            "-o",
+            "none",
+            "--metrics",
+            "0",
+            "--interval",
+            INTERVAL,
+            "--to-ip",
+            server,
+        ];
         let tracer = Start::new(&[&base, more].concat()).lines(|_| ()).tracing();
         Self {
             scraped: address(&tracer),
@@ -81,8 +94,7 @@ const SERVER: (&str, &str) = ("reporter", "destination");
 
 /// `kmesh_tcp_workload_…` and `kmesh_tcp_…`, which must agree.
 fn both(scrape: &Scrape, family: &str, labels: &[(&str, &str)]) -> f64 {
-    let sums = ["kmesh_tcp_workload_", "kmesh_tcp_"]
-        .map(|level| scrape.sum(&format!("{level}{family}_total"), labels));
+    let sums = ["kmesh_tcp_workload_", "kmesh_tcp_"].map(|level| scrape.sum(&format!("{level}{family}_total"), labels));
     assert_eq!(sums[0], sums[1], "{family}");
     sums[0]
 }
@@ -109,7 +121,9 @@ fn equal_what_was_moved() {
     drop(pair.client);
 
     let ends = (2 * COUNT + 2 + 3) as f64;
-    let seen = watched.until("all that ended", |seen| seen.sum("kmesh_trace_outcomes_total", &[]) == ends);
+    let seen = watched.until("all that ended", |seen| {
+        seen.sum("kmesh_trace_outcomes_total", &[]) == ends
+    });
     let count = COUNT as f64;
     let cases = [
         ("connections_opened", CLIENT, count + 1.0),
@@ -131,17 +145,34 @@ fn equal_what_was_moved() {
         assert_eq!(both(&seen, family, &[CLIENT, cut]), 1.0);
         assert_eq!(both(&seen, family, &[SERVER, cut]), 1.0);
     }
-    let outcomes = [("ok", 2.0 * count), ("refused", 3.0), ("reset_by_peer", 1.0), ("reset_by_local", 1.0)];
+    let outcomes = [
+        ("ok", 2.0 * count),
+        ("refused", 3.0),
+        ("reset_by_peer", 1.0),
+        ("reset_by_local", 1.0),
+    ];
     for (outcome, expected) in outcomes {
-        assert_eq!(seen.sum("kmesh_trace_outcomes_total", &[("outcome", outcome)]), expected, "{outcome}");
+        assert_eq!(
+            seen.sum("kmesh_trace_outcomes_total", &[("outcome", outcome)]),
+            expected,
+            "{outcome}"
+        );
     }
-    let took = |what: &str, labels: &[(&str, &str)]| seen.sum(&format!("kmesh_trace_{what}_duration_seconds_{}", "count"), labels);
+    let took = |what: &str, labels: &[(&str, &str)]| {
+        seen.sum(&format!("kmesh_trace_{what}_duration_seconds_{}", "count"), labels)
+    };
     assert_eq!(took("connect", &[]), count + 1.0);
     assert_eq!(took("connection", &[CLIENT]), count + 1.0);
     assert_eq!(took("connection", &[SERVER]), count + 1.0);
     let all = ("le", "+Inf");
-    assert_eq!(seen.sum("kmesh_trace_connect_duration_seconds_bucket", &[all]), count + 1.0);
-    assert!(seen.of("kmesh_tcp_sent_bytes_total", &[]).all(|one| one.labels["connection_security_policy"] == "mutual_tls"));
+    assert_eq!(
+        seen.sum("kmesh_trace_connect_duration_seconds_bucket", &[all]),
+        count + 1.0
+    );
+    assert!(
+        seen.of("kmesh_tcp_sent_bytes_total", &[])
+            .all(|one| one.labels["connection_security_policy"] == "mutual_tls")
+    );
     assert_eq!(seen.sum("kmesh_trace_lost_records_total", &[]), 0.0);
     assert_eq!(watched.tracer.interrupt().status.code(), Some(0));
 }
@@ -150,7 +181,8 @@ fn open_connections_count() {
     let watched = Watched::new("127.77.1.1", &[]);
     let pair = watched.pair();
     exchange(&pair, 1000, 300);
-    let told = |seen: &Scrape| both(seen, "sent_bytes", &[CLIENT]) == 1000.0 && both(seen, "sent_bytes", &[SERVER]) == 300.0;
+    let told =
+        |seen: &Scrape| both(seen, "sent_bytes", &[CLIENT]) == 1000.0 && both(seen, "sent_bytes", &[SERVER]) == 300.0;
     let seen = watched.until("the bytes of an open connection", told);
     assert_eq!(both(&seen, "connections_opened", &[CLIENT]), 1.0);
     assert_eq!(both(&seen, "connections_closed", &[CLIENT]), 0.0);
@@ -178,7 +210,10 @@ fn never_fall_and_never_count_twice() {
             sent += 333.0;
         }
         let seen = both(&watched.scrape(), "received_bytes", &[SERVER]);
-        assert!(seen >= seen_before && seen <= sent, "{seen_before}, then {seen} of {sent}");
+        assert!(
+            seen >= seen_before && seen <= sent,
+            "{seen_before}, then {seen} of {sent}"
+        );
         seen_before = seen;
         scrapes += 1;
     }
@@ -211,7 +246,10 @@ fn what_was_before_is_not_counted() {
 }
 
 fn one_by_one_and_folded() {
-    let watched = Watched::new("127.77.4.1", &["--metrics-level", "connection", "--metrics-max-series", "80"]);
+    let watched = Watched::new(
+        "127.77.4.1",
+        &["--metrics-level", "connection", "--metrics-max-series", "80"],
+    );
     let pairs: Vec<_> = (0..60).map(|_| watched.pair()).collect();
     pairs.iter().for_each(|pair| exchange(pair, 11, 0));
     let known: Vec<String> = pairs.iter().map(|pair| pair.truth.src.to_string()).collect();
@@ -224,7 +262,10 @@ fn one_by_one_and_folded() {
     assert_eq!(seen.of(family, &[CLIENT, rest]).count(), 1);
     assert!(seen.sum(family, &[CLIENT, rest]) >= 11.0);
     assert!(seen.sum("kmesh_trace_metrics_folded_total", &[]) > 0.0);
-    for series in seen.of(family, &[CLIENT]).filter(|series| series.labels["source_address"] != "other") {
+    for series in seen
+        .of(family, &[CLIENT])
+        .filter(|series| series.labels["source_address"] != "other")
+    {
         assert!(known.contains(&series.labels["source_address"]), "{series:?}");
         assert_eq!(series.value, 11.0);
     }
@@ -245,7 +286,9 @@ fn filters_hold() {
     drop(pair.server);
     wait_until("the reset", || (&pair.client).read(&mut [0]).is_err());
     drop(pair.client);
-    let seen = watched.until("the failures", |seen| seen.sum("kmesh_trace_outcomes_total", &[]) >= 2.0);
+    let seen = watched.until("the failures", |seen| {
+        seen.sum("kmesh_trace_outcomes_total", &[]) >= 2.0
+    });
     assert_eq!(seen.sum("kmesh_trace_outcomes_total", &[("outcome", "ok")]), 0.0);
     assert_eq!(both(&seen, "connections_closed", &[]), 2.0);
     watched.tracer.interrupt();
@@ -258,12 +301,19 @@ fn beside_records() {
     let scene = crate::support::expect::Scene::new(&tracer.store);
     let pair = crate::support::sock::pair(V::Four);
     exchange(&pair, 1000, 300);
-    wait_until("a walk", || scrape(scraped).sum("kmesh_trace_open_connections", &[]) >= 2.0);
+    wait_until("a walk", || {
+        scrape(scraped).sum("kmesh_trace_open_connections", &[]) >= 2.0
+    });
     end(pair);
     assert_eq!(scene.wait_count(2).len(), 2);
     let end = tracer.interrupt();
     end.check_whole();
-    assert!(end.store.records(scene.netns()).iter().all(|record| record.value["event"] == "close"));
+    assert!(
+        end.store
+            .records(scene.netns())
+            .iter()
+            .all(|record| record.value["event"] == "close")
+    );
 }
 
 fn http(at: &str) {
@@ -285,7 +335,11 @@ fn http(at: &str) {
     ];
     for (method, path, status) in cases {
         let answer = request(to, method, path);
-        assert!(answer.head.starts_with(&format!("HTTP/1.1 {status}")), "{method} {path}: {}", answer.head);
+        assert!(
+            answer.head.starts_with(&format!("HTTP/1.1 {status}")),
+            "{method} {path}: {}",
+            answer.head
+        );
         assert!(method != "HEAD" || answer.body.is_empty());
     }
     tracer.interrupt();
@@ -302,7 +356,11 @@ fn taken_port() {
     }
     let end = Start::new(&["--metrics", "192.0.2.1:15020"]).spawn().wait();
     assert_eq!(end.status.code(), Some(1));
-    assert!(end.stderr.join("\n").contains("an address of this machine"), "{:?}", end.stderr);
+    assert!(
+        end.stderr.join("\n").contains("an address of this machine"),
+        "{:?}",
+        end.stderr
+    );
 }
 
 /// Thousands that never finish their request, and hundreds that ask and never read: whoever asks properly is answered, and
@@ -318,16 +376,24 @@ fn hostile_scrapers() {
             0 => {}
             1 => stream.write_all(b"GET /metrics HT").unwrap_or_default(),
             // Asks and never reads.
-            _ => stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap_or_default(),
+            _ => stream
+                .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+                .unwrap_or_default(),
         }
         silent.push(stream);
         if number % 300 == 299 {
             let began = Instant::now();
             watched.scrape();
-            assert!(began.elapsed() < Duration::from_secs(2), "{:?} after {number}", began.elapsed());
+            assert!(
+                began.elapsed() < Duration::from_secs(2),
+                "{:?} after {number}",
+                began.elapsed()
+            );
         }
     }
-    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", watched.tracer.pid)).unwrap().count();
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", watched.tracer.pid))
+        .unwrap()
+        .count();
     assert!(descriptors < 400, "{descriptors} descriptors");
     end(pair);
     let seen = watched.until("the end", |seen| both(seen, "connections_closed", &[]) == 2.0);

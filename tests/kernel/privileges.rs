@@ -17,7 +17,11 @@ pub fn table() -> Table {
         .own("the_named_ones_suffice", &[Need::Setpriv], the_named_ones_suffice)
         .own("each_is_needed", &[Need::Setpriv], each_is_needed)
         .own("the_rest_is_given_up", &[], the_rest_is_given_up)
-        .own("check_tells_what_each_is_for", &[Need::Setpriv], check_tells_what_each_is_for)
+        .own(
+            "check_tells_what_each_is_for",
+            &[Need::Setpriv],
+            check_tells_what_each_is_for,
+        )
 }
 
 /// As `check` and the DaemonSet name them.
@@ -42,7 +46,14 @@ impl Program {
         };
         let list = list(capabilities);
         let mut command = Command::new("setpriv");
-        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]);
+        command.args([
+            "--reuid",
+            "65534",
+            "--regid",
+            "65534",
+            "--clear-groups",
+            "--no-new-privs",
+        ]);
         command.args(["--inh-caps", &list, "--ambient-caps", &list, "--bounding-set", &list]);
         command.arg(&self.0);
         command
@@ -57,14 +68,26 @@ impl Drop for Program {
 
 fn the_named_ones_suffice() {
     let program = Program::new();
-    let args = ["-o", "json", "--metrics", "0", "--events", "close,update", "--interval", "200ms"];
+    let args = [
+        "-o",
+        "json",
+        "--metrics",
+        "0",
+        "--events",
+        "close,update",
+        "--interval",
+        "200ms",
+    ];
     let tracer = Start::with(program.with(&NEEDED), &args).tracing();
     let scene = Scene::new(&tracer.store);
     let pair = pair(V::Four);
     exchange(&pair, 1000, 300);
     // Walks go on, and counters are read, after the rest has been given up.
     let two = |records: &[crate::support::tracer::Rec]| {
-        let updates = records.iter().filter(|record| record.value["event"] == "update").count();
+        let updates = records
+            .iter()
+            .filter(|record| record.value["event"] == "update")
+            .count();
         (updates >= 6).then_some(())
     };
     tracer.store.wait(scene.netns(), two).unwrap();
@@ -88,7 +111,10 @@ fn each_is_needed() {
         let left: Vec<_> = NEEDED.into_iter().filter(|one| *one != without).collect();
         let End { status, stderr, .. } = Start::with(program.with(&left), &[]).spawn().wait();
         assert_eq!(status.code(), Some(3), "without {without}: {stderr:?}");
-        assert!(stderr.join("\n").contains("CAP_BPF and CAP_PERFMON"), "without {without}: {stderr:?}");
+        assert!(
+            stderr.join("\n").contains("CAP_BPF and CAP_PERFMON"),
+            "without {without}: {stderr:?}"
+        );
     }
 }
 
@@ -103,7 +129,10 @@ fn threads(tracer: &Tracer) -> Vec<(u64, String)> {
                 line.trim().to_owned()
             };
             let set = |name| u64::from_str_radix(&field(name), 16).unwrap();
-            (set("CapEff:") | set("CapPrm:") | set("CapInh:") | set("CapAmb:"), field("NoNewPrivs:"))
+            (
+                set("CapEff:") | set("CapPrm:") | set("CapInh:") | set("CapAmb:"),
+                field("NoNewPrivs:"),
+            )
         })
         .collect()
 }
@@ -127,7 +156,10 @@ fn check_tells_what_each_is_for() {
     };
     let (status, told) = check(&NEEDED);
     assert_eq!(status, Some(0), "{told}");
-    assert!(told.contains("ok       CAP_BPF ") && told.contains("ok       CAP_PERFMON "), "{told}");
+    assert!(
+        told.contains("ok       CAP_BPF ") && told.contains("ok       CAP_PERFMON "),
+        "{told}"
+    );
     let (status, told) = check(&["perfmon"]);
     assert_eq!(status, Some(3), "{told}");
     assert!(told.contains("MISSING  CAP_BPF "), "{told}");

@@ -71,7 +71,14 @@ pub fn scrape(from: SocketAddr) -> Scrape {
     let answer = request(from, "GET", "/metrics");
     assert!(answer.head.starts_with("HTTP/1.1 200 "), "{}", answer.head);
     assert!(answer.body.ends_with("# EOF\n"), "cut off");
-    Scrape(answer.body.lines().filter(|line| !line.starts_with('#')).map(series).collect())
+    Scrape(
+        answer
+            .body
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(series)
+            .collect(),
+    )
 }
 
 fn series(line: &str) -> Series {
@@ -92,7 +99,10 @@ fn series(line: &str) -> Series {
                 (_, other) => value.push(other),
             }
         };
-        assert!(labels.insert(label.to_owned(), value).is_none(), "{label} twice: {line}");
+        assert!(
+            labels.insert(label.to_owned(), value).is_none(),
+            "{label} twice: {line}"
+        );
         rest = after[end + 1..].trim_start_matches(',');
     }
     Series {

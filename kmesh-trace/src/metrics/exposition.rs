@@ -193,9 +193,19 @@ impl Values {
             Ok(())
         };
         let help = "From the SYN sent to the connection established, at the client's end, seconds";
-        one("kmesh_trace_connect_duration_seconds", help, |of| &of.connect, Pair::is_of_client)?;
+        one(
+            "kmesh_trace_connect_duration_seconds",
+            help,
+            |of| &of.connect,
+            Pair::is_of_client,
+        )?;
         let help = "From the beginning of a connection to its end, seconds";
-        one("kmesh_trace_connection_duration_seconds", help, |of| &of.duration, |_| true)
+        one(
+            "kmesh_trace_connection_duration_seconds",
+            help,
+            |of| &of.duration,
+            |_| true,
+        )
     }
 
     fn own(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -46,10 +46,12 @@ fn read(metrics: &Metrics) -> Read {
 
 /// The sum of the series of a family whose labels have all of these.
 fn sum(read: &Read, family: &str, labels: &[&str]) -> f64 {
-    let is_it = |series: &str| {
-        series.split('{').next() == Some(family) && labels.iter().all(|label| series.contains(label))
-    };
-    read.iter().filter(|(series, _)| is_it(series)).map(|(_, value)| value).sum()
+    let is_it =
+        |series: &str| series.split('{').next() == Some(family) && labels.iter().all(|label| series.contains(label));
+    read.iter()
+        .filter(|(series, _)| is_it(series))
+        .map(|(_, value)| value)
+        .sum()
 }
 
 /// Of which connection-related series there are.
@@ -102,9 +104,16 @@ fn every_family_has_kmeshs_name_and_labels() {
     let pair = r#"source_workload="-",source_workload_namespace="istio-system",destination_workload="productpage-v1",destination_workload_namespace="echo-1-27855""#;
     let count = "kmesh_trace_connection_duration_seconds_count";
     assert_eq!(sum(&read, count, &[pair, r#"reporter="destination""#]), 1.0);
-    assert_eq!(sum(&read, "kmesh_trace_connection_duration_seconds_sum", &[pair]), 0.002_733_902);
+    assert_eq!(
+        sum(&read, "kmesh_trace_connection_duration_seconds_sum", &[pair]),
+        0.002_733_902
+    );
     assert_eq!(sum(&read, "kmesh_trace_connect_duration_seconds_count", &[]), 0.0);
-    for name in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds"] {
+    for name in [
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_start_time_seconds",
+    ] {
         assert!(read.contains_key(name), "{name}");
     }
     assert!(!text(&metrics).contains("conntections"));
@@ -149,12 +158,23 @@ fn failures_never_connected_or_were_cut_off() {
             ..testing::in_pods()
         });
         let read = read(&metrics);
-        let (failed, all) = ("kmesh_tcp_connections_failed_total", format!("response_flags={flags:?}"));
+        let (failed, all) = (
+            "kmesh_tcp_connections_failed_total",
+            format!("response_flags={flags:?}"),
+        );
         assert_eq!(sum(&read, failed, &[&all]), 1.0, "{outcome:?}");
         assert_eq!(sum(&read, failed, &[]), 1.0, "{outcome:?}");
         let opened = f64::from(u8::from(established));
-        assert_eq!(sum(&read, "kmesh_tcp_connections_opened_total", &[]), opened, "{outcome:?}");
-        assert_eq!(sum(&read, "kmesh_tcp_connections_closed_total", &[]), opened, "{outcome:?}");
+        assert_eq!(
+            sum(&read, "kmesh_tcp_connections_opened_total", &[]),
+            opened,
+            "{outcome:?}"
+        );
+        assert_eq!(
+            sum(&read, "kmesh_tcp_connections_closed_total", &[]),
+            opened,
+            "{outcome:?}"
+        );
         let label = format!("outcome={:?}", outcome.name());
         assert_eq!(sum(&read, "kmesh_trace_outcomes_total", &[&label]), 1.0);
     }
@@ -227,7 +247,11 @@ fn bytes_are_counted_once_at_every_level() {
     });
     let mut sent = 0;
     for record in scattered(2_000) {
-        sent += if record.event == Event::Close { record.sent_bytes } else { 0 };
+        sent += if record.event == Event::Close {
+            record.sent_bytes
+        } else {
+            0
+        };
         metrics.record(&record);
     }
     let read = read(&metrics);
@@ -239,7 +263,13 @@ fn bytes_are_counted_once_at_every_level() {
         assert_eq!(sum(&read, family, &[]), sent as f64, "{family}");
     }
     assert_eq!(sum(&read, "kmesh_tcp_connections_opened_total", &[]), 2_000.0);
-    assert!(sum(&read, "kmesh_tcp_connection_sent_bytes_total", &[r#"start_time="other""#]) > 0.0);
+    assert!(
+        sum(
+            &read,
+            "kmesh_tcp_connection_sent_bytes_total",
+            &[r#"start_time="other""#]
+        ) > 0.0
+    );
     assert!(sum(&read, "kmesh_trace_metrics_folded_total", &[]) > 1_900.0);
     // Those of all the rest come on top: of two reporters, five kinds at most.
     assert!(count(&read) <= 200 + 4, "{}", count(&read));
@@ -276,8 +306,16 @@ fn a_million_destinations_fold_into_what_there_is_room_for() {
     let rest = [r#"destination_pod_name="other""#, r#"reporter="destination""#];
     assert!(sum(&read, "kmesh_tcp_workload_sent_bytes_total", &rest) > 4.9e6);
     let text = text(&metrics);
-    let folded = text.lines().find(|line| line.contains(r#"destination_pod_name="other""#)).unwrap();
-    let labels = folded.split(['{', '}']).nth(1).unwrap().split("\",").map(|label| label.trim_matches('"'));
+    let folded = text
+        .lines()
+        .find(|line| line.contains(r#"destination_pod_name="other""#))
+        .unwrap();
+    let labels = folded
+        .split(['{', '}'])
+        .nth(1)
+        .unwrap()
+        .split("\",")
+        .map(|label| label.trim_matches('"'));
     for label in labels.filter(|label| !label.starts_with("reporter")) {
         assert!(label.ends_with(r#"="other"#), "{label}");
     }
@@ -290,18 +328,29 @@ fn a_series_goes_when_its_pods_are_gone_and_it_is_idle() {
     let record = from_pod(1);
     metrics.record(&record);
     metrics.tidy(after(10_000));
-    assert_eq!(sum(&read(&metrics), "kmesh_tcp_workload_sent_bytes_total", &[]), 5.0, "its pod lives");
+    assert_eq!(
+        sum(&read(&metrics), "kmesh_tcp_workload_sent_bytes_total", &[]),
+        5.0,
+        "its pod lives"
+    );
     drop(record);
     let mut other = from_pod(2);
     other.time = after(20_000);
     metrics.record(&other);
     metrics.tidy(after(20_300));
     let left = read(&metrics);
-    assert_eq!(sum(&left, "kmesh_tcp_workload_sent_bytes_total", &["pod-1"]), 0.0, "gone and idle");
+    assert_eq!(
+        sum(&left, "kmesh_tcp_workload_sent_bytes_total", &["pod-1"]),
+        0.0,
+        "gone and idle"
+    );
     assert_eq!(sum(&left, "kmesh_tcp_workload_sent_bytes_total", &["pod-2"]), 5.0);
     drop(other);
     metrics.tidy(after(20_400));
-    assert!(sum(&read(&metrics), "kmesh_tcp_workload_sent_bytes_total", &["pod-2"]) > 0.0, "not idle yet");
+    assert!(
+        sum(&read(&metrics), "kmesh_tcp_workload_sent_bytes_total", &["pod-2"]) > 0.0,
+        "not idle yet"
+    );
     metrics.tidy(after(21_000));
     assert_eq!(count(&read(&metrics)), 0);
     assert!(metrics.values.room.is_empty());
