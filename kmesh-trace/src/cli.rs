@@ -22,7 +22,7 @@ Options:
       --events EVENT,...    close (default), open, update (each --interval 5s)
       --duration 60s        Stop after this long; --count 100: after 100 records
       --metrics 15020       Prometheus; --metrics-*, --cluster, --trust-domain
-  -h, --help                --help tells all; -V, --version; --buffer 8MiB (ring)
+  -h, --help                --help tells all; -V, --version; --buffer 8MiB: ring
                             -q, --quiet: say less; -v, --verbose: say more
 Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
   -p, --port 443,8000-8999  Server's port; or --to-port; --from-port: client's
