@@ -211,8 +211,10 @@ pub mod counter {
     pub const RESET: u32 = 2;
     /// The walk over descriptors.
     pub const WALK: u32 = 3;
+    /// The second program at `inet_sock_set_state`.
+    pub const STATE_AGAIN: u32 = 4;
     /// How many there are.
-    pub const SLOTS: usize = 4;
+    pub const SLOTS: usize = 5;
 }
 
 /// What one program counted on one CPU. Each number stands for itself: none is computed from another.
@@ -402,35 +404,27 @@ pub const DIRECTION_INBOUND: u32 = 1 << 0;
 /// `Prefilter::directions`: sockets that connected.
 pub const DIRECTION_OUTBOUND: u32 = 1 << 1;
 
-/// The most networks that the kernel half checks; with more it leaves all of them to user space.
-pub const NETWORKS: usize = 16;
-
-/// Which end a [`Network`] is about.
-pub mod end {
-    /// Either.
-    pub const EITHER: u8 = 0;
-    /// The client's.
-    pub const CLIENT: u8 = 1;
-    /// The server's.
-    pub const SERVER: u8 = 2;
-    /// How many there are.
-    pub const COUNT: usize = 3;
+/// What a network says about the addresses in it, in bits: which terms of the filter contain it. A trie finds only the
+/// longest prefix that an address has, so each network says what all networks around it say as well.
+pub mod term {
+    /// A value of the flag for either end.
+    pub const EITHER: u32 = 1 << 0;
+    /// One of the flag for the client.
+    pub const CLIENT: u32 = 1 << 1;
+    /// One of the flag for the server.
+    pub const SERVER: u32 = 1 << 2;
+    /// How far to the left the same bits of negated values stand.
+    pub const NEGATED: u32 = 3;
 }
 
-/// One network that an address may be in.
+/// A network: a key of a longest-prefix trie.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct Network {
-    /// The address as IPv6, IPv4-mapped for IPv4; two halves in memory order, masked.
-    pub address: [u64; 2],
-    /// Its mask, likewise.
-    pub mask: [u64; 2],
-    /// A number of [`end`].
-    pub end: u8,
-    /// 1 when an association passes only if it is *not* in there.
-    pub negated: u8,
-    /// Always 0.
-    pub pad: [u8; 6],
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct Prefix {
+    /// Bits of `address` that count: 0 to 128.
+    pub bits: u32,
+    /// As IPv6, IPv4-mapped for IPv4; network order.
+    pub address: [u8; 16],
 }
 
 /// The kernel half of the filters: an association is sorted out when it is certain that the filters will. Only the parts
@@ -442,16 +436,14 @@ pub struct Prefilter {
     pub families: u32,
     /// `DIRECTION_*`.
     pub directions: u32,
-    /// How many of `networks` there are.
-    pub networks_len: u32,
-    /// Bit `e`: there is a network that is not negated for [`end`] `e`, so one must match.
+    /// Which flags about addresses have values that are not negated, so that one must match: bits of [`term`].
     pub must_match: u32,
+    /// Always 0.
+    pub pad: u32,
     /// Bit `port % 64` of word `port / 64`: the server's port passes.
     pub server_ports: [u64; 1024],
     /// Likewise for the client's.
     pub client_ports: [u64; 1024],
-    /// Those that count come first.
-    pub networks: [Network; NETWORKS],
 }
 
 /// An offset of a member that the running kernel does not have.
@@ -461,7 +453,7 @@ const _: () = {
     assert!(size_of::<Owner>() == 24);
     assert!(size_of::<Snapshot>() == 248);
     assert!(size_of::<Reset>() == 16);
-    assert!(size_of::<Network>() == 40);
-    assert!(size_of::<Prefilter>() == 16 + 2 * 8192 + NETWORKS * 40);
+    assert!(size_of::<Prefix>() == 20);
+    assert!(size_of::<Prefilter>() == 16 + 2 * 8192);
     assert!(size_of::<Counters>() == 96);
 };

@@ -11,26 +11,43 @@ use crate::maps::{Connection, KMESH_SOCKETS, SEEDED, count, missed_a_begin, note
 use crate::record;
 use crate::sock::{Sock, Task, TaskFile};
 
-/// A change of state: `inet_sock_set_state`.
+/// Whether a change of state needs anything. What the others would add can be told from the counters at the end.
 #[inline(always)]
-pub fn changed(sock: Sock, old: u8, new: u8) {
-    match (old, new) {
-        (_, state::SYN_SENT) => connecting(sock),
-        (state::LISTEN, state::SYN_RECV) => born(sock),
-        (_, state::ESTABLISHED) => established(sock, old),
-        (_, state::FIN_WAIT1 | state::LAST_ACK) => closing(sock, new),
-        (state::LISTEN | state::CLOSE, state::CLOSE) => {}
-        (_, state::CLOSE) => closed(sock, old),
-        (_, state::LISTEN) => listening(sock, Task::current()),
-        // What these would add can be told from the counters at the end.
-        (_, state::FIN_WAIT2 | state::CLOSE_WAIT | state::CLOSING | state::SYN_RECV) => {}
+pub fn matters(old: u8, new: u8) -> bool {
+    match new {
+        state::SYN_RECV => old == state::LISTEN,
+        state::CLOSE => !matches!(old, state::LISTEN | state::CLOSE),
+        _ => matches!(
+            new,
+            state::SYN_SENT | state::ESTABLISHED | state::FIN_WAIT1 | state::LAST_ACK | state::LISTEN
+        ),
+    }
+}
+
+/// A change of state that matters: `inet_sock_set_state`.
+///
+/// The kernel skips a program on a CPU where it is running already. Since 7.0 it may also preempt one in the middle, and
+/// then the changes of all other tasks there would be missed until that goes on. So there the same is attached twice: the
+/// second `program` ([`counter::STATE_AGAIN`]) does what the first was skipped for, and leaves at once otherwise.
+#[inline(always)]
+pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
+    if program == counter::STATE_AGAIN && KMESH_SOCKETS.get(sock).is_some_and(|connection| connection.seen == new) {
+        return;
+    }
+    match new {
+        state::SYN_SENT => connecting(sock, program),
+        state::SYN_RECV => born(sock, program),
+        state::ESTABLISHED => established(sock, old, program),
+        state::FIN_WAIT1 | state::LAST_ACK => closing(sock, new, program),
+        state::CLOSE => closed(sock, old, program),
+        state::LISTEN => listening(sock, Task::current()),
         _ => {}
     }
 }
 
 /// connect(), in the system call of the program itself.
 #[inline(always)]
-fn connecting(sock: Sock) {
+fn connecting(sock: Sock, program: u32) {
     // Only a socket that will be seen to have connected when it ends can do without storage until then.
     if looks_connected(sock) && rejects(sock, true) {
         return;
@@ -40,7 +57,7 @@ fn connecting(sock: Sock) {
     };
     if connection.phase == phase::LIVE {
         // Its last association ended, and neither program was run for it; there is nothing left to tell of it.
-        count(counter::STATE, |counters| {
+        count(program, |counters| {
             counters.closes += 1;
             counters.lost_overtaken += 1;
             counters.open -= 1;
@@ -50,6 +67,7 @@ fn connecting(sock: Sock) {
     connection.phase = phase::LIVE;
     connection.flags = FLAG_ACTIVE;
     connection.last_state = state::SYN_SENT;
+    connection.seen = state::SYN_SENT;
     connection.start_ns = now();
     connection.established_ns = 0;
     // A socket's first association has an empty error queue.
@@ -61,33 +79,33 @@ fn connecting(sock: Sock) {
     connection.owner.by = owner::NONE;
     connection.owner.pid = 0;
     own(connection, Task::current(), owner::CONNECT);
-    count(counter::STATE, |counters| counters.open += 1);
+    count(program, |counters| counters.open += 1);
 }
 
 /// A listener's child was made. With Fast Open it may live, and die, before its handshake is over; without, it is
 /// established within this very segment.
 #[inline(always)]
-fn born(sock: Sock) {
+fn born(sock: Sock, program: u32) {
     // The child still is a copy of its listener, with no addresses of its own.
     if sock.tcp().is_some_and(|tcp| tcp.fastopen_max_qlen() > 0)
         && !rejects_children(sock)
         && let Some(connection) = KMESH_SOCKETS.get_or_create(sock, &Connection::NEW)
     {
-        begin_accepted(connection, state::SYN_RECV);
+        begin_accepted(connection, state::SYN_RECV, program);
     }
 }
 
 /// The handshake is over.
 #[inline(always)]
-fn established(sock: Sock, old: u8) {
+fn established(sock: Sock, old: u8, program: u32) {
     let connection = match KMESH_SOCKETS.get(sock) {
         Some(connection) if connection.phase == phase::LIVE => connection,
-        // It was connecting when tracing began and no walk has met it, or it is filtered out.
-        None if old == state::SYN_SENT => {
+        // It was connecting when tracing began and no walk has met it, or it is filtered out, or its beginning was skipped.
+        known if old == state::SYN_SENT => {
             if rejects(sock, true) {
                 return;
             }
-            match adopt(sock) {
+            match adopt(sock, known, program) {
                 Some(connection) => connection,
                 None => return,
             }
@@ -99,7 +117,7 @@ fn established(sock: Sock, old: u8) {
             }
             match KMESH_SOCKETS.get_or_create(sock, &Connection::NEW) {
                 Some(connection) => {
-                    begin_accepted(connection, state::ESTABLISHED);
+                    begin_accepted(connection, state::ESTABLISHED, program);
                     connection
                 }
                 None => return note_missed_begin(),
@@ -108,12 +126,13 @@ fn established(sock: Sock, old: u8) {
     };
     connection.established_ns = now();
     connection.last_state = state::ESTABLISHED;
-    record::open(sock, connection, old);
+    connection.seen = state::ESTABLISHED;
+    record::open(sock, connection, old, program);
 }
 
 /// A child starts with its listener's storage, so all but the owner is set anew.
 #[inline(always)]
-fn begin_accepted(connection: &mut Connection, state: u8) {
+fn begin_accepted(connection: &mut Connection, state: u8, program: u32) {
     connection.start_ns = now();
     connection.established_ns = 0;
     connection.stale_error = 0;
@@ -121,58 +140,64 @@ fn begin_accepted(connection: &mut Connection, state: u8) {
     connection.phase = phase::LIVE;
     connection.flags = 0;
     connection.last_state = state;
+    connection.seen = state;
     connection.walk = 0;
-    count(counter::STATE, |counters| counters.open += 1);
+    count(program, |counters| counters.open += 1);
 }
 
 /// This end sends its FIN: close() or shutdown(), in the system call of the program itself.
 #[inline(always)]
-fn closing(sock: Sock, new: u8) {
+fn closing(sock: Sock, new: u8, program: u32) {
     let connection = match KMESH_SOCKETS.get(sock) {
         Some(connection) if connection.phase == phase::LIVE => connection,
-        _ => {
+        known => {
             if rejects(sock, looks_connected(sock)) {
                 return;
             }
-            match adopt(sock) {
+            match adopt(sock, known, program) {
                 Some(connection) => connection,
                 None => return,
             }
         }
     };
     connection.last_state = new;
+    connection.seen = new;
     own(connection, Task::current(), owner::CLOSE);
 }
 
 /// It is over.
 #[inline(always)]
-fn closed(sock: Sock, old: u8) {
+fn closed(sock: Sock, old: u8, program: u32) {
     let connection = match KMESH_SOCKETS.get(sock) {
         Some(connection) if connection.phase == phase::LIVE => {
             // More may be known now than when it began.
             if rejects(sock, connection.flags & FLAG_ACTIVE != 0) {
                 connection.phase = phase::ENDED;
                 connection.last_state = state::CLOSE;
-                count(counter::STATE, |counters| counters.open -= 1);
-                return filtered(sock, old);
+                connection.seen = state::CLOSE;
+                count(program, |counters| counters.open -= 1);
+                return filtered(sock, old, program);
             }
             connection
         }
-        Some(connection) if connection.phase == phase::ENDED => return,
+        // Only an attempt whose beginning was skipped can end after an end.
+        Some(connection) if connection.phase == phase::ENDED && old != state::SYN_SENT => return,
         known => {
             if rejects(sock, looks_connected(sock)) {
-                return filtered(sock, old);
+                return filtered(sock, old, program);
             }
             match known {
                 // A child that died before its handshake was over.
-                Some(connection) if connection.phase == phase::LISTENER => {
-                    begin_accepted(connection, state::SYN_RECV);
+                Some(connection) if connection.phase == phase::LISTENER && old == state::SYN_RECV => {
+                    begin_accepted(connection, state::SYN_RECV, program);
                     connection
                 }
-                _ => match adopt(sock) {
+                known => match adopt(sock, known, program) {
                     Some(connection) => connection,
+                    // Nothing tells the second program that the first has counted it.
+                    None if program == counter::STATE_AGAIN => return,
                     None => {
-                        return count(counter::STATE, |counters| {
+                        return count(program, |counters| {
                             counters.closes += 1;
                             counters.lost_storage += 1;
                         });
@@ -190,15 +215,19 @@ fn closed(sock: Sock, old: u8) {
     {
         own(connection, Task::current(), owner::CLOSE);
     }
-    end(sock, connection, old, 0, counter::STATE);
+    end(sock, connection, old, 0, program);
 }
 
-/// What the filter sorts out is counted as it would have been told.
+/// What the filter sorts out is counted as it would have been told; by the first program alone, since nothing tells the
+/// second one that it was.
 #[inline(always)]
-fn filtered(sock: Sock, old: u8) {
+fn filtered(sock: Sock, old: u8, program: u32) {
+    if program == counter::STATE_AGAIN {
+        return;
+    }
     // Only a failed connect() may be none at all; what its error queue held before does not matter.
     if old != state::SYN_SENT || record::ended(sock, 0, old, 0).is_some() {
-        count(counter::STATE, |counters| {
+        count(program, |counters| {
             counters.closes += 1;
             counters.filtered += 1;
         });
@@ -289,6 +318,7 @@ fn listening(sock: Sock, task: Task) {
     }
     if let Some(connection) = KMESH_SOCKETS.get_or_create(sock, &Connection::NEW) {
         connection.phase = phase::LISTENER;
+        connection.seen = state::LISTEN;
         // Of several programs that hold a listener the first found counts, but not the one that only handed it on
         // (pid 1 listens for others).
         if connection.owner.by == owner::NONE || connection.owner.pid == 1 {
@@ -303,16 +333,36 @@ fn listening(sock: Sock, task: Task) {
 fn end(sock: Sock, connection: &mut Connection, old: u8, flags: u8, slot: u32) {
     connection.phase = phase::ENDED;
     connection.last_state = old;
+    connection.seen = state::CLOSE;
     count(slot, |counters| counters.open -= 1);
     if let Some(ended) = record::ended(sock, connection.stale_error, old, flags) {
         record::close(&ended, connection, slot);
     }
 }
 
-/// Begins to keep track of a socket that was open before the tracer and that no walk has met (in a listener's queue, or
-/// orphaned). None when there is no storage, or when the socket may be one whose beginning found none.
+/// Begins to keep track of a socket whose beginning was not seen: it was open before the tracer and no walk has met it (in
+/// a listener's queue, or orphaned), or the kernel skipped the program then. `known`: what is kept on it, of no association
+/// that lives. None when there is no storage, or when the socket may be one whose beginning found none.
 #[inline(always)]
-fn adopt(sock: Sock) -> Option<&'static mut Connection> {
+fn adopt(sock: Sock, known: Option<&'static mut Connection>, program: u32) -> Option<&'static mut Connection> {
+    if let Some(connection) = known {
+        // Its listener's copy knows whose it is; after an end there is nothing to be had.
+        if connection.phase == phase::ENDED {
+            connection.owner.by = owner::NONE;
+            connection.owner.pid = 0;
+            connection.association += 1;
+        } else {
+            connection.association = 1;
+        }
+        connection.phase = phase::LIVE;
+        connection.flags = unseen(sock).flags & !SEEDED;
+        connection.start_ns = 0;
+        connection.established_ns = 0;
+        connection.stale_error = 0;
+        connection.walk = 0;
+        count(program, |counters| counters.open += 1);
+        return Some(connection);
+    }
     if missed_a_begin() {
         return None;
     }
@@ -320,7 +370,7 @@ fn adopt(sock: Sock) -> Option<&'static mut Connection> {
     initial.flags &= !SEEDED;
     let connection = KMESH_SOCKETS.get_or_create(sock, &initial)?;
     if connection.flags & SEEDED == 0 {
-        count(counter::STATE, |counters| counters.open += 1);
+        count(program, |counters| counters.open += 1);
     }
     Some(connection)
 }

@@ -5,10 +5,10 @@ use core::ptr;
 
 use kmesh_trace_common::{
     CHECK_ADDRESS, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT, DIRECTION_INBOUND,
-    DIRECTION_OUTBOUND, FAMILY_IPV4, FAMILY_IPV6, NETWORKS, Prefilter, end,
+    DIRECTION_OUTBOUND, FAMILY_IPV4, FAMILY_IPV6, Prefilter, term,
 };
 
-use crate::maps::{KMESH_FILTER, checks};
+use crate::maps::{KMESH_FILTER, checks, terms_of};
 use crate::sock::{Address, Sock};
 
 /// Whether a connection is certain to be sorted out. `outbound`: this socket connected. What is not known yet (a port or
@@ -92,33 +92,25 @@ fn has(ports: &[u64; 1024], port: u16) -> bool {
 #[inline(always)]
 fn rejects_addresses(filter: &Prefilter, local: Address, peer: Address, outbound: bool) -> bool {
     let (client, server) = if outbound { (local, peer) } else { (peer, local) };
-    let mut matched = 0;
-    for index in 0..NETWORKS {
-        if index as u32 >= filter.networks_len {
-            break;
-        }
-        let network = &filter.networks[index];
-        // What is not known yet may match, but is no reason to sort out.
-        let unknown = u8::from(network.negated == 0);
-        let is_in = |address: Address| -> u8 {
-            if address.is_unspecified() {
-                return unknown;
-            }
-            let difference = (address.0[0] ^ network.address[0]) & network.mask[0]
-                | (address.0[1] ^ network.address[1]) & network.mask[1];
-            u8::from(difference == 0)
-        };
-        let matches = match network.end {
-            end::CLIENT => is_in(client),
-            end::SERVER => is_in(server),
-            _ => is_in(client) | is_in(server),
-        };
-        if matches != 0 {
-            if network.negated != 0 {
-                return true;
-            }
-            matched |= 1_u32 << (network.end & 3);
-        }
+    let (client, server) = (terms(client), terms(server));
+    // The bits of each flag as its own end has them, the bits of the flag for either end as one of the two has them.
+    let matched = (client | server) & terms_for(term::EITHER)
+        | client & terms_for(term::CLIENT)
+        | server & terms_for(term::SERVER);
+    matched >> term::NEGATED != 0 || filter.must_match & !matched != 0
+}
+
+/// A flag's bits, negated values and others.
+const fn terms_for(flag: u32) -> u32 {
+    flag | flag << term::NEGATED
+}
+
+/// Which terms contain the address. What is not known yet may match, but is no reason to sort out.
+#[inline(always)]
+fn terms(address: Address) -> u32 {
+    if address.is_unspecified() {
+        term::EITHER | term::CLIENT | term::SERVER
+    } else {
+        terms_of(address)
     }
-    filter.must_match & !matched != 0
 }

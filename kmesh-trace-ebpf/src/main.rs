@@ -26,15 +26,29 @@ mod programs {
     use aya_ebpf::macros::btf_tracepoint;
     use aya_ebpf::programs::BtfTracePointContext;
 
+    use kmesh_trace_common::counter;
+
     use crate::connection;
     use crate::sock::{Sock, TaskFile};
 
     #[btf_tracepoint(function = "inet_sock_set_state")]
     fn kmesh_state(ctx: BtfTracePointContext) -> i32 {
+        state(&ctx, counter::STATE)
+    }
+
+    /// For kernels that preempt programs at tracepoints: see [`connection::changed`].
+    #[btf_tracepoint(function = "inet_sock_set_state")]
+    fn kmesh_state_again(ctx: BtfTracePointContext) -> i32 {
+        state(&ctx, counter::STATE_AGAIN)
+    }
+
+    #[inline(always)]
+    fn state(ctx: &BtfTracePointContext, program: u32) -> i32 {
         // SAFETY: the hook's first argument is a `const struct sock *`, never null.
         let sock = unsafe { Sock::from_argument(ctx.arg::<*const c_void>(0)) };
-        if sock.is_tcp() {
-            connection::changed(sock, ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8);
+        let (old, new) = (ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8);
+        if connection::matters(old, new) && sock.is_tcp() {
+            connection::changed(sock, old, new, program);
         }
         0
     }

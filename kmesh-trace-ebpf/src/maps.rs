@@ -4,12 +4,12 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type};
-use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
-use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::btf_maps::{Array, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 use kmesh_trace_common::{Counters, Owner, Prefilter, Settings, Snapshot, counter};
 
-use crate::sock::Sock;
+use crate::sock::{Address, Sock};
 
 /// How far a socket's association is. All zero in a socket that has none yet.
 pub mod phase {
@@ -38,7 +38,8 @@ pub struct Connection {
     pub flags: u8,
     /// The last state noted; not each is.
     pub last_state: u8,
-    pub pad: u8,
+    /// The state of the last change that a program was run for, of those that matter.
+    pub seen: u8,
     /// The last walk that met it.
     pub walk: u32,
     pub pad2: u32,
@@ -59,7 +60,7 @@ impl Connection {
         phase: 0,
         flags: 0,
         last_state: 0,
-        pad: 0,
+        seen: 0,
         walk: 0,
         pad2: 0,
     };
@@ -91,18 +92,18 @@ impl SocketStorage {
 
     /// What is kept on this socket.
     #[inline(always)]
-    pub fn get(&self, sock: Sock) -> Option<&mut Connection> {
+    pub fn get(&self, sock: Sock) -> Option<&'static mut Connection> {
         self.look_up(sock, ptr::null(), 0)
     }
 
     /// What is kept on this socket, `initial` if nothing was. None when the kernel refuses (`net.core.optmem_max`).
     #[inline(always)]
-    pub fn get_or_create(&self, sock: Sock, initial: &Connection) -> Option<&mut Connection> {
+    pub fn get_or_create(&self, sock: Sock, initial: &Connection) -> Option<&'static mut Connection> {
         self.look_up(sock, initial, BPF_SK_STORAGE_GET_F_CREATE.into())
     }
 
     #[inline(always)]
-    fn look_up(&self, sock: Sock, initial: *const Connection, flags: u64) -> Option<&mut Connection> {
+    fn look_up(&self, sock: Sock, initial: *const Connection, flags: u64) -> Option<&'static mut Connection> {
         let map = ptr::from_ref(self).cast_mut().cast::<c_void>();
         // SAFETY: the map is a socket storage, the socket a typed pointer that the verifier vouches for, and `initial`
         // null or a whole value. The kernel returns null or the value, which lives as long as the socket: longer than
@@ -125,6 +126,35 @@ pub static KMESH_EVENTS: RingBuf<Snapshot, 4096> = RingBuf::new();
 /// Written by user space before attaching.
 #[btf_map]
 pub static KMESH_FILTER: Array<Prefilter, 1> = Array::new();
+
+/// What the filter's networks say; written likewise. User space sets the size.
+#[btf_map]
+static KMESH_NETWORKS: LpmTrie<[u8; 16], u32, 1> = LpmTrie::new();
+
+/// A key of that map, its address where words can be written.
+#[repr(C)]
+struct Whole {
+    pad: u32,
+    bits: u32,
+    address: [u64; 2],
+}
+
+/// Which terms of the filter contain an address: bits of [`kmesh_trace_common::term`].
+#[inline(always)]
+pub fn terms_of(address: Address) -> u32 {
+    let key = Whole {
+        pad: 0,
+        bits: 128,
+        address: address.0,
+    };
+    let map = (&raw const KMESH_NETWORKS).cast_mut().cast::<c_void>();
+    // SAFETY: a map whose keys are 20 bytes, which `bits` and `address` are, and whose values are `u32`; the kernel returns
+    // null or a value, which stays readable for as long as the program runs.
+    unsafe {
+        let terms = bpf_map_lookup_elem(map, (&raw const key.bits).cast()).cast::<u32>();
+        if terms.is_null() { 0 } else { ptr::read_volatile(terms) }
+    }
+}
 
 /// The number of the present walk, from 1. The first only seeds; all others tell what they meet.
 #[btf_map]

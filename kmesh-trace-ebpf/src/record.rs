@@ -78,13 +78,13 @@ pub fn close(ended: &Ended, connection: &Connection, slot: u32) {
 
 /// Tells that an association was established, if that is wanted.
 #[inline(always)]
-pub fn open(sock: Sock, connection: &Connection, old_state: u8) {
+pub fn open(sock: Sock, connection: &Connection, old_state: u8, slot: u32) {
     if !tells_opens() {
         return;
     }
     let Some(tcp) = sock.tcp() else { return };
     let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Snapshot>(0) else {
-        return count(counter::STATE, |counters| counters.lost_opens += 1);
+        return count(slot, |counters| counters.lost_opens += 1);
     };
     let event = Event {
         kind: KIND_OPEN,
@@ -95,7 +95,7 @@ pub fn open(sock: Sock, connection: &Connection, old_state: u8) {
     };
     fill(entry.as_mut_ptr(), sock, tcp, connection, &event);
     entry.submit(0);
-    count(counter::STATE, |counters| counters.opens += 1);
+    count(slot, |counters| counters.opens += 1);
 }
 
 /// Tells a walk how an association stands. False when there is no room now.

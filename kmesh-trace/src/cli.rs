@@ -1,10 +1,16 @@
 //! The command line as it is typed: types for `clap`, nothing else. What it means is [`crate::config`]'s.
 
+mod capture;
 mod filters;
 mod metrics;
+mod names;
+mod table;
 
+pub use capture::Capture;
 pub use filters::Filters;
 pub use metrics::Metrics;
+pub use names::Names;
+pub use table::{TableFlags, Typed};
 
 use crate::completions::Shell;
 use crate::config::{self, BufferSize, Color, EventName, Output};
@@ -12,25 +18,27 @@ use clap::{Parser, Subcommand};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-const LAYOUT: &str = "{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-help}\n";
+const LAYOUT: &str = "{about}\n{usage-heading} {usage}\n{all-args}{after-help}\n";
 
 /// `-h`: all that there is, on one screen. A line a flag would not fit any more, so this is written by hand; a test knows
 /// when a flag is forgotten. `--help` is made from the flags themselves.
 const SCREEN: &str = "\
 Options:
-  -o, --output FORMAT       log (default), json, none; --color auto|always|never
+  -o, --output FORMAT       log (default), json, table, none; --color auto|never
+      --by service,port     Table's groups; --sort --top --max-groups --rollup
       --events EVENT,...    close (default), open, update (each --interval 5s)
-      --duration 60s        Stop after this long; --count 100: after 100 records
-      --metrics 15020       Prometheus; --metrics-*, --cluster, --trust-domain
-  -h, --help                --help tells all; -V, --version; --buffer 8MiB: ring
-                            -q, --quiet: say less; -v, --verbose: say more
+  --duration 60s, --count 100: stop; --buffer 8MiB; -q, --quiet; -v, --verbose
+  --metrics ADDR --metrics-* --cluster --trust-domain: Prometheus; -V, --version
+  -w, --write FILE: keep; -r, --read FILE: replay; --rotate 9M,5; -h, --help
 Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
-  -p, --port 443,8000-8999  Server's port; or --to-port; --from-port: client's
-      --ip 10.0.0.0/8,::1   Either end's; --from-ip: client's; --to-ip: server's
-  -4, -6                    IPv4 or IPv6; --established-only: what did connect
+  -n, --namespace shop      Of a pod; so --pod 'web-*', --workload web, --ip ::1
+  -l, --selector app=web    at either end; at one: --from-pod, --to-ip and so on
+      --service shop/web    Called; -p, --port 443,8000-8999: the server's port
       --comm 'nginx*'       Whose socket; also --pid 4711, --container 3f9a02
-      --outcome refused     How it ended; --failed: not ok; --direction inbound
-      --min-duration 100ms  Only the slow; --min-bytes 1M: only the large";
+  -4, -6, --direction inbound (server's end), outbound; --established-only
+  --outcome refused, --failed: its end; --min-duration 100ms; --min-bytes 1M
+Names (this node's; or): --cri --kubelet --kubeconfig --pods-file; --no-resolve
+  --kubelet-{token,ca,cert,key,insecure}, of kubeconfig: --context, --this-node";
 
 const MORE: &str = "\
 Examples:
@@ -40,13 +48,21 @@ Examples:
           A minute of them as JSON
   kmesh-trace -o json | jq -r 'select(.outcome != \"ok\") | .process.comm'
           Whose connections fail
+  kmesh-trace -o table --by service --sort -failed
+          What fails right now, seen in the terminal (? tells the keys)
+  kmesh-trace --kubeconfig -o json
+          With the names of the whole cluster, not of this node's pods alone
   kmesh-trace -o none --metrics 15020
           For Prometheus, to scrape http://127.0.0.1:15020/metrics
   kmesh-trace check
-          Can it run here?
+          Can it run here, and what will it be able to name?
 
   kmesh-trace --failed --to-port 5432 --from-ip '10.0.0.0/8,!10.0.0.7'
           Who in this network, but for one, fails to reach the database
+  kmesh-trace -n shop --failed
+          What failed, in or out of a namespace
+  kmesh-trace --from-workload Deployment/web --service shop/database
+          What a Deployment does with a Service
   kmesh-trace --comm 'nginx*' --direction inbound --min-duration 2s
           What nginx was slow to serve
 
@@ -55,7 +71,8 @@ flags must all pass. A leading ! negates a value: what it matches does not pass.
 A flag passes when one of its other values matches, or it has none, and no
 negated one does. What is not known (the process, the outcome of what has not
 ended) matches no value. Quote ! and * for the shell: '!443', 'kube*'. What can
-never match is refused. A record of `open` or `update` has no outcome.
+never match is refused. A record of `open` or `update` has no outcome. -l has
+kubectl's own grammar: 'app=web,tier!=db', where a comma means AND.
 
 Only data goes to standard output, all else to standard error. The closing
 summary accounts for every connection that ended meanwhile; with -o json it is
@@ -64,7 +81,8 @@ the last line, otherwise it goes to standard error.
 Exit status:
   0  It ran and ended as asked: Ctrl-C, SIGTERM, --duration, --count, or a
      reader that went away
-  1  It failed while running
+  1  It failed while running, or a source of names that was named did not
+     answer within 10 s
   2  The command line is wrong
   3  This system cannot trace: privileges, the kernel or its BTF; it says
      which, and what to do
@@ -75,7 +93,9 @@ Signals:
   SIGUSR1          Sum up so far
 
 Environment:
-  NO_COLOR  When set and not empty, no colour unless --color asks for it
+  NO_COLOR    When set and not empty, no colour unless --color asks for it
+  KUBECONFIG  What --kubeconfig takes when it has no value
+  NODE_NAME   This node's name in the cluster, for --this-node
 
 Nothing outlives the program: after any exit the kernel holds nothing of it.";
 
@@ -105,9 +125,10 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// What to print: log, json or none
+    /// What to print: log, json, table or none
     ///
     /// log: access-log lines, Kmesh's fields first. json: one object a line, as the schema command describes them.
+    /// table: what groups of connections do, in the terminal; a block of lines an --interval where there is none.
     /// none: nothing but the summary on standard error.
     #[arg(
         short,
@@ -133,7 +154,7 @@ pub struct Cli {
     )]
     pub events: Vec<EventName>,
 
-    /// How often update events are told
+    /// How often update events are told, and how long what is rolled up is
     #[arg(
         long,
         value_name = "TIME",
@@ -190,6 +211,17 @@ pub struct Cli {
     #[arg(short = 'V', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
 
+    /// What is rolled up.
+    #[command(flatten)]
+    pub table: TableFlags,
+
+    /// What is kept, and told again.
+    #[command(flatten)]
+    pub capture: Capture,
+
+    /// Where names come from.
+    #[command(flatten)]
+    pub names: Names,
     /// Whether and how metrics are served.
     #[command(flatten)]
     pub metrics: Metrics,
@@ -243,6 +275,27 @@ mod tests {
         }
     }
 
+    /// The words of a help, with braces meaning what they mean to a shell: `--a-{b,c}` is two.
+    fn words(help: &str) -> Vec<String> {
+        let ends = |c: char| " ,;:()[\n".contains(c);
+        let mut words = Vec::new();
+        for word in help.split_whitespace() {
+            match word
+                .split_once('{')
+                .and_then(|(stem, rest)| Some((stem, rest.split_once('}')?.0)))
+            {
+                Some((stem, endings)) => words.extend(endings.split(',').map(|ending| format!("{stem}{ending}"))),
+                None => words.extend(word.split(ends).map(str::to_owned)),
+            }
+        }
+        words
+    }
+
+    /// Whether a word of a help is this flag, or all that begin as it does: `--a-*`.
+    fn stands_for(word: &str, name: &str) -> bool {
+        word == name || word.strip_suffix('*').is_some_and(|all| name.starts_with(all))
+    }
+
     #[test]
     fn both_helps_know_every_flag() {
         for help in [
@@ -253,10 +306,11 @@ mod tests {
                 let short = flag.get_short().map(|short| format!("-{short}"));
                 let long = flag.get_long().map(|long| format!("--{long}"));
                 for name in short.iter().chain(&long) {
-                    // `--metrics-*` stands for all that begin so.
-                    let is_it =
-                        |word: &str| word == name || word.strip_suffix('*').is_some_and(|all| name.starts_with(all));
-                    let is_there = help.split([' ', ',', ';', ':', '\n']).any(is_it);
+                    // `--metrics-*` stands for all that begin so, and the variants for one end are told once for all.
+                    let of_one_end = name.strip_prefix("--from-").or(name.strip_prefix("--to-"));
+                    let both = of_one_end.filter(|_| help.contains("--from-pod, --to-ip and so on"));
+                    let known = |name: &str| words(&help).iter().any(|word| stands_for(word, name));
+                    let is_there = known(name) || both.is_some_and(|flag| known(&format!("--{flag}")));
                     assert!(is_there, "{name}: {help}");
                 }
                 assert!(short.or(long).is_some() && flag.get_help().is_some(), "{flag}");
@@ -266,16 +320,11 @@ mod tests {
 
     #[test]
     fn the_screen_tells_nothing_that_is_not_there() {
-        let dashed = SCREEN
-            .split([' ', ',', ';', ':', '(', ')', '\n'])
-            .filter(|word| word.starts_with('-'));
-        for word in dashed {
+        for word in words(SCREEN).iter().filter(|word| word.starts_with('-')) {
             let is_flag = Cli::command().get_arguments().any(|flag| {
                 let long = flag.get_long().map(|long| format!("--{long}"));
-                let of_all = |all: &str| long.as_deref().is_some_and(|long| long.starts_with(all));
-                long.as_deref() == Some(word)
-                    || word.strip_suffix('*').is_some_and(of_all)
-                    || flag.get_short().map(|short| format!("-{short}")).as_deref() == Some(word)
+                let short = flag.get_short().map(|short| format!("-{short}"));
+                long.iter().chain(&short).any(|name| stands_for(word, name))
             });
             assert!(is_flag, "{word}");
         }
@@ -314,6 +363,8 @@ mod tests {
             "--duration 1h30m",
             "--count 1",
             "--buffer 4096",
+            "-w x.kmt --rotate 64Ki,3",
+            "-r - -w y.kmt --count 3",
             "-q",
             "-v",
             "-o none --metrics 15020 --metrics-level workload,connection --metrics-max-series 9 --metrics-idle 1h",
@@ -323,6 +374,14 @@ mod tests {
             "--pid 1,2 --comm n*,!nginx --container containerd://3f9A",
             "--direction inbound --outcome !ok,timeout --failed --established-only",
             "--min-duration 1s500ms --min-bytes 64Ki",
+            "-o table --by workload,port --by outcome --sort -failed --top 5 --max-groups 1",
+            "-o table --sort bytes",
+            "-o json --rollup --by connection --max-groups 1000000",
+            "--cri --kubelet --kubeconfig --pods-file p.json",
+            "--cri=/run/x.sock --kubelet=https://10.0.0.5:10250/pods --kubeconfig=k --context c --this-node",
+            "--kubelet --kubelet-token t --kubelet-ca c",
+            "--kubelet --kubelet-cert c --kubelet-key k --kubelet-insecure",
+            "--no-resolve",
             "check",
             "schema",
             "completions bash",
@@ -343,7 +402,7 @@ mod tests {
             (
                 "-o yaml",
                 ErrorKind::InvalidValue,
-                &["--output", "yaml", "log, json, none"],
+                &["--output", "yaml", "log, json, table, none"],
             ),
             ("-o jsno", ErrorKind::InvalidValue, &["--output", "similar", "json"]),
             ("-o", ErrorKind::InvalidValue, &["--output"]),
@@ -363,9 +422,35 @@ mod tests {
             ("--buffer 0", ErrorKind::ValueValidation, &["--buffer", "4Ki"]),
             ("--buffer 2Gi", ErrorKind::ValueValidation, &["--buffer", "1GiB"]),
             ("--buffer 8Mb", ErrorKind::ValueValidation, &["--buffer", "units"]),
+            (
+                "-o table --by pods",
+                ErrorKind::InvalidValue,
+                &["--by", "similar", "pod"],
+            ),
+            (
+                "-o table --sort latency",
+                ErrorKind::ValueValidation,
+                &["--sort", "failed"],
+            ),
+            ("-o table --top 0", ErrorKind::ValueValidation, &["--top"]),
+            (
+                "-o table --max-groups 0",
+                ErrorKind::ValueValidation,
+                &["--max-groups", "1000000"],
+            ),
             ("-q -v", ErrorKind::ArgumentConflict, &["--quiet", "--verbose"]),
             ("--ouput json", ErrorKind::UnknownArgument, &["--ouput", "--output"]),
-            ("--namespace shop", ErrorKind::UnknownArgument, &["--namespace"]),
+            (
+                "--namespace Shop",
+                ErrorKind::ValueValidation,
+                &["--namespace", "lower-case"],
+            ),
+            ("-l a=b=c", ErrorKind::ValueValidation, &["--selector", "comma"]),
+            (
+                "--workload a/b/c",
+                ErrorKind::ValueValidation,
+                &["--workload", "lower-case"],
+            ),
             ("chekc", ErrorKind::InvalidSubcommand, &["chekc", "check"]),
             ("--count 3 check", ErrorKind::ArgumentConflict, &["--count", "check"]),
             ("--prot 80", ErrorKind::UnknownArgument, &["--prot", "--port"]),
@@ -414,6 +499,29 @@ mod tests {
                 &["--min-duration", "100ms"],
             ),
             ("--failed=yes", ErrorKind::TooManyValues, &["--failed"]),
+            (
+                "--kubelet=ftp://n1",
+                ErrorKind::ValueValidation,
+                &["--kubelet", "https://"],
+            ),
+            ("--kubelet-token t", ErrorKind::MissingRequiredArgument, &["--kubelet"]),
+            (
+                "--kubelet --kubelet-cert c",
+                ErrorKind::MissingRequiredArgument,
+                &["--kubelet-key"],
+            ),
+            ("--context c", ErrorKind::MissingRequiredArgument, &["--kubeconfig"]),
+            ("--this-node", ErrorKind::MissingRequiredArgument, &["--kubeconfig"]),
+            (
+                "--no-resolve --kubelet",
+                ErrorKind::ArgumentConflict,
+                &["--no-resolve", "--kubelet"],
+            ),
+            (
+                "--kubelet --kubelet-ca c --kubelet-insecure",
+                ErrorKind::ArgumentConflict,
+                &["--kubelet-ca", "--kubelet-insecure"],
+            ),
             (
                 "--metrics :15020",
                 ErrorKind::ValueValidation,

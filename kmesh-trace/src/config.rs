@@ -3,14 +3,22 @@
 //! Each value is checked as it is parsed, so that `clap` names its flag in the error; what is left afterwards is to
 //! bring the values together, with each other and with their surroundings.
 
+mod capture;
 mod filters;
 mod metrics;
+mod names;
+mod table;
 
-pub use metrics::Metrics;
-
+pub use capture::Kept;
 pub(crate) use filters::min_duration;
+pub use metrics::{Common, Level, Metrics, Settings};
 pub(crate) use metrics::{cluster, max_series, metrics_address, metrics_idle};
+pub(crate) use names::kubelet_url;
+pub use names::{ApiServer, Kubelet, Origin, Source};
+pub(crate) use table::max_groups;
+pub use table::{Rolled, typed_filter};
 
+use crate::capture::Place;
 use crate::cli::Cli;
 use crate::filter::Filter;
 use crate::record::Event;
@@ -36,6 +44,8 @@ pub enum Output {
     Log,
     /// One JSON object a line (see kmesh-trace schema)
     Json,
+    /// What groups of connections do, interval by interval
+    Table,
     /// Nothing
     None,
 }
@@ -70,6 +80,12 @@ pub struct Events {
 }
 
 impl Events {
+    const ALL: Self = Self {
+        close: true,
+        open: true,
+        update: true,
+    };
+
     fn new(names: &[EventName]) -> Self {
         let has = |name| names.contains(&name);
         Self {
@@ -119,12 +135,20 @@ pub enum Verbosity {
 /// A run's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// A capture to replay, in place of tracing.
+    pub read: Option<Place>,
+    /// A capture to make.
+    pub kept: Option<Kept>,
     /// The format of standard output.
     pub output: Output,
     /// The events that go there.
     pub events: Events,
+    /// What they are rolled up to, if they are.
+    pub rolled: Option<Rolled>,
     /// The connections of which they are told.
     pub filter: Filter,
+    /// Where names come from; empty when none are wanted.
+    pub sources: Vec<Source>,
     /// How often update events are told.
     pub interval: Duration,
     /// Whether it is coloured.
@@ -148,6 +172,8 @@ pub struct Surroundings<'a> {
     pub no_color: Option<&'a OsStr>,
     /// Standard output is a terminal.
     pub stdout_is_terminal: bool,
+    /// Keys can be read from a terminal, and it can do more than print lines.
+    pub screen: bool,
     /// Bytes in a page; a power of two.
     pub page_size: u32,
 }
@@ -155,13 +181,21 @@ pub struct Surroundings<'a> {
 impl Config {
     /// What `cli` means here, if it can mean anything.
     pub fn new(cli: &Cli, surroundings: Surroundings<'_>) -> Result<Self, Refusal> {
-        let events = Events::new(&cli.events);
+        let rolled = Rolled::new(cli, surroundings)?;
+        // What is open counts in each window.
+        let events = rolled
+            .as_ref()
+            .map_or_else(|| Events::new(&cli.events), |_| Events::ALL);
         Ok(Self {
+            read: cli.capture.read.clone().map(Place::from),
+            kept: capture::kept(cli, surroundings)?,
             output: cli.output,
             events,
+            rolled,
             filter: filters::filter(cli, events)?,
+            sources: names::sources(&cli.names)?,
             interval: cli.interval,
-            color: cli.output == Output::Log && color(cli.color, surroundings),
+            color: matches!(cli.output, Output::Log | Output::Table) && color(cli.color, surroundings),
             duration: cli.duration,
             count: cli.count,
             ring_bytes: cli.buffer.ring_bytes(surroundings.page_size),
@@ -397,6 +431,7 @@ pub(crate) mod tests {
     pub(crate) const PLAIN: Surroundings<'_> = Surroundings {
         no_color: None,
         stdout_is_terminal: false,
+        screen: true,
         page_size: 4096,
     };
 
@@ -413,9 +448,13 @@ pub(crate) mod tests {
     #[test]
     fn the_bare_command_has_the_defaults_of_the_contract() {
         let expected = Config {
+            read: None,
+            kept: None,
             output: Output::Log,
             events: CLOSES,
+            rolled: None,
             filter: Filter::default(),
+            sources: names::sources(&Default::default()).unwrap(),
             interval: Duration::from_secs(5),
             color: false,
             duration: None,
@@ -430,9 +469,13 @@ pub(crate) mod tests {
     #[test]
     fn flags_arrive() {
         let expected = Config {
+            read: None,
+            kept: None,
             output: Output::None,
             events: CLOSES,
+            rolled: None,
             filter: Filter::default(),
+            sources: names::sources(&Default::default()).unwrap(),
             interval: Duration::from_secs(5),
             color: false,
             duration: Some(Duration::from_secs(60)),

@@ -5,10 +5,13 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::num::NonZeroU64;
+use std::time::Instant;
 
+use anyhow::{Error, anyhow};
+
+use crate::capture::{Keep, KeepError};
 use crate::config::Events;
 use crate::filter::Filter;
-use crate::metrics::Metrics;
 use crate::record::{Counts, Event, LossReason, Lost, Record, Summary, WallTime};
 use crate::render::Render;
 
@@ -24,6 +27,24 @@ pub struct Choice {
     pub filter: Filter,
     /// At most so many records.
     pub count: Option<NonZeroU64>,
+}
+
+/// What counts records.
+pub trait Meter: Send {
+    /// How a connection stood when tracing began.
+    fn base(&mut self, record: &Record);
+
+    /// Counts a record.
+    fn record(&mut self, record: &Record);
+
+    /// So many records were lost so far, and so many connections are open.
+    fn told(&self, lost: u64, open: u64);
+
+    /// So many pods are known.
+    fn pods(&self, known: usize);
+
+    /// All records of what happened before `now` have come.
+    fn tidy(&mut self, now: WallTime);
 }
 
 /// A moment of the run.
@@ -59,13 +80,17 @@ pub struct Delivery<W> {
     choice: Choice,
     render: Box<dyn Render + Send>,
     /// Counts what passes the filter, whatever of it is printed.
-    metrics: Option<Metrics>,
+    metrics: Option<Box<dyn Meter>>,
+    /// Also gets all that is rendered.
+    keep: Option<Keep>,
     /// Lines not written yet.
     lines: Vec<u8>,
     out: W,
     tally: Tally,
     /// As of the last `lost` line.
     told: Losses,
+    /// Why records were lost and how many, as a replay was told.
+    told_again: (Vec<LossReason>, u64),
     /// Summaries asked for meanwhile, each to be made when all closes counted until then have been dealt with.
     asked: VecDeque<(Counts, Moment)>,
     /// Summaries made, for the caller to say in words.
@@ -116,18 +141,20 @@ impl<W: Write> Delivery<W> {
             choice,
             render,
             metrics: None,
+            keep: None,
             lines: Vec::new(),
             out,
             tally: Tally::default(),
             told: Losses::default(),
+            told_again: (Vec::new(), 0),
             asked: VecDeque::new(),
             made: Vec::new(),
         }
     }
 
     /// Counts them, too.
-    pub fn with_metrics(mut self, metrics: Option<Metrics>) -> Self {
-        self.metrics = metrics;
+    pub fn with_metrics(mut self, metrics: Box<dyn Meter>) -> Self {
+        self.metrics = Some(metrics);
         self
     }
 
@@ -138,11 +165,45 @@ impl<W: Write> Delivery<W> {
         }
     }
 
+    /// So many pods are known.
+    pub fn pods(&self, known: usize) {
+        if let Some(metrics) = &self.metrics {
+            metrics.pods(known);
+        }
+    }
+
     /// What the kernel half has counted so far.
     pub fn counted(&self, counts: &Counts) {
         if let Some(metrics) = &self.metrics {
             metrics.told(self.losses(counts).total(), counts.open);
         }
+    }
+
+    /// All that is rendered goes there, too.
+    pub fn with_keep(mut self, keep: Keep) -> Self {
+        self.keep = Some(keep);
+        self
+    }
+
+    /// When [`Self::keep_up`] must be called, if nothing else is until then.
+    pub fn due(&self) -> Option<Instant> {
+        self.keep.as_ref().and_then(Keep::due)
+    }
+
+    /// Lets nothing that is to be kept wait for longer than it may.
+    pub fn keep_up(&mut self) -> io::Result<()> {
+        self.keep.as_mut().map_or(Ok(()), Keep::write_due)
+    }
+
+    /// Nothing more will come, neither to the output nor to what is kept.
+    pub fn end(&mut self) -> io::Result<()> {
+        self.flush()?;
+        self.end_keep()
+    }
+
+    /// The same when there is no output any more.
+    pub fn end_keep(&mut self) -> io::Result<()> {
+        self.keep.as_mut().map_or(Ok(()), Keep::end)
     }
 
     /// Whether `--count` is reached.
@@ -166,6 +227,9 @@ impl<W: Write> Delivery<W> {
         self.render.complete(until, &mut self.lines)?;
         if let Some(metrics) = &mut self.metrics {
             metrics.tidy(until);
+        }
+        if let Some(keep) = &mut self.keep {
+            keep.complete(until)?;
         }
         self.flush()
     }
@@ -192,6 +256,9 @@ impl<W: Write> Delivery<W> {
             return Ok(());
         }
         self.render.record(record, &mut self.lines)?;
+        if let Some(keep) = &mut self.keep {
+            keep.record(record)?;
+        }
         self.tally.printed += 1;
         self.tally.delivered += close;
         self.tally.unresolved += close & u64::from(record.names.unresolved);
@@ -218,9 +285,26 @@ impl<W: Write> Delivery<W> {
             lost_records_total: losses.total(),
             reasons: new.reasons(),
         };
-        self.render.lost(&lost, &mut self.lines)?;
-        self.flush()?;
+        self.tell_lost(&lost)?;
         Ok(Some(lost))
+    }
+
+    /// What was lost, as a capture has it.
+    pub fn lost_again(&mut self, lost: &Lost) -> io::Result<()> {
+        let (reasons, total) = &mut self.told_again;
+        reasons.extend(&lost.reasons);
+        reasons.sort_unstable();
+        reasons.dedup();
+        *total = lost.lost_records_total;
+        self.tell_lost(lost)
+    }
+
+    fn tell_lost(&mut self, lost: &Lost) -> io::Result<()> {
+        self.render.lost(lost, &mut self.lines)?;
+        if let Some(keep) = &mut self.keep {
+            keep.lost(lost)?;
+        }
+        self.flush()
     }
 
     /// A summary is wanted of these counts. It is made between the records that were counted and those that were not, and
@@ -269,9 +353,59 @@ impl<W: Write> Delivery<W> {
             open: counts.open,
             elapsed_ns: at.elapsed_ns,
         };
-        self.render.summary(&summary, &mut self.lines)?;
-        self.flush()?;
+        self.tell_summary(&summary)?;
         Ok(summary)
+    }
+
+    /// The sums of a replay from those of the run, of which an earlier part of the capture had so many closes. What is not in
+    /// the capture any more counts as lost.
+    pub fn summary_again(&mut self, of_run: &Summary, closes_before: u64) -> io::Result<Summary> {
+        let here = of_run.delivered.saturating_sub(closes_before);
+        let missing = here.saturating_sub(self.tally.closes());
+        let mut reasons = of_run.reasons.clone();
+        if missing > 0 && !reasons.contains(&LossReason::Undecodable) {
+            reasons.push(LossReason::Undecodable);
+        }
+        let summary = Summary {
+            closes: of_run.closes.saturating_sub(closes_before),
+            delivered: self.tally.delivered,
+            filtered: of_run.filtered.saturating_add(self.tally.filtered),
+            lost_records: of_run.lost_records.saturating_add(missing),
+            reasons,
+            after_limit: of_run.after_limit.saturating_add(self.tally.after_limit),
+            unresolved: self.tally.unresolved,
+            ..of_run.clone()
+        };
+        self.tell_summary(&summary)?;
+        Ok(summary)
+    }
+
+    /// The sums of a replay that did not come to those of the run.
+    pub fn summary_so_far(&mut self, at: Moment) -> io::Result<Summary> {
+        let (reasons, lost_records) = self.told_again.clone();
+        let summary = Summary {
+            time: at.time,
+            closes: self.tally.closes().saturating_add(lost_records),
+            delivered: self.tally.delivered,
+            filtered: self.tally.filtered,
+            lost_records,
+            lost_at_most: 0,
+            reasons,
+            after_limit: self.tally.after_limit,
+            unresolved: self.tally.unresolved,
+            open: 0,
+            elapsed_ns: at.elapsed_ns,
+        };
+        self.tell_summary(&summary)?;
+        Ok(summary)
+    }
+
+    fn tell_summary(&mut self, summary: &Summary) -> io::Result<()> {
+        self.render.summary(summary, &mut self.lines)?;
+        if let Some(keep) = &mut self.keep {
+            keep.summary(summary)?;
+        }
+        self.flush()
     }
 
     fn losses(&self, counts: &Counts) -> Losses {
@@ -292,6 +426,14 @@ impl<W: Write> Delivery<W> {
         self.lines.clear();
         self.out.flush()
     }
+}
+
+/// What to say of an error of [`Delivery`].
+pub fn explain(error: io::Error) -> Error {
+    if error.get_ref().is_some_and(|inner| inner.is::<KeepError>()) {
+        return error.into();
+    }
+    anyhow!("cannot write to standard output: {error}\n  try: a place with room, or -o none")
 }
 
 #[cfg(test)]

@@ -25,16 +25,20 @@ pub struct Moved {
     pub retransmits: u64,
     /// Segments marked lost.
     pub lost_segments: u64,
+    /// The connection began before tracing did and is told of for the first time: it may have moved all this in a year, and
+    /// no rate can be made of it.
+    pub is_past: bool,
 }
 
 /// A connection as last told.
 #[derive(Clone, Copy, Debug)]
-struct Totals {
+pub(crate) struct Totals {
     sent_bytes: u64,
     received_bytes: u64,
     retransmits: u32,
     lost_segments: u32,
-    established: bool,
+    /// Whether it is established.
+    pub(crate) established: bool,
     told: WallTime,
 }
 
@@ -48,7 +52,7 @@ impl Totals {
         told: WallTime(0),
     };
 
-    fn of(record: &Record) -> Self {
+    pub(crate) fn of(record: &Record) -> Self {
         Self {
             sent_bytes: record.sent_bytes,
             received_bytes: record.received_bytes,
@@ -60,7 +64,7 @@ impl Totals {
     }
 
     /// The kernel's counters never fall; if one did, it would count as standing still, and later as what it then has more.
-    fn most(self, before: Self) -> Self {
+    pub(crate) fn most(self, before: Self) -> Self {
         Self {
             sent_bytes: self.sent_bytes.max(before.sent_bytes),
             received_bytes: self.received_bytes.max(before.received_bytes),
@@ -72,13 +76,27 @@ impl Totals {
         }
     }
 
-    fn since(self, before: Self) -> Moved {
+    /// What is more than `before`, none of which is more.
+    pub(crate) fn since(self, before: Self) -> Moved {
         Moved {
             opened: self.established && !before.established,
             sent_bytes: self.sent_bytes - before.sent_bytes,
             received_bytes: self.received_bytes - before.received_bytes,
             retransmits: u64::from(self.retransmits - before.retransmits),
             lost_segments: u64::from(self.lost_segments - before.lost_segments),
+            is_past: false,
+        }
+    }
+
+    /// All of it: nothing was told of the connection before `record`.
+    pub(crate) fn first(self, record: &Record) -> Moved {
+        // What opens now was connecting when tracing began.
+        let is_past = record.preexisting && record.event != Event::Open;
+        let moved = self.since(Self::NONE);
+        Moved {
+            opened: moved.opened && !is_past,
+            is_past,
+            ..moved
         }
     }
 }
@@ -124,14 +142,11 @@ impl Deltas {
     }
 }
 
-/// What a connection adds when nothing was told of it before. If it is older than the tracer, it may have moved all of it in
-/// a year, and before, another tracer may have counted it.
+/// What a connection adds when nothing was told of it before. What it may have moved before tracing, another tracer may have
+/// counted.
 fn first(record: &Record, totals: Totals) -> Moved {
-    if record.preexisting && record.event != Event::Open {
-        Moved::default()
-    } else {
-        totals.since(Totals::NONE)
-    }
+    let moved = totals.first(record);
+    if moved.is_past { Moved::default() } else { moved }
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 //! Addresses and ports are those of the socket: for a translated outbound connection, what the program dialled.
 
 mod contradiction;
+mod name;
+mod selector;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -15,9 +17,11 @@ mod value;
 use std::net::IpAddr;
 
 pub use contradiction::Contradiction;
+pub use name::{NamespacePattern, PodPattern, ServicePattern, WorkloadPattern};
+pub use selector::Selector;
 pub use value::{IdPrefix, NamePattern, Network, Pid, PortRange, Term};
 
-use crate::record::{Direction, Family, Outcome, Record};
+use crate::record::{Direction, Family, Names, Outcome, Pod, Record};
 
 /// The terms of one flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +88,17 @@ impl<T> Default for Ends<T> {
     }
 }
 
+/// Selectors, which have their own negation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selectors {
+    /// `--selector`: a pod at either end.
+    pub bare: Selector,
+    /// `--from-selector`: the client.
+    pub from: Selector,
+    /// `--to-selector`: the server.
+    pub to: Selector,
+}
+
 /// Which records are wanted. The default wants all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
@@ -91,6 +106,16 @@ pub struct Filter {
     pub ports: Ends<PortRange>,
     /// `--ip`, `--from-ip`, `--to-ip`.
     pub networks: Ends<Network>,
+    /// `--namespace`, `--from-namespace`, `--to-namespace`: of a pod; the Service's is the server's, too.
+    pub namespaces: Ends<NamespacePattern>,
+    /// `--pod`, `--from-pod`, `--to-pod`.
+    pub pods: Ends<PodPattern>,
+    /// `--workload`, `--from-workload`, `--to-workload`.
+    pub workloads: Ends<WorkloadPattern>,
+    /// `--service`.
+    pub service: Terms<ServicePattern>,
+    /// `--selector`, `--from-selector`, `--to-selector`.
+    pub selectors: Selectors,
     /// `-4` or `-6`.
     pub family: Option<Family>,
     /// `--direction`.
@@ -122,6 +147,7 @@ impl Filter {
             && self.passes_ports(record.src.port(), record.socket_dst().port())
             && self.passes_addresses(record.src.ip(), record.socket_dst().ip())
             && self.passes_process(record)
+            && self.passes_names(&record.names)
             && self.passes_end(record)
             && self.min_duration_ns.is_none_or(|least| record.observed_ns >= least)
             && self
@@ -143,6 +169,56 @@ impl Filter {
             && self.networks.to.pass(|network| network.contains(server))
     }
 
+    fn passes_names(&self, names: &Names) -> bool {
+        let (src, dst) = (names.src.pod.as_deref(), names.dst.pod.as_deref());
+        let service = names.service.as_ref().map(|called| &*called.service);
+        let namespace_of =
+            |pod: Option<&Pod>, wanted: &NamespacePattern| pod.is_some_and(|pod| wanted.matches(&pod.namespace));
+        let at_server = |wanted: &NamespacePattern| {
+            namespace_of(dst, wanted) || service.is_some_and(|service| wanted.matches(&service.namespace))
+        };
+        passes_ends(&self.namespaces, |wanted| namespace_of(src, wanted), at_server)
+            && passes_pods(&self.pods, src, dst, PodPattern::matches)
+            && passes_pods(&self.workloads, src, dst, |wanted, pod| {
+                pod.workload.as_ref().is_some_and(|workload| wanted.matches(workload))
+            })
+            && self
+                .service
+                .pass(|wanted| service.is_some_and(|service| wanted.matches(service)))
+            && self.passes_labels(src, dst)
+    }
+
+    fn passes_labels(&self, src: Option<&Pod>, dst: Option<&Pod>) -> bool {
+        let Selectors { bare, from, to } = &self.selectors;
+        let selects = |selector: &Selector, pod: Option<&Pod>| {
+            let labels = pod.and_then(|pod| pod.labels.as_ref());
+            labels.is_some_and(|labels| selector.matches(labels))
+        };
+        (bare.is_empty() || selects(bare, src) || selects(bare, dst))
+            && (from.is_empty() || selects(from, src))
+            && (to.is_empty() || selects(to, dst))
+    }
+
+    /// The first flag that is about names, in the order of the manual.
+    pub fn needs_names(&self) -> Option<&'static str> {
+        let flags = [
+            ("--namespace", self.namespaces.bare.is_empty()),
+            ("--from-namespace", self.namespaces.from.is_empty()),
+            ("--to-namespace", self.namespaces.to.is_empty()),
+            ("--pod", self.pods.bare.is_empty()),
+            ("--from-pod", self.pods.from.is_empty()),
+            ("--to-pod", self.pods.to.is_empty()),
+            ("--workload", self.workloads.bare.is_empty()),
+            ("--from-workload", self.workloads.from.is_empty()),
+            ("--to-workload", self.workloads.to.is_empty()),
+            ("--service", self.service.is_empty()),
+            ("--selector", self.selectors.bare.is_empty()),
+            ("--from-selector", self.selectors.from.is_empty()),
+            ("--to-selector", self.selectors.to.is_empty()),
+        ];
+        flags.into_iter().find(|(_, is_empty)| !is_empty).map(|(flag, _)| flag)
+    }
+
     fn passes_process(&self, record: &Record) -> bool {
         let process = record.process.as_ref();
         self.pid.pass(|pid| process.is_some_and(|process| process.pid == pid.0))
@@ -159,4 +235,15 @@ impl Filter {
             && (!self.failed || record.outcome.is_some_and(|outcome| outcome != Outcome::Ok))
             && (!self.established_only || record.established)
     }
+}
+
+fn passes_ends<T>(ends: &Ends<T>, at_client: impl Fn(&T) -> bool, at_server: impl Fn(&T) -> bool) -> bool {
+    ends.bare.pass(|wanted| at_client(wanted) || at_server(wanted))
+        && ends.from.pass(&at_client)
+        && ends.to.pass(&at_server)
+}
+
+fn passes_pods<T>(ends: &Ends<T>, src: Option<&Pod>, dst: Option<&Pod>, matches: impl Fn(&T, &Pod) -> bool) -> bool {
+    let at = |pod: Option<&Pod>, wanted: &T| pod.is_some_and(|pod| matches(wanted, pod));
+    passes_ends(ends, |wanted| at(src, wanted), |wanted| at(dst, wanted))
 }

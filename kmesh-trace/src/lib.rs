@@ -9,10 +9,18 @@
 //!
 //! [`source::kernel`] loads the eBPF programs and is the only file that knows aya. [`source::reader`] drains their ring in
 //! a thread of its own into a bounded queue. In the writer's thread [`pipeline`] takes it from there: [`decode`] makes events
-//! of bytes, [`track`] records of events ([`outcome`] has the rules of how a connection ended), [`enrich`] names them.
-//! [`delivery`] has the finished records: limits, [`filter`], tallies, [`render`] makes lines of what passes, and [`metrics`] counts
-//! what [`deltas`] says it adds. [`run`] wires them up. Stages do not know each other; all know [`record`].
+//! of bytes, [`track`] records of events ([`outcome`] has the rules of how a connection ended), [`enrich`] names them,
+//! by what [`enrich::sources`] tell from a thread of their own.
+//! [`delivery`] has the finished records: limits, [`filter`], tallies, and [`render`] makes lines of what passes: of each
+//! record, or of the windows and groups that [`rollup`] sums them up to; a table in a terminal ([`render::term`]) is drawn by
+//! threads of its own. [`metrics`] counts what [`deltas`] says that a record adds, and serves it from a thread of its own.
+//! [`run`] wires them up, and lets go ([`privileges`]) of what is not needed any more. Stages do not know each other; all know
+//! [`record`].
+//!
+//! [`capture`] is what [`delivery`] can keep besides, and [`replay`] puts it through [`delivery`] again: what that takes is
+//! built for any system, the rest for Linux alone.
 
+pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod completions;
@@ -20,21 +28,32 @@ pub mod config;
 pub mod decode;
 pub mod delivery;
 pub mod deltas;
+#[cfg(target_os = "linux")]
 pub mod enrich;
 pub mod errno;
 pub mod exit;
 pub mod filter;
+#[cfg(target_os = "linux")]
 pub mod metrics;
+pub mod note;
 pub mod outcome;
+pub mod outlet;
+#[cfg(target_os = "linux")]
 pub mod pipeline;
 pub mod prefilter;
+#[cfg(target_os = "linux")]
 pub mod privileges;
 pub mod record;
 pub mod render;
+pub mod replay;
 pub mod rfc3339;
+pub mod rollup;
+#[cfg(target_os = "linux")]
 pub mod run;
 pub mod schema;
+#[cfg(target_os = "linux")]
 pub mod source;
 pub mod track;
 pub mod wire;
+#[cfg(target_os = "linux")]
 pub mod writer;

@@ -10,16 +10,15 @@ use clap::{CommandFactory, Parser};
 use kmesh_trace::cli::{Cli, Command};
 use kmesh_trace::config::{Config, Refusal, Surroundings};
 use kmesh_trace::exit::Exit;
-use kmesh_trace::run::run;
+use kmesh_trace::note::say;
+use kmesh_trace::replay::replay;
 use kmesh_trace::schema::schema;
-use kmesh_trace::source::preflight;
-use kmesh_trace::writer::say;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let ended = match cli.command {
-        None => run(&config(&cli).unwrap_or_else(|refusal| refuse(&refusal))),
-        Some(Command::Check) => check(),
+        None => main_job(&config(&cli).unwrap_or_else(|refusal| refuse(&refusal))),
+        Some(Command::Check) => check(&cli),
         Some(Command::Schema) => print_schema(),
         Some(Command::Completions { shell }) => shell
             .write(&mut io::stdout())
@@ -36,12 +35,20 @@ fn main() -> ExitCode {
     }
 }
 
+fn main_job(config: &Config) -> Result<Exit> {
+    match &config.read {
+        Some(place) => replay(config, place),
+        None => trace(config),
+    }
+}
+
 fn config(cli: &Cli) -> Result<Config, Refusal> {
     let no_color = env::var_os("NO_COLOR");
     let surroundings = Surroundings {
         no_color: no_color.as_deref(),
         stdout_is_terminal: io::stdout().is_terminal(),
-        page_size: rustix::param::page_size() as u32,
+        screen: io::stdin().is_terminal() && env::var_os("TERM").is_some_and(|term| term != "dumb"),
+        page_size: page_size(),
     };
     Config::new(cli, surroundings)
 }
@@ -51,16 +58,52 @@ fn refuse(refusal: &Refusal) -> ! {
     Cli::command().error(ErrorKind::ArgumentConflict, refusal).exit()
 }
 
-fn check() -> Result<Exit> {
+#[cfg(target_os = "linux")]
+fn trace(config: &Config) -> Result<Exit> {
+    kmesh_trace::run::run(config)
+}
+
+#[cfg(target_os = "linux")]
+fn page_size() -> u32 {
+    rustix::param::page_size() as u32
+}
+
+#[cfg(target_os = "linux")]
+fn check(cli: &Cli) -> Result<Exit> {
+    use kmesh_trace::enrich::sources;
+    use kmesh_trace::source::preflight;
+
+    let sources = config(cli).unwrap_or_else(|refusal| refuse(&refusal)).sources;
     let findings = preflight::check();
-    io::stdout()
-        .write_all(preflight::report(&findings).as_bytes())
-        .context("cannot print")?;
+    let report = preflight::report(&findings) + &sources::check(&sources).context("cannot start")?;
+    io::stdout().write_all(report.as_bytes()).context("cannot print")?;
     Ok(if findings.iter().all(|finding| finding.found.is_ok()) {
         Exit::Ok
     } else {
         Exit::CannotTrace
     })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn trace(_: &Config) -> Result<Exit> {
+    cannot_trace()
+}
+
+/// Of a ring buffer that there is not.
+#[cfg(not(target_os = "linux"))]
+fn page_size() -> u32 {
+    4096
+}
+
+#[cfg(not(target_os = "linux"))]
+fn check(_: &Cli) -> Result<Exit> {
+    cannot_trace()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn cannot_trace() -> Result<Exit> {
+    say("cannot trace: this is not Linux\n  try: --read FILE, which replays a capture anywhere");
+    Ok(Exit::CannotTrace)
 }
 
 fn print_schema() -> Result<Exit> {

@@ -16,29 +16,17 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
+use crate::config::{Level, Settings};
+use crate::delivery::Meter;
 use crate::deltas::{Deltas, Moved};
 use crate::record::{ConnId, Direction, Event, Outcome, Pod, Record, RunInfo, Service, WallTime};
 use exposition::Values;
-use labels::{Common, Labels, Level, Pair};
+use labels::{Labels, Pair};
 use series::{Group, Room, Table, Timing, Traffic};
 
 /// Pairs of ends whose series are remembered. Then all are looked up anew.
 const MOST_ROUTES: usize = 1 << 15;
-
-/// What to count.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// At these granularities.
-    pub levels: Vec<Level>,
-    /// At most so many series that have to do with connections.
-    pub max_series: usize,
-    /// A series whose pods are gone, or whose connection has ended, is dropped after so long.
-    pub idle: Duration,
-    /// For labels.
-    pub common: Common,
-}
 
 type TrafficGroup = Arc<Group<Labels, Traffic>>;
 
@@ -119,43 +107,6 @@ impl Metrics {
         Arc::clone(&self.values)
     }
 
-    /// How a connection stood when tracing began.
-    pub fn base(&mut self, record: &Record) {
-        self.deltas.base(record);
-    }
-
-    /// Counts a record.
-    pub fn record(&mut self, record: &Record) {
-        let moved = self.deltas.take(record);
-        if record.event == Event::Close {
-            self.close(record);
-        }
-        let route = route(record);
-        if !self.routes.contains_key(&route) {
-            let place = self.place(record);
-            if self.routes.len() >= MOST_ROUTES {
-                self.routes.clear();
-            }
-            self.routes.insert(route, place);
-        }
-        let mut is_folded = false;
-        if let Some(place) = self.routes.get(&route) {
-            for group in place.traffic.iter().flatten() {
-                group.values.add(record, &moved);
-                group.told(record.time);
-            }
-            place.timing.values.add(record, &moved);
-            place.timing.told(record.time);
-            is_folded = place.is_folded;
-        }
-        if self.settings.levels.contains(&Level::Connection) {
-            is_folded |= self.one_by_one(record, &moved);
-        }
-        if is_folded {
-            self.values.folded.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
     fn close(&self, record: &Record) {
         let outcome = Outcome::ALL.iter().position(|one| Some(*one) == record.outcome);
         if let Some(count) = outcome.and_then(|outcome| self.values.outcomes.get(outcome)) {
@@ -217,24 +168,58 @@ impl Metrics {
         }
         is_folded
     }
+}
 
-    /// What else is known: records lost, and connections open.
-    pub fn told(&self, lost: u64, open: u64) {
+impl Meter for Metrics {
+    fn base(&mut self, record: &Record) {
+        self.deltas.base(record);
+    }
+
+    fn record(&mut self, record: &Record) {
+        let moved = self.deltas.take(record);
+        if record.event == Event::Close {
+            self.close(record);
+        }
+        let route = route(record);
+        if !self.routes.contains_key(&route) {
+            let place = self.place(record);
+            if self.routes.len() >= MOST_ROUTES {
+                self.routes.clear();
+            }
+            self.routes.insert(route, place);
+        }
+        let mut is_folded = false;
+        if let Some(place) = self.routes.get(&route) {
+            for group in place.traffic.iter().flatten() {
+                group.values.add(record, &moved);
+                group.told(record.time);
+            }
+            place.timing.values.add(record, &moved);
+            place.timing.told(record.time);
+            is_folded = place.is_folded;
+        }
+        if self.settings.levels.contains(&Level::Connection) {
+            is_folded |= self.one_by_one(record, &moved);
+        }
+        if is_folded {
+            self.values.folded.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn told(&self, lost: u64, open: u64) {
         self.values.lost.fetch_max(lost, Ordering::Relaxed);
         self.values
             .open
             .store(i64::try_from(open).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 
-    /// How many pods have names.
-    pub fn pods(&self, known: usize) {
+    fn pods(&self, known: usize) {
         self.values
             .pods
             .store(i64::try_from(known).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 
-    /// It is this late. Now and then, what has been idle for long is dropped.
-    pub fn tidy(&mut self, now: WallTime) {
+    fn tidy(&mut self, now: WallTime) {
         let idle_ns = i64::try_from(self.settings.idle.as_nanos()).unwrap_or(i64::MAX);
         let every_ns = (idle_ns / 8).min(5_000_000_000);
         if now.0.saturating_sub(self.tidied.0) < every_ns {

@@ -2,12 +2,15 @@
 //! [`Delivery`] has them.
 
 use std::io::{self, Write};
+use std::time::Instant;
 
 use crate::clock::Clock;
 use crate::decode::{Event, decode};
 use crate::delivery::{Delivery, Moment};
-use crate::enrich::Cgroups;
-use crate::record::{Counts, Lost, Summary};
+use crate::enrich::Enricher;
+use crate::enrich::cgroups::Cgroups;
+use crate::enrich::facts::Told;
+use crate::record::{Counts, Lost, Summary, WallTime};
 use crate::source::reader::{Complete, records};
 use crate::track::{SETTLE_NS, Tracker};
 
@@ -18,7 +21,7 @@ pub struct Pipeline<W> {
     tracker: Tracker,
     /// When `--duration` is over: CLOCK_MONOTONIC, ns.
     until_ns: Option<u64>,
-    containers: Cgroups,
+    names: Enricher,
     delivery: Delivery<W>,
 }
 
@@ -30,14 +33,14 @@ impl<W: Write> Pipeline<W> {
             clock,
             tracker: Tracker::new(began_ns),
             until_ns,
-            containers: Cgroups::below(None),
+            names: Enricher::without_sources(Cgroups::below(None)),
             delivery,
         }
     }
 
-    /// Names the containers of these cgroups.
-    pub fn with_containers(mut self, containers: Cgroups) -> Self {
-        self.containers = containers;
+    /// Names what `names` can.
+    pub fn with_names(mut self, names: Enricher) -> Self {
+        self.names = names;
         self
     }
 
@@ -56,15 +59,42 @@ impl<W: Write> Pipeline<W> {
         }
     }
 
-    /// Takes records as [`crate::source::reader::Message::Records`] has them, and writes what is settled.
-    pub fn take(&mut self, bytes: &[u8], complete: Complete) -> io::Result<()> {
+    /// Takes records as [`crate::source::reader::Message::Records`] has them, and writes what is settled and named. It is
+    /// `now_ns` (CLOCK_MONOTONIC).
+    pub fn take(&mut self, bytes: &[u8], complete: Complete, now_ns: u64) -> io::Result<()> {
         self.hold(bytes);
         // While the ring is never empty, what it has told so far goes as far as its latest record.
         let ring_ns = complete.ring_empty_ns.unwrap_or_else(|| self.tracker.latest_ns());
         let complete_ns = complete.walk_began_ns.map_or(ring_ns, |began_ns| ring_ns.min(began_ns));
-        self.emit(complete_ns)?;
-        self.delivery
-            .complete(self.clock.wall(complete_ns.saturating_sub(SETTLE_NS)))
+        self.emit(complete_ns, now_ns)?;
+        let settled = self.clock.wall(complete_ns.saturating_sub(SETTLE_NS));
+        // What waits for its name has not come yet.
+        let until = self
+            .names
+            .waits()
+            .map_or(settled, |(record, _)| settled.min(record.time));
+        self.delivery.complete(until)
+    }
+
+    /// Takes news of names.
+    pub fn learn(&mut self, told: &Told, now_ns: u64) -> io::Result<()> {
+        self.names.learn(told);
+        self.release(now_ns)
+    }
+
+    /// Until when a record waits for its name, at most; then [`Self::release`] is to be called.
+    pub fn waits_until_ns(&self) -> Option<u64> {
+        self.names.waits().map(|(_, until_ns)| until_ns)
+    }
+
+    /// Writes those that need not wait any more.
+    pub fn release(&mut self, now_ns: u64) -> io::Result<()> {
+        let mut any = false;
+        while let Some((record, too_late)) = self.names.next(now_ns) {
+            self.delivery.record(&record, too_late)?;
+            any = true;
+        }
+        if any { self.delivery.flush() } else { Ok(()) }
     }
 
     /// Takes records, and writes nothing yet.
@@ -77,19 +107,50 @@ impl<W: Write> Pipeline<W> {
         }
     }
 
-    /// No more records will come: writes those that were still held.
-    pub fn finish(&mut self) -> io::Result<()> {
-        self.emit(u64::MAX)?;
+    /// No more records will come: writes those that were still held, but for those that wait for their names.
+    pub fn settle(&mut self, now_ns: u64) -> io::Result<()> {
+        self.emit(u64::MAX, now_ns)?;
         self.delivery.flush()
     }
 
-    fn emit(&mut self, complete_ns: u64) -> io::Result<()> {
-        while let Some((happened_ns, mut record)) = self.tracker.next(complete_ns, &self.clock) {
-            record.container_id = record.cgroup_id.and_then(|id| self.containers.container_of(id));
+    /// No more names will come either: writes all.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.settle(u64::MAX)?;
+        self.release(u64::MAX)?;
+        self.delivery.complete(WallTime(i64::MAX))
+    }
+
+    fn emit(&mut self, complete_ns: u64, now_ns: u64) -> io::Result<()> {
+        while let Some((happened_ns, record)) = self.tracker.next(complete_ns, &self.clock) {
             let too_late = self.until_ns.is_some_and(|until_ns| happened_ns > until_ns);
+            if let Some((record, too_late)) = self.names.take(record, too_late, now_ns) {
+                self.delivery.record(&record, too_late)?;
+            }
+        }
+        while let Some((record, too_late)) = self.names.next(now_ns) {
             self.delivery.record(&record, too_late)?;
         }
         Ok(())
+    }
+
+    /// [`Delivery::due`].
+    pub fn due(&self) -> Option<Instant> {
+        self.delivery.due()
+    }
+
+    /// [`Delivery::keep_up`].
+    pub fn keep_up(&mut self) -> io::Result<()> {
+        self.delivery.keep_up()
+    }
+
+    /// [`Delivery::end`].
+    pub fn end(&mut self) -> io::Result<()> {
+        self.delivery.end()
+    }
+
+    /// [`Delivery::end_keep`].
+    pub fn end_keep(&mut self) -> io::Result<()> {
+        self.delivery.end_keep()
     }
 
     /// Whether `--count` is reached.
@@ -106,6 +167,7 @@ impl<W: Write> Pipeline<W> {
     /// [`Delivery::counted`].
     pub fn counted(&self, counts: &Counts) {
         self.delivery.counted(counts);
+        self.delivery.pods(self.names.pods());
     }
 
     /// [`Delivery::ask`], likewise.
@@ -352,7 +414,7 @@ mod tests {
             ring_empty_ns: Some(far),
             walk_began_ns: Some(crate::track::SETTLE_NS + 50),
         };
-        pipeline.take(&[first, last].concat(), under_way).unwrap();
+        pipeline.take(&[first, last].concat(), under_way, far).unwrap();
         assert_eq!(text(&pipeline), "c1 ");
         pipeline.hold(&record(KIND_UPDATE, 55));
         pipeline
@@ -362,6 +424,7 @@ mod tests {
                     ring_empty_ns: Some(far),
                     walk_began_ns: None,
                 },
+                far,
             )
             .unwrap();
         assert_eq!(text(&pipeline), "c1 u55 c60 ");

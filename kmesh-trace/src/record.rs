@@ -33,7 +33,7 @@ pub struct WallTime(pub i64);
 
 /// Names a connection for as long as the tracer runs: the socket's cookie, as `ss -e` shows it, and which association of
 /// that socket it is. Displayed as `5f2c81-1`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId {
     /// The socket's cookie.
     pub cookie: u64,
@@ -93,7 +93,7 @@ spelling!(Family {
 });
 
 /// How a connection ended: `spec/records.md`, section 4.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
     /// This end finished cleanly.
     Ok,
@@ -162,7 +162,7 @@ spelling!(ProcessBy {
 });
 
 /// The name of a process: at most 15 bytes that the process itself chose, so not necessarily UTF-8, nor harmless.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Comm(pub [u8; 16]);
 
 impl Comm {

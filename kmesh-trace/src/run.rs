@@ -1,8 +1,9 @@
 //! The run: wiring only. Each thread has one thing to wait for: the reader for the kernel, the writer for standard
-//! output, the walker for the next interval, and this one for signals and the end of `--duration`.
+//! output, the walker for the next interval, keys and screen (of a table in a terminal) for a person, and this one for signals and the end of `--duration`.
 
 use std::future::pending;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::process::exit;
 use std::sync::Arc;
@@ -15,24 +16,30 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use crate::capture::{Header, Keep};
 use crate::clock::Clock;
-use crate::config::{Config, Output, Verbosity};
+use crate::config::{Config, Kept, Output, Verbosity};
 use crate::delivery::{Choice, Delivery};
-use crate::enrich::Cgroups;
+use crate::enrich::Enricher;
+use crate::enrich::cgroups::Cgroups;
+use crate::enrich::conntrack::Conntrack;
+use crate::enrich::sources::{Line, Sources};
 use crate::exit::Exit;
 use crate::metrics::Metrics;
 use crate::metrics::exposition::Exposition;
 use crate::metrics::server::Server;
+use crate::note::{Notes, say};
+use crate::outlet::{self, Outlet};
 use crate::pipeline::Pipeline;
-use crate::prefilter::prefilter;
-use crate::privileges;
+use crate::prefilter::KernelHalf;
+use crate::privileges::{self, Still};
 use crate::record::RunInfo;
-use crate::render::renderer;
+use crate::render::term::{self, Jobs};
 use crate::source::kernel::{Kernel, Options, StartError, Types, Walker, start};
-use crate::source::reader::{Control, QUEUE, Queue, Reader};
+use crate::source::reader::{Control, Message, QUEUE, Queue, Reader};
 use crate::source::{measure_difference, monotonic_ns, preflight, walker};
 use crate::track::SETTLE_NS;
-use crate::writer::{Writer, say};
+use crate::writer::Writer;
 
 /// Traces until told to stop.
 pub fn run(config: &Config) -> Result<Exit> {
@@ -50,6 +57,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         Some(metrics) => Some(Server::bind(metrics.address)?),
         None => None,
     };
+    let sources = Sources::prepare(&config.sources)?;
     let started_ns = monotonic_ns();
     let (kernel, walker, standing) = match start_kernel(config) {
         Ok(started) => started,
@@ -58,14 +66,34 @@ pub fn run(config: &Config) -> Result<Exit> {
             return Ok(Exit::CannotTrace);
         }
     };
-    // Before there is any other thread, which would keep what it has.
-    privileges::give_up().context("cannot give up privileges")?;
     let began_ns = kernel.began_ns;
+    let clock = Clock::new(measure_difference());
     let info = RunInfo {
         node: uname().nodename().to_string_lossy().into_owned(),
         kernel: uname().release().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
+    let keep = config.kept.as_ref().map(|Kept { place, rotation }| {
+        let header = Header {
+            info: info.clone(),
+            began: clock.wall(began_ns),
+            part: 0,
+            closes_before: 0,
+        };
+        Keep::new(place, *rotation, header)
+    });
+    let keep = keep.transpose()?;
+    let conntrack = match config.sources.is_empty() {
+        true => None,
+        false => Conntrack::open().ok(),
+    };
+    // Before there is any other thread, which would keep what it has.
+    let still = Still {
+        names: !config.sources.is_empty(),
+        conntrack: conntrack.is_some(),
+        captures: config.kept.as_ref().is_some_and(|kept| kept.rotation.is_some()),
+    };
+    privileges::give_up(still).context("cannot give up privileges")?;
     if config.verbosity > Verbosity::Quiet {
         say(&format!(
             "tracing every TCP connection of {} that closes; Ctrl-C ends it",
@@ -101,6 +129,7 @@ pub fn run(config: &Config) -> Result<Exit> {
             .spawn(move || walker::run(walker, interval, &control, &messages))
             .context("cannot start a thread")?;
     }
+    let told = messages.clone();
     let watched = if config.output == Output::None {
         None
     } else {
@@ -125,18 +154,35 @@ pub fn run(config: &Config) -> Result<Exit> {
         filter: config.filter.clone(),
         count: config.count,
     };
-    let delivery =
-        Delivery::new(choice, renderer(config.output, config.color, &info), io::stdout()).with_metrics(metrics);
+    let Outlet { render, screen } = outlet::open(config, &info, {
+        let control = Arc::clone(&control);
+        move || control.stop()
+    })?;
+    let jobs = {
+        let _context = runtime.enter();
+        Jobs::of(screen).context("cannot listen for signals")?
+    };
+    let mut delivery = Delivery::new(choice, render, io::stdout());
+    if let Some(metrics) = metrics {
+        delivery = delivery.with_metrics(Box::new(metrics));
+    }
+    if let Some(keep) = keep {
+        delivery = delivery.with_keep(keep);
+    }
     let until_ns = config
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
-    let mut pipeline = Pipeline::new(began_ns, until_ns, Clock::new(measure_difference()), delivery)
-        .with_containers(Cgroups::mounted());
+    let names = if config.sources.is_empty() {
+        Enricher::without_sources(Cgroups::mounted())
+    } else {
+        let nudge = sources.nudge();
+        Enricher::new(Cgroups::mounted(), conntrack, Box::new(move || nudge.nudge()))
+    };
+    let mut pipeline = Pipeline::new(began_ns, until_ns, clock, delivery).with_names(names);
     pipeline.base(&standing);
     let writer = Writer {
         pipeline,
-        info,
-        config: config.clone(),
+        notes: Notes::new(config, info),
         control: Arc::clone(&control),
         spare,
     };
@@ -146,17 +192,42 @@ pub fn run(config: &Config) -> Result<Exit> {
         // The receiver is dropped only when the process is about to end.
         .spawn(move || _ = ended.send(writer.write(&queue)))
         .context("cannot start a thread")?;
-    runtime.block_on(wait(config, &control, signals, end))
+    let verdict = sources
+        .start(say_of_sources(config.verbosity), move |one| {
+            match told.send(Message::Told(one)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        })
+        .context("cannot start a thread")?;
+    let exit = runtime.block_on(wait(config, &control, signals, jobs, end))?;
+    Ok(match exit {
+        Exit::Ok if verdict.has_failed() => Exit::Failed,
+        exit => exit,
+    })
+}
+
+fn say_of_sources(verbosity: Verbosity) -> impl Fn(Line) + Send {
+    move |line| match line {
+        Line::Note(text) if verbosity > Verbosity::Quiet => say(&text),
+        Line::Note(_) => {}
+        Line::Error(text) => say(&text),
+    }
 }
 
 /// Also how the connections stand that were open before, if anybody counts what they move from now on.
 fn start_kernel(config: &Config) -> Result<(Kernel, Walker, Vec<u8>), StartError> {
-    let (checks, prefilter) = prefilter(&config.filter);
+    let KernelHalf {
+        checks,
+        prefilter,
+        networks,
+    } = KernelHalf::of(&config.filter);
     let options = Options {
         ring_bytes: config.ring_bytes,
         opens: config.events.open,
         checks,
         prefilter,
+        networks,
     };
     let (kernel, mut walker) = start(&Types::read()?, &options)?;
     let standing = match config.metrics {
@@ -191,6 +262,7 @@ async fn wait(
     config: &Config,
     control: &Control,
     mut signals: Signals,
+    mut jobs: Jobs,
     mut end: oneshot::Receiver<Result<Exit>>,
 ) -> Result<Exit> {
     let limit = async {
@@ -210,6 +282,7 @@ async fn wait(
                 control.stop();
             }
             _ = signals.user.recv() => control.summarize(),
+            () = jobs.obey() => {}
             _ = signals.interrupt.recv() => end_or_leave(control, &mut interrupted),
             _ = signals.terminate.recv() => end_or_leave(control, &mut interrupted),
         }
@@ -220,6 +293,7 @@ async fn wait(
 /// read) is not waited for.
 fn end_or_leave(control: &Control, interrupted: &mut bool) {
     if *interrupted {
+        term::leave();
         exit(Exit::Ok as i32);
     }
     *interrupted = true;

@@ -1,6 +1,6 @@
 //! `kmesh-trace schema`: the JSON contract for machines.
 
-use crate::wire::{ConnLine, LostLine, SummaryLine};
+use crate::wire::{ConnLine, LostLine, RollupLine, SummaryLine};
 use schemars::generate::SchemaSettings;
 
 /// The JSON Schema (draft 2020-12) of every line that `-o json` can print; exactly one of its alternatives fits a line.
@@ -8,6 +8,7 @@ pub fn schema() -> serde_json::Value {
     let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
     let lines = [
         generator.subschema_for::<ConnLine<'_>>(),
+        generator.subschema_for::<RollupLine<'_>>(),
         generator.subschema_for::<LostLine<'_>>(),
         generator.subschema_for::<SummaryLine<'_>>(),
     ];
@@ -23,8 +24,10 @@ pub fn schema() -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Outcome, Process, ProcessBy, Record, Tcp, TcpState};
-    use crate::render::{Json, Render, testing};
+    use crate::record::{Outcome, Process, ProcessBy, Record, Tcp, TcpState, WallTime};
+    use crate::render::{Json, Render, RollupJson, testing};
+    use crate::rollup::{By, Key, Settings};
+    use clap::ValueEnum;
     use serde_json::{Value, json};
 
     fn validator() -> jsonschema::Validator {
@@ -32,6 +35,14 @@ mod tests {
             .should_validate_formats(true)
             .build(&schema())
             .unwrap()
+    }
+
+    fn rollup_settings(keys: &[Key], max_groups: usize) -> Settings {
+        Settings {
+            by: By::new(keys),
+            interval: std::time::Duration::from_secs(5),
+            max_groups,
+        }
     }
 
     /// One line of each type, every record of the renderers' tests among them.
@@ -44,6 +55,17 @@ mod tests {
         json.lost(&testing::lost(), &mut out).unwrap();
         json.summary(&testing::summary(), &mut out).unwrap();
         json.summary(&testing::clean_summary(), &mut out).unwrap();
+        for keys in [
+            &[Key::Workload][..],
+            &[Key::Node, Key::Namespace],
+            Key::value_variants(),
+        ] {
+            let mut rollup = RollupJson::new(rollup_settings(keys, 5), &testing::info());
+            for record in testing::all() {
+                rollup.record(&record, &mut out).unwrap();
+            }
+            rollup.complete(WallTime(i64::MAX), &mut out).unwrap();
+        }
         serde_json::Deserializer::from_slice(&out)
             .into_iter()
             .map(Result::unwrap)
@@ -135,7 +157,7 @@ mod tests {
             let mut places = Vec::new();
             objects(&line, "", &mut places);
             // Labels are whatever their pod has.
-            places.retain(|place| !place.ends_with("/labels"));
+            places.retain(|place| !place.ends_with("/labels") && place != "/outcomes");
             for place in places {
                 let mut more = line.clone();
                 more.pointer_mut(&place).unwrap()["surprise"] = Value::Null;
@@ -152,6 +174,9 @@ mod tests {
                 let is_optional = |name: &str| match &*place {
                     "/src" | "/dst" => !matches!(name, "ip" | "port"),
                     "/service" => name == "ambiguous",
+                    // Only what is grouped is there.
+                    "/group/src" | "/group/dst" => true,
+                    "/group" => !matches!(name, "direction" | "src" | "dst"),
                     _ => false,
                 };
                 for name in names.into_iter().filter(|name| !is_optional(name)) {
@@ -168,6 +193,7 @@ mod tests {
         let all = lines();
         let of_type = |kind: &str| all.iter().find(|line| line["type"] == kind).unwrap();
         let (conn, lost, summary) = (of_type("conn"), of_type("lost"), of_type("summary"));
+        let rollup = of_type("rollup");
         let cases = [
             (conn, "/type", json!("lost")),
             (conn, "/type", json!("Conn")),
@@ -205,6 +231,15 @@ mod tests {
             (conn, "/security_policy", Value::Null),
             (conn, "/tcp/state", json!("close")),
             (conn, "/tcp/ecn_flags", json!(256)),
+            (rollup, "/window_ns", json!(-1)),
+            (rollup, "/window_start", Value::Null),
+            (rollup, "/group", json!({})),
+            (rollup, "/group/direction", json!("up")),
+            (rollup, "/group/src", Value::Null),
+            (rollup, "/outcomes", json!({"failed": 1})),
+            (rollup, "/outcomes", json!({"ok": -1})),
+            (rollup, "/open", Value::Null),
+            (rollup, "/duration_quantiles_ns", json!({"p50": 1})),
             (lost, "/type", json!("summary")),
             (lost, "/lost_records", Value::Null),
             (lost, "/reason", json!("")),

@@ -4,6 +4,10 @@
 //! release fills are null by type until then. [`crate::schema`] is made from the same types: what is printed and what
 //! is promised cannot drift apart.
 
+mod rollup;
+
+pub use rollup::RollupLine;
+
 use crate::errno::Errno;
 use crate::record::{
     self, ClosedBy, Direction, Event, Family, LossReason, Lost, Outcome, ProcessBy, Record, RunInfo, ServiceBy,

@@ -3,25 +3,25 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-use crate::config::{Config, Verbosity};
+use crate::delivery;
 use crate::exit::Exit;
+use crate::note::{Notes, say};
 use crate::pipeline::Pipeline;
-use crate::record::{Lost, RunInfo, Summary};
-use crate::render::words;
+use crate::record::Counts;
+use crate::source::monotonic_ns;
 use crate::source::reader::{Control, Message};
 
 /// The thread's state.
 pub struct Writer<W> {
     /// Where the queue leads.
     pub pipeline: Pipeline<W>,
-    /// For the summary in words.
-    pub info: RunInfo,
-    /// What to say where.
-    pub config: Config,
+    /// For what is said in words.
+    pub notes: Notes,
     /// Told when `--count` is reached.
     pub control: Arc<Control>,
     /// Takes emptied buffers back to the reader.
@@ -33,74 +33,99 @@ impl<W: Write> Writer<W> {
     pub fn write(mut self, queue: &Receiver<Message>) -> Result<Exit> {
         match self.write_all(queue) {
             // Whoever read it has gone, which is no failure.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Exit::Ok),
-            Err(error) => bail!("cannot write to standard output: {error}\n  try: a place with room, or -o none"),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                // That is no reason to leave a capture without its end; and if it was the capture, there is nothing to end.
+                _ = self.pipeline.end_keep();
+                Ok(Exit::Ok)
+            }
+            Err(error) => Err(delivery::explain(error)),
             Ok(()) => Ok(Exit::Ok),
         }
     }
 
     fn write_all(&mut self, queue: &Receiver<Message>) -> io::Result<()> {
-        for message in queue {
+        while let Some(message) = self.next(queue)? {
             match message {
                 Message::Records { mut bytes, complete } => {
-                    self.pipeline.take(&bytes, complete)?;
+                    self.pipeline.take(&bytes, complete, monotonic_ns())?;
                     bytes.clear();
                     // The reader may have ended.
                     _ = self.spare.send(bytes);
-                    if self.pipeline.is_full() {
-                        self.control.stop();
-                    }
                 }
                 Message::ClockStepped {
                     since_ns,
                     difference_ns,
                 } => self.pipeline.clock_stepped(since_ns, difference_ns),
+                Message::Told(told) => self.pipeline.learn(&told, monotonic_ns())?,
                 Message::Lost(counts) => {
                     let lost = self.pipeline.lost(&counts)?;
-                    self.say_lost(lost);
+                    lost.iter().for_each(|lost| self.notes.lost(lost));
                 }
                 Message::Counted(counts) => self.pipeline.counted(&counts),
                 Message::Asked(counts) => self.pipeline.ask(counts)?,
                 Message::Walked(bytes) => self.pipeline.hold(&bytes),
                 Message::WalkFailed(why) => say(&format!("warning: {why}; open connections are not told of this time")),
-                Message::OutputClosed => return Ok(()),
-                Message::Ended(counts) => {
-                    self.pipeline.finish()?;
-                    self.say_made();
-                    let lost = self.pipeline.lost(&counts)?;
-                    self.say_lost(lost);
-                    let summary = self.pipeline.summary(&counts)?;
-                    self.say_summary(&summary);
-                    return Ok(());
-                }
+                Message::OutputClosed => return self.pipeline.end_keep(),
+                Message::Ended(counts) => return self.end(queue, &counts),
             }
-            self.say_made();
+            self.after_records();
         }
         Ok(())
     }
 
+    fn after_records(&mut self) {
+        if self.pipeline.is_full() {
+            self.control.stop();
+        }
+        self.say_made();
+    }
+
+    /// The next message. Until it comes, what has waited for its name for long enough goes out, and what is to be kept is.
+    fn next(&mut self, queue: &Receiver<Message>) -> io::Result<Option<Message>> {
+        loop {
+            self.pipeline.keep_up()?;
+            let release = (self.pipeline.waits_until_ns())
+                .map(|until_ns| Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
+            let keep = (self.pipeline.due()).map(|due| due.saturating_duration_since(Instant::now()));
+            let Some(left) = release.into_iter().chain(keep).min() else {
+                return Ok(queue.recv().ok());
+            };
+            match queue.recv_timeout(left) {
+                Ok(message) => return Ok(Some(message)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.pipeline.release(monotonic_ns())?;
+                    self.after_records();
+                }
+            }
+        }
+    }
+
+    /// Nothing comes any more but names, for as long as records wait for them.
+    fn end(&mut self, queue: &Receiver<Message>, counts: &Counts) -> io::Result<()> {
+        self.pipeline.settle(monotonic_ns())?;
+        while let Some(until_ns) = self.pipeline.waits_until_ns() {
+            let left = Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()));
+            match queue.recv_timeout(left) {
+                Ok(Message::Told(told)) => self.pipeline.learn(&told, monotonic_ns())?,
+                Ok(Message::OutputClosed) => return self.pipeline.end_keep(),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => self.pipeline.release(monotonic_ns())?,
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.pipeline.finish()?;
+        self.say_made();
+        let lost = self.pipeline.lost(counts)?;
+        lost.iter().for_each(|lost| self.notes.lost(lost));
+        let summary = self.pipeline.summary(counts)?;
+        self.notes.summary(&summary);
+        self.pipeline.end()
+    }
+
     fn say_made(&mut self) {
         for summary in self.pipeline.summaries() {
-            self.say_summary(&summary);
+            self.notes.summary(&summary);
         }
     }
-
-    fn say_lost(&self, lost: Option<Lost>) {
-        if let Some(lost) = lost
-            && !self.config.output.has_reports()
-        {
-            say(&words::lost_words(&lost));
-        }
-    }
-
-    fn say_summary(&self, summary: &Summary) {
-        if !self.config.output.has_reports() && self.config.verbosity > Verbosity::Quiet {
-            say(&words::summary_words(summary, &self.info));
-        }
-    }
-}
-
-/// One note on standard error. That nobody reads it is no reason to stop.
-pub fn say(text: &str) {
-    _ = writeln!(io::stderr(), "kmesh-trace: {text}");
 }

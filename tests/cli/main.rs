@@ -2,6 +2,7 @@
 //! reason, and counted.
 
 mod arguments;
+mod captures;
 mod completions;
 
 use std::process::ExitCode;
@@ -10,6 +11,10 @@ use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = arguments::trials().into_iter().chain(completions::trials()).collect();
+    let trials = arguments::trials()
+        .into_iter()
+        .chain(captures::trials())
+        .chain(completions::trials())
+        .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

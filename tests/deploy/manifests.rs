@@ -158,7 +158,10 @@ pub fn applied() {
         (".spec.template.spec.hostPID".to_owned(), "true"),
         (".spec.template.spec.hostNetwork".to_owned(), ""),
         (format!("{container}.capabilities.drop"), r#"["ALL"]"#),
-        (format!("{container}.capabilities.add"), r#"["BPF","PERFMON"]"#),
+        (
+            format!("{container}.capabilities.add"),
+            r#"["BPF","PERFMON","SYS_PTRACE"]"#,
+        ),
         (format!("{container}.readOnlyRootFilesystem"), "true"),
         (format!("{container}.allowPrivilegeEscalation"), "false"),
         (format!("{container}.privileged"), "false"),

@@ -15,27 +15,35 @@ mod support;
 
 mod before;
 mod bytes;
+mod captures;
 mod closing;
 mod events;
 mod failing;
+mod filters;
 mod killed;
 mod lifecycle;
 mod many;
 mod metrics;
+mod names;
 mod privileges;
 mod process;
+mod rollups;
 mod signals;
 mod special;
+mod terminal;
 
 use std::any::Any;
-use std::process::ExitCode;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 use support::expect::Scene;
 use support::probe::{self, Need};
 use support::sock::V;
-use support::tracer::Tracer;
+use support::tracer::{self, Start, Tracer};
 use support::{actor, net};
 
 /// One trial.
@@ -99,7 +107,39 @@ static SHARED: OnceLock<Tracer> = OnceLock::new();
 
 /// The one tracer that most scenarios look through, as a node's tracer would see them: all at once. Started at first use.
 pub fn shared() -> &'static Tracer {
-    SHARED.get_or_init(|| Tracer::json(&[]))
+    SHARED.get_or_init(|| {
+        let (capture, lines) = kept();
+        // Of an earlier run.
+        _ = fs::remove_file(&capture);
+        let capture = capture.to_str().expect("a path of this repository");
+        Start::new(&["-o", "json", "--write", capture])
+            .copy(File::create(lines).expect("a file for the lines"))
+            .tracing()
+    })
+}
+
+/// Where the shared tracer's capture is, and its lines as they came.
+fn kept() -> (PathBuf, PathBuf) {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    (folder.join("shared.kmt"), folder.join("shared.jsonl"))
+}
+
+/// What the capture tells is what the live trace told, to the byte.
+fn check_replay() {
+    let (capture, lines) = kept();
+    let live = fs::read(lines).expect("the lines as they came");
+    let replay = Command::new(tracer::binary())
+        .args([OsStr::new("--read"), capture.as_os_str()])
+        .args(["-o", "json"])
+        .output()
+        .expect("replay the capture");
+    let said = String::from_utf8_lossy(&replay.stderr);
+    assert!(replay.status.success() && said.is_empty(), "{}: {said}", replay.status);
+    let differs = replay.stdout.iter().zip(&live).position(|(told, live)| told != live);
+    assert_eq!(differs, None, "the replay differs at this byte");
+    assert_eq!(replay.stdout.len(), live.len(), "the replay is as long");
+    let bytes = fs::metadata(&capture).expect("the capture").len();
+    println!("shared tracer: {} bytes of JSON, {bytes} as a capture", live.len());
 }
 
 /// Held for writing by scenarios that count what happens on the whole machine, for reading by all others.
@@ -143,6 +183,7 @@ fn last_check() -> Option<Result<(), String>> {
         tracer.signal(nix::sys::signal::Signal::SIGINT);
         let sums = tracer.wait().check_whole();
         println!("shared tracer: {sums:?}");
+        check_replay();
     };
     Some(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).map_err(|panic| message(&*panic)))
 }
@@ -170,13 +211,18 @@ fn main() -> ExitCode {
         failing::table(),
         killed::table(),
         bytes::table(),
+        captures::table(),
         process::table(),
         special::table(),
         before::table(),
         events::table(),
+        filters::table(),
         many::table(),
         metrics::table(),
         privileges::table(),
+        rollups::table(),
+        terminal::table(),
+        names::table(),
         lifecycle::table(),
         signals::table(),
     ];
@@ -193,11 +239,11 @@ fn conclude(conclusion: &Conclusion) -> ExitCode {
     match last_check() {
         None => {}
         Some(Ok(())) => {
-            println!("the shared tracer's stream and sum, over all scenarios ... ok");
+            println!("the shared tracer's stream, sum and replay, over all scenarios ... ok");
             passed += 1;
         }
         Some(Err(why)) => {
-            println!("the shared tracer's stream and sum, over all scenarios ... FAILED\n{why}");
+            println!("the shared tracer's stream, sum and replay, over all scenarios ... FAILED\n{why}");
             failed += 1;
         }
     }

@@ -22,12 +22,14 @@ pub fn table() -> Table {
 
 /// One record, as far as a crowd is looked at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Seen {
+pub struct Seen {
     inbound: bool,
     src: String,
     dst: String,
-    sent: u64,
-    received: u64,
+    /// Bytes.
+    pub sent: u64,
+    /// Bytes.
+    pub received: u64,
     outcome: String,
     closed_by: String,
     process: String,
@@ -99,7 +101,7 @@ fn fifty_thousand() {
         .tracing();
     let each = if small() { 500 } else { 12_500 };
     let wanted: Vec<Seen> = thread::scope(|scope| {
-        let threads: Vec<_> = (1..=4).map(|seed| scope.spawn(move || crowd(seed, each))).collect();
+        let threads: Vec<_> = (1..=4).map(|seed| scope.spawn(move || crowd(7, seed, each))).collect();
         threads
             .into_iter()
             .flat_map(|thread| thread.join().expect("a crowd"))
@@ -113,9 +115,9 @@ fn fifty_thousand() {
     assert!(end.status.success(), "{}: {:?}", end.status, end.stderr);
 }
 
-/// One thread's connections, both ends in its hands.
-fn crowd(seed: u8, count: usize) -> Vec<Seen> {
-    let address = SocketAddr::from((Ipv4Addr::new(127, 77, 7, seed), 0));
+/// One thread's connections, both ends in its hands, to an address of the network 127.77.`third`.0/24.
+pub fn crowd(third: u8, seed: u8, count: usize) -> Vec<Seen> {
+    let address = SocketAddr::from((Ipv4Addr::new(127, 77, third, seed), 0));
     // Several, since each closed connection keeps its client's port for a minute.
     let listeners: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind(address).expect("listen")).collect();
     let me = format!("{}/{}", own_comm(), std::process::id());

@@ -139,13 +139,39 @@ fn threads(tracer: &Tracer) -> Vec<(u64, String)> {
 
 fn the_rest_is_given_up() {
     const BPF: u64 = 1 << 39;
-    let tracer = Tracer::json(&["--metrics", "0"]);
-    wait_until("all threads", || threads(&tracer).len() >= 5);
-    for (capabilities, no_new_privileges) in threads(&tracer) {
-        assert_eq!(capabilities, BPF, "{capabilities:x}");
-        assert_eq!(no_new_privileges, "1");
+    const SYS_PTRACE: u64 = 1 << 19;
+    const DAC_READ_SEARCH: u64 = 1 << 2;
+    const DAC_OVERRIDE: u64 = 1 << 1;
+    const NET_ADMIN: u64 = 1 << 12;
+    let folder = std::env::temp_dir().join(format!("kmesh-trace-{}-{}", std::process::id(), net::inode()));
+    fs::create_dir_all(&folder).unwrap();
+    let (capture, pods) = (folder.join("x.kmt"), folder.join("pods.json"));
+    fs::write(&pods, r#"{"kind":"PodList","apiVersion":"v1","items":[]}"#).unwrap();
+    let (capture, pods) = (capture.to_str().unwrap(), pods.to_str().unwrap());
+    let cases = [
+        (vec!["--no-resolve"], 5, BPF),
+        (vec!["--no-resolve", "--write", capture], 5, BPF),
+        (
+            vec!["--no-resolve", "--write", capture, "--rotate", "64Ki"],
+            5,
+            BPF | DAC_OVERRIDE,
+        ),
+        (
+            vec!["--pods-file", pods],
+            6,
+            BPF | SYS_PTRACE | DAC_READ_SEARCH | NET_ADMIN,
+        ),
+    ];
+    for (args, count, expected) in cases {
+        let tracer = Tracer::json(&[&args[..], &["--metrics", "0"]].concat());
+        wait_until("all threads", || threads(&tracer).len() >= count);
+        for (capabilities, no_new_privileges) in threads(&tracer) {
+            assert_eq!(capabilities, expected, "{args:?}: {capabilities:x}");
+            assert_eq!(no_new_privileges, "1");
+        }
+        tracer.interrupt().check_whole();
     }
-    tracer.interrupt().check_whole();
+    fs::remove_dir_all(&folder).unwrap_or_default();
 }
 
 fn check_tells_what_each_is_for() {
@@ -163,5 +189,6 @@ fn check_tells_what_each_is_for() {
     let (status, told) = check(&["perfmon"]);
     assert_eq!(status, Some(3), "{told}");
     assert!(told.contains("MISSING  CAP_BPF "), "{told}");
+    assert!(told.contains("no       CAP_SYS_PTRACE "), "{told}");
     assert!(told.contains("ok       CAP_PERFMON "), "{told}");
 }

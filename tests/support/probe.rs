@@ -17,10 +17,14 @@ pub enum Need {
     Kill,
     /// Virtual Ethernet.
     Veth,
+    /// Cgroups of version 2, to make some in.
+    Cgroup2,
     /// MPTCP sockets.
     Mptcp,
     /// `setpriv`, which knows the capabilities that are needed.
     Setpriv,
+    /// A terminal: tmux.
+    Tmux,
     /// Time and memory of a real machine.
     Big,
     /// No other scenario at the same time: it counts all that happens on the machine.
@@ -65,6 +69,18 @@ static KILL: LazyLock<Result<(), String>> = LazyLock::new(|| {
 static VETH: LazyLock<Result<(), String>> =
     LazyLock::new(|| inside(|| net::try_run("ip", &["link", "add", "type", "veth"]).map(drop)));
 
+static CGROUP2: LazyLock<Result<(), String>> = LazyLock::new(|| {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(|error| error.to_string())?;
+    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    let mount = mount
+        .and_then(|line| line.split(' ').nth(1))
+        .ok_or("cgroups of version 2 are not mounted")?;
+    let probe = std::path::Path::new(mount).join(format!("kmesh-trace-probe-{}", std::process::id()));
+    std::fs::create_dir(&probe)
+        .and_then(|()| std::fs::remove_dir(&probe))
+        .map_err(|error| format!("cannot make a cgroup below {mount}: {error}"))
+});
+
 static MPTCP: LazyLock<Result<(), String>> = LazyLock::new(|| {
     inside(|| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP));
@@ -76,6 +92,14 @@ static SETPRIV: LazyLock<Result<(), String>> = LazyLock::new(|| {
     let set = "-all,+bpf,+perfmon";
     let args = ["--inh-caps", set, "--ambient-caps", set, "--bounding-set", set, "true"];
     net::try_run("setpriv", &args).map(drop)
+});
+
+static TMUX: LazyLock<Result<(), String>> = LazyLock::new(|| {
+    net::try_run("bash", &["--version"])?;
+    let server = format!("kmesh-trace-probe-{}", std::process::id());
+    let tmux = |args: &[&str]| net::try_run("tmux", &[&["-L", &server, "-f", "/dev/null"], args].concat());
+    tmux(&["new-session", "-d", "exec bash --norc -i"])?;
+    tmux(&["kill-server"]).map(drop)
 });
 
 fn inside(probe: impl FnOnce() -> Result<(), String> + Send) -> Result<(), String> {
@@ -90,8 +114,10 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::Nft => NFT.clone()?,
             Need::Kill => KILL.clone()?,
             Need::Veth => VETH.clone()?,
+            Need::Cgroup2 => CGROUP2.clone()?,
             Need::Mptcp => MPTCP.clone()?,
             Need::Setpriv => SETPRIV.clone()?,
+            Need::Tmux => TMUX.clone()?,
             Need::Big if super::small() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),
             Need::Big | Need::Alone => {}
         }

@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::io::{BufRead as _, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
@@ -252,6 +253,7 @@ pub struct Start {
     command: Command,
     reader: Reader,
     gate: Option<mpsc::Receiver<()>>,
+    copy: Option<File>,
 }
 
 /// Gets each line with its end.
@@ -280,7 +282,23 @@ impl Start {
             command,
             reader: Reader::Json,
             gate: None,
+            copy: None,
         }
+    }
+
+    /// As on a node whose network namespace is the calling thread's: the tool is the first process of a pid namespace.
+    pub fn on_node(args: &[&str]) -> Self {
+        let mut start = Self::new(&[]);
+        let mut command = Command::new("unshare");
+        command
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+            .arg(binary())
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        start.command = command;
+        start
     }
 
     /// Standard output is this, and not read here.
@@ -293,6 +311,12 @@ impl Start {
     /// Standard output is read only once something comes through `gate`.
     pub fn gate(mut self, gate: mpsc::Receiver<()>) -> Self {
         self.gate = Some(gate);
+        self
+    }
+
+    /// JSON lines go there, too, as they are.
+    pub fn copy(mut self, to: File) -> Self {
+        self.copy = Some(to);
         self
     }
 
@@ -321,11 +345,14 @@ impl Start {
             (Reader::Json, Some(stdout)) => {
                 // Two threads, so that a slow check never makes the tracer's pipe full: that would be a test of another thing.
                 let (lines, checks) = mpsc::channel();
-                let gate = self.gate;
+                let (gate, mut copy) = (self.gate, self.copy);
                 threads.push(spawn("stdout", move || {
                     // A test that has failed opens no gate, and needs no reader.
                     if gate.is_none_or(|gate| gate.recv().is_ok()) {
-                        each_line(stdout, |line| lines.send((line.to_vec(), SystemTime::now())).is_ok());
+                        each_line(stdout, |line| {
+                            let sent = lines.send((line.to_vec(), SystemTime::now())).is_ok();
+                            sent && copy.as_mut().is_none_or(|copy| copy.write_all(line).is_ok())
+                        });
                     }
                 }));
                 let store = Arc::clone(&store);

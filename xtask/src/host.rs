@@ -32,6 +32,10 @@ pub const TEST_TOOLS: &[Need] = &[
         program: "nft",
         package: "nftables",
     },
+    Need {
+        program: "tmux",
+        package: "tmux",
+    },
 ];
 
 /// The shells in which the completion scripts are tried, beside bash.

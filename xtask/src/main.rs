@@ -5,6 +5,7 @@
     reason = "a task talks to the person who started it"
 )]
 
+mod bench;
 mod counts;
 mod ebpf;
 mod host;
@@ -28,6 +29,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measure how fast and how small it is
+    Bench(bench::Args),
     /// Build the committed eBPF object, or tell whether it is current
     Ebpf(ebpf::Args),
     /// Make the manual page, or tell whether the committed one is current and without fault
@@ -43,6 +46,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done: Result<ExitCode> = match Cli::parse().task {
+        Task::Bench(args) => bench::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
         Task::Man(args) => man::run(&args),
         Task::Test(args) => test::run(&args),

@@ -12,7 +12,7 @@ use crate::{host, runner};
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run just this suite (`kernel`, `cli` or `deploy`)
+    /// Run just this suite (`kernel`, `names`, `cli` or `deploy`)
     #[arg(long, value_name = "SUITE")]
     only: Option<String>,
     /// Go to each test program: a filter, `--nocapture`, …

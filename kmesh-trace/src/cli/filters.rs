@@ -1,7 +1,6 @@
 //! The flags that choose connections.
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -9,13 +8,73 @@ use clap::error::Error;
 use clap::{Arg, Args, Command};
 
 use crate::config::{self, Size};
-use crate::filter::{IdPrefix, NamePattern, Network, Pid, PortRange, Term};
+use crate::filter::{
+    IdPrefix, NamePattern, NamespacePattern, Network, Pid, PodPattern, PortRange, Selector, ServicePattern, Term,
+    WorkloadPattern,
+};
 use crate::record::{Direction, Outcome};
 
 /// Filters, as they are typed.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Filters")]
 pub struct Filters {
+    /// The namespace of a pod at either end, or of the Service: shop, 'team-*'
+    #[arg(short, long, value_name = "NAMESPACE", value_delimiter = ',')]
+    pub namespace: Vec<Term<NamespacePattern>>,
+
+    /// The namespace of the client's pod
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',')]
+    pub from_namespace: Vec<Term<NamespacePattern>>,
+
+    /// The namespace of the server's pod, or of the Service
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',')]
+    pub to_namespace: Vec<Term<NamespacePattern>>,
+
+    /// A pod at either end: web-0, shop/web-0, 'web-*'
+    #[arg(long, value_name = "POD", value_delimiter = ',')]
+    pub pod: Vec<Term<PodPattern>>,
+
+    /// The client's pod
+    #[arg(long, value_name = "POD", value_delimiter = ',')]
+    pub from_pod: Vec<Term<PodPattern>>,
+
+    /// The server's pod
+    #[arg(long, value_name = "POD", value_delimiter = ',')]
+    pub to_pod: Vec<Term<PodPattern>>,
+
+    /// The workload of a pod at either end: web, Deployment/web, 'CronJob/*'
+    ///
+    /// What controls the pod: a Deployment, a StatefulSet, a DaemonSet, a CronJob, a Job, one of another kind, or the Pod itself.
+    #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
+    pub workload: Vec<Term<WorkloadPattern>>,
+
+    /// The workload of the client's pod
+    #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
+    pub from_workload: Vec<Term<WorkloadPattern>>,
+
+    /// The workload of the server's pod
+    #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
+    pub to_workload: Vec<Term<WorkloadPattern>>,
+
+    /// The Service that was called: web, shop/web, web.shop.svc.cluster.local
+    #[arg(long, value_name = "SERVICE", value_delimiter = ',')]
+    pub service: Vec<Term<ServicePattern>>,
+
+    /// The labels of a pod at either end, as kubectl selects: 'app=web,tier!=db'
+    ///
+    /// a=b, a==b, a!=b, a in (x,y), a notin (x,y), a, !a, a>1, a<9. A comma means AND, and so does a repeated flag: one
+    /// pod must have it all.
+    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    pub selector: Vec<Selector>,
+
+    /// The labels of the client's pod
+    #[arg(long, value_name = "SELECTOR")]
+    pub from_selector: Vec<Selector>,
+
+    /// The labels of the server's pod
+    #[arg(long, value_name = "SELECTOR")]
+    pub to_selector: Vec<Selector>,
+
     /// The server's port, or a range: 443, 8000-8999
     #[arg(short, long, value_name = "PORT", value_delimiter = ',')]
     pub port: Vec<Term<PortRange>>,
@@ -109,8 +168,9 @@ impl<T: Copy + Send + Sync + 'static> TypedValueParser for OneOf<T> {
     type Value = Term<T>;
 
     fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<Self::Value, Error> {
-        let (negated, name) = match value.as_bytes().strip_prefix(b"!") {
-            Some(name) => (true, OsStr::from_bytes(name)),
+        // What is no UTF-8 is no name either way.
+        let (negated, name) = match value.to_str().and_then(|value| value.strip_prefix('!')) {
+            Some(name) => (true, OsStr::new(name)),
             None => (false, value),
         };
         let Self(values, name_of) = *self;

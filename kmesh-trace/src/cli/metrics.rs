@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::config;
-use crate::metrics::labels::Level;
+use crate::config::{self, Level};
 
 /// Metrics, as they are typed.
 #[derive(Clone, Debug, Args)]

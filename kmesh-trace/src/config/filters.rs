@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::cli::{Cli, Filters};
-use crate::filter::{Contradiction, Ends, Filter};
+use crate::filter::{Contradiction, Ends, Filter, Selector, Selectors, Term};
 use crate::record::Family;
 
 use super::{Events, Refusal};
@@ -18,6 +18,14 @@ pub(super) fn filter(cli: &Cli, events: Events) -> Result<Filter, Refusal> {
         ));
     }
     let filter = Filter::from(flags);
+    if cli.names.no_resolve
+        && let Some(flag) = filter.needs_names()
+    {
+        return Err(refusal(
+            &[flag, "--no-resolve"],
+            "it is about names, and none are looked for",
+        ));
+    }
     if let Some(contradiction) = filter.contradiction(&events.told()) {
         return Err(Refusal(contradiction.to_string()));
     }
@@ -41,15 +49,16 @@ fn refusal(flags: &[&'static str], reason: &'static str) -> Refusal {
 impl From<&Filters> for Filter {
     fn from(flags: &Filters) -> Self {
         Self {
-            ports: Ends {
-                bare: flags.port.iter().copied().collect(),
-                from: flags.from_port.iter().copied().collect(),
-                to: flags.to_port.iter().copied().collect(),
-            },
-            networks: Ends {
-                bare: flags.ip.iter().copied().collect(),
-                from: flags.from_ip.iter().copied().collect(),
-                to: flags.to_ip.iter().copied().collect(),
+            ports: ends(&flags.port, &flags.from_port, &flags.to_port),
+            networks: ends(&flags.ip, &flags.from_ip, &flags.to_ip),
+            namespaces: ends(&flags.namespace, &flags.from_namespace, &flags.to_namespace),
+            pods: ends(&flags.pod, &flags.from_pod, &flags.to_pod),
+            workloads: ends(&flags.workload, &flags.from_workload, &flags.to_workload),
+            service: flags.service.iter().cloned().collect(),
+            selectors: Selectors {
+                bare: Selector::all(&flags.selector),
+                from: Selector::all(&flags.from_selector),
+                to: Selector::all(&flags.to_selector),
             },
             family: match (flags.ipv4, flags.ipv6) {
                 (true, _) => Some(Family::Ipv4),
@@ -67,6 +76,14 @@ impl From<&Filters> for Filter {
             min_duration_ns: flags.min_duration.map(|least| least.as_nanos() as u64),
             min_bytes: flags.min_bytes.map(|least| least.0),
         }
+    }
+}
+
+fn ends<T: Clone>(bare: &[Term<T>], from: &[Term<T>], to: &[Term<T>]) -> Ends<T> {
+    Ends {
+        bare: bare.iter().cloned().collect(),
+        from: from.iter().cloned().collect(),
+        to: to.iter().cloned().collect(),
     }
 }
 
@@ -115,6 +132,17 @@ mod tests {
             ("--comm a*b,!a*", &["--comm", "negates"]),
             ("--comm *,!*", &["--comm", "negates"]),
             ("--container 3f9a,!3f", &["--container", "negates"]),
+            ("-n shop --no-resolve", &["--namespace and --no-resolve", "names"]),
+            ("--no-resolve --to-pod web", &["--to-pod and --no-resolve", "names"]),
+            ("-l app --no-resolve", &["--selector and --no-resolve", "names"]),
+            ("-n shop,!s*", &["--namespace", "negates"]),
+            ("--from-namespace shop,!shop", &["--from-namespace", "negates"]),
+            ("--pod shop/web,!web", &["--pod", "negates"]),
+            ("--to-workload Deployment/web,!web", &["--to-workload", "negates"]),
+            ("--service web,!w*", &["--service", "negates"]),
+            ("-l app=a,app=b", &["--selector", "no labels"]),
+            ("-l app=a --selector !app", &["--selector", "no labels"]),
+            ("--to-selector n>4,n<5", &["--to-selector", "no labels"]),
             ("--direction inbound,!inbound", &["--direction", "negates"]),
             ("--direction !inbound,!outbound", &["--direction", "negates"]),
             (
@@ -186,6 +214,14 @@ mod tests {
             "--comm !*",
             "--comm ab*,!a*b",
             "--container 3f,!3f9a",
+            "-n shop,!shop-*",
+            "-n shop --from-namespace !shop",
+            "--pod web,!shop/web",
+            "--workload web,!Deployment/web",
+            "--service web,!shop/web",
+            "-l app=a --from-selector app=b",
+            "-l n>4,n<6",
+            "-l app!=a,app!=b,app",
             "--direction inbound,outbound",
             "--direction inbound --outcome !refused",
             "--direction inbound --outcome refused,ok",

@@ -2,11 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cli::{self, Cli};
-use crate::metrics::Settings;
-use crate::metrics::labels::Common;
 
 /// Where to serve what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +14,41 @@ pub struct Metrics {
     pub address: SocketAddr,
     /// What is counted, and how.
     pub settings: Settings,
+}
+
+/// What to count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// At these granularities.
+    pub levels: Vec<Level>,
+    /// At most so many series that have to do with connections.
+    pub max_series: usize,
+    /// A series whose pods are gone, or whose connection has ended, is dropped after so long.
+    pub idle: Duration,
+    /// For labels.
+    pub common: Common,
+}
+
+/// What is the same for all series of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Common {
+    /// `--cluster`.
+    pub cluster: Arc<str>,
+    /// `--trust-domain`.
+    pub trust_domain: Arc<str>,
+    /// `--metrics-compat`.
+    pub compat: bool,
+}
+
+/// A granularity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Level {
+    /// By workloads and the destination's pod
+    Workload,
+    /// By workloads and the destination's Service
+    Service,
+    /// One by one
+    Connection,
 }
 
 /// If they are wanted.
@@ -90,7 +124,6 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::config::tests::{PLAIN, parsed};
-    use crate::metrics::labels::Level;
 
     #[test]
     fn a_port_alone_is_for_this_machine() {

@@ -1,14 +1,14 @@
 //! Filters that no record can pass, and which flags are to blame.
 //!
 //! Ports, addresses, directions and outcomes are decided exactly, and so are names but for the fifteen bytes that bound
-//! them. Of ids only a value that a single negated one covers is found. A contradiction that is not found matches nothing.
+//! them. Of ids and the names of Kubernetes only a value that a single negated one covers is found, and of labels what one selector excludes. A contradiction that is not found matches nothing.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use crate::record::{Direction, Event, Family, Outcome};
 
-use super::{Ends, Filter, Network, PortRange, Terms};
+use super::{Ends, Filter, Network, PortRange, Selector, Selectors, Terms};
 
 /// Why nothing can pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl fmt::Display for Contradiction {
 type Flag = (&'static str, fn(&mut Filter));
 
 /// Those that one would doubt first come last.
-const FLAGS: [Flag; 16] = [
+const FLAGS: [Flag; 29] = [
     ("--min-bytes", |filter| filter.min_bytes = None),
     ("-4", |filter| {
         filter.family.take_if(|family| *family == Family::Ipv4);
@@ -37,6 +37,19 @@ const FLAGS: [Flag; 16] = [
     ("-6", |filter| {
         filter.family.take_if(|family| *family == Family::Ipv6);
     }),
+    ("--namespace", |filter| filter.namespaces.bare = Terms::default()),
+    ("--from-namespace", |filter| filter.namespaces.from = Terms::default()),
+    ("--to-namespace", |filter| filter.namespaces.to = Terms::default()),
+    ("--pod", |filter| filter.pods.bare = Terms::default()),
+    ("--from-pod", |filter| filter.pods.from = Terms::default()),
+    ("--to-pod", |filter| filter.pods.to = Terms::default()),
+    ("--workload", |filter| filter.workloads.bare = Terms::default()),
+    ("--from-workload", |filter| filter.workloads.from = Terms::default()),
+    ("--to-workload", |filter| filter.workloads.to = Terms::default()),
+    ("--service", |filter| filter.service = Terms::default()),
+    ("--selector", |filter| filter.selectors.bare = Selector::default()),
+    ("--from-selector", |filter| filter.selectors.from = Selector::default()),
+    ("--to-selector", |filter| filter.selectors.to = Selector::default()),
     ("--port", |filter| filter.ports.bare = Terms::default()),
     ("--from-port", |filter| filter.ports.from = Terms::default()),
     ("--to-port", |filter| filter.ports.to = Terms::default()),
@@ -94,10 +107,27 @@ impl Filter {
             && has_uncovered(&self.pid, |negated, pid| negated == pid)
             && has_uncovered(&self.comm, |negated, pattern| negated.covers(pattern))
             && has_uncovered(&self.container, |negated, prefix| negated.covers(prefix))
+            && self.names_are_possible()
             && events.iter().any(|event| match event {
                 Event::Close => self.a_close_is_possible(),
                 Event::Open | Event::Update => self.an_unfinished_one_is_possible(),
             })
+    }
+
+    fn names_are_possible(&self) -> bool {
+        fn each<T>(ends: &Ends<T>, covers: impl Fn(&T, &T) -> bool) -> bool {
+            [&ends.bare, &ends.from, &ends.to]
+                .into_iter()
+                .all(|terms| has_uncovered(terms, &covers))
+        }
+        let Selectors { bare, from, to } = &self.selectors;
+        each(&self.namespaces, |negated, one| negated.covers(one))
+            && each(&self.pods, |negated, one| negated.covers(one))
+            && each(&self.workloads, |negated, one| negated.covers(one))
+            && has_uncovered(&self.service, |negated, one| negated.covers(one))
+            // The bare flag's pod must be at one of the ends.
+            && (Selector::all([bare, from]).is_possible() && to.is_possible()
+                || Selector::all([bare, to]).is_possible() && from.is_possible())
     }
 
     fn a_close_is_possible(&self) -> bool {
@@ -129,6 +159,8 @@ fn reason(flags: &[&str]) -> &'static str {
     let has = |flag| flags.contains(&flag);
     if has("--events") {
         "only a close event has an outcome"
+    } else if has("--selector") || has("--from-selector") || has("--to-selector") {
+        "no labels are so"
     } else if flags.len() == 1 {
         "what it negates leaves nothing"
     } else if has("--min-bytes") {

@@ -2,11 +2,13 @@
 
 mod oracle;
 
+use std::sync::Arc;
+
 use clap::Parser;
 
 use super::*;
 use crate::cli::Cli;
-use crate::record::{ContainerId, Event, Process, ProcessBy};
+use crate::record::{Called, ContainerId, Event, Process, ProcessBy, Service, ServiceBy, Workload};
 use crate::render::testing::{comm, example, random};
 
 /// What is typed, in words without spaces, unchecked for contradictions.
@@ -237,6 +239,93 @@ fn directions_and_ends() {
     ]);
 }
 
+/// A pod of namespace `shop`, called like its workload, with label `app` of the same.
+fn pod(namespace: &str, kind: &str, name: &str) -> Option<Arc<Pod>> {
+    Some(Arc::new(Pod {
+        uid: name.into(),
+        namespace: namespace.into(),
+        name: format!("{name}-0").into(),
+        workload: Some(Workload {
+            kind: kind.into(),
+            name: name.into(),
+        }),
+        service_account: None,
+        node: None,
+        host_network: None,
+        labels: Some([("app", name)].into_iter().collect()),
+    }))
+}
+
+#[test]
+fn names() {
+    let [(_, mut web), (_, mut client), (_, mut lonely), ..] = records();
+    // From `shop/web` to `data/db` through a Service, and from outside to `shop/web`.
+    web.names.src.pod = pod("shop", "Deployment", "web");
+    web.names.dst.pod = pod("data", "StatefulSet", "db");
+    web.names.service = Some(Called {
+        service: Arc::new(Service {
+            namespace: "data".into(),
+            name: "database".into(),
+            host: "database.data.svc.cluster.local".into(),
+        }),
+        by: ServiceBy::Vip,
+        ambiguous: false,
+    });
+    client.names.dst.pod = pod("shop", "Deployment", "web");
+    lonely.names = Names::default();
+    let cases = [
+        ("-n shop", "in out"),
+        ("-n data", "in"),
+        ("-n sh*,data", "in out"),
+        ("-n !data", "out none"),
+        ("--from-namespace shop", "in"),
+        ("--to-namespace shop", "out"),
+        ("--to-namespace data", "in"),
+        ("-n * --from-namespace !shop", "out"),
+        ("--pod web-0", "in out"),
+        ("--pod shop/web-0", "in out"),
+        ("--pod data/web-0", ""),
+        ("--pod db", ""),
+        ("--pod */db-*", "in"),
+        ("--from-pod web-*", "in"),
+        ("--to-pod web-*", "out"),
+        ("--workload web", "in out"),
+        ("--workload Deployment/web", "in out"),
+        ("--workload deployment/*", "in out"),
+        ("--workload StatefulSet/web", ""),
+        ("--to-workload StatefulSet/*", "in"),
+        ("--service database", "in"),
+        ("--service data/database", "in"),
+        ("--service shop/database", ""),
+        ("--service database.data.svc.cluster.local", "in"),
+        ("--service database.data", ""),
+        ("--service !database", "out none"),
+        ("-l app=web", "in out"),
+        ("-l app=db", "in"),
+        ("-l app=web -l app=db", ""),
+        ("--from-selector app=web --to-selector app=db", "in"),
+        ("-l app!=web", "in"),
+        ("-l !other", "in out"),
+        ("--to-selector app", "in out"),
+        ("--from-selector app", "in"),
+    ];
+    for (arguments, expected) in cases {
+        let filter = self::filter(arguments);
+        let selected = [("in", &web), ("out", &client), ("none", &lonely)]
+            .into_iter()
+            .filter(|(_, record)| filter.passes(record))
+            .map(|(name, _)| name);
+        assert_eq!(selected.collect::<Vec<_>>().join(" "), expected, "{arguments}");
+        let flag = filter.needs_names().unwrap();
+        let typed = arguments.split(' ').next().unwrap();
+        assert!(
+            flag.starts_with(typed) || ["-n", "-l"].contains(&typed),
+            "{arguments}: {flag}"
+        );
+    }
+    assert_eq!(filter("--port 80 --comm nginx").needs_names(), None);
+}
+
 #[test]
 fn sizes_and_times() {
     check(&[
@@ -307,6 +396,24 @@ fn every_value_has_its_rules() {
         ("*ééééééééé*", "15 bytes"),
         ("", "missing"),
     ]);
+    errors::<NamespacePattern>(&[
+        ("Shop", "lower-case"),
+        ("shop/web", "lower-case"),
+        ("my_shop", "lower-case"),
+        (&"a".repeat(254), "253"),
+    ]);
+    errors::<PodPattern>(&[
+        ("Web", "lower-case"),
+        ("/web", "lower-case"),
+        ("shop/", "lower-case"),
+        ("a/b/c", "lower-case"),
+    ]);
+    errors::<WorkloadPattern>(&[
+        ("Deploy-ment/web", "a kind"),
+        ("/web", "a kind"),
+        ("Deployment/Web", "lower-case"),
+    ]);
+    errors::<ServicePattern>(&[("web:80", "lower-case"), ("shop/web:80", "lower-case")]);
     errors::<IdPrefix>(&[
         ("web", "hexadecimal"),
         ("containerd://", "hexadecimal"),
@@ -319,11 +426,16 @@ fn every_value_has_its_rules() {
 /// Strings that are nearly values: every character that means something, and some that mean nothing.
 #[test]
 fn no_string_panics() {
-    const PIECES: [&str; 24] = [
-        "!", "-", ",", "*", "/", ":", "::", ".", "%", "0", "1", "80", "255", "65536", "ffff", "10.0.0.1", "fd00::1",
-        "é", "\u{202e}", " ", "k", "Mi", "ms", "nginx",
+    const PIECES: [&str; 30] = [
+        "=", "(", ")", "in", "<", "Pod", "!", "-", ",", "*", "/", ":", "::", ".", "%", "0", "1", "80", "255", "65536",
+        "ffff", "10.0.0.1", "fd00::1", "é", "\u{202e}", " ", "k", "Mi", "ms", "nginx",
     ];
-    const FLAGS: [&str; 13] = [
+    const FLAGS: [&str; 18] = [
+        "--namespace",
+        "--pod",
+        "--workload",
+        "--service",
+        "--selector",
         "--port",
         "--from-port",
         "--to-port",

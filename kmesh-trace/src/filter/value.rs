@@ -149,11 +149,46 @@ impl FromStr for Pid {
 /// Bytes and not characters, because that is what the kernel keeps: it cuts names in the middle of a character, and
 /// compares nothing. Names that are not UTF-8, or have a `,` or `*` in them, are found by a `*` in its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamePattern(String);
+pub struct NamePattern(Glob);
 
 impl NamePattern {
     /// Whether `name` is one.
     pub fn matches(&self, name: &[u8]) -> bool {
+        self.0.matches(name)
+    }
+
+    /// Whether all that `other` matches is matched by this one, too.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        self.0.covers(&other.0)
+    }
+}
+
+impl FromStr for NamePattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let literal = text.bytes().filter(|&byte| byte != b'*').count();
+        if literal > COMM_BYTES {
+            return Err(format!(
+                "the kernel keeps the first {COMM_BYTES} bytes of a name, so none is that long"
+            ));
+        }
+        Ok(Self(Glob::new(text)))
+    }
+}
+
+/// A text in which `*` stands for any run of bytes, none included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Glob(String);
+
+impl Glob {
+    /// This one.
+    pub(super) fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// Whether `name` is such a text.
+    pub(super) fn matches(&self, name: &[u8]) -> bool {
         matches(self.0.as_bytes(), name)
     }
 
@@ -171,20 +206,6 @@ impl NamePattern {
                 .collect();
             self.matches(&sample)
         })
-    }
-}
-
-impl FromStr for NamePattern {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let literal = text.bytes().filter(|&byte| byte != b'*').count();
-        if literal > COMM_BYTES {
-            return Err(format!(
-                "the kernel keeps the first {COMM_BYTES} bytes of a name, so none is that long"
-            ));
-        }
-        Ok(Self(text.to_owned()))
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
+use crate::config::{Common, Level};
 use crate::record::{Direction, Pod, Record, Service};
 use crate::rfc3339::Rfc3339;
 
@@ -13,17 +14,6 @@ use crate::rfc3339::Rfc3339;
 const UNKNOWN: &str = "-";
 /// What all labels of a folded series say.
 const OTHER: &str = "other";
-
-/// What is the same for all series of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Common {
-    /// `--cluster`.
-    pub cluster: Arc<str>,
-    /// `--trust-domain`.
-    pub trust_domain: Arc<str>,
-    /// `--metrics-compat`.
-    pub compat: bool,
-}
 
 /// One end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -211,17 +201,6 @@ pub struct Labels {
     connection: Option<ConnectionPlace>,
     protocol: &'static str,
     policy: &'static str,
-}
-
-/// A granularity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Level {
-    /// By workloads and the destination's pod
-    Workload,
-    /// By workloads and the destination's Service
-    Service,
-    /// One by one
-    Connection,
 }
 
 impl Labels {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::exposition::Exposition;
 use super::*;
-use crate::render::allocations::allocations;
+use crate::config::Common;
+use crate::render::allocations::allocations_of;
 use crate::render::testing;
 
 /// Series by name and labels.
@@ -376,7 +377,7 @@ fn a_record_of_known_ends_allocates_nothing() {
     let mut metrics = metrics(settings());
     let mut records = testing::all();
     records.extend(scattered(100));
-    let mut record_all = || allocations(|| records.iter().for_each(|record| metrics.record(record)));
+    let mut record_all = || allocations_of(|| records.iter().for_each(|record| metrics.record(record)));
     assert!(record_all() > 0, "the count counts");
     assert_eq!(record_all(), 0);
 }

@@ -28,7 +28,7 @@ pub struct Pod {
 }
 
 /// A controller: a Deployment, a StatefulSet, a CronJob, whatever owns the pod in the end, or the pod itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Workload {
     /// Its kind, as Kubernetes spells it: `Deployment`, `Pod`.
     pub kind: Arc<str>,
@@ -37,7 +37,7 @@ pub struct Workload {
 }
 
 /// Labels in the order of their keys, each key once.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Labels(Arc<[(Arc<str>, Arc<str>)]>);
 
 impl Labels {
@@ -45,6 +45,11 @@ impl Labels {
     pub fn get(&self, key: &str) -> Option<&str> {
         let found = self.0.binary_search_by(|(one, _)| (**one).cmp(key)).ok()?;
         Some(&self.0[found].1)
+    }
+
+    /// All of them, as they are shared.
+    pub fn shared(&self) -> impl Iterator<Item = &(Arc<str>, Arc<str>)> + Clone {
+        self.0.iter()
     }
 
     /// All of them.
@@ -65,7 +70,7 @@ impl<S: Into<Arc<str>>> FromIterator<(S, S)> for Labels {
 }
 
 /// A Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Service {
     /// `metadata.namespace`.
     pub namespace: Arc<str>,

@@ -40,7 +40,7 @@ impl Render for Json {
     }
 }
 
-fn write_line(line: &mut Vec<u8>, value: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn write_line(line: &mut Vec<u8>, value: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
     line.clear();
     value.serialize(&mut Serializer::with_formatter(&mut *line, Harmless))?;
     line.push(b'\n');

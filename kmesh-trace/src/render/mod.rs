@@ -7,15 +7,21 @@
 pub(crate) mod allocations;
 mod json;
 mod log;
+#[cfg(test)]
+mod replay;
+mod rollup;
 pub mod sanitize;
+pub mod table;
+pub mod term;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod words;
 
 pub use json::Json;
 pub use log::Log;
+pub use rollup::RollupJson;
 
-use crate::config::Output;
+use crate::config::{Output, Rolled};
 use crate::record::{Lost, Record, RunInfo, Summary, WallTime};
 use std::io::{self, Write};
 
@@ -24,7 +30,8 @@ pub trait Render {
     /// Writes one record.
     fn record(&mut self, record: &Record, out: &mut dyn Write) -> io::Result<()>;
 
-    /// All records of what happened before `until` have come. For formats that print windows of time.
+    /// All records of what happened before `until` have come; at the end that is all of time. For formats that print
+    /// windows of time.
     fn complete(&mut self, _until: WallTime, _out: &mut dyn Write) -> io::Result<()> {
         Ok(())
     }
@@ -55,11 +62,18 @@ impl Render for Nothing {
     }
 }
 
-/// The renderer of `output`. `color` is for formats that have some.
-pub fn renderer(output: Output, color: bool, info: &RunInfo) -> Box<dyn Render + Send> {
-    match output {
-        Output::Log => Box::new(Log::new(color)),
-        Output::Json => Box::new(Json::new(info)),
-        Output::None => Box::new(Nothing),
+/// The renderer of `output`, but for a table on a terminal. `color` is for formats that have some.
+pub fn renderer(output: Output, rolled: Option<&Rolled>, color: bool, info: &RunInfo) -> Box<dyn Render + Send> {
+    match (output, rolled) {
+        (Output::Log, _) => Box::new(Log::new(color)),
+        (Output::Json, Some(rolled)) => Box::new(RollupJson::new(rolled.settings, info)),
+        (Output::Json, None) => Box::new(Json::new(info)),
+        (Output::Table, Some(rolled)) => {
+            let Rolled {
+                settings, sort, top, ..
+            } = rolled;
+            Box::new(table::Blocks::new(*settings, *sort, *top, color, info))
+        }
+        (Output::None | Output::Table, _) => Box::new(Nothing),
     }
 }

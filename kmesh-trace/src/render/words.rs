@@ -66,7 +66,7 @@ fn push_reasons(words: &mut String, reasons: &[LossReason]) {
             LossReason::RingFull => "the ring buffer was full (--buffer makes it larger)",
             LossReason::NoSocketStorage => "the kernel had no socket storage (sysctl net.core.optmem_max)",
             LossReason::ProgramSkipped => "the kernel skipped the tracer",
-            LossReason::Undecodable => "the ring buffer held what is no record",
+            LossReason::Undecodable => "some were damaged",
         });
     }
 }
@@ -129,7 +129,7 @@ mod tests {
                     reasons: vec![LossReason::Undecodable],
                     ..testing::lost()
                 },
-                "lost 12 records, 40 since the start: the ring buffer held what is no record",
+                "lost 12 records, 40 since the start: some were damaged",
             ),
         ];
         for (lost, words) in cases {

@@ -68,6 +68,8 @@ pub struct Btf<'a> {
     types: Vec<u32>,
     /// The structures asked for, by name.
     structures: Vec<(&'static str, u32)>,
+    /// The variables asked for, likewise.
+    variables: Vec<&'static str>,
 }
 
 /// Where a member is, from the start of the structure.
@@ -78,13 +80,14 @@ struct Member {
 }
 
 impl<'a> Btf<'a> {
-    /// Reads the index of all types, and finds the structures of these names.
-    pub fn parse(data: &'a [u8], structures: &[&'static str]) -> Result<Self, BtfError> {
+    /// Reads the index of all types, and finds the structures and per-CPU variables of these names.
+    pub fn parse(data: &'a [u8], structures: &[&'static str], variables: &[&'static str]) -> Result<Self, BtfError> {
         let mut btf = Self {
             data,
             strings: 0,
             types: vec![0],
             structures: Vec::new(),
+            variables: Vec::new(),
         };
         if btf.u32(0)? & 0xffff != u32::from(MAGIC) {
             return Err(BtfError::Malformed(0));
@@ -101,9 +104,11 @@ impl<'a> Btf<'a> {
             // A structure that is only declared is of another kind.
             if kind == kind::STRUCT {
                 let name = btf.string(btf.u32(at)?)?;
-                if let Some(wanted) = structures.iter().find(|wanted| wanted.as_bytes() == name) {
-                    btf.structures.push((wanted, btf.types.len() as u32 - 1));
-                }
+                let id = btf.types.len() as u32 - 1;
+                btf.structures.extend(wanted(structures, name).map(|name| (name, id)));
+            } else if kind == kind::VAR {
+                let name = btf.string(btf.u32(at)?)?;
+                btf.variables.extend(wanted(variables, name));
             }
             at += 12
                 + match kind {
@@ -147,6 +152,11 @@ impl<'a> Btf<'a> {
             });
         }
         Ok(bits / 8)
+    }
+
+    /// Whether the kernel has the variable of this name, one of those asked for.
+    pub fn has_variable(&self, name: &str) -> bool {
+        self.variables.contains(&name)
     }
 
     fn structure(&self, name: &str) -> Result<u32, BtfError> {
@@ -242,6 +252,11 @@ impl<'a> Btf<'a> {
     }
 }
 
+/// Which of these names this is.
+fn wanted(names: &[&'static str], name: &[u8]) -> Option<&'static str> {
+    names.iter().copied().find(|wanted| wanted.as_bytes() == name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,7 +298,7 @@ mod tests {
     #[test]
     fn members_are_found_as_c_finds_them() {
         let data = example();
-        let btf = Btf::parse(&data, &["pair", "inner"]).unwrap();
+        let btf = Btf::parse(&data, &["pair", "inner"], &[]).unwrap();
         let cases = [
             ("a", 4, 0),
             ("b", 8, 8),
@@ -298,9 +313,18 @@ mod tests {
     }
 
     #[test]
+    fn variables_are_found_by_name() {
+        let names = "\0other\0wanted\0";
+        let words = [1, kind::VAR << 24, 0, 0, 7, kind::VAR << 24, 0, 0];
+        let data = blob(&words, names);
+        let btf = Btf::parse(&data, &[], &["wanted", "absent"]).unwrap();
+        assert_eq!((btf.has_variable("wanted"), btf.has_variable("absent")), (true, false));
+    }
+
+    #[test]
     fn what_is_not_there_is_told() {
         let data = example();
-        let btf = Btf::parse(&data, &["pair"]).unwrap();
+        let btf = Btf::parse(&data, &["pair"], &[]).unwrap();
         let told = |path, size| btf.offset("pair", path, size).unwrap_err().to_string();
         assert_eq!(told("c", 4), "this kernel has no member c in struct pair");
         assert_eq!(told("a.x", 4), "this kernel has no member a.x in struct pair");
@@ -316,7 +340,7 @@ mod tests {
     fn any_bytes_give_an_answer_and_no_panic() {
         let whole = example();
         for length in 0..whole.len() {
-            _ = Btf::parse(&whole[..length], &["pair"]).map(|btf| btf.offset("pair", "in.y", 2));
+            _ = Btf::parse(&whole[..length], &["pair"], &[]).map(|btf| btf.offset("pair", "in.y", 2));
         }
         let mut seed = 1_u64;
         for _ in 0..20_000 {
@@ -327,7 +351,7 @@ mod tests {
                 data[at] = (seed >> 24) as u8;
             }
             for path in ["a", "b", "f", "in.y", "many.a"] {
-                _ = Btf::parse(&data, &["pair"]).map(|btf| btf.offset("pair", path, 2));
+                _ = Btf::parse(&data, &["pair"], &[]).map(|btf| btf.offset("pair", path, 2));
             }
         }
     }

@@ -6,15 +6,16 @@ use std::io::{self, ErrorKind, Read};
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
-use kmesh_trace_common::{Counters, Offsets, Prefilter, Settings, Snapshot};
+use kmesh_trace_common::{Counters, Offsets, Prefilter, Prefix, Settings, Snapshot};
 use rustix::thread::{MembarrierCommand, membarrier};
 use thiserror::Error;
 
-use super::btf::BtfError;
+use super::btf::{self, BtfError};
 use super::{monotonic_ns, offsets};
 
 /// Where the kernel shows the types of its structures.
@@ -27,12 +28,16 @@ const TRACEPOINTS: [(&str, &str); 3] = [
     ("kmesh_reset", "tcp_send_reset"),
     ("kmesh_state", "inet_sock_set_state"),
 ];
+/// Does what the last of those was skipped for, on kernels that preempt programs. The kernel calls them in the order of
+/// attaching.
+const AGAIN: (&str, &str) = ("kmesh_state_again", "inet_sock_set_state");
 const WALK: (&str, &str) = ("kmesh_walk", "task_file");
 /// Bytes read of a walk at once.
 const WALK_BUFFER: usize = 64 << 10;
 const EVENTS: &str = "KMESH_EVENTS";
 const COUNTS: &str = "KMESH_COUNTS";
 const FILTER: &str = "KMESH_FILTER";
+const NETWORKS: &str = "KMESH_NETWORKS";
 const WALKS: &str = "KMESH_WALK";
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("KMESH_TRACE_EBPF_OBJECT"));
@@ -87,18 +92,29 @@ unsafe impl aya::Pod for Filter {}
 pub struct Types {
     btf: Btf,
     offsets: Offsets,
+    preempts_programs: bool,
 }
 
 impl Types {
     /// Reads [`BTF_PATH`].
     pub fn read() -> Result<Self, StartError> {
         let vmlinux = fs::read(BTF_PATH).map_err(StartError::NoBtf)?;
-        let offsets = offsets::find(&vmlinux)?;
+        let types = btf::Btf::parse(&vmlinux, offsets::STRUCTURES, offsets::VARIABLES)?;
+        let (offsets, preempts_programs) = (offsets::find(&types)?, offsets::preempts_programs(&types));
         let btf = Btf::parse(&vmlinux, aya::Endianness::default()).map_err(|error| StartError::Failed {
             doing: "reading the kernel's type information",
             why: with_causes(&error),
         })?;
-        Ok(Self { btf, offsets })
+        Ok(Self {
+            btf,
+            offsets,
+            preempts_programs,
+        })
+    }
+
+    /// The programs at tracepoints that this kernel needs.
+    fn tracepoints(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        TRACEPOINTS.into_iter().chain(self.preempts_programs.then_some(AGAIN))
     }
 }
 
@@ -113,6 +129,8 @@ pub struct Options {
     pub checks: u32,
     /// The kernel half of the filters.
     pub prefilter: Box<Prefilter>,
+    /// What its networks say: bits of [`kmesh_trace_common::term`].
+    pub networks: Vec<(Prefix, u32)>,
 }
 
 /// The programs in the kernel, attached until dropped: what is drained and counted.
@@ -120,9 +138,11 @@ pub struct Kernel {
     ring: RingBuf<MapData>,
     counts: PerCpuArray<MapData, Slot>,
     filter: Array<MapData, Filter>,
+    networks: LpmTrie<MapData, [u8; 16], u32>,
     links: Vec<BtfTracePointLink>,
     /// Descriptors of the programs whose skipped runs count.
     state: OwnedFd,
+    again: Option<OwnedFd>,
     destroy: OwnedFd,
     /// Since when it traces: CLOCK_MONOTONIC, ns.
     pub began_ns: u64,
@@ -144,13 +164,19 @@ pub fn start(types: &Types, options: &Options) -> Result<(Kernel, Walker), Start
         counts: PerCpuArray::try_from(take_map(&mut ebpf, COUNTS)?)
             .map_err(|error| failed("opening the counters", &error))?,
         filter: Array::try_from(take_map(&mut ebpf, FILTER)?).map_err(|error| failed("opening the filter", &error))?,
+        networks: LpmTrie::try_from(take_map(&mut ebpf, NETWORKS)?)
+            .map_err(|error| failed("opening the networks", &error))?,
         links: Vec::new(),
         state: descriptor(&ebpf, "kmesh_state")?,
+        again: types
+            .preempts_programs
+            .then(|| descriptor(&ebpf, AGAIN.0))
+            .transpose()?,
         destroy: descriptor(&ebpf, "kmesh_destroy")?,
         began_ns: 0,
     };
-    kernel.set_filter(&options.prefilter)?;
-    for (program, tracepoint) in TRACEPOINTS {
+    kernel.set_filter(&options.prefilter, &options.networks)?;
+    for (program, tracepoint) in types.tracepoints() {
         let program = program_mut::<BtfTracePoint>(&mut ebpf, program)?;
         let link = program.attach().and_then(|id| program.take_link(id));
         kernel.links.push(link.map_err(|error| refused(tracepoint, &error))?);
@@ -174,9 +200,13 @@ fn load(types: &Types, options: &Options) -> Result<Ebpf, StartError> {
         .override_global("OFFSETS", bytemuck::bytes_of(&types.offsets), true)
         .override_global("SETTINGS", bytemuck::bytes_of(&settings), true)
         .map_max_entries(EVENTS, options.ring_bytes)
+        .map_max_entries(
+            NETWORKS,
+            u32::try_from(options.networks.len()).unwrap_or(u32::MAX).max(1),
+        )
         .load(OBJECT)
         .map_err(|error| failed("loading the maps", &error))?;
-    for (program, tracepoint) in TRACEPOINTS {
+    for (program, tracepoint) in types.tracepoints() {
         program_mut::<BtfTracePoint>(&mut ebpf, program)?
             .load(tracepoint, &types.btf)
             .map_err(|error| refused(tracepoint, &error))?;
@@ -189,11 +219,24 @@ fn load(types: &Types, options: &Options) -> Result<Ebpf, StartError> {
 }
 
 impl Kernel {
-    /// Sets the kernel half of the filters; the checks stay those it was loaded with.
-    pub fn set_filter(&mut self, prefilter: &Prefilter) -> Result<(), StartError> {
+    /// Sets the kernel half of the filters. The checks stay those it was loaded with, and there can be no more networks
+    /// than there were then.
+    pub fn set_filter(&mut self, prefilter: &Prefilter, networks: &[(Prefix, u32)]) -> Result<(), StartError> {
+        const DOING: &str = "setting the filter";
         self.filter
             .set(0, Filter(*prefilter), 0)
-            .map_err(|error| failed("setting the filter", &error))
+            .map_err(|error| failed(DOING, &error))?;
+        let old: Result<Vec<_>, _> = self.networks.keys().collect();
+        for key in old.map_err(|error| failed(DOING, &error))? {
+            self.networks.remove(&key).map_err(|error| failed(DOING, &error))?;
+        }
+        for (prefix, terms) in networks {
+            let key = Key::new(prefix.bits, prefix.address);
+            self.networks
+                .insert(&key, *terms, 0)
+                .map_err(|error| failed(DOING, &error))?;
+        }
+        Ok(())
     }
 
     /// Hands the records on the ring to `take` until there is none, or `take` says to stop; true when there is none.
@@ -227,7 +270,9 @@ impl Kernel {
     /// and the second chance too. `counted`: the counters of the same moment.
     pub fn closes_skipped(&self, counted: &Counters) -> u64 {
         let made_good = counted.second_chances + counted.lost_overtaken;
+        let again = self.again.as_ref().map_or(u64::MAX, skipped_runs);
         skipped_runs(&self.state)
+            .min(again)
             .saturating_sub(made_good)
             .min(skipped_runs(&self.destroy))
     }

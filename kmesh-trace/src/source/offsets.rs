@@ -4,7 +4,8 @@ use kmesh_trace_common::{ABSENT, Offsets};
 
 use super::btf::{Btf, BtfError};
 
-const STRUCTURES: &[&str] = &[
+/// The structures that [`find`] looks into.
+pub const STRUCTURES: &[&str] = &[
     "sock",
     "net",
     "sk_buff",
@@ -15,7 +16,20 @@ const STRUCTURES: &[&str] = &[
     "tcp_sock",
     "socket",
     "task_struct",
+    "srcu_data",
 ];
+
+/// What guards the calls of programs at tracepoints, where these are not called with preemption off.
+const TRACEPOINT_GUARD: &str = "tracepoint_srcu_srcu_data";
+
+/// The variables that [`preempts_programs`] looks for.
+pub const VARIABLES: &[&str] = &[TRACEPOINT_GUARD];
+
+/// Whether this kernel may preempt a program at a tracepoint (7.0). Earlier kernels had a variable of that name for another
+/// use, but no such kind of reader.
+pub fn preempts_programs(btf: &Btf<'_>) -> bool {
+    btf.has_variable(TRACEPOINT_GUARD) && btf.offset("srcu_data", "srcu_reader_flavor", 4).is_ok()
+}
 
 /// Fills each field of [`Offsets`] from `structure`, `path`, size in bytes. Every field is named here, or this does not
 /// compile.
@@ -30,8 +44,7 @@ macro_rules! offsets {
 }
 
 /// Looks all of them up in the kernel's BTF. Fails with the first that this kernel lacks and that records cannot do without.
-pub fn find(vmlinux: &[u8]) -> Result<Offsets, BtfError> {
-    let btf = Btf::parse(vmlinux, STRUCTURES)?;
+pub fn find(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
     let cb = btf.offset("sk_buff", "cb", 48)?;
     // Kernels without cgroups have none of these.
     let cgroup = btf.offset("sock", "sk_cgrp_data.cgroup", 8);

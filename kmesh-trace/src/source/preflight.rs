@@ -48,6 +48,7 @@ pub fn check() -> Vec<Finding> {
             opens: true,
             checks: 0,
             prefilter: Box::new(Prefilter::zeroed()),
+            networks: Vec::new(),
         };
         let traced = start(&types, &options);
         findings.push(Finding {

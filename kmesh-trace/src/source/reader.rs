@@ -19,6 +19,8 @@ use kmesh_trace_common::Counters;
 
 use crate::record::Counts;
 
+use crate::enrich::facts::Told;
+
 use super::kernel::Kernel;
 use super::time::{measure_difference, monotonic_ns, rearm, step_alarm};
 
@@ -59,6 +61,8 @@ pub enum Message {
         /// ns.
         difference_ns: i64,
     },
+    /// A source of names tells.
+    Told(Told),
     /// More was lost.
     Lost(Counts),
     /// What was counted by the end of a walk.
@@ -98,7 +102,7 @@ pub struct Control {
     summarize: AtomicBool,
     /// CLOCK_MONOTONIC, ns; 0 when no walk is under way.
     walk_began_ns: AtomicU64,
-    /// A walk has ended, and what it told of has still to settle.
+    /// A walk or an interval has ended, and what was told until then has still to settle.
     walked: AtomicBool,
 }
 
@@ -135,6 +139,11 @@ impl Control {
     /// All that the walk had to tell is in the queue.
     pub(super) fn walk_ended(&self) {
         self.walk_began_ns.store(0, Ordering::Release);
+        self.interval_ended();
+    }
+
+    /// What happened until now is to be told even if it is nothing.
+    pub(super) fn interval_ended(&self) {
         self.walked.store(true, Ordering::Release);
         self.wake();
     }

@@ -3,10 +3,25 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::*;
+use crate::record::{Called, End, Service, ServiceBy, Workload};
 
-const FLAGS: [&str; 16] = [
+const FLAGS: [&str; 29] = [
+    "--namespace",
+    "--from-namespace",
+    "--to-namespace",
+    "--pod",
+    "--from-pod",
+    "--to-pod",
+    "--workload",
+    "--from-workload",
+    "--to-workload",
+    "--service",
+    "--selector",
+    "--from-selector",
+    "--to-selector",
     "--port",
     "--from-port",
     "--to-port",
@@ -59,6 +74,39 @@ const NAMES: [&str; 6] = ["", "a", "ab", "abab", "nginx", "nginx: worker"];
 const PATTERNS: [&str; 9] = ["*", "a", "a*", "*b", "a*b", "*a*", "ab*ab", "nginx", "n*x*"];
 const IDS: [&str; 3] = ["00", "0f", "f0"];
 const PREFIXES: [&str; 5] = ["0", "00", "0f", "f0f", "e"];
+const NAMESPACES: [&str; 3] = ["shop", "shop-2", "db"];
+const NAMESPACE_PATTERNS: [&str; 5] = ["shop", "shop-*", "*", "db", "s*2"];
+const PODS: [&str; 3] = ["web-0", "web-1", "db"];
+const POD_PATTERNS: [&str; 6] = ["web-0", "shop/web-*", "*/db", "db/*", "*", "s*/*-1"];
+const KINDS: [&str; 3] = ["Deployment", "StatefulSet", "Pod"];
+const WORKLOAD_PATTERNS: [&str; 6] = [
+    "web-0",
+    "Deployment/web-1",
+    "deployment/*",
+    "StatefulSet/d*",
+    "pod/web-*",
+    "*/db",
+];
+const SERVICE_PATTERNS: [&str; 6] = [
+    "web-0",
+    "shop/web-0",
+    "*.shop.svc.cluster.local",
+    "web-1.shop-2.svc.cluster.local",
+    "sh*/*",
+    "*",
+];
+const REQUIREMENTS: [&str; 10] = [
+    "app",
+    "!app",
+    "app=web",
+    "app==db",
+    "app!=web",
+    "app in (web)",
+    "app notin (db)",
+    "n>4",
+    "n<5",
+    "n=",
+];
 const BYTES: [&str; 4] = ["0", "1", "1k", "2Ki"];
 
 /// Random choices.
@@ -88,6 +136,12 @@ impl<F: FnMut() -> u64> Dice<F> {
             "--container" => self.one(&PREFIXES).to_owned(),
             "--direction" => self.one(Direction::ALL).name().to_owned(),
             "--outcome" => self.one(Outcome::ALL).name().to_owned(),
+            "--namespace" | "--from-namespace" | "--to-namespace" => self.one(&NAMESPACE_PATTERNS).to_owned(),
+            "--pod" | "--from-pod" | "--to-pod" => self.one(&POD_PATTERNS).to_owned(),
+            "--workload" | "--from-workload" | "--to-workload" => self.one(&WORKLOAD_PATTERNS).to_owned(),
+            "--service" => self.one(&SERVICE_PATTERNS).to_owned(),
+            // They have a negation of their own.
+            "--selector" | "--from-selector" | "--to-selector" => return self.one(&REQUIREMENTS).to_owned(),
             _ => unreachable!("{flag}"),
         };
         let not = if self.below(3) == 0 { "!" } else { "" };
@@ -116,6 +170,67 @@ impl<F: FnMut() -> u64> Dice<F> {
                 self.argument(flag)
             })
             .collect()
+    }
+
+    fn pod(&mut self) -> Option<Arc<Pod>> {
+        let labels = |dice: &mut Self| {
+            let app = match dice.below(3) {
+                0 => None,
+                _ => Some(("app", dice.one(&["web", "db"]))),
+            };
+            let n = match dice.below(2) {
+                0 => None,
+                _ => Some(("n", dice.one(&["", "4", "5", "x"]))),
+            };
+            app.into_iter().chain(n).collect()
+        };
+        (self.below(3) != 0).then(|| {
+            Arc::new(Pod {
+                uid: "u".into(),
+                namespace: self.one(&NAMESPACES).into(),
+                name: self.one(&PODS).into(),
+                workload: (self.below(4) != 0).then(|| Workload {
+                    kind: self.one(&KINDS).into(),
+                    name: self.one(&PODS).into(),
+                }),
+                service_account: None,
+                node: None,
+                host_network: None,
+                labels: (self.below(4) != 0).then(|| labels(self)),
+            })
+        })
+    }
+
+    fn any_pod(&mut self) -> Arc<Pod> {
+        loop {
+            if let Some(pod) = self.pod() {
+                return pod;
+            }
+        }
+    }
+
+    fn names(&mut self) -> Names {
+        let end = |dice: &mut Self| End {
+            pod: dice.pod(),
+            node: None,
+        };
+        Names {
+            src: end(self),
+            dst: end(self),
+            service: (self.below(2) == 0).then(|| {
+                let (namespace, name) = (self.one(&NAMESPACES), self.one(&PODS));
+                Called {
+                    service: Arc::new(Service {
+                        namespace: namespace.into(),
+                        name: name.into(),
+                        host: format!("{name}.{namespace}.svc.cluster.local").into(),
+                    }),
+                    by: ServiceBy::Vip,
+                    ambiguous: false,
+                }
+            }),
+            ..Names::default()
+        }
     }
 
     /// One that there could be.
@@ -155,6 +270,7 @@ impl<F: FnMut() -> u64> Dice<F> {
                 0 => None,
                 _ => ContainerId::new(&self.one(&IDS).repeat(32)),
             },
+            names: self.names(),
             established: outcome == Some(Outcome::Ok) || !is_attempt && self.below(3) != 0,
             outcome,
             sent_bytes: bytes[0] as u64,
@@ -206,10 +322,67 @@ fn name(pattern: &[u8], name: &[u8]) -> bool {
     }
 }
 
+fn glob(pattern: &str, text: &str) -> bool {
+    name(pattern.as_bytes(), text.as_bytes())
+}
+
+/// `name`, or with what stands before it.
+fn qualified(pattern: &str, before: &str, text: &str) -> bool {
+    match pattern.split_once('/') {
+        Some((wanted, pattern)) => glob(wanted, before) && glob(pattern, text),
+        None => glob(pattern, text),
+    }
+}
+
+fn pod(flag: &str, value: &str, pod: Option<&Arc<Pod>>) -> bool {
+    let Some(pod) = pod else { return false };
+    match flag {
+        "namespace" => glob(value, &pod.namespace),
+        "pod" => qualified(value, &pod.namespace, &pod.name),
+        _ => pod
+            .workload
+            .as_ref()
+            .is_some_and(|workload| qualified(&value.to_lowercase(), &workload.kind.to_lowercase(), &workload.name)),
+    }
+}
+
+/// Whether labels are as all of these demand.
+fn selects(requirements: &[&str], pod: Option<&Arc<Pod>>) -> bool {
+    let Some(labels) = pod.and_then(|pod| pod.labels.as_ref()) else {
+        return false;
+    };
+    let (app, n) = (labels.get("app"), labels.get("n"));
+    let number = n.and_then(|n| n.parse::<i64>().ok());
+    requirements.iter().all(|requirement| match *requirement {
+        "app" => app.is_some(),
+        "!app" => app.is_none(),
+        "app=web" | "app in (web)" => app == Some("web"),
+        "app==db" => app == Some("db"),
+        "app!=web" => app != Some("web"),
+        "app notin (db)" => app != Some("db"),
+        "n>4" => number.is_some_and(|number| number > 4),
+        "n<5" => number.is_some_and(|number| number < 5),
+        "n=" => n == Some(""),
+        _ => unreachable!("{requirement}"),
+    })
+}
+
 /// Whether one value of one flag matches.
 fn matches(flag: &str, value: &str, record: &Record) -> bool {
     let (from, to) = (record.src, record.dst);
+    let (src, dst) = (record.names.src.pod.as_ref(), record.names.dst.pod.as_ref());
+    let service = record.names.service.as_ref().map(|called| &called.service);
+    let in_namespace = || service.is_some_and(|service| glob(value, &service.namespace));
     match flag {
+        "--namespace" => pod("namespace", value, src) || pod("namespace", value, dst) || in_namespace(),
+        "--to-namespace" => pod("namespace", value, dst) || in_namespace(),
+        "--from-namespace" | "--from-pod" | "--from-workload" => pod(&flag["--from-".len()..], value, src),
+        "--to-pod" | "--to-workload" => pod(&flag["--to-".len()..], value, dst),
+        "--pod" | "--workload" => pod(&flag[2..], value, src) || pod(&flag[2..], value, dst),
+        "--service" => service.is_some_and(|service| match value.contains('.') {
+            true => glob(value, &service.host),
+            false => qualified(value, &service.namespace, &service.name),
+        }),
         "--port" | "--to-port" => port(value, to.port()),
         "--from-port" => port(value, from.port()),
         "--ip" => address(value, from.ip()) || address(value, to.ip()),
@@ -234,6 +407,12 @@ fn passes(arguments: &[(&'static str, String)], record: &Record) -> bool {
     by_flag.into_iter().all(|(flag, values)| match flag {
         "-4" => record.src.is_ipv4(),
         "-6" => record.src.is_ipv6(),
+        "--from-selector" => selects(&values, record.names.src.pod.as_ref()),
+        "--to-selector" => selects(&values, record.names.dst.pod.as_ref()),
+        "--selector" => {
+            let ends = [&record.names.src, &record.names.dst];
+            ends.iter().any(|end| selects(&values, end.pod.as_ref()))
+        }
         "--failed" => !["", "ok"].contains(&record.outcome.map_or("", Outcome::name)),
         "--established-only" => record.established,
         // The last one counts.
@@ -474,4 +653,30 @@ fn words(longest: usize) -> Vec<Vec<u8>> {
         words.extend_from_slice(&last);
     }
     words
+}
+
+/// Two ends whose labels are all that these requirements can tell apart.
+#[test]
+fn what_no_labels_pass_is_refused() {
+    let mut pods = Vec::new();
+    for app in [None, Some("web"), Some("db"), Some("other")] {
+        for n in [None, Some(""), Some("4"), Some("5"), Some("x")] {
+            let labels = app.map(|app| ("app", app)).into_iter().chain(n.map(|n| ("n", n)));
+            pods.push(Arc::new(Pod {
+                labels: Some(labels.collect()),
+                ..(*Dice(random(8)).any_pod()).clone()
+            }));
+        }
+    }
+    let mut records = Vec::new();
+    for src in &pods {
+        for dst in &pods {
+            let mut record = example();
+            record.names.src.pod = Some(Arc::clone(src));
+            record.names.dst.pod = Some(Arc::clone(dst));
+            records.push(record);
+        }
+    }
+    let flags = ["--selector", "--from-selector", "--to-selector"];
+    refuses_exactly(&flags, &records, &[Event::Close], 9);
 }

@@ -1,0 +1,34 @@
+//! The flags that keep what is told, and tell it again.
+
+use std::ffi::OsString;
+
+use clap::Args;
+
+use crate::capture::Rotation;
+
+/// Captures, as they are typed.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Captures")]
+pub struct Capture {
+    /// Keep all that is told in a new file (-: standard output)
+    ///
+    /// Names included, whatever --output prints. A tracer that is killed loses no more than its last second. The file is
+    /// readable by its owner alone; one that exists is refused, and a link is never followed. With - nothing else may go to
+    /// standard output: add -o none.
+    #[arg(short, long, value_name = "FILE")]
+    pub write: Option<OsString>,
+
+    /// Tell again what --write kept (-: standard input)
+    ///
+    /// On any machine, without privileges, in any output and through any filter. --duration and --count go by the times and
+    /// records of the capture. What is damaged is said and skipped, and the exit status is 1 then.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "buffer")]
+    pub read: Option<OsString>,
+
+    /// Go on in a new file after SIZE, and keep the newest N
+    ///
+    /// FILE is the newest, FILE.1 the one before, and so on; the oldest is removed. Without N there are ten. Each file can be
+    /// read alone.
+    #[arg(long, value_name = "SIZE[,N]", requires = "write")]
+    pub rotate: Option<Rotation>,
+}

@@ -1,0 +1,354 @@
+//! The sources of names, watched over: started, asked again, and spoken of when they fail. All in a thread of their own:
+//! nothing of tracing waits for them.
+
+pub mod cri;
+pub mod file;
+pub mod kubeconfig;
+pub mod kubelet;
+pub mod list;
+pub mod objects;
+pub mod podlogs;
+
+mod board;
+mod check;
+mod reason;
+mod watch;
+
+use std::cell::RefCell;
+use std::future::pending;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use futures_util::future::join_all;
+use rustix::system::uname;
+use tokio::sync::watch as channel;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use self::board::Board;
+pub use self::board::{Line, Verdict};
+pub use self::check::check;
+use self::reason::Failure;
+use super::facts::{Fact, Kind, News, PodFacts, SourceId, Told};
+use crate::config::{Origin, Source};
+use crate::record::WallTime;
+
+/// Between questions when nothing is amiss.
+const EVERY: Duration = Duration::from_secs(30);
+/// Between questions to a kubelet, however many unknown containers turn up.
+const KUBELET_LEAST: Duration = Duration::from_secs(1);
+/// Between questions to what is cheap to ask.
+const LEAST: Duration = Duration::from_millis(100);
+/// Between questions to what is not believed the first time.
+const DOUBT: Duration = Duration::from_secs(2);
+/// Between questions to what has failed: at first, and at most.
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// Makes the local sources look again: a container turned up that none has told of.
+#[derive(Clone, Debug)]
+pub struct Nudge(Arc<channel::Sender<()>>);
+
+impl Nudge {
+    /// Costs little, and may come as often as it likes.
+    pub fn nudge(&self) {
+        self.0.send_replace(());
+    }
+}
+
+/// Sources whose files have been read.
+pub struct Sources {
+    ready: Vec<Ready>,
+    nudge: Nudge,
+}
+
+struct Ready {
+    named: bool,
+    label: String,
+    place: ReadyPlace,
+}
+
+enum ReadyPlace {
+    Cri(cri::Source),
+    Kubelet(kubelet::Settings),
+    PodLogs,
+    ApiServer {
+        config: Box<kube::Config>,
+        node: Option<String>,
+    },
+    File(Vec<Fact>),
+}
+
+impl Sources {
+    /// Reads the files that the command line names: what is wrong with one is known before tracing begins.
+    pub fn prepare(sources: &[Source]) -> Result<Self> {
+        let ready = sources.iter().map(prepare).collect::<Result<_>>()?;
+        let nudge = Nudge(Arc::new(channel::Sender::new(())));
+        Ok(Self { ready, nudge })
+    }
+
+    /// Makes them look again.
+    pub fn nudge(&self) -> Nudge {
+        self.nudge.clone()
+    }
+
+    /// Asks them from now on. What they tell goes to `tell`, which may wait, until that breaks it off; what there is to say
+    /// of them goes to `say`.
+    pub fn start(
+        self,
+        say: impl Fn(Line) + Send + 'static,
+        tell: impl Fn(Told) -> ControlFlow<()> + Send + 'static,
+    ) -> io::Result<Arc<Verdict>> {
+        let verdict = Arc::new(Verdict::default());
+        let of_thread = Arc::clone(&verdict);
+        if !self.ready.is_empty() {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            thread::Builder::new()
+                .name("names".to_owned())
+                .spawn(move || runtime.block_on(self.run(say, tell, of_thread)))?;
+        }
+        Ok(verdict)
+    }
+
+    async fn run(
+        self,
+        say: impl Fn(Line) + 'static,
+        tell: impl Fn(Told) -> ControlFlow<()> + 'static,
+        verdict: Arc<Verdict>,
+    ) {
+        let sources = self.ready.iter().map(|ready| (ready.label.clone(), ready.named));
+        let board = Board::new(sources.collect(), verdict, Instant::now().into_std());
+        let shared = Rc::new(Shared {
+            board: RefCell::new(board),
+            say: Box::new(say),
+            tell: Box::new(tell),
+        });
+        let count = self.ready.len();
+        let mut sources: Vec<Pin<Box<dyn Future<Output = ()>>>> = Vec::new();
+        for (place, ready) in self.ready.into_iter().enumerate() {
+            let voice = Voice {
+                shared: Rc::clone(&shared),
+                place,
+                id: SourceId(place as u8),
+                // Jobs and ReplicaSets are one kind: each list of them is a source's of its own.
+                other_id: SourceId((count + place) as u8),
+            };
+            sources.push(Box::pin(run(ready.place, voice, self.nudge.0.subscribe())));
+        }
+        sources.push(Box::pin(deadlines(shared)));
+        join_all(sources).await;
+    }
+}
+
+/// Speaks for itself at the times at which sources should have answered.
+async fn deadlines(shared: Rc<Shared>) {
+    loop {
+        let next = shared.board.borrow().next_deadline();
+        match next {
+            Some(at) => sleep_until(at.into()).await,
+            None => return,
+        }
+        let lines = shared.board.borrow_mut().at(Instant::now().into_std());
+        lines.into_iter().for_each(|line| (shared.say)(line));
+    }
+}
+
+struct Shared {
+    board: RefCell<Board>,
+    say: Box<dyn Fn(Line)>,
+    tell: Box<dyn Fn(Told) -> ControlFlow<()>>,
+}
+
+/// Through which one source tells and is told of.
+struct Voice {
+    shared: Rc<Shared>,
+    place: usize,
+    id: SourceId,
+    other_id: SourceId,
+}
+
+impl Voice {
+    fn tell(&self, source: SourceId, at: WallTime, news: News) -> ControlFlow<()> {
+        (self.shared.tell)(Told { source, at, news })
+    }
+
+    /// A whole list.
+    fn list(&self, at: WallTime, kind: Kind, facts: impl IntoIterator<Item = Fact>) -> ControlFlow<()> {
+        self.tell(self.id, at, News::ListBegins(kind))?;
+        facts
+            .into_iter()
+            .try_for_each(|fact| self.tell(self.id, at, News::Is(fact)))?;
+        self.tell(self.id, at, News::ListEnds(kind))
+    }
+
+    fn answered(&self) {
+        let lines = self.shared.board.borrow_mut().answered(self.place);
+        lines.into_iter().for_each(|line| self.say(line));
+    }
+
+    fn failed(&self, why: Failure) {
+        let lines = (self.shared.board.borrow_mut()).failed(self.place, why, Instant::now().into_std());
+        lines.into_iter().for_each(|line| self.say(line));
+    }
+
+    fn is_answering(&self) -> bool {
+        self.shared.board.borrow().is_answering(self.place)
+    }
+
+    fn say(&self, line: Line) {
+        (self.shared.say)(line);
+    }
+}
+
+fn prepare(source: &Source) -> Result<Ready> {
+    let (label, place) = match &source.origin {
+        Origin::Cri(sockets) => {
+            let label = match &sockets[..] {
+                [socket] => format!("the container runtime at {}", socket.display()),
+                _ => "the container runtime".to_owned(),
+            };
+            (label, ReadyPlace::Cri(cri::Source::new(sockets)))
+        }
+        Origin::Kubelet(kubelet) => {
+            let label = format!("the kubelet at {}", kubelet.url);
+            (
+                label,
+                ReadyPlace::Kubelet(kubelet::Settings::new(kubelet, &node_name())?),
+            )
+        }
+        Origin::PodLogs => (format!("the log folders in {}", podlogs::FOLDER), ReadyPlace::PodLogs),
+        Origin::ApiServer(api_server) => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .context("cannot start")?;
+            let config = Box::new(runtime.block_on(kubeconfig::settings(api_server))?);
+            let label = format!("the API server at {}", kubeconfig::url(&config));
+            let node = api_server.this_node.then(node_name);
+            (label, ReadyPlace::ApiServer { config, node })
+        }
+        Origin::File(path) => (path.display().to_string(), ReadyPlace::File(file::read(path)?)),
+    };
+    Ok(Ready {
+        named: source.named,
+        label,
+        place,
+    })
+}
+
+/// As the cluster knows this node: what a pod is told, or else what a kubelet takes by default.
+fn node_name() -> String {
+    let told = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
+    told.unwrap_or_else(|| uname().nodename().to_string_lossy().to_lowercase())
+}
+
+async fn run(place: ReadyPlace, voice: Voice, nudged: channel::Receiver<()>) {
+    match place {
+        ReadyPlace::Cri(mut source) => poll(&voice, nudged, LEAST, &mut source).await,
+        ReadyPlace::Kubelet(settings) => match settings.source() {
+            Ok(mut source) => poll(&voice, nudged, KUBELET_LEAST, &mut source).await,
+            Err(why) => voice.failed(why),
+        },
+        ReadyPlace::PodLogs => poll(&voice, nudged, LEAST, &mut Folders).await,
+        ReadyPlace::ApiServer { config, node } => watch::run(&voice, *config, node).await,
+        ReadyPlace::File(facts) => _ = tell_file(&voice, facts),
+    }
+}
+
+fn tell_file(voice: &Voice, facts: Vec<Fact>) -> ControlFlow<()> {
+    let at = now();
+    let mut kinds = vec![Kind::Pods];
+    for fact in &facts {
+        let kind = objects::kind_of(fact);
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    for kind in &kinds {
+        voice.tell(voice.id, at, News::ListBegins(*kind))?;
+    }
+    for fact in facts {
+        voice.tell(voice.id, at, News::Is(fact))?;
+    }
+    for kind in kinds {
+        voice.tell(voice.id, at, News::ListEnds(kind))?;
+    }
+    voice.answered();
+    ControlFlow::Continue(())
+}
+
+/// What is asked for this node's pods time and again.
+trait Local {
+    /// None: ask once more.
+    async fn pods(&mut self) -> Result<Option<Vec<PodFacts>>, Failure>;
+
+    /// Until there is a reason to ask again.
+    async fn event(&mut self) {
+        pending().await
+    }
+}
+
+impl Local for cri::Source {
+    async fn pods(&mut self) -> Result<Option<Vec<PodFacts>>, Failure> {
+        cri::Source::pods(self).await.map(Some)
+    }
+
+    async fn event(&mut self) {
+        cri::Source::event(self).await
+    }
+}
+
+impl Local for kubelet::Source {
+    async fn pods(&mut self) -> Result<Option<Vec<PodFacts>>, Failure> {
+        kubelet::Source::pods(self).await
+    }
+}
+
+struct Folders;
+
+impl Local for Folders {
+    async fn pods(&mut self) -> Result<Option<Vec<PodFacts>>, Failure> {
+        let pods = podlogs::list(Path::new(podlogs::FOLDER));
+        pods.map(Some).map_err(|error| Failure::new(reason::io(&error)))
+    }
+}
+
+async fn poll(voice: &Voice, mut nudged: channel::Receiver<()>, least: Duration, source: &mut impl Local) {
+    let mut back_off = BACK_OFF.0;
+    loop {
+        nudged.mark_unchanged();
+        let (asked, at) = (Instant::now(), now());
+        match source.pods().await {
+            Ok(None) => sleep(DOUBT).await,
+            Ok(Some(pods)) => {
+                if voice.list(at, Kind::Pods, pods.into_iter().map(Fact::Pod)).is_break() {
+                    return;
+                }
+                voice.answered();
+                back_off = BACK_OFF.0;
+                sleep_until(asked + least).await;
+                tokio::select! {
+                    () = sleep_until(asked + EVERY) => {}
+                    () = source.event() => {}
+                    // Who nudges lives as long as the process.
+                    _ = nudged.changed() => {}
+                }
+            }
+            Err(why) => {
+                voice.failed(why);
+                sleep(back_off).await;
+                back_off = (back_off * 2).min(BACK_OFF.1);
+            }
+        }
+    }
+}
+
+/// The wall clock.
+fn now() -> WallTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallTime(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}

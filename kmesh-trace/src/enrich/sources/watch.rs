@@ -1,0 +1,97 @@
+//! An API server's kinds, each followed by itself: what one is not allowed degrades that kind alone.
+
+use std::ops::ControlFlow;
+
+use futures_util::{StreamExt, pin_mut};
+use kube::runtime::watcher::Event;
+
+use super::kubeconfig::{Served, Source, Trouble, trouble};
+use super::objects::{EndpointSlice, Endpoints, Job, Node, Pod, ReplicaSet, Service};
+use super::{Line, Voice, now};
+use crate::enrich::facts::{News, SourceId};
+
+/// Follows all kinds, for good.
+pub async fn run(voice: &Voice, config: kube::Config, node: Option<String>) {
+    let of_one_node = node.is_some();
+    let source = match Source::new(config, node) {
+        Ok(source) => source,
+        // Credentials that cannot be used now will not be later: only a plugin's would change, and it has failed.
+        Err(why) => return voice.failed(why),
+    };
+    let (id, other_id) = (voice.id, voice.other_id);
+    // Nobody but a cluster's administrator may see the rest, and a node's own credentials are for its pods.
+    let of_cluster = async {
+        if !of_one_node {
+            tokio::join!(
+                endpoints(voice, &source),
+                follow::<ReplicaSet>(voice, &source, id),
+                follow::<Job>(voice, &source, other_id),
+                follow::<Node>(voice, &source, id),
+            );
+        }
+    };
+    tokio::join!(
+        follow::<Pod>(voice, &source, id),
+        follow::<Service>(voice, &source, id),
+        of_cluster
+    );
+}
+
+/// Slices, or where the server has none of this version the older kind.
+async fn endpoints(voice: &Voice, source: &Source) {
+    if follow::<EndpointSlice>(voice, source, voice.id).await == Left::Unknown {
+        follow::<Endpoints>(voice, source, voice.id).await;
+    }
+}
+
+/// Why a kind is not followed any more.
+#[derive(PartialEq, Eq)]
+enum Left {
+    /// There is no such kind.
+    Unknown,
+    /// Nobody listens.
+    Unheard,
+}
+
+async fn follow<T: Served>(voice: &Voice, source: &Source, id: SourceId) -> Left {
+    let is_pods = T::RESOURCE == Pod::RESOURCE;
+    // Why it is lacking, as it was said.
+    let mut lacking = None;
+    let events = source.watch::<T>();
+    pin_mut!(events);
+    while let Some(event) = events.next().await {
+        let news = match event {
+            Ok(Event::Init) => News::ListBegins(T::TELLS),
+            Ok(Event::InitApply(watched) | Event::Apply(watched)) => News::Is(watched.object.fact()),
+            Ok(Event::Delete(watched)) => News::Gone(watched.object.key()),
+            Ok(Event::InitDone) => News::ListEnds(T::TELLS),
+            Err(error) => {
+                let why = match trouble::<T>(&error) {
+                    Trouble::Stale => continue,
+                    Trouble::Unknown if !is_pods => return Left::Unknown,
+                    Trouble::Unknown => super::Failure::new("what answers is no API server".to_owned()),
+                    Trouble::Forbidden(why) | Trouble::Other(why) => why,
+                };
+                if is_pods {
+                    voice.failed(why);
+                } else if voice.is_answering() && lacking.as_ref() != Some(&why) {
+                    // When pods are not told of either, that is said for all.
+                    voice.say(Line::Note(format!("warning: names go without {}: {why}", T::RESOURCE)));
+                    lacking = Some(why);
+                }
+                continue;
+            }
+        };
+        let told_all = matches!(news, News::ListEnds(_) | News::Is(_));
+        if voice.tell(id, now(), news) == ControlFlow::Break(()) {
+            return Left::Unheard;
+        }
+        if told_all {
+            lacking = None;
+            if is_pods {
+                voice.answered();
+            }
+        }
+    }
+    Left::Unheard
+}

@@ -1,0 +1,49 @@
+//! What is said on standard error: notes, and what a format of standard output has no line for.
+
+use std::io::{self, Write};
+
+use crate::config::{Config, Output, Verbosity};
+use crate::record::{Lost, RunInfo, Summary};
+use crate::render::{term, words};
+
+/// One note; while a table hides standard error, on its last line, and once it is gone. That nobody reads it is no reason to
+/// stop.
+pub fn say(text: &str) {
+    if term::hold(text) {
+        return;
+    }
+    _ = writeln!(io::stderr(), "kmesh-trace: {text}");
+}
+
+/// Losses and sums in words, where they do not stand among the data.
+#[derive(Clone, Debug)]
+pub struct Notes {
+    output: Output,
+    verbosity: Verbosity,
+    info: RunInfo,
+}
+
+impl Notes {
+    /// Of a run of which `info` is true.
+    pub fn new(config: &Config, info: RunInfo) -> Self {
+        Self {
+            output: config.output,
+            verbosity: config.verbosity,
+            info,
+        }
+    }
+
+    /// Says what was lost.
+    pub fn lost(&self, lost: &Lost) {
+        if !self.output.has_reports() {
+            say(&words::lost_words(lost));
+        }
+    }
+
+    /// Says the sums.
+    pub fn summary(&self, summary: &Summary) {
+        if !self.output.has_reports() && self.verbosity > Verbosity::Quiet {
+            say(&words::summary_words(summary, &self.info));
+        }
+    }
+}

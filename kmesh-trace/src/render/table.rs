@@ -1,0 +1,226 @@
+//! `-o table`: what groups of connections do, window by window.
+//!
+//! On a terminal, [`Feed`] hands each window to [`super::term`]'s thread and takes what its keys ask for; otherwise
+//! [`Blocks`] prints it. Neither ever waits for a person.
+
+mod columns;
+mod header;
+pub mod sort;
+#[cfg(test)]
+mod tests;
+mod text;
+mod units;
+pub mod view;
+
+use std::io::{self, Write};
+use std::sync::mpsc::Receiver;
+
+use super::Render;
+use crate::filter::Filter;
+use crate::record::{Lost, Record, RunInfo, Summary, WallTime};
+use crate::rfc3339::Rfc3339;
+use crate::rollup::{Rollup, Row, Settings, Window};
+use columns::{Change, Layout, PLAIN_WIDTH, Shown};
+use sort::Sort;
+use view::{Ask, compared};
+
+/// Connections that are told of one by one in a window, for who looks at those of a group.
+const CONNECTIONS: usize = 5_000;
+
+/// A window, and what the header says besides.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// The window.
+    pub window: Window,
+    /// The node's name.
+    pub node: String,
+    /// Where names come from.
+    pub names: String,
+    /// Since the first window began, ns.
+    pub elapsed_ns: u64,
+    /// Since the start.
+    pub lost_records: u64,
+}
+
+/// What of a table outlives its windows.
+#[derive(Debug)]
+struct Course {
+    node: String,
+    began: Option<WallTime>,
+    lost_records: u64,
+}
+
+impl Course {
+    fn new(info: &RunInfo) -> Self {
+        Self {
+            node: info.node.clone(),
+            began: None,
+            lost_records: 0,
+        }
+    }
+
+    fn tell(&mut self, window: Window) -> Told {
+        let began = *self.began.get_or_insert(window.start);
+        Told {
+            elapsed_ns: window.end().0.saturating_sub(began.0).try_into().unwrap_or(0),
+            window,
+            node: self.node.clone(),
+            names: "no names".to_owned(),
+            lost_records: self.lost_records,
+        }
+    }
+}
+
+/// The table without a terminal: a block of lines a window, the same for the same records.
+#[derive(Debug)]
+pub struct Blocks {
+    rollup: Rollup,
+    course: Course,
+    sort: Sort,
+    top: usize,
+    color: bool,
+    before: Vec<Row>,
+}
+
+impl Blocks {
+    /// Blocks of at most `top` rows.
+    pub fn new(settings: Settings, sort: Sort, top: Option<usize>, color: bool, info: &RunInfo) -> Self {
+        Self {
+            rollup: Rollup::new(settings),
+            course: Course::new(info),
+            sort,
+            top: top.unwrap_or(usize::MAX),
+            color,
+            before: Vec::new(),
+        }
+    }
+
+    fn print(&mut self, window: Option<Window>, out: &mut dyn Write) -> io::Result<()> {
+        let Some(window) = window.filter(|window| !window.rows.is_empty() || !self.before.is_empty()) else {
+            return Ok(());
+        };
+        let told = self.course.tell(window);
+        writeln!(
+            out,
+            "{} {}",
+            Rfc3339::new(told.window.start).date(),
+            header::first(&told, PLAIN_WIDTH)
+        )?;
+        let mut rows = compared(&told.window.rows, &self.before);
+        rows.sort_by(|(one, change), (two, other)| {
+            let gone = |change: &Change| *change == Change::Gone;
+            gone(change)
+                .cmp(&gone(other))
+                .then_with(|| columns::order(one, two, self.sort))
+        });
+        let shown: Vec<_> = rows
+            .iter()
+            .take(self.top)
+            .map(|&(row, change)| Shown {
+                row,
+                change,
+                selected: false,
+                window_ns: told.window.length_ns,
+            })
+            .collect();
+        for line in Layout::new(PLAIN_WIDTH).lines(&shown, self.sort, self.color) {
+            writeln!(out, "{}", line.trim_end())?;
+        }
+        self.before = told.window.rows;
+        writeln!(out)
+    }
+}
+
+impl Render for Blocks {
+    fn record(&mut self, record: &Record, out: &mut dyn Write) -> io::Result<()> {
+        let window = self.rollup.take(record);
+        self.print(window, out)
+    }
+
+    fn complete(&mut self, until: WallTime, out: &mut dyn Write) -> io::Result<()> {
+        let window = self.rollup.complete(until);
+        self.print(window, out)
+    }
+
+    fn lost(&mut self, lost: &Lost, _: &mut dyn Write) -> io::Result<()> {
+        self.course.lost_records = lost.lost_records_total;
+        Ok(())
+    }
+
+    fn summary(&mut self, _: &Summary, _: &mut dyn Write) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where windows go that a person looks at.
+pub trait Screen: Send {
+    /// Shows this one from now on. Does not wait.
+    fn show(&mut self, told: Told);
+}
+
+/// The table on a terminal.
+pub struct Feed {
+    rollup: Rollup,
+    course: Course,
+    /// What was typed at the prompt.
+    filter: Filter,
+    asks: Receiver<Ask>,
+    screen: Box<dyn Screen>,
+}
+
+impl Feed {
+    /// Feeds `screen`, and does what it asks for.
+    pub fn new(settings: Settings, info: &RunInfo, asks: Receiver<Ask>, screen: Box<dyn Screen>) -> Self {
+        Self {
+            rollup: Rollup::new(settings).with_connections(CONNECTIONS),
+            course: Course::new(info),
+            filter: Filter::default(),
+            asks,
+            screen,
+        }
+    }
+
+    fn show(&mut self, window: Option<Window>) {
+        if let Some(window) = window {
+            self.screen.show(self.course.tell(window));
+        }
+    }
+
+    fn obey(&mut self) {
+        for ask in self.asks.try_iter() {
+            match ask {
+                Ask::Regroup(by) => self.rollup.regroup(by),
+                Ask::Filter(filter) => {
+                    self.filter = *filter;
+                    self.rollup.restart();
+                }
+                // These are the screen's own.
+                Ask::Quit | Ask::Suspend => {}
+            }
+        }
+    }
+}
+
+impl Render for Feed {
+    fn record(&mut self, record: &Record, _: &mut dyn Write) -> io::Result<()> {
+        let window = self.rollup.take_if(record, |record| self.filter.passes(record));
+        self.show(window);
+        Ok(())
+    }
+
+    fn complete(&mut self, until: WallTime, _: &mut dyn Write) -> io::Result<()> {
+        let window = self.rollup.complete(until);
+        self.show(window);
+        self.obey();
+        Ok(())
+    }
+
+    fn lost(&mut self, lost: &Lost, _: &mut dyn Write) -> io::Result<()> {
+        self.course.lost_records = lost.lost_records_total;
+        Ok(())
+    }
+
+    fn summary(&mut self, _: &Summary, _: &mut dyn Write) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,184 @@
+//! Windows of time: what groups of connections did in each. Pure: time is that of the records.
+//!
+//! Windows are aligned to the wall clock: with 5 s they begin at seconds 0, 5, 10. What a record tells counts in the window
+//! of its time. Of a connection that is told of more than once (`open`, `update`s, `close`) each record adds what is more
+//! than in the one before, so that a connection's windows add up to its close, and nothing counts twice.
+//!
+//! Records come in the order of the kernel's clock, so that a window is over as soon as something later is told. What the
+//! wall clock may do to this:
+//! - A record up to one window earlier than the present window counts in the present one: it is late, or the clock was set
+//!   back a little. No window is ever opened again.
+//! - One that is earlier still shows that the clock was set back: the present window ends and one at the earlier time
+//!   begins, which may so come twice.
+//! - Windows of which nothing is told (the machine slept, the clock was set forward) have no groups, whatever is open then.
+//!   What an open connection moved meanwhile counts where it is next told of.
+
+mod group;
+mod groups;
+mod live;
+mod quantiles;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use group::{By, Group, Key, Place};
+pub use groups::{Common, Row, Sums};
+pub use quantiles::{ERROR, QuantileSummary, Quantiles};
+
+use crate::record::{Record, WallTime};
+use groups::Groups;
+use live::Live;
+
+/// What there is to roll up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Into which groups.
+    pub by: By,
+    /// Length of a window.
+    pub interval: Duration,
+    /// Groups of a window; the rest folds into one.
+    pub max_groups: usize,
+}
+
+/// A window that is over.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// When it began.
+    pub start: WallTime,
+    /// How long it was, ns.
+    pub length_ns: u64,
+    /// Its groups, each once, in their order; the one of all others last.
+    pub rows: Vec<Row>,
+    /// Its connections one by one, if they are wanted.
+    pub connections: Vec<Row>,
+}
+
+impl Window {
+    /// When it ended.
+    pub fn end(&self) -> WallTime {
+        WallTime(self.start.0.saturating_add_unsigned(self.length_ns))
+    }
+}
+
+/// Turns records into windows.
+#[derive(Debug)]
+pub struct Rollup {
+    length_ns: i64,
+    max_groups: usize,
+    /// The present window's start, once there is one.
+    start_ns: Option<i64>,
+    /// Whether anything has been told of it.
+    told: bool,
+    /// Windows so far of which something was told; tells what is recent where the wall clock cannot.
+    number: u64,
+    groups: Groups,
+    connections: Option<Groups>,
+    live: Live,
+}
+
+impl Rollup {
+    /// Nothing is told yet.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            length_ns: i64::try_from(settings.interval.as_nanos()).unwrap_or(i64::MAX).max(1),
+            max_groups: settings.max_groups,
+            start_ns: None,
+            told: false,
+            number: 0,
+            groups: Groups::new(settings.by, settings.max_groups),
+            connections: None,
+            live: Live::default(),
+        }
+    }
+
+    /// Tells of at most so many connections of a window one by one, too.
+    pub fn with_connections(mut self, most: usize) -> Self {
+        self.connections = Some(Groups::new(By::new(&[Key::Connection]), most));
+        self
+    }
+
+    /// Takes a record. The window that is over by that, if one is.
+    pub fn take(&mut self, record: &Record) -> Option<Window> {
+        self.take_if(record, |_| true)
+    }
+
+    /// Takes a record, and counts it only if it is wanted.
+    pub fn take_if(&mut self, record: &Record, is_wanted: impl FnOnce(&Record) -> bool) -> Option<Window> {
+        let over = self.advance(record.time);
+        let start_ns = self.window_of(record.time);
+        self.start_ns.get_or_insert(start_ns);
+        self.told = true;
+        let moved = self.live.take(record, self.number);
+        let group = is_wanted(record).then(|| {
+            let row = self.groups.add(record, &moved);
+            if let Some(connections) = &mut self.connections {
+                connections.list(record, &moved, row);
+            }
+            Arc::clone(&row.group)
+        });
+        self.live.counted_in(record.id, group);
+        over
+    }
+
+    /// All that happened before `until` has been told. The window that is over by that, if one is; of several, the first: in
+    /// the others nothing happened.
+    pub fn complete(&mut self, until: WallTime) -> Option<Window> {
+        self.advance(until)
+    }
+
+    /// Groups otherwise from now on. The present window begins anew.
+    pub fn regroup(&mut self, by: By) {
+        self.groups = Groups::new(by, self.max_groups);
+        self.restart();
+    }
+
+    /// The present window begins anew, with nothing counted in it.
+    pub fn restart(&mut self) {
+        self.groups.take();
+        if let Some(connections) = &mut self.connections {
+            connections.take();
+        }
+        self.live.forget_groups();
+    }
+
+    fn window_of(&self, time: WallTime) -> i64 {
+        time.0.saturating_sub(time.0.rem_euclid(self.length_ns))
+    }
+
+    fn advance(&mut self, now: WallTime) -> Option<Window> {
+        let start_ns = self.start_ns?;
+        let is_over = now.0 >= start_ns.saturating_add(self.length_ns);
+        let is_set_back = now.0 < start_ns.saturating_sub(self.length_ns);
+        if !(is_over || is_set_back) {
+            return None;
+        }
+        self.start_ns = Some(self.window_of(now));
+        Some(self.close(start_ns))
+    }
+
+    fn close(&mut self, start_ns: i64) -> Window {
+        let told = std::mem::take(&mut self.told);
+        if told {
+            self.groups.add_open(self.live.open(self.number));
+            self.live.tidy(self.number);
+            self.number += 1;
+        }
+        let mut connections = Vec::new();
+        if let Some(groups) = &mut self.connections {
+            for row in groups.rows_mut() {
+                let established = row.group.id.and_then(|id| self.live.is_established(id));
+                row.sums.open = u64::from(established == Some(true));
+                row.sums.connecting = u64::from(established == Some(false));
+            }
+            connections = groups.take();
+        }
+        Window {
+            start: WallTime(start_ns),
+            length_ns: self.length_ns.unsigned_abs(),
+            rows: self.groups.take(),
+            connections,
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! `--read` and `--write` without root: the real tool on a real capture, whole, damaged, rotated, through pipes.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use libtest_mimic::{Failed, Trial};
+
+/// Gets a folder of its own.
+type Case = fn(&Path) -> Result<(), Failed>;
+
+const TABLE: [(&str, Case); 12] = [
+    ("a capture is told in every output", every_output),
+    ("filters and limits hold for a replay", filters_and_limits),
+    ("a copy of a capture is told alike", copies),
+    ("through pipes both ways", pipes),
+    ("a file that exists is refused", existing),
+    ("a link is never followed", links),
+    ("what fits one file is not rotated", rotation),
+    ("a file that is cut off anywhere", cut_off),
+    ("a flipped bit anywhere", flipped),
+    ("what is no capture", foreign),
+    ("a full disk", full_disk),
+    ("nothing of Linux on the replay's path", portable),
+];
+
+/// A trial a row.
+pub fn trials() -> Vec<Trial> {
+    TABLE
+        .into_iter()
+        .enumerate()
+        .map(|(number, (name, run))| {
+            Trial::test(format!("captures::{name}"), move || {
+                let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("captures-{number}"));
+                _ = fs::remove_dir_all(&folder);
+                fs::create_dir_all(&folder)?;
+                run(&folder)
+            })
+        })
+        .collect()
+}
+
+fn repository() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+fn incident() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.kmt"))
+}
+
+fn tool(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kmesh-trace"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path of this repository")
+}
+
+fn run(args: &[&str]) -> Result<Output, Failed> {
+    Ok(tool(args).output()?)
+}
+
+/// Runs it, which must end with this status; its output and what it said.
+fn ends(status: i32, args: &[&str]) -> Result<(String, String), Failed> {
+    let output = run(args)?;
+    let (out, said) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+    if output.status.code() != Some(status) || said.contains("panicked") {
+        return Err(format!("{args:?}: {}, said {said}", output.status).into());
+    }
+    Ok((out, said))
+}
+
+fn check(holds: bool, what: impl Into<String>) -> Result<(), Failed> {
+    if holds { Ok(()) } else { Err(Failed::from(what.into())) }
+}
+
+/// The whole incident as JSON, all events.
+fn all_json() -> Result<String, Failed> {
+    Ok(ends(
+        0,
+        &["-r", text(incident()), "-o", "json", "--events", "open,update,close"],
+    )?
+    .0)
+}
+
+fn sum(json: &str, member: &str) -> Result<u64, Failed> {
+    let last = json.lines().last().ok_or("no line")?;
+    let summary: serde_json::Value = serde_json::from_str(last)?;
+    check(summary["type"] == "summary", last)?;
+    summary[member].as_u64().ok_or_else(|| last.into())
+}
+
+fn every_output(_: &Path) -> Result<(), Failed> {
+    check(fs::metadata(incident())?.len() < 64 << 10, "the incident is small")?;
+    let json = all_json()?;
+    for line in json.lines() {
+        serde_json::from_str::<serde_json::Value>(line)?;
+    }
+    let closes = json.lines().filter(|line| line.contains(r#""event":"close""#)).count();
+    let (log, said) = ends(0, &["-r", text(incident())])?;
+    check(closes > 100 && log.lines().count() == closes, "a log line a close")?;
+    check(log.lines().all(|line| line.starts_with("accesslog: ")), "log lines")?;
+    check(said.contains("connections closed on"), said.clone())?;
+    for outcome in ["refused", "reset_by_peer", "reset_by_local", "connect_aborted"] {
+        check(log.contains(&format!("outcome={outcome}")), outcome)?;
+    }
+    let (none, said) = ends(0, &["-r", text(incident()), "-o", "none", "-q"])?;
+    check(none.is_empty() && said.is_empty(), said)
+}
+
+fn filters_and_limits(_: &Path) -> Result<(), Failed> {
+    let file = incident();
+    let all = all_json()?;
+    let (refused, _) = ends(0, &["-r", text(file), "-o", "json", "--outcome", "refused"])?;
+    let lines = refused.lines().count() - 1;
+    check(
+        lines > 0
+            && refused
+                .lines()
+                .take(lines)
+                .all(|line| line.contains(r#""outcome":"refused""#)),
+        "refused",
+    )?;
+    check(
+        sum(&refused, "closes")? == sum(&all, "closes")?,
+        "all closes are accounted for",
+    )?;
+    check(
+        sum(&refused, "delivered")? + sum(&refused, "filtered")? == sum(&refused, "closes")?,
+        "they add up",
+    )?;
+    let (first, _) = ends(0, &["-r", text(file), "-o", "json", "--count", "3"])?;
+    check(first.lines().count() == 4 && sum(&first, "delivered")? == 3, first)?;
+    let (early, _) = ends(0, &["-r", text(file), "-o", "json", "--duration", "1s"])?;
+    check(
+        early.lines().count() > 3 && early.len() < all.len() / 2,
+        "by the times of the records",
+    )?;
+    check(
+        ends(2, &["-r", text(file), "--buffer", "1M"])?.1.contains("--buffer"),
+        "named",
+    )?;
+    check(ends(2, &["--rotate", "1M"])?.1.contains("--write"), "named")?;
+    let (_, said) = ends(2, &["-r", text(file), "-w", "-"])?;
+    check(said.contains("-o none"), said)
+}
+
+fn copies(folder: &Path) -> Result<(), Failed> {
+    let copy = folder.join("copy.kmt");
+    let args = [
+        "-r",
+        text(incident()),
+        "-o",
+        "json",
+        "--events",
+        "open,update,close",
+        "-w",
+        text(&copy),
+    ];
+    let (shown, _) = ends(0, &args)?;
+    check(shown == all_json()?, "it is shown while it is kept")?;
+    check(
+        fs::metadata(&copy)?.permissions().mode() & 0o777 == 0o600,
+        "for its owner alone",
+    )?;
+    let (told, _) = ends(0, &["-r", text(&copy), "-o", "json", "--events", "open,update,close"])?;
+    check(told == shown, "told alike")?;
+    // A part of it, as a file of its own.
+    let part = folder.join("part.kmt");
+    let (shown, _) = ends(0, &["-r", text(&copy), "-o", "json", "--failed", "-w", text(&part)])?;
+    let (told, _) = ends(0, &["-r", text(&part), "-o", "json"])?;
+    check(told == shown, "told alike")
+}
+
+fn pipes(_: &Path) -> Result<(), Failed> {
+    let events = "open,update,close";
+    let mut writer = tool(&[
+        "-r",
+        text(incident()),
+        "-o",
+        "none",
+        "-q",
+        "--events",
+        events,
+        "-w",
+        "-",
+    ])
+    .stdout(Stdio::piped())
+    .spawn()?;
+    let between = writer.stdout.take().ok_or("no pipe")?;
+    let reader = tool(&["-r", "-", "-o", "json", "--events", events])
+        .stdin(between)
+        .output()?;
+    check(writer.wait()?.success() && reader.status.success(), "both end well")?;
+    check(reader.stdout == all_json()?.as_bytes(), "told alike")
+}
+
+fn existing(folder: &Path) -> Result<(), Failed> {
+    let file = folder.join("there.kmt");
+    fs::write(&file, "precious")?;
+    let (_, said) = ends(1, &["-r", text(incident()), "-o", "none", "-w", text(&file)])?;
+    check(said.contains("there.kmt") && said.contains("try: another name"), said)?;
+    check(fs::read(&file)? == b"precious", "untouched")?;
+    // The same of what rotation would have to rename.
+    fs::rename(&file, folder.join("new.kmt.1"))?;
+    let new = folder.join("new.kmt");
+    let args = [
+        "-r",
+        text(incident()),
+        "-o",
+        "none",
+        "-w",
+        text(&new),
+        "--rotate",
+        "64Ki,2",
+    ];
+    let (_, said) = ends(1, &args)?;
+    check(said.contains("new.kmt.1") && !new.exists(), said)
+}
+
+fn links(folder: &Path) -> Result<(), Failed> {
+    let (target, link) = (folder.join("target"), folder.join("link.kmt"));
+    for exists in [false, true] {
+        if exists {
+            fs::write(&target, "precious")?;
+        }
+        _ = fs::remove_file(&link);
+        symlink(&target, &link)?;
+        ends(1, &["-r", text(incident()), "-o", "none", "-w", text(&link)])?;
+        check(target.exists() == exists, "nothing is made through the link")?;
+    }
+    check(fs::read(&target)? == b"precious", "nothing is written through the link")
+}
+
+fn rotation(folder: &Path) -> Result<(), Failed> {
+    let events = "open,update,close";
+    let whole = folder.join("whole.kmt");
+    let args = [
+        "-r",
+        text(incident()),
+        "-o",
+        "none",
+        "--events",
+        events,
+        "-w",
+        text(&whole),
+        "--rotate",
+        "64Ki,3",
+    ];
+    ends(0, &args)?;
+    let (told, _) = ends(0, &["-r", text(&whole), "-o", "json", "--events", events])?;
+    check(told == all_json()?, "small enough for one file")?;
+    check(!folder.join("whole.kmt.1").exists(), "one file")
+}
+
+fn cut_off(folder: &Path) -> Result<(), Failed> {
+    let bytes = fs::read(incident())?;
+    let all = all_json()?;
+    let file = folder.join("cut.kmt");
+    let mut before = 0;
+    let lengths = (0..bytes.len())
+        .step_by(bytes.len() / 60)
+        .chain(bytes.len() - 70..bytes.len());
+    for length in lengths {
+        fs::write(&file, &bytes[..length])?;
+        let (told, said) = ends(1, &["-r", text(&file), "-o", "json", "--events", "open,update,close"])?;
+        check(said.contains("cut.kmt"), format!("{length}: {said}"))?;
+        let conns = told.lines().filter(|line| line.contains(r#""type":"conn""#));
+        let expected = all.lines().filter(|line| line.contains(r#""type":"conn""#));
+        let count = conns.clone().count();
+        check(
+            conns.eq(expected.take(count)) && count >= before,
+            format!("{length}: a beginning"),
+        )?;
+        before = count;
+    }
+    Ok(())
+}
+
+fn flipped(folder: &Path) -> Result<(), Failed> {
+    let bytes = fs::read(incident())?;
+    let all = all_json()?;
+    let sound: std::collections::HashSet<_> = all.lines().collect();
+    let file = folder.join("flipped.kmt");
+    let places = (0..200).chain((200..bytes.len()).step_by(bytes.len() / 60));
+    for at in places {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1 << (at % 8);
+        fs::write(&file, &damaged)?;
+        let (told, said) = ends(1, &["-r", text(&file), "-o", "json", "--events", "open,update,close"])?;
+        check(said.contains("flipped.kmt"), format!("{at}: {said}"))?;
+        let conns = told.lines().filter(|line| line.contains(r#""type":"conn""#));
+        check(
+            conns.clone().all(|line| sound.contains(line)),
+            format!("{at}: no wrong record"),
+        )?;
+    }
+    Ok(())
+}
+
+fn foreign(folder: &Path) -> Result<(), Failed> {
+    let file = folder.join("foreign.kmt");
+    let mut newer = fs::read(incident())?;
+    newer[8] = 9;
+    let cases: [(&[u8], &str); 6] = [
+        (b"", "empty"),
+        (b"{\"type\":\"conn\"}\n", "JSON"),
+        (b"\x1f\x8b\x08\0", "gzip"),
+        (&[0; 100_000], "no capture"),
+        (b"\x89KMT\r\n", "damaged"),
+        (&newer, "format 9"),
+    ];
+    for (bytes, part) in cases {
+        fs::write(&file, bytes)?;
+        let (out, said) = ends(1, &["-r", text(&file)])?;
+        check(
+            out.is_empty() && said.contains(part) && said.contains("foreign.kmt"),
+            said,
+        )?;
+    }
+    let (_, said) = ends(1, &["-r", text(&folder.join("absent.kmt"))])?;
+    check(said.contains("absent.kmt") && said.contains("No such file"), said)?;
+    let (_, said) = ends(1, &["-r", text(folder)])?;
+    check(said.contains("directory"), said)?;
+    // Whatever a file claims, memory stays bounded: here it is held to an address space of 256 MiB.
+    let mut huge = fs::read(incident())?;
+    let first = 16 + usize::from(u16::from_le_bytes([huge[10], huge[11]]));
+    huge[first + 8..first + 16].fill(0xff);
+    fs::write(&file, huge)?;
+    let limited = Command::new("sh")
+        .args(["-c", "ulimit -v 262144; exec \"$0\" -r \"$1\" -o none"])
+        .args([env!("CARGO_BIN_EXE_kmesh-trace"), text(&file)])
+        .output()?;
+    check(
+        limited.status.code() == Some(1),
+        String::from_utf8_lossy(&limited.stderr),
+    )
+}
+
+fn full_disk(_: &Path) -> Result<(), Failed> {
+    // Where every write fails so, and nothing can be made but through what is open already.
+    let mut full = tool(&["-r", text(incident()), "-o", "none", "-w", "-"])
+        .stdout(File::options().write(true).open("/dev/full")?)
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut full.stderr.take().ok_or("no pipe")?, &mut said)?;
+    check(full.wait()?.code() == Some(1) && said.contains("No space left"), said)
+}
+
+/// Which crates would be linked on another system; and that what is not for Linux alone names none of those, nor any module
+/// that is.
+fn portable(_: &Path) -> Result<(), Failed> {
+    let tree = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args([
+            "tree",
+            "--offline",
+            "--package",
+            "kmesh-trace",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+        ])
+        .args(["--target", "x86_64-apple-darwin"])
+        .current_dir(repository())
+        .output()?;
+    let tree = String::from_utf8(tree.stdout)?;
+    check(tree.contains("lz4_flex"), tree.clone())?;
+    for linux in [
+        "aya",
+        "aya-obj",
+        "hyper",
+        "linux-raw-sys",
+        "procfs",
+        "prometheus-client",
+    ] {
+        let is_there = tree.lines().any(|line| line.split(' ').next() == Some(linux));
+        check(!is_there, format!("{linux} is there: {tree}"))?;
+    }
+    let lib = fs::read_to_string(repository().join("kmesh-trace/src/lib.rs"))?;
+    let linux: Vec<String> = lib
+        .split("#[cfg(target_os = \"linux\")]\npub mod ")
+        .skip(1)
+        .filter_map(|rest| rest.split(';').next())
+        .map(str::to_owned)
+        .collect();
+    check(linux.contains(&"source".to_owned()), format!("{linux:?}"))?;
+    for module in [
+        "replay.rs",
+        "delivery.rs",
+        "note.rs",
+        "capture/mod.rs",
+        "capture/file.rs",
+        "capture/read.rs",
+    ] {
+        let code = fs::read_to_string(repository().join("kmesh-trace/src").join(module))?;
+        let foreign = linux.iter().map(|module| format!("crate::{module}::"));
+        for name in foreign.chain(["aya::", "rustix::", "os::linux"].map(str::to_owned)) {
+            check(!code.contains(&name), format!("{module} names {name}"))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,323 @@
+//! Names of real sockets: processes in cgroups as a kubelet and a runtime make them, in network namespaces as a network plugin
+//! makes them, their traffic translated as kube-proxy does.
+
+use std::fs;
+use std::os::linux::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, unshare};
+use serde_json::{Value, json};
+
+use crate::Table;
+use crate::support::actor::Actor;
+use crate::support::net;
+use crate::support::probe::Need;
+use crate::support::tracer::{Start, Tracer};
+
+/// The trials.
+pub fn table() -> Table {
+    let needs = &[Need::Nft, Need::Veth, Need::Cgroup2];
+    Table::new("names")
+        .own("pods_services_and_translations", needs, pods_services_and_translations)
+        .own("a_container_that_is_gone", needs, a_container_that_is_gone)
+}
+
+const WEB: &str = "10.1.0.5";
+const DB: &str = "10.1.0.6";
+const CLUSTER_IP: &str = "10.96.0.1";
+const NODE_IP: &str = "10.9.0.1";
+
+/// A node in the calling thread's namespace.
+struct Node {
+    cgroups: PathBuf,
+    pods_file: PathBuf,
+    objects: Vec<Value>,
+}
+
+/// A pod of one container of one process.
+struct Pod {
+    actor: Actor,
+    uid: String,
+    id: String,
+    cgroup: PathBuf,
+    netns: u64,
+}
+
+impl Node {
+    fn new(name: &str) -> Self {
+        net::sysctl("net.ipv4.ip_forward", "1");
+        net::run("ip", &["addr", "add", &format!("{NODE_IP}/32"), "dev", "lo"]);
+        let unique = format!("kmesh-trace-test-{}-{name}", std::process::id());
+        let root = cgroup2().join(&unique);
+        fs::create_dir_all(root.join("kubepods/besteffort")).unwrap();
+        Self {
+            cgroups: root,
+            pods_file: std::env::temp_dir().join(format!("{unique}.json")),
+            objects: vec![json!({"kind": "Node", "metadata": {"name": "worker-1"},
+                "status": {"addresses": [{"type": "InternalIP", "address": NODE_IP}]}})],
+        }
+    }
+
+    /// A pod with a network namespace of its own, wired to the node's.
+    fn pod(&mut self, name: &str, ip: &str) -> Pod {
+        // With this thread's table of descriptors, which the actor's wire is in.
+        let born = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            Actor::start()
+        };
+        let actor = std::thread::scope(|scope| scope.spawn(born).join()).unwrap();
+        let pid = actor.pid().to_string();
+        let wire = format!("v-{name}");
+        net::run(
+            "ip",
+            &[
+                "link", "add", &wire, "type", "veth", "peer", "name", "eth0", "netns", &pid,
+            ],
+        );
+        net::run("ip", &["addr", "add", "10.1.0.1/32", "dev", &wire]);
+        net::run("ip", &["link", "set", &wire, "up"]);
+        net::run("ip", &["route", "add", &format!("{ip}/32"), "dev", &wire]);
+        for command in [
+            format!("addr add {ip}/32 dev eth0"),
+            "link set eth0 up".to_owned(),
+            "route add 10.1.0.1 dev eth0".to_owned(),
+            "route add default via 10.1.0.1".to_owned(),
+        ] {
+            let words = ["-t", &pid, "-n", "ip"].into_iter().chain(command.split(' '));
+            net::run("nsenter", &words.collect::<Vec<_>>());
+        }
+        let number = self.objects.len();
+        let uid = format!("{:08x}-0000-4000-8000-{number:012x}", std::process::id());
+        let id = format!("{:056x}{number:08x}", std::process::id());
+        self.objects.push(json!({"kind": "Pod",
+            "metadata": {"name": format!("{name}-0"), "namespace": "shop", "uid": uid, "labels": {"app": name},
+                "ownerReferences": [{"kind": "StatefulSet", "name": name, "uid": "s", "controller": true}]},
+            "spec": {"nodeName": "worker-1", "serviceAccountName": "default", "containers": [
+                {"name": "main", "ports": [{"name": "http", "containerPort": 8080}]}]},
+            "status": {"phase": "Running", "podIP": ip, "startTime": "2020-01-01T00:00:00Z",
+                "containerStatuses": [{"name": "main", "containerID": format!("containerd://{id}")}]}}));
+        Pod {
+            cgroup: self.cgroups.join(format!("kubepods/besteffort/pod{uid}")),
+            netns: fs::metadata(format!("/proc/{pid}/ns/net")).unwrap().st_ino(),
+            actor,
+            uid,
+            id,
+        }
+    }
+
+    /// What sources would tell, and a tracer that is told.
+    fn traced(&mut self) -> Tracer {
+        self.objects.push(
+            json!({"kind": "Service", "metadata": {"name": "database", "namespace": "shop"},
+            "spec": {"clusterIP": CLUSTER_IP, "selector": {"app": "db"},
+                "ports": [{"port": 80, "targetPort": "http", "nodePort": 30080}]}}),
+        );
+        let list = json!({"kind": "List", "apiVersion": "v1", "items": self.objects});
+        fs::write(&self.pods_file, list.to_string()).unwrap();
+        let file = self.pods_file.to_str().unwrap();
+        Start::on_node(&["-o", "json", "--pods-file", file]).tracing()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        _ = fs::remove_file(&self.pods_file);
+        remove(&self.cgroups);
+    }
+}
+
+/// Deepest first. The kernel removes a process from its cgroup a moment after it is gone.
+fn remove(cgroup: &Path) {
+    for child in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&child.path());
+        }
+    }
+    let mut tries = 0;
+    while fs::remove_dir(cgroup).is_err() && cgroup.exists() && tries < 1000 {
+        tries += 1;
+        std::thread::yield_now();
+    }
+}
+
+impl Pod {
+    /// Puts its process into its container's cgroup, as a runtime does, before it makes any socket.
+    fn start(&self) {
+        let container = self.cgroup.join(&self.id);
+        fs::create_dir_all(&container).unwrap();
+        fs::write(container.join("cgroup.procs"), self.actor.pid().to_string()).unwrap();
+    }
+}
+
+fn cgroup2() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    mount.and_then(|line| line.split(' ').nth(1)).unwrap().into()
+}
+
+fn translate() {
+    let rules = [
+        format!("ip daddr {CLUSTER_IP} tcp dport 80 dnat to {DB}:8080"),
+        format!("ip daddr {NODE_IP} tcp dport 30080 dnat to {DB}:8080"),
+    ];
+    net::run("nft", &["add table ip kube-proxy"]);
+    for hook in ["prerouting", "output"] {
+        net::run(
+            "nft",
+            &[&format!(
+                "add chain ip kube-proxy {hook} {{ type nat hook {hook} priority -100; }}"
+            )],
+        );
+        for rule in &rules {
+            net::run("nft", &[&format!("add rule ip kube-proxy {hook} {rule}")]);
+        }
+    }
+}
+
+/// One short connection, the server's end accepted by `server`: the client's own address.
+fn call(client: &Actor, server: &Actor, to: &str) -> String {
+    let from = client.connect("c", to.parse().unwrap());
+    server.ask("accept l s");
+    client.ask("write c 3");
+    server.ask("read s 3");
+    client.ask("close c");
+    server.ask("eof s");
+    server.ask("close s");
+    from.to_string()
+}
+
+/// The record of the end whose client has this address.
+fn record(tracer: &Tracer, netns: u64, direction: &str, client: &str) -> Value {
+    let is_it = |value: &Value| {
+        let src = &value["src"];
+        let address = format!("{}:{}", src["ip"].as_str().unwrap_or_default(), src["port"]);
+        value["direction"] == direction && address == client
+    };
+    tracer
+        .store
+        .wait(netns, |records| {
+            records
+                .iter()
+                .map(|record| &record.value)
+                .find(|value| is_it(value))
+                .cloned()
+        })
+        .unwrap_or_else(|error| panic!("{direction} of {client}: {error}"))
+}
+
+#[track_caller]
+fn check(record: &Value, expected: &[(&str, Value)]) {
+    for (path, expected) in expected {
+        assert_eq!(
+            record.pointer(path).unwrap_or(&Value::Null),
+            expected,
+            "{path} of {record}"
+        );
+    }
+}
+
+fn pods_services_and_translations() {
+    let mut node = Node::new("pods");
+    let (web, db) = (node.pod("web", WEB), node.pod("db", DB));
+    let tracer = node.traced();
+    let own = Actor::start();
+    let nodes = net::inode();
+    for netns in [web.netns, db.netns, nodes] {
+        tracer.store.keep(netns);
+    }
+    // Only now, so that the tracer must have watched.
+    web.start();
+    db.start();
+    translate();
+    db.actor.listen("l", format!("{DB}:8080").parse().unwrap());
+
+    let server = |by: &str| {
+        [
+            ("/dst/ip", json!(DB)),
+            ("/dst/port", json!(8080)),
+            ("/dst/pod", json!("db-0")),
+            ("/dst/pod_uid", json!(db.uid)),
+            ("/dst/workload", json!("db")),
+            ("/dst/workload_kind", json!("StatefulSet")),
+            ("/service/name", json!("database")),
+            ("/service/by", json!(by)),
+        ]
+    };
+    let client = [
+        ("/src/pod", json!("web-0")),
+        ("/src/namespace", json!("shop")),
+        ("/local/container", json!("main")),
+        ("/local/container_id", json!(web.id)),
+    ];
+    let dialled = |to: &str| match to.split_once(':') {
+        Some((ip, port)) if ip != DB => json!({"ip": ip, "port": port.parse::<u16>().unwrap()}),
+        _ => Value::Null,
+    };
+    for (to, by) in [
+        (format!("{DB}:8080"), "target_port"),
+        (format!("{CLUSTER_IP}:80"), "vip"),
+        (format!("{NODE_IP}:30080"), "vip"),
+    ] {
+        let from = call(&web.actor, &db.actor, &to);
+        let outbound = record(&tracer, web.netns, "outbound", &from);
+        check(&outbound, &server(by));
+        check(&outbound, &client);
+        check(&outbound, &[("/original_dst", dialled(&to))]);
+        let inbound = record(&tracer, db.netns, "inbound", &from);
+        check(&inbound, &server("target_port"));
+        check(
+            &inbound,
+            &[
+                ("/src/pod", json!("web-0")),
+                ("/local/container_id", json!(db.id)),
+                ("/original_dst", Value::Null),
+            ],
+        );
+
+        // The same from the node itself, which is no pod.
+        let from = call(&own, &db.actor, &to);
+        let outbound = record(&tracer, nodes, "outbound", &from);
+        check(&outbound, &server(by));
+        check(
+            &outbound,
+            &[
+                ("/src/pod", Value::Null),
+                ("/local/container", Value::Null),
+                ("/original_dst", dialled(&to)),
+            ],
+        );
+    }
+    tracer.signal(nix::sys::signal::Signal::SIGTERM);
+    drop((web, db, own));
+}
+
+/// Its process is killed with its connection open, and its cgroup removed at once.
+fn a_container_that_is_gone() {
+    let mut node = Node::new("gone");
+    let (web, db) = (node.pod("web", WEB), node.pod("db", DB));
+    let tracer = node.traced();
+    tracer.store.keep(web.netns);
+    web.start();
+    db.start();
+    db.actor.listen("l", format!("{DB}:8080").parse().unwrap());
+    let from = web
+        .actor
+        .connect("c", format!("{DB}:8080").parse().unwrap())
+        .to_string();
+    db.actor.ask("accept l s");
+    let Pod { actor, cgroup, .. } = web;
+    actor.kill();
+    remove(&cgroup);
+    db.actor.ask("eof s");
+    db.actor.ask("close s");
+    let outbound = record(&tracer, web.netns, "outbound", &from);
+    check(
+        &outbound,
+        &[
+            ("/src/pod", json!("web-0")),
+            ("/local/container_id", json!(web.id)),
+            ("/dst/pod", json!("db-0")),
+        ],
+    );
+    drop(db);
+}

@@ -1,0 +1,191 @@
+//! Rollups of real traffic: windows add up to what the test itself wrote and read.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::Table;
+use crate::many::crowd;
+use crate::support::probe::Need;
+use crate::support::sock::{V, dial, drain, exchange, free_port, pair_with};
+use crate::support::tracer::{Start, Tracer};
+use crate::support::{net, patience, schema, small};
+
+/// The trials.
+pub fn table() -> Table {
+    Table::new("rollups")
+        .own("a_stream_over_many_windows", &[], a_stream_over_many_windows)
+        .own("still_connecting", &[Need::Nft], still_connecting)
+        .own("fifty_thousand", &[Need::Alone, Need::Big], fifty_thousand)
+}
+
+/// The `rollup` lines of a tracer.
+#[derive(Default)]
+struct Lines {
+    all: Mutex<Vec<Value>>,
+    news: Condvar,
+}
+
+impl Lines {
+    fn wait<T>(&self, found: impl Fn(&[Value]) -> Option<T>) -> T {
+        let deadline = Instant::now() + patience();
+        let mut all = self.all.lock().unwrap();
+        loop {
+            if let Some(value) = found(&all) {
+                return value;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "not within {:?}: {all:#?}", patience());
+            all = self.news.wait_timeout(all, left).unwrap().0;
+        }
+    }
+
+    fn sum(&self, field: &str) -> u64 {
+        self.all.lock().unwrap().iter().map(|line| number(line, field)).sum()
+    }
+}
+
+fn number(line: &Value, field: &str) -> u64 {
+    line[field].as_u64().unwrap_or_else(|| panic!("{field} of {line}"))
+}
+
+/// A tracer that rolls up, and its lines. The summary is not among them.
+fn rolling(args: &[&str]) -> (Tracer, Arc<Lines>) {
+    let lines = Arc::new(Lines::default());
+    let tracer = Start::new(&[&["-o", "json", "--rollup"], args].concat())
+        .lines({
+            let lines = Arc::clone(&lines);
+            move |line| {
+                let value: Value = serde_json::from_slice(line).expect("JSON");
+                schema::check(&value).unwrap_or_else(|error| panic!("{error}: {value}"));
+                if value["type"] == "rollup" {
+                    lines.all.lock().unwrap().push(value);
+                    lines.news.notify_all();
+                }
+            }
+        })
+        .tracing();
+    (tracer, lines)
+}
+
+/// A listener at an address that nobody else uses.
+fn listener(last: u8) -> TcpListener {
+    TcpListener::bind(SocketAddr::from((Ipv4Addr::new(127, 77, 8, last), 0))).expect("listen")
+}
+
+fn a_stream_over_many_windows() {
+    let listener = listener(1);
+    let port = listener.local_addr().unwrap().port().to_string();
+    let (tracer, lines) = rolling(&["--by", "connection", "--interval", "200ms", "--port", &port]);
+    let pair = pair_with(&listener);
+    let (mut up, mut down) = (0, 0);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(2500) {
+        exchange(&pair, 12_345, 77);
+        (up, down) = (up + 12_345, down + 77);
+        thread::sleep(Duration::from_millis(10));
+    }
+    drop(pair.client);
+    assert_eq!(drain(&pair.server), 0);
+    drop(pair.server);
+    let both = |lines: &[Value]| (lines.iter().map(|line| number(line, "closed")).sum::<u64>() == 2).then_some(());
+    lines.wait(both);
+    assert!(tracer.interrupt().status.success());
+    for (direction, sent, received) in [("outbound", up, down), ("inbound", down, up)] {
+        let all = lines.all.lock().unwrap();
+        let windows: Vec<_> = all
+            .iter()
+            .filter(|line| line["group"]["direction"] == direction)
+            .collect();
+        let sum = |field: &str| windows.iter().map(|line| number(line, field)).sum::<u64>();
+        assert_eq!(
+            (sum("sent_bytes"), sum("received_bytes")),
+            (sent, received),
+            "{direction}"
+        );
+        assert_eq!((sum("opened"), sum("closed"), sum("failed")), (1, 1, 0));
+        // 2.5 s are twelve windows and a half. A walk that the machine overslept leaves one out.
+        assert!((8..=14).contains(&windows.len()), "{} windows", windows.len());
+        let starts: Vec<_> = windows
+            .iter()
+            .map(|line| line["window_start"].as_str().unwrap())
+            .collect();
+        assert!(starts.is_sorted_by(|one, two| one < two), "{starts:?}");
+        let (last, before) = windows.split_last().unwrap();
+        assert!(before.iter().all(|line| number(line, "open") == 1), "{before:#?}");
+        assert_eq!(number(last, "open"), 0);
+        let moving = before.iter().filter(|line| number(line, "sent_bytes") > 0).count();
+        assert!(moving + 1 >= before.len(), "it moved all the time: {before:#?}");
+    }
+}
+
+fn still_connecting() {
+    let to = V::Four.at(free_port(V::Four));
+    net::rules(&[&format!("tcp dport {} drop", to.port())]);
+    let port = to.port().to_string();
+    let (tracer, lines) = rolling(&["--interval", "200ms", "--by", "port", "--port", &port]);
+    let attempt = dial(V::Four.at(0), to);
+    lines.wait(|lines| (lines.iter().filter(|line| number(line, "connecting") == 1).count() >= 2).then_some(()));
+    drop(attempt.socket);
+    let line = lines.wait(|lines| lines.iter().find(|line| number(line, "closed") == 1).cloned());
+    assert_eq!((number(&line, "failed"), number(&line, "connecting")), (1, 0), "{line}");
+    assert_eq!(line["outcomes"], json!({"connect_aborted": 1}));
+    assert_eq!(line["group"]["dst"]["port"], to.port());
+    assert_eq!(lines.sum("opened") + lines.sum("open"), 0);
+    assert!(tracer.interrupt().status.success());
+}
+
+/// The sums over all groups and windows are those over all records, and those that the test knows.
+fn fifty_thousand() {
+    let only = ["--ip", "127.77.9.0/24"];
+    // Looked at lightly: what each line must be like is other tests' affair, and these are two hundred thousand.
+    let records = Arc::new(Lines::default());
+    let tracer = Start::new(&[&["-o", "json", "--events", "open,update,close", "--interval", "1s"], &only[..]].concat())
+        .lines({
+            let records = Arc::clone(&records);
+            move |line| {
+                let line: Value = serde_json::from_slice(line).expect("JSON");
+                let kept = match line["event"].as_str() {
+                    Some("open") => json!({"opened": 1, "closed": 0, "sent_bytes": 0, "received_bytes": 0}),
+                    Some("close") => json!({"opened": 0, "closed": 1, "sent_bytes": line["sent_bytes"], "received_bytes": line["received_bytes"]}),
+                    _ => return,
+                };
+                records.all.lock().unwrap().push(kept);
+                records.news.notify_all();
+            }
+        })
+        .tracing();
+    let by = ["--by", "ip,process", "--interval", "1s", "--max-groups", "3"];
+    let (rolling, lines) = rolling(&[&by[..], &only].concat());
+    let each = if small() { 500 } else { 12_500 };
+    let wanted: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (1..=4).map(|seed| scope.spawn(move || crowd(9, seed, each))).collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("a crowd"))
+            .collect()
+    });
+    let count = wanted.len() as u64;
+    // Their ends are the test's to wait for; the sums are looked at afterwards.
+    let closed = |count: u64| {
+        move |lines: &[Value]| (lines.iter().map(|line| number(line, "closed")).sum::<u64>() == count).then_some(())
+    };
+    lines.wait(closed(count));
+    assert!(tracer.interrupt().status.success());
+    assert!(rolling.interrupt().status.success());
+    let (sent, received): (u64, u64) = wanted.iter().fold((0, 0), |(sent, received), one| {
+        (sent + one.sent, received + one.received)
+    });
+    for lines in [&records, &lines] {
+        assert_eq!((lines.sum("closed"), lines.sum("opened")), (count, count));
+        assert_eq!((lines.sum("sent_bytes"), lines.sum("received_bytes")), (sent, received));
+    }
+    assert_eq!(lines.sum("failed"), 0);
+    let all = lines.all.lock().unwrap();
+    // Eight groups were offered, four addresses from each end.
+    assert!(all.iter().any(|line| line["group"]["other"] == true));
+    assert_eq!(number(all.last().unwrap(), "open"), 0);
+}

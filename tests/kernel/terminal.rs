@@ -1,0 +1,320 @@
+//! The table in a real terminal: tmux is the terminal, keys are typed into it, and its screen is read.
+
+use std::net::TcpListener;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::Table;
+use crate::support::probe::Need;
+use crate::support::sock::{V, drain, exchange, listen, pair_with};
+use crate::support::tracer::binary;
+use crate::support::{net, patience};
+
+/// The trials.
+pub fn table() -> Table {
+    Table::new("terminal")
+        .own("sizes_and_keys", &[Need::Tmux], sizes_and_keys)
+        .own(
+            "quitting_restores_the_screen",
+            &[Need::Tmux],
+            quitting_restores_the_screen,
+        )
+        .own("suspended_and_resumed", &[Need::Tmux], suspended_and_resumed)
+        .own(
+            "a_terminal_that_does_not_read",
+            &[Need::Tmux],
+            a_terminal_that_does_not_read,
+        )
+}
+
+/// A terminal of its own, with a shell in it.
+struct Terminal {
+    socket: String,
+}
+
+impl Terminal {
+    fn open(columns: u32, lines: u32) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let terminal = Self {
+            socket: format!("kmesh-trace-test-{}-{number}", std::process::id()),
+        };
+        let (columns, lines) = (columns.to_string(), lines.to_string());
+        terminal.tmux(&[
+            "-f",
+            "/dev/null",
+            "new-session",
+            "-d",
+            "-x",
+            &columns,
+            "-y",
+            &lines,
+            "exec bash --norc -i",
+        ]);
+        terminal.command("PS1='$ '; unset PROMPT_COMMAND; clear; echo BEFORE");
+        terminal.wait("the shell", |screen| screen.lines().any(|line| line == "BEFORE"));
+        terminal
+    }
+
+    fn tmux(&self, args: &[&str]) -> String {
+        net::run("tmux", &[&["-L", &self.socket], args].concat())
+    }
+
+    /// Types keys, by tmux's names of them.
+    fn keys(&self, keys: &[&str]) {
+        self.tmux(&[&["send-keys"], keys].concat());
+    }
+
+    /// Types text.
+    fn text(&self, text: &str) {
+        self.tmux(&["send-keys", "-l", "--", text]);
+    }
+
+    fn command(&self, text: &str) {
+        self.text(text);
+        self.keys(&["Enter"]);
+    }
+
+    fn resize(&self, columns: u32, lines: u32) {
+        self.tmux(&["resize-window", "-x", &columns.to_string(), "-y", &lines.to_string()]);
+    }
+
+    fn screen(&self) -> String {
+        self.tmux(&["capture-pane", "-p"])
+    }
+
+    /// One of tmux's facts of the terminal.
+    fn fact(&self, name: &str) -> String {
+        self.tmux(&["display-message", "-p", &format!("#{{{name}}}")])
+            .trim()
+            .to_owned()
+    }
+
+    /// Waits for a screen like this.
+    fn wait(&self, what: &str, is_it: impl Fn(&str) -> bool) -> String {
+        let deadline = Instant::now() + patience();
+        loop {
+            let screen = self.screen();
+            if is_it(&screen) {
+                return screen;
+            }
+            assert!(Instant::now() < deadline, "{what} does not come:\n{screen}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Starts a table in it, and waits until it is there.
+    fn table(&self, args: &str) {
+        self.command(&format!("'{}' -o table {args}", binary().to_string_lossy()));
+        self.wait("the table", |screen| screen.contains("CLIENT"));
+        assert_eq!((&*self.fact("alternate_on"), &*self.fact("cursor_flag")), ("1", "0"));
+    }
+
+    /// The screen is what it was before, with the cursor and the prompt.
+    fn is_restored(&self) {
+        let screen = self.wait("the prompt", |screen| {
+            screen.contains("BEFORE") && screen.trim_end().ends_with('$')
+        });
+        assert_eq!(
+            (&*self.fact("alternate_on"), &*self.fact("cursor_flag")),
+            ("0", "1"),
+            "{screen}"
+        );
+        // The terminal echoes and breaks lines again.
+        self.command("stty -a | grep -o ' icanon\\| echo\\b'");
+        self.wait("a sane terminal", |screen| {
+            screen.lines().any(|line| line.trim() == "icanon") && screen.lines().any(|line| line.trim() == "echo")
+        });
+    }
+
+    /// The process in it, by its name.
+    fn tracer(&self) -> Pid {
+        let shell = self.fact("pane_pid");
+        let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).expect("children");
+        let tracer = children.split(' ').next().expect("a child of the shell");
+        Pid::from_raw(tracer.trim().parse().expect("a pid"))
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        _ = Command::new("tmux").args(["-L", &self.socket, "kill-server"]).status();
+    }
+}
+
+/// Connections that come and go until it is dropped, and one that stays.
+fn traffic(listener: &TcpListener, count: usize) {
+    for _ in 0..count {
+        let pair = pair_with(listener);
+        exchange(&pair, 1000, 2000);
+        drop(pair.client);
+        assert_eq!(drain(&pair.server), 0);
+    }
+}
+
+fn sizes_and_keys() {
+    let (first, second) = (listen(V::Four), listen(V::Four));
+    let ports = [&first, &second].map(|listener| listener.local_addr().unwrap().port());
+    let terminal = Terminal::open(80, 24);
+    terminal.table(&format!(
+        "--by ip,port --interval 300ms --port {},{}",
+        ports[0], ports[1]
+    ));
+    let stays = [pair_with(&first), pair_with(&second)];
+    let row = |port: u16| format!("127.0.0.1:{port}");
+    let both = |screen: &str| ports.iter().all(|&port| screen.contains(&row(port)));
+    let narrow = terminal.wait("both groups", both);
+    assert!(
+        narrow.contains("OPEN+TRY") && narrow.contains("FAILED") && !narrow.contains("SRTT"),
+        "{narrow}"
+    );
+    // Wider: more columns; narrow again: as before.
+    terminal.resize(120, 40);
+    terminal.wait("120 columns", |screen| {
+        screen.contains("P95") && both(screen) && !screen.contains("RETR")
+    });
+    terminal.resize(200, 60);
+    terminal.wait("200 columns", |screen| {
+        screen.contains("RETR") && screen.contains("SRTT") && both(screen)
+    });
+    terminal.resize(80, 24);
+    terminal.wait("80 columns", |screen| !screen.contains("P95") && both(screen));
+    // Traffic is seen while the connection stays open.
+    exchange(&stays[0], 500_000, 100);
+    terminal.wait("a rate", |screen| {
+        screen
+            .lines()
+            .any(|line| line.contains(&row(ports[0])) && line.contains("iB/s"))
+    });
+    // A pause keeps what is on the screen, whatever goes on.
+    terminal.keys(&["p"]);
+    let paused = terminal.wait("the pause", |screen| screen.contains("PAUSED"));
+    traffic(&first, 50);
+    thread::sleep(Duration::from_millis(700));
+    assert_eq!(terminal.screen(), paused);
+    terminal.keys(&["p"]);
+    terminal.wait("going on", |screen| !screen.contains("PAUSED"));
+    // The filter prompt.
+    terminal.keys(&["/"]);
+    terminal.text(&format!("--port {}x", ports[1]));
+    terminal.keys(&["Enter"]);
+    terminal.wait("the refusal", |screen| screen.contains("--port"));
+    terminal.keys(&["BSpace", "Enter"]);
+    terminal.wait("one group", |screen| {
+        screen.contains(&row(ports[1])) && !screen.contains(&row(ports[0])) && screen.contains("only --port")
+    });
+    terminal.keys(&["/", "C-u", "Enter"]);
+    terminal.wait("both again", both);
+    // Order.
+    terminal.keys(&["s"]);
+    terminal.wait("another order", |screen| {
+        screen.contains("sorted by group") && screen.contains("CLIENT▲")
+    });
+    // Help and back.
+    terminal.keys(&["?"]);
+    terminal.wait("help", |screen| {
+        screen.contains("PgUp PgDn") && screen.contains("peer reset")
+    });
+    terminal.keys(&["Escape"]);
+    terminal.wait("no help", both);
+    // A group's connections.
+    let client = stays[0].truth.src.to_string();
+    terminal.keys(&["Home", "Enter"]);
+    terminal.wait("connections", |screen| {
+        screen.contains("connections of") && screen.contains("127.0.0.1:")
+    });
+    terminal.keys(&["Escape"]);
+    terminal.wait("groups", |screen| !screen.contains("connections of") && both(screen));
+    // Another grouping: each connection on its own is the last but the one that was begun with.
+    for _ in 0..10 {
+        terminal.keys(&["g"]);
+    }
+    terminal.wait("by connection", |screen| {
+        screen.contains("by connection") && screen.contains(&client[..]) || screen.contains(":…")
+    });
+    terminal.keys(&["q"]);
+    terminal.is_restored();
+    drop(stays);
+}
+
+fn quitting_restores_the_screen() {
+    for end in ["q", "Escape", "C-c"] {
+        let terminal = Terminal::open(80, 24);
+        terminal.table("");
+        terminal.keys(&[end]);
+        let said = terminal.wait("the summary", |screen| screen.contains("closed on"));
+        assert!(said.contains("BEFORE"), "{said}");
+        terminal.is_restored();
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let terminal = Terminal::open(80, 24);
+        terminal.table("");
+        kill(terminal.tracer(), signal).unwrap();
+        terminal.is_restored();
+    }
+}
+
+fn suspended_and_resumed() {
+    let terminal = Terminal::open(80, 24);
+    terminal.table("--interval 300ms");
+    for by_key in [true, false] {
+        if by_key {
+            terminal.keys(&["C-z"]);
+        } else {
+            kill(terminal.tracer(), Signal::SIGTSTP).unwrap();
+        }
+        terminal.wait("the shell", |screen| {
+            screen.contains("BEFORE") && screen.contains("Stopped")
+        });
+        assert_eq!(
+            (&*terminal.fact("alternate_on"), &*terminal.fact("cursor_flag")),
+            ("0", "1")
+        );
+        terminal.command("clear; echo BEFORE; fg");
+        terminal.wait("the table", |screen| {
+            screen.contains("CLIENT") && screen.contains("quit")
+        });
+        assert_eq!(
+            (&*terminal.fact("alternate_on"), &*terminal.fact("cursor_flag")),
+            ("1", "0")
+        );
+    }
+    terminal.keys(&["q"]);
+    terminal.is_restored();
+}
+
+/// The terminal stands still for ten seconds while thousands of connections end: none is lost, and memory stays.
+fn a_terminal_that_does_not_read() {
+    let listener = listen(V::Four);
+    let port = listener.local_addr().unwrap().port();
+    let terminal = Terminal::open(80, 24);
+    terminal.table(&format!("--interval 100ms --by connection --port {port}"));
+    let tracer = terminal.tracer();
+    let server = Pid::from_raw(terminal.fact("pid").parse().unwrap());
+    let memory = || {
+        let status = std::fs::read_to_string(format!("/proc/{tracer}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    kill(server, Signal::SIGSTOP).unwrap();
+    let began = Instant::now();
+    let mut count = 0;
+    while began.elapsed() < Duration::from_secs(10) {
+        traffic(&listener, 100);
+        count += 100;
+    }
+    let kib = memory();
+    kill(server, Signal::SIGCONT).unwrap();
+    terminal.keys(&["q"]);
+    let screen = terminal.wait("the summary", |screen| screen.contains("closed on"));
+    let words = screen.replace('\n', "");
+    assert!(words.contains(&format!("{} connections closed", 2 * count)), "{screen}");
+    assert!(words.contains(" 0 lost,"), "{screen}");
+    assert!(kib < 128 << 10, "{kib} KiB");
+    terminal.is_restored();
+}

@@ -1,0 +1,471 @@
+//! An API server, with a kubelet that is registered there.
+
+use std::fs;
+use std::net::IpAddr;
+use std::process::Command;
+
+use kmesh_trace::enrich::facts::{ControllerRef, Owner, TargetPort};
+
+use crate::Row;
+use crate::listener::{Listener, listen, try_listen};
+use crate::node::{addresses, is_as_it_runs, write};
+use crate::stage::{self, Killed, Stopped, api_server, kubectl, kubelet, value};
+
+/// In the order in which they disturb each other least.
+pub const TRIALS: &[Row] = &[
+    ("cluster::pods_and_owners", pods_and_owners),
+    ("cluster::services_and_endpoints", services_and_endpoints),
+    ("cluster::nodes", nodes),
+    (
+        "cluster::a_token_in_place_of_a_certificate",
+        a_token_in_place_of_a_certificate,
+    ),
+    (
+        "cluster::missing_permissions_degrade_their_kind_alone",
+        missing_permissions_degrade_their_kind_alone,
+    ),
+    ("cluster::no_permission_at_all", no_permission_at_all),
+    ("cluster::a_token_that_is_not_accepted", a_token_that_is_not_accepted),
+    (
+        "cluster::a_certificate_of_another_authority",
+        a_certificate_of_another_authority,
+    ),
+    ("cluster::a_nodes_own_credentials", a_nodes_own_credentials),
+    ("cluster::a_file_as_kubectl_prints_it", a_file_as_kubectl_prints_it),
+    (
+        "cluster::kubeconfigs_that_cannot_be_used",
+        kubeconfigs_that_cannot_be_used,
+    ),
+    ("cluster::exec_plugins", exec_plugins),
+    ("cluster::changes_are_watched", changes_are_watched),
+    ("cluster::kubelet_with_a_token", kubelet_with_a_token),
+    ("cluster::kubelet_refuses", kubelet_refuses),
+    ("cluster::an_api_server_that_hangs", an_api_server_that_hangs),
+    ("cluster::a_watch_that_is_cut", a_watch_that_is_cut),
+    (
+        "cluster::kubelet_without_its_api_server",
+        kubelet_without_its_api_server,
+    ),
+];
+
+fn as_admin() -> Listener {
+    stage::cluster();
+    listen(&format!("--kubeconfig={}", api_server().join("kubeconfig").display()))
+}
+
+/// The token of a user, as the script has made it.
+fn token(user: &str) -> String {
+    let tokens = fs::read_to_string(api_server().join("pki/tokens.csv")).unwrap();
+    let line = tokens
+        .lines()
+        .find(|line| line.split(',').nth(1) == Some(user))
+        .unwrap();
+    line.split(',').next().unwrap().to_owned()
+}
+
+fn names(owner: &ControllerRef) -> (&str, &str) {
+    (&owner.kind, &owner.name)
+}
+
+fn pods_and_owners() {
+    let listener = as_admin();
+    let owner = |pod: &str| {
+        let found = listener.wait(pod, |known| known.pod(pod).filter(|pod| is_as_it_runs(pod)).cloned());
+        let Owner::By(owner) = found.owner else {
+            panic!("{pod} has an owner, not {:?}", found.owner)
+        };
+        owner
+    };
+    let replica_set = owner("web-9");
+    assert_eq!(replica_set.kind, "ReplicaSet");
+    let deployment = listener.wait("the ReplicaSet", |known| {
+        known.controller(&replica_set.uid)?.owner.clone()
+    });
+    assert_eq!(names(&deployment), ("Deployment", "web"));
+    assert_eq!(
+        deployment.uid,
+        value(&["-n", "shop", "deployment/web"], "{.metadata.uid}")
+    );
+    assert_eq!(names(&owner("db-0")), ("StatefulSet", "db"));
+    assert_eq!(names(&owner("agent-")), ("DaemonSet", "agent"));
+    let once = listener.wait("the Job's pod", |known| known.pod("once-").cloned());
+    assert!(
+        once.terminal && matches!(&once.owner, Owner::By(owner) if names(owner) == ("Job", "once")),
+        "{once:?}"
+    );
+    let bare = listener.wait("bare", |known| known.pod("bare").cloned());
+    assert_eq!(
+        (bare.owner.clone(), bare.service_account.as_deref()),
+        (Owner::Nobody, Some("default"))
+    );
+    assert!(is_as_it_runs(&bare), "{bare:?} {:?}", addresses());
+    // A static pod: its UID here is another than that of its cgroup, which it has as its hash.
+    let hostnet = listener.wait("a mirror", |known| known.pod("hostnet-").cloned());
+    assert_ne!(hostnet.config_hash.as_ref(), Some(&hostnet.uid));
+    assert_eq!(
+        (hostnet.owner.clone(), hostnet.host_network),
+        (Owner::Nobody, Some(true))
+    );
+    assert!(is_as_it_runs(&hostnet), "{hostnet:?}");
+    let agent = listener.wait("an agent", |known| known.pod("agent-").cloned());
+    assert_eq!(
+        (agent.host_network, agent.ips == hostnet.ips),
+        (Some(true), true),
+        "both have the node's address"
+    );
+}
+
+fn services_and_endpoints() {
+    let listener = as_admin();
+    let service = |name: &str| listener.wait(name, |known| known.service(name).cloned());
+    let web = service("web");
+    assert_eq!(
+        web.cluster_ips,
+        [value(&["-n", "shop", "svc/web"], "{.spec.clusterIP}")
+            .parse::<IpAddr>()
+            .unwrap()]
+    );
+    assert_eq!(web.selector, [("app".to_owned(), "web".to_owned())]);
+    assert_eq!(
+        (web.ports[0].port, &web.ports[0].target),
+        (80, &TargetPort::Name("http".to_owned()))
+    );
+    let headless = service("web-headless");
+    assert!(headless.headless && headless.cluster_ips.is_empty());
+    let node_port = service("web-nodeport");
+    let port = value(&["-n", "shop", "svc/web-nodeport"], "{.spec.ports[0].nodePort}");
+    assert_eq!(node_port.ports[0].node_port.map(|port| port.to_string()), Some(port));
+    // This server has slices of v1beta1 only: the older kind is what both have.
+    let pods: Vec<_> = value(&["-n", "shop", "pod", "-l", "app=web"], "{.items[*].status.podIP}")
+        .split(' ')
+        .map(|ip| format!("{ip}:8080"))
+        .collect();
+    for service in ["web", "web-headless", "web-nodeport"] {
+        listener.wait(service, |known| {
+            let told = known
+                .endpoints(service)?
+                .addresses
+                .iter()
+                .map(|(address, _)| address.to_string());
+            let told: std::collections::BTreeSet<_> = told.collect();
+            // The standalone pod `web` has the same label, in another node's eyes.
+            pods.iter().all(|pod| told.contains(pod)).then_some(())
+        });
+    }
+    assert!(
+        listener.lines().iter().all(|line| !line.contains("warning")),
+        "{:?}",
+        listener.lines()
+    );
+}
+
+fn nodes() {
+    let listener = as_admin();
+    let ip = value(
+        &["nodes"],
+        "{.items[0].status.addresses[?(@.type=='InternalIP')].address}",
+    );
+    listener.wait("the node", |known| {
+        let nodes = known.nodes();
+        (nodes.len() == 1 && nodes[0].ips == [ip.parse::<IpAddr>().ok()?]).then_some(())
+    });
+}
+
+fn a_token_in_place_of_a_certificate() {
+    stage::cluster();
+    let listener = listen(&format!(
+        "--kubeconfig={}",
+        api_server().join("kubeconfig-token").display()
+    ));
+    listener.wait("db-0", |known| known.pod("db-0").map(drop));
+}
+
+fn missing_permissions_degrade_their_kind_alone() {
+    stage::cluster();
+    // Whoever this is may see neither Jobs nor Endpoints.
+    let listener = listen(&format!(
+        "--kubeconfig={}",
+        api_server().join("kubeconfig-viewer").display()
+    ));
+    listener.wait("pods and Services", |known| {
+        known.pod("db-0").and(known.service("web")).map(drop)
+    });
+    for resource in ["jobs.batch", "endpoints"] {
+        let line = listener.line(&format!("list and watch {resource}"));
+        assert!(
+            line.contains("403: kmesh-viewer lacks the permission") && line.contains("ClusterRole"),
+            "{line}"
+        );
+    }
+    let lines = listener.lines();
+    assert_eq!(
+        lines.iter().filter(|line| line.contains("403")).count(),
+        2,
+        "each once: {lines:?}"
+    );
+    assert!(!listener.has_failed());
+}
+
+fn no_permission_at_all() {
+    stage::cluster();
+    let listener = listen(&format!(
+        "--kubeconfig={}",
+        api_server().join("kubeconfig-nobody").display()
+    ));
+    let line = listener.line("warning: no names yet from the API server at https://127.0.0.1:6443");
+    assert!(
+        line.contains("403: kmesh-nobody lacks the permission to list and watch pods"),
+        "{line}"
+    );
+    assert!(listener.has_failed());
+    assert_eq!(listener.lines().len(), 1, "{:?}", listener.lines());
+}
+
+/// The administrator's kubeconfig with something else in it.
+fn kubeconfig(name: &str, from: &str, change: impl Fn(&str) -> String) -> String {
+    let text = fs::read_to_string(api_server().join(from)).unwrap();
+    let changed = change(&text);
+    assert_ne!(text, changed);
+    format!("--kubeconfig={}", write(name, &changed))
+}
+
+fn a_token_that_is_not_accepted() {
+    stage::cluster();
+    let known = token("kmesh-admin");
+    let listener = listen(&kubeconfig("kubeconfig-expired", "kubeconfig-token", |text| {
+        text.replace(&known, "expired")
+    }));
+    let line = listener.line("warning: no names yet from");
+    assert!(line.contains("401") && line.contains("expired"), "{line}");
+    assert!(listener.line("error: no names from").contains("401"));
+    assert!(listener.has_failed());
+}
+
+fn a_certificate_of_another_authority() {
+    stage::cluster();
+    let other = write("other-ca.key", "");
+    let certificate = other.replace(".key", ".crt");
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=other",
+        ])
+        .args(["-keyout", &other, "-out", &certificate])
+        .output();
+    assert!(made.unwrap().status.success());
+    let listener = listen(&kubeconfig("kubeconfig-other", "kubeconfig", |text| {
+        let start = text.find("certificate-authority-data: ").unwrap();
+        let end = start + text[start..].find('}').unwrap();
+        text.replace(&text[start..end], &format!("certificate-authority: {certificate}"))
+    }));
+    let line = listener.line("warning: no names yet from");
+    assert!(line.contains("not of an authority that is trusted here"), "{line}");
+    let arguments = format!("--kubelet --kubelet-ca {certificate}");
+    let line = listen(&arguments).line("warning: no names yet from");
+    assert!(
+        line.contains("not of an authority that is trusted here") && line.contains("--kubelet-insecure"),
+        "{line}"
+    );
+}
+
+fn a_nodes_own_credentials() {
+    stage::cluster();
+    let node_conf = kubelet().join("node.conf").display().to_string();
+    let listener = listen(&format!("--kubeconfig={node_conf} --this-node"));
+    listener.wait("this node's pods", |known| {
+        known.pod("db-0").and(known.pod("agent-")).map(drop)
+    });
+    listener.wait("Services", |known| known.service("web").map(drop));
+    assert_eq!(listener.lines().len(), 1, "{:?}", listener.lines());
+    // Without the flag it asks for more than it may have: of other nodes' pods in newer clusters, of other kinds in all.
+    let line = listen(&format!("--kubeconfig={node_conf}")).line("403: system:node:");
+    assert!(line.contains("--this-node"), "{line}");
+}
+
+fn a_file_as_kubectl_prints_it() {
+    stage::cluster();
+    for format in ["json", "yaml"] {
+        let printed = kubectl(&[
+            "get",
+            "-A",
+            "-o",
+            format,
+            "pods,services,endpoints,replicasets,deployments,nodes",
+        ]);
+        let listener = listen(&format!("--pods-file {}", write(&format!("saved.{format}"), &printed)));
+        let web = listener.wait("web", |known| known.pod("web-9").cloned());
+        assert!(is_as_it_runs(&web), "{web:?}");
+        listener.wait("the rest", |known| {
+            let Owner::By(replica_set) = &web.owner else {
+                panic!("{web:?}")
+            };
+            known.controller(&replica_set.uid)?.owner.as_ref()?;
+            known.service("web").and(known.endpoints("web").map(drop))
+        });
+    }
+}
+
+fn kubeconfigs_that_cannot_be_used() {
+    stage::cluster();
+    let good = api_server().join("kubeconfig").display().to_string();
+    let broken = write("broken", "clusters: [\n");
+    for (arguments, part) in [
+        ("--kubeconfig=/nonexistent".to_owned(), "No such file"),
+        (format!("--kubeconfig={broken}"), "--kubeconfig"),
+        (format!("--kubeconfig={good} --context other"), "other"),
+    ] {
+        let error = try_listen(&arguments).err().unwrap();
+        assert!(error.contains(part), "{arguments}: {error}");
+    }
+}
+
+fn exec_plugins() {
+    stage::cluster();
+    let token = token("kmesh-admin");
+    let answer = format!(
+        r#"{{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{{"token":"{token}"}}}}"#
+    );
+    let plugin = |command: &str| {
+        let exec = format!(
+            "exec: {{apiVersion: client.authentication.k8s.io/v1, command: {command}, interactiveMode: Never}}"
+        );
+        kubeconfig("kubeconfig-exec", "kubeconfig-token", |text| {
+            text.replace(&format!("token: \"{token}\""), &exec)
+        })
+    };
+    let script = write("plugin", &format!("#!/bin/sh\necho '{answer}'\n"));
+    assert!(Command::new("chmod").args(["+x", &script]).status().unwrap().success());
+    listen(&plugin(&script)).wait("db-0", |known| known.pod("db-0").map(drop));
+    let line = listen(&plugin("/nonexistent-plugin")).line("warning: no names yet from");
+    assert!(
+        line.contains("nonexistent-plugin") || line.contains("No such file"),
+        "{line}"
+    );
+}
+
+const LATE: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: late, namespace: shop, labels: {a: \"1\"}}\nspec:\n  \
+                    terminationGracePeriodSeconds: 1\n  containers:\n  \
+                    - {name: main, image: \"kmesh.local/busybox:1\", imagePullPolicy: Never, command: [/bin/sh, -c, \"sleep 3600\"]}\n";
+
+fn changes_are_watched() {
+    let listener = as_admin();
+    listener.wait("all pods", |known| known.pod("db-0").map(drop));
+    kubectl(&["apply", "-f", &write("late.yaml", LATE)]);
+    listener.wait("a new pod", |known| {
+        known.pod("late").filter(|pod| is_as_it_runs(pod)).map(drop)
+    });
+    kubectl(&["-n", "shop", "label", "--overwrite", "pod", "late", "a=2"]);
+    listener.wait("a new label", |known| {
+        let labels = known.pod("late")?.labels.clone()?;
+        labels.contains(&("a".to_owned(), "2".to_owned())).then_some(())
+    });
+    kubectl(&["-n", "shop", "delete", "pod", "late"]);
+    listener.wait("its end", |known| known.pod("late").is_none().then_some(()));
+}
+
+fn kubelet_with_a_token() {
+    stage::cluster();
+    let token = write("token", &token("kmesh-viewer"));
+    let ca = kubelet().join("pki/ca.crt").display().to_string();
+    let listener = listen(&format!("--kubelet --kubelet-token {token} --kubelet-ca {ca}"));
+    let web = listener.wait("web", |known| known.pod("web-9").cloned());
+    assert!(is_as_it_runs(&web), "{web:?}");
+    assert!(
+        matches!(&web.owner, Owner::By(owner) if owner.kind == "ReplicaSet"),
+        "{web:?}"
+    );
+}
+
+fn kubelet_refuses() {
+    stage::cluster();
+    let ca = kubelet().join("pki/ca.crt").display().to_string();
+    let pki = kubelet().join("pki").display().to_string();
+    let nobody = write("nobody", &token("kmesh-nobody"));
+    let wrong = write("wrong", "wrong");
+    for (credentials, parts) in [
+        (
+            format!("--kubelet-token {nobody}"),
+            [
+                "403: kmesh-nobody lacks the permission to get nodes/pods",
+                "nodes/proxy",
+            ],
+        ),
+        (format!("--kubelet-token {wrong}"), ["401", "--kubelet-token"]),
+        (
+            format!("--kubelet-cert {pki}/node.crt --kubelet-key {pki}/node.key"),
+            [
+                "403: system:node:",
+                "--kubeconfig=/etc/kubernetes/kubelet.conf --this-node",
+            ],
+        ),
+    ] {
+        let listener = listen(&format!("--kubelet --kubelet-ca {ca} {credentials}"));
+        let line = listener.line("warning: no names yet from");
+        assert!(parts.iter().all(|part| line.contains(part)), "{credentials}: {line}");
+    }
+}
+
+fn an_api_server_that_hangs() {
+    stage::cluster();
+    let stopped = Stopped::process(&api_server(), "kube-apiserver");
+    let listener = listen(&format!("--kubeconfig={}", api_server().join("kubeconfig").display()));
+    assert!(listener.line("error: no names from").contains("in the first 10 s"));
+    assert!(listener.has_failed());
+    drop(stopped);
+    listener.wait("db-0", |known| known.pod("db-0").map(drop));
+}
+
+fn a_watch_that_is_cut() {
+    let listener = as_admin();
+    kubectl(&["apply", "-f", &write("late.yaml", LATE)]);
+    listener.wait("the pod that will go", |known| known.pod("late").map(drop));
+    let killed = Killed::process(&api_server(), "kube-apiserver");
+    listener.line("warning: no news from the API server");
+    killed.revive();
+    stage::wait_until("the API server", || {
+        std::panic::catch_unwind(|| kubectl(&["get", "--raw", "/readyz"])).is_ok()
+    });
+    // What was remembered of it is too old for the new one: it is listed anew.
+    kubectl(&["-n", "shop", "delete", "pod", "late"]);
+    kubectl(&["-n", "shop", "scale", "--replicas=3", "deployment/web"]);
+    listener.wait("what changed meanwhile", |known| {
+        let web = known.pods().filter(|pod| pod.name.starts_with("web-9")).count();
+        (known.pod("late").is_none() && web == 3).then_some(())
+    });
+    listener.line("there are names again from the API server");
+    assert!(!listener.has_failed());
+    kubectl(&["-n", "shop", "scale", "--replicas=2", "deployment/web"]);
+    listener.wait("the third to go", |known| {
+        (known.pods().filter(|pod| pod.name.starts_with("web-9")).count() == 2).then_some(())
+    });
+}
+
+fn kubelet_without_its_api_server() {
+    stage::cluster();
+    let pki = kubelet().join("pki").display().to_string();
+    let token = write("token", &token("kmesh-viewer"));
+    let by_token = format!("--kubelet --kubelet-ca {pki}/ca.crt --kubelet-token {token}");
+    let has_db = |listener: &Listener| listener.wait("db-0", |known| known.pod("db-0").map(drop));
+    has_db(&listen(&by_token));
+    let killed = Killed::process(&api_server(), "kube-apiserver");
+    let by_certificate = format!("--kubelet-cert {pki}/client.crt --kubelet-key {pki}/client.key");
+    has_db(&listen(&format!(
+        "--kubelet --kubelet-ca {pki}/ca.crt {by_certificate}"
+    )));
+    // The kubelet remembers for a while who may ask; of whom it has not heard it can find out nothing.
+    has_db(&listen(&by_token));
+    let unheard = write("unheard", "unheard-of");
+    let line = listen(&format!(
+        "--kubelet --kubelet-ca {pki}/ca.crt --kubelet-token {unheard}"
+    ))
+    .line("no names yet");
+    assert!(line.contains("401") || line.contains("500"), "{line}");
+    killed.revive();
+}

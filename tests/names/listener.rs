@@ -1,0 +1,232 @@
+//! The sources, as the command line starts them, and what they have told so far: a reader of the facts that does with them
+//! what their definition says, and nothing else.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use clap::Parser;
+use kmesh_trace::cli::Cli;
+use kmesh_trace::config::{Config, Surroundings};
+use kmesh_trace::enrich::facts::{
+    ControllerFacts, EndpointsFacts, Fact, Key, Kind, News, NodeFacts, PodFacts, ServiceFacts, SourceId, Told,
+};
+use kmesh_trace::enrich::sources::{Line, Nudge, Sources, Verdict};
+
+use crate::stage::PATIENCE;
+
+/// What is known now, by what it is named by.
+#[derive(Default)]
+pub struct Known {
+    facts: HashMap<(SourceId, Key), Fact>,
+    /// Not in the list that is under way.
+    absent: HashMap<(SourceId, Kind), HashSet<Key>>,
+    /// Whole lists so far.
+    pub lists: usize,
+    /// On standard error.
+    pub lines: Vec<String>,
+}
+
+fn key(fact: &Fact) -> (Kind, Key) {
+    match fact {
+        Fact::Pod(pod) => (Kind::Pods, Key::Pod(pod.uid.clone())),
+        Fact::Service(one) => (Kind::Services, Key::Service(one.namespace.clone(), one.name.clone())),
+        Fact::Endpoints(one) => (Kind::Endpoints, Key::Endpoints(one.namespace.clone(), one.name.clone())),
+        Fact::Controller(one) => (Kind::Controllers, Key::Controller(one.uid.clone())),
+        Fact::Node(one) => (Kind::Nodes, Key::Node(one.name.clone())),
+    }
+}
+
+impl Known {
+    fn take(&mut self, Told { source, news, .. }: Told) {
+        match news {
+            News::ListBegins(kind) => {
+                let of = |(one, fact): (&(SourceId, Key), &Fact)| {
+                    (one.0 == source && key(fact).0 == kind).then(|| one.1.clone())
+                };
+                self.absent
+                    .insert((source, kind), self.facts.iter().filter_map(of).collect());
+            }
+            News::Is(fact) => {
+                let (kind, key) = key(&fact);
+                if let Some(absent) = self.absent.get_mut(&(source, kind)) {
+                    absent.remove(&key);
+                }
+                self.facts.insert((source, key), fact);
+            }
+            News::ListEnds(kind) => {
+                for key in self.absent.remove(&(source, kind)).expect("a list that had begun") {
+                    self.facts.remove(&(source, key));
+                }
+                self.lists += 1;
+            }
+            News::Gone(key) => _ = self.facts.remove(&(source, key)),
+        }
+    }
+
+    /// The pods.
+    pub fn pods(&self) -> impl Iterator<Item = &PodFacts> {
+        self.facts.values().filter_map(|fact| match fact {
+            Fact::Pod(pod) => Some(pod),
+            _ => None,
+        })
+    }
+
+    /// The pod whose name begins so.
+    pub fn pod(&self, name: &str) -> Option<&PodFacts> {
+        self.pods().find(|pod| pod.name.starts_with(name))
+    }
+
+    /// A Service.
+    pub fn service(&self, name: &str) -> Option<&ServiceFacts> {
+        self.facts.values().find_map(|fact| match fact {
+            Fact::Service(service) if service.name == name => Some(service),
+            _ => None,
+        })
+    }
+
+    /// The endpoints of a Service.
+    pub fn endpoints(&self, service: &str) -> Option<&EndpointsFacts> {
+        self.facts.values().find_map(|fact| match fact {
+            Fact::Endpoints(endpoints) if endpoints.service == service => Some(endpoints),
+            _ => None,
+        })
+    }
+
+    /// A controller.
+    pub fn controller(&self, uid: &str) -> Option<&ControllerFacts> {
+        self.facts.values().find_map(|fact| match fact {
+            Fact::Controller(controller) if controller.uid == uid => Some(controller),
+            _ => None,
+        })
+    }
+
+    /// The nodes.
+    pub fn nodes(&self) -> Vec<&NodeFacts> {
+        let nodes = self.facts.values().filter_map(|fact| match fact {
+            Fact::Node(node) => Some(node),
+            _ => None,
+        });
+        nodes.collect()
+    }
+
+    /// The first line that has this in it.
+    pub fn line(&self, part: &str) -> Option<&str> {
+        self.lines.iter().map(String::as_str).find(|line| line.contains(part))
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    known: Mutex<Known>,
+    news: Condvar,
+    over: Mutex<bool>,
+}
+
+/// Sources at work.
+pub struct Listener {
+    shared: Arc<Shared>,
+    nudge: Nudge,
+    verdict: Arc<Verdict>,
+}
+
+/// Starts the sources of this command line.
+pub fn listen(arguments: &str) -> Listener {
+    try_listen(arguments).unwrap_or_else(|error| panic!("{arguments}: {error}"))
+}
+
+/// Starts them, unless something is wrong with them beforehand.
+pub fn try_listen(arguments: &str) -> Result<Listener, String> {
+    let surroundings = Surroundings {
+        no_color: None,
+        stdout_is_terminal: false,
+        page_size: 4096,
+    };
+    let words = ["kmesh-trace"].into_iter().chain(arguments.split_whitespace());
+    let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
+    let config = Config::new(&cli, surroundings).map_err(|error| error.to_string())?;
+    let sources = Sources::prepare(&config.sources).map_err(|error| format!("{error:#}"))?;
+    let shared = Arc::new(Shared::default());
+    let nudge = sources.nudge();
+    let (of_lines, of_news) = (Arc::clone(&shared), Arc::clone(&shared));
+    let say = move |line| {
+        let (Line::Note(text) | Line::Error(text)) = line;
+        of_lines
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .lines
+            .push(text);
+        of_lines.news.notify_all();
+    };
+    let tell = move |told| {
+        if *of_news.over.lock().unwrap() {
+            return ControlFlow::Break(());
+        }
+        of_news.known.lock().unwrap_or_else(PoisonError::into_inner).take(told);
+        of_news.news.notify_all();
+        ControlFlow::Continue(())
+    };
+    let verdict = sources.start(say, tell).map_err(|error| error.to_string())?;
+    Ok(Listener { shared, nudge, verdict })
+}
+
+impl Listener {
+    /// Waits until this finds what it looks for.
+    pub fn wait<T>(&self, what: &str, mut find: impl FnMut(&Known) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut known = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(found) = find(&known) {
+                return found;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let pods: Vec<_> = known.pods().map(|pod| (&pod.namespace, &pod.name, &pod.ips)).collect();
+                panic!(
+                    "{what} did not come within {} s: {:?} {pods:?}",
+                    PATIENCE.as_secs(),
+                    known.lines
+                );
+            }
+            known = self
+                .shared
+                .news
+                .wait_timeout(known, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Waits for a line with this in it.
+    pub fn line(&self, part: &str) -> String {
+        self.wait(part, |known| known.line(part).map(str::to_owned))
+    }
+
+    /// All lines so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.shared
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .lines
+            .clone()
+    }
+
+    /// An unknown container turned up.
+    pub fn nudge(&self) {
+        self.nudge.nudge();
+    }
+
+    /// Whether the run would end with status 1.
+    pub fn has_failed(&self) -> bool {
+        self.verdict.has_failed()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        *self.shared.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+}

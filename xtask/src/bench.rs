@@ -1,0 +1,50 @@
+//! `cargo xtask bench NAME`: how fast, how small, and what the tool costs, measured on this machine. Figures are ratios from one
+//! run, since absolute ones change from machine to machine. None of it is a test.
+
+mod empty;
+mod filter;
+mod replay;
+mod traced;
+mod traffic;
+mod walk;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+
+use crate::host;
+
+/// What `cargo xtask bench` takes.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(clap::Subcommand)]
+enum Bench {
+    /// BPF time of a connection that the filter sorts out, beside an empty program's on the same hook
+    Filter(filter::Args),
+    /// Captures: replay to JSON and log beside the JSON library alone, and bytes a record
+    Replay(replay::Args),
+    /// The time of a walk over many open sockets, and what is lost meanwhile
+    Walk(walk::Args),
+    /// Hold connections open for `walk`, until standard input ends
+    #[command(hide = true)]
+    Hold(walk::Hold),
+}
+
+/// Runs one.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let traced = |bench: &dyn Fn() -> Result<()>| {
+        ensure!(host::is_root(), "a tracer is measured: run this as root");
+        bench()?;
+        Ok(ExitCode::SUCCESS)
+    };
+    match &args.bench {
+        Bench::Filter(args) => traced(&|| filter::run(args)),
+        Bench::Replay(args) => replay::run(args),
+        Bench::Walk(args) => traced(&|| walk::run(args)),
+        Bench::Hold(args) => traced(&|| walk::hold(args)),
+    }
+}

@@ -1,0 +1,215 @@
+//! Captures: how many records a second go through a replay on one core, beside what the JSON library alone makes of the same
+//! values; and how many bytes a record takes.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use kmesh_trace::capture::{Header, Item, Keep, Reader};
+use kmesh_trace::config::{Events, Output};
+use kmesh_trace::delivery::{Choice, Delivery};
+use kmesh_trace::filter::Filter;
+use kmesh_trace::record::{Record, RunInfo, WallTime};
+use kmesh_trace::render::renderer;
+use kmesh_trace::wire::ConnLine;
+
+/// What it takes.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Whose records
+    #[arg(long, value_name = "FILE", default_value = "tests/data/incident.kmt")]
+    capture: PathBuf,
+    /// How many are made of them, each with its own numbers
+    #[arg(long, value_name = "N", default_value_t = 500_000)]
+    records: usize,
+    /// The best of how many runs counts
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    runs: usize,
+}
+
+/// Measures and prints.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let bytes = fs::read(&args.capture).with_context(|| format!("cannot read {}", args.capture.display()))?;
+    let (header, sample) = read(&bytes)?;
+    let info = header.info.clone();
+    sizes("as recorded", &sample, &bytes, &info)?;
+    let records = many(&sample, args.records);
+    let capture = keep(&header, &records)?;
+    sizes("the same with numbers of their own", &records, &capture, &info)?;
+
+    let decode = best(args.runs, || each(&capture, |_| Ok(())))?;
+    let json_alone = best(args.runs, || {
+        let mut line = Vec::new();
+        for record in &records {
+            line.clear();
+            serde_json::to_writer(&mut line, &ConnLine::new(record, &info))?;
+            line.push(b'\n');
+            std::hint::black_box(&line);
+        }
+        Ok(())
+    })?;
+    let json = best(args.runs, || replay(&capture, Output::Json, &info))?;
+    let log = best(args.runs, || replay(&capture, Output::Log, &info))?;
+    println!("\n{} records, the best of {} runs, one core", records.len(), args.runs);
+    for (what, time) in [
+        ("capture → records", decode),
+        ("the JSON library alone", json_alone),
+        ("capture → JSON", json),
+        ("capture → log", log),
+    ] {
+        println!(
+            "{what:<24} {:>12.0} records/s",
+            records.len() as f64 / time.as_secs_f64()
+        );
+    }
+    let ratio = json_alone.as_secs_f64() / json.as_secs_f64();
+    println!(
+        "capture → JSON is {:.0} % of what the JSON library does alone",
+        ratio * 100.0
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn each(capture: &[u8], mut look: impl FnMut(&Record) -> io::Result<()>) -> Result<()> {
+    let mut reader = Reader::new(capture).map_err(|why| anyhow!("{why}"))?;
+    while let Some(item) = reader.next_item()? {
+        if let Item::Record(record) = item {
+            look(record)?;
+        }
+    }
+    Ok(())
+}
+
+fn read(capture: &[u8]) -> Result<(Header, Vec<Record>)> {
+    let mut records = Vec::new();
+    each(capture, |record| {
+        records.push(record.clone());
+        Ok(())
+    })?;
+    let header = Reader::new(capture).map_err(|why| anyhow!("{why}"))?.header;
+    Ok((header, records))
+}
+
+fn replay(capture: &[u8], output: Output, info: &RunInfo) -> Result<()> {
+    let choice = Choice {
+        events: Events {
+            close: true,
+            open: true,
+            update: true,
+        },
+        filter: Filter::default(),
+        count: None,
+    };
+    let mut delivery = Delivery::new(choice, renderer(output, false, info), io::sink());
+    each(capture, |record| delivery.record(record, false))?;
+    Ok(delivery.flush()?)
+}
+
+fn best(runs: usize, mut run: impl FnMut() -> Result<()>) -> Result<Duration> {
+    let mut best = Duration::MAX;
+    for _ in 0..runs.max(1) {
+        let began = Instant::now();
+        run()?;
+        best = best.min(began.elapsed());
+    }
+    Ok(best)
+}
+
+/// Records like these, whose times, cookies, ports, sequence numbers and lengths do not repeat: SplitMix64.
+fn many(sample: &[Record], count: usize) -> Vec<Record> {
+    let mut state = 0_u64;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    };
+    let mut time = sample.first().map_or(0, |record| record.time.0);
+    (0..count)
+        .map(|_| {
+            let mut record = sample[next() as usize % sample.len()].clone();
+            time += (next() % 20_000) as i64;
+            let shift = time - record.time.0;
+            record.time = WallTime(time);
+            record.start = record
+                .start
+                .map(|start| WallTime(start.0 + shift - (next() % 100_000) as i64));
+            let lasted = |start: WallTime| time.abs_diff(start.0);
+            record.duration_ns = record.start.map(lasted);
+            record.observed_ns = record.duration_ns.unwrap_or(record.observed_ns);
+            record.id.cookie = record.id.cookie.wrapping_add(next() % 1000);
+            record.src.set_port(32768 + (next() % 28232) as u16);
+            record.tcp.snd_nxt = record.tcp.snd_nxt.wrapping_add(next() as u32);
+            record.tcp.snd_una = record.tcp.snd_nxt;
+            record.tcp.srtt_us = record.tcp.srtt_us.map(|srtt| srtt + (next() % 40) as u32);
+            record.sent_bytes += next() % 500;
+            record.received_bytes += next() % 500;
+            record
+        })
+        .collect()
+}
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Ok(mut all) = self.0.lock() {
+            all.extend_from_slice(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn keep(header: &Header, records: &[Record]) -> Result<Vec<u8>> {
+    let out = Shared::default();
+    let mut keep = Keep::to(out.clone(), header.clone())?;
+    let began = Instant::now();
+    for record in records {
+        keep.record(record)?;
+    }
+    keep.end()?;
+    let rate = records.len() as f64 / began.elapsed().as_secs_f64();
+    println!("\nrecords → capture        {rate:>12.0} records/s, once");
+    let bytes = out.0.lock().map_err(|_| anyhow!("poisoned"))?.clone();
+    Ok(bytes)
+}
+
+fn sizes(what: &str, records: &[Record], capture: &[u8], info: &RunInfo) -> Result<()> {
+    let mut json = Vec::new();
+    for record in records {
+        serde_json::to_writer(&mut json, &ConnLine::new(record, info))?;
+        json.push(b'\n');
+    }
+    let a_record = |bytes: usize| bytes as f64 / records.len() as f64;
+    println!("{} records, {what}; bytes a record:", records.len());
+    println!("{:<24} {:>12.1}", "capture", a_record(capture.len()));
+    println!("{:<24} {:>12.1}", "JSON", a_record(json.len()));
+    match gzip(&json) {
+        Ok(bytes) => println!("{:<24} {:>12.1}", "JSON, gzip", a_record(bytes)),
+        Err(error) => println!("{:<24} not measured: {error:#}", "JSON, gzip"),
+    }
+    Ok(())
+}
+
+fn gzip(bytes: &[u8]) -> Result<usize> {
+    let mut child = Command::new("gzip")
+        .arg("-c")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run gzip")?;
+    let mut into = child.stdin.take().context("no pipe")?;
+    std::thread::scope(|scope| {
+        scope.spawn(move || into.write_all(bytes));
+        Ok(child.wait_with_output()?.stdout.len())
+    })
+}
