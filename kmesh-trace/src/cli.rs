@@ -2,11 +2,13 @@
 
 mod capture;
 mod filters;
+mod metrics;
 mod names;
 mod table;
 
 pub use capture::Capture;
 pub use filters::Filters;
+pub use metrics::Metrics;
 pub use names::Names;
 pub use table::{TableFlags, Typed};
 
@@ -25,9 +27,9 @@ Options:
   -o, --output FORMAT       log (default), json, table, none; --color auto|never
       --by service,port     Table's groups; --sort --top --max-groups --rollup
       --events EVENT,...    close (default), open, update (each --interval 5s)
-      --duration 60s        Stop then, or after --count 100; --buffer 8MiB: ring
-  -w, --write FILE          Keep it all; -r, --read FILE: replay; --rotate 9M,5
-  -q, --quiet; -v, --verbose; -h, --help (tells all); -V, --version
+  --duration 60s, --count 100: stop; --buffer 8MiB; -q, --quiet; -v, --verbose
+  --metrics ADDR --metrics-* --cluster --trust-domain: Prometheus; -V, --version
+  -w, --write FILE: keep; -r, --read FILE: replay; --rotate 9M,5; -h, --help
 Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
   -n, --namespace shop      Of a pod; so --pod 'web-*', --workload web, --ip ::1
   -l, --selector app=web    at either end; at one: --from-pod, --to-ip and so on
@@ -50,6 +52,8 @@ Examples:
           What fails right now, seen in the terminal (? tells the keys)
   kmesh-trace --kubeconfig -o json
           With the names of the whole cluster, not of this node's pods alone
+  kmesh-trace -o none --metrics 15020
+          For Prometheus, to scrape http://127.0.0.1:15020/metrics
   kmesh-trace check
           Can it run here, and what will it be able to name?
 
@@ -218,6 +222,9 @@ pub struct Cli {
     /// Where names come from.
     #[command(flatten)]
     pub names: Names,
+    /// Whether and how metrics are served.
+    #[command(flatten)]
+    pub metrics: Metrics,
 
     /// Which connections.
     // Last, because what follows it would stand under its heading.
@@ -284,6 +291,11 @@ mod tests {
         words
     }
 
+    /// Whether a word of a help is this flag, or all that begin as it does: `--a-*`.
+    fn stands_for(word: &str, name: &str) -> bool {
+        word == name || word.strip_suffix('*').is_some_and(|all| name.starts_with(all))
+    }
+
     #[test]
     fn both_helps_know_every_flag() {
         for help in [
@@ -294,10 +306,10 @@ mod tests {
                 let short = flag.get_short().map(|short| format!("-{short}"));
                 let long = flag.get_long().map(|long| format!("--{long}"));
                 for name in short.iter().chain(&long) {
-                    // The variants for one end are told once for all.
+                    // `--metrics-*` stands for all that begin so, and the variants for one end are told once for all.
                     let of_one_end = name.strip_prefix("--from-").or(name.strip_prefix("--to-"));
                     let both = of_one_end.filter(|_| help.contains("--from-pod, --to-ip and so on"));
-                    let known = |name: &String| words(&help).contains(name);
+                    let known = |name: &str| words(&help).iter().any(|word| stands_for(word, name));
                     let is_there = known(name) || both.is_some_and(|flag| known(&format!("--{flag}")));
                     assert!(is_there, "{name}: {help}");
                 }
@@ -311,7 +323,8 @@ mod tests {
         for word in words(SCREEN).iter().filter(|word| word.starts_with('-')) {
             let is_flag = Cli::command().get_arguments().any(|flag| {
                 let long = flag.get_long().map(|long| format!("--{long}"));
-                long.as_ref() == Some(word) || flag.get_short().map(|short| format!("-{short}")).as_ref() == Some(word)
+                let short = flag.get_short().map(|short| format!("-{short}"));
+                long.iter().chain(&short).any(|name| stands_for(word, name))
             });
             assert!(is_flag, "{word}");
         }
@@ -354,6 +367,8 @@ mod tests {
             "-r - -w y.kmt --count 3",
             "-q",
             "-v",
+            "-o none --metrics 15020 --metrics-level workload,connection --metrics-max-series 9 --metrics-idle 1h",
+            "--metrics [::]:15020 --metrics-compat --cluster east --trust-domain example.org",
             "-4 -p 443 -p 8000-8999,!8080 --from-port !0 --to-port 443",
             "-6 --ip ::1,fd00::/8 --from-ip !::2 --to-ip ::",
             "--pid 1,2 --comm n*,!nginx --container containerd://3f9A",
@@ -506,6 +521,21 @@ mod tests {
                 "--kubelet --kubelet-ca c --kubelet-insecure",
                 ErrorKind::ArgumentConflict,
                 &["--kubelet-ca", "--kubelet-insecure"],
+            ),
+            (
+                "--metrics :15020",
+                ErrorKind::ValueValidation,
+                &["--metrics", "0.0.0.0:15020"],
+            ),
+            (
+                "--metrics-level pod",
+                ErrorKind::InvalidValue,
+                &["--metrics-level", "workload, service, connection"],
+            ),
+            (
+                "--metrics-idle 5",
+                ErrorKind::ValueValidation,
+                &["--metrics-idle", "10m"],
             ),
             ("check --count 3", ErrorKind::UnknownArgument, &["--count"]),
         ];

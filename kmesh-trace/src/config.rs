@@ -5,11 +5,14 @@
 
 mod capture;
 mod filters;
+mod metrics;
 mod names;
 mod table;
 
 pub use capture::Kept;
 pub(crate) use filters::min_duration;
+pub use metrics::{Common, Level, Metrics, Settings};
+pub(crate) use metrics::{cluster, max_series, metrics_address, metrics_idle};
 pub(crate) use names::kubelet_url;
 pub use names::{ApiServer, Kubelet, Origin, Source};
 pub(crate) use table::max_groups;
@@ -158,6 +161,8 @@ pub struct Config {
     pub ring_bytes: u32,
     /// How much goes to standard error.
     pub verbosity: Verbosity,
+    /// What is served to Prometheus, if anything is.
+    pub metrics: Option<Metrics>,
 }
 
 /// What settings depend on besides the arguments.
@@ -199,6 +204,7 @@ impl Config {
                 (false, true) => Verbosity::Verbose,
                 (false, false) => Verbosity::Normal,
             },
+            metrics: metrics::metrics(cli),
         })
     }
 }
@@ -455,6 +461,7 @@ pub(crate) mod tests {
             count: None,
             ring_bytes: 8 << 20,
             verbosity: Verbosity::Normal,
+            metrics: None,
         };
         assert_eq!(config("", PLAIN), expected);
     }
@@ -475,6 +482,7 @@ pub(crate) mod tests {
             count: NonZeroU64::new(9),
             ring_bytes: 65536,
             verbosity: Verbosity::Verbose,
+            metrics: None,
         };
         assert_eq!(
             config("-o none --duration 60s --count 9 --buffer 50k -v", PLAIN),

@@ -29,6 +29,24 @@ pub struct Choice {
     pub count: Option<NonZeroU64>,
 }
 
+/// What counts records.
+pub trait Meter: Send {
+    /// How a connection stood when tracing began.
+    fn base(&mut self, record: &Record);
+
+    /// Counts a record.
+    fn record(&mut self, record: &Record);
+
+    /// So many records were lost so far, and so many connections are open.
+    fn told(&self, lost: u64, open: u64);
+
+    /// So many pods are known.
+    fn pods(&self, known: usize);
+
+    /// All records of what happened before `now` have come.
+    fn tidy(&mut self, now: WallTime);
+}
+
 /// A moment of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
@@ -61,6 +79,8 @@ impl Tally {
 pub struct Delivery<W> {
     choice: Choice,
     render: Box<dyn Render + Send>,
+    /// Counts what passes the filter, whatever of it is printed.
+    metrics: Option<Box<dyn Meter>>,
     /// Also gets all that is rendered.
     keep: Option<Keep>,
     /// Lines not written yet.
@@ -120,6 +140,7 @@ impl<W: Write> Delivery<W> {
         Self {
             choice,
             render,
+            metrics: None,
             keep: None,
             lines: Vec::new(),
             out,
@@ -128,6 +149,33 @@ impl<W: Write> Delivery<W> {
             told_again: (Vec::new(), 0),
             asked: VecDeque::new(),
             made: Vec::new(),
+        }
+    }
+
+    /// Counts them, too.
+    pub fn with_metrics(mut self, metrics: Box<dyn Meter>) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// How a connection stood when tracing began. It is no record, and is not printed.
+    pub fn base(&mut self, record: &Record) {
+        if let Some(metrics) = &mut self.metrics {
+            metrics.base(record);
+        }
+    }
+
+    /// So many pods are known.
+    pub fn pods(&self, known: usize) {
+        if let Some(metrics) = &self.metrics {
+            metrics.pods(known);
+        }
+    }
+
+    /// What the kernel half has counted so far.
+    pub fn counted(&self, counts: &Counts) {
+        if let Some(metrics) = &self.metrics {
+            metrics.told(self.losses(counts).total(), counts.open);
         }
     }
 
@@ -177,6 +225,9 @@ impl<W: Write> Delivery<W> {
     /// All records of what happened before `until` have come.
     pub fn complete(&mut self, until: WallTime) -> io::Result<()> {
         self.render.complete(until, &mut self.lines)?;
+        if let Some(metrics) = &mut self.metrics {
+            metrics.tidy(until);
+        }
         if let Some(keep) = &mut self.keep {
             keep.complete(until)?;
         }
@@ -192,7 +243,15 @@ impl<W: Write> Delivery<W> {
             self.tally.after_limit += close;
             return Ok(());
         }
-        if !(self.choice.events.has(record.event) && self.choice.filter.passes(record)) {
+        let is_chosen = self.choice.events.has(record.event);
+        if !((is_chosen || self.metrics.is_some()) && self.choice.filter.passes(record)) {
+            self.tally.filtered += close;
+            return Ok(());
+        }
+        if let Some(metrics) = &mut self.metrics {
+            metrics.record(record);
+        }
+        if !is_chosen {
             self.tally.filtered += close;
             return Ok(());
         }
@@ -213,6 +272,7 @@ impl<W: Write> Delivery<W> {
     /// What was lost since this was last called, if anything was: a `lost` line is written. For formats that have none
     /// the caller says it in words.
     pub fn lost(&mut self, counts: &Counts, at: Moment) -> io::Result<Option<Lost>> {
+        self.counted(counts);
         let losses = self.losses(counts);
         let new = losses.since(self.told);
         if new.total() == 0 {

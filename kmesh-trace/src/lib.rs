@@ -3,6 +3,7 @@
 //! ```text
 //! kernel ──ring──▶ source ──bytes──▶ decode ──Event──▶ track ──Record──▶ enrich ──▶ filter ──▶ render ──▶ stdout
 //! (ebpf)          (reader thread)    (pure)            (pure; outcome)   (names)    (pure)    (log, json)
+//!                                                                                                       └──▶ metrics
 //!                        └──bounded queue──▶ pipeline: up to enrich ────────────┘ delivery: the rest, and all counts
 //! ```
 //!
@@ -12,7 +13,9 @@
 //! by what [`enrich::sources`] tell from a thread of their own.
 //! [`delivery`] has the finished records: limits, [`filter`], tallies, and [`render`] makes lines of what passes: of each
 //! record, or of the windows and groups that [`rollup`] sums them up to; a table in a terminal ([`render::term`]) is drawn by
-//! threads of its own. [`run`] wires them up. Stages do not know each other; all know [`record`].
+//! threads of its own. [`metrics`] counts what [`deltas`] says that a record adds, and serves it from a thread of its own.
+//! [`run`] wires them up, and lets go ([`privileges`]) of what is not needed any more. Stages do not know each other; all know
+//! [`record`].
 //!
 //! [`capture`] is what [`delivery`] can keep besides, and [`replay`] puts it through [`delivery`] again: what that takes is
 //! built for any system, the rest for Linux alone.
@@ -24,17 +27,22 @@ pub mod completions;
 pub mod config;
 pub mod decode;
 pub mod delivery;
+pub mod deltas;
 #[cfg(target_os = "linux")]
 pub mod enrich;
 pub mod errno;
 pub mod exit;
 pub mod filter;
+#[cfg(target_os = "linux")]
+pub mod metrics;
 pub mod note;
 pub mod outcome;
 pub mod outlet;
 #[cfg(target_os = "linux")]
 pub mod pipeline;
 pub mod prefilter;
+#[cfg(target_os = "linux")]
+pub mod privileges;
 pub mod record;
 pub mod render;
 pub mod replay;

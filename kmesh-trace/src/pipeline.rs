@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use crate::clock::Clock;
-use crate::decode::decode;
+use crate::decode::{Event, decode};
 use crate::delivery::{Delivery, Moment};
 use crate::enrich::Enricher;
 use crate::enrich::cgroups::Cgroups;
@@ -47,6 +47,16 @@ impl<W: Write> Pipeline<W> {
     /// The wall clock was stepped.
     pub fn clock_stepped(&mut self, since_ns: u64, difference_ns: i64) {
         self.clock.step(since_ns, difference_ns);
+    }
+
+    /// Takes what a walk told of the connections that were open when tracing began, a record each as in
+    /// [`crate::source::reader::Message::Records`].
+    pub fn base(&mut self, bytes: &[u8]) {
+        for record in records(bytes) {
+            if let Ok(Event::Snapshot(snapshot)) = decode(record) {
+                self.delivery.base(&self.tracker.record(&snapshot, &self.clock));
+            }
+        }
     }
 
     /// Takes records as [`crate::source::reader::Message::Records`] has them, and writes what is settled and named. It is
@@ -154,6 +164,12 @@ impl<W: Write> Pipeline<W> {
         self.delivery.lost(counts, at)
     }
 
+    /// [`Delivery::counted`].
+    pub fn counted(&self, counts: &Counts) {
+        self.delivery.counted(counts);
+        self.delivery.pods(self.names.pods());
+    }
+
     /// [`Delivery::ask`], likewise.
     pub fn ask(&mut self, counts: Counts) -> io::Result<()> {
         let at = self.moment(&counts);
@@ -190,7 +206,7 @@ mod tests {
     use crate::config::Events;
     use crate::delivery::Choice;
     use crate::filter::Filter;
-    use crate::record::{Event, LossReason, Record};
+    use crate::record::{self, LossReason, Record};
     use crate::render::Render;
 
     const ALL: Events = Events {
@@ -209,7 +225,7 @@ mod tests {
 
     impl Render for Letters {
         fn record(&mut self, record: &Record, out: &mut dyn Write) -> io::Result<()> {
-            let letter = if record.event == Event::Close { "c" } else { "u" };
+            let letter = if record.event == record::Event::Close { "c" } else { "u" };
             write!(out, "{letter}{} ", record.id.cookie)
         }
 

@@ -350,6 +350,12 @@ impl Record {
         self.names.original_dst.unwrap_or(self.dst)
     }
 
+    /// Whether the link is known to be mutual TLS: an HBONE tunnel is, by definition.
+    pub fn is_mutual_tls(&self) -> bool {
+        const HBONE_PORT: u16 = 15008;
+        self.dst.port() == HBONE_PORT
+    }
+
     /// The traced socket's end.
     pub fn local_end(&self) -> &End {
         match self.direction {

@@ -25,10 +25,14 @@ use crate::enrich::cgroups::Cgroups;
 use crate::enrich::conntrack::Conntrack;
 use crate::enrich::sources::{Line, Sources};
 use crate::exit::Exit;
+use crate::metrics::Metrics;
+use crate::metrics::exposition::Exposition;
+use crate::metrics::server::Server;
 use crate::note::{Notes, say};
 use crate::outlet::{self, Outlet};
 use crate::pipeline::Pipeline;
 use crate::prefilter::KernelHalf;
+use crate::privileges::{self, Still};
 use crate::record::RunInfo;
 use crate::render::term::{self, Jobs};
 use crate::source::kernel::{Kernel, Options, StartError, Types, Walker, start};
@@ -48,9 +52,14 @@ pub fn run(config: &Config) -> Result<Exit> {
         let _context = runtime.enter();
         Signals::new().context("cannot listen for signals")?
     };
+    // Likewise: there is no point in tracing what cannot be served.
+    let server = match &config.metrics {
+        Some(metrics) => Some(Server::bind(metrics.address)?),
+        None => None,
+    };
     let sources = Sources::prepare(&config.sources)?;
     let started_ns = monotonic_ns();
-    let (kernel, walker) = match start_kernel(config) {
+    let (kernel, walker, standing) = match start_kernel(config) {
         Ok(started) => started,
         Err(error) => {
             say(&preflight::explain(&error));
@@ -74,11 +83,32 @@ pub fn run(config: &Config) -> Result<Exit> {
         Keep::new(place, *rotation, header)
     });
     let keep = keep.transpose()?;
+    let conntrack = match config.sources.is_empty() {
+        true => None,
+        false => Conntrack::open().ok(),
+    };
+    // Before there is any other thread, which would keep what it has.
+    let still = Still {
+        names: !config.sources.is_empty(),
+        conntrack: conntrack.is_some(),
+        captures: config.kept.as_ref().is_some_and(|kept| kept.rotation.is_some()),
+    };
+    privileges::give_up(still).context("cannot give up privileges")?;
     if config.verbosity > Verbosity::Quiet {
         say(&format!(
             "tracing every TCP connection of {} that closes; Ctrl-C ends it",
             info.node
         ));
+    }
+    let metrics = config
+        .metrics
+        .as_ref()
+        .map(|metrics| Metrics::new(metrics.settings.clone(), &info));
+    if let (Some(server), Some(metrics)) = (server, &metrics) {
+        if config.verbosity > Verbosity::Quiet {
+            say(&format!("serving metrics on http://{}/metrics", server.address));
+        }
+        server.serve(Exposition::new(metrics.values()))?;
     }
     if config.verbosity == Verbosity::Verbose {
         let ready = (monotonic_ns() - started_ns) / 1_000_000;
@@ -92,7 +122,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     let control = Arc::new(Control::new().context("cannot make an event descriptor")?);
     let (messages, queue) = sync_channel(QUEUE);
     let (spare, spares) = channel();
-    if config.events.update {
+    if config.events.update || metrics.is_some() {
         let (interval, control, messages) = (config.interval, Arc::clone(&control), messages.clone());
         thread::Builder::new()
             .name("walker".to_owned())
@@ -133,6 +163,9 @@ pub fn run(config: &Config) -> Result<Exit> {
         Jobs::of(screen).context("cannot listen for signals")?
     };
     let mut delivery = Delivery::new(choice, render, io::stdout());
+    if let Some(metrics) = metrics {
+        delivery = delivery.with_metrics(Box::new(metrics));
+    }
     if let Some(keep) = keep {
         delivery = delivery.with_keep(keep);
     }
@@ -143,13 +176,10 @@ pub fn run(config: &Config) -> Result<Exit> {
         Enricher::without_sources(Cgroups::mounted())
     } else {
         let nudge = sources.nudge();
-        Enricher::new(
-            Cgroups::mounted(),
-            Conntrack::open().ok(),
-            Box::new(move || nudge.nudge()),
-        )
+        Enricher::new(Cgroups::mounted(), conntrack, Box::new(move || nudge.nudge()))
     };
-    let pipeline = Pipeline::new(began_ns, until_ns, clock, delivery).with_names(names);
+    let mut pipeline = Pipeline::new(began_ns, until_ns, clock, delivery).with_names(names);
+    pipeline.base(&standing);
     let writer = Writer {
         pipeline,
         notes: Notes::new(config, info),
@@ -185,7 +215,8 @@ fn say_of_sources(verbosity: Verbosity) -> impl Fn(Line) + Send {
     }
 }
 
-fn start_kernel(config: &Config) -> Result<(Kernel, Walker), StartError> {
+/// Also how the connections stand that were open before, if anybody counts what they move from now on.
+fn start_kernel(config: &Config) -> Result<(Kernel, Walker, Vec<u8>), StartError> {
     let KernelHalf {
         checks,
         prefilter,
@@ -198,7 +229,12 @@ fn start_kernel(config: &Config) -> Result<(Kernel, Walker), StartError> {
         prefilter,
         networks,
     };
-    start(&Types::read()?, &options)
+    let (kernel, mut walker) = start(&Types::read()?, &options)?;
+    let standing = match config.metrics {
+        Some(_) => walker::standing(&mut walker)?,
+        None => Vec::new(),
+    };
+    Ok((kernel, walker, standing))
 }
 
 fn standard_output() -> Result<OwnedFd> {

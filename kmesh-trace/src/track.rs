@@ -70,6 +70,11 @@ impl Tracker {
         Some((snapshot.time_ns, record(&snapshot, reset_sent, self.began_ns, clock)))
     }
 
+    /// What a snapshot says at once, as a record.
+    pub fn record(&self, snapshot: &Snapshot, clock: &Clock) -> Record {
+        record(snapshot, false, self.began_ns, clock)
+    }
+
     fn hold(&mut self, snapshot: Snapshot) {
         // A walk's snapshots come all at once, some time after; what the ring has told is told as far as its own latest.
         if snapshot.kind != KIND_UPDATE {

@@ -24,9 +24,6 @@ use std::net::{IpAddr, SocketAddr};
 /// Raised when a member changes or goes; a new member is compatible.
 const VERSION: u8 = 1;
 
-/// The server's port of an HBONE tunnel, which is mutual TLS by definition.
-const HBONE_PORT: u16 = 15008;
-
 /// One event of one end of one TCP connection.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "conn")]
@@ -319,7 +316,7 @@ enum SecurityPolicy {
 
 impl SecurityPolicy {
     fn of(record: &Record) -> Self {
-        if record.dst.port() == HBONE_PORT {
+        if record.is_mutual_tls() {
             Self::MutualTls
         } else {
             Self::Unknown

@@ -61,6 +61,7 @@ impl<W: Write> Writer<W> {
                     let lost = self.pipeline.lost(&counts)?;
                     lost.iter().for_each(|lost| self.notes.lost(lost));
                 }
+                Message::Counted(counts) => self.pipeline.counted(&counts),
                 Message::Asked(counts) => self.pipeline.ask(counts)?,
                 Message::Walked(bytes) => self.pipeline.hold(&bytes),
                 Message::WalkFailed(why) => say(&format!("warning: {why}; open connections are not told of this time")),

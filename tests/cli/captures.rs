@@ -370,7 +370,14 @@ fn portable(_: &Path) -> Result<(), Failed> {
         .output()?;
     let tree = String::from_utf8(tree.stdout)?;
     check(tree.contains("lz4_flex"), tree.clone())?;
-    for linux in ["aya", "aya-obj", "linux-raw-sys"] {
+    for linux in [
+        "aya",
+        "aya-obj",
+        "hyper",
+        "linux-raw-sys",
+        "procfs",
+        "prometheus-client",
+    ] {
         let is_there = tree.lines().any(|line| line.split(' ').next() == Some(linux));
         check(!is_there, format!("{linux} is there: {tree}"))?;
     }

@@ -23,7 +23,9 @@ mod filters;
 mod killed;
 mod lifecycle;
 mod many;
+mod metrics;
 mod names;
+mod privileges;
 mod process;
 mod rollups;
 mod signals;
@@ -216,6 +218,8 @@ fn main() -> ExitCode {
         events::table(),
         filters::table(),
         many::table(),
+        metrics::table(),
+        privileges::table(),
         rollups::table(),
         terminal::table(),
         names::table(),

@@ -7,6 +7,7 @@ pub mod expect;
 pub mod net;
 pub mod probe;
 pub mod schema;
+pub mod scrape;
 pub mod sock;
 pub mod tracer;
 

@@ -21,6 +21,8 @@ pub enum Need {
     Cgroup2,
     /// MPTCP sockets.
     Mptcp,
+    /// `setpriv`, which knows the capabilities that are needed.
+    Setpriv,
     /// A terminal: tmux.
     Tmux,
     /// Time and memory of a real machine.
@@ -86,6 +88,12 @@ static MPTCP: LazyLock<Result<(), String>> = LazyLock::new(|| {
     })
 });
 
+static SETPRIV: LazyLock<Result<(), String>> = LazyLock::new(|| {
+    let set = "-all,+bpf,+perfmon";
+    let args = ["--inh-caps", set, "--ambient-caps", set, "--bounding-set", set, "true"];
+    net::try_run("setpriv", &args).map(drop)
+});
+
 static TMUX: LazyLock<Result<(), String>> = LazyLock::new(|| {
     net::try_run("bash", &["--version"])?;
     let server = format!("kmesh-trace-probe-{}", std::process::id());
@@ -108,6 +116,7 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::Veth => VETH.clone()?,
             Need::Cgroup2 => CGROUP2.clone()?,
             Need::Mptcp => MPTCP.clone()?,
+            Need::Setpriv => SETPRIV.clone()?,
             Need::Tmux => TMUX.clone()?,
             Need::Big if super::small() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),
             Need::Big | Need::Alone => {}

@@ -269,7 +269,11 @@ impl Start {
     /// The tool with these arguments and no names, since to ask for them makes connections of its own; its standard output is
     /// read as JSON lines.
     pub fn new(args: &[&str]) -> Self {
-        let mut command = Command::new(binary());
+        Self::with(Command::new(binary()), args)
+    }
+
+    /// The same, started by a command that ends with the tool.
+    pub fn with(mut command: Command, args: &[&str]) -> Self {
         command
             .arg("--no-resolve")
             .args(args)

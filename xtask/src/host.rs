@@ -50,6 +50,18 @@ pub const SHELLS: &[Need] = &[
     },
 ];
 
+/// What scrapes the tool and executes the queries of `deploy/`.
+pub const PROMETHEUS: &[Need] = &[
+    Need {
+        program: "prometheus",
+        package: "prometheus",
+    },
+    Need {
+        program: "promtool",
+        package: "prometheus",
+    },
+];
+
 /// The workspace's root folder.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -12,7 +12,7 @@ use crate::{host, runner};
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run just this suite (`kernel`, `names` or `cli`)
+    /// Run just this suite (`kernel`, `names`, `cli` or `deploy`)
     #[arg(long, value_name = "SUITE")]
     only: Option<String>,
     /// Go to each test program: a filter, `--nocapture`, …
@@ -26,6 +26,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     // Who cannot install them need not have them: what wants them is then skipped, and counted.
     if host::is_root() {
         host::ensure(host::SHELLS)?;
+        host::ensure(host::PROMETHEUS)?;
     }
 
     let mut cargo = host::cargo();

@@ -76,6 +76,11 @@ impl Index {
         self.pods.find(uid).is_some_and(|found| self.pods.is_named(found))
     }
 
+    /// How many pods sources tell of.
+    pub fn pods(&self) -> usize {
+        self.pods.told()
+    }
+
     /// Whether a pod had this address when `record`'s connection began: then nothing translates it.
     pub fn is_a_pods(&self, ip: IpAddr, record: &Record) -> bool {
         self.pods.holder(ip, began(record)).is_some()

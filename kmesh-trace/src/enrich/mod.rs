@@ -133,6 +133,11 @@ impl Enricher {
         Some((record, too_late))
     }
 
+    /// How many pods sources tell of.
+    pub fn pods(&self) -> usize {
+        self.sources.as_ref().map_or(0, |sources| sources.index.pods())
+    }
+
     /// The first of those that wait, and until when (CLOCK_MONOTONIC, ns).
     pub fn waits(&self) -> Option<(&Record, u64)> {
         let waiting = &self.sources.as_ref()?.waiting;

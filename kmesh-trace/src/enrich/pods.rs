@@ -466,6 +466,14 @@ impl Pods {
         self.tenure(slot).is_some_and(|tenure| tenure.name.is_some())
     }
 
+    /// How many sources tell of.
+    pub fn told(&self) -> usize {
+        let tenures = self.tenures.iter().flatten();
+        tenures
+            .filter(|tenure| tenure.name.is_some() && tenure.left == NEVER)
+            .count()
+    }
+
     /// Its container with this id.
     pub fn container(&self, PodRef(slot): PodRef, id: &ContainerId) -> Option<Arc<str>> {
         let tenure = self.tenure(slot)?;

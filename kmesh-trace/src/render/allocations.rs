@@ -49,6 +49,13 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// How often `act` allocates.
+pub(crate) fn allocations_of(act: impl FnOnce()) -> usize {
+    let before = allocations();
+    act();
+    allocations() - before
+}
+
 #[test]
 fn a_warm_renderer_allocates_nothing() {
     let mut records = testing::all();
@@ -57,11 +64,11 @@ fn a_warm_renderer_allocates_nothing() {
         for color in [false, true] {
             let mut renderer = renderer(output, None, color, &testing::info());
             let mut render_all = || {
-                let before = ALLOCATIONS.get();
-                records
-                    .iter()
-                    .for_each(|record| renderer.record(record, &mut std::io::sink()).unwrap());
-                ALLOCATIONS.get() - before
+                allocations_of(|| {
+                    records
+                        .iter()
+                        .for_each(|record| renderer.record(record, &mut std::io::sink()).unwrap());
+                })
             };
             let cold = render_all();
             assert_eq!(cold > 0, output != Output::None, "{output:?}: the count counts");

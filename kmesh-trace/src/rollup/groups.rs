@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::group::{By, Group};
-use super::live::Moved;
 use super::quantiles::Quantiles;
+use crate::deltas::Moved;
 use crate::record::{Event, Outcome, Record, Service};
 
 /// Connections of a group that are told of one by one although they were not open at the window's end.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::group::Group;
+use crate::deltas::{Moved, Totals};
 use crate::record::{ConnId, Event, Record};
 
 /// Connections kept. What there is no room for is counted whole when it ends.
@@ -12,62 +13,6 @@ const MOST: usize = 1 << 19;
 /// One that has not been told of for so many windows is not open any more: its close was lost, or never seen. A walk that
 /// fails now and then makes nothing vanish.
 pub(super) const UNTOLD: u64 = 3;
-
-/// What a record adds to what has been told of its connection before.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Moved {
-    /// It is now first known to be established, while tracing.
-    pub opened: bool,
-    /// Payload, bytes.
-    pub sent_bytes: u64,
-    /// Payload, bytes.
-    pub received_bytes: u64,
-    /// Segments sent again.
-    pub retransmits: u64,
-    /// Segments marked lost.
-    pub lost_segments: u64,
-    /// The connection began before tracing did and is told of for the first time: it may have moved all this in a year, and
-    /// no rate can be made of it.
-    pub is_past: bool,
-}
-
-/// The totals of a connection as last told.
-#[derive(Debug, Default)]
-struct Totals {
-    sent_bytes: u64,
-    received_bytes: u64,
-    retransmits: u32,
-    lost_segments: u32,
-    established: bool,
-}
-
-impl Totals {
-    fn of(record: &Record) -> Self {
-        Self {
-            sent_bytes: record.sent_bytes,
-            received_bytes: record.received_bytes,
-            retransmits: record.tcp.total_retrans,
-            lost_segments: record.tcp.lost,
-            established: record.established,
-        }
-    }
-
-    /// What is more than `before`. The kernel's counters never fall; if one did, it would count as standing still.
-    fn since(&self, before: Option<&Self>, record: &Record) -> Moved {
-        let none = Self::default();
-        let known = before.unwrap_or(&none);
-        // Whoever was open already when tracing began did not open while it was told of.
-        let opens = before.is_some() || !record.preexisting || record.event == Event::Open;
-        Moved {
-            opened: self.established && !known.established && opens,
-            sent_bytes: self.sent_bytes.saturating_sub(known.sent_bytes),
-            received_bytes: self.received_bytes.saturating_sub(known.received_bytes),
-            retransmits: self.retransmits.saturating_sub(known.retransmits).into(),
-            lost_segments: self.lost_segments.saturating_sub(known.lost_segments).into(),
-            is_past: record.preexisting && before.is_none(),
-        }
-    }
-}
 
 #[derive(Debug)]
 struct Entry {
@@ -90,20 +35,21 @@ impl Live {
         let totals = Totals::of(record);
         if record.event == Event::Close {
             let before = self.entries.remove(&record.id);
-            return totals.since(before.as_ref().map(|entry| &entry.totals), record);
+            return before.map_or_else(
+                || totals.first(record),
+                |before| totals.most(before.totals).since(before.totals),
+            );
         }
         if let Some(entry) = self.entries.get_mut(&record.id) {
-            let moved = totals.since(Some(&entry.totals), record);
-            // A walk may have met a socket just before its `open` was told.
-            let established = totals.established || entry.totals.established;
-            entry.totals = Totals { established, ..totals };
+            let before = entry.totals;
+            entry.totals = totals.most(before);
             entry.window = window;
-            return moved;
+            return entry.totals.since(before);
         }
         if self.entries.len() >= MOST {
             return Moved::default();
         }
-        let moved = totals.since(None, record);
+        let moved = totals.first(record);
         self.entries.insert(
             record.id,
             Entry {

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use bytemuck::Zeroable;
 use kmesh_trace_common::Prefilter;
-use rustix::thread::{CapabilitySet, capabilities};
+
+use crate::privileges::{NEEDS, has};
 
 use super::kernel::{BTF_PATH, Options, StartError, Types, start};
 
@@ -31,10 +32,7 @@ pub struct Missing {
 
 /// Goes through all requirements, as far as each can be tried without the one before.
 pub fn check() -> Vec<Finding> {
-    let mut findings = vec![Finding {
-        what: "privileges",
-        found: privileges(),
-    }];
+    let mut findings: Vec<Finding> = privileges().collect();
     let types = Types::read();
     findings.push(Finding {
         what: "kernel types",
@@ -64,42 +62,32 @@ pub fn check() -> Vec<Finding> {
     findings
 }
 
-fn privileges() -> Result<String, Missing> {
-    match lacking() {
-        Some(lacking) if lacking.is_empty() => Ok("CAP_BPF and CAP_PERFMON".to_owned()),
-        Some(lacking) => Err(Missing {
-            problem: format!("{lacking} is missing"),
-            remedy: REMEDY_PRIVILEGES.to_owned(),
-        }),
-        None => Ok("not known (the kernel does not tell)".to_owned()),
-    }
+/// One a capability.
+fn privileges() -> impl Iterator<Item = Finding> {
+    NEEDS.iter().map(|need| Finding {
+        what: need.name,
+        found: match has(need) {
+            Some(true) => Ok(need.purpose.to_owned()),
+            Some(false) => Err(Missing {
+                problem: format!("is missing; it {}", need.purpose),
+                remedy: REMEDY_PRIVILEGES.to_owned(),
+            }),
+            None => Ok(format!(
+                "{} (whether it is there, the kernel does not tell)",
+                need.purpose
+            )),
+        },
+    })
 }
 
 const REMEDY_PRIVILEGES: &str = "run it as root (sudo), or with CAP_BPF and CAP_PERFMON";
 
-/// Which capabilities this process lacks, in words.
-fn lacking() -> Option<String> {
-    let effective = capabilities(None).ok()?.effective;
-    if effective.contains(CapabilitySet::SYS_ADMIN) {
-        return Some(String::new());
-    }
-    let needed = [(CapabilitySet::BPF, "CAP_BPF"), (CapabilitySet::PERFMON, "CAP_PERFMON")];
-    let lacking: Vec<_> = needed
-        .iter()
-        .filter(|(one, _)| !effective.contains(*one))
-        .map(|(_, name)| *name)
-        .collect();
-    Some(lacking.join(" and "))
-}
-
 /// What is missing when the tracer did not start, and what to do.
 pub fn missing(error: &StartError) -> Missing {
     let (problem, remedy) = match error {
-        StartError::NotPermitted => match lacking() {
-            Some(lacking) if !lacking.is_empty() => {
-                ("needs CAP_BPF and CAP_PERFMON (or root)".to_owned(), REMEDY_PRIVILEGES.to_owned())
-            }
-            _ => (
+        StartError::NotPermitted => match NEEDS.iter().any(|need| has(need) == Some(false)) {
+            true => ("needs CAP_BPF and CAP_PERFMON (or root)".to_owned(), REMEDY_PRIVILEGES.to_owned()),
+            false => (
                 "the kernel refuses eBPF although the privileges are there".to_owned(),
                 "look for a container's seccomp or AppArmor profile, or kernel lockdown (/sys/kernel/security/lockdown)"
                     .to_owned(),

@@ -69,6 +69,8 @@ pub enum Message {
     Told(Told),
     /// More was lost.
     Lost(Counts),
+    /// What was counted by the end of a walk.
+    Counted(Counts),
     /// [`Control::summarize`] was called.
     Asked(Counts),
     /// The program that reads standard output has gone.
@@ -239,7 +241,12 @@ impl Reader {
             let before = self.taken;
             self.drain(now_ns, settling)?;
             // The last walk's end is only now known to be followed by a look at the ring.
-            if self.taken != before || self.control.walked.swap(false, Ordering::AcqRel) {
+            let walked = self.control.walked.swap(false, Ordering::AcqRel);
+            if walked {
+                let counts = self.counts();
+                self.send(Message::Counted(counts))?;
+            }
+            if self.taken != before || walked {
                 busy_until = now_ns + settle_ns + TICK.as_nanos() as u64;
                 active = true;
             }

@@ -61,15 +61,31 @@ fn until_end(interval: Duration) -> Duration {
 
 fn walk(walker: &mut Walker, messages: &SyncSender<Message>) -> Result<(), StartError> {
     walker.walk(|snapshots| {
-        let mut bytes = Vec::with_capacity(snapshots.len() / size_of::<Snapshot>() * (size_of::<Snapshot>() + 8));
-        for snapshot in snapshots.chunks_exact(size_of::<Snapshot>()) {
-            bytes.extend_from_slice(&(snapshot.len() as u64).to_ne_bytes());
-            bytes.extend_from_slice(snapshot);
-        }
+        let bytes = framed(snapshots);
         if bytes.is_empty() || messages.send(Message::Walked(bytes)).is_ok() {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(())
         }
     })
+}
+
+/// How the open connections stand, as in [`Message::Walked`].
+pub fn standing(walker: &mut Walker) -> Result<Vec<u8>, StartError> {
+    let mut all = Vec::new();
+    walker.walk(|snapshots| {
+        all.extend_from_slice(&framed(snapshots));
+        ControlFlow::Continue(())
+    })?;
+    Ok(all)
+}
+
+/// Each behind its length, as [`super::reader::records`] wants them.
+fn framed(snapshots: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(snapshots.len() / size_of::<Snapshot>() * (size_of::<Snapshot>() + 8));
+    for snapshot in snapshots.chunks_exact(size_of::<Snapshot>()) {
+        bytes.extend_from_slice(&(snapshot.len() as u64).to_ne_bytes());
+        bytes.extend_from_slice(snapshot);
+    }
+    bytes
 }

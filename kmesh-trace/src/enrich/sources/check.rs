@@ -7,14 +7,20 @@ use std::time::Duration;
 use super::reason::Failure;
 use super::{cri, kubelet, podlogs, reason};
 use crate::config::{Origin, Source};
+use crate::privileges::{HELPS, has};
 
 /// The longest time to wait for one.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A line a source: those of this node, which are asked, and the one that must be named.
+/// A line a capability that helps, and a line a source: those of this node, which are asked, and the one that must be named.
 pub fn check(sources: &[Source]) -> std::io::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut text = String::new();
+    for help in HELPS {
+        let found = if has(&help) == Some(true) { "ok" } else { "no" };
+        // Writing to a string cannot fail.
+        _ = writeln!(text, "{found:<9}{:<20}{}", help.name, help.purpose);
+    }
     for source in sources {
         let (label, pods) = runtime.block_on(async {
             let (label, pods) = ask(&source.origin);
@@ -24,7 +30,6 @@ pub fn check(sources: &[Source]) -> std::io::Result<String> {
                 pods.unwrap_or_else(|_| Err(Failure::new("no answer".to_owned()))),
             )
         });
-        // Writing to a string cannot fail.
         _ = match pods {
             Ok(pods) => writeln!(text, "ok       {:<14}{label}: {pods} pods", "names"),
             Err(why) => writeln!(text, "no       {:<14}{label}: {}", "names", why.in_one_line()),

@@ -1,0 +1,194 @@
+//! Capabilities: those that are named suffice, each is needed, and none is kept that is not.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::Table;
+use crate::support::expect::Scene;
+use crate::support::sock::{V, drain, exchange, pair, wait_until};
+use crate::support::tracer::{End, Start, Tracer, binary};
+use crate::support::{net, probe::Need, scrape};
+
+/// The trials.
+pub fn table() -> Table {
+    Table::new("privileges")
+        .own("the_named_ones_suffice", &[Need::Setpriv], the_named_ones_suffice)
+        .own("each_is_needed", &[Need::Setpriv], each_is_needed)
+        .own("the_rest_is_given_up", &[], the_rest_is_given_up)
+        .own(
+            "check_tells_what_each_is_for",
+            &[Need::Setpriv],
+            check_tells_what_each_is_for,
+        )
+}
+
+/// As `check` and the DaemonSet name them.
+const NEEDED: [&str; 2] = ["bpf", "perfmon"];
+
+/// A copy that anybody may run.
+struct Program(PathBuf);
+
+impl Program {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("kmesh-trace-{}-{}", std::process::id(), net::inode()));
+        fs::copy(binary(), &path).expect("copy the program");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("let anybody run it");
+        Self(path)
+    }
+
+    /// It, run by nobody with these capabilities alone.
+    fn with(&self, capabilities: &[&str]) -> Command {
+        let list = |capabilities: &[&str]| {
+            let plus = capabilities.iter().map(|one| format!(",+{one}"));
+            format!("-all{}", plus.collect::<String>())
+        };
+        let list = list(capabilities);
+        let mut command = Command::new("setpriv");
+        command.args([
+            "--reuid",
+            "65534",
+            "--regid",
+            "65534",
+            "--clear-groups",
+            "--no-new-privs",
+        ]);
+        command.args(["--inh-caps", &list, "--ambient-caps", &list, "--bounding-set", &list]);
+        command.arg(&self.0);
+        command
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).unwrap_or_default();
+    }
+}
+
+fn the_named_ones_suffice() {
+    let program = Program::new();
+    let args = [
+        "-o",
+        "json",
+        "--metrics",
+        "0",
+        "--events",
+        "close,update",
+        "--interval",
+        "200ms",
+    ];
+    let tracer = Start::with(program.with(&NEEDED), &args).tracing();
+    let scene = Scene::new(&tracer.store);
+    let pair = pair(V::Four);
+    exchange(&pair, 1000, 300);
+    // Walks go on, and counters are read, after the rest has been given up.
+    let two = |records: &[crate::support::tracer::Rec]| {
+        let updates = records
+            .iter()
+            .filter(|record| record.value["event"] == "update")
+            .count();
+        (updates >= 6).then_some(())
+    };
+    tracer.store.wait(scene.netns(), two).unwrap();
+    assert!(scrape::scrape(scrape::address(&tracer)).sum("kmesh_trace_open_connections", &[]) >= 2.0);
+    drop(pair.client);
+    assert_eq!(drain(&pair.server), 0);
+    drop(pair.server);
+    let closes = |records: &[crate::support::tracer::Rec]| {
+        let closes = records.iter().filter(|record| record.value["event"] == "close").count();
+        (closes == 2).then_some(())
+    };
+    tracer.store.wait(scene.netns(), closes).unwrap();
+    let said = tracer.said();
+    assert!(!said.iter().any(|line| line.contains("warning")), "{said:?}");
+    tracer.interrupt().check_whole();
+}
+
+fn each_is_needed() {
+    let program = Program::new();
+    for without in NEEDED {
+        let left: Vec<_> = NEEDED.into_iter().filter(|one| *one != without).collect();
+        let End { status, stderr, .. } = Start::with(program.with(&left), &[]).spawn().wait();
+        assert_eq!(status.code(), Some(3), "without {without}: {stderr:?}");
+        assert!(
+            stderr.join("\n").contains("CAP_BPF and CAP_PERFMON"),
+            "without {without}: {stderr:?}"
+        );
+    }
+}
+
+/// (its capabilities, no-new-privileges) of each thread.
+fn threads(tracer: &Tracer) -> Vec<(u64, String)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", tracer.pid)).unwrap();
+    tasks
+        .map(|task| {
+            let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let field = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+                line.trim().to_owned()
+            };
+            let set = |name| u64::from_str_radix(&field(name), 16).unwrap();
+            (
+                set("CapEff:") | set("CapPrm:") | set("CapInh:") | set("CapAmb:"),
+                field("NoNewPrivs:"),
+            )
+        })
+        .collect()
+}
+
+fn the_rest_is_given_up() {
+    const BPF: u64 = 1 << 39;
+    const SYS_PTRACE: u64 = 1 << 19;
+    const DAC_READ_SEARCH: u64 = 1 << 2;
+    const DAC_OVERRIDE: u64 = 1 << 1;
+    const NET_ADMIN: u64 = 1 << 12;
+    let folder = std::env::temp_dir().join(format!("kmesh-trace-{}-{}", std::process::id(), net::inode()));
+    fs::create_dir_all(&folder).unwrap();
+    let (capture, pods) = (folder.join("x.kmt"), folder.join("pods.json"));
+    fs::write(&pods, r#"{"kind":"PodList","apiVersion":"v1","items":[]}"#).unwrap();
+    let (capture, pods) = (capture.to_str().unwrap(), pods.to_str().unwrap());
+    let cases = [
+        (vec!["--no-resolve"], 5, BPF),
+        (vec!["--no-resolve", "--write", capture], 5, BPF),
+        (
+            vec!["--no-resolve", "--write", capture, "--rotate", "64Ki"],
+            5,
+            BPF | DAC_OVERRIDE,
+        ),
+        (
+            vec!["--pods-file", pods],
+            6,
+            BPF | SYS_PTRACE | DAC_READ_SEARCH | NET_ADMIN,
+        ),
+    ];
+    for (args, count, expected) in cases {
+        let tracer = Tracer::json(&[&args[..], &["--metrics", "0"]].concat());
+        wait_until("all threads", || threads(&tracer).len() >= count);
+        for (capabilities, no_new_privileges) in threads(&tracer) {
+            assert_eq!(capabilities, expected, "{args:?}: {capabilities:x}");
+            assert_eq!(no_new_privileges, "1");
+        }
+        tracer.interrupt().check_whole();
+    }
+    fs::remove_dir_all(&folder).unwrap_or_default();
+}
+
+fn check_tells_what_each_is_for() {
+    let program = Program::new();
+    let check = |capabilities: &[&str]| {
+        let output = program.with(capabilities).arg("check").output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (status, told) = check(&NEEDED);
+    assert_eq!(status, Some(0), "{told}");
+    assert!(
+        told.contains("ok       CAP_BPF ") && told.contains("ok       CAP_PERFMON "),
+        "{told}"
+    );
+    let (status, told) = check(&["perfmon"]);
+    assert_eq!(status, Some(3), "{told}");
+    assert!(told.contains("MISSING  CAP_BPF "), "{told}");
+    assert!(told.contains("no       CAP_SYS_PTRACE "), "{told}");
+    assert!(told.contains("ok       CAP_PERFMON "), "{told}");
+}
