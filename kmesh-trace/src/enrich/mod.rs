@@ -14,6 +14,8 @@ pub mod procfs;
 pub mod service;
 pub mod shared;
 pub mod sources;
+#[doc(hidden)]
+pub mod synthetic;
 pub mod waiting;
 
 use std::collections::HashMap;

@@ -6,19 +6,21 @@
 //! two may have had it then, there is no answer, since no name beats a wrong one.
 
 mod owners;
+mod tenures;
 #[cfg(test)]
 mod tests;
 mod uid;
 
-use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::facts::{self, ControllerFacts, PodFacts, SourceId};
-use super::shared::{Few, Shared, Sources, ToldBy};
-use crate::record::{ContainerId, Labels, Pod, WallTime};
+use super::shared::{Shared, ToldBy};
+use crate::record::{ContainerId, Pod, WallTime};
 
 use owners::{Controller, Owner, Owners};
+use tenures::{Addresses, ContainerShape, Template, Tenure, Tenures};
 use uid::Uid;
 
 /// How long what is gone is remembered, ns: longer than the kernel takes to give up a connection whose peer is gone.
@@ -34,64 +36,14 @@ const NEVER: i64 = i64::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodRef(u32);
 
-/// What a pod has in common with its siblings, kept once.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-struct Template {
-    namespace: Arc<str>,
-    owner: Owner,
-    service_account: Option<Arc<str>>,
-    host_network: Option<bool>,
-    labels: Option<Labels>,
-    /// Each with its named ports, in the order of [`Tenure::containers`].
-    containers: Box<[ContainerShape]>,
-}
-
-/// A container's name, and its ports by name.
-type ContainerShape = (Arc<str>, Box<[(Arc<str>, u16)]>);
-
-/// A pod and the time for which it holds its addresses. One that changes its address begins another tenure.
-#[derive(Clone, Debug)]
-struct Tenure {
-    /// As the API server has it.
-    uid: Uid,
-    /// As the kubelet and the cgroup have it, where that is another: of a static pod.
-    node_uid: Option<Box<Uid>>,
-    /// None while only the kernel has shown that there is such a pod.
-    name: Option<Arc<str>>,
-    template: Arc<Template>,
-    node: Option<Arc<str>>,
-    started: Option<WallTime>,
-    /// The first digits of each container's id; 0 for one that never ran.
-    containers: Box<[u64]>,
-    v4: Option<Ipv4Addr>,
-    v6: Option<Ipv6Addr>,
-    /// Possibly from then on.
-    since: i64,
-    /// Surely from then on; [`NEVER`] when it was over before it was told.
-    seen: i64,
-    until: i64,
-    is_over: bool,
-    /// The time of the newest facts.
-    at: i64,
-    told_by: ToldBy,
-    /// Who told of its addresses.
-    placed_by: Sources,
-    /// Since when nobody tells of it; [`NEVER`] while somebody does.
-    left: i64,
-    /// Made when it is first asked for, and of which version of the owners.
-    made: Option<(Arc<Pod>, u32)>,
-}
-
 /// All pods.
 #[derive(Debug, Default)]
 pub struct Pods {
     strings: Shared<str>,
+    shapes: Shared<[ContainerShape]>,
     templates: Shared<Template>,
     owners: Owners,
-    tenures: Vec<Option<Tenure>>,
-    free: Vec<u32>,
-    by_uid: HashMap<Uid, u32>,
-    by_ip: HashMap<IpAddr, Few<u32>>,
+    tenures: Tenures,
     /// Nobody tells of these any more, since when.
     left: VecDeque<(i64, u32)>,
 }
@@ -104,25 +56,11 @@ impl Pods {
         }
         let uid = Uid::from(&*facts.uid);
         let node_uid = facts.config_hash.as_deref().map(Uid::from).filter(|hash| *hash != uid);
-        let known = node_uid
-            .as_ref()
-            .and_then(|hash| self.by_uid.get(hash))
-            .or_else(|| self.by_uid.get(&uid))
-            .copied();
-        let slot = known.unwrap_or_else(|| self.add(Tenure::new(uid.clone())));
-        self.by_uid.insert(uid.clone(), slot);
+        let known = node_uid.as_ref().and_then(|hash| self.tenures.of(hash));
+        let known = known.or_else(|| self.tenures.of(&uid));
+        let slot = known.unwrap_or_else(|| self.tenures.add(uid.clone()));
         if let Some(hash) = node_uid {
-            self.by_uid.insert(hash.clone(), slot);
-            if let Some(tenure) = self.tenure_mut(slot) {
-                if tenure.uid != uid {
-                    tenure.made = None;
-                }
-                let before = std::mem::replace(&mut tenure.uid, uid);
-                tenure.node_uid = Some(Box::new(hash));
-                if !self.tenure(slot).is_some_and(|tenure| tenure.is_called(&before)) {
-                    self.by_uid.remove(&before);
-                }
-            }
+            self.tenures.call(slot, uid, hash);
         }
         self.describe(slot, source, at.0, facts);
         self.place(slot, source, at.0, facts);
@@ -131,16 +69,14 @@ impl Pods {
 
     /// Brings together what is known.
     fn describe(&mut self, slot: u32, source: SourceId, at: i64, facts: &PodFacts) {
-        let Some(old) = self.tenures[slot as usize].take() else {
-            return;
-        };
-        let is_newer = at >= old.at;
+        let Some(tenure) = self.tenures.get_mut(slot) else { return };
+        let is_newer = at >= tenure.about.at;
         let strings = &mut self.strings;
-        let (shapes, containers) = containers(&old, &facts.containers, strings);
+        let (shapes, containers) = containers(tenure, &facts.containers, strings);
         let template = Template {
             namespace: strings.one(&*facts.namespace),
             owner: match &facts.owner {
-                facts::Owner::Unknown => old.template.owner.clone(),
+                facts::Owner::Unknown => tenure.about.template.owner.clone(),
                 facts::Owner::Nobody => Owner::Nobody,
                 // A static pod's, in the API server.
                 facts::Owner::By(node) if node.kind == "Node" => Owner::Nobody,
@@ -148,10 +84,10 @@ impl Pods {
             },
             service_account: match &facts.service_account {
                 Some(account) => Some(strings.one(&**account)),
-                None => old.template.service_account.clone(),
+                None => tenure.about.template.service_account.clone(),
             },
-            host_network: facts.host_network.or(old.template.host_network),
-            labels: match (&facts.labels, &old.template.labels) {
+            host_network: facts.host_network.or(tenure.about.template.host_network),
+            labels: match (&facts.labels, &tenure.about.template.labels) {
                 (Some(told), known) if is_newer || known.is_none() => Some(
                     told.iter()
                         .map(|(key, value)| (strings.one(&**key), strings.one(&**value)))
@@ -159,111 +95,76 @@ impl Pods {
                 ),
                 (_, known) => known.clone(),
             },
-            containers: shapes,
+            containers: self.shapes.one(shapes),
         };
         let template = self.templates.one(template);
-        let name = Some(match &old.name {
-            Some(name) if **name == *facts.name => Arc::clone(name),
-            _ => facts.name.as_str().into(),
-        });
-        let node = facts.node.as_deref().map(|node| strings.one(node)).or(old.node.clone());
-        let started = match (old.started, facts.started) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
-        let is_same =
-            Arc::ptr_eq(&template, &old.template) && (&name, &node, started) == (&old.name, &old.node, old.started);
-        let mut tenure = Tenure {
-            name,
-            template,
-            node,
-            started,
-            containers,
-            made: old.made.filter(|_| is_same),
-            left: NEVER,
-            ..old
-        };
-        tenure.told_by.told(source);
-        self.tenures[slot as usize] = Some(tenure);
+        let node = facts.node.as_deref().map(|node| strings.one(node));
+        let node = node.or_else(|| tenure.about.node.clone());
+        let started = facts.started.map_or(NEVER, |started| started.0).min(tenure.about.started);
+        tenure.describe(&facts.name, template, node, started);
+        tenure.about.containers = containers;
+        tenure.about.left = NEVER;
+        tenure.about.told_by.told(source);
     }
 
     /// Takes note of where it is.
     fn place(&mut self, slot: u32, source: SourceId, at: i64, facts: &PodFacts) {
-        let Some(tenure) = self.tenures[slot as usize].as_mut() else {
-            return;
-        };
-        if at < tenure.at {
+        let Some(tenure) = self.tenures.get_mut(slot) else { return };
+        if at < tenure.about.at {
             return;
         }
-        let before = std::mem::replace(&mut tenure.at, at);
-        if tenure.template.host_network == Some(true) {
+        let before = std::mem::replace(&mut tenure.about.at, at);
+        if tenure.about.template.host_network == Some(true) {
             // Its addresses are its node's. One told by a source that did not know was never its own.
             tenure.until = i64::MIN;
             return;
         }
-        let (v4, v6) = addresses(&facts.ips);
+        let addresses = addresses(&facts.ips);
+        let is_new = !tenure.has_address();
         if facts.terminal {
-            if !tenure.has_address() {
+            if is_new {
                 // It had them some time before, which speaks against whoever is said to have had them then.
-                (tenure.v4, tenure.v6) = (v4, v6);
-                (tenure.since, tenure.seen) = (tenure.started.map_or(at, |started| started.0), NEVER);
-                self.index(slot, v4, v6);
+                let since = if tenure.about.started == NEVER { at } else { tenure.about.started };
+                (tenure.since, tenure.seen) = (since, NEVER);
             }
-            self.end(slot, at);
-            if let Some(tenure) = self.tenure_mut(slot) {
-                tenure.is_over = true;
+            tenure.about.is_over = true;
+            tenure.until = tenure.until.min(at);
+            if is_new {
+                self.tenures.place(slot, addresses);
             }
             return;
         }
-        if (v4, v6) == (None, None) || tenure.is_over {
+        if addresses == (None, None) || tenure.about.is_over {
             return;
         }
-        if tenure.has_address() && tenure.is_elsewhere(v4, v6) {
-            let moved = Tenure {
-                v4,
-                v6,
-                since: before,
-                seen: at,
-                until: NEVER,
-                ..tenure.clone()
-            };
+        if tenure.is_elsewhere(addresses) {
+            let Some(new) = self.tenures.add_another(slot) else { return };
+            if let Some(tenure) = self.tenures.get_mut(new) {
+                (tenure.since, tenure.seen, tenure.until) = (before, at, NEVER);
+                tenure.about.placed_by.insert(source);
+            }
+            self.tenures.place(new, addresses);
+            self.tenures.lead_to(new);
             self.end(slot, at);
-            let new = self.add(moved);
-            self.index(new, v4, v6);
-            self.rename(slot, new);
             self.leave(slot, at);
-            self.placed(new, source);
             return;
         }
-        let (old_v4, old_v6) = (tenure.v4, tenure.v6);
-        if !tenure.has_address() {
+        if is_new {
             (tenure.since, tenure.seen) = (at, at);
         }
-        if let Some(started) = tenure.started
-            && tenure.since == tenure.seen
-        {
-            tenure.since = tenure.since.min(started.0);
+        if tenure.since == tenure.seen {
+            tenure.since = tenure.since.min(tenure.about.started);
         }
         // It was not to be found for a while, as when its kubelet had just started.
         tenure.until = NEVER;
-        (tenure.v4, tenure.v6) = (old_v4.or(v4), old_v6.or(v6));
-        self.index(slot, v4.filter(|_| old_v4.is_none()), v6.filter(|_| old_v6.is_none()));
-        self.placed(slot, source);
-    }
-
-    fn placed(&mut self, slot: u32, source: SourceId) {
-        if let Some(tenure) = self.tenure_mut(slot) {
-            tenure.placed_by.insert(source);
-        }
+        tenure.about.placed_by.insert(source);
+        self.tenures.place(slot, addresses);
     }
 
     /// A source says that it has gone.
     pub fn gone(&mut self, source: SourceId, at: WallTime, uid: &str) {
         let uid = Uid::from(uid);
-        if let Some(&slot) = self.by_uid.get(&uid)
-            // A mirror pod that was replaced by another one goes alone.
-            && self.tenure(slot).is_some_and(|tenure| tenure.is_called(&uid))
-        {
+        if let Some(slot) = self.tenures.of(&uid) {
             self.missing(slot, source, at.0);
         }
         self.forget(at.0);
@@ -271,30 +172,27 @@ impl Pods {
 
     /// A list of a source begins.
     pub fn list_begins(&mut self, source: SourceId) {
-        for tenure in self.tenures.iter_mut().flatten() {
-            tenure.told_by.list_begins(source);
+        for tenure in self.tenures.iter_mut() {
+            tenure.about.told_by.list_begins(source);
         }
     }
 
     /// It is whole. A pod that it lacks need not have gone: a kubelet that has just started lists but its static pods. For
     /// connections that begin from now on it does not count; told again, it was there all the time.
     pub fn list_ends(&mut self, source: SourceId, at: WallTime) {
-        for slot in 0..self.tenures.len() as u32 {
-            if self
-                .tenure(slot)
-                .is_some_and(|tenure| tenure.told_by.is_missing(source))
-            {
-                self.missing(slot, source, at.0);
-            }
+        let all = self.tenures.iter();
+        let missing = all.filter(|(_, tenure)| tenure.about.told_by.is_missing(source));
+        for slot in missing.map(|(slot, _)| slot).collect::<Vec<_>>() {
+            self.missing(slot, source, at.0);
         }
         self.forget(at.0);
     }
 
     fn missing(&mut self, slot: u32, source: SourceId, at: i64) {
-        let Some(tenure) = self.tenure_mut(slot) else { return };
-        tenure.told_by.gone(source);
-        tenure.placed_by.remove(source);
-        let (is_placed, is_known) = (!tenure.placed_by.is_empty(), tenure.told_by.is_known());
+        let Some(tenure) = self.tenures.get_mut(slot) else { return };
+        tenure.about.told_by.gone(source);
+        tenure.about.placed_by.remove(source);
+        let (is_placed, is_known) = (!tenure.about.placed_by.is_empty(), tenure.about.told_by.is_known());
         if !is_placed {
             self.end(slot, at);
         }
@@ -305,18 +203,18 @@ impl Pods {
 
     /// It holds its addresses no more.
     fn end(&mut self, slot: u32, at: i64) {
-        if let Some(tenure) = self.tenure_mut(slot) {
+        if let Some(tenure) = self.tenures.get_mut(slot) {
             tenure.until = tenure.until.min(at);
         }
     }
 
     /// Nobody tells of it any more.
     fn leave(&mut self, slot: u32, at: i64) {
-        if let Some(tenure) = self.tenure_mut(slot)
-            && tenure.left == NEVER
+        if let Some(tenure) = self.tenures.get_mut(slot)
+            && tenure.about.left == NEVER
         {
-            tenure.left = at;
-            tenure.told_by = ToldBy::default();
+            tenure.about.left = at;
+            tenure.about.told_by = ToldBy::default();
             self.left.push_back((at, slot));
         }
     }
@@ -327,8 +225,8 @@ impl Pods {
             && (self.left.len() > MOST_REMEMBERED || now.saturating_sub(at) > REMEMBERED_NS)
         {
             self.left.pop_front();
-            if self.tenure(slot).is_some_and(|tenure| tenure.left == at) {
-                self.remove(slot);
+            if self.tenures.get(slot).is_some_and(|tenure| tenure.about.left == at) {
+                self.tenures.remove(slot);
             }
         }
     }
@@ -345,19 +243,15 @@ impl Pods {
 
     /// The pod with this UID, the API server's or the kubelet's, present or remembered.
     pub fn find(&self, uid: &str) -> Option<PodRef> {
-        let uid = Uid::from(uid);
-        let slot = *self.by_uid.get(&uid)?;
-        self.tenure(slot)?.is_called(&uid).then_some(PodRef(slot))
+        self.tenures.of(&Uid::from(uid)).map(PodRef)
     }
 
     /// The pod that held `ip` at that time, if that is certain.
     pub fn holder(&self, ip: IpAddr, time: WallTime) -> Option<PodRef> {
         let time = time.0;
-        let slots = self.by_ip.get(&ip)?.as_slice();
         let (mut certain, mut possible) = (Candidate::None, Candidate::None);
         let mut seen = i64::MIN;
-        for &slot in slots {
-            let Some(tenure) = self.tenure(slot) else { continue };
+        for (slot, tenure) in self.tenures.at(ip) {
             if time >= tenure.until {
                 continue;
             }
@@ -375,7 +269,7 @@ impl Pods {
         }
         match (certain, possible) {
             (Candidate::One(slot, _), Candidate::None) => Some(PodRef(slot)),
-            (Candidate::One(slot, one), Candidate::One(_, other)) if one.uid == other.uid => Some(PodRef(slot)),
+            (Candidate::One(slot, one), Candidate::One(_, other)) if one.about.uid() == other.about.uid() => Some(PodRef(slot)),
             (Candidate::None, Candidate::One(slot, tenure)) if tenure.since <= time && tenure.seen != NEVER => {
                 Some(PodRef(slot))
             }
@@ -387,225 +281,80 @@ impl Pods {
     /// it, they are late.
     pub fn observed(&mut self, ip: IpAddr, uid: &str, time: WallTime) {
         // An address that no source speaks of means something within the pod at most.
-        if !self.by_ip.contains_key(&ip) {
+        if self.tenures.at(ip).next().is_none() {
             return;
         }
-        let slot = match self.find(uid) {
-            Some(PodRef(slot)) => slot,
-            None => {
-                let slot = self.add(Tenure::new(Uid::from(uid)));
-                self.by_uid.insert(Uid::from(uid), slot);
-                self.leave(slot, time.0);
-                slot
-            }
-        };
-        let holder = self.holder(ip, time).and_then(|PodRef(holder)| self.tenure(holder));
-        let Some(tenure) = self.tenure(slot) else { return };
-        if tenure.template.host_network == Some(true) || holder.is_some_and(|holder| holder.uid == tenure.uid) {
-            return;
-        }
-        let uid = tenure.uid.clone();
-        let own = self.by_ip.get(&ip).and_then(|slots| {
-            let is_own = |slot: &&u32| self.tenure(**slot).is_some_and(|tenure| tenure.uid == uid);
-            slots.as_slice().iter().find(is_own).copied()
+        let uid = Uid::from(uid);
+        let slot = self.tenures.of(&uid).unwrap_or_else(|| {
+            let slot = self.tenures.add(uid);
+            self.leave(slot, time.0);
+            slot
         });
-        let (v4, v6) = addresses(&[ip]);
-        let slot = match own {
-            Some(slot) => slot,
-            None if self.tenure(slot).is_some_and(|tenure| !tenure.has_address()) => {
-                self.index(slot, v4, v6);
-                slot
-            }
-            None => {
-                let Some(tenure) = self.tenure(slot) else { return };
-                let other = Tenure {
-                    v4: None,
-                    v6: None,
-                    left: NEVER,
-                    ..tenure.clone()
-                };
-                let other = self.add(other);
-                self.index(other, v4, v6);
-                self.leave(other, time.0);
-                other
-            }
-        };
-        if let Some(tenure) = self.tenure_mut(slot) {
-            if own.is_none() {
-                tenure.v4 = v4.or(tenure.v4);
-                tenure.v6 = v6.or(tenure.v6);
-                (tenure.since, tenure.seen, tenure.until) = (time.0, time.0, NEVER);
-            }
+        let holder = self.holder(ip, time).and_then(|PodRef(holder)| self.tenures.get(holder));
+        let Some(tenure) = self.tenures.get(slot) else { return };
+        if tenure.about.template.host_network == Some(true) || holder.is_some_and(|holder| holder.about.uid() == tenure.about.uid()) {
+            return;
+        }
+        let is_own = |(own, one): (u32, &Tenure)| (one.about.uid() == tenure.about.uid()).then_some(own);
+        let own = self.tenures.at(ip).find_map(is_own);
+        if let Some(slot) = own.or_else(|| self.begin(slot, ip, time.0))
+            && let Some(tenure) = self.tenures.get_mut(slot)
+        {
             tenure.since = tenure.since.min(time.0);
             tenure.seen = tenure.seen.min(time.0);
             tenure.until = tenure.until.max(time.0.saturating_add(1));
         }
     }
 
+    /// The pod has an address that no source tells of.
+    fn begin(&mut self, slot: u32, ip: IpAddr, at: i64) -> Option<u32> {
+        let slot = match self.tenures.get(slot)?.has_address() {
+            false => slot,
+            true => {
+                let another = self.tenures.add_another(slot)?;
+                self.tenures.get_mut(another)?.about.left = NEVER;
+                self.leave(another, at);
+                another
+            }
+        };
+        self.tenures.place(slot, addresses(&[ip]));
+        let tenure = self.tenures.get_mut(slot)?;
+        (tenure.since, tenure.seen, tenure.until) = (at, at, NEVER);
+        Some(slot)
+    }
+
     /// What it is called. None while only the kernel knows it.
     pub fn pod(&mut self, PodRef(slot): PodRef) -> Option<Arc<Pod>> {
-        let version = self.owners.version();
-        let tenure = self.tenure(slot)?;
-        if let Some((pod, of)) = &tenure.made
-            && *of == version
-        {
-            return Some(Arc::clone(pod));
-        }
-        let pod = tenure.to_pod(&self.owners)?;
-        let tenure = self.tenure_mut(slot)?;
-        let pod = match tenure.made.take() {
-            Some((made, _)) if *made == pod => made,
-            _ => Arc::new(pod),
-        };
-        tenure.made = Some((Arc::clone(&pod), version));
-        Some(pod)
+        self.tenures.get_mut(slot)?.pod(&self.owners)
     }
 
     /// Whether a source has told of it.
     pub fn is_named(&self, PodRef(slot): PodRef) -> bool {
-        self.tenure(slot).is_some_and(|tenure| tenure.name.is_some())
+        self.tenures.get(slot).is_some_and(|tenure| tenure.about.is_named())
     }
 
     /// How many sources tell of.
     pub fn told(&self) -> usize {
-        let tenures = self.tenures.iter().flatten();
-        tenures
-            .filter(|tenure| tenure.name.is_some() && tenure.left == NEVER)
-            .count()
+        let is_told = |tenure: &Tenure| tenure.about.is_named() && tenure.about.left == NEVER;
+        self.tenures.iter().filter(|(_, tenure)| is_told(tenure)).count()
     }
 
     /// Its container with this id.
     pub fn container(&self, PodRef(slot): PodRef, id: &ContainerId) -> Option<Arc<str>> {
-        let tenure = self.tenure(slot)?;
+        let tenure = self.tenures.get(slot)?;
         let at = tenure
+            .about
             .containers
             .iter()
             .position(|&digits| digits == first_digits(*id))?;
-        tenure.template.containers.get(at).map(|(name, _)| Arc::clone(name))
+        tenure.about.template.containers.get(at).map(|(name, _)| Arc::clone(name))
     }
 
     /// Whether one of its containers calls this port so.
     pub fn has_port(&self, PodRef(slot): PodRef, name: &str, port: u16) -> bool {
-        self.tenure(slot).is_some_and(|tenure| {
-            let mut ports = tenure.template.containers.iter().flat_map(|(_, ports)| ports);
+        self.tenures.get(slot).is_some_and(|tenure| {
+            let mut ports = tenure.about.template.containers.iter().flat_map(|(_, ports)| ports);
             ports.any(|(one, number)| **one == *name && *number == port)
-        })
-    }
-
-    fn tenure(&self, slot: u32) -> Option<&Tenure> {
-        self.tenures.get(slot as usize)?.as_ref()
-    }
-
-    fn tenure_mut(&mut self, slot: u32) -> Option<&mut Tenure> {
-        self.tenures.get_mut(slot as usize)?.as_mut()
-    }
-
-    fn add(&mut self, tenure: Tenure) -> u32 {
-        match self.free.pop() {
-            Some(slot) => {
-                self.tenures[slot as usize] = Some(tenure);
-                slot
-            }
-            None => {
-                self.tenures.push(Some(tenure));
-                self.tenures.len() as u32 - 1
-            }
-        }
-    }
-
-    fn index(&mut self, slot: u32, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
-        for ip in v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)) {
-            self.by_ip.entry(ip).or_default().push(slot);
-        }
-    }
-
-    /// Its UIDs lead there from now on.
-    fn rename(&mut self, from: u32, to: u32) {
-        let Some(tenure) = self.tenure(to) else { return };
-        for uid in [Some(tenure.uid.clone()), tenure.node_uid.as_deref().cloned()] {
-            if let Some(uid) = uid
-                && let Some(slot) = self.by_uid.get_mut(&uid)
-                && *slot == from
-            {
-                *slot = to;
-            }
-        }
-    }
-
-    fn remove(&mut self, slot: u32) {
-        let Some(tenure) = self.tenures[slot as usize].take() else {
-            return;
-        };
-        self.free.push(slot);
-        for uid in [Some(tenure.uid), tenure.node_uid.map(|uid| *uid)]
-            .into_iter()
-            .flatten()
-        {
-            if self.by_uid.get(&uid) == Some(&slot) {
-                self.by_uid.remove(&uid);
-            }
-        }
-        for ip in tenure.v4.map(IpAddr::V4).into_iter().chain(tenure.v6.map(IpAddr::V6)) {
-            if let Some(slots) = self.by_ip.get_mut(&ip) {
-                slots.retain(|&one| one != slot);
-                if slots.is_empty() {
-                    self.by_ip.remove(&ip);
-                }
-            }
-        }
-    }
-}
-
-impl Tenure {
-    fn new(uid: Uid) -> Self {
-        Self {
-            uid,
-            node_uid: None,
-            name: None,
-            template: Arc::default(),
-            node: None,
-            started: None,
-            containers: Box::default(),
-            v4: None,
-            v6: None,
-            since: NEVER,
-            seen: NEVER,
-            until: NEVER,
-            is_over: false,
-            at: i64::MIN,
-            told_by: ToldBy::default(),
-            placed_by: Sources::default(),
-            left: NEVER,
-            made: None,
-        }
-    }
-
-    fn has_address(&self) -> bool {
-        self.v4.is_some() || self.v6.is_some()
-    }
-
-    /// Whether these addresses are others than it has.
-    fn is_elsewhere(&self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> bool {
-        matches!((self.v4, v4), (Some(one), Some(other)) if one != other)
-            || matches!((self.v6, v6), (Some(one), Some(other)) if one != other)
-    }
-
-    fn is_called(&self, uid: &Uid) -> bool {
-        self.uid == *uid || self.node_uid.as_deref() == Some(uid)
-    }
-
-    fn to_pod(&self, owners: &Owners) -> Option<Pod> {
-        let name = self.name.clone()?;
-        let template = &self.template;
-        Some(Pod {
-            uid: self.uid.to_string().into(),
-            namespace: Arc::clone(&template.namespace),
-            workload: owners.workload(&template.owner, &name, template.labels.as_ref(), self.started),
-            name,
-            service_account: template.service_account.clone(),
-            node: self.node.clone(),
-            host_network: template.host_network,
-            labels: template.labels.clone(),
         })
     }
 }
@@ -622,7 +371,7 @@ impl<'a> Candidate<'a> {
     fn add(&mut self, slot: u32, tenure: &'a Tenure) {
         match self {
             Self::None => *self = Self::One(slot, tenure),
-            Self::One(_, one) if one.uid == tenure.uid => {}
+            Self::One(_, one) if one.about.uid() == tenure.about.uid() => {}
             _ => *self = Self::Several,
         }
     }
@@ -633,8 +382,8 @@ fn containers(
     known: &Tenure,
     told: &[facts::ContainerFacts],
     strings: &mut Shared<str>,
-) -> (Box<[ContainerShape]>, Box<[u64]>) {
-    let known = || known.template.containers.iter().zip(&known.containers);
+) -> (Vec<ContainerShape>, Box<[u32]>) {
+    let known = || known.about.template.containers.iter().zip(&known.about.containers);
     let as_told = told.iter().map(|one| {
         let before = known().find(|((name, _), _)| **name == *one.name);
         let ports = match before {
@@ -652,16 +401,16 @@ fn containers(
     let untold = known().filter(|((name, _), _)| !told.iter().any(|one| *one.name == **name));
     all.extend(untold.map(|(shape, id)| (shape.clone(), *id)));
     let (shapes, ids): (Vec<_>, Vec<_>) = all.into_iter().unzip();
-    (shapes.into(), ids.into())
+    (shapes, ids.into())
 }
 
 /// Enough to tell a pod's containers apart: ids are random.
-fn first_digits(id: ContainerId) -> u64 {
-    u64::from_str_radix(&id.as_str()[..16], 16).unwrap_or(0)
+fn first_digits(id: ContainerId) -> u32 {
+    u32::from_str_radix(&id.as_str()[..8], 16).unwrap_or(0)
 }
 
-/// One of each family; a pod has no more. IPv4-mapped IPv6 is IPv4. What no packet from elsewhere can have is nobody's.
-fn addresses(ips: &[IpAddr]) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+/// IPv4-mapped IPv6 is IPv4. What no packet from elsewhere can have is nobody's.
+fn addresses(ips: &[IpAddr]) -> Addresses {
     let ips = ips.iter().map(IpAddr::to_canonical);
     let usable = ips.filter(|ip| !ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast());
     usable.fold((None, None), |(v4, v6), ip| match ip {

@@ -11,33 +11,54 @@
 mod tests;
 mod timed;
 
-use std::collections::HashMap;
+use std::cell::OnceCell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use slab::Slab;
+
 use super::facts::{EndpointsFacts, ServiceFacts, SourceId, TargetPort};
 use super::pods::{PodRef, Pods};
-use super::shared::{Few, Shared, ToldBy};
-use crate::record::{Called, Pod, Service, ServiceBy, WallTime};
+use super::shared::{Shared, Slots, ToldBy};
+use crate::record::{Called, Labels, Pod, Service, ServiceBy, WallTime};
 
 use timed::Timed;
 
 /// A label's key and value.
 type Label = (Arc<str>, Arc<str>);
 
-type Name = (Arc<str>, Arc<str>);
-
 /// A Service, or the name of one that only endpoints speak of.
 #[derive(Debug)]
 struct Entry {
-    service: Arc<Service>,
+    namespace: Arc<str>,
+    name: Arc<str>,
+    /// Made when it is first called.
+    service: OnceCell<Arc<Service>>,
     told_by: ToldBy,
-    facts: Option<Box<Trimmed>>,
+    facts: Option<Trimmed>,
+    is_headless: bool,
     /// EndpointSlices of it; while there are any, its selector does not count.
     slices: u32,
     /// What it has, or had and is remembered for.
-    spans: usize,
-    is_headless: bool,
+    spans: u32,
+}
+
+impl Entry {
+    fn service(&self) -> Arc<Service> {
+        let made = self.service.get_or_init(|| {
+            let (namespace, name) = (&self.namespace, &self.name);
+            Arc::new(Service {
+                namespace: Arc::clone(namespace),
+                name: Arc::clone(name),
+                host: format!("{name}.{namespace}.svc.cluster.local").into(),
+            })
+        });
+        Arc::clone(made)
+    }
+
+    fn selector(&self) -> &[Label] {
+        self.facts.as_ref().map_or(&[], |facts| &facts.selector)
+    }
 }
 
 /// What is told of a Service.
@@ -46,7 +67,7 @@ struct Trimmed {
     /// Its own addresses and ports.
     vips: Box<[(IpAddr, u16)]>,
     node_ports: Box<[u16]>,
-    selector: Box<[(Arc<str>, Arc<str>)]>,
+    selector: Box<[Label]>,
     targets: Box<[Target]>,
 }
 
@@ -56,9 +77,10 @@ enum Target {
     Name(Arc<str>),
 }
 
-/// A slice, and what it had.
+/// A slice, and what it has. It is in its Service's namespace.
 #[derive(Debug)]
 struct Slice {
+    name: Box<str>,
     told_by: ToldBy,
     service: u32,
     addresses: Box<[(IpAddr, u16)]>,
@@ -68,15 +90,17 @@ struct Slice {
 #[derive(Debug, Default)]
 pub struct Services {
     strings: Shared<str>,
-    by_name: HashMap<Name, u32>,
-    entries: Vec<Option<Entry>>,
-    free: Vec<u32>,
-    slices: HashMap<Name, Slice>,
+    entries: Slab<Box<Entry>>,
+    /// By namespace and name.
+    by_name: Slots,
+    /// By namespace and the first label of the selector.
+    by_selector: Slots,
+    slices: Slab<Slice>,
+    /// By namespace and name of the slice.
+    slices_by_name: Slots,
     vips: Timed<IpAddr>,
     node_ports: Timed<u16>,
     endpoints: Timed<IpAddr>,
-    /// By namespace and the first label of the selector.
-    by_selector: HashMap<Arc<str>, HashMap<Label, Few<u32>>>,
 }
 
 impl Services {
@@ -86,33 +110,30 @@ impl Services {
         let trimmed = trim(facts, &mut self.strings);
         let Some(entry) = self.entry_mut(slot) else { return };
         entry.told_by.told(source);
-        if entry.facts.as_deref() == Some(&trimmed) && entry.is_headless == facts.headless {
+        if entry.facts.as_ref() == Some(&trimmed) && entry.is_headless == facts.headless {
             return;
         }
         self.close(slot, at);
         let mut spans = 0;
         for &(ip, port) in &trimmed.vips {
-            spans += usize::from(self.vips.open(ip, port, slot, at));
+            spans += u32::from(self.vips.open(ip, port, slot, at));
         }
         for &port in &trimmed.node_ports {
-            spans += usize::from(self.node_ports.open(port, port, slot, at));
+            spans += u32::from(self.node_ports.open(port, port, slot, at));
         }
-        if let Some(first) = trimmed.selector.first() {
-            let namespace = self.strings.one(&*facts.namespace);
-            let of_namespace = self.by_selector.entry(namespace).or_default();
-            of_namespace.entry(first.clone()).or_default().push(slot);
-        }
-        if let Some(entry) = self.entry_mut(slot) {
-            entry.facts = Some(Box::new(trimmed));
+        if let Some(entry) = self.entries.get_mut(slot as usize) {
+            entry.facts = Some(trimmed);
             entry.is_headless = facts.headless;
             entry.spans += spans;
+            if let Some((key, value)) = entry.selector().first() {
+                self.by_selector.insert(&(&*entry.namespace, &**key, &**value), slot);
+            }
         }
     }
 
     /// It has gone.
     pub fn gone(&mut self, source: SourceId, at: WallTime, namespace: &str, name: &str) {
-        let key = self.name(namespace, name);
-        if let Some(&slot) = self.by_name.get(&key) {
+        if let Some(slot) = self.named(namespace, name) {
             self.missing(slot, source, at);
         }
         self.forget(at);
@@ -120,17 +141,17 @@ impl Services {
 
     /// A list of Services begins.
     pub fn list_begins(&mut self, source: SourceId) {
-        for entry in self.entries.iter_mut().flatten() {
+        for (_, entry) in &mut self.entries {
             entry.told_by.list_begins(source);
         }
     }
 
     /// It is whole.
     pub fn list_ends(&mut self, source: SourceId, at: WallTime) {
-        for slot in 0..self.entries.len() as u32 {
-            if self.entry(slot).is_some_and(|entry| entry.told_by.is_missing(source)) {
-                self.missing(slot, source, at);
-            }
+        let all = self.entries.iter();
+        let missing = all.filter(|(_, entry)| entry.told_by.is_missing(source));
+        for slot in missing.map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
+            self.missing(slot, source, at);
         }
         self.forget(at);
     }
@@ -149,9 +170,7 @@ impl Services {
 
     /// What it had, it has no more.
     fn close(&mut self, slot: u32, at: WallTime) {
-        let Some(entry) = self.entries[slot as usize].as_ref() else {
-            return;
-        };
+        let Some(entry) = self.entries.get(slot as usize) else { return };
         let Some(facts) = &entry.facts else { return };
         for &(ip, port) in &facts.vips {
             self.vips.close(ip, port, slot, at);
@@ -159,20 +178,13 @@ impl Services {
         for &port in &facts.node_ports {
             self.node_ports.close(port, port, slot, at);
         }
-        if let Some(first) = facts.selector.first()
-            && let Some(of_namespace) = self.by_selector.get_mut(&entry.service.namespace)
-            && let Some(slots) = of_namespace.get_mut(first)
-        {
-            slots.retain(|&one| one != slot);
-            if slots.is_empty() {
-                of_namespace.remove(first);
-            }
+        if let Some((key, value)) = facts.selector.first() {
+            self.by_selector.remove(&(&*entry.namespace, &**key, &**value), slot);
         }
     }
 
     /// Endpoints are so.
     pub fn endpoints_are(&mut self, source: SourceId, at: WallTime, facts: &EndpointsFacts) {
-        let key = self.name(&facts.namespace, &facts.name);
         let mut addresses: Vec<_> = facts
             .addresses
             .iter()
@@ -180,64 +192,71 @@ impl Services {
             .collect();
         addresses.sort_unstable();
         addresses.dedup();
-        let slot = self.slot(&facts.namespace, &facts.service);
-        let before = self.slices.remove(&key);
-        let mut told_by = before.as_ref().map_or_else(ToldBy::default, |slice| slice.told_by);
-        told_by.told(source);
-        let slice = Slice {
-            told_by,
-            service: slot,
-            addresses: addresses.into(),
-        };
+        let service = self.slot(&facts.namespace, &facts.service);
         let mut spans = 0;
-        for &(ip, port) in &slice.addresses {
-            spans += usize::from(self.endpoints.open(ip, port, slot, at));
+        for &(ip, port) in &addresses {
+            spans += u32::from(self.endpoints.open(ip, port, service, at));
         }
-        if let Some(entry) = self.entry_mut(slot) {
+        if let Some(entry) = self.entry_mut(service) {
             entry.slices += 1;
             entry.spans += spans;
         }
         // Only now, so that what stays does not end meanwhile.
+        let before = self.slice_named(&facts.namespace, &facts.name);
+        let mut told_by = before.map_or_else(ToldBy::default, |slot| self.slices[slot as usize].told_by);
         if let Some(before) = before {
-            self.close_slice(&before, at);
+            self.remove_slice(before, at);
         }
-        self.slices.insert(key, slice);
+        told_by.told(source);
+        let slot = self.slices.insert(Slice {
+            name: facts.name.as_str().into(),
+            told_by,
+            service,
+            addresses: addresses.into(),
+        });
+        self.slices_by_name.insert(&(&*facts.namespace, &*facts.name), slot as u32);
     }
 
     /// They have gone.
     pub fn endpoints_gone(&mut self, source: SourceId, at: WallTime, namespace: &str, name: &str) {
-        let key = self.name(namespace, name);
-        if let Some(slice) = self.slices.get_mut(&key) {
-            slice.told_by.gone(source);
-            if !slice.told_by.is_known()
-                && let Some(slice) = self.slices.remove(&key)
-            {
-                self.close_slice(&slice, at);
-            }
+        if let Some(slot) = self.slice_named(namespace, name) {
+            self.slice_missing(slot, source, at);
         }
         self.forget(at);
     }
 
     /// A list of endpoints begins.
     pub fn endpoints_list_begins(&mut self, source: SourceId) {
-        self.slices
-            .values_mut()
-            .for_each(|slice| slice.told_by.list_begins(source));
+        for (_, slice) in &mut self.slices {
+            slice.told_by.list_begins(source);
+        }
     }
 
     /// It is whole.
     pub fn endpoints_list_ends(&mut self, source: SourceId, at: WallTime) {
-        let missing = self.slices.iter().filter(|(_, slice)| slice.told_by.is_missing(source));
-        for (namespace, name) in missing.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
-            self.endpoints_gone(source, at, &namespace, &name);
+        let all = self.slices.iter();
+        let missing = all.filter(|(_, slice)| slice.told_by.is_missing(source));
+        for slot in missing.map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
+            self.slice_missing(slot, source, at);
+        }
+        self.forget(at);
+    }
+
+    fn slice_missing(&mut self, slot: u32, source: SourceId, at: WallTime) {
+        let Some(slice) = self.slices.get_mut(slot as usize) else { return };
+        slice.told_by.gone(source);
+        if !slice.told_by.is_known() {
+            self.remove_slice(slot, at);
         }
     }
 
-    fn close_slice(&mut self, slice: &Slice, at: WallTime) {
+    fn remove_slice(&mut self, slot: u32, at: WallTime) {
+        let Some(slice) = self.slices.try_remove(slot as usize) else { return };
         for &(ip, port) in &slice.addresses {
             self.endpoints.close(ip, port, slice.service, at);
         }
-        if let Some(entry) = self.entry_mut(slice.service) {
+        if let Some(entry) = self.entries.get_mut(slice.service as usize) {
+            self.slices_by_name.remove(&(&*entry.namespace, &*slice.name), slot);
             entry.slices -= 1;
         }
         self.remove_if_empty(slice.service);
@@ -268,7 +287,7 @@ impl Services {
         // Endpoints of pods are in their pods' namespace.
         let is_near = |slot: u32| {
             self.entry(slot)
-                .is_some_and(|entry| entry.service.namespace == pod.namespace)
+                .is_some_and(|entry| entry.namespace == pod.namespace)
         };
         let endpoints = self.endpoints.at(address.ip(), time).filter(|&(_, slot)| is_near(slot));
         let selecting = self.selecting(pod);
@@ -291,94 +310,83 @@ impl Services {
 
     /// Services without endpoints of their own whose selector selects it.
     fn selecting<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = u32> + Clone + 'a {
-        let of_namespace = self.by_selector.get(&pod.namespace);
-        let labels = pod.labels.as_ref().filter(|_| of_namespace.is_some());
-        labels
-            .into_iter()
-            .flat_map(|labels| labels.shared())
-            .filter_map(move |label| of_namespace?.get(label))
-            .flat_map(|slots| slots.as_slice().iter().copied())
-            .filter(|&slot| {
-                let Some(entry) = self.entry(slot) else { return false };
-                let selects = |facts: &Trimmed| {
-                    facts
-                        .selector
-                        .iter()
-                        .all(|(key, value)| pod.labels.as_ref().and_then(|labels| labels.get(key)) == Some(value))
-                };
-                entry.slices == 0 && entry.facts.as_deref().is_some_and(selects)
+        let labels = pod.labels.iter().flat_map(Labels::shared);
+        let of_label = |(key, value): &Label| self.by_selector.get(&(&*pod.namespace, &**key, &**value));
+        labels.flat_map(of_label).filter(|&slot| {
+            self.entry(slot).is_some_and(|entry| {
+                let mut selector = entry.selector().iter();
+                let has = |(key, value): &Label| pod.labels.as_ref().and_then(|labels| labels.get(key)) == Some(value);
+                entry.slices == 0 && entry.namespace == pod.namespace && selector.all(has)
             })
+        })
     }
 
+    /// The first by name.
     fn first(&self, slots: impl Iterator<Item = u32>, by: ServiceBy) -> Option<Called> {
-        let mut first: Option<&Arc<Service>> = None;
+        let mut first: Option<(u32, &Entry)> = None;
         let mut ambiguous = false;
         for slot in slots {
-            let Some(Entry { service, .. }) = self.entry(slot) else {
-                continue;
-            };
+            let Some(entry) = self.entry(slot) else { continue };
             match first {
-                None => first = Some(service),
-                Some(one) if Arc::ptr_eq(one, service) => {}
-                Some(one) => {
+                Some((one, _)) if one == slot => {}
+                Some((_, one)) => {
                     ambiguous = true;
-                    if (&service.name, &service.namespace) < (&one.name, &one.namespace) {
-                        first = Some(service);
+                    if (&entry.name, &entry.namespace) < (&one.name, &one.namespace) {
+                        first = Some((slot, entry));
                     }
                 }
+                None => first = Some((slot, entry)),
             }
         }
-        first.map(|service| Called {
-            service: Arc::clone(service),
+        first.map(|(_, entry)| Called {
+            service: entry.service(),
             by,
             ambiguous,
         })
     }
 
     fn facts(&self, slot: u32) -> Option<&Trimmed> {
-        self.entry(slot)?.facts.as_deref()
+        self.entry(slot)?.facts.as_ref()
     }
 
     fn entry(&self, slot: u32) -> Option<&Entry> {
-        self.entries.get(slot as usize)?.as_ref()
+        self.entries.get(slot as usize).map(|entry| &**entry)
     }
 
     fn entry_mut(&mut self, slot: u32) -> Option<&mut Entry> {
-        self.entries.get_mut(slot as usize)?.as_mut()
+        self.entries.get_mut(slot as usize).map(|entry| &mut **entry)
     }
 
-    fn name(&mut self, namespace: &str, name: &str) -> Name {
-        (self.strings.one(namespace), self.strings.one(name))
+    fn named(&self, namespace: &str, name: &str) -> Option<u32> {
+        let is_it = |entry: &Entry| (&*entry.namespace, &*entry.name) == (namespace, name);
+        let mut slots = self.by_name.get(&(namespace, name));
+        slots.find(|&slot| self.entry(slot).is_some_and(is_it))
     }
 
+    fn slice_named(&self, namespace: &str, name: &str) -> Option<u32> {
+        let is_near = |slice: &Slice| self.entry(slice.service).is_some_and(|entry| *entry.namespace == *namespace);
+        let is_it = |slice: &Slice| *slice.name == *name && is_near(slice);
+        let mut slots = self.slices_by_name.get(&(namespace, name));
+        slots.find(|&slot| self.slices.get(slot as usize).is_some_and(is_it))
+    }
+
+    /// Of the Service of this name, which may be new.
     fn slot(&mut self, namespace: &str, name: &str) -> u32 {
-        let key = self.name(namespace, name);
-        if let Some(&slot) = self.by_name.get(&key) {
+        if let Some(slot) = self.named(namespace, name) {
             return slot;
         }
         let entry = Entry {
-            service: Arc::new(Service {
-                namespace: Arc::clone(&key.0),
-                name: Arc::clone(&key.1),
-                host: format!("{name}.{namespace}.svc.cluster.local").into(),
-            }),
+            namespace: self.strings.one(namespace),
+            name: self.strings.one(name),
+            service: OnceCell::new(),
             told_by: ToldBy::default(),
             facts: None,
+            is_headless: false,
             slices: 0,
             spans: 0,
-            is_headless: false,
         };
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.entries[slot as usize] = Some(entry);
-                slot
-            }
-            None => {
-                self.entries.push(Some(entry));
-                self.entries.len() as u32 - 1
-            }
-        };
-        self.by_name.insert(key, slot);
+        let slot = self.entries.insert(Box::new(entry)) as u32;
+        self.by_name.insert(&(namespace, name), slot);
         slot
     }
 
@@ -398,12 +406,9 @@ impl Services {
     fn remove_if_empty(&mut self, slot: u32) {
         let is_empty = |entry: &Entry| !entry.told_by.is_known() && entry.slices == 0 && entry.spans == 0;
         if self.entry(slot).is_some_and(is_empty)
-            && let Some(entry) = self.entries[slot as usize].take()
+            && let Some(entry) = self.entries.try_remove(slot as usize)
         {
-            let service = &entry.service;
-            self.by_name
-                .remove(&(Arc::clone(&service.namespace), Arc::clone(&service.name)));
-            self.free.push(slot);
+            self.by_name.remove(&(&*entry.namespace, &*entry.name), slot);
         }
     }
 }

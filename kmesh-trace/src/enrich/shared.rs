@@ -1,9 +1,11 @@
-//! What the indexes have in common: values that are kept once, and who tells of an object.
+//! What the indexes have in common: values that are kept once, who tells of an object, and where what has a key is.
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::Arc;
+
+use hashbrown::hash_table::{HashTable, IterHash};
 
 use super::facts::SourceId;
 
@@ -42,12 +44,12 @@ impl<T: ?Sized + Eq + Hash> Shared<T> {
 
 /// A set of sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sources(u32);
+pub struct Sources(u16);
 
 impl Sources {
-    fn bit(source: SourceId) -> u32 {
+    fn bit(source: SourceId) -> u16 {
         // There are a handful of kinds of sources, each given once.
-        1 << (source.0 & 31)
+        1 << (source.0 & 15)
     }
 
     /// Puts one in.
@@ -109,66 +111,70 @@ impl ToldBy {
     }
 }
 
-/// One value mostly, several seldom; without a list of its own for one.
-#[derive(Clone, Debug, Default)]
-pub enum Few<T> {
-    /// None.
-    #[default]
-    No,
-    /// One.
-    One(T),
-    /// Any number.
-    More(Vec<T>),
+/// Leads from keys to the slots of what has them. Keys are not kept, so that whoever asks must look at what the slots hold.
+#[derive(Debug, Default)]
+pub struct Slots {
+    /// Of each key half the hash, and the slot.
+    table: HashTable<(u32, u32)>,
+    state: RandomState,
 }
 
-impl<T> Few<T> {
-    /// All of them.
-    pub fn as_slice(&self) -> &[T] {
-        match self {
-            Self::No => &[],
-            Self::One(one) => std::slice::from_ref(one),
-            Self::More(all) => all,
+impl Slots {
+    /// The key leads to this slot, too.
+    pub fn insert<K: Hash + ?Sized>(&mut self, key: &K, slot: u32) {
+        let hash = self.hash(key);
+        self.table.insert_unique(whole(hash), (hash, slot), |(hash, _)| whole(*hash));
+    }
+
+    /// It leads there no more.
+    pub fn remove<K: Hash + ?Sized>(&mut self, key: &K, slot: u32) {
+        let hash = self.hash(key);
+        if let Ok(found) = self.table.find_entry(whole(hash), |one| *one == (hash, slot)) {
+            found.remove();
         }
     }
 
-    /// All of them, to be changed.
-    pub fn as_mut_slice(&mut self) -> &mut [T] {
-        match self {
-            Self::No => &mut [],
-            Self::One(one) => std::slice::from_mut(one),
-            Self::More(all) => all,
-        }
+    /// Where the key leads, and seldom elsewhere besides.
+    pub fn get<K: Hash + ?Sized>(&self, key: &K) -> Leads<'_> {
+        let hash = self.hash(key);
+        let likely = self.table.iter_hash(whole(hash));
+        Leads { hash, likely }
     }
 
-    /// One more.
-    pub fn push(&mut self, value: T) {
-        *self = match std::mem::take(self) {
-            Self::No => Self::One(value),
-            Self::One(one) => Self::More(vec![one, value]),
-            Self::More(mut all) => {
-                all.push(value);
-                Self::More(all)
-            }
-        };
+    /// How many times a key leads to a slot.
+    pub fn len(&self) -> usize {
+        self.table.len()
     }
 
-    /// Keeps those that `keep` says.
-    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
-        match self {
-            Self::No => {}
-            Self::One(one) => {
-                if !keep(one) {
-                    *self = Self::No;
-                }
-            }
-            Self::More(all) => all.retain(keep),
-        }
-    }
-
-    /// Whether there is none.
+    /// Whether none leads anywhere.
     pub fn is_empty(&self) -> bool {
-        self.as_slice().is_empty()
+        self.table.is_empty()
     }
+
+    fn hash<K: Hash + ?Sized>(&self, key: &K) -> u32 {
+        self.state.hash_one(key) as u32
+    }
+}
+
+/// Where a key leads.
+#[derive(Clone, Debug)]
+pub struct Leads<'a> {
+    hash: u32,
+    likely: IterHash<'a, (u32, u32)>,
+}
+
+impl Iterator for Leads<'_> {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        let (_, slot) = self.likely.find(|(hash, _)| *hash == self.hash)?;
+        Some(*slot)
+    }
+}
+
+/// The table looks at the highest bits and at the lowest.
+fn whole(half: u32) -> u64 {
+    u64::from(half) << 32 | u64::from(half)
 }
 
 #[cfg(test)]
@@ -204,15 +210,21 @@ mod tests {
     }
 
     #[test]
-    fn few_are_as_many_as_were_pushed() {
-        let mut few = Few::default();
-        for count in 0..4 {
-            assert_eq!(few.as_slice(), (0..count).collect::<Vec<_>>());
-            few.push(count);
+    fn a_key_leads_wherever_it_was_said_to() {
+        let mut slots = Slots::default();
+        for number in 0..10_000_u32 {
+            slots.insert(&(number % 5_000), number);
         }
-        few.retain(|number| number % 2 == 1);
-        assert_eq!(few.as_slice(), [1, 3]);
-        few.retain(|_| false);
-        assert!(few.is_empty());
+        let at = |slots: &Slots, key: u32| {
+            let mut found: Vec<_> = slots.get(&key).filter(|slot| slot % 5_000 == key).collect();
+            found.sort_unstable();
+            found
+        };
+        assert!((0..5_000).all(|key| at(&slots, key) == [key, key + 5_000]));
+        slots.remove(&7, 7);
+        slots.remove(&7, 7);
+        assert_eq!(at(&slots, 7), [5_007]);
+        assert_eq!(slots.len(), 9_999);
+        assert!(at(&slots, 5_000).is_empty());
     }
 }

@@ -31,6 +31,16 @@ pub enum Owner {
     By(Controller),
 }
 
+impl Owner {
+    /// The controller's name; empty when there is none.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::By(controller) => &controller.name,
+            Self::Unknown | Self::Nobody => "",
+        }
+    }
+}
+
 /// A controller.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Controller {
