@@ -3,6 +3,7 @@
 
 mod empty;
 mod filter;
+mod names;
 mod replay;
 mod traced;
 mod traffic;
@@ -25,6 +26,8 @@ pub struct Args {
 enum Bench {
     /// BPF time of a connection that the filter sorts out, beside an empty program's on the same hook
     Filter(filter::Args),
+    /// Names: what a large cluster takes, look-ups in it and news of it
+    Names(names::Args),
     /// Captures: replay to JSON and log beside the JSON library alone, and bytes a record
     Replay(replay::Args),
     /// The time of a walk over many open sockets, and what is lost meanwhile
@@ -43,8 +46,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     match &args.bench {
         Bench::Filter(args) => traced(&|| filter::run(args)),
+        Bench::Names(args) => names::run(args),
         Bench::Replay(args) => replay::run(args),
         Bench::Walk(args) => traced(&|| walk::run(args)),
         Bench::Hold(args) => traced(&|| walk::hold(args)),
+    }
+}
+
+/// The same numbers in each run: SplitMix64.
+fn random() -> impl FnMut() -> u64 {
+    let mut state = 0_u64;
+    move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
     }
 }

@@ -86,7 +86,6 @@ impl Index {
         self.pods.holder(ip, began(record)).is_some()
     }
 
-    pub fn holder(&self, ip: IpAddr) -> bool { self.pods.holder(ip, WallTime(2_000_000)).is_some() }
     /// Names `record`.
     pub fn name(&mut self, record: &mut Record, shown: &Shown) {
         let start = began(record);

@@ -20,7 +20,7 @@ use super::shared::{Shared, ToldBy};
 use crate::record::{ContainerId, Pod, WallTime};
 
 use owners::{Controller, Owner, Owners};
-use tenures::{Addresses, ContainerShape, Template, Tenure, Tenures};
+use tenures::{Addresses, ContainerShape, Held, Template, Tenure, Tenures, Times};
 use uid::Uid;
 
 /// How long what is gone is remembered, ns: longer than the kernel takes to give up a connection whose peer is gone.
@@ -69,7 +69,9 @@ impl Pods {
 
     /// Brings together what is known.
     fn describe(&mut self, slot: u32, source: SourceId, at: i64, facts: &PodFacts) {
-        let Some(tenure) = self.tenures.get_mut(slot) else { return };
+        let Some(tenure) = self.tenures.get_mut(slot) else {
+            return;
+        };
         let is_newer = at >= tenure.about.at;
         let strings = &mut self.strings;
         let (shapes, containers) = containers(tenure, &facts.containers, strings);
@@ -100,7 +102,10 @@ impl Pods {
         let template = self.templates.one(template);
         let node = facts.node.as_deref().map(|node| strings.one(node));
         let node = node.or_else(|| tenure.about.node.clone());
-        let started = facts.started.map_or(NEVER, |started| started.0).min(tenure.about.started);
+        let started = facts
+            .started
+            .map_or(NEVER, |started| started.0)
+            .min(tenure.about.started);
         tenure.describe(&facts.name, template, node, started);
         tenure.about.containers = containers;
         tenure.about.left = NEVER;
@@ -109,56 +114,56 @@ impl Pods {
 
     /// Takes note of where it is.
     fn place(&mut self, slot: u32, source: SourceId, at: i64, facts: &PodFacts) {
-        let Some(tenure) = self.tenures.get_mut(slot) else { return };
+        let Some(tenure) = self.tenures.get_mut(slot) else {
+            return;
+        };
         if at < tenure.about.at {
             return;
         }
         let before = std::mem::replace(&mut tenure.about.at, at);
         if tenure.about.template.host_network == Some(true) {
             // Its addresses are its node's. One told by a source that did not know was never its own.
-            tenure.until = i64::MIN;
+            self.end(slot, i64::MIN);
             return;
         }
         let addresses = addresses(&facts.ips);
-        let is_new = !tenure.has_address();
+        let started = tenure.about.started;
         if facts.terminal {
-            if is_new {
-                // It had them some time before, which speaks against whoever is said to have had them then.
-                let since = if tenure.about.started == NEVER { at } else { tenure.about.started };
-                (tenure.since, tenure.seen) = (since, NEVER);
-            }
             tenure.about.is_over = true;
-            tenure.until = tenure.until.min(at);
-            if is_new {
-                self.tenures.place(slot, addresses);
+            match self.tenures.times(slot) {
+                Some(_) => self.end(slot, at),
+                None => {
+                    // It had them some time before, which speaks against whoever is said to have had them then.
+                    let since = if started == NEVER { at } else { started };
+                    let (seen, until) = (NEVER, at);
+                    self.tenures.hold(slot, addresses, Times { since, seen, until });
+                }
             }
             return;
         }
         if addresses == (None, None) || tenure.about.is_over {
             return;
         }
+        tenure.about.placed_by.insert(source);
         if tenure.is_elsewhere(addresses) {
-            let Some(new) = self.tenures.add_another(slot) else { return };
-            if let Some(tenure) = self.tenures.get_mut(new) {
-                (tenure.since, tenure.seen, tenure.until) = (before, at, NEVER);
-                tenure.about.placed_by.insert(source);
-            }
-            self.tenures.place(new, addresses);
+            let Some(new) = self.tenures.add_another(slot) else {
+                return;
+            };
+            let (since, seen, until) = (before, at, NEVER);
+            self.tenures.hold(new, addresses, Times { since, seen, until });
             self.tenures.lead_to(new);
             self.end(slot, at);
             self.leave(slot, at);
             return;
         }
-        if is_new {
-            (tenure.since, tenure.seen) = (at, at);
-        }
-        if tenure.since == tenure.seen {
-            tenure.since = tenure.since.min(tenure.about.started);
-        }
-        // It was not to be found for a while, as when its kubelet had just started.
-        tenure.until = NEVER;
-        tenure.about.placed_by.insert(source);
-        self.tenures.place(slot, addresses);
+        let (since, seen) = self
+            .tenures
+            .times(slot)
+            .map_or((at, at), |times| (times.since, times.seen));
+        let since = if since == seen { since.min(started) } else { since };
+        // Where it was not to be found for a while, as when its kubelet had just started, it was there all the time.
+        let until = NEVER;
+        self.tenures.hold(slot, addresses, Times { since, seen, until });
     }
 
     /// A source says that it has gone.
@@ -189,7 +194,9 @@ impl Pods {
     }
 
     fn missing(&mut self, slot: u32, source: SourceId, at: i64) {
-        let Some(tenure) = self.tenures.get_mut(slot) else { return };
+        let Some(tenure) = self.tenures.get_mut(slot) else {
+            return;
+        };
         tenure.about.told_by.gone(source);
         tenure.about.placed_by.remove(source);
         let (is_placed, is_known) = (!tenure.about.placed_by.is_empty(), tenure.about.told_by.is_known());
@@ -203,8 +210,9 @@ impl Pods {
 
     /// It holds its addresses no more.
     fn end(&mut self, slot: u32, at: i64) {
-        if let Some(tenure) = self.tenures.get_mut(slot) {
-            tenure.until = tenure.until.min(at);
+        if let Some(times) = self.tenures.times(slot) {
+            let until = times.until.min(at);
+            self.tenures.hold(slot, (None, None), Times { until, ..times });
         }
     }
 
@@ -250,31 +258,36 @@ impl Pods {
     pub fn holder(&self, ip: IpAddr, time: WallTime) -> Option<PodRef> {
         let time = time.0;
         let (mut certain, mut possible) = (Candidate::None, Candidate::None);
+        let is_same = |one: &Held, other: &Held| self.uid(one.slot) == self.uid(other.slot);
         let mut seen = i64::MIN;
-        for (slot, tenure) in self.tenures.at(ip) {
-            if time >= tenure.until {
+        for held in self.tenures.at(ip) {
+            let times = &held.times;
+            if time >= times.until {
                 continue;
             }
-            if tenure.seen <= time {
+            if times.seen <= time {
                 // Whoever was seen to have it last has ended the tenure of those before.
-                if tenure.seen > seen {
-                    (seen, certain) = (tenure.seen, Candidate::None);
+                if times.seen > seen {
+                    (seen, certain) = (times.seen, Candidate::None);
                 }
-                if tenure.seen == seen {
-                    certain.add(slot, tenure);
+                if times.seen == seen {
+                    certain.add(held, is_same);
                 }
-            } else if time >= tenure.since.saturating_sub(SLACK_NS) {
-                possible.add(slot, tenure);
+            } else if time >= times.since.saturating_sub(SLACK_NS) {
+                possible.add(held, is_same);
             }
         }
+        let is_certain = |held: &Held| held.times.since <= time && held.times.seen != NEVER;
         match (certain, possible) {
-            (Candidate::One(slot, _), Candidate::None) => Some(PodRef(slot)),
-            (Candidate::One(slot, one), Candidate::One(_, other)) if one.about.uid() == other.about.uid() => Some(PodRef(slot)),
-            (Candidate::None, Candidate::One(slot, tenure)) if tenure.since <= time && tenure.seen != NEVER => {
-                Some(PodRef(slot))
-            }
+            (Candidate::One(held), Candidate::None) => Some(PodRef(held.slot)),
+            (Candidate::One(one), Candidate::One(other)) if is_same(one, other) => Some(PodRef(one.slot)),
+            (Candidate::None, Candidate::One(held)) if is_certain(held) => Some(PodRef(held.slot)),
             _ => None,
         }
+    }
+
+    fn uid(&self, slot: u32) -> Option<&Uid> {
+        self.tenures.get(slot).map(|tenure| tenure.about.uid())
     }
 
     /// The kernel has shown a socket of this pod with this address at that time. Where sources say that somebody else holds
@@ -290,24 +303,29 @@ impl Pods {
             self.leave(slot, time.0);
             slot
         });
-        let holder = self.holder(ip, time).and_then(|PodRef(holder)| self.tenures.get(holder));
-        let Some(tenure) = self.tenures.get(slot) else { return };
-        if tenure.about.template.host_network == Some(true) || holder.is_some_and(|holder| holder.about.uid() == tenure.about.uid()) {
+        let is_own = |other: u32| self.uid(other) == self.uid(slot);
+        let is_hosts = |tenure: &Tenure| tenure.about.template.host_network == Some(true);
+        if self.tenures.get(slot).is_none_or(is_hosts) || self.holder(ip, time).is_some_and(|PodRef(it)| is_own(it)) {
             return;
         }
-        let is_own = |(own, one): (u32, &Tenure)| (one.about.uid() == tenure.about.uid()).then_some(own);
-        let own = self.tenures.at(ip).find_map(is_own);
-        if let Some(slot) = own.or_else(|| self.begin(slot, ip, time.0))
-            && let Some(tenure) = self.tenures.get_mut(slot)
-        {
-            tenure.since = tenure.since.min(time.0);
-            tenure.seen = tenure.seen.min(time.0);
-            tenure.until = tenure.until.max(time.0.saturating_add(1));
+        let own = self.tenures.at(ip).find(|held| is_own(held.slot));
+        let own = own.map(|held| (held.slot, held.times));
+        let (since, seen, until) = (time.0, time.0, time.0.saturating_add(1));
+        match own {
+            Some((slot, times)) => {
+                let times = Times {
+                    since: times.since.min(since),
+                    seen: times.seen.min(seen),
+                    until: times.until.max(until),
+                };
+                self.tenures.hold(slot, (None, None), times);
+            }
+            None => _ = self.begin(slot, ip, time.0),
         }
     }
 
     /// The pod has an address that no source tells of.
-    fn begin(&mut self, slot: u32, ip: IpAddr, at: i64) -> Option<u32> {
+    fn begin(&mut self, slot: u32, ip: IpAddr, at: i64) -> Option<()> {
         let slot = match self.tenures.get(slot)?.has_address() {
             false => slot,
             true => {
@@ -317,10 +335,9 @@ impl Pods {
                 another
             }
         };
-        self.tenures.place(slot, addresses(&[ip]));
-        let tenure = self.tenures.get_mut(slot)?;
-        (tenure.since, tenure.seen, tenure.until) = (at, at, NEVER);
-        Some(slot)
+        let (since, seen, until) = (at, at, NEVER);
+        self.tenures.hold(slot, addresses(&[ip]), Times { since, seen, until });
+        Some(())
     }
 
     /// What it is called. None while only the kernel knows it.
@@ -347,7 +364,12 @@ impl Pods {
             .containers
             .iter()
             .position(|&digits| digits == first_digits(*id))?;
-        tenure.about.template.containers.get(at).map(|(name, _)| Arc::clone(name))
+        tenure
+            .about
+            .template
+            .containers
+            .get(at)
+            .map(|(name, _)| Arc::clone(name))
     }
 
     /// Whether one of its containers calls this port so.
@@ -362,16 +384,16 @@ impl Pods {
 /// Those who may have had an address.
 enum Candidate<'a> {
     None,
-    One(u32, &'a Tenure),
+    One(&'a Held),
     Several,
 }
 
 impl<'a> Candidate<'a> {
     /// Another tenure of the same pod is no other candidate.
-    fn add(&mut self, slot: u32, tenure: &'a Tenure) {
+    fn add(&mut self, held: &'a Held, is_same: impl Fn(&Held, &Held) -> bool) {
         match self {
-            Self::None => *self = Self::One(slot, tenure),
-            Self::One(_, one) if one.about.uid() == tenure.about.uid() => {}
+            Self::None => *self = Self::One(held),
+            Self::One(one) if is_same(one, held) => {}
             _ => *self = Self::Several,
         }
     }

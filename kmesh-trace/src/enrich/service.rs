@@ -170,7 +170,9 @@ impl Services {
 
     /// What it had, it has no more.
     fn close(&mut self, slot: u32, at: WallTime) {
-        let Some(entry) = self.entries.get(slot as usize) else { return };
+        let Some(entry) = self.entries.get(slot as usize) else {
+            return;
+        };
         let Some(facts) = &entry.facts else { return };
         for &(ip, port) in &facts.vips {
             self.vips.close(ip, port, slot, at);
@@ -214,7 +216,8 @@ impl Services {
             service,
             addresses: addresses.into(),
         });
-        self.slices_by_name.insert(&(&*facts.namespace, &*facts.name), slot as u32);
+        self.slices_by_name
+            .insert(&(&*facts.namespace, &*facts.name), slot as u32);
     }
 
     /// They have gone.
@@ -243,7 +246,9 @@ impl Services {
     }
 
     fn slice_missing(&mut self, slot: u32, source: SourceId, at: WallTime) {
-        let Some(slice) = self.slices.get_mut(slot as usize) else { return };
+        let Some(slice) = self.slices.get_mut(slot as usize) else {
+            return;
+        };
         slice.told_by.gone(source);
         if !slice.told_by.is_known() {
             self.remove_slice(slot, at);
@@ -251,7 +256,9 @@ impl Services {
     }
 
     fn remove_slice(&mut self, slot: u32, at: WallTime) {
-        let Some(slice) = self.slices.try_remove(slot as usize) else { return };
+        let Some(slice) = self.slices.try_remove(slot as usize) else {
+            return;
+        };
         for &(ip, port) in &slice.addresses {
             self.endpoints.close(ip, port, slice.service, at);
         }
@@ -285,10 +292,7 @@ impl Services {
         time: WallTime,
     ) -> Option<Called> {
         // Endpoints of pods are in their pods' namespace.
-        let is_near = |slot: u32| {
-            self.entry(slot)
-                .is_some_and(|entry| entry.namespace == pod.namespace)
-        };
+        let is_near = |slot: u32| self.entry(slot).is_some_and(|entry| entry.namespace == pod.namespace);
         let endpoints = self.endpoints.at(address.ip(), time).filter(|&(_, slot)| is_near(slot));
         let selecting = self.selecting(pod);
         let targeted = selecting.clone().filter(|&slot| {
@@ -364,7 +368,10 @@ impl Services {
     }
 
     fn slice_named(&self, namespace: &str, name: &str) -> Option<u32> {
-        let is_near = |slice: &Slice| self.entry(slice.service).is_some_and(|entry| *entry.namespace == *namespace);
+        let is_near = |slice: &Slice| {
+            self.entry(slice.service)
+                .is_some_and(|entry| *entry.namespace == *namespace)
+        };
         let is_it = |slice: &Slice| *slice.name == *name && is_near(slice);
         let mut slots = self.slices_by_name.get(&(namespace, name));
         slots.find(|&slot| self.slices.get(slot as usize).is_some_and(is_it))

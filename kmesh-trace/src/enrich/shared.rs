@@ -123,7 +123,8 @@ impl Slots {
     /// The key leads to this slot, too.
     pub fn insert<K: Hash + ?Sized>(&mut self, key: &K, slot: u32) {
         let hash = self.hash(key);
-        self.table.insert_unique(whole(hash), (hash, slot), |(hash, _)| whole(*hash));
+        self.table
+            .insert_unique(whole(hash), (hash, slot), |(hash, _)| whole(*hash));
     }
 
     /// It leads there no more.

@@ -84,7 +84,7 @@ fn each(capture: &[u8], mut look: impl FnMut(&Record) -> io::Result<()>) -> Resu
     Ok(())
 }
 
-fn read(capture: &[u8]) -> Result<(Header, Vec<Record>)> {
+pub(super) fn read(capture: &[u8]) -> Result<(Header, Vec<Record>)> {
     let mut records = Vec::new();
     each(capture, |record| {
         records.push(record.clone());
@@ -119,15 +119,9 @@ fn best(runs: usize, mut run: impl FnMut() -> Result<()>) -> Result<Duration> {
     Ok(best)
 }
 
-/// Records like these, whose times, cookies, ports, sequence numbers and lengths do not repeat: SplitMix64.
+/// Records like these, whose times, cookies, ports, sequence numbers and lengths do not repeat.
 fn many(sample: &[Record], count: usize) -> Vec<Record> {
-    let mut state = 0_u64;
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    };
+    let mut next = super::random();
     let mut time = sample.first().map_or(0, |record| record.time.0);
     (0..count)
         .map(|_| {

@@ -1,8 +1,11 @@
 //! All tenures, small, since there are a hundred thousand: by slot, by UID, by address.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::enrich::shared::{Slots, Sources, ToldBy};
@@ -27,16 +30,27 @@ pub struct Template {
 /// A container's name, and its ports by name.
 pub type ContainerShape = (Arc<str>, Box<[(Arc<str>, u16)]>);
 
-/// A pod and the time for which it holds its addresses. One that changes its address begins another tenure.
-///
-/// What a look-up by address reads is here, side by side: it is much less to search in.
-#[derive(Clone, Debug)]
-pub struct Tenure {
+/// When a tenure is, ns.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
     /// Possibly from then on.
     pub since: i64,
     /// Surely from then on; [`NEVER`] when it was over before it was told.
     pub seen: i64,
     pub until: i64,
+}
+
+/// That a pod holds an address. All that a look-up reads is here, in one place: memory is slower than anything else.
+#[derive(Debug)]
+pub struct Held {
+    ip: IpAddr,
+    pub slot: u32,
+    pub times: Times,
+}
+
+/// A pod while it holds the same addresses. One that changes its address begins another tenure.
+#[derive(Clone, Debug)]
+pub struct Tenure {
     /// Unspecified: none.
     v4: Ipv4Addr,
     /// Of which version of the owners `made` is.
@@ -51,8 +65,6 @@ pub struct Tenure {
 pub struct About {
     /// As the API server has it.
     uid: Uid,
-    /// As the kubelet and the cgroup have it, where that is another: of a static pod.
-    node_uid: Option<Box<Uid>>,
     v6: Option<Box<Ipv6Addr>>,
     /// None while only the kernel has shown that there is such a pod.
     name: Option<Box<str>>,
@@ -77,15 +89,11 @@ pub struct About {
 impl Tenure {
     fn new(uid: Uid) -> Self {
         Self {
-            since: NEVER,
-            seen: NEVER,
-            until: NEVER,
             v4: Ipv4Addr::UNSPECIFIED,
             made_of: 0,
             made: None,
             about: Box::new(About {
                 uid,
-                node_uid: None,
                 v6: None,
                 name: None,
                 is_after_owner: false,
@@ -118,11 +126,9 @@ impl Tenure {
             || matches!((own_v6, v6), (Some(one), Some(other)) if one != other)
     }
 
-    fn has(&self, ip: IpAddr) -> bool {
-        match ip {
-            IpAddr::V4(ip) => self.v4 == ip,
-            IpAddr::V6(ip) => self.about.v6.as_deref() == Some(&ip),
-        }
+    fn ips(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let (v4, v6) = self.addresses();
+        v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6))
     }
 
     /// It is so.
@@ -161,10 +167,6 @@ impl About {
         &self.uid
     }
 
-    fn uids(&self) -> impl Iterator<Item = &Uid> {
-        [Some(&self.uid), self.node_uid.as_deref()].into_iter().flatten()
-    }
-
     pub fn is_named(&self) -> bool {
         self.name.is_some()
     }
@@ -197,9 +199,12 @@ pub type Addresses = (Option<Ipv4Addr>, Option<Ipv6Addr>);
 #[derive(Debug, Default)]
 pub struct Tenures {
     all: Slab<Tenure>,
+    /// The UIDs that the kubelet and the cgroup have, where they are others: of static pods.
+    node_uids: HashMap<u32, Uid>,
     /// To the latest tenure of a pod.
     by_uid: Slots,
-    by_ip: Slots,
+    held: HashTable<Held>,
+    state: RandomState,
 }
 
 impl Tenures {
@@ -221,15 +226,49 @@ impl Tenures {
 
     /// The latest tenure of the pod with this UID, the API server's or the kubelet's.
     pub fn of(&self, uid: &Uid) -> Option<u32> {
-        let is_its = |slot: &u32| self.get(*slot).is_some_and(|tenure| tenure.about.uids().any(|one| one == uid));
-        self.by_uid.get(uid).find(is_its)
+        self.by_uid.get(uid).find(|&slot| self.uids(slot).any(|one| one == uid))
     }
 
-    /// Those who have, or had, this address.
-    pub fn at(&self, ip: IpAddr) -> impl Iterator<Item = (u32, &Tenure)> {
-        let slots = self.by_ip.get(&ip);
-        let all = slots.filter_map(|slot| Some((slot, self.get(slot)?)));
-        all.filter(move |(_, tenure)| tenure.has(ip))
+    fn uids(&self, slot: u32) -> impl Iterator<Item = &Uid> {
+        let uid = self.get(slot).map(|tenure| &tenure.about.uid);
+        uid.into_iter().chain(self.node_uids.get(&slot))
+    }
+
+    /// Who holds, or held, this address.
+    pub fn at(&self, ip: IpAddr) -> impl Iterator<Item = &Held> {
+        let likely = self.held.iter_hash(self.state.hash_one(ip));
+        likely.filter(move |held| held.ip == ip)
+    }
+
+    /// When it is; none while it has no address.
+    pub fn times(&self, slot: u32) -> Option<Times> {
+        let ip = self.get(slot)?.ips().next()?;
+        self.at(ip).find(|held| held.slot == slot).map(|held| held.times)
+    }
+
+    /// It is then, and has these addresses, where it had none of that family.
+    pub fn hold(&mut self, slot: u32, (v4, v6): Addresses, times: Times) {
+        let Some(tenure) = self.all.get_mut(slot as usize) else {
+            return;
+        };
+        let hash = |ip: IpAddr| self.state.hash_one(ip);
+        for ip in tenure.ips() {
+            let is_it = |held: &Held| (held.slot, held.ip) == (slot, ip);
+            if let Some(held) = self.held.find_mut(hash(ip), is_it) {
+                held.times = times;
+            }
+        }
+        let (own_v4, own_v6) = tenure.addresses();
+        let v4 = v4.filter(|_| own_v4.is_none());
+        let v6 = v6.filter(|_| own_v6.is_none());
+        tenure.v4 = v4.unwrap_or(tenure.v4);
+        if let Some(ip) = v6 {
+            tenure.about.v6 = Some(Box::new(ip));
+        }
+        for ip in v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)) {
+            let held = Held { ip, slot, times };
+            self.held.insert_unique(hash(ip), held, |held| hash(held.ip));
+        }
     }
 
     /// Of a pod that is new.
@@ -243,7 +282,11 @@ impl Tenures {
     pub fn add_another(&mut self, slot: u32) -> Option<u32> {
         let mut another = self.get(slot)?.clone();
         (another.v4, another.about.v6) = (Ipv4Addr::UNSPECIFIED, None);
-        Some(self.all.insert(another) as u32)
+        let other = self.all.insert(another) as u32;
+        if let Some(uid) = self.node_uids.get(&slot).cloned() {
+            self.node_uids.insert(other, uid);
+        }
+        Some(other)
     }
 
     /// From now on the pod has these UIDs.
@@ -254,48 +297,37 @@ impl Tenures {
                 tenure.made = None;
             }
             tenure.about.uid = uid;
-            tenure.about.node_uid = Some(Box::new(node_uid));
         }
+        self.node_uids.insert(slot, node_uid);
         self.lead_to(slot);
     }
 
     /// The pod's UIDs lead here from now on.
     pub fn lead_to(&mut self, slot: u32) {
-        let Some(tenure) = self.all.get(slot as usize) else { return };
-        for uid in tenure.about.uids() {
-            if let Some(before) = self.of(uid) {
-                self.by_uid.remove(uid, before);
+        for uid in self.uids(slot).cloned().collect::<Vec<_>>() {
+            if let Some(before) = self.of(&uid) {
+                self.by_uid.remove(&uid, before);
             }
-            self.by_uid.insert(uid, slot);
+            self.by_uid.insert(&uid, slot);
         }
     }
 
     fn lead_away(&mut self, slot: u32) {
-        if let Some(tenure) = self.all.get(slot as usize) {
-            tenure.about.uids().for_each(|uid| self.by_uid.remove(uid, slot));
-        }
-    }
-
-    /// It has these addresses, where it had none of that family.
-    pub fn place(&mut self, slot: u32, (v4, v6): Addresses) {
-        let Some(tenure) = self.all.get_mut(slot as usize) else { return };
-        let (own_v4, own_v6) = tenure.addresses();
-        if let (None, Some(ip)) = (own_v4, v4) {
-            tenure.v4 = ip;
-            self.by_ip.insert(&IpAddr::V4(ip), slot);
-        }
-        if let (None, Some(ip)) = (own_v6, v6) {
-            tenure.about.v6 = Some(Box::new(ip));
-            self.by_ip.insert(&IpAddr::V6(ip), slot);
+        for uid in self.uids(slot).cloned().collect::<Vec<_>>() {
+            self.by_uid.remove(&uid, slot);
         }
     }
 
     pub fn remove(&mut self, slot: u32) {
         self.lead_away(slot);
-        if let Some(tenure) = self.all.try_remove(slot as usize) {
-            let (v4, v6) = tenure.addresses();
-            for ip in v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)) {
-                self.by_ip.remove(&ip, slot);
+        self.node_uids.remove(&slot);
+        let Some(tenure) = self.all.try_remove(slot as usize) else {
+            return;
+        };
+        for ip in tenure.ips() {
+            let is_it = |held: &Held| (held.slot, held.ip) == (slot, ip);
+            if let Ok(held) = self.held.find_entry(self.state.hash_one(ip), is_it) {
+                held.remove();
             }
         }
     }
@@ -303,6 +335,6 @@ impl Tenures {
     /// How many there are, and how many UIDs and addresses.
     #[cfg(test)]
     pub fn sizes(&self) -> [usize; 3] {
-        [self.all.len(), self.by_uid.len(), self.by_ip.len()]
+        [self.all.len(), self.by_uid.len(), self.held.len()]
     }
 }

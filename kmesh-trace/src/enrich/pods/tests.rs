@@ -380,7 +380,10 @@ fn what_is_gone_is_remembered_for_a_while_and_bounded() {
         );
         pods.gone(API, at(10_001), &name);
         let [tenures, uids, _] = pods.tenures.sizes();
-        assert!(tenures <= MOST_REMEMBERED + 2 && uids <= MOST_REMEMBERED + 1, "{tenures} {uids}");
+        assert!(
+            tenures <= MOST_REMEMBERED + 2 && uids <= MOST_REMEMBERED + 1,
+            "{tenures} {uids}"
+        );
     }
 }
 

@@ -83,7 +83,9 @@ impl<K: Copy + Eq + Hash> Timed<K> {
 
     /// Those that had it then, whatever the port.
     pub fn at(&self, key: K, time: WallTime) -> impl Iterator<Item = (u16, u32)> + Clone + use<'_, K> {
-        let then = self.of(key).filter(move |span| (span.since..span.until).contains(&time.0));
+        let then = self
+            .of(key)
+            .filter(move |span| (span.since..span.until).contains(&time.0));
         then.map(|span| (span.port, span.service))
     }
 

@@ -1,0 +1,188 @@
+//! Names of a cluster of 100,000 pods and 20,000 Services: what they take, how long a look-up takes, and what news costs.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use kmesh_trace::enrich::facts::{Fact, Key, News, Owner, PodFacts, SourceId, Told};
+use kmesh_trace::enrich::index::{Index, Shown};
+use kmesh_trace::enrich::sources::objects;
+use kmesh_trace::enrich::synthetic::{self, PODS, SERVICES, TOLD};
+use kmesh_trace::record::{Direction, Record, WallTime};
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::json;
+
+use super::replay;
+
+/// Changes whose cost is told, a second.
+const CHANGES_PER_SECOND: f64 = 1_000.0;
+
+/// What it takes.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Whose first record is named
+    #[arg(long, value_name = "FILE", default_value = "tests/data/incident.kmt")]
+    capture: PathBuf,
+    /// Look-ups, of pods at random
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    lookups: u32,
+    /// Changes of pods at random, as the API server's JSON
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    changes: u32,
+}
+
+/// Measures and prints.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let bytes = fs::read(&args.capture).with_context(|| format!("cannot read {}", args.capture.display()))?;
+    let (_, sample) = replay::read(&bytes)?;
+    let record = Record {
+        direction: Direction::Outbound,
+        start: Some(WallTime(TOLD.0 + 1)),
+        ..sample.into_iter().next().context("the capture has no record")?
+    };
+    let mut next = super::random();
+    let mut below = |limit: u32| (next() % u64::from(limit)) as u32;
+    println!("{PODS} pods, {SERVICES} Services; one thread's processor time");
+
+    let before = resident()?;
+    let began = cpu_ns();
+    let mut index = synthetic::told(synthetic::facts());
+    line("to make and learn all", (cpu_ns() - began) / 1e6, "ms");
+    line("memory they take", megabytes(resident()?.saturating_sub(before)), "MiB");
+
+    let began = cpu_ns();
+    let found = (0..args.lookups).filter(|_| index.is_a_pods(synthetic::pod_ip(below(PODS)), &record));
+    let found = found.count();
+    line(
+        "a look-up of an address",
+        (cpu_ns() - began) / f64::from(args.lookups),
+        "ns",
+    );
+    ensure!(found == args.lookups as usize, "pods have not been found");
+
+    for (what, pods) in [("of 1,000 pods", 1_000), ("of all pods", PODS)] {
+        // Once, so that each is made.
+        (0..pods).try_for_each(|pod| name(&mut index, &record, pod, pod))?;
+        let began = cpu_ns();
+        (0..args.lookups).try_for_each(|_| name(&mut index, &record, below(pods), below(pods)))?;
+        let what = format!("a record's names, {what}");
+        line(&what, (cpu_ns() - began) / f64::from(args.lookups), "ns");
+    }
+    line(
+        "memory, all pods named",
+        megabytes(resident()?.saturating_sub(before)),
+        "MiB",
+    );
+
+    let changed: Vec<_> = (0..args.changes).map(|number| (below(PODS), number)).collect();
+    let json: Vec<_> = changed
+        .iter()
+        .map(|&(pod, number)| document(&renewed(pod, number)))
+        .collect();
+    let began = cpu_ns();
+    for (&(pod, number), json) in changed.iter().zip(&json) {
+        let at = WallTime(TOLD.0 + i64::from(number));
+        let fact = objects::fact("Pod", json)?.context("no pod")?;
+        for news in [News::Gone(Key::Pod(synthetic::pod(pod).uid)), News::Is(fact)] {
+            index.learn(&Told {
+                source: SourceId(0),
+                at,
+                news,
+            });
+        }
+    }
+    let each_ns = (cpu_ns() - began) / f64::from(args.changes);
+    line("a pod replaced", each_ns / 1e3, "µs");
+    line(
+        "1,000 a second, of a core",
+        each_ns * CHANGES_PER_SECOND / 1e9 * 100.0,
+        "%",
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn line(what: &str, value: f64, unit: &str) {
+    println!("{what:<36} {value:>10.1} {unit}");
+}
+
+/// Names both ends, and the Service.
+fn name(index: &mut Index, record: &Record, client: u32, server: u32) -> Result<()> {
+    let mut record = Record {
+        src: SocketAddr::new(synthetic::pod_ip(client), 40_000),
+        dst: SocketAddr::new(synthetic::pod_ip(server), 8080),
+        ..record.clone()
+    };
+    index.name(&mut record, &Shown::default());
+    let names = &record.names;
+    let is_named = names.src.pod.is_some() && names.dst.pod.is_some() && names.service.is_some();
+    ensure!(is_named, "{client} or {server} has no name");
+    Ok(())
+}
+
+/// Another pod at the same address.
+fn renewed(pod: u32, number: u32) -> PodFacts {
+    PodFacts {
+        uid: format!("99999999-1111-4111-8111-{number:012x}"),
+        ..synthetic::pod(pod)
+    }
+}
+
+/// As the API server has it, without what nobody reads.
+fn document(pod: &PodFacts) -> String {
+    let owner = match &pod.owner {
+        Owner::By(owner) => {
+            json!([{"apiVersion": "apps/v1", "kind": owner.kind, "name": owner.name, "uid": owner.uid, "controller": true}])
+        }
+        Owner::Unknown | Owner::Nobody => json!([]),
+    };
+    let labels: serde_json::Map<_, _> = (pod.labels.iter().flatten())
+        .map(|(key, value)| (key.clone(), value.as_str().into()))
+        .collect();
+    let containers = pod.containers.iter().map(|container| {
+        let ports = container.ports.iter();
+        let ports = ports.map(|(name, port)| json!({"name": name, "containerPort": port, "protocol": "TCP"}));
+        json!({"name": container.name, "image": "registry.example/image:1", "ports": ports.collect::<Vec<_>>()})
+    });
+    let statuses = pod.containers.iter().map(|container| {
+        let id = container.id.map_or(String::new(), |id| format!("containerd://{id}"));
+        json!({"name": container.name, "containerID": id, "ready": true, "restartCount": 0})
+    });
+    let ips: Vec<_> = pod.ips.iter().map(|ip| json!({"ip": ip})).collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": pod.name, "namespace": pod.namespace, "uid": pod.uid, "labels": labels, "ownerReferences": owner,
+        },
+        "spec": {
+            "nodeName": pod.node, "serviceAccountName": pod.service_account, "containers": containers.collect::<Vec<_>>(),
+        },
+        "status": {
+            "phase": "Running", "startTime": "1970-01-01T00:00:00Z", "podIP": pod.ips.first(), "podIPs": ips,
+            "containerStatuses": statuses.collect::<Vec<_>>(),
+        },
+    })
+    .to_string()
+}
+
+/// Processor time of this thread.
+fn cpu_ns() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
+}
+
+/// Memory of this process, bytes.
+fn resident() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line
+        .and_then(|line| line.split_whitespace().next())
+        .context("no VmRSS")?;
+    Ok(kilobytes.parse::<u64>()? * 1024)
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
