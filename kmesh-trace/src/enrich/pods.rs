@@ -102,10 +102,8 @@ impl Pods {
         let template = self.templates.one(template);
         let node = facts.node.as_deref().map(|node| strings.one(node));
         let node = node.or_else(|| tenure.about.node.clone());
-        let started = facts
-            .started
-            .map_or(NEVER, |started| started.0)
-            .min(tenure.about.started);
+        let started = facts.started.map_or(NEVER, |started| started.0);
+        let started = started.min(tenure.about.started);
         tenure.describe(&facts.name, template, node, started);
         tenure.about.containers = containers;
         tenure.about.left = NEVER;
@@ -156,10 +154,8 @@ impl Pods {
             self.leave(slot, at);
             return;
         }
-        let (since, seen) = self
-            .tenures
-            .times(slot)
-            .map_or((at, at), |times| (times.since, times.seen));
+        let times = self.tenures.times(slot);
+        let (since, seen) = times.map_or((at, at), |times| (times.since, times.seen));
         let since = if since == seen { since.min(started) } else { since };
         // Where it was not to be found for a while, as when its kubelet had just started, it was there all the time.
         let until = NEVER;

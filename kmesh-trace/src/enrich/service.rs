@@ -93,7 +93,7 @@ pub struct Services {
     entries: Slab<Box<Entry>>,
     /// By namespace and name.
     by_name: Slots,
-    /// By namespace and the first label of the selector.
+    /// Those without slices, by namespace and the first label of the selector.
     by_selector: Slots,
     slices: Slab<Slice>,
     /// By namespace and name of the slice.
@@ -121,12 +121,24 @@ impl Services {
         for &port in &trimmed.node_ports {
             spans += u32::from(self.node_ports.open(port, port, slot, at));
         }
-        if let Some(entry) = self.entries.get_mut(slot as usize) {
+        if let Some(entry) = self.entry_mut(slot) {
             entry.facts = Some(trimmed);
             entry.is_headless = facts.headless;
             entry.spans += spans;
-            if let Some((key, value)) = entry.selector().first() {
-                self.by_selector.insert(&(&*entry.namespace, &**key, &**value), slot);
+        }
+        self.select(slot);
+    }
+
+    /// Its selector counts while it has no slices.
+    fn select(&mut self, slot: u32) {
+        let Some(entry) = self.entries.get(slot as usize) else {
+            return;
+        };
+        if let Some((key, value)) = entry.selector().first() {
+            let key = (&*entry.namespace, &**key, &**value);
+            self.by_selector.remove(&key, slot);
+            if entry.slices == 0 {
+                self.by_selector.insert(&key, slot);
             }
         }
     }
@@ -203,6 +215,7 @@ impl Services {
             entry.slices += 1;
             entry.spans += spans;
         }
+        self.select(service);
         // Only now, so that what stays does not end meanwhile.
         let before = self.slice_named(&facts.namespace, &facts.name);
         let mut told_by = before.map_or_else(ToldBy::default, |slot| self.slices[slot as usize].told_by);
@@ -266,6 +279,7 @@ impl Services {
             self.slices_by_name.remove(&(&*entry.namespace, &*slice.name), slot);
             entry.slices -= 1;
         }
+        self.select(slice.service);
         self.remove_if_empty(slice.service);
     }
 
@@ -320,7 +334,7 @@ impl Services {
             self.entry(slot).is_some_and(|entry| {
                 let mut selector = entry.selector().iter();
                 let has = |(key, value): &Label| pod.labels.as_ref().and_then(|labels| labels.get(key)) == Some(value);
-                entry.slices == 0 && entry.namespace == pod.namespace && selector.all(has)
+                entry.namespace == pod.namespace && selector.all(has)
             })
         })
     }

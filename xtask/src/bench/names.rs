@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use kmesh_trace::enrich::facts::{Fact, Key, News, Owner, PodFacts, SourceId, Told};
+use kmesh_trace::enrich::facts::{Key, News, Owner, PodFacts, SourceId, Told};
 use kmesh_trace::enrich::index::{Index, Shown};
 use kmesh_trace::enrich::sources::objects;
 use kmesh_trace::enrich::synthetic::{self, PODS, SERVICES, TOLD};
@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     );
     ensure!(found == args.lookups as usize, "pods have not been found");
 
-    for (what, pods) in [("of 1,000 pods", 1_000), ("of all pods", PODS)] {
+    for (what, pods) in [("of a thousand pods", 1_000), ("of all pods", PODS)] {
         // Once, so that each is made.
         (0..pods).try_for_each(|pod| name(&mut index, &record, pod, pod))?;
         let began = cpu_ns();

@@ -23,7 +23,7 @@ pub struct Template {
     pub service_account: Option<Arc<str>>,
     pub host_network: Option<bool>,
     pub labels: Option<Labels>,
-    /// In the order of [`Tenure::containers`].
+    /// In the order of [`About::containers`].
     pub containers: Arc<[ContainerShape]>,
 }
 
@@ -48,7 +48,8 @@ pub struct Held {
     pub times: Times,
 }
 
-/// A pod while it holds the same addresses. One that changes its address begins another tenure.
+/// A pod while it holds the same addresses: one that changes its address begins another tenure. What naming reads, and the
+/// rest elsewhere.
 #[derive(Clone, Debug)]
 pub struct Tenure {
     /// Unspecified: none.
@@ -60,7 +61,7 @@ pub struct Tenure {
     pub about: Box<About>,
 }
 
-/// The rest of a tenure.
+/// What is known of the pod, as of the last news.
 #[derive(Clone, Debug)]
 pub struct About {
     /// As the API server has it.
@@ -335,6 +336,6 @@ impl Tenures {
     /// How many there are, and how many UIDs and addresses.
     #[cfg(test)]
     pub fn sizes(&self) -> [usize; 3] {
-        [self.all.len(), self.by_uid.len(), self.held.len()]
+        [self.all.len(), self.by_uid.count(), self.held.len()]
     }
 }
