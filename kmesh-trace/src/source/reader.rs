@@ -66,7 +66,7 @@ pub enum Message {
         difference_ns: i64,
     },
     /// A source of names tells.
-    Told(Told),
+    Told(Vec<Told>),
     /// More was lost.
     Lost(Counts),
     /// What was counted by the end of a walk.

@@ -13,6 +13,7 @@ use kmesh_trace::capture::{Header, Item, Keep, Reader};
 use kmesh_trace::config::{Events, Output};
 use kmesh_trace::delivery::{Choice, Delivery};
 use kmesh_trace::filter::Filter;
+use kmesh_trace::note::NamesFrom;
 use kmesh_trace::record::{Record, RunInfo, WallTime};
 use kmesh_trace::render::renderer;
 use kmesh_trace::wire::ConnLine;
@@ -104,7 +105,11 @@ fn replay(capture: &[u8], output: Output, info: &RunInfo) -> Result<()> {
         filter: Filter::default(),
         count: None,
     };
-    let mut delivery = Delivery::new(choice, renderer(output, None, false, info), io::sink());
+    let mut delivery = Delivery::new(
+        choice,
+        renderer(output, None, false, info, &NamesFrom::default()),
+        io::sink(),
+    );
     each(capture, |record| delivery.record(record, false))?;
     Ok(delivery.flush()?)
 }
