@@ -189,11 +189,10 @@ fn last_check() -> Option<Result<(), String>> {
 }
 
 fn main() -> ExitCode {
-    if std::env::args()
-        .nth(1)
-        .is_some_and(|argument| argument == actor::ARGUMENT)
-    {
-        return actor::main().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    match std::env::args().nth(1).as_deref() {
+        Some(actor::ARGUMENT) => return actor::main().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS),
+        Some(terminal::ARGUMENT) => terminal::panics_at_the_screen(),
+        _ => {}
     }
     let mut arguments = Arguments::from_args();
     // The scenarios mostly wait for the kernel's timers, not for a processor.

@@ -4,6 +4,7 @@
 mod empty;
 mod filter;
 mod replay;
+mod rollup;
 mod traced;
 mod traffic;
 mod walk;
@@ -27,6 +28,8 @@ enum Bench {
     Filter(filter::Args),
     /// Captures: replay to JSON and log beside the JSON library alone, and bytes a record
     Replay(replay::Args),
+    /// Rollups: records a second and memory when each is of a group of its own
+    Rollup(rollup::Args),
     /// The time of a walk over many open sockets, and what is lost meanwhile
     Walk(walk::Args),
     /// Hold connections open for `walk`, until standard input ends
@@ -44,6 +47,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.bench {
         Bench::Filter(args) => traced(&|| filter::run(args)),
         Bench::Replay(args) => replay::run(args),
+        Bench::Rollup(args) => rollup::run(args),
         Bench::Walk(args) => traced(&|| walk::run(args)),
         Bench::Hold(args) => traced(&|| walk::hold(args)),
     }

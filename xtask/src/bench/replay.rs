@@ -85,7 +85,8 @@ fn each(capture: &[u8], mut look: impl FnMut(&Record) -> io::Result<()>) -> Resu
     Ok(())
 }
 
-fn read(capture: &[u8]) -> Result<(Header, Vec<Record>)> {
+/// All records of a capture.
+pub fn read(capture: &[u8]) -> Result<(Header, Vec<Record>)> {
     let mut records = Vec::new();
     each(capture, |record| {
         records.push(record.clone());
