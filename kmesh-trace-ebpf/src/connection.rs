@@ -91,13 +91,14 @@ fn born(sock: Sock, program: u32) {
         && !rejects_children(sock)
         && let Some(connection) = KMESH_SOCKETS.get_or_create(sock, &Connection::NEW)
     {
-        begin_accepted(connection, state::SYN_RECV, program);
+        begin_accepted(connection, state::SYN_RECV, now(), program);
     }
 }
 
 /// The handshake is over.
 #[inline(always)]
 fn established(sock: Sock, old: u8, program: u32) {
+    let now = now();
     let connection = match KMESH_SOCKETS.get(sock) {
         Some(connection) if connection.phase == phase::LIVE => connection,
         // It was connecting when tracing began and no walk has met it, or it is filtered out, or its beginning was skipped.
@@ -111,20 +112,20 @@ fn established(sock: Sock, old: u8, program: u32) {
             }
         }
         // Accepted. The listener's storage was copied to it, if there is any.
-        _ => {
+        copied => {
             if !looks_connected(sock) && rejects(sock, false) {
                 return;
             }
-            match KMESH_SOCKETS.get_or_create(sock, &Connection::NEW) {
+            match copied.or_else(|| KMESH_SOCKETS.get_or_create(sock, &Connection::NEW)) {
                 Some(connection) => {
-                    begin_accepted(connection, state::ESTABLISHED, program);
+                    begin_accepted(connection, state::ESTABLISHED, now, program);
                     connection
                 }
                 None => return note_missed_begin(),
             }
         }
     };
-    connection.established_ns = now();
+    connection.established_ns = now;
     connection.last_state = state::ESTABLISHED;
     connection.seen = state::ESTABLISHED;
     record::open(sock, connection, old, program);
@@ -132,8 +133,8 @@ fn established(sock: Sock, old: u8, program: u32) {
 
 /// A child starts with its listener's storage, so all but the owner is set anew.
 #[inline(always)]
-fn begin_accepted(connection: &mut Connection, state: u8, program: u32) {
-    connection.start_ns = now();
+fn begin_accepted(connection: &mut Connection, state: u8, now: u64, program: u32) {
+    connection.start_ns = now;
     connection.established_ns = 0;
     connection.stale_error = 0;
     connection.association = 1;
@@ -189,7 +190,7 @@ fn closed(sock: Sock, old: u8, program: u32) {
             match known {
                 // A child that died before its handshake was over.
                 Some(connection) if connection.phase == phase::LISTENER && old == state::SYN_RECV => {
-                    begin_accepted(connection, state::SYN_RECV, program);
+                    begin_accepted(connection, state::SYN_RECV, now(), program);
                     connection
                 }
                 known => match adopt(sock, known, program) {
@@ -334,9 +335,9 @@ fn end(sock: Sock, connection: &mut Connection, old: u8, flags: u8, slot: u32) {
     connection.phase = phase::ENDED;
     connection.last_state = old;
     connection.seen = state::CLOSE;
-    count(slot, |counters| counters.open -= 1);
-    if let Some(ended) = record::ended(sock, connection.stale_error, old, flags) {
-        record::close(&ended, connection, slot);
+    match record::ended(sock, connection.stale_error, old, flags) {
+        Some(ended) => record::close(&ended, connection, slot),
+        None => count(slot, |counters| counters.open -= 1),
     }
 }
 

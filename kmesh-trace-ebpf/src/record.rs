@@ -58,11 +58,12 @@ pub fn ended(sock: Sock, stale_error: u64, old_state: u8, flags: u8) -> Option<E
     })
 }
 
-/// Tells of the end of an association, or counts that it could not be told.
+/// Tells of the end of an association, or counts that it could not be told; and that it is not open any more.
 #[inline(always)]
 pub fn close(ended: &Ended, connection: &Connection, slot: u32) {
     let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Snapshot>(0) else {
         return count(slot, |counters| {
+            counters.open -= 1;
             counters.closes += 1;
             counters.lost_ring += 1;
         });
@@ -71,6 +72,7 @@ pub fn close(ended: &Ended, connection: &Connection, slot: u32) {
     // Default wake-up: the reader is woken only when it has read all there was before, so once a batch.
     entry.submit(0);
     count(slot, |counters| {
+        counters.open -= 1;
         counters.closes += 1;
         counters.submitted += 1;
     });

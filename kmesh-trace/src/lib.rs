@@ -28,7 +28,6 @@ pub mod config;
 pub mod decode;
 pub mod delivery;
 pub mod deltas;
-#[cfg(target_os = "linux")]
 pub mod enrich;
 pub mod errno;
 pub mod exit;

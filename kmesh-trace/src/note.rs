@@ -1,6 +1,7 @@
 //! What is said on standard error: notes, and what a format of standard output has no line for.
 
 use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::{Config, Output, Verbosity};
 use crate::record::{Lost, RunInfo, Summary};
@@ -13,6 +14,32 @@ pub fn say(text: &str) {
         return;
     }
     _ = writeln!(io::stderr(), "kmesh-trace: {text}");
+}
+
+/// Where names come from, in a few words, as the sources answer. Clones are one.
+#[derive(Clone, Debug)]
+pub struct NamesFrom(Arc<Mutex<String>>);
+
+impl Default for NamesFrom {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new("no names".to_owned())))
+    }
+}
+
+impl NamesFrom {
+    /// From now on from these; from none, if there are none.
+    pub fn set(&self, sources: &[&str]) {
+        let text = match sources {
+            [] => "no names yet".to_owned(),
+            sources => format!("names: {}", sources.join(", ")),
+        };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }
+
+    /// What to tell of them.
+    pub fn text(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Losses and sums in words, where they do not stand among the data.

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 
 use crate::config::{Config, Rolled, typed_filter};
+use crate::note::NamesFrom;
 use crate::record::RunInfo;
 use crate::render::table::Feed;
 use crate::render::table::view::Begin;
@@ -17,10 +18,10 @@ pub struct Outlet {
 }
 
 /// Opens it. `quit` is called when a person at the screen wants an end.
-pub fn open(config: &Config, info: &RunInfo, quit: impl Fn() + Send + 'static) -> Result<Outlet> {
+pub fn open(config: &Config, info: &RunInfo, names: &NamesFrom, quit: impl Fn() + Send + 'static) -> Result<Outlet> {
     let Some(rolled) = on_terminal(config) else {
         return Ok(Outlet {
-            render: renderer(config.output, config.rolled.as_ref(), config.color, info),
+            render: renderer(config.output, config.rolled.as_ref(), config.color, info, names),
             screen: None,
         });
     };
@@ -33,7 +34,7 @@ pub fn open(config: &Config, info: &RunInfo, quit: impl Fn() + Send + 'static) -
     };
     let (screen, asks, handle) = term::start(begin, quit).context("cannot use the terminal")?;
     Ok(Outlet {
-        render: Box::new(Feed::new(rolled.settings, info, asks, screen)),
+        render: Box::new(Feed::new(rolled.settings, info, names, asks, screen)),
         screen: Some(handle),
     })
 }

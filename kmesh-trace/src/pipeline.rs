@@ -77,8 +77,8 @@ impl<W: Write> Pipeline<W> {
     }
 
     /// Takes news of names.
-    pub fn learn(&mut self, told: &Told, now_ns: u64) -> io::Result<()> {
-        self.names.learn(told);
+    pub fn learn(&mut self, told: &[Told], now_ns: u64) -> io::Result<()> {
+        told.iter().for_each(|told| self.names.learn(told));
         self.release(now_ns)
     }
 

@@ -14,10 +14,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::sync::oneshot;
 
 use crate::capture::{Damage, Item, Keep, Place, Reader};
-use crate::config::{Config, Kept, Verbosity};
+use crate::config::{Config, Kept, Origin, Verbosity};
 use crate::delivery::{Choice, Delivery, Moment};
+use crate::enrich::afterwards::Afterwards;
+use crate::enrich::sources::file;
 use crate::exit::Exit;
-use crate::note::{Notes, say};
+use crate::note::{NamesFrom, Notes, say};
 use crate::outlet;
 use crate::record::WallTime;
 use crate::render::term::{self, Jobs};
@@ -50,7 +52,11 @@ pub fn replay(config: &Config, from: &Place) -> Result<Exit> {
     };
     let stop = Arc::new(AtomicBool::new(false));
     let (quit, quits) = channel();
-    let outlet = outlet::open(config, &info, {
+    let afterwards = afterwards(config)?;
+    let names = NamesFrom::default();
+    let of_file: &[&str] = if afterwards.is_some() { &["the file"] } else { &[] };
+    names.set(&[&["the capture"], of_file].concat());
+    let outlet = outlet::open(config, &info, &names, {
         let (stop, quit) = (Arc::clone(&stop), quit.clone());
         move || {
             stop.store(true, Ordering::Relaxed);
@@ -65,6 +71,7 @@ pub fn replay(config: &Config, from: &Place) -> Result<Exit> {
     let replay = Replay {
         name,
         reader,
+        afterwards,
         delivery,
         notes: Notes::new(config, info),
         duration: config.duration,
@@ -87,6 +94,16 @@ pub fn replay(config: &Config, from: &Place) -> Result<Exit> {
         Jobs::of(outlet.screen).context("cannot listen for signals")?
     };
     runtime.block_on(wait(end, &stop, &quit, jobs))
+}
+
+/// What `--pods-file` tells. Nobody knows when it was saved: all that it says of the capture's time is when pods began.
+fn afterwards(config: &Config) -> Result<Option<Afterwards>> {
+    let file = config.sources.iter().find_map(|source| match &source.origin {
+        Origin::File(path) => Some(path),
+        _ => None,
+    });
+    let Some(path) = file else { return Ok(None) };
+    Ok(Some(Afterwards::new(file::read(path)?)))
 }
 
 /// Until all is told. Interrupted, it ends in order; at the second time, at once.
@@ -148,6 +165,8 @@ enum Told {
 struct Replay<R, W> {
     name: String,
     reader: Reader<R>,
+    /// What can be named besides.
+    afterwards: Option<Afterwards>,
     delivery: Delivery<W>,
     notes: Notes,
     duration: Option<Duration>,
@@ -206,7 +225,10 @@ impl<R: Read, W: Write> Replay<R, W> {
                     }
                     latest = record.time;
                     summed = false;
-                    self.delivery.record(record, false)?;
+                    match &mut self.afterwards {
+                        Some(afterwards) => self.delivery.record(&afterwards.named(record), false)?,
+                        None => self.delivery.record(record, false)?,
+                    }
                 }
                 Item::Lost(lost) => {
                     latest = lost.time;

@@ -28,7 +28,7 @@ use crate::exit::Exit;
 use crate::metrics::Metrics;
 use crate::metrics::exposition::Exposition;
 use crate::metrics::server::Server;
-use crate::note::{Notes, say};
+use crate::note::{NamesFrom, Notes, say};
 use crate::outlet::{self, Outlet};
 use crate::pipeline::Pipeline;
 use crate::prefilter::KernelHalf;
@@ -154,7 +154,8 @@ pub fn run(config: &Config) -> Result<Exit> {
         filter: config.filter.clone(),
         count: config.count,
     };
-    let Outlet { render, screen } = outlet::open(config, &info, {
+    let names_from = NamesFrom::default();
+    let Outlet { render, screen } = outlet::open(config, &info, &names_from, {
         let control = Arc::clone(&control);
         move || control.stop()
     })?;
@@ -193,7 +194,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         .spawn(move || _ = ended.send(writer.write(&queue)))
         .context("cannot start a thread")?;
     let verdict = sources
-        .start(say_of_sources(config.verbosity), move |one| {
+        .start(names_from, say_of_sources(config.verbosity), move |one| {
             match told.send(Message::Told(one)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),

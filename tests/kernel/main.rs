@@ -80,7 +80,7 @@ impl Table {
 
     /// A scenario that looks at its namespace through the shared tracer.
     pub fn shared(mut self, name: &str, needs: &'static [Need], run: fn(&Scene)) -> Self {
-        let run = Box::new(move || run(&Scene::new(&shared().store)));
+        let run = Box::new(move || run(&Scene::of_new_namespace(&shared().store)));
         self.rows.push(Scenario {
             name: format!("{}::{name}", self.topic),
             needs,
@@ -92,7 +92,7 @@ impl Table {
     /// The same for IPv4 and IPv6.
     pub fn both(mut self, name: &str, needs: &'static [Need], run: fn(&Scene, V)) -> Self {
         for v in [V::Four, V::Six] {
-            let run = Box::new(move || run(&Scene::new(&shared().store), v));
+            let run = Box::new(move || run(&Scene::of_new_namespace(&shared().store), v));
             self.rows.push(Scenario {
                 name: format!("{}::{name}_{}", self.topic, v.name()),
                 needs,
@@ -189,11 +189,10 @@ fn last_check() -> Option<Result<(), String>> {
 }
 
 fn main() -> ExitCode {
-    if std::env::args()
-        .nth(1)
-        .is_some_and(|argument| argument == actor::ARGUMENT)
-    {
-        return actor::main().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    match std::env::args().nth(1).as_deref() {
+        Some(actor::ARGUMENT) => return actor::main().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS),
+        Some(terminal::ARGUMENT) => terminal::panics_at_the_screen(),
+        _ => {}
     }
     let mut arguments = Arguments::from_args();
     // The scenarios mostly wait for the kernel's timers, not for a processor.

@@ -145,14 +145,14 @@ fn the_rest_is_given_up() {
     const NET_ADMIN: u64 = 1 << 12;
     let folder = std::env::temp_dir().join(format!("kmesh-trace-{}-{}", std::process::id(), net::inode()));
     fs::create_dir_all(&folder).unwrap();
-    let (capture, pods) = (folder.join("x.kmt"), folder.join("pods.json"));
+    let [capture, rotated, pods] = ["x.kmt", "y.kmt", "pods.json"].map(|name| folder.join(name));
     fs::write(&pods, r#"{"kind":"PodList","apiVersion":"v1","items":[]}"#).unwrap();
-    let (capture, pods) = (capture.to_str().unwrap(), pods.to_str().unwrap());
+    let [capture, rotated, pods] = [&capture, &rotated, &pods].map(|path| path.to_str().unwrap());
     let cases = [
         (vec!["--no-resolve"], 5, BPF),
         (vec!["--no-resolve", "--write", capture], 5, BPF),
         (
-            vec!["--no-resolve", "--write", capture, "--rotate", "64Ki"],
+            vec!["--no-resolve", "--write", rotated, "--rotate", "64Ki"],
             5,
             BPF | DAC_OVERRIDE,
         ),

@@ -3,9 +3,15 @@
 use std::net::TcpListener;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kmesh_trace::config::typed_filter;
+use kmesh_trace::render::table::sort::Sort;
+use kmesh_trace::render::table::view::Begin;
+use kmesh_trace::render::term;
+use kmesh_trace::rollup::Key;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -23,6 +29,11 @@ pub fn table() -> Table {
             "quitting_restores_the_screen",
             &[Need::Tmux],
             quitting_restores_the_screen,
+        )
+        .own(
+            "a_panic_restores_the_screen",
+            &[Need::Tmux],
+            a_panic_restores_the_screen,
         )
         .own("suspended_and_resumed", &[Need::Tmux], suspended_and_resumed)
         .own(
@@ -260,6 +271,43 @@ fn quitting_restores_the_screen() {
         kill(terminal.tracer(), signal).unwrap();
         terminal.is_restored();
     }
+}
+
+/// What makes this program the one of [`panics_at_the_screen`].
+pub const ARGUMENT: &str = "panic-at-the-screen";
+
+/// Takes the terminal as the tool does, and panics at a key.
+pub fn panics_at_the_screen() -> ! {
+    let (quit, quits) = channel();
+    let begin = Begin {
+        by: vec![Key::Ip],
+        sort: Sort::default(),
+        top: None,
+        color: false,
+        parse: typed_filter,
+    };
+    let screen = term::start(begin, move || quit.send(()).expect("somebody waits")).expect("a terminal");
+    quits.recv().expect("a key");
+    // As the thread that feeds the screen would.
+    let fed = thread::spawn(move || {
+        let _screen = screen;
+        panic!("as asked for");
+    });
+    std::process::exit(i32::from(fed.join().is_err()));
+}
+
+fn a_panic_restores_the_screen() {
+    let terminal = Terminal::open(80, 24);
+    let this = std::env::current_exe().expect("this program");
+    terminal.command(&format!(
+        "RUST_BACKTRACE=0 '{}' {ARGUMENT}; echo status $?",
+        this.display()
+    ));
+    terminal.wait("the table", |_| terminal.fact("alternate_on") == "1");
+    terminal.keys(&["q"]);
+    let said = terminal.wait("the panic", |screen| screen.contains("status 1"));
+    assert!(said.contains("as asked for"), "{said}");
+    terminal.is_restored();
 }
 
 fn suspended_and_resumed() {

@@ -13,6 +13,7 @@ use kmesh_trace::enrich::facts::{
     ControllerFacts, EndpointsFacts, Fact, Key, Kind, News, NodeFacts, PodFacts, ServiceFacts, SourceId, Told,
 };
 use kmesh_trace::enrich::sources::{Line, Nudge, Sources, Verdict};
+use kmesh_trace::note::NamesFrom;
 
 use crate::stage::PATIENCE;
 
@@ -161,15 +162,19 @@ pub fn try_listen(arguments: &str) -> Result<Listener, String> {
             .push(text);
         of_lines.news.notify_all();
     };
-    let tell = move |told| {
+    let tell = move |told: Vec<Told>| {
         if *of_news.over.lock().unwrap() {
             return ControlFlow::Break(());
         }
-        of_news.known.lock().unwrap_or_else(PoisonError::into_inner).take(told);
+        let mut known = of_news.known.lock().unwrap_or_else(PoisonError::into_inner);
+        told.into_iter().for_each(|one| known.take(one));
+        drop(known);
         of_news.news.notify_all();
         ControlFlow::Continue(())
     };
-    let verdict = sources.start(say, tell).map_err(|error| error.to_string())?;
+    let verdict = sources
+        .start(NamesFrom::default(), say, tell)
+        .map_err(|error| error.to_string())?;
     Ok(Listener { shared, nudge, verdict })
 }
 

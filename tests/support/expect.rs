@@ -392,6 +392,18 @@ impl<'a> Scene<'a> {
         }
     }
 
+    /// The same for a namespace that has just been made. The kernel may have given it the number of one that is gone, whose
+    /// last records are still on their way: they are none of this one's.
+    pub fn of_new_namespace(store: &'a Store) -> Self {
+        let scene = Self::new(store);
+        {
+            let mut done = scene.done.borrow_mut();
+            let marker = scene.mark(&mut done);
+            done.extend(0..=marker);
+        }
+        scene
+    }
+
     /// Its namespace.
     pub fn netns(&self) -> u64 {
         self.netns

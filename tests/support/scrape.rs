@@ -56,7 +56,9 @@ pub fn address(tracer: &Tracer) -> SocketAddr {
 pub fn request(to: SocketAddr, method: &str, path: &str) -> Answer {
     let mut stream = TcpStream::connect(to).expect("connect to the metrics port");
     stream.set_read_timeout(Some(patience())).expect("a time limit");
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {to}\r\n\r\n").expect("send a request");
+    // At once: what begins badly is answered before there is more of it.
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: {to}\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("send a request");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer in UTF-8");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");

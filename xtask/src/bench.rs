@@ -5,6 +5,7 @@ mod empty;
 mod filter;
 mod names;
 mod replay;
+mod rollup;
 mod traced;
 mod traffic;
 mod walk;
@@ -30,6 +31,8 @@ enum Bench {
     Names(names::Args),
     /// Captures: replay to JSON and log beside the JSON library alone, and bytes a record
     Replay(replay::Args),
+    /// Rollups: records a second and memory when each is of a group of its own
+    Rollup(rollup::Args),
     /// The time of a walk over many open sockets, and what is lost meanwhile
     Walk(walk::Args),
     /// Hold connections open for `walk`, until standard input ends
@@ -48,6 +51,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Bench::Filter(args) => traced(&|| filter::run(args)),
         Bench::Names(args) => names::run(args),
         Bench::Replay(args) => replay::run(args),
+        Bench::Rollup(args) => rollup::run(args),
         Bench::Walk(args) => traced(&|| walk::run(args)),
         Bench::Hold(args) => traced(&|| walk::hold(args)),
     }

@@ -8,6 +8,7 @@
 mod bench;
 mod counts;
 mod ebpf;
+mod fuzz;
 mod host;
 mod man;
 mod runner;
@@ -33,6 +34,8 @@ enum Task {
     Bench(bench::Args),
     /// Build the committed eBPF object, or tell whether it is current
     Ebpf(ebpf::Args),
+    /// Feed anything at all to what reads captures, pod lists, records and arguments
+    Fuzz(fuzz::Args),
     /// Make the manual page, or tell whether the committed one is current and without fault
     Man(man::Args),
     /// Run every test of user space; as root the kernel tests too
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
     let done: Result<ExitCode> = match Cli::parse().task {
         Task::Bench(args) => bench::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Man(args) => man::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),

@@ -21,8 +21,9 @@ pub struct Capture {
     /// Tell again what --write kept (-: standard input)
     ///
     /// On any machine, without privileges, in any output and through any filter. --duration and --count go by the times and
-    /// records of the capture. What is damaged is said and skipped, and the exit status is 1 then.
-    #[arg(short, long, value_name = "FILE", conflicts_with = "buffer")]
+    /// records of the capture. What it left unnamed --pods-file can name. What is damaged is said and skipped, and the exit
+    /// status is 1 then.
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["buffer", "cri", "kubelet", "kubeconfig"])]
     pub read: Option<OsString>,
 
     /// Go on in a new file after SIZE, and keep the newest N

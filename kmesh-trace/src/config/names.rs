@@ -45,6 +45,19 @@ pub enum Origin {
     File(PathBuf),
 }
 
+impl Origin {
+    /// What it is, in a word or two.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Cri(_) => "CRI",
+            Self::Kubelet(_) => "kubelet",
+            Self::PodLogs => "pod logs",
+            Self::ApiServer(_) => "API server",
+            Self::File(_) => "file",
+        }
+    }
+}
+
 /// A kubelet, and how to ask it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kubelet {

@@ -37,8 +37,11 @@ pub use self::check::check;
 use self::reason::Failure;
 use super::facts::{Fact, Kind, News, PodFacts, SourceId, Told};
 use crate::config::{Origin, Source};
+use crate::note::NamesFrom;
 use crate::record::WallTime;
 
+/// How much news goes in one message: its way is that of records, which are not to wait behind a long list.
+const NEWS: usize = 64;
 /// Between questions when nothing is amiss.
 const EVERY: Duration = Duration::from_secs(30);
 /// Between questions to a kubelet, however many unknown containers turn up.
@@ -70,6 +73,8 @@ pub struct Sources {
 struct Ready {
     named: bool,
     label: String,
+    /// The same in a word or two.
+    word: &'static str,
     place: ReadyPlace,
 }
 
@@ -101,11 +106,12 @@ impl Sources {
     }
 
     /// Asks them from now on. What they tell goes to `tell`, which may wait, until that breaks it off; what there is to say
-    /// of them goes to `say`.
+    /// of them goes to `say`, and which of them answer to `names_from`.
     pub fn start(
         self,
+        names_from: NamesFrom,
         say: impl Fn(Line) + Send + 'static,
-        tell: impl Fn(Told) -> ControlFlow<()> + Send + 'static,
+        tell: impl Fn(Vec<Told>) -> ControlFlow<()> + Send + 'static,
     ) -> io::Result<Arc<Verdict>> {
         let verdict = Arc::new(Verdict::default());
         let of_thread = Arc::clone(&verdict);
@@ -113,19 +119,23 @@ impl Sources {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new()
                 .name("names".to_owned())
-                .spawn(move || runtime.block_on(self.run(say, tell, of_thread)))?;
+                .spawn(move || runtime.block_on(self.run(names_from, say, tell, of_thread)))?;
         }
         Ok(verdict)
     }
 
     async fn run(
         self,
+        names_from: NamesFrom,
         say: impl Fn(Line) + 'static,
-        tell: impl Fn(Told) -> ControlFlow<()> + 'static,
+        tell: impl Fn(Vec<Told>) -> ControlFlow<()> + 'static,
         verdict: Arc<Verdict>,
     ) {
-        let sources = self.ready.iter().map(|ready| (ready.label.clone(), ready.named));
-        let board = Board::new(sources.collect(), verdict, Instant::now().into_std());
+        let sources = self
+            .ready
+            .iter()
+            .map(|ready| (ready.label.clone(), ready.word, ready.named));
+        let board = Board::new(sources.collect(), verdict, names_from, Instant::now().into_std());
         let shared = Rc::new(Shared {
             board: RefCell::new(board),
             say: Box::new(say),
@@ -164,7 +174,7 @@ async fn deadlines(shared: Rc<Shared>) {
 struct Shared {
     board: RefCell<Board>,
     say: Box<dyn Fn(Line)>,
-    tell: Box<dyn Fn(Told) -> ControlFlow<()>>,
+    tell: Box<dyn Fn(Vec<Told>) -> ControlFlow<()>>,
 }
 
 /// Through which one source tells and is told of.
@@ -176,17 +186,21 @@ struct Voice {
 }
 
 impl Voice {
-    fn tell(&self, source: SourceId, at: WallTime, news: News) -> ControlFlow<()> {
-        (self.shared.tell)(Told { source, at, news })
+    /// What was so at that time.
+    fn tell(&self, source: SourceId, at: WallTime, news: impl IntoIterator<Item = News>) -> ControlFlow<()> {
+        let told = news.into_iter().map(|news| Told { source, at, news }).collect();
+        (self.shared.tell)(told)
     }
 
-    /// A whole list.
-    fn list(&self, at: WallTime, kind: Kind, facts: impl IntoIterator<Item = Fact>) -> ControlFlow<()> {
-        self.tell(self.id, at, News::ListBegins(kind))?;
-        facts
-            .into_iter()
-            .try_for_each(|fact| self.tell(self.id, at, News::Is(fact)))?;
-        self.tell(self.id, at, News::ListEnds(kind))
+    /// Whole lists of these kinds, and all that is in them.
+    fn list(&self, at: WallTime, kinds: &[Kind], facts: impl IntoIterator<Item = Fact>) -> ControlFlow<()> {
+        let begins = kinds.iter().copied().map(News::ListBegins);
+        let ends = kinds.iter().copied().map(News::ListEnds);
+        let mut news = begins.chain(facts.into_iter().map(News::Is)).chain(ends).peekable();
+        while news.peek().is_some() {
+            self.tell(self.id, at, news.by_ref().take(NEWS))?;
+        }
+        ControlFlow::Continue(())
     }
 
     fn answered(&self) {
@@ -244,6 +258,7 @@ fn prepare(source: &Source) -> Result<Ready> {
     Ok(Ready {
         named: source.named,
         label,
+        word: source.origin.word(),
         place,
     })
 }
@@ -268,7 +283,6 @@ async fn run(place: ReadyPlace, voice: Voice, nudged: channel::Receiver<()>) {
 }
 
 fn tell_file(voice: &Voice, facts: Vec<Fact>) -> ControlFlow<()> {
-    let at = now();
     let mut kinds = vec![Kind::Pods];
     for fact in &facts {
         let kind = objects::kind_of(fact);
@@ -276,15 +290,7 @@ fn tell_file(voice: &Voice, facts: Vec<Fact>) -> ControlFlow<()> {
             kinds.push(kind);
         }
     }
-    for kind in &kinds {
-        voice.tell(voice.id, at, News::ListBegins(*kind))?;
-    }
-    for fact in facts {
-        voice.tell(voice.id, at, News::Is(fact))?;
-    }
-    for kind in kinds {
-        voice.tell(voice.id, at, News::ListEnds(kind))?;
-    }
+    voice.list(now(), &kinds, facts)?;
     voice.answered();
     ControlFlow::Continue(())
 }
@@ -333,7 +339,10 @@ async fn poll(voice: &Voice, mut nudged: channel::Receiver<()>, least: Duration,
         match source.pods().await {
             Ok(None) => sleep(DOUBT).await,
             Ok(Some(pods)) => {
-                if voice.list(at, Kind::Pods, pods.into_iter().map(Fact::Pod)).is_break() {
+                if voice
+                    .list(at, &[Kind::Pods], pods.into_iter().map(Fact::Pod))
+                    .is_break()
+                {
                     return;
                 }
                 voice.answered();

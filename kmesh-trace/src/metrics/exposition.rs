@@ -62,8 +62,11 @@ impl Exposition {
     }
 }
 
+/// One count of what was seen.
+type Count = fn(&Traffic) -> &AtomicU64;
+
 /// A family of counters: its name, its help, and where its value is.
-type Family = (&'static str, &'static str, fn(&Traffic) -> &AtomicU64);
+type Family = (&'static str, &'static str, Count);
 
 const WORKLOAD: [Family; 6] = [
     (
@@ -140,8 +143,7 @@ const CONNECTION: [Family; 4] = [
     ),
 ];
 /// Two series each: never connected, and ended by a reset or a time limit.
-const FAILED: [(&str, fn(&Traffic) -> &AtomicU64); 2] =
-    [("UF", |of| &of.failed_connecting), ("UC", |of| &of.failed_connected)];
+const FAILED: [(&str, Count); 2] = [("UF", |of| &of.failed_connecting), ("UC", |of| &of.failed_connected)];
 const FAILED_HELP: &str =
     "Attempts that never connected (UF) and connections that ended by a reset or a time limit (UC)";
 

@@ -3,6 +3,7 @@
 use super::{renderer, testing};
 use crate::capture::{Item, Reader, testing::capture};
 use crate::config::Output;
+use crate::note::NamesFrom;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -62,7 +63,7 @@ fn a_warm_renderer_allocates_nothing() {
     records.extend(testing::hostile_names().take(1000).map(|name| testing::named(&name)));
     for output in [Output::Log, Output::Json, Output::None] {
         for color in [false, true] {
-            let mut renderer = renderer(output, None, color, &testing::info());
+            let mut renderer = renderer(output, None, color, &testing::info(), &NamesFrom::default());
             let mut render_all = || {
                 allocations_of(|| {
                     records
@@ -82,7 +83,8 @@ fn a_warm_replay_allocates_nothing() {
     let records = testing::all();
     let bytes = capture(|keep| (0..5000).for_each(|index| keep.record(&records[index % records.len()]).unwrap()));
     let mut reader = Reader::new(&bytes[..]).unwrap_or_else(|why| panic!("{why}"));
-    let mut renderers = [Output::Log, Output::Json].map(|output| renderer(output, None, false, &testing::info()));
+    let mut renderers = [Output::Log, Output::Json]
+        .map(|output| renderer(output, None, false, &testing::info(), &NamesFrom::default()));
     let mut before = 0;
     let mut count = 0;
     while let Some(item) = reader.next_item().unwrap() {

@@ -22,6 +22,7 @@ pub use log::Log;
 pub use rollup::RollupJson;
 
 use crate::config::{Output, Rolled};
+use crate::note::NamesFrom;
 use crate::record::{Lost, Record, RunInfo, Summary, WallTime};
 use std::io::{self, Write};
 
@@ -63,7 +64,13 @@ impl Render for Nothing {
 }
 
 /// The renderer of `output`, but for a table on a terminal. `color` is for formats that have some.
-pub fn renderer(output: Output, rolled: Option<&Rolled>, color: bool, info: &RunInfo) -> Box<dyn Render + Send> {
+pub fn renderer(
+    output: Output,
+    rolled: Option<&Rolled>,
+    color: bool,
+    info: &RunInfo,
+    names: &NamesFrom,
+) -> Box<dyn Render + Send> {
     match (output, rolled) {
         (Output::Log, _) => Box::new(Log::new(color)),
         (Output::Json, Some(rolled)) => Box::new(RollupJson::new(rolled.settings, info)),
@@ -72,7 +79,7 @@ pub fn renderer(output: Output, rolled: Option<&Rolled>, color: bool, info: &Run
             let Rolled {
                 settings, sort, top, ..
             } = rolled;
-            Box::new(table::Blocks::new(*settings, *sort, *top, color, info))
+            Box::new(table::Blocks::new(*settings, *sort, *top, color, info, names))
         }
         (Output::None | Output::Table, _) => Box::new(Nothing),
     }

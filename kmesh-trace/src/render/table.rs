@@ -17,6 +17,7 @@ use std::sync::mpsc::Receiver;
 
 use super::Render;
 use crate::filter::Filter;
+use crate::note::NamesFrom;
 use crate::record::{Lost, Record, RunInfo, Summary, WallTime};
 use crate::rfc3339::Rfc3339;
 use crate::rollup::{Rollup, Row, Settings, Window};
@@ -48,14 +49,16 @@ struct Course {
     node: String,
     began: Option<WallTime>,
     lost_records: u64,
+    names: NamesFrom,
 }
 
 impl Course {
-    fn new(info: &RunInfo) -> Self {
+    fn new(info: &RunInfo, names: &NamesFrom) -> Self {
         Self {
             node: info.node.clone(),
             began: None,
             lost_records: 0,
+            names: names.clone(),
         }
     }
 
@@ -65,7 +68,7 @@ impl Course {
             elapsed_ns: window.end().0.saturating_sub(began.0).try_into().unwrap_or(0),
             window,
             node: self.node.clone(),
-            names: "no names".to_owned(),
+            names: self.names.text(),
             lost_records: self.lost_records,
         }
     }
@@ -84,10 +87,17 @@ pub struct Blocks {
 
 impl Blocks {
     /// Blocks of at most `top` rows.
-    pub fn new(settings: Settings, sort: Sort, top: Option<usize>, color: bool, info: &RunInfo) -> Self {
+    pub fn new(
+        settings: Settings,
+        sort: Sort,
+        top: Option<usize>,
+        color: bool,
+        info: &RunInfo,
+        names: &NamesFrom,
+    ) -> Self {
         Self {
             rollup: Rollup::new(settings),
-            course: Course::new(info),
+            course: Course::new(info, names),
             sort,
             top: top.unwrap_or(usize::MAX),
             color,
@@ -170,10 +180,16 @@ pub struct Feed {
 
 impl Feed {
     /// Feeds `screen`, and does what it asks for.
-    pub fn new(settings: Settings, info: &RunInfo, asks: Receiver<Ask>, screen: Box<dyn Screen>) -> Self {
+    pub fn new(
+        settings: Settings,
+        info: &RunInfo,
+        names: &NamesFrom,
+        asks: Receiver<Ask>,
+        screen: Box<dyn Screen>,
+    ) -> Self {
         Self {
             rollup: Rollup::new(settings).with_connections(CONNECTIONS),
-            course: Course::new(info),
+            course: Course::new(info, names),
             filter: Filter::default(),
             asks,
             screen,

@@ -572,26 +572,3 @@ fn another_grouping_begins_the_window_anew() {
     assert_eq!(sums(&window), (0, 1, 2, 0, 0, 1, 0));
     assert_eq!(window.rows[0].group.dst.port, Some(9080));
 }
-
-/// Not a test of right or wrong: prints how fast a million distinct groups go. `cargo test --release --lib -- --ignored
-/// --nocapture a_million_groups`
-#[test]
-#[ignore = "a measurement"]
-fn a_million_groups() {
-    let mut record = testing::in_pods();
-    record.duration_ns = Some(3_000_000);
-    let mut rollup = Rollup::new(Settings {
-        max_groups: 10_000,
-        ..settings(&[Key::Workload, Key::Ip])
-    });
-    let began = std::time::Instant::now();
-    let mut rows = 0;
-    for at in 0..1_000_000_u32 {
-        record.id.cookie = at.into();
-        record.src.set_ip(std::net::Ipv4Addr::from(at).into());
-        record.time = WallTime(i64::from(at) * 20_000);
-        rows += rollup.take(&record).map_or(0, |window| window.rows.len());
-    }
-    let rate = 1e6 / began.elapsed().as_secs_f64();
-    eprintln!("{rate:.0} records/s, {rows} rows");
-}

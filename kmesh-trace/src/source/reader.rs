@@ -41,10 +41,6 @@ const BATCH: usize = 64 << 10;
 pub const QUEUE: usize = 64;
 
 /// What the reader tells, in order.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a box each would be an allocation each, and the queue is short"
-)]
 #[derive(Debug)]
 pub enum Message {
     /// Records from the ring, each behind its length in bytes (u64).
@@ -66,7 +62,7 @@ pub enum Message {
         difference_ns: i64,
     },
     /// A source of names tells.
-    Told(Told),
+    Told(Vec<Told>),
     /// More was lost.
     Lost(Counts),
     /// What was counted by the end of a walk.

@@ -13,6 +13,7 @@ use kmesh_trace::capture::{Header, Item, Keep, Reader};
 use kmesh_trace::config::{Events, Output};
 use kmesh_trace::delivery::{Choice, Delivery};
 use kmesh_trace::filter::Filter;
+use kmesh_trace::note::NamesFrom;
 use kmesh_trace::record::{Record, RunInfo, WallTime};
 use kmesh_trace::render::renderer;
 use kmesh_trace::wire::ConnLine;
@@ -84,7 +85,8 @@ fn each(capture: &[u8], mut look: impl FnMut(&Record) -> io::Result<()>) -> Resu
     Ok(())
 }
 
-pub(super) fn read(capture: &[u8]) -> Result<(Header, Vec<Record>)> {
+/// All records of a capture.
+pub fn read(capture: &[u8]) -> Result<(Header, Vec<Record>)> {
     let mut records = Vec::new();
     each(capture, |record| {
         records.push(record.clone());
@@ -104,7 +106,11 @@ fn replay(capture: &[u8], output: Output, info: &RunInfo) -> Result<()> {
         filter: Filter::default(),
         count: None,
     };
-    let mut delivery = Delivery::new(choice, renderer(output, None, false, info), io::sink());
+    let mut delivery = Delivery::new(
+        choice,
+        renderer(output, None, false, info, &NamesFrom::default()),
+        io::sink(),
+    );
     each(capture, |record| delivery.record(record, false))?;
     Ok(delivery.flush()?)
 }

@@ -129,7 +129,7 @@ impl Machine<'_> {
         // The kernel's port, then the programs'. QEMU has one standard output, so the second port is its standard error.
         qemu.args(["-serial", "stdio", "-serial", "file:/dev/fd/2"]);
         qemu.arg("-kernel").arg(self.image).arg("-initrd").arg(self.initramfs);
-        qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        qemu.args(["-append", "console=ttyS0 quiet panic=-1 preempt=lazy"]);
         qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         qemu.spawn().context("cannot run qemu-system-x86_64")
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::reason::Failure;
+use crate::note::NamesFrom;
 
 /// By when a named source must have answered.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -50,6 +51,7 @@ impl PartialEq<&str> for Line {
 
 struct Standing {
     label: String,
+    word: &'static str,
     named: bool,
     answered: bool,
     /// Why it does not answer, as long as it does not.
@@ -62,20 +64,28 @@ struct Standing {
 pub struct Board {
     sources: Vec<Standing>,
     verdict: Arc<Verdict>,
+    names_from: NamesFrom,
     began: Instant,
     /// Of the guessed ones has been told.
     guesses_told: bool,
 }
 
 impl Board {
-    /// Of these sources, each with whether it was named.
-    pub fn new(sources: Vec<(String, bool)>, verdict: Arc<Verdict>, began: Instant) -> Self {
+    /// Of these sources, each with a word for it and whether it was named.
+    pub fn new(
+        sources: Vec<(String, &'static str, bool)>,
+        verdict: Arc<Verdict>,
+        names_from: NamesFrom,
+        began: Instant,
+    ) -> Self {
+        names_from.set(&[]);
         Self {
-            guesses_told: sources.iter().all(|(_, named)| *named),
+            guesses_told: sources.iter().all(|(_, _, named)| *named),
             sources: sources
                 .into_iter()
-                .map(|(label, named)| Standing {
+                .map(|(label, word, named)| Standing {
                     label,
+                    word,
                     named,
                     answered: false,
                     failure: None,
@@ -84,6 +94,7 @@ impl Board {
                 })
                 .collect(),
             verdict,
+            names_from,
             began,
         }
     }
@@ -99,6 +110,10 @@ impl Board {
         let source = &mut self.sources[place];
         let first = !std::mem::replace(&mut source.answered, true);
         source.failure = None;
+        if first {
+            self.list_names();
+        }
+        let source = &mut self.sources[place];
         self.verdict.failing.fetch_and(!bit(place), Ordering::Relaxed);
         let warned = source.warned.take().is_some();
         if first && !source.named && !guesses_told {
@@ -113,6 +128,13 @@ impl Board {
             "there are names again from"
         };
         vec![Line::Note(format!("{again} {}", source.label))]
+    }
+
+    /// What has answered once is where the names are from, however it fares later.
+    fn list_names(&self) {
+        let answered = self.sources.iter().filter(|source| source.answered);
+        self.names_from
+            .set(&answered.map(|source| source.word).collect::<Vec<_>>());
     }
 
     /// It did not.
@@ -211,9 +233,9 @@ mod tests {
     impl Run {
         fn of(sources: &[(&str, bool)]) -> Self {
             let (verdict, began) = (Arc::new(Verdict::default()), Instant::now());
-            let sources = sources.iter().map(|&(label, named)| (label.to_owned(), named));
+            let sources = sources.iter().map(|&(label, named)| (label.to_owned(), "word", named));
             Self {
-                board: Board::new(sources.collect(), Arc::clone(&verdict), began),
+                board: Board::new(sources.collect(), Arc::clone(&verdict), NamesFrom::default(), began),
                 verdict,
                 began,
             }

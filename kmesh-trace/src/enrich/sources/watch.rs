@@ -7,7 +7,8 @@ use kube::runtime::watcher::Event;
 
 use super::kubeconfig::{Served, Source, Trouble, trouble};
 use super::objects::{EndpointSlice, Endpoints, Job, Node, Pod, ReplicaSet, Service};
-use super::{Line, Voice, now};
+use super::reason::Failure;
+use super::{Line, NEWS, Voice, now};
 use crate::enrich::facts::{News, SourceId};
 
 /// Follows all kinds, for good.
@@ -57,41 +58,62 @@ async fn follow<T: Served>(voice: &Voice, source: &Source, id: SourceId) -> Left
     let is_pods = T::RESOURCE == Pod::RESOURCE;
     // Why it is lacking, as it was said.
     let mut lacking = None;
-    let events = source.watch::<T>();
+    // All that has come, in as few messages as it fits in.
+    let events = source.watch::<T>().ready_chunks(NEWS);
     pin_mut!(events);
-    while let Some(event) = events.next().await {
-        let news = match event {
-            Ok(Event::Init) => News::ListBegins(T::TELLS),
-            Ok(Event::InitApply(watched) | Event::Apply(watched)) => News::Is(watched.object.fact()),
-            Ok(Event::Delete(watched)) => News::Gone(watched.object.key()),
-            Ok(Event::InitDone) => News::ListEnds(T::TELLS),
-            Err(error) => {
-                let why = match trouble::<T>(&error) {
-                    Trouble::Stale => continue,
-                    Trouble::Unknown if !is_pods => return Left::Unknown,
-                    Trouble::Unknown => super::Failure::new("what answers is no API server".to_owned()),
-                    Trouble::Forbidden(why) | Trouble::Other(why) => why,
-                };
-                if is_pods {
-                    voice.failed(why);
-                } else if voice.is_answering() && lacking.as_ref() != Some(&why) {
-                    // When pods are not told of either, that is said for all.
-                    voice.say(Line::Note(format!("warning: names go without {}: {why}", T::RESOURCE)));
-                    lacking = Some(why);
+    while let Some(events) = events.next().await {
+        let mut news = Vec::with_capacity(events.len());
+        for event in events {
+            if event.is_err() && heard(voice, id, is_pods, &mut news, &mut lacking).is_break() {
+                return Left::Unheard;
+            }
+            match event {
+                Ok(Event::Init) => news.push(News::ListBegins(T::TELLS)),
+                Ok(Event::InitApply(watched) | Event::Apply(watched)) => news.push(News::Is(watched.object.fact())),
+                Ok(Event::Delete(watched)) => news.push(News::Gone(watched.object.key())),
+                Ok(Event::InitDone) => news.push(News::ListEnds(T::TELLS)),
+                Err(error) => {
+                    let why = match trouble::<T>(&error) {
+                        Trouble::Stale => continue,
+                        Trouble::Unknown if !is_pods => return Left::Unknown,
+                        Trouble::Unknown => Failure::new("what answers is no API server".to_owned()),
+                        Trouble::Forbidden(why) | Trouble::Other(why) => why,
+                    };
+                    if is_pods {
+                        voice.failed(why);
+                    } else if voice.is_answering() && lacking.as_ref() != Some(&why) {
+                        // When pods are not told of either, that is said for all.
+                        voice.say(Line::Note(format!("warning: names go without {}: {why}", T::RESOURCE)));
+                        lacking = Some(why);
+                    }
                 }
-                continue;
             }
-        };
-        let told_all = matches!(news, News::ListEnds(_) | News::Is(_));
-        if voice.tell(id, now(), news) == ControlFlow::Break(()) {
-            return Left::Unheard;
         }
-        if told_all {
-            lacking = None;
-            if is_pods {
-                voice.answered();
-            }
+        if heard(voice, id, is_pods, &mut news, &mut lacking).is_break() {
+            return Left::Unheard;
         }
     }
     Left::Unheard
+}
+
+/// Tells all of `news`. A kind of which there is news is not `lacking`.
+fn heard(
+    voice: &Voice,
+    id: SourceId,
+    is_pods: bool,
+    news: &mut Vec<News>,
+    lacking: &mut Option<Failure>,
+) -> ControlFlow<()> {
+    if news.is_empty() {
+        return ControlFlow::Continue(());
+    }
+    let is_answer = news.iter().any(|one| matches!(one, News::ListEnds(_) | News::Is(_)));
+    voice.tell(id, now(), news.drain(..))?;
+    if is_answer {
+        *lacking = None;
+        if is_pods {
+            voice.answered();
+        }
+    }
+    ControlFlow::Continue(())
 }

@@ -54,7 +54,7 @@ fn close(cookie: u64, window: i64, server: &str, outcome: Outcome, sent_bytes: u
 
 fn told(records: &[Record]) -> Vec<Arc<Told>> {
     let mut rollup = Rollup::new(settings(&[Key::Workload])).with_connections(100);
-    let mut course = Course::new(&testing::info());
+    let mut course = Course::new(&testing::info(), &NamesFrom::default());
     let mut windows: Vec<_> = records.iter().filter_map(|record| rollup.take(record)).collect();
     windows.extend(rollup.complete(WallTime(i64::MAX)));
     windows
@@ -396,6 +396,7 @@ fn without_a_terminal_blocks_are_printed_the_same_each_time() {
             Some(2),
             false,
             &testing::info(),
+            &NamesFrom::default(),
         );
         let mut out = Vec::new();
         for server in ["10.0.0.1:80", "10.0.0.2:81", "10.0.0.3:82"] {

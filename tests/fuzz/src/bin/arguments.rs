@@ -1,0 +1,23 @@
+//! The grammars of the command line, a selector's among them, and the paths of cgroups.
+#![no_main]
+
+use clap::Parser;
+use kmesh_trace::cli::Cli;
+use kmesh_trace::config::{Config, Surroundings};
+use kmesh_trace::enrich::cgroup::Place;
+
+libfuzzer_sys::fuzz_target!(|text: &str| {
+    _ = Place::of(text);
+    let words = ["kmesh-trace"].into_iter().chain(text.split('\n'));
+    if let Ok(cli) = Cli::try_parse_from(words) {
+        _ = Config::new(
+            &cli,
+            Surroundings {
+                no_color: None,
+                stdout_is_terminal: false,
+                screen: false,
+                page_size: 4096,
+            },
+        );
+    }
+});

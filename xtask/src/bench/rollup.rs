@@ -1,0 +1,103 @@
+//! Rollups: how many records a second are summed up on one core when each is of a group of its own, and what memory that takes.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use kmesh_trace::record::{Record, WallTime};
+use kmesh_trace::rollup::{By, Key, Rollup, Settings, Window};
+
+/// What it takes.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Whose record is varied
+    #[arg(long, value_name = "FILE", default_value = "tests/data/incident.kmt")]
+    capture: PathBuf,
+    /// How many distinct groups are offered
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    groups: u32,
+    /// `--max-groups`
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    max_groups: usize,
+    /// The best of how many runs counts
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    runs: usize,
+}
+
+/// Measures and prints.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let bytes = fs::read(&args.capture).with_context(|| format!("cannot read {}", args.capture.display()))?;
+    let (_, sample) = super::replay::read(&bytes)?;
+    let record = sample.first().context("the capture has no record")?;
+    let before = resident()?;
+    let mut best = Duration::MAX;
+    let mut told = Told::default();
+    for _ in 0..args.runs.max(1) {
+        let began = Instant::now();
+        told = offer(record, args);
+        best = best.min(began.elapsed());
+    }
+    println!(
+        "{} records of a group each, --max-groups {}, the best of {} runs, one core",
+        args.groups, args.max_groups, args.runs
+    );
+    let rate = f64::from(args.groups) / best.as_secs_f64();
+    println!("{:<24} {rate:>12.0} records/s", "rolled up");
+    println!("{:<24} {:>12.1} MiB", "memory, most", (resident()? - before).max(0.0));
+    println!(
+        "{:<24} {:>12} in {} windows; closes summed up: {}",
+        "lines", told.rows, told.windows, told.closed
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Default)]
+struct Told {
+    windows: usize,
+    rows: usize,
+    closed: u64,
+}
+
+impl Told {
+    fn add(&mut self, window: Option<Window>) {
+        if let Some(window) = window {
+            self.windows += 1;
+            self.rows += window.rows.len();
+            self.closed += window.rows.iter().map(|row| row.sums.closed).sum::<u64>();
+        }
+    }
+}
+
+/// All of them within five windows.
+fn offer(record: &Record, args: &Args) -> Told {
+    let mut record = record.clone();
+    let interval = Duration::from_secs(5);
+    let mut rollup = Rollup::new(Settings {
+        by: By::new(&[Key::Workload, Key::Ip]),
+        interval,
+        max_groups: args.max_groups,
+    });
+    let mut told = Told::default();
+    let step = 5 * interval.as_nanos() as i64 / i64::from(args.groups.max(1));
+    for at in 0..args.groups {
+        record.id.cookie = u64::from(at) + 1;
+        record.src.set_ip(Ipv4Addr::from(at).into());
+        record.time = WallTime(i64::from(at) * step);
+        told.add(rollup.take(&record));
+    }
+    told.add(rollup.complete(WallTime(i64::MAX)));
+    told
+}
+
+/// The most memory that this process has had resident, MiB.
+fn resident() -> Result<f64> {
+    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib: f64 = line
+        .and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .context("no VmHWM in /proc/self/status")?;
+    Ok(kib / 1024.0)
+}
