@@ -10,9 +10,10 @@ mod traced;
 mod traffic;
 mod walk;
 
+use std::fs;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::host;
 
@@ -55,6 +56,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Bench::Walk(args) => traced(&|| walk::run(args)),
         Bench::Hold(args) => traced(&|| walk::hold(args)),
     }
+}
+
+/// What the kernel says of this process' memory, MiB: `VmRSS` is resident, `VmHWM` the most there has been.
+fn memory_mib(field: &str) -> Result<f64> {
+    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let mut lines = status.lines().filter_map(|line| line.split_once(':'));
+    let value = lines.find_map(|(name, value)| (name == field).then_some(value));
+    let kib: f64 = value
+        .and_then(|value| value.split_whitespace().next()?.parse().ok())
+        .with_context(|| format!("no {field} in /proc/self/status"))?;
+    Ok(kib / 1024.0)
 }
 
 /// The same numbers in each run: SplitMix64.

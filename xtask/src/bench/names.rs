@@ -46,11 +46,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut below = |limit: u32| (next() % u64::from(limit)) as u32;
     println!("{PODS} pods, {SERVICES} Services; one thread's processor time");
 
-    let before = resident()?;
+    let before = super::memory_mib("VmRSS")?;
     let began = cpu_ns();
     let mut index = synthetic::told(synthetic::facts());
     line("to make and learn all", (cpu_ns() - began) / 1e6, "ms");
-    line("memory they take", megabytes(resident()?.saturating_sub(before)), "MiB");
+    line("memory they take", super::memory_mib("VmRSS")? - before, "MiB");
 
     let began = cpu_ns();
     let found = (0..args.lookups).filter(|_| index.is_a_pods(synthetic::pod_ip(below(PODS)), &record));
@@ -70,11 +70,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let what = format!("a record's names, {what}");
         line(&what, (cpu_ns() - began) / f64::from(args.lookups), "ns");
     }
-    line(
-        "memory, all pods named",
-        megabytes(resident()?.saturating_sub(before)),
-        "MiB",
-    );
+    line("memory, all pods named", super::memory_mib("VmRSS")? - before, "MiB");
 
     let changed: Vec<_> = (0..args.changes).map(|number| (below(PODS), number)).collect();
     let json: Vec<_> = changed
@@ -171,18 +167,4 @@ fn document(pod: &PodFacts) -> String {
 fn cpu_ns() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
-}
-
-/// Memory of this process, bytes.
-fn resident() -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes = line
-        .and_then(|line| line.split_whitespace().next())
-        .context("no VmRSS")?;
-    Ok(kilobytes.parse::<u64>()? * 1024)
-}
-
-fn megabytes(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
 }

@@ -32,7 +32,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let bytes = fs::read(&args.capture).with_context(|| format!("cannot read {}", args.capture.display()))?;
     let (_, sample) = super::replay::read(&bytes)?;
     let record = sample.first().context("the capture has no record")?;
-    let before = resident()?;
+    let before = super::memory_mib("VmHWM")?;
     let mut best = Duration::MAX;
     let mut told = Told::default();
     for _ in 0..args.runs.max(1) {
@@ -46,7 +46,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     );
     let rate = f64::from(args.groups) / best.as_secs_f64();
     println!("{:<24} {rate:>12.0} records/s", "rolled up");
-    println!("{:<24} {:>12.1} MiB", "memory, most", (resident()? - before).max(0.0));
+    println!(
+        "{:<24} {:>12.1} MiB",
+        "memory, most",
+        (super::memory_mib("VmHWM")? - before).max(0.0)
+    );
     println!(
         "{:<24} {:>12} in {} windows; closes summed up: {}",
         "lines", told.rows, told.windows, told.closed
@@ -90,14 +94,4 @@ fn offer(record: &Record, args: &Args) -> Told {
     }
     told.add(rollup.complete(WallTime(i64::MAX)));
     told
-}
-
-/// The most memory that this process has had resident, MiB.
-fn resident() -> Result<f64> {
-    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib: f64 = line
-        .and_then(|line| line.split_whitespace().next()?.parse().ok())
-        .context("no VmHWM in /proc/self/status")?;
-    Ok(kib / 1024.0)
 }
