@@ -96,8 +96,11 @@ fn the_named_ones_suffice() {
     assert_eq!(drain(&pair.server), 0);
     drop(pair.server);
     let closes = |records: &[crate::support::tracer::Rec]| {
-        let closes = records.iter().filter(|record| record.value["event"] == "close").count();
-        (closes == 2).then_some(())
+        // The scrape was a connection, too.
+        let ended = |record: &&crate::support::tracer::Rec| {
+            record.value["event"] == "close" && record.value["dst"]["port"] == pair.truth.dst.port()
+        };
+        (records.iter().filter(ended).count() == 2).then_some(())
     };
     tracer.store.wait(scene.netns(), closes).unwrap();
     let said = tracer.said();
@@ -149,13 +152,9 @@ fn the_rest_is_given_up() {
     fs::write(&pods, r#"{"kind":"PodList","apiVersion":"v1","items":[]}"#).unwrap();
     let [capture, rotated, pods] = [&capture, &rotated, &pods].map(|path| path.to_str().unwrap());
     let cases = [
-        (vec!["--no-resolve"], 5, BPF),
-        (vec!["--no-resolve", "--write", capture], 5, BPF),
-        (
-            vec!["--no-resolve", "--write", rotated, "--rotate", "64Ki"],
-            5,
-            BPF | DAC_OVERRIDE,
-        ),
+        (vec![], 5, BPF),
+        (vec!["--write", capture], 5, BPF),
+        (vec!["--write", rotated, "--rotate", "64Ki"], 5, BPF | DAC_OVERRIDE),
         (
             vec!["--pods-file", pods],
             6,
@@ -163,7 +162,12 @@ fn the_rest_is_given_up() {
         ),
     ];
     for (args, count, expected) in cases {
-        let tracer = Tracer::json(&[&args[..], &["--metrics", "0"]].concat());
+        let all = [&args[..], &["-o", "json", "--metrics", "0"]].concat();
+        let tracer = match args.first() {
+            Some(&"--pods-file") => Start::resolving(&all),
+            _ => Start::new(&all),
+        }
+        .tracing();
         wait_until("all threads", || threads(&tracer).len() >= count);
         for (capabilities, no_new_privileges) in threads(&tracer) {
             assert_eq!(capabilities, expected, "{args:?}: {capabilities:x}");

@@ -273,9 +273,17 @@ impl Start {
     }
 
     /// The same, started by a command that ends with the tool.
-    pub fn with(mut command: Command, args: &[&str]) -> Self {
+    pub fn with(command: Command, args: &[&str]) -> Self {
+        Self::called(command, &[&["--no-resolve"], args].concat())
+    }
+
+    /// The tool with a source of names among its arguments.
+    pub fn resolving(args: &[&str]) -> Self {
+        Self::called(Command::new(binary()), args)
+    }
+
+    fn called(mut command: Command, args: &[&str]) -> Self {
         command
-            .arg("--no-resolve")
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
