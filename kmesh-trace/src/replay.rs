@@ -17,7 +17,7 @@ use crate::capture::{Damage, Item, Keep, Place, Reader};
 use crate::config::{Config, Kept, Origin, Verbosity};
 use crate::delivery::{Choice, Delivery, Moment};
 use crate::enrich::afterwards::Afterwards;
-use crate::enrich::sources::file;
+use crate::enrich::file;
 use crate::exit::Exit;
 use crate::note::{NamesFrom, Notes, say};
 use crate::outlet;

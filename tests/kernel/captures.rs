@@ -8,9 +8,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::Table;
-use crate::support::net;
 use crate::support::sock::{V, pair, wait_until};
 use crate::support::tracer::{Start, binary};
+use crate::support::{net, scratch};
 
 /// The trials.
 pub fn table() -> Table {
@@ -21,7 +21,7 @@ pub fn table() -> Table {
 }
 
 fn place(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.kmt"));
+    let path = scratch().join(format!("{name}.kmt"));
     // Of an earlier run.
     _ = fs::remove_file(&path);
     path

@@ -35,7 +35,7 @@ mod terminal;
 use std::any::Any;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
@@ -120,7 +120,7 @@ pub fn shared() -> &'static Tracer {
 
 /// Where the shared tracer's capture is, and its lines as they came.
 fn kept() -> (PathBuf, PathBuf) {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let folder = support::scratch();
     (folder.join("shared.kmt"), folder.join("shared.jsonl"))
 }
 

@@ -11,7 +11,14 @@ pub mod scrape;
 pub mod sock;
 pub mod tracer;
 
+use std::path::PathBuf;
 use std::time::Duration;
+
+/// Where files of this run go: beside what was built, or where that is not (in a test machine), where all such files go.
+pub fn scratch() -> PathBuf {
+    let beside = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    if beside.is_dir() { beside } else { std::env::temp_dir() }
+}
 
 /// True in the small virtual machines (an emulated CPU, little memory): the same scenarios, the heavy ones smaller.
 pub fn small() -> bool {

@@ -13,8 +13,11 @@ pub mod conntrack;
 #[cfg(target_os = "linux")]
 mod enricher;
 pub mod facts;
+pub mod file;
 pub mod index;
+pub mod list;
 pub mod nodes;
+pub mod objects;
 pub mod pods;
 #[cfg(target_os = "linux")]
 pub mod procfs;

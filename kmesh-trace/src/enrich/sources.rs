@@ -2,11 +2,8 @@
 //! nothing of tracing waits for them.
 
 pub mod cri;
-pub mod file;
 pub mod kubeconfig;
 pub mod kubelet;
-pub mod list;
-pub mod objects;
 pub mod podlogs;
 
 mod board;
@@ -36,6 +33,7 @@ pub use self::board::{Line, Verdict};
 pub use self::check::check;
 use self::reason::Failure;
 use super::facts::{Fact, Kind, News, PodFacts, SourceId, Told};
+use super::{file, objects};
 use crate::config::{Origin, Source};
 use crate::note::NamesFrom;
 use crate::record::WallTime;

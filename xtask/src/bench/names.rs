@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use kmesh_trace::enrich::facts::{Key, News, Owner, PodFacts, SourceId, Told};
 use kmesh_trace::enrich::index::{Index, Shown};
-use kmesh_trace::enrich::sources::objects;
+use kmesh_trace::enrich::objects;
 use kmesh_trace::enrich::synthetic::{self, PODS, SERVICES, TOLD};
 use kmesh_trace::record::{Direction, Record, WallTime};
 use rustix::time::{ClockId, clock_gettime};

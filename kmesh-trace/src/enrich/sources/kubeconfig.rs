@@ -13,9 +13,9 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::Deserialize;
 
-use super::objects::{EndpointSlice, Endpoints, Job, Meta, Node, Object, Pod, ReplicaSet, Service};
 use super::reason::{Failure, of_client};
 use crate::config::ApiServer;
+use crate::enrich::objects::{EndpointSlice, Endpoints, Job, Meta, Node, Object, Pod, ReplicaSet, Service};
 
 /// Longer than the longest silence of a watch that is well: the server ends each after less than five minutes.
 const SILENCE: Duration = Duration::from_secs(300);

@@ -11,10 +11,10 @@ use kube::client::Body;
 use kube::config::AuthInfo;
 use kube::{Client, Config};
 
-use super::list;
 use super::reason::{Failure, is_for_another_name, of_client, one_line};
 use crate::config::Kubelet;
 use crate::enrich::facts::{Fact, PodFacts};
+use crate::enrich::list;
 
 /// What a pod is given to show who it is, and whom to trust.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";

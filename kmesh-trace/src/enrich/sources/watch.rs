@@ -6,10 +6,10 @@ use futures_util::{StreamExt, pin_mut};
 use kube::runtime::watcher::Event;
 
 use super::kubeconfig::{Served, Source, Trouble, trouble};
-use super::objects::{EndpointSlice, Endpoints, Job, Node, Pod, ReplicaSet, Service};
 use super::reason::Failure;
 use super::{Line, NEWS, Voice, now};
 use crate::enrich::facts::{News, SourceId};
+use crate::enrich::objects::{EndpointSlice, Endpoints, Job, Node, Pod, ReplicaSet, Service};
 
 /// Follows all kinds, for good.
 pub async fn run(voice: &Voice, config: kube::Config, node: Option<String>) {

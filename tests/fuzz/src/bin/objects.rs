@@ -3,7 +3,7 @@
 
 use kmesh_trace::enrich::facts::{News, SourceId, Told};
 use kmesh_trace::enrich::index::Index;
-use kmesh_trace::enrich::sources::list;
+use kmesh_trace::enrich::list;
 use kmesh_trace::record::WallTime;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

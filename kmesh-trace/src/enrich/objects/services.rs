@@ -115,7 +115,7 @@ impl Object for Service {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::enrich::sources::objects::told;
+    use crate::enrich::objects::told;
 
     fn service(json: &str) -> ServiceFacts {
         match told("Service", json) {

@@ -167,7 +167,7 @@ impl Object for Pod {
 mod tests {
     use super::*;
     use crate::enrich::facts::ControllerRef;
-    use crate::enrich::sources::objects::told;
+    use crate::enrich::objects::told;
     use crate::record::WallTime;
 
     fn pod(json: &str) -> PodFacts {

@@ -51,7 +51,7 @@ controller! {
 mod tests {
     use super::*;
     use crate::enrich::facts::ControllerRef;
-    use crate::enrich::sources::objects::{fact, told};
+    use crate::enrich::objects::{fact, told};
 
     #[test]
     fn what_controls_them_is_told() {

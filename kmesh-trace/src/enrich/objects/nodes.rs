@@ -55,7 +55,7 @@ impl Object for Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::enrich::sources::objects::told;
+    use crate::enrich::objects::told;
 
     #[test]
     fn names_are_no_addresses() {

@@ -255,9 +255,9 @@ mod tests {
     }
 
     /// As real kubelets answered, without what nobody here reads.
-    const STANDALONE: &str = include_str!("../../../../tests/data/pods/standalone.json");
-    const REGISTERED: &str = include_str!("../../../../tests/data/pods/registered.json");
-    const STARTING: &str = include_str!("../../../../tests/data/pods/starting.json");
+    const STANDALONE: &str = include_str!("../../../tests/data/pods/standalone.json");
+    const REGISTERED: &str = include_str!("../../../tests/data/pods/registered.json");
+    const STARTING: &str = include_str!("../../../tests/data/pods/starting.json");
 
     /// Name, owner, whether it is static, host network, address, whether it is terminal, containers that have run.
     type Told<'a> = (&'a str, &'a str, bool, bool, &'a str, bool, usize);

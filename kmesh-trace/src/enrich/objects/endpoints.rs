@@ -128,7 +128,7 @@ impl Object for Endpoints {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::enrich::sources::objects::told;
+    use crate::enrich::objects::told;
 
     #[test]
     fn slices_and_endpoints_tell_the_same() {
