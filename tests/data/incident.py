@@ -18,6 +18,8 @@ import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Who they are: what kubectl would print of such a shop.
+PODS = os.path.join(ROOT, "tests/data/shop.json")
 CAPTURE = os.path.join(ROOT, "tests/data/incident.kmt")
 TRACER = os.environ.get("KMESH_TRACE_BIN", os.path.join(ROOT, "target/release/kmesh-trace"))
 
@@ -144,12 +146,13 @@ def main():
         os.remove(CAPTURE)
     tracer = subprocess.Popen(
         [TRACER, "--ip", SUBNET, "--events", "open,update,close", "--interval", "1s"]
-        + ["-o", "none", "--write", CAPTURE],
+        + ["--pods-file", PODS, "-o", "none", "--write", CAPTURE],
         stderr=subprocess.PIPE,
         text=True,
     )
-    if not (said := tracer.stderr.readline()).startswith("kmesh-trace: tracing"):
-        sys.exit(f"the tracer did not start: {said}")
+    for awaited in ("tracing", "names come from"):
+        if not (said := tracer.stderr.readline()).startswith(f"kmesh-trace: {awaited}"):
+            sys.exit(f"the tracer did not start: {said}")
     servers = {"database": database, "payments": payments, "checkout": checkout, "stock": stock}
     pids = [child(name, body) for name, body in servers.items()]
     time.sleep(0.3)

@@ -1,16 +1,18 @@
 //! `--write` while tracing: what is left of it when the tracer is killed, and when there is no room.
 
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 
 use crate::Table;
 use crate::support::sock::{V, pair, wait_until};
 use crate::support::tracer::{Start, binary};
-use crate::support::{net, scratch};
+use crate::support::{net, schema, scratch};
 
 /// The trials.
 pub fn table() -> Table {
@@ -18,6 +20,7 @@ pub fn table() -> Table {
         .own("all_events_and_summaries_on_demand", &[], all_events)
         .own("killed", &[], killed)
         .own("no_room", &[], no_room)
+        .own("named_afterwards", &[], named_afterwards)
 }
 
 fn place(name: &str) -> PathBuf {
@@ -109,4 +112,60 @@ fn no_room() {
     assert!(why.contains("full.kmt") && why.contains("No space left"), "{why}");
     assert!(said.contains("it has no end") && status == Some(1), "{said}");
     assert!(told.len() > 10_000, "{} bytes of JSON", told.len());
+}
+
+/// What was kept without names gets them from a file, from its filters too; who began later had no part in it.
+fn named_afterwards() {
+    let [web, database] = ["10.77.9.1", "10.77.9.2"];
+    for address in [web, database] {
+        net::run("ip", &["address", "add", &format!("{address}/32"), "dev", "lo"]);
+    }
+    let path = place("named-afterwards");
+    let tracer = Start::new(&["-o", "none", "--ip", "10.77.9.0/24", "-w", path.to_str().unwrap()])
+        .lines(|_| ())
+        .tracing();
+    let listener = TcpListener::bind((database, 0)).unwrap();
+    let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let from: SocketAddr = format!("{web}:0").parse().unwrap();
+    client.bind(&from.into()).unwrap();
+    client.connect(&listener.local_addr().unwrap().into()).unwrap();
+    drop((listener.accept().unwrap(), client));
+    assert!(tracer.interrupt().status.success());
+
+    let pods = path.with_extension("json");
+    let replayed = |began: &str, more: &[&str]| {
+        let pod = |name: &str, ip: &str, began: &str| {
+            json!({
+                "kind": "Pod",
+                "metadata": {"namespace": "shop", "name": name, "uid": format!("uid-of-{name}")},
+                "status": {"phase": "Running", "podIP": ip, "startTime": began},
+            })
+        };
+        let list = [
+            pod("web-0", web, "2020-01-01T00:00:00Z"),
+            pod("database-0", database, began),
+        ];
+        let list = json!({"apiVersion": "v1", "kind": "PodList", "items": list});
+        fs::write(&pods, list.to_string()).unwrap();
+        let (told, said, status) = replay(&path, &[&["--pods-file", pods.to_str().unwrap()], more].concat());
+        assert_eq!((said.as_str(), status), ("", Some(0)));
+        let lines = String::from_utf8(told).unwrap();
+        let values = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let conns = values.filter(|value| value["type"] == "conn");
+        let named: Vec<_> = conns
+            .inspect(|value| schema::check(value).unwrap())
+            .map(|value| (value["src"]["pod"].clone(), value["dst"]["pod"].clone()))
+            .collect();
+        named
+    };
+    let (web, database) = (json!("web-0"), json!("database-0"));
+    let both = (web.clone(), database);
+    assert_eq!(replayed("2020-01-01T00:00:00Z", &[]), [both.clone(), both.clone()]);
+    let alone = (web, Value::Null);
+    assert_eq!(replayed("2099-01-01T00:00:00Z", &[]), [alone.clone(), alone]);
+    assert_eq!(
+        replayed("2020-01-01T00:00:00Z", &["--to-pod", "shop/database-*"]),
+        [both.clone(), both]
+    );
+    assert_eq!(replayed("2020-01-01T00:00:00Z", &["-n", "!shop"]), []);
 }

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
-use std::time::Instant;
 
 use serde_json::Value;
 
@@ -52,14 +51,14 @@ impl Crowd {
 
     /// Waits for so many, then says which are missing (below zero) or too many (above it).
     fn compare(&self, wanted: &[Seen], what: &str) {
-        let deadline = Instant::now() + patience();
         let mut all = self.seen.lock().unwrap();
+        // For as long as they keep coming: each is put through a schema, which takes what time a busy machine has for it.
         while all.1 < wanted.len() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let (now, waited) = self.news.wait_timeout(all, patience()).unwrap();
+            all = now;
+            if waited.timed_out() {
                 break;
             }
-            all = self.news.wait_timeout(all, left).unwrap().0;
         }
         let count = all.1;
         let mut difference = all.0.clone();

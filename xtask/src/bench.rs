@@ -1,6 +1,7 @@
 //! `cargo xtask bench NAME`: how fast, how small, and what the tool costs, measured on this machine. Figures are ratios from one
 //! run, since absolute ones change from machine to machine. None of it is a test.
 
+mod cost;
 mod empty;
 mod filter;
 mod names;
@@ -26,6 +27,8 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Bench {
+    /// BPF time of a connection, beside libbpf-tools' tcplife and an empty program
+    Cost(cost::Args),
     /// BPF time of a connection that the filter sorts out, beside an empty program's on the same hook
     Filter(filter::Args),
     /// Names: what a large cluster takes, look-ups in it and news of it
@@ -49,6 +52,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Ok(ExitCode::SUCCESS)
     };
     match &args.bench {
+        Bench::Cost(args) => traced(&|| cost::run(args)),
         Bench::Filter(args) => traced(&|| filter::run(args)),
         Bench::Names(args) => names::run(args),
         Bench::Replay(args) => replay::run(args),
@@ -78,4 +82,17 @@ fn random() -> impl FnMut() -> u64 {
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
     }
+}
+
+/// Prints a line of a table of times.
+fn line(name: &str, times: &mut [f64], base: f64) {
+    let middle = median(times);
+    let range = format!("{:.0} to {:.0}", times[0], times[times.len() - 1]);
+    println!("{name:<20} {middle:>10.0} {range:>22} {:>8.2}", middle / base);
+}
+
+/// Sorts, too.
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::empty::Empty;
 use super::traced::{self, Stats, Traced};
-use super::traffic;
+use super::{line, median, traffic};
 
 /// What `bench filter` takes.
 #[derive(clap::Args)]
@@ -55,16 +55,4 @@ pub fn run(args: &Args) -> Result<()> {
         args.rounds, args.connections
     );
     Ok(())
-}
-
-fn line(name: &str, times: &mut [f64], base: f64) {
-    let middle = median(times);
-    let range = format!("{:.0} to {:.0}", times[0], times[times.len() - 1]);
-    println!("{name:<20} {middle:>10.0} {range:>22} {:>8.2}", middle / base);
-}
-
-/// Sorts, too.
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
 }

@@ -1,8 +1,9 @@
-//! The tool as a child process, and what its programs cost.
+//! The tool, or a peer of it, as a child process, and what its programs cost.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -42,32 +43,54 @@ pub fn build() -> Result<PathBuf> {
     Ok(host::target_dir().join("release/kmesh-trace"))
 }
 
-/// A running tracer.
+/// A running tracer, whose output goes to a file.
 pub struct Traced {
     child: Child,
+    output: PathBuf,
 }
 
 impl Traced {
-    /// Starts it, and waits until it captures.
-    pub fn start(tool: &PathBuf, args: &[&str]) -> Result<Self> {
-        let mut child = Command::new(tool)
-            .args(args)
-            .args(["-o", "json"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot run {}", tool.display()))?;
-        let said = child.stderr.take().context("no standard error")?;
+    /// Starts the tool, and waits until it captures.
+    pub fn start(tool: &Path, args: &[&str]) -> Result<Self> {
+        let mut traced = Self::spawn(
+            Command::new(tool)
+                .args(args)
+                .args(["-o", "json"])
+                .stderr(Stdio::piped()),
+        )?;
+        let said = traced.child.stderr.take().context("no standard error")?;
         for line in BufReader::new(said).lines() {
             if line
                 .context("cannot read what the tracer says")?
                 .contains("tracing every")
             {
-                return Ok(Self { child });
+                return Ok(traced);
             }
         }
-        bail!("the tracer ended: {}", child.wait()?)
+        bail!("the tracer ended: {}", traced.child.wait()?)
+    }
+
+    /// Starts a peer, and makes connections until its programs have seen one.
+    pub fn peer(command: &mut Command) -> Result<Self> {
+        let mut traced = Self::spawn(command.stderr(Stdio::null()))?;
+        let listener = TcpListener::bind("127.0.0.1:0").context("cannot listen")?;
+        let address = listener.local_addr().context("no address")?;
+        while traced.programs_ns()? == 0 {
+            if let Some(status) = traced.child.try_wait()? {
+                bail!("the peer ended: {status}");
+            }
+            let client = TcpStream::connect(address).context("cannot connect")?;
+            drop((listener.accept().context("cannot accept")?, client));
+        }
+        Ok(traced)
+    }
+
+    fn spawn(command: &mut Command) -> Result<Self> {
+        let output = host::target_dir().join("bench.out");
+        let file = File::create(&output).with_context(|| format!("cannot make {}", output.display()))?;
+        let child = command.stdin(Stdio::null()).stdout(file).spawn();
+        let child = child.with_context(|| format!("cannot run {}", command.get_program().display()))?;
+        Ok(Self { child, output })
     }
 
     /// Its process.
@@ -87,20 +110,25 @@ impl Traced {
         Ok(programs.values().sum())
     }
 
-    /// Interrupts it; its summary.
-    pub fn finish(mut self) -> Result<Value> {
-        let output = self.child.stdout.take().context("no standard output")?;
+    /// Interrupts the tool; its summary.
+    pub fn finish(self) -> Result<Value> {
+        let output = self.end()?;
+        let mut last = String::new();
+        for line in BufReader::new(File::open(output)?).lines() {
+            last = line.context("cannot read what the tracer printed")?;
+        }
+        serde_json::from_str(&last).context("the last line is no summary")
+    }
+
+    /// Interrupts it; where its output is.
+    pub fn end(mut self) -> Result<PathBuf> {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).context("cannot interrupt the tracer")?;
-        let mut last = String::new();
-        for line in BufReader::new(output).lines() {
-            last = line.context("cannot read what the tracer prints")?;
-        }
         let status = self.child.wait()?;
         if !status.success() {
             bail!("the tracer: {status}");
         }
-        serde_json::from_str(&last).context("the last line is no summary")
+        Ok(self.output)
     }
 }
 

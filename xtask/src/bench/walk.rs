@@ -88,7 +88,7 @@ struct Walked {
     lost: u64,
 }
 
-fn measure(tool: &std::path::PathBuf, walks: u32) -> Result<Walked> {
+fn measure(tool: &std::path::Path, walks: u32) -> Result<Walked> {
     // What passes is counted by the summary; each update is filtered late, so that no printing is measured.
     let filter = [
         "--events",

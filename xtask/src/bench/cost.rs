@@ -1,0 +1,70 @@
+//! What a connection costs in the kernel, both ends, beside libbpf-tools' `tcplife` and an empty program, in turns on the same
+//! traffic; and that each of them was told, to the byte.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use super::empty::Empty;
+use super::traced::{self, Stats, Traced};
+use super::{line, median, traffic};
+use crate::host::{self, Need};
+
+/// What `bench cost` takes.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Connections a round
+    #[arg(long, default_value_t = 20_000)]
+    connections: usize,
+    /// Rounds of each
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
+const TCPLIFE: &[Need] = &[Need {
+    program: "tcplife",
+    package: "libbpf-tools",
+}];
+
+/// Prints ns of BPF time a connection, and the ratio.
+pub fn run(args: &Args) -> Result<()> {
+    host::ensure(TCPLIFE)?;
+    let tool = traced::build()?;
+    let _stats = Stats::on()?;
+    let mut addresses = 0;
+    let [mut empty, mut ours, mut theirs] = [const { Vec::new() }; 3];
+    let a_connection = |ns: u64| ns as f64 / args.connections as f64;
+    for _ in 0..args.rounds {
+        let program = Empty::attach()?;
+        traffic::churn(args.connections, &mut addresses)?;
+        empty.push(a_connection(program.time_ns()));
+        drop(program);
+
+        let traced = Traced::start(&tool, &["--no-resolve"])?;
+        let before = traced.programs_ns()?;
+        traffic::churn(args.connections, &mut addresses)?;
+        ours.push(a_connection(traced.programs_ns()? - before));
+        let summary = traced.finish()?;
+        let (delivered, lost) = (summary["delivered"].as_u64(), summary["lost_records"].as_u64());
+        ensure!(
+            delivered >= Some(2 * args.connections as u64) && lost == Some(0),
+            "not each end was told: {summary}"
+        );
+
+        let traced = Traced::peer(&mut Command::new("tcplife"))?;
+        let before = traced.programs_ns()?;
+        traffic::churn(args.connections, &mut addresses)?;
+        theirs.push(a_connection(traced.programs_ns()? - before));
+        traced.end()?;
+    }
+    println!("{:<20} {:>10} {:>22} {:>8}", "", "median", "least to most", "ratio");
+    let base = median(&mut ours);
+    line("empty program", &mut empty, base);
+    line("kmesh-trace", &mut ours, base);
+    line("tcplife", &mut theirs, base);
+    println!(
+        "ns of BPF time a connection (both ends, all programs), {} rounds of {}; none lost",
+        args.rounds, args.connections
+    );
+    Ok(())
+}
