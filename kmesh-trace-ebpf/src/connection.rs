@@ -52,7 +52,7 @@ fn connecting(sock: Sock, program: u32) {
     if looks_connected(sock) && rejects(sock, true) {
         return;
     }
-    let Some(connection) = KMESH_SOCKETS.get_or_create(sock, &Connection::NEW) else {
+    let Some(connection) = KMESH_SOCKETS.get_or_create_new(sock) else {
         return note_missed_begin();
     };
     if connection.phase == phase::LIVE {
@@ -89,7 +89,7 @@ fn born(sock: Sock, program: u32) {
     // The child still is a copy of its listener, with no addresses of its own.
     if sock.tcp().is_some_and(|tcp| tcp.fastopen_max_qlen() > 0)
         && !rejects_children(sock)
-        && let Some(connection) = KMESH_SOCKETS.get_or_create(sock, &Connection::NEW)
+        && let Some(connection) = KMESH_SOCKETS.get_or_create_new(sock)
     {
         begin_accepted(connection, state::SYN_RECV, now(), program);
     }
@@ -116,7 +116,7 @@ fn established(sock: Sock, old: u8, program: u32) {
             if !looks_connected(sock) && rejects(sock, false) {
                 return;
             }
-            match copied.or_else(|| KMESH_SOCKETS.get_or_create(sock, &Connection::NEW)) {
+            match copied.or_else(|| KMESH_SOCKETS.get_or_create_new(sock)) {
                 Some(connection) => {
                     begin_accepted(connection, state::ESTABLISHED, now, program);
                     connection
@@ -317,7 +317,7 @@ fn listening(sock: Sock, task: Task) {
     if rejects_children(sock) {
         return;
     }
-    if let Some(connection) = KMESH_SOCKETS.get_or_create(sock, &Connection::NEW) {
+    if let Some(connection) = KMESH_SOCKETS.get_or_create_new(sock) {
         connection.phase = phase::LISTENER;
         connection.seen = state::LISTEN;
         // Of several programs that hold a listener the first found counts, but not the one that only handed it on

@@ -96,6 +96,13 @@ impl SocketStorage {
         self.look_up(sock, ptr::null(), 0)
     }
 
+    /// What is kept on this socket; all zero ([`Connection::NEW`]) if nothing was, which the kernel sees to. None when it
+    /// refuses.
+    #[inline(always)]
+    pub fn get_or_create_new(&self, sock: Sock) -> Option<&'static mut Connection> {
+        self.look_up(sock, ptr::null(), BPF_SK_STORAGE_GET_F_CREATE.into())
+    }
+
     /// What is kept on this socket, `initial` if nothing was. None when the kernel refuses (`net.core.optmem_max`).
     #[inline(always)]
     pub fn get_or_create(&self, sock: Sock, initial: &Connection) -> Option<&'static mut Connection> {

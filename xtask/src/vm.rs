@@ -83,7 +83,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
-                while let Some(index) = lock(&waiting).pop_front() {
+                loop {
+                    // Not in the condition of a `while let`, which would hold the lock for as long as the test runs.
+                    let next = lock(&waiting).pop_front();
+                    let Some(index) = next else { break };
                     let verdict = test(&kernels[index], &build, &folder, args);
                     lock(&verdicts).push((index, verdict));
                 }
