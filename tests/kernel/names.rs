@@ -16,7 +16,7 @@ use crate::support::tracer::{Start, Tracer};
 
 /// The trials.
 pub fn table() -> Table {
-    let needs = &[Need::Nft, Need::Veth, Need::Cgroup2];
+    let needs = &[Need::Nft, Need::Veth, Need::Cgroup2, Need::Unshare];
     Table::new("names")
         .own("pods_services_and_translations", needs, pods_services_and_translations)
         .own("a_container_that_is_gone", needs, a_container_that_is_gone)

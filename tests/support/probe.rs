@@ -21,6 +21,8 @@ pub enum Need {
     Cgroup2,
     /// MPTCP sockets.
     Mptcp,
+    /// `unshare`, which makes a namespace of processes.
+    Unshare,
     /// `setpriv`, which knows the capabilities that are needed.
     Setpriv,
     /// A terminal: tmux.
@@ -94,6 +96,11 @@ static SETPRIV: LazyLock<Result<(), String>> = LazyLock::new(|| {
     net::try_run("setpriv", &args).map(drop)
 });
 
+static UNSHARE: LazyLock<Result<(), String>> = LazyLock::new(|| {
+    let args = ["--pid", "--fork", "--kill-child", "--mount-proc", "true"];
+    net::try_run("unshare", &args).map(drop)
+});
+
 static TMUX: LazyLock<Result<(), String>> = LazyLock::new(|| {
     net::try_run("bash", &["--version"])?;
     let server = format!("kmesh-trace-probe-{}", std::process::id());
@@ -116,6 +123,7 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::Veth => VETH.clone()?,
             Need::Cgroup2 => CGROUP2.clone()?,
             Need::Mptcp => MPTCP.clone()?,
+            Need::Unshare => UNSHARE.clone()?,
             Need::Setpriv => SETPRIV.clone()?,
             Need::Tmux => TMUX.clone()?,
             Need::Big if super::small() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),

@@ -191,6 +191,28 @@ pub struct Reader {
     detached: bool,
 }
 
+/// Whether records were taken that the writer cannot know to be settled.
+#[derive(Debug, Default)]
+struct Unsettled {
+    until_ns: Option<u64>,
+}
+
+impl Unsettled {
+    fn any(&self) -> bool {
+        self.until_ns.is_some()
+    }
+
+    /// Records were taken that will all be settled at `until_ns`.
+    fn took(&mut self, until_ns: u64) {
+        self.until_ns = Some(until_ns);
+    }
+
+    /// The writer was told of a look at the ring. That it has become late does not settle anything: only such a look does.
+    fn looked(&mut self, now_ns: u64) {
+        self.until_ns = self.until_ns.filter(|&until_ns| now_ns < until_ns);
+    }
+}
+
 impl Reader {
     /// `output`: standard output, if the program writes to it.
     pub fn new(kernel: Kernel, control: Arc<Control>, queue: Queue, output: Option<OwnedFd>) -> Self {
@@ -218,12 +240,11 @@ impl Reader {
     }
 
     fn read(&mut self, settle_ns: u64) -> Result<(), Abandoned> {
-        // Records made until then may still be unsettled.
-        let mut busy_until = 0;
+        let mut unsettled = Unsettled::default();
         let mut counted_ns = monotonic_ns();
         let mut active = true;
         while !self.control.stopped() {
-            let settling = monotonic_ns() <= busy_until;
+            let settling = unsettled.any();
             if settling {
                 self.wait(false, TICK)?;
             } else {
@@ -236,6 +257,7 @@ impl Reader {
             let now_ns = monotonic_ns();
             let before = self.taken;
             self.drain(now_ns, settling)?;
+            unsettled.looked(now_ns);
             // The last walk's end is only now known to be followed by a look at the ring.
             let walked = self.control.walked.swap(false, Ordering::AcqRel);
             if walked {
@@ -243,7 +265,7 @@ impl Reader {
                 self.send(Message::Counted(counts))?;
             }
             if self.taken != before || walked {
-                busy_until = now_ns + settle_ns + TICK.as_nanos() as u64;
+                unsettled.took(now_ns + settle_ns + TICK.as_nanos() as u64);
                 active = true;
             }
             let due = if active { COUNTING } else { IDLE };
@@ -409,5 +431,21 @@ impl Reader {
             }
             std::thread::sleep(TICK);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_settled_by_a_look_however_late() {
+        let mut unsettled = Unsettled::default();
+        assert!(!unsettled.any());
+        unsettled.took(150);
+        unsettled.looked(149);
+        assert!(unsettled.any());
+        unsettled.looked(90_000);
+        assert!(!unsettled.any());
     }
 }
