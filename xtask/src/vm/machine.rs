@@ -129,6 +129,9 @@ impl Machine<'_> {
         // The kernel's port, then the programs'. QEMU has one standard output, so the second port is its standard error.
         qemu.args(["-serial", "stdio", "-serial", "file:/dev/fd/2"]);
         qemu.arg("-kernel").arg(self.image).arg("-initrd").arg(self.initramfs);
+        // Since 7.0 the kernel preempts programs at tracepoints, and skips their runs for the other tasks of that CPU meanwhile.
+        // Emulation, where a program takes as long as a time slice, would make one run in fifty of what on a machine is one in
+        // thousands: so tasks are preempted as lazily as the kernel can, at the end of a slice (earlier kernels do not know it).
         qemu.args(["-append", "console=ttyS0 quiet panic=-1 preempt=lazy"]);
         qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         qemu.spawn().context("cannot run qemu-system-x86_64")
