@@ -6,12 +6,14 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use libtest_mimic::{Failed, Trial};
+use serde_json::Value;
 
 /// Gets a folder of its own.
 type Case = fn(&Path) -> Result<(), Failed>;
 
-const TABLE: [(&str, Case); 12] = [
+const TABLE: [(&str, Case); 13] = [
     ("a capture is told in every output", every_output),
+    ("the shop's incident is told by its names", names),
     ("filters and limits hold for a replay", filters_and_limits),
     ("a copy of a capture is told alike", copies),
     ("through pipes both ways", pipes),
@@ -109,6 +111,29 @@ fn every_output(_: &Path) -> Result<(), Failed> {
     }
     let (none, said) = ends(0, &["-r", text(incident()), "-o", "none", "-q"])?;
     check(none.is_empty() && said.is_empty(), said)
+}
+
+/// `tests/data/incident.py` stopped the database: what the checkout asked it afterwards was refused.
+fn names(_: &Path) -> Result<(), Failed> {
+    let args = ["--to-workload", "database", "--outcome", "refused", "-o", "json"];
+    let (out, _) = ends(0, &[&["--read", text(incident())], &args[..]].concat())?;
+    let values = out
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<Vec<Value>, _>>()?;
+    let conns: Vec<_> = values.iter().filter(|value| value["type"] == "conn").collect();
+    assert!(conns.len() > 10, "{out}");
+    for conn in conns {
+        assert_eq!(
+            (&conn["src"]["workload"], &conn["process"]["comm"]),
+            (&"checkout".into(), &"checkout".into())
+        );
+        assert_eq!(
+            (&conn["dst"]["pod"], &conn["service"]["name"]),
+            (&"database-0".into(), &"database".into())
+        );
+    }
+    Ok(())
 }
 
 fn filters_and_limits(_: &Path) -> Result<(), Failed> {

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Records tests/data/incident.kmt: some seconds of a small shop in trouble, from real sockets.
 
-    cargo build --release && sudo unshare --net python3 tests/data/incident.py
+    cargo build --release && sudo python3 tests/data/incident.py
 
-Each service is a process with an address of its own, in a network namespace of their own. The storefront asks the
+Each service is a process with an address of its own, in a network namespace of their own: pods, for a tracer outside of
+it, which names them by tests/data/shop.json. The storefront asks the
 checkout, which asks payments and the database. Then the database goes, the checkout retries and gets slow, payments
 resets some of what it had accepted, and the stock service accepts nothing any more.
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -25,6 +27,7 @@ TRACER = os.environ.get("KMESH_TRACE_BIN", os.path.join(ROOT, "target/release/km
 
 STOREFRONT, CHECKOUT, PAYMENTS, DATABASE, STOCK = (f"10.244.0.{last}" for last in (10, 20, 30, 40, 50))
 SUBNET = "10.244.0.0/24"
+CLONE_NEWNET = 0x40000000
 
 
 def child(name, body):
@@ -139,9 +142,6 @@ def storefront():
 
 
 def main():
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    for address in (STOREFRONT, CHECKOUT, PAYMENTS, DATABASE, STOCK):
-        subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
     if os.path.exists(CAPTURE):
         os.remove(CAPTURE)
     tracer = subprocess.Popen(
@@ -153,6 +153,11 @@ def main():
     for awaited in ("tracing", "names come from"):
         if not (said := tracer.stderr.readline()).startswith(f"kmesh-trace: {awaited}"):
             sys.exit(f"the tracer did not start: {said}")
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
+        sys.exit(f"no network namespace: {os.strerror(ctypes.get_errno())}")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    for address in (STOREFRONT, CHECKOUT, PAYMENTS, DATABASE, STOCK):
+        subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
     servers = {"database": database, "payments": payments, "checkout": checkout, "stock": stock}
     pids = [child(name, body) for name, body in servers.items()]
     time.sleep(0.3)

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use kmesh_trace::record::{Record, WallTime};
+use kmesh_trace::record::{Event, Record, WallTime};
 use kmesh_trace::rollup::{By, Key, Rollup, Settings, Window};
 
 /// What it takes.
@@ -31,7 +31,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let bytes = fs::read(&args.capture).with_context(|| format!("cannot read {}", args.capture.display()))?;
     let (_, sample) = super::replay::read(&bytes)?;
-    let record = sample.first().context("the capture has no record")?;
+    let record = sample.iter().find(|record| record.event == Event::Close);
+    let record = record.context("the capture has no close")?;
     let before = super::memory_mib("VmHWM")?;
     let mut best = Duration::MAX;
     let mut told = Told::default();
