@@ -4,13 +4,15 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
 use crate::Table;
-use crate::support::sock::{V, pair, wait_until};
+use crate::support::sock::{V, exchange, pair, wait_until};
 use crate::support::tracer::{Start, binary};
 use crate::support::{net, schema, scratch};
 
@@ -18,6 +20,7 @@ use crate::support::{net, schema, scratch};
 pub fn table() -> Table {
     Table::new("captures")
         .own("all_events_and_summaries_on_demand", &[], all_events)
+        .own("rollups", &[], rollups)
         .own("killed", &[], killed)
         .own("no_room", &[], no_room)
         .own("named_afterwards", &[], named_afterwards)
@@ -61,6 +64,32 @@ fn all_events() {
     let end = tracer.interrupt();
     assert!(end.status.success());
     let (told, said, status) = replay(&path, &events);
+    assert_eq!((said.as_str(), status), ("", Some(0)));
+    assert!(told == fs::read(&lines).unwrap(), "the replay differs");
+}
+
+/// Windows go by the records' times, so a replay has the same ones, of connections that stay open, too.
+fn rollups() {
+    let path = place("rollups");
+    let lines = path.with_extension("jsonl");
+    let args = ["--rollup", "--interval", "200ms", "--by", "process,port"];
+    let tracer = Start::new(&[&["-o", "json", "-w", path.to_str().unwrap()], &args[..]].concat())
+        .copy(fs::File::create(&lines).unwrap())
+        .tracing();
+    let windows = || {
+        let told = fs::read_to_string(&lines).unwrap_or_default();
+        told.lines().filter(|line| line.contains(r#""type":"rollup""#)).count()
+    };
+    let stays = pair(V::Four);
+    while windows() < 20 {
+        exchange(&stays, 1000, 300);
+        drop(pair(V::Six));
+        thread::sleep(Duration::from_millis(20));
+    }
+    drop(stays);
+    let end = tracer.interrupt();
+    assert!(end.status.success());
+    let (told, said, status) = replay(&path, &args);
     assert_eq!((said.as_str(), status), ("", Some(0)));
     assert!(told == fs::read(&lines).unwrap(), "the replay differs");
 }
