@@ -5,7 +5,7 @@ use kmesh_trace::clock::Clock;
 use kmesh_trace::decode::decode;
 use kmesh_trace::track::Tracker;
 
-/// Each record stands behind a byte: how many words long it is.
+// Each record stands behind a byte: how many words long it is.
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let mut tracker = Tracker::new(0);
     let mut rest = bytes;
