@@ -140,10 +140,9 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, clock: &Clock) -
         time: clock.wall(snapshot.time_ns),
         start: start_ns.map(|start_ns| clock.wall(start_ns)),
         duration_ns: start_ns.map(since),
-        connect_ns: match (start_ns, snapshot.established_ns) {
-            (Some(start_ns), established_ns) if active && established_ns != 0 => Some(established_ns - start_ns),
-            _ => None,
-        },
+        connect_ns: start_ns
+            .filter(|_| active && snapshot.established_ns != 0)
+            .and_then(|start_ns| snapshot.established_ns.checked_sub(start_ns)),
         preexisting,
         observed_ns: since(start_ns.unwrap_or(began_ns)),
         direction,
@@ -402,6 +401,13 @@ mod tests {
             ..base
         });
         assert_eq!((never.connect_ns, never.established), (None, false));
+
+        // No kernel says so; a record that does gets no time, rather than a wrong one.
+        let backwards = record_of(&Snapshot {
+            established_ns: base.start_ns - 1,
+            ..base
+        });
+        assert_eq!(backwards.connect_ns, None);
 
         let before = record_of(&Snapshot {
             flags: FLAG_ACTIVE | FLAG_PREEXISTING,
