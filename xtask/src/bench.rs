@@ -25,12 +25,23 @@ pub struct Args {
     bench: Bench,
 }
 
+/// How much traffic, and how often.
+#[derive(clap::Args)]
+struct Rounds {
+    /// Connections a round
+    #[arg(long, default_value_t = 20_000)]
+    connections: usize,
+    /// Rounds of each
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
 #[derive(clap::Subcommand)]
 enum Bench {
     /// BPF time of a connection, beside libbpf-tools' tcplife and an empty program
-    Cost(cost::Args),
+    Cost(Rounds),
     /// BPF time of a connection that the filter sorts out, beside an empty program's on the same hook
-    Filter(filter::Args),
+    Filter(Rounds),
     /// Names: what a large cluster takes, look-ups in it and news of it
     Names(names::Args),
     /// Captures: replay to JSON and log beside the JSON library alone, and bytes a record

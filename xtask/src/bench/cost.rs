@@ -1,34 +1,30 @@
 //! What a connection costs in the kernel, both ends, beside libbpf-tools' `tcplife` and an empty program, in turns on the same
-//! traffic; and that each of them was told, to the byte.
+//! traffic; and that each end was told.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
 
 use super::empty::Empty;
 use super::traced::{self, Stats, Traced};
-use super::{line, median, traffic};
+use super::{Rounds, line, median, traffic};
 use crate::host::{self, Need};
-
-/// What `bench cost` takes.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Connections a round
-    #[arg(long, default_value_t = 20_000)]
-    connections: usize,
-    /// Rounds of each
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-}
 
 const TCPLIFE: &[Need] = &[Need {
     program: "tcplife",
     package: "libbpf-tools",
 }];
 
+const TRACEFS: &str = "/sys/kernel/tracing";
+
 /// Prints ns of BPF time a connection, and the ratio.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Rounds) -> Result<()> {
     host::ensure(TCPLIFE)?;
+    // It asks there for the number of its tracepoint.
+    if !Path::new(TRACEFS).join("events").exists() {
+        host::succeed(Command::new("mount").args(["-t", "tracefs", "tracefs", TRACEFS]))?;
+    }
     let tool = traced::build()?;
     let _stats = Stats::on()?;
     let mut addresses = 0;

@@ -4,18 +4,7 @@ use anyhow::Result;
 
 use super::empty::Empty;
 use super::traced::{self, Stats, Traced};
-use super::{line, median, traffic};
-
-/// What `bench filter` takes.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Connections a round
-    #[arg(long, default_value_t = 20_000)]
-    connections: usize,
-    /// Rounds of each
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-}
+use super::{Rounds, line, median, traffic};
 
 /// What is asked of the tool. None of it matches the traffic.
 const FILTERS: &[(&str, &[&str])] = &[
@@ -25,7 +14,7 @@ const FILTERS: &[(&str, &[&str])] = &[
 ];
 
 /// Prints ns of BPF time a connection, both ends, all programs.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Rounds) -> Result<()> {
     let tool = traced::build()?;
     let _stats = Stats::on()?;
     let mut addresses = 0;
