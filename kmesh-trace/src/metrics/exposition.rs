@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -18,9 +19,11 @@ use crate::record::Outcome;
 /// How the response calls it: what Prometheus asks for first.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// All values, shared between whoever counts and whoever scrapes.
+/// All values, shared between whoever counts and whoever scrapes. Nothing is behind the lock: it is held while a record is
+/// added and while all is read, so that a scrape sees all of a record or nothing, in every family.
 #[derive(Debug)]
 pub struct Values {
+    pub(super) turn: Mutex<()>,
     pub(super) room: Room,
     pub(super) compat: bool,
     pub(super) version: String,
@@ -40,21 +43,27 @@ pub struct Values {
 /// Encodes them, and keeps how large that was.
 #[derive(Debug)]
 pub struct Exposition {
+    values: Arc<Values>,
     registry: Registry,
     size: usize,
 }
 
 impl Exposition {
     /// Of these values.
-    pub fn new(values: std::sync::Arc<Values>) -> Self {
+    pub fn new(values: Arc<Values>) -> Self {
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(values));
-        Self { registry, size: 0 }
+        registry.register_collector(Box::new(Arc::clone(&values)));
+        Self {
+            values,
+            registry,
+            size: 0,
+        }
     }
 
     /// All families, as OpenMetrics text.
     pub fn text(&mut self) -> String {
         let mut text = String::with_capacity(self.size + self.size / 8);
+        let _turn = self.values.turn();
         // Writing to a string cannot fail.
         _ = encode(&mut text, &self.registry);
         self.size = text.len();
@@ -160,7 +169,7 @@ pub(super) fn series_of_service(compat: bool) -> usize {
 /// Likewise, of one connection.
 pub(super) const SERIES_OF_CONNECTION: usize = CONNECTION.len();
 
-type Groups = [std::sync::Arc<Group<Labels, Traffic>>];
+type Groups = [Arc<Group<Labels, Traffic>>];
 
 impl Collector for Values {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
@@ -185,6 +194,11 @@ impl Collector for Values {
 }
 
 impl Values {
+    /// Held, nobody else adds or reads.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn histograms(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let pairs = self.pairs.all();
         let mut one = |name, help, which: fn(&Timing) -> &Histogram, is_of: fn(&Pair) -> bool| {

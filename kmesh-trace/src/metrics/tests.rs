@@ -35,7 +35,10 @@ fn text(metrics: &Metrics) -> String {
 }
 
 fn read(metrics: &Metrics) -> Read {
-    let text = text(metrics);
+    parsed(&text(metrics))
+}
+
+fn parsed(text: &str) -> Read {
     let series = text.lines().filter(|line| !line.starts_with('#'));
     series
         .map(|line| {
@@ -380,4 +383,38 @@ fn a_record_of_known_ends_allocates_nothing() {
     let mut record_all = || allocations_of(|| records.iter().for_each(|record| metrics.record(record)));
     assert!(record_all() > 0, "the count counts");
     assert_eq!(record_all(), 0);
+}
+
+/// Whoever looks while records come sees of each record all or nothing: what all families say of it agrees.
+#[test]
+fn a_scrape_has_no_half_records() {
+    const COUNT: u64 = 3_000;
+    let mut metrics = metrics(settings());
+    let mut exposition = Exposition::new(metrics.values());
+    let (mut scrapes, mut seen) = (0, 0.0);
+    std::thread::scope(|scope| {
+        let records = scope.spawn(move || {
+            let mut record = testing::in_pods();
+            for cookie in 0..COUNT {
+                record.id.cookie = cookie;
+                metrics.record(&record);
+            }
+        });
+        while seen < COUNT as f64 {
+            let is_over = records.is_finished();
+            let read = parsed(&exposition.text());
+            seen = sum(&read, "kmesh_trace_outcomes_total", &[]);
+            for family in [
+                "kmesh_tcp_workload_connections_closed_total",
+                "kmesh_tcp_connections_closed_total",
+            ] {
+                assert_eq!(sum(&read, family, &[]), seen, "{family}");
+            }
+            assert_eq!(sum(&read, "kmesh_tcp_sent_bytes_total", &[]), 5.0 * seen);
+            assert_eq!(sum(&read, "kmesh_trace_connection_duration_seconds_count", &[]), seen);
+            assert!(!is_over || seen == COUNT as f64, "{seen}");
+            scrapes += 1;
+        }
+    });
+    assert!(scrapes > 0);
 }
