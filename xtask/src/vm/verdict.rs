@@ -27,9 +27,11 @@ pub fn of_tests(run: &Run, steps: &[Step]) -> Verdict {
     for step in steps {
         let said = said(&run.lines, step.name);
         let mut tally = Tally::default();
-        for line in &said.lines {
+        for (at, line) in said.lines.iter().enumerate() {
             tally.see(line);
-            verdict.notes.extend(note(line));
+            verdict
+                .notes
+                .extend(skipped(line).or_else(|| failed(&said.lines[at..])));
         }
         let mut counts = tally.counts();
         let problem = match said.status {
@@ -95,12 +97,18 @@ impl Verdict {
     }
 }
 
-/// What a line tells about a test that did not pass. libtest-mimic names failures above what they said, and the suite
-/// puts the reason for skipping in brackets before the name.
-fn note(line: &str) -> Option<String> {
-    if let Some(failed) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" ----")) {
-        return Some(format!("failed: {failed}"));
-    }
+/// Who failed, and the beginning of why, where the first of these lines names a failure. libtest-mimic names failures above
+/// what they said.
+fn failed(lines: &[&str]) -> Option<String> {
+    let (first, rest) = lines.split_first()?;
+    let name = first.strip_prefix("---- ")?.strip_suffix(" ----")?;
+    let why = rest.iter().take_while(|line| !line.starts_with("---- ")).take(3);
+    let why = why.flat_map(|line| line.chars().chain(" ".chars())).take(400);
+    Some(format!("failed: {name}: {}", why.collect::<String>().trim_end()))
+}
+
+/// Who was skipped and why: the suite puts the reason in brackets before the name.
+fn skipped(line: &str) -> Option<String> {
     let (reason, name) = line
         .strip_prefix("test [skipped: ")?
         .strip_suffix("... ignored")?
@@ -203,6 +211,31 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn notes_say_who_failed_and_why() {
+        let lines = [
+            "@vm begin x",
+            "test [skipped: no bash] terminal::sizes ... ignored",
+            "failures:",
+            "---- one::first ----",
+            "a.rs:7:",
+            "3 is not 4",
+            "",
+            "---- two::second ----",
+            "gone",
+            RESULT,
+            "@vm end x 101",
+            "@vm done",
+        ];
+        assert_eq!(
+            of_tests(&run(&lines, None), &steps()).notes[..2],
+            [
+                "skipped: terminal::sizes: no bash",
+                "failed: one::first: a.rs:7: 3 is not 4"
+            ]
+        );
     }
 
     #[test]
