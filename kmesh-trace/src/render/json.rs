@@ -1,11 +1,10 @@
 //! `-o json`: one object a line, as [`crate::wire`] has it.
 
 use super::Render;
-use super::sanitize::Harmless;
+use super::line;
 use crate::record::{Lost, Record, RunInfo, Summary};
 use crate::wire::{ConnLine, LostLine, SummaryLine};
 use serde::Serialize;
-use serde_json::Serializer;
 use std::io::{self, Write};
 
 /// Writes JSON lines.
@@ -42,7 +41,7 @@ impl Render for Json {
 
 pub(super) fn write_line(line: &mut Vec<u8>, value: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
     line.clear();
-    value.serialize(&mut Serializer::with_formatter(&mut *line, Harmless))?;
+    line::append(line, value)?;
     line.push(b'\n');
     out.write_all(line)
 }

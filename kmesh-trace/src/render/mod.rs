@@ -6,6 +6,7 @@
 #[cfg(test)]
 pub(crate) mod allocations;
 mod json;
+mod line;
 mod log;
 #[cfg(test)]
 mod replay;

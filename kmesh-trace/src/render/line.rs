@@ -1,0 +1,417 @@
+//! JSON lines of the contract's types, several times as fast as by the JSON library: the members' names are ours and need no
+//! look for what is to be escaped, and text without anything of that kind, which is nearly all text, is copied as it is.
+//! Whatever else there is (other text, fractions) the library writes. What comes out is to the byte what
+//! [`Harmless`](super::sanitize::Harmless) makes of the library's, and the tests compare both.
+
+use std::fmt::{self, Write as _};
+
+use serde::ser::{
+    Error as _, Impossible, Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeTuple, Serializer,
+};
+use serde_json::Error;
+
+use super::sanitize;
+
+/// Appends `value` to `out`, as compact JSON.
+///
+/// # Errors
+///
+/// When its type has something that no line has: bytes, an enumeration with data, keys of a map that are no text.
+pub fn append(out: &mut Vec<u8>, value: &impl Serialize) -> Result<(), Error> {
+    value.serialize(To(out))
+}
+
+/// Where a value goes.
+struct To<'a>(&'a mut Vec<u8>);
+
+/// An object or an array in the making.
+struct Open<'a> {
+    out: &'a mut Vec<u8>,
+    is_empty: bool,
+    end: u8,
+}
+
+impl<'a> Open<'a> {
+    #[inline(always)]
+    fn begin(out: &'a mut Vec<u8>, [begin, end]: [u8; 2]) -> Self {
+        out.push(begin);
+        Self {
+            out,
+            is_empty: true,
+            end,
+        }
+    }
+
+    #[inline(always)]
+    fn next(&mut self) {
+        if !self.is_empty {
+            self.out.push(b',');
+        }
+        self.is_empty = false;
+    }
+
+    #[inline(always)]
+    fn finish(self) {
+        self.out.push(self.end);
+    }
+}
+
+/// What no line has.
+fn unknown<T>() -> Result<T, Error> {
+    Err(Error::custom("not of a kind that a line has"))
+}
+
+/// Whether text stands in a JSON string as it is, and does no harm there. No branch for each byte: that is vectorised.
+#[inline]
+fn is_plain(text: &[u8]) -> bool {
+    text.iter().fold(true, |plain, &byte| {
+        plain & (byte >= b' ') & (byte < 0x7f) & (byte != b'"') & (byte != b'\\')
+    })
+}
+
+#[inline]
+fn string(out: &mut Vec<u8>, text: &str) {
+    if is_plain(text.as_bytes()) {
+        out.reserve(text.len() + 2);
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    } else {
+        sanitize::json_string(out, &text);
+    }
+}
+
+/// Displays into bytes.
+struct Display<'a>(&'a mut Vec<u8>);
+
+impl fmt::Write for Display<'_> {
+    #[inline]
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+macro_rules! integers {
+    ($($method:ident: $type:ty,)+) => {$(
+        #[inline(always)]
+        fn $method(self, value: $type) -> Result<(), Error> {
+            self.0.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+            Ok(())
+        }
+    )+};
+}
+
+impl<'a> Serializer for To<'a> {
+    type Ok = ();
+    type Error = Error;
+    type SerializeSeq = Open<'a>;
+    type SerializeTuple = Open<'a>;
+    type SerializeTupleStruct = Impossible<(), Error>;
+    type SerializeTupleVariant = Impossible<(), Error>;
+    type SerializeMap = Open<'a>;
+    type SerializeStruct = Open<'a>;
+    type SerializeStructVariant = Impossible<(), Error>;
+
+    integers! {
+        serialize_i8: i8,
+        serialize_i16: i16,
+        serialize_i32: i32,
+        serialize_i64: i64,
+        serialize_u8: u8,
+        serialize_u16: u16,
+        serialize_u32: u32,
+        serialize_u64: u64,
+    }
+
+    #[inline(always)]
+    fn serialize_bool(self, value: bool) -> Result<(), Error> {
+        self.0.extend_from_slice(if value { b"true" } else { b"false" });
+        Ok(())
+    }
+
+    fn serialize_f32(self, value: f32) -> Result<(), Error> {
+        serde_json::to_writer(self.0, &value)
+    }
+
+    fn serialize_f64(self, value: f64) -> Result<(), Error> {
+        serde_json::to_writer(self.0, &value)
+    }
+
+    fn serialize_char(self, value: char) -> Result<(), Error> {
+        string(self.0, value.encode_utf8(&mut [0; 4]));
+        Ok(())
+    }
+
+    #[inline]
+    fn serialize_str(self, text: &str) -> Result<(), Error> {
+        string(self.0, text);
+        Ok(())
+    }
+
+    #[inline]
+    fn collect_str<T: ?Sized + fmt::Display>(self, value: &T) -> Result<(), Error> {
+        let out = self.0;
+        out.push(b'"');
+        let begin = out.len();
+        write!(Display(out), "{value}").map_err(Error::custom)?;
+        if is_plain(&out[begin..]) {
+            out.push(b'"');
+        } else {
+            out.truncate(begin - 1);
+            sanitize::json_string(out, &value);
+        }
+        Ok(())
+    }
+
+    fn serialize_bytes(self, _: &[u8]) -> Result<(), Error> {
+        unknown()
+    }
+
+    #[inline(always)]
+    fn serialize_none(self) -> Result<(), Error> {
+        self.serialize_unit()
+    }
+
+    #[inline(always)]
+    fn serialize_some<T: ?Sized + Serialize>(self, value: &T) -> Result<(), Error> {
+        value.serialize(self)
+    }
+
+    #[inline(always)]
+    fn serialize_unit(self) -> Result<(), Error> {
+        self.0.extend_from_slice(b"null");
+        Ok(())
+    }
+
+    fn serialize_unit_struct(self, _: &'static str) -> Result<(), Error> {
+        self.serialize_unit()
+    }
+
+    #[inline]
+    fn serialize_unit_variant(self, _: &'static str, _: u32, name: &'static str) -> Result<(), Error> {
+        self.serialize_str(name)
+    }
+
+    #[inline(always)]
+    fn serialize_newtype_struct<T: ?Sized + Serialize>(self, _: &'static str, value: &T) -> Result<(), Error> {
+        value.serialize(self)
+    }
+
+    fn serialize_newtype_variant<T: ?Sized + Serialize>(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        _: &T,
+    ) -> Result<(), Error> {
+        unknown()
+    }
+
+    fn serialize_seq(self, _: Option<usize>) -> Result<Open<'a>, Error> {
+        Ok(Open::begin(self.0, *b"[]"))
+    }
+
+    fn serialize_tuple(self, _: usize) -> Result<Open<'a>, Error> {
+        Ok(Open::begin(self.0, *b"[]"))
+    }
+
+    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Self::SerializeTupleStruct, Error> {
+        unknown()
+    }
+
+    fn serialize_tuple_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        _: usize,
+    ) -> Result<Self::SerializeTupleVariant, Error> {
+        unknown()
+    }
+
+    #[inline(always)]
+    fn serialize_map(self, _: Option<usize>) -> Result<Open<'a>, Error> {
+        Ok(Open::begin(self.0, *b"{}"))
+    }
+
+    #[inline(always)]
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Open<'a>, Error> {
+        Ok(Open::begin(self.0, *b"{}"))
+    }
+
+    fn serialize_struct_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        _: usize,
+    ) -> Result<Self::SerializeStructVariant, Error> {
+        unknown()
+    }
+}
+
+impl SerializeStruct for Open<'_> {
+    type Ok = ();
+    type Error = Error;
+
+    /// Inlined, so that the name is known where it is copied.
+    #[inline(always)]
+    fn serialize_field<T: ?Sized + Serialize>(&mut self, name: &'static str, value: &T) -> Result<(), Error> {
+        debug_assert!(is_plain(name.as_bytes()), "{name}");
+        self.out.reserve(name.len() + 4);
+        self.next();
+        self.out.push(b'"');
+        self.out.extend_from_slice(name.as_bytes());
+        self.out.extend_from_slice(b"\":");
+        value.serialize(To(self.out))
+    }
+
+    #[inline(always)]
+    fn end(self) -> Result<(), Error> {
+        self.finish();
+        Ok(())
+    }
+}
+
+impl SerializeMap for Open<'_> {
+    type Ok = ();
+    type Error = Error;
+
+    fn serialize_key<T: ?Sized + Serialize>(&mut self, key: &T) -> Result<(), Error> {
+        self.next();
+        let begin = self.out.len();
+        key.serialize(To(self.out))?;
+        if self.out.get(begin) == Some(&b'"') {
+            Ok(())
+        } else {
+            unknown()
+        }
+    }
+
+    fn serialize_value<T: ?Sized + Serialize>(&mut self, value: &T) -> Result<(), Error> {
+        self.out.push(b':');
+        value.serialize(To(self.out))
+    }
+
+    fn end(self) -> Result<(), Error> {
+        self.finish();
+        Ok(())
+    }
+}
+
+impl SerializeSeq for Open<'_> {
+    type Ok = ();
+    type Error = Error;
+
+    fn serialize_element<T: ?Sized + Serialize>(&mut self, value: &T) -> Result<(), Error> {
+        self.next();
+        value.serialize(To(self.out))
+    }
+
+    fn end(self) -> Result<(), Error> {
+        self.finish();
+        Ok(())
+    }
+}
+
+impl SerializeTuple for Open<'_> {
+    type Ok = ();
+    type Error = Error;
+
+    fn serialize_element<T: ?Sized + Serialize>(&mut self, value: &T) -> Result<(), Error> {
+        SerializeSeq::serialize_element(self, value)
+    }
+
+    fn end(self) -> Result<(), Error> {
+        SerializeSeq::end(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::Serializer;
+
+    use super::super::sanitize::{Harmless, Lossy};
+    use super::super::testing;
+    use super::*;
+    use crate::wire::ConnLine;
+
+    fn by_the_library(value: &impl Serialize) -> String {
+        let mut out = Vec::new();
+        value
+            .serialize(&mut Serializer::with_formatter(&mut out, Harmless))
+            .unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn ours(value: &impl Serialize) -> String {
+        let mut out = Vec::new();
+        append(&mut out, value).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn records_are_what_the_library_writes() {
+        let info = testing::info();
+        let hostile = testing::hostile_names();
+        let named = hostile.map(|name| testing::named(&name));
+        for record in testing::all().into_iter().chain(named) {
+            let line = ConnLine::new(&record, &info);
+            assert_eq!(ours(&line), by_the_library(&line));
+        }
+    }
+
+    #[test]
+    fn every_kind_of_value_is_what_the_library_writes() {
+        let text: Vec<String> = (0..=0x2100)
+            .filter_map(char::from_u32)
+            .map(|char| format!("a{char}b"))
+            .collect();
+        assert_eq!(ours(&text), by_the_library(&text));
+        let names: BTreeMap<&str, (i64, Option<f64>)> = [
+            ("", (i64::MIN, None)),
+            ("\"\u{202e}", (i64::MAX, Some(0.1))),
+            ("z", (0, Some(1e300))),
+        ]
+        .into();
+        assert_eq!(ours(&names), by_the_library(&names));
+        let others = (u64::MAX, true, 'x', '\u{7f}', (), Some("\n"), f32::MIN_POSITIVE);
+        assert_eq!(ours(&others), by_the_library(&others));
+        let none: [BTreeMap<String, u8>; 2] = Default::default();
+        assert_eq!(ours(&none), by_the_library(&none));
+        assert_eq!(ours(&f64::NAN), by_the_library(&f64::NAN));
+    }
+
+    #[test]
+    fn what_is_displayed_is_escaped_as_well() {
+        struct Shown(&'static [u8]);
+        impl Serialize for Shown {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(&Lossy(self.0))
+            }
+        }
+        for bytes in [
+            b"".as_slice(),
+            b"plain",
+            b"a\"b",
+            b"\x1b[2J",
+            b"\xff",
+            "\u{9b}".as_bytes(),
+        ] {
+            assert_eq!(ours(&Shown(bytes)), by_the_library(&Shown(bytes)));
+        }
+    }
+
+    #[test]
+    fn what_no_line_has_is_refused() {
+        #[derive(serde::Serialize)]
+        enum Data {
+            One(u8),
+        }
+        assert!(append(&mut Vec::new(), &Data::One(1)).is_err());
+        assert!(append(&mut Vec::new(), &BTreeMap::from([(1, 2)])).is_err());
+    }
+}
