@@ -65,7 +65,7 @@ fn unknown<T>() -> Result<T, Error> {
 #[inline]
 fn is_plain(text: &[u8]) -> bool {
     text.iter().fold(true, |plain, &byte| {
-        plain & (byte >= b' ') & (byte < 0x7f) & (byte != b'"') & (byte != b'\\')
+        plain & (b' '..0x7f).contains(&byte) & (byte != b'"') & (byte != b'\\')
     })
 }
 
