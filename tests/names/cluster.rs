@@ -283,6 +283,7 @@ fn a_nodes_own_credentials() {
         known.pod("db-0").and(known.pod("agent-")).map(drop)
     });
     listener.wait("Services", |known| known.service("web").map(drop));
+    listener.line("names come from");
     assert_eq!(listener.lines().len(), 1, "{:?}", listener.lines());
     // Without the flag it asks for more than it may have: of other nodes' pods in newer clusters, of other kinds in all.
     let line = listen(&format!("--kubeconfig={node_conf}")).line("403: system:node:");
@@ -430,7 +431,7 @@ fn a_watch_that_is_cut() {
     listener.line("warning: no news from the API server");
     killed.revive();
     stage::wait_until("the API server", || {
-        std::panic::catch_unwind(|| kubectl(&["get", "--raw", "/readyz"])).is_ok()
+        stage::try_kubectl(&["get", "--raw", "/readyz"]).is_ok()
     });
     // What was remembered of it is too old for the new one: it is listed anew.
     kubectl(&["-n", "shop", "delete", "pod", "late"]);

@@ -167,12 +167,17 @@ fn change(to: Running, start: impl FnOnce()) {
 
 /// What kubectl says, as an administrator.
 pub fn kubectl(arguments: &[&str]) -> String {
+    try_kubectl(arguments).unwrap()
+}
+
+/// What kubectl says, or why it fails.
+pub fn try_kubectl(arguments: &[&str]) -> Result<String, String> {
     let mut kubectl = Command::new(components().unwrap().join("kubectl"));
     kubectl
         .arg("--kubeconfig")
         .arg(api_server().join("kubeconfig"))
         .args(arguments);
-    run(kubectl).unwrap()
+    run(kubectl)
 }
 
 /// A value of one object.
