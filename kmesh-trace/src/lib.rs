@@ -35,6 +35,8 @@ pub mod filter;
 #[cfg(target_os = "linux")]
 pub mod metrics;
 pub mod note;
+#[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+pub mod nss;
 pub mod outcome;
 pub mod outlet;
 #[cfg(target_os = "linux")]

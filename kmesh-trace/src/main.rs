@@ -15,6 +15,8 @@ use kmesh_trace::replay::replay;
 use kmesh_trace::schema::schema;
 
 fn main() -> ExitCode {
+    #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+    kmesh_trace::nss::load_nothing();
     let cli = Cli::parse();
     let ended = match cli.command {
         None => main_job(&config(&cli).unwrap_or_else(|refusal| refuse(&refusal))),

@@ -7,11 +7,13 @@
 
 mod bench;
 mod counts;
+mod dist;
 mod ebpf;
 mod fuzz;
 mod host;
 mod man;
 mod runner;
+mod static_build;
 mod test;
 mod vm;
 
@@ -32,6 +34,8 @@ struct Cli {
 enum Task {
     /// Measure how fast and how small it is
     Bench(bench::Args),
+    /// Make the archive to give away: one static file, manual, completions, licences, sums
+    Dist(dist::Args),
     /// Build the committed eBPF object, or tell whether it is current
     Ebpf(ebpf::Args),
     /// Feed anything at all to what reads captures, pod lists, records and arguments
@@ -50,6 +54,7 @@ enum Task {
 fn main() -> ExitCode {
     let done: Result<ExitCode> = match Cli::parse().task {
         Task::Bench(args) => bench::run(&args),
+        Task::Dist(args) => dist::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Man(args) => man::run(&args),

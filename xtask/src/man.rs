@@ -15,7 +15,8 @@ use kmesh_trace::cli::Cli;
 
 use crate::host;
 
-const PAGE: &str = "man/kmesh-trace.8";
+/// The page in the repository.
+pub const PAGE: &str = "man/kmesh-trace.8";
 const SECTIONS: &str = "man/sections";
 /// What mandoc finds long in a line of source.
 const WIDTH: usize = 80;
@@ -33,27 +34,34 @@ pub struct Args {
 /// Makes or checks.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let root = host::root();
-    let file = root.join(PAGE);
-    let committed = fs::read_to_string(&file);
-    let sections = sections(&root.join(SECTIONS))?;
-    // The date is that of the last change: a page that says the same keeps it.
-    let unchanged = match &committed {
-        Ok(committed) => page(date(committed)?, &sections)? == *committed,
-        Err(_) => false,
-    };
     if args.check {
-        committed.with_context(|| format!("cannot read {PAGE}: run cargo xtask man"))?;
-        ensure!(unchanged, "{PAGE} is not what is made now: run cargo xtask man");
+        current(&root)?;
         lint(&root)?;
         println!("{PAGE} is current");
-    } else if unchanged {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if current(&root).is_ok() {
         println!("{PAGE} is current already");
     } else {
         let today = host::text(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
-        fs::write(&file, page(today.trim(), &sections)?).with_context(|| format!("cannot write {PAGE}"))?;
+        let sections = sections(&root.join(SECTIONS))?;
+        fs::write(root.join(PAGE), page(today.trim(), &sections)?).with_context(|| format!("cannot write {PAGE}"))?;
         println!("{PAGE}: made");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The committed page, which must be what is made now but for its date: that of the last change. A page that says the same
+/// keeps it.
+pub fn current(root: &Path) -> Result<String> {
+    let committed = fs::read_to_string(root.join(PAGE));
+    let committed = committed.with_context(|| format!("cannot read {PAGE}: run cargo xtask man"))?;
+    let sections = sections(&root.join(SECTIONS))?;
+    ensure!(
+        page(date(&committed)?, &sections)? == committed,
+        "{PAGE} is not what is made now: run cargo xtask man"
+    );
+    Ok(committed)
 }
 
 /// The sections written by hand, one after the other.
@@ -69,7 +77,7 @@ fn sections(folder: &Path) -> Result<String> {
 }
 
 /// The date in a page's title line.
-fn date(page: &str) -> Result<&str> {
+pub fn date(page: &str) -> Result<&str> {
     let title = page.lines().find_map(|line| line.strip_prefix(".TH "));
     title
         .and_then(|title| title.split_whitespace().nth(2))

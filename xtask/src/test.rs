@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test of user space, and how many there were as the last line.
 
 use std::env;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::process::{ExitCode, Stdio};
 
@@ -29,18 +30,28 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         host::ensure(host::PROMETHEUS)?;
     }
 
-    let mut cargo = host::cargo();
-    cargo.args(["test", "--no-fail-fast"]);
-    match &args.only {
-        Some(suite) => cargo.args(["--package", "kmesh-trace", "--test", suite]),
+    let suites_of: &[&str] = match &args.only {
+        Some(suite) => &["--package", "kmesh-trace", "--test", suite],
         // The eBPF programs have no tests of their own, and want another compiler: the kernel tests run the built object.
-        None => cargo.args(["--workspace", "--exclude", "kmesh-trace-ebpf"]),
+        None => &["--workspace", "--exclude", "kmesh-trace-ebpf"],
     };
-    cargo.arg("--").args(&args.args);
+    let counts = suites(suites_of, &args.args, &[])?;
+    println!("{counts}");
+    Ok(counts.exit_code())
+}
+
+/// Runs what cargo selects by `which`, in this environment besides, shows its output, and counts.
+pub fn suites(which: &[&str], args: &[String], environment: &[(&str, &OsStr)]) -> Result<Counts> {
+    let mut cargo = host::cargo();
+    cargo
+        .args(["test", "--no-fail-fast"])
+        .args(which)
+        .envs(environment.iter().copied());
     if runner::is_needed() {
         let this = env::current_exe().context("cannot tell where this program is")?;
         cargo.args(["--config", &runner::cargo_setting(&this)]);
     }
+    cargo.arg("--").args(args);
 
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
     let output = child.stdout.take().context("cargo test has no output")?;
@@ -58,6 +69,5 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         eprintln!("xtask: cargo test: {status}");
         counts += Counts::one(false);
     }
-    println!("{counts}");
-    Ok(counts.exit_code())
+    Ok(counts)
 }

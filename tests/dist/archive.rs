@@ -1,0 +1,137 @@
+//! What is in the archive.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use libtest_mimic::Trial;
+
+use crate::{UNPACKED, output, support, tool, trial};
+
+/// The trials.
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("archive::sums_hold", Ok(()), sums_hold),
+        trial(
+            "archive::tells_nothing_of_its_maker",
+            Ok(()),
+            tells_nothing_of_its_maker,
+        ),
+        trial("archive::completions_are_the_tool's", Ok(()), completions),
+        trial("archive::manual_is_the_repository's", Ok(()), manual),
+        trial("archive::names_what_is_linked_in", Ok(()), third_party),
+    ]
+}
+
+fn folder() -> PathBuf {
+    std::env::var_os("KMESH_TRACE_DIST").unwrap().into()
+}
+
+fn archive() -> PathBuf {
+    let mut entries = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
+    let is_archive = |path: &PathBuf| path.to_string_lossy().ends_with(".tar.gz");
+    entries.find(is_archive).expect("an archive in KMESH_TRACE_DIST")
+}
+
+/// As whoever gets it would.
+pub fn unpack() -> PathBuf {
+    let to = support::scratch().join("unpacked");
+    _ = fs::remove_dir_all(&to);
+    fs::create_dir_all(&to).unwrap();
+    output(Command::new("tar").arg("-xzf").arg(archive()).arg("-C").arg(&to));
+    let mut entries = fs::read_dir(&to).unwrap().map(|entry| entry.unwrap().path());
+    let (folder, more) = (entries.next().expect("a folder"), entries.next());
+    assert_eq!(more, None, "an archive holds one folder");
+    folder
+}
+
+fn sums_hold() {
+    let check = |folder: &Path| {
+        let told = output(
+            Command::new("sha256sum")
+                .args(["--check", "--strict", "SHA256SUMS"])
+                .current_dir(folder),
+        );
+        assert!(told.lines().all(|line| line.ends_with(": OK")), "{told}");
+        told.lines().count()
+    };
+    assert_eq!(check(&folder()), 1, "the archive");
+    // All but the sums themselves.
+    assert_eq!(check(&UNPACKED), files(&UNPACKED) - 1);
+}
+
+fn files(folder: &Path) -> usize {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| if path.is_dir() { files(&path) } else { 1 }).sum()
+}
+
+fn tells_nothing_of_its_maker() {
+    let list = output(
+        Command::new("tar")
+            .args(["--numeric-owner", "--full-time", "--utc", "-tvzf"])
+            .arg(archive()),
+    );
+    let entries: Vec<Vec<&str>> = list.lines().map(|line| line.split_whitespace().collect()).collect();
+    for entry in &entries {
+        let [mode, owner, _, day, time, name] = entry[..] else {
+            panic!("{entry:?}")
+        };
+        let expected = match name {
+            name if name.ends_with('/') => "drwxr-xr-x",
+            name if name.ends_with("/kmesh-trace") => "-rwxr-xr-x",
+            _ => "-rw-r--r--",
+        };
+        assert_eq!(mode, expected, "{name}");
+        assert_eq!(owner, "0/0", "{name}");
+        assert_eq!([day, time], entries[0][3..5], "{name}");
+        assert!(name.starts_with("kmesh-trace-"), "{name}");
+    }
+    let names: Vec<_> = entries.iter().map(|entry| entry[5]).collect();
+    assert!(names.is_sorted(), "{names:?}");
+    // Nor does gzip tell a name or a time: no flags, and four zero bytes.
+    let head = fs::read(archive()).unwrap();
+    assert_eq!(head[..8], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0]);
+}
+
+fn completions() {
+    for (shell, name) in [
+        ("bash", "kmesh-trace.bash"),
+        ("zsh", "_kmesh-trace"),
+        ("fish", "kmesh-trace.fish"),
+    ] {
+        let made = output(Command::new(tool()).args(["completions", shell]));
+        let packed = fs::read_to_string(UNPACKED.join("completions").join(name)).unwrap();
+        assert_eq!(made, packed, "{shell}");
+    }
+}
+
+fn manual() {
+    let repository = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../man/kmesh-trace.8"));
+    let packed = fs::read_to_string(UNPACKED.join("man/kmesh-trace.8")).unwrap();
+    assert_eq!(packed, fs::read_to_string(repository).unwrap());
+    let help = output(Command::new(tool()).arg("--help"));
+    let plain = packed.replace("\\-", "-");
+    let flags = help.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
+    let flags: Vec<_> = flags.filter(|word| word.starts_with("--") && word.len() > 2).collect();
+    assert!(flags.len() > 40, "{flags:?}");
+    for flag in flags {
+        assert!(plain.contains(flag), "{flag} is not in the manual");
+    }
+}
+
+fn third_party() {
+    let text = fs::read_to_string(UNPACKED.join("THIRD-PARTY")).unwrap();
+    for part in [
+        "\nkube 5.",
+        "\nring ",
+        "GNU C Library",
+        "Permission is hereby granted",
+        "GNU LESSER GENERAL PUBLIC LICENSE",
+    ] {
+        assert!(text.contains(part), "{part}");
+    }
+    // Neither what only tests use, nor what runs while it is built.
+    for part in ["\nlibtest-mimic ", "\nserde_derive "] {
+        assert!(!text.contains(part), "{part}");
+    }
+}

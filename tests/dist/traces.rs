@@ -1,0 +1,85 @@
+//! The file in each of the roots: it runs there, and it traces.
+
+use std::fs::File;
+use std::path::Path;
+
+use libtest_mimic::Trial;
+
+use crate::roots::{SYSTEMS, enter, missing, only_the_file, told};
+use crate::support::expect::{Proc, Scene};
+use crate::support::sock::{V, drain, exchange, pair};
+use crate::support::tracer::Start;
+use crate::{output, tool, trial};
+
+/// The trials.
+pub fn trials() -> Vec<Trial> {
+    let mut trials = vec![trial("only_the_file::wants_sys_alone", missing(), || {
+        traces(&only_the_file("wants-sys"), &["sys"], &["/kmesh-trace"]);
+    })];
+    for system in &SYSTEMS {
+        let root = missing().and_then(|()| (system.root)());
+        let root = || root.clone();
+        let name = |what: &str| format!("{}::{what}", system.name);
+        let mut add = |what: &str, run: fn(&Path, &'static [&'static str])| {
+            let missing = root().map(drop);
+            let root = root().unwrap_or_default();
+            trials.push(trial(&name(what), missing, move || run(&root, system.start)));
+        };
+        add("tells_its_version", version);
+        add("replays", replays);
+        add("checks", checks);
+        add("traces", |root, start| traces(root, &["proc", "sys"], start));
+    }
+    trials
+}
+
+fn version(root: &Path, start: &[&str]) {
+    let told = told(root, &[], &[start, &["--version"]].concat());
+    assert_eq!(told, format!("kmesh-trace {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+fn replays(root: &Path, start: &[&str]) {
+    let incident = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.kmt");
+    let arguments = ["--read", "-", "-o", "json"];
+    let there = output(
+        enter(root, &[])
+            .args(start)
+            .args(arguments)
+            .stdin(File::open(incident).unwrap()),
+    );
+    assert!(there.lines().count() > 100, "{there}");
+    // As on the system that built it.
+    let here = output(
+        std::process::Command::new(tool())
+            .args(arguments)
+            .stdin(File::open(incident).unwrap()),
+    );
+    assert!(there == here, "{there}");
+}
+
+fn checks(root: &Path, start: &[&str]) {
+    let told = told(root, &["proc", "sys"], &[start, &["check"]].concat());
+    assert!(
+        told.lines().next().is_some_and(|line| line.starts_with("ok ")),
+        "{told}"
+    );
+}
+
+/// One connection, of which both records come.
+fn traces(root: &Path, mounted: &[&str], start: &[&str]) {
+    let mut command = enter(root, mounted);
+    command.args(start);
+    let tracer = Start::with(command, &["-o", "json"]).tracing();
+    let scene = Scene::new(&tracer.store);
+    let pair = pair(V::Four);
+    exchange(&pair, 1000, 300);
+    drop(pair.client);
+    assert_eq!(drain(&pair.server), 0);
+    drop(pair.server);
+    let me = || Proc::me(&["connect", "close"]);
+    scene.expect(&[
+        pair.truth.outbound().bytes(1000, 300).ok("local").process(me()),
+        pair.truth.inbound().bytes(300, 1000).ok("peer").process(me()),
+    ]);
+    tracer.interrupt().check_whole();
+}

@@ -1,0 +1,107 @@
+//! `cargo xtask dist`: one archive to copy anywhere: the tool as one static file, manual, completions, licences and sums.
+//! The same sources give the same bytes, wherever they are built by the same compiler and C library.
+
+mod again;
+mod archive;
+mod third_party;
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::counts::Counts;
+use crate::host::{self, Need};
+use crate::{static_build, test};
+
+/// What `cargo xtask dist` takes.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Try what was made: its sums, and the file in roots of other systems, where it must trace
+    #[arg(long)]
+    test: bool,
+    /// Make it once more from a copy of the sources in another folder: it must be the same, to the bit
+    #[arg(long)]
+    again: bool,
+}
+
+/// What the tests call, besides what all kernel tests do.
+const TEST_TOOLS: &[Need] = &[
+    Need {
+        program: "busybox",
+        package: "busybox-static",
+    },
+    Need {
+        program: "debootstrap",
+        package: "debootstrap",
+    },
+];
+
+/// Makes the archive, and tries it as far as it is asked to.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let made = make(&host::root(), &host::target_dir(), &host::cargo_home()?)?;
+    println!("{}", made.archive.display());
+    for (what, file) in [("archive", &made.archive), ("file", &made.tool)] {
+        let bytes = fs::metadata(file)
+            .with_context(|| format!("cannot read {}", file.display()))?
+            .len();
+        println!("{what}: {bytes} bytes, {:.2} MiB", bytes as f64 / f64::from(1 << 20));
+    }
+    let mut counts = Counts::default();
+    if args.test {
+        host::ensure(host::TEST_TOOLS)?;
+        if host::is_root() {
+            host::ensure(TEST_TOOLS)?;
+        }
+        let folder = [("KMESH_TRACE_DIST", made.folder.as_os_str())];
+        counts += test::suites(&["--package", "kmesh-trace", "--test", "dist"], &[], &folder)?;
+    }
+    if args.again {
+        counts += again::compare(&made)?;
+    }
+    if args.test || args.again {
+        println!("{counts}");
+    }
+    Ok(counts.exit_code())
+}
+
+/// What there is in the end.
+struct Made {
+    /// Where the rest is.
+    folder: PathBuf,
+    /// What is given away.
+    archive: PathBuf,
+    /// The tool, as it is in the archive.
+    tool: PathBuf,
+}
+
+/// Builds the sources in `root` and packs what comes of them in a folder of `target`.
+fn make(root: &Path, target: &Path, cargo_home: &Path) -> Result<Made> {
+    let mut cargo = host::cargo();
+    cargo
+        .current_dir(root)
+        .args(["build", "--locked", "--profile", "dist", "--package", "kmesh-trace"])
+        .args(["--bin", "kmesh-trace", "--target-dir"])
+        .arg(target)
+        .env("CARGO_HOME", cargo_home)
+        .env_remove("CARGO_TARGET_DIR")
+        // Another object than the committed one is for tests.
+        .env_remove("KMESH_TRACE_EBPF_OBJECT");
+    // Where things were built is in the texts of panics. The last that fits counts.
+    let places = [(root, "/kmesh-trace"), (target, "/target"), (cargo_home, "/cargo")];
+    let flags = places.iter().flat_map(|(from, to)| remapped(from, to));
+    // Addresses of a program that may be anywhere are half a megabyte of relocations, or a tenth of that.
+    let packed = ["-C", "link-arg=-Wl,-z,pack-relative-relocs"].map(OsString::from);
+    let tool = static_build::build(cargo, flags.chain(packed))?.path("bin", "kmesh-trace")?;
+    archive::pack(root, &target.join("dist-archive"), &tool)
+}
+
+fn remapped(from: &Path, to: &str) -> [OsString; 2] {
+    let mut map = from.as_os_str().to_owned();
+    map.push("=");
+    map.push(to);
+    ["--remap-path-prefix".into(), map]
+}

@@ -1,0 +1,118 @@
+//! What is in the archive, and how it is packed: in the order of names, all of one time and owner.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use kmesh_trace::completions::Shell;
+use sha2::{Digest, Sha256};
+
+use super::{Made, third_party};
+use crate::{host, man};
+
+/// The file of sums, of `sha256sum`'s form.
+const SUMS: &str = "SHA256SUMS";
+/// What is taken as it is: file of the repository, place in the archive.
+const COPIED: [(&str, &str); 5] = [
+    ("README.md", "README.md"),
+    ("LICENSE-APACHE", "LICENSE-APACHE"),
+    ("LICENSE-MIT", "LICENSE-MIT"),
+    ("LICENSE-GPL2", "LICENSE-GPL2"),
+    (man::PAGE, "man/kmesh-trace.8"),
+];
+/// Named as each shell looks for them in its folders.
+const COMPLETIONS: [(Shell, &str); 3] = [
+    (Shell::Bash, "completions/kmesh-trace.bash"),
+    (Shell::Zsh, "completions/_kmesh-trace"),
+    (Shell::Fish, "completions/kmesh-trace.fish"),
+];
+
+/// Lays out all files in a new folder of `out`, and packs them beside it.
+pub fn pack(root: &Path, out: &Path, tool: &Path) -> Result<Made> {
+    let name = format!("kmesh-trace-{}-x86_64-linux", env!("CARGO_PKG_VERSION"));
+    if out.exists() {
+        fs::remove_dir_all(out).with_context(|| format!("cannot remove {}", out.display()))?;
+    }
+    let folder = out.join(&name);
+    let page = man::current(root)?;
+    write(&folder, "kmesh-trace", &read(tool)?)?;
+    for (from, to) in COPIED {
+        write(&folder, to, &read(&root.join(from))?)?;
+    }
+    for (shell, to) in COMPLETIONS {
+        let mut script = Vec::new();
+        shell.write(&mut script)?;
+        write(&folder, to, &script)?;
+    }
+    write(&folder, "THIRD-PARTY", third_party::text(root)?.as_bytes())?;
+
+    let mut files: Vec<&str> = ["kmesh-trace", "THIRD-PARTY"]
+        .into_iter()
+        .chain(COPIED.map(|(_, to)| to))
+        .chain(COMPLETIONS.map(|(_, to)| to))
+        .collect();
+    files.sort_unstable();
+    write(&folder, SUMS, sums(&folder, &files)?.as_bytes())?;
+
+    let tar = format!("{name}.tar");
+    let packed = format!("{tar}.gz");
+    host::succeed(
+        Command::new("tar")
+            .args(["--create", "--format=ustar", "--sort=name", "--numeric-owner"])
+            .args(["--owner=0", "--group=0", "--mode=u=rwX,go=rX", "--file", &tar])
+            // Some day there must be, and it must not be that of the build: the manual's is that of the last change.
+            .arg(format!("--mtime={} UTC", man::date(&page)?))
+            .arg(&name)
+            .current_dir(out)
+            .env_remove("TAR_OPTIONS"),
+    )?;
+    host::succeed(
+        Command::new("gzip")
+            .args(["-9", "--no-name", &tar])
+            .current_dir(out)
+            .env_remove("GZIP"),
+    )?;
+    write(out, SUMS, sums(out, &[&packed])?.as_bytes())?;
+    Ok(Made {
+        archive: out.join(&packed),
+        tool: folder.join("kmesh-trace"),
+        folder: out.to_owned(),
+    })
+}
+
+/// The digest of a file, in hexadecimal.
+pub fn digest(file: &Path) -> Result<String> {
+    let mut text = String::new();
+    for byte in Sha256::digest(read(file)?) {
+        // Writing to a string cannot fail.
+        _ = write!(text, "{byte:02x}");
+    }
+    Ok(text)
+}
+
+fn sums(folder: &Path, files: &[&str]) -> Result<String> {
+    let lines = files
+        .iter()
+        .map(|file| Ok(format!("{}  {file}\n", digest(&folder.join(file))?)));
+    lines.collect()
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+/// Only the tool may be executed.
+fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let file = folder.join(name);
+    let parent = file.parent().unwrap_or(folder);
+    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    let mode = if name == "kmesh-trace" { 0o755 } else { 0o644 };
+    fs::write(&file, bytes)
+        .and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(mode)))
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(file)
+}

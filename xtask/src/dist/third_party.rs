@@ -1,0 +1,107 @@
+//! Whose code is in the file besides ours, and on which terms: what most licences want to go with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::{host, static_build};
+
+/// Where Debian has the terms of the C library.
+const LGPL: &str = "/usr/share/common-licenses/LGPL-2.1";
+/// How the names of files with terms begin.
+const TERMS: [&str; 4] = ["LICEN", "COPYING", "NOTICE", "UNLICENSE"];
+
+/// A list of all crates that are linked in, then each text once, with whose it is.
+pub fn text(root: &Path) -> Result<String> {
+    let mut cargo = host::cargo();
+    cargo
+        .current_dir(root)
+        .args(["metadata", "--locked", "--format-version", "1"])
+        .args(["--filter-platform", static_build::TARGET]);
+    let metadata: Value = serde_json::from_slice(&host::output(&mut cargo)?).context("cargo metadata")?;
+    let packages = linked(&metadata).context("cargo metadata has another form than is known here")?;
+
+    let mut list = String::new();
+    let mut texts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for package in packages {
+        let field = |name: &str| package[name].as_str().unwrap_or_default();
+        let name = format!("{} {}", field("name"), field("version"));
+        // Writing to a string cannot fail.
+        _ = writeln!(list, "{name}: {}", field("license"));
+        let folder = Path::new(field("manifest_path")).parent().unwrap_or(root);
+        let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            let file = entry.file_name().to_string_lossy().to_uppercase();
+            if TERMS.iter().any(|begin| file.starts_with(begin)) && entry.path().is_file() {
+                let text = String::from_utf8_lossy(&fs::read(entry.path())?)
+                    .trim()
+                    .replace('\r', "");
+                texts.entry(text).or_default().insert(name.clone());
+            }
+        }
+    }
+    let lgpl = fs::read_to_string(LGPL).with_context(|| format!("cannot read {LGPL} (Debian: base-files)"))?;
+    texts.entry(lgpl).or_default().insert("the GNU C Library".to_owned());
+
+    let mut text = format!(
+        "What kmesh-trace has in it besides its own code.\n\n\
+         Rust's standard library: Apache-2.0 OR MIT\n\
+         The GNU C Library: LGPL-2.1-or-later. With the sources of kmesh-trace, cargo xtask dist links it to another one.\n\
+         {list}"
+    );
+    for (terms, whose) in texts {
+        let whose: Vec<_> = whose.into_iter().collect();
+        _ = write!(text, "\n{}\n{}:\n\n{terms}\n", "=".repeat(80), whose.join(", "));
+    }
+    Ok(text)
+}
+
+/// The packages of others that end up in the tool, by name and version. None if something is not where it should be.
+fn linked(metadata: &Value) -> Option<Vec<&Value>> {
+    let by_id = |list: &'static str, metadata: &'_ Value| -> Option<BTreeMap<String, usize>> {
+        let ids = metadata.pointer(list)?.as_array()?.iter().enumerate();
+        ids.map(|(at, one)| Some((one["id"].as_str()?.to_owned(), at)))
+            .collect()
+    };
+    let (packages, nodes) = (by_id("/packages", metadata)?, by_id("/resolve/nodes", metadata)?);
+    let package = |id: &str| metadata.pointer(&format!("/packages/{}", packages.get(id)?));
+    let is_macro = |id: &str| {
+        let targets = package(id).and_then(|package| package["targets"].as_array());
+        targets.is_some_and(|targets| targets.iter().any(|target| target["kind"][0] == "proc-macro"))
+    };
+    let mut waiting: Vec<&str> = packages
+        .keys()
+        .map(String::as_str)
+        .filter(|id| package(id).is_some_and(|package| package["name"] == "kmesh-trace"))
+        .collect();
+    let mut found = BTreeSet::new();
+    while let Some(id) = waiting.pop() {
+        if !found.insert(id) {
+            continue;
+        }
+        let node = metadata.pointer(&format!("/resolve/nodes/{}", nodes.get(id)?))?;
+        for dependency in node["deps"].as_array()? {
+            // Those of tests and build scripts have a kind.
+            let is_built_in = dependency["dep_kinds"]
+                .as_array()?
+                .iter()
+                .any(|kind| kind["kind"].is_null());
+            let id = dependency["pkg"].as_str()?;
+            if is_built_in && !is_macro(id) {
+                waiting.push(id);
+            }
+        }
+    }
+    let mut others: Vec<_> = found
+        .into_iter()
+        .filter_map(package)
+        .filter(|package| package["source"].is_string())
+        .collect();
+    others.sort_by_key(|package| (package["name"].as_str(), package["version"].as_str()));
+    Some(others)
+}
