@@ -113,9 +113,10 @@ pub fn run(config: &Config) -> Result<Exit> {
     if config.verbosity == Verbosity::Verbose {
         let ready = (monotonic_ns() - started_ns) / 1_000_000;
         say(&format!(
-            "kernel {}, ring of {} KiB, ready in {ready} ms",
+            "kernel {}, ring of {} KiB, ready in {ready} ms, of which the verifier {} ms",
             info.kernel,
-            config.ring_bytes >> 10
+            config.ring_bytes >> 10,
+            kernel.verifier_ns / 1_000_000
         ));
     }
 

@@ -94,7 +94,7 @@ fn is_asked(root: &Path) {
     let asked = api_server();
     let mut command = enter(root, &["proc", "sys"]);
     command.args(["/kmesh-trace", "--kubeconfig=/kubeconfig"]);
-    let tracer = Start::asking(command, &["-o", "json"]).tracing();
+    let tracer = Start::called(command, &["-o", "json"]).tracing();
     let (path, host) = asked
         .recv_timeout(patience())
         .unwrap_or_else(|_| panic!("nobody asked; the tool said {:?}", tracer.said()));

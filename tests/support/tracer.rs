@@ -282,12 +282,8 @@ impl Start {
         Self::called(Command::new(binary()), args)
     }
 
-    /// The same, with a source of names among what the command has already.
-    pub fn asking(command: Command, args: &[&str]) -> Self {
-        Self::called(command, args)
-    }
-
-    fn called(mut command: Command, args: &[&str]) -> Self {
+    /// A command that ends with the tool, and whatever arguments.
+    pub fn called(mut command: Command, args: &[&str]) -> Self {
         command
             .args(args)
             .stdin(Stdio::null())

@@ -4,15 +4,19 @@
 mod cost;
 mod empty;
 mod filter;
+mod idle;
 mod names;
+mod peers;
 mod replay;
 mod rollup;
+mod scale;
+mod start;
 mod traced;
 mod traffic;
 mod walk;
 
 use std::fs;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 
@@ -38,16 +42,26 @@ struct Rounds {
 
 #[derive(clap::Subcommand)]
 enum Bench {
+    /// All of them, one after another
+    All,
     /// BPF time of a connection, beside libbpf-tools' tcplife and an empty program
     Cost(Rounds),
     /// BPF time of a connection that the filter sorts out, beside an empty program's on the same hook
     Filter(Rounds),
+    /// Wake-ups and memory while nothing happens, and memory after full rate
+    Idle(idle::Args),
     /// Names: what a large cluster takes, look-ups in it and news of it
     Names(names::Args),
+    /// The tool, tcplife, its bcc form and a bpftrace script on the same traffic: rate kept, costs, losses, what is exact
+    Peers(Rounds),
     /// Captures: replay to JSON and log beside the JSON library alone, and bytes a record
     Replay(replay::Args),
     /// Rollups: records a second and memory when each is of a group of its own
     Rollup(rollup::Args),
+    /// What a connection costs after a thousand of them, and after a million
+    Scale(scale::Args),
+    /// From exec to capturing, and the verifier's share
+    Start(start::Args),
     /// The time of a walk over many open sockets, and what is lost meanwhile
     Walk(walk::Args),
     /// Hold connections open for `walk`, until standard input ends
@@ -55,7 +69,22 @@ enum Bench {
     Hold(walk::Hold),
 }
 
-/// Runs one.
+
+/// Each as a process of its own: the most memory that one had says nothing of another.
+fn all() -> Result<ExitCode> {
+    let this = std::env::current_exe().context("cannot tell where this program is")?;
+    let mut failed = Vec::new();
+    for name in ["peers", "cost", "filter", "start", "idle", "scale", "walk", "replay", "rollup", "names"] {
+        println!("\n=== {name}");
+        if !Command::new(&this).args(["bench", name]).status()?.success() {
+            failed.push(name);
+        }
+    }
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs one, or all.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let traced = |bench: &dyn Fn() -> Result<()>| {
         ensure!(host::is_root(), "a tracer is measured: run this as root");
@@ -63,11 +92,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Ok(ExitCode::SUCCESS)
     };
     match &args.bench {
+        Bench::All => all(),
         Bench::Cost(args) => traced(&|| cost::run(args)),
         Bench::Filter(args) => traced(&|| filter::run(args)),
+        Bench::Idle(args) => traced(&|| idle::run(args)),
         Bench::Names(args) => names::run(args),
+        Bench::Peers(args) => traced(&|| peers::run(args)),
         Bench::Replay(args) => replay::run(args),
         Bench::Rollup(args) => rollup::run(args),
+        Bench::Scale(args) => traced(&|| scale::run(args)),
+        Bench::Start(args) => traced(&|| start::run(args)),
         Bench::Walk(args) => traced(&|| walk::run(args)),
         Bench::Hold(args) => traced(&|| walk::hold(args)),
     }

@@ -5,7 +5,6 @@ mod again;
 mod archive;
 mod third_party;
 
-use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -6,6 +6,7 @@
 use thiserror::Error;
 
 const MAGIC: u16 = 0xeb9f;
+const VERSION: u32 = 1;
 /// Types within types within types: more is a loop.
 const MAX_DEPTH: u32 = 32;
 
@@ -17,10 +18,12 @@ mod kind {
     pub const STRUCT: u32 = 4;
     pub const UNION: u32 = 5;
     pub const ENUM: u32 = 6;
+    pub const FWD: u32 = 7;
     pub const TYPEDEF: u32 = 8;
     pub const VOLATILE: u32 = 9;
     pub const CONST: u32 = 10;
     pub const RESTRICT: u32 = 11;
+    pub const FUNC: u32 = 12;
     pub const FUNC_PROTO: u32 = 13;
     pub const VAR: u32 = 14;
     pub const DATASEC: u32 = 15;
@@ -70,6 +73,19 @@ pub struct Btf<'a> {
     structures: Vec<(&'static str, u32)>,
     /// The variables asked for, likewise.
     variables: Vec<&'static str>,
+    /// The typedefs and functions asked for, by kind and name.
+    hooks: Vec<(u32, &'static str, u32)>,
+}
+
+/// What is to be found by name.
+#[derive(Clone, Copy, Default)]
+pub struct Wanted<'a> {
+    /// Structures, for their members.
+    pub structures: &'a [&'static str],
+    /// Per-CPU variables.
+    pub variables: &'a [&'static str],
+    /// Typedefs and functions, for their ids.
+    pub hooks: &'a [&'static str],
 }
 
 /// Where a member is, from the start of the structure.
@@ -80,14 +96,15 @@ struct Member {
 }
 
 impl<'a> Btf<'a> {
-    /// Reads the index of all types, and finds the structures and per-CPU variables of these names.
-    pub fn parse(data: &'a [u8], structures: &[&'static str], variables: &[&'static str]) -> Result<Self, BtfError> {
+    /// Reads the index of all types, and finds those that are wanted.
+    pub fn parse(data: &'a [u8], wanted: Wanted<'_>) -> Result<Self, BtfError> {
         let mut btf = Self {
             data,
             strings: 0,
             types: vec![0],
             structures: Vec::new(),
             variables: Vec::new(),
+            hooks: Vec::new(),
         };
         if btf.u32(0)? & 0xffff != u32::from(MAGIC) {
             return Err(BtfError::Malformed(0));
@@ -101,14 +118,22 @@ impl<'a> Btf<'a> {
             btf.types.push(at as u32);
             let info = btf.u32(at + 4)?;
             let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
-            // A structure that is only declared is of another kind.
-            if kind == kind::STRUCT {
-                let name = btf.string(btf.u32(at)?)?;
-                let id = btf.types.len() as u32 - 1;
-                btf.structures.extend(wanted(structures, name).map(|name| (name, id)));
-            } else if kind == kind::VAR {
-                let name = btf.string(btf.u32(at)?)?;
-                btf.variables.extend(wanted(variables, name));
+            let id = btf.types.len() as u32 - 1;
+            match kind {
+                // A structure that is only declared is of another kind.
+                kind::STRUCT => {
+                    let name = btf.name_among(wanted.structures, at)?;
+                    btf.structures.extend(name.map(|name| (name, id)));
+                }
+                kind::VAR => {
+                    let name = btf.name_among(wanted.variables, at)?;
+                    btf.variables.extend(name);
+                }
+                kind::TYPEDEF | kind::FUNC => {
+                    let name = btf.name_among(wanted.hooks, at)?;
+                    btf.hooks.extend(name.map(|name| (kind, name, id)));
+                }
+                _ => {}
             }
             at += 12
                 + match kind {
@@ -159,6 +184,24 @@ impl<'a> Btf<'a> {
         self.variables.contains(&name)
     }
 
+    /// BTF with the hooks under their ids, and declarations of nothing under all others: for a loader that looks up no more,
+    /// and makes a model of all there is.
+    pub fn of_hooks(&self) -> Vec<u8> {
+        let last = self.hooks.iter().map(|&(.., id)| id).max().unwrap_or(0);
+        let mut types = [0, kind::FWD << 24, 0].repeat(last as usize);
+        let mut names = vec![0];
+        for &(kind, name, id) in &self.hooks {
+            let at = 3 * (id as usize - 1);
+            types[at..at + 2].copy_from_slice(&[names.len() as u32, kind << 24]);
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+        }
+        let length = 4 * types.len() as u32;
+        let header = [u32::from(MAGIC) | VERSION << 16, 24, 0, length, length, names.len() as u32];
+        let words = header.into_iter().chain(types);
+        words.flat_map(u32::to_ne_bytes).chain(names).collect()
+    }
+
     fn structure(&self, name: &str) -> Result<u32, BtfError> {
         let found = self.structures.iter().find(|(known, _)| *known == name);
         found
@@ -190,7 +233,7 @@ impl<'a> Btf<'a> {
                         ..inner
                     }));
                 }
-            } else if self.string(name_at)? == name.as_bytes() {
+            } else if self.has_string(name_at, name)? {
                 let bitfield = has_bitfields && offset >> 24 != 0;
                 return Ok(Some(Member {
                     bits,
@@ -244,17 +287,23 @@ impl<'a> Btf<'a> {
         bytes.map(u32::from_ne_bytes).ok_or(BtfError::Malformed(at))
     }
 
-    fn string(&self, offset: u32) -> Result<&'a [u8], BtfError> {
+    fn has_string(&self, offset: u32, name: &str) -> Result<bool, BtfError> {
         let at = self.strings + offset as usize;
         let rest = self.data.get(at..).ok_or(BtfError::Malformed(at))?;
-        let end = rest.iter().position(|&byte| byte == 0).ok_or(BtfError::Malformed(at))?;
-        Ok(&rest[..end])
+        let (name, end) = (name.as_bytes(), rest.get(name.len()));
+        Ok(rest.starts_with(name) && end == Some(&0))
     }
-}
 
-/// Which of these names this is.
-fn wanted(names: &[&'static str], name: &[u8]) -> Option<&'static str> {
-    names.iter().copied().find(|wanted| wanted.as_bytes() == name)
+    /// Which of these is the name of the type at this place.
+    fn name_among(&self, names: &[&'static str], at: usize) -> Result<Option<&'static str>, BtfError> {
+        let offset = self.u32(at)?;
+        for &name in names {
+            if self.has_string(offset, name)? {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
 }
 
 #[cfg(test)]
@@ -262,6 +311,13 @@ mod tests {
     use super::*;
 
     const STRUCT: u32 = kind::STRUCT << 24;
+
+    fn structures<'a>(structures: &'a [&'static str]) -> Wanted<'a> {
+        Wanted {
+            structures,
+            ..Wanted::default()
+        }
+    }
 
     /// Lays out BTF: `words` of the type section, and names.
     fn blob(words: &[u32], names: &str) -> Vec<u8> {
@@ -298,7 +354,7 @@ mod tests {
     #[test]
     fn members_are_found_as_c_finds_them() {
         let data = example();
-        let btf = Btf::parse(&data, &["pair", "inner"], &[]).unwrap();
+        let btf = Btf::parse(&data, structures(&["pair", "inner"])).unwrap();
         let cases = [
             ("a", 4, 0),
             ("b", 8, 8),
@@ -317,14 +373,45 @@ mod tests {
         let names = "\0other\0wanted\0";
         let words = [1, kind::VAR << 24, 0, 0, 7, kind::VAR << 24, 0, 0];
         let data = blob(&words, names);
-        let btf = Btf::parse(&data, &[], &["wanted", "absent"]).unwrap();
+        let btf = Btf::parse(
+            &data,
+            Wanted {
+                variables: &["wanted", "absent"],
+                ..Wanted::default()
+            },
+        )
+        .unwrap();
         assert_eq!((btf.has_variable("wanted"), btf.has_variable("absent")), (true, false));
+    }
+
+    #[test]
+    fn hooks_keep_their_ids() {
+        let names = "\0int\0hook\0hook\0walk\0";
+        let words = [
+            1, kind::INT << 24, 4, 32, 5, kind::TYPEDEF << 24, 1, 5, kind::FUNC << 24, 2, 15, kind::FUNC << 24, 2, 1,
+            kind::TYPEDEF << 24, 1,
+        ];
+        let data = blob(&words, names);
+        let wanted = Wanted {
+            hooks: &["hook", "walk", "none"],
+            ..Wanted::default()
+        };
+        let excerpt = Btf::parse(&data, wanted).unwrap().of_hooks();
+        let hooks = Btf::parse(&excerpt, wanted).unwrap().hooks;
+        assert_eq!(
+            hooks,
+            [
+                (kind::TYPEDEF, "hook", 2),
+                (kind::FUNC, "hook", 3),
+                (kind::FUNC, "walk", 4)
+            ]
+        );
     }
 
     #[test]
     fn what_is_not_there_is_told() {
         let data = example();
-        let btf = Btf::parse(&data, &["pair"], &[]).unwrap();
+        let btf = Btf::parse(&data, structures(&["pair"])).unwrap();
         let told = |path, size| btf.offset("pair", path, size).unwrap_err().to_string();
         assert_eq!(told("c", 4), "this kernel has no member c in struct pair");
         assert_eq!(told("a.x", 4), "this kernel has no member a.x in struct pair");
@@ -340,7 +427,7 @@ mod tests {
     fn any_bytes_give_an_answer_and_no_panic() {
         let whole = example();
         for length in 0..whole.len() {
-            _ = Btf::parse(&whole[..length], &["pair"], &[]).map(|btf| btf.offset("pair", "in.y", 2));
+            _ = Btf::parse(&whole[..length], structures(&["pair"])).map(|btf| btf.offset("pair", "in.y", 2));
         }
         let mut seed = 1_u64;
         for _ in 0..20_000 {
@@ -351,7 +438,7 @@ mod tests {
                 data[at] = (seed >> 24) as u8;
             }
             for path in ["a", "b", "f", "in.y", "many.a"] {
-                _ = Btf::parse(&data, &["pair"], &[]).map(|btf| btf.offset("pair", path, 2));
+                _ = Btf::parse(&data, structures(&["pair"])).map(|btf| btf.offset("pair", path, 2));
             }
         }
     }

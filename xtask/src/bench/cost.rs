@@ -1,7 +1,6 @@
 //! What a connection costs in the kernel, both ends, beside libbpf-tools' `tcplife` and an empty program, in turns on the same
 //! traffic; and that each end was told.
 
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
@@ -16,15 +15,10 @@ const TCPLIFE: &[Need] = &[Need {
     package: "libbpf-tools",
 }];
 
-const TRACEFS: &str = "/sys/kernel/tracing";
-
 /// Prints ns of BPF time a connection, and the ratio.
 pub fn run(args: &Rounds) -> Result<()> {
     host::ensure(TCPLIFE)?;
-    // It asks there for the number of its tracepoint.
-    if !Path::new(TRACEFS).join("events").exists() {
-        host::succeed(Command::new("mount").args(["-t", "tracefs", "tracefs", TRACEFS]))?;
-    }
+    traced::mount_tracefs()?;
     let tool = traced::build()?;
     let _stats = Stats::on()?;
     let mut addresses = 0;

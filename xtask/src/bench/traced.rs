@@ -1,5 +1,6 @@
 //! The tool, or a peer of it, as a child process, and what its programs cost.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
@@ -11,6 +12,7 @@ use serde_json::Value;
 
 use crate::host;
 
+const TRACEFS: &str = "/sys/kernel/tracing";
 const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 /// While it lives the kernel takes the time of programs.
@@ -32,6 +34,14 @@ impl Drop for Stats {
         // It was written a moment ago.
         _ = fs::write(STATS, self.before.trim());
     }
+}
+
+/// Peers ask there for the numbers of their tracepoints.
+pub fn mount_tracefs() -> Result<()> {
+    if !Path::new(TRACEFS).join("events").exists() {
+        host::succeed(Command::new("mount").args(["-t", "tracefs", "tracefs", TRACEFS]))?;
+    }
+    Ok(())
 }
 
 /// Builds the tool as users get it, or takes the one that `KMESH_TRACE_BIN` names.
@@ -100,14 +110,47 @@ impl Traced {
 
     /// The time that its programs have run for, ns: each once, however many descriptors it has.
     pub fn programs_ns(&self) -> Result<u64> {
-        let mut programs = std::collections::BTreeMap::new();
+        Ok(self.descriptors("prog_id", "run_time_ns")?.values().sum())
+    }
+
+    /// A value of each thing that has such an id, however many descriptors it has.
+    fn descriptors(&self, id: &str, value: &str) -> Result<BTreeMap<u64, u64>> {
+        let mut found = BTreeMap::new();
         for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.pid())).context("cannot list its descriptors")? {
             let info = fs::read_to_string(entry?.path()).unwrap_or_default();
-            if let (Some(id), Some(time)) = (field(&info, "prog_id"), field(&info, "run_time_ns")) {
-                programs.insert(id, time);
+            if let (Some(id), Some(value)) = (field(&info, id), field(&info, value)) {
+                found.insert(id, value);
             }
         }
-        Ok(programs.values().sum())
+        Ok(found)
+    }
+
+    /// The processor time of its threads so far, ns.
+    pub fn processor_ns(&self) -> Result<u64> {
+        let tasks = self.tasks("schedstat")?;
+        Ok(tasks.iter().filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok()).sum())
+    }
+
+    /// How often its threads have waited for something, and been woken.
+    pub fn wakeups(&self) -> Result<u64> {
+        let tasks = self.tasks("status")?;
+        Ok(tasks.iter().filter_map(|text| field(text, "voluntary_ctxt_switches")).sum())
+    }
+
+    /// A file of each of its threads.
+    fn tasks(&self, file: &str) -> Result<Vec<String>> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).context("cannot list its threads")?;
+        // One that ends meanwhile has none.
+        Ok(tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join(file)).ok()).collect())
+    }
+
+    /// Its own memory and its BPF maps', MiB. Code, and a map's pages that it sees too, count no more than once: they are not
+    /// anonymous.
+    pub fn memory_mib(&self) -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).context("cannot read its status")?;
+        let kib = field(&status, "RssAnon").context("no RssAnon in its status")?;
+        let maps: u64 = self.descriptors("map_id", "memlock")?.values().sum();
+        Ok(kib as f64 / 1024.0 + maps as f64 / f64::from(1 << 20))
     }
 
     /// Interrupts the tool; its summary.
@@ -140,5 +183,5 @@ pub fn time_ns(process: &str, descriptor: i32) -> u64 {
 
 fn field(info: &str, name: &str) -> Option<u64> {
     let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line?.trim().parse().ok()
+    line?.split_whitespace().next()?.parse().ok()
 }
