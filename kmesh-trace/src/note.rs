@@ -5,15 +5,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::{Config, Output, Verbosity};
 use crate::record::{Lost, RunInfo, Summary};
+use crate::render::sanitize::one_line;
 use crate::render::{term, words};
 
-/// One note; while a table hides standard error, on its last line, and once it is gone. That nobody reads it is no reason to
+/// How a line goes on: with what to try.
+const CONTINUED: &str = "\n  ";
+
+/// One note, whatever others chose of its words; while a table hides standard error, on its last line, and once it is gone. That nobody reads it is no reason to
 /// stop.
 pub fn say(text: &str) {
-    if term::hold(text) {
+    let text = harmless(text);
+    if term::hold(&text) {
         return;
     }
     _ = writeln!(io::stderr(), "kmesh-trace: {text}");
+}
+
+/// Nothing in it drives a terminal, and no line of it begins as ours do.
+fn harmless(text: &str) -> String {
+    let lines: Vec<_> = text.split(CONTINUED).map(one_line).collect();
+    lines.join(CONTINUED)
 }
 
 /// Where names come from, in a few words, as the sources answer. Clones are one.
@@ -72,5 +83,19 @@ impl Notes {
         if !self.output.has_reports() && self.verbosity > Verbosity::Quiet {
             say(&words::summary_words(summary, &self.info));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn notes_drive_no_terminal_and_forge_no_other() {
+        let hostile = "item 1 (a\u{1b}]0;x\u{7}/b\u{202e}\nkmesh-trace: all is well):\n  try: this";
+        assert_eq!(
+            harmless(hostile),
+            "item 1 (a\\u001b]0;x\\u0007/b\\u202e\\u000akmesh-trace: all is well):\n  try: this"
+        );
     }
 }

@@ -69,12 +69,13 @@ enum Bench {
     Hold(walk::Hold),
 }
 
-
 /// Each as a process of its own: the most memory that one had says nothing of another.
 fn all() -> Result<ExitCode> {
     let this = std::env::current_exe().context("cannot tell where this program is")?;
     let mut failed = Vec::new();
-    for name in ["peers", "cost", "filter", "start", "idle", "scale", "walk", "replay", "rollup", "names"] {
+    for name in [
+        "peers", "cost", "filter", "start", "idle", "scale", "walk", "replay", "rollup", "names",
+    ] {
         println!("\n=== {name}");
         if !Command::new(&this).args(["bench", name]).status()?.success() {
             failed.push(name);

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use super::objects::{self, Object, Pod};
 use crate::enrich::facts::Fact;
+use crate::render::sanitize::one_line;
 
 /// What a list's `kind` ends in: `PodList`, or `List` of anything.
 const LIST: &str = "List";
@@ -161,7 +162,7 @@ fn name(number: u64, json: &str) -> String {
         .ok()
         .and_then(|which| which.metadata);
     match metadata.and_then(|metadata| Some((metadata.namespace.unwrap_or_default(), metadata.name?))) {
-        Some((namespace, name)) => format!("item {number} ({namespace}/{name}):"),
+        Some((namespace, name)) => format!("item {number} ({}/{}):", one_line(&namespace), one_line(&name)),
         None => format!("item {number}:"),
     }
 }

@@ -4,6 +4,7 @@
 //! turn the reading direction of a line. Where the text is no UTF-8, U+FFFD stands for what is broken.
 
 use serde_json::ser::{CharEscape, Formatter, Serializer};
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write};
 
@@ -68,6 +69,23 @@ impl Formatter for Harmless {
     }
 }
 
+/// The text as one line that is harmless on a terminal: `\u` escapes for all that [`is_harmful`], as in JSON.
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_harmful) {
+        return text.into();
+    }
+    let mut line = String::with_capacity(text.len());
+    for char in text.chars() {
+        if is_harmful(char) {
+            // Writing to a string cannot fail.
+            _ = fmt::Write::write_fmt(&mut line, format_args!("\\u{:04x}", u32::from(char)));
+        } else {
+            line.push(char);
+        }
+    }
+    line.into()
+}
+
 /// Whether a character can do harm when it is shown: C0, DEL, C1 (together Unicode's `Cc`), and the marks that change
 /// the reading direction.
 pub fn is_harmful(char: char) -> bool {
@@ -116,6 +134,15 @@ mod tests {
             let decoded: String = serde_json::from_str(json).unwrap();
             assert_eq!(decoded, String::from_utf8_lossy(bytes), "{name}");
         }
+    }
+
+    #[test]
+    fn a_line_stays_one() {
+        assert_eq!(one_line("plain – 日本"), "plain – 日本");
+        assert_eq!(
+            one_line("a\u{1b}[2J\nb\u{202e}\u{9b}c"),
+            r"a\u001b[2J\u000ab\u202e\u009bc"
+        );
     }
 
     #[test]

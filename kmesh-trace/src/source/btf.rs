@@ -197,7 +197,14 @@ impl<'a> Btf<'a> {
             names.push(0);
         }
         let length = 4 * types.len() as u32;
-        let header = [u32::from(MAGIC) | VERSION << 16, 24, 0, length, length, names.len() as u32];
+        let header = [
+            u32::from(MAGIC) | VERSION << 16,
+            24,
+            0,
+            length,
+            length,
+            names.len() as u32,
+        ];
         let words = header.into_iter().chain(types);
         words.flat_map(u32::to_ne_bytes).chain(names).collect()
     }
@@ -388,8 +395,22 @@ mod tests {
     fn hooks_keep_their_ids() {
         let names = "\0int\0hook\0hook\0walk\0";
         let words = [
-            1, kind::INT << 24, 4, 32, 5, kind::TYPEDEF << 24, 1, 5, kind::FUNC << 24, 2, 15, kind::FUNC << 24, 2, 1,
-            kind::TYPEDEF << 24, 1,
+            1,
+            kind::INT << 24,
+            4,
+            32,
+            5,
+            kind::TYPEDEF << 24,
+            1,
+            5,
+            kind::FUNC << 24,
+            2,
+            15,
+            kind::FUNC << 24,
+            2,
+            1,
+            kind::TYPEDEF << 24,
+            1,
         ];
         let data = blob(&words, names);
         let wanted = Wanted {

@@ -95,7 +95,9 @@ const PEERS: [Peer; 5] = [
 ];
 
 fn ours(line: &str, seen: &mut Seen) {
-    let Ok(line) = serde_json::from_str::<Value>(line) else { return };
+    let Ok(line) = serde_json::from_str::<Value>(line) else {
+        return;
+    };
     if line["type"] != "conn" {
         return;
     }
@@ -111,7 +113,9 @@ fn ours(line: &str, seen: &mut Seen) {
 /// PID COMM LADDR LPORT RADDR RPORT TX_KB RX_KB MS
 fn tcplife(line: &str, seen: &mut Seen) {
     let columns: Vec<_> = line.split_whitespace().collect();
-    let [_, .., sent, received, _] = columns[..] else { return };
+    let [_, .., sent, received, _] = columns[..] else {
+        return;
+    };
     let (Ok(sent), Ok(received)) = (sent.parse::<f64>(), received.parse::<f64>()) else {
         return;
     };
@@ -121,7 +125,9 @@ fn tcplife(line: &str, seen: &mut Seen) {
 
 fn script(line: &str, seen: &mut Seen) {
     let columns: Vec<_> = line.split_whitespace().collect();
-    let ["closed", sent, received] = columns[..] else { return };
+    let ["closed", sent, received] = columns[..] else {
+        return;
+    };
     seen.closes += 1;
     let bytes = sent.parse::<u64>().unwrap_or(0) + received.parse::<u64>().unwrap_or(0);
     *seen.bytes.get_or_insert(0) += bytes;
@@ -248,7 +254,11 @@ fn table(rounds: &[(&Peer, Result<Vec<Round>>)], exchanges: &Exchanges, count: u
         let mut rates: Vec<_> = done.iter().map(|round| round.rate).collect();
         rates.sort_by(f64::total_cmp);
         let range = format!("{:.0} to {:.0}", rates[0], rates[rates.len() - 1]);
-        print!("{:<14} {rate:>10.0} {range:>15} {:>5.0}%", peer.name, 100.0 * rate / base);
+        print!(
+            "{:<14} {rate:>10.0} {range:>15} {:>5.0}%",
+            peer.name,
+            100.0 * rate / base
+        );
         if peer.command.is_none() {
             println!();
             continue;

@@ -24,7 +24,10 @@ pub fn run(args: &Args) -> Result<()> {
     let mut addresses = 0;
     let mut made = 0;
     let mut point = SAMPLE;
-    println!("{:<16} {:>12} {:>16} {:>12}", "connections", "BPF ns", "processor µs", "MiB");
+    println!(
+        "{:<16} {:>12} {:>16} {:>12}",
+        "connections", "BPF ns", "processor µs", "MiB"
+    );
     while point <= args.connections {
         traffic::churn(point - made - SAMPLE, &mut addresses)?;
         let (kernel, user) = (traced.programs_ns()?, traced.processor_ns()?);

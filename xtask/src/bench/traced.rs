@@ -128,20 +128,29 @@ impl Traced {
     /// The processor time of its threads so far, ns.
     pub fn processor_ns(&self) -> Result<u64> {
         let tasks = self.tasks("schedstat")?;
-        Ok(tasks.iter().filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok()).sum())
+        Ok(tasks
+            .iter()
+            .filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok())
+            .sum())
     }
 
     /// How often its threads have waited for something, and been woken.
     pub fn wakeups(&self) -> Result<u64> {
         let tasks = self.tasks("status")?;
-        Ok(tasks.iter().filter_map(|text| field(text, "voluntary_ctxt_switches")).sum())
+        Ok(tasks
+            .iter()
+            .filter_map(|text| field(text, "voluntary_ctxt_switches"))
+            .sum())
     }
 
     /// A file of each of its threads.
     fn tasks(&self, file: &str) -> Result<Vec<String>> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).context("cannot list its threads")?;
         // One that ends meanwhile has none.
-        Ok(tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join(file)).ok()).collect())
+        Ok(tasks
+            .flatten()
+            .filter_map(|task| fs::read_to_string(task.path().join(file)).ok())
+            .collect())
     }
 
     /// Its own memory and its BPF maps', MiB. Code, and a map's pages that it sees too, count no more than once: they are not

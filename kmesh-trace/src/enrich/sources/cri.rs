@@ -314,13 +314,13 @@ impl Runtime {
 
     async fn connect_to(socket: &Path) -> Result<Self, Failure> {
         let shown = socket.display();
-        let because = |why: &dyn std::fmt::Display| Failure::new(format!("{shown}: {why}"));
-        let endpoint = Endpoint::from_shared(format!("unix://{shown}")).map_err(|error| because(&error))?;
+        let endpoint = Endpoint::from_shared(format!("unix://{shown}"));
+        let endpoint = endpoint.map_err(|error| Failure::new(error.to_string()).at(&shown))?;
         let channel = endpoint
             .connect_timeout(PATIENCE)
             .connect()
             .await
-            .map_err(|error| because(&reason::of(&error)))?;
+            .map_err(|error| reason::of(&error).at(&shown))?;
         let mut client = Grpc::new(channel).max_decoding_message_size(MOST_BYTES);
         let mut spoken = SERVICES[0];
         for service in SERVICES {
@@ -328,7 +328,7 @@ impl Runtime {
             match call::<_, Nothing>(&mut client, service, "Version", Nothing {}).await {
                 Ok(_) => break,
                 Err(status) if status.code() == Code::Unimplemented => {}
-                Err(status) => return Err(because(&failure(&status))),
+                Err(status) => return Err(failure(&status).at(&shown)),
             }
         }
         let events = Arc::new(Notify::new());

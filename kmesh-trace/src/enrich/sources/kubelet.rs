@@ -255,7 +255,13 @@ mod tests {
                 "https",
             ),
             (404, "404 page not found", "/pods", ""),
-            (503, "a\u{1b}[31m\nb", "503: a[31m", ""),
+            (503, "a\u{1b}[31m\u{202e}\nb", "503: a[31m", ""),
+            (
+                403,
+                "(user=\u{1b}[2J\nkmesh-trace: x)",
+                r"403: \u001b[2J\u000akmesh-trace: x lacks",
+                "",
+            ),
         ];
         for (status, body, problem, remedy) in cases {
             let failure = denied(StatusCode::from_u16(status).unwrap(), body).to_string();

@@ -6,7 +6,9 @@ use std::io;
 
 use rustls::CertificateError;
 
-/// In words for a person.
+use crate::render::sanitize;
+
+/// In words for a person: one line, harmless whatever others chose of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     problem: String,
@@ -16,6 +18,7 @@ pub struct Failure {
 impl Failure {
     /// This is wrong.
     pub fn new(problem: String) -> Self {
+        let problem = sanitize::one_line(&problem).into_owned();
         Self { problem, remedy: None }
     }
 
@@ -27,7 +30,13 @@ impl Failure {
 
     /// More precisely.
     pub fn because(mut self, detail: &str) -> Self {
-        self.problem = format!("{} ({detail})", self.problem);
+        self.problem = format!("{} ({})", self.problem, sanitize::one_line(detail));
+        self
+    }
+
+    /// Of one of several places.
+    pub fn at(mut self, place: &dyn fmt::Display) -> Self {
+        self.problem = format!("{}: {}", sanitize::one_line(&place.to_string()), self.problem);
         self
     }
 
@@ -129,10 +138,13 @@ pub fn io(error: &io::Error) -> String {
     one_line(error.to_string().split(" (os error").next().unwrap_or_default())
 }
 
-/// The first line of what somebody else says, made harmless and short.
+/// The first line of what somebody else says, made short and plain.
 pub fn one_line(text: &str) -> String {
     let line = text.trim().lines().next().unwrap_or_default();
-    line.chars().filter(|c| !c.is_control()).take(300).collect()
+    line.chars()
+        .filter(|&char| !sanitize::is_harmful(char))
+        .take(300)
+        .collect()
 }
 
 #[cfg(test)]
