@@ -19,6 +19,7 @@ mod captures;
 mod closing;
 mod events;
 mod failing;
+mod faults;
 mod filters;
 mod killed;
 mod lifecycle;
@@ -206,6 +207,8 @@ fn main() -> ExitCode {
         }
     }));
     let tables = [
+        // First, since one of them waits for a minute.
+        faults::table(),
         closing::table(),
         failing::table(),
         killed::table(),

@@ -17,9 +17,9 @@ use nix::unistd::Pid;
 
 use crate::Table;
 use crate::support::probe::Need;
-use crate::support::sock::{V, drain, exchange, listen, pair_with};
+use crate::support::sock::{V, drain, exchange, listen, pair_with, wait_until};
 use crate::support::tracer::binary;
-use crate::support::{net, patience};
+use crate::support::{bpf, net, patience};
 
 /// The trials.
 pub fn table() -> Table {
@@ -41,6 +41,7 @@ pub fn table() -> Table {
             &[Need::Tmux],
             a_terminal_that_does_not_read,
         )
+        .own("a_terminal_that_goes", &[Need::Tmux], a_terminal_that_goes)
 }
 
 /// A terminal of its own, with a shell in it.
@@ -308,6 +309,18 @@ fn a_panic_restores_the_screen() {
     let said = terminal.wait("the panic", |screen| screen.contains("status 1"));
     assert!(said.contains("as asked for"), "{said}");
     terminal.is_restored();
+}
+
+/// As when ssh loses its connection.
+fn a_terminal_that_goes() {
+    let terminal = Terminal::open(80, 24);
+    terminal.table("--interval 300ms");
+    let tracer = terminal.tracer();
+    let objects = bpf::objects_of(tracer);
+    assert!(!objects.is_empty());
+    drop(terminal);
+    wait_until("the tracer has ended", || kill(tracer, None).is_err());
+    wait_until("the kernel has let go", || bpf::alive(&objects).is_empty());
 }
 
 fn suspended_and_resumed() {

@@ -19,6 +19,8 @@ pub enum Need {
     Veth,
     /// Cgroups of version 2, to make some in.
     Cgroup2,
+    /// Cgroups that limit memory, of either version, to make some in.
+    MemoryCgroup,
     /// MPTCP sockets.
     Mptcp,
     /// `unshare`, which makes a namespace of processes.
@@ -83,6 +85,34 @@ static CGROUP2: LazyLock<Result<(), String>> = LazyLock::new(|| {
         .map_err(|error| format!("cannot make a cgroup below {mount}: {error}"))
 });
 
+/// Where cgroups that limit memory can be made.
+pub static MEMORY_CGROUP: LazyLock<Result<std::path::PathBuf, String>> = LazyLock::new(|| {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(|error| error.to_string())?;
+    let fields = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let places = mounts.lines().map(fields).filter(|mount| match &*mount[2] {
+        "cgroup" => mount[3].split(',').any(|controller| controller == "memory"),
+        kind => kind == "cgroup2",
+    });
+    let mut problem = "no cgroups are mounted".to_owned();
+    for place in places {
+        let place = std::path::PathBuf::from(&place[1]);
+        let probe = place.join(format!("kmesh-trace-memory-{}", std::process::id()));
+        if let Err(error) = std::fs::create_dir(&probe) {
+            problem = format!("cannot make a cgroup in {}: {error}", place.display());
+            continue;
+        }
+        let limits = ["memory.max", "memory.limit_in_bytes"]
+            .iter()
+            .any(|name| probe.join(name).exists());
+        std::fs::remove_dir(&probe).map_err(|error| error.to_string())?;
+        if limits {
+            return Ok(place);
+        }
+        problem = format!("cgroups in {} do not limit memory", place.display());
+    }
+    Err(problem)
+});
+
 static MPTCP: LazyLock<Result<(), String>> = LazyLock::new(|| {
     inside(|| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP));
@@ -122,6 +152,7 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::Kill => KILL.clone()?,
             Need::Veth => VETH.clone()?,
             Need::Cgroup2 => CGROUP2.clone()?,
+            Need::MemoryCgroup => MEMORY_CGROUP.clone().map(drop)?,
             Need::Mptcp => MPTCP.clone()?,
             Need::Unshare => UNSHARE.clone()?,
             Need::Setpriv => SETPRIV.clone()?,

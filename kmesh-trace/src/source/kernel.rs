@@ -12,6 +12,7 @@ use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use kmesh_trace_common::{Counters, Offsets, Prefilter, Prefix, Settings, Snapshot};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{MembarrierCommand, membarrier};
 use thiserror::Error;
@@ -435,8 +436,12 @@ where
 }
 
 fn refused(hook: &str, error: &ProgramError) -> StartError {
-    if is_not_permitted(error) {
+    if is_because(error, &[Errno::PERM]) {
         return StartError::NotPermitted;
+    }
+    if is_because(error, &[Errno::MFILE, Errno::NFILE, Errno::NOMEM]) {
+        // No fault of the program's.
+        return failed("loading and attaching the programs", error);
     }
     let why = match error {
         ProgramError::LoadError { verifier_log, io_error } => {
@@ -460,7 +465,7 @@ fn refused(hook: &str, error: &ProgramError) -> StartError {
 }
 
 fn failed(doing: &'static str, error: &(dyn std::error::Error + 'static)) -> StartError {
-    if is_not_permitted(error) {
+    if is_because(error, &[Errno::PERM]) {
         StartError::NotPermitted
     } else {
         StartError::Failed {
@@ -470,16 +475,12 @@ fn failed(doing: &'static str, error: &(dyn std::error::Error + 'static)) -> Sta
     }
 }
 
-/// Whether EPERM is the cause.
-fn is_not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
-    causes(error).any(|cause| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.raw_os_error() == Some(EPERM))
-    })
+/// Whether one of these is the cause.
+fn is_because(error: &(dyn std::error::Error + 'static), numbers: &[Errno]) -> bool {
+    causes(error)
+        .filter_map(|cause| Errno::from_io_error(cause.downcast_ref()?))
+        .any(|number| numbers.contains(&number))
 }
-
-const EPERM: i32 = 1;
 
 fn causes<'a>(
     error: &'a (dyn std::error::Error + 'static),

@@ -1,0 +1,304 @@
+//! What goes wrong around a tracer: it is stopped, killed as it starts, short of memory or descriptors, started again and
+//! again, and asks sources that lie.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use crate::Table;
+use crate::signals::traffic;
+use crate::support::expect::moment;
+use crate::support::probe::Need;
+use crate::support::sock::wait_until;
+use crate::support::tracer::{Start, Tracer, binary};
+use crate::support::{bpf, net};
+
+/// The trials.
+pub fn table() -> Table {
+    Table::new("faults")
+        .own("stopped_for_a_minute", &[Need::Big], stopped_for_a_minute)
+        .own("started_again_and_again", &[Need::Big], started_again_and_again)
+        .own("killed_while_starting", &[], killed_while_starting)
+        .own("few_descriptors", &[], few_descriptors)
+        .own("memory_limit", &[Need::MemoryCgroup, Need::Big], memory_limit)
+        .own("a_kubelet_that_sends_too_much", &[], a_kubelet_that_sends_too_much)
+        .own(
+            "a_kubelet_that_stops_in_the_middle",
+            &[],
+            a_kubelet_that_stops_in_the_middle,
+        )
+        .own(
+            "a_kubelet_that_sends_something_else",
+            &[],
+            a_kubelet_that_sends_something_else,
+        )
+        .own("a_kubelet_that_sends_escapes", &[], a_kubelet_that_sends_escapes)
+}
+
+/// What is closed meanwhile is told afterwards, with its own times.
+fn stopped_for_a_minute() {
+    let tracer = Tracer::json(&[]);
+    tracer.store.keep(net::inode());
+    tracer.signal(Signal::SIGSTOP);
+    let stopped = Instant::now();
+    traffic(200);
+    let closed_by = SystemTime::now();
+    // The minute is what is tested.
+    thread::sleep(Duration::from_secs(60).saturating_sub(stopped.elapsed()));
+    tracer.signal(Signal::SIGCONT);
+    let end = tracer.interrupt();
+    end.check_whole();
+    let records = end.store.records(net::inode());
+    assert_eq!(records.len(), 400);
+    let latest = records.iter().filter_map(|record| moment(&record.value["time"])).max();
+    // The clock is read in turns with the kernel's own.
+    let slack = Duration::from_millis(50);
+    assert!(
+        latest.is_some_and(|time| time <= closed_by + slack),
+        "{latest:?} {closed_by:?}"
+    );
+}
+
+/// `KMESH_TRACE_TEST_STARTS` says how often.
+fn started_again_and_again() {
+    let times = std::env::var("KMESH_TRACE_TEST_STARTS").map_or(100, |times| times.parse().unwrap());
+    let mut left = Vec::new();
+    for _ in 0..times {
+        let tracer = Start::new(&["-o", "none"]).tracing();
+        left.extend(bpf::objects_of(tracer.pid));
+        let end = tracer.interrupt();
+        assert!(end.status.success(), "{:?}", end.stderr);
+    }
+    assert!(left.len() > 10 * times, "{} objects in {times} runs", left.len());
+    wait_until("the kernel has let go of all", || bpf::alive(&left).is_empty());
+}
+
+/// At each stage.
+fn killed_while_starting() {
+    const STEPS: u32 = 50;
+    let began = Instant::now();
+    let tracer = Start::new(&["-o", "none"]).tracing();
+    let whole = began.elapsed();
+    tracer.interrupt();
+    let mut seen = Vec::new();
+    let mut begun = 0;
+    for step in 0..STEPS {
+        let mut child = Command::new(binary())
+            .args(["--no-resolve", "-o", "none"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        thread::sleep(whole * step / STEPS);
+        let objects = bpf::objects_of(Pid::from_raw(child.id() as i32));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        begun += usize::from(!objects.is_empty());
+        seen.extend(objects);
+    }
+    assert!(begun > 10, "{begun} were killed with something in the kernel");
+    wait_until("the kernel has let go of all", || bpf::alive(&seen).is_empty());
+}
+
+/// With each limit it says what it lacks, or traces.
+fn few_descriptors() {
+    let mut refused = 0;
+    for limit in (4..64).step_by(4) {
+        let output = Command::new("prlimit")
+            .arg(format!("--nofile={limit}"))
+            .arg(binary())
+            .args(["--no-resolve", "-o", "json", "--duration", "100ms"])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        match output.status.code() {
+            Some(0) => assert!(limit > 16, "{limit}: {said}"),
+            Some(1 | 3) => {
+                refused += 1;
+                let wanted = said.contains("Too many open files") || said.contains("No file descriptors available");
+                assert!(wanted && !said.contains("5.11"), "{limit}: {said}");
+            }
+            // The loader of programs of the C library, below what it needs itself.
+            Some(127) if limit == 4 => {}
+            other => panic!("{limit}: {other:?}: {said}"),
+        }
+    }
+    assert!((3..=14).contains(&refused), "{refused} limits were too low");
+}
+
+/// A cgroup that may hold so much memory, removed when dropped.
+struct Limited(PathBuf);
+
+impl Limited {
+    fn new(bytes: u64) -> Self {
+        let folder = crate::support::probe::MEMORY_CGROUP.clone().unwrap();
+        let folder = folder.join(format!("kmesh-trace-test-{}-{bytes}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let limited = Self(folder);
+        let limit = ["memory.max", "memory.limit_in_bytes"].map(|name| limited.0.join(name));
+        let limit = limit.into_iter().find(|file| file.exists()).unwrap();
+        fs::write(limit, bytes.to_string()).unwrap();
+        limited
+    }
+
+    /// A command in it.
+    fn command(&self, program: &Path) -> Command {
+        let procs = self.0.join("cgroup.procs");
+        let mut command = Command::new(program);
+        // SAFETY: opens, writes and closes a file, which may be done between fork and exec.
+        unsafe { command.pre_exec(move || fs::write(&procs, "0")) };
+        command
+    }
+
+    fn most(&self) -> u64 {
+        let peak = ["memory.peak", "memory.max_usage_in_bytes"].map(|name| self.0.join(name));
+        let text = peak
+            .iter()
+            .find_map(|file| fs::read_to_string(file).ok())
+            .unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        // Processes that have ended leave it in the kernel's own time.
+        let deadline = Instant::now() + crate::support::patience();
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// With twice what it takes it does all it is asked; with less than its buffer it says so.
+fn memory_limit() {
+    let enough = Limited::new(32 << 20);
+    let binary = PathBuf::from(binary());
+    let args = ["-o", "json", "--events", "open,update,close", "--interval", "1s"];
+    let tracer = Start::with(enough.command(&binary), &args).tracing();
+    traffic(5_000);
+    let end = tracer.interrupt();
+    let sums = end.check_whole();
+    assert!(sums.delivered >= 10_000, "{sums:?}");
+    let most = enough.most();
+    assert!(most <= 32 << 20, "{most}");
+
+    let little = Limited::new(24 << 20);
+    let output = little
+        .command(&binary)
+        .args(["--no-resolve", "-o", "none", "--buffer", "64Mi", "--duration", "1s"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("memory") && said.contains("--buffer"), "{said}");
+}
+
+/// Answers each question with what `answer` writes, on an address of its own. The flag that names it.
+fn kubelet(answer: impl Fn(TcpStream) + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            // The question's end is not looked for: it comes in one segment.
+            if stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
+                answer(stream);
+            }
+        }
+    });
+    format!("--kubelet=http://{address}/pods")
+}
+
+/// Traces with this source; what is said of it.
+fn told_of(url: &str) -> (Tracer, String) {
+    let tracer = Start::resolving(&["-o", "json", url]).tracing();
+    let line = tracer.wait_said("kmesh-trace: warning: no names yet from the kubelet");
+    traffic(1);
+    (tracer, line)
+}
+
+fn a_kubelet_that_sends_too_much() {
+    let url = kubelet(|mut stream| {
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"items\":[";
+        _ = stream.write_all(head.as_bytes());
+        let item = format!(
+            r#"{{"metadata":{{"name":"p","namespace":"n","uid":"{}"}}}},"#,
+            "u".repeat(1000)
+        );
+        let items = item.repeat(100);
+        // 100 MiB, and no end.
+        for _ in 0..(100 << 20) / items.len() {
+            if stream.write_all(items.as_bytes()).is_err() {
+                return;
+            }
+        }
+    });
+    let (tracer, line) = told_of(&url);
+    assert!(line.contains("64 MiB"), "{line}");
+    let status = fs::read_to_string(format!("/proc/{}/status", tracer.pid)).unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kib: u64 = most.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(kib < 160 << 10, "{kib} KiB");
+    tracer.signal(Signal::SIGINT);
+    tracer.wait();
+}
+
+fn a_kubelet_that_stops_in_the_middle() {
+    let url = kubelet(|mut stream| {
+        let half = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n\
+                    {\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"items\":[{\"metadata\":{\"name\":\"half\",\"names";
+        _ = stream.write_all(half.as_bytes());
+    });
+    let (tracer, line) = told_of(&url);
+    assert!(!line.contains("PodList"), "the connection ended, not the list: {line}");
+    tracer.signal(Signal::SIGINT);
+    tracer.wait();
+}
+
+fn answer(mut stream: TcpStream, status: &str, body: &str) {
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    _ = stream.write_all((head + body).as_bytes());
+}
+
+fn a_kubelet_that_sends_something_else() {
+    for body in [
+        "\"pods\"",
+        "{\"kind\":\"NodeList\",\"apiVersion\":\"v1\",\"items\":[]}",
+        "{\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"items\":{\"a\":1}}",
+        "\u{0}\u{0}\u{0}",
+    ] {
+        let url = kubelet(move |stream| answer(stream, "200 OK", body));
+        let (tracer, line) = told_of(&url);
+        assert!(line.contains("no PodList"), "{body}: {line}");
+        tracer.signal(Signal::SIGINT);
+        tracer.wait();
+    }
+}
+
+fn a_kubelet_that_sends_escapes() {
+    let url = kubelet(|stream| {
+        let user = "Forbidden (user=\u{1b}[2J\u{202e}mallory\u{7}, verb=get)";
+        answer(stream, "403 Forbidden", user);
+    });
+    let (tracer, line) = told_of(&url);
+    assert!(
+        line.contains(r"\u001b[2J\u202emallory\u0007") && !line.contains('\u{1b}') && !line.contains('\u{202e}'),
+        "{line:?}"
+    );
+    tracer.signal(Signal::SIGINT);
+    tracer.wait();
+}
