@@ -241,6 +241,32 @@ mod tests {
     }
 
     #[test]
+    fn hostile_names_of_kubernetes_too() {
+        for name in testing::hostile_texts() {
+            let line = conn(&testing::in_pods_called(&name));
+            assert!(testing::is_harmless(&line), "{line:?}");
+            assert_eq!(line.find('\n'), Some(line.len() - 1));
+            let value: Value = serde_json::from_str(&line).unwrap();
+            for end in ["src", "dst"] {
+                for member in [
+                    "namespace",
+                    "pod",
+                    "pod_uid",
+                    "workload",
+                    "workload_kind",
+                    "service_account",
+                    "node",
+                ] {
+                    assert_eq!(value[end][member], *name, "{end} {member}");
+                }
+                assert_eq!(value[end]["labels"][&*name], *name);
+            }
+            assert_eq!(value["service"]["host"], *name);
+            assert_eq!(value["local"]["container"], *name);
+        }
+    }
+
+    #[test]
     fn a_line_is_one_write() {
         struct Lines(Vec<Vec<u8>>);
         impl Write for Lines {

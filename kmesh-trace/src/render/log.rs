@@ -436,6 +436,18 @@ mod tests {
     }
 
     #[test]
+    fn hostile_names_of_kubernetes_too() {
+        let keys = |line: &str| fields(line).into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        let plain = render(false, &testing::in_pods());
+        for name in testing::hostile_texts() {
+            let line = render(false, &testing::in_pods_called(&name));
+            assert!(testing::is_harmless(&line), "{line:?}");
+            assert_eq!(line.find('\n'), Some(line.len() - 1));
+            assert_eq!(keys(&line), keys(&plain), "{line:?}");
+        }
+    }
+
+    #[test]
     fn a_line_cut_after_duration_is_kmeshs() {
         let line = render(false, &testing::example());
         let kmesh = &line[..line.find(", start_time=").unwrap()];

@@ -244,6 +244,35 @@ pub(crate) fn in_pods() -> Record {
     }
 }
 
+/// All names that Kubernetes gives are this.
+pub(crate) fn in_pods_called(name: &str) -> Record {
+    let mut record = in_pods();
+    let pod = Pod {
+        uid: name.into(),
+        namespace: name.into(),
+        name: name.into(),
+        workload: Some(Workload {
+            kind: name.into(),
+            name: name.into(),
+        }),
+        service_account: Some(name.into()),
+        node: Some(name.into()),
+        host_network: None,
+        labels: Some([(name, name)].into_iter().collect()),
+    };
+    record.names.src.pod = Some(Arc::new(pod));
+    record.names.dst.pod = record.names.src.pod.clone();
+    record.names.container = Some(name.into());
+    if let Some(called) = &mut record.names.service {
+        called.service = Arc::new(Service {
+            namespace: name.into(),
+            name: name.into(),
+            host: name.into(),
+        });
+    }
+    record
+}
+
 /// From a node's own address, to one that nobody knows.
 pub(crate) fn from_a_node() -> Record {
     let mut record = example();
@@ -371,6 +400,13 @@ pub(crate) fn hostile_names() -> impl Iterator<Item = Vec<u8>> {
         name
     })
     .take(20_000)
+}
+
+/// The same as text, and a very long one.
+pub(crate) fn hostile_texts() -> impl Iterator<Item = String> {
+    let long = "\u{202e}\u{1b}]0;".repeat(10_000);
+    let texts = hostile_names().map(|name| String::from_utf8_lossy(&name).into_owned());
+    texts.take(2_000).chain([long])
 }
 
 /// Whether output as a whole is harmless but for its line ends.

@@ -1,8 +1,7 @@
 //! Losses and sums in words, a line each without its end: for standard error, where the format has no lines for them.
 
-use super::sanitize::is_harmful;
+use super::sanitize::one_line;
 use crate::record::{LossReason, Lost, RunInfo, Summary};
-use std::borrow::Cow;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -40,7 +39,7 @@ pub fn summary_words(summary: &Summary, info: &RunInfo) -> String {
         "{} closed on {} in {}: {delivered} delivered, {filtered} filtered, {lost_records} lost, {after_limit} after \
          the limit; {open} still open",
         counted(*closes, "connection"),
-        harmless(&info.node),
+        one_line(&info.node),
         elapsed(summary.elapsed_ns),
     );
     if summary.unresolved > 0 {
@@ -85,15 +84,6 @@ fn elapsed(nanoseconds: u64) -> String {
         )
     } else {
         humantime::format_duration(Duration::from_secs(elapsed.as_secs())).to_string()
-    }
-}
-
-/// Any text but host names has been through a stricter mill; these are only shown to people.
-fn harmless(text: &str) -> Cow<'_, str> {
-    if text.contains(is_harmful) {
-        text.replace(is_harmful, "\u{fffd}").into()
-    } else {
-        text.into()
     }
 }
 
