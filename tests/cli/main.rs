@@ -4,6 +4,7 @@
 mod arguments;
 mod captures;
 mod completions;
+mod examples;
 
 use std::process::ExitCode;
 
@@ -15,6 +16,7 @@ fn main() -> ExitCode {
         .into_iter()
         .chain(captures::trials())
         .chain(completions::trials())
+        .chain(examples::trials())
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -50,6 +50,12 @@ pub const SHELLS: &[Need] = &[
     },
 ];
 
+/// What the README's examples and the manual's pipe into.
+pub const EXAMPLES: &[Need] = &[Need {
+    program: "jq",
+    package: "jq",
+}];
+
 /// What scrapes the tool and executes the queries of `deploy/`.
 pub const PROMETHEUS: &[Need] = &[
     Need {

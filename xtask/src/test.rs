@@ -27,6 +27,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     // Who cannot install them need not have them: what wants them is then skipped, and counted.
     if host::is_root() {
         host::ensure(host::SHELLS)?;
+        host::ensure(host::EXAMPLES)?;
         host::ensure(host::PROMETHEUS)?;
     }
 
