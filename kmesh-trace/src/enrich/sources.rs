@@ -9,6 +9,7 @@ pub mod podlogs;
 mod board;
 mod check;
 mod reason;
+mod trust;
 mod watch;
 
 use std::cell::RefCell;

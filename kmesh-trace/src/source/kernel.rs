@@ -246,7 +246,7 @@ fn loader<'a>() -> EbpfLoader<'a> {
     let limit = getrlimit(Resource::Nofile);
     let none = Rlimit {
         current: Some(0),
-        ..limit.clone()
+        ..limit
     };
     let limited = setrlimit(Resource::Nofile, none);
     let loader = EbpfLoader::new();

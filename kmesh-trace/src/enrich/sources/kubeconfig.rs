@@ -14,6 +14,7 @@ use kube::{Api, Client, Config, Resource};
 use serde::Deserialize;
 
 use super::reason::{Failure, of_client};
+use super::trust;
 use crate::config::ApiServer;
 use crate::enrich::objects::{EndpointSlice, Endpoints, Job, Meta, Node, Object, Pod, ReplicaSet, Service};
 
@@ -118,6 +119,7 @@ pub async fn settings(api_server: &ApiServer) -> Result<Config> {
     config.connect_timeout = Some(Duration::from_secs(10));
     config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
+    trust::only_where_needed(&mut config);
     Ok(config)
 }
 

@@ -12,6 +12,7 @@ use kube::config::AuthInfo;
 use kube::{Client, Config};
 
 use super::reason::{Failure, is_for_another_name, of_client, one_line};
+use super::trust;
 use crate::config::Kubelet;
 use crate::enrich::facts::{Fact, PodFacts};
 use crate::enrich::list;
@@ -162,6 +163,7 @@ fn client_config(kubelet: &Kubelet) -> Result<Config> {
             .find(|path| path.exists()),
     };
     config.auth_info = auth(kubelet)?;
+    trust::only_where_needed(&mut config);
     Ok(config)
 }
 

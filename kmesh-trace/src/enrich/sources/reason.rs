@@ -8,6 +8,9 @@ use rustls::CertificateError;
 
 use crate::render::sanitize;
 
+/// How the TLS library says that.
+const NO_AUTHORITIES: &str = "No CA certificates were loaded from the system";
+
 /// In words for a person: one line, harmless whatever others chose of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -116,14 +119,18 @@ pub fn of(error: &(dyn Error + 'static)) -> Failure {
             other => Failure::new(format!("its certificate is not valid: {other}")),
         };
     }
+    let innermost = || chain(error).last().map(ToString::to_string).unwrap_or_default();
+    if innermost().contains(NO_AUTHORITIES) {
+        return Failure::new("this system has no certificates of authorities, to check its by".to_owned())
+            .remedy("name them: --kubelet-ca, or certificate-authority in the kubeconfig");
+    }
     let io = chain(error)
         .filter_map(|error| error.downcast_ref::<io::Error>())
         .last();
     if let Some(io) = io.filter(|io| io.raw_os_error().is_some()) {
         return Failure::new(self::io(io));
     }
-    let innermost = chain(error).last().map(ToString::to_string).unwrap_or_default();
-    Failure::new(one_line(&innermost))
+    Failure::new(one_line(&innermost()))
 }
 
 fn invalid_certificate<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CertificateError> {
