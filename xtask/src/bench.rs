@@ -5,6 +5,7 @@ mod cost;
 mod empty;
 mod filter;
 mod idle;
+mod load;
 mod names;
 mod peers;
 mod replay;
@@ -50,6 +51,8 @@ enum Bench {
     Filter(Rounds),
     /// Wake-ups and memory while nothing happens, and memory after full rate
     Idle(idle::Args),
+    /// Ten minutes of the hardest load with everything on: what is told, what is lost, and whether memory stays flat
+    Load(load::Args),
     /// Names: what a large cluster takes, look-ups in it and news of it
     Names(names::Args),
     /// The tool, tcplife, its bcc form and a bpftrace script on the same traffic: rate kept, costs, losses, what is exact
@@ -97,6 +100,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Bench::Cost(args) => traced(&|| cost::run(args)),
         Bench::Filter(args) => traced(&|| filter::run(args)),
         Bench::Idle(args) => traced(&|| idle::run(args)),
+        Bench::Load(args) => traced(&|| load::run(args)),
         Bench::Names(args) => names::run(args),
         Bench::Peers(args) => traced(&|| peers::run(args)),
         Bench::Replay(args) => replay::run(args),

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -53,7 +53,7 @@ pub fn build() -> Result<PathBuf> {
     Ok(host::target_dir().join("release/kmesh-trace"))
 }
 
-/// A running tracer, whose output goes to a file.
+/// A running tracer, whose output goes to a file or through a pipe.
 pub struct Traced {
     child: Child,
     output: PathBuf,
@@ -62,12 +62,21 @@ pub struct Traced {
 impl Traced {
     /// Starts the tool, and waits until it captures.
     pub fn start(tool: &Path, args: &[&str]) -> Result<Self> {
-        let mut traced = Self::spawn(
-            Command::new(tool)
-                .args(args)
-                .args(["-o", "json"])
-                .stderr(Stdio::piped()),
-        )?;
+        let (output, file) = output()?;
+        Self::started(tool, args, file.into(), output)
+    }
+
+    /// The same, with a pipe that its output comes through. Who does not read it holds the tool up.
+    pub fn piped(tool: &Path, args: &[&str]) -> Result<(Self, ChildStdout)> {
+        let mut traced = Self::started(tool, args, Stdio::piped(), PathBuf::new())?;
+        let output = traced.child.stdout.take().context("no standard output")?;
+        Ok((traced, output))
+    }
+
+    fn started(tool: &Path, args: &[&str], stdout: Stdio, output: PathBuf) -> Result<Self> {
+        let mut command = Command::new(tool);
+        command.args(args).args(["-o", "json"]).stdout(stdout).stderr(Stdio::piped());
+        let mut traced = Self::spawn(&mut command, output)?;
         let said = traced.child.stderr.take().context("no standard error")?;
         for line in BufReader::new(said).lines() {
             if line
@@ -82,7 +91,8 @@ impl Traced {
 
     /// Starts a peer, and makes connections until its programs have seen one.
     pub fn peer(command: &mut Command) -> Result<Self> {
-        let mut traced = Self::spawn(command.stderr(Stdio::null()))?;
+        let (output, file) = output()?;
+        let mut traced = Self::spawn(command.stdout(file).stderr(Stdio::null()), output)?;
         let listener = TcpListener::bind("127.0.0.1:0").context("cannot listen")?;
         let address = listener.local_addr().context("no address")?;
         while traced.programs_ns()? == 0 {
@@ -95,10 +105,8 @@ impl Traced {
         Ok(traced)
     }
 
-    fn spawn(command: &mut Command) -> Result<Self> {
-        let output = host::target_dir().join("bench.out");
-        let file = File::create(&output).with_context(|| format!("cannot make {}", output.display()))?;
-        let child = command.stdin(Stdio::null()).stdout(file).spawn();
+    fn spawn(command: &mut Command, output: PathBuf) -> Result<Self> {
+        let child = command.stdin(Stdio::null()).spawn();
         let child = child.with_context(|| format!("cannot run {}", command.get_program().display()))?;
         Ok(Self { child, output })
     }
@@ -182,6 +190,13 @@ impl Traced {
         }
         Ok(self.output)
     }
+}
+
+/// Where output goes.
+fn output() -> Result<(PathBuf, File)> {
+    let output = host::target_dir().join("bench.out");
+    let file = File::create(&output).with_context(|| format!("cannot make {}", output.display()))?;
+    Ok((output, file))
 }
 
 /// The time that a program has run for, ns; `process` holds it as `descriptor`.
