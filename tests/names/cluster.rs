@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::Command;
 
 use kmesh_trace::enrich::facts::{ControllerRef, Owner, TargetPort};
@@ -40,6 +41,14 @@ pub const TRIALS: &[Row] = &[
     ("cluster::changes_are_watched", changes_are_watched),
     ("cluster::kubelet_with_a_token", kubelet_with_a_token),
     ("cluster::kubelet_refuses", kubelet_refuses),
+    (
+        "cluster::each_verb_of_its_role_is_needed",
+        each_verb_of_its_role_is_needed,
+    ),
+    (
+        "cluster::the_opt_in_role_is_for_this_kubelet",
+        the_opt_in_role_is_for_this_kubelet,
+    ),
     ("cluster::an_api_server_that_hangs", an_api_server_that_hangs),
     ("cluster::a_watch_that_is_cut", a_watch_that_is_cut),
     (
@@ -411,6 +420,116 @@ fn kubelet_refuses() {
         let line = listener.line("warning: no names yet from");
         assert!(parts.iter().all(|part| line.contains(part)), "{credentials}: {line}");
     }
+}
+
+/// What the role in this file of `deploy/` grants.
+fn rules_of(file: &str) -> serde_json::Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy/kubernetes")
+        .join(file);
+    let text = kubectl(&["create", "--dry-run=client", "-o", "json", "-f", path.to_str().unwrap()]);
+    // One object after another, or a list of them.
+    let objects = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
+    let mut objects: Vec<_> = objects.map(Result::unwrap).collect();
+    if let Some(items) = objects[0]["items"].as_array() {
+        objects = items.clone();
+    }
+    let role = objects.into_iter().find(|object| object["kind"] == "ClusterRole");
+    role.unwrap()["rules"].take()
+}
+
+/// A role for a user who has none, for as long as this lives.
+struct Granted;
+
+impl Granted {
+    fn role(rules: &serde_json::Value) -> Self {
+        let role = serde_json::json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": "kmesh-test"}, "rules": rules,
+        });
+        kubectl(&["apply", "-f", &write("role.json", &role.to_string())]);
+        let bind = [
+            "create",
+            "clusterrolebinding",
+            "kmesh-test",
+            "--clusterrole=kmesh-test",
+            "--user=kmesh-nobody",
+        ];
+        kubectl(&bind);
+        Self
+    }
+
+    /// Waits until the API server goes by it.
+    fn holds(&self, verb: &str, resource: &str, may: bool) {
+        let (resource, part) = resource.split_once('/').unwrap_or((resource, ""));
+        let part = format!("--subresource={part}");
+        let ask = ["auth", "can-i", verb, resource, &part, "--as=kmesh-nobody", "-A"];
+        stage::wait_until("the role to hold", || stage::try_kubectl(&ask).is_ok() == may);
+    }
+}
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        _ = stage::try_kubectl(&["delete", "clusterrolebinding/kmesh-test", "clusterrole/kmesh-test"]);
+    }
+}
+
+/// The role in `deploy/`, without each of its verbs in turn: something is told of each, and of that kind alone.
+fn each_verb_of_its_role_is_needed() {
+    stage::cluster();
+    let rules = rules_of("rbac-cluster.yaml");
+    // Only who has no EndpointSlices is asked for Endpoints.
+    let slices = kubectl(&["api-versions"])
+        .lines()
+        .any(|line| line == "discovery.k8s.io/v1");
+    let mut verbs = Vec::new();
+    for rule in rules.as_array().unwrap() {
+        for resource in rule["resources"].as_array().unwrap() {
+            for verb in rule["verbs"].as_array().unwrap() {
+                verbs.push((
+                    &rule["apiGroups"][0],
+                    resource.as_str().unwrap(),
+                    verb.as_str().unwrap(),
+                ));
+            }
+        }
+    }
+    assert_eq!(verbs.len(), 14, "{verbs:?}");
+    let idle = if slices { "endpoints" } else { "endpointslices" };
+    for removed in verbs.iter().filter(|(_, resource, _)| *resource != idle) {
+        let rules = verbs.iter().filter(|one| *one != removed).map(|(group, resource, verb)| {
+            serde_json::json!({"apiGroups": [group], "resources": [resource], "verbs": [verb]})
+        });
+        let granted = Granted::role(&rules.collect());
+        let (group, resource, verb) = *removed;
+        let full = [resource, group.as_str().unwrap()].join(".");
+        let full = full.trim_end_matches('.');
+        granted.holds(verb, full, false);
+        let other = if resource == "nodes" { "pods" } else { "nodes" };
+        granted.holds(verb, other, true);
+        let listener = listen(&format!(
+            "--kubeconfig={}",
+            api_server().join("kubeconfig-nobody").display()
+        ));
+        let line = listener.line("403: kmesh-nobody lacks the permission");
+        assert!(line.contains(resource), "{verb} {full}: {line}");
+        if resource != "pods" {
+            listener.wait("pods", |known| known.pod("db-0").map(drop));
+        }
+        let refused = listener.lines().iter().filter(|line| line.contains("403")).count();
+        assert_eq!(refused, 1, "{verb} {full}: {:?}", listener.lines());
+    }
+}
+
+/// It knows nothing finer than nodes/proxy: who has that, and nothing else, is answered.
+fn the_opt_in_role_is_for_this_kubelet() {
+    stage::cluster();
+    let granted = Granted::role(&rules_of("rbac-nodes-proxy.yaml"));
+    granted.holds("get", "nodes/proxy", true);
+    let token = write("token", &token("kmesh-nobody"));
+    let ca = kubelet().join("pki/ca.crt").display().to_string();
+    let listener = listen(&format!("--kubelet --kubelet-token {token} --kubelet-ca {ca}"));
+    listener.wait("web", |known| known.pod("web-9").map(drop));
 }
 
 fn an_api_server_that_hangs() {

@@ -98,7 +98,10 @@ pub fn run(args: &Args) -> Result<()> {
         told.summary
     );
     ensure!(count("closes") >= made, "not each end was counted: {}", told.summary);
-    println!("JSON through a pipe, openings, updates, metrics scraped each second and a rotated capture; {}", super::peers::machine());
+    println!(
+        "JSON through a pipe, openings, updates, metrics scraped each second and a rotated capture; {}",
+        super::peers::machine()
+    );
     Ok(())
 }
 
@@ -112,16 +115,28 @@ fn read(output: ChildStdout) -> Result<Told> {
     let mut output = BufReader::with_capacity(1 << 20, output);
     let (mut line, mut last) = (Vec::new(), Vec::new());
     let (mut closes, mut others) = (0, 0);
-    while output.read_until(b'\n', &mut line).context("cannot read what the tracer printed")? > 0 {
+    while output
+        .read_until(b'\n', &mut line)
+        .context("cannot read what the tracer printed")?
+        > 0
+    {
         // The event stands near the beginning.
         let head = &line[..line.len().min(120)];
         let is_close = head.windows(15).any(|word| word == b"\"event\":\"close\"");
-        if is_close { closes += 1 } else { others += 1 }
+        if is_close {
+            closes += 1
+        } else {
+            others += 1
+        }
         std::mem::swap(&mut line, &mut last);
         line.clear();
     }
     let summary = serde_json::from_slice(&last).context("the last line is no summary")?;
-    Ok(Told { closes, others, summary })
+    Ok(Told {
+        closes,
+        others,
+        summary,
+    })
 }
 
 fn scrape() -> Result<()> {

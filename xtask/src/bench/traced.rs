@@ -75,7 +75,11 @@ impl Traced {
 
     fn started(tool: &Path, args: &[&str], stdout: Stdio, output: PathBuf) -> Result<Self> {
         let mut command = Command::new(tool);
-        command.args(args).args(["-o", "json"]).stdout(stdout).stderr(Stdio::piped());
+        command
+            .args(args)
+            .args(["-o", "json"])
+            .stdout(stdout)
+            .stderr(Stdio::piped());
         let mut traced = Self::spawn(&mut command, output)?;
         let said = traced.child.stderr.take().context("no standard error")?;
         for line in BufReader::new(said).lines() {
