@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -112,14 +113,14 @@ fn killed_while_starting() {
 /// With each limit it says what it lacks, or traces.
 fn few_descriptors() {
     let mut refused = 0;
-    for limit in (4..64).step_by(4) {
-        let output = Command::new("prlimit")
-            .arg(format!("--nofile={limit}"))
-            .arg(binary())
+    for limit in (4..64_u64).step_by(4) {
+        let mut command = Command::new(binary());
+        command
             .args(["--no-resolve", "-o", "json", "--duration", "100ms"])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+            .stdin(Stdio::null());
+        // SAFETY: one system call, which may be made between fork and exec.
+        unsafe { command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?)) };
+        let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         match output.status.code() {
             Some(0) => assert!(limit > 16, "{limit}: {said}"),
