@@ -188,6 +188,16 @@ pub struct Snapshot {
     pub pad: u32,
 }
 
+/// What a walk tells of one association.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Walked {
+    /// Of the snapshot, bytes.
+    pub length: u64,
+    /// [`KIND_UPDATE`].
+    pub snapshot: Snapshot,
+}
+
 /// A RST that this end sent because of the segment that closed it. It follows the [`Snapshot`] of that, which alone cannot tell.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]

@@ -6,8 +6,11 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, counter, owner, state};
 
-use crate::filter::{rejects, rejects_children};
-use crate::maps::{Connection, KMESH_SOCKETS, SEEDED, count, missed_a_begin, note_missed_begin, phase, walk_number};
+use crate::filter::{rejects, rejects_children, rejects_either_way};
+use crate::maps::{
+    Connection, KMESH_SOCKETS, SEEDED, count, missed_a_begin, note_missed_begin, note_turned_listener, phase,
+    turned_a_listener, walk_number,
+};
 use crate::record;
 use crate::sock::{Sock, Task, TaskFile};
 
@@ -31,6 +34,16 @@ pub fn matters(old: u8, new: u8) -> bool {
 /// second `program` ([`counter::STATE_AGAIN`]) does what the first was skipped for, and leaves at once otherwise.
 #[inline(always)]
 pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
+    // Then nothing is kept of it, and nothing need be looked up. What begins has not both its ports yet.
+    if !matches!(new, state::SYN_SENT | state::SYN_RECV | state::LISTEN)
+        && rejects_either_way(sock)
+        && !turned_a_listener()
+    {
+        if new == state::CLOSE {
+            filtered(sock, old, program);
+        }
+        return;
+    }
     if program == counter::STATE_AGAIN && KMESH_SOCKETS.get(sock).is_some_and(|connection| connection.seen == new) {
         return;
     }
@@ -48,9 +61,12 @@ pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
 /// connect(), in the system call of the program itself.
 #[inline(always)]
 fn connecting(sock: Sock, program: u32) {
-    // Only a socket that will be seen to have connected when it ends can do without storage until then.
-    if looks_connected(sock) && rejects(sock, true) {
-        return;
+    if rejects(sock, true) {
+        // Only a socket that will be seen to have connected when it ends can do without storage until then.
+        if looks_connected(sock) {
+            return;
+        }
+        note_turned_listener();
     }
     let Some(connection) = KMESH_SOCKETS.get_or_create_new(sock) else {
         return note_missed_begin();
@@ -87,8 +103,8 @@ fn connecting(sock: Sock, program: u32) {
 #[inline(always)]
 fn born(sock: Sock, program: u32) {
     // The child still is a copy of its listener, with no addresses of its own.
-    if sock.tcp().is_some_and(|tcp| tcp.fastopen_max_qlen() > 0)
-        && !rejects_children(sock)
+    if !rejects_children(sock)
+        && sock.tcp().is_some_and(|tcp| tcp.fastopen_max_qlen() > 0)
         && let Some(connection) = KMESH_SOCKETS.get_or_create_new(sock)
     {
         begin_accepted(connection, state::SYN_RECV, now(), program);
@@ -292,6 +308,9 @@ pub fn met(visit: TaskFile, sock: Sock, task: Task) {
 fn seed(sock: Sock, task: Task, state: u8) -> Option<&'static mut Connection> {
     if rejects(sock, looks_connected(sock)) {
         return None;
+    }
+    if state == state::SYN_SENT && !looks_connected(sock) {
+        note_turned_listener();
     }
     let mut seeded = unseen(sock);
     seeded.last_state = state;

@@ -19,6 +19,26 @@ pub fn rejects(sock: Sock, outbound: bool) -> bool {
     checks() != 0 && is_rejected(sock, outbound)
 }
 
+/// Whether a connection is certain to be sorted out whichever end this socket is, by ports alone: they stay what they are
+/// from when both are known. So nothing was kept of it, unless [`crate::maps::turned_a_listener`].
+#[inline(always)]
+pub fn rejects_either_way(sock: Sock) -> bool {
+    if checks() & CHECK_SERVER_PORT == 0 {
+        return false;
+    }
+    let Some(filter) = KMESH_FILTER.get_ptr(0) else {
+        return false;
+    };
+    // SAFETY: user space writes it before attaching.
+    let ports = unsafe { &(*filter).server_ports };
+    let peer = sock.peer_port();
+    if peer == 0 || has(ports, peer) {
+        return false;
+    }
+    let local = sock.local_port();
+    local != 0 && !has(ports, local)
+}
+
 /// Not inlined: it is long, and asked in many places.
 #[inline(never)]
 fn is_rejected(sock: Sock, outbound: bool) -> bool {

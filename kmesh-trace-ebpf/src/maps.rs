@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CR
 use aya_ebpf::btf_maps::{Array, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
-use kmesh_trace_common::{Counters, Owner, Prefilter, Settings, Snapshot, counter};
+use kmesh_trace_common::{Counters, Owner, Prefilter, Settings, Snapshot, Walked, counter};
 
 use crate::sock::{Address, Sock};
 
@@ -169,7 +169,7 @@ static KMESH_WALK: Array<u32, 1> = Array::new();
 
 /// Where a walk puts together what it tells: too large for the stack.
 #[btf_map]
-static KMESH_SCRATCH: PerCpuArray<Snapshot, 1> = PerCpuArray::new();
+static KMESH_SCRATCH: PerCpuArray<Walked, 1> = PerCpuArray::new();
 
 /// Written by user space before loading.
 #[unsafe(no_mangle)]
@@ -200,7 +200,7 @@ pub fn walk_number() -> u32 {
 
 /// Where this CPU's walk puts together what it tells.
 #[inline(always)]
-pub fn scratch() -> Option<*mut Snapshot> {
+pub fn scratch() -> Option<*mut Walked> {
     KMESH_SCRATCH.get_ptr_mut(0)
 }
 
@@ -237,4 +237,27 @@ pub fn missed_a_begin() -> bool {
     KMESH_MISSED
         .get_ptr(0)
         .is_some_and(|missed| unsafe { ptr::read_volatile(missed) } != 0)
+}
+
+/// Whether a socket that had listened has connected since, though the filter sorts it out; see [`note_turned_listener`].
+#[btf_map]
+static KMESH_TURNED: Array<u64, 1> = Array::new();
+
+/// From now on, what the filter sorts out whichever end it is may be kept track of all the same: a socket that connects,
+/// yet looks like one that was accepted, has no local port until it is kept.
+#[inline(always)]
+pub fn note_turned_listener() {
+    if let Some(turned) = KMESH_TURNED.get_ptr_mut(0) {
+        // SAFETY: as in `note_missed_begin`.
+        unsafe { ptr::write_volatile(turned, 1) };
+    }
+}
+
+/// Whether there was such a socket.
+#[inline(always)]
+pub fn turned_a_listener() -> bool {
+    // SAFETY: as above.
+    KMESH_TURNED
+        .get_ptr(0)
+        .is_some_and(|turned| unsafe { ptr::read_volatile(turned) } != 0)
 }

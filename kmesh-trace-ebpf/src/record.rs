@@ -107,7 +107,12 @@ pub fn open(sock: Sock, connection: &Connection, old_state: u8, slot: u32) {
 #[inline(always)]
 pub fn update(visit: TaskFile, sock: Sock, connection: &Connection) -> bool {
     let Some(tcp) = sock.tcp() else { return true };
-    let Some(record) = scratch() else { return true };
+    let Some(walked) = scratch() else { return true };
+    // SAFETY: this CPU's own.
+    let record = unsafe {
+        (*walked).length = size_of::<Snapshot>() as u64;
+        &raw mut (*walked).snapshot
+    };
     for _ in 0..TRIES {
         let locked = sock.is_locked();
         let state = sock.skc_state();
@@ -136,7 +141,7 @@ pub fn update(visit: TaskFile, sock: Sock, connection: &Connection) -> bool {
         }
     }
     // SAFETY: this CPU's own.
-    visit.write(unsafe { &*record })
+    visit.write(unsafe { &*walked })
 }
 
 /// Tells of the RST that settles how a connection ended.

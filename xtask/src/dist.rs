@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 
 use crate::counts::Counts;
 use crate::host::{self, Need};
-use crate::{static_build, test};
+use crate::{built, test};
 
 /// What `cargo xtask dist` takes.
 #[derive(clap::Args)]
@@ -26,6 +26,13 @@ pub struct Args {
     #[arg(long)]
     again: bool,
 }
+
+/// Naming the target keeps this build apart from the ordinary one, and the flags away from build scripts and macros.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// What cargo calls the environment variable with the compiler's flags, and what stands between two of them.
+const FLAGS: &str = "CARGO_ENCODED_RUSTFLAGS";
+const SEPARATOR: &str = "\x1f";
 
 /// What the tests call, besides what all kernel tests do.
 const TEST_TOOLS: &[Need] = &[
@@ -83,7 +90,7 @@ fn make(root: &Path, target: &Path, cargo_home: &Path) -> Result<Made> {
     cargo
         .current_dir(root)
         .args(["build", "--locked", "--profile", "dist", "--package", "kmesh-trace"])
-        .args(["--bin", "kmesh-trace", "--target-dir"])
+        .args(["--bin", "kmesh-trace", "--target", TARGET, "--target-dir"])
         .arg(target)
         .env("CARGO_HOME", cargo_home)
         .env_remove("CARGO_TARGET_DIR")
@@ -93,8 +100,15 @@ fn make(root: &Path, target: &Path, cargo_home: &Path) -> Result<Made> {
     let places = [(root, "/kmesh-trace"), (target, "/target"), (cargo_home, "/cargo")];
     let flags = places.iter().flat_map(|(from, to)| remapped(from, to));
     // Addresses of a program that may be anywhere are half a megabyte of relocations, or a tenth of that.
-    let packed = ["-C", "link-arg=-Wl,-z,pack-relative-relocs"].map(OsString::from);
-    let tool = static_build::build(cargo, flags.chain(packed))?.path("bin", "kmesh-trace")?;
+    let how = [
+        "-C",
+        "target-feature=+crt-static",
+        "-C",
+        "link-arg=-Wl,-z,pack-relative-relocs",
+    ];
+    let flags: Vec<_> = how.map(OsString::from).into_iter().chain(flags).collect();
+    cargo.env(FLAGS, flags.join(SEPARATOR.as_ref()));
+    let tool = built::build(cargo)?.path("bin", "kmesh-trace")?;
     archive::pack(root, &target.join("dist-archive"), &tool)
 }
 

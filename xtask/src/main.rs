@@ -6,6 +6,7 @@
 )]
 
 mod bench;
+mod built;
 mod counts;
 mod dist;
 mod ebpf;
@@ -13,7 +14,6 @@ mod fuzz;
 mod host;
 mod man;
 mod runner;
-mod static_build;
 mod test;
 mod vm;
 

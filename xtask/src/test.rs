@@ -21,6 +21,10 @@ pub struct Args {
     args: Vec<String>,
 }
 
+/// What cargo is to take when no suite is named. The eBPF programs have no tests of their own, and want another compiler: the
+/// kernel tests run the built object.
+pub const EVERYTHING: &[&str] = &["--workspace", "--exclude", "kmesh-trace-ebpf"];
+
 /// Runs them.
 pub fn run(args: &Args) -> Result<ExitCode> {
     host::ensure(host::TEST_TOOLS)?;
@@ -33,8 +37,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
     let suites_of: &[&str] = match &args.only {
         Some(suite) => &["--package", "kmesh-trace", "--test", suite],
-        // The eBPF programs have no tests of their own, and want another compiler: the kernel tests run the built object.
-        None => &["--workspace", "--exclude", "kmesh-trace-ebpf"],
+        None => EVERYTHING,
     };
     let counts = suites(suites_of, &args.args, &[])?;
     println!("{counts}");

@@ -1,5 +1,4 @@
-//! `cargo xtask vm`: the kernel tests on Debian's kernels, in small machines that QEMU emulates (no KVM needed), with a
-//! statically linked build. A kernel that is too old must be refused, clearly; there that is the test.
+//! `cargo xtask vm`: the kernel tests on Debian's kernels, in small machines that QEMU emulates (no KVM needed). A kernel that is too old must be refused, clearly; there that is the test.
 
 mod apt;
 mod build;
@@ -67,7 +66,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             .chain([&BUSYBOX]),
     )?;
     let folder = host::target_dir().join("vm");
-    let build = Build::make()?;
+    let build = Build::make(&folder)?;
     let kernels = args
         .kernels
         .iter()

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fs;
-use std::io::{self, ErrorKind, Read};
+use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -11,7 +11,8 @@ use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
-use kmesh_trace_common::{Counters, Offsets, Prefilter, Prefix, Settings, Snapshot};
+use kmesh_trace_common::{Counters, Offsets, Prefilter, Prefix, Settings, Walked};
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{MembarrierCommand, membarrier};
@@ -328,8 +329,8 @@ impl Kernel {
 
 impl Walker {
     /// One walk over the descriptors of all processes. Hands what the program tells to `take`, whole records one after
-    /// another; `take` may end the walk.
-    pub fn walk(&mut self, mut take: impl FnMut(&[u8]) -> ControlFlow<()>) -> Result<(), StartError> {
+    /// another as [`super::reader::records`] wants them; `take` may end the walk.
+    pub fn walk(&mut self, mut take: impl FnMut(Vec<u8>) -> ControlFlow<()>) -> Result<(), StartError> {
         const DOING: &str = "walking the open sockets";
         self.walks += 1;
         self.number
@@ -338,27 +339,28 @@ impl Walker {
         let (name, walk) = WALK;
         let program = program_mut::<Iter>(&mut self.ebpf, name)?;
         let link = program.attach().map_err(|error| refused(walk, &error))?;
-        let mut file = program
+        let file = program
             .take_link(link)
             .map_err(|error| refused(walk, &error))?
             .into_file()
             .map_err(|error| failed(DOING, &error))?;
-        let mut buffer = vec![0; WALK_BUFFER];
-        let mut filled = 0;
+        let mut bytes = Vec::with_capacity(WALK_BUFFER);
         loop {
-            match file.read(&mut buffer[filled..]) {
+            match rustix::io::read(&file, spare_capacity(&mut bytes)) {
                 Ok(0) => return Ok(()),
-                Ok(read) => filled += read,
+                Ok(_) => {}
                 // After a million objects without output the kernel asks to be called again.
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(error) => return Err(failed(DOING, &error)),
             }
-            let whole = filled - filled % size_of::<Snapshot>();
-            if take(&buffer[..whole]).is_break() {
+            let mut rest = Vec::with_capacity(WALK_BUFFER);
+            let whole = bytes.len() - bytes.len() % size_of::<Walked>();
+            rest.extend_from_slice(&bytes[whole..]);
+            bytes.truncate(whole);
+            if !bytes.is_empty() && take(bytes).is_break() {
                 return Ok(());
             }
-            buffer.copy_within(whole..filled, 0);
-            filled -= whole;
+            bytes = rest;
         }
     }
 }

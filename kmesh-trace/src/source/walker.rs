@@ -8,8 +8,6 @@ use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kmesh_trace_common::Snapshot;
-
 use super::kernel::{StartError, Walker};
 use super::monotonic_ns;
 use super::reader::{Control, Message};
@@ -60,9 +58,8 @@ fn until_end(interval: Duration) -> Duration {
 }
 
 fn walk(walker: &mut Walker, messages: &SyncSender<Message>) -> Result<(), StartError> {
-    walker.walk(|snapshots| {
-        let bytes = framed(snapshots);
-        if bytes.is_empty() || messages.send(Message::Walked(bytes)).is_ok() {
+    walker.walk(|bytes| {
+        if messages.send(Message::Walked(bytes)).is_ok() {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(())
@@ -73,19 +70,9 @@ fn walk(walker: &mut Walker, messages: &SyncSender<Message>) -> Result<(), Start
 /// How the open connections stand, as in [`Message::Walked`].
 pub fn standing(walker: &mut Walker) -> Result<Vec<u8>, StartError> {
     let mut all = Vec::new();
-    walker.walk(|snapshots| {
-        all.extend_from_slice(&framed(snapshots));
+    walker.walk(|bytes| {
+        all.extend_from_slice(&bytes);
         ControlFlow::Continue(())
     })?;
     Ok(all)
-}
-
-/// Each behind its length, as [`super::reader::records`] wants them.
-fn framed(snapshots: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(snapshots.len() / size_of::<Snapshot>() * (size_of::<Snapshot>() + 8));
-    for snapshot in snapshots.chunks_exact(size_of::<Snapshot>()) {
-        bytes.extend_from_slice(&(snapshot.len() as u64).to_ne_bytes());
-        bytes.extend_from_slice(snapshot);
-    }
-    bytes
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::{host, static_build};
+use super::TARGET;
+use crate::host;
 
 /// Where Debian has the terms of the C library.
 const LGPL: &str = "/usr/share/common-licenses/LGPL-2.1";
@@ -21,7 +22,7 @@ pub fn text(root: &Path) -> Result<String> {
     cargo
         .current_dir(root)
         .args(["metadata", "--locked", "--format-version", "1"])
-        .args(["--filter-platform", static_build::TARGET]);
+        .args(["--filter-platform", TARGET]);
     let metadata: Value = serde_json::from_slice(&host::output(&mut cargo)?).context("cargo metadata")?;
     let packages = linked(&metadata).context("cargo metadata has another form than is known here")?;
 

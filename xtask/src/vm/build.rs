@@ -1,31 +1,34 @@
-//! The tool and its kernel tests, statically linked: a test machine has no libraries of the system that built them.
+//! The tool and its kernel tests, for the test machines.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use crate::{host, static_build};
+use crate::{built, host, test};
 
-/// What was built.
+/// What was built, without debug information: a machine holds it in memory.
 pub struct Build {
     pub tool: PathBuf,
     pub tests: PathBuf,
 }
 
 impl Build {
-    /// Builds both; cargo knows when there is nothing to do.
-    pub fn make() -> Result<Self> {
+    /// Builds both in `folder`. They are those of `cargo xtask test`, so that nothing is built for the machines alone.
+    pub fn make(folder: &Path) -> Result<Self> {
         let mut cargo = host::cargo();
-        cargo.args(["test", "--no-run", "--release", "--package", "kmesh-trace"]);
-        cargo.args(["--bin", "kmesh-trace", "--test", "kernel"]);
-        // Emulation wants optimised programs, but not the last of it: these build in half the time.
-        cargo
-            .env("CARGO_PROFILE_RELEASE_LTO", "off")
-            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
-        let programs = static_build::build(cargo, [])?;
+        cargo.args(["test", "--no-run"]).args(test::EVERYTHING);
+        let programs = built::build(cargo)?;
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         Ok(Self {
-            tool: programs.path("bin", "kmesh-trace")?,
-            tests: programs.path("test", "kernel")?,
+            tool: stripped(&programs.path("bin", "kmesh-trace")?, &folder.join("kmesh-trace"))?,
+            tests: stripped(&programs.path("test", "kernel")?, &folder.join("kernel-tests"))?,
         })
     }
+}
+
+fn stripped(program: &Path, copy: &Path) -> Result<PathBuf> {
+    host::succeed(Command::new("strip").arg("-o").arg(copy).arg(program))?;
+    Ok(copy.to_owned())
 }
