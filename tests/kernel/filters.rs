@@ -19,12 +19,14 @@ use socket2::{SockAddr, Socket};
 
 use crate::Table;
 use crate::support::probe::Need;
-use crate::support::sock::{bound, give, reset, take};
+use crate::support::sock::{bound, dissolve, give, reset, take};
 use crate::support::{net, small};
 
 /// The trials.
 pub fn table() -> Table {
-    Table::new("filters").own("kernel_half_as_the_rule", &[Need::Alone], kernel_half_as_the_rule)
+    Table::new("filters")
+        .own("kernel_half_as_the_rule", &[Need::Alone], kernel_half_as_the_rule)
+        .own("a_listener_that_connects", &[Need::Alone], a_listener_that_connects)
 }
 
 /// More than any filter here has.
@@ -176,6 +178,55 @@ fn kernel_half_as_the_rule() {
     }
     println!("{passed} passed, {sorted_out} sorted out; {counted} rounds counted");
     assert!(passed > 0 && sorted_out > 0 && counted > 0, "the filters must differ");
+}
+
+/// A socket that has listened looks like one that was accepted when it connects, and has no port of its own while it begins to.
+/// What a port filter makes of it must be the same at its beginning and its end.
+fn a_listener_that_connects() {
+    let types = Types::read().expect("the kernel's types");
+    let filter = |port: &str| Filter {
+        ports: Ends {
+            bare: Terms {
+                any: vec![port.parse().expect("a port")],
+                none: Vec::new(),
+            },
+            ..Ends::default()
+        },
+        ..Filter::default()
+    };
+    for (port, told) in [("81", 0), ("80", 6)] {
+        let mut seen = Seen::start(&types, KernelHalf::of(&filter(port)));
+        let (_, server) = listener("127.0.0.1:80");
+        let before = seen.counters();
+        let turned = bound("127.0.0.1:0".parse().unwrap());
+        start_listening(&turned, Backlog::new(16).unwrap()).expect("listen");
+        // The second follows an association that had ended; the third one that had listened once more.
+        for again in [false, false, true] {
+            dissolve(&turned);
+            if again {
+                start_listening(&turned, Backlog::new(16).unwrap()).expect("listen");
+                dissolve(&turned);
+            }
+            turned
+                .connect(&SockAddr::from("127.0.0.1:80".parse::<SocketAddr>().unwrap()))
+                .expect("connect");
+            let (accepted, _) = server.accept().expect("accept");
+            reset(accepted);
+            let mut byte = [std::mem::MaybeUninit::uninit()];
+            assert!(turned.recv(&mut byte).is_err(), "reset");
+        }
+        let after = seen.counters();
+        let closes = seen.closes();
+        assert_eq!(closes.len(), told, "--port {port}: {closes:#?}");
+        assert_eq!(
+            (after.closes - before.closes, after.filtered - before.filtered),
+            (6, 6 - told as u64),
+            "--port {port}"
+        );
+        assert_eq!(after.open, before.open, "--port {port}");
+        drop(turned);
+        assert_eq!(seen.counters().closes, after.closes, "--port {port}: told once");
+    }
 }
 
 /// A kernel half with each check, and room for the networks of all that follow.

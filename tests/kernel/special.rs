@@ -1,7 +1,6 @@
 //! Sockets with more than one life, Fast Open, MPTCP, a connection to itself, and what gives no record.
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::time::SystemTime;
 
@@ -14,7 +13,7 @@ use crate::support::expect::{Proc, Scene};
 use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::{
-    Pair, Span, Truth, V, address, bound, dial, drain, errno_of, error_of, exchange, flushed, free_port, give, listen,
+    Pair, Span, Truth, V, address, bound, dial, dissolve, drain, errno_of, error_of, exchange, flushed, free_port, give, listen,
     reset, set_tcp_option, stream_socket, take, tcp_info, timed,
 };
 
@@ -93,18 +92,6 @@ fn again_after_refusal(scene: &Scene, v: V) {
         pair.truth.inbound().bytes(300, 1000).ok("peer"),
     ]);
     assert!(first[0]["id"] != second[0]["id"], "one id for two associations");
-}
-
-/// connect() to AF_UNSPEC, which resets a connection and makes the socket new.
-fn dissolve(socket: &TcpStream) {
-    let unspecified = libc::sockaddr {
-        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
-        sa_data: [0; 14],
-    };
-    let size = libc::socklen_t::try_from(size_of_val(&unspecified)).unwrap();
-    // SAFETY: the descriptor is open while `socket` is borrowed, and the address lives through the call.
-    let done = unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, size) };
-    assert_eq!(done, 0, "AF_UNSPEC: {}", std::io::Error::last_os_error());
 }
 
 fn dissolved_and_again(scene: &Scene, v: V) {

@@ -2,10 +2,11 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
@@ -180,7 +181,7 @@ pub fn flushed(socket: &TcpStream) {
 /// Bytes written and not yet acknowledged.
 pub fn unacknowledged(socket: &TcpStream) -> usize {
     use std::os::fd::AsRawFd as _;
-    nix::ioctl_read_bad!(outq, nix::libc::TIOCOUTQ, nix::libc::c_int);
+    nix::ioctl_read_bad!(outq, libc::TIOCOUTQ, libc::c_int);
     let mut left = 0;
     // SAFETY: the descriptor is open for as long as `socket` is borrowed, and TIOCOUTQ writes one int.
     unsafe { outq(socket.as_raw_fd(), &raw mut left) }.expect("SIOCOUTQ");
@@ -202,6 +203,18 @@ pub fn reset(socket: TcpStream) {
         .set_linger(Some(Duration::ZERO))
         .expect("SO_LINGER");
     drop(socket);
+}
+
+/// connect() to AF_UNSPEC, which resets a connection and makes the socket new.
+pub fn dissolve(socket: &impl AsRawFd) {
+    let unspecified = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let size = libc::socklen_t::try_from(size_of_val(&unspecified)).unwrap();
+    // SAFETY: the descriptor is open while `socket` is borrowed, and the address lives through the call.
+    let done = unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, size) };
+    assert_eq!(done, 0, "AF_UNSPEC: {}", std::io::Error::last_os_error());
 }
 
 /// The error that the kernel has for the program: SO_ERROR, or what a read says. Waits until there is one.
@@ -311,17 +324,17 @@ pub fn free_port(v: V) -> u16 {
 
 /// TCP_LINGER2: how long an orphan waits in FIN_WAIT2. Below zero: not at all.
 pub fn set_linger2(socket: &TcpStream, seconds: i32) {
-    set_tcp_option(socket, nix::libc::TCP_LINGER2, seconds);
+    set_tcp_option(socket, libc::TCP_LINGER2, seconds);
 }
 
 /// An integer option of IPPROTO_TCP that no crate has a name for.
-pub fn set_tcp_option(socket: &impl std::os::fd::AsRawFd, option: i32, value: i32) {
-    let size = nix::libc::socklen_t::try_from(size_of::<i32>()).expect("four");
+pub fn set_tcp_option(socket: &impl AsRawFd, option: i32, value: i32) {
+    let size = libc::socklen_t::try_from(size_of::<i32>()).expect("four");
     // SAFETY: the descriptor is open while `socket` is borrowed, and `value` is an int that lives through the call.
     let done = unsafe {
-        nix::libc::setsockopt(
+        libc::setsockopt(
             socket.as_raw_fd(),
-            nix::libc::IPPROTO_TCP,
+            libc::IPPROTO_TCP,
             option,
             (&raw const value).cast(),
             size,
@@ -336,16 +349,16 @@ pub fn in_flight(socket: &TcpStream) -> u32 {
 }
 
 /// The kernel's own account of a connection.
-pub fn tcp_info(socket: &impl std::os::fd::AsRawFd) -> nix::libc::tcp_info {
+pub fn tcp_info(socket: &impl AsRawFd) -> libc::tcp_info {
     // SAFETY: `tcp_info` is integers only, for which zeros are a value.
-    let mut info: nix::libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut size = nix::libc::socklen_t::try_from(size_of_val(&info)).expect("a small size");
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut size = libc::socklen_t::try_from(size_of_val(&info)).expect("a small size");
     // SAFETY: the descriptor is open while `socket` is borrowed; the kernel writes at most `size` bytes to `info`.
     let done = unsafe {
-        nix::libc::getsockopt(
+        libc::getsockopt(
             socket.as_raw_fd(),
-            nix::libc::IPPROTO_TCP,
-            nix::libc::TCP_INFO,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
             (&raw mut info).cast(),
             &raw mut size,
         )
