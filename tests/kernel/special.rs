@@ -13,8 +13,8 @@ use crate::support::expect::{Proc, Scene};
 use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::{
-    Pair, Span, Truth, V, address, bound, dial, dissolve, drain, errno_of, error_of, exchange, flushed, free_port, give, listen,
-    reset, set_tcp_option, stream_socket, take, tcp_info, timed,
+    Pair, Span, Truth, V, address, bound, dial, dissolve, drain, errno_of, error_of, exchange, flushed, free_port,
+    give, listen, reset, set_tcp_option, stream_socket, take, tcp_info, timed,
 };
 
 /// The trials.
