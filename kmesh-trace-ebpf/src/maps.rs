@@ -4,10 +4,10 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type};
-use aya_ebpf::btf_maps::{Array, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
-use kmesh_trace_common::{Counters, Owner, Prefilter, Settings, Snapshot, Walked, counter};
+use kmesh_trace_common::{Counters, MAX_CGROUPS, Owner, Prefilter, Settings, Snapshot, Walked, counter};
 
 use crate::sock::{Address, Sock};
 
@@ -138,7 +138,18 @@ pub static KMESH_FILTER: Array<Prefilter, 1> = Array::new();
 #[btf_map]
 static KMESH_NETWORKS: LpmTrie<[u8; 16], u32, 1> = LpmTrie::new();
 
-/// A key of that map, its address where words can be written.
+/// As which end, of `DIRECTION_*`, a socket of a cgroup cannot pass. User space tells of them as it learns whose they are.
+#[btf_map]
+static KMESH_CGROUPS: HashMap<u64, u32, MAX_CGROUPS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// As which end a socket of this cgroup is certain to be sorted out: `DIRECTION_*`.
+#[inline(always)]
+pub fn cannot_pass_as(cgroup_id: u64) -> u32 {
+    // SAFETY: user space replaces a value by a whole one.
+    unsafe { KMESH_CGROUPS.get(&cgroup_id) }.copied().unwrap_or(0)
+}
+
+/// A key of the networks, its address where words can be written.
 #[repr(C)]
 struct Whole {
     pad: u32,

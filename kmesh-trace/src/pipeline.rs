@@ -10,7 +10,8 @@ use crate::delivery::{Delivery, Moment};
 use crate::enrich::Enricher;
 use crate::enrich::cgroups::Cgroups;
 use crate::enrich::facts::Told;
-use crate::record::{Counts, Lost, Summary, WallTime};
+use crate::prefilter::Excluder;
+use crate::record::{Counts, Lost, Record, Summary, WallTime};
 use crate::source::reader::{Complete, records};
 use crate::track::{SETTLE_NS, Tracker};
 
@@ -22,6 +23,7 @@ pub struct Pipeline<W> {
     /// When `--duration` is over: CLOCK_MONOTONIC, ns.
     until_ns: Option<u64>,
     names: Enricher,
+    excluder: Option<Excluder>,
     delivery: Delivery<W>,
 }
 
@@ -34,8 +36,15 @@ impl<W: Write> Pipeline<W> {
             tracker: Tracker::new(began_ns),
             until_ns,
             names: Enricher::without_sources(Cgroups::below(None)),
+            excluder: None,
             delivery,
         }
+    }
+
+    /// Lets the kernel half learn from what records show.
+    pub fn with_excluder(mut self, excluder: Option<Excluder>) -> Self {
+        self.excluder = excluder;
+        self
     }
 
     /// Names what `names` can.
@@ -91,7 +100,7 @@ impl<W: Write> Pipeline<W> {
     pub fn release(&mut self, now_ns: u64) -> io::Result<()> {
         let mut any = false;
         while let Some((record, too_late)) = self.names.next(now_ns) {
-            self.delivery.record(&record, too_late)?;
+            self.hand_over(&record, too_late)?;
             any = true;
         }
         if any { self.delivery.flush() } else { Ok(()) }
@@ -124,13 +133,22 @@ impl<W: Write> Pipeline<W> {
         while let Some((happened_ns, record)) = self.tracker.next(complete_ns, &self.clock) {
             let too_late = self.until_ns.is_some_and(|until_ns| happened_ns > until_ns);
             if let Some((record, too_late)) = self.names.take(record, too_late, now_ns) {
-                self.delivery.record(&record, too_late)?;
+                self.hand_over(&record, too_late)?;
             }
         }
         while let Some((record, too_late)) = self.names.next(now_ns) {
-            self.delivery.record(&record, too_late)?;
+            self.hand_over(&record, too_late)?;
         }
         Ok(())
+    }
+
+    fn hand_over(&mut self, record: &Record, too_late: bool) -> io::Result<()> {
+        if let Some(excluder) = &mut self.excluder
+            && let Some(cgroup_id) = excluder.wants(record)
+        {
+            excluder.see(cgroup_id, record.container_id, self.names.own_pod(record, cgroup_id));
+        }
+        self.delivery.record(record, too_late)
     }
 
     /// [`Delivery::due`].

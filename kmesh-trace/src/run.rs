@@ -31,7 +31,7 @@ use crate::metrics::server::Server;
 use crate::note::{NamesFrom, Notes, say};
 use crate::outlet::{self, Outlet};
 use crate::pipeline::Pipeline;
-use crate::prefilter::KernelHalf;
+use crate::prefilter::{Excluder, KernelHalf};
 use crate::privileges::{self, Still};
 use crate::record::RunInfo;
 use crate::render::term::{self, Jobs};
@@ -59,7 +59,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     };
     let sources = Sources::prepare(&config.sources)?;
     let started_ns = monotonic_ns();
-    let (kernel, walker, standing) = match start_kernel(config) {
+    let (mut kernel, walker, standing) = match start_kernel(config) {
         Ok(started) => started,
         Err(error) => {
             say(&preflight::explain(&error));
@@ -136,6 +136,9 @@ pub fn run(config: &Config) -> Result<Exit> {
     } else {
         Some(standard_output()?)
     };
+    let excluder = kernel
+        .cgroups()
+        .and_then(|mut cgroups| Excluder::of(&config.filter, move |id, directions| cgroups.exclude(id, directions)));
     let reader = Reader::new(
         kernel,
         Arc::clone(&control),
@@ -180,7 +183,9 @@ pub fn run(config: &Config) -> Result<Exit> {
         let nudge = sources.nudge();
         Enricher::new(Cgroups::mounted(), conntrack, Box::new(move || nudge.nudge()))
     };
-    let mut pipeline = Pipeline::new(began_ns, until_ns, clock, delivery).with_names(names);
+    let mut pipeline = Pipeline::new(began_ns, until_ns, clock, delivery)
+        .with_names(names)
+        .with_excluder(excluder);
     pipeline.base(&standing);
     let writer = Writer {
         pipeline,

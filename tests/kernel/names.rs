@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 
 use crate::Table;
 use crate::support::actor::Actor;
+use crate::support::bpf::looked_up;
 use crate::support::net;
 use crate::support::probe::Need;
+use crate::support::sock::wait_until;
 use crate::support::tracer::{Start, Tracer};
 
 /// The trials.
@@ -20,6 +22,11 @@ pub fn table() -> Table {
     Table::new("names")
         .own("pods_services_and_translations", needs, pods_services_and_translations)
         .own("a_container_that_is_gone", needs, a_container_that_is_gone)
+        .own(
+            "own_pods_are_sorted_out_in_the_kernel",
+            needs,
+            own_pods_are_sorted_out_in_the_kernel,
+        )
 }
 
 const WEB: &str = "10.1.0.5";
@@ -111,7 +118,7 @@ impl Node {
     }
 
     /// What sources would tell, and a tracer that is told.
-    fn traced(&mut self) -> Tracer {
+    fn traced(&mut self, args: &[&str]) -> Tracer {
         self.objects.push(
             json!({"kind": "Service", "metadata": {"name": "database", "namespace": "shop"},
             "spec": {"clusterIP": CLUSTER_IP, "selector": {"app": "db"},
@@ -120,7 +127,7 @@ impl Node {
         let list = json!({"kind": "List", "apiVersion": "v1", "items": self.objects});
         fs::write(&self.pods_file, list.to_string()).unwrap();
         let file = self.pods_file.to_str().unwrap();
-        Start::on_node(&["-o", "json", "--pods-file", file]).tracing()
+        Start::on_node(&[&["-o", "json", "--pods-file", file], args].concat()).tracing()
     }
 }
 
@@ -148,9 +155,17 @@ fn remove(cgroup: &Path) {
 impl Pod {
     /// Puts its process into its container's cgroup, as a runtime does, before it makes any socket.
     fn start(&self) {
-        let container = self.cgroup.join(&self.id);
+        let container = self.container();
         fs::create_dir_all(&container).unwrap();
         fs::write(container.join("cgroup.procs"), self.actor.pid().to_string()).unwrap();
+    }
+
+    fn container(&self) -> PathBuf {
+        self.cgroup.join(&self.id)
+    }
+
+    fn cgroup_id(&self) -> u64 {
+        fs::metadata(self.container()).unwrap().st_ino()
     }
 }
 
@@ -224,7 +239,7 @@ fn check(record: &Value, expected: &[(&str, Value)]) {
 fn pods_services_and_translations() {
     let mut node = Node::new("pods");
     let (web, db) = (node.pod("web", WEB), node.pod("db", DB));
-    let tracer = node.traced();
+    let tracer = node.traced(&[]);
     let own = Actor::start();
     let nodes = net::inode();
     for netns in [web.netns, db.netns, nodes] {
@@ -300,7 +315,7 @@ fn pods_services_and_translations() {
 fn a_container_that_is_gone() {
     let mut node = Node::new("gone");
     let (web, db) = (node.pod("web", WEB), node.pod("db", DB));
-    let tracer = node.traced();
+    let tracer = node.traced(&[]);
     tracer.store.keep(web.netns);
     web.start();
     db.start();
@@ -325,4 +340,55 @@ fn a_container_that_is_gone() {
         ],
     );
     drop(db);
+}
+
+/// What only the cgroup's own end decides is learnt from its first connection, and told to the kernel half. All others stay.
+fn own_pods_are_sorted_out_in_the_kernel() {
+    /// As `kmesh_trace_common::DIRECTION_*` has them.
+    const INBOUND: u32 = 1;
+    const OUTBOUND: u32 = 2;
+    const AGAIN: u64 = 10;
+    const MAP: &str = "KMESH_CGROUPS";
+    let mut node = Node::new("own");
+    let (web, db) = (node.pod("web", WEB), node.pod("db", DB));
+    web.start();
+    db.start();
+    web.actor.listen("l", format!("{WEB}:8080").parse().unwrap());
+    db.actor.listen("l", format!("{DB}:8080").parse().unwrap());
+    let (to_web, to_db) = (format!("{WEB}:8080"), format!("{DB}:8080"));
+    // The flags; what is known of web's and db's cgroups after; how many ends of a connection web → db and db → web pass.
+    let cases: [(&[&str], Option<u32>, Option<u32>, u64, u64); 6] = [
+        (&["--from-pod", "web-0"], None, Some(OUTBOUND), 2, 0),
+        (&["--to-pod", "web-0"], None, Some(INBOUND), 0, 2),
+        (&["--from-pod", "!shop/db-0"], None, Some(OUTBOUND), 2, 0),
+        (&["--pod", "web-0"], None, None, 2, 2),
+        (&["--from-namespace", "bank,shop"], None, None, 2, 2),
+        (&["--container", &web.id], None, Some(INBOUND | OUTBOUND), 1, 1),
+    ];
+    for (args, of_web, of_db, from_web, from_db) in cases {
+        let tracer = node.traced(args);
+        tracer.store.keep(web.netns);
+        tracer.store.keep(db.netns);
+        let call = |client: &Pod, server: &Pod, to: &str| call(&client.actor, &server.actor, to);
+        for _ in 0..2 {
+            call(&db, &web, &to_web);
+            call(&web, &db, &to_db);
+        }
+        // Records come in the order of time: with these, the first of each cgroup has been through.
+        let shown = |count: u64| {
+            let records = || tracer.store.records(web.netns).len() + tracer.store.records(db.netns).len();
+            wait_until("records that pass", || records() as u64 >= count);
+            assert_eq!(records() as u64, count, "{args:?}");
+        };
+        shown((from_web + from_db) * 2);
+        assert_eq!(looked_up(MAP, web.cgroup_id()), of_web, "web, {args:?}");
+        assert_eq!(looked_up(MAP, db.cgroup_id()), of_db, "db, {args:?}");
+        for _ in 0..AGAIN {
+            call(&db, &web, &to_web);
+            call(&web, &db, &to_db);
+        }
+        shown((from_web + from_db) * (2 + AGAIN));
+        tracer.signal(nix::sys::signal::Signal::SIGTERM);
+    }
+    drop((web, db));
 }

@@ -1,6 +1,6 @@
 //! What a process holds in the kernel's BPF side, and whether it is still there.
 
-use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use nix::libc;
 use nix::unistd::Pid;
@@ -61,25 +61,67 @@ pub fn alive(objects: &[Object]) -> Vec<Object> {
 }
 
 fn exists(object: Object) -> bool {
-    let command: libc::c_long = match object.kind {
+    open(object).is_some()
+}
+
+/// None when it exists no more.
+fn open(object: Object) -> Option<OwnedFd> {
+    let command = match object.kind {
         Kind::Program => 13,
         Kind::Map => 14,
         Kind::Link => 30,
     };
     // BPF_*_GET_FD_BY_ID: the id first, zeros for the rest.
-    let attr = [object.id, 0, 0, 0];
-    // SAFETY: the kernel reads the given number of bytes from `attr`, which lives through the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(&attr)) };
-    match i32::try_from(fd) {
-        Ok(fd) if fd >= 0 => {
-            // SAFETY: the kernel has just made this descriptor, and nobody else knows its number.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
-            true
+    let fd = bpf(command, &mut [object.id, 0, 0, 0])?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows its number.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What a map of this name has for a key, whosever the map is: the first that has something.
+pub fn looked_up(name: &str, key: u64) -> Option<u32> {
+    const NEXT_ID: libc::c_long = 12;
+    const INFO: libc::c_long = 15;
+    const LOOK_UP: libc::c_long = 1;
+    let mut ids = [0_u32; 3];
+    loop {
+        bpf(NEXT_ID, &mut ids)?;
+        // The next id is behind the one to begin with.
+        let id = ids[1];
+        ids = [id, 0, 0];
+        let Some(map) = open(Object { kind: Kind::Map, id }) else {
+            continue;
+        };
+        // The first members of `struct bpf_map_info`: six numbers, and the name.
+        let mut info = [0_u8; 40];
+        let fd = map.as_raw_fd() as u32;
+        let to = info.as_mut_ptr() as u64;
+        bpf(INFO, &mut [fd, info.len() as u32, to as u32, (to >> 32) as u32]).expect("the map's name");
+        if info[24..].split(|&byte| byte == 0).next() != Some(name.as_bytes()) {
+            continue;
         }
+        let mut value = 0_u32;
+        let (of, to) = (&raw const key as u64, &raw mut value as u64);
+        let at = |address: u64| [address as u32, (address >> 32) as u32];
+        let [key, value_at] = [at(of), at(to)];
+        let mut attr = [fd, 0, key[0], key[1], value_at[0], value_at[1], 0, 0];
+        if bpf(LOOK_UP, &mut attr).is_some() {
+            // SAFETY: the kernel may have written it behind the compiler's back.
+            return Some(unsafe { std::ptr::read_volatile(&raw const value) });
+        }
+    }
+}
+
+/// None for what is not there.
+fn bpf(command: libc::c_long, attr: &mut [u32]) -> Option<i32> {
+    // SAFETY: the kernel reads and writes the given number of bytes of `attr`, which lives through the call, and what the
+    // caller put addresses of into it.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(attr)) };
+    match i32::try_from(result) {
+        Ok(result) if result >= 0 => Some(result),
         _ => {
             let error = std::io::Error::last_os_error();
             assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "bpf({command}): {error}");
-            false
+            None
         }
     }
 }

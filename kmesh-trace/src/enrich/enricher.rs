@@ -10,7 +10,7 @@ use super::facts::Told;
 use super::index::{Index, Shown};
 use super::procfs::Namespaces;
 use super::waiting::Waiting;
-use crate::record::{ConnId, Direction, Event, Record};
+use crate::record::{ConnId, Direction, Event, Pod, Record};
 
 /// Connections that are open, and of which it is remembered what was asked of them.
 const MOST_ASKED: usize = 65_536;
@@ -115,6 +115,17 @@ impl Enricher {
         let (mut record, shown, too_late) = sources.waiting.pop(now_ns, |uid| index.knows(uid))?;
         sources.index.name(&mut record, &shown);
         Some((record, too_late))
+    }
+
+    /// The pod that the record's own end is of, if its cgroup shows it: then all connections of that cgroup are that pod's.
+    pub fn own_pod<'a>(&mut self, record: &'a Record, cgroup_id: u64) -> Option<&'a Pod> {
+        let place = self.cgroups.place_of(cgroup_id)?;
+        let own = match record.direction {
+            Direction::Outbound => &record.names.src,
+            Direction::Inbound => &record.names.dst,
+        };
+        // Which of several is named depends on what is known of them.
+        own.pod.as_deref().filter(|_| place.pods.len() == 1)
     }
 
     /// How many pods sources tell of.
