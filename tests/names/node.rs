@@ -37,7 +37,7 @@ pub const TRIALS: &[Row] = &[
 ];
 
 /// With the certificate that the script has made.
-fn by_certificate() -> String {
+pub fn by_certificate() -> String {
     let pki = kubelet().join("pki").display().to_string();
     format!("--kubelet --kubelet-cert {pki}/client.crt --kubelet-key {pki}/client.key --kubelet-insecure")
 }
@@ -102,7 +102,7 @@ pub fn is_as_it_runs(pod: &PodFacts) -> bool {
 }
 
 /// Waits for the pod, as it runs.
-fn running(listener: &Listener, name: &str) -> PodFacts {
+pub fn running(listener: &Listener, name: &str) -> PodFacts {
     listener.wait(name, |known: &Known| {
         listener.nudge();
         known.pod(name).filter(|pod| is_as_it_runs(pod)).cloned()

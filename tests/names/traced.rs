@@ -1,9 +1,17 @@
 //! The tool itself, with sources at work.
 
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::Row;
+use crate::listener::listen;
+use crate::node::{by_certificate, running};
 use crate::stage::{self, kubelet};
 
 /// In the order in which they disturb each other least.
@@ -16,6 +24,7 @@ pub const TRIALS: &[Row] = &[
     ),
     ("traced::files_that_are_no_good", files_that_are_no_good),
     ("traced::what_check_tells", what_check_tells),
+    ("traced::first_names", first_names),
 ];
 
 fn tool(arguments: &str) -> Command {
@@ -114,4 +123,58 @@ fn what_check_tells() {
         let line = told.lines().find(|line| line.contains(part));
         assert!(line.is_some_and(|line| line.contains("names")), "{part}: {told}");
     }
+}
+
+/// Somebody connects to a pod all the time, and each of those records names it: told is how soon after the tool was started the
+/// first of them came, from each source.
+fn first_names() {
+    const BETWEEN: Duration = Duration::from_millis(2);
+    stage::node();
+    let socket = kubelet().join("containerd.sock");
+    let cri = format!("--cri={}", socket.display());
+    let ip: Ipv4Addr = running(&listen(&cri), "web").ips[0].to_string().parse().unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let client = std::thread::spawn({
+        let over = Arc::clone(&over);
+        move || {
+            while !over.load(Ordering::Relaxed) {
+                drop(TcpStream::connect((ip, 8080)));
+                std::thread::sleep(BETWEEN);
+            }
+        }
+    });
+    for (what, source) in [("the container runtime", cri), ("the kubelet", by_certificate())] {
+        let began = Instant::now();
+        let mut child = tool(&format!("-o json -q {source}"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut first, mut nameless) = (None, 0);
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let named = loop {
+            let record: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+            if record["dst"]["ip"] != ip.to_string() || record["dst"]["port"] != 8080 {
+                continue;
+            }
+            first.get_or_insert(began.elapsed());
+            if record["dst"]["pod"].is_string() {
+                break (began.elapsed(), record);
+            }
+            nameless += 1;
+        };
+        assert!(
+            named.1["dst"]["pod"].as_str().unwrap().starts_with("web"),
+            "{}",
+            named.1
+        );
+        println!(
+            "{what}: first record {} ms after exec, first name {} ms, {nameless} without before it",
+            first.unwrap_or_default().as_millis(),
+            named.0.as_millis()
+        );
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    over.store(true, Ordering::Relaxed);
+    client.join().unwrap();
 }
