@@ -31,6 +31,8 @@ const MOST_REMEMBERED: usize = 20_000;
 const SLACK_NS: i64 = 2_000_000_000;
 
 const NEVER: i64 = i64::MAX;
+/// Pods whose record form is kept. A third of a kilobyte each, and a microsecond to make.
+const MOST_MADE: usize = 8_192;
 
 /// A pod in [`Pods`], for as long as nothing is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub struct Pods {
     tenures: Tenures,
     /// Nobody tells of these any more, since when.
     left: VecDeque<(i64, u32)>,
+    /// Those that records were given, the newest last; some may be made no more.
+    made: VecDeque<u32>,
 }
 
 impl Pods {
@@ -338,7 +342,19 @@ impl Pods {
 
     /// What it is called. None while only the kernel knows it.
     pub fn pod(&mut self, PodRef(slot): PodRef) -> Option<Arc<Pod>> {
-        self.tenures.get_mut(slot)?.pod(&self.owners)
+        let tenure = self.tenures.get_mut(slot)?;
+        let is_new = !tenure.is_made();
+        let pod = tenure.pod(&self.owners)?;
+        if is_new {
+            self.made.push_back(slot);
+            if self.made.len() > MOST_MADE
+                && let Some(oldest) = self.made.pop_front()
+                && let Some(tenure) = self.tenures.get_mut(oldest)
+            {
+                tenure.unmake();
+            }
+        }
+        Some(pod)
     }
 
     /// Whether a source has told of it.

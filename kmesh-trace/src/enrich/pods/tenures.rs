@@ -146,6 +146,16 @@ impl Tenure {
         self.made = None;
     }
 
+    /// Whether what it is called need not be put together.
+    pub fn is_made(&self) -> bool {
+        self.made.is_some()
+    }
+
+    /// It takes less room so, until somebody asks.
+    pub fn unmake(&mut self) {
+        self.made = None;
+    }
+
     /// What it is called. None while only the kernel knows it.
     pub fn pod(&mut self, owners: &Owners) -> Option<Arc<Pod>> {
         if let Some(pod) = &self.made

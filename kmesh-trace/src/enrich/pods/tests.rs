@@ -472,3 +472,24 @@ fn a_reused_address_never_has_the_wrong_name() {
     }
     assert!(asked > 10_000 && named * 2 > asked, "{named} of {asked}");
 }
+
+#[test]
+fn only_so_many_are_kept_as_records_have_them() {
+    let mut pods = Pods::default();
+    let count = MOST_MADE + 10;
+    for number in 0..count {
+        pods.is(API, at(1), &pod(&format!("web-{number}"), &[], 1));
+    }
+    let all = |pods: &mut Pods| -> Vec<Arc<Pod>> {
+        (0..count)
+            .map(|number| found(pods, &format!("web-{number}")).unwrap())
+            .collect()
+    };
+    let (first, again) = (all(&mut pods), all(&mut pods));
+    assert_eq!(first, again);
+    assert_eq!(pods.made.len(), MOST_MADE);
+    let kept = (0..count)
+        .filter(|&slot| pods.tenures.get(slot as u32).unwrap().is_made())
+        .count();
+    assert_eq!(kept, MOST_MADE);
+}
