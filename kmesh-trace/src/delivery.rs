@@ -78,6 +78,8 @@ impl Tally {
 /// The state between finished records and output.
 pub struct Delivery<W> {
     choice: Choice,
+    /// No filter was given.
+    passes_all: bool,
     render: Box<dyn Render + Send>,
     /// Counts what passes the filter, whatever of it is printed.
     metrics: Option<Box<dyn Meter>>,
@@ -138,6 +140,7 @@ impl<W: Write> Delivery<W> {
     /// Nothing has been told yet.
     pub fn new(choice: Choice, render: Box<dyn Render + Send>, out: W) -> Self {
         Self {
+            passes_all: choice.filter == Filter::default(),
             choice,
             render,
             metrics: None,
@@ -244,7 +247,7 @@ impl<W: Write> Delivery<W> {
             return Ok(());
         }
         let is_chosen = self.choice.events.has(record.event);
-        if !((is_chosen || self.metrics.is_some()) && self.choice.filter.passes(record)) {
+        if !((is_chosen || self.metrics.is_some()) && (self.passes_all || self.choice.filter.passes(record))) {
             self.tally.filtered += close;
             return Ok(());
         }
