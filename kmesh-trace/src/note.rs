@@ -78,6 +78,11 @@ impl Notes {
         }
     }
 
+    /// Says that openings were lost, for which no format has a line.
+    pub fn lost_opens(&self, lost: u64, since_start: u64) {
+        say(&words::lost_opens_words(lost, since_start));
+    }
+
     /// Says the sums.
     pub fn summary(&self, summary: &Summary) {
         if !self.output.has_reports() && self.verbosity > Verbosity::Quiet {

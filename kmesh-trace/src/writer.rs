@@ -26,6 +26,8 @@ pub struct Writer<W> {
     pub control: Arc<Control>,
     /// Takes emptied buffers back to the reader.
     pub spare: Sender<Vec<u8>>,
+    /// Openings of which was said that they were lost.
+    pub lost_opens: u64,
 }
 
 impl<W: Write> Writer<W> {
@@ -57,10 +59,7 @@ impl<W: Write> Writer<W> {
                     difference_ns,
                 } => self.pipeline.clock_stepped(since_ns, difference_ns),
                 Message::Told(told) => self.pipeline.learn(&told, monotonic_ns())?,
-                Message::Lost(counts) => {
-                    let lost = self.pipeline.lost(&counts)?;
-                    lost.iter().for_each(|lost| self.notes.lost(lost));
-                }
+                Message::Lost(counts) => self.lost(&counts)?,
                 Message::Counted(counts) => self.pipeline.counted(&counts),
                 Message::Asked(counts) => self.pipeline.ask(counts)?,
                 Message::Walked(bytes) => self.pipeline.hold(&bytes),
@@ -116,11 +115,20 @@ impl<W: Write> Writer<W> {
         }
         self.pipeline.finish()?;
         self.say_made();
-        let lost = self.pipeline.lost(counts)?;
-        lost.iter().for_each(|lost| self.notes.lost(lost));
+        self.lost(counts)?;
         let summary = self.pipeline.summary(counts)?;
         self.notes.summary(&summary);
         self.pipeline.end()
+    }
+
+    fn lost(&mut self, counts: &Counts) -> io::Result<()> {
+        let lost = self.pipeline.lost(counts)?;
+        lost.iter().for_each(|lost| self.notes.lost(lost));
+        let before = std::mem::replace(&mut self.lost_opens, counts.lost_opens);
+        if counts.lost_opens > before {
+            self.notes.lost_opens(counts.lost_opens - before, counts.lost_opens);
+        }
+        Ok(())
     }
 
     fn say_made(&mut self) {

@@ -1,6 +1,7 @@
 //! What is said about the command line itself: help, versions, the schema, and what is wrong with it.
 
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
 
@@ -30,6 +31,7 @@ pub fn trials() -> Vec<Trial> {
             Trial::test("arguments::help_fits_a_screen", help_fits_a_screen),
             Trial::test("arguments::the_schema_is_json", the_schema_is_json),
             Trial::test("arguments::a_reader_that_goes", a_reader_that_goes),
+            Trial::test("arguments::a_bomb_of_aliases", a_bomb_of_aliases),
         ])
         .collect()
 }
@@ -90,6 +92,32 @@ fn a_reader_that_goes() -> Result<(), Failed> {
         if output.status.code() != Some(0) || !output.stderr.is_empty() {
             return Err(format!("{line}: {}: {}", output.status, text(&output.stderr)).into());
         }
+    }
+    Ok(())
+}
+
+/// A billion laughs in less than a kilobyte: in an address space of 256 MiB it is refused, and at once.
+fn a_bomb_of_aliases() -> Result<(), Failed> {
+    let line = |level| {
+        format!(
+            "a{level}: &a{level} [{}]\n",
+            vec![format!("*a{}", level - 1); 10].join(",")
+        )
+    };
+    let laughs: String = (1..=9).map(line).collect();
+    let file = std::env::temp_dir().join(format!("kmesh-trace-bomb-{}.yaml", std::process::id()));
+    std::fs::write(&file, format!("kind: PodList\nitems: []\na0: &a0 laugh\n{laughs}"))?;
+    let began = Instant::now();
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -v 262144; exec \"$0\" --pods-file \"$1\" --duration 1s"])
+        .arg(env!("CARGO_BIN_EXE_kmesh-trace"))
+        .arg(&file)
+        .output()?;
+    let took = began.elapsed();
+    std::fs::remove_file(&file)?;
+    let said = text(&output.stderr);
+    if output.status.code() != Some(1) || !said.contains("alias") || took > Duration::from_secs(2) {
+        return Err(format!("{:?} after {took:?}: {said}", output.status).into());
     }
     Ok(())
 }

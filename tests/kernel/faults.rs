@@ -1,9 +1,12 @@
 //! What goes wrong around a tracer: it is stopped, killed as it starts, short of memory or descriptors, started again and
-//! again, and asks sources that lie.
+//! again, has more to do than it can, and asks sources that lie.
+
+mod clock;
+mod held;
+mod load;
+mod sources;
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -24,24 +27,13 @@ use crate::support::{bpf, net};
 
 /// The trials.
 pub fn table() -> Table {
-    Table::new("faults")
+    let table = Table::new("faults")
         .own("stopped_for_a_minute", &[Need::Big], stopped_for_a_minute)
         .own("started_again_and_again", &[Need::Big], started_again_and_again)
         .own("killed_while_starting", &[], killed_while_starting)
         .own("few_descriptors", &[], few_descriptors)
-        .own("memory_limit", &[Need::MemoryCgroup, Need::Big], memory_limit)
-        .own("a_kubelet_that_sends_too_much", &[], a_kubelet_that_sends_too_much)
-        .own(
-            "a_kubelet_that_stops_in_the_middle",
-            &[],
-            a_kubelet_that_stops_in_the_middle,
-        )
-        .own(
-            "a_kubelet_that_sends_something_else",
-            &[],
-            a_kubelet_that_sends_something_else,
-        )
-        .own("a_kubelet_that_sends_escapes", &[], a_kubelet_that_sends_escapes)
+        .own("memory_limit", &[Need::MemoryCgroup, Need::Big], memory_limit);
+    sources::add(clock::add(held::add(load::add(table))))
 }
 
 /// What is closed meanwhile is told afterwards, with its own times.
@@ -204,102 +196,4 @@ fn memory_limit() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(said.contains("memory") && said.contains("--buffer"), "{said}");
-}
-
-/// Answers each question with what `answer` writes, on an address of its own. The flag that names it.
-fn kubelet(answer: impl Fn(TcpStream) + Send + 'static) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            // The question's end is not looked for: it comes in one segment.
-            if stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
-                answer(stream);
-            }
-        }
-    });
-    format!("--kubelet=http://{address}/pods")
-}
-
-/// Traces with this source; what is said of it.
-fn told_of(url: &str) -> (Tracer, String) {
-    let tracer = Start::resolving(&["-o", "json", url]).tracing();
-    let line = tracer.wait_said("kmesh-trace: warning: no names yet from the kubelet");
-    traffic(1);
-    (tracer, line)
-}
-
-fn a_kubelet_that_sends_too_much() {
-    let url = kubelet(|mut stream| {
-        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"items\":[";
-        _ = stream.write_all(head.as_bytes());
-        let item = format!(
-            r#"{{"metadata":{{"name":"p","namespace":"n","uid":"{}"}}}},"#,
-            "u".repeat(1000)
-        );
-        let items = item.repeat(100);
-        // 100 MiB, and no end.
-        for _ in 0..(100 << 20) / items.len() {
-            if stream.write_all(items.as_bytes()).is_err() {
-                return;
-            }
-        }
-    });
-    let (tracer, line) = told_of(&url);
-    assert!(line.contains("64 MiB"), "{line}");
-    let status = fs::read_to_string(format!("/proc/{}/status", tracer.pid)).unwrap();
-    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    let kib: u64 = most.split_whitespace().next().unwrap().parse().unwrap();
-    assert!(kib < 160 << 10, "{kib} KiB");
-    tracer.signal(Signal::SIGINT);
-    tracer.wait();
-}
-
-fn a_kubelet_that_stops_in_the_middle() {
-    let url = kubelet(|mut stream| {
-        let half = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n\
-                    {\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"items\":[{\"metadata\":{\"name\":\"half\",\"names";
-        _ = stream.write_all(half.as_bytes());
-    });
-    let (tracer, line) = told_of(&url);
-    assert!(!line.contains("PodList"), "the connection ended, not the list: {line}");
-    tracer.signal(Signal::SIGINT);
-    tracer.wait();
-}
-
-fn answer(mut stream: TcpStream, status: &str, body: &str) {
-    let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    _ = stream.write_all((head + body).as_bytes());
-}
-
-fn a_kubelet_that_sends_something_else() {
-    for body in [
-        "\"pods\"",
-        "{\"kind\":\"NodeList\",\"apiVersion\":\"v1\",\"items\":[]}",
-        "{\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"items\":{\"a\":1}}",
-        "\u{0}\u{0}\u{0}",
-    ] {
-        let url = kubelet(move |stream| answer(stream, "200 OK", body));
-        let (tracer, line) = told_of(&url);
-        assert!(line.contains("no PodList"), "{body}: {line}");
-        tracer.signal(Signal::SIGINT);
-        tracer.wait();
-    }
-}
-
-fn a_kubelet_that_sends_escapes() {
-    let url = kubelet(|stream| {
-        let user = "Forbidden (user=\u{1b}[2J\u{202e}mallory\u{7}, verb=get)";
-        answer(stream, "403 Forbidden", user);
-    });
-    let (tracer, line) = told_of(&url);
-    assert!(
-        line.contains(r"\u001b[2J\u202emallory\u0007") && !line.contains('\u{1b}') && !line.contains('\u{202e}'),
-        "{line:?}"
-    );
-    tracer.signal(Signal::SIGINT);
-    tracer.wait();
 }

@@ -116,6 +116,11 @@ fn fifty_thousand() {
 
 /// One thread's connections, both ends in its hands, to an address of the network 127.77.`third`.0/24.
 pub fn crowd(third: u8, seed: u8, count: usize) -> Vec<Seen> {
+    crowd_while(third, seed, |made| made < count)
+}
+
+/// The same for as long as `more` says so, which is told how many there have been.
+pub fn crowd_while(third: u8, seed: u8, mut more: impl FnMut(usize) -> bool) -> Vec<Seen> {
     let address = SocketAddr::from((Ipv4Addr::new(127, 77, third, seed), 0));
     // Several, since each closed connection keeps its client's port for a minute.
     let listeners: Vec<TcpListener> = (0..4).map(|_| TcpListener::bind(address).expect("listen")).collect();
@@ -128,9 +133,10 @@ pub fn crowd(third: u8, seed: u8, count: usize) -> Vec<Seen> {
             .wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) % below
     };
-    let mut wanted = Vec::with_capacity(2 * count);
-    for at in 0..count {
-        let pair = pair_with(&listeners[at % listeners.len()]);
+    let mut wanted = Vec::new();
+    let mut made = 0;
+    while more(made) {
+        let pair = pair_with(&listeners[made % listeners.len()]);
         let (up, down) = (next(2001), next(2001));
         exchange(&pair, usize::try_from(up).unwrap(), usize::try_from(down).unwrap());
         let client_first = next(2) == 0;
@@ -154,11 +160,13 @@ pub fn crowd(third: u8, seed: u8, count: usize) -> Vec<Seen> {
                 process: me.clone(),
             });
         }
+        made += 1;
     }
     wanted
 }
 
-fn of_json(record: &Value) -> Seen {
+/// A record, as far as a crowd is looked at.
+pub fn of_json(record: &Value) -> Seen {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let end = |end: &Value| format!("{}:{}", text(&end["ip"]), end["port"]);
     Seen {

@@ -24,13 +24,14 @@ pub fn table() -> Table {
 
 /// The `rollup` lines of a tracer.
 #[derive(Default)]
-struct Lines {
+pub struct Lines {
     all: Mutex<Vec<Value>>,
     news: Condvar,
 }
 
 impl Lines {
-    fn wait<T>(&self, found: impl Fn(&[Value]) -> Option<T>) -> T {
+    /// Waits until `found` finds what it looks for among them.
+    pub fn wait<T>(&self, found: impl Fn(&[Value]) -> Option<T>) -> T {
         let deadline = Instant::now() + patience();
         let mut all = self.all.lock().unwrap();
         loop {
@@ -48,12 +49,13 @@ impl Lines {
     }
 }
 
-fn number(line: &Value, field: &str) -> u64 {
+/// A field that is a number.
+pub fn number(line: &Value, field: &str) -> u64 {
     line[field].as_u64().unwrap_or_else(|| panic!("{field} of {line}"))
 }
 
 /// A tracer that rolls up, and its lines. The summary is not among them.
-fn rolling(args: &[&str]) -> (Tracer, Arc<Lines>) {
+pub fn rolling(args: &[&str]) -> (Tracer, Arc<Lines>) {
     let lines = Arc::new(Lines::default());
     let tracer = Start::new(&[&["-o", "json", "--rollup"], args].concat())
         .lines({

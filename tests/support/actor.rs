@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 
 use nix::libc;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
 };
@@ -81,6 +82,16 @@ impl Actor {
         self.answer(command).1.expect("a descriptor")
     }
 
+    /// Gives a command whose answer [`Self::done`] waits for.
+    pub fn begin(&self, command: &str) {
+        self.tell(command, None);
+    }
+
+    /// The answer to [`Self::begin`].
+    pub fn done(&self) -> String {
+        self.answer("what was begun").0
+    }
+
     /// Connects: the actor's own address.
     pub fn connect(&self, name: &str, to: SocketAddr) -> SocketAddr {
         self.ask(&format!("connect {name} {to}")).parse().expect("an address")
@@ -151,12 +162,13 @@ fn receive(wire: RawFd) -> Option<(String, Option<OwnedFd>)> {
 /// The actor's whole life: obey until the other end of standard input is gone.
 pub fn main() -> std::io::Result<()> {
     let mut sockets = HashMap::new();
+    let mut held = Vec::new();
     while let Some((command, descriptor)) = receive(0) {
         let words: Vec<&str> = command.split(' ').collect();
         if words[0] == "exit" {
             std::process::exit(0);
         }
-        match obey(&mut sockets, &words, descriptor) {
+        match obey(&mut sockets, &mut held, &words, descriptor) {
             Ok(Reply::Text(text)) => send(0, format!("ok {text}").as_bytes(), None),
             Ok(Reply::Descriptor(fd)) => send(0, b"ok ", Some(fd)),
             Err(error) => send(0, format!("error {error}").as_bytes(), None),
@@ -170,7 +182,52 @@ enum Reply {
     Descriptor(RawFd),
 }
 
-fn obey(sockets: &mut HashMap<String, Socket>, words: &[&str], descriptor: Option<OwnedFd>) -> std::io::Result<Reply> {
+/// Both ends of so many connections to one listener. What moves each way follows from the client's port.
+struct Held(Vec<(TcpStream, TcpStream)>);
+
+impl Held {
+    fn new(at: SocketAddr, count: usize) -> std::io::Result<(Self, SocketAddr)> {
+        // Two descriptors each; root may have more than it was given.
+        let enough = (2 * count + 100) as u64;
+        setrlimit(Resource::RLIMIT_NOFILE, enough, enough)?;
+        let listener = TcpListener::bind(at)?;
+        let at = listener.local_addr()?;
+        let mut pairs = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (mut client, mut server) = (TcpStream::connect(at)?, listener.accept()?.0);
+            let (up, down) = held_bytes(client.local_addr()?.port());
+            let mut buffer = [0; 256];
+            client.write_all(&buffer[..up])?;
+            server.read_exact(&mut buffer[..up])?;
+            server.write_all(&buffer[..down])?;
+            client.read_exact(&mut buffer[..down])?;
+            pairs.push((client, server));
+        }
+        Ok((Self(pairs), at))
+    }
+
+    /// The clients close first.
+    fn release(self) -> std::io::Result<()> {
+        for (client, mut server) in self.0 {
+            drop(client);
+            let rest = server.read(&mut [0])?;
+            assert_eq!(rest, 0, "the end of the stream");
+        }
+        Ok(())
+    }
+}
+
+/// What a held connection's client has sent, and received, by its port.
+pub fn held_bytes(port: u16) -> (usize, usize) {
+    (1 + usize::from(port) % 101, 1 + usize::from(port) % 31)
+}
+
+fn obey(
+    sockets: &mut HashMap<String, Socket>,
+    held: &mut Vec<Held>,
+    words: &[&str],
+    descriptor: Option<OwnedFd>,
+) -> std::io::Result<Reply> {
     let named = |sockets: &HashMap<String, Socket>, name: &str| sockets[name].try_clone();
     let mut text = String::new();
     match *words {
@@ -218,6 +275,16 @@ fn obey(sockets: &mut HashMap<String, Socket>, words: &[&str], descriptor: Optio
         ["shutdown", name] => sockets[name].shutdown(Shutdown::Write)?,
         ["linger0", name] => SockRef::from(&sockets[name]).set_linger(Some(std::time::Duration::ZERO))?,
         ["close", name] => drop(sockets.remove(name)),
+        ["hold", at, count] => {
+            let parsed = (
+                at.parse().map_err(std::io::Error::other)?,
+                count.parse().map_err(std::io::Error::other)?,
+            );
+            let (all, at) = Held::new(parsed.0, parsed.1)?;
+            held.push(all);
+            text = at.to_string();
+        }
+        ["release"] => held.drain(..).try_for_each(Held::release)?,
         ["give", name] => return Ok(Reply::Descriptor(sockets[name].as_raw_fd())),
         ["take", name] => {
             sockets.insert(

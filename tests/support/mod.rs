@@ -25,6 +25,19 @@ pub fn small() -> bool {
     std::env::var_os("KMESH_TRACE_TEST_SMALL").is_some_and(|value| value == "1")
 }
 
+/// The most memory that a process has had, KiB.
+pub fn peak_kib(pid: nix::unistd::Pid) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the status of a process");
+    let most = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .expect("VmHWM");
+    most.split_whitespace()
+        .next()
+        .and_then(|kib| kib.parse().ok())
+        .expect("a number")
+}
+
 /// How long to wait for what must come. Only a failing test ever waits this long.
 pub fn patience() -> Duration {
     Duration::from_secs(if small() { 600 } else { 60 })

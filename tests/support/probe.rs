@@ -31,6 +31,8 @@ pub enum Need {
     Tmux,
     /// Time and memory of a real machine.
     Big,
+    /// A wall clock that may be stepped: that of a machine of its own.
+    StepClock,
     /// No other scenario at the same time: it counts all that happens on the machine.
     Alone,
 }
@@ -158,7 +160,10 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::Setpriv => SETPRIV.clone()?,
             Need::Tmux => TMUX.clone()?,
             Need::Big if super::small() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),
-            Need::Big | Need::Alone => {}
+            Need::StepClock if std::env::var_os("KMESH_TRACE_TEST_STEP_CLOCK").is_none_or(|value| value != "1") => {
+                return Err("KMESH_TRACE_TEST_STEP_CLOCK is not set".to_owned());
+            }
+            Need::Big | Need::StepClock | Need::Alone => {}
         }
     }
     Ok(())

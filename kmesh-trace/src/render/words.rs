@@ -23,6 +23,17 @@ pub fn lost_words(lost: &Lost) -> String {
     words
 }
 
+/// `lost 3 openings, 9 since the start: the ring buffer was full (--buffer makes it larger)`. The sums, which are over
+/// closes, have no place for them.
+pub fn lost_opens_words(lost: u64, since_start: u64) -> String {
+    let mut words = format!("lost {}", counted(lost, "opening"));
+    if since_start != lost {
+        push(&mut words, format_args!(", {since_start} since the start"));
+    }
+    push_reasons(&mut words, &[LossReason::RingFull]);
+    words
+}
+
 /// `1200 connections closed on worker-1 in 12.3s: 1190 delivered, 0 filtered, 10 lost, 0 after the limit; 7 still open`,
 /// and why some were lost.
 pub fn summary_words(summary: &Summary, info: &RunInfo) -> String {
@@ -125,6 +136,16 @@ mod tests {
         for (lost, words) in cases {
             assert_eq!(lost_words(&lost), words);
         }
+    }
+
+    #[test]
+    fn lost_openings_in_words() {
+        let why = "the ring buffer was full (--buffer makes it larger)";
+        assert_eq!(lost_opens_words(1, 1), format!("lost 1 opening: {why}"));
+        assert_eq!(
+            lost_opens_words(3, 9),
+            format!("lost 3 openings, 9 since the start: {why}")
+        );
     }
 
     #[test]

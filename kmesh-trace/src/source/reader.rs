@@ -378,7 +378,7 @@ impl Reader {
 
     fn tell_losses(&mut self) -> Result<(), Abandoned> {
         let counts = self.counts();
-        let lost = counts.ring_full + counts.no_storage + counts.skipped;
+        let lost = counts.ring_full + counts.no_storage + counts.skipped + counts.lost_opens;
         if lost != self.lost {
             self.lost = lost;
             self.send(Message::Lost(counts))?;

@@ -214,10 +214,7 @@ pub fn trouble<T: Served>(error: &watcher::Error) -> Trouble {
         watcher::Error::WatchError(status) => {
             return match status.code {
                 410 => Trouble::Stale,
-                code => Trouble::Other(Failure::new(format!(
-                    "{code}: {}",
-                    super::reason::one_line(&status.message)
-                ))),
+                _ => Trouble::Other(of_client(&kube::Error::Api(status.clone()))),
             };
         }
         watcher::Error::NoResourceVersion => {

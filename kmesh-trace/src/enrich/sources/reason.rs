@@ -75,6 +75,8 @@ pub fn of_client(error: &kube::Error) -> Failure {
         return match status.code {
             401 => Failure::new("401: it does not accept who asks".to_owned())
                 .remedy("a kubeconfig whose token or certificate has not expired"),
+            // The client takes any object at all for a status.
+            0 if message.is_empty() => Failure::new("what it sends makes no sense".to_owned()),
             code => Failure::new(format!("{code}: {}", one_line(message))),
         };
     }
