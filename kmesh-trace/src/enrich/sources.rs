@@ -7,6 +7,7 @@ pub mod kubelet;
 pub mod podlogs;
 
 mod board;
+mod bounded;
 mod check;
 mod reason;
 mod trust;

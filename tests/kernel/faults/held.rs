@@ -103,7 +103,7 @@ impl Looked {
 
 /// Of the network that only this test uses.
 fn end(line: &str) -> Option<End> {
-    let field = |name: &str| Some(line.split_once(name)?.1.split(',').next()?);
+    let field = |name: &str| line.split_once(name)?.1.split(',').next();
     let server: SocketAddr = field(" dst.addr=")?.parse().ok()?;
     let client: SocketAddr = field(" src.addr=")?.parse().ok()?;
     let inbound = field(" direction=")? == "INBOUND";

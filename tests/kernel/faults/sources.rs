@@ -246,7 +246,13 @@ struct Lie {
     lists: usize,
 }
 
-const LIES: [Lie; 9] = [
+const LIES: [Lie; 10] = [
+    Lie {
+        name: "without end",
+        said: "an event has more than 8 MiB",
+        event: &[b'x'; 65536],
+        lists: 1,
+    },
     Lie {
         name: "cut",
         said: "",
@@ -365,6 +371,10 @@ fn serve(stream: &TcpStream, lie: &Lie, asked: &Asked) -> std::io::Result<()> {
             .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")?;
         if of_pods && asked.watches.fetch_add(1, Ordering::Relaxed) == 0 {
             answers.write_all(&chunk(lie.event))?;
+            // Events end.
+            while lie.event.len() > 4096 {
+                answers.write_all(&chunk(lie.event))?;
+            }
             // In the middle of it all.
             return Ok(());
         }

@@ -13,6 +13,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::Deserialize;
 
+use super::bounded::Bounded;
 use super::reason::{Failure, of_client};
 use super::trust;
 use crate::config::ApiServer;
@@ -132,6 +133,8 @@ impl Source {
     /// An exec plugin is run here, and again when what it gave expires.
     pub fn new(config: Config, node: Option<String>) -> Result<Self, Failure> {
         let client = Client::try_from(config).map_err(|error| of_client(&error))?;
+        // All that is asked for is the whole cluster's.
+        let client = Client::new(Bounded(client), "default");
         Ok(Self { client, node })
     }
 
