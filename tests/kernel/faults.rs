@@ -27,13 +27,15 @@ use crate::support::{bpf, net};
 
 /// The trials.
 pub fn table() -> Table {
-    let table = Table::new("faults")
+    // First those hundreds of thousands of sockets, before there is a shared tracer, each of whose lines is put through the
+    // schema.
+    let table = held::add(Table::new("faults"))
         .own("stopped_for_a_minute", &[Need::Big], stopped_for_a_minute)
         .own("started_again_and_again", &[Need::Big], started_again_and_again)
         .own("killed_while_starting", &[], killed_while_starting)
         .own("few_descriptors", &[], few_descriptors)
         .own("memory_limit", &[Need::MemoryCgroup, Need::Big], memory_limit);
-    sources::add(clock::add(held::add(load::add(table))))
+    sources::add(clock::add(load::add(table)))
 }
 
 /// What is closed meanwhile is told afterwards, with its own times.
