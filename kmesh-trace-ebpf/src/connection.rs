@@ -8,8 +8,8 @@ use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, coun
 
 use crate::filter::{rejects, rejects_children, rejects_either_way};
 use crate::maps::{
-    Connection, KMESH_SOCKETS, SEEDED, count, missed_a_begin, note_missed_begin, note_turned_listener, phase,
-    turned_a_listener, walk_number,
+    Connection, KMESH_SOCKETS, SEEDED, count, missed_a_begin, note_missed_begin, note_turned_listener, note_walker,
+    phase, turned_a_listener, walk_number, walker,
 };
 use crate::record;
 use crate::sock::{Sock, Task, TaskFile};
@@ -278,6 +278,7 @@ pub fn reset_sent(sock: Sock) {
 /// A walk met the socket in a program's hands: `iter/task_file`.
 #[inline(always)]
 pub fn met(visit: TaskFile, sock: Sock, task: Task) {
+    note_walker(Task::current().task_tgid());
     let state = sock.skc_state();
     if state == state::LISTEN {
         return listening(sock, task);
@@ -418,7 +419,12 @@ fn looks_connected(sock: Sock) -> bool {
 #[inline(always)]
 fn own(connection: &mut Connection, task: Task, by: u8) {
     if connection.owner.by < by && !task.is_kernel_thread() {
-        connection.owner.pid = task.task_tgid();
+        let tgid = task.task_tgid();
+        // A walk holds each file for a moment. Where its program closes it just then, the walker is the last to let go of it.
+        if by == owner::CLOSE && tgid == walker() {
+            return;
+        }
+        connection.owner.pid = tgid;
         connection.owner.by = by;
         // SAFETY: the name stands at a multiple of 8.
         unsafe { record::put_halves(&raw mut connection.owner.comm, task.leader_comm()) };

@@ -178,6 +178,28 @@ pub fn terms_of(address: Address) -> u32 {
 #[btf_map]
 static KMESH_WALK: Array<u32, 1> = Array::new();
 
+/// The process that walks, as the kernel numbers it; 0 before the first walk.
+#[btf_map]
+static KMESH_WALKER: Array<u32, 1> = Array::new();
+
+/// This process walks.
+#[inline(always)]
+pub fn note_walker(tgid: u32) {
+    if let Some(walker) = KMESH_WALKER.get_ptr_mut(0) {
+        // SAFETY: a slot of an array that lives as long as the program; always the same number is written.
+        unsafe { ptr::write_volatile(walker, tgid) };
+    }
+}
+
+/// The process that walks.
+#[inline(always)]
+pub fn walker() -> u32 {
+    // SAFETY: as above.
+    KMESH_WALKER
+        .get_ptr(0)
+        .map_or(0, |walker| unsafe { ptr::read_volatile(walker) })
+}
+
 /// Where a walk puts together what it tells: too large for the stack.
 #[btf_map]
 static KMESH_SCRATCH: PerCpuArray<Walked, 1> = PerCpuArray::new();

@@ -8,7 +8,7 @@ use kmesh_trace_common::{
     state,
 };
 
-use crate::maps::{Connection, KMESH_EVENTS, count, scratch, tells_opens};
+use crate::maps::{Connection, KMESH_EVENTS, count, phase, scratch, tells_opens};
 use crate::sock::{Sock, TaskFile, Tcp, error_details};
 
 /// How often a walk tries to read a socket that is in use before it takes what it has.
@@ -139,6 +139,21 @@ pub fn update(visit: TaskFile, sock: Sock, connection: &Connection) -> bool {
         if same && !locked && !sock.is_locked() {
             break;
         }
+    }
+    // The kernel changes the state only once the programs have been run: what looks open may have been told as ended before
+    // this was read, and what looks as if it were connecting as established. Both are noted first and timed then; here it is
+    // the other way round. The next walk tells what is left of it.
+    // SAFETY: reads through a reference. Volatile, because another CPU may have written them.
+    let (phase_now, established_ns) = unsafe {
+        (
+            ptr::read_volatile(&raw const connection.phase),
+            ptr::read_volatile(&raw const connection.established_ns),
+        )
+    };
+    // SAFETY: this CPU's own.
+    let is_connecting = matches!(unsafe { (*record).old_state }, state::SYN_SENT | state::SYN_RECV);
+    if phase_now != phase::LIVE || is_connecting && established_ns != 0 {
+        return true;
     }
     // SAFETY: this CPU's own.
     visit.write(unsafe { &*walked })
