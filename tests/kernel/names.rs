@@ -357,7 +357,8 @@ fn own_pods_are_sorted_out_in_the_kernel() {
     db.actor.listen("l", format!("{DB}:8080").parse().unwrap());
     let (to_web, to_db) = (format!("{WEB}:8080"), format!("{DB}:8080"));
     // The flags; what is known of web's and db's cgroups after; how many ends of a connection web → db and db → web pass.
-    let cases: [(&[&str], Option<u32>, Option<u32>, u64, u64); 6] = [
+    type Case<'a> = (&'a [&'a str], Option<u32>, Option<u32>, u64, u64);
+    let cases: [Case; 6] = [
         (&["--from-pod", "web-0"], None, Some(OUTBOUND), 2, 0),
         (&["--to-pod", "web-0"], None, Some(INBOUND), 0, 2),
         (&["--from-pod", "!shop/db-0"], None, Some(OUTBOUND), 2, 0),

@@ -4,6 +4,7 @@
 //! Needs root, and the components: in `K8S_BIN`, or where `../shared/k8s` can get them. Where they cannot be had, every trial
 //! is shown as skipped with the reason, and counted.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::print_stdout, reason = "what was measured belongs to the test's output")]
 
 mod cluster;
 mod listener;
