@@ -46,6 +46,20 @@ const MODULES: &[&str] = &[
     "tcp_bbr",
 ];
 
+/// What the tests call that each Debian has. busybox has some of them, with fewer options.
+const OF_THE_SYSTEM: &[&str] = &["bash", "nsenter", "setpriv", "unshare"];
+
+/// What a terminal multiplexer reads.
+const OF_TERMINALS: &[&str] = &[
+    "/lib/terminfo/s/screen",
+    "/lib/terminfo/s/screen-256color",
+    "/lib/terminfo/t/tmux",
+    "/lib/terminfo/t/tmux-256color",
+    "/lib/terminfo/x/xterm",
+    "/lib/terminfo/x/xterm-256color",
+    "/usr/lib/locale/C.utf8/LC_CTYPE",
+];
+
 /// One thing for the machine to do; its output and status come back under its name.
 pub struct Step {
     /// How the host finds it again.
@@ -73,13 +87,17 @@ pub fn initramfs(kernel: &Kernel, programs: &[(&Path, &str)], steps: &[Step]) ->
     add_program(&mut archive, &mut libraries, &busybox, "/bin/busybox")?;
     // busybox's own shell takes its own `ip` before the one in PATH: a test that calls `sh -c` gets the real thing.
     add_program(&mut archive, &mut libraries, &found("sh")?, "/bin/sh")?;
-    for tool in host::TEST_TOOLS {
+    let tools = host::TEST_TOOLS.iter().map(|tool| tool.program);
+    for tool in tools.chain(OF_THE_SYSTEM.iter().copied()) {
         add_program(
             &mut archive,
             &mut libraries,
-            &found(tool.program)?,
-            &format!("/usr/sbin/{}", tool.program),
+            &found(tool)?,
+            &format!("/usr/sbin/{tool}"),
         )?;
+    }
+    for file in OF_TERMINALS.iter().map(Path::new).filter(|file| file.exists()) {
+        add_file(&mut archive, file, &file.to_string_lossy())?;
     }
     for (here, there) in programs {
         add_program(&mut archive, &mut libraries, here, there)?;
