@@ -8,8 +8,7 @@ use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, coun
 
 use crate::filter::{rejects, rejects_children, rejects_either_way};
 use crate::maps::{
-    Connection, KMESH_SOCKETS, SEEDED, count, missed_a_begin, note_missed_begin, note_turned_listener, note_walker,
-    phase, turned_a_listener, walk_number, walker,
+    Connection, KMESH_MISSED, KMESH_SOCKETS, KMESH_TURNED, KMESH_WALK, KMESH_WALKER, SEEDED, count, note, noted, phase,
 };
 use crate::record;
 use crate::sock::{Sock, Task, TaskFile};
@@ -37,7 +36,7 @@ pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
     // Then nothing is kept of it, and nothing need be looked up. What begins has not both its ports yet.
     if !matches!(new, state::SYN_SENT | state::SYN_RECV | state::LISTEN)
         && rejects_either_way(sock)
-        && !turned_a_listener()
+        && noted(&KMESH_TURNED) == 0
     {
         if new == state::CLOSE {
             filtered(sock, old, program);
@@ -66,10 +65,10 @@ fn connecting(sock: Sock, program: u32) {
         if looks_connected(sock) {
             return;
         }
-        note_turned_listener();
+        note(&KMESH_TURNED, 1);
     }
     let Some(connection) = KMESH_SOCKETS.get_or_create_new(sock) else {
-        return note_missed_begin();
+        return note(&KMESH_MISSED, 1);
     };
     if connection.phase == phase::LIVE {
         // Its last association ended, and neither program was run for it; there is nothing left to tell of it.
@@ -137,7 +136,7 @@ fn established(sock: Sock, old: u8, program: u32) {
                     begin_accepted(connection, state::ESTABLISHED, now, program);
                     connection
                 }
-                None => return note_missed_begin(),
+                None => return note(&KMESH_MISSED, 1),
             }
         }
     };
@@ -278,7 +277,7 @@ pub fn reset_sent(sock: Sock) {
 /// A walk met the socket in a program's hands: `iter/task_file`.
 #[inline(always)]
 pub fn met(visit: TaskFile, sock: Sock, task: Task) {
-    note_walker(Task::current().task_tgid());
+    note(&KMESH_WALKER, Task::current().task_tgid());
     let state = sock.skc_state();
     if state == state::LISTEN {
         return listening(sock, task);
@@ -286,7 +285,7 @@ pub fn met(visit: TaskFile, sock: Sock, task: Task) {
     if state == state::CLOSE {
         return;
     }
-    let walk = walk_number();
+    let walk = noted(&KMESH_WALK);
     let connection = match KMESH_SOCKETS.get(sock) {
         Some(connection) => {
             own(connection, task, owner::SCAN);
@@ -311,7 +310,7 @@ fn seed(sock: Sock, task: Task, state: u8) -> Option<&'static mut Connection> {
         return None;
     }
     if state == state::SYN_SENT && !looks_connected(sock) {
-        note_turned_listener();
+        note(&KMESH_TURNED, 1);
     }
     let mut seeded = unseen(sock);
     seeded.last_state = state;
@@ -325,7 +324,7 @@ fn seed(sock: Sock, task: Task, state: u8) -> Option<&'static mut Connection> {
             Some(connection)
         }
         None => {
-            note_missed_begin();
+            note(&KMESH_MISSED, 1);
             None
         }
     }
@@ -384,7 +383,7 @@ fn adopt(sock: Sock, known: Option<&'static mut Connection>, program: u32) -> Op
         count(program, |counters| counters.open += 1);
         return Some(connection);
     }
-    if missed_a_begin() {
+    if noted(&KMESH_MISSED) != 0 {
         return None;
     }
     let mut initial = unseen(sock);
@@ -421,7 +420,7 @@ fn own(connection: &mut Connection, task: Task, by: u8) {
     if connection.owner.by < by && !task.is_kernel_thread() {
         let tgid = task.task_tgid();
         // A walk holds each file for a moment. Where its program closes it just then, the walker is the last to let go of it.
-        if by == owner::CLOSE && tgid == walker() {
+        if by == owner::CLOSE && tgid == noted(&KMESH_WALKER) {
             return;
         }
         connection.owner.pid = tgid;

@@ -20,7 +20,7 @@ pub fn rejects(sock: Sock, outbound: bool) -> bool {
 }
 
 /// Whether a connection is certain to be sorted out whichever end this socket is, by ports alone: they stay what they are
-/// from when both are known. So nothing was kept of it, unless [`crate::maps::turned_a_listener`].
+/// from when both are known. So nothing was kept of it, unless [`crate::maps::KMESH_TURNED`].
 #[inline(always)]
 pub fn rejects_either_way(sock: Sock) -> bool {
     if checks() & CHECK_SERVER_PORT == 0 {

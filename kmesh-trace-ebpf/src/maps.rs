@@ -174,32 +174,6 @@ pub fn terms_of(address: Address) -> u32 {
     }
 }
 
-/// The number of the present walk, from 1. The first only seeds; all others tell what they meet.
-#[btf_map]
-static KMESH_WALK: Array<u32, 1> = Array::new();
-
-/// The process that walks, as the kernel numbers it; 0 before the first walk.
-#[btf_map]
-static KMESH_WALKER: Array<u32, 1> = Array::new();
-
-/// This process walks.
-#[inline(always)]
-pub fn note_walker(tgid: u32) {
-    if let Some(walker) = KMESH_WALKER.get_ptr_mut(0) {
-        // SAFETY: a slot of an array that lives as long as the program; always the same number is written.
-        unsafe { ptr::write_volatile(walker, tgid) };
-    }
-}
-
-/// The process that walks.
-#[inline(always)]
-pub fn walker() -> u32 {
-    // SAFETY: as above.
-    KMESH_WALKER
-        .get_ptr(0)
-        .map_or(0, |walker| unsafe { ptr::read_volatile(walker) })
-}
-
 /// Where a walk puts together what it tells: too large for the stack.
 #[btf_map]
 static KMESH_SCRATCH: PerCpuArray<Walked, 1> = PerCpuArray::new();
@@ -222,15 +196,6 @@ pub fn tells_opens() -> bool {
     unsafe { ptr::read_volatile(&raw const SETTINGS.opens) != 0 }
 }
 
-/// The number of the present walk.
-#[inline(always)]
-pub fn walk_number() -> u32 {
-    // SAFETY: a slot of an array that lives as long as the program; written only between walks.
-    KMESH_WALK
-        .get_ptr(0)
-        .map_or(0, |walk| unsafe { ptr::read_volatile(walk) })
-}
-
 /// Where this CPU's walk puts together what it tells.
 #[inline(always)]
 pub fn scratch() -> Option<*mut Walked> {
@@ -239,10 +204,6 @@ pub fn scratch() -> Option<*mut Walked> {
 
 #[btf_map]
 static KMESH_COUNTS: PerCpuArray<Counters, { counter::SLOTS }> = PerCpuArray::new();
-
-/// How often, on all CPUs, an association began for which no storage could be had.
-#[btf_map]
-static KMESH_MISSED: Array<u64, 1> = Array::new();
 
 /// Counts for one program; see [`counter`].
 #[inline(always)]
@@ -253,44 +214,40 @@ pub fn count(slot: u32, add: impl FnOnce(&mut Counters)) {
     }
 }
 
-/// From now on, a socket without storage may be one that the tracer could not keep track of.
-#[inline(always)]
-pub fn note_missed_begin() {
-    if let Some(missed) = KMESH_MISSED.get_ptr_mut(0) {
-        // SAFETY: a slot of an array that lives as long as the program. That it is not 0 is all that is ever asked, so
-        // two CPUs may write it at once.
-        unsafe { ptr::write_volatile(missed, 1) };
-    }
-}
+/// A number that all programs share.
+pub type Note = Array<u32, 1>;
 
-/// Whether an association has begun for which no storage could be had.
-#[inline(always)]
-pub fn missed_a_begin() -> bool {
-    // SAFETY: as above.
-    KMESH_MISSED
-        .get_ptr(0)
-        .is_some_and(|missed| unsafe { ptr::read_volatile(missed) } != 0)
-}
-
-/// Whether a socket that had listened has connected since, though the filter sorts it out; see [`note_turned_listener`].
+/// The number of the present walk, from 1; user space writes it between walks. The first only seeds; all others tell what
+/// they meet.
 #[btf_map]
-static KMESH_TURNED: Array<u64, 1> = Array::new();
+pub static KMESH_WALK: Note = Note::new();
 
-/// From now on, what the filter sorts out whichever end it is may be kept track of all the same: a socket that connects,
-/// yet looks like one that was accepted, has no local port until it is kept.
+/// The process that walks, as the kernel numbers it; 0 before the first walk.
+#[btf_map]
+pub static KMESH_WALKER: Note = Note::new();
+
+/// 1 once an association began for which no storage could be had: a socket without storage may be one that the tracer could
+/// not keep track of.
+#[btf_map]
+pub static KMESH_MISSED: Note = Note::new();
+
+/// 1 once a socket that had listened has connected, though the filter sorts it out. Such a socket looks like one that was
+/// accepted and has no local port until it is kept track of: what the filter sorts out whichever end it is may be kept, too.
+#[btf_map]
+pub static KMESH_TURNED: Note = Note::new();
+
+/// What was noted last; 0 before.
 #[inline(always)]
-pub fn note_turned_listener() {
-    if let Some(turned) = KMESH_TURNED.get_ptr_mut(0) {
-        // SAFETY: as in `note_missed_begin`.
-        unsafe { ptr::write_volatile(turned, 1) };
-    }
+pub fn noted(note: &Note) -> u32 {
+    // SAFETY: a slot of an array that lives as long as the program, and a whole word.
+    note.get_ptr(0).map_or(0, |slot| unsafe { ptr::read_volatile(slot) })
 }
 
-/// Whether there was such a socket.
+/// Notes it. Two CPUs may do so at once: each note has one value that is ever written.
 #[inline(always)]
-pub fn turned_a_listener() -> bool {
-    // SAFETY: as above.
-    KMESH_TURNED
-        .get_ptr(0)
-        .is_some_and(|turned| unsafe { ptr::read_volatile(turned) } != 0)
+pub fn note(note: &Note, value: u32) {
+    if let Some(slot) = note.get_ptr_mut(0) {
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(slot, value) };
+    }
 }
