@@ -59,6 +59,8 @@ pub struct Notes {
     output: Output,
     verbosity: Verbosity,
     info: RunInfo,
+    /// Openings of which was said that they were lost.
+    lost_opens: u64,
 }
 
 impl Notes {
@@ -68,6 +70,7 @@ impl Notes {
             output: config.output,
             verbosity: config.verbosity,
             info,
+            lost_opens: 0,
         }
     }
 
@@ -78,9 +81,12 @@ impl Notes {
         }
     }
 
-    /// Says that openings were lost, for which no format has a line.
-    pub fn lost_opens(&self, lost: u64, since_start: u64) {
-        say(&words::lost_opens_words(lost, since_start));
+    /// Says that more openings were lost, for which no format has a line.
+    pub fn lost_opens(&mut self, since_start: u64) {
+        let before = std::mem::replace(&mut self.lost_opens, since_start);
+        if since_start > before {
+            say(&words::lost_opens_words(since_start - before, since_start));
+        }
     }
 
     /// Says the sums.

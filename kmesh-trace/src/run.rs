@@ -192,7 +192,6 @@ pub fn run(config: &Config) -> Result<Exit> {
         notes: Notes::new(config, info),
         control: Arc::clone(&control),
         spare,
-        lost_opens: 0,
     };
     let (ended, end) = oneshot::channel();
     thread::Builder::new()

@@ -5,21 +5,23 @@
 //! is promised cannot drift apart.
 
 mod rollup;
+mod values;
 
 pub use rollup::RollupLine;
 
-use crate::errno::Errno;
-use crate::record::{
-    self, ClosedBy, Direction, Event, Family, LossReason, Lost, Outcome, ProcessBy, Record, RunInfo, ServiceBy,
-    Summary, TcpState, WallTime,
-};
-use crate::render::sanitize::Lossy;
-use crate::rfc3339::Rfc3339;
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
-use std::borrow::Cow;
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+
+use crate::errno::Errno;
+use crate::record::{
+    self, ClosedBy, Direction, Event, Family, Lost, Outcome, ProcessBy, Record, RunInfo, ServiceBy, Summary, TcpState,
+    WallTime,
+};
+use crate::render::sanitize::Lossy;
+use values::{Reasons, Text, ip_schema};
 
 /// Raised when a member changes or goes; a new member is compatible.
 const VERSION: u8 = 1;
@@ -500,148 +502,4 @@ impl<'a> SummaryLine<'a> {
             reason: (!summary.reasons.is_empty()).then_some(Reasons(&summary.reasons)),
         }
     }
-}
-
-/// Whatever is displayed, as a JSON string.
-#[derive(Clone, Copy, Debug)]
-struct Text<T>(T);
-
-impl<T: fmt::Display> Serialize for Text<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0)
-    }
-}
-
-impl<T> JsonSchema for Text<T> {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "text".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string"})
-    }
-}
-
-/// Reasons of a loss, joined by commas.
-#[derive(Clone, Copy, Debug)]
-struct Reasons<'a>(&'a [LossReason]);
-
-impl fmt::Display for Reasons<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, reason) in self.0.iter().enumerate() {
-            f.write_str(if index == 0 { "" } else { "," })?;
-            f.write_str(reason.name())?;
-        }
-        Ok(())
-    }
-}
-
-impl Serialize for Reasons<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl JsonSchema for Reasons<'_> {
-    fn schema_name() -> Cow<'static, str> {
-        "loss_reasons".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let any = LossReason::ALL
-            .iter()
-            .map(|reason| reason.name())
-            .collect::<Vec<_>>()
-            .join("|");
-        json_schema!({"type": "string", "pattern": format!("^({any})(,({any}))*$")})
-    }
-}
-
-impl Serialize for WallTime {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(Rfc3339::new(*self).as_str())
-    }
-}
-
-impl JsonSchema for WallTime {
-    fn schema_name() -> Cow<'static, str> {
-        "time".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "description": "RFC 3339, UTC, nine decimals.",
-            "type": "string",
-            "format": "date-time",
-            "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{9}Z$",
-        })
-    }
-}
-
-impl Serialize for Errno {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl JsonSchema for Errno {
-    fn schema_name() -> Cow<'static, str> {
-        "errno".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "description": "Linux's symbolic name of an error; E and the number where there is no name.",
-            "type": "string",
-            "pattern": "^E[A-Z0-9]+$",
-        })
-    }
-}
-
-/// Makes enumerations of the domain strings on the wire, spelled as everywhere.
-macro_rules! enumerations {
-    ($($type:ident as $name:literal,)+) => {$(
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(self.name())
-            }
-        }
-
-        impl JsonSchema for $type {
-            fn schema_name() -> Cow<'static, str> {
-                $name.into()
-            }
-
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                let names: Vec<_> = Self::ALL.iter().map(|value| value.name()).collect();
-                json_schema!({"type": "string", "enum": names})
-            }
-        }
-    )+};
-}
-
-enumerations! {
-    Event as "event",
-    Direction as "direction",
-    Family as "family",
-    Outcome as "outcome",
-    ClosedBy as "closed_by",
-    ProcessBy as "process_by",
-    ServiceBy as "service_by",
-    TcpState as "tcp_state",
-}
-
-/// An address of either family. The patterns say it again for the many validators that do not look at formats.
-fn ip_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "string",
-        "anyOf": [
-            {"format": "ipv4", "pattern": r"^([0-9]{1,3}\.){3}[0-9]{1,3}$"},
-            {"format": "ipv6", "pattern": r"^[0-9a-f:]*:[0-9a-f:.]*$"},
-        ],
-    })
 }

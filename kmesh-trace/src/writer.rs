@@ -26,8 +26,6 @@ pub struct Writer<W> {
     pub control: Arc<Control>,
     /// Takes emptied buffers back to the reader.
     pub spare: Sender<Vec<u8>>,
-    /// Openings of which was said that they were lost.
-    pub lost_opens: u64,
 }
 
 impl<W: Write> Writer<W> {
@@ -124,10 +122,7 @@ impl<W: Write> Writer<W> {
     fn lost(&mut self, counts: &Counts) -> io::Result<()> {
         let lost = self.pipeline.lost(counts)?;
         lost.iter().for_each(|lost| self.notes.lost(lost));
-        let before = std::mem::replace(&mut self.lost_opens, counts.lost_opens);
-        if counts.lost_opens > before {
-            self.notes.lost_opens(counts.lost_opens - before, counts.lost_opens);
-        }
+        self.notes.lost_opens(counts.lost_opens);
         Ok(())
     }
 

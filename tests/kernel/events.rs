@@ -15,7 +15,8 @@ use crate::support::expect::{Scene, moment};
 use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::{V, dial, drain, exchange, flushed, free_port, give, listen, pair, pair_with, take};
-use crate::support::tracer::{Rec, Tracer};
+use crate::support::store::Rec;
+use crate::support::tracer::Tracer;
 
 /// The trials.
 pub fn table() -> Table {

@@ -83,7 +83,7 @@ fn the_named_ones_suffice() {
     let pair = pair(V::Four);
     exchange(&pair, 1000, 300);
     // Walks go on, and counters are read, after the rest has been given up.
-    let two = |records: &[crate::support::tracer::Rec]| {
+    let two = |records: &[crate::support::store::Rec]| {
         let updates = records
             .iter()
             .filter(|record| record.value["event"] == "update")
@@ -95,9 +95,9 @@ fn the_named_ones_suffice() {
     drop(pair.client);
     assert_eq!(drain(&pair.server), 0);
     drop(pair.server);
-    let closes = |records: &[crate::support::tracer::Rec]| {
+    let closes = |records: &[crate::support::store::Rec]| {
         // The scrape was a connection, too.
-        let ended = |record: &&crate::support::tracer::Rec| {
+        let ended = |record: &&crate::support::store::Rec| {
             record.value["event"] == "close" && record.value["dst"]["port"] == pair.truth.dst.port()
         };
         (records.iter().filter(ended).count() == 2).then_some(())

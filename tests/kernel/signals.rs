@@ -133,20 +133,46 @@ fn count() {
     assert!(sums.closes >= 40 && sums.after_limit >= 35, "{sums:?}");
 }
 
-/// `made` ends of this test are all either delivered or counted as lost. Others' connections of the same time may be among
-/// the lost; the shared tracer, which has room for all, says how many there were at most.
-fn all_accounted(made: u64, delivered: u64, lost: u64, foreign: u64) {
+/// The shared tracer, which has room for all, beside one that has not.
+pub struct Beside {
+    foreign: u64,
+}
+
+impl Beside {
+    /// From now on it looks at the calling thread's namespace, too.
+    pub fn begin() -> Self {
+        shared().store.keep(net::inode());
+        Self {
+            foreign: shared().store.foreign(),
+        }
+    }
+
+    /// It has told of all `made` ends of this test, and so of others' until now: how many these were at most.
+    pub fn foreign(self, made: usize) -> u64 {
+        let all = shared()
+            .store
+            .wait(net::inode(), |records| (records.len() >= made).then_some(records.len()));
+        assert_eq!(all, Ok(made), "the shared tracer's view");
+        let foreign = shared().store.foreign() - self.foreign;
+        shared().store.forget(net::inode());
+        foreign
+    }
+}
+
+/// `made` ends (or openings) of this test are all either delivered or counted as lost. Others' of the same time may be among
+/// the lost.
+pub fn all_accounted(what: &str, made: usize, delivered: usize, lost: u64, foreign: u64) {
+    let (made, delivered) = (made as u64, delivered as u64);
     assert!(
         made <= delivered + lost && delivered + lost <= made + foreign,
-        "{made} ends made, {delivered} delivered and {lost} lost, {foreign} of others"
+        "{made} {what} made, {delivered} delivered and {lost} lost, {foreign} of others"
     );
 }
 
 /// The tracer is stopped, so nobody empties the ring.
 fn overflow(buffer: &'static str) {
     let made = if small() { 600 } else { 5000 };
-    shared().store.keep(net::inode());
-    let foreign = shared().store.foreign();
+    let beside = Beside::begin();
     let tracer = Tracer::json(&["--buffer", buffer]);
     tracer.store.keep(net::inode());
     tracer.signal(Signal::SIGSTOP);
@@ -154,7 +180,7 @@ fn overflow(buffer: &'static str) {
     tracer.signal(Signal::SIGCONT);
     let end = tracer.interrupt();
     let sums = end.check();
-    let ours = end.store.records(net::inode()).len() as u64;
+    let ours = end.store.records(net::inode()).len();
     assert!(sums.lost > 0, "nothing lost with --buffer {buffer}: {sums:?}");
     let lost = end.store.lost();
     assert!(!lost.is_empty(), "no lost line");
@@ -169,21 +195,13 @@ fn overflow(buffer: &'static str) {
             .all(|line| !line["reason"].as_str().unwrap_or_default().is_empty()),
         "{lost:?}"
     );
-    // By now the shared tracer, too, has all of ours, and of the others what came before.
-    let both = shared().store.wait(net::inode(), |records| {
-        (records.len() >= 2 * made).then_some(records.len())
-    });
-    assert_eq!(both, Ok(2 * made), "the shared tracer's view");
-    let foreign = shared().store.foreign() - foreign;
-    shared().store.forget(net::inode());
-    all_accounted(2 * made as u64, ours, sums.lost, foreign);
+    all_accounted("ends", 2 * made, ours, sums.lost, beside.foreign(2 * made));
 }
 
 /// Nobody reads for ten seconds while connections come and go. The tracer stays, and counts what it could not keep.
 fn stalled_reader() {
     let made = if small() { 600 } else { 20_000 };
-    shared().store.keep(net::inode());
-    let foreign = shared().store.foreign();
+    let beside = Beside::begin();
     let (open, gate) = mpsc::channel();
     let tracer = Start::new(&["-o", "json"]).gate(gate).tracing();
     tracer.store.keep(net::inode());
@@ -196,13 +214,7 @@ fn stalled_reader() {
     traffic(10);
     let end = tracer.interrupt();
     let sums = end.check();
-    let ours = end.store.records(net::inode()).len() as u64;
+    let ours = end.store.records(net::inode()).len();
     let all = 2 * (made + 10);
-    let both = shared()
-        .store
-        .wait(net::inode(), |records| (records.len() >= all).then_some(records.len()));
-    assert_eq!(both, Ok(all), "the shared tracer's view");
-    let foreign = shared().store.foreign() - foreign;
-    shared().store.forget(net::inode());
-    all_accounted(all as u64, ours, sums.lost, foreign);
+    all_accounted("ends", all, ours, sums.lost, beside.foreign(all));
 }

@@ -161,6 +161,7 @@ fn first_names() {
                 break (began.elapsed(), record);
             }
             nameless += 1;
+            assert!(began.elapsed() < Duration::from_secs(10), "no name of {what}: {record}");
         };
         assert!(
             named.1["dst"]["pod"].as_str().unwrap().starts_with("web"),

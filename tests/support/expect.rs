@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::net;
 use super::sock::{Span, Truth};
-use super::tracer::{Rec, Store};
+use super::store::{Rec, Store};
 
 /// How far the record's wall clock may be from the test's: the tool reads the monotonic clock in the kernel and converts.
 const CLOCK: Duration = Duration::from_millis(10);

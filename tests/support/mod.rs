@@ -9,6 +9,7 @@ pub mod probe;
 pub mod schema;
 pub mod scrape;
 pub mod sock;
+pub mod store;
 pub mod tracer;
 
 use std::path::PathBuf;

@@ -1,12 +1,11 @@
-//! The tool as a child process: its lines read as they come, checked, and kept by network namespace.
+//! The tool as a child process: started, listened to, and ended.
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,204 +15,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 use serde_json::Value;
 
-use super::{patience, schema};
+use super::patience;
+use super::store::Store;
 
 /// The program under test.
 pub fn binary() -> OsString {
     std::env::var_os("KMESH_TRACE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_kmesh-trace").into())
-}
-
-/// One `conn` line, and when the test had it in hand.
-#[derive(Clone)]
-pub struct Rec {
-    /// The object.
-    pub value: Value,
-    /// An upper bound of when it happened.
-    pub seen: SystemTime,
-}
-
-/// What to do with a namespace's records.
-enum Watch {
-    Keep(Vec<Rec>),
-    /// For the crowds: looked at and dropped.
-    Fold(Box<dyn FnMut(&Value) + Send>),
-}
-
-#[derive(Default)]
-struct State {
-    watched: HashMap<u64, Watch>,
-    ids: HashSet<String>,
-    conns: u64,
-    foreign: u64,
-    last_time: String,
-    /// How often a time may be earlier than the one before.
-    set_back: u32,
-    lost: Vec<Value>,
-    summaries: Vec<Value>,
-    /// What is wrong with the stream itself, whoever's record it was.
-    faults: Vec<String>,
-    ended: bool,
-}
-
-/// All that the tool has printed on standard output.
-#[derive(Default)]
-pub struct Store {
-    state: Mutex<State>,
-    news: Condvar,
-}
-
-impl Store {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Keeps the records of this namespace from now on.
-    pub fn keep(&self, netns: u64) {
-        self.lock().watched.insert(netns, Watch::Keep(Vec::new()));
-    }
-
-    /// Hands the records of this namespace to `look`.
-    pub fn fold(&self, netns: u64, look: impl FnMut(&Value) + Send + 'static) {
-        self.lock().watched.insert(netns, Watch::Fold(Box::new(look)));
-    }
-
-    /// Forgets a namespace. Its number may be another's soon.
-    pub fn forget(&self, netns: u64) {
-        self.lock().watched.remove(&netns);
-    }
-
-    /// The wall clock is about to be set back, once.
-    pub fn set_back(&self) {
-        self.lock().set_back += 1;
-    }
-
-    /// The namespace's records so far.
-    pub fn records(&self, netns: u64) -> Vec<Rec> {
-        match self.lock().watched.get(&netns) {
-            Some(Watch::Keep(records)) => records.clone(),
-            _ => Vec::new(),
-        }
-    }
-
-    /// How many `conn` lines of closes there were in all.
-    pub fn conns(&self) -> u64 {
-        self.lock().conns
-    }
-
-    /// How many of them belong to namespaces that no test of this process watched.
-    pub fn foreign(&self) -> u64 {
-        self.lock().foreign
-    }
-
-    /// The `lost` lines so far.
-    pub fn lost(&self) -> Vec<Value> {
-        self.lock().lost.clone()
-    }
-
-    /// The `summary` lines so far.
-    pub fn summaries(&self) -> Vec<Value> {
-        self.lock().summaries.clone()
-    }
-
-    /// What was wrong with the stream: torn lines, lines that break the schema, ids used twice, time running backwards.
-    pub fn faults(&self) -> Vec<String> {
-        self.lock().faults.clone()
-    }
-
-    /// Waits until `found` finds what it looks for among the namespace's records.
-    pub fn wait<T>(&self, netns: u64, mut found: impl FnMut(&[Rec]) -> Option<T>) -> Result<T, String> {
-        self.wait_for(|state| match state.watched.get(&netns) {
-            Some(Watch::Keep(records)) => found(records),
-            _ => found(&[]),
-        })
-    }
-
-    /// Waits until this many summaries have been printed.
-    pub fn wait_summaries(&self, count: usize) -> Result<Vec<Value>, String> {
-        self.wait_for(|state| (state.summaries.len() >= count).then(|| state.summaries.clone()))
-    }
-
-    /// Waits until this many `conn` lines of closes have been printed.
-    pub fn wait_conns(&self, count: u64) -> Result<u64, String> {
-        self.wait_for(|state| (state.conns >= count).then_some(state.conns))
-    }
-
-    fn wait_for<T>(&self, mut found: impl FnMut(&State) -> Option<T>) -> Result<T, String> {
-        let deadline = Instant::now() + patience();
-        let mut state = self.lock();
-        loop {
-            if let Some(value) = found(&state) {
-                return Ok(value);
-            }
-            if state.ended {
-                return Err("the tracer's output ended".to_owned());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(format!("not within {} s", patience().as_secs()));
-            }
-            state = self
-                .news
-                .wait_timeout(state, left)
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .0;
-        }
-    }
-
-    /// Takes one line of standard output.
-    fn ingest(&self, line: &[u8], seen: SystemTime) {
-        let checked = check_line(line);
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        match checked {
-            Err(fault) => state.faults.push(format!("{fault}: {}", String::from_utf8_lossy(line))),
-            Ok(value) => match value["type"].as_str() {
-                Some("conn") => state.conn(value, seen),
-                Some("lost") => state.lost.push(value),
-                Some("summary") => state.summaries.push(value),
-                other => state.faults.push(format!("a line of type {other:?}")),
-            },
-        }
-        drop(guard);
-        self.news.notify_all();
-    }
-}
-
-impl State {
-    fn conn(&mut self, value: Value, seen: SystemTime) {
-        self.conns += u64::from(value["event"] == "close");
-        let id = value["id"].as_str().unwrap_or_default().to_owned();
-        if value["event"] == "close" && !self.ids.insert(id.clone()) {
-            self.faults.push(format!("id {id} closed twice"));
-        }
-        // Fixed width, so text order is time order.
-        let time = value["time"].as_str().unwrap_or_default();
-        if time < self.last_time.as_str() && self.set_back > 0 {
-            self.set_back -= 1;
-        } else if time < self.last_time.as_str() {
-            self.faults.push(format!("{time} printed after {}", self.last_time));
-        }
-        time.clone_into(&mut self.last_time);
-        match value["local"]["netns"]
-            .as_u64()
-            .and_then(|netns| self.watched.get_mut(&netns))
-        {
-            Some(Watch::Keep(records)) => records.push(Rec { value, seen }),
-            Some(Watch::Fold(look)) => look(&value),
-            None => self.foreign += 1,
-        }
-    }
-}
-
-/// One whole line, UTF-8, one JSON object, as the schema has it.
-fn check_line(line: &[u8]) -> Result<Value, String> {
-    let Some(text) = line.strip_suffix(b"\n") else {
-        return Err("a line without an end".to_owned());
-    };
-    let text = std::str::from_utf8(text).map_err(|error| error.to_string())?;
-    let value = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    schema::check(&value)?;
-    Ok(value)
 }
 
 /// What a tracer said on standard error.
@@ -380,8 +187,7 @@ impl Start {
                     for (line, seen) in checks {
                         store.ingest(&line, seen);
                     }
-                    store.lock().ended = true;
-                    store.news.notify_all();
+                    store.end();
                 }));
             }
             (Reader::Text(mut look), Some(stdout)) => threads.push(spawn("stdout", move || {

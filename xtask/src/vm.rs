@@ -1,4 +1,5 @@
-//! `cargo xtask vm`: the kernel tests on Debian's kernels, in small machines that QEMU emulates (no KVM needed). A kernel that is too old must be refused, clearly; there that is the test.
+//! `cargo xtask vm`: the kernel tests on Debian's kernels, in small machines that QEMU emulates (no KVM needed).
+//! A kernel that is too old must be refused, clearly; there that is the test.
 
 mod apt;
 mod build;

@@ -7,7 +7,8 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 
-use super::{Text, VERSION, ip_schema};
+use super::VERSION;
+use super::values::{Text, ip_schema};
 use crate::record::{self, Direction, Outcome, WallTime};
 use crate::render::sanitize::Lossy;
 use crate::rollup::{self, QuantileSummary, Quantiles, Row, Sums, Window};

@@ -10,7 +10,8 @@ use crate::support::expect::moment;
 use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::{Span, Truth, V, drain, exchange, pair, timed};
-use crate::support::tracer::{Rec, Tracer};
+use crate::support::store::Rec;
+use crate::support::tracer::Tracer;
 use crate::{Table, shared};
 
 /// Adds the trials.

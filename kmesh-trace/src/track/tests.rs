@@ -1,0 +1,384 @@
+use bytemuck::Zeroable;
+use kmesh_trace_common::{KIND_CLOSE, KIND_RESET, SK_DEAD};
+
+use super::*;
+use crate::record::{Outcome, WallTime};
+
+const MS: u64 = 1_000_000;
+
+fn close(cookie: u64, time_ns: u64) -> Snapshot {
+    Snapshot {
+        kind: KIND_CLOSE,
+        cookie,
+        association: 1,
+        time_ns,
+        start_ns: 1,
+        old_state: state::FIN_WAIT2,
+        sk_flags: SK_DEAD,
+        ..Snapshot::zeroed()
+    }
+}
+
+fn take(tracker: &mut Tracker, snapshots: &[Snapshot]) {
+    for snapshot in snapshots {
+        tracker.take(decode::Event::Snapshot(*snapshot));
+    }
+}
+
+fn all(tracker: &mut Tracker, complete_ns: u64) -> Vec<Record> {
+    let clock = Clock::new(0);
+    std::iter::from_fn(|| tracker.next(complete_ns, &clock))
+        .map(|(_, record)| record)
+        .collect()
+}
+
+#[test]
+fn records_come_in_the_order_of_time_however_they_are_told() {
+    let mut tracker = Tracker::new(0);
+    take(
+        &mut tracker,
+        &[close(1, 30), close(2, 10), close(3, 20), close(4, 30), close(5, 5)],
+    );
+    let cookies: Vec<_> = all(&mut tracker, u64::MAX)
+        .iter()
+        .map(|record| record.id.cookie)
+        .collect();
+    assert_eq!(cookies, [5, 2, 3, 1, 4]);
+    assert_eq!(tracker.latest_ns(), 30);
+}
+
+#[test]
+fn nothing_comes_before_it_is_settled() {
+    let mut tracker = Tracker::new(0);
+    take(&mut tracker, &[close(1, 10 * MS), close(2, 12 * MS)]);
+    assert_eq!(all(&mut tracker, 10 * MS + SETTLE_NS - 1).len(), 0);
+    assert_eq!(all(&mut tracker, 10 * MS + SETTLE_NS).len(), 1);
+    assert_eq!(all(&mut tracker, u64::MAX).len(), 1);
+}
+
+#[test]
+fn a_reset_settles_the_close_of_its_own_association_only() {
+    let reset = |cookie, association| {
+        decode::Event::Reset(Reset {
+            kind: KIND_RESET,
+            association,
+            cookie,
+        })
+    };
+    let mut tracker = Tracker::new(0);
+    let second = Snapshot {
+        association: 2,
+        ..close(1, 20)
+    };
+    take(&mut tracker, &[close(1, 10), second, close(2, 30)]);
+    tracker.take(reset(1, 1));
+    tracker.take(reset(9, 1));
+    let outcomes: Vec<_> = all(&mut tracker, u64::MAX)
+        .iter()
+        .map(|record| record.outcome)
+        .collect();
+    assert_eq!(
+        outcomes,
+        [Some(Outcome::ResetByLocal), Some(Outcome::Ok), Some(Outcome::Ok)]
+    );
+}
+
+#[test]
+fn a_walk_says_nothing_of_how_far_the_ring_has_told() {
+    let mut tracker = Tracker::new(0);
+    take(
+        &mut tracker,
+        &[
+            close(1, 10),
+            Snapshot {
+                kind: KIND_UPDATE,
+                ..close(2, 50)
+            },
+        ],
+    );
+    assert_eq!(tracker.latest_ns(), 10);
+}
+
+#[test]
+fn times_of_a_connection() {
+    let clock = Clock::new(1_000);
+    let base = Snapshot {
+        flags: FLAG_ACTIVE,
+        start_ns: 100,
+        established_ns: 130,
+        ..close(1, 500)
+    };
+    let record_of = |snapshot: &Snapshot| record(snapshot, false, 400, &clock);
+
+    let outbound = record_of(&base);
+    assert_eq!(
+        (outbound.time, outbound.start),
+        (WallTime(1_500), Some(WallTime(1_100)))
+    );
+    assert_eq!((outbound.duration_ns, outbound.observed_ns), (Some(400), 400));
+    assert_eq!(outbound.connect_ns, Some(30));
+
+    let inbound = record_of(&Snapshot { flags: 0, ..base });
+    assert_eq!((inbound.duration_ns, inbound.connect_ns), (Some(400), None));
+
+    let never = record_of(&Snapshot {
+        established_ns: 0,
+        old_state: state::SYN_SENT,
+        ..base
+    });
+    assert_eq!((never.connect_ns, never.established), (None, false));
+
+    // No kernel says so; a record that does gets no time, rather than a wrong one.
+    let backwards = record_of(&Snapshot {
+        established_ns: base.start_ns - 1,
+        ..base
+    });
+    assert_eq!(backwards.connect_ns, None);
+
+    let before = record_of(&Snapshot {
+        flags: FLAG_ACTIVE | FLAG_PREEXISTING,
+        start_ns: 0,
+        ..base
+    });
+    assert!(before.preexisting);
+    assert_eq!(
+        (before.start, before.duration_ns, before.connect_ns),
+        (None, None, None)
+    );
+    assert_eq!(before.observed_ns, 100);
+}
+
+/// 1,000 bytes sent and 300 received, as the kernel counts them in each state.
+#[test]
+fn payload_is_counted_without_syn_and_fin() {
+    struct Case(&'static str, u8, bool, u64, u64, u32, u8, (u64, u64, u64));
+    // Acknowledged, received, sequence numbers not acknowledged, flags → sent, received, undelivered.
+    let cases = [
+        Case(
+            "client closed first",
+            state::FIN_WAIT2,
+            true,
+            1002,
+            301,
+            0,
+            SK_DONE,
+            (1000, 300, 0),
+        ),
+        Case(
+            "client, FIN of the peer not seen",
+            state::FIN_WAIT2,
+            true,
+            1002,
+            300,
+            0,
+            0,
+            (1000, 300, 0),
+        ),
+        Case(
+            "server closed last",
+            state::LAST_ACK,
+            false,
+            1001,
+            301,
+            0,
+            SK_DONE,
+            (1000, 300, 0),
+        ),
+        Case(
+            "FIN not acknowledged",
+            state::FIN_WAIT1,
+            true,
+            1001,
+            300,
+            1,
+            0,
+            (1000, 300, 0),
+        ),
+        Case(
+            "FIN behind 200 bytes",
+            state::FIN_WAIT1,
+            true,
+            1001,
+            300,
+            201,
+            0,
+            (1000, 300, 200),
+        ),
+        Case(
+            "both at once",
+            state::CLOSING,
+            true,
+            1002,
+            301,
+            0,
+            SK_DONE,
+            (1000, 300, 0),
+        ),
+        Case(
+            "reset while open",
+            state::ESTABLISHED,
+            true,
+            1001,
+            300,
+            50,
+            0,
+            (1000, 300, 50),
+        ),
+        Case(
+            "reset while open, server",
+            state::ESTABLISHED,
+            false,
+            1000,
+            300,
+            0,
+            0,
+            (1000, 300, 0),
+        ),
+        Case(
+            "after the peer's FIN",
+            state::CLOSE_WAIT,
+            false,
+            1000,
+            301,
+            0,
+            SK_DONE,
+            (1000, 300, 0),
+        ),
+        Case("refused", state::SYN_SENT, true, 0, 0, 1, 0, (0, 0, 0)),
+        Case(
+            "Fast Open data with a SYN lost",
+            state::SYN_SENT,
+            true,
+            0,
+            0,
+            101,
+            0,
+            (0, 0, 100),
+        ),
+        Case("nothing moved", state::FIN_WAIT2, true, 2, 1, 0, SK_DONE, (0, 0, 0)),
+        Case(
+            "past 4 GiB",
+            state::FIN_WAIT2,
+            true,
+            5_000_000_002,
+            1,
+            0,
+            SK_DONE,
+            (5_000_000_000, 0, 0),
+        ),
+    ];
+    for Case(name, old_state, active, bytes_acked, bytes_received, unacknowledged, sk_flags, expected) in cases {
+        // Sequence numbers wrap.
+        let snd_una = u32::MAX - 10;
+        let write_seq = snd_una.wrapping_add(unacknowledged);
+        let snapshot = Snapshot {
+            bytes_acked,
+            bytes_received,
+            snd_una,
+            write_seq,
+            sk_flags,
+            ..close(1, 1)
+        };
+        let Payload {
+            sent,
+            received,
+            undelivered,
+        } = payload(&snapshot, old_state, active);
+        assert_eq!((sent, received, undelivered), expected, "{name}");
+    }
+}
+
+#[test]
+fn ends_are_named_by_who_connected() {
+    let address = |last: u8| Ipv6Addr::from_bits(0xffff_0a00_0000 + u128::from(last)).octets();
+    let snapshot = Snapshot {
+        local_addr: address(1),
+        local_port: 40_000,
+        peer_addr: address(2),
+        peer_port: 80,
+        family: 10,
+        ..close(1, 1)
+    };
+    let clock = Clock::new(0);
+    let outbound = record(
+        &Snapshot {
+            flags: FLAG_ACTIVE,
+            ..snapshot
+        },
+        false,
+        0,
+        &clock,
+    );
+    assert_eq!(
+        (outbound.src.to_string(), outbound.dst.to_string()),
+        ("10.0.0.1:40000".into(), "10.0.0.2:80".into())
+    );
+    assert_eq!(
+        (outbound.direction, outbound.family),
+        (Direction::Outbound, Family::Ipv4)
+    );
+    let inbound = record(&snapshot, false, 0, &clock);
+    assert_eq!((inbound.src, inbound.dst), (outbound.dst, outbound.src));
+    let six = Snapshot {
+        peer_addr: [0xfd; 16],
+        local_addr: [0xfc; 16],
+        ..snapshot
+    };
+    assert_eq!(record(&six, false, 0, &clock).family, Family::Ipv6);
+}
+
+#[test]
+fn what_is_open_has_no_ending() {
+    let clock = Clock::new(0);
+    for (kind, old_state, event, now, before, established) in [
+        (
+            KIND_OPEN,
+            state::SYN_SENT,
+            Event::Open,
+            TcpState::Established,
+            Some(TcpState::SynSent),
+            true,
+        ),
+        (
+            KIND_OPEN,
+            state::SYN_RECV,
+            Event::Open,
+            TcpState::Established,
+            Some(TcpState::SynRecv),
+            true,
+        ),
+        (
+            KIND_UPDATE,
+            state::SYN_SENT,
+            Event::Update,
+            TcpState::SynSent,
+            None,
+            false,
+        ),
+        (
+            KIND_UPDATE,
+            state::CLOSE_WAIT,
+            Event::Update,
+            TcpState::CloseWait,
+            None,
+            true,
+        ),
+    ] {
+        let record = record(
+            &Snapshot {
+                kind,
+                old_state,
+                ..close(1, 1)
+            },
+            false,
+            0,
+            &clock,
+        );
+        assert_eq!(
+            (record.event, record.tcp.state, record.tcp.old_state),
+            (event, now, before)
+        );
+        assert_eq!((record.outcome, record.errno, record.closed_by), (None, None, None));
+        assert_eq!(record.established, established);
+    }
+}
