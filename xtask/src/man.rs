@@ -13,11 +13,21 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 use kmesh_trace::cli::Cli;
 
-use crate::host;
+use crate::host::{self, Need};
 
 /// The page in the repository.
 pub const PAGE: &str = "man/kmesh-trace.8";
 const SECTIONS: &str = "man/sections";
+const LINTERS: &[Need] = &[
+    Need {
+        program: "man",
+        package: "man-db",
+    },
+    Need {
+        program: "mandoc",
+        package: "mandoc",
+    },
+];
 /// What mandoc finds long in a line of source.
 const WIDTH: usize = 80;
 /// How `clap_mangen` begins the definition of an apostrophe, for both kinds of roff.
@@ -146,27 +156,40 @@ fn fold(line: &str, page: &mut String) {
         // A line must not begin with what roff takes for a request.
         let breakable = !line.starts_with('.') && !word.starts_with(['.', '\'']) && !word.is_empty();
         if width > 0 {
-            let full = width + 1 + word.len() > WIDTH;
+            let full = width + 1 + columns(word) > WIDTH;
             page.push(if full && breakable { '\n' } else { ' ' });
             width = if full && breakable { 0 } else { width + 1 };
         }
         page.push_str(word);
-        width += word.len();
+        width += columns(word);
     }
     page.push('\n');
 }
 
-/// What man and mandoc complain about.
+/// As mandoc counts them: what is not ASCII is `\[u2026]` to it.
+fn columns(word: &str) -> usize {
+    let of = |letter: char| {
+        if letter.is_ascii() {
+            1
+        } else {
+            format!("\\[u{:04X}]", u32::from(letter)).len()
+        }
+    };
+    word.chars().map(of).sum()
+}
+
+/// What man and mandoc complain about. Who cannot install them need not have them.
 fn lint(root: &Path) -> Result<()> {
+    if host::is_root() {
+        host::ensure(LINTERS)?;
+    }
     let lints: [(&str, &[&str]); 2] = [
         ("man", &["--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", PAGE]),
         ("mandoc", &["-Tlint", PAGE]),
     ];
     for (program, arguments) in lints {
         if host::find(program).is_none() {
-            eprintln!(
-                "xtask: SKIPPED: {program} is not installed, so {PAGE} was not checked by it (Debian: man-db, mandoc)"
-            );
+            eprintln!("xtask: SKIPPED: {program} is not installed, so {PAGE} was not checked by it");
             continue;
         }
         let output = Command::new(program)
