@@ -3,6 +3,7 @@
 
 mod again;
 mod archive;
+mod cross;
 mod third_party;
 
 use std::ffi::OsString;
@@ -10,25 +11,27 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+use crate::arch::Arch;
 use crate::counts::Counts;
 use crate::host::{self, Need};
-use crate::{built, test};
+use crate::{built, test, vm};
 
 /// What `cargo xtask dist` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Try what was made: its sums, and the file in roots of other systems, where it must trace
+    /// Build for this architecture [default: this machine's]
+    #[arg(long)]
+    arch: Option<Arch>,
+    /// Try what was made: its sums, and the file in roots of other systems and in a machine that holds it and busybox only,
+    /// where it must trace. Of what another architecture than this machine's executes, the last
     #[arg(long)]
     test: bool,
     /// Make it once more from a copy of the sources in another folder: it must be the same, to the bit
     #[arg(long)]
     again: bool,
 }
-
-/// Naming the target keeps this build apart from the ordinary one, and the flags away from build scripts and macros.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What cargo calls the environment variable with the compiler's flags, and what stands between two of them.
 const FLAGS: &str = "CARGO_ENCODED_RUSTFLAGS";
@@ -48,7 +51,11 @@ const TEST_TOOLS: &[Need] = &[
 
 /// Makes the archive, and tries it as far as it is asked to.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let made = make(&host::root(), &host::target_dir(), &host::cargo_home()?)?;
+    let here = Arch::here();
+    let Some(arch) = args.arch.or(here) else {
+        bail!("this machine is no architecture that the tool is built for: name one with --arch");
+    };
+    let made = make(arch, &host::root(), &host::target_dir(), &host::cargo_home()?)?;
     println!("{}", made.archive.display());
     for (what, file) in [("archive", &made.archive), ("file", &made.tool)] {
         let bytes = fs::metadata(file)
@@ -57,13 +64,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         println!("{what}: {bytes} bytes, {:.2} MiB", bytes as f64 / f64::from(1 << 20));
     }
     let mut counts = Counts::default();
-    if args.test {
+    if args.test && here == Some(arch) {
         host::ensure(host::TEST_TOOLS)?;
         if host::is_root() {
             host::ensure(TEST_TOOLS)?;
         }
         let folder = [("KMESH_TRACE_DIST", made.folder.as_os_str())];
         counts += test::suites(&["--package", "kmesh-trace", "--test", "dist"], &[], &folder)?;
+    }
+    if args.test {
+        counts += vm::alone::run(arch, &made.tool, &vm::folder())?;
     }
     if args.again {
         counts += again::compare(&made)?;
@@ -76,6 +86,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// What there is in the end.
 struct Made {
+    /// What executes it.
+    arch: Arch,
     /// Where the rest is.
     folder: PathBuf,
     /// What is given away.
@@ -85,12 +97,13 @@ struct Made {
 }
 
 /// Builds the sources in `root` and packs what comes of them in a folder of `target`.
-fn make(root: &Path, target: &Path, cargo_home: &Path) -> Result<Made> {
+fn make(arch: Arch, root: &Path, target: &Path, cargo_home: &Path) -> Result<Made> {
     let mut cargo = host::cargo();
     cargo
         .current_dir(root)
         .args(["build", "--locked", "--profile", "dist", "--package", "kmesh-trace"])
-        .args(["--bin", "kmesh-trace", "--target", TARGET, "--target-dir"])
+        // Naming the target keeps this build apart from the ordinary one, and the flags away from build scripts and macros.
+        .args(["--bin", "kmesh-trace", "--target", arch.target(), "--target-dir"])
         .arg(target)
         .env("CARGO_HOME", cargo_home)
         .env_remove("CARGO_TARGET_DIR")
@@ -108,8 +121,11 @@ fn make(root: &Path, target: &Path, cargo_home: &Path) -> Result<Made> {
     ];
     let flags: Vec<_> = how.map(OsString::from).into_iter().chain(flags).collect();
     cargo.env(FLAGS, flags.join(SEPARATOR.as_ref()));
+    if Arch::here() != Some(arch) {
+        cross::compile(&mut cargo, arch)?;
+    }
     let tool = built::build(cargo)?.path("bin", "kmesh-trace")?;
-    archive::pack(root, &target.join("dist-archive"), &tool)
+    archive::pack(arch, root, &target.join("dist-archive").join(arch.name()), &tool)
 }
 
 fn remapped(from: &Path, to: &str) -> [OsString; 2] {

@@ -128,16 +128,26 @@ pub fn ensure<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    if !is_root() || find("apt-get").is_none() {
+    if !installs() {
         bail!(
             "missing on this machine: {0}; on Debian: sudo apt-get install {0}",
             packages.join(" ")
         );
     }
+    install(&packages)
+}
+
+/// Whether these tasks may install Debian's packages here: root on a Debian system.
+pub fn installs() -> bool {
+    is_root() && find("apt-get").is_some()
+}
+
+/// Installs packages of Debian's.
+pub fn install(packages: &[&str]) -> Result<()> {
     eprintln!("xtask: installing {}", packages.join(" "));
     apt_get(&["update", "-q"])?;
     let install = ["install", "-q", "-y", "--no-install-recommends"];
-    apt_get(&[&install[..], &packages].concat())
+    apt_get(&[&install[..], packages].concat())
 }
 
 fn apt_get(args: &[&str]) -> Result<()> {

@@ -5,6 +5,7 @@
     reason = "a task talks to the person who started it"
 )]
 
+mod arch;
 mod bench;
 mod built;
 mod counts;

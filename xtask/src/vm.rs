@@ -1,6 +1,7 @@
 //! `cargo xtask vm`: the kernel tests on Debian's kernels, in small machines that QEMU emulates (no KVM needed).
 //! A kernel that is too old must be refused, clearly; there that is the test.
 
+pub mod alone;
 mod apt;
 mod build;
 mod cpio;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::arch::Arch;
 use crate::counts::Counts;
 use crate::host::{self, Need};
 use build::Build;
@@ -47,6 +49,8 @@ pub struct Args {
     args: Vec<String>,
 }
 
+/// Of the kernel tests.
+const ARCH: Arch = Arch::X86_64;
 const TOOL: &str = "/usr/bin/kmesh-trace";
 const TESTS: &str = "/usr/bin/kernel-tests";
 const BUSYBOX: Need = Need {
@@ -56,22 +60,25 @@ const BUSYBOX: Need = Need {
 
 /// Builds, fetches, boots, and prints a table.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    if !cfg!(target_arch = "x86_64") {
-        bail!("the test machines are x86-64, and the programs for them are built on one");
+    // Their programs are this machine's.
+    if Arch::here() != Some(ARCH) {
+        bail!(
+            "the machines of the kernel tests are {}, and this one is not",
+            ARCH.name()
+        );
     }
     host::ensure(
-        machine::NEEDS
+        kernels::NEEDS
             .iter()
-            .chain(kernels::NEEDS)
             .chain(host::TEST_TOOLS)
-            .chain([&BUSYBOX]),
+            .chain([&machine::emulator(ARCH), &BUSYBOX]),
     )?;
-    let folder = host::target_dir().join("vm");
+    let folder = folder();
     let build = Build::make(&folder)?;
     let kernels = args
         .kernels
         .iter()
-        .map(|name| Kernel::find(name, args.modules.as_deref(), &folder))
+        .map(|name| Kernel::find(name, args.modules.as_deref(), ARCH, &folder))
         .collect::<Result<Vec<_>>>()?;
 
     let waiting = Mutex::new((0..kernels.len()).collect::<VecDeque<_>>());
@@ -111,6 +118,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(sum.exit_code())
 }
 
+/// Where kernels, and what machines said, are kept.
+pub fn folder() -> PathBuf {
+    host::target_dir().join("vm")
+}
+
 fn test(kernel: &Kernel, build: &Build, folder: &Path, args: &Args) -> Result<Verdict> {
     let programs = [(build.tool.as_path(), TOOL), (build.tests.as_path(), TESTS)];
     let refused = kernel.must_be_refused();
@@ -126,6 +138,7 @@ fn test(kernel: &Kernel, build: &Build, folder: &Path, args: &Args) -> Result<Ve
     let log = folder.join(format!("{}.log", kernel.name));
     let deadline = Duration::from_secs(args.deadline * 60);
     let run = Machine {
+        arch: kernel.arch,
         name: &kernel.name,
         image: &kernel.image,
         initramfs: &initramfs,

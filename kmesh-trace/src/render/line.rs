@@ -27,31 +27,29 @@ struct To<'a>(&'a mut Vec<u8>);
 /// An object or an array in the making.
 struct Open<'a> {
     out: &'a mut Vec<u8>,
-    is_empty: bool,
+    /// What stands before the next member: the bracket, until there is one, then a comma.
+    before: u8,
     end: u8,
 }
 
 impl<'a> Open<'a> {
     #[inline(always)]
-    fn begin(out: &'a mut Vec<u8>, [begin, end]: [u8; 2]) -> Self {
-        out.push(begin);
-        Self {
-            out,
-            is_empty: true,
-            end,
-        }
+    fn begin(out: &'a mut Vec<u8>, [before, end]: [u8; 2]) -> Self {
+        Self { out, before, end }
     }
 
     #[inline(always)]
-    fn next(&mut self) {
-        if !self.is_empty {
-            self.out.push(b',');
-        }
-        self.is_empty = false;
+    fn next(&mut self) -> u8 {
+        std::mem::replace(&mut self.before, b',')
     }
 
     #[inline(always)]
-    fn finish(self) {
+    fn finish(mut self) {
+        // Nothing stood in it.
+        let before = self.next();
+        if before != b',' {
+            self.out.push(before);
+        }
         self.out.push(self.end);
     }
 }
@@ -61,24 +59,52 @@ fn unknown<T>() -> Result<T, Error> {
     Err(Error::custom("not of a kind that a line has"))
 }
 
-/// Whether text stands in a JSON string as it is, and does no harm there. No branch for each byte: that is vectorised.
+/// Whether text stands in a JSON string as it is, and does no harm there. Names are short: eight bytes at a time are better
+/// than what the compiler makes of a look at each, for which they would have to be long.
 #[inline]
 fn is_plain(text: &[u8]) -> bool {
-    text.iter().fold(true, |plain, &byte| {
-        plain & (b' '..0x7f).contains(&byte) & (byte != b'"') & (byte != b'\\')
-    })
+    let (words, rest) = text.as_chunks();
+    let found = words.iter().fold(0, |found, &word| found | special(word));
+    let last = match text.last_chunk() {
+        // Some of it a second time.
+        Some(&last) => last,
+        None => {
+            let mut padded = [b' '; 8];
+            padded.iter_mut().zip(rest).for_each(|(to, &from)| *to = from);
+            padded
+        }
+    };
+    found | special(last) == 0
+}
+
+/// Not 0 where any of eight bytes is no ASCII, a control character, `"` or `\`.
+#[inline(always)]
+fn special(bytes: [u8; 8]) -> u64 {
+    const fn each(byte: u8) -> u64 {
+        u64::from_ne_bytes([byte; 8])
+    }
+    let word = u64::from_ne_bytes(bytes);
+    // A byte below `limit` borrows, and sets its highest bit; so may one beside it, where there is one already.
+    let below = |word: u64, limit: u8| word.wrapping_sub(each(limit)) & !word;
+    let is = |byte: u8| below(word ^ each(byte), 1);
+    (word | below(word, b' ') | is(b'"') | is(b'\\') | is(0x7f)) & each(0x80)
 }
 
 #[inline]
 fn string(out: &mut Vec<u8>, text: &str) {
     if is_plain(text.as_bytes()) {
-        out.reserve(text.len() + 2);
-        out.push(b'"');
-        out.extend_from_slice(text.as_bytes());
-        out.push(b'"');
+        quoted(out, text);
     } else {
         sanitize::json_string(out, &text);
     }
+}
+
+#[inline]
+fn quoted(out: &mut Vec<u8>, plain: &str) {
+    out.reserve(plain.len() + 2);
+    out.push(b'"');
+    out.extend_from_slice(plain.as_bytes());
+    out.push(b'"');
 }
 
 /// Displays into bytes.
@@ -96,6 +122,11 @@ macro_rules! integers {
     ($($method:ident: $type:ty,)+) => {$(
         #[inline(always)]
         fn $method(self, value: $type) -> Result<(), Error> {
+            // Half of a line's numbers are of one digit.
+            if let Ok(digit @ 0..10) = u8::try_from(value) {
+                self.0.push(b'0' + digit);
+                return Ok(());
+            }
             self.0.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
             Ok(())
         }
@@ -190,7 +221,9 @@ impl<'a> Serializer for To<'a> {
 
     #[inline]
     fn serialize_unit_variant(self, _: &'static str, _: u32, name: &'static str) -> Result<(), Error> {
-        self.serialize_str(name)
+        debug_assert!(is_plain(name.as_bytes()), "{name}");
+        quoted(self.0, name);
+        Ok(())
     }
 
     #[inline(always)]
@@ -259,11 +292,15 @@ impl SerializeStruct for Open<'_> {
     #[inline(always)]
     fn serialize_field<T: ?Sized + Serialize>(&mut self, name: &'static str, value: &T) -> Result<(), Error> {
         debug_assert!(is_plain(name.as_bytes()), "{name}");
-        self.out.reserve(name.len() + 4);
-        self.next();
-        self.out.push(b'"');
-        self.out.extend_from_slice(name.as_bytes());
-        self.out.extend_from_slice(b"\":");
+        // The name and what is around it by one look whether there is room, since all but its first byte is known here.
+        let begin = self.out.len();
+        let before = self.next();
+        self.out.resize(begin + name.len() + 4, before);
+        let added = &mut self.out[begin..];
+        added[1] = b'"';
+        added[2..][..name.len()].copy_from_slice(name.as_bytes());
+        added[name.len() + 2] = b'"';
+        added[name.len() + 3] = b':';
         value.serialize(To(self.out))
     }
 
@@ -279,7 +316,8 @@ impl SerializeMap for Open<'_> {
     type Error = Error;
 
     fn serialize_key<T: ?Sized + Serialize>(&mut self, key: &T) -> Result<(), Error> {
-        self.next();
+        let before = self.next();
+        self.out.push(before);
         let begin = self.out.len();
         key.serialize(To(self.out))?;
         if self.out.get(begin) == Some(&b'"') {
@@ -305,7 +343,8 @@ impl SerializeSeq for Open<'_> {
     type Error = Error;
 
     fn serialize_element<T: ?Sized + Serialize>(&mut self, value: &T) -> Result<(), Error> {
-        self.next();
+        let before = self.next();
+        self.out.push(before);
         value.serialize(To(self.out))
     }
 
@@ -362,6 +401,21 @@ mod tests {
             let line = ConnLine::new(&record, &info);
             assert_eq!(ours(&line), by_the_library(&line));
         }
+    }
+
+    #[test]
+    fn every_byte_is_seen_wherever_it_stands() {
+        for length in 1..=20 {
+            for at in 0..length {
+                for byte in 0..=u8::MAX {
+                    let mut text = vec![b'a'; length];
+                    text[at] = byte;
+                    let want = byte.is_ascii() && !byte.is_ascii_control() && byte != b'"' && byte != b'\\';
+                    assert_eq!(is_plain(&text), want, "{byte} at {at} of {length}");
+                }
+            }
+        }
+        assert!(is_plain(b""));
     }
 
     #[test]

@@ -117,7 +117,8 @@ macro_rules! enumerations {
     ($($type:ident as $name:literal,)+) => {$(
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(self.name())
+                // A variant, since its name is ours: whoever writes it need not look for what is to be escaped.
+                serializer.serialize_unit_variant($name, *self as u32, self.name())
             }
         }
 

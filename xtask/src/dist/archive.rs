@@ -10,6 +10,7 @@ use kmesh_trace::completions::Shell;
 use sha2::{Digest, Sha256};
 
 use super::{Made, third_party};
+use crate::arch::Arch;
 use crate::{host, man};
 
 /// The file of sums, of `sha256sum`'s form.
@@ -30,8 +31,8 @@ const COMPLETIONS: [(Shell, &str); 3] = [
 ];
 
 /// Lays out all files in a new folder of `out`, and packs them beside it.
-pub fn pack(root: &Path, out: &Path, tool: &Path) -> Result<Made> {
-    let name = format!("kmesh-trace-{}-x86_64-linux", env!("CARGO_PKG_VERSION"));
+pub fn pack(arch: Arch, root: &Path, out: &Path, tool: &Path) -> Result<Made> {
+    let name = format!("kmesh-trace-{}-{}-linux", env!("CARGO_PKG_VERSION"), arch.name());
     if out.exists() {
         fs::remove_dir_all(out).with_context(|| format!("cannot remove {}", out.display()))?;
     }
@@ -46,7 +47,7 @@ pub fn pack(root: &Path, out: &Path, tool: &Path) -> Result<Made> {
         shell.write(&mut script)?;
         write(&folder, to, &script)?;
     }
-    write(&folder, "THIRD-PARTY", third_party::text(root)?.as_bytes())?;
+    write(&folder, "THIRD-PARTY", third_party::text(arch, root)?.as_bytes())?;
 
     let mut files: Vec<&str> = ["kmesh-trace", "THIRD-PARTY"]
         .into_iter()
@@ -76,6 +77,7 @@ pub fn pack(root: &Path, out: &Path, tool: &Path) -> Result<Made> {
     )?;
     write(out, SUMS, sums(out, &[&packed])?.as_bytes())?;
     Ok(Made {
+        arch,
         archive: out.join(&packed),
         tool: folder.join("kmesh-trace"),
         folder: out.to_owned(),

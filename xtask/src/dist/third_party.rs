@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::TARGET;
+use crate::arch::Arch;
 use crate::host;
 
 /// Where Debian has the terms of the C library.
@@ -17,12 +17,12 @@ const LGPL: &str = "/usr/share/common-licenses/LGPL-2.1";
 const TERMS: [&str; 4] = ["LICEN", "COPYING", "NOTICE", "UNLICENSE"];
 
 /// A list of all crates that are linked in, then each text once, with whose it is.
-pub fn text(root: &Path) -> Result<String> {
+pub fn text(arch: Arch, root: &Path) -> Result<String> {
     let mut cargo = host::cargo();
     cargo
         .current_dir(root)
         .args(["metadata", "--locked", "--format-version", "1"])
-        .args(["--filter-platform", TARGET]);
+        .args(["--filter-platform", arch.target()]);
     let metadata: Value = serde_json::from_slice(&host::output(&mut cargo)?).context("cargo metadata")?;
     let packages = linked(&metadata).context("cargo metadata has another form than is known here")?;
 

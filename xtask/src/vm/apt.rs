@@ -7,15 +7,17 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::arch::Arch;
 use crate::host;
 
 /// A suite moves from the first to the second when its support ends.
 const MIRRORS: [&str; 2] = ["http://deb.debian.org/debian", "http://archive.debian.org/debian"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The index of some suites.
+/// The index of some suites, for one architecture.
 pub struct Apt {
     folder: PathBuf,
+    arch: Arch,
 }
 
 /// A package by its name and exact version.
@@ -23,9 +25,10 @@ pub type Package = (String, String);
 
 impl Apt {
     /// Brings the index of these suites up to date. Without a network an index from before is used, and that is said.
-    pub fn open(suites: &[&str], folder: &Path) -> Result<Self> {
+    pub fn open(suites: &[&str], arch: Arch, folder: &Path) -> Result<Self> {
         let apt = Self {
             folder: folder.to_owned(),
+            arch,
         };
         for part in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(part))
@@ -94,8 +97,9 @@ impl Apt {
     }
 
     fn use_mirrors(&self, suites: &[&str], mirrors: &[&str]) -> Result<()> {
+        let arch = self.arch.debian();
         let line = |mirror: &&str, suite: &str| {
-            format!("deb [arch=amd64 target=Packages lang=none signed-by={KEYRING}] {mirror} {suite} main\n")
+            format!("deb [arch={arch} target=Packages lang=none signed-by={KEYRING}] {mirror} {suite} main\n")
         };
         self.write(
             "sources.list",
@@ -126,6 +130,9 @@ impl Apt {
                 .arg("-o")
                 .arg(format!("{setting}={}", self.folder.join(value).display()));
         }
+        command
+            .arg("-o")
+            .arg(format!("APT::Architecture={}", self.arch.debian()));
         // Lists of the other mirror stay. The user whom apt downloads as when root calls it may not reach this folder.
         command.args(["-o", "APT::Get::List-Cleanup=false", "-o", "APT::Sandbox::User=root"]);
         command.env("LC_ALL", "C");

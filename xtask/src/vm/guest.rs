@@ -68,12 +68,19 @@ pub struct Step {
     pub command: Vec<String>,
 }
 
-/// Makes the archive. `programs` are a path on this machine and one in the test machine each.
+/// Makes the archive of a machine that holds busybox and one program, both of which need no library.
+pub fn alone(busybox: &Path, (here, there): (&Path, &str), steps: &[Step]) -> Result<Vec<u8>> {
+    let mut archive = begin(steps);
+    add_file(&mut archive, busybox, "/bin/busybox")?;
+    add_file(&mut archive, here, there)?;
+    Ok(archive.finish())
+}
+
+/// Makes the archive of a machine for the kernel tests. `programs` are a path on this machine and one in the test machine
+/// each.
 pub fn initramfs(kernel: &Kernel, programs: &[(&Path, &str)], steps: &[Step]) -> Result<Vec<u8>> {
-    let mut archive = Archive::default();
+    let mut archive = begin(steps);
     let mut libraries = BTreeSet::new();
-    archive.file("/init", true, include_bytes!("init.sh"));
-    archive.file("/job", false, job(steps).as_bytes());
     archive.file(
         "/etc/passwd",
         false,
@@ -119,6 +126,13 @@ pub fn initramfs(kernel: &Kernel, programs: &[(&Path, &str)], steps: &[Step]) ->
         );
     }
     Ok(archive.finish())
+}
+
+fn begin(steps: &[Step]) -> Archive {
+    let mut archive = Archive::default();
+    archive.file("/init", true, include_bytes!("init.sh"));
+    archive.file("/job", false, job(steps).as_bytes());
+    archive
 }
 
 fn job(steps: &[Step]) -> String {

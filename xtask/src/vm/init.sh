@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The first process of a test machine: makes it a small Linux system, does the job that the host put into /job, and
-# turns the machine off. The kernel's console is the first serial port; everything said here goes to the second, so
-# that a kernel message can never break a line of the tests.
+# turns the machine off. The kernel's console is the first serial port; everything said here goes to the second (the
+# kernel's command line names it), so that a kernel message can never break a line of the tests.
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp RUST_BACKTRACE=1
 
@@ -10,7 +10,7 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp RUST_BACKTRACE=
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
-exec </dev/null >/dev/ttyS1 2>&1
+exec </dev/null >"/dev/$programs_port" 2>&1
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
@@ -21,6 +21,7 @@ hostname kmesh-trace-vm
 busybox ip link set lo up
 
 for module in /modules/*.ko; do
+    [ -e "$module" ] || continue
     insmod "$module" || echo "cannot load $module"
 done
 

@@ -9,10 +9,13 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::apt::Apt;
+use crate::arch::Arch;
 use crate::host::{self, Need};
 
 /// A kernel to boot.
 pub struct Kernel {
+    /// What it runs on.
+    pub arch: Arch,
     /// What the person called it.
     pub name: String,
     /// What it calls itself.
@@ -56,13 +59,16 @@ const DEBIAN: &[(&str, &[&str])] = &[
 ];
 
 /// Depends on the image that is current in its suite.
-const METAPACKAGE: &str = "linux-image-cloud-amd64";
+fn metapackage(arch: Arch) -> String {
+    format!("linux-image-cloud-{}", arch.debian())
+}
 
 impl Kernel {
     /// Finds a kernel by its short name, or by a path; `modules` goes with a path. Packages are kept under `cache`.
-    pub fn find(name: &str, modules: Option<&Path>, cache: &Path) -> Result<Self> {
+    pub fn find(name: &str, modules: Option<&Path>, arch: Arch, cache: &Path) -> Result<Self> {
         if let Some((_, suites)) = DEBIAN.iter().find(|(known, _)| *known == name) {
-            return from_debian(name, suites, cache).with_context(|| format!("cannot get Debian's kernel {name}"));
+            return from_debian(name, suites, arch, cache)
+                .with_context(|| format!("cannot get Debian's kernel {name}"));
         }
         let image = PathBuf::from(name);
         if !image.is_file() {
@@ -75,6 +81,7 @@ impl Kernel {
         let release = release_of(&image)?;
         let modules = modules.map_or_else(|| Path::new("/lib/modules").join(&release), Path::to_path_buf);
         Ok(Self {
+            arch,
             name: release.clone(),
             release,
             image,
@@ -92,16 +99,18 @@ impl Kernel {
     }
 }
 
-fn from_debian(name: &str, suites: &[&str], cache: &Path) -> Result<Kernel> {
-    let apt = Apt::open(suites, &cache.join("apt").join(suites.join("+")))?;
-    let version = apt.newest(METAPACKAGE)?;
+fn from_debian(name: &str, suites: &[&str], arch: Arch, cache: &Path) -> Result<Kernel> {
+    let cache = cache.join(arch.debian());
+    let apt = Apt::open(suites, arch, &cache.join("apt").join(suites.join("+")))?;
+    let package = metapackage(arch);
+    let version = apt.newest(&package)?;
     let folder = cache.join("kernels").join(&version);
     let root = folder.join("root");
     if !root.is_dir() {
         eprintln!("xtask: fetching Debian's kernel {version} for {name}");
         let debs = folder.join("debs");
         fs::create_dir_all(&debs).with_context(|| format!("cannot make {}", debs.display()))?;
-        apt.download(&apt.with_dependencies(METAPACKAGE, &version)?, &debs)?;
+        apt.download(&apt.with_dependencies(&package, &version)?, &debs)?;
         // Complete or absent: a task that was interrupted leaves no half kernel.
         let unfinished = folder.join("unfinished");
         let _ = fs::remove_dir_all(&unfinished);
@@ -114,9 +123,11 @@ fn from_debian(name: &str, suites: &[&str], cache: &Path) -> Result<Kernel> {
         image if image.is_file() => image,
         _ => only_one(&root.join("boot"), "vmlinuz-")?,
     };
+    let release = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok(Kernel {
+        arch,
         name: name.to_owned(),
-        release: release_of(&image)?,
+        release,
         image,
         modules,
     })
@@ -135,7 +146,8 @@ fn unpack(debs: &Path, root: &Path) -> Result<()> {
     host::output(Command::new("depmod").arg("-b").arg(root).arg(release)).map(drop)
 }
 
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+/// What is in a folder.
+pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let listed = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
     listed.map(|entry| Ok(entry?.path())).collect()
 }
@@ -172,7 +184,7 @@ fn release_of(image: &Path) -> Result<String> {
 mod tests {
     use std::path::PathBuf;
 
-    use super::Kernel;
+    use super::{Arch, Kernel};
 
     #[test]
     fn only_kernels_before_5_11_must_be_refused() {
@@ -185,6 +197,7 @@ mod tests {
         ];
         for (release, want) in cases {
             let kernel = Kernel {
+                arch: Arch::X86_64,
                 name: String::new(),
                 release: release.into(),
                 image: PathBuf::new(),

@@ -10,16 +10,48 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::arch::Arch;
 use crate::host::Need;
 
-/// The emulator.
-pub const NEEDS: &[Need] = &[Need {
-    program: "qemu-system-x86_64",
-    package: "qemu-system-x86",
-}];
+/// The emulator of an architecture.
+pub fn emulator(arch: Arch) -> Need {
+    match arch {
+        Arch::X86_64 => Need {
+            program: "qemu-system-x86_64",
+            package: "qemu-system-x86",
+        },
+        Arch::Aarch64 => Need {
+            program: "qemu-system-aarch64",
+            package: "qemu-system-arm",
+        },
+    }
+}
+
+/// The kind of machine and processor, the device that is the second port, and what the kernel calls the two ports.
+fn hardware(arch: Arch) -> (&'static [&'static str], &'static [&'static str], [&'static str; 2]) {
+    match arch {
+        Arch::X86_64 => (
+            &["-M", "pc", "-cpu", "max"],
+            &["-serial", "file:/dev/fd/2"],
+            ["ttyS0", "ttyS1"],
+        ),
+        // "max" would authenticate pointers, at twice the time. The board has one port, and takes more by PCI.
+        Arch::Aarch64 => (
+            &["-M", "virt", "-cpu", "cortex-a76"],
+            &[
+                "-chardev",
+                "file,id=programs,path=/dev/fd/2",
+                "-device",
+                "pci-serial,chardev=programs",
+            ],
+            ["ttyAMA0", "ttyS0"],
+        ),
+    }
+}
 
 /// What the machine is made of.
 pub struct Machine<'a> {
+    pub arch: Arch,
     /// How its lines are marked on this terminal.
     pub name: &'a str,
     pub image: &'a Path,
@@ -110,31 +142,26 @@ impl Machine<'_> {
     }
 
     fn start(&self) -> Result<Child> {
-        let mut qemu = Command::new("qemu-system-x86_64");
+        let emulator = emulator(self.arch).program;
+        let mut qemu = Command::new(emulator);
+        let (kind, second_port, [kernel_port, programs_port]) = hardware(self.arch);
         // One thread for both processors: with a thread each, QEMU 7.2 runs stale code where a guest patches its kernel's
         // text, which every attach of a tracer does, and the guest dies.
-        qemu.args([
-            "-M",
-            "pc",
-            "-accel",
-            "tcg,thread=single",
-            "-cpu",
-            "max",
-            "-smp",
-            "2",
-            "-m",
-            "1024",
-        ]);
+        qemu.args(kind);
+        qemu.args(["-accel", "tcg,thread=single", "-smp", "2", "-m", "1024"]);
         qemu.args(["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]);
         // The kernel's port, then the programs'. QEMU has one standard output, so the second port is its standard error.
-        qemu.args(["-serial", "stdio", "-serial", "file:/dev/fd/2"]);
+        qemu.args(["-serial", "stdio"]).args(second_port);
         qemu.arg("-kernel").arg(self.image).arg("-initrd").arg(self.initramfs);
         // Since 7.0 the kernel preempts programs at tracepoints, and skips their runs for the other tasks of that CPU meanwhile.
         // Emulation, where a program takes as long as a time slice, would make one run in fifty of what on a machine is one in
         // thousands: so tasks are preempted as lazily as the kernel can, at the end of a slice (earlier kernels do not know it).
-        qemu.args(["-append", "console=ttyS0 quiet panic=-1 preempt=lazy"]);
+        // What is no parameter of the kernel's is in the first process' environment.
+        qemu.arg("-append").arg(format!(
+            "console={kernel_port} quiet panic=-1 preempt=lazy programs_port={programs_port}"
+        ));
         qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        qemu.spawn().context("cannot run qemu-system-x86_64")
+        qemu.spawn().with_context(|| format!("cannot run {emulator}"))
     }
 }
 

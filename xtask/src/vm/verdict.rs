@@ -16,9 +16,9 @@ pub struct Verdict {
 
 /// What one step said, and how it ended, if it did.
 #[derive(Default)]
-struct Said<'a> {
-    lines: Vec<&'a str>,
-    status: Option<i32>,
+pub struct Said<'a> {
+    pub lines: Vec<&'a str>,
+    pub status: Option<i32>,
 }
 
 /// For a kernel that can trace: what the test program counted.
@@ -78,7 +78,8 @@ pub fn of_refusals(run: &Run, steps: &[Step]) -> Verdict {
 }
 
 impl Verdict {
-    fn begin(run: &Run) -> Self {
+    /// What the machine itself is worth: nothing, or a failure where it did not live to its end.
+    pub fn begin(run: &Run) -> Self {
         let mut verdict = Self {
             counts: Counts::default(),
             notes: Vec::new(),
@@ -117,7 +118,7 @@ fn skipped(line: &str) -> Option<String> {
 }
 
 /// The lines between the two that `init.sh` puts around a step.
-fn said<'a>(lines: &'a [String], step: &str) -> Said<'a> {
+pub fn said<'a>(lines: &'a [String], step: &str) -> Said<'a> {
     let begin = format!("@vm begin {step}");
     let end = format!("@vm end {step} ");
     let mut said = Said::default();

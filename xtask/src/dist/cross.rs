@@ -1,0 +1,48 @@
+//! Building for another architecture than this machine's: by Debian's compiler, since Debian has the standard library for it
+//! in packages, and Debian's cross linker.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::arch::Arch;
+use crate::host;
+
+const RUSTC: &str = "/usr/bin/rustc";
+
+/// Makes cargo build with them. Root on Debian gets what is missing, anyone else is told.
+pub fn compile(cargo: &mut Command, arch: Arch) -> Result<()> {
+    let gcc = format!("{}-gcc", arch.gnu());
+    let library = Path::new("/usr/lib/rustlib").join(arch.target());
+    if !Path::new(RUSTC).exists() || !library.exists() || host::find(&gcc).is_none() {
+        get(arch)?;
+    }
+    let target = arch.target().replace('-', "_");
+    cargo
+        .env("RUSTC", RUSTC)
+        .env(format!("CARGO_TARGET_{}_LINKER", target.to_uppercase()), &gcc)
+        .env(format!("CC_{target}"), &gcc);
+    Ok(())
+}
+
+fn get(arch: Arch) -> Result<()> {
+    let debian = arch.debian();
+    let packages = [
+        "rustc-web".to_owned(),
+        format!("libstd-rust-web-dev:{debian}"),
+        format!("gcc-{}", arch.gnu().replace('_', "-")),
+        format!("libc6-dev-{debian}-cross"),
+    ];
+    let packages: Vec<_> = packages.iter().map(String::as_str).collect();
+    if !host::installs() {
+        bail!(
+            "missing on this machine to build for {}; on Debian: sudo dpkg --add-architecture {debian} && sudo apt-get update \
+             && sudo apt-get install {}",
+            arch.name(),
+            packages.join(" ")
+        );
+    }
+    host::succeed(Command::new("dpkg").args(["--add-architecture", debian]))?;
+    host::install(&packages)
+}

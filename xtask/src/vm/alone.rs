@@ -1,0 +1,174 @@
+//! The file to give away in a machine whose root holds it and busybox, and nothing else: it must know that it can trace, and
+//! trace what busybox's own `nc` does, exactly.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::apt::Apt;
+use super::guest::{self, Step};
+use super::kernels::Kernel;
+use super::machine::{self, Machine, Run};
+use super::verdict::{Verdict, said};
+use super::{kernels, table};
+use crate::arch::Arch;
+use crate::counts::Counts;
+use crate::host;
+
+/// The kernel, and the Debian that has it and busybox: the one that the file is built on.
+const KERNEL: &str = "6.1";
+const SUITE: &str = "bookworm";
+const TOOL: &str = "/kmesh-trace";
+/// Emulation of a machine is up in half a minute.
+const DEADLINE: Duration = Duration::from_secs(300);
+
+/// What `traces.sh` sends, where to, and where nobody listens.
+const SENT: u64 = 70_000;
+const LISTENED: u16 = 7777;
+const REFUSED: u16 = 7778;
+
+/// Boots it, and counts what holds.
+pub fn run(arch: Arch, tool: &Path, folder: &Path) -> Result<Counts> {
+    host::ensure(kernels::NEEDS.iter().chain([&machine::emulator(arch)]))?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let kernel = Kernel::find(KERNEL, None, arch, folder)?;
+    let steps = steps();
+    let initramfs = folder.join(format!("alone.{}.initramfs", arch.name()));
+    fs::write(&initramfs, guest::alone(&busybox(arch, folder)?, (tool, TOOL), &steps)?)
+        .with_context(|| format!("cannot write {}", initramfs.display()))?;
+    let run = Machine {
+        arch,
+        name: arch.name(),
+        image: &kernel.image,
+        initramfs: &initramfs,
+        log: folder.join(format!("alone.{}.log", arch.name())),
+        deadline: DEADLINE,
+    }
+    .run()?;
+    let verdict = judge(&run, &steps);
+    let counts = verdict.counts;
+    table(&[(&kernel, verdict)]);
+    Ok(counts)
+}
+
+fn steps() -> [Step; 3] {
+    let step = |name, words: &[&str]| Step {
+        name,
+        command: words.iter().map(|&word| word.to_owned()).collect(),
+    };
+    let [sent, listened, refused] = [SENT, LISTENED.into(), REFUSED.into()].map(|number| number.to_string());
+    [
+        step("version", &[TOOL, "--version"]),
+        step("check", &[TOOL, "check"]),
+        step(
+            "traces",
+            &["sh", "-c", include_str!("traces.sh"), TOOL, &sent, &listened, &refused],
+        ),
+    ]
+}
+
+/// Debian's, for the machine's architecture; it needs no library.
+fn busybox(arch: Arch, folder: &Path) -> Result<PathBuf> {
+    const PACKAGE: &str = "busybox-static";
+    let folder = folder.join(arch.debian());
+    let root = folder.join("busybox");
+    if !root.is_dir() {
+        let apt = Apt::open(&[SUITE], arch, &folder.join("apt").join(SUITE))?;
+        let debs = folder.join("busybox-deb");
+        // What another version left would be a second package.
+        let _ = fs::remove_dir_all(&debs);
+        fs::create_dir_all(&debs).with_context(|| format!("cannot make {}", debs.display()))?;
+        apt.download(&[(PACKAGE.to_owned(), apt.newest(PACKAGE)?)], &debs)?;
+        let unfinished = folder.join("busybox-unfinished");
+        let _ = fs::remove_dir_all(&unfinished);
+        for deb in kernels::entries(&debs)? {
+            host::succeed(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&unfinished))?;
+        }
+        fs::rename(&unfinished, &root).with_context(|| format!("cannot rename {}", unfinished.display()))?;
+    }
+    let found = ["bin/busybox", "usr/bin/busybox"]
+        .map(|file| root.join(file))
+        .into_iter()
+        .find(|file| file.is_file());
+    found.with_context(|| format!("no busybox in {}", root.display()))
+}
+
+fn judge(run: &Run, steps: &[Step]) -> Verdict {
+    let mut verdict = Verdict::begin(run);
+    for step in steps {
+        let said = said(&run.lines, step.name);
+        let found = match said.status {
+            Some(0) if step.name == "traces" => traced(&said.lines),
+            Some(0) => Ok(()),
+            Some(status) => Err(anyhow::anyhow!("status {status}")),
+            None => Err(anyhow::anyhow!("did not end")),
+        };
+        verdict.counts += Counts::one(found.is_ok());
+        if let Err(why) = found {
+            let last = said.lines.last().unwrap_or(&"nothing");
+            verdict
+                .notes
+                .push(format!("{}: {why:#}; it said last: {last}", step.name));
+        }
+    }
+    verdict
+}
+
+/// Both ends of one connection, and an attempt that was refused: three records, with what `nc` sent.
+fn traced(lines: &[&str]) -> Result<()> {
+    let records = lines.iter().filter(|line| line.starts_with('{'));
+    let records = records.map(|line| serde_json::from_str::<Value>(line));
+    let records: Vec<_> = records.collect::<Result<_, _>>().context("a line is not JSON")?;
+    let of = |kind: &'static str| records.iter().filter(move |record| record["type"] == kind);
+    let ends = |port: u16, direction: &'static str| {
+        of("conn").filter(move |record| record["direction"] == direction && record["dst"]["port"] == port)
+    };
+    let told = |port: u16, direction: &'static str, field: &str| -> Vec<Value> {
+        ends(port, direction).map(|record| record[field].clone()).collect()
+    };
+    let sent = [Value::from(SENT)];
+    ensure!(told(LISTENED, "outbound", "sent_bytes") == sent, "the client's end");
+    ensure!(told(LISTENED, "inbound", "received_bytes") == sent, "the server's end");
+    ensure!(
+        told(REFUSED, "outbound", "outcome") == ["refused"],
+        "the refused attempt"
+    );
+    ensure!(of("conn").count() == 3, "{} records, not 3", of("conn").count());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::traced;
+
+    const CLIENT: &str =
+        r#"{"type":"conn","direction":"outbound","dst":{"port":7777},"sent_bytes":70000,"outcome":"ok"}"#;
+    const SERVER: &str =
+        r#"{"type":"conn","direction":"inbound","dst":{"port":7777},"received_bytes":70000,"outcome":"ok"}"#;
+    const REFUSED: &str =
+        r#"{"type":"conn","direction":"outbound","dst":{"port":7778},"sent_bytes":0,"outcome":"refused"}"#;
+
+    #[test]
+    fn traces_only_what_was_sent() {
+        let short = CLIENT.replace("70000", "69999");
+        let cases: [(&str, &[&str], bool); 6] = [
+            ("all", &["ready", REFUSED, CLIENT, SERVER], true),
+            ("a byte less", &[&short, SERVER, REFUSED], false),
+            ("one end", &[CLIENT, REFUSED], false),
+            ("one end twice", &[CLIENT, SERVER, SERVER, REFUSED], false),
+            (
+                "not refused",
+                &[CLIENT, SERVER, &REFUSED.replace("refused", "ok")],
+                false,
+            ),
+            ("no JSON", &[CLIENT, SERVER, REFUSED, "{"], false),
+        ];
+        for (name, lines, want) in cases {
+            assert_eq!(traced(lines).is_ok(), want, "{name}");
+        }
+    }
+}
