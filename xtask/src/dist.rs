@@ -117,6 +117,9 @@ fn make(arch: Arch, root: &Path, target: &Path, cargo_home: &Path) -> Result<Mad
         "-C",
         "target-feature=+crt-static",
         "-C",
+        // In the profile it would not reach a package whose own settings the profile has.
+        "strip=symbols",
+        "-C",
         "link-arg=-Wl,-z,pack-relative-relocs",
     ];
     let flags: Vec<_> = how.map(OsString::from).into_iter().chain(flags).collect();
