@@ -19,11 +19,9 @@ use crate::support::tracer::{Start, Tracer};
 /// The trials.
 pub fn table() -> Table {
     let needs = &[Need::Nft, Need::Veth, Need::Cgroup2, Need::Unshare];
-    // The tracer must have looked at the cgroup before it is gone.
-    let needs_of_real_time = &[Need::Nft, Need::Veth, Need::Cgroup2, Need::Unshare, Need::Big];
     Table::new("names")
         .own("pods_services_and_translations", needs, pods_services_and_translations)
-        .own("a_container_that_is_gone", needs_of_real_time, a_container_that_is_gone)
+        .own("a_container_that_is_gone", needs, a_container_that_is_gone)
         .own(
             "own_pods_are_sorted_out_in_the_kernel",
             needs,
@@ -177,6 +175,18 @@ fn cgroup2() -> PathBuf {
     mount.and_then(|line| line.split(' ').nth(1)).unwrap().into()
 }
 
+/// Whether the tracer, a node's, watches the directory with this inode number.
+fn is_watched_by(tracer: &Tracer, inode: u64) -> bool {
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", tracer.pid)).unwrap();
+    let descriptors = fs::read_dir(format!("/proc/{}/fdinfo", children.trim())).unwrap();
+    descriptors.flatten().any(|descriptor| {
+        let told = fs::read_to_string(descriptor.path()).unwrap_or_default();
+        told.lines()
+            .filter(|line| line.starts_with("inotify "))
+            .any(|line| line.contains(&format!(" ino:{inode:x} ")))
+    })
+}
+
 fn translate() {
     let rules = [
         format!("ip daddr {CLUSTER_IP} tcp dport 80 dnat to {DB}:8080"),
@@ -321,6 +331,10 @@ fn a_container_that_is_gone() {
     tracer.store.keep(web.netns);
     web.start();
     db.start();
+    // It must have looked at the cgroup before that is gone.
+    wait_until("the tracer watches the cgroup", || {
+        is_watched_by(&tracer, web.cgroup_id())
+    });
     db.actor.listen("l", format!("{DB}:8080").parse().unwrap());
     let from = web
         .actor

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -179,15 +179,18 @@ impl Watcher {
                     continue;
                 };
                 let own = (metadata.ino(), Place::of(&path).map(Arc::new));
-                for found in std::iter::once(own).chain(self.add(path)) {
-                    // When the queue is full, a walk will find it.
-                    if let Err(std::sync::mpsc::TrySendError::Disconnected(_)) = news.try_send(found) {
-                        return;
-                    }
+                // Told before it is watched: where a watch is seen, all is known.
+                if !tell(news, own) || !self.add(path).into_iter().all(|found| tell(news, found)) {
+                    return;
                 }
             }
         }
     }
+}
+
+/// False when nobody listens any more. When the queue is full, a walk will find it.
+fn tell(news: &SyncSender<Found>, found: Found) -> bool {
+    !matches!(news.try_send(found), Err(TrySendError::Disconnected(_)))
 }
 
 #[cfg(test)]
