@@ -37,6 +37,11 @@ pub mod owner {
     pub const CONNECT: u8 = 4;
 }
 
+/// What threads that walk over all descriptors are called (`comm`), as two halves in memory order. A walk holds each file for a
+/// moment. Where its program closes it just then, the walker is the last to let go of it, and seems to close it: whichever
+/// tracer's walker it is, this name tells.
+pub const WALKER: [u64; 2] = [u64::from_ne_bytes(*b"kmesh-wa"), u64::from_ne_bytes(*b"lk\0\0\0\0\0\0")];
+
 /// TCP states, with the kernel's numbers (`include/net/tcp_states.h`, stable since they are user API).
 pub mod state {
     /// Data can flow both ways.

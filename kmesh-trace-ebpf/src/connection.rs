@@ -4,11 +4,11 @@
 //! certain to sort the connection out: then nothing is kept at all, and its end is only counted.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, counter, owner, state};
+use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, WALKER, counter, owner, state};
 
 use crate::filter::{rejects, rejects_children, rejects_either_way};
 use crate::maps::{
-    Connection, KMESH_MISSED, KMESH_SOCKETS, KMESH_TURNED, KMESH_WALK, KMESH_WALKER, SEEDED, count, note, noted, phase,
+    Connection, KMESH_MISSED, KMESH_SOCKETS, KMESH_TURNED, KMESH_WALK, SEEDED, count, note, noted, phase,
 };
 use crate::record;
 use crate::sock::{Sock, Task, TaskFile};
@@ -277,7 +277,6 @@ pub fn reset_sent(sock: Sock) {
 /// A walk met the socket in a program's hands: `iter/task_file`.
 #[inline(always)]
 pub fn met(visit: TaskFile, sock: Sock, task: Task) {
-    note(&KMESH_WALKER, Task::current().task_tgid());
     let state = sock.skc_state();
     if state == state::LISTEN {
         return listening(sock, task);
@@ -418,12 +417,10 @@ fn looks_connected(sock: Sock) -> bool {
 #[inline(always)]
 fn own(connection: &mut Connection, task: Task, by: u8) {
     if connection.owner.by < by && !task.is_kernel_thread() {
-        let tgid = task.task_tgid();
-        // A walk holds each file for a moment. Where its program closes it just then, the walker is the last to let go of it.
-        if by == owner::CLOSE && tgid == noted(&KMESH_WALKER) {
+        if by == owner::CLOSE && task.comm() == WALKER {
             return;
         }
-        connection.owner.pid = tgid;
+        connection.owner.pid = task.task_tgid();
         connection.owner.by = by;
         // SAFETY: the name stands at a multiple of 8.
         unsafe { record::put_halves(&raw mut connection.owner.comm, task.leader_comm()) };

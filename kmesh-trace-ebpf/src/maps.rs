@@ -222,10 +222,6 @@ pub type Note = Array<u32, 1>;
 #[btf_map]
 pub static KMESH_WALK: Note = Note::new();
 
-/// The process that walks, as the kernel numbers it; 0 before the first walk.
-#[btf_map]
-pub static KMESH_WALKER: Note = Note::new();
-
 /// 1 once an association began for which no storage could be had: a socket without storage may be one that the tracer could
 /// not keep track of.
 #[btf_map]

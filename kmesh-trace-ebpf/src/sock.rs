@@ -302,14 +302,19 @@ impl Task {
         self.task_flags() & PF_KTHREAD != 0
     }
 
-    /// The name of the thread-group leader, as two halves in memory order.
+    /// The thread's own name, as two halves in memory order.
+    #[inline(always)]
+    pub fn comm(self) -> [u64; 2] {
+        let comm = offset!(task_comm);
+        // SAFETY: `comm` is 16 bytes.
+        unsafe { [load(self.0, comm), load(self.0, comm + 8)] }
+    }
+
+    /// The name of the thread-group leader, likewise.
     #[inline(always)]
     pub fn leader_comm(self) -> [u64; 2] {
-        // SAFETY: every task points to its leader, and `comm` is 16 bytes.
-        unsafe {
-            let leader: *const c_void = load(self.0, offset!(task_group_leader));
-            [load(leader, offset!(task_comm)), load(leader, offset!(task_comm) + 8)]
-        }
+        // SAFETY: every task points to its leader.
+        Self(unsafe { load(self.0, offset!(task_group_leader)) }).comm()
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{Table, shared};
 
 /// The trials.
 pub fn table() -> Table {
-    Table::new("many").own("fifty_thousand", &[Need::Alone], fifty_thousand)
+    Table::new("many").own("fifty_thousand", &[Need::Alone, Need::EachRun], fifty_thousand)
 }
 
 /// One record, as far as a crowd is looked at.

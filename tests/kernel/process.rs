@@ -26,6 +26,7 @@ pub fn table() -> Table {
         .both("inherited_server", &[], inherited_server)
         .both("passed_client", &[], passed_client)
         .both("passed_server", &[], passed_server)
+        .both("let_go_by_a_walker", &[], let_go_by_a_walker)
         .both("passed_listener", &[], passed_listener)
         .both("passed_server_reset", &[], passed_server_reset)
         .both("connector_gone", &[], connector_gone)
@@ -265,6 +266,22 @@ fn passed_server(scene: &Scene, v: V) {
     drop(pair.client);
     let (out, inn) = ends(&pair.truth);
     scene.expect(&[out.ok("peer"), inn.ok("local").process(is(&other, &["close"]))]);
+}
+
+/// A tracer's walk may be the last to let go of a file, and so seem to close it. Any tracer's: they have a name for it.
+fn let_go_by_a_walker(scene: &Scene, v: V) {
+    let pair = pair(v);
+    exchange(&pair, 1000, 300);
+    let walker = named("kmesh-walk");
+    walker.hand("take s", &OwnedFd::from(pair.server));
+    walker.ask("close s");
+    assert_eq!(drain(&pair.client), 0);
+    drop(pair.client);
+    let (out, inn) = ends(&pair.truth);
+    scene.expect(&[
+        out.ok("peer").process(Proc::me(&["connect"])),
+        inn.ok("local").process(Proc::me(&["listener"])),
+    ]);
 }
 
 /// A worker of a server that listens before it divides: the worker accepts and closes.

@@ -31,6 +31,9 @@ pub enum Need {
     Tmux,
     /// Time and memory of a real machine.
     Big,
+    /// Programs that the kernel runs each time. Since 7.0 it preempts them, and skips runs meanwhile: rarely in real time, often
+    /// where a program takes as long as a time slice.
+    EachRun,
     /// A wall clock that may be stepped: that of a machine of its own.
     StepClock,
     /// No other scenario at the same time: it counts all that happens on the machine.
@@ -145,6 +148,14 @@ fn inside(probe: impl FnOnce() -> Result<(), String> + Send) -> Result<(), Strin
     net::in_namespace("probe", probe).unwrap_or_else(|_| Err("the probe itself failed".to_owned()))
 }
 
+/// Whether the kernel preempts programs at tracepoints: since 7.0.
+pub fn preempts_programs() -> bool {
+    let kernel = rustix::system::uname();
+    let release = kernel.release().to_string_lossy();
+    let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    major.expect("a kernel's release") >= 7
+}
+
 /// Why a scenario with these needs cannot run here.
 pub fn missing(needs: &[Need]) -> Result<(), String> {
     NAMESPACES.clone()?;
@@ -163,7 +174,10 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::StepClock if std::env::var_os("KMESH_TRACE_TEST_STEP_CLOCK").is_none_or(|value| value != "1") => {
                 return Err("KMESH_TRACE_TEST_STEP_CLOCK is not set".to_owned());
             }
-            Need::Big | Need::StepClock | Need::Alone => {}
+            Need::EachRun if super::small() && preempts_programs() => {
+                return Err("KMESH_TRACE_TEST_SMALL is set, and the kernel preempts programs".to_owned());
+            }
+            Need::Big | Need::EachRun | Need::StepClock | Need::Alone => {}
         }
     }
     Ok(())

@@ -5,13 +5,14 @@ use std::fs;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::thread;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
-use kmesh_trace_common::{Counters, Offsets, Prefilter, Prefix, Settings, Walked};
+use kmesh_trace_common::{Counters, Offsets, Prefilter, Prefix, Settings, WALKER, Walked};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -348,15 +349,31 @@ impl Kernel {
     }
 }
 
+const WALKING: &str = "walking the open sockets";
+
 impl Walker {
     /// One walk over the descriptors of all processes. Hands what the program tells to `take`, whole records one after
     /// another as [`super::reader::records`] wants them; `take` may end the walk.
-    pub fn walk(&mut self, mut take: impl FnMut(Vec<u8>) -> ControlFlow<()>) -> Result<(), StartError> {
-        const DOING: &str = "walking the open sockets";
+    pub fn walk(&mut self, take: impl FnMut(Vec<u8>) -> ControlFlow<()> + Send) -> Result<(), StartError> {
+        let name = WALKER.map(u64::to_ne_bytes);
+        let name = String::from_utf8_lossy(name.as_flattened())
+            .trim_end_matches('\0')
+            .to_owned();
+        thread::scope(|scope| {
+            let walk = thread::Builder::new()
+                .name(name)
+                .spawn_scoped(scope, || self.walk_here(take));
+            let walk = walk.map_err(|error| failed(WALKING, &error))?;
+            walk.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// [`Self::walk`], in a thread that is called [`WALKER`].
+    fn walk_here(&mut self, mut take: impl FnMut(Vec<u8>) -> ControlFlow<()>) -> Result<(), StartError> {
         self.walks += 1;
         self.number
             .set(0, self.walks, 0)
-            .map_err(|error| failed(DOING, &error))?;
+            .map_err(|error| failed(WALKING, &error))?;
         let (name, walk) = WALK;
         let program = program_mut::<Iter>(&mut self.ebpf, name)?;
         let link = program.attach().map_err(|error| refused(walk, &error))?;
@@ -364,7 +381,7 @@ impl Walker {
             .take_link(link)
             .map_err(|error| refused(walk, &error))?
             .into_file()
-            .map_err(|error| failed(DOING, &error))?;
+            .map_err(|error| failed(WALKING, &error))?;
         let mut bytes = Vec::with_capacity(WALK_BUFFER);
         loop {
             match rustix::io::read(&file, spare_capacity(&mut bytes)) {
@@ -372,7 +389,7 @@ impl Walker {
                 Ok(_) => {}
                 // After a million objects without output the kernel asks to be called again.
                 Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(error) => return Err(failed(DOING, &error)),
+                Err(error) => return Err(failed(WALKING, &error)),
             }
             let mut rest = Vec::with_capacity(WALK_BUFFER);
             let whole = bytes.len() - bytes.len() % size_of::<Walked>();

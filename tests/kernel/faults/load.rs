@@ -13,7 +13,7 @@ use crate::Table;
 use crate::many::{Seen, crowd, crowd_while, of_json};
 use crate::signals::{Beside, all_accounted};
 use crate::support::expect::moment;
-use crate::support::probe::Need;
+use crate::support::probe::{Need, preempts_programs};
 use crate::support::tracer::Tracer;
 use crate::support::{net, patience, schema, small};
 
@@ -105,14 +105,6 @@ fn two_tracers_under_load() {
         "over before it was interrupted at {interrupted:?}: {missing:#?}"
     );
     assert!(of_gone.len() < wanted.len(), "the load went on without it");
-}
-
-/// Kernels do since 7.0.
-fn preempts_programs() -> bool {
-    let kernel = rustix::system::uname();
-    let release = kernel.release().to_string_lossy();
-    let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    major.expect("a kernel's release") >= 7
 }
 
 /// Looks at the ring every 5 ms, and it takes ten records: most are lost. Each end is told, sorted out or counted, each
