@@ -33,6 +33,9 @@ pub fn matters(old: u8, new: u8) -> bool {
 /// second `program` ([`counter::STATE_AGAIN`]) does what the first was skipped for, and leaves at once otherwise.
 #[inline(always)]
 pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
+    if new == state::CLOSE && old == state::SYN_RECV && sock.skc_num() != 0 {
+        return superfluous(sock, program);
+    }
     // Then nothing is kept of it, and nothing need be looked up. What begins has not both its ports yet.
     if !matches!(new, state::SYN_SENT | state::SYN_RECV | state::LISTEN)
         && rejects_either_way(sock)
@@ -107,6 +110,19 @@ fn born(sock: Sock, program: u32) {
         && let Some(connection) = KMESH_SOCKETS.get_or_create_new(sock)
     {
         begin_accepted(connection, state::SYN_RECV, now(), program);
+    }
+}
+
+/// Two processors had segments of one handshake in hand, and each made a child: the kernel gives up the one that comes second to
+/// the table of connections. It was no connection. Whatever was in that table has lost its port when it changes to CLOSE;
+/// this one still has it.
+#[inline(always)]
+fn superfluous(sock: Sock, program: u32) {
+    if let Some(connection) = KMESH_SOCKETS.get(sock)
+        && connection.phase == phase::LIVE
+    {
+        connection.phase = phase::ENDED;
+        count(program, |counters| counters.open -= 1);
     }
 }
 

@@ -257,27 +257,27 @@ fn passed_client(scene: &Scene, v: V) {
 }
 
 fn passed_server(scene: &Scene, v: V) {
+    let (other, truth) = closed_by_another(v, "another");
+    let (out, inn) = ends(&truth);
+    scene.expect(&[out.ok("peer"), inn.ok("local").process(is(&other, &["close"]))]);
+}
+
+/// The server's end of a connection of this process is handed to one of that name, which closes it.
+fn closed_by_another(v: V, name: &str) -> (Actor, Truth) {
     let pair = pair(v);
     exchange(&pair, 1000, 300);
-    let other = named("another");
+    let other = named(name);
     other.hand("take s", &OwnedFd::from(pair.server));
     other.ask("close s");
     assert_eq!(drain(&pair.client), 0);
     drop(pair.client);
-    let (out, inn) = ends(&pair.truth);
-    scene.expect(&[out.ok("peer"), inn.ok("local").process(is(&other, &["close"]))]);
+    (other, pair.truth)
 }
 
 /// A tracer's walk may be the last to let go of a file, and so seem to close it. Any tracer's: they have a name for it.
 fn let_go_by_a_walker(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    let walker = named("kmesh-walk");
-    walker.hand("take s", &OwnedFd::from(pair.server));
-    walker.ask("close s");
-    assert_eq!(drain(&pair.client), 0);
-    drop(pair.client);
-    let (out, inn) = ends(&pair.truth);
+    let (_walker, truth) = closed_by_another(v, "kmesh-walk");
+    let (out, inn) = ends(&truth);
     scene.expect(&[
         out.ok("peer").process(Proc::me(&["connect"])),
         inn.ok("local").process(Proc::me(&["listener"])),

@@ -1,5 +1,7 @@
 //! Sockets with more than one life, Fast Open, MPTCP, a connection to itself, and what gives no record.
 
+mod handshake;
+
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::time::SystemTime;
@@ -30,6 +32,7 @@ pub fn table() -> Table {
         .both("deferred_accept_reset", &[], deferred_accept_reset)
         .both("mptcp", &[Need::Mptcp], mptcp)
         .both("mptcp_falls_back", &[Need::Mptcp], mptcp_falls_back)
+        .shared("two_processors_one_handshake", &[Need::Nft], handshake::two_processors)
         .shared("not_tcp", &[], not_tcp)
         .shared("security_policy", &[], security_policy)
 }

@@ -27,25 +27,36 @@ pub fn emulator(arch: Arch) -> Need {
     }
 }
 
-/// The kind of machine and processor, the device that is the second port, and what the kernel calls the two ports.
-fn hardware(arch: Arch) -> (&'static [&'static str], &'static [&'static str], [&'static str; 2]) {
-    match arch {
-        Arch::X86_64 => (
-            &["-M", "pc", "-cpu", "max"],
-            &["-serial", "file:/dev/fd/2"],
-            ["ttyS0", "ttyS1"],
-        ),
-        // "max" would authenticate pointers, at twice the time. The board has one port, and takes more by PCI.
-        Arch::Aarch64 => (
-            &["-M", "virt", "-cpu", "cortex-a76"],
-            &[
-                "-chardev",
-                "file,id=programs,path=/dev/fd/2",
-                "-device",
-                "pci-serial,chardev=programs",
-            ],
-            ["ttyAMA0", "ttyS0"],
-        ),
+/// What differs from one architecture's machine to another's.
+struct Hardware {
+    /// QEMU's options for board and processor.
+    board: [&'static str; 4],
+    /// QEMU's options for the second port, which is QEMU's standard error.
+    programs_port: &'static [&'static str],
+    /// What the kernel calls the two ports.
+    ports: [&'static str; 2],
+}
+
+impl Hardware {
+    fn of(arch: Arch) -> Self {
+        match arch {
+            Arch::X86_64 => Self {
+                board: ["-M", "pc", "-cpu", "max"],
+                programs_port: &["-serial", "file:/dev/fd/2"],
+                ports: ["ttyS0", "ttyS1"],
+            },
+            // "max" would authenticate pointers, at twice the time. The board has one port, and takes more by PCI.
+            Arch::Aarch64 => Self {
+                board: ["-M", "virt", "-cpu", "cortex-a76"],
+                programs_port: &[
+                    "-chardev",
+                    "file,id=programs,path=/dev/fd/2",
+                    "-device",
+                    "pci-serial,chardev=programs",
+                ],
+                ports: ["ttyAMA0", "ttyS0"],
+            },
+        }
     }
 }
 
@@ -144,14 +155,15 @@ impl Machine<'_> {
     fn start(&self) -> Result<Child> {
         let emulator = emulator(self.arch).program;
         let mut qemu = Command::new(emulator);
-        let (kind, second_port, [kernel_port, programs_port]) = hardware(self.arch);
+        let hardware = Hardware::of(self.arch);
+        let [kernel_port, programs_port] = hardware.ports;
         // One thread for both processors: with a thread each, QEMU 7.2 runs stale code where a guest patches its kernel's
         // text, which every attach of a tracer does, and the guest dies.
-        qemu.args(kind);
+        qemu.args(hardware.board);
         qemu.args(["-accel", "tcg,thread=single", "-smp", "2", "-m", "1024"]);
         qemu.args(["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]);
         // The kernel's port, then the programs'. QEMU has one standard output, so the second port is its standard error.
-        qemu.args(["-serial", "stdio"]).args(second_port);
+        qemu.args(["-serial", "stdio"]).args(hardware.programs_port);
         qemu.arg("-kernel").arg(self.image).arg("-initrd").arg(self.initramfs);
         // Since 7.0 the kernel preempts programs at tracepoints, and skips their runs for the other tasks of that CPU meanwhile.
         // Emulation, where a program takes as long as a time slice, would make one run in fifty of what on a machine is one in

@@ -1,0 +1,148 @@
+//! Two processors that work on segments of one handshake at the same time. No socket of this machine sends such segments when it
+//! is asked to, so they are made here, byte by byte.
+
+use std::hint::spin_loop;
+use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::SystemTime;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::support::expect::{Scene, Want};
+use crate::support::sock::{Span, Truth, V, error_of, listen};
+use crate::support::{net, small};
+use nix::errno::Errno;
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const FIRST_PORT: u16 = 20_000;
+/// The client's initial sequence number.
+const ISN: u32 = 1000;
+/// By which the packet filter knows ours from the kernel's own.
+const TTL: u8 = 63;
+
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+/// A segment of the client's.
+struct Segment {
+    from: SocketAddrV4,
+    to: SocketAddrV4,
+    seq: u32,
+    ack: u32,
+    flags: u8,
+}
+
+impl Segment {
+    /// As it is on the wire; the kernel fills in the length and the sum of the first header.
+    fn packet(&self) -> [u8; 40] {
+        let mut packet = [0; 40];
+        packet[0] = 0x45;
+        packet[8] = TTL;
+        packet[9] = 6;
+        packet[12..16].copy_from_slice(&self.from.ip().octets());
+        packet[16..20].copy_from_slice(&self.to.ip().octets());
+        let tcp = &mut packet[20..];
+        tcp[0..2].copy_from_slice(&self.from.port().to_be_bytes());
+        tcp[2..4].copy_from_slice(&self.to.port().to_be_bytes());
+        tcp[4..8].copy_from_slice(&self.seq.to_be_bytes());
+        tcp[8..12].copy_from_slice(&self.ack.to_be_bytes());
+        tcp[12] = 5 << 4;
+        tcp[13] = self.flags;
+        tcp[14..16].copy_from_slice(&8192_u16.to_be_bytes());
+        // The addresses, the protocol and the length belong to what is summed up.
+        let words = packet[12..]
+            .chunks(2)
+            .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+        let sum: u32 = words.sum::<u32>() + 6 + 20;
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        packet[36..38].copy_from_slice(&sum.to_be_bytes());
+        packet
+    }
+}
+
+/// The ACK that ends a handshake comes twice at one instant, on two processors. Each makes a socket of it, of which the kernel
+/// gives up one: there is one connection, and one record.
+pub fn two_processors(scene: &Scene) {
+    let rounds = if small() { 40 } else { 400 };
+    // The kernel's own client knows nothing of these connections.
+    net::rules(&[&format!(
+        "ip saddr {CLIENT} ip ttl != {TTL} tcp flags & rst == rst drop"
+    )]);
+    let listener = listen(V::Four);
+    let SocketAddr::V4(to) = listener.local_addr().unwrap() else {
+        unreachable!("an address of IPv4")
+    };
+    let raw = |protocol| Socket::new(Domain::IPV4, Type::RAW, Some(protocol)).unwrap();
+    let (sender, answers) = (raw(Protocol::from(255)), raw(Protocol::TCP));
+    let send = |segment: &Segment| {
+        let sent = sender.send_to(&segment.packet(), &to.into()).unwrap();
+        assert_eq!(sent, 40);
+    };
+    let wants: Vec<Want> = (0..rounds)
+        .map(|round| {
+            let segment = |seq, ack, flags| Segment {
+                from: SocketAddrV4::new(CLIENT, FIRST_PORT + round),
+                to,
+                seq,
+                ack,
+                flags,
+            };
+            let before = SystemTime::now();
+            let connect = segment(ISN, 0, SYN);
+            send(&connect);
+            let ack = segment(ISN + 1, answered(&answers, connect.from) + 1, ACK);
+            at_once(|| send(&ack));
+            let (server, peer) = listener.accept().unwrap();
+            assert_eq!(peer, connect.from.into());
+            let open = Span {
+                before,
+                after: SystemTime::now(),
+            };
+            send(&segment(ISN + 1, 0, RST));
+            assert_eq!(error_of(&server), Errno::ECONNRESET);
+            let truth = Truth {
+                src: peer,
+                dst: to.into(),
+                connect: open.clone(),
+                open,
+            };
+            truth.inbound().reset_by_peer().by(&["listener"])
+        })
+        .collect();
+    scene.expect(&wants);
+}
+
+/// Two threads do it as nearly at one instant as two processors can.
+fn at_once(what: impl Fn() + Sync) {
+    let ready = AtomicUsize::new(0);
+    let together = || {
+        ready.fetch_add(1, Ordering::AcqRel);
+        while ready.load(Ordering::Acquire) < 2 {
+            spin_loop();
+        }
+        what();
+    };
+    thread::scope(|scope| {
+        scope.spawn(together);
+        together();
+    });
+}
+
+/// The sequence number of the SYN-ACK to this address.
+fn answered(answers: &Socket, to: SocketAddrV4) -> u32 {
+    let mut packet = [MaybeUninit::uninit(); 256];
+    loop {
+        let length = answers.recv(&mut packet).unwrap();
+        // SAFETY: so many bytes have been written.
+        let packet = unsafe { packet[..length].assume_init_ref() };
+        // The kernel's own segments have options, but its first header has none.
+        let tcp = &packet[20..];
+        if tcp[2..4] == to.port().to_be_bytes() && tcp[13] == SYN | ACK {
+            return u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+        }
+    }
+}
