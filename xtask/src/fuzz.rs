@@ -63,8 +63,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let program = target.join(TARGET).join("release").join(&name);
         let mut fuzzer = Command::new(program);
         fuzzer.arg(format!("-max_total_time={}", args.seconds)).args(LIMITS);
+        // Else it prints a line for whatever is new to it.
         fuzzer
-            .arg("-print_final_stats=1")
+            .args(["-verbosity=0", "-print_final_stats=1"])
             .arg(format!("-artifact_prefix={}/", target.display()));
         fuzzer.arg(work).arg(folder.join("corpus").join(&name));
         let status = fuzzer.status().with_context(|| format!("cannot run {name}"))?;

@@ -14,6 +14,7 @@ use aya::programs::{BtfTracePoint, Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use kmesh_trace_common::{Counters, Offsets, Prefilter, Prefix, Settings, WALKER, Walked};
 use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{MembarrierCommand, membarrier};
@@ -301,14 +302,18 @@ impl Kernel {
         Ok(())
     }
 
-    /// Hands the records on the ring to `take` until there is none, or `take` says to stop; true when there is none.
+    /// Hands the records on the ring to `take` until there is none, or `take` says to stop; true when there is none, nor one
+    /// that a program is still writing.
     pub fn drain(&mut self, mut take: impl FnMut(&[u8]) -> bool) -> bool {
         while let Some(record) = self.ring.next() {
             if !take(&record) {
                 return false;
             }
         }
-        true
+        // One that a program has begun ends the loop as well: for long where the kernel preempts it, or its CPU stands still.
+        // What it will tell of has happened, though, so nothing later may pass for all there was.
+        let mut ring = [PollFd::from_borrowed_fd(self.ring.as_fd(), PollFlags::IN)];
+        poll(&mut ring, Some(&Timespec::default())).is_ok_and(|readable| readable == 0)
     }
 
     /// Readable when there are records.

@@ -2,7 +2,7 @@
 //! is asked to, so they are made here, byte by byte.
 
 use std::hint::spin_loop;
-use std::mem::MaybeUninit;
+use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -107,7 +107,7 @@ pub fn two_processors(scene: &Scene) {
             let truth = Truth {
                 src: peer,
                 dst: to.into(),
-                connect: open.clone(),
+                connect: open,
                 open,
             };
             truth.inbound().reset_by_peer().by(&["listener"])
@@ -134,13 +134,11 @@ fn at_once(what: impl Fn() + Sync) {
 
 /// The sequence number of the SYN-ACK to this address.
 fn answered(answers: &Socket, to: SocketAddrV4) -> u32 {
-    let mut packet = [MaybeUninit::uninit(); 256];
+    let (mut answers, mut packet) = (answers, [0; 256]);
     loop {
-        let length = answers.recv(&mut packet).unwrap();
-        // SAFETY: so many bytes have been written.
-        let packet = unsafe { packet[..length].assume_init_ref() };
+        let length = answers.read(&mut packet).unwrap();
         // The kernel's own segments have options, but its first header has none.
-        let tcp = &packet[20..];
+        let tcp = &packet[20..length];
         if tcp[2..4] == to.port().to_be_bytes() && tcp[13] == SYN | ACK {
             return u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
         }
