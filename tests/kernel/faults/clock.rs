@@ -63,12 +63,14 @@ impl Drop for WallClock {
     }
 }
 
-/// Both ends of a connection of its own port.
+/// Both ends of a connection. The kernel may give a listener's port away again: both ports are looked at.
 fn ends(tracer: &Tracer, truth: &Truth) -> [Rec; 2] {
     let both = |records: &[Rec]| {
         let of_it = |direction: &str| {
-            let is_it =
-                |rec: &&Rec| rec.value["dst"]["port"] == truth.dst.port() && rec.value["direction"] == direction;
+            let is_it = |rec: &&Rec| {
+                let [src, dst] = ["src", "dst"].map(|end| &rec.value[end]["port"]);
+                *src == truth.src.port() && *dst == truth.dst.port() && rec.value["direction"] == direction
+            };
             records.iter().find(is_it).cloned()
         };
         Some([of_it("outbound")?, of_it("inbound")?])
@@ -172,7 +174,10 @@ fn noticed(tracer: &Tracer, back: bool) {
 fn windows(lines: &Lines, told: &[(Truth, Span)]) {
     const WINDOW: Duration = Duration::from_secs(1);
     for (truth, closed) in told {
-        let its = |line: &&Value| line["group"]["dst"]["port"] == truth.dst.port() && number(line, "closed") > 0;
+        let its = |line: &&Value| {
+            let [src, dst] = ["src", "dst"].map(|end| &line["group"][end]["port"]);
+            *src == truth.src.port() && *dst == truth.dst.port() && number(line, "closed") > 0
+        };
         let found = lines.wait(|lines| {
             let found: Vec<_> = lines.iter().filter(its).cloned().collect();
             (found.len() >= 2).then_some(found)
