@@ -12,12 +12,12 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
+use crate::host::RUSTC;
+
 const PACKAGE: &str = "kmesh-trace-ebpf";
 const OBJECT: &str = "kmesh-trace-ebpf/kmesh-trace.bpf.o";
 const PROVENANCE: &str = "kmesh-trace-ebpf/kmesh-trace.bpf.provenance";
 const TARGET: &str = "bpfel-unknown-none";
-/// Debian's compiler, which ships a prebuilt `core` for eBPF; the stable toolchain has none.
-const RUSTC: &str = "/usr/bin/rustc";
 const STRIP: &str = "/usr/lib/llvm-22/bin/llvm-strip";
 /// What is compiled into the object, beside its dependencies.
 const SOURCES: [&str; 4] = [

@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
+use crate::arch::Arch;
 use crate::counts::Counts;
 use crate::host::{self, Need};
 
@@ -35,6 +36,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     host::ensure(NEEDS)?;
     let folder = host::root().join(FOLDER);
     let target = host::target_dir().join("fuzz");
+    let here = Arch::here().context("this machine is no architecture that the tool is built for")?;
     // What cargo-fuzz asks of the compiler, but for the sanitizers, which stable Rust has not.
     let flags = [
         "-Cpasses=sancov-module",
@@ -51,7 +53,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .args(["build", "--release", "--manifest-path"])
         .arg(folder.join("Cargo.toml"));
     // Naming the target keeps the flags away from build scripts and macros.
-    cargo.args(["--target", TARGET, "--target-dir"]).arg(&target);
+    cargo.args(["--target", here.target(), "--target-dir"]).arg(&target);
     cargo.env("RUSTFLAGS", flags.join(" "));
     host::succeed(&mut cargo)?;
 
@@ -60,7 +62,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         println!("{name}: {} s", args.seconds);
         let work = target.join("corpus").join(&name);
         fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
-        let program = target.join(TARGET).join("release").join(&name);
+        let program = target.join(here.target()).join("release").join(&name);
         let mut fuzzer = Command::new(program);
         fuzzer.arg(format!("-max_total_time={}", args.seconds)).args(LIMITS);
         // Else it prints a line for whatever is new to it.
@@ -74,8 +76,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     println!("{counts}");
     Ok(counts.exit_code())
 }
-
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Those that were named; all, when none was.
 fn targets(folder: &Path, named: &[String]) -> Result<Vec<String>> {

@@ -14,6 +14,9 @@ pub struct Need {
     pub package: &'static str,
 }
 
+/// Debian's compiler: Debian has prebuilt libraries for what the stable toolchain has none for, eBPF and other architectures.
+pub const RUSTC: &str = "/usr/bin/rustc";
+
 /// What the kernel tests call, here and in a test machine.
 pub const TEST_TOOLS: &[Need] = &[
     Need {

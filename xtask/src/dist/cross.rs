@@ -7,9 +7,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::arch::Arch;
-use crate::host;
-
-const RUSTC: &str = "/usr/bin/rustc";
+use crate::host::{self, RUSTC};
 
 /// Makes cargo build with them. Root on Debian gets what is missing, anyone else is told.
 pub fn compile(cargo: &mut Command, arch: Arch) -> Result<()> {
