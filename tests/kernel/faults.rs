@@ -76,16 +76,14 @@ fn started_again_and_again() {
     wait_until("the kernel has let go of all", || bpf::alive(&left).is_empty());
 }
 
-/// At each stage.
+/// At each stage: with nothing in the kernel yet, and as each of its objects is there.
 fn killed_while_starting() {
-    const STEPS: u32 = 50;
-    let began = Instant::now();
     let tracer = Start::new(&["-o", "none"]).tracing();
-    let whole = began.elapsed();
+    let all = bpf::objects_of(tracer.pid).len();
+    assert!(all > 10, "{all} objects");
     tracer.interrupt();
     let mut seen = Vec::new();
-    let mut begun = 0;
-    for step in 0..STEPS {
+    for stage in 0..=all {
         let mut child = Command::new(binary())
             .args(["--no-resolve", "-o", "none"])
             .stdin(Stdio::null())
@@ -93,14 +91,16 @@ fn killed_while_starting() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        thread::sleep(whole * step / STEPS);
-        let objects = bpf::objects_of(Pid::from_raw(child.id() as i32));
+        let pid = Pid::from_raw(child.id() as i32);
+        let mut objects = Vec::new();
+        wait_until("it has come to this stage", || {
+            objects = bpf::objects_of(pid);
+            objects.len() >= stage
+        });
         child.kill().unwrap();
         child.wait().unwrap();
-        begun += usize::from(!objects.is_empty());
         seen.extend(objects);
     }
-    assert!(begun > 10, "{begun} were killed with something in the kernel");
     wait_until("the kernel has let go of all", || bpf::alive(&seen).is_empty());
 }
 
