@@ -275,6 +275,8 @@ pub struct Offsets {
     pub skc_num: u32,
     /// `sock_common.skc_dport` in `sock` (be16).
     pub skc_dport: u32,
+    /// `sock_common.skc_cookie` in `sock` (u64): 0 in a socket whose cookie nobody has asked for.
+    pub skc_cookie: u32,
     /// `sock_common.skc_daddr` in `sock` (be32).
     pub skc_daddr: u32,
     /// `sock_common.skc_rcv_saddr` in `sock` (be32).

@@ -1,15 +1,14 @@
 //! The life of a connection, told by the changes of its socket's state.
 //!
-//! Most changes need nothing and leave at once. What is noted is kept in the socket's own storage, unless the filter is
+//! Most changes need nothing and leave at once. What is noted is kept while the socket lives ([`kept`]), unless the filter is
 //! certain to sort the connection out: then nothing is kept at all, and its end is only counted.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, WALKER, counter, owner, state};
 
 use crate::filter::{rejects, rejects_children, rejects_either_way};
-use crate::maps::{
-    Connection, KMESH_MISSED, KMESH_SOCKETS, KMESH_TURNED, KMESH_WALK, SEEDED, count, note, noted, phase,
-};
+use crate::kept::{self, Connection, SEEDED, phase};
+use crate::maps::{KMESH_MISSED, KMESH_TURNED, KMESH_WALK, count, note, noted};
 use crate::record;
 use crate::sock::{Sock, Task, TaskFile};
 
@@ -33,8 +32,8 @@ pub fn matters(old: u8, new: u8) -> bool {
 /// second `program` ([`counter::STATE_AGAIN`]) does what the first was skipped for, and leaves at once otherwise.
 #[inline(always)]
 pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
-    if new == state::CLOSE && old == state::SYN_RECV && sock.skc_num() != 0 {
-        return superfluous(sock, program);
+    if new == state::CLOSE && old == state::SYN_RECV && sock.skc_num() != 0 && is_superfluous(sock, program) {
+        return;
     }
     // Then nothing is kept of it, and nothing need be looked up. What begins has not both its ports yet.
     if !matches!(new, state::SYN_SENT | state::SYN_RECV | state::LISTEN)
@@ -46,7 +45,7 @@ pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
         }
         return;
     }
-    if program == counter::STATE_AGAIN && KMESH_SOCKETS.get(sock).is_some_and(|connection| connection.seen == new) {
+    if program == counter::STATE_AGAIN && kept::get(sock).is_some_and(|connection| connection.seen == new) {
         return;
     }
     match new {
@@ -70,7 +69,7 @@ fn connecting(sock: Sock, program: u32) {
         }
         note(&KMESH_TURNED, 1);
     }
-    let Some(connection) = KMESH_SOCKETS.get_or_create_new(sock) else {
+    let Some(connection) = kept::get_or_create_client(sock) else {
         return note(&KMESH_MISSED, 1);
     };
     if connection.phase == phase::LIVE {
@@ -107,7 +106,7 @@ fn born(sock: Sock, program: u32) {
     // The child still is a copy of its listener, with no addresses of its own.
     if !rejects_children(sock)
         && sock.tcp().is_some_and(|tcp| tcp.fastopen_max_qlen() > 0)
-        && let Some(connection) = KMESH_SOCKETS.get_or_create_new(sock)
+        && let Some(connection) = kept::get_or_create_inherited(sock)
     {
         begin_accepted(connection, state::SYN_RECV, now(), program);
     }
@@ -115,14 +114,20 @@ fn born(sock: Sock, program: u32) {
 
 /// Two processors had segments of one handshake in hand, and each made a child: the kernel gives up the one that comes second to
 /// the table of connections. It was no connection. Whatever was in that table has lost its port when it changes to CLOSE;
-/// this one still has it.
+/// this one still has it. So has a client that chose its port itself, and that got a SYN for its SYN.
 #[inline(always)]
-fn superfluous(sock: Sock, program: u32) {
-    if let Some(connection) = KMESH_SOCKETS.get(sock)
-        && connection.phase == phase::LIVE
-    {
-        connection.phase = phase::ENDED;
-        count(program, |counters| counters.open -= 1);
+fn is_superfluous(sock: Sock, program: u32) -> bool {
+    match kept::get(sock) {
+        Some(connection) if connection.phase == phase::LIVE => {
+            if connection.flags & FLAG_ACTIVE != 0 {
+                return false;
+            }
+            connection.phase = phase::ENDED;
+            count(program, |counters| counters.open -= 1);
+            true
+        }
+        Some(connection) if connection.phase == phase::LISTENER => true,
+        _ => !looks_connected(sock),
     }
 }
 
@@ -130,7 +135,7 @@ fn superfluous(sock: Sock, program: u32) {
 #[inline(always)]
 fn established(sock: Sock, old: u8, program: u32) {
     let now = now();
-    let connection = match KMESH_SOCKETS.get(sock) {
+    let connection = match kept::get(sock) {
         Some(connection) if connection.phase == phase::LIVE => connection,
         // It was connecting when tracing began and no walk has met it, or it is filtered out, or its beginning was skipped.
         known if old == state::SYN_SENT => {
@@ -147,7 +152,7 @@ fn established(sock: Sock, old: u8, program: u32) {
             if !looks_connected(sock) && rejects(sock, false) {
                 return;
             }
-            match copied.or_else(|| KMESH_SOCKETS.get_or_create_new(sock)) {
+            match copied.or_else(|| kept::get_or_create_inherited(sock)) {
                 Some(connection) => {
                     begin_accepted(connection, state::ESTABLISHED, now, program);
                     connection
@@ -180,7 +185,7 @@ fn begin_accepted(connection: &mut Connection, state: u8, now: u64, program: u32
 /// This end sends its FIN: close() or shutdown(), in the system call of the program itself.
 #[inline(always)]
 fn closing(sock: Sock, new: u8, program: u32) {
-    let connection = match KMESH_SOCKETS.get(sock) {
+    let connection = match kept::get(sock) {
         Some(connection) if connection.phase == phase::LIVE => connection,
         known => {
             if rejects(sock, looks_connected(sock)) {
@@ -200,7 +205,7 @@ fn closing(sock: Sock, new: u8, program: u32) {
 /// It is over.
 #[inline(always)]
 fn closed(sock: Sock, old: u8, program: u32) {
-    let connection = match KMESH_SOCKETS.get(sock) {
+    let connection = match kept::get(sock) {
         Some(connection) if connection.phase == phase::LIVE => {
             // More may be known now than when it began.
             if rejects(sock, connection.flags & FLAG_ACTIVE != 0) {
@@ -269,19 +274,20 @@ fn filtered(sock: Sock, old: u8, program: u32) {
 /// The socket goes: `tcp_destroy_sock`. If its end has not been told, the kernel skipped the program at its close.
 #[inline(always)]
 pub fn destroyed(sock: Sock) {
-    if let Some(connection) = KMESH_SOCKETS.get(sock)
+    if let Some(connection) = kept::get(sock)
         && connection.phase == phase::LIVE
     {
         let last = connection.last_state;
         count(counter::DESTROY, |counters| counters.second_chances += 1);
         end(sock, connection, last, FLAG_SECOND_CHANCE, counter::DESTROY);
     }
+    kept::free(sock);
 }
 
 /// A RST was sent: `tcp_send_reset`. The kernel sends it after the change to CLOSE that the same segment caused.
 #[inline(always)]
 pub fn reset_sent(sock: Sock) {
-    if let Some(connection) = KMESH_SOCKETS.get(sock)
+    if let Some(connection) = kept::get(sock)
         && connection.phase == phase::ENDED
         && matches!(connection.last_state, state::FIN_WAIT1 | state::FIN_WAIT2)
     {
@@ -301,7 +307,7 @@ pub fn met(visit: TaskFile, sock: Sock, task: Task) {
         return;
     }
     let walk = noted(&KMESH_WALK);
-    let connection = match KMESH_SOCKETS.get(sock) {
+    let connection = match kept::get(sock) {
         Some(connection) => {
             own(connection, task, owner::SCAN);
             connection
@@ -312,9 +318,8 @@ pub fn met(visit: TaskFile, sock: Sock, task: Task) {
         },
     };
     // The first walk only seeds. A socket may be held by several descriptors.
-    if walk > 1 && connection.phase == phase::LIVE && connection.walk != walk && record::update(visit, sock, connection)
-    {
-        connection.walk = walk;
+    if walk > 1 && connection.phase == phase::LIVE && connection.walk != walk {
+        record::update(visit, sock, connection, walk);
     }
 }
 
@@ -331,7 +336,7 @@ fn seed(sock: Sock, task: Task, state: u8) -> Option<&'static mut Connection> {
     seeded.last_state = state;
     own(&mut seeded, task, owner::SCAN);
     // Whoever makes the storage first, a change of state or this walk, the other one finds it.
-    match KMESH_SOCKETS.get_or_create(sock, &seeded) {
+    match kept::get_or_create(sock, &seeded) {
         Some(connection) => {
             if connection.flags & SEEDED != 0 {
                 count(counter::WALK, |counters| counters.open += 1);
@@ -351,7 +356,7 @@ fn listening(sock: Sock, task: Task) {
     if rejects_children(sock) {
         return;
     }
-    if let Some(connection) = KMESH_SOCKETS.get_or_create_new(sock) {
+    if let Some(connection) = kept::get_or_create_inherited(sock) {
         connection.phase = phase::LISTENER;
         connection.seen = state::LISTEN;
         // Of several programs that hold a listener the first found counts, but not the one that only handed it on
@@ -403,7 +408,7 @@ fn adopt(sock: Sock, known: Option<&'static mut Connection>, program: u32) -> Op
     }
     let mut initial = unseen(sock);
     initial.flags &= !SEEDED;
-    let connection = KMESH_SOCKETS.get_or_create(sock, &initial)?;
+    let connection = kept::get_or_create(sock, &initial)?;
     if connection.flags & SEEDED == 0 {
         count(program, |counters| counters.open += 1);
     }

@@ -3,7 +3,7 @@
 //! A connection's life is carried by one hook, `inet_sock_set_state`; [`connection`] tells that story. `tcp_destroy_sock`
 //! is the second chance for closes that the kernel skipped the first program for, `tcp_send_reset` settles what a close
 //! alone cannot tell, and the `task_file` iterator seeds the sockets that were open before.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
@@ -12,6 +12,8 @@ fn main() {}
 mod connection;
 #[cfg(target_arch = "bpf")]
 mod filter;
+#[cfg(target_arch = "bpf")]
+mod kept;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]

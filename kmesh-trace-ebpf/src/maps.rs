@@ -1,130 +1,15 @@
-//! The maps: the ring that carries records, what is known of each socket, and the counters.
+//! The maps that all programs share: the ring that carries records, the filter, and the counters.
 
 use core::ffi::c_void;
 use core::ptr;
 
-use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type};
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
-use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::macros::btf_map;
-use kmesh_trace_common::{Counters, MAX_CGROUPS, Owner, Prefilter, Settings, Snapshot, Walked, counter};
+use kmesh_trace_common::{Counters, MAX_CGROUPS, Prefilter, Settings, Snapshot, Walked, counter};
 
-use crate::sock::{Address, Sock};
-
-/// How far a socket's association is. All zero in a socket that has none yet.
-pub mod phase {
-    /// Listening; also what a child starts with, since it begins with a copy of its listener's storage.
-    pub const LISTENER: u8 = 1;
-    /// Connecting, connected or closing.
-    pub const LIVE: u8 = 2;
-    /// Ended, and told.
-    pub const ENDED: u8 = 3;
-}
-
-/// [`Connection::flags`], beside the `FLAG_*` of a record: a walk made this storage.
-pub const SEEDED: u8 = 1 << 7;
-
-/// What is kept on a socket while it lives. It dies with the socket, so it can neither leak nor be another's.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Connection {
-    pub start_ns: u64,
-    pub established_ns: u64,
-    /// The newest buffer on the error queue when the association began: what is there from before is not about it.
-    pub stale_error: u64,
-    pub owner: Owner,
-    pub association: u32,
-    pub phase: u8,
-    pub flags: u8,
-    /// The last state noted; not each is.
-    pub last_state: u8,
-    /// The state of the last change that a program was run for, of those that matter.
-    pub seen: u8,
-    /// The last walk that met it.
-    pub walk: u32,
-    pub pad2: u32,
-}
-
-impl Connection {
-    pub const NEW: Self = Self {
-        start_ns: 0,
-        established_ns: 0,
-        stale_error: 0,
-        owner: Owner {
-            pid: 0,
-            by: 0,
-            pad: [0; 3],
-            comm: [0; 16],
-        },
-        association: 0,
-        phase: 0,
-        flags: 0,
-        last_state: 0,
-        seen: 0,
-        walk: 0,
-        pad2: 0,
-    };
-}
-
-/// aya's own type cannot be given BPF_F_CLONE, nor a socket that comes from a tracepoint.
-#[repr(C)]
-pub struct SocketStorage {
-    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize],
-    key: *const i32,
-    value: *const Connection,
-    max_entries: *const [i32; 0],
-    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
-}
-
-// SAFETY: the pointers only describe the map to the loader; nothing follows them.
-unsafe impl Sync for SocketStorage {}
-
-impl SocketStorage {
-    const fn new() -> Self {
-        Self {
-            r#type: ptr::null(),
-            key: ptr::null(),
-            value: ptr::null(),
-            max_entries: ptr::null(),
-            map_flags: ptr::null(),
-        }
-    }
-
-    /// What is kept on this socket.
-    #[inline(always)]
-    pub fn get(&self, sock: Sock) -> Option<&'static mut Connection> {
-        self.look_up(sock, ptr::null(), 0)
-    }
-
-    /// What is kept on this socket; all zero ([`Connection::NEW`]) if nothing was, which the kernel sees to. None when it
-    /// refuses.
-    #[inline(always)]
-    pub fn get_or_create_new(&self, sock: Sock) -> Option<&'static mut Connection> {
-        self.look_up(sock, ptr::null(), BPF_SK_STORAGE_GET_F_CREATE.into())
-    }
-
-    /// What is kept on this socket, `initial` if nothing was. None when the kernel refuses (`net.core.optmem_max`).
-    #[inline(always)]
-    pub fn get_or_create(&self, sock: Sock, initial: &Connection) -> Option<&'static mut Connection> {
-        self.look_up(sock, initial, BPF_SK_STORAGE_GET_F_CREATE.into())
-    }
-
-    #[inline(always)]
-    fn look_up(&self, sock: Sock, initial: *const Connection, flags: u64) -> Option<&'static mut Connection> {
-        let map = ptr::from_ref(self).cast_mut().cast::<c_void>();
-        // SAFETY: the map is a socket storage, the socket a typed pointer that the verifier vouches for, and `initial`
-        // null or a whole value. The kernel returns null or the value, which lives as long as the socket: longer than
-        // this run of the program. The state changes of one socket exclude each other by its lock.
-        unsafe {
-            bpf_sk_storage_get(map, sock.as_ptr(), initial.cast_mut().cast(), flags)
-                .cast::<Connection>()
-                .as_mut()
-        }
-    }
-}
-
-#[btf_map]
-pub static KMESH_SOCKETS: SocketStorage = SocketStorage::new();
+use crate::sock::Address;
 
 /// The records. User space sets the size.
 #[btf_map]

@@ -8,7 +8,8 @@ use kmesh_trace_common::{
     state,
 };
 
-use crate::maps::{Connection, KMESH_EVENTS, count, phase, scratch, tells_opens};
+use crate::kept::{self, Connection, phase};
+use crate::maps::{KMESH_EVENTS, count, scratch, tells_opens};
 use crate::sock::{Sock, TaskFile, Tcp, error_details};
 
 /// How often a walk tries to read a socket that is in use before it takes what it has.
@@ -100,32 +101,37 @@ pub fn open(sock: Sock, connection: &Connection, old_state: u8, slot: u32) {
     count(slot, |counters| counters.opens += 1);
 }
 
-/// Tells a walk how an association stands. False when there is no room now.
+/// Tells a walk, once, how an association stands.
 ///
-/// Nothing holds the socket meanwhile. So it is read until nothing was inside it before or after and nothing moved; a
-/// FIN that is counted already but not yet noted would otherwise pass for a byte of payload.
+/// Nothing holds the socket meanwhile. So what its bytes are computed from is read until nothing was inside the socket before
+/// or after and nothing moved; a FIN that is counted already but not yet noted would otherwise pass for a byte of payload.
 #[inline(always)]
-pub fn update(visit: TaskFile, sock: Sock, connection: &Connection) -> bool {
-    let Some(tcp) = sock.tcp() else { return true };
-    let Some(walked) = scratch() else { return true };
+pub fn update(visit: TaskFile, sock: Sock, connection: &Connection, walk: u32) {
+    let (Some(tcp), Some(walked)) = (sock.tcp(), scratch()) else {
+        return;
+    };
     // SAFETY: this CPU's own.
     let record = unsafe {
         (*walked).length = size_of::<Snapshot>() as u64;
         &raw mut (*walked).snapshot
     };
+    let event = Event {
+        kind: KIND_UPDATE,
+        old_state: 0,
+        flags: 0,
+        ee_errno: 0,
+        ee_origin: 0,
+    };
+    fill(record, sock, tcp, connection, &event);
     for _ in 0..TRIES {
         let locked = sock.is_locked();
         let state = sock.skc_state();
-        let event = Event {
-            kind: KIND_UPDATE,
-            old_state: state,
-            flags: 0,
-            ee_errno: 0,
-            ee_origin: 0,
-        };
-        fill(record, sock, tcp, connection, &event);
+        fill_bytes(record, sock, tcp);
         // SAFETY: this CPU's own.
-        let read = unsafe { &*record };
+        let read = unsafe {
+            (*record).old_state = state;
+            &*record
+        };
         let same = read.bytes_acked == tcp.bytes_acked()
             && read.snd_una == tcp.snd_una()
             && read.write_seq == tcp.write_seq()
@@ -134,29 +140,42 @@ pub fn update(visit: TaskFile, sock: Sock, connection: &Connection) -> bool {
             && state == sock.skc_state();
         if state == state::CLOSE {
             // Its end is told elsewhere.
-            return true;
+            return;
         }
         if same && !locked && !sock.is_locked() {
             break;
         }
     }
+    // Looked up again, so that the verifier need not go through all of the above for each place where it may be kept.
+    let Some(connection) = kept::get(sock) else { return };
     // The kernel changes the state only once the programs have been run: what looks open may have been told as ended before
     // this was read, and what looks as if it were connecting as established. Both are noted first and timed then; here it is
     // the other way round. The next walk tells what is left of it.
     // SAFETY: reads through a reference. Volatile, because another CPU may have written them.
-    let (phase_now, established_ns) = unsafe {
+    let (phase_now, association, established_ns) = unsafe {
         (
             ptr::read_volatile(&raw const connection.phase),
+            ptr::read_volatile(&raw const connection.association),
             ptr::read_volatile(&raw const connection.established_ns),
         )
     };
     // SAFETY: this CPU's own.
-    let is_connecting = matches!(unsafe { (*record).old_state }, state::SYN_SENT | state::SYN_RECV);
-    if phase_now != phase::LIVE || is_connecting && established_ns != 0 {
-        return true;
+    let (told, is_connecting) = unsafe {
+        let told = (*record).association;
+        (told, matches!((*record).old_state, state::SYN_SENT | state::SYN_RECV))
+    };
+    if phase_now != phase::LIVE || association != told || is_connecting && established_ns != 0 {
+        return;
     }
     // SAFETY: this CPU's own.
-    visit.write(unsafe { &*walked })
+    let is_written = unsafe {
+        (*record).established_ns = established_ns;
+        visit.write(&*walked)
+    };
+    // Where there was no room now, the kernel calls again for the same descriptor.
+    if is_written {
+        connection.walk = walk;
+    }
 }
 
 /// Tells of the RST that settles how a connection ended.
@@ -174,45 +193,46 @@ pub fn reset(sock: Sock, connection: &Connection) {
     count(counter::RESET, |counters| counters.resets += 1);
 }
 
+/// Writes fields where they are to stand.
+macro_rules! put {
+    ($record:expr; $($field:ident: $value:expr,)*) => {
+        $(
+            let value = $value;
+            // SAFETY: a field of a whole record.
+            unsafe { ptr::write_volatile(&raw mut (*$record).$field, value) };
+        )*
+    };
+}
+
 #[inline(always)]
 fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: &Connection, event: &Event) {
-    /// Writes one field where it stands.
-    macro_rules! put {
-        ($($field:ident: $value:expr,)*) => {
-            $(
-                let value = $value;
-                // SAFETY: a field of a whole record.
-                unsafe { ptr::write_volatile(&raw mut (*record).$field, value) };
-            )*
-        };
+    // What is kept comes first, and is not asked again: all else the verifier then need not go through for each place where
+    // that may be.
+    // SAFETY: a field of a whole record, at a multiple of 8.
+    unsafe { put_owner(&raw mut (*record).owner, &raw const connection.owner) };
+    put! { record;
+        start_ns: connection.start_ns,
+        established_ns: connection.established_ns,
+        association: connection.association,
+        flags: connection.flags & (FLAG_ACTIVE | FLAG_PREEXISTING) | event.flags,
     }
-    put! {
+    fill_bytes(record, sock, tcp);
+    put! { record;
         kind: event.kind,
         netns: sock.netns(),
         time_ns: now(),
-        start_ns: connection.start_ns,
-        established_ns: connection.established_ns,
         cookie: sock.cookie(),
         cgroup_id: sock.cgroup_id(),
-        bytes_acked: tcp.bytes_acked(),
-        bytes_received: tcp.bytes_received(),
         local_port: u16::from_be(tcp.inet_sport()),
         peer_port: sock.peer_port(),
         family: sock.skc_family(),
         old_state: event.old_state,
-        flags: connection.flags & (FLAG_ACTIVE | FLAG_PREEXISTING) | event.flags,
-        association: connection.association,
         sk_err: sock.sk_err(),
         ee_errno: event.ee_errno,
         linger2: tcp.linger2(),
-        sk_flags: sock.skc_flags() as u8,
         ee_origin: event.ee_origin,
         ecn_flags: tcp.ecn_flags(),
         icsk_retransmits: tcp.icsk_retransmits(),
-        write_seq: tcp.write_seq(),
-        snd_una: tcp.snd_una(),
-        snd_nxt: tcp.snd_nxt(),
-        rcv_nxt: tcp.rcv_nxt(),
         srtt_us: tcp.srtt_us(),
         rtt_min_us: tcp.rtt_min_us(),
         mss: tcp.mss(),
@@ -239,7 +259,20 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: &Connection, ev
     unsafe {
         put_halves(&raw mut (*record).local_addr, sock.local_address().0);
         put_halves(&raw mut (*record).peer_addr, sock.peer_address().0);
-        put_owner(&raw mut (*record).owner, &raw const connection.owner);
+    }
+}
+
+/// What the bytes of both ways are computed from.
+#[inline(always)]
+fn fill_bytes(record: *mut Snapshot, sock: Sock, tcp: Tcp) {
+    put! { record;
+        bytes_acked: tcp.bytes_acked(),
+        bytes_received: tcp.bytes_received(),
+        sk_flags: sock.skc_flags() as u8,
+        write_seq: tcp.write_seq(),
+        snd_una: tcp.snd_una(),
+        snd_nxt: tcp.snd_nxt(),
+        rcv_nxt: tcp.rcv_nxt(),
     }
 }
 

@@ -107,6 +107,7 @@ impl Sock {
         skc_flags: u64,
         skc_num: u16,
         skc_dport: u16,
+        skc_cookie: u64,
         sk_lock_owned: u32,
         sk_lock_slock: u32,
         sk_err: u32,

@@ -126,7 +126,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     if config.events.update || metrics.is_some() {
         let (interval, control, messages) = (config.interval, Arc::clone(&control), messages.clone());
         thread::Builder::new()
-            .name("walker".to_owned())
+            .name(Walker::thread_name())
             .spawn(move || walker::run(walker, interval, &control, &messages))
             .context("cannot start a thread")?;
     }

@@ -182,7 +182,9 @@ fn payload(snapshot: &Snapshot, old_state: u8, active: bool) -> Payload {
     let syn_acknowledged = active && snapshot.bytes_acked > 0;
     let fin_acknowledged = fin_sent && all_acknowledged;
     let fin_pending = fin_sent && !all_acknowledged;
-    let syn_pending = old_state == state::SYN_SENT && !all_acknowledged;
+    // A client that got a SYN for its SYN is in SYN_RECV.
+    let connecting = old_state == state::SYN_SENT || old_state == state::SYN_RECV && active;
+    let syn_pending = connecting && !all_acknowledged;
     let fin_received = snapshot.sk_flags & SK_DONE != 0;
     let minus = |count: u64, flags: [bool; 2]| {
         flags

@@ -1,7 +1,7 @@
 //! Crowds of short connections: each end recorded once, to the byte.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
@@ -9,14 +9,16 @@ use serde_json::Value;
 
 use crate::support::expect::own_comm;
 use crate::support::probe::Need;
-use crate::support::sock::{drain, exchange, pair_with};
+use crate::support::sock::{V, drain, exchange, listen, pair_with, wait_until};
 use crate::support::tracer::Start;
-use crate::support::{net, patience, small};
+use crate::support::{bpf, net, patience, small};
 use crate::{Table, shared};
 
 /// The trials.
 pub fn table() -> Table {
-    Table::new("many").own("fifty_thousand", &[Need::Alone, Need::EachRun], fifty_thousand)
+    Table::new("many")
+        .own("fifty_thousand", &[Need::Alone, Need::EachRun], fifty_thousand)
+        .own("places_are_given_back", &[], places_are_given_back)
 }
 
 /// One record, as far as a crowd is looked at.
@@ -203,4 +205,30 @@ fn of_log(line: &str) -> Seen {
         closed_by: field("closed_by"),
         process: field("process"),
     }
+}
+
+/// What is kept of a client has a place of its own while its socket is there, and none after. (Of the clients of other scenarios
+/// nothing is kept.)
+fn places_are_given_back() {
+    const CLIENTS: usize = 100;
+    let listener = listen(V::Four);
+    let server = listener.local_addr().unwrap();
+    let tracer = Start::new(&["-o", "json", &format!("--port={}", server.port())]).tracing();
+    let objects = bpf::objects_of(tracer.pid);
+    let taken = || {
+        // A slot: its socket's cookie, when that went, and how many have it; then what is kept.
+        let slots: Vec<[u64; 11]> = bpf::elements(&objects, "KMESH_CLIENTS");
+        slots.iter().filter(|[_, _, claims, ..]| *claims != 0).count()
+    };
+    assert_eq!(taken(), 0);
+    let ends: Vec<_> = (0..CLIENTS)
+        .map(|_| (TcpStream::connect(server).unwrap(), listener.accept().unwrap()))
+        .collect();
+    let most = taken();
+    // Two of them may have come upon one place.
+    assert!((CLIENTS * 9 / 10..=CLIENTS).contains(&most), "{most} of {CLIENTS}");
+    drop(ends);
+    wait_until("each place is free", || taken() == 0);
+    let sums = tracer.interrupt().check_whole();
+    assert_eq!((sums.delivered, sums.open), (2 * CLIENTS as u64, 0), "{sums:?}");
 }

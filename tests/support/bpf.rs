@@ -80,35 +80,56 @@ fn open(object: Object) -> Option<OwnedFd> {
 /// What a map of this name has for a key, whosever the map is: the first that has something.
 pub fn looked_up(name: &str, key: u64) -> Option<u32> {
     const NEXT_ID: libc::c_long = 12;
-    const INFO: libc::c_long = 15;
-    const LOOK_UP: libc::c_long = 1;
     let mut ids = [0_u32; 3];
     loop {
         bpf(NEXT_ID, &mut ids)?;
         // The next id is behind the one to begin with.
         let id = ids[1];
         ids = [id, 0, 0];
-        let Some(map) = open(Object { kind: Kind::Map, id }) else {
-            continue;
-        };
-        // The first members of `struct bpf_map_info`: six numbers, and the name.
-        let mut info = [0_u8; 40];
-        let fd = map.as_raw_fd() as u32;
-        let to = info.as_mut_ptr() as u64;
-        bpf(INFO, &mut [fd, info.len() as u32, to as u32, (to >> 32) as u32]).expect("the map's name");
-        if info[24..].split(|&byte| byte == 0).next() != Some(name.as_bytes()) {
-            continue;
-        }
-        let mut value = 0_u32;
-        let (of, to) = (&raw const key as u64, &raw mut value as u64);
-        let at = |address: u64| [address as u32, (address >> 32) as u32];
-        let [key, value_at] = [at(of), at(to)];
-        let mut attr = [fd, 0, key[0], key[1], value_at[0], value_at[1], 0, 0];
-        if bpf(LOOK_UP, &mut attr).is_some() {
-            // SAFETY: the kernel may have written it behind the compiler's back.
-            return Some(unsafe { std::ptr::read_volatile(&raw const value) });
+        if let Some(map) = named(Object { kind: Kind::Map, id }, name)
+            && let Some([value]) = value(&map, &key)
+        {
+            return Some(value);
         }
     }
+}
+
+/// The elements of an array of this name among these objects, each of `WORDS` numbers, from the first to where it ends.
+pub fn elements<const WORDS: usize>(objects: &[Object], name: &str) -> Vec<[u64; WORDS]> {
+    let map = objects
+        .iter()
+        .filter(|object| object.kind == Kind::Map)
+        .find_map(|map| named(*map, name))
+        .expect("the map");
+    (0_u32..).map_while(|index| value(&map, &index)).collect()
+}
+
+/// None when it is another, or exists no more.
+fn named(map: Object, name: &str) -> Option<OwnedFd> {
+    const INFO: libc::c_long = 15;
+    let map = open(map)?;
+    // The first members of `struct bpf_map_info`: six numbers, and the name.
+    let mut info = [0_u8; 40];
+    let [low, high] = words(info.as_mut_ptr() as u64);
+    bpf(INFO, &mut [map.as_raw_fd() as u32, info.len() as u32, low, high]).expect("the map's name");
+    (info[24..].split(|&byte| byte == 0).next() == Some(name.as_bytes())).then_some(map)
+}
+
+/// What it has for a key of its own size; a value of its own size.
+fn value<K, V: Copy + Default, const N: usize>(map: &OwnedFd, key: &K) -> Option<[V; N]> {
+    const LOOK_UP: libc::c_long = 1;
+    let mut value = [V::default(); N];
+    let ([key, key_high], [to, to_high]) = (words(std::ptr::from_ref(key) as u64), words(value.as_mut_ptr() as u64));
+    bpf(
+        LOOK_UP,
+        &mut [map.as_raw_fd() as u32, 0, key, key_high, to, to_high, 0, 0],
+    )?;
+    // SAFETY: the kernel may have written it behind the compiler's back.
+    Some(unsafe { std::ptr::read_volatile(&raw const value) })
+}
+
+fn words(address: u64) -> [u32; 2] {
+    [address as u32, (address >> 32) as u32]
 }
 
 /// None for what is not there.

@@ -357,13 +357,22 @@ impl Kernel {
 const WALKING: &str = "walking the open sockets";
 
 impl Walker {
-    /// One walk over the descriptors of all processes. Hands what the program tells to `take`, whole records one after
-    /// another as [`super::reader::records`] wants them; `take` may end the walk.
-    pub fn walk(&mut self, take: impl FnMut(Vec<u8>) -> ControlFlow<()> + Send) -> Result<(), StartError> {
+    /// What a thread that walks is called.
+    pub fn thread_name() -> String {
         let name = WALKER.map(u64::to_ne_bytes);
-        let name = String::from_utf8_lossy(name.as_flattened())
+        String::from_utf8_lossy(name.as_flattened())
             .trim_end_matches('\0')
-            .to_owned();
+            .to_owned()
+    }
+
+    /// One walk over the descriptors of all processes, in a thread of that name: its own, if this one is called otherwise.
+    /// Hands what the program tells to `take`, whole records one after another as [`super::reader::records`] wants them;
+    /// `take` may end the walk.
+    pub fn walk(&mut self, take: impl FnMut(Vec<u8>) -> ControlFlow<()> + Send) -> Result<(), StartError> {
+        let name = Self::thread_name();
+        if thread::current().name() == Some(&name) {
+            return self.walk_here(take);
+        }
         thread::scope(|scope| {
             let walk = thread::Builder::new()
                 .name(name)
@@ -373,7 +382,6 @@ impl Walker {
         })
     }
 
-    /// [`Self::walk`], in a thread that is called [`WALKER`].
     fn walk_here(&mut self, mut take: impl FnMut(Vec<u8>) -> ControlFlow<()>) -> Result<(), StartError> {
         self.walks += 1;
         self.number

@@ -53,6 +53,7 @@ pub fn find(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         skc_state: "sock", "__sk_common.skc_state", 1;
         skc_num: "sock", "__sk_common.skc_num", 2;
         skc_dport: "sock", "__sk_common.skc_dport", 2;
+        skc_cookie: "sock", "__sk_common.skc_cookie", 8;
         skc_daddr: "sock", "__sk_common.skc_daddr", 4;
         skc_rcv_saddr: "sock", "__sk_common.skc_rcv_saddr", 4;
         skc_v6_daddr: "sock", "__sk_common.skc_v6_daddr", 16;

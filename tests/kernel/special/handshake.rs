@@ -1,5 +1,4 @@
-//! Two processors that work on segments of one handshake at the same time. No socket of this machine sends such segments when it
-//! is asked to, so they are made here, byte by byte.
+//! Handshakes that no socket of this machine makes when it is asked to: their segments are made here, byte by byte.
 
 use std::hint::spin_loop;
 use std::io::Read as _;
@@ -11,7 +10,7 @@ use std::time::SystemTime;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::expect::{Scene, Want};
-use crate::support::sock::{Span, Truth, V, error_of, listen};
+use crate::support::sock::{Span, Truth, V, dial, error_of, listen};
 use crate::support::{net, small};
 use nix::errno::Errno;
 
@@ -68,20 +67,10 @@ impl Segment {
 /// gives up one: there is one connection, and one record.
 pub fn two_processors(scene: &Scene) {
     let rounds = if small() { 40 } else { 400 };
-    // The kernel's own client knows nothing of these connections.
-    net::rules(&[&format!(
-        "ip saddr {CLIENT} ip ttl != {TTL} tcp flags & rst == rst drop"
-    )]);
     let listener = listen(V::Four);
-    let SocketAddr::V4(to) = listener.local_addr().unwrap() else {
-        unreachable!("an address of IPv4")
-    };
-    let raw = |protocol| Socket::new(Domain::IPV4, Type::RAW, Some(protocol)).unwrap();
-    let (sender, answers) = (raw(Protocol::from(255)), raw(Protocol::TCP));
-    let send = |segment: &Segment| {
-        let sent = sender.send_to(&segment.packet(), &to.into()).unwrap();
-        assert_eq!(sent, 40);
-    };
+    let to = of_ipv4(listener.local_addr().unwrap());
+    let wire = Wire::new();
+    let send = |segment: &Segment| wire.send(segment);
     let wants: Vec<Want> = (0..rounds)
         .map(|round| {
             let segment = |seq, ack, flags| Segment {
@@ -94,7 +83,7 @@ pub fn two_processors(scene: &Scene) {
             let before = SystemTime::now();
             let connect = segment(ISN, 0, SYN);
             send(&connect);
-            let ack = segment(ISN + 1, answered(&answers, connect.from) + 1, ACK);
+            let ack = segment(ISN + 1, wire.answered(connect.from) + 1, ACK);
             at_once(|| send(&ack));
             let (server, peer) = listener.accept().unwrap();
             assert_eq!(peer, connect.from.into());
@@ -132,15 +121,72 @@ fn at_once(what: impl Fn() + Sync) {
     });
 }
 
-/// The sequence number of the SYN-ACK to this address.
-fn answered(answers: &Socket, to: SocketAddrV4) -> u32 {
-    let (mut answers, mut packet) = (answers, [0; 256]);
-    loop {
-        let length = answers.read(&mut packet).unwrap();
-        // The kernel's own segments have options, but its first header has none.
-        let tcp = &packet[20..length];
-        if tcp[2..4] == to.port().to_be_bytes() && tcp[13] == SYN | ACK {
-            return u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+/// A SYN for a SYN: the client answers, and gets a RST. It chose its port itself, which it keeps to the end, as a superfluous
+/// child does.
+pub fn syn_for_syn(scene: &Scene) {
+    let wire = Wire::new();
+    let peer = SocketAddrV4::new(CLIENT, FIRST_PORT);
+    let attempt = dial(V::Four.at(0), peer.into());
+    assert_eq!(attempt.said, Errno::EINPROGRESS);
+    let segment = |seq, flags| Segment {
+        from: peer,
+        to: of_ipv4(attempt.truth.src),
+        seq,
+        ack: 0,
+        flags,
+    };
+    wire.send(&segment(ISN, SYN));
+    wire.answered(peer);
+    wire.send(&segment(ISN + 1, RST));
+    assert_eq!(error_of(&attempt.socket), Errno::ECONNRESET);
+    let told = attempt
+        .truth
+        .outbound()
+        .failed("reset_by_peer", Some("ECONNRESET"), Some("peer"));
+    scene.expect(&[told.states(&["SYN_RECV"])]);
+}
+
+fn of_ipv4(address: SocketAddr) -> SocketAddrV4 {
+    match address {
+        SocketAddr::V4(address) => address,
+        SocketAddr::V6(_) => unreachable!("an address of IPv4"),
+    }
+}
+
+/// Raw sockets: one to send ours, and one that gets all that is sent.
+struct Wire {
+    sender: Socket,
+    answers: Socket,
+}
+
+impl Wire {
+    fn new() -> Self {
+        // The kernel's own client knows nothing of these connections.
+        net::rules(&[&format!(
+            "ip saddr {CLIENT} ip ttl != {TTL} tcp flags & rst == rst drop"
+        )]);
+        let raw = |protocol| Socket::new(Domain::IPV4, Type::RAW, Some(protocol)).unwrap();
+        Self {
+            sender: raw(Protocol::from(255)),
+            answers: raw(Protocol::TCP),
+        }
+    }
+
+    fn send(&self, segment: &Segment) {
+        let sent = self.sender.send_to(&segment.packet(), &segment.to.into()).unwrap();
+        assert_eq!(sent, 40);
+    }
+
+    /// The sequence number of the SYN-ACK to this address.
+    fn answered(&self, to: SocketAddrV4) -> u32 {
+        let (mut answers, mut packet) = (&self.answers, [0; 256]);
+        loop {
+            let length = answers.read(&mut packet).unwrap();
+            // The kernel's own segments have options, but its first header has none.
+            let tcp = &packet[20..length];
+            if tcp[2..4] == to.port().to_be_bytes() && tcp[13] == SYN | ACK {
+                return u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+            }
         }
     }
 }

@@ -100,13 +100,14 @@ fn measure(tool: &std::path::Path, walks: u32) -> Result<Walked> {
     ];
     let traced = Traced::start(tool, &filter)?;
     let began = Instant::now();
-    let before = walker_ns(traced.pid())?;
+    let before = walker_ns(traced.pid())?.unwrap_or(0);
     let mut addresses = 100;
     while began.elapsed() < Duration::from_secs(walks.into()) {
         traffic::churn(500, &mut addresses)?;
         thread::sleep(Duration::from_millis(50));
     }
-    let ms = (walker_ns(traced.pid())? - before) as f64 / 1e6 / f64::from(walks);
+    let after = walker_ns(traced.pid())?.context("the tracer has no thread that walks")?;
+    let ms = (after - before) as f64 / 1e6 / f64::from(walks);
     let summary = traced.finish()?;
     let count = |name: &str| {
         summary[name]
@@ -122,17 +123,17 @@ fn measure(tool: &std::path::Path, walks: u32) -> Result<Walked> {
     })
 }
 
-/// The processor time of the thread that walks, ns.
-fn walker_ns(pid: u32) -> Result<u64> {
+/// The processor time of the thread that walks, ns. None while there is none: it begins after the tracer says that it traces.
+fn walker_ns(pid: u32) -> Result<Option<u64>> {
     for task in fs::read_dir(format!("/proc/{pid}/task")).context("cannot list the tracer's threads")? {
         let task = task?.path();
-        if fs::read_to_string(task.join("comm"))?.trim() == "walker" {
+        if fs::read_to_string(task.join("comm"))?.trim() == "kmesh-walk" {
             let text = fs::read_to_string(task.join("schedstat"))?;
             let first = text.split_whitespace().next().context("an empty schedstat")?;
-            return Ok(first.parse()?);
+            return Ok(Some(first.parse()?));
         }
     }
-    Ok(0)
+    Ok(None)
 }
 
 fn holder(connections: usize, number: u8) -> Result<Child> {

@@ -1,0 +1,239 @@
+//! What is kept of each connection while it lives, and where.
+//!
+//! Most stands in the socket's own storage: it dies with the socket, so it can neither leak nor be another's, and the kernel
+//! copies a listener's to its children. But a storage costs the kernel a microsecond to make. So what is kept of a socket
+//! that connects stands in a slot of a table of our own, if the slot that is its own by its cookie is free. A cookie is
+//! never given twice: what a slot holds is of no other socket, and where the kernel skips the program that would free it,
+//! it only is of no more use.
+
+use core::arch::asm;
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type};
+use aya_ebpf::btf_maps::Array;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_sk_storage_get};
+use aya_ebpf::macros::btf_map;
+use kmesh_trace_common::Owner;
+
+use crate::sock::Sock;
+
+/// How far a socket's association is. All zero in a socket that has none yet.
+pub mod phase {
+    /// Listening; also what a child starts with, since it begins with a copy of its listener's storage.
+    pub const LISTENER: u8 = 1;
+    /// Connecting, connected or closing.
+    pub const LIVE: u8 = 2;
+    /// Ended, and told.
+    pub const ENDED: u8 = 3;
+}
+
+/// [`Connection::flags`], beside the `FLAG_*` of a record: a walk made this storage.
+pub const SEEDED: u8 = 1 << 7;
+
+/// What is kept of a socket's association, and of whose socket it is.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Connection {
+    pub start_ns: u64,
+    pub established_ns: u64,
+    /// The newest buffer on the error queue when the association began: what is there from before is not about it.
+    pub stale_error: u64,
+    pub owner: Owner,
+    pub association: u32,
+    pub phase: u8,
+    pub flags: u8,
+    /// The last state noted; not each is.
+    pub last_state: u8,
+    /// The state of the last change that a program was run for, of those that matter.
+    pub seen: u8,
+    /// The last walk that met it.
+    pub walk: u32,
+    pub pad2: u32,
+}
+
+impl Connection {
+    pub const NEW: Self = Self {
+        start_ns: 0,
+        established_ns: 0,
+        stale_error: 0,
+        owner: Owner {
+            pid: 0,
+            by: 0,
+            pad: [0; 3],
+            comm: [0; 16],
+        },
+        association: 0,
+        phase: 0,
+        flags: 0,
+        last_state: 0,
+        seen: 0,
+        walk: 0,
+        pad2: 0,
+    };
+}
+
+/// aya's own type cannot be given BPF_F_CLONE, nor a socket that comes from a tracepoint.
+#[repr(C)]
+struct SocketStorage {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const Connection,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: the pointers only describe the map to the loader; nothing follows them.
+unsafe impl Sync for SocketStorage {}
+
+impl SocketStorage {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    /// What is kept on this socket; where nothing is, `initial` is made if the flags say so (null: all zero, which the
+    /// kernel sees to). None when the kernel refuses (`net.core.optmem_max`).
+    #[inline(always)]
+    fn look_up(&self, sock: Sock, initial: *const Connection, flags: u64) -> Option<&'static mut Connection> {
+        let map = ptr::from_ref(self).cast_mut().cast::<c_void>();
+        // SAFETY: the map is a socket storage, the socket a typed pointer that the verifier vouches for, and `initial`
+        // null or a whole value. The kernel returns null or the value, which lives as long as the socket: longer than
+        // this run of the program. The state changes of one socket exclude each other by its lock.
+        unsafe {
+            bpf_sk_storage_get(map, sock.as_ptr(), initial.cast_mut().cast(), flags)
+                .cast::<Connection>()
+                .as_mut()
+        }
+    }
+}
+
+#[btf_map]
+static KMESH_SOCKETS: SocketStorage = SocketStorage::new();
+
+const SLOT_BITS: u32 = 13;
+
+/// Place for one client.
+#[repr(C)]
+struct Slot {
+    /// The last socket that had it.
+    cookie: u64,
+    /// When that one went, in the kernel's ticks.
+    freed: u64,
+    /// How many have it, or are trying to: who finds itself alone does.
+    claims: u64,
+    connection: Connection,
+}
+
+#[btf_map]
+static KMESH_CLIENTS: Array<Slot, { 1 << SLOT_BITS }> = Array::new();
+
+/// The slot that a cookie is given, whoever has it now. Cookies are given out in rows, one to each CPU: multiplied, those that
+/// follow each other, in any row, are far from each other.
+#[inline(always)]
+fn slot_for(cookie: u64) -> Option<*mut Slot> {
+    let row = (cookie >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - SLOT_BITS);
+    let index = (cookie + row) & ((1 << SLOT_BITS) - 1);
+    KMESH_CLIENTS.get_ptr_mut(index as u32)
+}
+
+/// The slot that this socket has, or had last.
+#[inline(always)]
+fn slot_of(sock: Sock) -> Option<*mut Slot> {
+    // It has none, unless somebody asked for one.
+    let cookie = sock.skc_cookie();
+    if cookie == 0 {
+        return None;
+    }
+    let slot = slot_for(cookie)?;
+    // SAFETY: a slot of an array that lives as long as the program.
+    if unsafe { ptr::read_volatile(&raw const (*slot).cookie) } == cookie {
+        Some(slot)
+    } else {
+        None
+    }
+}
+
+/// The slot that is this socket's own by its cookie, if it is free.
+#[inline(always)]
+fn claim(sock: Sock) -> Option<&'static mut Connection> {
+    let cookie = sock.cookie();
+    let slot = slot_for(cookie)?;
+    // SAFETY: a slot of an array that lives as long as the program. Where two want it at once, at most one of them finds
+    // that after its own claim there is no other; where none does, both do without.
+    unsafe {
+        let claims = &raw mut (*slot).claims;
+        // A RST may be sent for a socket that has just gone, and what was kept of it is asked for then.
+        if ptr::read_volatile(claims) != 0 || (*slot).freed == bpf_jiffies64() {
+            return None;
+        }
+        add(claims, 1);
+        if ptr::read_volatile(claims) != 1 {
+            add(claims, -1);
+            return None;
+        }
+        (*slot).connection = Connection::NEW;
+        ptr::write_volatile(&raw mut (*slot).cookie, cookie);
+        Some(&mut (*slot).connection)
+    }
+}
+
+/// Adds to a number that other CPUs add to. The instruction is the one that kernels have on all architectures; what was there
+/// before, it does not tell.
+///
+/// # Safety
+///
+/// A whole number in a map.
+#[inline(always)]
+unsafe fn add(to: *mut u64, value: i64) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("lock *(u64 *)({to} + 0) += {value}", to = in(reg) to, value = in(reg) value) };
+}
+
+/// What is kept of this socket.
+#[inline(always)]
+pub fn get(sock: Sock) -> Option<&'static mut Connection> {
+    match slot_of(sock) {
+        // SAFETY: this socket's own until it goes; its state changes exclude each other by its lock.
+        Some(slot) => Some(unsafe { &mut (*slot).connection }),
+        None => KMESH_SOCKETS.look_up(sock, ptr::null(), 0),
+    }
+}
+
+/// What is kept of this socket, which connects; [`Connection::NEW`] if nothing was. None when the kernel has no room.
+#[inline(always)]
+pub fn get_or_create_client(sock: Sock) -> Option<&'static mut Connection> {
+    get(sock)
+        .or_else(|| claim(sock))
+        .or_else(|| get_or_create_inherited(sock))
+}
+
+/// What is kept of this socket where its children inherit it, or it has inherited it itself; [`Connection::NEW`] if nothing
+/// was. None when the kernel has no room.
+#[inline(always)]
+pub fn get_or_create_inherited(sock: Sock) -> Option<&'static mut Connection> {
+    KMESH_SOCKETS.look_up(sock, ptr::null(), BPF_SK_STORAGE_GET_F_CREATE.into())
+}
+
+/// What is kept of this socket, which was there before; `initial` if nothing was. None when the kernel has no room.
+#[inline(always)]
+pub fn get_or_create(sock: Sock, initial: &Connection) -> Option<&'static mut Connection> {
+    KMESH_SOCKETS.look_up(sock, initial, BPF_SK_STORAGE_GET_F_CREATE.into())
+}
+
+/// The socket goes. What the kernel keeps on it goes with it.
+#[inline(always)]
+pub fn free(sock: Sock) {
+    if let Some(slot) = slot_of(sock) {
+        // SAFETY: a slot of an array that lives as long as the program; a socket goes once.
+        unsafe {
+            (*slot).freed = bpf_jiffies64();
+            add(&raw mut (*slot).claims, -1);
+        }
+    }
+}
