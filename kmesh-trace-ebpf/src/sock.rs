@@ -207,10 +207,10 @@ impl Sock {
         u16::from_be(self.skc_dport())
     }
 
-    /// Whether anything is inside the socket and may be changing its counters.
+    /// Not 0 when anything is inside the socket and may be changing its counters.
     #[inline(always)]
-    pub fn is_locked(self) -> bool {
-        self.sk_lock_owned() != 0 || self.sk_lock_slock() != 0
+    pub fn lock(self) -> u64 {
+        u64::from(self.sk_lock_owned() | self.sk_lock_slock())
     }
 
     /// The newest buffer on the error queue, as a number; 0 when the queue is empty.

@@ -172,8 +172,11 @@ const LITTLE: u64 = 24 << 10;
 struct Temporary(PathBuf);
 
 impl Temporary {
+    /// Scenarios run beside each other, and several may want one name.
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("kmesh-trace-{}-{name}", std::process::id()));
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let (process, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(format!("kmesh-trace-{process}-{number}-{name}"));
         _ = fs::remove_file(&path);
         Self(path)
     }
