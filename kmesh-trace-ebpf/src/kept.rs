@@ -133,8 +133,9 @@ struct Slot {
 #[btf_map]
 static KMESH_CLIENTS: Array<Slot, { 1 << SLOT_BITS }> = Array::new();
 
-/// The slot that a cookie is given, whoever has it now. Cookies are given out in rows, one to each CPU: multiplied, those that
-/// follow each other, in any row, are far from each other.
+/// The slot that is this cookie's, whoever has it now. The kernel gives cookies out in rows of 4,096, one row at a time to each
+/// CPU. Those of a row follow each other here too, which is what caches are made for; where a row begins is as good as random, so
+/// that no two CPUs go over the same slots side by side.
 #[inline(always)]
 fn slot_for(cookie: u64) -> Option<*mut Slot> {
     let row = (cookie >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - SLOT_BITS);
