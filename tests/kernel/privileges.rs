@@ -121,21 +121,19 @@ fn each_is_needed() {
     }
 }
 
-/// (its capabilities, no-new-privileges) of each thread.
+/// (its capabilities, no-new-privileges) of each thread; a thread may end between the listing and the look.
 fn threads(tracer: &Tracer) -> Vec<(u64, String)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", tracer.pid)).unwrap();
     tasks
-        .map(|task| {
-            let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        .filter_map(|task| {
+            let status = fs::read_to_string(task.unwrap().path().join("status")).ok()?;
             let field = |name: &str| {
                 let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
                 line.trim().to_owned()
             };
             let set = |name| u64::from_str_radix(&field(name), 16).unwrap();
-            (
-                set("CapEff:") | set("CapPrm:") | set("CapInh:") | set("CapAmb:"),
-                field("NoNewPrivs:"),
-            )
+            let all = set("CapEff:") | set("CapPrm:") | set("CapInh:") | set("CapAmb:");
+            Some((all, field("NoNewPrivs:")))
         })
         .collect()
 }
