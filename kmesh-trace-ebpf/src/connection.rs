@@ -32,7 +32,7 @@ pub fn matters(old: u8, new: u8) -> bool {
 /// second `program` ([`counter::STATE_AGAIN`]) does what the first was skipped for, and leaves at once otherwise.
 #[inline(always)]
 pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
-    if new == state::CLOSE && old == state::SYN_RECV && sock.skc_num() != 0 && is_superfluous(sock, program) {
+    if new == state::CLOSE && old == state::SYN_RECV && sock.skc_num() != 0 && superfluous(sock, program) {
         return;
     }
     // Then nothing is kept of it, and nothing need be looked up. What begins has not both its ports yet.
@@ -114,9 +114,10 @@ fn born(sock: Sock, program: u32) {
 
 /// Two processors had segments of one handshake in hand, and each made a child: the kernel gives up the one that comes second to
 /// the table of connections. It was no connection. Whatever was in that table has lost its port when it changes to CLOSE;
-/// this one still has it. So has a client that chose its port itself, and that got a SYN for its SYN.
+/// this one still has it. So has a client that chose its port itself, and that got a SYN for its SYN:
+/// false for that, and nothing is done.
 #[inline(always)]
-fn is_superfluous(sock: Sock, program: u32) -> bool {
+fn superfluous(sock: Sock, program: u32) -> bool {
     match kept::get(sock) {
         Some(connection) if connection.phase == phase::LIVE => {
             if connection.flags & FLAG_ACTIVE != 0 {

@@ -15,6 +15,17 @@ use crate::sock::{Sock, TaskFile, Tcp, error_details};
 /// How often a walk tries to read a socket that is in use before it takes what it has.
 const TRIES: u32 = 24;
 
+/// Writes fields where they are to stand.
+macro_rules! put {
+    ($record:expr; $($field:ident: $value:expr,)*) => {
+        $(
+            let value = $value;
+            // SAFETY: a field of a whole record.
+            unsafe { ptr::write_volatile(&raw mut (*$record).$field, value) };
+        )*
+    };
+}
+
 /// What a record tells besides the socket's own fields.
 struct Event {
     kind: u32,
@@ -70,6 +81,7 @@ pub fn close(ended: &Ended, connection: &Connection, slot: u32) {
         });
     };
     fill(entry.as_mut_ptr(), ended.sock, ended.tcp, connection, &ended.event);
+    put! { entry.as_mut_ptr(); time_ns: now(), }
     // Default wake-up: the reader is woken only when it has read all there was before, so once a batch.
     entry.submit(0);
     count(slot, |counters| {
@@ -97,6 +109,7 @@ pub fn open(sock: Sock, connection: &Connection, old_state: u8, slot: u32) {
         ee_origin: 0,
     };
     fill(entry.as_mut_ptr(), sock, tcp, connection, &event);
+    put! { entry.as_mut_ptr(); time_ns: now(), }
     entry.submit(0);
     count(slot, |counters| counters.opens += 1);
 }
@@ -143,6 +156,8 @@ pub fn update(visit: TaskFile, sock: Sock, connection: &Connection, walk: u32) {
             break;
         }
     }
+    // Timed after the state was read: whatever it came from has its time, too.
+    put! { record; time_ns: now(), }
     // SAFETY: this CPU's own.
     if unsafe { (*record).old_state } == state::CLOSE {
         // Its end is told elsewhere.
@@ -195,17 +210,7 @@ pub fn reset(sock: Sock, connection: &Connection) {
     count(counter::RESET, |counters| counters.resets += 1);
 }
 
-/// Writes fields where they are to stand.
-macro_rules! put {
-    ($record:expr; $($field:ident: $value:expr,)*) => {
-        $(
-            let value = $value;
-            // SAFETY: a field of a whole record.
-            unsafe { ptr::write_volatile(&raw mut (*$record).$field, value) };
-        )*
-    };
-}
-
+/// All but the time.
 #[inline(always)]
 fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: &Connection, event: &Event) {
     // What is kept comes first, and is not asked again: all else the verifier then need not go through for each place where
@@ -222,7 +227,6 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: &Connection, ev
     put! { record;
         kind: event.kind,
         netns: sock.netns(),
-        time_ns: now(),
         cookie: sock.cookie(),
         cgroup_id: sock.cgroup_id(),
         local_port: u16::from_be(tcp.inet_sport()),
