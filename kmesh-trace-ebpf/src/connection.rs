@@ -32,7 +32,7 @@ pub fn matters(old: u8, new: u8) -> bool {
 /// second `program` ([`counter::STATE_AGAIN`]) does what the first was skipped for, and leaves at once otherwise.
 #[inline(always)]
 pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
-    if new == state::CLOSE && old == state::SYN_RECV && sock.skc_num() != 0 && superfluous(sock, program) {
+    if new == state::CLOSE && old == state::SYN_RECV && sock.never_was_there() && superfluous(sock, program) {
         return;
     }
     // Then nothing is kept of it, and nothing need be looked up. What begins has not both its ports yet.
@@ -112,10 +112,10 @@ fn born(sock: Sock, program: u32) {
     }
 }
 
-/// Two processors had segments of one handshake in hand, and each made a child: the kernel gives up the one that comes second to
-/// the table of connections. It was no connection. Whatever was in that table has lost its port when it changes to CLOSE;
-/// this one still has it. So has a client that chose its port itself, and that got a SYN for its SYN:
-/// false for that, and nothing is done.
+/// A child that the kernel made and gave up before it was in the table of connections, so that no segment ever found it: it was no
+/// connection. Two processors had segments of one handshake in hand, and the other one's child came first; or the listener
+/// was closed in that very moment. False for what only looks so, and nothing is done: a client that chose its port itself,
+/// and that got a SYN for its SYN.
 #[inline(always)]
 fn superfluous(sock: Sock, program: u32) -> bool {
     match kept::get(sock) {

@@ -138,7 +138,22 @@ impl Sock {
     /// Whether close() is running on this socket: it has shut both ways and not yet orphaned it.
     #[inline(always)]
     pub fn is_being_closed(self) -> bool {
-        self.sk_shutdown() == SHUTDOWN_MASK && self.skc_flags() as u8 & kmesh_trace_common::SK_DEAD == 0
+        self.sk_shutdown() == SHUTDOWN_MASK && !self.is_dead()
+    }
+
+    /// Whether no program has it any more, or ever had.
+    #[inline(always)]
+    fn is_dead(self) -> bool {
+        self.skc_flags() as u8 & kmesh_trace_common::SK_DEAD != 0
+    }
+
+    /// Of a socket that changes from SYN_RECV to CLOSE: whether it never was in the table of connections. Whatever was there has
+    /// lost its port by now, unless bind() gave it. What comes second to a place there still has it; what is given up
+    /// earlier has none, but is dead and no longer locked, which others become only after this change. (A subflow that MPTCP
+    /// refuses is dead before, and locked.)
+    #[inline(always)]
+    pub fn never_was_there(self) -> bool {
+        self.skc_num() != 0 || (self.is_dead() && self.lock() == 0)
     }
 
     #[inline(always)]

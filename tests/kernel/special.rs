@@ -33,6 +33,7 @@ pub fn table() -> Table {
         .both("mptcp", &[Need::Mptcp], mptcp)
         .both("mptcp_falls_back", &[Need::Mptcp], mptcp_falls_back)
         .shared("two_processors_one_handshake", &[Need::Nft], handshake::two_processors)
+        .shared("listener_goes_in_a_handshake", &[Need::Nft], handshake::listener_goes)
         .shared("syn_for_syn", &[Need::Nft], handshake::syn_for_syn)
         .shared("not_tcp", &[], not_tcp)
         .shared("security_policy", &[], security_policy)

@@ -84,7 +84,7 @@ pub fn two_processors(scene: &Scene) {
             let connect = segment(ISN, 0, SYN);
             send(&connect);
             let ack = segment(ISN + 1, wire.answered(connect.from) + 1, ACK);
-            at_once(|| send(&ack));
+            at_once(|| send(&ack), || send(&ack));
             let (server, peer) = listener.accept().unwrap();
             assert_eq!(peer, connect.from.into());
             let open = Span {
@@ -105,19 +105,82 @@ pub fn two_processors(scene: &Scene) {
     scene.expect(&wants);
 }
 
-/// Two threads do it as nearly at one instant as two processors can.
-fn at_once(what: impl Fn() + Sync) {
+/// The ACK that ends a handshake comes as the listener is being closed. Where the client is told that its connection is reset, in
+/// the connection's own sequence, there was one; else whatever the kernel made of the ACK was none.
+pub fn listener_goes(scene: &Scene) {
+    let rounds = if small() { 100 } else { 2000 };
+    let wire = Wire::new();
+    let truths: Vec<Truth> = (0..rounds)
+        .filter_map(|round| {
+            let listener = listen(V::Four);
+            let to = of_ipv4(listener.local_addr().unwrap());
+            let segment = |seq, ack, flags| Segment {
+                from: SocketAddrV4::new(CLIENT, FIRST_PORT + round),
+                to,
+                seq,
+                ack,
+                flags,
+            };
+            let connect = segment(ISN, 0, SYN);
+            wire.send(&connect);
+            let ack = segment(ISN + 1, wire.answered(connect.from) + 1, ACK);
+            let before = SystemTime::now();
+            // Either may be the longer way to where they meet.
+            let (early, late) = (round / 2 % 64 * 32, 0);
+            let (sending, closing) = if round % 2 == 0 { (early, late) } else { (late, early) };
+            let wait = |turns| (0..turns).for_each(|_| spin_loop());
+            at_once(
+                || {
+                    wait(sending);
+                    wire.send(&ack);
+                },
+                || {
+                    wait(closing);
+                    drop(listener);
+                },
+            );
+            let open = Span {
+                before,
+                after: SystemTime::now(),
+            };
+            // To nobody by now: it is answered with a RST for want of a socket, which acknowledges nothing.
+            wire.send(&ack);
+            let was_one = wire.refused(connect.from) == RST | ACK;
+            was_one.then(|| Truth {
+                src: connect.from.into(),
+                dst: to.into(),
+                connect: open,
+                open,
+            })
+        })
+        .collect();
+    let wants: Vec<Want> = truths
+        .iter()
+        .map(|truth| Want {
+            // How far it was, the kernel alone knows.
+            any_handshake: true,
+            ..truth.inbound().reset_by_local().by(&["listener"])
+        })
+        .collect();
+    scene.expect(&wants);
+}
+
+/// Two threads do theirs as nearly at one instant as two processors can.
+fn at_once(one: impl FnOnce() + Send, other: impl FnOnce()) {
     let ready = AtomicUsize::new(0);
     let together = || {
         ready.fetch_add(1, Ordering::AcqRel);
         while ready.load(Ordering::Acquire) < 2 {
             spin_loop();
         }
-        what();
     };
     thread::scope(|scope| {
-        scope.spawn(together);
+        scope.spawn(|| {
+            together();
+            one();
+        });
         together();
+        other();
     });
 }
 
@@ -179,13 +242,23 @@ impl Wire {
 
     /// The sequence number of the SYN-ACK to this address.
     fn answered(&self, to: SocketAddrV4) -> u32 {
+        self.answer(to, |flags| flags == SYN | ACK).0
+    }
+
+    /// The flags of the first RST to this address.
+    fn refused(&self, to: SocketAddrV4) -> u8 {
+        self.answer(to, |flags| flags & RST != 0).1
+    }
+
+    /// The sequence number and the flags of the first segment to this address that is `wanted`.
+    fn answer(&self, to: SocketAddrV4, wanted: impl Fn(u8) -> bool) -> (u32, u8) {
         let (mut answers, mut packet) = (&self.answers, [0; 256]);
         loop {
             let length = answers.read(&mut packet).unwrap();
             // The kernel's own segments have options, but its first header has none.
             let tcp = &packet[20..length];
-            if tcp[2..4] == to.port().to_be_bytes() && tcp[13] == SYN | ACK {
-                return u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+            if tcp[2..4] == to.port().to_be_bytes() && wanted(tcp[13]) {
+                return (u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]), tcp[13]);
             }
         }
     }
