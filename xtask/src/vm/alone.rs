@@ -112,7 +112,7 @@ fn judge(run: &Run, steps: &[Step]) -> Verdict {
             let last = said.lines.last().unwrap_or(&"nothing");
             verdict
                 .notes
-                .push(format!("{}: {why:#}; it said last: {last}", step.name));
+                .push(format!("failed: {}: {why:#}; it said last: {last}", step.name));
         }
     }
     verdict
@@ -130,13 +130,25 @@ fn traced(lines: &[&str]) -> Result<()> {
     let told = |port: u16, direction: &'static str, field: &str| -> Vec<Value> {
         ends(port, direction).map(|record| record[field].clone()).collect()
     };
-    let sent = [Value::from(SENT)];
-    ensure!(told(LISTENED, "outbound", "sent_bytes") == sent, "the client's end");
-    ensure!(told(LISTENED, "inbound", "received_bytes") == sent, "the server's end");
-    ensure!(
-        told(REFUSED, "outbound", "outcome") == ["refused"],
-        "the refused attempt"
-    );
+    for (whose, told, want) in [
+        (
+            "the client's end",
+            told(LISTENED, "outbound", "sent_bytes"),
+            Value::from(SENT),
+        ),
+        (
+            "the server's end",
+            told(LISTENED, "inbound", "received_bytes"),
+            Value::from(SENT),
+        ),
+        (
+            "the refused attempt",
+            told(REFUSED, "outbound", "outcome"),
+            Value::from("refused"),
+        ),
+    ] {
+        ensure!(told == [want], "{whose}: {told:?}");
+    }
     ensure!(of("conn").count() == 3, "{} records, not 3", of("conn").count());
     Ok(())
 }

@@ -36,12 +36,14 @@ pub fn of_tests(run: &Run, steps: &[Step]) -> Verdict {
         let mut counts = tally.counts();
         let problem = match said.status {
             None => Some(format!(
-                "{} did not end; its last line: {}",
+                "failed: {} did not end; its last line: {}",
                 step.name,
                 said.lines.last().unwrap_or(&"none")
             )),
-            Some(_) if counts.total() == 0 => Some(format!("{}: not one test was counted", step.name)),
-            Some(status) if status != 0 && counts.failed == 0 => Some(format!("{}: status {status}", step.name)),
+            Some(_) if counts.total() == 0 => Some(format!("failed: {}: not one test was counted", step.name)),
+            Some(status) if status != 0 && counts.failed == 0 => {
+                Some(format!("failed: {}: status {status}", step.name))
+            }
             Some(_) => None,
         };
         if let Some(problem) = problem {
@@ -67,11 +69,11 @@ pub fn of_refusals(run: &Run, steps: &[Step]) -> Verdict {
             Some(3) if names_the_kernel => {}
             Some(3) => verdict
                 .notes
-                .push(format!("{}: does not say that it is the kernel", step.name)),
+                .push(format!("failed: {}: does not say that it is the kernel", step.name)),
             Some(status) => verdict
                 .notes
-                .push(format!("{}: status {status}, expected 3", step.name)),
-            None => verdict.notes.push(format!("{}: did not end", step.name)),
+                .push(format!("failed: {}: status {status}, expected 3", step.name)),
+            None => verdict.notes.push(format!("failed: {}: did not end", step.name)),
         }
     }
     verdict
@@ -86,12 +88,12 @@ impl Verdict {
             elapsed: run.elapsed,
         };
         if let Some(reason) = &run.killed {
-            verdict.notes.push(format!("ended early: {reason}"));
+            verdict.notes.push(format!("failed: the machine ended early: {reason}"));
             verdict.counts += Counts::one(false);
         } else if !run.lines.iter().any(|line| line == "@vm done") {
             verdict
                 .notes
-                .push("the machine went off before its job was done".to_owned());
+                .push("failed: the machine went off before its job was done".to_owned());
             verdict.counts += Counts::one(false);
         }
         verdict
