@@ -383,6 +383,8 @@ pub struct Offsets {
     pub socket_sk: u32,
     /// `task_struct.flags` (u32).
     pub task_flags: u32,
+    /// `task_struct.pid` (int), of the thread.
+    pub task_pid: u32,
     /// `task_struct.tgid` (int).
     pub task_tgid: u32,
     /// `task_struct.group_leader` (pointer to `task_struct`).

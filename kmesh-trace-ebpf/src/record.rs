@@ -226,9 +226,9 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: &Connection, ev
     fill_bytes(record, sock, tcp);
     put! { record;
         kind: event.kind,
-        netns: sock.netns(),
+        netns: tcp.sock().netns(),
         cookie: sock.cookie(),
-        cgroup_id: sock.cgroup_id(),
+        cgroup_id: tcp.sock().cgroup_id(),
         local_port: u16::from_be(tcp.inet_sport()),
         peer_port: sock.peer_port(),
         family: sock.skc_family(),

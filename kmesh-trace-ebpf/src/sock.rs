@@ -261,6 +261,13 @@ fn read_kernel<T: Copy + Default>(address: u64) -> T {
 pub struct Tcp(*const c_void);
 
 impl Tcp {
+    /// The socket once more, by this pointer. To go from it to other structures costs the verifier little; from a pointer that
+    /// the kernel handed to the program, it searches all of the kernel's types several times by name, at each such load.
+    #[inline(always)]
+    pub fn sock(self) -> Sock {
+        Sock(self.0)
+    }
+
     members! {
         inet_sport: u16,
         icsk_retransmits: u8,
@@ -310,6 +317,7 @@ impl Task {
 
     members! {
         task_flags: u32,
+        task_pid: u32,
         task_tgid: u32,
     }
 
@@ -329,8 +337,12 @@ impl Task {
     /// The name of the thread-group leader, likewise.
     #[inline(always)]
     pub fn leader_comm(self) -> [u64; 2] {
-        // SAFETY: every task points to its leader.
-        Self(unsafe { load(self.0, offset!(task_group_leader)) }).comm()
+        if self.task_pid() == self.task_tgid() {
+            return self.comm();
+        }
+        // Not by a typed pointer: see `Tcp::sock`.
+        let leader = read_kernel::<u64>(self.0 as u64 + u64::from(offset!(task_group_leader)));
+        read_kernel(leader + u64::from(offset!(task_comm)))
     }
 }
 

@@ -1,16 +1,18 @@
 //! The tracer in the kernel: loading, attaching, seeding, draining, counting. The one file that knows aya.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::resume_unwind;
 use std::thread;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::tp_btf::BtfTracePointLink;
-use aya::programs::{BtfTracePoint, Iter, ProgramError};
+use aya::programs::{BtfTracePoint, Iter, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use kmesh_trace_common::{Counters, Offsets, Prefilter, Prefix, Settings, WALKER, Walked};
 use rustix::buffer::spare_capacity;
@@ -235,16 +237,38 @@ fn load(types: &Types, options: &Options) -> Result<(Ebpf, u64), StartError> {
         .load(OBJECT)
         .map_err(|error| failed("loading the maps", &error))?;
     let began_ns = monotonic_ns();
-    for (program, tracepoint) in types.tracepoints() {
-        program_mut::<BtfTracePoint>(&mut ebpf, program)?
-            .load(tracepoint, &types.btf)
-            .map_err(|error| refused(tracepoint, &error))?;
-    }
-    let (program, walk) = WALK;
-    program_mut::<Iter>(&mut ebpf, program)?
-        .load(walk, &types.btf)
-        .map_err(|error| refused(walk, &error))?;
+    verify(&mut ebpf, types)?;
     Ok((ebpf, monotonic_ns() - began_ns))
+}
+
+/// Loads the programs, each in a thread of its own: the kernel verifies them side by side, and one takes as long as all others.
+fn verify(ebpf: &mut Ebpf, types: &Types) -> Result<(), StartError> {
+    let mut programs: BTreeMap<_, _> = ebpf.programs_mut().collect();
+    thread::scope(|scope| {
+        let loads: Vec<_> = types
+            .tracepoints()
+            .chain([WALK])
+            .map(|(name, hook)| {
+                let program = programs.remove(name).ok_or_else(|| no_program(name))?;
+                thread::Builder::new()
+                    .spawn_scoped(scope, move || verify_one(program, hook, &types.btf))
+                    .map_err(|error| failed("starting a thread", &error))
+            })
+            .collect();
+        loads.into_iter().try_for_each(|load| match load?.join() {
+            Ok(loaded) => loaded,
+            Err(panic) => resume_unwind(panic),
+        })
+    })
+}
+
+fn verify_one(program: &mut Program, hook: &str, btf: &Btf) -> Result<(), StartError> {
+    match program {
+        Program::BtfTracePoint(program) => program.load(hook, btf),
+        Program::Iter(program) => program.load(hook, btf),
+        _ => return Err(no_program(hook)),
+    }
+    .map_err(|error| refused(hook, &error))
 }
 
 /// aya's loader begins by reading all of the kernel's types into a model of its own, which nothing here needs: a quarter of
@@ -378,7 +402,7 @@ impl Walker {
                 .name(name)
                 .spawn_scoped(scope, || self.walk_here(take));
             let walk = walk.map_err(|error| failed(WALKING, &error))?;
-            walk.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            walk.join().unwrap_or_else(|panic| resume_unwind(panic))
         })
     }
 
@@ -479,13 +503,17 @@ fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Start
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
-    let program = ebpf.program_mut(name).ok_or_else(|| StartError::Failed {
-        doing: "opening the embedded object",
-        why: format!("no program {name}"),
-    })?;
+    let program = ebpf.program_mut(name).ok_or_else(|| no_program(name))?;
     program
         .try_into()
         .map_err(|error| failed("opening the embedded object", &error))
+}
+
+fn no_program(name: &str) -> StartError {
+    StartError::Failed {
+        doing: "opening the embedded object",
+        why: format!("no program {name}"),
+    }
 }
 
 fn refused(hook: &str, error: &ProgramError) -> StartError {

@@ -101,6 +101,7 @@ pub fn find(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         sk_lock_owned: "sock", "sk_lock.owned", 4;
         socket_sk: "socket", "sk", 8;
         task_flags: "task_struct", "flags", 4;
+        task_pid: "task_struct", "pid", 4;
         task_tgid: "task_struct", "tgid", 4;
         task_group_leader: "task_struct", "group_leader", 8;
         task_comm: "task_struct", "comm", 16;
