@@ -106,7 +106,7 @@ Nothing outlives the program: after any exit the kernel holds nothing of it.";
     version,
     long_about = "Trace every TCP connection of this node that ends, or that failed to begin, in all network \
                   namespaces: who, with whom, how many bytes each way, how long, and how it ended.\n\n\
-                  Needs Linux 5.11 or later with BTF, and root or CAP_BPF and CAP_PERFMON.",
+                  Needs Linux 5.12 or later with BTF, and root or CAP_BPF and CAP_PERFMON.",
     help_template = LAYOUT,
     override_usage = "kmesh-trace [OPTIONS | COMMAND]",
     after_help = SCREEN,

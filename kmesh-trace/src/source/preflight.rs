@@ -9,8 +9,8 @@ use crate::privileges::{NEEDS, has};
 
 use super::kernel::{BTF_PATH, Options, StartError, Types, start};
 
-/// The kernels this is made for: the first with socket storage in tracing programs.
-const FLOOR: &str = "5.11";
+/// The kernels this is made for: the first with cookies of sockets for tracing programs.
+const FLOOR: &str = "5.12";
 
 /// One requirement.
 #[derive(Clone, Debug, PartialEq, Eq)]

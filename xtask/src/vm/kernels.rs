@@ -89,13 +89,13 @@ impl Kernel {
         })
     }
 
-    /// Whether the tracer must refuse it: what it needs came with 5.11. A test's expectation; the tracer itself probes.
+    /// Whether the tracer must refuse it: what it needs came with 5.12. A test's expectation; the tracer itself probes.
     pub fn must_be_refused(&self) -> bool {
         let mut numbers = self
             .release
             .split(['.', '-', '+'])
             .map(|number| number.parse::<u32>().unwrap_or(0));
-        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (5, 11)
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (5, 12)
     }
 }
 
@@ -187,11 +187,12 @@ mod tests {
     use super::{Arch, Kernel};
 
     #[test]
-    fn only_kernels_before_5_11_must_be_refused() {
+    fn only_kernels_before_5_12_must_be_refused() {
         let cases = [
             ("5.10.0-32-cloud-amd64", true),
             ("4.19.0", true),
-            ("5.11-rc1", false),
+            ("5.11.22", true),
+            ("5.12-rc1", false),
             ("6.1.0", false),
             ("7.3.4+deb13", false),
         ];

@@ -246,7 +246,7 @@ mod tests {
         let cases: [(&str, &[&str], Want); 4] = [
             (
                 "refused",
-                &["@vm begin x", "needs a kernel from 5.11 on", "@vm end x 3", "@vm done"],
+                &["@vm begin x", "needs a kernel from 5.12 on", "@vm end x 3", "@vm done"],
                 (1, 0, 0),
             ),
             (
