@@ -94,6 +94,9 @@ pub fn run(config: &Config) -> Result<Exit> {
         captures: config.kept.as_ref().is_some_and(|kept| kept.rotation.is_some()),
     };
     privileges::give_up(still).context("cannot give up privileges")?;
+    let excluder = kernel
+        .cgroups()
+        .and_then(|mut cgroups| Excluder::of(&config.filter, move |id, directions| cgroups.exclude(id, directions)));
     if config.verbosity > Verbosity::Quiet {
         say(&format!(
             "tracing every TCP connection of {} that closes; Ctrl-C ends it",
@@ -136,9 +139,6 @@ pub fn run(config: &Config) -> Result<Exit> {
     } else {
         Some(standard_output()?)
     };
-    let excluder = kernel
-        .cgroups()
-        .and_then(|mut cgroups| Excluder::of(&config.filter, move |id, directions| cgroups.exclude(id, directions)));
     let reader = Reader::new(
         kernel,
         Arc::clone(&control),
