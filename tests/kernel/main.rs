@@ -199,10 +199,13 @@ fn main() -> ExitCode {
     // The scenarios mostly wait for the kernel's timers, not for a processor.
     arguments.test_threads.get_or_insert(8);
     std::panic::set_hook(Box::new(|info| {
+        // At once: what libtest-mimic tells at the end is lost with a machine that is ended before.
         if let Some(at) = info.location() {
+            let why = message(info.payload());
             eprintln!(
-                "{}: failed at {at}",
-                std::thread::current().name().unwrap_or("a thread")
+                "{}: failed at {at}: {}",
+                std::thread::current().name().unwrap_or("a thread"),
+                why.lines().next().unwrap_or_default()
             );
         }
     }));

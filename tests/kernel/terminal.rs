@@ -199,9 +199,10 @@ fn sizes_and_keys() {
     });
     terminal.resize(80, 24);
     terminal.wait("80 columns", |screen| !screen.contains("P95") && both(screen));
-    // Traffic is seen while the connection stays open.
-    exchange(&stays[0], 500_000, 100);
+    // Traffic is seen while the connection stays open; and while it goes on, since a rate is that of one interval, which may be
+    // over before the screen is looked at.
     terminal.wait("a rate", |screen| {
+        exchange(&stays[0], 50_000, 100);
         screen
             .lines()
             .any(|line| line.contains(&row(ports[0])) && line.contains("iB/s"))
@@ -352,17 +353,19 @@ fn suspended_and_resumed() {
     terminal.is_restored();
 }
 
-/// The terminal stands still for ten seconds while thousands of connections end: none is lost, and memory stays.
+/// The terminal stands still for ten seconds while thousands of connections end: none is lost, and memory stays. The ring takes
+/// a fourth of them, so it would not do without a reader; a smaller one would not do where other scenarios keep the reader from
+/// a processor for most of a second.
 fn a_terminal_that_does_not_read() {
     let listener = listen(V::Four);
     let port = listener.local_addr().unwrap().port();
     let terminal = Terminal::open(80, 24);
-    terminal.table(&format!("--interval 100ms --by connection --port {port}"));
+    terminal.table(&format!("--interval 100ms --by connection --buffer 32M --port {port}"));
     let tracer = terminal.tracer();
     let server = Pid::from_raw(terminal.fact("pid").parse().unwrap());
     let memory = || {
         let status = std::fs::read_to_string(format!("/proc/{tracer}/status")).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
     };
     kill(server, Signal::SIGSTOP).unwrap();
@@ -375,10 +378,12 @@ fn a_terminal_that_does_not_read() {
     let kib = memory();
     kill(server, Signal::SIGCONT).unwrap();
     terminal.keys(&["q"]);
-    let screen = terminal.wait("the summary", |screen| screen.contains("closed on"));
-    let words = screen.replace('\n', "");
-    assert!(words.contains(&format!(": {} delivered", 2 * count)), "{screen}");
-    assert!(words.contains(" 0 lost,"), "{screen}");
-    assert!(kib < 128 << 10, "{kib} KiB");
+    // A line may be broken at a space, which is then not on the screen: how long it is depends on the node's name.
+    let words = |screen: &str| screen.split_whitespace().collect::<String>();
+    let screen = terminal.wait("the whole summary", |screen| words(screen).contains("stillopen"));
+    let told = words(&screen);
+    assert!(told.contains(&format!(":{}delivered", 2 * count)), "{screen}");
+    assert!(told.contains(",0lost,"), "{screen}");
+    assert!(kib < 64 << 10, "{kib} KiB");
     terminal.is_restored();
 }
