@@ -63,6 +63,17 @@ impl Segment {
     }
 }
 
+/// What makes the segments of the client of a round.
+fn client(round: u16, to: SocketAddrV4) -> impl Fn(u32, u32, u8) -> Segment {
+    move |seq, ack, flags| Segment {
+        from: SocketAddrV4::new(CLIENT, FIRST_PORT + round),
+        to,
+        seq,
+        ack,
+        flags,
+    }
+}
+
 /// The ACK that ends a handshake comes twice at one instant, on two processors. Each makes a socket of it, of which the kernel
 /// gives up one: there is one connection, and one record.
 pub fn two_processors(scene: &Scene) {
@@ -73,13 +84,7 @@ pub fn two_processors(scene: &Scene) {
     let send = |segment: &Segment| wire.send(segment);
     let wants: Vec<Want> = (0..rounds)
         .map(|round| {
-            let segment = |seq, ack, flags| Segment {
-                from: SocketAddrV4::new(CLIENT, FIRST_PORT + round),
-                to,
-                seq,
-                ack,
-                flags,
-            };
+            let segment = client(round, to);
             let before = SystemTime::now();
             let connect = segment(ISN, 0, SYN);
             send(&connect);
@@ -114,13 +119,7 @@ pub fn listener_goes(scene: &Scene) {
         .filter_map(|round| {
             let listener = listen(V::Four);
             let to = of_ipv4(listener.local_addr().unwrap());
-            let segment = |seq, ack, flags| Segment {
-                from: SocketAddrV4::new(CLIENT, FIRST_PORT + round),
-                to,
-                seq,
-                ack,
-                flags,
-            };
+            let segment = client(round, to);
             let connect = segment(ISN, 0, SYN);
             wire.send(&connect);
             let ack = segment(ISN + 1, wire.answered(connect.from) + 1, ACK);

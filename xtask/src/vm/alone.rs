@@ -107,12 +107,12 @@ fn judge(run: &Run, steps: &[Step]) -> Verdict {
             Some(status) => Err(anyhow::anyhow!("status {status}")),
             None => Err(anyhow::anyhow!("did not end")),
         };
-        verdict.counts += Counts::one(found.is_ok());
-        if let Err(why) = found {
-            let last = said.lines.last().unwrap_or(&"nothing");
-            verdict
-                .notes
-                .push(format!("failed: {}: {why:#}; it said last: {last}", step.name));
+        match found {
+            Ok(()) => verdict.counts += Counts::one(true),
+            Err(why) => {
+                let last = said.lines.last().unwrap_or(&"nothing");
+                verdict.fail(&format!("{}: {why:#}; it said last: {last}", step.name));
+            }
         }
     }
     verdict

@@ -33,24 +33,21 @@ pub fn of_tests(run: &Run, steps: &[Step]) -> Verdict {
                 .notes
                 .extend(skipped(line).or_else(|| failed(&said.lines[at..])));
         }
-        let mut counts = tally.counts();
+        let counts = tally.counts();
         let problem = match said.status {
             None => Some(format!(
-                "failed: {} did not end; its last line: {}",
+                "{} did not end; its last line: {}",
                 step.name,
                 said.lines.last().unwrap_or(&"none")
             )),
-            Some(_) if counts.total() == 0 => Some(format!("failed: {}: not one test was counted", step.name)),
-            Some(status) if status != 0 && counts.failed == 0 => {
-                Some(format!("failed: {}: status {status}", step.name))
-            }
+            Some(_) if counts.total() == 0 => Some(format!("{}: not one test was counted", step.name)),
+            Some(status) if status != 0 && counts.failed == 0 => Some(format!("{}: status {status}", step.name)),
             Some(_) => None,
         };
-        if let Some(problem) = problem {
-            verdict.notes.push(problem);
-            counts += Counts::one(false);
-        }
         verdict.counts += counts;
+        if let Some(problem) = problem {
+            verdict.fail(&problem);
+        }
     }
     verdict
 }
@@ -64,16 +61,12 @@ pub fn of_refusals(run: &Run, steps: &[Step]) -> Verdict {
             .lines
             .iter()
             .any(|line| line.to_ascii_lowercase().contains("kernel"));
-        verdict.counts += Counts::one(said.status == Some(3) && names_the_kernel);
+        let name = step.name;
         match said.status {
-            Some(3) if names_the_kernel => {}
-            Some(3) => verdict
-                .notes
-                .push(format!("failed: {}: does not say that it is the kernel", step.name)),
-            Some(status) => verdict
-                .notes
-                .push(format!("failed: {}: status {status}, expected 3", step.name)),
-            None => verdict.notes.push(format!("failed: {}: did not end", step.name)),
+            Some(3) if names_the_kernel => verdict.counts += Counts::one(true),
+            Some(3) => verdict.fail(&format!("{name}: does not say that it is the kernel")),
+            Some(status) => verdict.fail(&format!("{name}: status {status}, expected 3")),
+            None => verdict.fail(&format!("{name}: did not end")),
         }
     }
     verdict
@@ -88,15 +81,17 @@ impl Verdict {
             elapsed: run.elapsed,
         };
         if let Some(reason) = &run.killed {
-            verdict.notes.push(format!("failed: the machine ended early: {reason}"));
-            verdict.counts += Counts::one(false);
+            verdict.fail(&format!("the machine ended early: {reason}"));
         } else if !run.lines.iter().any(|line| line == "@vm done") {
-            verdict
-                .notes
-                .push("failed: the machine went off before its job was done".to_owned());
-            verdict.counts += Counts::one(false);
+            verdict.fail("the machine went off before its job was done");
         }
         verdict
+    }
+
+    /// Counts a failure, and notes why, in the words by which `.ci/run` finds it.
+    pub fn fail(&mut self, why: &str) {
+        self.counts += Counts::one(false);
+        self.notes.push(format!("failed: {why}"));
     }
 }
 
