@@ -7,7 +7,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use crate::support::expect::own_comm;
+use crate::support::expect::{Scene, own_comm};
 use crate::support::probe::Need;
 use crate::support::sock::{V, drain, exchange, listen, pair_with, wait_until};
 use crate::support::tracer::Start;
@@ -83,6 +83,8 @@ impl Crowd {
 /// shared tracer as JSON and through one of its own as log lines.
 fn fifty_thousand() {
     let json = Arc::new(Crowd::default());
+    // What had the namespace's number before has told all it had to.
+    drop(Scene::of_new_namespace(&shared().store));
     shared().store.fold(net::inode(), {
         let json = Arc::clone(&json);
         move |record| json.add(of_json(record))

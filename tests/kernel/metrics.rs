@@ -6,9 +6,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::Table;
+use crate::support::expect::Scene;
 use crate::support::probe::Need;
 use crate::support::scrape::{Scrape, address, request, scrape};
-use crate::support::sock::{Pair, V, drain, exchange, give, pair_with, take, wait_until};
+use crate::support::sock::{Pair, V, drain, exchange, give, pair, pair_with, take, wait_until};
 use crate::support::tracer::{Start, Tracer};
 
 /// The trials.
@@ -297,14 +298,19 @@ fn filters_hold() {
 fn beside_records() {
     let tracer = Tracer::json(&["--metrics", "0", "--interval", INTERVAL]);
     let scraped = address(&tracer);
-    let scene = crate::support::expect::Scene::new(&tracer.store);
-    let pair = crate::support::sock::pair(V::Four);
+    let scene = Scene::new(&tracer.store);
+    let pair = pair(V::Four);
     exchange(&pair, 1000, 300);
     wait_until("a walk", || {
         scrape(scraped).sum("kmesh_trace_open_connections", &[]) >= 2.0
     });
+    let truth = pair.truth;
     end(pair);
-    assert_eq!(scene.wait_count(2).len(), 2);
+    // Such as the scrapes.
+    scene.expect_among_others(&[
+        truth.outbound().bytes(1000, 300).ok("local"),
+        truth.inbound().bytes(300, 1000).ok("peer"),
+    ]);
     let end = tracer.interrupt();
     end.check_whole();
     assert!(

@@ -135,27 +135,23 @@ fn count() {
 
 /// The shared tracer, which has room for all, beside one that has not.
 pub struct Beside {
+    scene: Scene<'static>,
     foreign: u64,
 }
 
 impl Beside {
     /// From now on it looks at the calling thread's namespace, too.
     pub fn begin() -> Self {
-        shared().store.keep(net::inode());
         Self {
+            scene: Scene::of_new_namespace(&shared().store),
             foreign: shared().store.foreign(),
         }
     }
 
     /// It has told of all `made` ends of this test, and so of others' until now: how many these were at most.
     pub fn foreign(self, made: usize) -> u64 {
-        let all = shared()
-            .store
-            .wait(net::inode(), |records| (records.len() >= made).then_some(records.len()));
-        assert_eq!(all, Ok(made), "the shared tracer's view");
-        let foreign = shared().store.foreign() - self.foreign;
-        shared().store.forget(net::inode());
-        foreign
+        assert_eq!(self.scene.wait_count(made).len(), made, "the shared tracer's view");
+        shared().store.foreign() - self.foreign
     }
 }
 

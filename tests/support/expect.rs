@@ -417,22 +417,10 @@ impl<'a> Scene<'a> {
     /// Exactly these records come, in any order, and no other. Returns them in the order of `wants`.
     pub fn expect(&self, wants: &[Want]) -> Vec<Value> {
         let mut done = self.done.borrow_mut();
-        let found = self.store.wait(self.netns, |records| assign(wants, records, &done));
-        let found = found.unwrap_or_else(|why| self.missing(&why, wants, &done));
-        done.extend(&found);
+        let found = self.find(wants, &mut done);
         let marker = self.mark(&mut done);
         let records = self.store.records(self.netns);
-        let mut report = String::new();
-        for (want, &at) in wants.iter().zip(&found) {
-            let wrong = want.differences(&records[at]);
-            if !wrong.is_empty() {
-                let _ = writeln!(report, "{} of {} → {}:", want.direction, want.src, want.dst);
-                for line in wrong {
-                    let _ = writeln!(report, "    {line}");
-                }
-                let _ = writeln!(report, "    {}", records[at].value);
-            }
-        }
+        let mut report = compare(wants, &found, &records);
         for (at, record) in records.iter().enumerate().take(marker) {
             if !done.contains(&at) {
                 let _ = writeln!(report, "a record too many: {}", record.value);
@@ -443,14 +431,34 @@ impl<'a> Scene<'a> {
         found.into_iter().map(|at| records[at].value.clone()).collect()
     }
 
+    /// These records come, in any order, among others.
+    pub fn expect_among_others(&self, wants: &[Want]) {
+        let found = self.find(wants, &mut self.done.borrow_mut());
+        let report = compare(wants, &found, &self.store.records(self.netns));
+        assert!(report.is_empty(), "{report}");
+    }
+
+    /// Where they are.
+    fn find(&self, wants: &[Want], done: &mut HashSet<usize>) -> Vec<usize> {
+        let found = self.store.wait(self.netns, |records| assign(wants, records, done));
+        let found = found.unwrap_or_else(|why| self.missing(&why, wants, done));
+        done.extend(&found);
+        found
+    }
+
     /// Nothing comes.
     pub fn expect_nothing(&self) {
         self.expect(&[]);
     }
 
-    /// The first records of the namespace, once there are so many.
+    /// All that has come and that no earlier look has dealt with, once there is so much.
     pub fn wait_count(&self, count: usize) -> Vec<Rec> {
-        let enough = |records: &[Rec]| (records.len() >= count).then(|| records[..count].to_vec());
+        let done = self.done.borrow();
+        let enough = |records: &[Rec]| {
+            let new = |at: &usize| !done.contains(at);
+            let all: Vec<usize> = (0..records.len()).filter(new).collect();
+            (all.len() >= count).then(|| all.into_iter().map(|at| records[at].clone()).collect())
+        };
         self.store
             .wait(self.netns, enough)
             .unwrap_or_else(|why| panic!("{count} records: {why}"))
@@ -497,6 +505,22 @@ impl Drop for Scene<'_> {
     fn drop(&mut self) {
         self.store.forget(self.netns);
     }
+}
+
+/// What is wrong with the records at `found`.
+fn compare(wants: &[Want], found: &[usize], records: &[Rec]) -> String {
+    let mut report = String::new();
+    for (want, &at) in wants.iter().zip(found) {
+        let wrong = want.differences(&records[at]);
+        if !wrong.is_empty() {
+            let _ = writeln!(report, "{} of {} → {}:", want.direction, want.src, want.dst);
+            for line in wrong {
+                let _ = writeln!(report, "    {line}");
+            }
+            let _ = writeln!(report, "    {}", records[at].value);
+        }
+    }
+    report
 }
 
 /// A record for each want, in the order of time where several have the same addresses.

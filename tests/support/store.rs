@@ -20,9 +20,8 @@ pub struct Rec {
 /// What to do with a namespace's records.
 enum Watch {
     Keep(Vec<Rec>),
-    /// For the crowds: looked at and dropped. What is older, in the records' own form of time, is of a namespace that had this
-    /// number before: the kernel gives it away again at once.
-    Fold(String, Box<dyn FnMut(&Value) + Send>),
+    /// For the crowds: looked at and dropped.
+    Fold(Box<dyn FnMut(&Value) + Send>),
 }
 
 #[derive(Default)]
@@ -60,8 +59,7 @@ impl Store {
 
     /// Hands the records of this namespace to `look`.
     pub fn fold(&self, netns: u64, look: impl FnMut(&Value) + Send + 'static) {
-        let since = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
-        self.lock().watched.insert(netns, Watch::Fold(since, Box::new(look)));
+        self.lock().watched.insert(netns, Watch::Fold(Box::new(look)));
     }
 
     /// Forgets a namespace. Its number may be another's soon.
@@ -187,14 +185,13 @@ impl State {
             self.faults.push(format!("{time} printed after {}", self.last_time));
         }
         time.clone_into(&mut self.last_time);
-        let time = &self.last_time;
         match value["local"]["netns"]
             .as_u64()
             .and_then(|netns| self.watched.get_mut(&netns))
         {
             Some(Watch::Keep(records)) => records.push(Rec { value, seen }),
-            Some(Watch::Fold(since, look)) if &*since <= time => look(&value),
-            Some(Watch::Fold(..)) | None => self.foreign += 1,
+            Some(Watch::Fold(look)) => look(&value),
+            None => self.foreign += 1,
         }
     }
 }
