@@ -183,7 +183,8 @@ fn begin_accepted(connection: &mut Connection, state: u8, now: u64, program: u32
     count(program, |counters| counters.open += 1);
 }
 
-/// This end sends its FIN: close() or shutdown(), in the system call of the program itself.
+/// This end sends its FIN: close() or shutdown(), in the system call of the program itself. Or its listener is being closed just
+/// when the last segment of its handshake comes: it begins with its listener's shutdown, and heeds it at once.
 #[inline(always)]
 fn closing(sock: Sock, new: u8, program: u32) {
     let connection = match kept::get(sock) {
@@ -200,7 +201,9 @@ fn closing(sock: Sock, new: u8, program: u32) {
     };
     connection.last_state = new;
     connection.seen = new;
-    own(connection, Task::current(), owner::CLOSE);
+    if sock.is_in_system_call() {
+        own(connection, Task::current(), owner::CLOSE);
+    }
 }
 
 /// It is over.

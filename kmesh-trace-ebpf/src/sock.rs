@@ -135,10 +135,17 @@ impl Sock {
         unsafe { bpf_get_socket_cookie(self.as_ptr()) }
     }
 
+    /// Whether a system call has it, so that what happens is the doing of the program that runs. Segments and timers only hold
+    /// the spinlock, whoever runs meanwhile.
+    #[inline(always)]
+    pub fn is_in_system_call(self) -> bool {
+        self.sk_lock_owned() != 0
+    }
+
     /// Whether close() is running on this socket: it has shut both ways and not yet orphaned it.
     #[inline(always)]
     pub fn is_being_closed(self) -> bool {
-        self.sk_shutdown() == SHUTDOWN_MASK && !self.is_dead()
+        self.sk_shutdown() == SHUTDOWN_MASK && !self.is_dead() && self.is_in_system_call()
     }
 
     /// Whether no program has it any more, or ever had.
