@@ -9,7 +9,7 @@ use crate::Table;
 use crate::support::expect::Scene;
 use crate::support::probe::Need;
 use crate::support::scrape::{Scrape, address, request, scrape};
-use crate::support::sock::{Pair, V, drain, exchange, give, pair, pair_with, take, wait_until};
+use crate::support::sock::{Pair, V, drain, exchange, flushed, give, pair, pair_with, take, wait_until};
 use crate::support::tracer::{Start, Tracer};
 
 /// The trials.
@@ -116,6 +116,7 @@ fn equal_what_was_moved() {
     // One whose server resets it.
     let pair = watched.pair();
     give(&pair.client, 10);
+    flushed(&pair.client);
     drop(pair.server);
     wait_until("the reset", || (&pair.client).read(&mut [0]).is_err());
     drop(pair.client);
@@ -283,6 +284,7 @@ fn filters_hold() {
     end(pair);
     let pair = watched.pair();
     give(&pair.client, 10);
+    flushed(&pair.client);
     drop(pair.server);
     wait_until("the reset", || (&pair.client).read(&mut [0]).is_err());
     drop(pair.client);
