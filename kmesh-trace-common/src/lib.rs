@@ -321,6 +321,8 @@ pub struct Offsets {
     pub bytes_acked: u32,
     /// `tcp_sock.bytes_received` (u64).
     pub bytes_received: u32,
+    /// `tcp_sock.tcp_clock_cache` (u64, ns of CLOCK_MONOTONIC): when the kernel began with the last segment.
+    pub tcp_clock_cache: u32,
     /// `tcp_sock.write_seq` (u32).
     pub write_seq: u32,
     /// `tcp_sock.snd_una` (u32).

@@ -129,10 +129,14 @@ impl Sock {
         if tcp.is_null() { None } else { Some(Tcp(tcp)) }
     }
 
+    /// What no other socket has or has had; given to it now, if nobody has asked before.
     #[inline(always)]
     pub fn cookie(self) -> u64 {
-        // SAFETY: the socket is a typed pointer.
-        unsafe { bpf_get_socket_cookie(self.as_ptr()) }
+        match self.skc_cookie() {
+            // SAFETY: the socket is a typed pointer.
+            0 => unsafe { bpf_get_socket_cookie(self.as_ptr()) },
+            cookie => cookie,
+        }
     }
 
     /// Whether a system call has it, so that what happens is the doing of the program that runs. Segments and timers only hold
@@ -280,6 +284,7 @@ impl Tcp {
         icsk_retransmits: u8,
         bytes_acked: u64,
         bytes_received: u64,
+        tcp_clock_cache: u64,
         write_seq: u32,
         snd_una: u32,
         snd_nxt: u32,

@@ -110,6 +110,8 @@ pub fn find(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         sk_lock_slock: btf.offset("sock", "sk_lock.slock.rlock.raw_lock", 4).unwrap_or(ABSENT);
         skb_ee_errno: cb + btf.offset("sock_exterr_skb", "ee.ee_errno", 4)?;
         skb_ee_origin: cb + btf.offset("sock_exterr_skb", "ee.ee_origin", 1)?;
+        // Only a saving.
+        tcp_clock_cache: btf.offset("tcp_sock", "tcp_clock_cache", 8).unwrap_or(ABSENT);
         sk_cgroup: cgroup.clone().unwrap_or(ABSENT);
         cgroup_kn: if cgroup.is_ok() { btf.offset("cgroup", "kn", 8)? } else { ABSENT };
         kn_id: if cgroup.is_ok() { btf.offset("kernfs_node", "id", 8)? } else { ABSENT };
