@@ -182,10 +182,11 @@ impl Want {
         self.ended("reset_by_local", None, Some("local"))
     }
 
-    /// An attempt that never connected.
+    /// An attempt that never connected. What refuses it may come within connect(), long before that returns.
     pub fn failed(self, outcome: &'static str, errno: Option<&'static str>, closed_by: Option<&'static str>) -> Self {
         Self {
             established: false,
+            end: self.start.before,
             old_state: &["SYN_SENT"],
             ..self.ended(outcome, errno, closed_by)
         }
