@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::libc;
+use serde_json::Value;
 use socket2::{Protocol, SockAddr, Socket};
 
 use crate::Table;
@@ -24,6 +25,7 @@ pub fn table() -> Table {
     Table::new("special")
         .both("again_after_refusal", &[], again_after_refusal)
         .both("dissolved_and_again", &[], dissolved_and_again)
+        .both("restored", &[], restored)
         .both("dissolved_while_connecting", &[Need::Nft], dissolved_while_connecting)
         .both("to_itself", &[], to_itself)
         .both("fast_open", &[], fast_open)
@@ -99,7 +101,8 @@ fn again_after_refusal(scene: &Scene, v: V) {
     assert!(first[0]["id"] != second[0]["id"], "one id for two associations");
 }
 
-fn dissolved_and_again(scene: &Scene, v: V) {
+/// A socket whose first life was reset by AF_UNSPEC, its listener, and the id of that life.
+fn dissolved(scene: &Scene, v: V) -> (Socket, TcpListener, Value) {
     let listener = listen(v);
     let dst = listener.local_addr().unwrap();
     let socket = bound(v.at(0));
@@ -113,13 +116,19 @@ fn dissolved_and_again(scene: &Scene, v: V) {
     // The kernel puts ECONNRESET on the socket only after the change of state that the record is made of.
     let mut outbound = first.truth.outbound().bytes(1000, 300).reset_by_local();
     outbound.errno = &[None, Some("ECONNRESET")];
-    let ids = scene.expect(&[
+    let told = scene.expect(&[
         outbound,
         first.truth.inbound().bytes(300, 1000).reset_by_peer().by(&["listener"]),
     ]);
     let socket = Socket::from(first.client);
-    // The second life has another length and other bytes.
     let _ = socket.take_error();
+    (socket, listener, told[0]["id"].clone())
+}
+
+fn dissolved_and_again(scene: &Scene, v: V) {
+    let (socket, listener, id) = dissolved(scene, v);
+    let dst = listener.local_addr().unwrap();
+    // The second life has another length and other bytes.
     let (said, connect) = timed(|| errno_of(socket.connect(&dst.into())));
     assert_eq!(said, Errno::from_raw(0));
     let second = accepted(&listener, socket.into(), connect);
@@ -131,7 +140,25 @@ fn dissolved_and_again(scene: &Scene, v: V) {
         second.truth.outbound().bytes(77, 88).ok("local"),
         second.truth.inbound().bytes(88, 77).ok("peer"),
     ]);
-    assert!(ids[0]["id"] != more[0]["id"], "one id for two associations");
+    assert!(id != more[0]["id"], "one id for two associations");
+}
+
+/// TCP_REPAIR connects and closes without a segment: what the socket keeps of its last one is of its life before.
+fn restored(scene: &Scene, v: V) {
+    let (socket, listener, _) = dissolved(scene, v);
+    let dst = listener.local_addr().unwrap();
+    set_tcp_option(&socket, libc::TCP_REPAIR, 1);
+    let (said, connect) = timed(|| errno_of(socket.connect(&dst.into())));
+    assert_eq!(said, Errno::from_raw(0));
+    let src = address(&socket);
+    drop(socket);
+    let truth = Truth {
+        src,
+        dst,
+        connect,
+        open: connect,
+    };
+    scene.expect(&[truth.outbound().reset_by_local().states(&["ESTABLISHED"])]);
 }
 
 fn dissolved_while_connecting(scene: &Scene, v: V) {

@@ -452,7 +452,7 @@ impl<'a> Scene<'a> {
         self.expect(&[]);
     }
 
-    /// All that has come and that no earlier look has dealt with, once there is so much.
+    /// All records that no earlier look has dealt with, once there are so many.
     pub fn wait_count(&self, count: usize) -> Vec<Rec> {
         let done = self.done.borrow();
         let enough = |records: &[Rec]| {

@@ -36,7 +36,7 @@ pub enum Need {
     EachRun,
     /// A wall clock that may be stepped: that of a machine of its own.
     StepClock,
-    /// No other scenario at the same time: it counts all that happens on the machine.
+    /// No other scenario at the same time: it counts all that happens on the machine, or needs its processors.
     Alone,
 }
 
