@@ -45,7 +45,7 @@ use support::expect::Scene;
 use support::probe::{self, Need};
 use support::sock::V;
 use support::tracer::{self, Start, Tracer};
-use support::{actor, net};
+use support::{actor, bpf, net};
 
 /// One trial.
 pub struct Scenario {
@@ -181,6 +181,7 @@ fn message(panic: &(dyn Any + Send)) -> String {
 fn last_check() -> Option<Result<(), String>> {
     let tracer = SHARED.get()?;
     let run = || {
+        println!("shared tracer: runs skipped, by program: {:?}", bpf::skipped_runs(tracer.pid));
         tracer.signal(nix::sys::signal::Signal::SIGINT);
         let sums = tracer.wait().check_whole();
         println!("shared tracer: {sums:?}");

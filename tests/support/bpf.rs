@@ -55,6 +55,24 @@ pub fn objects_of(pid: Pid) -> Vec<Object> {
     objects
 }
 
+/// How often the kernel skipped each of its programs, as far as it did.
+pub fn skipped_runs(pid: Pid) -> Vec<u64> {
+    let mut skipped = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("fdinfo of the tracer") {
+        let text = entry
+            .and_then(|entry| std::fs::read_to_string(entry.path()))
+            .unwrap_or_default();
+        let value = |key: &str| -> Option<u64> {
+            let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+            line.trim().parse().ok()
+        };
+        if let (Some(id), Some(runs)) = (value("prog_id:"), value("recursion_misses:")) {
+            skipped.insert(id, runs);
+        }
+    }
+    skipped.into_values().filter(|runs| *runs > 0).collect()
+}
+
 /// Those that still exist.
 pub fn alive(objects: &[Object]) -> Vec<Object> {
     objects.iter().copied().filter(|object| exists(*object)).collect()

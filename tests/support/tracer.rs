@@ -16,6 +16,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use serde_json::Value;
 
 use super::patience;
+use super::probe::preempts_programs;
 use super::store::Store;
 
 /// The program under test.
@@ -345,6 +346,8 @@ pub struct Sums {
     pub filtered: u64,
     /// Missed.
     pub lost: u64,
+    /// Of these, the ones that may have been missed.
+    pub lost_at_most: u64,
     /// Came after a limit.
     pub after_limit: u64,
     /// Not closed at the end.
@@ -364,6 +367,7 @@ impl Sums {
             delivered: count("delivered"),
             filtered: count("filtered"),
             lost: count("lost_records"),
+            lost_at_most: count("lost_at_most"),
             after_limit: count("after_limit"),
             open: count("open"),
         }
@@ -409,10 +413,16 @@ impl End {
         sums
     }
 
-    /// As [`End::check`], with nothing lost either.
+    /// As [`End::check`], with nothing lost either. Where the kernel preempts programs, and so skips some, a connection that is
+    /// told as open may have ended: that much may be told as the most that is lost, and never more.
     pub fn check_whole(&self) -> Sums {
         let sums = self.check();
-        assert_eq!(sums.lost, 0, "nothing may be lost here: {:?}", self.store.lost());
+        let at_most = if preempts_programs() { sums.open } else { 0 };
+        assert!(
+            sums.lost == sums.lost_at_most && sums.lost_at_most <= at_most,
+            "nothing may be lost here: {sums:?}, {:?}",
+            self.store.lost()
+        );
         sums
     }
 }

@@ -358,7 +358,7 @@ impl Kernel {
     }
 
     /// Closes that may have been missed without a trace, at most: the kernel skipped the program at the change of state,
-    /// and the second chance too. `counted`: the counters of the same moment.
+    /// and the second chance too. The connection still counts as open then. `counted`: the counters of the same moment.
     pub fn closes_skipped(&self, counted: &Counters) -> u64 {
         let made_good = counted.second_chances + counted.lost_overtaken;
         let again = self.again.as_ref().map_or(u64::MAX, skipped_runs);
@@ -366,6 +366,7 @@ impl Kernel {
             .min(again)
             .saturating_sub(made_good)
             .min(skipped_runs(&self.destroy))
+            .min(counted.open.try_into().unwrap_or(0))
     }
 
     /// Detaches. Programs still running on other CPUs have ended when this returns.
