@@ -181,7 +181,10 @@ fn message(panic: &(dyn Any + Send)) -> String {
 fn last_check() -> Option<Result<(), String>> {
     let tracer = SHARED.get()?;
     let run = || {
-        println!("shared tracer: runs skipped, by program: {:?}", bpf::skipped_runs(tracer.pid));
+        println!(
+            "shared tracer: runs skipped, by program: {:?}",
+            bpf::skipped_runs(tracer.pid)
+        );
         tracer.signal(nix::sys::signal::Signal::SIGINT);
         let sums = tracer.wait().check_whole();
         println!("shared tracer: {sums:?}");
