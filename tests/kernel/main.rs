@@ -182,7 +182,7 @@ fn last_check() -> Option<Result<(), String>> {
     let tracer = SHARED.get()?;
     let run = || {
         println!(
-            "shared tracer: runs skipped, by program: {:?}",
+            "shared tracer: runs that the kernel skipped, by program: {:?}",
             bpf::skipped_runs(tracer.pid)
         );
         tracer.signal(nix::sys::signal::Signal::SIGINT);

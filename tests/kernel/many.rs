@@ -17,7 +17,7 @@ use crate::{Table, shared};
 /// The trials.
 pub fn table() -> Table {
     Table::new("many")
-        .own("fifty_thousand", &[Need::Alone, Need::EachRun], fifty_thousand)
+        .own("fifty_thousand", &[Need::Alone], fifty_thousand)
         .own("places_are_given_back", &[], places_are_given_back)
 }
 

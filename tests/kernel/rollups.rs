@@ -19,7 +19,7 @@ pub fn table() -> Table {
     Table::new("rollups")
         .own("a_stream_of_thirty_seconds", &[], a_stream_of_thirty_seconds)
         .own("still_connecting", &[Need::Nft], still_connecting)
-        .own("fifty_thousand", &[Need::Alone, Need::EachRun], fifty_thousand)
+        .own("fifty_thousand", &[Need::Alone], fifty_thousand)
 }
 
 /// The `rollup` lines of a tracer.

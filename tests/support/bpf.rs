@@ -1,5 +1,6 @@
 //! What a process holds in the kernel's BPF side, and whether it is still there.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use nix::libc;
@@ -55,22 +56,25 @@ pub fn objects_of(pid: Pid) -> Vec<Object> {
     objects
 }
 
-/// How often the kernel skipped each of its programs, as far as it did.
-pub fn skipped_runs(pid: Pid) -> Vec<u64> {
-    let mut skipped = std::collections::BTreeMap::new();
+/// How often the kernel skipped which of its programs, as far as it did.
+pub fn skipped_runs(pid: Pid) -> BTreeMap<String, u64> {
+    let mut skipped = BTreeMap::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("fdinfo of the tracer") {
         let text = entry
             .and_then(|entry| std::fs::read_to_string(entry.path()))
             .unwrap_or_default();
-        let value = |key: &str| -> Option<u64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-            line.trim().parse().ok()
+        let value = |key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key));
+            line.and_then(|value| value.trim().parse::<u64>().ok())
         };
-        if let (Some(id), Some(runs)) = (value("prog_id:"), value("recursion_misses:")) {
-            skipped.insert(id, runs);
+        if let (Some(id), Some(runs)) = (value("prog_id:"), value("recursion_misses:"))
+            && runs > 0
+        {
+            let (kind, id) = (Kind::Program, u32::try_from(id).expect("an id"));
+            skipped.extend(name(Object { kind, id }).map(|(_, name)| (name, runs)));
         }
     }
-    skipped.into_values().filter(|runs| *runs > 0).collect()
+    skipped
 }
 
 /// Those that still exist.
@@ -123,14 +127,26 @@ pub fn elements<const WORDS: usize>(objects: &[Object], name: &str) -> Vec<[u64;
 }
 
 /// None when it is another, or exists no more.
-fn named(map: Object, name: &str) -> Option<OwnedFd> {
+fn named(map: Object, wanted: &str) -> Option<OwnedFd> {
+    name(map).and_then(|(map, name)| (name == wanted).then_some(map))
+}
+
+/// What a program or a map is called, of at most 15 bytes. None when it exists no more.
+fn name(object: Object) -> Option<(OwnedFd, String)> {
     const INFO: libc::c_long = 15;
-    let map = open(map)?;
-    // The first members of `struct bpf_map_info`: six numbers, and the name.
-    let mut info = [0_u8; 40];
+    let opened = open(object)?;
+    // Where `struct bpf_prog_info` and `struct bpf_map_info` have it.
+    let at = match object.kind {
+        Kind::Program => 64,
+        Kind::Map => 24,
+        Kind::Link => return None,
+    };
+    let mut info = [0_u8; 80];
     let [low, high] = words(info.as_mut_ptr() as u64);
-    bpf(INFO, &mut [map.as_raw_fd() as u32, info.len() as u32, low, high]).expect("the map's name");
-    (info[24..].split(|&byte| byte == 0).next() == Some(name.as_bytes())).then_some(map)
+    let length = at as u32 + 16;
+    bpf(INFO, &mut [opened.as_raw_fd() as u32, length, low, high]).expect("a name");
+    let name = info[at..].split(|&byte| byte == 0).next().unwrap_or_default();
+    Some((opened, String::from_utf8_lossy(name).into_owned()))
 }
 
 /// What it has for a key of its own size; a value of its own size.

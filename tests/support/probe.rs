@@ -31,9 +31,6 @@ pub enum Need {
     Tmux,
     /// Time and memory of a real machine.
     Big,
-    /// Programs that the kernel runs each time. Since 7.0 it preempts them, and skips runs meanwhile: rarely in real time, often
-    /// where a program takes as long as a time slice.
-    EachRun,
     /// A wall clock that may be stepped: that of a machine of its own.
     StepClock,
     /// No other scenario at the same time: it counts all that happens on the machine, or needs its processors.
@@ -174,10 +171,7 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::StepClock if std::env::var_os("KMESH_TRACE_TEST_STEP_CLOCK").is_none_or(|value| value != "1") => {
                 return Err("KMESH_TRACE_TEST_STEP_CLOCK is not set".to_owned());
             }
-            Need::EachRun if super::small() && preempts_programs() => {
-                return Err("KMESH_TRACE_TEST_SMALL is set, and the kernel preempts programs".to_owned());
-            }
-            Need::Big | Need::EachRun | Need::StepClock | Need::Alone => {}
+            Need::Big | Need::StepClock | Need::Alone => {}
         }
     }
     Ok(())

@@ -20,11 +20,7 @@ use crate::support::{net, patience, schema, small};
 /// Adds the trials.
 pub fn add(table: Table) -> Table {
     table
-        .own(
-            "two_tracers_under_load",
-            &[Need::Alone, Need::EachRun],
-            two_tracers_under_load,
-        )
+        .own("two_tracers_under_load", &[Need::Alone], two_tracers_under_load)
         .own(
             "overflow_while_it_reads",
             &[Need::Alone, Need::Big],

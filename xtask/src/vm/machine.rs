@@ -165,9 +165,8 @@ impl Machine<'_> {
         // The kernel's port, then the programs'. QEMU has one standard output, so the second port is its standard error.
         qemu.args(["-serial", "stdio"]).args(hardware.programs_port);
         qemu.arg("-kernel").arg(self.image).arg("-initrd").arg(self.initramfs);
-        // Since 7.0 the kernel preempts programs at tracepoints, and skips their runs for the other tasks of that CPU meanwhile.
-        // Emulation, where a program takes as long as a time slice, would make one run in fifty of what on a machine is one in
-        // thousands: so tasks are preempted as lazily as the kernel can, at the end of a slice (earlier kernels do not know it).
+        // Tasks are preempted as lazily as the kernel can, at the end of a slice (earlier kernels do not know it): the first
+        // process says why.
         // What is no parameter of the kernel's is in the first process' environment.
         qemu.arg("-append").arg(format!(
             "console={kernel_port} quiet panic=-1 preempt=lazy programs_port={programs_port}"
