@@ -58,23 +58,18 @@ pub fn objects_of(pid: Pid) -> Vec<Object> {
 
 /// How often the kernel skipped which of its programs, as far as it did.
 pub fn skipped_runs(pid: Pid) -> BTreeMap<String, u64> {
-    let mut skipped = BTreeMap::new();
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("fdinfo of the tracer") {
-        let text = entry
-            .and_then(|entry| std::fs::read_to_string(entry.path()))
-            .unwrap_or_default();
-        let value = |key: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(key));
-            line.and_then(|value| value.trim().parse::<u64>().ok())
-        };
-        if let (Some(id), Some(runs)) = (value("prog_id:"), value("recursion_misses:"))
-            && runs > 0
-        {
-            let (kind, id) = (Kind::Program, u32::try_from(id).expect("an id"));
-            skipped.extend(name(Object { kind, id }).map(|(_, name)| (name, runs)));
-        }
-    }
-    skipped
+    // Where `struct bpf_prog_info` has them.
+    const NAME: usize = 64;
+    const RECURSION_MISSES: usize = 208;
+    let programs = objects_of(pid)
+        .into_iter()
+        .filter(|object| object.kind == Kind::Program);
+    let infos = programs.filter_map(|program| open(program).map(|program| info(&program)));
+    let skipped = infos.map(|info| {
+        let misses = info[RECURSION_MISSES..].try_into().expect("a number");
+        (name(&info[NAME..]).to_owned(), u64::from_ne_bytes(misses))
+    });
+    skipped.filter(|(_, misses)| *misses > 0).collect()
 }
 
 /// Those that still exist.
@@ -128,25 +123,26 @@ pub fn elements<const WORDS: usize>(objects: &[Object], name: &str) -> Vec<[u64;
 
 /// None when it is another, or exists no more.
 fn named(map: Object, wanted: &str) -> Option<OwnedFd> {
-    name(map).and_then(|(map, name)| (name == wanted).then_some(map))
+    // Where `struct bpf_map_info` has it.
+    const NAME: usize = 24;
+    let map = open(map)?;
+    (name(&info(&map)[NAME..]) == wanted).then_some(map)
 }
 
-/// What a program or a map is called, of at most 15 bytes. None when it exists no more.
-fn name(object: Object) -> Option<(OwnedFd, String)> {
+/// The first members of a program's or a map's `struct bpf_…_info`, and zeros.
+fn info(object: &OwnedFd) -> [u8; 216] {
     const INFO: libc::c_long = 15;
-    let opened = open(object)?;
-    // Where `struct bpf_prog_info` and `struct bpf_map_info` have it.
-    let at = match object.kind {
-        Kind::Program => 64,
-        Kind::Map => 24,
-        Kind::Link => return None,
-    };
-    let mut info = [0_u8; 80];
+    let mut info = [0_u8; 216];
     let [low, high] = words(info.as_mut_ptr() as u64);
-    let length = at as u32 + 16;
-    bpf(INFO, &mut [opened.as_raw_fd() as u32, length, low, high]).expect("a name");
-    let name = info[at..].split(|&byte| byte == 0).next().unwrap_or_default();
-    Some((opened, String::from_utf8_lossy(name).into_owned()))
+    bpf(INFO, &mut [object.as_raw_fd() as u32, info.len() as u32, low, high]).expect("what it is");
+    // SAFETY: the kernel may have written it behind the compiler's back.
+    unsafe { std::ptr::read_volatile(&raw const info) }
+}
+
+/// The name that stands there, of at most 15 bytes.
+fn name(info: &[u8]) -> &str {
+    let name = info[..16].split(|&byte| byte == 0).next().unwrap_or_default();
+    std::str::from_utf8(name).expect("a name")
 }
 
 /// What it has for a key of its own size; a value of its own size.

@@ -145,14 +145,6 @@ fn inside(probe: impl FnOnce() -> Result<(), String> + Send) -> Result<(), Strin
     net::in_namespace("probe", probe).unwrap_or_else(|_| Err("the probe itself failed".to_owned()))
 }
 
-/// Whether the kernel preempts programs at tracepoints: since 7.0.
-pub fn preempts_programs() -> bool {
-    let kernel = rustix::system::uname();
-    let release = kernel.release().to_string_lossy();
-    let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    major.expect("a kernel's release") >= 7
-}
-
 /// Why a scenario with these needs cannot run here.
 pub fn missing(needs: &[Need]) -> Result<(), String> {
     NAMESPACES.clone()?;

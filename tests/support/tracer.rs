@@ -16,7 +16,6 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use serde_json::Value;
 
 use super::patience;
-use super::probe::preempts_programs;
 use super::store::Store;
 
 /// The program under test.
@@ -413,13 +412,12 @@ impl End {
         sums
     }
 
-    /// As [`End::check`], with nothing lost either. Where the kernel preempts programs, and so skips some, a connection that is
-    /// told as open may have ended: that much may be told as the most that is lost, and never more.
+    /// As [`End::check`], with nothing lost either.
     pub fn check_whole(&self) -> Sums {
         let sums = self.check();
-        let at_most = if preempts_programs() { sums.open } else { 0 };
-        assert!(
-            sums.lost == sums.lost_at_most && sums.lost_at_most <= at_most,
+        assert_eq!(
+            sums.lost,
+            0,
             "nothing may be lost here: {sums:?}, {:?}",
             self.store.lost()
         );
