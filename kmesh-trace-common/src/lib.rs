@@ -228,8 +228,10 @@ pub mod counter {
     pub const WALK: u32 = 3;
     /// The second program at `inet_sock_set_state`.
     pub const STATE_AGAIN: u32 = 4;
+    /// The second program at `tcp_destroy_sock`.
+    pub const DESTROY_AGAIN: u32 = 5;
     /// How many there are.
-    pub const SLOTS: usize = 5;
+    pub const SLOTS: usize = 6;
 }
 
 /// What one program counted on one CPU. Each number stands for itself: none is computed from another.
@@ -244,8 +246,9 @@ pub struct Counters {
     pub lost_ring: u64,
     /// Closes of associations that no socket storage could be had for.
     pub lost_storage: u64,
-    /// Closes that the kernel skipped the programs for, found out when the same socket connected again.
-    pub lost_overtaken: u64,
+    /// Closes that the kernel skipped the programs for, found out when the same socket connected again, or went without any
+    /// program having been run for it.
+    pub lost_skipped: u64,
     /// Closes found only at the socket's destruction: the kernel had skipped the program at the change to CLOSE.
     pub second_chances: u64,
     /// Closes that the kernel half of the filters sorted out.
@@ -321,10 +324,16 @@ pub struct Offsets {
     pub bytes_acked: u32,
     /// `tcp_sock.bytes_received` (u64).
     pub bytes_received: u32,
+    /// `tcp_sock.bytes_sent` (u64): payload, what was sent again included.
+    pub bytes_sent: u32,
+    /// `tcp_sock.bytes_retrans` (u64): of `bytes_sent`, what was sent again.
+    pub bytes_retrans: u32,
     /// `tcp_sock.tcp_clock_cache` (u64, ns of CLOCK_MONOTONIC): when the kernel began with the last segment.
     pub tcp_clock_cache: u32,
     /// `tcp_sock.write_seq` (u32).
     pub write_seq: u32,
+    /// `tcp_sock.snd_wl1` (u32): where the segment stood that last moved the window.
+    pub snd_wl1: u32,
     /// `tcp_sock.snd_una` (u32).
     pub snd_una: u32,
     /// `tcp_sock.snd_nxt` (u32).

@@ -8,7 +8,7 @@ use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, WALK
 
 use crate::filter::{rejects, rejects_children, rejects_either_way};
 use crate::kept::{self, Connection, SEEDED, phase};
-use crate::maps::{KMESH_MISSED, KMESH_TURNED, KMESH_WALK, count, note, noted};
+use crate::maps::{KMESH_MISSED, KMESH_TURNED, KMESH_WALK, checks, count, may_skip_since, note, noted};
 use crate::record;
 use crate::sock::{Sock, Task, TaskFile, Tcp};
 
@@ -76,7 +76,7 @@ fn connecting(sock: Sock, program: u32) {
         // Its last association ended, and neither program was run for it; there is nothing left to tell of it.
         count(program, |counters| {
             counters.closes += 1;
-            counters.lost_overtaken += 1;
+            counters.lost_skipped += 1;
             counters.open -= 1;
         });
     }
@@ -127,7 +127,10 @@ fn superfluous(sock: Sock, program: u32) -> bool {
             count(program, |counters| counters.open -= 1);
             true
         }
-        Some(connection) if connection.phase == phase::LISTENER => true,
+        Some(connection) if connection.phase == phase::LISTENER => {
+            connection.phase = phase::ENDED;
+            true
+        }
         _ => !looks_connected(sock),
     }
 }
@@ -237,6 +240,10 @@ fn closed(sock: Sock, old: u8, program: u32) {
                     // Nothing tells the second program that the first has counted it.
                     None if program == counter::STATE_AGAIN => return,
                     None => {
+                        // Its socket still has to go, and there it must not pass for one that no program was run for.
+                        if may_skip_since() != 0 {
+                            note(&KMESH_MISSED, 1);
+                        }
                         return count(program, |counters| {
                             counters.closes += 1;
                             counters.lost_storage += 1;
@@ -274,17 +281,70 @@ fn filtered(sock: Sock, old: u8, program: u32) {
     }
 }
 
-/// The socket goes: `tcp_destroy_sock`. If its end has not been told, the kernel skipped the program at its close.
+/// The socket goes: `tcp_destroy_sock`. If its end has not been told, the kernel skipped the programs at its close. Attached twice
+/// as well where [`changed`] is: the second `program` ([`counter::DESTROY_AGAIN`]) finds an end where the first was run.
 #[inline(always)]
-pub fn destroyed(sock: Sock) {
-    if let Some(connection) = kept::get(sock)
-        && connection.phase == phase::LIVE
-    {
-        let last = connection.last_state;
-        count(counter::DESTROY, |counters| counters.second_chances += 1);
-        end(sock, connection, last, FLAG_SECOND_CHANCE, counter::DESTROY);
+pub fn destroyed(sock: Sock, program: u32) {
+    let attached_twice = may_skip_since() != 0;
+    match kept::get(sock) {
+        Some(connection) if connection.phase == phase::LIVE => {
+            let last = last_state(sock, connection);
+            count(program, |counters| counters.second_chances += 1);
+            end(sock, connection, last, FLAG_SECOND_CHANCE, program);
+        }
+        Some(connection) if connection.phase == phase::ENDED => {}
+        _ => {
+            if attached_twice && was_never_seen(sock) {
+                count(program, |counters| {
+                    counters.closes += 1;
+                    counters.lost_skipped += 1;
+                });
+                if let Some(connection) = kept::get_or_create_inherited(sock) {
+                    connection.phase = phase::ENDED;
+                }
+            }
+        }
     }
-    kept::free(sock);
+    if program == counter::DESTROY_AGAIN || !attached_twice {
+        kept::free(sock);
+    }
+}
+
+/// The last state noted, or the one after it if the programs were skipped there too: the FIN that was sent shows.
+#[inline(always)]
+fn last_state(sock: Sock, connection: &Connection) -> u8 {
+    let noted = connection.last_state;
+    let Some(tcp) = sock.tcp() else { return noted };
+    if noted != state::ESTABLISHED || !tcp.sent_fin(connection.flags & FLAG_ACTIVE != 0) {
+        return noted;
+    }
+    if !sock.is_done() {
+        return state::FIN_WAIT1;
+    }
+    // Both ends sent one. What acknowledged this end's was the last to move the window, and stood behind the peer's only if that
+    // had come before. Without an acknowledgement nothing shows which was first.
+    if tcp.snd_una() != tcp.write_seq() {
+        noted
+    } else if tcp.snd_wl1() == tcp.rcv_nxt() {
+        state::LAST_ACK
+    } else {
+        state::FIN_WAIT1
+    }
+}
+
+/// Whether a connection, or an attempt, ended of which nothing is kept, because the kernel skipped the programs from its beginning
+/// to its end. Others of which nothing is kept: the filter sorted it out, there was no storage, or it was over before the
+/// programs were attached, and then nothing has come or gone since.
+#[inline(always)]
+fn was_never_seen(sock: Sock) -> bool {
+    if !sock.is_tcp() || noted(&KMESH_MISSED) != 0 {
+        return false;
+    }
+    // An attempt's peer may be forgotten by now; then the filter cannot be asked.
+    if sock.peer_port() == 0 && (checks() != 0 || !looks_connected(sock)) {
+        return false;
+    }
+    sock.tcp().is_some_and(|tcp| tcp.tcp_clock_cache() >= may_skip_since()) && !rejects(sock, looks_connected(sock))
 }
 
 /// A RST was sent: `tcp_send_reset`. The kernel sends it after the change to CLOSE that the same segment caused.

@@ -57,8 +57,19 @@ mod programs {
 
     #[btf_tracepoint(function = "tcp_destroy_sock")]
     fn kmesh_destroy(ctx: BtfTracePointContext) -> i32 {
+        destroy(&ctx, counter::DESTROY)
+    }
+
+    /// As above.
+    #[btf_tracepoint(function = "tcp_destroy_sock")]
+    fn kmesh_destroy_again(ctx: BtfTracePointContext) -> i32 {
+        destroy(&ctx, counter::DESTROY_AGAIN)
+    }
+
+    #[inline(always)]
+    fn destroy(ctx: &BtfTracePointContext, program: u32) -> i32 {
         // SAFETY: the hook's only argument is a `struct sock *`, never null.
-        connection::destroyed(unsafe { Sock::from_argument(ctx.arg::<*const c_void>(0)) });
+        connection::destroyed(unsafe { Sock::from_argument(ctx.arg::<*const c_void>(0)) }, program);
         0
     }
 

@@ -117,6 +117,19 @@ pub static KMESH_MISSED: Note = Note::new();
 #[btf_map]
 pub static KMESH_TURNED: Note = Note::new();
 
+/// Since when all programs are attached (CLOCK_MONOTONIC, ns), where the kernel may preempt them; 0 elsewhere, and before.
+#[btf_map]
+static KMESH_BEGAN: Array<u64, 1> = Array::new();
+
+/// Since when the kernel, which may preempt the programs, can have skipped all of them for a socket; 0 where it cannot.
+#[inline(always)]
+pub fn may_skip_since() -> u64 {
+    // SAFETY: as below.
+    KMESH_BEGAN
+        .get_ptr(0)
+        .map_or(0, |slot| unsafe { ptr::read_volatile(slot) })
+}
+
 /// What was noted last; 0 before.
 #[inline(always)]
 pub fn noted(note: &Note) -> u32 {

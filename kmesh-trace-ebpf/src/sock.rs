@@ -158,6 +158,12 @@ impl Sock {
         self.skc_flags() as u8 & kmesh_trace_common::SK_DEAD != 0
     }
 
+    /// Whether the peer's FIN has come.
+    #[inline(always)]
+    pub fn is_done(self) -> bool {
+        self.skc_flags() as u8 & kmesh_trace_common::SK_DONE != 0
+    }
+
     /// Of a socket that changes from SYN_RECV to CLOSE: whether it never was in the table of connections. Whatever was there has
     /// lost its port by now, unless bind() gave it. What comes second to a place there still has it; what is given up
     /// earlier has none, but is dead and no longer locked, which others become only after this change. (A subflow that MPTCP
@@ -279,13 +285,26 @@ impl Tcp {
         Sock(self.0)
     }
 
+    /// Whether the last that this end sent is a FIN, for a socket that has sent all it was given: then there is one more to be
+    /// acknowledged than its payload, and than the SYN if it connected.
+    #[inline(always)]
+    pub fn sent_fin(self, connected: bool) -> bool {
+        let acked = self.bytes_acked();
+        let sent = acked + u64::from(self.write_seq().wrapping_sub(self.snd_una()));
+        let payload = self.bytes_sent().wrapping_sub(self.bytes_retrans());
+        self.snd_nxt() == self.write_seq() && sent > payload + u64::from(connected && acked > 0)
+    }
+
     members! {
         inet_sport: u16,
         icsk_retransmits: u8,
         bytes_acked: u64,
         bytes_received: u64,
+        bytes_sent: u64,
+        bytes_retrans: u64,
         tcp_clock_cache: u64,
         write_seq: u32,
+        snd_wl1: u32,
         snd_una: u32,
         snd_nxt: u32,
         rcv_nxt: u32,

@@ -1,17 +1,20 @@
 //! Crowds of short connections: each end recorded once, to the byte.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::expect::{Scene, own_comm};
 use crate::support::probe::Need;
 use crate::support::sock::{V, drain, exchange, listen, pair_with, wait_until};
-use crate::support::tracer::Start;
-use crate::support::{bpf, net, patience, small};
+use crate::support::tracer::{Start, Tracer};
+use crate::support::{bpf, net, patience, schema, small};
 use crate::{Table, shared};
 
 /// The trials.
@@ -19,6 +22,7 @@ pub fn table() -> Table {
     Table::new("many")
         .own("fifty_thousand", &[Need::Alone], fifty_thousand)
         .own("places_are_given_back", &[], places_are_given_back)
+        .own("put_aside", &[Need::PutAside, Need::Alone], put_aside)
 }
 
 /// One record, as far as a crowd is looked at.
@@ -116,6 +120,63 @@ fn fifty_thousand() {
     shared().store.forget(net::inode());
     let end = logger.interrupt();
     assert!(end.status.success(), "{}: {:?}", end.status, end.stderr);
+}
+
+/// More threads than processors, in slices of 0.1 ms that end wherever the task is. Where the kernel may put a program aside
+/// with its task (from 7.0 on), it then skips runs of each for other connections. What is told is right nevertheless, and
+/// what is not told is counted.
+fn put_aside() {
+    let scheduler = Path::new("/sys/kernel/debug/sched");
+    std::fs::write(scheduler.join("features"), "HRTICK").expect("debugfs");
+    // Kernels before 6.6 have none, nor any that skips.
+    _ = std::fs::write(scheduler.join("base_slice_ns"), "100000");
+    // The first look asks the tool for its schema: see `two_tracers_under_load`.
+    _ = schema::check(&Value::Null);
+    let tracer = Tracer::json(&[]);
+    tracer.store.keep(net::inode());
+    let wanted: Vec<Seen> = thread::scope(|scope| {
+        let threads: Vec<_> = (1..=8).map(|seed| scope.spawn(move || crowd(15, seed, 500))).collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("a crowd"))
+            .collect()
+    });
+    println!(
+        "runs that the kernel skipped, by program: {:?}",
+        bpf::skipped_runs(tracer.pid)
+    );
+    let end = tracer.interrupt();
+    let sums = end.check();
+    println!("{sums:?}");
+    let ends: HashMap<_, _> = wanted
+        .iter()
+        .map(|seen| ((seen.inbound, &seen.src, &seen.dst), seen))
+        .collect();
+    assert_eq!(ends.len(), wanted.len(), "no two are alike");
+    let told: Vec<_> = end
+        .store
+        .records(net::inode())
+        .iter()
+        .map(|rec| of_json(&rec.value))
+        .collect();
+    let mut once = HashSet::new();
+    for seen in &told {
+        let end = (seen.inbound, &seen.src, &seen.dst);
+        assert!(once.insert(end), "told twice: {seen:#?}");
+        let mut right = (*ends.get(&end).unwrap_or_else(|| panic!("there was none: {seen:#?}"))).clone();
+        // Whose it is shows in the system calls alone.
+        if seen.process == "/null" {
+            right.process.clone_from(&seen.process);
+        }
+        assert_eq!(*seen, right);
+    }
+    let (made, told) = (wanted.len() as u64, told.len() as u64);
+    let certainly_lost = sums.lost - sums.lost_at_most;
+    assert!(
+        told + certainly_lost <= made && made <= told + sums.lost,
+        "{made} ends, {told} told: {sums:?}"
+    );
+    assert_eq!(sums.open, sums.lost_at_most, "what is not told is not open");
 }
 
 /// One thread's connections, both ends in its hands, to an address of the network 127.77.`third`.0/24.
@@ -223,11 +284,15 @@ fn places_are_given_back() {
         slots.iter().filter(|[_, _, claims, ..]| *claims != 0).count()
     };
     assert_eq!(taken(), 0);
+    // Each processor gives out cookies of a row of its own, and where two rows meet, one of two sockets has no place.
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu().unwrap()).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &here).unwrap();
     let ends: Vec<_> = (0..CLIENTS)
         .map(|_| (TcpStream::connect(server).unwrap(), listener.accept().unwrap()))
         .collect();
     let most = taken();
-    // Two of them may have come upon one place.
+    // A row may end among them.
     assert!((CLIENTS * 9 / 10..=CLIENTS).contains(&most), "{most} of {CLIENTS}");
     drop(ends);
     wait_until("each place is free", || taken() == 0);

@@ -33,6 +33,8 @@ pub enum Need {
     Big,
     /// A wall clock that may be stepped: that of a machine of its own.
     StepClock,
+    /// A scheduler that puts tasks aside in the kernel whenever it likes: that of a machine of its own.
+    PutAside,
     /// No other scenario at the same time: it counts all that happens on the machine, or needs its processors.
     Alone,
 }
@@ -163,7 +165,10 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::StepClock if std::env::var_os("KMESH_TRACE_TEST_STEP_CLOCK").is_none_or(|value| value != "1") => {
                 return Err("KMESH_TRACE_TEST_STEP_CLOCK is not set".to_owned());
             }
-            Need::Big | Need::StepClock | Need::Alone => {}
+            Need::PutAside if std::env::var_os("KMESH_TRACE_TEST_PUT_ASIDE").is_none_or(|value| value != "1") => {
+                return Err("KMESH_TRACE_TEST_PUT_ASIDE is not set".to_owned());
+            }
+            Need::Big | Need::StepClock | Need::PutAside | Need::Alone => {}
         }
     }
     Ok(())

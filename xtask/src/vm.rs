@@ -129,7 +129,7 @@ fn test(kernel: &Kernel, build: &Build, folder: &Path, args: &Args) -> Result<Ve
     let steps = if refused {
         refusal_steps()
     } else {
-        vec![test_step(&args.args)]
+        test_steps(&args.args)
     };
     let initramfs = folder.join(format!("{}.initramfs", kernel.name));
     fs::write(&initramfs, guest::initramfs(kernel, &programs, &steps)?)
@@ -153,16 +153,29 @@ fn test(kernel: &Kernel, build: &Build, folder: &Path, args: &Args) -> Result<Ve
     })
 }
 
-fn test_step(args: &[String]) -> Step {
-    // One at a time, and with small amounts: emulation is 30 to 45 times slower. The clock may be stepped: it is the machine's own.
-    let settings = ["KMESH_TRACE_TEST_SMALL=1", "KMESH_TRACE_TEST_STEP_CLOCK=1"];
+/// All tests that these arguments leave, and with a scheduler that is set otherwise what needs one.
+fn test_steps(args: &[String]) -> Vec<Step> {
+    const ASIDE: &str = "put_aside";
+    let tests = |args: &[String]| test_step("tests", "KMESH_TRACE_TEST_STEP_CLOCK=1", args);
+    let aside = || test_step(ASIDE, "KMESH_TRACE_TEST_PUT_ASIDE=1", &[ASIDE.to_owned()]);
+    match args {
+        [] => vec![tests(&["--skip".to_owned(), ASIDE.to_owned()]), aside()],
+        [only] if only == ASIDE => vec![aside()],
+        _ => vec![tests(args)],
+    }
+}
+
+/// `own`: what a test may do because the machine is its own.
+fn test_step(name: &'static str, own: &str, args: &[String]) -> Step {
+    // One at a time, and with small amounts: emulation is 30 to 45 times slower.
+    let settings = ["KMESH_TRACE_TEST_SMALL=1", own];
     let tool = format!("KMESH_TRACE_BIN={TOOL}");
     let command = ["env", &tool]
         .into_iter()
         .chain(settings)
         .chain([TESTS, "--test-threads=1", "--color=never"]);
     Step {
-        name: "tests",
+        name,
         command: command.map(str::to_owned).chain(args.iter().cloned()).collect(),
     }
 }

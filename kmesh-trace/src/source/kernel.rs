@@ -28,16 +28,19 @@ use super::{monotonic_ns, offsets};
 /// Where the kernel shows the types of its structures.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
+/// Where a connection's life shows, and where its socket goes.
+const CHANGE: &str = "inet_sock_set_state";
+const DESTRUCTION: &str = "tcp_destroy_sock";
 /// The programs at tracepoints, with the tracepoint's name. In the order of attaching: the second chance is in place
 /// before there is anything to miss.
 const TRACEPOINTS: [(&str, &str); 3] = [
-    ("kmesh_destroy", "tcp_destroy_sock"),
+    ("kmesh_destroy", DESTRUCTION),
     ("kmesh_reset", "tcp_send_reset"),
-    ("kmesh_state", "inet_sock_set_state"),
+    ("kmesh_state", CHANGE),
 ];
-/// Does what the last of those was skipped for, on kernels that preempt programs. The kernel calls them in the order of
+/// Do what those at the same tracepoints were skipped for, on kernels that preempt programs. The kernel calls them in the order of
 /// attaching.
-const AGAIN: (&str, &str) = ("kmesh_state_again", "inet_sock_set_state");
+const AGAIN: [(&str, &str); 2] = [("kmesh_destroy_again", DESTRUCTION), ("kmesh_state_again", CHANGE)];
 const WALK: (&str, &str) = ("kmesh_walk", "task_file");
 /// What the kernel's types name those hooks.
 const HOOKS: &[&str] = &[
@@ -54,6 +57,7 @@ const FILTER: &str = "KMESH_FILTER";
 const CGROUPS: &str = "KMESH_CGROUPS";
 const NETWORKS: &str = "KMESH_NETWORKS";
 const WALKS: &str = "KMESH_WALK";
+const BEGAN: &str = "KMESH_BEGAN";
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("KMESH_TRACE_EBPF_OBJECT"));
 
@@ -135,7 +139,14 @@ impl Types {
 
     /// The programs at tracepoints that this kernel needs.
     fn tracepoints(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        TRACEPOINTS.into_iter().chain(self.preempts_programs.then_some(AGAIN))
+        let again = self.preempts_programs.then_some(AGAIN);
+        TRACEPOINTS.into_iter().chain(again.into_iter().flatten())
+    }
+
+    /// Descriptors of those at this one.
+    fn descriptors(&self, ebpf: &Ebpf, tracepoint: &str) -> Result<Vec<OwnedFd>, StartError> {
+        let there = self.tracepoints().filter(|&(_, at)| at == tracepoint);
+        there.map(|(program, _)| descriptor(ebpf, program)).collect()
     }
 }
 
@@ -162,10 +173,10 @@ pub struct Kernel {
     networks: LpmTrie<MapData, [u8; 16], u32>,
     cgroups: Option<Cgroups>,
     links: Vec<BtfTracePointLink>,
-    /// Descriptors of the programs whose skipped runs count.
-    state: OwnedFd,
-    again: Option<OwnedFd>,
-    destroy: OwnedFd,
+    /// Descriptors of the programs that must all be skipped for an end to be missed. Those at a change of state: what they were
+    /// skipped for may have been made good later.
+    at_change: Vec<OwnedFd>,
+    at_destruction: Vec<OwnedFd>,
     /// Since when it traces: CLOCK_MONOTONIC, ns.
     pub began_ns: u64,
     /// How long the kernel took to verify and compile the programs, ns.
@@ -194,12 +205,8 @@ pub fn start(types: &Types, options: &Options) -> Result<(Kernel, Walker), Start
             HashMap::try_from(take_map(&mut ebpf, CGROUPS)?).map_err(|error| failed("opening the cgroups", &error))?,
         )),
         links: Vec::new(),
-        state: descriptor(&ebpf, "kmesh_state")?,
-        again: types
-            .preempts_programs
-            .then(|| descriptor(&ebpf, AGAIN.0))
-            .transpose()?,
-        destroy: descriptor(&ebpf, "kmesh_destroy")?,
+        at_change: types.descriptors(&ebpf, CHANGE)?,
+        at_destruction: types.descriptors(&ebpf, DESTRUCTION)?,
         began_ns: 0,
         verifier_ns,
     };
@@ -210,6 +217,11 @@ pub fn start(types: &Types, options: &Options) -> Result<(Kernel, Walker), Start
         kernel.links.push(link.map_err(|error| refused(tracepoint, &error))?);
     }
     kernel.began_ns = monotonic_ns();
+    if types.preempts_programs {
+        Array::try_from(take_map(&mut ebpf, BEGAN)?)
+            .and_then(|mut began| began.set(0, kernel.began_ns, 0))
+            .map_err(|error| failed("telling the programs when they began", &error))?;
+    }
     let number =
         Array::try_from(take_map(&mut ebpf, WALKS)?).map_err(|error| failed("opening the walk's number", &error))?;
     let mut walker = Walker { ebpf, number, walks: 0 };
@@ -358,14 +370,14 @@ impl Kernel {
     }
 
     /// Closes that may have been missed without a trace, at most: the kernel skipped the program at the change of state,
-    /// and the second chance too. The connection still counts as open then. `counted`: the counters of the same moment.
+    /// and the second chance too. The connection still counts as open then. (One that was never counted as open is found when
+    /// its socket goes.) `counted`: the counters of the same moment.
     pub fn closes_skipped(&self, counted: &Counters) -> u64 {
-        let made_good = counted.second_chances + counted.lost_overtaken;
-        let again = self.again.as_ref().map_or(u64::MAX, skipped_runs);
-        skipped_runs(&self.state)
-            .min(again)
+        let made_good = counted.second_chances + counted.lost_skipped;
+        let least = |programs: &[OwnedFd]| programs.iter().map(skipped_runs).min().unwrap_or(0);
+        least(&self.at_change)
             .saturating_sub(made_good)
-            .min(skipped_runs(&self.destroy))
+            .min(least(&self.at_destruction))
             .min(counted.open.try_into().unwrap_or(0))
     }
 
@@ -470,7 +482,7 @@ fn add(sum: &mut Counters, other: &Counters) {
         submitted,
         lost_ring,
         lost_storage,
-        lost_overtaken,
+        lost_skipped,
         second_chances,
         filtered,
         opens,
@@ -483,7 +495,7 @@ fn add(sum: &mut Counters, other: &Counters) {
     sum.submitted += submitted;
     sum.lost_ring += lost_ring;
     sum.lost_storage += lost_storage;
-    sum.lost_overtaken += lost_overtaken;
+    sum.lost_skipped += lost_skipped;
     sum.second_chances += second_chances;
     sum.filtered += filtered;
     sum.opens += opens;

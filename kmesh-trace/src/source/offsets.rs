@@ -71,7 +71,10 @@ pub fn find(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         icsk_retransmits: "tcp_sock", "inet_conn.icsk_retransmits", 1;
         bytes_acked: "tcp_sock", "bytes_acked", 8;
         bytes_received: "tcp_sock", "bytes_received", 8;
+        bytes_sent: "tcp_sock", "bytes_sent", 8;
+        bytes_retrans: "tcp_sock", "bytes_retrans", 8;
         write_seq: "tcp_sock", "write_seq", 4;
+        snd_wl1: "tcp_sock", "snd_wl1", 4;
         snd_una: "tcp_sock", "snd_una", 4;
         snd_nxt: "tcp_sock", "snd_nxt", 4;
         rcv_nxt: "tcp_sock", "rcv_nxt", 4;

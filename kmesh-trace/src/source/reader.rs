@@ -396,7 +396,7 @@ impl Reader {
             lost_opens: counted.lost_opens,
             ring_full: counted.lost_ring,
             no_storage: counted.lost_storage,
-            skipped: counted.lost_overtaken,
+            skipped: counted.lost_skipped,
             skipped_at_most: self.kernel.closes_skipped(&counted),
             open: counted.open.try_into().unwrap_or(0),
         }
@@ -410,7 +410,7 @@ impl Reader {
                 counted.submitted,
                 counted.lost_ring,
                 counted.lost_storage,
-                counted.lost_overtaken,
+                counted.lost_skipped,
                 counted.filtered,
             ];
             counted.closes == parts.iter().sum::<u64>()

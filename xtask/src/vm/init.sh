@@ -17,16 +17,12 @@ mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
-# An emulated processor is some forty times slower, so a task has it for as much longer, and keeps it when others wake up.
-# Else the kernel would put tasks aside within most system calls; from 7.0 on, programs at tracepoints with them, and it skips
-# the runs of such a program meanwhile. (Kernels before 6.6 know no such time.)
+# From 7.0 on the kernel puts a task aside right where its slice ends, and at tracepoints programs with it. Here a slice ends at a
+# tick, and then the task goes on to the end of its system call, unless that is long. (Where it is otherwise has a test of its
+# own, which sets it itself.)
 mount -t debugfs debugfs /sys/kernel/debug
-slice=/sys/kernel/debug/sched/base_slice_ns
-if [ -e "$slice" ]; then
-    echo 100000000 >"$slice"
-    echo NO_WAKEUP_PREEMPTION >/sys/kernel/debug/sched/features
-fi
-umount /sys/kernel/debug
+features=/sys/kernel/debug/sched/features
+[ ! -e "$features" ] || echo NO_HRTICK >"$features"
 hostname kmesh-trace-vm
 busybox ip link set lo up
 

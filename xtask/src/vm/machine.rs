@@ -161,15 +161,18 @@ impl Machine<'_> {
         // text, which every attach of a tracer does, and the guest dies.
         qemu.args(hardware.board);
         qemu.args(["-accel", "tcg,thread=single", "-smp", "2", "-m", "1024"]);
+        // The machine's clock goes by what its processors have done, 2 ns an instruction, and leaps where they wait. By the host's
+        // they would be some forty times slower than their own time slices, and each would stand still in the middle of
+        // anything whenever the other one is emulated.
+        qemu.args(["-icount", "shift=1,sleep=off", "-rtc", "clock=vm"]);
         qemu.args(["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]);
         // The kernel's port, then the programs'. QEMU has one standard output, so the second port is its standard error.
         qemu.args(["-serial", "stdio"]).args(hardware.programs_port);
         qemu.arg("-kernel").arg(self.image).arg("-initrd").arg(self.initramfs);
-        // Tasks are preempted as lazily as the kernel can, at the end of a slice (earlier kernels do not know it): the first
-        // process says why.
-        // What is no parameter of the kernel's is in the first process' environment.
+        // Room in TIME_WAIT for all connections of a minute, as larger machines have it; tasks are preempted as lazily as the
+        // kernel can (earlier kernels do not know it). What is no parameter of the kernel's is in the first process' environment.
         qemu.arg("-append").arg(format!(
-            "console={kernel_port} quiet panic=-1 preempt=lazy programs_port={programs_port}"
+            "console={kernel_port} quiet panic=-1 thash_entries=65536 preempt=lazy programs_port={programs_port}"
         ));
         qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         qemu.spawn().with_context(|| format!("cannot run {emulator}"))
