@@ -412,6 +412,8 @@ pub struct Settings {
     pub opens: u32,
     /// Which checks of a [`Prefilter`] there are: `CHECK_*`; 0 when all passes.
     pub checks: u32,
+    /// 1 where the kernel may put a program aside with its task.
+    pub preempted: u32,
 }
 
 /// `Settings::checks`: the family.

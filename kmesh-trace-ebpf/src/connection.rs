@@ -3,12 +3,14 @@
 //! Most changes need nothing and leave at once. What is noted is kept while the socket lives ([`kept`]), unless the filter is
 //! certain to sort the connection out: then nothing is kept at all, and its end is only counted.
 
+use core::ptr;
+
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, WALKER, counter, owner, state};
 
 use crate::filter::{rejects, rejects_children, rejects_either_way};
 use crate::kept::{self, Connection, SEEDED, phase};
-use crate::maps::{KMESH_MISSED, KMESH_TURNED, KMESH_WALK, checks, count, may_skip_since, note, noted};
+use crate::maps::{KMESH_MISSED, KMESH_TURNED, KMESH_WALK, began_ns, checks, count, is_preempted, note, noted};
 use crate::record;
 use crate::sock::{Sock, Task, TaskFile, Tcp};
 
@@ -241,7 +243,7 @@ fn closed(sock: Sock, old: u8, program: u32) {
                     None if program == counter::STATE_AGAIN => return,
                     None => {
                         // Its socket still has to go, and there it must not pass for one that no program was run for.
-                        if may_skip_since() != 0 {
+                        if is_preempted() {
                             note(&KMESH_MISSED, 1);
                         }
                         return count(program, |counters| {
@@ -285,16 +287,17 @@ fn filtered(sock: Sock, old: u8, program: u32) {
 /// as well where [`changed`] is: the second `program` ([`counter::DESTROY_AGAIN`]) finds an end where the first was run.
 #[inline(always)]
 pub fn destroyed(sock: Sock, program: u32) {
-    let attached_twice = may_skip_since() != 0;
     match kept::get(sock) {
         Some(connection) if connection.phase == phase::LIVE => {
-            let last = last_state(sock, connection);
+            note_fin(sock, connection);
+            // SAFETY: a read through a reference. Volatile, so that the verifier goes through the rest once, whatever was noted.
+            let last = unsafe { ptr::read_volatile(&raw const connection.last_state) };
             count(program, |counters| counters.second_chances += 1);
             end(sock, connection, last, FLAG_SECOND_CHANCE, program);
         }
         Some(connection) if connection.phase == phase::ENDED => {}
-        _ => {
-            if attached_twice && was_never_seen(sock) {
+        known => {
+            if is_preempted() && was_never_seen(sock, known.is_some()) {
                 count(program, |counters| {
                     counters.closes += 1;
                     counters.lost_skipped += 1;
@@ -305,46 +308,45 @@ pub fn destroyed(sock: Sock, program: u32) {
             }
         }
     }
-    if program == counter::DESTROY_AGAIN || !attached_twice {
+    if program == counter::DESTROY_AGAIN || !is_preempted() {
         kept::free(sock);
     }
 }
 
-/// The last state noted, or the one after it if the programs were skipped there too: the FIN that was sent shows.
+/// Notes the state that followed the last one noted, if the programs were skipped there too: the FIN that was sent shows.
 #[inline(always)]
-fn last_state(sock: Sock, connection: &Connection) -> u8 {
-    let noted = connection.last_state;
-    let Some(tcp) = sock.tcp() else { return noted };
-    if noted != state::ESTABLISHED || !tcp.sent_fin(connection.flags & FLAG_ACTIVE != 0) {
-        return noted;
+fn note_fin(sock: Sock, connection: &mut Connection) {
+    let Some(tcp) = sock.tcp() else { return };
+    if connection.last_state != state::ESTABLISHED || !tcp.sent_fin(connection.flags & FLAG_ACTIVE != 0) {
+        return;
     }
     if !sock.is_done() {
-        return state::FIN_WAIT1;
-    }
-    // Both ends sent one. What acknowledged this end's was the last to move the window, and stood behind the peer's only if that
-    // had come before. Without an acknowledgement nothing shows which was first.
-    if tcp.snd_una() != tcp.write_seq() {
-        noted
-    } else if tcp.snd_wl1() == tcp.rcv_nxt() {
-        state::LAST_ACK
-    } else {
-        state::FIN_WAIT1
+        connection.last_state = state::FIN_WAIT1;
+    } else if tcp.snd_una() == tcp.write_seq() {
+        // Both ends sent one. What acknowledged this end's was the last to move the window, and stood behind the peer's only if
+        // that had come before. (Without an acknowledgement nothing shows which was first.)
+        connection.last_state = if tcp.snd_wl1() == tcp.rcv_nxt() {
+            state::LAST_ACK
+        } else {
+            state::FIN_WAIT1
+        };
     }
 }
 
-/// Whether a connection, or an attempt, ended of which nothing is kept, because the kernel skipped the programs from its beginning
-/// to its end. Others of which nothing is kept: the filter sorted it out, there was no storage, or it was over before the
-/// programs were attached, and then nothing has come or gone since.
+/// Whether a connection, or an attempt, ended of which nothing is kept, or only what is `inherited`, because the kernel skipped the
+/// programs from its beginning to its end. Others of which nothing is kept: the filter sorted it out, there was no storage, or
+/// it was over before the programs were attached, and then nothing has come or gone since.
 #[inline(always)]
-fn was_never_seen(sock: Sock) -> bool {
+fn was_never_seen(sock: Sock, inherited: bool) -> bool {
     if !sock.is_tcp() || noted(&KMESH_MISSED) != 0 {
         return false;
     }
-    // An attempt's peer may be forgotten by now; then the filter cannot be asked.
-    if sock.peer_port() == 0 && (checks() != 0 || !looks_connected(sock)) {
+    // An attempt's peer may be forgotten by now; then the filter cannot be asked. A listener has none, and what its children
+    // inherit.
+    if sock.peer_port() == 0 && (inherited || checks() != 0 || !looks_connected(sock)) {
         return false;
     }
-    sock.tcp().is_some_and(|tcp| tcp.tcp_clock_cache() >= may_skip_since()) && !rejects(sock, looks_connected(sock))
+    sock.tcp().is_some_and(|tcp| tcp.tcp_clock_cache() >= began_ns()) && !rejects(sock, looks_connected(sock))
 }
 
 /// A RST was sent: `tcp_send_reset`. The kernel sends it after the change to CLOSE that the same segment caused.

@@ -65,7 +65,11 @@ static KMESH_SCRATCH: PerCpuArray<Walked, 1> = PerCpuArray::new();
 
 /// Written by user space before loading.
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings { opens: 0, checks: 0 };
+static SETTINGS: Settings = Settings {
+    opens: 0,
+    checks: 0,
+    preempted: 0,
+};
 
 /// Which checks of the filter there are: `CHECK_*`.
 #[inline(always)]
@@ -79,6 +83,13 @@ pub fn checks() -> u32 {
 pub fn tells_opens() -> bool {
     // SAFETY: as above.
     unsafe { ptr::read_volatile(&raw const SETTINGS.opens) != 0 }
+}
+
+/// Whether the kernel may put a program aside with its task, so that there are second ones.
+#[inline(always)]
+pub fn is_preempted() -> bool {
+    // SAFETY: as above. The verifier knows it, and drops what is only for the other kernels.
+    unsafe { ptr::read_volatile(&raw const SETTINGS.preempted) != 0 }
 }
 
 /// Where this CPU's walk puts together what it tells.
@@ -117,17 +128,18 @@ pub static KMESH_MISSED: Note = Note::new();
 #[btf_map]
 pub static KMESH_TURNED: Note = Note::new();
 
-/// Since when all programs are attached (CLOCK_MONOTONIC, ns), where the kernel may preempt them; 0 elsewhere, and before.
+/// Since when all programs are attached (CLOCK_MONOTONIC, ns); 0 before. Written by user space.
 #[btf_map]
 static KMESH_BEGAN: Array<u64, 1> = Array::new();
 
-/// Since when the kernel, which may preempt the programs, can have skipped all of them for a socket; 0 where it cannot.
+/// Since when a socket that any segment came or went for can only be missed where the kernel skips the programs.
 #[inline(always)]
-pub fn may_skip_since() -> u64 {
+pub fn began_ns() -> u64 {
     // SAFETY: as below.
-    KMESH_BEGAN
-        .get_ptr(0)
-        .map_or(0, |slot| unsafe { ptr::read_volatile(slot) })
+    match KMESH_BEGAN.get_ptr(0).map(|slot| unsafe { ptr::read_volatile(slot) }) {
+        None | Some(0) => u64::MAX,
+        Some(began) => began,
+    }
 }
 
 /// What was noted last; 0 before.

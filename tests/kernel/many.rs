@@ -134,6 +134,8 @@ fn put_aside() {
     _ = schema::check(&Value::Null);
     let tracer = Tracer::json(&[]);
     tracer.store.keep(net::inode());
+    // Keeps nothing of them.
+    let another = Tracer::json(&["--port", "9"]);
     let wanted: Vec<Seen> = thread::scope(|scope| {
         let threads: Vec<_> = (1..=8).map(|seed| scope.spawn(move || crowd(15, seed, 500))).collect();
         threads
@@ -177,6 +179,8 @@ fn put_aside() {
         "{made} ends, {told} told: {sums:?}"
     );
     assert_eq!(sums.open, sums.lost_at_most, "what is not told is not open");
+    let sums = another.interrupt().check_whole();
+    assert_eq!((sums.delivered, sums.open), (0, 0), "{sums:?}");
 }
 
 /// One thread's connections, both ends in its hands, to an address of the network 127.77.`third`.0/24.

@@ -142,6 +142,7 @@ fn test(kernel: &Kernel, build: &Build, folder: &Path, args: &Args) -> Result<Ve
         name: &kernel.name,
         image: &kernel.image,
         initramfs: &initramfs,
+        by_instructions: kernel.preempts_programs(),
         log,
         deadline,
     }

@@ -217,11 +217,9 @@ pub fn start(types: &Types, options: &Options) -> Result<(Kernel, Walker), Start
         kernel.links.push(link.map_err(|error| refused(tracepoint, &error))?);
     }
     kernel.began_ns = monotonic_ns();
-    if types.preempts_programs {
-        Array::try_from(take_map(&mut ebpf, BEGAN)?)
-            .and_then(|mut began| began.set(0, kernel.began_ns, 0))
-            .map_err(|error| failed("telling the programs when they began", &error))?;
-    }
+    Array::try_from(take_map(&mut ebpf, BEGAN)?)
+        .and_then(|mut began| began.set(0, kernel.began_ns, 0))
+        .map_err(|error| failed("telling the programs when they began", &error))?;
     let number =
         Array::try_from(take_map(&mut ebpf, WALKS)?).map_err(|error| failed("opening the walk's number", &error))?;
     let mut walker = Walker { ebpf, number, walks: 0 };
@@ -235,6 +233,7 @@ fn load(types: &Types, options: &Options) -> Result<(Ebpf, u64), StartError> {
     let settings = Settings {
         opens: options.opens.into(),
         checks: options.checks,
+        preempted: types.preempts_programs.into(),
     };
     let mut ebpf = loader()
         // The offsets are found already.

@@ -45,6 +45,7 @@ pub fn run(arch: Arch, tool: &Path, folder: &Path) -> Result<Counts> {
         name: arch.name(),
         image: &kernel.image,
         initramfs: &initramfs,
+        by_instructions: false,
         log: folder.join(format!("alone.{}.log", arch.name())),
         deadline: DEADLINE,
     }

@@ -26,6 +26,16 @@ pub struct Kernel {
     pub modules: PathBuf,
 }
 
+impl Kernel {
+    /// Whether it may put a program at a tracepoint aside with its task.
+    pub fn preempts_programs(&self) -> bool {
+        let major = self.release.split('.').next();
+        major
+            .and_then(|major| major.parse().ok())
+            .is_some_and(|major: u32| major >= 7)
+    }
+}
+
 /// What fetching and unpacking call.
 pub const NEEDS: &[Need] = &[
     Need {
