@@ -1,6 +1,6 @@
 //! Crowds of short connections: each end recorded once, to the byte.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
@@ -38,6 +38,16 @@ pub struct Seen {
     outcome: String,
     closed_by: String,
     process: String,
+}
+
+impl Seen {
+    /// The same where no program is known.
+    fn of_nobody(&self) -> Self {
+        Self {
+            process: "/null".to_owned(),
+            ..self.clone()
+        }
+    }
 }
 
 /// How often each was seen.
@@ -137,7 +147,7 @@ fn put_aside() {
     // Keeps nothing of them.
     let another = Tracer::json(&["--port", "9"]);
     let wanted: Vec<Seen> = thread::scope(|scope| {
-        let threads: Vec<_> = (1..=8).map(|seed| scope.spawn(move || crowd(15, seed, 500))).collect();
+        let threads: Vec<_> = (1..=8).map(|seed| scope.spawn(move || crowd(15, seed, 250))).collect();
         threads
             .into_iter()
             .flat_map(|thread| thread.join().expect("a crowd"))
@@ -150,27 +160,25 @@ fn put_aside() {
     let end = tracer.interrupt();
     let sums = end.check();
     println!("{sums:?}");
-    let ends: HashMap<_, _> = wanted
-        .iter()
-        .map(|seen| ((seen.inbound, &seen.src, &seen.dst), seen))
-        .collect();
-    assert_eq!(ends.len(), wanted.len(), "no two are alike");
+    // By their addresses, which come again where the run takes longer than a second.
+    let mut ends: HashMap<_, Vec<&Seen>> = HashMap::new();
+    for seen in &wanted {
+        let there = ends.entry((seen.inbound, &*seen.src, &*seen.dst)).or_default();
+        there.push(seen);
+    }
     let told: Vec<_> = end
         .store
         .records(net::inode())
         .iter()
         .map(|rec| of_json(&rec.value))
         .collect();
-    let mut once = HashSet::new();
     for seen in &told {
-        let end = (seen.inbound, &seen.src, &seen.dst);
-        assert!(once.insert(end), "told twice: {seen:#?}");
-        let mut right = (*ends.get(&end).unwrap_or_else(|| panic!("there was none: {seen:#?}"))).clone();
+        let there = ends.entry((seen.inbound, &*seen.src, &*seen.dst)).or_default();
         // Whose it is shows in the system calls alone.
-        if seen.process == "/null" {
-            right.process.clone_from(&seen.process);
-        }
-        assert_eq!(*seen, right);
+        let alike = |one: &&Seen| *one == seen || one.of_nobody() == *seen;
+        let at = there.iter().position(alike);
+        assert!(at.is_some(), "{seen:#?} is none of {there:#?}");
+        there.swap_remove(at.unwrap_or_default());
     }
     let (made, told) = (wanted.len() as u64, told.len() as u64);
     let certainly_lost = sums.lost - sums.lost_at_most;

@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
     /// How long a machine may run
-    #[arg(long, value_name = "MINUTES", default_value_t = 15)]
+    #[arg(long, value_name = "MINUTES", default_value_t = 20)]
     deadline: u64,
     /// How many machines run at once; each keeps one processor busy [default: one a processor]
     #[arg(long, value_name = "N")]
