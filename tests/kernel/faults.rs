@@ -24,7 +24,7 @@ use crate::support::expect::moment;
 use crate::support::probe::Need;
 use crate::support::sock::wait_until;
 use crate::support::tracer::{Start, Tracer, binary};
-use crate::support::{bpf, net, small};
+use crate::support::{bpf, net};
 
 /// The trials.
 pub fn table() -> Table {
@@ -85,7 +85,7 @@ fn killed_while_starting() {
     assert!(all > 10, "{all} objects");
     tracer.interrupt();
     let mut seen = Vec::new();
-    for stage in (0..=all).step_by(if small() { 4 } else { 1 }) {
+    for stage in 0..=all {
         let mut child = Command::new(binary())
             .args(["--no-resolve", "-o", "none"])
             .stdin(Stdio::null())

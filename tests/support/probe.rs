@@ -147,6 +147,13 @@ fn inside(probe: impl FnOnce() -> Result<(), String> + Send) -> Result<(), Strin
     net::in_namespace("probe", probe).unwrap_or_else(|_| Err("the probe itself failed".to_owned()))
 }
 
+/// Whether this variable says that the machine may be tampered with so.
+fn allowed(variable: &str) -> Result<(), String> {
+    let value = std::env::var_os(variable);
+    let is_set = value.is_some_and(|value| value == "1");
+    is_set.then_some(()).ok_or_else(|| format!("{variable} is not set"))
+}
+
 /// Why a scenario with these needs cannot run here.
 pub fn missing(needs: &[Need]) -> Result<(), String> {
     NAMESPACES.clone()?;
@@ -162,13 +169,9 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::Setpriv => SETPRIV.clone()?,
             Need::Tmux => TMUX.clone()?,
             Need::Big if super::small() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),
-            Need::StepClock if std::env::var_os("KMESH_TRACE_TEST_STEP_CLOCK").is_none_or(|value| value != "1") => {
-                return Err("KMESH_TRACE_TEST_STEP_CLOCK is not set".to_owned());
-            }
-            Need::PutAside if std::env::var_os("KMESH_TRACE_TEST_PUT_ASIDE").is_none_or(|value| value != "1") => {
-                return Err("KMESH_TRACE_TEST_PUT_ASIDE is not set".to_owned());
-            }
-            Need::Big | Need::StepClock | Need::PutAside | Need::Alone => {}
+            Need::StepClock => allowed("KMESH_TRACE_TEST_STEP_CLOCK")?,
+            Need::PutAside => allowed("KMESH_TRACE_TEST_PUT_ASIDE")?,
+            Need::Big | Need::Alone => {}
         }
     }
     Ok(())
