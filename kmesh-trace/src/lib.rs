@@ -1,16 +1,16 @@
 //! kmesh-trace: what the kernel knows of every TCP connection that ends, as lines.
 //!
 //! ```text
-//! kernel ──ring──▶ source ──bytes──▶ decode ──Event──▶ track ──Record──▶ enrich ──▶ filter ──▶ render ──▶ stdout
+//! kernel ──ring──▶ source ──bytes──▶ decode ──Event──▶ track ──Record──▶ names ──▶ filter ──▶ render ──▶ stdout
 //! (ebpf)          (reader thread)    (pure)            (pure; outcome)   (names)    (pure)    (log, json)
 //!                                                                                                       └──▶ metrics
-//!                        └──bounded queue──▶ pipeline: up to enrich ────────────┘ delivery: the rest, and all counts
+//!                        └──bounded queue──▶ pipeline: up to names ────────────┘ delivery: the rest, and all counts
 //! ```
 //!
 //! [`source::kernel`] loads the eBPF programs and is the only file that knows aya. [`source::reader`] drains their ring in
 //! a thread of its own into a bounded queue. In the writer's thread [`pipeline`] takes it from there: [`decode`] makes events
-//! of bytes, [`track`] records of events ([`outcome`] has the rules of how a connection ended), [`enrich`] names them,
-//! by what [`enrich::sources`] tell from a thread of their own.
+//! of bytes, [`track`] records of events ([`outcome`] has the rules of how a connection ended), [`names`] names them,
+//! by what [`names::sources`] tell from a thread of their own.
 //! [`delivery`] has the finished records: limits, [`filter`], tallies, and [`render`] makes lines of what passes: of each
 //! record, or of the windows and groups that [`rollup`] sums them up to; a table in a terminal ([`render::term`]) is drawn by
 //! threads of its own. [`metrics`] counts what [`deltas`] says that a record adds, and serves it from a thread of its own.
@@ -28,12 +28,12 @@ pub mod config;
 pub mod decode;
 pub mod delivery;
 pub mod deltas;
-pub mod enrich;
 pub mod errno;
 pub mod exit;
 pub mod filter;
 #[cfg(target_os = "linux")]
 pub mod metrics;
+pub mod names;
 pub mod note;
 #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
 pub mod nss;

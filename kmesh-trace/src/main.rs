@@ -72,7 +72,7 @@ fn page_size() -> u32 {
 
 #[cfg(target_os = "linux")]
 fn check(cli: &Cli) -> Result<Exit> {
-    use kmesh_trace::enrich::sources;
+    use kmesh_trace::names::sources;
     use kmesh_trace::source::preflight;
 
     let sources = config(cli).unwrap_or_else(|refusal| refuse(&refusal)).sources;

@@ -7,9 +7,9 @@ use std::time::Instant;
 use crate::clock::Clock;
 use crate::decode::{Event, decode};
 use crate::delivery::{Delivery, Moment};
-use crate::enrich::Enricher;
-use crate::enrich::cgroups::Cgroups;
-use crate::enrich::facts::Told;
+use crate::names::Annotator;
+use crate::names::local::cgroup_tree::Cgroups;
+use crate::names::update::SourceUpdate;
 use crate::prefilter::Excluder;
 use crate::record::{Counts, Lost, Record, Summary, WallTime};
 use crate::source::reader::{Complete, records};
@@ -22,7 +22,7 @@ pub struct Pipeline<W> {
     tracker: Tracker,
     /// When `--duration` is over: CLOCK_MONOTONIC, ns.
     until_ns: Option<u64>,
-    names: Enricher,
+    names: Annotator,
     excluder: Option<Excluder>,
     delivery: Delivery<W>,
 }
@@ -35,7 +35,7 @@ impl<W: Write> Pipeline<W> {
             clock,
             tracker: Tracker::new(began_ns),
             until_ns,
-            names: Enricher::without_sources(Cgroups::below(None)),
+            names: Annotator::without_sources(Cgroups::below(None)),
             excluder: None,
             delivery,
         }
@@ -48,7 +48,7 @@ impl<W: Write> Pipeline<W> {
     }
 
     /// Names what `names` can.
-    pub fn with_names(mut self, names: Enricher) -> Self {
+    pub fn with_names(mut self, names: Annotator) -> Self {
         self.names = names;
         self
     }
@@ -86,7 +86,7 @@ impl<W: Write> Pipeline<W> {
     }
 
     /// Takes news of names.
-    pub fn learn(&mut self, told: &[Told], now_ns: u64) -> io::Result<()> {
+    pub fn learn(&mut self, told: &[SourceUpdate], now_ns: u64) -> io::Result<()> {
         told.iter().for_each(|told| self.names.learn(told));
         self.release(now_ns)
     }

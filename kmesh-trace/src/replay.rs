@@ -16,9 +16,9 @@ use tokio::sync::oneshot;
 use crate::capture::{Damage, Item, Keep, Place, Reader};
 use crate::config::{Config, Kept, Origin, Verbosity};
 use crate::delivery::{Choice, Delivery, Moment};
-use crate::enrich::afterwards::Afterwards;
-use crate::enrich::file;
 use crate::exit::Exit;
+use crate::names::objects::file;
+use crate::names::offline::OfflineNames;
 use crate::note::{NamesFrom, Notes, say};
 use crate::outlet;
 use crate::record::WallTime;
@@ -52,9 +52,9 @@ pub fn replay(config: &Config, from: &Place) -> Result<Exit> {
     };
     let stop = Arc::new(AtomicBool::new(false));
     let (quit, quits) = channel();
-    let afterwards = afterwards(config)?;
+    let offline = offline(config)?;
     let names = NamesFrom::default();
-    let of_file: &[&str] = if afterwards.is_some() { &["the file"] } else { &[] };
+    let of_file: &[&str] = if offline.is_some() { &["the file"] } else { &[] };
     names.set(&[&["the capture"], of_file].concat());
     let outlet = outlet::open(config, &info, &names, {
         let (stop, quit) = (Arc::clone(&stop), quit.clone());
@@ -71,7 +71,7 @@ pub fn replay(config: &Config, from: &Place) -> Result<Exit> {
     let replay = Replay {
         name,
         reader,
-        afterwards,
+        offline,
         delivery,
         notes: Notes::new(config, info),
         duration: config.duration,
@@ -97,13 +97,13 @@ pub fn replay(config: &Config, from: &Place) -> Result<Exit> {
 }
 
 /// What `--pods-file` tells. Nobody knows when it was saved: all that it says of the capture's time is when pods began.
-fn afterwards(config: &Config) -> Result<Option<Afterwards>> {
+fn offline(config: &Config) -> Result<Option<OfflineNames>> {
     let file = config.sources.iter().find_map(|source| match &source.origin {
         Origin::File(path) => Some(path),
         _ => None,
     });
     let Some(path) = file else { return Ok(None) };
-    Ok(Some(Afterwards::new(file::read(path)?)))
+    Ok(Some(OfflineNames::new(file::read(path)?)))
 }
 
 /// Until all is told. Interrupted, it ends in order; at the second time, at once.
@@ -166,7 +166,7 @@ struct Replay<R, W> {
     name: String,
     reader: Reader<R>,
     /// What can be named besides.
-    afterwards: Option<Afterwards>,
+    offline: Option<OfflineNames>,
     delivery: Delivery<W>,
     notes: Notes,
     duration: Option<Duration>,
@@ -225,8 +225,8 @@ impl<R: Read, W: Write> Replay<R, W> {
                     }
                     latest = record.time;
                     summed = false;
-                    match &mut self.afterwards {
-                        Some(afterwards) => self.delivery.record(&afterwards.named(record), false)?,
+                    match &mut self.offline {
+                        Some(offline) => self.delivery.record(&offline.named(record), false)?,
                         None => self.delivery.record(record, false)?,
                     }
                 }

@@ -20,14 +20,14 @@ use crate::capture::{Header, Keep};
 use crate::clock::Clock;
 use crate::config::{Config, Kept, Output, Verbosity};
 use crate::delivery::{Choice, Delivery};
-use crate::enrich::Enricher;
-use crate::enrich::cgroups::Cgroups;
-use crate::enrich::conntrack::Conntrack;
-use crate::enrich::sources::{Line, Sources};
 use crate::exit::Exit;
 use crate::metrics::Metrics;
 use crate::metrics::exposition::Exposition;
 use crate::metrics::server::Server;
+use crate::names::Annotator;
+use crate::names::conntrack::Conntrack;
+use crate::names::local::cgroup_tree::Cgroups;
+use crate::names::sources::{Line, Sources};
 use crate::note::{NamesFrom, Notes, say};
 use crate::outlet::{self, Outlet};
 use crate::pipeline::Pipeline;
@@ -178,10 +178,10 @@ pub fn run(config: &Config) -> Result<Exit> {
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
     let names = if config.sources.is_empty() {
-        Enricher::without_sources(Cgroups::mounted())
+        Annotator::without_sources(Cgroups::mounted())
     } else {
         let nudge = sources.nudge();
-        Enricher::new(Cgroups::mounted(), conntrack, Box::new(move || nudge.nudge()))
+        Annotator::new(Cgroups::mounted(), conntrack, Box::new(move || nudge.nudge()))
     };
     let mut pipeline = Pipeline::new(began_ns, until_ns, clock, delivery)
         .with_names(names)
@@ -201,7 +201,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         .context("cannot start a thread")?;
     let verdict = sources
         .start(names_from, say_of_sources(config.verbosity), move |one| {
-            match told.send(Message::Told(one)) {
+            match told.send(Message::Names(one)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             }

@@ -56,7 +56,7 @@ impl<W: Write> Writer<W> {
                     since_ns,
                     difference_ns,
                 } => self.pipeline.clock_stepped(since_ns, difference_ns),
-                Message::Told(told) => self.pipeline.learn(&told, monotonic_ns())?,
+                Message::Names(told) => self.pipeline.learn(&told, monotonic_ns())?,
                 Message::Lost(counts) => self.lost(&counts)?,
                 Message::Counted(counts) => self.pipeline.counted(&counts),
                 Message::Asked(counts) => self.pipeline.ask(counts)?,
@@ -104,7 +104,7 @@ impl<W: Write> Writer<W> {
         while let Some(until_ns) = self.pipeline.waits_until_ns() {
             let left = Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()));
             match queue.recv_timeout(left) {
-                Ok(Message::Told(told)) => self.pipeline.learn(&told, monotonic_ns())?,
+                Ok(Message::Names(told)) => self.pipeline.learn(&told, monotonic_ns())?,
                 Ok(Message::OutputClosed) => return self.pipeline.end_keep(),
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => self.pipeline.release(monotonic_ns())?,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 
-use kmesh_trace::enrich::facts::{ControllerRef, Owner, TargetPort};
+use kmesh_trace::names::update::{ControllerRef, Owner, TargetPort};
 
 use crate::Row;
 use crate::listener::{Listener, listen, try_listen};
@@ -110,7 +110,7 @@ fn pods_and_owners() {
     assert!(is_as_it_runs(&bare), "{bare:?} {:?}", addresses());
     // A static pod: its UID here is another than that of its cgroup, which it has as its hash.
     let hostnet = listener.wait("a mirror", |known| known.pod("hostnet-").cloned());
-    assert_ne!(hostnet.config_hash.as_ref(), Some(&hostnet.uid));
+    assert_ne!(hostnet.static_uid.as_ref(), Some(&hostnet.uid));
     assert_eq!(
         (hostnet.owner.clone(), hostnet.host_network),
         (Owner::Nobody, Some(true))

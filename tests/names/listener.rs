@@ -9,10 +9,11 @@ use std::time::Instant;
 use clap::Parser;
 use kmesh_trace::cli::Cli;
 use kmesh_trace::config::{Config, Surroundings};
-use kmesh_trace::enrich::facts::{
-    ControllerFacts, EndpointsFacts, Fact, Key, Kind, News, NodeFacts, PodFacts, ServiceFacts, SourceId, Told,
+use kmesh_trace::names::sources::{Line, Nudge, Sources, Verdict};
+use kmesh_trace::names::update::{
+    Change, ControllerObject, EndpointsObject, Key, Kind, NodeObject, Object, PodObject, ServiceObject, SourceId,
+    SourceUpdate,
 };
-use kmesh_trace::enrich::sources::{Line, Nudge, Sources, Verdict};
 use kmesh_trace::note::NamesFrom;
 
 use crate::stage::PATIENCE;
@@ -20,7 +21,7 @@ use crate::stage::PATIENCE;
 /// What is known now, by what it is named by.
 #[derive(Default)]
 pub struct Known {
-    facts: HashMap<(SourceId, Key), Fact>,
+    facts: HashMap<(SourceId, Key), Object>,
     /// Not in the list that is under way.
     absent: HashMap<(SourceId, Kind), HashSet<Key>>,
     /// Whole lists so far.
@@ -29,84 +30,84 @@ pub struct Known {
     pub lines: Vec<String>,
 }
 
-fn key(fact: &Fact) -> (Kind, Key) {
+fn key(fact: &Object) -> (Kind, Key) {
     match fact {
-        Fact::Pod(pod) => (Kind::Pods, Key::Pod(pod.uid.clone())),
-        Fact::Service(one) => (Kind::Services, Key::Service(one.namespace.clone(), one.name.clone())),
-        Fact::Endpoints(one) => (Kind::Endpoints, Key::Endpoints(one.namespace.clone(), one.name.clone())),
-        Fact::Controller(one) => (Kind::Controllers, Key::Controller(one.uid.clone())),
-        Fact::Node(one) => (Kind::Nodes, Key::Node(one.name.clone())),
+        Object::Pod(pod) => (Kind::Pods, Key::Pod(pod.uid.clone())),
+        Object::Service(one) => (Kind::Services, Key::Service(one.namespace.clone(), one.name.clone())),
+        Object::Endpoints(one) => (Kind::Endpoints, Key::Endpoints(one.namespace.clone(), one.name.clone())),
+        Object::Controller(one) => (Kind::Controllers, Key::Controller(one.uid.clone())),
+        Object::Node(one) => (Kind::Nodes, Key::Node(one.name.clone())),
     }
 }
 
 impl Known {
-    fn take(&mut self, Told { source, news, .. }: Told) {
+    fn take(&mut self, SourceUpdate { source, news, .. }: SourceUpdate) {
         match news {
-            News::ListBegins(kind) => {
-                let of = |(one, fact): (&(SourceId, Key), &Fact)| {
+            Change::ListStart(kind) => {
+                let of = |(one, fact): (&(SourceId, Key), &Object)| {
                     (one.0 == source && key(fact).0 == kind).then(|| one.1.clone())
                 };
                 self.absent
                     .insert((source, kind), self.facts.iter().filter_map(of).collect());
             }
-            News::Is(fact) => {
+            Change::Upsert(fact) => {
                 let (kind, key) = key(&fact);
                 if let Some(absent) = self.absent.get_mut(&(source, kind)) {
                     absent.remove(&key);
                 }
                 self.facts.insert((source, key), fact);
             }
-            News::ListEnds(kind) => {
+            Change::ListEnd(kind) => {
                 for key in self.absent.remove(&(source, kind)).expect("a list that had begun") {
                     self.facts.remove(&(source, key));
                 }
                 self.lists += 1;
             }
-            News::Gone(key) => _ = self.facts.remove(&(source, key)),
+            Change::Delete(key) => _ = self.facts.remove(&(source, key)),
         }
     }
 
     /// The pods.
-    pub fn pods(&self) -> impl Iterator<Item = &PodFacts> {
+    pub fn pods(&self) -> impl Iterator<Item = &PodObject> {
         self.facts.values().filter_map(|fact| match fact {
-            Fact::Pod(pod) => Some(pod),
+            Object::Pod(pod) => Some(pod),
             _ => None,
         })
     }
 
     /// The pod whose name begins so.
-    pub fn pod(&self, name: &str) -> Option<&PodFacts> {
+    pub fn pod(&self, name: &str) -> Option<&PodObject> {
         self.pods().find(|pod| pod.name.starts_with(name))
     }
 
     /// A Service.
-    pub fn service(&self, name: &str) -> Option<&ServiceFacts> {
+    pub fn service(&self, name: &str) -> Option<&ServiceObject> {
         self.facts.values().find_map(|fact| match fact {
-            Fact::Service(service) if service.name == name => Some(service),
+            Object::Service(service) if service.name == name => Some(service),
             _ => None,
         })
     }
 
     /// The endpoints of a Service.
-    pub fn endpoints(&self, service: &str) -> Option<&EndpointsFacts> {
+    pub fn endpoints(&self, service: &str) -> Option<&EndpointsObject> {
         self.facts.values().find_map(|fact| match fact {
-            Fact::Endpoints(endpoints) if endpoints.service == service => Some(endpoints),
+            Object::Endpoints(endpoints) if endpoints.service == service => Some(endpoints),
             _ => None,
         })
     }
 
     /// A controller.
-    pub fn controller(&self, uid: &str) -> Option<&ControllerFacts> {
+    pub fn controller(&self, uid: &str) -> Option<&ControllerObject> {
         self.facts.values().find_map(|fact| match fact {
-            Fact::Controller(controller) if controller.uid == uid => Some(controller),
+            Object::Controller(controller) if controller.uid == uid => Some(controller),
             _ => None,
         })
     }
 
     /// The nodes.
-    pub fn nodes(&self) -> Vec<&NodeFacts> {
+    pub fn nodes(&self) -> Vec<&NodeObject> {
         let nodes = self.facts.values().filter_map(|fact| match fact {
-            Fact::Node(node) => Some(node),
+            Object::Node(node) => Some(node),
             _ => None,
         });
         nodes.collect()
@@ -162,7 +163,7 @@ pub fn try_listen(arguments: &str) -> Result<Listener, String> {
             .push(text);
         of_lines.news.notify_all();
     };
-    let tell = move |told: Vec<Told>| {
+    let tell = move |told: Vec<SourceUpdate>| {
         if *of_news.over.lock().unwrap() {
             return ControlFlow::Break(());
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kmesh_trace::enrich::facts::{Owner, PodFacts};
+use kmesh_trace::names::update::{Owner, PodObject};
 
 use crate::Row;
 use crate::listener::{Known, Listener, listen, try_listen};
@@ -83,10 +83,10 @@ pub fn addresses() -> BTreeMap<String, String> {
 
 /// It has the addresses that the network plugin gave it, and all that is in its cgroup but for its sandbox are containers of
 /// it; those that have ended are in no cgroup.
-pub fn is_as_it_runs(pod: &PodFacts) -> bool {
+pub fn is_as_it_runs(pod: &PodObject) -> bool {
     let told: Vec<_> = pod.ips.iter().map(ToString::to_string).collect();
     let ids: Vec<_> = pod.containers.iter().filter_map(|container| container.id).collect();
-    let uid = pod.config_hash.as_ref().unwrap_or(&pod.uid);
+    let uid = pod.static_uid.as_ref().unwrap_or(&pod.uid);
     let in_its_cgroup: BTreeSet<_> = cgroups()
         .into_iter()
         .filter(|(pod, _)| pod == uid)
@@ -102,7 +102,7 @@ pub fn is_as_it_runs(pod: &PodFacts) -> bool {
 }
 
 /// Waits for the pod, as it runs.
-pub fn running(listener: &Listener, name: &str) -> PodFacts {
+pub fn running(listener: &Listener, name: &str) -> PodObject {
     listener.wait(name, |known: &Known| {
         listener.nudge();
         known.pod(name).filter(|pod| is_as_it_runs(pod)).cloned()
@@ -120,7 +120,7 @@ fn check_pods(listener: &Listener) {
     let mut containers: Vec<_> = web.containers.iter().map(|container| container.name.as_str()).collect();
     containers.sort_unstable();
     assert_eq!(containers, ["httpd", "sidecar"]);
-    assert_eq!(web.config_hash.as_ref(), Some(&web.uid));
+    assert_eq!(web.static_uid.as_ref(), Some(&web.uid));
     let client = running(listener, "client");
     assert!(
         client.containers.iter().any(|container| container.name == "init"),
@@ -190,7 +190,7 @@ fn log_folders() {
     let web = listener.wait("web", |known| {
         listener.nudge();
         let cgroups = cgroups();
-        let runs = |pod: &&PodFacts| cgroups.iter().any(|(uid, _)| *uid == pod.uid);
+        let runs = |pod: &&PodObject| cgroups.iter().any(|(uid, _)| *uid == pod.uid);
         known
             .pods()
             .filter(|pod| pod.name.starts_with("web"))

@@ -19,7 +19,7 @@ use kmesh_trace_common::Counters;
 
 use crate::record::Counts;
 
-use crate::enrich::facts::Told;
+use crate::names::update::SourceUpdate;
 
 use super::kernel::Kernel;
 use super::time::{measure_difference, monotonic_ns, rearm, step_alarm};
@@ -62,7 +62,7 @@ pub enum Message {
         difference_ns: i64,
     },
     /// A source of names tells.
-    Told(Vec<Told>),
+    Names(Vec<SourceUpdate>),
     /// More was lost.
     Lost(Counts),
     /// What was counted by the end of a walk.

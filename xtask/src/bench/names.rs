@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use kmesh_trace::enrich::facts::{Key, News, Owner, PodFacts, SourceId, Told};
-use kmesh_trace::enrich::index::{Index, Shown};
-use kmesh_trace::enrich::objects;
-use kmesh_trace::enrich::synthetic::{self, PODS, SERVICES, TOLD};
+use kmesh_trace::names::fixture::{self, PODS, SERVICES, TOLD};
+use kmesh_trace::names::index::{Index, Shown};
+use kmesh_trace::names::objects;
+use kmesh_trace::names::update::{Change, Key, Owner, PodObject, SourceId, SourceUpdate};
 use kmesh_trace::record::{Direction, Record, WallTime};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
@@ -48,12 +48,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
     let before = super::memory_mib("VmRSS")?;
     let began = cpu_ns();
-    let mut index = synthetic::told(synthetic::facts());
+    let mut index = fixture::told(fixture::facts());
     line("to make and learn all", (cpu_ns() - began) / 1e6, "ms");
     line("memory they take", super::memory_mib("VmRSS")? - before, "MiB");
 
     let began = cpu_ns();
-    let found = (0..args.lookups).filter(|_| index.is_a_pods(synthetic::pod_ip(below(PODS)), &record));
+    let found = (0..args.lookups).filter(|_| index.is_a_pods(fixture::pod_ip(below(PODS)), &record));
     let found = found.count();
     line(
         "a look-up of an address",
@@ -81,8 +81,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     for (&(pod, number), json) in changed.iter().zip(&json) {
         let at = WallTime(TOLD.0 + i64::from(number));
         let fact = objects::fact("Pod", json)?.context("no pod")?;
-        for news in [News::Gone(Key::Pod(synthetic::pod(pod).uid)), News::Is(fact)] {
-            index.learn(&Told {
+        for news in [Change::Delete(Key::Pod(fixture::pod(pod).uid)), Change::Upsert(fact)] {
+            index.learn(&SourceUpdate {
                 source: SourceId(0),
                 at,
                 news,
@@ -106,8 +106,8 @@ fn line(what: &str, value: f64, unit: &str) {
 /// Names both ends, and the Service.
 fn name(index: &mut Index, record: &Record, client: u32, server: u32) -> Result<()> {
     let mut record = Record {
-        src: SocketAddr::new(synthetic::pod_ip(client), 40_000),
-        dst: SocketAddr::new(synthetic::pod_ip(server), 8080),
+        src: SocketAddr::new(fixture::pod_ip(client), 40_000),
+        dst: SocketAddr::new(fixture::pod_ip(server), 8080),
         ..record.clone()
     };
     index.name(&mut record, &Shown::default());
@@ -118,15 +118,15 @@ fn name(index: &mut Index, record: &Record, client: u32, server: u32) -> Result<
 }
 
 /// Another pod at the same address.
-fn renewed(pod: u32, number: u32) -> PodFacts {
-    PodFacts {
+fn renewed(pod: u32, number: u32) -> PodObject {
+    PodObject {
         uid: format!("99999999-1111-4111-8111-{number:012x}"),
-        ..synthetic::pod(pod)
+        ..fixture::pod(pod)
     }
 }
 
 /// As the API server has it, without what nobody reads.
-fn document(pod: &PodFacts) -> String {
+fn document(pod: &PodObject) -> String {
     let owner = match &pod.owner {
         Owner::By(owner) => {
             json!([{"apiVersion": "apps/v1", "kind": owner.kind, "name": owner.name, "uid": owner.uid, "controller": true}])

@@ -4,7 +4,7 @@
 use clap::Parser;
 use kmesh_trace::cli::Cli;
 use kmesh_trace::config::{Config, Surroundings};
-use kmesh_trace::enrich::cgroup::Place;
+use kmesh_trace::names::local::cgroup::Place;
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     _ = Place::of(text);
