@@ -22,6 +22,8 @@ pub const FLAG_PREEXISTING: u8 = 1 << 1;
 /// `Snapshot::flags`: the kernel skipped the program at the change to CLOSE, and the socket's destruction made it good.
 /// `Snapshot::old_state` is then the state last noted, not the state before CLOSE.
 pub const FLAG_SECOND_CHANCE: u8 = 1 << 2;
+/// `Snapshot::flags`: the initial user namespace owns the socket's network namespace, so only root chose its addresses.
+pub const FLAG_ROOT_NETNS: u8 = 1 << 3;
 
 /// How the owner of a socket is known. A later finding replaces an earlier one only if its number is higher.
 pub mod owner {
@@ -294,6 +296,10 @@ pub struct Offsets {
     pub skc_flags: u32,
     /// `net.ns.inum` in `net` (u32).
     pub net_inum: u32,
+    /// `net.user_ns` in `net` (pointer to `user_namespace`).
+    pub net_user_ns: u32,
+    /// `user_namespace.level` (int): 0 for the initial one.
+    pub user_ns_level: u32,
     /// `sock.sk_protocol` (u16).
     pub sk_protocol: u32,
     /// `sock.sk_err` (int).

@@ -4,8 +4,8 @@ use core::ptr;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use kmesh_trace_common::{
-    FLAG_ACTIVE, FLAG_PREEXISTING, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE, Owner, Reset, Snapshot, counter,
-    state,
+    FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_ROOT_NETNS, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE, Owner, Reset,
+    Snapshot, counter, state,
 };
 
 use crate::kept::{self, Connection, phase};
@@ -213,6 +213,11 @@ pub fn reset(sock: Sock, connection: &Connection) {
 /// All but the time.
 #[inline(always)]
 fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: &Connection, event: &Event) {
+    let root_netns = if tcp.sock().is_netns_of_root() {
+        FLAG_ROOT_NETNS
+    } else {
+        0
+    };
     // What is kept comes first, and is not asked again: all else the verifier then need not go through for each place where
     // that may be.
     // SAFETY: a field of a whole record, at a multiple of 8.
@@ -221,7 +226,7 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: &Connection, ev
         start_ns: connection.start_ns,
         established_ns: connection.established_ns,
         association: connection.association,
-        flags: connection.flags & (FLAG_ACTIVE | FLAG_PREEXISTING) | event.flags,
+        flags: connection.flags & (FLAG_ACTIVE | FLAG_PREEXISTING) | event.flags | root_netns,
     }
     fill_bytes(record, sock, tcp);
     put! { record;

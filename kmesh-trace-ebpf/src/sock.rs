@@ -182,6 +182,17 @@ impl Sock {
         }
     }
 
+    /// Returns whether the initial user namespace owns the socket's network namespace.
+    #[inline(always)]
+    pub fn is_netns_of_root(self) -> bool {
+        // SAFETY: every socket points to its network namespace, and that to the user namespace that owns it.
+        unsafe {
+            let net: *const c_void = load(self.0, offset!(skc_net));
+            let user_ns: *const c_void = load(net, offset!(net_user_ns));
+            load::<i32>(user_ns, offset!(user_ns_level)) == 0
+        }
+    }
+
     /// The id of the socket's cgroup; 0 where the kernel keeps none.
     #[inline(always)]
     pub fn cgroup_id(self) -> u64 {

@@ -8,9 +8,8 @@ use crate::clock::Clock;
 use crate::decode::{Event, decode};
 use crate::delivery::{Delivery, Moment};
 use crate::names::Annotator;
-use crate::names::local::cgroup_tree::Cgroups;
+use crate::names::local::CgroupTree;
 use crate::names::update::SourceUpdate;
-use crate::prefilter::Excluder;
 use crate::record::{Counts, Lost, Record, Summary, WallTime};
 use crate::source::reader::{Complete, records};
 use crate::track::{SETTLE_NS, Tracker};
@@ -23,7 +22,6 @@ pub struct Pipeline<W> {
     /// When `--duration` is over: CLOCK_MONOTONIC, ns.
     until_ns: Option<u64>,
     names: Annotator,
-    excluder: Option<Excluder>,
     delivery: Delivery<W>,
 }
 
@@ -35,16 +33,9 @@ impl<W: Write> Pipeline<W> {
             clock,
             tracker: Tracker::new(began_ns),
             until_ns,
-            names: Annotator::without_sources(Cgroups::below(None)),
-            excluder: None,
+            names: Annotator::without_sources(CgroupTree::below(None)),
             delivery,
         }
-    }
-
-    /// Lets the kernel half learn from what records show.
-    pub fn with_excluder(mut self, excluder: Option<Excluder>) -> Self {
-        self.excluder = excluder;
-        self
     }
 
     /// Names what `names` can.
@@ -80,26 +71,26 @@ impl<W: Write> Pipeline<W> {
         // What waits for its name has not come yet.
         let until = self
             .names
-            .waits()
+            .first_pending()
             .map_or(settled, |(record, _)| settled.min(record.time));
         self.delivery.complete(until)
     }
 
     /// Takes news of names.
     pub fn learn(&mut self, told: &[SourceUpdate], now_ns: u64) -> io::Result<()> {
-        told.iter().for_each(|told| self.names.learn(told));
+        told.iter().for_each(|told| self.names.apply(told));
         self.release(now_ns)
     }
 
     /// Until when a record waits for its name, at most; then [`Self::release`] is to be called.
     pub fn waits_until_ns(&self) -> Option<u64> {
-        self.names.waits().map(|(_, until_ns)| until_ns)
+        self.names.first_pending().map(|(_, until_ns)| until_ns)
     }
 
     /// Writes those that need not wait any more.
     pub fn release(&mut self, now_ns: u64) -> io::Result<()> {
         let mut any = false;
-        while let Some((record, too_late)) = self.names.next(now_ns) {
+        while let Some((record, too_late)) = self.names.next(self.clock.wall(now_ns), now_ns) {
             self.hand_over(&record, too_late)?;
             any = true;
         }
@@ -132,22 +123,17 @@ impl<W: Write> Pipeline<W> {
     fn emit(&mut self, complete_ns: u64, now_ns: u64) -> io::Result<()> {
         while let Some((happened_ns, record)) = self.tracker.next(complete_ns, &self.clock) {
             let too_late = self.until_ns.is_some_and(|until_ns| happened_ns > until_ns);
-            if let Some((record, too_late)) = self.names.take(record, too_late, now_ns) {
+            if let Some((record, too_late)) = self.names.take(record, too_late, self.clock.wall(now_ns), now_ns) {
                 self.hand_over(&record, too_late)?;
             }
         }
-        while let Some((record, too_late)) = self.names.next(now_ns) {
+        while let Some((record, too_late)) = self.names.next(self.clock.wall(now_ns), now_ns) {
             self.hand_over(&record, too_late)?;
         }
         Ok(())
     }
 
     fn hand_over(&mut self, record: &Record, too_late: bool) -> io::Result<()> {
-        if let Some(excluder) = &mut self.excluder
-            && let Some(cgroup_id) = excluder.wants(record)
-        {
-            excluder.see(cgroup_id, record.container_id, self.names.own_pod(record, cgroup_id));
-        }
         self.delivery.record(record, too_late)
     }
 

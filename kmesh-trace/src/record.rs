@@ -322,6 +322,9 @@ pub struct Record {
     pub process: Option<Process>,
     /// Inode number of the socket's network namespace.
     pub netns: u32,
+    /// Whether the initial user namespace owns that network namespace, so that only root chose its addresses. A capture does
+    /// not have it, and says yes.
+    pub is_netns_of_root: bool,
     /// The kernel's id of the socket's cgroup.
     pub cgroup_id: Option<u64>,
     /// The container that this cgroup is of.

@@ -226,7 +226,7 @@ impl<R: Read, W: Write> Replay<R, W> {
                     latest = record.time;
                     summed = false;
                     match &mut self.offline {
-                        Some(offline) => self.delivery.record(&offline.named(record), false)?,
+                        Some(offline) => self.delivery.record(&offline.annotate(record), false)?,
                         None => self.delivery.record(record, false)?,
                     }
                 }

@@ -26,12 +26,12 @@ use crate::metrics::exposition::Exposition;
 use crate::metrics::server::Server;
 use crate::names::Annotator;
 use crate::names::conntrack::Conntrack;
-use crate::names::local::cgroup_tree::Cgroups;
+use crate::names::local::{CgroupTree, PodNamespaces};
 use crate::names::sources::{Line, Sources};
 use crate::note::{NamesFrom, Notes, say};
 use crate::outlet::{self, Outlet};
 use crate::pipeline::Pipeline;
-use crate::prefilter::{Excluder, KernelHalf};
+use crate::prefilter::KernelHalf;
 use crate::privileges::{self, Still};
 use crate::record::RunInfo;
 use crate::render::term::{self, Jobs};
@@ -94,9 +94,6 @@ pub fn run(config: &Config) -> Result<Exit> {
         captures: config.kept.as_ref().is_some_and(|kept| kept.rotation.is_some()),
     };
     privileges::give_up(still).context("cannot give up privileges")?;
-    let excluder = kernel
-        .cgroups()
-        .and_then(|mut cgroups| Excluder::of(&config.filter, move |id, directions| cgroups.exclude(id, directions)));
     if config.verbosity > Verbosity::Quiet {
         say(&format!(
             "tracing every TCP connection of {} that closes; Ctrl-C ends it",
@@ -178,14 +175,17 @@ pub fn run(config: &Config) -> Result<Exit> {
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
     let names = if config.sources.is_empty() {
-        Annotator::without_sources(Cgroups::mounted())
+        Annotator::without_sources(CgroupTree::mounted())
     } else {
         let nudge = sources.nudge();
-        Annotator::new(Cgroups::mounted(), conntrack, Box::new(move || nudge.nudge()))
+        Annotator::new(
+            CgroupTree::mounted(),
+            PodNamespaces::new(),
+            conntrack,
+            Box::new(move || nudge.nudge()),
+        )
     };
-    let mut pipeline = Pipeline::new(began_ns, until_ns, clock, delivery)
-        .with_names(names)
-        .with_excluder(excluder);
+    let mut pipeline = Pipeline::new(began_ns, until_ns, clock, delivery).with_names(names);
     pipeline.base(&standing);
     let writer = Writer {
         pipeline,

@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use kmesh_trace_common::{
-    FLAG_ACTIVE, FLAG_PREEXISTING, KIND_OPEN, KIND_UPDATE, Owner, Reset, SK_DONE, Snapshot, owner, state,
+    FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_ROOT_NETNS, KIND_OPEN, KIND_UPDATE, Owner, Reset, SK_DONE, Snapshot, owner,
+    state,
 };
 
 use crate::clock::Clock;
@@ -151,6 +152,7 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, clock: &Clock) -
         dst,
         process: process(&snapshot.owner),
         netns: snapshot.netns,
+        is_netns_of_root: snapshot.flags & FLAG_ROOT_NETNS != 0,
         cgroup_id: (snapshot.cgroup_id != 0).then_some(snapshot.cgroup_id),
         container_id: None,
         names: Names::default(),

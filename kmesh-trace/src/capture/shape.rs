@@ -228,6 +228,7 @@ pub fn skeleton(shape: u64) -> Option<Record> {
             by,
         }),
         netns: 0,
+        is_netns_of_root: true,
         cgroup_id,
         container_id: None,
         sent_bytes: 0,

@@ -195,6 +195,7 @@ impl Chance {
                 by: chance.one_of(ProcessBy::ALL),
             }),
             netns: self.narrow(),
+            is_netns_of_root: true,
             cgroup_id: self.maybe(Self::number),
             container_id: self.maybe(|chance| ContainerId::new(&format!("{:064x}", chance.number())).unwrap()),
             sent_bytes: self.number(),

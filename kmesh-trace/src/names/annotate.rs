@@ -1,39 +1,57 @@
-//! Names for records on their way: waits a little for those that are about to come.
+//! Adds Kubernetes names to records, in their order. Holds a record for up to 200 ms while its own pod is unknown.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::conntrack::Conntrack;
-use super::index::{Index, Shown};
-use super::local::cgroup_tree::Cgroups;
-use super::local::netns::Namespaces;
+use super::local::{CgroupTree, Lookup, PodNamespaces};
 use super::pending::Pending;
+use super::store::{LocalContext, Store};
 use super::update::SourceUpdate;
-use crate::record::{ConnId, Direction, Event, Pod, Record};
+use crate::record::{ConnId, Direction, Event, Record, WallTime};
 
-/// Connections that are open, and of which it is remembered what was asked of them.
-const MOST_ASKED: usize = 65_536;
+/// The number of open connections whose translated address is remembered.
+const MAX_TRANSLATED: usize = 65_536;
 
-/// A record on its way, and whether it happened after `--duration` was over.
-type Passing = (Record, Shown, bool);
+/// The time between two checks of a kubelet's cgroup root, ns.
+const ROOT_CHECK_NS: u64 = 20_000_000;
+/// The number of roots whose last check is remembered. Only root makes them.
+const MAX_ROOT_CHECKS: usize = 1_024;
 
-/// Names records, in their order.
-pub struct Annotator {
-    cgroups: Cgroups,
-    sources: Option<Sourced>,
+/// A record with what the kernel says of its socket, and whether it happened after `--duration` was over.
+type Passing = (Record, LocalContext, bool);
+
+/// What a record waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Question {
+    /// The owner of a cgroup.
+    Cgroup(u64),
+    /// The pod of a network namespace.
+    Netns(u32),
+    /// A pod that no source has reported yet.
+    Pod(Arc<str>),
 }
 
-/// What there is only when there are sources of names.
-struct Sourced {
-    index: Index,
-    namespaces: Namespaces,
+/// Adds names to records.
+pub struct Annotator {
+    cgroups: CgroupTree,
+    resolver: Option<Resolver>,
+}
+
+/// What exists only where there are sources of names.
+struct Resolver {
+    store: Store,
+    namespaces: PodNamespaces,
     conntrack: Option<Conntrack>,
-    /// Where what connections dialled was translated to, of those that were told open.
+    /// The backends of the open connections that were reported.
     translated: HashMap<ConnId, Option<SocketAddr>>,
-    waiting: Pending<Passing>,
-    /// Makes sources look for a pod that none has told of.
-    nudge: Box<dyn FnMut() + Send>,
+    pending: Pending<Passing, Question>,
+    /// When the pods below each kubelet's cgroup root were last compared with those that sources list.
+    root_checks: HashMap<Arc<str>, u64>,
+    /// Asks the sources for this node's pods again.
+    refresh: Box<dyn FnMut() + Send>,
 }
 
 impl fmt::Debug for Annotator {
@@ -43,110 +61,108 @@ impl fmt::Debug for Annotator {
 }
 
 impl Annotator {
-    /// No names but the ids of containers.
-    pub fn without_sources(cgroups: Cgroups) -> Self {
-        Self { cgroups, sources: None }
+    /// Returns an annotator that knows no names but the ids of containers.
+    pub fn without_sources(cgroups: CgroupTree) -> Self {
+        let resolver = None;
+        Self { cgroups, resolver }
     }
 
-    /// Whatever sources will tell. `nudge` makes them look for a pod that none has told of.
-    pub fn new(cgroups: Cgroups, conntrack: Option<Conntrack>, nudge: Box<dyn FnMut() + Send>) -> Self {
+    /// Returns an annotator for the reports of sources. `refresh` asks them for this node's pods again.
+    pub fn new(
+        cgroups: CgroupTree,
+        namespaces: PodNamespaces,
+        conntrack: Option<Conntrack>,
+        refresh: Box<dyn FnMut() + Send>,
+    ) -> Self {
         Self {
             cgroups,
-            sources: Some(Sourced {
-                index: Index::default(),
-                namespaces: Namespaces::new(),
+            resolver: Some(Resolver {
+                store: Store::default(),
+                namespaces,
                 conntrack,
                 translated: HashMap::new(),
-                waiting: Pending::default(),
-                nudge,
+                pending: Pending::default(),
+                root_checks: HashMap::new(),
+                refresh,
             }),
         }
     }
 
-    /// Takes news.
-    pub fn learn(&mut self, told: &SourceUpdate) {
-        if let Some(sources) = &mut self.sources {
-            sources.index.learn(told);
+    /// Takes a change that a source reports.
+    pub fn apply(&mut self, update: &SourceUpdate) {
+        if let Some(resolver) = &mut self.resolver {
+            resolver.store.apply(update);
         }
     }
 
-    /// Takes the next record. It comes out of [`Self::next`], at once or after 200 ms at most.
-    pub fn take(&mut self, mut record: Record, too_late: bool, now_ns: u64) -> Option<(Record, bool)> {
-        let place = record.cgroup_id.and_then(|id| self.cgroups.place_of(id));
-        let Some(sources) = &mut self.sources else {
-            record.container_id = place.and_then(|place| place.container);
-            return Some((record, too_late));
-        };
-        let mut shown = Shown {
-            in_nodes_netns: sources.namespaces.is_nodes(record.netns),
-            ..Shown::default()
-        };
-        let mut unknown = None;
-        match place {
-            Some(place) if !place.pods.is_empty() => {
-                if !place.pods.iter().any(|uid| sources.index.knows(uid)) {
-                    unknown = place.pods.first().cloned();
-                }
-                shown.place = Some(place);
+    /// Takes the next record at time `now`, `now_ns` of CLOCK_MONOTONIC. It is returned at once, or by [`Self::next`] within
+    /// 200 ms.
+    pub fn take(&mut self, mut record: Record, is_late: bool, now: WallTime, now_ns: u64) -> Option<(Record, bool)> {
+        let Self { cgroups, resolver } = self;
+        let Some(resolver) = resolver else {
+            if let Some(Lookup::Known(Some(owner))) = record.cgroup_id.map(|id| cgroups.lookup(id)) {
+                record.container_id = owner.container;
             }
-            place => {
-                shown.place = place;
-                shown.netns_pod = sources.namespaces.pod_of(record.netns);
-            }
-        }
-        shown.backend = sources.backend(&record);
-        if let Some(pod) = &unknown
-            && sources.waiting.is_new(pod, now_ns)
+            return Some((record, is_late));
+        };
+        let mut local = LocalContext {
+            backend: resolver.backend(&record),
+            ..LocalContext::default()
+        };
+        let question = resolver.question(cgroups, &record, &mut local, now_ns);
+        if let Some(question) = &question
+            && resolver.pending.questions.ask(question, now_ns)
+            && let Question::Pod(_) = question
         {
-            (sources.nudge)();
+            (resolver.refresh)();
         }
-        if unknown.is_none() && sources.waiting.is_empty() {
-            sources.index.name(&mut record, &shown);
-            return Some((record, too_late));
+        if question.is_none() && resolver.pending.is_empty() {
+            resolver.store.annotate(&mut record, &local, now);
+            return Some((record, is_late));
         }
-        sources.waiting.push((record, shown, too_late), unknown);
+        resolver.pending.push((record, local, is_late), question);
         None
     }
 
-    /// The next of those that waited, if it need not wait any more.
-    pub fn next(&mut self, now_ns: u64) -> Option<(Record, bool)> {
-        let sources = self.sources.as_mut()?;
-        let index = &sources.index;
-        let (mut record, shown, too_late) = sources.waiting.pop(now_ns, |uid| index.knows(uid))?;
-        sources.index.name(&mut record, &shown);
-        Some((record, too_late))
+    /// Returns the next record that waited, if it need not wait any more.
+    pub fn next(&mut self, now: WallTime, now_ns: u64) -> Option<(Record, bool)> {
+        let Self { cgroups, resolver } = self;
+        let resolver = resolver.as_mut()?;
+        let mut pending = std::mem::take(&mut resolver.pending);
+        let popped = pending.pop(now_ns, |(record, local, _), questions| {
+            let question = resolver.question(cgroups, record, local, now_ns);
+            if let Some(question) = &question
+                && questions.ask(question, now_ns)
+                && let Question::Pod(_) = question
+            {
+                (resolver.refresh)();
+            }
+            question.is_none()
+        });
+        resolver.pending = pending;
+        let (mut record, local, is_late) = popped?;
+        resolver.store.annotate(&mut record, &local, now);
+        Some((record, is_late))
     }
 
-    /// The pod that the record's own end is of, if its cgroup shows it: then all connections of that cgroup are that pod's.
-    pub fn own_pod<'a>(&mut self, record: &'a Record, cgroup_id: u64) -> Option<&'a Pod> {
-        let place = self.cgroups.place_of(cgroup_id)?;
-        let own = match record.direction {
-            Direction::Outbound => &record.names.src,
-            Direction::Inbound => &record.names.dst,
-        };
-        // Which of several is named depends on what is known of them.
-        own.pod.as_deref().filter(|_| place.pods.len() == 1)
-    }
-
-    /// How many pods sources tell of.
+    /// Returns the number of pods that sources report.
     pub fn pods(&self) -> usize {
-        self.sources.as_ref().map_or(0, |sources| sources.index.pods())
+        self.resolver.as_ref().map_or(0, |resolver| resolver.store.pods())
     }
 
-    /// The first of those that wait, and until when (CLOCK_MONOTONIC, ns).
-    pub fn waits(&self) -> Option<(&Record, u64)> {
-        let waiting = &self.sources.as_ref()?.waiting;
-        let (record, _, _) = waiting.first()?;
-        Some((record, waiting.until_ns()?))
+    /// Returns the first record that waits, and the time until which it waits at most (CLOCK_MONOTONIC, ns).
+    pub fn first_pending(&self) -> Option<(&Record, u64)> {
+        let ((record, ..), until_ns) = self.resolver.as_ref()?.pending.first()?;
+        Some((record, until_ns))
     }
 }
 
-impl Sourced {
-    /// Where what the record's client dialled was translated to. Asked once a connection.
+impl Resolver {
+    /// Returns the backend to which the address that the record's client dialled was translated. Asked once a connection.
     fn backend(&mut self, record: &Record) -> Option<SocketAddr> {
         let conntrack = self.conntrack.as_mut()?;
         let (ip, dialled) = (record.dst.ip(), record.dst);
-        if record.direction == Direction::Inbound || ip.is_loopback() || self.index.is_a_pods(ip, record) {
+        if record.direction == Direction::Inbound || ip.is_loopback() || self.store.is_pod_address(ip, record) {
             return None;
         }
         if record.event == Event::Close {
@@ -157,13 +173,62 @@ impl Sourced {
             return known;
         }
         let backend = conntrack.backend(record.src, dialled);
-        // While it connects it may not be there yet.
+        // While it connects, the entry may not be there yet.
         if record.established {
-            if self.translated.len() >= MOST_ASKED {
+            if self.translated.len() >= MAX_TRANSLATED {
                 self.translated.clear();
             }
             self.translated.insert(record.id, backend);
         }
         backend
+    }
+
+    /// Fills in what the kernel says of the record's socket. Returns the question that is open, if any.
+    fn question(
+        &mut self,
+        cgroups: &mut CgroupTree,
+        record: &Record,
+        local: &mut LocalContext,
+        now_ns: u64,
+    ) -> Option<Question> {
+        local.is_in_node_netns = self.namespaces.is_nodes(record.netns);
+        local.is_netns_of_root = record.is_netns_of_root;
+        if local.owner.is_none()
+            && let Some(id) = record.cgroup_id
+        {
+            match cgroups.lookup(id) {
+                Lookup::Known(owner) => local.owner = owner,
+                Lookup::Pending => return Some(Question::Cgroup(id)),
+            }
+        }
+        if let Some(pod) = local.owner.as_ref().and_then(|owner| owner.pod.as_ref()) {
+            if self.store.knows(&pod.uid) {
+                return None;
+            }
+            self.check_root(cgroups, &pod.root, now_ns);
+            return Some(Question::Pod(Arc::clone(&pod.uid)));
+        }
+        let is_in_container = local.owner.as_ref().is_some_and(|owner| owner.container.is_some());
+        if !local.is_in_node_netns && !is_in_container && local.netns_pod.is_none() {
+            match self.namespaces.pod_of(record.netns) {
+                Lookup::Known(pod) => local.netns_pod = pod,
+                Lookup::Pending => return Some(Question::Netns(record.netns)),
+            }
+        }
+        None
+    }
+
+    /// Looks whether a source lists any pod below a kubelet's cgroup root, now and then.
+    fn check_root(&mut self, cgroups: &CgroupTree, root: &Arc<str>, now_ns: u64) {
+        let checked_ns = self.root_checks.get(root).copied().unwrap_or(0);
+        if self.store.owns_root(root) || now_ns.saturating_sub(checked_ns) < ROOT_CHECK_NS {
+            return;
+        }
+        if self.root_checks.len() < MAX_ROOT_CHECKS || checked_ns != 0 {
+            self.root_checks.insert(Arc::clone(root), now_ns);
+        }
+        for uid in cgroups.pods_under(root) {
+            self.store.see_pod_under(root, &uid);
+        }
     }
 }

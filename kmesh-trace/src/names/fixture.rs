@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::index::Index;
+use super::store::Store;
 use super::update::{
     Change, ContainerObject, ControllerObject, ControllerRef, EndpointsObject, Kind, NodeObject, Object, Owner,
     PodObject, ServiceObject, ServicePort, SourceId, SourceUpdate, TargetPort,
@@ -135,14 +135,14 @@ pub fn facts() -> impl Iterator<Item = Object> {
 }
 
 /// What a source has told of these, at [`TOLD`].
-pub fn told(facts: impl Iterator<Item = Object>) -> Index {
-    let mut index = Index::default();
+pub fn told(facts: impl Iterator<Item = Object>) -> Store {
+    let mut store = Store::default();
     for fact in facts {
-        index.learn(&SourceUpdate {
+        store.apply(&SourceUpdate {
             source: SourceId(0),
             at: TOLD,
             change: Change::Upsert(fact),
         });
     }
-    index
+    store
 }

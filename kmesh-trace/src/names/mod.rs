@@ -1,12 +1,12 @@
 //! Kubernetes names for records: pods, workloads, Services, nodes and containers.
 //!
 //! ```text
-//! sources ── SourceUpdate ──▶ index ──▶ annotate ──▶ records with names
+//! sources ── SourceUpdate ──▶ store ──▶ annotate ──▶ records with names
 //!                                          ▲
 //! local (cgroups, network namespaces), conntrack
 //! ```
 //!
-//! [`sources`] read Kubernetes objects from the container runtime, the kubelet, the API server and files. [`index`] merges
+//! [`sources`] read Kubernetes objects from the container runtime, the kubelet, the API server and files. [`store`] merges
 //! their updates and is pure. [`local`] and [`conntrack`] read what this node's kernel vouches for. [`Annotator`] joins them
 //! for a live trace; [`offline`] adds names to a capture.
 
@@ -16,17 +16,13 @@ mod annotate;
 pub mod conntrack;
 #[doc(hidden)]
 pub mod fixture;
-pub mod index;
 pub mod local;
-pub mod nodes;
 pub mod objects;
 pub mod offline;
 pub mod pending;
-pub mod pods;
-pub mod service;
-pub mod shared;
 #[cfg(target_os = "linux")]
 pub mod sources;
+pub mod store;
 pub mod update;
 
 #[cfg(target_os = "linux")]

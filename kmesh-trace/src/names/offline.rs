@@ -1,58 +1,63 @@
-//! Names for what a capture has left unnamed, out of what was saved of a cluster. What the capture has named stays so: it
-//! was there.
+//! Adds names to a capture, from the objects of a cluster that were saved later. Names of the capture stay: they were right at
+//! the time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::index::{Index, Shown};
-use super::local::cgroup::Place;
+use super::local::cgroup::{CgroupOwner, PodCgroup};
+use super::store::{LocalContext, Store};
 use super::update::{Change, Object, SourceId, SourceUpdate};
 use crate::record::{ContainerId, Direction, End, Record, WallTime};
 
-/// After all records, and still a time.
+/// A time after all records of a capture.
 const LATER: WallTime = WallTime(i64::MAX - 1);
 
-/// All that was saved.
+/// The saved objects.
 #[derive(Debug)]
 pub struct OfflineNames {
-    index: Index,
-    places: HashMap<ContainerId, Arc<Place>>,
+    store: Store,
+    owners: HashMap<ContainerId, Arc<CgroupOwner>>,
 }
 
 impl OfflineNames {
-    /// `facts` were true later than all that is to be named.
-    pub fn new(facts: impl IntoIterator<Item = Object>) -> Self {
-        let mut index = Index::default();
-        let mut places = HashMap::new();
-        for fact in facts {
-            if let Object::Pod(pod) = &fact {
-                let uid: Arc<str> = pod.static_uid.as_ref().unwrap_or(&pod.uid).as_str().into();
+    /// Returns the names that `objects` give, which were saved after all records that are to be named.
+    pub fn new(objects: impl IntoIterator<Item = Object>) -> Self {
+        let mut store = Store::default();
+        let mut owners = HashMap::new();
+        // The node's cgroups are those of another time: all pods count as pods of one kubelet.
+        let root: Arc<str> = "".into();
+        for object in objects {
+            if let Object::Pod(pod) = &object {
+                let uid: Arc<str> = pod.uid.as_str().into();
                 for id in pod.containers.iter().filter_map(|container| container.id) {
-                    let place = Place {
-                        pods: [Arc::clone(&uid)].into(),
+                    let owner = CgroupOwner {
+                        pod: Some(PodCgroup {
+                            root: Arc::clone(&root),
+                            uid: Arc::clone(&uid),
+                        }),
                         container: Some(id),
                     };
-                    places.insert(id, Arc::new(place));
+                    owners.insert(id, Arc::new(owner));
                 }
             }
-            index.learn(&SourceUpdate {
+            store.apply(&SourceUpdate {
                 source: SourceId(0),
                 at: LATER,
-                change: Change::Upsert(fact),
+                change: Change::Upsert(object),
             });
         }
-        Self { index, places }
+        Self { store, owners }
     }
 
-    /// `record`, with more names.
-    pub fn named(&mut self, record: &Record) -> Record {
+    /// Returns `record` with more names.
+    pub fn annotate(&mut self, record: &Record) -> Record {
         let mut named = record.clone();
-        let shown = Shown {
-            // The network namespace and the cgroup are those of another time, and perhaps of another machine.
-            place: record.container_id.and_then(|id| self.places.get(&id).cloned()),
-            ..Shown::default()
+        let local = LocalContext {
+            owner: record.container_id.and_then(|id| self.owners.get(&id).cloned()),
+            is_netns_of_root: record.container_id.is_none(),
+            ..LocalContext::default()
         };
-        self.index.name(&mut named, &shown);
+        self.store.annotate(&mut named, &local, LATER);
         let (known, found) = (&record.names, &mut named.names);
         complete(&known.src, &mut found.src);
         complete(&known.dst, &mut found.dst);
@@ -72,7 +77,7 @@ impl OfflineNames {
     }
 }
 
-/// What was known counts, but for a pod of which more is known now.
+/// Keeps the name of the capture, unless more is known of the same pod now.
 fn complete(known: &End, found: &mut End) {
     let more_is_known = match (&known.pod, &found.pod) {
         (Some(known), Some(found)) => known.uid == found.uid && known.workload.is_none(),
@@ -125,39 +130,47 @@ mod tests {
         }
     }
 
-    fn names(record: &Record) -> [Option<&str>; 2] {
+    fn names(record: &Record) -> [Option<String>; 2] {
         let name = |end: &End| end.pod.as_ref().map(|pod| pod.name.to_string());
-        let leak = |name: Option<String>| name.map(|name| &*name.leak());
-        [leak(name(&record.names.src)), leak(name(&record.names.dst))]
+        [name(&record.names.src), name(&record.names.dst)]
+    }
+
+    fn expected(names: [Option<&str>; 2]) -> [Option<String>; 2] {
+        names.map(|name| name.map(str::to_owned))
     }
 
     #[test]
-    fn who_had_an_address_then_is_named_and_who_started_later_is_not() {
-        let facts = [
+    fn an_address_names_its_pod_of_that_time() {
+        let objects = [
             pod("early", "10.0.0.1", 100, 'a'),
             pod("late", "10.0.0.2", 5_000_000_000, 'b'),
         ];
-        let mut offline = OfflineNames::new(facts);
-        let named = offline.named(&unnamed("10.0.0.1", "10.0.0.2", 1_000));
-        assert_eq!(names(&named), [Some("early"), None]);
+        let mut offline = OfflineNames::new(objects);
+        let named = offline.annotate(&unnamed("10.0.0.1", "10.0.0.2", 1_000));
+        assert_eq!(names(&named), expected([Some("early"), None]));
         assert!(!named.names.unresolved);
     }
 
     #[test]
-    fn a_container_tells_its_pod_whatever_the_address() {
-        let mut offline = OfflineNames::new([pod("host", "10.0.0.1", 100, 'a')]);
+    fn a_container_names_its_pod_whatever_the_address() {
+        let mut offline = OfflineNames::new([pod("host", "10.0.0.1", 100, 'a'), pod("other", "192.168.0.1", 100, 'c')]);
         let record = Record {
             container_id: ContainerId::new(&"a".repeat(64)),
             ..unnamed("192.168.0.1", "192.168.0.2", 1_000)
         };
-        let named = offline.named(&record);
-        assert_eq!(names(&named), [Some("host"), None]);
+        let named = offline.annotate(&record);
+        assert_eq!(names(&named), expected([Some("host"), None]));
         assert_eq!(named.names.container.as_deref(), Some("main"));
         assert_eq!(named.container_id, record.container_id);
+        let unknown = Record {
+            container_id: ContainerId::new(&"f".repeat(64)),
+            ..record
+        };
+        assert_eq!(names(&offline.annotate(&unknown)), expected([None, None]));
     }
 
     #[test]
-    fn what_the_capture_named_stays() {
+    fn names_of_the_capture_stay() {
         let captured = |uid: &str| {
             Some(Arc::new(Pod {
                 uid: uid.into(),
@@ -173,12 +186,11 @@ mod tests {
         let mut record = unnamed("10.0.0.1", "10.0.0.2", 1_000);
         record.names.src.pod = captured("another");
         record.names.dst.node = Some("worker-1".into());
-        let facts = [pod("one", "10.0.0.1", 100, 'a'), pod("two", "10.0.0.2", 100, 'b')];
-        let mut offline = OfflineNames::new(facts);
-        let named = offline.named(&record);
-        assert_eq!(names(&named), [Some("captured"), None]);
-        // Of the same pod more is known now: what controls it.
+        let objects = [pod("one", "10.0.0.1", 100, 'a'), pod("two", "10.0.0.2", 100, 'b')];
+        let mut offline = OfflineNames::new(objects);
+        assert_eq!(names(&offline.annotate(&record)), expected([Some("captured"), None]));
+        // Of the same pod, the objects know the controller besides.
         record.names.src.pod = captured("uid-of-one");
-        assert_eq!(names(&offline.named(&record)), [Some("one"), None]);
+        assert_eq!(names(&offline.annotate(&record)), expected([Some("one"), None]));
     }
 }

@@ -1,87 +1,119 @@
-//! Records that wait for the first answer about their own pod: not long, not many, and all stay in their order. Pure.
+//! Records that wait for the first answer about their own pod. Pure.
+//!
+//! A record waits for 200 ms at most, and all records stay in their order. No pod can hold up the records of others: beyond
+//! its share of the queue, its own records no longer wait.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::hash::Hash;
 
-/// How long a record waits, ns.
-const PATIENCE_NS: u64 = 200_000_000;
-/// How many wait at most; then the first goes out with what is known.
-const MOST: usize = 4096;
-/// How long it is remembered that nobody knew a pod, ns.
-const FORGOTTEN_NS: u64 = 60_000_000_000;
-/// Of how many pods at most.
-const MOST_ASKED: usize = 4096;
+/// The longest wait of a record, ns.
+const MAX_WAIT_NS: u64 = 200_000_000;
+/// The number of records that may wait. Beyond it, the first one goes out with what is known.
+const MAX_RECORDS: usize = 4096;
+/// The number of records that may wait for one answer.
+const MAX_RECORDS_EACH: usize = 512;
+/// How long it is remembered that nobody knew an answer, ns.
+const FORGET_NS: u64 = 60_000_000_000;
+/// The number of questions that are remembered.
+const MAX_QUESTIONS: usize = 4096;
 
-/// A queue of whatever waits.
 #[derive(Debug)]
-pub struct Pending<T> {
-    queue: VecDeque<Waiter<T>>,
-    /// When each pod that was unknown first turned up.
-    asked: HashMap<Arc<str>, u64>,
+struct Question {
+    asked_ns: u64,
+    /// The number of records that wait for the answer.
+    records: usize,
 }
 
 #[derive(Debug)]
-struct Waiter<T> {
-    what: T,
-    /// The pod that must be known first.
-    pod: Option<Arc<str>>,
-    until_ns: u64,
+struct Waiter<T, K> {
+    record: T,
+    question: Option<K>,
+    deadline_ns: u64,
 }
 
-impl<T> Default for Pending<T> {
+/// The questions that are open, by what they ask for.
+#[derive(Debug)]
+pub struct Questions<K>(HashMap<K, Question>);
+
+impl<K: Clone + Eq + Hash> Questions<K> {
+    /// Takes note of a question. Returns whether it is new, so that it is worth asking.
+    pub fn ask(&mut self, question: &K, now_ns: u64) -> bool {
+        if let Some(known) = self.0.get_mut(question) {
+            if now_ns.saturating_sub(known.asked_ns) < FORGET_NS {
+                return false;
+            }
+            known.asked_ns = now_ns;
+            return true;
+        }
+        if self.0.len() >= MAX_QUESTIONS {
+            self.0.retain(|_, known| known.records > 0);
+        }
+        if self.0.len() < MAX_QUESTIONS {
+            let (asked_ns, records) = (now_ns, 0);
+            self.0.insert(question.clone(), Question { asked_ns, records });
+        }
+        true
+    }
+}
+
+/// A queue of records in their order.
+#[derive(Debug)]
+pub struct Pending<T, K> {
+    queue: VecDeque<Waiter<T, K>>,
+    /// The questions that records wait for, or waited for.
+    pub questions: Questions<K>,
+}
+
+impl<T, K> Default for Pending<T, K> {
     fn default() -> Self {
         Self {
             queue: VecDeque::new(),
-            asked: HashMap::new(),
+            questions: Questions(HashMap::new()),
         }
     }
 }
 
-impl<T> Pending<T> {
-    /// Whether a record of this unknown pod is the first for long, so that it is worth asking for it.
-    pub fn is_new(&mut self, pod: &Arc<str>, now_ns: u64) -> bool {
-        if self
-            .asked
-            .get(pod)
-            .is_some_and(|asked| now_ns.saturating_sub(*asked) < FORGOTTEN_NS)
+impl<T, K: Clone + Eq + Hash> Pending<T, K> {
+    /// Adds the next record, and the question that it waits for.
+    pub fn push(&mut self, record: T, question: Option<K>) {
+        let mut deadline_ns = 0;
+        if let Some(question) = &question
+            && let Some(known) = self.questions.0.get_mut(question)
         {
-            return false;
+            known.records += 1;
+            if known.records <= MAX_RECORDS_EACH {
+                deadline_ns = known.asked_ns.saturating_add(MAX_WAIT_NS);
+            }
         }
-        if self.asked.len() >= MOST_ASKED {
-            self.asked.clear();
-        }
-        self.asked.insert(Arc::clone(pod), now_ns);
-        true
+        self.queue.push_back(Waiter {
+            record,
+            question,
+            deadline_ns,
+        });
     }
 
-    /// Takes the next one. `pod`: the unknown pod that it is of, if any.
-    pub fn push(&mut self, what: T, pod: Option<Arc<str>>) {
-        let asked = pod.as_ref().and_then(|pod| self.asked.get(pod));
-        let until_ns = asked.map_or(0, |asked| asked.saturating_add(PATIENCE_NS));
-        self.queue.push_back(Waiter { what, pod, until_ns });
-    }
-
-    /// The first one, if it need not wait any more.
-    pub fn pop(&mut self, now_ns: u64, is_known: impl Fn(&str) -> bool) -> Option<T> {
-        let first = self.queue.front()?;
-        let waits = first.until_ns > now_ns && first.pod.as_ref().is_some_and(|pod| !is_known(pod));
-        if waits && self.queue.len() <= MOST {
+    /// Returns the first record, if it need not wait any more. `is_ready` may ask further questions.
+    pub fn pop(&mut self, now_ns: u64, is_ready: impl FnOnce(&mut T, &mut Questions<K>) -> bool) -> Option<T> {
+        let is_full = self.queue.len() > MAX_RECORDS;
+        let Self { queue, questions } = self;
+        let first = queue.front_mut()?;
+        let waits = first.question.is_some() && first.deadline_ns > now_ns && !is_full;
+        if waits && !is_ready(&mut first.record, questions) {
             return None;
         }
-        self.queue.pop_front().map(|first| first.what)
+        let first = queue.pop_front()?;
+        if let Some(known) = first.question.and_then(|question| questions.0.get_mut(&question)) {
+            known.records = known.records.saturating_sub(1);
+        }
+        Some(first.record)
     }
 
-    /// The first one.
-    pub fn first(&self) -> Option<&T> {
-        self.queue.front().map(|first| &first.what)
+    /// Returns the first record, and the time until which it waits at most (CLOCK_MONOTONIC, ns).
+    pub fn first(&self) -> Option<(&T, u64)> {
+        self.queue.front().map(|first| (&first.record, first.deadline_ns))
     }
 
-    /// Until when the first one waits.
-    pub fn until_ns(&self) -> Option<u64> {
-        self.queue.front().map(|first| first.until_ns)
-    }
-
-    /// Whether none waits.
+    /// Returns whether no record waits.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
@@ -93,53 +125,73 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn push(waiting: &mut Pending<u32>, number: u32, pod: Option<&str>, now_ns: u64) -> bool {
-        let pod: Option<Arc<str>> = pod.map(Arc::from);
-        let is_new = pod.as_ref().is_some_and(|pod| waiting.is_new(pod, now_ns));
-        waiting.push(number, pod);
+    type Queue = Pending<(u32, Option<&'static str>), &'static str>;
+
+    fn push(pending: &mut Queue, number: u32, pod: Option<&'static str>, now_ns: u64) -> bool {
+        let is_new = pod.as_ref().is_some_and(|pod| pending.questions.ask(pod, now_ns));
+        pending.push((number, pod), pod);
         is_new
     }
 
-    fn pop(waiting: &mut Pending<u32>, now_ns: u64, known: &[&str]) -> Vec<u32> {
-        std::iter::from_fn(|| waiting.pop(now_ns, |pod| known.contains(&pod))).collect()
+    fn pop(pending: &mut Queue, now_ns: u64, known: &[&str]) -> Vec<u32> {
+        let is_ready = |(_, pod): &mut (u32, Option<&str>)| pod.is_none_or(|pod| known.contains(&pod));
+        std::iter::from_fn(|| pending.pop(now_ns, |record, _| is_ready(record)))
+            .map(|(number, _)| number)
+            .collect()
     }
 
     #[test]
-    fn one_waits_for_its_answer_and_all_behind_it_wait_with_it() {
-        let mut waiting = Pending::default();
-        push(&mut waiting, 1, None, 0);
-        assert!(push(&mut waiting, 2, Some("a"), 0));
-        push(&mut waiting, 3, None, 10 * MS);
-        assert!(!push(&mut waiting, 4, Some("a"), 150 * MS), "asked for already");
-        assert!(push(&mut waiting, 5, Some("b"), 150 * MS));
-        assert_eq!(pop(&mut waiting, 150 * MS, &[]), [1]);
-        assert_eq!(waiting.until_ns(), Some(200 * MS));
-        assert_eq!(pop(&mut waiting, 199 * MS, &[]), [0; 0]);
-        assert_eq!(pop(&mut waiting, 200 * MS, &[]), [2, 3, 4]);
-        assert_eq!(pop(&mut waiting, 201 * MS, &["b"]), [5]);
-        assert!(waiting.is_empty());
-        // What nobody knew holds up nothing for a while.
-        push(&mut waiting, 6, Some("a"), 300 * MS);
-        assert_eq!(pop(&mut waiting, 300 * MS, &[]), [6]);
+    fn a_record_waits_for_its_answer_and_keeps_its_place() {
+        let mut pending = Queue::default();
+        push(&mut pending, 1, None, 0);
+        assert!(push(&mut pending, 2, Some("a"), 0));
+        push(&mut pending, 3, None, 10 * MS);
+        assert!(!push(&mut pending, 4, Some("a"), 150 * MS), "asked already");
+        assert!(push(&mut pending, 5, Some("b"), 150 * MS));
+        assert_eq!(pop(&mut pending, 150 * MS, &[]), [1]);
+        assert_eq!(pending.first(), Some((&(2, Some("a")), 200 * MS)));
+        assert_eq!(pop(&mut pending, 199 * MS, &[]), [0; 0]);
+        assert_eq!(pop(&mut pending, 200 * MS, &[]), [2, 3, 4]);
+        assert_eq!(pop(&mut pending, 201 * MS, &["b"]), [5]);
+        assert!(pending.is_empty());
+        push(&mut pending, 6, Some("a"), 300 * MS);
+        assert_eq!(pop(&mut pending, 300 * MS, &[]), [6], "nobody knew it a moment ago");
+        assert!(
+            push(&mut pending, 7, Some("a"), FORGET_NS),
+            "a minute later it is asked again"
+        );
     }
 
     #[test]
-    fn an_answer_lets_go_at_once() {
-        let mut waiting = Pending::default();
-        push(&mut waiting, 1, Some("a"), 0);
-        push(&mut waiting, 2, Some("b"), 0);
-        assert_eq!(pop(&mut waiting, 1, &["a"]), [1]);
-        assert_eq!(pop(&mut waiting, 2, &["a", "b"]), [2]);
+    fn an_answer_releases_its_records_at_once() {
+        let mut pending = Queue::default();
+        push(&mut pending, 1, Some("a"), 0);
+        push(&mut pending, 2, Some("b"), 0);
+        assert_eq!(pop(&mut pending, 1, &["a"]), [1]);
+        assert_eq!(pop(&mut pending, 2, &["a", "b"]), [2]);
     }
 
     #[test]
-    fn only_so_many_wait() {
-        let mut waiting = Pending::default();
-        (0..MOST as u32 + 10).for_each(|number| _ = push(&mut waiting, number, Some("a"), 0));
-        assert_eq!(pop(&mut waiting, 0, &[]).len(), 10);
-        for number in 0..3 * MOST_ASKED as u64 {
-            waiting.is_new(&number.to_string().into(), 0);
+    fn a_pod_with_many_records_does_not_hold_up_others() {
+        let mut pending = Queue::default();
+        let count = MAX_RECORDS_EACH as u32 + 10;
+        (0..count).for_each(|number| _ = push(&mut pending, number, Some("a"), 0));
+        push(&mut pending, u32::MAX, Some("b"), 0);
+        assert_eq!(pop(&mut pending, 0, &[]), [0; 0], "the first ones wait");
+        assert_eq!(pop(&mut pending, 200 * MS - 1, &["a"]).len(), count as usize);
+        assert_eq!(pending.first(), Some((&(u32::MAX, Some("b")), 200 * MS)));
+    }
+
+    #[test]
+    fn the_queue_and_the_questions_are_bounded() {
+        let mut pending = Pending::<u64, u64>::default();
+        for number in 0..MAX_RECORDS as u64 + 10 {
+            pending.questions.ask(&(number / 100), 0);
+            pending.push(number, Some(number / 100));
         }
-        assert!(waiting.asked.len() <= MOST_ASKED);
+        let released = std::iter::from_fn(|| pending.pop(0, |_, _| false));
+        assert_eq!(released.count(), 10);
+        (0..3 * MAX_QUESTIONS as u64).for_each(|number| _ = pending.questions.ask(&(number + 1_000), 0));
+        assert!(pending.questions.0.len() <= MAX_QUESTIONS);
     }
 }

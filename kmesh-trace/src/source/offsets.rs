@@ -8,6 +8,7 @@ use super::btf::{Btf, BtfError};
 pub const STRUCTURES: &[&str] = &[
     "sock",
     "net",
+    "user_namespace",
     "sk_buff",
     "sk_buff_head",
     "sock_exterr_skb",
@@ -61,6 +62,8 @@ pub fn find(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         skc_net: "sock", "__sk_common.skc_net.net", 8;
         skc_flags: "sock", "__sk_common.skc_flags", 8;
         net_inum: "net", "ns.inum", 4;
+        net_user_ns: "net", "user_ns", 8;
+        user_ns_level: "user_namespace", "level", 4;
         sk_protocol: "sock", "sk_protocol", 2;
         sk_err: "sock", "sk_err", 4;
         sk_shutdown: "sock", "sk_shutdown", 1;

@@ -4,12 +4,31 @@ use std::sync::Arc;
 
 use crate::record::ContainerId;
 
+/// The pod and container that a cgroup belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CgroupOwner {
+    /// x
+    pub pod: Option<PodCgroup>,
+    /// x
+    pub container: Option<ContainerId>,
+}
+
+/// A pod's cgroup.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodCgroup {
+    /// x
+    pub root: Arc<str>,
+    /// x
+    pub uid: Arc<str>,
+}
+
 /// Whose a cgroup is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// UIDs of the pods around it, the innermost first; none outside of pods.
     pub pods: Box<[Arc<str>]>,
     /// The container around it.
+    /// x
     pub container: Option<ContainerId>,
 }
 

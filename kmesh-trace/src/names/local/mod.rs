@@ -5,3 +5,17 @@ pub mod cgroup;
 pub mod cgroup_tree;
 #[cfg(target_os = "linux")]
 pub mod netns;
+
+#[cfg(target_os = "linux")]
+pub use cgroup_tree::CgroupTree;
+#[cfg(target_os = "linux")]
+pub use netns::PodNamespaces;
+
+/// The answer to a question about this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup<T> {
+    /// The answer; `None` if nobody.
+    Known(Option<T>),
+    /// The answer is on its way.
+    Pending,
+}

@@ -11,12 +11,12 @@ use super::cgroup;
 
 /// Between walks over the processes, however many unknown namespaces turn up.
 const WALKS: Duration = Duration::from_secs(1);
-/// Namespaces remembered; then all are forgotten.
+/// PodNamespaces remembered; then all are forgotten.
 const MOST: usize = 10_000;
 
 /// The network namespaces of this node.
 #[derive(Debug)]
-pub struct Namespaces {
+pub struct PodNamespaces {
     /// The node's own.
     own: Option<u32>,
     /// Whose each is; none when it is no pod's, or of several.
@@ -24,7 +24,7 @@ pub struct Namespaces {
     walked: Option<Instant>,
 }
 
-impl Namespaces {
+impl PodNamespaces {
     /// None is known yet.
     pub fn new() -> Self {
         // Where the first process may not be looked at, this one is taken to be in its namespace.
@@ -42,7 +42,10 @@ impl Namespaces {
     }
 
     /// The UID of the pod that this namespace is.
-    pub fn pod_of(&mut self, netns: u32) -> Option<Arc<str>> {
+    pub fn pod_of(&mut self, netns: u32) -> super::Lookup<Arc<str>> {
+        super::Lookup::Known(self.pod_(netns))
+    }
+    fn pod_(&mut self, netns: u32) -> Option<Arc<str>> {
         if self.is_nodes(netns) {
             return None;
         }
@@ -82,7 +85,7 @@ impl Namespaces {
     }
 }
 
-impl Default for Namespaces {
+impl Default for PodNamespaces {
     fn default() -> Self {
         Self::new()
     }
@@ -122,7 +125,7 @@ mod tests {
 
     #[test]
     fn this_process_is_in_no_pod_and_its_namespace_may_be_the_nodes() {
-        let mut namespaces = Namespaces::new();
+        let mut namespaces = PodNamespaces::new();
         let own = namespaces.own.unwrap();
         assert!(namespaces.is_nodes(own));
         assert_eq!(namespaces.pod_of(own), None);

@@ -1,0 +1,124 @@
+//! Addresses in doubt: a local socket of a pod that no source knows yet uses an address that a source lists for another pod.
+//!
+//! The source may be late, so the address names nobody until each source has answered a request for this node's pods that was
+//! made afterwards, and for [`MAX_NS`] at most. A pods file never answers: with nothing else, doubt does not end.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::reports::SourceSet;
+use crate::names::update::SourceId;
+use crate::record::WallTime;
+
+/// The longest doubt, ns: a request may be due a second later, and its answer may take two more.
+pub const MAX_NS: i64 = 3_000_000_000;
+/// The tolerance for connections that started shortly before the one that raised the doubt, ns.
+const SLACK_NS: i64 = 2_000_000_000;
+
+#[derive(Debug)]
+struct Doubt {
+    /// The start of the first connection that raised it.
+    since: i64,
+    raised: WallTime,
+    answered: SourceSet,
+}
+
+/// The addresses that are in doubt.
+#[derive(Debug, Default)]
+pub struct Doubts {
+    by_ip: HashMap<IpAddr, Doubt>,
+    /// The sources that list pods and can list them again.
+    answering: SourceSet,
+}
+
+impl Doubts {
+    /// Raises a doubt at time `now`, because of a connection that started at `start`.
+    pub fn raise(&mut self, ip: IpAddr, start: WallTime, now: WallTime) {
+        let doubt = self.by_ip.entry(ip).or_insert(Doubt {
+            since: start.0,
+            raised: now,
+            answered: SourceSet::default(),
+        });
+        doubt.since = doubt.since.min(start.0);
+    }
+
+    /// Returns whether the owner of `ip` at `start` is in doubt.
+    pub fn is_in_doubt(&self, ip: IpAddr, start: WallTime) -> bool {
+        !self.by_ip.is_empty()
+            && self
+                .by_ip
+                .get(&ip)
+                .is_some_and(|doubt| start.0 >= doubt.since.saturating_sub(SLACK_NS))
+    }
+
+    /// Takes note that a source listed this node's pods, by a request made at `at`.
+    pub fn answered(&mut self, source: SourceId, at: WallTime) {
+        self.answering.insert(source);
+        let answering = self.answering;
+        self.by_ip.retain(|_, doubt| {
+            if doubt.raised <= at {
+                doubt.answered.insert(source);
+            }
+            !doubt.answered.contains(answering)
+        });
+    }
+
+    /// Ends the doubts that have lasted too long.
+    pub fn expire(&mut self, now: WallTime) {
+        if !self.answering.is_empty() && !self.by_ip.is_empty() {
+            self.by_ip
+                .retain(|_, doubt| now.0.saturating_sub(doubt.raised.0) < MAX_NS);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: i64 = 1_000_000_000;
+    const API: SourceId = SourceId(0);
+    const KUBELET: SourceId = SourceId(1);
+
+    fn at(seconds: i64) -> WallTime {
+        WallTime(seconds * SECOND)
+    }
+
+    fn ip() -> IpAddr {
+        "10.1.0.5".parse().unwrap()
+    }
+
+    #[test]
+    fn doubt_ends_when_every_source_has_answered_a_later_request() {
+        let mut doubts = Doubts::default();
+        doubts.answered(API, at(1));
+        doubts.answered(KUBELET, at(1));
+        doubts.raise(ip(), at(100), at(101));
+        assert!(doubts.is_in_doubt(ip(), at(100)) && doubts.is_in_doubt(ip(), at(200)));
+        assert!(
+            !doubts.is_in_doubt(ip(), at(97)),
+            "older connections were to the former owner"
+        );
+        doubts.answered(API, at(100));
+        doubts.answered(KUBELET, at(102));
+        assert!(
+            doubts.is_in_doubt(ip(), at(103)),
+            "the API server answered an earlier request"
+        );
+        doubts.answered(API, at(102));
+        assert!(!doubts.is_in_doubt(ip(), at(103)));
+    }
+
+    #[test]
+    fn doubt_ends_after_its_longest_time_unless_no_source_can_answer() {
+        let mut doubts = Doubts::default();
+        doubts.raise(ip(), at(100), at(100));
+        doubts.expire(at(1_000_000));
+        assert!(doubts.is_in_doubt(ip(), at(1_000_000)), "only a file");
+        doubts.answered(API, at(99));
+        doubts.expire(at(102));
+        assert!(doubts.is_in_doubt(ip(), at(102)));
+        doubts.expire(at(103));
+        assert!(!doubts.is_in_doubt(ip(), at(103)));
+    }
+}

@@ -1,0 +1,321 @@
+//! The merged view of all sources: pods, Services, nodes, owners. Pure: time and the facts of this node come in as values.
+
+mod budget;
+mod doubts;
+mod interner;
+mod nodes;
+mod owners;
+mod pods;
+mod reports;
+mod services;
+#[cfg(test)]
+mod tests;
+mod timeline;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::names::local::cgroup::CgroupOwner;
+use crate::names::update::{Change, Key, Kind, Object, Scope, SourceUpdate};
+use crate::record::{Direction, End, Pod, Record, WallTime};
+
+use doubts::Doubts;
+use nodes::Nodes;
+use owners::Owners;
+use pods::{PodRef, Pods, Shared};
+use reports::SourceSet;
+use services::Services;
+
+/// The number of kubelets' cgroup roots that are remembered. Only root makes them.
+const MAX_ROOTS: usize = 1_024;
+
+/// What this node's kernel vouches for about a record's socket.
+#[derive(Clone, Debug, Default)]
+pub struct LocalContext {
+    /// The pod and container of its cgroup.
+    pub owner: Option<Arc<CgroupOwner>>,
+    /// Whether its network namespace is the node's own.
+    pub is_in_node_netns: bool,
+    /// The UID of the pod whose network namespace it is in. Asked only where the cgroup names no pod.
+    pub netns_pod: Option<Arc<str>>,
+    /// Whether root made its network namespace, so that its owner cannot choose its addresses at will.
+    pub is_netns_of_root: bool,
+    /// The backend to which the address that the client dialled was translated.
+    pub backend: Option<SocketAddr>,
+}
+
+/// All objects that sources report.
+#[derive(Debug, Default)]
+pub struct Store {
+    shared: Shared,
+    pods: Pods,
+    services: Services,
+    nodes: Nodes,
+    owners: Owners,
+    doubts: Doubts,
+    /// The sources that list a pod below each kubelet's cgroup root.
+    roots: HashMap<Arc<str>, SourceSet>,
+    left_out: u64,
+}
+
+/// A pod of the store, and the form of it that records have.
+struct Found {
+    reference: PodRef,
+    pod: Arc<Pod>,
+}
+
+impl Store {
+    /// Takes a change that a source reports.
+    pub fn apply(&mut self, update: &SourceUpdate) {
+        let SourceUpdate { source, at, change } = update;
+        let (source, at) = (*source, *at);
+        match change {
+            Change::ListStart(_) => {}
+            Change::Upsert(object) => {
+                if !self.upsert(update, object) {
+                    // What the source reported before is no longer true, so it does not stay.
+                    self.left_out += 1;
+                    self.delete(update, &key(object));
+                }
+            }
+            Change::Delete(key) => self.delete(update, key),
+            Change::ListEnd(scope) => {
+                let shared = &mut self.shared;
+                match scope {
+                    Scope::All(Kind::Pods) | Scope::PodsOfNode(_) => {
+                        self.pods.end_list(source, at, scope, shared);
+                        self.doubts.answered(source, at);
+                    }
+                    Scope::All(Kind::Services) => self.services.end_list(source, at, shared),
+                    Scope::All(Kind::Endpoints) => self.services.end_endpoints_list(source, at, shared),
+                    Scope::All(kind @ (Kind::ReplicaSets | Kind::Jobs)) => {
+                        self.owners.end_list(source, at, *kind, shared)
+                    }
+                    Scope::All(Kind::Nodes) => self.nodes.end_list(source, at),
+                }
+            }
+        }
+    }
+
+    /// Adds or changes an object. Returns `false` if there is no room for it.
+    fn upsert(&mut self, update: &SourceUpdate, object: &Object) -> bool {
+        let (source, at, shared) = (update.source, update.at, &mut self.shared);
+        match object {
+            Object::Pod(pod) => self.pods.upsert(source, at, pod, shared),
+            Object::Service(service) => self.services.upsert(source, at, service, shared),
+            Object::Endpoints(endpoints) => self.services.upsert_endpoints(source, at, endpoints, shared),
+            Object::Controller(controller) => self.owners.upsert(source, at, controller, shared),
+            Object::Node(node) => {
+                self.nodes.upsert(source, at, node);
+                true
+            }
+        }
+    }
+
+    fn delete(&mut self, update: &SourceUpdate, key: &Key) {
+        let (source, at, shared) = (update.source, update.at, &mut self.shared);
+        match key {
+            Key::Pod(uid) => self.pods.delete(source, at, uid, shared),
+            Key::Service(namespace, name) => self.services.delete(source, at, namespace, name, shared),
+            Key::Endpoints(namespace, name) => self.services.delete_endpoints(source, at, namespace, name, shared),
+            Key::Controller(uid) => self.owners.delete(source, uid, shared),
+            Key::Node(name) => self.nodes.delete(source, name),
+        }
+    }
+
+    /// Returns whether a source reports this pod, or did.
+    pub fn knows(&self, uid: &str) -> bool {
+        self.pods.find(uid).is_some()
+    }
+
+    /// Returns the number of pods that sources report.
+    pub fn pods(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// Returns the number of objects for which there was no room.
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// Returns whether a source lists a pod below this kubelet's cgroup root.
+    pub fn owns_root(&self, root: &str) -> bool {
+        self.roots.contains_key(root)
+    }
+
+    /// Takes note of a pod below a kubelet's cgroup root.
+    pub fn see_pod_under(&mut self, root: &Arc<str>, uid: &str) {
+        if let Some(found) = self.pods.find(uid) {
+            let sources = self.pods.sources(found);
+            if let Some(known) = self.roots.get_mut(root) {
+                known.extend(sources);
+            } else if self.roots.len() < MAX_ROOTS {
+                self.roots.insert(Arc::clone(root), sources);
+            }
+        }
+    }
+
+    /// Returns whether `ip` was a pod's when `record`'s connection started: then nothing translates it.
+    pub fn is_pod_address(&self, ip: IpAddr, record: &Record) -> bool {
+        self.pods.holder(ip, started(record), SourceSet::ALL).is_some()
+    }
+
+    /// Adds names to `record`, at time `now`.
+    pub fn annotate(&mut self, record: &mut Record, local: &LocalContext, now: WallTime) {
+        let start = started(record);
+        if let Some(backend) = local.backend {
+            record.names.original_dst = Some(record.dst);
+            record.dst = backend;
+        }
+        let (local_ip, remote_ip) = match record.direction {
+            Direction::Outbound => (record.src.ip(), record.dst.ip()),
+            Direction::Inbound => (record.dst.ip(), record.src.ip()),
+        };
+        let cgroup = local.owner.as_ref().and_then(|owner| owner.pod.as_ref());
+        if let Some(cgroup) = cgroup {
+            self.see_pod_under(&cgroup.root, &cgroup.uid);
+        }
+        let allowed = match cgroup {
+            Some(cgroup) => self.roots.get(&cgroup.root).copied().unwrap_or_default(),
+            None => SourceSet::ALL,
+        };
+        let is_outside = allowed.is_empty();
+        self.doubts.expire(now);
+        if let Some(cgroup) = cgroup
+            && !is_outside
+            && !local.is_in_node_netns
+        {
+            self.doubt_unless_known(&cgroup.uid, local_ip, start, now);
+        }
+        let local_pod = self.local_pod(local_ip, local, start, allowed);
+        let remote_pod = self.remote_pod(local_ip, remote_ip, local_pod.as_ref(), start, allowed);
+        let container = local.owner.as_ref().and_then(|owner| owner.container);
+        record.container_id = container;
+        record.names.unresolved = local_pod.is_none() && cgroup.is_some() && !is_outside;
+        record.names.container = match (&local_pod, &container) {
+            (Some(found), Some(id)) => self.pods.container(found.reference, id),
+            _ => None,
+        };
+        let server = match record.direction {
+            Direction::Outbound => remote_pod.as_ref(),
+            Direction::Inbound => local_pod.as_ref(),
+        };
+        record.names.service = match record.direction {
+            Direction::Outbound => self.dialled(record, start, allowed),
+            Direction::Inbound => None,
+        };
+        if record.names.service.is_none()
+            && let Some(Found { reference, pod }) = server
+        {
+            let services = &self.services;
+            record.names.service = services.behind(record.dst, pod, *reference, &mut self.pods, start, allowed);
+        }
+        let local_end = self.end(local_ip, local_pod, allowed);
+        let remote_end = self.end(remote_ip, remote_pod, allowed);
+        (record.names.src, record.names.dst) = match record.direction {
+            Direction::Outbound => (local_end, remote_end),
+            Direction::Inbound => (remote_end, local_end),
+        };
+    }
+
+    /// Raises a doubt about an address that a source lists for a pod, while a pod that no source knows uses it.
+    fn doubt_unless_known(&mut self, uid: &str, ip: IpAddr, start: WallTime, now: WallTime) {
+        if self.pods.find(uid).is_none() && self.pods.is_pod_address(ip) {
+            self.doubts.raise(ip, start, now);
+        }
+    }
+
+    /// Returns the pod of the local end: by the cgroup, else by the network namespace, else by the address, where root chose
+    /// the address.
+    fn local_pod(&mut self, ip: IpAddr, local: &LocalContext, start: WallTime, allowed: SourceSet) -> Option<Found> {
+        let owner = local.owner.as_deref();
+        if let Some(cgroup) = owner.and_then(|owner| owner.pod.as_ref()) {
+            return self.find(&cgroup.uid).filter(|_| !allowed.is_empty());
+        }
+        if local.is_in_node_netns {
+            return None;
+        }
+        if let Some(uid) = &local.netns_pod {
+            return self.find(uid);
+        }
+        let is_in_container = owner.is_some_and(|owner| owner.container.is_some());
+        if is_in_container || !local.is_netns_of_root {
+            return None;
+        }
+        self.at(ip, start, allowed)
+    }
+
+    fn remote_pod(
+        &mut self,
+        local_ip: IpAddr,
+        remote_ip: IpAddr,
+        local_pod: Option<&Found>,
+        start: WallTime,
+        allowed: SourceSet,
+    ) -> Option<Found> {
+        // What a pod reaches within its own network namespace is the pod itself.
+        if let Some(Found { reference, pod }) = local_pod
+            && pod.host_network == Some(false)
+            && (remote_ip.is_loopback() || remote_ip == local_ip)
+        {
+            return Some(Found {
+                reference: *reference,
+                pod: Arc::clone(pod),
+            });
+        }
+        self.at(remote_ip, start, allowed)
+    }
+
+    fn find(&mut self, uid: &str) -> Option<Found> {
+        let reference = self.pods.find(uid)?;
+        let pod = self.pods.pod(reference, &self.owners);
+        Some(Found { reference, pod })
+    }
+
+    fn at(&mut self, ip: IpAddr, start: WallTime, allowed: SourceSet) -> Option<Found> {
+        if ip.is_loopback() || self.nodes.at(ip).is_some() || self.doubts.is_in_doubt(ip, start) {
+            return None;
+        }
+        let reference = self.pods.holder(ip, start, allowed)?;
+        let pod = self.pods.pod(reference, &self.owners);
+        Some(Found { reference, pod })
+    }
+
+    fn dialled(&self, record: &Record, start: WallTime, allowed: SourceSet) -> Option<crate::record::Called> {
+        let dialled = record.socket_dst();
+        let is_node = self.nodes.at(dialled.ip()).is_some();
+        // An address that was translated, whatever it is, may be a node's that no source lists.
+        let at_node = is_node || record.names.original_dst.is_some();
+        let is_others = is_node || self.pods.is_pod_address(dialled.ip());
+        self.services.dialled(dialled, at_node, is_others, start, allowed)
+    }
+
+    fn end(&self, ip: IpAddr, found: Option<Found>, allowed: SourceSet) -> End {
+        let node = match found {
+            None if !allowed.is_empty() => self.nodes.at(ip).cloned(),
+            _ => None,
+        };
+        End {
+            pod: found.map(|found| found.pod),
+            node,
+        }
+    }
+}
+
+/// Returns the identity of an object.
+fn key(object: &Object) -> Key {
+    match object {
+        Object::Pod(pod) => Key::Pod(pod.uid.clone()),
+        Object::Service(service) => Key::Service(service.namespace.clone(), service.name.clone()),
+        Object::Endpoints(endpoints) => Key::Endpoints(endpoints.namespace.clone(), endpoints.name.clone()),
+        Object::Controller(controller) => Key::Controller(controller.uid.clone()),
+        Object::Node(node) => Key::Node(node.name.clone()),
+    }
+}
+
+/// Returns the start of the connection; where that was before tracing, the start of tracing.
+fn started(record: &Record) -> WallTime {
+    let observed = i64::try_from(record.observed_ns).unwrap_or(i64::MAX);
+    record.start.unwrap_or(WallTime(record.time.0.saturating_sub(observed)))
+}

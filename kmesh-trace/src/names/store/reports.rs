@@ -1,0 +1,128 @@
+//! Which sources report an object, and when they did so last.
+
+use crate::names::update::SourceId;
+use crate::record::WallTime;
+
+/// The number of sources of one run: each kind can be given once.
+pub const MAX_SOURCES: usize = 5;
+
+const NEVER: i64 = i64::MIN;
+
+/// A set of sources.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SourceSet(u8);
+
+impl SourceSet {
+    /// The set of all sources.
+    pub const ALL: Self = Self(u8::MAX);
+
+    /// Returns the set of one source.
+    pub fn of(source: SourceId) -> Self {
+        Self(1 << index(source))
+    }
+
+    /// Adds a source.
+    pub fn insert(&mut self, source: SourceId) {
+        self.0 |= 1 << index(source);
+    }
+
+    /// Removes a source.
+    pub fn remove(&mut self, source: SourceId) {
+        self.0 &= !(1 << index(source));
+    }
+
+    /// Adds all sources of another set.
+    pub fn extend(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+
+    /// Returns whether the set has no source.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Returns whether both sets have a source in common.
+    pub fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Returns whether the set has all sources of another set.
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// The time of each source's last report of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reports([i64; MAX_SOURCES]);
+
+impl Default for Reports {
+    fn default() -> Self {
+        Self([NEVER; MAX_SOURCES])
+    }
+}
+
+impl Reports {
+    /// Records that the source reported the object.
+    pub fn add(&mut self, source: SourceId, at: WallTime) {
+        let last = &mut self.0[index(source)];
+        *last = (*last).max(at.0.max(NEVER + 1));
+    }
+
+    /// Records that the source reports the object no more.
+    pub fn remove(&mut self, source: SourceId) {
+        self.0[index(source)] = NEVER;
+    }
+
+    /// Returns whether a complete list, requested at `at`, lacked the object although the source had reported it before.
+    pub fn is_missing(&self, source: SourceId, at: WallTime) -> bool {
+        let last = self.0[index(source)];
+        last != NEVER && last < at.0
+    }
+
+    /// Returns whether any source reports the object.
+    pub fn any(&self) -> bool {
+        self.0.iter().any(|&last| last != NEVER)
+    }
+
+    /// Returns the sources that report the object.
+    pub fn sources(&self) -> SourceSet {
+        let reporting = self.0.iter().enumerate().filter(|&(_, &last)| last != NEVER);
+        SourceSet(reporting.fold(0, |set, (source, _)| set | 1 << source))
+    }
+}
+
+fn index(source: SourceId) -> usize {
+    usize::from(source.0) % MAX_SOURCES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_misses_what_was_reported_before_its_request_only() {
+        let [api, kubelet] = [SourceId(0), SourceId(1)];
+        let mut reports = Reports::default();
+        reports.add(api, WallTime(10));
+        reports.add(kubelet, WallTime(30));
+        let cases = [
+            (api, 10, false),
+            (api, 11, true),
+            (kubelet, 30, false),
+            (SourceId(2), 50, false),
+        ];
+        for (source, at, missing) in cases {
+            assert_eq!(reports.is_missing(source, WallTime(at)), missing, "{source:?} {at}");
+        }
+        reports.add(api, WallTime(5));
+        assert!(
+            !reports.is_missing(api, WallTime(10)),
+            "an older report changes nothing"
+        );
+        reports.remove(api);
+        assert!(reports.any() && !reports.sources().contains(SourceSet(1)));
+        reports.remove(kubelet);
+        assert!(!reports.any() && reports.sources().is_empty());
+    }
+}

@@ -1,0 +1,744 @@
+//! The Services that sources report: by the address that a client dials, and by the pods behind them.
+//!
+//! Only what the cluster assigns outranks everything: a ClusterIP and port. An external address counts only where it is nobody
+//! else's. Among Services of equal rank, those of several namespaces void each other; of one namespace, the alphabetically
+//! first is named.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use slab::Slab;
+
+use super::pods::{PodRef, Pods, Shared};
+use super::reports::{Reports, SourceSet};
+use super::timeline::{OPEN, Span, Timeline};
+use crate::names::update::{EndpointsObject, ServiceObject, SourceId, TargetPort};
+use crate::record::{Called, Pod, Service, ServiceBy, WallTime};
+
+/// How long what a Service had is remembered, ns.
+const REMEMBERED_NS: i64 = 30 * 60 * 1_000_000_000;
+/// The number of ended spans that are remembered.
+const MAX_REMEMBERED: usize = 50_000;
+/// The number of spans that one namespace may have at one address: a pod behind 5 Services with 100 ports each.
+const MAX_SPANS: usize = 512;
+/// The number of Services of a namespace that are tried for one pod's labels.
+const MAX_CANDIDATES: usize = 1_024;
+/// The estimated size of a Service or a slice without its texts and addresses, bytes.
+const OBJECT_BYTES: usize = 500;
+
+/// A port of a Service at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct At {
+    service: u32,
+    port: u16,
+}
+
+/// The result of a look-up that is remembered for a port of a pod, until a Service of the pod's namespace changes, or an
+/// endpoint at the pod's address.
+#[derive(Clone, Debug)]
+pub struct CachedMatch {
+    /// The port of the pod.
+    pub port: u16,
+    ip: IpAddr,
+    allowed: SourceSet,
+    /// The last change of the endpoints at the address, and of the namespace's selectors.
+    changed: [Changed; 2],
+    found: Option<Called>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    service: Arc<Service>,
+    reports: Reports,
+    /// The sources that ever reported the Service or its slices.
+    sources: SourceSet,
+    spec: Option<Spec>,
+    /// The number of slices; while there are any, the selector does not count.
+    slices: u32,
+    /// The number of spans, past ones included.
+    spans: u32,
+    bytes: usize,
+}
+
+/// What naming needs of a Service's spec.
+#[derive(Debug, PartialEq, Eq)]
+struct Spec {
+    headless: bool,
+    cluster_ips: Vec<IpAddr>,
+    external_ips: Vec<IpAddr>,
+    ports: Vec<u16>,
+    node_ports: Vec<u16>,
+    targets: Vec<TargetPort>,
+    selector: Vec<(Arc<str>, Arc<str>)>,
+}
+
+#[derive(Debug)]
+struct Slice {
+    reports: Reports,
+    service: u32,
+    addresses: Vec<(IpAddr, u16)>,
+    bytes: usize,
+}
+
+/// The last change of what a look-up depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Changed {
+    /// A number that no other change has.
+    version: u64,
+    at: i64,
+}
+
+impl Changed {
+    fn now(version: u64, at: WallTime) -> Self {
+        Self { version, at: at.0 }
+    }
+}
+
+impl Default for Changed {
+    fn default() -> Self {
+        Self::now(0, WallTime(i64::MIN))
+    }
+}
+
+/// The Services of one namespace whose selectors count.
+#[derive(Debug, Default)]
+struct Selectors {
+    /// By a label of the selector: name and slot.
+    by_label: HashMap<(Arc<str>, Arc<str>), BTreeSet<(Arc<str>, u32)>>,
+    /// The label by which each Service is found.
+    label_of: HashMap<u32, (Arc<str>, Arc<str>)>,
+    changed: Changed,
+}
+
+/// A key under which a span was, for forgetting it.
+#[derive(Clone, Copy, Debug)]
+enum Ended {
+    Cluster(IpAddr),
+    External(IpAddr),
+    NodePort(u16),
+    Endpoint(IpAddr),
+}
+
+/// All Services and their endpoints.
+#[derive(Debug, Default)]
+pub struct Services {
+    entries: Slab<Entry>,
+    by_name: HashMap<(Arc<str>, Arc<str>), u32>,
+    slices: HashMap<(Arc<str>, Arc<str>), Slice>,
+    selectors: HashMap<Arc<str>, Selectors>,
+    cluster_ips: Timeline<IpAddr, At>,
+    external_ips: Timeline<IpAddr, At>,
+    node_ports: Timeline<u16, At>,
+    endpoints: Timeline<IpAddr, At>,
+    endpoints_changed: HashMap<IpAddr, Changed>,
+    /// The number of changes so far.
+    version: u64,
+    #[cfg(test)]
+    lookups: std::cell::Cell<usize>,
+    ended: VecDeque<(i64, Ended)>,
+}
+
+impl Services {
+    /// Adds or changes a Service. Returns `false` if there is no room for it.
+    pub fn upsert(&mut self, source: SourceId, at: WallTime, object: &ServiceObject, shared: &mut Shared) -> bool {
+        let spec = Spec::of(object, shared);
+        let bytes = OBJECT_BYTES + 2 * object.name.len() + 200 * object.selector.len() + spec.spans() * 120;
+        let slot = self.slot(&object.namespace, &object.name, shared);
+        let entry = &mut self.entries[slot as usize];
+        if !shared.budget.replace(&entry.service.namespace, entry.bytes, bytes) {
+            self.remove_if_empty(slot, shared);
+            return false;
+        }
+        entry.bytes = bytes;
+        entry.reports.add(source, at);
+        entry.sources.insert(source);
+        if entry.spec.as_ref() != Some(&spec) {
+            self.close_spec(slot, at);
+            self.open_spec(slot, &spec, at);
+            self.entries[slot as usize].spec = Some(spec);
+            self.index_selector(slot, at);
+        }
+        self.forget(at, shared);
+        true
+    }
+
+    fn open_spec(&mut self, slot: u32, spec: &Spec, at: WallTime) {
+        let mut spans = 0;
+        for &port in &spec.ports {
+            let value = At { service: slot, port };
+            for &ip in &spec.cluster_ips {
+                spans += open(&mut self.cluster_ips, &self.entries, ip, value, at);
+            }
+            for &ip in &spec.external_ips {
+                spans += open(&mut self.external_ips, &self.entries, ip, value, at);
+            }
+        }
+        for &port in &spec.node_ports {
+            spans += open(
+                &mut self.node_ports,
+                &self.entries,
+                port,
+                At { service: slot, port },
+                at,
+            );
+        }
+        self.entries[slot as usize].spans += spans;
+    }
+
+    fn close_spec(&mut self, slot: u32, at: WallTime) {
+        let Some(spec) = self.entries[slot as usize].spec.take() else {
+            return;
+        };
+        for &port in &spec.ports {
+            let value = At { service: slot, port };
+            for &ip in &spec.cluster_ips {
+                close(
+                    &mut self.cluster_ips,
+                    ip,
+                    value,
+                    at,
+                    Ended::Cluster(ip),
+                    &mut self.ended,
+                );
+            }
+            for &ip in &spec.external_ips {
+                close(
+                    &mut self.external_ips,
+                    ip,
+                    value,
+                    at,
+                    Ended::External(ip),
+                    &mut self.ended,
+                );
+            }
+        }
+        for &port in &spec.node_ports {
+            let value = At { service: slot, port };
+            close(
+                &mut self.node_ports,
+                port,
+                value,
+                at,
+                Ended::NodePort(port),
+                &mut self.ended,
+            );
+        }
+        self.unindex_selector(slot, at);
+    }
+
+    /// Finds the Service by a label of its selector from now on, unless it has slices.
+    fn index_selector(&mut self, slot: u32, at: WallTime) {
+        self.unindex_selector(slot, at);
+        let entry = &self.entries[slot as usize];
+        let selector = entry.spec.as_ref().map_or(&[][..], |spec| &spec.selector);
+        if selector.is_empty() || entry.slices > 0 {
+            return;
+        }
+        let selectors = self.selectors.entry(Arc::clone(&entry.service.namespace)).or_default();
+        // The label that fewest Services of the namespace are found by.
+        let count = |label: &&(Arc<str>, Arc<str>)| selectors.by_label.get(*label).map_or(0, BTreeSet::len);
+        let Some(label) = selector.iter().min_by_key(count).cloned() else {
+            return;
+        };
+        let name = Arc::clone(&entry.service.name);
+        selectors
+            .by_label
+            .entry(label.clone())
+            .or_default()
+            .insert((name, slot));
+        selectors.label_of.insert(slot, label);
+    }
+
+    fn unindex_selector(&mut self, slot: u32, at: WallTime) {
+        let service = &self.entries[slot as usize].service;
+        let selectors = self.selectors.entry(Arc::clone(&service.namespace)).or_default();
+        self.version += 1;
+        selectors.changed = Changed::now(self.version, at);
+        if let Some(label) = selectors.label_of.remove(&slot)
+            && let Some(services) = selectors.by_label.get_mut(&label)
+        {
+            services.remove(&(Arc::clone(&service.name), slot));
+            if services.is_empty() {
+                selectors.by_label.remove(&label);
+            }
+        }
+    }
+
+    /// Removes a source's report of a Service.
+    pub fn delete(&mut self, source: SourceId, at: WallTime, namespace: &str, name: &str, shared: &mut Shared) {
+        if let Some(&slot) = self.by_name.get(&(namespace.into(), name.into())) {
+            self.remove_report(slot, source, at, shared);
+        }
+        self.forget(at, shared);
+    }
+
+    /// Removes the source's report of the Services that a complete list lacks.
+    pub fn end_list(&mut self, source: SourceId, at: WallTime, shared: &mut Shared) {
+        let missing = self.entries.iter();
+        let missing = missing.filter(|(_, entry)| entry.reports.is_missing(source, at));
+        for slot in missing.map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
+            self.remove_report(slot, source, at, shared);
+        }
+        self.forget(at, shared);
+    }
+
+    fn remove_report(&mut self, slot: u32, source: SourceId, at: WallTime, shared: &mut Shared) {
+        let entry = &mut self.entries[slot as usize];
+        entry.reports.remove(source);
+        if !entry.reports.any() {
+            self.close_spec(slot, at);
+            self.remove_if_empty(slot, shared);
+        }
+    }
+
+    /// Adds or changes endpoints. Returns `false` if there is no room for them.
+    pub fn upsert_endpoints(
+        &mut self,
+        source: SourceId,
+        at: WallTime,
+        object: &EndpointsObject,
+        shared: &mut Shared,
+    ) -> bool {
+        if object.service.is_empty() {
+            // A slice of no Service, whatever it was before.
+            self.delete_endpoints(source, at, &object.namespace, &object.name, shared);
+            return true;
+        }
+        let mut addresses: Vec<_> = object
+            .addresses
+            .iter()
+            .map(|one| (one.ip().to_canonical(), one.port()))
+            .collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let key = (shared.strings.intern(&*object.namespace), Arc::from(&*object.name));
+        let before = self.slices.remove(&key);
+        let bytes = OBJECT_BYTES + addresses.len() * 150;
+        if !shared
+            .budget
+            .replace(&key.0, before.as_ref().map_or(0, |slice| slice.bytes), bytes)
+        {
+            if let Some(before) = before {
+                self.slices.insert(key, before);
+            }
+            return false;
+        }
+        let slot = self.slot(&object.namespace, &object.service, shared);
+        self.entries[slot as usize].sources.insert(source);
+        self.entries[slot as usize].slices += 1;
+        // The new addresses first, so that the spans of those that stay do not end.
+        let mut spans = 0;
+        for &(ip, port) in &addresses {
+            spans += self.open_endpoint(ip, At { service: slot, port }, at);
+        }
+        self.entries[slot as usize].spans += spans;
+        let mut reports = Reports::default();
+        if let Some(before) = before {
+            reports = before.reports.clone();
+            self.close_endpoints(&before, at, shared);
+        }
+        reports.add(source, at);
+        let slice = Slice {
+            reports,
+            service: slot,
+            addresses,
+            bytes,
+        };
+        self.slices.insert(key, slice);
+        self.index_selector(slot, at);
+        self.forget(at, shared);
+        true
+    }
+
+    fn open_endpoint(&mut self, ip: IpAddr, value: At, at: WallTime) -> u32 {
+        let opened = open(&mut self.endpoints, &self.entries, ip, value, at);
+        if opened > 0 {
+            self.version += 1;
+            self.endpoints_changed.insert(ip, Changed::now(self.version, at));
+        }
+        opened
+    }
+
+    /// Ends the endpoints of a slice.
+    fn close_endpoints(&mut self, slice: &Slice, at: WallTime, shared: &mut Shared) {
+        for &(ip, port) in &slice.addresses {
+            let service = slice.service;
+            let value = At { service, port };
+            if close(&mut self.endpoints, ip, value, at, Ended::Endpoint(ip), &mut self.ended) {
+                self.version += 1;
+                self.endpoints_changed.insert(ip, Changed::now(self.version, at));
+            }
+        }
+        self.entries[slice.service as usize].slices -= 1;
+        self.index_selector(slice.service, at);
+        self.remove_if_empty(slice.service, shared);
+    }
+
+    /// Removes a source's report of endpoints.
+    pub fn delete_endpoints(
+        &mut self,
+        source: SourceId,
+        at: WallTime,
+        namespace: &str,
+        name: &str,
+        shared: &mut Shared,
+    ) {
+        self.remove_slice_report(&(namespace.into(), name.into()), source, at, shared);
+        self.forget(at, shared);
+    }
+
+    /// Removes the source's report of the endpoints that a complete list lacks.
+    pub fn end_endpoints_list(&mut self, source: SourceId, at: WallTime, shared: &mut Shared) {
+        let missing = self.slices.iter();
+        let missing = missing.filter(|(_, slice)| slice.reports.is_missing(source, at));
+        for key in missing.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.remove_slice_report(&key, source, at, shared);
+        }
+        self.forget(at, shared);
+    }
+
+    fn remove_slice_report(&mut self, key: &(Arc<str>, Arc<str>), source: SourceId, at: WallTime, shared: &mut Shared) {
+        let Some(slice) = self.slices.get_mut(key) else {
+            return;
+        };
+        slice.reports.remove(source);
+        if !slice.reports.any()
+            && let Some(slice) = self.slices.remove(key)
+        {
+            shared.budget.replace(&key.0, slice.bytes, 0);
+            self.close_endpoints(&slice, at, shared);
+        }
+    }
+
+    /// Returns the Service that a client dialled at `time`. `at_node`: the address is a node's. `is_others`: whether the
+    /// address is a pod's or a node's.
+    pub fn dialled(
+        &self,
+        address: SocketAddr,
+        at_node: bool,
+        is_others: bool,
+        time: WallTime,
+        allowed: SourceSet,
+    ) -> Option<Called> {
+        let (ip, port) = (address.ip(), address.port());
+        let at = |spans: &[Span<At>]| self.pick(spans, time, allowed, ServiceBy::Vip, |at| at.port == port);
+        let cluster = self.cluster_ips.get(&ip);
+        if let Some(found) = at(cluster) {
+            return Some(found);
+        }
+        if !is_others && cluster.is_empty() {
+            if let Some(found) = at(self.external_ips.get(&ip)) {
+                return Some(found);
+            }
+        }
+        at_node.then(|| at(self.node_ports.get(&port))).flatten()
+    }
+
+    /// Returns the Service of a port of a pod at `time`, remembered or looked up.
+    pub fn behind(
+        &self,
+        address: SocketAddr,
+        pod: &Pod,
+        reference: PodRef,
+        pods: &mut Pods,
+        time: WallTime,
+        allowed: SourceSet,
+    ) -> Option<Called> {
+        let (ip, port) = (address.ip(), address.port());
+        let endpoints = self.endpoints_changed.get(&ip).copied().unwrap_or_default();
+        let selectors = self.selectors.get(&pod.namespace);
+        let changed = selectors.map(|one| one.changed).unwrap_or_default();
+        let changed = [endpoints, changed];
+        // Connections that started before the last change are looked up anew.
+        let is_current = changed.iter().all(|changed| time.0 >= changed.at);
+        if is_current
+            && let Some(cached) = pods.cached_service(reference, port)
+            && (cached.changed, cached.ip, cached.allowed) == (changed, ip, allowed)
+        {
+            return cached.found.clone();
+        }
+        #[cfg(test)]
+        self.lookups.set(self.lookups.get() + 1);
+        let found = self.look_up(address, pod, reference, pods, time, allowed);
+        if is_current {
+            let found = found.clone();
+            pods.cache_service(
+                reference,
+                CachedMatch {
+                    port,
+                    ip,
+                    allowed,
+                    changed,
+                    found,
+                },
+            );
+        }
+        found
+    }
+
+    fn look_up(
+        &self,
+        address: SocketAddr,
+        pod: &Pod,
+        reference: PodRef,
+        pods: &Pods,
+        time: WallTime,
+        allowed: SourceSet,
+    ) -> Option<Called> {
+        let endpoints = self.endpoints.get(&address.ip());
+        let is_near = |at: &At| self.entries[at.service as usize].service.namespace == pod.namespace;
+        let is_headless = |slot: u32| {
+            let spec = &self.entries[slot as usize].spec;
+            spec.as_ref().is_some_and(|spec| spec.headless)
+        };
+        let is_target = |slot: u32| {
+            let spec = &self.entries[slot as usize].spec;
+            spec.iter().flat_map(|spec| &spec.targets).any(|target| match target {
+                TargetPort::Number(port) => *port == address.port(),
+                TargetPort::Name(name) => pods.has_port(reference, name, address.port()),
+            })
+        };
+        let at_port = |at: &At| at.port == address.port();
+        let headless = |at: &At| is_headless(at.service);
+        let (port, peer) = (ServiceBy::TargetPort, ServiceBy::Headless);
+        self.pick(endpoints, time, allowed, port, |at| is_near(at) && at_port(at))
+            .or_else(|| self.pick_selecting(pod, allowed, port, is_target))
+            .or_else(|| self.pick(endpoints, time, allowed, port, |at| !is_near(at) && at_port(at)))
+            .or_else(|| self.pick(endpoints, time, allowed, peer, |at| is_near(at) && headless(at)))
+            .or_else(|| self.pick_selecting(pod, allowed, peer, is_headless))
+            .or_else(|| self.pick(endpoints, time, allowed, peer, |at| !is_near(at) && headless(at)))
+    }
+
+    /// Returns the Service among those spans: the alphabetically first of one namespace, none if there are several namespaces.
+    fn pick(
+        &self,
+        spans: &[Span<At>],
+        time: WallTime,
+        allowed: SourceSet,
+        by: ServiceBy,
+        is_wanted: impl Fn(&At) -> bool,
+    ) -> Option<Called> {
+        let mut first: Option<&Entry> = None;
+        let mut ambiguous = false;
+        for span in spans
+            .iter()
+            .filter(|span| span.contains(time) && is_wanted(&span.value))
+        {
+            let entry = &self.entries[span.value.service as usize];
+            if !entry.sources.intersects(allowed) {
+                continue;
+            }
+            let Some(one) = first else {
+                first = Some(entry);
+                continue;
+            };
+            if one.service.namespace != entry.service.namespace {
+                return None;
+            }
+            ambiguous |= one.service.name != entry.service.name;
+            if entry.service.name < one.service.name {
+                first = Some(entry);
+            }
+        }
+        first.map(|entry| entry.called(by, ambiguous))
+    }
+
+    /// Returns the Service without slices whose selector selects the pod: the alphabetically first of its namespace.
+    fn pick_selecting(
+        &self,
+        pod: &Pod,
+        allowed: SourceSet,
+        by: ServiceBy,
+        is_wanted: impl Fn(u32) -> bool,
+    ) -> Option<Called> {
+        let selectors = self.selectors.get(&pod.namespace)?;
+        let labels = pod.labels.as_ref()?;
+        let has = |(key, value): &(Arc<str>, Arc<str>)| labels.get(key) == Some(value);
+        let selects = |slot: u32| {
+            let entry = &self.entries[slot as usize];
+            let selector = entry.spec.as_ref().map_or(&[][..], |spec| &spec.selector);
+            entry.sources.intersects(allowed) && selector.iter().all(has) && is_wanted(slot)
+        };
+        let mut found: Vec<&(Arc<str>, u32)> = Vec::new();
+        for services in labels.shared().filter_map(|label| selectors.by_label.get(label)) {
+            // In the order of their names: two are enough to know the first, and that it is not the only one.
+            let services = services.iter().take(MAX_CANDIDATES);
+            found.extend(services.filter(|(_, slot)| selects(*slot)).take(2));
+        }
+        found.sort_unstable();
+        let (_, first) = found.first()?;
+        Some(self.entries[*first as usize].called(by, found.len() > 1))
+    }
+
+    /// The number of look-ups that no remembered match answered.
+    #[cfg(test)]
+    pub fn lookups(&self) -> usize {
+        self.lookups.get()
+    }
+
+    /// The number of Services, remembered ones included.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Returns the slot of the Service of this name, which may be new.
+    fn slot(&mut self, namespace: &str, name: &str, shared: &mut Shared) -> u32 {
+        let key = (shared.strings.intern(namespace), Arc::from(name));
+        if let Some(&slot) = self.by_name.get(&key) {
+            return slot;
+        }
+        let service = Arc::new(Service {
+            namespace: Arc::clone(&key.0),
+            name: Arc::clone(&key.1),
+            host: format!("{name}.{namespace}.svc.cluster.local").into(),
+        });
+        let entry = Entry {
+            service,
+            reports: Reports::default(),
+            sources: SourceSet::default(),
+            spec: None,
+            slices: 0,
+            spans: 0,
+            bytes: 0,
+        };
+        let slot = self.entries.insert(entry) as u32;
+        self.by_name.insert(key, slot);
+        slot
+    }
+
+    /// Forgets the spans that ended long ago, and the Services of which nothing is left.
+    fn forget(&mut self, now: WallTime, shared: &mut Shared) {
+        while let Some(&(until, key)) = self.ended.front()
+            && (self.ended.len() > MAX_REMEMBERED || now.0.saturating_sub(until) > REMEMBERED_NS)
+        {
+            self.ended.pop_front();
+            let forgotten = match key {
+                Ended::Cluster(ip) => self.cluster_ips.forget(&ip, until),
+                Ended::External(ip) => self.external_ips.forget(&ip, until),
+                Ended::NodePort(port) => self.node_ports.forget(&port, until),
+                Ended::Endpoint(ip) => self.endpoints.forget(&ip, until),
+            };
+            if let Ended::Endpoint(ip) = key
+                && self.endpoints.get(&ip).is_empty()
+            {
+                self.endpoints_changed.remove(&ip);
+            }
+            for At { service, .. } in forgotten {
+                self.entries[service as usize].spans -= 1;
+                self.remove_if_empty(service, shared);
+            }
+        }
+    }
+
+    fn remove_if_empty(&mut self, slot: u32, shared: &mut Shared) {
+        let entry = &self.entries[slot as usize];
+        if entry.reports.any() || entry.slices > 0 || entry.spans > 0 {
+            return;
+        }
+        let entry = self.entries.remove(slot as usize);
+        let service = &entry.service;
+        self.by_name
+            .remove(&(Arc::clone(&service.namespace), Arc::clone(&service.name)));
+        shared.budget.replace(&service.namespace, entry.bytes, 0);
+        let selectors = self.selectors.get(&service.namespace);
+        if selectors.is_some_and(|selectors| selectors.label_of.is_empty()) {
+            self.selectors.remove(&service.namespace);
+        }
+    }
+}
+
+impl Entry {
+    fn called(&self, by: ServiceBy, ambiguous: bool) -> Called {
+        Called {
+            service: Arc::clone(&self.service),
+            by,
+            ambiguous,
+        }
+    }
+}
+
+impl Spec {
+    fn of(object: &ServiceObject, shared: &mut Shared) -> Self {
+        let canonical = |ips: &[IpAddr]| ips.iter().map(IpAddr::to_canonical).collect();
+        let strings = &mut shared.strings;
+        let selector = object.selector.iter();
+        let mut selector: Vec<_> = selector
+            .map(|(key, value)| (strings.intern(&**key), strings.intern(&**value)))
+            .collect();
+        selector.sort_unstable();
+        Self {
+            headless: object.headless,
+            cluster_ips: canonical(&object.cluster_ips),
+            external_ips: canonical(&object.external_ips),
+            ports: object.ports.iter().map(|port| port.port).collect(),
+            node_ports: object.ports.iter().filter_map(|port| port.node_port).collect(),
+            targets: object.ports.iter().map(|port| port.target.clone()).collect(),
+            selector,
+        }
+    }
+
+    /// The number of spans that the spec opens.
+    fn spans(&self) -> usize {
+        self.ports.len() * (self.cluster_ips.len() + self.external_ips.len()) + self.node_ports.len()
+    }
+}
+
+/// Opens a span, or adds a use to it. Returns the number of new spans; none where its namespace has too many at this key. A
+/// port that no Service had before had the same Service before it was first listed.
+fn open<K: Copy + Eq + std::hash::Hash>(
+    timeline: &mut Timeline<K, At>,
+    entries: &Slab<Entry>,
+    key: K,
+    value: At,
+    at: WallTime,
+) -> u32 {
+    if let Some(span) = timeline.last_mut(&key, value)
+        && span.until == OPEN
+    {
+        span.uses += 1;
+        return 0;
+    }
+    let spans = timeline.get(&key);
+    let namespace = &entries[value.service as usize].service.namespace;
+    let is_near = |span: &&Span<At>| entries[span.value.service as usize].service.namespace == *namespace;
+    if spans.len() >= MAX_SPANS && spans.iter().filter(is_near).count() >= MAX_SPANS {
+        return 0;
+    }
+    let is_first = !spans.iter().any(|span| span.value.port == value.port);
+    let since = if is_first { i64::MIN } else { at.0 };
+    timeline.push(
+        key,
+        Span {
+            value,
+            since,
+            until: OPEN,
+            uses: 1,
+        },
+    );
+    1
+}
+
+/// Removes a use of a span, and ends it with the last one. Returns whether it has ended.
+fn close<K: Copy + Eq + std::hash::Hash>(
+    timeline: &mut Timeline<K, At>,
+    key: K,
+    value: At,
+    at: WallTime,
+    ended: Ended,
+    queue: &mut VecDeque<(i64, Ended)>,
+) -> bool {
+    match timeline.last_mut(&key, value) {
+        Some(span) if span.until == OPEN => {
+            span.uses -= 1;
+            if span.uses > 0 {
+                return false;
+            }
+            span.until = at.0.min(OPEN - 1);
+            queue.push_back((span.until, ended));
+            true
+        }
+        _ => false,
+    }
+}

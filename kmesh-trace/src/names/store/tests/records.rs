@@ -1,0 +1,411 @@
+//! The names of a record's ends.
+
+use super::*;
+use crate::names::local::cgroup::PodCgroup;
+use crate::names::update::{ServiceObject, ServicePort, TargetPort};
+use crate::render::testing::example;
+
+const ROOT: &str = "/kubepods";
+const OTHER_ROOT: &str = "/docker/2b/kubelet/kubepods";
+
+fn labelled(name: &str, address: &str, host_network: bool) -> Object {
+    Object::Pod(PodObject {
+        labels: Some(pairs(&format!("app={name}"))),
+        host_network: Some(host_network),
+        containers: vec![ContainerObject {
+            name: "main".to_owned(),
+            id: Some(container_id()),
+            ports: Vec::new(),
+        }],
+        ..pod(name, &[address], 10)
+    })
+}
+
+/// Pods `web` and `db`, `agent` on the node's own address, and a Service of `db`.
+fn store() -> Store {
+    let database = ServiceObject {
+        namespace: "shop".to_owned(),
+        name: "database".to_owned(),
+        cluster_ips: vec![ip("10.96.0.1")],
+        selector: pairs("app=db"),
+        ports: vec![ServicePort {
+            name: String::new(),
+            port: 5432,
+            target: TargetPort::Number(15432),
+            node_port: Some(30543),
+        }],
+        ..ServiceObject::default()
+    };
+    let node = NodeObject {
+        name: "worker-1".to_owned(),
+        ips: vec![ip("192.168.0.1")],
+    };
+    let mut store = Store::default();
+    for object in [
+        labelled("web", "10.1.0.5", false),
+        labelled("db", "10.1.0.6", false),
+        labelled("agent", "192.168.0.1", true),
+        Object::Service(database),
+        Object::Node(node),
+    ] {
+        report(&mut store, API, 20, object);
+    }
+    store.see_pod_under(&ROOT.into(), "web");
+    store
+}
+
+fn record(direction: Direction, src: &str, dst: &str) -> Record {
+    Record {
+        direction,
+        src: src.parse().unwrap(),
+        dst: dst.parse().unwrap(),
+        start: Some(at(30)),
+        time: at(40),
+        observed_ns: 10 * SECOND as u64,
+        ..example()
+    }
+}
+
+fn under(root: &str, uid: &str) -> LocalContext {
+    let pod = Some(PodCgroup {
+        root: root.into(),
+        uid: uid.into(),
+    });
+    let container = Some(container_id());
+    LocalContext {
+        owner: Some(Arc::new(CgroupOwner { pod, container })),
+        is_netns_of_root: true,
+        ..LocalContext::default()
+    }
+}
+
+fn in_pod(uid: &str) -> LocalContext {
+    under(ROOT, uid)
+}
+
+/// A process in no container, in a network namespace that root made.
+fn in_namespace() -> LocalContext {
+    LocalContext {
+        is_netns_of_root: true,
+        ..LocalContext::default()
+    }
+}
+
+fn in_container() -> LocalContext {
+    let (pod, container) = (None, Some(container_id()));
+    LocalContext {
+        owner: Some(Arc::new(CgroupOwner { pod, container })),
+        ..in_namespace()
+    }
+}
+
+fn on_node(local: LocalContext) -> LocalContext {
+    LocalContext {
+        is_in_node_netns: true,
+        ..local
+    }
+}
+
+fn in_netns_of(uid: &str) -> LocalContext {
+    LocalContext {
+        netns_pod: Some(uid.into()),
+        ..in_namespace()
+    }
+}
+
+fn translated(local: LocalContext, backend: &str) -> LocalContext {
+    LocalContext {
+        backend: Some(backend.parse().unwrap()),
+        ..local
+    }
+}
+
+fn end(end: &End) -> String {
+    match (&end.pod, &end.node) {
+        (Some(pod), _) => pod.name.to_string(),
+        (None, Some(node)) => format!("node {node}"),
+        (None, None) => "-".to_owned(),
+    }
+}
+
+/// `src dst service`, the container if it has a name, and `?` if the local pod is unresolved.
+fn text(record: &Record) -> String {
+    let names = &record.names;
+    let service = names.service.as_ref();
+    let service = service.map_or("-".to_owned(), |called| {
+        format!("{}/{}", called.service.name, called.by.name())
+    });
+    let container = names
+        .container
+        .as_deref()
+        .map_or(String::new(), |name| format!(" {name}"));
+    let mark = if names.unresolved { " ?" } else { "" };
+    format!("{} {} {service}{container}{mark}", end(&names.src), end(&names.dst))
+}
+
+fn annotated(store: &mut Store, mut record: Record, local: &LocalContext, now: i64) -> String {
+    store.annotate(&mut record, local, at(now));
+    text(&record)
+}
+
+#[test]
+fn both_ends_have_the_names_that_are_certain() {
+    use Direction::{Inbound, Outbound};
+    const WEB: &str = "10.1.0.5:40000";
+    const DB: &str = "10.1.0.6:15432";
+    const NODE: &str = "192.168.0.1:40000";
+    let nowhere = LocalContext::default;
+    let cases = [
+        // The cgroup names the local end, the address the other.
+        (Outbound, WEB, DB, in_pod("web"), "web db database/target_port main"),
+        (Inbound, WEB, DB, in_pod("db"), "web db database/target_port main"),
+        (Inbound, WEB, "10.1.0.6:1", in_pod("db"), "web db - main"),
+        // Whatever address it has.
+        (Outbound, WEB, DB, in_pod("db"), "db db database/target_port main"),
+        // A pod that no source knows is not another pod.
+        (Outbound, WEB, DB, in_pod("unknown"), "- db database/target_port ?"),
+        // Without a pod's cgroup: the network namespace of the pod, else the address.
+        (
+            Outbound,
+            "10.9.9.9:1",
+            DB,
+            in_netns_of("web"),
+            "web db database/target_port",
+        ),
+        (Outbound, WEB, DB, in_netns_of("unknown"), "- db database/target_port"),
+        (Outbound, WEB, DB, in_namespace(), "web db database/target_port"),
+        // Only root chooses the addresses of a namespace that it made. A container of nobody's pod is no pod.
+        (Outbound, WEB, DB, nowhere(), "- db database/target_port"),
+        (Outbound, WEB, DB, in_container(), "- db database/target_port"),
+        // In the node's own namespace no address is a pod's.
+        (Outbound, WEB, DB, on_node(in_namespace()), "- db database/target_port"),
+        // A pod on the node's address is known by its cgroup alone.
+        (
+            Outbound,
+            NODE,
+            DB,
+            on_node(in_pod("agent")),
+            "agent db database/target_port main",
+        ),
+        (
+            Outbound,
+            NODE,
+            DB,
+            on_node(nowhere()),
+            "node worker-1 db database/target_port",
+        ),
+        (
+            Inbound,
+            NODE,
+            DB,
+            in_pod("db"),
+            "node worker-1 db database/target_port main",
+        ),
+        (
+            Outbound,
+            WEB,
+            "192.168.0.1:22",
+            in_pod("web"),
+            "web node worker-1 - main",
+        ),
+        // What a pod reaches in its own namespace is the pod; on the node's namespace it may be anybody.
+        (Outbound, "127.0.0.1:1", "127.0.0.1:2", in_pod("web"), "web web - main"),
+        (Outbound, "[::1]:1", "[::1]:2", in_pod("web"), "web web - main"),
+        (
+            Outbound,
+            "127.0.0.1:1",
+            "127.0.0.1:2",
+            on_node(in_pod("agent")),
+            "agent - - main",
+        ),
+        (Outbound, "127.0.0.1:1", "127.0.0.1:2", in_namespace(), "- - -"),
+        // What the client dialled.
+        (
+            Outbound,
+            WEB,
+            "10.96.0.1:5432",
+            in_pod("web"),
+            "web - database/vip main",
+        ),
+        (
+            Outbound,
+            WEB,
+            "10.96.0.1:5432",
+            translated(in_pod("web"), DB),
+            "web db database/vip main",
+        ),
+        (
+            Outbound,
+            WEB,
+            "192.168.0.1:30543",
+            in_pod("web"),
+            "web node worker-1 database/vip main",
+        ),
+        (
+            Outbound,
+            WEB,
+            "192.168.0.9:30543",
+            translated(in_pod("web"), DB),
+            "web db database/vip main",
+        ),
+        (
+            Outbound,
+            WEB,
+            "203.0.113.7:80",
+            translated(in_pod("web"), DB),
+            "web db database/target_port main",
+        ),
+        // A listener's own address was not dialled by the listener.
+        (Inbound, WEB, "10.96.0.1:5432", in_pod("db"), "web db - main"),
+        (Outbound, WEB, "203.0.113.7:443", in_pod("web"), "web - - main"),
+    ];
+    for (direction, src, dst, local, expected) in cases {
+        let mut record = record(direction, src, dst);
+        store().annotate(&mut record, &local, at(41));
+        assert_eq!(text(&record), expected, "{direction:?} {src} {dst} {local:?}");
+        let (dialled, backend) = (dst.parse().unwrap(), local.backend);
+        assert_eq!(record.socket_dst(), dialled);
+        assert_eq!(record.dst, backend.unwrap_or(dialled));
+        assert_eq!(record.names.original_dst, backend.map(|_| dialled));
+    }
+}
+
+#[test]
+fn an_address_names_its_pod_of_the_connections_start() {
+    let name_at = |start: Option<i64>, observed: i64| {
+        let mut one = Record {
+            start: start.map(at),
+            observed_ns: (observed * SECOND) as u64,
+            preexisting: start.is_none(),
+            ..record(Direction::Outbound, "10.1.0.5:40000", "10.1.0.6:1")
+        };
+        let mut store = store();
+        apply(&mut store, API, 35, Change::Delete(Key::Pod("db".to_owned())));
+        store.annotate(&mut one, &in_pod("web"), at(41));
+        end(&one.names.dst)
+    };
+    assert_eq!(name_at(Some(34), 6), "db");
+    assert_eq!(name_at(Some(36), 4), "-");
+    assert_eq!(name_at(Some(9), 31), "-", "before the pod started");
+    // A connection older than the tracer: its start counts as that of tracing.
+    assert_eq!(name_at(None, 6), "db");
+    assert_eq!(name_at(None, 4), "-");
+    assert_eq!(name_at(None, 40), "-");
+}
+
+/// A pod is gone, and a new pod has its address, both on this node. The source is late with both.
+#[test]
+fn an_address_that_an_unknown_pod_uses_names_nobody_until_the_source_answers() {
+    let mut store = store();
+    list(&mut store, KUBELET, 20, vec![]);
+    let to_db = |start: i64| Record {
+        start: Some(at(start)),
+        ..record(Direction::Outbound, "10.1.0.5:1", "10.1.0.6:15432")
+    };
+    assert_eq!(
+        annotated(&mut store, to_db(33), &in_pod("web"), 40),
+        "web db database/target_port main"
+    );
+    let own = Record {
+        start: Some(at(33)),
+        ..record(Direction::Inbound, "10.1.0.5:1", "10.1.0.6:15432")
+    };
+    assert_eq!(annotated(&mut store, own, &in_pod("new"), 40), "web - - ?");
+    for start in [32, 33, 40] {
+        assert_eq!(
+            annotated(&mut store, to_db(start), &in_pod("web"), 40),
+            "web - - main",
+            "{start}"
+        );
+    }
+    assert_eq!(
+        annotated(&mut store, to_db(30), &in_pod("web"), 40),
+        "web db database/target_port main",
+        "a connection to the former pod"
+    );
+    // The answer to an earlier request changes nothing, the next one does.
+    list(&mut store, KUBELET, 39, vec![]);
+    assert_eq!(annotated(&mut store, to_db(40), &in_pod("web"), 41), "web - - main");
+    apply(&mut store, API, 41, Change::Delete(Key::Pod("db".to_owned())));
+    list(&mut store, KUBELET, 41, vec![pod("new", &["10.1.0.6"], 32)]);
+    let scope = || Scope::PodsOfNode("worker-1".to_owned());
+    apply(&mut store, API, 41, Change::ListEnd(scope()));
+    assert_eq!(annotated(&mut store, to_db(42), &in_pod("web"), 43), "web new - main");
+}
+
+/// Attempts with the victim's address: from a pod that the source knows, and from a user's own network namespace.
+#[test]
+fn a_socket_takes_no_other_pods_address() {
+    let victim = || Record {
+        start: Some(at(35)),
+        ..record(Direction::Outbound, "10.1.0.5:1", "10.1.0.6:15432")
+    };
+    let attempt = |src: &str| Record {
+        start: Some(at(34)),
+        ..record(Direction::Outbound, src, "10.1.0.5:9")
+    };
+    let of_a_user = LocalContext::default();
+    for local in [in_pod("web"), of_a_user, on_node(in_pod("agent"))] {
+        let mut store = store();
+        annotated(&mut store, attempt("10.1.0.6:1"), &local, 36);
+        let named = annotated(&mut store, victim(), &in_pod("web"), 37);
+        assert_eq!(named, "web db database/target_port main", "{local:?}");
+    }
+}
+
+/// Two kubelets on one machine, with the same addresses: kind, k3d, minikube.
+#[test]
+fn a_pod_of_another_cluster_gives_and_gets_no_names() {
+    let mut store = store();
+    let to_db = || record(Direction::Outbound, "10.1.0.5:1", "10.1.0.6:15432");
+    assert_eq!(
+        annotated(&mut store, to_db(), &under(OTHER_ROOT, "foreign"), 41),
+        "- - -"
+    );
+    assert_eq!(
+        annotated(&mut store, to_db(), &in_pod("web"), 41),
+        "web db database/target_port main",
+        "the foreign socket raised no doubt"
+    );
+    // The same API server may have both kubelets.
+    store.see_pod_under(&OTHER_ROOT.into(), "db");
+    assert_eq!(
+        annotated(&mut store, to_db(), &under(OTHER_ROOT, "db"), 41),
+        "db db database/target_port main"
+    );
+}
+
+#[test]
+fn a_source_names_only_pods_of_its_own_clusters() {
+    let mut store = store();
+    report(&mut store, KUBELET, 20, Object::Pod(pod("foreign", &["10.2.0.5"], 10)));
+    store.see_pod_under(&OTHER_ROOT.into(), "foreign");
+    let to = |dst: &str| record(Direction::Outbound, "10.9.0.9:1", dst);
+    for (local, dst, expected) in [
+        (under(OTHER_ROOT, "foreign"), "10.1.0.6:15432", "foreign - -"),
+        (in_pod("web"), "10.2.0.5:1", "web - - main"),
+        (in_pod("web"), "10.96.0.1:5432", "web - database/vip main"),
+        (under(OTHER_ROOT, "foreign"), "10.96.0.1:5432", "foreign - -"),
+    ] {
+        assert_eq!(annotated(&mut store, to(dst), &local, 41), expected, "{dst} {local:?}");
+    }
+}
+
+#[test]
+fn an_empty_list_of_each_kind_ends_its_objects() {
+    let mut store = store();
+    for kind in [
+        Kind::Pods,
+        Kind::Services,
+        Kind::Endpoints,
+        Kind::ReplicaSets,
+        Kind::Jobs,
+        Kind::Nodes,
+    ] {
+        apply(&mut store, API, 25, Change::ListStart(Scope::All(kind)));
+        apply(&mut store, API, 25, Change::ListEnd(Scope::All(kind)));
+    }
+    let one = record(Direction::Outbound, "192.168.0.1:1", "10.96.0.1:5432");
+    assert_eq!(annotated(&mut store, one, &LocalContext::default(), 41), "- - -");
+    assert!(store.knows("web"), "remembered, for its last connections");
+}
