@@ -26,7 +26,7 @@ use crate::metrics::exposition::Exposition;
 use crate::metrics::server::Server;
 use crate::names::Annotator;
 use crate::names::conntrack::Conntrack;
-use crate::names::local::cgroup_tree::Cgroups;
+use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::sources::{Line, Sources};
 use crate::note::{NamesFrom, Notes, say};
 use crate::outlet::{self, Outlet};
@@ -178,10 +178,10 @@ pub fn run(config: &Config) -> Result<Exit> {
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
     let names = if config.sources.is_empty() {
-        Annotator::without_sources(Cgroups::mounted())
+        Annotator::without_sources(CgroupTree::mounted(|| ()))
     } else {
         let nudge = sources.nudge();
-        Annotator::new(Cgroups::mounted(), conntrack, Box::new(move || nudge.nudge()))
+        Annotator::new(CgroupTree::mounted(|| ()), conntrack, Box::new(move || nudge.nudge()))
     };
     let mut pipeline = Pipeline::new(began_ns, until_ns, clock, delivery)
         .with_names(names)

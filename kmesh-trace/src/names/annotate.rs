@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::conntrack::Conntrack;
 use super::index::{Index, Shown};
-use super::local::cgroup_tree::Cgroups;
-use super::local::netns::Namespaces;
+use super::local::cgroup::CgroupOwner;
+use super::local::cgroup_tree::{CgroupTree, Lookup};
+use super::local::netns::PodNamespaces;
 use super::pending::Pending;
 use super::update::SourceUpdate;
 use crate::record::{ConnId, Direction, Event, Pod, Record};
@@ -20,14 +22,14 @@ type Passing = (Record, Shown, bool);
 
 /// Names records, in their order.
 pub struct Annotator {
-    cgroups: Cgroups,
+    cgroups: CgroupTree,
     sources: Option<Sourced>,
 }
 
 /// What there is only when there are sources of names.
 struct Sourced {
     index: Index,
-    namespaces: Namespaces,
+    namespaces: PodNamespaces,
     conntrack: Option<Conntrack>,
     /// Where what connections dialled was translated to, of those that were told open.
     translated: HashMap<ConnId, Option<SocketAddr>>,
@@ -44,17 +46,17 @@ impl fmt::Debug for Annotator {
 
 impl Annotator {
     /// No names but the ids of containers.
-    pub fn without_sources(cgroups: Cgroups) -> Self {
+    pub fn without_sources(cgroups: CgroupTree) -> Self {
         Self { cgroups, sources: None }
     }
 
     /// Whatever sources will tell. `nudge` makes them look for a pod that none has told of.
-    pub fn new(cgroups: Cgroups, conntrack: Option<Conntrack>, nudge: Box<dyn FnMut() + Send>) -> Self {
+    pub fn new(cgroups: CgroupTree, conntrack: Option<Conntrack>, nudge: Box<dyn FnMut() + Send>) -> Self {
         Self {
             cgroups,
             sources: Some(Sourced {
                 index: Index::default(),
-                namespaces: Namespaces::new(),
+                namespaces: PodNamespaces::new(|| ()),
                 conntrack,
                 translated: HashMap::new(),
                 waiting: Pending::default(),
@@ -71,8 +73,14 @@ impl Annotator {
     }
 
     /// Takes the next record. It comes out of [`Self::next`], at once or after 200 ms at most.
-    pub fn take(&mut self, mut record: Record, too_late: bool, now_ns: u64) -> Option<(Record, bool)> {
-        let place = record.cgroup_id.and_then(|id| self.cgroups.place_of(id));
+    pub fn take(
+        &mut self,
+        mut record: Record,
+        happened_ns: u64,
+        too_late: bool,
+        now_ns: u64,
+    ) -> Option<(Record, bool)> {
+        let place = record.cgroup_id.and_then(|id| self.owner_of(id));
         let Some(sources) = &mut self.sources else {
             record.container_id = place.and_then(|place| place.container);
             return Some((record, too_late));
@@ -83,15 +91,17 @@ impl Annotator {
         };
         let mut unknown = None;
         match place {
-            Some(place) if !place.pods.is_empty() => {
-                if !place.pods.iter().any(|uid| sources.index.knows(uid)) {
-                    unknown = place.pods.first().cloned();
-                }
+            Some(place) if place.pod.is_some() => {
+                let uid = place.pod.as_ref().map(|pod| Arc::clone(&pod.uid));
+                unknown = uid.filter(|uid| !sources.index.knows(uid));
                 shown.place = Some(place);
             }
             place => {
                 shown.place = place;
-                shown.netns_pod = sources.namespaces.pod_of(record.netns);
+                shown.netns_pod = match sources.namespaces.pod_of(record.netns, happened_ns) {
+                    Lookup::Known(pod) => pod.map(|pod| pod.uid),
+                    Lookup::Pending => None,
+                };
             }
         }
         shown.backend = sources.backend(&record);
@@ -119,13 +129,19 @@ impl Annotator {
 
     /// The pod that the record's own end is of, if its cgroup shows it: then all connections of that cgroup are that pod's.
     pub fn own_pod<'a>(&mut self, record: &'a Record, cgroup_id: u64) -> Option<&'a Pod> {
-        let place = self.cgroups.place_of(cgroup_id)?;
+        let place = self.owner_of(cgroup_id)?;
         let own = match record.direction {
             Direction::Outbound => &record.names.src,
             Direction::Inbound => &record.names.dst,
         };
-        // Which of several is named depends on what is known of them.
-        own.pod.as_deref().filter(|_| place.pods.len() == 1)
+        own.pod.as_deref().filter(|_| place.pod.is_some())
+    }
+
+    fn owner_of(&mut self, cgroup_id: u64) -> Option<Arc<CgroupOwner>> {
+        match self.cgroups.lookup(cgroup_id) {
+            Lookup::Known(owner) => owner,
+            Lookup::Pending => None,
+        }
     }
 
     /// How many pods sources tell of.

@@ -8,7 +8,7 @@ mod tests;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::local::cgroup::Place;
+use super::local::cgroup::CgroupOwner;
 use super::nodes::Nodes;
 use super::pods::{PodRef, Pods};
 use super::service::Services;
@@ -19,7 +19,7 @@ use crate::record::{Direction, End, Pod, Record, WallTime};
 #[derive(Clone, Debug, Default)]
 pub struct Shown {
     /// Whose its cgroup is.
-    pub place: Option<Arc<Place>>,
+    pub place: Option<Arc<CgroupOwner>>,
     /// Its network namespace is the node's own.
     pub in_nodes_netns: bool,
     /// The UID of the pod that its network namespace is.
@@ -104,7 +104,7 @@ impl Index {
         let local_pod = self.local(local, shown, start);
         let remote_pod = self.remote(local, remote, local_pod.as_ref(), start);
         record.names.unresolved =
-            local_pod.is_none() && shown.place.as_ref().is_some_and(|place| !place.pods.is_empty());
+            local_pod.is_none() && shown.place.as_ref().is_some_and(|place| place.pod.is_some());
         record.container_id = shown.place.as_ref().and_then(|place| place.container);
         record.names.container = match (&local_pod, &record.container_id) {
             (Some(found), Some(id)) => self.pods.container(found.reference, id),
@@ -139,24 +139,22 @@ impl Index {
     /// A pod's own socket shows whose its address is. Within a pod that is a node itself, addresses are of another world.
     fn observe(&mut self, local: IpAddr, shown: &Shown, start: WallTime) {
         if let Some(place) = &shown.place
-            && let [uid] = &*place.pods
+            && let Some(pod) = &place.pod
             && !shown.in_nodes_netns
             && !local.is_loopback()
         {
-            self.pods.observed(local, uid, start);
+            self.pods.observed(local, &pod.uid, start);
         }
     }
 
     /// By the cgroup, else by the network namespace, else by the address.
     fn local(&mut self, ip: IpAddr, shown: &Shown, start: WallTime) -> Option<Found> {
-        let by_cgroup = shown.place.iter().flat_map(|place| &place.pods);
-        for uid in by_cgroup.clone() {
-            if let Some(found) = self.find(uid) {
-                return Some(found);
-            }
+        // A pod that nobody knows is no other pod.
+        if let Some(pod) = shown.place.as_ref().and_then(|place| place.pod.as_ref()) {
+            return self.find(&pod.uid);
         }
-        // A pod that nobody knows is no other pod, and in the node's own namespace no address is a pod's.
-        if by_cgroup.count() > 0 || shown.in_nodes_netns {
+        // In the node's own namespace no address is a pod's.
+        if shown.in_nodes_netns {
             return None;
         }
         match &shown.netns_pod {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::index::{Index, Shown};
-use super::local::cgroup::Place;
+use super::local::cgroup::{CgroupOwner, PodCgroup};
 use super::update::{Change, Object, SourceId, SourceUpdate};
 use crate::record::{ContainerId, Direction, End, Record, WallTime};
 
@@ -16,7 +16,7 @@ const LATER: WallTime = WallTime(i64::MAX - 1);
 #[derive(Debug)]
 pub struct OfflineNames {
     index: Index,
-    places: HashMap<ContainerId, Arc<Place>>,
+    places: HashMap<ContainerId, Arc<CgroupOwner>>,
 }
 
 impl OfflineNames {
@@ -28,8 +28,11 @@ impl OfflineNames {
             if let Object::Pod(pod) = &fact {
                 let uid: Arc<str> = pod.static_uid.as_ref().unwrap_or(&pod.uid).as_str().into();
                 for id in pod.containers.iter().filter_map(|container| container.id) {
-                    let place = Place {
-                        pods: [Arc::clone(&uid)].into(),
+                    let place = CgroupOwner {
+                        pod: Some(PodCgroup {
+                            root: "/".into(),
+                            uid: Arc::clone(&uid),
+                        }),
                         container: Some(id),
                     };
                     places.insert(id, Arc::new(place));

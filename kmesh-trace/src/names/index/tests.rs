@@ -1,4 +1,5 @@
 use super::*;
+use crate::names::local::cgroup::PodCgroup;
 use crate::names::update::{ContainerObject, NodeObject, PodObject, ServiceObject, ServicePort, SourceId, TargetPort};
 use crate::record::ContainerId;
 use crate::render::testing::example;
@@ -85,8 +86,11 @@ fn record(direction: Direction, src: &str, dst: &str) -> Record {
 
 fn in_pods(uids: &[&str]) -> Shown {
     Shown {
-        place: Some(Arc::new(Place {
-            pods: uids.iter().map(|uid| Arc::from(*uid)).collect(),
+        place: Some(Arc::new(CgroupOwner {
+            pod: uids.first().map(|uid| PodCgroup {
+                root: "/kubepods".into(),
+                uid: Arc::from(*uid),
+            }),
             container: Some(id()),
         })),
         ..Shown::default()
@@ -175,14 +179,6 @@ fn both_ends_by_what_is_certain() {
             DB_END,
             in_pods(&[UNKNOWN]),
             "- db database/target_port ?",
-        ),
-        // A node in a pod: the innermost that is known.
-        (
-            Outbound,
-            WEB_END,
-            DB_END,
-            in_pods(&[UNKNOWN, WEB]),
-            "web db database/target_port main",
         ),
         // The network namespace, then the address.
         (
