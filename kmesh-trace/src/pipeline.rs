@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::decode::{Event, decode};
 use crate::delivery::{Delivery, Moment};
 use crate::names::Annotator;
-use crate::names::local::CgroupTree;
+use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::update::SourceUpdate;
 use crate::record::{Counts, Lost, Record, Summary, WallTime};
 use crate::source::reader::{Complete, records};
@@ -33,7 +33,7 @@ impl<W: Write> Pipeline<W> {
             clock,
             tracker: Tracker::new(began_ns),
             until_ns,
-            names: Annotator::without_sources(CgroupTree::below(None)),
+            names: Annotator::without_sources(CgroupTree::open(None, || ())),
             delivery,
         }
     }
@@ -123,7 +123,10 @@ impl<W: Write> Pipeline<W> {
     fn emit(&mut self, complete_ns: u64, now_ns: u64) -> io::Result<()> {
         while let Some((happened_ns, record)) = self.tracker.next(complete_ns, &self.clock) {
             let too_late = self.until_ns.is_some_and(|until_ns| happened_ns > until_ns);
-            if let Some((record, too_late)) = self.names.take(record, too_late, self.clock.wall(now_ns), now_ns) {
+            if let Some((record, too_late)) =
+                self.names
+                    .take(record, happened_ns, too_late, self.clock.wall(now_ns), now_ns)
+            {
                 self.hand_over(&record, too_late)?;
             }
         }

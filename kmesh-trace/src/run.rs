@@ -26,7 +26,8 @@ use crate::metrics::exposition::Exposition;
 use crate::metrics::server::Server;
 use crate::names::Annotator;
 use crate::names::conntrack::Conntrack;
-use crate::names::local::{CgroupTree, PodNamespaces};
+use crate::names::local::cgroup_tree::CgroupTree;
+use crate::names::local::netns::PodNamespaces;
 use crate::names::sources::{Line, Sources};
 use crate::note::{NamesFrom, Notes, say};
 use crate::outlet::{self, Outlet};
@@ -59,7 +60,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     };
     let sources = Sources::prepare(&config.sources)?;
     let started_ns = monotonic_ns();
-    let (mut kernel, walker, standing) = match start_kernel(config) {
+    let (kernel, walker, standing) = match start_kernel(config) {
         Ok(started) => started,
         Err(error) => {
             say(&preflight::explain(&error));
@@ -130,7 +131,7 @@ pub fn run(config: &Config) -> Result<Exit> {
             .spawn(move || walker::run(walker, interval, &control, &messages))
             .context("cannot start a thread")?;
     }
-    let told = messages.clone();
+    let names = messages.clone();
     let watched = if config.output == Output::None {
         None
     } else {
@@ -174,18 +175,20 @@ pub fn run(config: &Config) -> Result<Exit> {
     let until_ns = config
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
-    let names = if config.sources.is_empty() {
-        Annotator::without_sources(CgroupTree::mounted())
-    } else {
-        let nudge = sources.nudge();
-        Annotator::new(
-            CgroupTree::mounted(),
-            PodNamespaces::new(),
-            conntrack,
-            Box::new(move || nudge.nudge()),
-        )
+    // An update without a change: the records that wait are looked at again.
+    let wake = {
+        let names = names.clone();
+        move || _ = names.send(Message::Names(Vec::new()))
     };
-    let mut pipeline = Pipeline::new(began_ns, until_ns, clock, delivery).with_names(names);
+    let cgroups = CgroupTree::mounted(wake.clone());
+    let annotator = if config.sources.is_empty() {
+        Annotator::without_sources(cgroups)
+    } else {
+        let refresh = sources.nudge();
+        let refresh = Box::new(move || refresh.nudge());
+        Annotator::new(cgroups, PodNamespaces::new(wake), conntrack, refresh)
+    };
+    let mut pipeline = Pipeline::new(began_ns, until_ns, clock, delivery).with_names(annotator);
     pipeline.base(&standing);
     let writer = Writer {
         pipeline,
@@ -201,7 +204,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         .context("cannot start a thread")?;
     let verdict = sources
         .start(names_from, say_of_sources(config.verbosity), move |one| {
-            match told.send(Message::Names(one)) {
+            match names.send(Message::Names(one)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             }

@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::conntrack::Conntrack;
-use super::local::{CgroupTree, Lookup, PodNamespaces};
-use super::pending::Pending;
+use super::local::cgroup_tree::{CgroupTree, Lookup};
+use super::local::netns::PodNamespaces;
+use super::pending::{Pending, Questions};
 use super::store::{LocalContext, Store};
 use super::update::SourceUpdate;
 use crate::record::{ConnId, Direction, Event, Record, WallTime};
@@ -20,8 +21,15 @@ const ROOT_CHECK_NS: u64 = 20_000_000;
 /// The number of roots whose last check is remembered. Only root makes them.
 const MAX_ROOT_CHECKS: usize = 1_024;
 
-/// A record with what the kernel says of its socket, and whether it happened after `--duration` was over.
-type Passing = (Record, LocalContext, bool);
+/// A record that passes through.
+struct Passing {
+    record: Record,
+    local: LocalContext,
+    /// When it happened (CLOCK_MONOTONIC, ns).
+    happened_ns: u64,
+    /// Whether it happened after `--duration` was over.
+    is_late: bool,
+}
 
 /// What a record waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +45,7 @@ enum Question {
 /// Adds names to records.
 pub struct Annotator {
     cgroups: CgroupTree,
+    pending: Pending<Passing, Question>,
     resolver: Option<Resolver>,
 }
 
@@ -47,7 +56,6 @@ struct Resolver {
     conntrack: Option<Conntrack>,
     /// The backends of the open connections that were reported.
     translated: HashMap<ConnId, Option<SocketAddr>>,
-    pending: Pending<Passing, Question>,
     /// When the pods below each kubelet's cgroup root were last compared with those that sources list.
     root_checks: HashMap<Arc<str>, u64>,
     /// Asks the sources for this node's pods again.
@@ -63,8 +71,11 @@ impl fmt::Debug for Annotator {
 impl Annotator {
     /// Returns an annotator that knows no names but the ids of containers.
     pub fn without_sources(cgroups: CgroupTree) -> Self {
-        let resolver = None;
-        Self { cgroups, resolver }
+        Self {
+            cgroups,
+            pending: Pending::default(),
+            resolver: None,
+        }
     }
 
     /// Returns an annotator for the reports of sources. `refresh` asks them for this node's pods again.
@@ -74,17 +85,17 @@ impl Annotator {
         conntrack: Option<Conntrack>,
         refresh: Box<dyn FnMut() + Send>,
     ) -> Self {
+        let resolver = Resolver {
+            store: Store::default(),
+            namespaces,
+            conntrack,
+            translated: HashMap::new(),
+            root_checks: HashMap::new(),
+            refresh,
+        };
         Self {
-            cgroups,
-            resolver: Some(Resolver {
-                store: Store::default(),
-                namespaces,
-                conntrack,
-                translated: HashMap::new(),
-                pending: Pending::default(),
-                root_checks: HashMap::new(),
-                refresh,
-            }),
+            resolver: Some(resolver),
+            ..Self::without_sources(cgroups)
         }
     }
 
@@ -95,54 +106,51 @@ impl Annotator {
         }
     }
 
-    /// Takes the next record at time `now`, `now_ns` of CLOCK_MONOTONIC. It is returned at once, or by [`Self::next`] within
-    /// 200 ms.
-    pub fn take(&mut self, mut record: Record, is_late: bool, now: WallTime, now_ns: u64) -> Option<(Record, bool)> {
-        let Self { cgroups, resolver } = self;
-        let Some(resolver) = resolver else {
-            if let Some(Lookup::Known(Some(owner))) = record.cgroup_id.map(|id| cgroups.lookup(id)) {
-                record.container_id = owner.container;
-            }
-            return Some((record, is_late));
-        };
-        let mut local = LocalContext {
-            backend: resolver.backend(&record),
+    /// Takes the next record, which happened at `happened_ns`, at the time `now_ns` (CLOCK_MONOTONIC) or `now`. The record is
+    /// returned at once, or by [`Self::next`] within 200 ms.
+    pub fn take(
+        &mut self,
+        record: Record,
+        happened_ns: u64,
+        is_late: bool,
+        now: WallTime,
+        now_ns: u64,
+    ) -> Option<(Record, bool)> {
+        let local = LocalContext {
+            backend: self.resolver.as_mut().and_then(|resolver| resolver.backend(&record)),
+            is_netns_of_root: record.is_netns_of_root,
             ..LocalContext::default()
         };
-        let question = resolver.question(cgroups, &record, &mut local, now_ns);
-        if let Some(question) = &question
-            && resolver.pending.questions.ask(question, now_ns)
-            && let Question::Pod(_) = question
-        {
-            (resolver.refresh)();
+        let mut passing = Passing {
+            record,
+            local,
+            happened_ns,
+            is_late,
+        };
+        let Self {
+            cgroups,
+            pending,
+            resolver,
+        } = self;
+        let question = open_question(cgroups, resolver.as_mut(), &mut passing, &mut pending.questions, now_ns);
+        if question.is_some() || !pending.is_empty() {
+            pending.push(passing, question);
+            return None;
         }
-        if question.is_none() && resolver.pending.is_empty() {
-            resolver.store.annotate(&mut record, &local, now);
-            return Some((record, is_late));
-        }
-        resolver.pending.push((record, local, is_late), question);
-        None
+        Some(annotated(resolver.as_mut(), passing, now))
     }
 
     /// Returns the next record that waited, if it need not wait any more.
     pub fn next(&mut self, now: WallTime, now_ns: u64) -> Option<(Record, bool)> {
-        let Self { cgroups, resolver } = self;
-        let resolver = resolver.as_mut()?;
-        let mut pending = std::mem::take(&mut resolver.pending);
-        let popped = pending.pop(now_ns, |(record, local, _), questions| {
-            let question = resolver.question(cgroups, record, local, now_ns);
-            if let Some(question) = &question
-                && questions.ask(question, now_ns)
-                && let Question::Pod(_) = question
-            {
-                (resolver.refresh)();
-            }
-            question.is_none()
-        });
-        resolver.pending = pending;
-        let (mut record, local, is_late) = popped?;
-        resolver.store.annotate(&mut record, &local, now);
-        Some((record, is_late))
+        let Self {
+            cgroups,
+            pending,
+            resolver,
+        } = self;
+        let passing = pending.pop(now_ns, |passing, questions| {
+            open_question(cgroups, resolver.as_mut(), passing, questions, now_ns).is_none()
+        })?;
+        Some(annotated(resolver.as_mut(), passing, now))
     }
 
     /// Returns the number of pods that sources report.
@@ -152,9 +160,54 @@ impl Annotator {
 
     /// Returns the first record that waits, and the time until which it waits at most (CLOCK_MONOTONIC, ns).
     pub fn first_pending(&self) -> Option<(&Record, u64)> {
-        let ((record, ..), until_ns) = self.resolver.as_ref()?.pending.first()?;
-        Some((record, until_ns))
+        let (passing, until_ns) = self.pending.first()?;
+        Some((&passing.record, until_ns))
     }
+}
+
+fn annotated(resolver: Option<&mut Resolver>, passing: Passing, now: WallTime) -> (Record, bool) {
+    let Passing {
+        mut record,
+        local,
+        is_late,
+        ..
+    } = passing;
+    match resolver {
+        Some(resolver) => resolver.store.annotate(&mut record, &local, now),
+        None => record.container_id = local.owner.and_then(|owner| owner.container),
+    }
+    (record, is_late)
+}
+
+/// Fills in what the kernel says of the record's socket. Returns the question that is open, if any, after asking it.
+fn open_question(
+    cgroups: &mut CgroupTree,
+    resolver: Option<&mut Resolver>,
+    passing: &mut Passing,
+    questions: &mut Questions<Question>,
+    now_ns: u64,
+) -> Option<Question> {
+    let Passing { record, local, .. } = passing;
+    if local.owner.is_none()
+        && let Some(id) = record.cgroup_id
+    {
+        match cgroups.lookup(id) {
+            Lookup::Known(owner) => local.owner = owner,
+            Lookup::Pending => {
+                let question = Question::Cgroup(id);
+                questions.ask(&question, now_ns);
+                return Some(question);
+            }
+        }
+    }
+    let resolver = resolver?;
+    let question = resolver.question(cgroups, passing, now_ns)?;
+    if questions.ask(&question, now_ns)
+        && let Question::Pod(_) = question
+    {
+        (resolver.refresh)();
+    }
+    Some(question)
 }
 
 impl Resolver {
@@ -183,24 +236,10 @@ impl Resolver {
         backend
     }
 
-    /// Fills in what the kernel says of the record's socket. Returns the question that is open, if any.
-    fn question(
-        &mut self,
-        cgroups: &mut CgroupTree,
-        record: &Record,
-        local: &mut LocalContext,
-        now_ns: u64,
-    ) -> Option<Question> {
+    /// Returns the question that is open once the owner of the record's cgroup is known.
+    fn question(&mut self, cgroups: &CgroupTree, passing: &mut Passing, now_ns: u64) -> Option<Question> {
+        let Passing { record, local, .. } = passing;
         local.is_in_node_netns = self.namespaces.is_nodes(record.netns);
-        local.is_netns_of_root = record.is_netns_of_root;
-        if local.owner.is_none()
-            && let Some(id) = record.cgroup_id
-        {
-            match cgroups.lookup(id) {
-                Lookup::Known(owner) => local.owner = owner,
-                Lookup::Pending => return Some(Question::Cgroup(id)),
-            }
-        }
         if let Some(pod) = local.owner.as_ref().and_then(|owner| owner.pod.as_ref()) {
             if self.store.knows(&pod.uid) {
                 return None;
@@ -210,7 +249,7 @@ impl Resolver {
         }
         let is_in_container = local.owner.as_ref().is_some_and(|owner| owner.container.is_some());
         if !local.is_in_node_netns && !is_in_container && local.netns_pod.is_none() {
-            match self.namespaces.pod_of(record.netns) {
+            match self.namespaces.pod_of(record.netns, passing.happened_ns) {
                 Lookup::Known(pod) => local.netns_pod = pod,
                 Lookup::Pending => return Some(Question::Netns(record.netns)),
             }

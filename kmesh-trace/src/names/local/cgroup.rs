@@ -1,91 +1,251 @@
-//! From a cgroup's path to the container and the pod it belongs to. Pure.
+//! Reads the pod and the container out of a cgroup's path. Pure.
+//!
+//! A path is only a claim: whoever may create a directory may give it any name. [`CgroupPath::owner`] believes a claim only
+//! as far as the directories around it are root's.
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
 use crate::record::ContainerId;
 
-/// The pod and container that a cgroup belongs to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The pod and container that a cgroup belongs to, as far as root vouches for it. At least one of the two is present.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupOwner {
-    /// x
+    /// The outermost pod around the cgroup.
     pub pod: Option<PodCgroup>,
-    /// x
+    /// The outermost container within that pod; without a pod, the outermost container.
     pub container: Option<ContainerId>,
 }
 
-/// A pod's cgroup.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A pod as a kubelet's cgroups name it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PodCgroup {
-    /// x
+    /// The path of the kubelet's cgroup root, such as `/kubepods.slice` or `/docker/<id>/kubelet/kubepods`. It tells the
+    /// kubelets of one machine apart.
     pub root: Arc<str>,
-    /// x
+    /// The pod's UID. A static pod's is 32 digits without dashes.
     pub uid: Arc<str>,
 }
 
-/// Whose a cgroup is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// UIDs of the pods around it, the innermost first; none outside of pods.
-    pub pods: Box<[Arc<str>]>,
-    /// The container around it.
-    /// x
-    pub container: Option<ContainerId>,
+/// What the names in a cgroup's path claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupPath {
+    /// The number of components.
+    depth: usize,
+    /// The outermost container that is not in a pod.
+    outer: Option<Claim<ContainerId>>,
+    /// The outermost pod.
+    pod: Option<Claim<PodCgroup>>,
+    /// The container of that pod.
+    container: Option<Claim<ContainerId>>,
 }
 
-impl Place {
-    /// What a cgroup's path tells, if it is anything.
-    pub fn of(path: &str) -> Option<Self> {
-        let place = Self {
-            pods: pod_uids(path).map(Arc::from).collect(),
-            container: container_id(path),
+/// A value, and the number of the component that claims it. The first component has number 1; the hierarchy's root is 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Claim<T> {
+    value: T,
+    depth: usize,
+}
+
+/// What a path's last component is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CgroupKind {
+    /// A directory outside of pods: there may be pods or containers below it.
+    Outside,
+    /// A pod's own directory: its children are containers.
+    Pod,
+    /// A pod's container.
+    Container,
+    /// A directory below a pod that is not a container, or that is below a container.
+    Nested,
+}
+
+impl CgroupPath {
+    /// Reads a path from the hierarchy's root, such as `/kubepods/burstable/pod<uid>/<id>`.
+    pub fn parse(path: &str) -> Self {
+        let components: Vec<&str> = path.split('/').filter(|component| !component.is_empty()).collect();
+        let mut parsed = Self {
+            depth: components.len(),
+            outer: None,
+            pod: None,
+            container: None,
         };
-        (place != Self::default()).then_some(place)
-    }
-}
-
-/// The container whose cgroup, or a cgroup within whose cgroup, has this path. All runtimes end the container's own
-/// directory with its id; they differ in what stands around it: `<id>` (cgroupfs driver), `cri-containerd-<id>.scope`,
-/// `crio-<id>.scope`, `docker-<id>.scope` (systemd driver), `<slice>:cri-containerd:<id>`. Of nested ones the innermost
-/// counts.
-pub fn container_id(path: &str) -> Option<ContainerId> {
-    path.rsplit('/').find_map(|component| {
-        let name = component.strip_suffix(".scope").unwrap_or(component);
-        ContainerId::new(name.rsplit(['-', ':']).next()?)
-    })
-}
-
-/// The UIDs of the pods within whose cgroups this path is, the innermost first: of nested ones (a node that is itself a
-/// container in a pod), sources may know either.
-///
-/// The kubelet names a pod's cgroup `pod<uid>` below a `kubepods` (cgroupfs driver), or `kubepods-burstable-pod<uid>.slice`,
-/// with `_` for each `-` of the UID (systemd driver); what stands before `kubepods` is `--cgroup-root`'s. A static pod's
-/// UID has no dashes.
-pub fn pod_uids(path: &str) -> impl Iterator<Item = String> {
-    let mut above = path;
-    std::iter::from_fn(move || {
-        while let Some((rest, component)) = above.rsplit_once('/') {
-            above = rest;
-            if let Some(uid) = uid_of(component, rest) {
-                return Some(uid);
+        for (index, component) in components.iter().enumerate() {
+            let (above, depth) = (&components[..index], index + 1);
+            if let Some(pod) = pod_of_directory(component, above) {
+                parsed.pod = Some(Claim { value: pod, depth });
+                let child = components.get(depth).and_then(|child| container_id(child));
+                parsed.container = child.map(|value| Claim {
+                    value,
+                    depth: depth + 1,
+                });
+                return parsed;
+            }
+            let outer_depth = parsed.outer.as_ref().map_or(0, |outer| outer.depth);
+            if let Some((pod, container)) = pod_and_container(component, &components[..outer_depth]) {
+                parsed.pod = Some(Claim { value: pod, depth });
+                parsed.container = Some(Claim {
+                    value: container,
+                    depth,
+                });
+                return parsed;
+            }
+            if parsed.outer.is_none() {
+                parsed.outer = container_id(component).map(|value| Claim { value, depth });
             }
         }
-        None
+        parsed
+    }
+
+    /// Returns whom the cgroup belongs to. `trusted` is the number of directories, from the hierarchy's root downwards and
+    /// the root included, that are owned by root and that only root can write to.
+    ///
+    /// Everything above a container must be trusted. The container's own directory need not be: it may be delegated.
+    pub fn owner(&self, trusted: usize) -> Option<CgroupOwner> {
+        if let Some(pod) = &self.pod {
+            let container = self.container.as_ref();
+            // The pod's own directory must be trusted too, unless it is the container's as well.
+            let needed = container.map_or(pod.depth + 1, |container| container.depth);
+            if trusted >= needed {
+                return Some(CgroupOwner {
+                    pod: Some(pod.value.clone()),
+                    container: container.map(|container| container.value),
+                });
+            }
+        }
+        let outer = self.outer.as_ref().filter(|outer| trusted >= outer.depth)?;
+        Some(CgroupOwner {
+            pod: None,
+            container: Some(outer.value),
+        })
+    }
+
+    /// Returns what the path's last component is.
+    pub fn kind(&self) -> CgroupKind {
+        let ends_at = |depth: usize| depth == self.depth;
+        match (&self.pod, &self.container) {
+            (_, Some(container)) if ends_at(container.depth) => CgroupKind::Container,
+            (Some(pod), None) if ends_at(pod.depth) => CgroupKind::Pod,
+            (Some(_), _) => CgroupKind::Nested,
+            (None, _) => CgroupKind::Outside,
+        }
+    }
+
+    /// Returns the number of components.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Returns the pod that the path claims.
+    pub fn pod(&self) -> Option<&PodCgroup> {
+        self.pod.as_ref().map(|pod| &pod.value)
+    }
+
+    /// Returns the container that the path claims, and the number of components up to it, where no pod is around it.
+    pub fn outer_container(&self) -> Option<(ContainerId, usize)> {
+        self.outer.as_ref().map(|outer| (outer.value, outer.depth))
+    }
+}
+
+/// Reads a pod's own directory: `pod<uid>` below `kubepods` (cgroupfs driver), or
+/// `kubepods-burstable-pod<uid>.slice` below `kubepods.slice/kubepods-burstable.slice` (systemd driver, which writes `_` for
+/// each `-` of the UID). The parent directories must be the kubelet's too.
+fn pod_of_directory(component: &str, above: &[&str]) -> Option<PodCgroup> {
+    let (parent, grandparent) = (above.last()?, above.len().checked_sub(2).map(|index| above[index]));
+    if let Some(uid) = component.strip_prefix("pod") {
+        let levels = match (*parent, grandparent) {
+            ("kubepods", _) => 0,
+            ("burstable" | "besteffort", Some("kubepods")) => 1,
+            _ => return None,
+        };
+        return Some(PodCgroup {
+            root: joined(&above[..above.len() - levels]),
+            uid: uid_from(uid)?.into(),
+        });
+    }
+    let slice = PodSlice::parse(component.strip_suffix(".slice")?)?;
+    let is_child_of = |name: &str| parent.strip_suffix(".slice") == Some(name);
+    let levels = match slice.class {
+        None if is_child_of(slice.root) => 0,
+        Some(class)
+            if is_child_of(&format!("{}-{class}", slice.root))
+                && grandparent?.strip_suffix(".slice") == Some(slice.root) =>
+        {
+            1
+        }
+        _ => return None,
+    };
+    Some(PodCgroup {
+        root: joined(&above[..above.len() - levels]),
+        uid: slice.uid.into(),
     })
 }
 
-fn uid_of(component: &str, above: &str) -> Option<String> {
-    if let Some(uid) = component.strip_prefix("pod") {
-        let is_kubelets = above.split('/').any(|one| one.ends_with("kubepods"));
-        return is_kubelets.then(|| uid_from(uid)).flatten();
-    }
-    // `<slice>:cri-containerd:<id>`, where the runtime's driver is not the kubelet's.
-    let slice = component.split(':').next()?.strip_suffix(".slice")?;
-    let (before, uid) = slice.rsplit_once("-pod")?;
-    let is_kubelets = before.split('-').any(|one| one == "kubepods");
-    is_kubelets.then(|| uid_from(&uid.replace('_', "-"))).flatten()
+/// Reads `<pod's slice>:<runtime>:<id>`, which a runtime with the cgroupfs driver makes for a kubelet with the systemd driver.
+/// The kubelet's root is not in such a path; it is where that kubelet puts its other pods, below `machine`.
+fn pod_and_container(component: &str, machine: &[&str]) -> Option<(PodCgroup, ContainerId)> {
+    let (slice, _) = component.split_once(':')?;
+    let container = container_id(component)?;
+    let slice = PodSlice::parse(slice.strip_suffix(".slice")?)?;
+    let dashes = slice.root.match_indices('-').map(|(index, _)| index);
+    let parents = dashes.chain([slice.root.len()]);
+    let slices = parents.map(|end| format!("/{}.slice", &slice.root[..end]));
+    let root = if machine.is_empty() {
+        slices.collect::<String>()
+    } else {
+        let machine = joined(machine);
+        [machine.to_string()].into_iter().chain(slices).collect::<String>()
+    };
+    let pod = PodCgroup {
+        root: root.into(),
+        uid: slice.uid.into(),
+    };
+    Some((pod, container))
 }
 
-/// A UUID, or its 32 digits alone.
+/// The parts of a pod's slice, without `.slice`.
+struct PodSlice<'a> {
+    /// `kubepods`, after what `--cgroup-root` adds: `kubelet-kubepods`.
+    root: &'a str,
+    /// `burstable` or `besteffort`.
+    class: Option<&'a str>,
+    uid: String,
+}
+
+impl<'a> PodSlice<'a> {
+    fn parse(name: &'a str) -> Option<Self> {
+        let (parent, uid) = name.rsplit_once("-pod")?;
+        let uid = uid_from(&uid.replace('_', "-"))?;
+        let (root, class) = match parent.rsplit_once('-') {
+            Some((root, class @ ("burstable" | "besteffort"))) => (root, Some(class)),
+            _ => (parent, None),
+        };
+        let is_kubelets = root == "kubepods" || root.ends_with("-kubepods");
+        is_kubelets.then_some(Self { root, class, uid })
+    }
+}
+
+/// Returns the id of the container that a directory is, if it is one. Runtimes name it `<id>` or `crio-<id>` (cgroupfs driver),
+/// `cri-containerd-<id>.scope`, `crio-<id>.scope`, `docker-<id>.scope`, `libpod-<id>.scope` (systemd driver), or
+/// `<slice>:cri-containerd:<id>`. The monitors beside containers, such as `crio-conmon-<id>.scope`, are none.
+fn container_id(component: &str) -> Option<ContainerId> {
+    let (prefix, id) = match component.rsplit_once(':') {
+        Some((before, id)) => (before.rsplit(':').next()?, id),
+        None => {
+            let name = component.strip_suffix(".scope").unwrap_or(component);
+            name.rsplit_once('-').unwrap_or(("", name))
+        }
+    };
+    let is_runtimes = matches!(
+        prefix,
+        "" | "cri-containerd" | "crio" | "docker" | "libpod" | "libpod-payload" | "nerdctl"
+    );
+    is_runtimes.then(|| ContainerId::new(id)).flatten()
+}
+
+/// Returns `text` if it is a UUID, or the 32 digits of one.
 fn uid_from(text: &str) -> Option<String> {
     let is_hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let lengths = text.split('-').map(str::len);
@@ -93,138 +253,6 @@ fn uid_from(text: &str) -> Option<String> {
     is_uid.then(|| text.to_owned())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const UID: &str = "9d7c5fbe-11a2-4c3b-8f0e-0123456789ab";
-    const ESCAPED: &str = "9d7c5fbe_11a2_4c3b_8f0e_0123456789ab";
-    const STATIC: &str = "0b6f14a38b14b6c0b0d7ef7a2a9c8d11";
-
-    /// A path, the pods of it, and whether the container of it is `id`, `inner` or none.
-    #[test]
-    fn every_shape_of_path() {
-        let id = "3f9a0b1c".repeat(8);
-        let inner = "aa".repeat(32);
-        let other = "11111111-2222-3333-4444-555555555555";
-        let other_escaped = other.replace('-', "_");
-        let nested = [other, UID];
-        let cases: Vec<(String, &[&str], Option<&String>)> = vec![
-            // cgroupfs driver: best effort, burstable, guaranteed.
-            (format!("/kubepods/besteffort/pod{UID}/{id}"), &[UID], Some(&id)),
-            (format!("/kubepods/burstable/pod{UID}/{id}"), &[UID], Some(&id)),
-            (format!("/kubepods/pod{UID}/{id}"), &[UID], Some(&id)),
-            (format!("/kubepods/pod{UID}/crio-{id}"), &[UID], Some(&id)),
-            (format!("/kubepods/pod{STATIC}/{id}"), &[STATIC], Some(&id)),
-            (format!("/kubepods/pod{UID}"), &[UID], None),
-            // Of a container in which systemd or a runtime makes cgroups of its own.
-            (format!("/kubepods/pod{UID}/{id}/init.scope"), &[UID], Some(&id)),
-            (
-                format!("/kubepods/pod{UID}/{id}/system.slice/sshd.service"),
-                &[UID],
-                Some(&id),
-            ),
-            // systemd driver: containerd, CRI-O, cri-dockerd.
-            (
-                format!("/kubepods.slice/kubepods-pod{ESCAPED}.slice/cri-containerd-{id}.scope"),
-                &[UID],
-                Some(&id),
-            ),
-            (
-                format!(
-                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{ESCAPED}.slice/crio-{id}.scope"
-                ),
-                &[UID],
-                Some(&id),
-            ),
-            (
-                format!(
-                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{ESCAPED}.slice/crio-{id}.scope/container"
-                ),
-                &[UID],
-                Some(&id),
-            ),
-            (
-                format!(
-                    "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{ESCAPED}.slice/docker-{id}.scope"
-                ),
-                &[UID],
-                Some(&id),
-            ),
-            (
-                format!(
-                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{STATIC}.slice/cri-containerd-{id}.scope"
-                ),
-                &[STATIC],
-                Some(&id),
-            ),
-            // containerd without SystemdCgroup under a kubelet with it.
-            (
-                format!("/system.slice/containerd.service/kubepods-burstable-pod{ESCAPED}.slice:cri-containerd:{id}"),
-                &[UID],
-                Some(&id),
-            ),
-            // --cgroup-root; kind; k3d; a kubelet in a container.
-            (format!("/custom/kubepods/pod{UID}/{id}"), &[UID], Some(&id)),
-            (
-                format!(
-                    "/custom.slice/custom-kubepods.slice/custom-kubepods-pod{ESCAPED}.slice/cri-containerd-{id}.scope"
-                ),
-                &[UID],
-                Some(&id),
-            ),
-            (
-                format!("/docker/{id}/kubelet/kubepods/besteffort/pod{UID}/{inner}"),
-                &[UID],
-                Some(&inner),
-            ),
-            (
-                format!(
-                    "/system.slice/docker-{id}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{ESCAPED}.slice/cri-containerd-{inner}.scope"
-                ),
-                &[UID],
-                Some(&inner),
-            ),
-            (format!("/docker/{id}/kubepods/pod{UID}/{inner}"), &[UID], Some(&inner)),
-            // A node in a pod.
-            (
-                format!(
-                    "/kubepods/pod{UID}/{id}/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{other_escaped}.slice/cri-containerd-{inner}.scope"
-                ),
-                &nested,
-                Some(&inner),
-            ),
-            // No pods.
-            (format!("/system.slice/docker-{id}.scope"), &[], Some(&id)),
-            (format!("/docker/{id}"), &[], Some(&id)),
-            (format!("/machine.slice/libpod-{id}.scope/container"), &[], Some(&id)),
-            ("/system.slice/sshd.service".to_owned(), &[], None),
-            ("/user.slice/user-0.slice/session-1.scope".to_owned(), &[], None),
-            ("/kubepods/besteffort".to_owned(), &[], None),
-            ("/kubepods.slice/kubepods-burstable.slice".to_owned(), &[], None),
-            ("/".to_owned(), &[], None),
-            (String::new(), &[], None),
-            // Nearly.
-            (format!("/kubepods/pod{UID}/{}", &id[1..]), &[UID], None),
-            (format!("/kubepods/pod{UID}/{}z", &id[1..]), &[UID], None),
-            (format!("/kubepods/pod{}/{id}", &UID[1..]), &[], Some(&id)),
-            (format!("/kubepods/pod{}/{id}", UID.to_uppercase()), &[], Some(&id)),
-            (format!("/kubepods/podium/{id}"), &[], Some(&id)),
-            (format!("/libpod_parent/pod{UID}/{id}"), &[], Some(&id)),
-            (
-                format!("/machine.slice/machine-pod{ESCAPED}.slice/{id}"),
-                &[],
-                Some(&id),
-            ),
-            (format!("/kubepods/podé{}/{id}", &UID[2..]), &[], Some(&id)),
-        ];
-        for (path, pods, container) in cases {
-            assert_eq!(pod_uids(&path).collect::<Vec<_>>(), pods, "{path}");
-            assert_eq!(
-                container_id(&path),
-                container.and_then(|id| ContainerId::new(id)),
-                "{path}"
-            );
-        }
-    }
+fn joined(components: &[&str]) -> Arc<str> {
+    format!("/{}", components.join("/")).into()
 }

@@ -1,273 +1,156 @@
-//! The running tree of cgroups: which id is which container's and pod's.
+//! The running tree of cgroups: which pod and container a cgroup id belongs to.
 //!
-//! The kernel's id of a cgroup is the inode number of its directory. A container can be gone when its last connections close, so
-//! the tree is walked at the start, watched from then on, and what was seen is remembered.
+//! ```text
+//!   writer ── lookup(id) ──▶ table ◀── add ── watcher thread ◀── inotify: pods and containers that come and go
+//!                └── unknown id ── request ──────▶ └── kernel: the path of this id
+//! ```
+//!
+//! The kernel's id of a cgroup is its directory's inode number. The watcher knows the directories of pods and containers
+//! before their first connection, and remembers them after the last. All other ids are looked up one at a time: nested
+//! cgroups within containers, system services, and whatever is beyond the [`Budget`](budget::Budget).
 
-use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::fs;
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirEntryExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread;
-use std::time::{Duration, Instant};
-
-use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
-
-use super::cgroup::Place;
-
-/// Between walks over the tree, however many unknown cgroups turn up.
-const WALKS: Duration = Duration::from_secs(1);
-/// Cgroups remembered; then all are forgotten but those that are still there.
-const MOST: usize = 100_000;
-/// Change that may wait to be read; what is more is found by a walk.
-const QUEUE: usize = 4096;
-/// Directories deep in each other that are looked into. systemd and container runtimes in each other make a dozen.
-const MOST_DEEP: usize = 64;
-
-/// A cgroup's id, and whose it is, if anybody's.
-type Found = (u64, Option<Arc<Place>>);
-
-/// All cgroups that are or were there.
-#[derive(Debug)]
-pub struct Cgroups {
-    root: Option<PathBuf>,
-    known: HashMap<u64, Option<Arc<Place>>>,
-    news: Option<Receiver<Found>>,
-    walked: Option<Instant>,
-}
-
-/// x
-pub type CgroupTree = Cgroups;
-impl Cgroups {
-    /// x
-    pub fn lookup(&mut self, id: u64) -> super::Lookup<Arc<super::cgroup::CgroupOwner>> {
-        super::Lookup::Known(self.place_of(id).map(|place| {
-            Arc::new(super::cgroup::CgroupOwner {
-                pod: place.pods.last().map(|uid| super::cgroup::PodCgroup {
-                    root: "".into(),
-                    uid: uid.clone(),
-                }),
-                container: place.container,
-            })
-        }))
-    }
-    /// x
-    pub fn pods_under(&self, _: &str) -> impl Iterator<Item = Arc<str>> {
-        std::iter::empty()
-    }
-
-    /// Those of this system; none where cgroups v2 are not mounted.
-    pub fn mounted() -> Self {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let mount = mounts.lines().find_map(|line| {
-            let mut fields = line.split(' ');
-            let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
-            (kind == "cgroup2").then(|| PathBuf::from(path))
-        });
-        Self::below(mount)
-    }
-
-    /// Those below this directory.
-    pub fn below(root: Option<PathBuf>) -> Self {
-        let mut cgroups = Self {
-            // First, so that nothing is missed in between. Where it fails, walks must do.
-            news: root.as_deref().and_then(watch),
-            root,
-            known: HashMap::new(),
-            walked: None,
-        };
-        cgroups.walk();
-        cgroups
-    }
-
-    /// Whose a cgroup is, if it is a container's or a pod's.
-    pub fn place_of(&mut self, cgroup_id: u64) -> Option<Arc<Place>> {
-        if !self.known.contains_key(&cgroup_id) {
-            self.known.extend(self.news.iter().flat_map(Receiver::try_iter));
-        }
-        if !self.known.contains_key(&cgroup_id) && self.walked.is_none_or(|walked| walked.elapsed() >= WALKS) {
-            self.walk();
-        }
-        self.known.get(&cgroup_id)?.clone()
-    }
-
-    fn walk(&mut self) {
-        if self.known.len() > MOST {
-            self.known.clear();
-        }
-        if let Some(root) = &self.root {
-            visit(root, &mut String::new(), &mut |found, _, _| {
-                self.known.insert(found.0, found.1);
-            });
-        }
-        self.walked = Some(Instant::now());
-    }
-}
-
-/// Shows `see` each directory below this one, and its path from the root. What cannot be read, or goes meanwhile, is nobody's.
-fn visit(directory: &Path, path: &mut String, see: &mut impl FnMut(Found, &Path, &str)) {
-    if path.bytes().filter(|&byte| byte == b'/').count() >= MOST_DEEP {
-        return;
-    }
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            let length = path.len();
-            path.push('/');
-            path.push_str(&entry.file_name().to_string_lossy());
-            see((entry.ino(), Place::of(path).map(Arc::new)), &entry.path(), path);
-            visit(&entry.path(), path, see);
-            path.truncate(length);
-        }
-    }
-}
-
-/// Watches all directories below `root`, in a thread of its own that ends when nobody listens.
-fn watch(root: &Path) -> Option<Receiver<Found>> {
-    let mut watcher = Watcher {
-        inotify: init(CreateFlags::CLOEXEC).ok()?,
-        watched: HashMap::new(),
-        root: root.to_owned(),
-    };
-    watcher.add(String::new());
-    let (found, news) = sync_channel(QUEUE);
-    thread::Builder::new()
-        .name("cgroups".to_owned())
-        .spawn(move || watcher.run(&found))
-        .ok()?;
-    Some(news)
-}
-
-struct Watcher {
-    inotify: OwnedFd,
-    /// The paths of watched directories from the root.
-    watched: HashMap<i32, String>,
-    root: PathBuf,
-}
-
-impl Watcher {
-    /// Watches this directory and all below it. One that cannot be watched is left to walks.
-    fn add(&mut self, path: String) -> Vec<Found> {
-        let mut found = Vec::new();
-        let directory = self.root.join(path.trim_start_matches('/'));
-        self.add_one(&directory, &path);
-        visit(&directory, &mut path.clone(), &mut |one, directory, path| {
-            // Before it is read itself, so that what is made meanwhile is told.
-            self.add_one(directory, path);
-            found.push(one);
-        });
-        found
-    }
-
-    fn add_one(&mut self, directory: &Path, path: &str) {
-        if let Ok(watch) = add_watch(&self.inotify, directory, WatchFlags::CREATE | WatchFlags::ONLYDIR) {
-            self.watched.insert(watch, path.to_owned());
-        }
-    }
-
-    fn run(mut self, news: &SyncSender<Found>) {
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        loop {
-            let mut made = Vec::new();
-            {
-                let mut reader = Reader::new(&self.inotify, &mut buffer);
-                loop {
-                    let Ok(event) = reader.next() else { return };
-                    if event.events().contains(ReadFlags::IGNORED) {
-                        self.watched.remove(&event.wd());
-                    } else if event.events().contains(ReadFlags::CREATE | ReadFlags::ISDIR)
-                        && let (Some(parent), Some(name)) = (self.watched.get(&event.wd()), event.file_name())
-                    {
-                        made.push(format!(
-                            "{parent}/{}",
-                            OsStr::from_bytes(name.to_bytes()).to_string_lossy()
-                        ));
-                    }
-                    if reader.is_buffer_empty() {
-                        break;
-                    }
-                }
-            }
-            for path in made {
-                let directory = self.root.join(path.trim_start_matches('/'));
-                let Ok(metadata) = fs::metadata(&directory) else {
-                    continue;
-                };
-                let own = (metadata.ino(), Place::of(&path).map(Arc::new));
-                // SourceUpdate before it is watched: where a watch is seen, all is known.
-                if !tell(news, own) || !self.add(path).into_iter().all(|found| tell(news, found)) {
-                    return;
-                }
-            }
-        }
-    }
-}
-
-/// False when nobody listens any more. When the queue is full, a walk will find it.
-fn tell(news: &SyncSender<Found>, found: Found) -> bool {
-    !matches!(news.try_send(found), Err(TrySendError::Disconnected(_)))
-}
-
+mod budget;
+mod hierarchy;
+mod table;
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::record::ContainerId;
+mod tests;
+mod watcher;
 
-    const UID: &str = "9d7c5fbe-11a2-4c3b-8f0e-0123456789ab";
+use std::collections::{HashSet, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
-    fn root(name: &str) -> PathBuf {
-        let root = std::env::temp_dir().join(format!("kmesh-trace-{name}-{}", std::process::id()));
-        fs::create_dir_all(&root).unwrap();
-        root
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::cgroup::CgroupOwner;
+pub(super) use budget::Budget;
+pub(super) use hierarchy::{Hierarchy, mounts, read_start};
+use table::CgroupTable;
+use watcher::Watcher;
+
+/// Lookups that may wait for their answer. Further ids are answered with nobody, this once.
+const MAX_REQUESTS: usize = 1024;
+
+/// What is known about a cgroup or a network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup<T> {
+    /// The answer; `None` is nobody.
+    Known(Option<T>),
+    /// A thread is looking it up. It calls `on_change` when the answer is there.
+    Pending,
+}
+
+/// The cgroups of this node.
+#[derive(Debug)]
+pub struct CgroupTree {
+    /// `None` where no cgroups of version 2 are mounted.
+    shared: Option<Arc<Shared>>,
+}
+
+/// What the writer's thread and the watcher's share.
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Wakes the watcher.
+    wake: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    table: CgroupTable,
+    requests: VecDeque<u64>,
+    requested: HashSet<u64>,
+    is_closed: bool,
+}
+
+impl CgroupTree {
+    /// Opens the cgroup hierarchy of this node.
+    pub fn mounted(on_change: impl Fn() + Send + 'static) -> Self {
+        Self::open(mounts().0, on_change)
     }
 
-    fn inode(path: &Path) -> u64 {
-        fs::metadata(path).unwrap().ino()
+    /// Opens the hierarchy of version 2 that is mounted at `root`. Returns at once: a thread reads the tree. `on_change` is
+    /// called in that thread, after the first reading and whenever pending lookups were answered.
+    pub fn open(root: Option<PathBuf>, on_change: impl Fn() + Send + 'static) -> Self {
+        let hierarchy = root.and_then(|root| Hierarchy::open(&root).ok());
+        Self::watch(hierarchy, on_change)
     }
 
-    #[test]
-    fn a_cgroup_is_its_directorys_inode_and_is_remembered() {
-        let root = root("cgroups");
-        let id = "3f".repeat(32);
-        let container = root.join("kubepods").join(format!("pod{UID}")).join(&id);
-        fs::create_dir_all(&container).unwrap();
-        let (of_container, of_pod, of_all) = (
-            inode(&container),
-            inode(container.parent().unwrap()),
-            inode(&root.join("kubepods")),
-        );
-        let mut cgroups = Cgroups::below(Some(root.clone()));
-        fs::remove_dir_all(&root).unwrap();
-        let place = cgroups.place_of(of_container).unwrap();
-        assert_eq!((&*place.pods[0], place.container), (UID, ContainerId::new(&id)));
-        assert_eq!(cgroups.place_of(of_pod).unwrap().container, None);
-        assert_eq!(cgroups.place_of(of_all), None);
-        assert_eq!(cgroups.place_of(0), None);
+    /// Opens a directory tree and trusts this user's directories.
+    #[cfg(test)]
+    fn trusting(root: &Path, uid: u32, on_change: impl Fn() + Send + 'static) -> Self {
+        Self::watch(Hierarchy::trusting(root, Some(uid)).ok(), on_change)
     }
 
-    /// It is gone before anybody asks, and no walk ever met it.
-    #[test]
-    fn what_comes_and_goes_is_seen() {
-        let root = root("watched");
-        let mut cgroups = Cgroups::below(Some(root.clone()));
-        let pod = root.join("kubepods/burstable").join(format!("pod{UID}"));
-        let id = "3f".repeat(32);
-        fs::create_dir_all(&pod).unwrap();
-        let container = pod.join(&id);
-        fs::create_dir(&container).unwrap();
-        let of_container = inode(&container);
-        // Until its news has come; a file system that tells nothing would never send it.
-        let news = cgroups.news.take().unwrap();
-        let found = news
-            .iter()
-            .inspect(|found| _ = cgroups.known.insert(found.0, found.1.clone()))
-            .find(|(inode, _)| *inode == of_container);
-        fs::remove_dir_all(&root).unwrap();
-        assert_eq!(found.unwrap().1.unwrap().container, ContainerId::new(&id));
-        assert_eq!(&*cgroups.place_of(of_container).unwrap().pods[0], UID);
+    fn watch(hierarchy: Option<Hierarchy>, on_change: impl Fn() + Send + 'static) -> Self {
+        let shared = hierarchy.and_then(|hierarchy| {
+            let shared = Arc::new(Shared {
+                state: Mutex::default(),
+                wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok()?,
+            });
+            let watcher = Watcher::new(hierarchy, Arc::clone(&shared));
+            thread::Builder::new()
+                .name("cgroups".to_owned())
+                .spawn(move || watcher.run(&on_change))
+                .ok()?;
+            Some(shared)
+        });
+        Self { shared }
     }
+
+    /// Returns whom a cgroup belongs to. Never waits for a file system.
+    pub fn lookup(&mut self, cgroup_id: u64) -> Lookup<Arc<CgroupOwner>> {
+        let Some(shared) = &self.shared else {
+            return Lookup::Known(None);
+        };
+        let mut state = shared.lock();
+        if let Some(owner) = state.table.get(cgroup_id) {
+            return Lookup::Known(owner);
+        }
+        if state.requested.contains(&cgroup_id) {
+            return Lookup::Pending;
+        }
+        if state.requests.len() >= MAX_REQUESTS {
+            return Lookup::Known(None);
+        }
+        state.requested.insert(cgroup_id);
+        state.requests.push_back(cgroup_id);
+        drop(state);
+        shared.wake();
+        Lookup::Pending
+    }
+
+    /// Returns the UIDs of the pods that now have a cgroup under this kubelet's root.
+    pub fn pods_under(&self, root: &str) -> impl Iterator<Item = Arc<str>> + use<> {
+        let uids = self.shared.as_ref().map(|shared| shared.lock().table.pods_under(root));
+        uids.into_iter().flatten()
+    }
+}
+
+impl Drop for CgroupTree {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.shared {
+            shared.lock().is_closed = true;
+            shared.wake();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No panic leaves the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        // Fails only when the counter is full, and then the watcher is awake.
+        _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+/// Returns a path as [`CgroupPath`](super::cgroup::CgroupPath) reads it. Names that are not UTF-8 are no pod's or container's.
+pub(super) fn path_text(path: &Path) -> std::borrow::Cow<'_, str> {
+    path.to_string_lossy()
 }

@@ -1,134 +1,319 @@
-//! Which pod a network namespace is, learnt from the pods' own processes: for sockets whose cgroup says nothing.
+//! Which pod a network namespace belongs to: for sockets whose cgroup says nothing, on nodes with cgroups of version 1 only.
+//!
+//! A thread reads the pods' cgroup directories and, of each pod, one process of its oldest container: that is the sandbox,
+//! which is made in the pod's network namespace. So the cost grows with the number of pods, not with what runs in them.
+//!
+//! The kernel uses the number of a namespace again, soon after the namespace is gone. An answer is therefore given only while
+//! the process is there, and only for times after its start.
 
-use std::collections::HashMap;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use super::cgroup;
+use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
+use rustix::param::clock_ticks_per_second;
+use rustix::process::{Resource, getrlimit};
+use rustix::time::{ClockId, clock_gettime};
 
-/// Between walks over the processes, however many unknown namespaces turn up.
-const WALKS: Duration = Duration::from_secs(1);
-/// PodNamespaces remembered; then all are forgotten.
-const MOST: usize = 10_000;
+use super::cgroup::{CgroupKind, CgroupPath, PodCgroup};
+use super::cgroup_tree::{Budget, Hierarchy, Lookup, mounts, path_text, read_start};
+
+/// The time between two scans, whatever makes them necessary.
+const SCAN_INTERVAL: Duration = Duration::from_secs(1);
+/// Pods whose namespace is known. Each takes a file descriptor; half of those that the process may open are left to others.
+const MAX_PODS: usize = 4096;
+/// Containers of a pod of which a process is looked for: a sandbox may have none.
+const MAX_CONTAINERS: usize = 4;
+/// Namespaces that no pod has, for which it is remembered.
+const MAX_NOBODYS: usize = 4096;
 
 /// The network namespaces of this node.
 #[derive(Debug)]
 pub struct PodNamespaces {
     /// The node's own.
-    own: Option<u32>,
-    /// Whose each is; none when it is no pod's, or of several.
-    known: HashMap<u32, Option<Arc<str>>>,
-    walked: Option<Instant>,
+    node: Option<u32>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The pods of each namespace. More than one make it nobody's.
+    known: HashMap<u32, Vec<Arc<Sandbox>>>,
+    /// Namespaces that no pod had in the last scan.
+    nobodys: HashSet<u32>,
+    requested: HashSet<u32>,
+    last_scan: Option<Instant>,
+    is_closed: bool,
+}
+
+/// A process in a pod's network namespace.
+#[derive(Debug)]
+struct Sandbox {
+    pod: PodCgroup,
+    netns: u32,
+    /// Its folder in /proc. While this is open, the folder is never another process's.
+    process: OwnedFd,
+    /// When it started (CLOCK_MONOTONIC, ns), rounded up.
+    started_ns: u64,
 }
 
 impl PodNamespaces {
-    /// None is known yet.
-    pub fn new() -> Self {
-        // Where the first process may not be looked at, this one is taken to be in its namespace.
-        let own = inode(Path::new("/proc/1/ns/net")).or_else(|| inode(Path::new("/proc/self/ns/net")));
-        Self {
-            own,
+    /// Knows no namespace yet. `on_change` is called in another thread whenever pending lookups were answered.
+    pub fn new(on_change: impl Fn() + Send + 'static) -> Self {
+        let (unified, legacy) = mounts();
+        Self::of(unified.into_iter().chain(legacy).collect(), on_change)
+    }
+
+    fn of(mounts: Vec<PathBuf>, on_change: impl Fn() + Send + 'static) -> Self {
+        let namespaces = Self {
+            // Where the first process may not be inspected, this one is taken to be in its namespace.
+            node: inode(Path::new("/proc/1/ns/net")).or_else(|| inode(Path::new("/proc/self/ns/net"))),
+            shared: Arc::default(),
+        };
+        let hierarchies = mounts.iter().filter_map(|mount| Hierarchy::open(mount).ok()).collect();
+        let scanner = Scanner {
+            shared: Arc::clone(&namespaces.shared),
+            hierarchies,
+            node: namespaces.node,
             known: HashMap::new(),
-            walked: None,
+        };
+        let thread = thread::Builder::new().name("netns".to_owned());
+        if thread.spawn(move || scanner.run(&on_change)).is_err() {
+            namespaces.shared.lock().is_closed = true;
         }
+        namespaces
     }
 
-    /// Whether it is the node's own, which pods with `hostNetwork` share.
+    /// Returns whether this is the node's own namespace, which pods with `hostNetwork` share.
     pub fn is_nodes(&self, netns: u32) -> bool {
-        self.own == Some(netns)
+        self.node == Some(netns)
     }
 
-    /// The UID of the pod that this namespace is.
-    pub fn pod_of(&mut self, netns: u32) -> super::Lookup<Arc<str>> {
-        super::Lookup::Known(self.pod_(netns))
-    }
-    fn pod_(&mut self, netns: u32) -> Option<Arc<str>> {
+    /// Returns the pod that had this namespace at a time when one of its sockets was in it (CLOCK_MONOTONIC, ns).
+    pub fn pod_of(&mut self, netns: u32, at_ns: u64) -> Lookup<PodCgroup> {
         if self.is_nodes(netns) {
-            return None;
+            return Lookup::Known(None);
         }
-        if !self.known.contains_key(&netns) && self.walked.is_none_or(|walked| walked.elapsed() >= WALKS) {
-            self.walk();
-        }
-        self.known.get(&netns)?.clone()
-    }
-
-    fn walk(&mut self) {
-        if self.known.len() > MOST {
-            self.known.clear();
-        }
-        let mut found: HashMap<u32, Option<Arc<str>>> = HashMap::new();
-        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let is_process = process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
-            let path = process.path();
-            let Some(netns) = is_process.then(|| inode(&path.join("ns/net"))).flatten() else {
-                continue;
-            };
-            if self.is_nodes(netns) {
-                continue;
+        let mut state = self.shared.lock();
+        if let Some(sandboxes) = state.known.get(&netns) {
+            if let [sandbox] = &sandboxes[..]
+                && sandbox.is_in(netns)
+            {
+                let pod = (sandbox.started_ns <= at_ns).then(|| sandbox.pod.clone());
+                return Lookup::Known(pod);
             }
-            let Some(uid) = fs::read_to_string(path.join("cgroup"))
-                .ok()
-                .and_then(|cgroups| pod_of(&cgroups))
-            else {
-                continue;
-            };
-            let one = found.entry(netns).or_insert_with(|| Some(uid.clone()));
-            if one.as_ref() != Some(&uid) {
-                *one = None;
+            if sandboxes.iter().all(|sandbox| sandbox.is_in(netns)) {
+                return Lookup::Known(None);
             }
+            state.known.remove(&netns);
         }
-        self.known.extend(found);
-        self.walked = Some(Instant::now());
+        if state.is_closed {
+            return Lookup::Known(None);
+        }
+        // A namespace that was nobody's may be a pod's by now: the next scan tells.
+        let is_nobodys = state.nobodys.contains(&netns);
+        let is_fresh = state.last_scan.is_some_and(|scan| scan.elapsed() < SCAN_INTERVAL);
+        if !(is_nobodys && is_fresh) && state.requested.len() < MAX_NOBODYS && state.requested.insert(netns) {
+            drop(state);
+            self.shared.wake.notify_one();
+        }
+        if is_nobodys {
+            Lookup::Known(None)
+        } else {
+            Lookup::Pending
+        }
     }
 }
 
-impl Default for PodNamespaces {
-    fn default() -> Self {
-        Self::new()
+impl Drop for PodNamespaces {
+    fn drop(&mut self) {
+        self.shared.lock().is_closed = true;
+        self.shared.wake.notify_one();
     }
 }
 
-/// The pod of a process, by its `/proc/PID/cgroup`: a line a hierarchy, the path behind the second colon.
-fn pod_of(cgroups: &str) -> Option<Arc<str>> {
-    let mut paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-    paths.find_map(|path| cgroup::pod_uids(path).next()).map(Arc::from)
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No panic leaves the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until somebody asks and a scan is due; false when the namespaces are no longer wanted.
+    fn wait(&self) -> bool {
+        let mut state = self.lock();
+        loop {
+            if state.is_closed {
+                return false;
+            }
+            let rest = state
+                .last_scan
+                .map_or(Duration::ZERO, |scan| SCAN_INTERVAL.saturating_sub(scan.elapsed()));
+            state = match (state.requested.is_empty(), rest) {
+                (false, Duration::ZERO) => return true,
+                (false, rest) => {
+                    self.wake
+                        .wait_timeout(state, rest)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+                (true, _) => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+}
+
+/// The state of the thread.
+struct Scanner {
+    shared: Arc<Shared>,
+    hierarchies: Vec<Hierarchy>,
+    node: Option<u32>,
+    /// By the id of the container's cgroup.
+    known: HashMap<u64, Arc<Sandbox>>,
+}
+
+/// A pod's containers, by the ids of their cgroups.
+type Containers = Vec<(u64, PathBuf)>;
+
+impl Scanner {
+    fn run(mut self, on_change: &dyn Fn()) {
+        while self.shared.wait() {
+            let requested = {
+                let mut state = self.shared.lock();
+                state.last_scan = Some(Instant::now());
+                std::mem::take(&mut state.requested)
+            };
+            let mut known: HashMap<u32, Vec<Arc<Sandbox>>> = HashMap::new();
+            for sandbox in self.scan() {
+                known.entry(sandbox.netns).or_default().push(sandbox);
+            }
+            let mut state = self.shared.lock();
+            if state.nobodys.len() + requested.len() > MAX_NOBODYS {
+                state.nobodys.clear();
+            }
+            state.nobodys.extend(requested);
+            state.nobodys.retain(|netns| !known.contains_key(netns));
+            state.known = known;
+            drop(state);
+            on_change();
+        }
+    }
+
+    /// Returns the pods with a namespace of their own. Kubelets make each pod in every hierarchy, so the first with pods counts.
+    fn scan(&mut self) -> Vec<Arc<Sandbox>> {
+        let max = getrlimit(Resource::Nofile)
+            .current
+            .map_or(MAX_PODS, |max| max as usize / 2);
+        let mut found = HashMap::new();
+        for hierarchy in &self.hierarchies {
+            let mut pods = HashMap::new();
+            collect_pods(hierarchy, Path::new(""), &mut Budget::default(), &mut pods);
+            for (pod, mut containers) in pods.drain().take(MAX_PODS.min(max)) {
+                containers.sort_unstable();
+                let sandbox = containers.iter().take(MAX_CONTAINERS).find_map(|(id, path)| {
+                    let known = self.known.get(id).filter(|known| known.is_in(known.netns));
+                    let sandbox = known
+                        .cloned()
+                        .or_else(|| Sandbox::find(hierarchy, &pod, path).map(Arc::new));
+                    Some((*id, sandbox?))
+                });
+                found.extend(sandbox);
+            }
+            if !found.is_empty() {
+                break;
+            }
+        }
+        self.known = found;
+        let own = self.known.values().filter(|sandbox| self.node != Some(sandbox.netns));
+        own.cloned().collect()
+    }
+}
+
+impl Sandbox {
+    /// Returns a process of a container.
+    fn find(hierarchy: &Hierarchy, pod: &PodCgroup, container: &Path) -> Option<Self> {
+        let first_pid = || {
+            let text = hierarchy.read_start(container, c"cgroup.procs").ok()?;
+            let pid: u32 = str::from_utf8(&text).ok()?.lines().next()?.parse().ok()?;
+            // It is 0 in another pid namespace.
+            (pid > 0).then_some(pid)
+        };
+        let pid = first_pid()?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let process = openat(rustix::fs::CWD, format!("/proc/{pid}"), flags, Mode::empty()).ok()?;
+        let netns = netns_of(&process)?;
+        let started_ns = started_ns(&process)?;
+        // The number may have become another process's before its folder was opened.
+        (first_pid()? == pid && netns_of(&process)? == netns).then_some(Self {
+            pod: pod.clone(),
+            netns,
+            process,
+            started_ns,
+        })
+    }
+
+    /// Returns whether the process is still there, in this namespace.
+    fn is_in(&self, netns: u32) -> bool {
+        netns_of(&self.process) == Some(netns)
+    }
+}
+
+/// Collects the pods below a directory whose parents are all trusted.
+fn collect_pods(hierarchy: &Hierarchy, path: &Path, budget: &mut Budget, pods: &mut HashMap<PodCgroup, Containers>) {
+    let parsed = CgroupPath::parse(&path_text(path));
+    let is_trusted = hierarchy.inspect(path).is_ok_and(|(_, is_trusted)| is_trusted);
+    if !is_trusted || !budget.take(path, &parsed) {
+        return;
+    }
+    for (name, id) in hierarchy.children(path) {
+        let child = path.join(name);
+        let parsed = CgroupPath::parse(&path_text(&child));
+        match (parsed.kind(), parsed.pod()) {
+            (CgroupKind::Container, Some(pod)) => pods.entry(pod.clone()).or_default().push((id, child)),
+            (CgroupKind::Nested, _) => {}
+            _ => collect_pods(hierarchy, &child, budget, pods),
+        }
+    }
+}
+
+fn netns_of(process: &OwnedFd) -> Option<u32> {
+    statat(process, "ns/net", AtFlags::empty()).ok()?.st_ino.try_into().ok()
+}
+
+/// Returns when a process started (CLOCK_MONOTONIC, ns), rounded up.
+fn started_ns(process: &OwnedFd) -> Option<u64> {
+    let text = read_start(process, Path::new("stat")).ok()?;
+    let ticks = start_ticks(&text)?;
+    let tick_ns = 1_000_000_000 / clock_ticks_per_second();
+    let nanoseconds = |clock| {
+        let now = clock_gettime(clock);
+        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    };
+    // The boot-time clock also counts while the machine is suspended.
+    let suspended_ns = nanoseconds(ClockId::Boottime).saturating_sub(nanoseconds(ClockId::Monotonic));
+    Some(((ticks + 1) * tick_ns).saturating_sub(suspended_ns))
+}
+
+/// Reads field 22 of `/proc/PID/stat`. The second field, in parentheses, may contain anything.
+fn start_ticks(stat: &[u8]) -> Option<u64> {
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    let fields = str::from_utf8(&stat[end + 1..]).ok()?;
+    fields.split_whitespace().nth(19)?.parse().ok()
 }
 
 fn inode(path: &Path) -> Option<u32> {
     fs::metadata(path).ok()?.ino().try_into().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_hierarchy_tells_the_pod() {
-        let uid = "9d7c5fbe-11a2-4c3b-8f0e-0123456789ab";
-        let cases = [
-            (format!("12:memory:/kubepods/burstable/pod{uid}/abc\n0::/\n"), Some(uid)),
-            (format!("0::/kubepods/pod{uid}/abc\n"), Some(uid)),
-            (
-                format!("9:name=systemd:/system.slice/containerd.service\n3:cpu,cpuacct:/kubepods/pod{uid}/a:b\n"),
-                Some(uid),
-            ),
-            ("0::/system.slice/sshd.service\n".to_owned(), None),
-            ("nonsense\n\n::\n".to_owned(), None),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(pod_of(&text).as_deref(), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn this_process_is_in_no_pod_and_its_namespace_may_be_the_nodes() {
-        let mut namespaces = PodNamespaces::new();
-        let own = namespaces.own.unwrap();
-        assert!(namespaces.is_nodes(own));
-        assert_eq!(namespaces.pod_of(own), None);
-        assert_eq!(namespaces.pod_of(1), None, "there is none of that number");
-    }
 }

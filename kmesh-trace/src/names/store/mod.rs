@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::names::local::cgroup::CgroupOwner;
+use crate::names::local::cgroup::{CgroupOwner, PodCgroup};
 use crate::names::update::{Change, Key, Kind, Object, Scope, SourceUpdate};
 use crate::record::{Direction, End, Pod, Record, WallTime};
 
@@ -37,8 +37,8 @@ pub struct LocalContext {
     pub owner: Option<Arc<CgroupOwner>>,
     /// Whether its network namespace is the node's own.
     pub is_in_node_netns: bool,
-    /// The UID of the pod whose network namespace it is in. Asked only where the cgroup names no pod.
-    pub netns_pod: Option<Arc<str>>,
+    /// The pod whose network namespace it is in. Asked only where the cgroup names no pod.
+    pub netns_pod: Option<PodCgroup>,
     /// Whether root made its network namespace, so that its owner cannot choose its addresses at will.
     pub is_netns_of_root: bool,
     /// The backend to which the address that the client dialled was translated.
@@ -173,20 +173,21 @@ impl Store {
             Direction::Inbound => (record.dst.ip(), record.src.ip()),
         };
         let cgroup = local.owner.as_ref().and_then(|owner| owner.pod.as_ref());
-        if let Some(cgroup) = cgroup {
-            self.see_pod_under(&cgroup.root, &cgroup.uid);
+        let local_root = cgroup.or(local.netns_pod.as_ref());
+        if let Some(pod) = local_root {
+            self.see_pod_under(&pod.root, &pod.uid);
         }
-        let allowed = match cgroup {
+        let allowed = match local_root {
             Some(cgroup) => self.roots.get(&cgroup.root).copied().unwrap_or_default(),
             None => SourceSet::ALL,
         };
         let is_outside = allowed.is_empty();
         self.doubts.expire(now);
-        if let Some(cgroup) = cgroup
+        if let Some(pod) = local_root
             && !is_outside
             && !local.is_in_node_netns
         {
-            self.doubt_unless_known(&cgroup.uid, local_ip, start, now);
+            self.doubt_unless_known(&pod.uid, local_ip, start, now);
         }
         let local_pod = self.local_pod(local_ip, local, start, allowed);
         let remote_pod = self.remote_pod(local_ip, remote_ip, local_pod.as_ref(), start, allowed);
@@ -236,8 +237,8 @@ impl Store {
         if local.is_in_node_netns {
             return None;
         }
-        if let Some(uid) = &local.netns_pod {
-            return self.find(uid);
+        if let Some(pod) = &local.netns_pod {
+            return self.find(&pod.uid).filter(|_| !allowed.is_empty());
         }
         let is_in_container = owner.is_some_and(|owner| owner.container.is_some());
         if is_in_container || !local.is_netns_of_root {

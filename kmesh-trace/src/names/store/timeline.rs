@@ -80,10 +80,4 @@ impl<K: Eq + Hash, V: Copy + Eq> Timeline<K, V> {
             }
         }
     }
-
-    /// The number of keys.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.spans.len()
-    }
 }

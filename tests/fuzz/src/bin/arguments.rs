@@ -4,10 +4,10 @@
 use clap::Parser;
 use kmesh_trace::cli::Cli;
 use kmesh_trace::config::{Config, Surroundings};
-use kmesh_trace::names::local::cgroup::Place;
+use kmesh_trace::names::local::cgroup::CgroupPath;
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
-    _ = Place::of(text);
+    _ = CgroupPath::parse(text).owner(usize::MAX);
     let words = ["kmesh-trace"].into_iter().chain(text.split('\n'));
     if let Ok(cli) = Cli::try_parse_from(words) {
         _ = Config::new(

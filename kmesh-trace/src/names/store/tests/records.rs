@@ -108,7 +108,10 @@ fn on_node(local: LocalContext) -> LocalContext {
 
 fn in_netns_of(uid: &str) -> LocalContext {
     LocalContext {
-        netns_pod: Some(uid.into()),
+        netns_pod: Some(PodCgroup {
+            root: ROOT.into(),
+            uid: uid.into(),
+        }),
         ..in_namespace()
     }
 }

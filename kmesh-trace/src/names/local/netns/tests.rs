@@ -1,0 +1,163 @@
+use std::sync::mpsc::channel;
+
+use super::*;
+use crate::names::local::cgroup_tree::mounts;
+
+const UID: &str = "9d7c5fbe-11a2-4c3b-8f0e-0123456789ab";
+const OTHER_UID: &str = "11111111-2222-3333-4444-555555555555";
+
+#[test]
+fn start_time_is_read_past_any_name() {
+    let fields = |name: &str| format!("7 ({name}) S {} 4711 9", "1 ".repeat(18).trim_end());
+    for name in ["sh", "a b", ") S 1 2", "))((", "\n"] {
+        assert_eq!(start_ticks(fields(name).as_bytes()), Some(4711), "{name}");
+    }
+    assert_eq!(start_ticks(b"7 (sh) S 1 2"), None);
+    assert_eq!(start_ticks(b""), None);
+}
+
+#[test]
+fn own_process_started_before_now_and_after_the_first_one() {
+    let open = |path: &str| openat(rustix::fs::CWD, path, OFlags::PATH, Mode::empty()).unwrap();
+    let (first, own) = (started_ns(&open("/proc/1")), started_ns(&open("/proc/self")));
+    let now = clock_gettime(ClockId::Monotonic);
+    let tick = 1_000_000_000 / clock_ticks_per_second();
+    let now_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64 + tick;
+    assert!(first.unwrap() <= own.unwrap() && own.unwrap() <= now_ns);
+}
+
+#[test]
+fn without_pods_a_namespace_is_nobodys() {
+    let (sender, changes) = channel();
+    let mut namespaces = PodNamespaces::of(vec!["/does/not/exist".into()], move || _ = sender.send(()));
+    let node = namespaces.node.unwrap();
+    assert!(namespaces.is_nodes(node));
+    assert_eq!(namespaces.pod_of(node, 0), Lookup::Known(None));
+    assert_eq!(namespaces.pod_of(1, 0), Lookup::Pending);
+    changes.recv().unwrap();
+    assert_eq!(namespaces.pod_of(1, 0), Lookup::Known(None));
+}
+
+/// A process in a network namespace of its own. It lives until this is dropped.
+struct Process(std::process::Child);
+
+impl Process {
+    fn start() -> Option<Self> {
+        let mut command = std::process::Command::new("unshare");
+        // It says when it is in its namespace.
+        let arguments = ["--net", "sh", "-c", "echo; exec cat"];
+        command
+            .args(arguments)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().ok()?;
+        let mut byte = [0];
+        let read = std::io::Read::read(child.stdout.as_mut()?, &mut byte);
+        let process = Self(child);
+        matches!(read, Ok(1)).then_some(process)
+    }
+
+    fn netns(&self) -> u32 {
+        inode(Path::new(&format!("/proc/{}/ns/net", self.0.id()))).unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+/// A cgroup in a hierarchy, gone with all that is below it when this is dropped.
+struct Tree(PathBuf);
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
+fn remove(directory: &Path) {
+    for child in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&child.path());
+        }
+    }
+    _ = fs::remove_dir(directory);
+}
+
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // A process's start is rounded up to a tick.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64 + 1_000_000_000 / clock_ticks_per_second()
+}
+
+/// Each in a hierarchy of version 1 where there is one: this is for nodes that have no others.
+#[test]
+fn pods_are_known_by_their_sandboxes() {
+    let (unified, legacy) = mounts();
+    let mount = legacy.into_iter().chain(unified).find(|mount| {
+        let probe = mount.join(format!("kmesh-trace-probe-netns-{}", std::process::id()));
+        fs::create_dir(&probe).is_ok() && fs::remove_dir(&probe).is_ok()
+    });
+    let (Some(mount), Some(web), Some(db)) = (mount, Process::start(), Process::start()) else {
+        println!("skipped: this process can make no cgroups or network namespaces");
+        return;
+    };
+    let tree = Tree(mount.join(format!("kmesh-trace-netns-{}", std::process::id())));
+    let put = |process: &Process, uid: &str, digits: &str| {
+        let container = tree.0.join(format!("kubepods/pod{uid}/{}", digits.repeat(32)));
+        fs::create_dir_all(&container).unwrap();
+        fs::write(container.join("cgroup.procs"), process.0.id().to_string()).unwrap();
+    };
+    put(&web, UID, "3f");
+    let (sender, changes) = channel();
+    let mut namespaces = PodNamespaces::of(vec![mount], move || _ = sender.send(()));
+    let mut pod_of = |netns: u32, at_ns: u64| loop {
+        match namespaces.pod_of(netns, at_ns) {
+            Lookup::Known(pod) => return pod.map(|pod| pod.uid),
+            Lookup::Pending => changes.recv().unwrap(),
+        }
+    };
+    assert_eq!(pod_of(web.netns(), now_ns()).as_deref(), Some(UID));
+    assert_eq!(pod_of(web.netns(), 1).as_deref(), None, "before the sandbox started");
+    // A pod that comes later.
+    put(&db, OTHER_UID, "4d");
+    let db_netns = db.netns();
+    assert_eq!(pod_of(db_netns, now_ns()).as_deref(), Some(OTHER_UID));
+    // Its number is anybody's as soon as it is gone.
+    drop(db);
+    assert_eq!(pod_of(db_netns, now_ns()), None);
+    assert_eq!(pod_of(web.netns(), now_ns()).as_deref(), Some(UID));
+}
+
+#[test]
+fn namespace_of_two_pods_is_nobodys() {
+    let Some(process) = Process::start() else {
+        println!("skipped: this process can make no network namespace");
+        return;
+    };
+    let netns = process.netns();
+    let sandbox = |uid: &str| {
+        let path = format!("/proc/{}", process.0.id());
+        Arc::new(Sandbox {
+            pod: PodCgroup {
+                root: "/kubepods".into(),
+                uid: uid.into(),
+            },
+            netns,
+            process: openat(rustix::fs::CWD, path, OFlags::PATH, Mode::empty()).unwrap(),
+            started_ns: 0,
+        })
+    };
+    let mut namespaces = PodNamespaces::of(Vec::new(), || ());
+    namespaces.shared.lock().known.insert(netns, vec![sandbox(UID)]);
+    assert!(matches!(namespaces.pod_of(netns, 0), Lookup::Known(Some(pod)) if *pod.uid == *UID));
+    namespaces
+        .shared
+        .lock()
+        .known
+        .insert(netns, vec![sandbox(UID), sandbox(OTHER_UID)]);
+    assert_eq!(namespaces.pod_of(netns, 0), Lookup::Known(None));
+}
