@@ -91,7 +91,13 @@ impl Kubelet {
         ip.map_or(host == "localhost", |ip| ip.to_canonical().is_loopback())
     }
 
-    /// Whether it proves who it is.
+    /// Whether this kubelet may get the token of the pod that this runs in, without a flag that says so.
+    pub fn may_have_own_token(&self) -> bool {
+        let is_https = self.url.scheme() == Some(&Scheme::HTTPS);
+        self.is_verified() || (is_https && self.is_loopback())
+    }
+
+    /// Whether the kubelet proves who it is.
     pub fn is_verified(&self) -> bool {
         self.url.scheme() == Some(&Scheme::HTTPS) && !self.insecure
     }
