@@ -315,6 +315,25 @@ mod tests {
     }
 
     #[test]
+    fn own_token_goes_to_a_verified_kubelet_or_over_tls_to_this_machine() {
+        for (url, insecure, expected) in [
+            ("https://n1:10250/pods", false, true),
+            ("https://n1:10250/pods", true, false),
+            ("https://127.0.0.1:10250/pods", true, true),
+            ("https://[::1]:10250/pods", true, true),
+            ("http://127.0.0.1:10255/pods", false, false),
+            ("http://localhost:10255/pods", false, false),
+            ("http://n1:10255/pods", false, false),
+        ] {
+            let kubelet = Kubelet {
+                insecure,
+                ..Kubelet::at(Uri::from_static(url))
+            };
+            assert_eq!(kubelet.may_have_own_token(), expected, "{url} {insecure}");
+        }
+    }
+
+    #[test]
     fn tokens_are_kept_from_whom_they_might_not_be_for() {
         for arguments in [
             "--kubelet --kubelet-token t --kubelet-insecure",

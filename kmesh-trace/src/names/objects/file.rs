@@ -37,10 +37,10 @@ impl fmt::Display for PodsFile {
         let count = |kind| self.objects.iter().filter(|object| super::kind(object) == kind).count();
         let (pods, services) = (count(Kind::Pods), count(Kind::Services));
         let others = self.objects.len() - pods - services;
-        write!(f, "{pods} pods, {services} Services and {others} other objects")?;
+        write!(f, "pods: {pods}, Services: {services}, other objects: {others}")?;
         match self.left_out.count {
             0 => Ok(()),
-            count => write!(f, "; {count} left out, the first: {}", self.left_out.first),
+            count => write!(f, ", left out: {count}, the first: {}", self.left_out.first),
         }
     }
 }
@@ -131,11 +131,11 @@ fn yaml_values(text: &str) -> Result<Vec<serde_json::Value>> {
 pub fn yaml_error(error: &serde_saphyr::Error) -> anyhow::Error {
     match error.location() {
         Some(location) => anyhow!(
-            "not valid YAML, or a value of the wrong type, at line {} column {}",
+            "not valid YAML, or a value of the wrong type, or an alias, at line {} column {}",
             location.line(),
             location.column()
         ),
-        None => anyhow!("not valid YAML"),
+        None => anyhow!("not valid YAML, or a value of the wrong type, or an alias"),
     }
 }
 
@@ -151,8 +151,8 @@ mod tests {
         read_text(text).unwrap().to_string()
     }
 
-    const TWO: &str = "2 pods, 0 Services and 0 other objects";
-    const BOTH: &str = "1 pods, 1 Services and 0 other objects";
+    const TWO: &str = "pods: 2, Services: 0, other objects: 0";
+    const BOTH: &str = "pods: 1, Services: 1, other objects: 0";
 
     #[test]
     fn whatever_kubectl_prints_is_read() {
@@ -208,7 +208,7 @@ mod tests {
         let text = "kind: PodList\nitems:\n- metadata: {uid: a, namespace: shop, name: odd}\n  spec: {hostNetwork: 7}\n- metadata: {uid: b, name: b}\n- 7\n";
         assert_eq!(
             counts(text),
-            "1 pods, 0 Services and 0 other objects; 2 left out, the first: Pod shop/odd: it has a field of the wrong type"
+            "pods: 1, Services: 0, other objects: 0, left out: 2, the first: Pod shop/odd: it has a field of the wrong type"
         );
     }
 

@@ -409,3 +409,6 @@ fn query_escaped(text: &str) -> String {
     });
     escaped.collect()
 }
+
+#[cfg(test)]
+mod tests;

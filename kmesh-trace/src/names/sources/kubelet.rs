@@ -244,4 +244,59 @@ mod tests {
             "{error}"
         );
     }
+
+    /// What a kubelet answers; the number of upserts, and what was left out.
+    fn listed(body: String) -> (Result<Listed, String>, usize) {
+        use std::sync::mpsc::channel;
+
+        use crate::names::sources::reporter::Reporter;
+        use crate::names::sources::test_server::{Reply, client, serve};
+        use crate::names::update::{Change, Kind, Scope, SourceId, SourceUpdate};
+
+        let mut source = KubeletSource {
+            client: client(serve(move |_| Reply::Body(body.clone()))),
+            path: "/pods".to_owned(),
+            connection: None,
+            had_other_pods: false,
+        };
+        let (updates, received) = channel();
+        let store = move |batch: Vec<SourceUpdate>| {
+            batch.into_iter().for_each(|update| _ = updates.send(update.change));
+            std::ops::ControlFlow::Continue(())
+        };
+        let (reports, _received) = channel();
+        let reporter = Reporter::new(SourceId(0), std::sync::Arc::new(store), reports);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut list = reporter.list(crate::names::sources::now(), Scope::All(Kind::Pods));
+        let found = runtime.block_on(source.list(&mut list));
+        drop((list, reporter));
+        let upserts = received.iter().filter(|change| matches!(change, Change::Upsert(_)));
+        (found.map_err(|error| error.to_string()), upserts.count())
+    }
+
+    /// 50 pods of 1.4 MB each, as tenants may create them, are 70 MB.
+    #[test]
+    fn large_pods_do_not_end_the_names_of_a_node() {
+        let pod = |number| {
+            let value = "y".repeat(1_400_000);
+            format!(r#"{{"metadata":{{"uid":"u{number}","name":"a"}},"spec":{{"containers":[{{"args":["{value}"]}}]}}}}"#)
+        };
+        let pods: Vec<_> = (0..50).map(pod).collect();
+        let body = format!(r#"{{"kind":"PodList","items":[{},{{}}]}}"#, pods.join(","));
+        assert_eq!(listed(body), (Ok(Listed::Complete), 50));
+    }
+
+    #[test]
+    fn answer_that_is_no_list_of_pods_is_an_error() {
+        for body in [
+            r#"{"kind":"NodeList","items":[]}"#,
+            r#"{"kind":"PodList","items":[{}"#,
+            "\"pods\"",
+            "<html>",
+            "",
+        ] {
+            let (found, upserts) = listed(body.to_owned());
+            assert!(found.is_err_and(|error| error.contains("no PodList")) && upserts == 0, "{body}");
+        }
+    }
 }

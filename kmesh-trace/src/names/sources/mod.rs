@@ -18,6 +18,8 @@ mod poll;
 mod protobuf;
 mod proxy;
 mod reporter;
+#[cfg(test)]
+mod test_server;
 mod tls;
 
 use std::future::Future;
@@ -304,4 +306,77 @@ fn node_name() -> String {
 fn now() -> WallTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     WallTime(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+
+    use super::*;
+    use crate::names::update::{Change, Object, PodObject};
+
+    enum Fake {
+        Panics,
+        Hangs,
+        Works,
+    }
+
+    impl Source for Fake {
+        async fn run(self, reporter: Reporter) {
+            match self {
+                Self::Panics => panic!("a library's own words"),
+                // Not even its own thread goes on.
+                Self::Hangs => loop {
+                    thread::park();
+                },
+                Self::Works => {
+                    let pod = Object::Pod(PodObject {
+                        uid: "u".to_owned(),
+                        ..PodObject::default()
+                    });
+                    reporter.changes(now(), [Change::Upsert(pod)]).unwrap();
+                    reporter.answered();
+                }
+            }
+        }
+    }
+
+    fn prepared(label: &str, source: Fake) -> PreparedSource {
+        PreparedSource {
+            state: SourceState::new(label.to_owned(), "word", true),
+            start: start(source),
+        }
+    }
+
+    fn sender<T: Send + 'static>(sender: Sender<T>) -> impl Fn(T) + Send + 'static {
+        move |value| _ = sender.send(value)
+    }
+
+    #[test]
+    fn source_that_hangs_or_panics_disturbs_no_other() {
+        let sources = Sources {
+            sources: vec![
+                prepared("H", Fake::Hangs),
+                prepared("P", Fake::Panics),
+                prepared("W", Fake::Works),
+            ],
+            request: RefreshRequest(Arc::new(watch::Sender::new(()))),
+        };
+        let (messages, said) = channel();
+        let (updates, stored) = channel();
+        let store = move |update| match updates.send(update) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        let status = sources.start(NamesFrom::default(), sender(messages), store).unwrap();
+        let update: Vec<SourceUpdate> = stored.recv().unwrap();
+        assert_eq!(update[0].source, SourceId(2));
+        let mut first = vec![said.recv().unwrap(), said.recv().unwrap()];
+        first.sort_by_key(|message| matches!(message, StatusMessage::Error(_)));
+        let died = "error: no names any more from P: internal error: this source has stopped";
+        assert_eq!(first, ["names come from W", died]);
+        assert!(status.has_failed());
+        let late = said.recv().unwrap();
+        assert_eq!(late, "error: no names from H in the first 10 s: it has not answered");
+    }
 }
