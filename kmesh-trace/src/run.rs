@@ -28,7 +28,7 @@ use crate::names::Annotator;
 use crate::names::conntrack::Conntrack;
 use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::local::netns::PodNamespaces;
-use crate::names::sources::{Line, Sources};
+use crate::names::sources::{Sources, StatusMessage};
 use crate::note::{NamesFrom, Notes, say};
 use crate::outlet::{self, Outlet};
 use crate::pipeline::Pipeline;
@@ -184,8 +184,8 @@ pub fn run(config: &Config) -> Result<Exit> {
     let annotator = if config.sources.is_empty() {
         Annotator::without_sources(cgroups)
     } else {
-        let refresh = sources.nudge();
-        let refresh = Box::new(move || refresh.nudge());
+        let refresh = sources.refresh_request();
+        let refresh = Box::new(move || refresh.request());
         Annotator::new(cgroups, PodNamespaces::new(wake), conntrack, refresh)
     };
     let mut pipeline = Pipeline::new(began_ns, until_ns, clock, delivery).with_names(annotator);
@@ -202,7 +202,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         // The receiver is dropped only when the process is about to end.
         .spawn(move || _ = ended.send(writer.write(&queue)))
         .context("cannot start a thread")?;
-    let verdict = sources
+    let names_status = sources
         .start(names_from, say_of_sources(config.verbosity), move |one| {
             match names.send(Message::Names(one)) {
                 Ok(()) => ControlFlow::Continue(()),
@@ -212,16 +212,16 @@ pub fn run(config: &Config) -> Result<Exit> {
         .context("cannot start a thread")?;
     let exit = runtime.block_on(wait(config, &control, signals, jobs, end))?;
     Ok(match exit {
-        Exit::Ok if verdict.has_failed() => Exit::Failed,
+        Exit::Ok if names_status.has_failed() => Exit::Failed,
         exit => exit,
     })
 }
 
-fn say_of_sources(verbosity: Verbosity) -> impl Fn(Line) + Send {
+fn say_of_sources(verbosity: Verbosity) -> impl Fn(StatusMessage) + Send {
     move |line| match line {
-        Line::Note(text) if verbosity > Verbosity::Quiet => say(&text),
-        Line::Note(_) => {}
-        Line::Error(text) => say(&text),
+        StatusMessage::Note(text) if verbosity > Verbosity::Quiet => say(&text),
+        StatusMessage::Note(_) => {}
+        StatusMessage::Error(text) => say(&text),
     }
 }
 

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use kmesh_trace::names::fixture::{self, PODS, SERVICES, TOLD};
-use kmesh_trace::names::index::{Index, Shown};
-use kmesh_trace::names::objects;
+use kmesh_trace::names::objects::{self, Writer};
+use kmesh_trace::names::store::{LocalContext, Store};
 use kmesh_trace::names::update::{Change, Key, Owner, PodObject, SourceId, SourceUpdate};
 use kmesh_trace::record::{Direction, Record, WallTime};
 use rustix::time::{ClockId, clock_gettime};
@@ -48,12 +48,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
     let before = super::memory_mib("VmRSS")?;
     let began = cpu_ns();
-    let mut index = fixture::told(fixture::facts());
+    let mut store = fixture::told(fixture::facts());
     line("to make and learn all", (cpu_ns() - began) / 1e6, "ms");
     line("memory they take", super::memory_mib("VmRSS")? - before, "MiB");
 
     let began = cpu_ns();
-    let found = (0..args.lookups).filter(|_| index.is_a_pods(fixture::pod_ip(below(PODS)), &record));
+    let found = (0..args.lookups).filter(|_| store.is_pod_address(fixture::pod_ip(below(PODS)), &record));
     let found = found.count();
     line(
         "a look-up of an address",
@@ -64,9 +64,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
     for (what, pods) in [("of a thousand pods", 1_000), ("of all pods", PODS)] {
         // Once, so that each is made.
-        (0..pods).try_for_each(|pod| name(&mut index, &record, pod, pod))?;
+        (0..pods).try_for_each(|pod| name(&mut store, &record, pod, pod))?;
         let began = cpu_ns();
-        (0..args.lookups).try_for_each(|_| name(&mut index, &record, below(pods), below(pods)))?;
+        (0..args.lookups).try_for_each(|_| name(&mut store, &record, below(pods), below(pods)))?;
         let what = format!("a record's names, {what}");
         line(&what, (cpu_ns() - began) / f64::from(args.lookups), "ns");
     }
@@ -80,12 +80,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let began = cpu_ns();
     for (&(pod, number), json) in changed.iter().zip(&json) {
         let at = WallTime(TOLD.0 + i64::from(number));
-        let fact = objects::fact("Pod", json)?.context("no pod")?;
-        for news in [Change::Delete(Key::Pod(fixture::pod(pod).uid)), Change::Upsert(fact)] {
-            index.learn(&SourceUpdate {
+        let object = objects::parse("Pod", json.as_bytes(), Writer::ApiServer)?.context("no pod")?;
+        for change in [Change::Delete(Key::Pod(fixture::pod(pod).uid)), Change::Upsert(object)] {
+            store.apply(&SourceUpdate {
                 source: SourceId(0),
                 at,
-                news,
+                change,
             });
         }
     }
@@ -104,13 +104,18 @@ fn line(what: &str, value: f64, unit: &str) {
 }
 
 /// Names both ends, and the Service.
-fn name(index: &mut Index, record: &Record, client: u32, server: u32) -> Result<()> {
+fn name(store: &mut Store, record: &Record, client: u32, server: u32) -> Result<()> {
     let mut record = Record {
         src: SocketAddr::new(fixture::pod_ip(client), 40_000),
         dst: SocketAddr::new(fixture::pod_ip(server), 8080),
         ..record.clone()
     };
-    index.name(&mut record, &Shown::default());
+    let local = LocalContext {
+        is_netns_of_root: true,
+        ..LocalContext::default()
+    };
+    let now = record.time;
+    store.annotate(&mut record, &local, now);
     let names = &record.names;
     let is_named = names.src.pod.is_some() && names.dst.pod.is_some() && names.service.is_some();
     ensure!(is_named, "{client} or {server} has no name");

@@ -1,0 +1,686 @@
+//! Splits a stream of JSON into Kubernetes objects, within a fixed amount of memory.
+//!
+//! The scanner takes the bytes as they arrive. It reduces each object to the members in a table of [`Fields`] and passes it on
+//! when the object is complete. An object that is too large costs only itself. The scanner checks the syntax only as far as it
+//! must to find the members; what it passes on is parsed strictly.
+
+use super::fields::{Field, Fields};
+
+/// The largest reduced object, in bytes.
+pub const MAX_OBJECT: usize = 1 << 20;
+/// The largest single value of a reduced object, in bytes.
+const MAX_VALUE: usize = 64 << 10;
+/// Stands for a value that is too large: no field has this type, so that nobody takes it for the real value.
+const TOO_LARGE_VALUE: &[u8] = b"[[]]";
+/// The longest member name that can be in a table of fields.
+const MAX_KEY: usize = 64;
+/// The deepest nesting of what is not dropped.
+const MAX_DEPTH: usize = 32;
+/// The largest total of objects that wait for the kind of their list, in bytes.
+const MAX_PENDING: usize = 64 << 20;
+/// What the kind of a list ends in: `PodList`, or `List` of anything.
+const LIST: &str = "List";
+
+/// What the scanner has found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found<'a> {
+    /// An object.
+    Object {
+        /// Its own kind, else the kind by its list.
+        kind: &'a str,
+        /// Its reduced JSON.
+        json: &'a [u8],
+    },
+    /// The end of a list, with the members of the list itself.
+    List {
+        /// `kind`; empty when the list has none.
+        kind: &'a str,
+        /// The reduced JSON, without items.
+        json: &'a [u8],
+    },
+    /// An object that is left out because it is too large.
+    TooLarge,
+    /// An item that is left out because nothing says what it is.
+    Unknown,
+}
+
+/// Text that is not the JSON of Kubernetes objects.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{problem} at line {line} column {column}")]
+pub struct ScanError {
+    problem: &'static str,
+    line: usize,
+    column: usize,
+}
+
+/// A scanner of one stream. A stream has any number of documents.
+pub struct Scanner {
+    fields: &'static Fields,
+    /// The kind of objects whose list has no kind, if the stream's reader knows it.
+    default_kind: Option<&'static str>,
+    /// Reduced objects that are not complete, the innermost one last.
+    out: Vec<u8>,
+    frames: Vec<Frame>,
+    lists: Vec<Open>,
+    lex: Lex,
+    key: Vec<u8>,
+    /// Bytes of objects that wait for the kind of their list.
+    pending_bytes: usize,
+    line: usize,
+    column: usize,
+}
+
+/// An object or array of which some members are needed.
+struct Frame {
+    is_array: bool,
+    /// Whether the array is the items of a list.
+    is_items: bool,
+    /// Whether the object is a Kubernetes object, or a list of such objects.
+    is_object: bool,
+    fields: &'static Fields,
+    expect: Expect,
+    has_members: bool,
+}
+
+/// An open Kubernetes object, or list.
+struct Open {
+    /// Where its reduced JSON starts in `out`.
+    start: usize,
+    kind: Option<String>,
+    has_items: bool,
+    too_large: bool,
+    /// Items without a kind, until the kind of the list is known.
+    pending: Vec<Box<[u8]>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    Key,
+    Colon,
+    /// A value, and the field that it is of.
+    Value,
+    CommaOrEnd,
+}
+
+/// What the next byte belongs to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lex {
+    /// Nothing that is begun.
+    Structure,
+    Key {
+        escaped: bool,
+    },
+    /// A value that is dropped or copied as a whole.
+    Value {
+        copied_from: Option<usize>,
+        depth: u32,
+        in_string: bool,
+        escaped: bool,
+    },
+    /// A number, `true`, `false` or `null`.
+    Scalar {
+        copied_from: Option<usize>,
+    },
+}
+
+impl Scanner {
+    /// Returns a scanner that keeps these fields. `default_kind` is the kind of objects where nothing else says it.
+    pub fn new(fields: &'static Fields, default_kind: Option<&'static str>) -> Self {
+        Self {
+            fields,
+            default_kind,
+            out: Vec::new(),
+            frames: Vec::new(),
+            lists: Vec::new(),
+            lex: Lex::Structure,
+            key: Vec::new(),
+            pending_bytes: 0,
+            line: 1,
+            column: 0,
+        }
+    }
+
+    /// Reads the next bytes of the stream, and passes on each object that is complete.
+    pub fn feed(&mut self, bytes: &[u8], found: &mut dyn FnMut(Found<'_>)) -> Result<(), ScanError> {
+        let mut at = 0;
+        while at < bytes.len() {
+            let taken = match self.step(&bytes[at..], found) {
+                Ok(taken) => taken,
+                Err(problem) => {
+                    self.count(&bytes[..=at]);
+                    return Err(self.error(problem));
+                }
+            };
+            at += taken;
+        }
+        self.count(bytes);
+        Ok(())
+    }
+
+    /// Ends the stream. An object that is not complete is an error.
+    pub fn finish(&self) -> Result<(), ScanError> {
+        match self.frames.is_empty() {
+            true => Ok(()),
+            false => Err(self.error("the text ends in the middle of an object")),
+        }
+    }
+
+    fn error(&self, problem: &'static str) -> ScanError {
+        ScanError {
+            problem,
+            line: self.line,
+            column: self.column,
+        }
+    }
+
+    fn count(&mut self, bytes: &[u8]) {
+        self.line += bytes.iter().filter(|&&byte| byte == b'\n').count();
+        self.column = match bytes.iter().rposition(|&byte| byte == b'\n') {
+            Some(last) => bytes.len() - last - 1,
+            None => self.column + bytes.len(),
+        };
+    }
+
+    /// Takes at least one byte, or as many as are of the same value.
+    fn step(&mut self, bytes: &[u8], found: &mut dyn FnMut(Found<'_>)) -> Result<usize, &'static str> {
+        match self.lex {
+            Lex::Structure => self.structure(bytes[0], found).map(|()| 1),
+            Lex::Key { escaped } => {
+                self.key_byte(bytes[0], escaped);
+                Ok(1)
+            }
+            Lex::Value { .. } => Ok(self.value_bytes(bytes)),
+            Lex::Scalar { copied_from } => Ok(self.scalar_bytes(bytes, copied_from)),
+        }
+    }
+
+    fn structure(&mut self, byte: u8, found: &mut dyn FnMut(Found<'_>)) -> Result<(), &'static str> {
+        if byte.is_ascii_whitespace() {
+            return Ok(());
+        }
+        let Some(frame) = self.frames.last_mut() else {
+            return match byte {
+                b'{' => self.open_object(self.fields),
+                _ => Err("expected an object"),
+            };
+        };
+        match (frame.expect, byte) {
+            (Expect::Key, b'"') => {
+                self.key.clear();
+                self.lex = Lex::Key { escaped: false };
+                Ok(())
+            }
+            (Expect::Colon, b':') => {
+                frame.expect = Expect::Value;
+                Ok(())
+            }
+            (Expect::CommaOrEnd, b',') => {
+                frame.expect = if frame.is_array { Expect::Value } else { Expect::Key };
+                Ok(())
+            }
+            (Expect::Key | Expect::CommaOrEnd, b'}') if !frame.is_array => self.close_object(found),
+            (Expect::Value | Expect::CommaOrEnd, b']') if frame.is_array => {
+                let is_items = frame.is_items;
+                self.frames.pop();
+                if !is_items {
+                    self.write(b"]");
+                }
+                Ok(())
+            }
+            (Expect::Value, _) => self.value(byte, found),
+            _ => Err("unexpected character"),
+        }
+    }
+
+    /// Starts the value of a member or an element.
+    fn value(&mut self, byte: u8, found: &mut dyn FnMut(Found<'_>)) -> Result<(), &'static str> {
+        let Some(frame) = self.frames.last_mut() else {
+            return Err("expected an object");
+        };
+        frame.expect = Expect::CommaOrEnd;
+        if frame.is_items {
+            let fields = frame.fields;
+            return match byte {
+                b'{' => self.open_object(fields),
+                _ => {
+                    found(Found::Unknown);
+                    self.whole_value(byte, false)
+                }
+            };
+        }
+        if frame.is_array {
+            let fields = frame.fields;
+            self.separate();
+            return self.needed(byte, &Field::Object(fields));
+        }
+        if frame.is_object && self.key == b"items" {
+            if let Some(list) = self.lists.last_mut() {
+                list.has_items = true;
+            }
+            return match byte {
+                b'[' => self.push(Frame {
+                    is_array: true,
+                    is_items: true,
+                    is_object: false,
+                    fields: self.fields,
+                    expect: Expect::Value,
+                    has_members: false,
+                }),
+                // A kubelet that starts answers null.
+                b'n' => self.whole_value(byte, false),
+                _ => Err("expected a list of items"),
+            };
+        }
+        match frame.fields.get(&self.key) {
+            Some(field) => {
+                self.separate();
+                self.write_key();
+                self.needed(byte, field)
+            }
+            None => self.whole_value(byte, false),
+        }
+    }
+
+    /// Starts a value that is needed.
+    fn needed(&mut self, byte: u8, field: &Field) -> Result<(), &'static str> {
+        match (field, byte) {
+            (Field::Object(fields), b'{' | b'[') => {
+                self.write(&[byte]);
+                let is_array = byte == b'[';
+                self.push(Frame {
+                    is_array,
+                    is_items: false,
+                    is_object: false,
+                    fields,
+                    expect: if is_array { Expect::Value } else { Expect::Key },
+                    has_members: false,
+                })
+            }
+            _ => self.whole_value(byte, true),
+        }
+    }
+
+    fn push(&mut self, frame: Frame) -> Result<(), &'static str> {
+        if self.frames.len() == MAX_DEPTH {
+            return Err("nested too deeply");
+        }
+        self.frames.push(frame);
+        Ok(())
+    }
+
+    /// Starts a value that is copied or dropped as a whole.
+    fn whole_value(&mut self, byte: u8, copied: bool) -> Result<(), &'static str> {
+        let copied_from = copied.then_some(self.out.len());
+        self.lex = match byte {
+            b'{' | b'[' | b'"' => Lex::Value {
+                copied_from,
+                depth: u32::from(byte != b'"'),
+                in_string: byte == b'"',
+                escaped: false,
+            },
+            b'-' | b'0'..=b'9' | b'a'..=b'z' => Lex::Scalar { copied_from },
+            _ => return Err("expected a value"),
+        };
+        if copied {
+            self.write(&[byte]);
+        }
+        Ok(())
+    }
+
+    fn open_object(&mut self, fields: &'static Fields) -> Result<(), &'static str> {
+        self.lists.push(Open {
+            start: self.out.len(),
+            kind: None,
+            has_items: false,
+            too_large: false,
+            pending: Vec::new(),
+        });
+        self.write(b"{");
+        self.push(Frame {
+            is_array: false,
+            is_items: false,
+            is_object: true,
+            fields,
+            expect: Expect::Key,
+            has_members: false,
+        })
+    }
+
+    fn close_object(&mut self, found: &mut dyn FnMut(Found<'_>)) -> Result<(), &'static str> {
+        self.write(b"}");
+        let Some(frame) = self.frames.pop() else {
+            return Ok(());
+        };
+        if !frame.is_object {
+            return Ok(());
+        }
+        let Some(object) = self.lists.pop() else {
+            return Ok(());
+        };
+        let is_list = object.has_items || object.kind.as_deref().is_some_and(|kind| kind.ends_with(LIST));
+        if is_list {
+            self.close_list(&object, found);
+        } else if object.too_large {
+            found(Found::TooLarge);
+        } else {
+            self.pass_on(&object, found);
+        }
+        self.out.truncate(object.start);
+        if self.out.is_empty() {
+            // One large object does not hold its memory for the rest of the stream.
+            self.out.shrink_to(MAX_VALUE);
+        }
+        Ok(())
+    }
+
+    fn close_list(&mut self, list: &Open, found: &mut dyn FnMut(Found<'_>)) {
+        let kind = list.kind.as_deref().unwrap_or_default();
+        for json in &list.pending {
+            self.pending_bytes -= json.len();
+            match item_kind(kind) {
+                Some(kind) => found(Found::Object { kind, json }),
+                None => found(Found::Unknown),
+            }
+        }
+        let json = if list.too_large { b"{}" } else { &self.out[list.start..] };
+        found(Found::List { kind, json });
+    }
+
+    /// Passes on an object, if its kind is known by now.
+    fn pass_on(&mut self, object: &Open, found: &mut dyn FnMut(Found<'_>)) {
+        let json = &self.out[object.start..];
+        let kind = object.kind.as_deref().filter(|kind| !kind.is_empty());
+        let of_list = self.lists.last().and_then(|list| item_kind(list.kind.as_deref()?));
+        if let Some(kind) = kind.or(of_list).or(self.default_kind) {
+            found(Found::Object { kind, json });
+            return;
+        }
+        match self.lists.last_mut() {
+            Some(list) if list.kind.is_none() && self.pending_bytes + json.len() <= MAX_PENDING => {
+                self.pending_bytes += json.len();
+                list.pending.push(json.into());
+            }
+            _ => found(Found::Unknown),
+        }
+    }
+
+    fn key_byte(&mut self, byte: u8, escaped: bool) {
+        if byte == b'"' && !escaped {
+            self.lex = Lex::Structure;
+            if let Some(frame) = self.frames.last_mut() {
+                frame.expect = Expect::Colon;
+            }
+            return;
+        }
+        // A longer name is in no table, with or without its end.
+        if self.key.len() < MAX_KEY {
+            self.key.push(byte);
+        }
+        self.lex = Lex::Key {
+            escaped: byte == b'\\' && !escaped,
+        };
+    }
+
+    /// Takes bytes of a value up to its end.
+    fn value_bytes(&mut self, bytes: &[u8]) -> usize {
+        let Lex::Value {
+            copied_from,
+            mut depth,
+            mut in_string,
+            mut escaped,
+        } = self.lex
+        else {
+            return 0;
+        };
+        let mut taken = 0;
+        let mut is_over = false;
+        while taken < bytes.len() && !is_over {
+            let byte = bytes[taken];
+            taken += 1;
+            match (in_string, byte) {
+                (true, _) if escaped => escaped = false,
+                (true, b'\\') => escaped = true,
+                (true, b'"') => {
+                    in_string = false;
+                    is_over = depth == 0;
+                }
+                (true, _) => {}
+                (false, b'"') => in_string = true,
+                (false, b'{' | b'[') => depth += 1,
+                (false, b'}' | b']') => {
+                    depth -= 1;
+                    is_over = depth == 0;
+                }
+                (false, _) => {}
+            }
+        }
+        let copied_from = self.copy(copied_from, &bytes[..taken]);
+        self.lex = Lex::Value {
+            copied_from,
+            depth,
+            in_string,
+            escaped,
+        };
+        if is_over {
+            self.end_value(copied_from);
+        }
+        taken
+    }
+
+    fn scalar_bytes(&mut self, bytes: &[u8], copied_from: Option<usize>) -> usize {
+        let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.');
+        let taken = bytes.iter().position(|byte| !is_part(byte));
+        let copied_from = self.copy(copied_from, &bytes[..taken.unwrap_or(bytes.len())]);
+        match taken {
+            Some(_) => self.end_value(copied_from),
+            None => self.lex = Lex::Scalar { copied_from },
+        }
+        taken.unwrap_or(bytes.len())
+    }
+
+    /// Copies bytes of a value, unless the value is dropped. A value that becomes too large is replaced, and dropped.
+    fn copy(&mut self, copied_from: Option<usize>, bytes: &[u8]) -> Option<usize> {
+        let start = copied_from?;
+        if self.out.len() - start.min(self.out.len()) + bytes.len() > MAX_VALUE {
+            self.out.truncate(start);
+            self.write(TOO_LARGE_VALUE);
+            return None;
+        }
+        self.write(bytes);
+        Some(start)
+    }
+
+    fn end_value(&mut self, copied_from: Option<usize>) {
+        self.lex = Lex::Structure;
+        let is_kind = self.key == b"kind" && self.frames.last().is_some_and(|frame| frame.is_object);
+        let value = copied_from.filter(|_| is_kind).and_then(|start| self.out.get(start..));
+        if let (Some(value), Some(object)) = (value, self.lists.last_mut()) {
+            object.kind = serde_json::from_slice(value).ok();
+        }
+    }
+
+    /// Writes the comma before a member or an element.
+    fn separate(&mut self) {
+        let Some(frame) = self.frames.last_mut() else { return };
+        if std::mem::replace(&mut frame.has_members, true) {
+            self.write(b",");
+        }
+    }
+
+    fn write_key(&mut self) {
+        let key = std::mem::take(&mut self.key);
+        for part in [b"\"", key.as_slice(), b"\":"] {
+            self.write(part);
+        }
+        self.key = key;
+    }
+
+    /// Adds to the innermost object, unless that is too large already.
+    fn write(&mut self, bytes: &[u8]) {
+        let Some(object) = self.lists.last_mut() else { return };
+        if object.too_large || self.out.len() - object.start + bytes.len() > MAX_OBJECT {
+            object.too_large = true;
+            self.out.truncate(object.start);
+            return;
+        }
+        self.out.extend_from_slice(bytes);
+    }
+}
+
+/// Returns the kind of the items of a list of this kind.
+fn item_kind(list_kind: &str) -> Option<&str> {
+    list_kind.strip_suffix(LIST).filter(|kind| !kind.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::objects::fields::{EVENT, OBJECT};
+
+    /// What is found, in short, in pieces of this size.
+    fn found_in(json: &str, size: usize, fields: &'static Fields) -> Result<Vec<String>, ScanError> {
+        let mut scanner = Scanner::new(fields, None);
+        let mut all = Vec::new();
+        for piece in json.as_bytes().chunks(size) {
+            scanner.feed(piece, &mut |found| {
+                all.push(match found {
+                    Found::Object { kind, json } => format!("{kind} {}", str::from_utf8(json).unwrap()),
+                    Found::List { kind, json } => format!("end of {kind} {}", str::from_utf8(json).unwrap()),
+                    other => format!("{other:?}"),
+                });
+            })?;
+        }
+        scanner.finish()?;
+        Ok(all)
+    }
+
+    fn found(json: &str) -> Result<Vec<String>, ScanError> {
+        let whole = found_in(json, json.len().max(1), &OBJECT);
+        for size in [1, 2, 3, 7] {
+            assert_eq!(found_in(json, size, &OBJECT), whole, "in pieces of {size}: {json}");
+        }
+        whole
+    }
+
+    #[test]
+    fn objects_are_reduced_to_the_fields() {
+        let json = r#" {"apiVersion":"v1", "kind" : "PodList","metadata":{"resourceVersion":"7","x":[{"]":"}"}]},
+            "items":[{"metadata":{"name":"a\"}","managedFields":[{"a":{}}],"labels":{"x":"y"}},"spec":{"containers":
+              [{"name":"c","env":[{"name":"e","value":"{\\\""}],"ports":[{"containerPort":80}]},7,null,[]]}},
+              {"kind":"Service","spec":null,"status":true,"other":-1.5e3}]}"#;
+        let expected = [
+            r#"Pod {"metadata":{"name":"a\"}","labels":{"x":"y"}},"spec":{"containers":[{"name":"c","ports":[{"containerPort":80}]},7,null,[]]}}"#,
+            r#"Service {"kind":"Service","spec":null,"status":true}"#,
+            r#"end of PodList {"kind":"PodList","metadata":{"resourceVersion":"7"}}"#,
+        ];
+        assert_eq!(found(json).unwrap(), expected);
+    }
+
+    #[test]
+    fn items_wait_for_the_kind_of_their_list() {
+        let json = r#"{"items":[{"items":[{"code":1}],"kind":"ServiceList"},{"items":[{"code":2}],"kind":"PodList"},
+            {"code":3},{"kind":"Node"}],"kind":"List"} {"kind":"Job"}"#;
+        let expected = [
+            r#"Service {"code":1}"#,
+            r#"end of ServiceList {"kind":"ServiceList"}"#,
+            r#"Pod {"code":2}"#,
+            r#"end of PodList {"kind":"PodList"}"#,
+            r#"Node {"kind":"Node"}"#,
+            "Unknown",
+            r#"end of List {"kind":"List"}"#,
+            r#"Job {"kind":"Job"}"#,
+        ];
+        assert_eq!(found(json).unwrap(), expected);
+        assert_eq!(
+            found(r#"{"items":null,"kind":"PodList"}"#).unwrap(),
+            [r#"end of PodList {"kind":"PodList"}"#]
+        );
+        assert_eq!(
+            found(r#"{"items":[7,[],"x"],"kind":"PodList"}"#).unwrap()[..3],
+            ["Unknown"; 3]
+        );
+    }
+
+    #[test]
+    fn text_that_is_no_list_is_refused_with_its_place() {
+        let cases = [
+            ("[]", "expected an object at line 1 column 1"),
+            ("\"Unauthorized\"", "expected an object"),
+            ("{\n \"kind\" 7}", "unexpected character at line 2 column 9"),
+            (r#"{"kind":"PodList","items":{"a":1}}"#, "expected a list of items"),
+            (r#"{"kind":"PodList","items":[{}"#, "ends in the middle"),
+            (r#"{"kind":"Pod"#, "ends in the middle"),
+            ("{} x", "expected an object"),
+            (r#"{"spec":}"#, "expected a value"),
+        ];
+        for (json, part) in cases {
+            let error = found(json).unwrap_err().to_string();
+            assert!(error.contains(part), "{json}: {error}");
+        }
+        let deep = format!(r#"{{"spec":{}"#, "{\"containers\":".repeat(1 << 16));
+        assert!(found_in(&deep, 1 << 20, &OBJECT).is_err());
+    }
+
+    /// One byte a value, 16 MiB of it: the scanner holds less than twice the largest object.
+    #[test]
+    fn object_that_is_too_large_costs_only_itself() {
+        let value = format!(r#"{{"name":"{}"}},"#, "n".repeat(1000));
+        let large = format!(
+            r#"{{"kind":"Pod","spec":{{"containers":[{}{{}}]}}}}"#,
+            value.repeat(1100)
+        );
+        let name = "x".repeat(MAX_VALUE);
+        let json = format!(
+            r#"{{"kind":"List","items":[{{"kind":"Pod"}},{large},{{"kind":"Pod","code":"{name}"}},{{"kind":"Node"}}]}}"#
+        );
+        let mut scanner = Scanner::new(&OBJECT, None);
+        let mut all = Vec::new();
+        for piece in json.as_bytes().chunks(1000) {
+            scanner
+                .feed(piece, &mut |found| {
+                    all.push(match found {
+                        Found::Object { json, .. } => str::from_utf8(json).unwrap().to_owned(),
+                        other => format!("{other:?}"),
+                    })
+                })
+                .unwrap();
+            assert!(scanner.out.capacity() <= 2 * MAX_OBJECT);
+        }
+        let marked = r#"{"kind":"Pod","code":[[]]}"#;
+        assert_eq!(
+            all[..4],
+            [r#"{"kind":"Pod"}"#, "TooLarge", marked, r#"{"kind":"Node"}"#]
+        );
+    }
+
+    /// `{},{},…` of 57 MiB was 6.2 GB of memory.
+    #[test]
+    fn empty_items_take_no_memory() {
+        let mut scanner = Scanner::new(&OBJECT, Some("Pod"));
+        let mut count = 0;
+        let mut feed = |bytes: &[u8]| scanner.feed(bytes, &mut |_| count += 1).unwrap();
+        feed(br#"{"kind":"PodList","items":["#);
+        let items = "{},".repeat(20_000);
+        (0..100).for_each(|_| feed(items.as_bytes()));
+        assert_eq!(count, 2_000_000);
+        assert!(scanner.out.capacity() <= MAX_VALUE && scanner.pending_bytes == 0);
+    }
+
+    #[test]
+    fn events_are_objects_one_after_the_other() {
+        let json = "{\"type\":\"ADDED\",\"object\":{\"kind\":\"Pod\",\"x\":1}}\n{\"type\":\"BOOKMARK\"}\n";
+        for size in [1, 5, json.len()] {
+            let all = found_in(json, size, &EVENT).unwrap();
+            assert_eq!(all, ["Unknown"; 2], "without a default kind");
+        }
+        let mut scanner = Scanner::new(&EVENT, Some("Event"));
+        let mut first = String::new();
+        let event = &mut |found: Found<'_>| {
+            if let (Found::Object { json, .. }, true) = (found, first.is_empty()) {
+                first = str::from_utf8(json).unwrap().to_owned();
+            }
+        };
+        scanner.feed(json.as_bytes(), event).unwrap();
+        assert_eq!(first, r#"{"type":"ADDED","object":{"kind":"Pod"}}"#);
+    }
+}
