@@ -31,12 +31,12 @@ pub enum Owner {
     Unknown,
     /// The pod has no controller, or its node is the controller: a static pod.
     Nobody,
-    /// The pod's controller.
-    By(Controller),
+    /// The pod's controller, which its siblings share.
+    By(Arc<Controller>),
 }
 
 /// A controller.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Controller {
     kind: Arc<str>,
     name: Arc<str>,
@@ -73,13 +73,14 @@ struct Entry {
 #[derive(Debug, Default)]
 pub struct Owners {
     entries: HashMap<Arc<str>, Entry>,
-    version: u32,
+    /// The number of changes of owners so far.
+    changes: u32,
 }
 
 impl Owners {
-    /// Returns a number that changes whenever the workload of a pod may change.
+    /// Returns a number above 0 that changes whenever the workload of a pod may change.
     pub fn version(&self) -> u32 {
-        self.version
+        self.changes % u32::MAX + 1
     }
 
     /// Adds or changes a controller.
@@ -88,13 +89,13 @@ impl Owners {
         let owner = object.owner.as_ref();
         let owner = owner.map(|owner| Controller::new(owner, &mut shared.strings));
         let namespace = shared.strings.intern(&*object.namespace);
-        let entry = match self.entries.entry(object.uid.as_str().into()) {
+        let entry = match self.entries.entry(shared.strings.intern(&*object.uid)) {
             Slot::Occupied(entry) => entry.into_mut(),
             Slot::Vacant(slot) => {
                 if !shared.budget.replace(&namespace, 0, CONTROLLER_BYTES) {
                     return false;
                 }
-                self.version = self.version.wrapping_add(1);
+                self.changes = self.changes.wrapping_add(1);
                 slot.insert(Entry {
                     kind: object.kind,
                     namespace,
@@ -106,7 +107,7 @@ impl Owners {
         entry.reports.add(source, at);
         if entry.owner != owner {
             entry.owner = owner;
-            self.version = self.version.wrapping_add(1);
+            self.changes = self.changes.wrapping_add(1);
         }
         true
     }
@@ -119,7 +120,7 @@ impl Owners {
                 && let Some(entry) = self.entries.remove(uid)
             {
                 shared.budget.replace(&entry.namespace, CONTROLLER_BYTES, 0);
-                self.version = self.version.wrapping_add(1);
+                self.changes = self.changes.wrapping_add(1);
             }
         }
     }
@@ -150,7 +151,7 @@ impl Owners {
                     name: Arc::clone(name),
                 });
             }
-            Owner::By(controller) => controller,
+            Owner::By(controller) => &**controller,
         };
         for _ in 0..MAX_STEPS {
             let entry = self.entries.get(&controller.uid);
@@ -218,7 +219,10 @@ mod tests {
     }
 
     fn controlled(kind: &str, name: &str) -> Owner {
-        Owner::By(Controller::new(&reference(kind, name, "set"), &mut Interner::default()))
+        Owner::By(Arc::new(Controller::new(
+            &reference(kind, name, "set"),
+            &mut Interner::default(),
+        )))
     }
 
     fn workload(owners: &Owners, owner: &Owner, hash: Option<&str>, started: Option<WallTime>) -> String {

@@ -27,7 +27,7 @@ const SWEEP_NS: i64 = 60 * 1_000_000_000;
 /// The tolerance for the clock that dates the start of a pod, ns. It only ever prevents a name.
 const SLACK_NS: i64 = 2_000_000_000;
 /// The estimated size of a pod without its texts, bytes.
-const POD_BYTES: usize = 700;
+const POD_BYTES: usize = 500;
 /// The number of ports of a pod for which the Service is remembered.
 const MAX_CACHED_PORTS: usize = 16;
 
@@ -43,15 +43,16 @@ pub struct PodRef(u32);
 #[derive(Debug)]
 struct Entry {
     pod: Arc<Pod>,
-    /// The version of the owners from which the pod's workload was derived.
-    owners_version: Option<u32>,
+    /// The version of the owners from which the pod's workload was derived; 0 if it was not.
+    owners_version: u32,
     owner: Owner,
     started: i64,
-    containers: Vec<(Arc<str>, Option<ContainerId>)>,
+    /// The names of the containers, and their ids in the same order.
+    containers: Arc<[Arc<str>]>,
+    container_ids: Box<[Option<ContainerId>]>,
     /// The named TCP ports of all containers.
     ports: Arc<[(Arc<str>, u16)]>,
-    static_uid: Option<Arc<str>>,
-    ips: Vec<IpAddr>,
+    ips: Box<[IpAddr]>,
     is_terminal: bool,
     reports: Reports,
     /// The sources that ever reported the pod.
@@ -59,8 +60,9 @@ struct Entry {
     /// The sources that report the pod's addresses.
     address_sources: SourceSet,
     updated_at: i64,
-    bytes: usize,
-    services: Vec<CachedMatch>,
+    bytes: u32,
+    #[expect(clippy::box_collection, reason = "most pods have none, and a pointer is smaller")]
+    services: Option<Box<Vec<CachedMatch>>>,
 }
 
 impl Entry {
@@ -76,20 +78,20 @@ impl Entry {
                 host_network: None,
                 labels: None,
             }),
-            owners_version: None,
+            owners_version: 0,
             owner: Owner::Unknown,
             started: UNKNOWN,
-            containers: Vec::new(),
+            containers: Arc::default(),
+            container_ids: Box::default(),
             ports: Arc::default(),
-            static_uid: None,
-            ips: Vec::new(),
+            ips: Box::default(),
             is_terminal: false,
             reports: Reports::default(),
             sources: SourceSet::default(),
             address_sources: SourceSet::default(),
             updated_at: i64::MIN,
             bytes: 0,
-            services: Vec::new(),
+            services: None,
         }
     }
 
@@ -130,24 +132,30 @@ impl Entry {
             update::Owner::Nobody => self.owner = Owner::Nobody,
             // The API server's copy of a static pod.
             update::Owner::By(node) if node.kind == "Node" => self.owner = Owner::Nobody,
-            update::Owner::By(controller) => self.owner = Owner::By(Controller::new(controller, strings)),
+            update::Owner::By(controller) => {
+                let controller = Controller::new(controller, strings);
+                self.owner = Owner::By(shared.controllers.intern(controller));
+            }
         }
-        self.owners_version = None;
+        self.owners_version = 0;
         self.started = self.started.min(object.started.map_or(UNKNOWN, |started| started.0));
         self.merge_containers(object, shared);
     }
 
     fn merge_containers(&mut self, object: &PodObject, shared: &mut Shared) {
+        let mut names = self.containers.to_vec();
+        let mut ids = std::mem::take(&mut self.container_ids).into_vec();
         for container in &object.containers {
-            match self.containers.iter_mut().find(|(name, _)| **name == *container.name) {
-                Some((_, id)) => *id = container.id.or(*id),
+            match names.iter().position(|name| **name == *container.name) {
+                Some(at) => ids[at] = container.id.or(ids[at]),
                 None => {
-                    self.containers.reserve_exact(1);
-                    self.containers
-                        .push((shared.strings.intern(&*container.name), container.id));
+                    names.push(shared.strings.intern(&*container.name));
+                    ids.push(container.id);
                 }
             }
         }
+        self.containers = shared.containers.intern(Arc::from(names));
+        self.container_ids = ids.into();
         let ports = object.containers.iter().flat_map(|container| &container.ports);
         let ports: Arc<[_]> = ports
             .map(|(name, port)| (shared.strings.intern(&**name), *port))
@@ -169,6 +177,10 @@ pub struct Shared {
     pub strings: Interner<str>,
     /// The labels that the pods of a controller have in common.
     pub labels: Interner<Labels>,
+    /// The names of containers that the pods of a controller have in common.
+    pub containers: Interner<[Arc<str>]>,
+    /// The controllers of pods.
+    pub controllers: Interner<Controller>,
     /// The ports that the pods of a controller have in common.
     pub ports: Interner<[(Arc<str>, u16)]>,
     /// The memory of all objects.
@@ -180,6 +192,8 @@ pub struct Shared {
 pub struct Pods {
     entries: Slab<Entry>,
     by_uid: HashMap<Arc<str>, u32>,
+    /// The UIDs of static pods that pods have, or have besides their own.
+    static_uids: HashMap<u32, Arc<str>>,
     /// The pods that have a static pod's UID besides their own.
     by_static_uid: HashMap<Arc<str>, Vec<u32>>,
     addresses: Timeline<IpAddr, u32>,
@@ -198,7 +212,7 @@ impl Pods {
         let known = self.by_uid.get(&*object.uid).copied();
         let bytes = estimate(object);
         let namespace = shared.strings.intern(&*object.namespace);
-        let before = known.map_or(0, |slot| self.entries[slot as usize].bytes);
+        let before = known.map_or(0, |slot| self.entries[slot as usize].bytes as usize);
         if !shared.budget.replace(&namespace, before, bytes.max(before)) {
             return false;
         }
@@ -213,7 +227,7 @@ impl Pods {
         let entry = &mut self.entries[slot as usize];
         let is_newer = at.0 >= entry.updated_at;
         let was_gone = !entry.reports.any();
-        entry.bytes = bytes.max(before);
+        entry.bytes = bytes.max(before) as u32;
         entry.merge(object, is_newer, shared);
         entry.reports.add(source, at);
         entry.sources.insert(source);
@@ -279,8 +293,7 @@ impl Pods {
                     uses,
                 },
             );
-            entry.ips.reserve_exact(1);
-            entry.ips.push(ip);
+            entry.ips = entry.ips.iter().copied().chain([ip]).collect();
         }
     }
 
@@ -297,21 +310,20 @@ impl Pods {
     }
 
     fn set_static_uid(&mut self, slot: u32, static_uid: Option<&str>) {
-        let entry = &mut self.entries[slot as usize];
-        if static_uid.is_none() || entry.static_uid.as_deref() == static_uid {
+        let Some(uid) = static_uid else { return };
+        if self.static_uids.get(&slot).is_some_and(|known| **known == *uid) {
             return;
         }
-        let new: Option<Arc<str>> = static_uid.map(Arc::from);
-        let old = std::mem::replace(&mut entry.static_uid, new.clone());
-        let is_own = new.as_ref() == Some(&entry.pod.uid);
-        self.unlink_static_uid(slot, old);
-        if let Some(uid) = new.filter(|_| !is_own) {
-            self.by_static_uid.entry(uid).or_default().push(slot);
+        self.unlink_static_uid(slot);
+        let uid: Arc<str> = uid.into();
+        if self.entries[slot as usize].pod.uid != uid {
+            self.by_static_uid.entry(Arc::clone(&uid)).or_default().push(slot);
         }
+        self.static_uids.insert(slot, uid);
     }
 
-    fn unlink_static_uid(&mut self, slot: u32, uid: Option<Arc<str>>) {
-        if let Some(uid) = uid
+    fn unlink_static_uid(&mut self, slot: u32) {
+        if let Some(uid) = self.static_uids.remove(&slot)
             && let Some(slots) = self.by_static_uid.get_mut(&uid)
         {
             slots.retain(|&one| one != slot);
@@ -406,11 +418,11 @@ impl Pods {
             return;
         };
         self.by_uid.remove(&entry.pod.uid);
-        self.unlink_static_uid(slot, entry.static_uid);
+        self.unlink_static_uid(slot);
         for ip in entry.ips {
             self.addresses.remove(&ip, slot);
         }
-        shared.budget.replace(&entry.pod.namespace, entry.bytes, 0);
+        shared.budget.replace(&entry.pod.namespace, entry.bytes as usize, 0);
     }
 
     /// Returns the pod with this UID, reported or remembered. The UID of a static pod is its own, or the one that the API
@@ -426,7 +438,7 @@ impl Pods {
     /// Returns the API server's copy of a kubelet's static pod, if there is one; else the pod itself.
     fn canonical(&self, slot: u32) -> u32 {
         let entry = &self.entries[slot as usize];
-        match &entry.static_uid {
+        match self.static_uids.get(&slot) {
             Some(uid) if *uid == entry.pod.uid => {
                 let is_copy =
                     |one: &Entry| (&one.pod.namespace, &one.pod.name) == (&entry.pod.namespace, &entry.pod.name);
@@ -478,8 +490,8 @@ impl Pods {
     /// Returns the pod in the form that records have.
     pub fn pod(&mut self, PodRef(slot): PodRef, owners: &Owners) -> Arc<Pod> {
         let entry = &mut self.entries[slot as usize];
-        if entry.owners_version != Some(owners.version()) {
-            entry.owners_version = Some(owners.version());
+        if entry.owners_version != owners.version() {
+            entry.owners_version = owners.version();
             let pod = &entry.pod;
             let (labels, started) = (pod.labels.as_ref(), entry.has_started_by());
             let workload = owners.workload(&entry.owner, &pod.namespace, &pod.name, labels, started);
@@ -511,10 +523,9 @@ impl Pods {
 
     /// Returns the name of the pod's container with this id.
     pub fn container(&self, PodRef(slot): PodRef, id: &ContainerId) -> Option<Arc<str>> {
-        let mut containers = self.entries[slot as usize].containers.iter();
-        containers
-            .find(|(_, one)| one.as_ref() == Some(id))
-            .map(|(name, _)| Arc::clone(name))
+        let entry = &self.entries[slot as usize];
+        let at = entry.container_ids.iter().position(|one| one.as_ref() == Some(id))?;
+        entry.containers.get(at).map(Arc::clone)
     }
 
     /// Returns whether a container of the pod has a port of this name and number.
@@ -528,12 +539,13 @@ impl Pods {
         self.entries[slot as usize]
             .services
             .iter()
+            .flat_map(|services| services.iter())
             .find(|cached| cached.port == port)
     }
 
     /// Remembers the Service of a port of the pod.
     pub fn cache_service(&mut self, PodRef(slot): PodRef, new: CachedMatch) {
-        let services = &mut self.entries[slot as usize].services;
+        let services = self.entries[slot as usize].services.get_or_insert_default();
         match services.iter_mut().find(|cached| cached.port == new.port) {
             Some(cached) => *cached = new,
             None => {
@@ -546,15 +558,15 @@ impl Pods {
     }
 }
 
-/// Returns the memory that a pod takes, about.
+/// Returns the memory that a pod takes at most, about: what it shares with other pods counts in full.
 fn estimate(object: &PodObject) -> usize {
     let labels = object.labels.iter().flatten();
     let labels: usize = labels.map(|(key, value)| key.len() + value.len() + 64).sum();
     let containers = object
         .containers
         .iter()
-        .map(|container| 120 + 40 * container.ports.len());
-    POD_BYTES + object.name.len() + labels / 4 + containers.sum::<usize>() + 100 * object.ips.len()
+        .map(|container| 100 + 40 * container.ports.len());
+    POD_BYTES + object.name.len() + labels + containers.sum::<usize>() + 100 * object.ips.len()
 }
 
 /// Returns the addresses that a packet from elsewhere can have; an IPv4-mapped IPv6 address is IPv4.

@@ -3,8 +3,8 @@
 use crate::names::update::SourceId;
 use crate::record::WallTime;
 
-/// The number of sources of one run: each kind can be given once.
-pub const MAX_SOURCES: usize = 5;
+/// The number of sources of one run: the runtime, the kubelet, the API server and a file, or three that are found.
+pub const MAX_SOURCES: usize = 4;
 
 const NEVER: i64 = i64::MIN;
 

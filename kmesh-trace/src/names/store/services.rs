@@ -4,7 +4,7 @@
 //! else's. Among Services of equal rank, those of several namespaces void each other; of one namespace, the alphabetically
 //! first is named.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -42,8 +42,8 @@ pub struct CachedMatch {
     pub port: u16,
     ip: IpAddr,
     allowed: SourceSet,
-    /// The last change of the endpoints at the address, and of the namespace's selectors.
-    changed: [Changed; 2],
+    /// The last change of the endpoints at the address, and of the namespace's selectors: number and time.
+    changed: [(u32, i64); 2],
     found: Option<Called>,
 }
 
@@ -53,7 +53,9 @@ struct Entry {
     reports: Reports,
     /// The sources that ever reported the Service or its slices.
     sources: SourceSet,
-    spec: Option<Spec>,
+    spec: Option<Box<Spec>>,
+    /// The label of the selector by which the Service is found.
+    found_by: Option<u16>,
     /// The number of slices; while there are any, the selector does not count.
     slices: u32,
     /// The number of spans, past ones included.
@@ -65,50 +67,29 @@ struct Entry {
 #[derive(Debug, PartialEq, Eq)]
 struct Spec {
     headless: bool,
-    cluster_ips: Vec<IpAddr>,
-    external_ips: Vec<IpAddr>,
-    ports: Vec<u16>,
-    node_ports: Vec<u16>,
-    targets: Vec<TargetPort>,
-    selector: Vec<(Arc<str>, Arc<str>)>,
+    cluster_ips: Box<[IpAddr]>,
+    external_ips: Box<[IpAddr]>,
+    ports: Box<[u16]>,
+    node_ports: Box<[u16]>,
+    targets: Box<[TargetPort]>,
+    selector: Box<[(Arc<str>, Arc<str>)]>,
 }
 
 #[derive(Debug)]
 struct Slice {
     reports: Reports,
     service: u32,
-    addresses: Vec<(IpAddr, u16)>,
+    addresses: Box<[(IpAddr, u16)]>,
     bytes: usize,
-}
-
-/// The last change of what a look-up depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Changed {
-    /// A number that no other change has.
-    version: u64,
-    at: i64,
-}
-
-impl Changed {
-    fn now(version: u64, at: WallTime) -> Self {
-        Self { version, at: at.0 }
-    }
-}
-
-impl Default for Changed {
-    fn default() -> Self {
-        Self::now(0, WallTime(i64::MIN))
-    }
 }
 
 /// The Services of one namespace whose selectors count.
 #[derive(Debug, Default)]
 struct Selectors {
-    /// By a label of the selector: name and slot.
-    by_label: HashMap<(Arc<str>, Arc<str>), BTreeSet<(Arc<str>, u32)>>,
-    /// The label by which each Service is found.
-    label_of: HashMap<u32, (Arc<str>, Arc<str>)>,
-    changed: Changed,
+    /// By a label of the selector: name and slot, in the order of names.
+    by_label: HashMap<(Arc<str>, Arc<str>), Vec<(Arc<str>, u32)>>,
+    /// The number and the time of the last change.
+    changed: (u32, i64),
 }
 
 /// A key under which a span was, for forgetting it.
@@ -131,9 +112,8 @@ pub struct Services {
     external_ips: Timeline<IpAddr, At>,
     node_ports: Timeline<u16, At>,
     endpoints: Timeline<IpAddr, At>,
-    endpoints_changed: HashMap<IpAddr, Changed>,
-    /// The number of changes so far.
-    version: u64,
+    /// The number of changes of selectors so far.
+    selector_changes: u32,
     #[cfg(test)]
     lookups: std::cell::Cell<usize>,
     ended: VecDeque<(i64, Ended)>,
@@ -153,10 +133,10 @@ impl Services {
         entry.bytes = bytes;
         entry.reports.add(source, at);
         entry.sources.insert(source);
-        if entry.spec.as_ref() != Some(&spec) {
+        if entry.spec.as_deref() != Some(&spec) {
             self.close_spec(slot, at);
             self.open_spec(slot, &spec, at);
-            self.entries[slot as usize].spec = Some(spec);
+            self.entries[slot as usize].spec = Some(Box::new(spec));
             self.index_selector(slot, at);
         }
         self.forget(at, shared);
@@ -187,6 +167,7 @@ impl Services {
     }
 
     fn close_spec(&mut self, slot: u32, at: WallTime) {
+        self.unindex_selector(slot, at);
         let Some(spec) = self.entries[slot as usize].spec.take() else {
             return;
         };
@@ -224,43 +205,44 @@ impl Services {
                 &mut self.ended,
             );
         }
-        self.unindex_selector(slot, at);
     }
 
     /// Finds the Service by a label of its selector from now on, unless it has slices.
     fn index_selector(&mut self, slot: u32, at: WallTime) {
         self.unindex_selector(slot, at);
-        let entry = &self.entries[slot as usize];
+        let entry = &mut self.entries[slot as usize];
         let selector = entry.spec.as_ref().map_or(&[][..], |spec| &spec.selector);
         if selector.is_empty() || entry.slices > 0 {
             return;
         }
-        let selectors = self.selectors.entry(Arc::clone(&entry.service.namespace)).or_default();
-        // The label that fewest Services of the namespace are found by.
-        let count = |label: &&(Arc<str>, Arc<str>)| selectors.by_label.get(*label).map_or(0, BTreeSet::len);
-        let Some(label) = selector.iter().min_by_key(count).cloned() else {
+        let namespace = Arc::clone(&entry.service.namespace);
+        let selectors = self.selectors.entry(namespace).or_default();
+        // The label by which fewest Services of the namespace are found.
+        let count = |at: &usize| selectors.by_label.get(&selector[*at]).map_or(0, Vec::len);
+        let Some(at) = (0..selector.len()).min_by_key(count) else {
             return;
         };
-        let name = Arc::clone(&entry.service.name);
-        selectors
-            .by_label
-            .entry(label.clone())
-            .or_default()
-            .insert((name, slot));
-        selectors.label_of.insert(slot, label);
+        let services = selectors.by_label.entry(selector[at].clone()).or_default();
+        let found = (Arc::clone(&entry.service.name), slot);
+        if let Err(place) = services.binary_search(&found) {
+            services.insert(place, found);
+        }
+        entry.found_by = Some(at as u16);
     }
 
     fn unindex_selector(&mut self, slot: u32, at: WallTime) {
-        let service = &self.entries[slot as usize].service;
-        let selectors = self.selectors.entry(Arc::clone(&service.namespace)).or_default();
-        self.version += 1;
-        selectors.changed = Changed::now(self.version, at);
-        if let Some(label) = selectors.label_of.remove(&slot)
-            && let Some(services) = selectors.by_label.get_mut(&label)
+        let entry = &mut self.entries[slot as usize];
+        let namespace = Arc::clone(&entry.service.namespace);
+        let selectors = self.selectors.entry(namespace).or_default();
+        self.selector_changes = self.selector_changes.wrapping_add(1);
+        selectors.changed = (self.selector_changes, at.0);
+        if let (Some(at), Some(spec)) = (entry.found_by.take(), &entry.spec)
+            && let Some(label) = spec.selector.get(usize::from(at))
+            && let Some(services) = selectors.by_label.get_mut(label)
         {
-            services.remove(&(Arc::clone(&service.name), slot));
+            services.retain(|&(_, one)| one != slot);
             if services.is_empty() {
-                selectors.by_label.remove(&label);
+                selectors.by_label.remove(label);
             }
         }
     }
@@ -342,7 +324,7 @@ impl Services {
         let slice = Slice {
             reports,
             service: slot,
-            addresses,
+            addresses: addresses.into(),
             bytes,
         };
         self.slices.insert(key, slice);
@@ -352,12 +334,7 @@ impl Services {
     }
 
     fn open_endpoint(&mut self, ip: IpAddr, value: At, at: WallTime) -> u32 {
-        let opened = open(&mut self.endpoints, &self.entries, ip, value, at);
-        if opened > 0 {
-            self.version += 1;
-            self.endpoints_changed.insert(ip, Changed::now(self.version, at));
-        }
-        opened
+        open(&mut self.endpoints, &self.entries, ip, value, at)
     }
 
     /// Ends the endpoints of a slice.
@@ -365,10 +342,7 @@ impl Services {
         for &(ip, port) in &slice.addresses {
             let service = slice.service;
             let value = At { service, port };
-            if close(&mut self.endpoints, ip, value, at, Ended::Endpoint(ip), &mut self.ended) {
-                self.version += 1;
-                self.endpoints_changed.insert(ip, Changed::now(self.version, at));
-            }
+            close(&mut self.endpoints, ip, value, at, Ended::Endpoint(ip), &mut self.ended);
         }
         self.entries[slice.service as usize].slices -= 1;
         self.index_selector(slice.service, at);
@@ -446,12 +420,11 @@ impl Services {
         allowed: SourceSet,
     ) -> Option<Called> {
         let (ip, port) = (address.ip(), address.port());
-        let endpoints = self.endpoints_changed.get(&ip).copied().unwrap_or_default();
         let selectors = self.selectors.get(&pod.namespace);
-        let changed = selectors.map(|one| one.changed).unwrap_or_default();
-        let changed = [endpoints, changed];
+        let selectors = selectors.map_or((0, i64::MIN), |selectors| selectors.changed);
+        let changed = [self.endpoints.last_change(&ip), selectors];
         // Connections that started before the last change are looked up anew.
-        let is_current = changed.iter().all(|changed| time.0 >= changed.at);
+        let is_current = changed.iter().all(|&(_, at)| time.0 >= at);
         if is_current
             && let Some(cached) = pods.cached_service(reference, port)
             && (cached.changed, cached.ip, cached.allowed) == (changed, ip, allowed)
@@ -599,6 +572,7 @@ impl Services {
             reports: Reports::default(),
             sources: SourceSet::default(),
             spec: None,
+            found_by: None,
             slices: 0,
             spans: 0,
             bytes: 0,
@@ -620,11 +594,6 @@ impl Services {
                 Ended::NodePort(port) => self.node_ports.forget(&port, until),
                 Ended::Endpoint(ip) => self.endpoints.forget(&ip, until),
             };
-            if let Ended::Endpoint(ip) = key
-                && self.endpoints.get(&ip).is_empty()
-            {
-                self.endpoints_changed.remove(&ip);
-            }
             for At { service, .. } in forgotten {
                 self.entries[service as usize].spans -= 1;
                 self.remove_if_empty(service, shared);
@@ -643,7 +612,7 @@ impl Services {
             .remove(&(Arc::clone(&service.namespace), Arc::clone(&service.name)));
         shared.budget.replace(&service.namespace, entry.bytes, 0);
         let selectors = self.selectors.get(&service.namespace);
-        if selectors.is_some_and(|selectors| selectors.label_of.is_empty()) {
+        if selectors.is_some_and(|selectors| selectors.by_label.is_empty()) {
             self.selectors.remove(&service.namespace);
         }
     }
@@ -675,7 +644,7 @@ impl Spec {
             ports: object.ports.iter().map(|port| port.port).collect(),
             node_ports: object.ports.iter().filter_map(|port| port.node_port).collect(),
             targets: object.ports.iter().map(|port| port.target.clone()).collect(),
-            selector,
+            selector: selector.into(),
         }
     }
 
@@ -720,7 +689,7 @@ fn open<K: Copy + Eq + std::hash::Hash>(
     1
 }
 
-/// Removes a use of a span, and ends it with the last one. Returns whether it has ended.
+/// Removes a use of a span, and ends the span with the last use.
 fn close<K: Copy + Eq + std::hash::Hash>(
     timeline: &mut Timeline<K, At>,
     key: K,
@@ -728,17 +697,14 @@ fn close<K: Copy + Eq + std::hash::Hash>(
     at: WallTime,
     ended: Ended,
     queue: &mut VecDeque<(i64, Ended)>,
-) -> bool {
-    match timeline.last_mut(&key, value) {
-        Some(span) if span.until == OPEN => {
-            span.uses -= 1;
-            if span.uses > 0 {
-                return false;
-            }
+) {
+    if let Some(span) = timeline.last_mut(&key, value)
+        && span.until == OPEN
+    {
+        span.uses -= 1;
+        if span.uses == 0 {
             span.until = at.0.min(OPEN - 1);
             queue.push_back((span.until, ended));
-            true
         }
-        _ => false,
     }
 }

@@ -28,35 +28,56 @@ impl<V> Span<V> {
     }
 }
 
+/// The spans of one key, and the number of changes of them.
+#[derive(Debug)]
+struct Spans<V> {
+    spans: Box<[Span<V>]>,
+    version: u32,
+}
+
 /// The spans of each key.
 #[derive(Debug)]
 pub struct Timeline<K, V> {
-    spans: HashMap<K, Vec<Span<V>>>,
+    keys: HashMap<K, Spans<V>>,
 }
 
 impl<K, V> Default for Timeline<K, V> {
     fn default() -> Self {
-        Self { spans: HashMap::new() }
+        Self { keys: HashMap::new() }
     }
 }
 
 impl<K: Eq + Hash, V: Copy + Eq> Timeline<K, V> {
     /// Returns all spans of a key, past ones included.
     pub fn get(&self, key: &K) -> &[Span<V>] {
-        self.spans.get(key).map_or(&[], Vec::as_slice)
+        self.keys.get(key).map_or(&[], |one| &one.spans)
     }
 
-    /// Returns the span of this object at this key that started last.
+    /// Returns the last change of a key: its number, and the time from which on the spans are as they are now.
+    pub fn last_change(&self, key: &K) -> (u32, i64) {
+        let Some(one) = self.keys.get(key) else {
+            return (0, i64::MIN);
+        };
+        let times = one
+            .spans
+            .iter()
+            .flat_map(|span| [Some(span.since), Some(span.until).filter(|&until| until != OPEN)]);
+        (one.version, times.flatten().max().unwrap_or(i64::MIN))
+    }
+
+    /// Returns the span of this object at this key that started last, to change it.
     pub fn last_mut(&mut self, key: &K, value: V) -> Option<&mut Span<V>> {
-        let spans = self.spans.get_mut(key)?;
-        spans.iter_mut().rev().find(|span| span.value == value)
+        let one = self.keys.get_mut(key)?;
+        one.version = one.version.wrapping_add(1);
+        one.spans.iter_mut().rev().find(|span| span.value == value)
     }
 
     /// Adds a span.
     pub fn push(&mut self, key: K, span: Span<V>) {
-        let spans = self.spans.entry(key).or_default();
-        spans.reserve_exact(1);
-        spans.push(span);
+        let (spans, version) = (Box::default(), 0);
+        let one = self.keys.entry(key).or_insert(Spans { spans, version });
+        one.version = one.version.wrapping_add(1);
+        one.spans = one.spans.iter().copied().chain([span]).collect();
     }
 
     /// Removes the spans of this object at this key.
@@ -73,10 +94,11 @@ impl<K: Eq + Hash, V: Copy + Eq> Timeline<K, V> {
     }
 
     fn retain(&mut self, key: &K, is_kept: impl Fn(&Span<V>) -> bool) {
-        if let Some(spans) = self.spans.get_mut(key) {
-            spans.retain(is_kept);
-            if spans.is_empty() {
-                self.spans.remove(key);
+        if let Some(one) = self.keys.get_mut(key) {
+            one.spans = one.spans.iter().copied().filter(is_kept).collect();
+            one.version = one.version.wrapping_add(1);
+            if one.spans.is_empty() {
+                self.keys.remove(key);
             }
         }
     }

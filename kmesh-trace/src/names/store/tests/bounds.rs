@@ -62,7 +62,7 @@ fn one_namespace_cannot_use_up_the_memory_of_others() {
     }
     let taken = live_bytes() - before;
     assert!(
-        store.left_out() > 0 && taken < 192 << 20,
+        store.left_out() > 0 && taken < 216 << 20,
         "{} left out, {taken} bytes",
         store.left_out()
     );

@@ -300,7 +300,7 @@ fn an_address_names_its_pod_of_the_connections_start() {
 #[test]
 fn an_address_that_an_unknown_pod_uses_names_nobody_until_the_source_answers() {
     let mut store = store();
-    list(&mut store, KUBELET, 20, vec![]);
+    list(&mut store, KUBELET, 20, vec![pod("web", &["10.1.0.5"], 10)]);
     let to_db = |start: i64| Record {
         start: Some(at(start)),
         ..record(Direction::Outbound, "10.1.0.5:1", "10.1.0.6:15432")
@@ -327,10 +327,11 @@ fn an_address_that_an_unknown_pod_uses_names_nobody_until_the_source_answers() {
         "a connection to the former pod"
     );
     // The answer to an earlier request changes nothing, the next one does.
-    list(&mut store, KUBELET, 39, vec![]);
+    list(&mut store, KUBELET, 39, vec![pod("web", &["10.1.0.5"], 10)]);
     assert_eq!(annotated(&mut store, to_db(40), &in_pod("web"), 41), "web - - main");
     apply(&mut store, API, 41, Change::Delete(Key::Pod("db".to_owned())));
-    list(&mut store, KUBELET, 41, vec![pod("new", &["10.1.0.6"], 32)]);
+    let pods = vec![pod("web", &["10.1.0.5"], 10), pod("new", &["10.1.0.6"], 32)];
+    list(&mut store, KUBELET, 41, pods);
     let scope = || Scope::PodsOfNode("worker-1".to_owned());
     apply(&mut store, API, 41, Change::ListEnd(scope()));
     assert_eq!(annotated(&mut store, to_db(42), &in_pod("web"), 43), "web new - main");
