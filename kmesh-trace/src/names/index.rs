@@ -103,8 +103,7 @@ impl Index {
         self.observe(local, shown, start);
         let local_pod = self.local(local, shown, start);
         let remote_pod = self.remote(local, remote, local_pod.as_ref(), start);
-        record.names.unresolved =
-            local_pod.is_none() && shown.place.as_ref().is_some_and(|place| place.pod.is_some());
+        record.names.unresolved = local_pod.is_none() && shown.place.as_ref().is_some_and(|place| place.pod.is_some());
         record.container_id = shown.place.as_ref().and_then(|place| place.container);
         record.names.container = match (&local_pod, &record.container_id) {
             (Some(found), Some(id)) => self.pods.container(found.reference, id),

@@ -86,7 +86,10 @@ impl CgroupPath {
             let outer_depth = parsed.outer.as_ref().map_or(0, |outer| outer.depth);
             if let Some((pod, container)) = pod_and_container(component, &components[..outer_depth]) {
                 parsed.pod = Some(Claim { value: pod, depth });
-                parsed.container = Some(Claim { value: container, depth });
+                parsed.container = Some(Claim {
+                    value: container,
+                    depth,
+                });
                 return parsed;
             }
             if parsed.outer.is_none() {

@@ -131,7 +131,11 @@ impl PodNamespaces {
             drop(state);
             self.shared.wake.notify_one();
         }
-        if is_nobodys { Lookup::Known(None) } else { Lookup::Pending }
+        if is_nobodys {
+            Lookup::Known(None)
+        } else {
+            Lookup::Pending
+        }
     }
 }
 
@@ -155,10 +159,17 @@ impl Shared {
             if state.is_closed {
                 return false;
             }
-            let rest = state.last_scan.map_or(Duration::ZERO, |scan| SCAN_INTERVAL.saturating_sub(scan.elapsed()));
+            let rest = state
+                .last_scan
+                .map_or(Duration::ZERO, |scan| SCAN_INTERVAL.saturating_sub(scan.elapsed()));
             state = match (state.requested.is_empty(), rest) {
                 (false, Duration::ZERO) => return true,
-                (false, rest) => self.wake.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner).0,
+                (false, rest) => {
+                    self.wake
+                        .wait_timeout(state, rest)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
                 (true, _) => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
             };
         }
@@ -203,7 +214,9 @@ impl Scanner {
 
     /// Returns the pods with a namespace of their own. Kubelets make each pod in every hierarchy, so the first with pods counts.
     fn scan(&mut self) -> Vec<Arc<Sandbox>> {
-        let max = getrlimit(Resource::Nofile).current.map_or(MAX_PODS, |max| max as usize / 2);
+        let max = getrlimit(Resource::Nofile)
+            .current
+            .map_or(MAX_PODS, |max| max as usize / 2);
         let mut found = HashMap::new();
         for hierarchy in &self.hierarchies {
             let mut pods = HashMap::new();
@@ -212,7 +225,9 @@ impl Scanner {
                 containers.sort_unstable();
                 let sandbox = containers.iter().take(MAX_CONTAINERS).find_map(|(id, path)| {
                     let known = self.known.get(id).filter(|known| known.is_in(known.netns));
-                    let sandbox = known.cloned().or_else(|| Sandbox::find(hierarchy, &pod, path).map(Arc::new));
+                    let sandbox = known
+                        .cloned()
+                        .or_else(|| Sandbox::find(hierarchy, &pod, path).map(Arc::new));
                     Some((*id, sandbox?))
                 });
                 found.extend(sandbox);
@@ -257,12 +272,7 @@ impl Sandbox {
 }
 
 /// Collects the pods below a directory whose parents are all trusted.
-fn collect_pods(
-    hierarchy: &Hierarchy,
-    path: &Path,
-    budget: &mut Budget,
-    pods: &mut HashMap<PodCgroup, Containers>,
-) {
+fn collect_pods(hierarchy: &Hierarchy, path: &Path, budget: &mut Budget, pods: &mut HashMap<PodCgroup, Containers>) {
     let parsed = CgroupPath::parse(&path_text(path));
     let is_trusted = hierarchy.inspect(path).is_ok_and(|(_, is_trusted)| is_trusted);
     if !is_trusted || !budget.take(path, &parsed) {

@@ -45,7 +45,10 @@ const PATHS: &[(&str, &str)] = &[
     ("/custom/kubepods/pod{uid}/{id}", "/custom/kubepods {uid} {id}"),
     // Cgroups within a container.
     ("/kubepods/pod{uid}/{id}/init.scope", "/kubepods {uid} {id}"),
-    ("/kubepods/pod{uid}/{id}/system.slice/sshd.service", "/kubepods {uid} {id}"),
+    (
+        "/kubepods/pod{uid}/{id}/system.slice/sshd.service",
+        "/kubepods {uid} {id}",
+    ),
     ("/kubepods/pod{uid}/{id}/docker/{ID}", "/kubepods {uid} {id}"),
     // systemd driver: containerd, CRI-O, cri-dockerd.
     (
@@ -83,8 +86,14 @@ const PATHS: &[(&str, &str)] = &[
         "/system.slice/containerd.service/kubepods-burstable-pod{slice}.slice:cri-containerd:{id}",
         "/kubepods.slice {uid} {id}",
     ),
-    ("/kubepods-pod{slice}.slice:cri-containerd:{id}", "/kubepods.slice {uid} {id}"),
-    ("/a/kubepods-besteffort-pod{slice}.slice:crio:{id}/x", "/kubepods.slice {uid} {id}"),
+    (
+        "/kubepods-pod{slice}.slice:cri-containerd:{id}",
+        "/kubepods.slice {uid} {id}",
+    ),
+    (
+        "/a/kubepods-besteffort-pod{slice}.slice:crio:{id}/x",
+        "/kubepods.slice {uid} {id}",
+    ),
     (
         "/docker/{ID}/system.slice/containerd.service/kubelet-kubepods-pod{slice}.slice:cri-containerd:{id}",
         "/docker/{ID}/kubelet.slice/kubelet-kubepods.slice {uid} {id}",
@@ -94,7 +103,10 @@ const PATHS: &[(&str, &str)] = &[
         "/docker/{id}/kubelet/kubepods/besteffort/pod{uid}/{ID}",
         "/docker/{id}/kubelet/kubepods {uid} {ID}",
     ),
-    ("/docker/{id}/kubepods/pod{uid}/{ID}", "/docker/{id}/kubepods {uid} {ID}"),
+    (
+        "/docker/{id}/kubepods/pod{uid}/{ID}",
+        "/docker/{id}/kubepods {uid} {ID}",
+    ),
     (
         "/system.slice/docker-{id}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{slice}.slice/cri-containerd-{ID}.scope",
         "/system.slice/docker-{id}.scope/kubelet.slice/kubelet-kubepods.slice {uid} {ID}",
@@ -150,7 +162,10 @@ const NEARLY: &[(&str, &str)] = &[
     ("/machine.slice/machine-pod{slice}.slice/{id}", "{id}"),
     ("/kubepods.slice/kubepods-burstable-pod{slice}.slice/{id}", "{id}"),
     ("/x.slice/kubepods-pod{slice}.slice/{id}", "{id}"),
-    ("/kubepods-burstable.slice/kubepods-burstable-pod{slice}.slice/{id}", "{id}"),
+    (
+        "/kubepods-burstable.slice/kubepods-burstable-pod{slice}.slice/{id}",
+        "{id}",
+    ),
     ("/notkubepods.slice/notkubepods-pod{slice}.slice/{id}", "{id}"),
     ("/machine-pod{slice}.slice:cri-containerd:{id}", "{id}"),
     ("/kubepods-pod{slice}.slice:x:{id}", "nobody"),
@@ -180,10 +195,18 @@ fn everything_above_the_container_must_be_roots() {
         ("/kubepods/pod{uid}", 2, "nobody"),
         ("/kubepods/pod{uid}/x/y", 3, "/kubepods {uid}"),
         ("/kubepods/pod{uid}/x/y", 2, "nobody"),
-        ("/kubepods-pod{slice}.slice:cri-containerd:{id}", 1, "/kubepods.slice {uid} {id}"),
+        (
+            "/kubepods-pod{slice}.slice:cri-containerd:{id}",
+            1,
+            "/kubepods.slice {uid} {id}",
+        ),
         ("/kubepods-pod{slice}.slice:cri-containerd:{id}", 0, "nobody"),
         // A node in a container that root does not own, or whose tree it does not own, has no pods.
-        ("/docker/{id}/kubepods/pod{uid}/{ID}", 5, "/docker/{id}/kubepods {uid} {ID}"),
+        (
+            "/docker/{id}/kubepods/pod{uid}/{ID}",
+            5,
+            "/docker/{id}/kubepods {uid} {ID}",
+        ),
         ("/docker/{id}/kubepods/pod{uid}/{ID}", 4, "{id}"),
         ("/docker/{id}/kubepods/pod{uid}/{ID}", 2, "{id}"),
         ("/docker/{id}/kubepods/pod{uid}/{ID}", 1, "nobody"),
@@ -193,7 +216,11 @@ fn everything_above_the_container_must_be_roots() {
             3,
             "nobody",
         ),
-        ("/user.slice/user-1000.slice/user@1000.service/docker-{id}.scope", 3, "nobody"),
+        (
+            "/user.slice/user-1000.slice/user@1000.service/docker-{id}.scope",
+            3,
+            "nobody",
+        ),
     ];
     for (path, trusted, expected) in cases {
         let path = filled(path);

@@ -83,7 +83,11 @@ impl Hierarchy {
 
     /// Returns the names and ids of the directories in a directory. One that cannot be read has none.
     pub fn children(&self, path: &Path) -> impl Iterator<Item = (OsString, u64)> + use<> {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = openat(&self.root, path, flags, Mode::empty()).and_then(Dir::new);
         let entries = directory.into_iter().flatten().flatten();

@@ -186,11 +186,7 @@ impl CgroupTable {
 }
 
 /// Returns one copy for all cgroups of a container.
-fn shared(
-    owners: &HashMap<u64, Option<Arc<CgroupOwner>>>,
-    members: &Members,
-    owner: CgroupOwner,
-) -> Arc<CgroupOwner> {
+fn shared(owners: &HashMap<u64, Option<Arc<CgroupOwner>>>, members: &Members, owner: CgroupOwner) -> Arc<CgroupOwner> {
     let known = members.direct.iter().rev().chain(members.nested.back());
     let same = known
         .filter_map(|id| owners.get(id)?.as_ref())

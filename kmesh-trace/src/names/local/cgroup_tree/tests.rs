@@ -1,4 +1,4 @@
-//! On directory trees below the temporary folder, whose owner stands for root, and on cgroups of version 2 where this process
+//! On directory trees in memory, whose owner stands for root, and on cgroups of version 2 where this process
 //! may make some.
 
 use std::fs;
@@ -23,9 +23,14 @@ struct Tree {
 }
 
 impl Tree {
-    /// Below the temporary folder.
+    /// In memory where possible, else below the temporary folder: many directories take minutes on a disk.
     fn new(name: &str) -> Self {
-        Self::below(&std::env::temp_dir(), name)
+        let memory = PathBuf::from("/dev/shm");
+        if memory.is_dir() {
+            Self::below(&memory, name)
+        } else {
+            Self::below(&std::env::temp_dir(), name)
+        }
     }
 
     /// A cgroup, if this process may make one.
@@ -126,11 +131,13 @@ impl Watched {
     }
 }
 
-/// The number of directories that this process watches on the file system of `path`, below `path` or not.
+/// The number of directories with these inode numbers that this process watches.
 fn watches_of(inodes: &[u64]) -> usize {
     let descriptors = fs::read_dir("/proc/self/fdinfo").unwrap().flatten();
     let texts = descriptors.map(|descriptor| fs::read_to_string(descriptor.path()).unwrap_or_default());
-    let lines: Vec<String> = texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+    let lines: Vec<String> = texts
+        .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
     let inotify = lines.iter().filter(|line| line.starts_with("inotify "));
     let is_one = |line: &&String| inodes.iter().any(|inode| line.contains(&format!(" ino:{inode:x} ")));
     inotify.filter(is_one).count()
@@ -139,13 +146,19 @@ fn watches_of(inodes: &[u64]) -> usize {
 #[test]
 fn cgroups_that_were_there_are_known_and_remembered() {
     let tree = Tree::new("known");
-    let (container_path, outer_path) = (format!("kubepods/pod{UID}/{}", id("3f")), format!("docker/{}", id("4d")));
+    let (container_path, outer_path) = (
+        format!("kubepods/pod{UID}/{}", id("3f")),
+        format!("docker/{}", id("4d")),
+    );
     let (container, outer) = (tree.make(&container_path), tree.make(outer_path));
     let pod = tree.make(format!("kubepods/pod{UID}"));
     let service = tree.make("system.slice/sshd.service");
     let mut watched = tree.watched();
     assert_eq!(watched.text(container), format!("{UID} 3f"));
-    assert_eq!(watched.cgroups.pods_under("/kubepods").collect::<Vec<_>>(), [UID.into()]);
+    assert_eq!(
+        watched.cgroups.pods_under("/kubepods").collect::<Vec<_>>(),
+        [UID.into()]
+    );
     assert_eq!(watched.cgroups.pods_under("/other").count(), 0);
     for name in ["kubepods", "docker"] {
         remove_all(&tree.root.join(name));
@@ -192,7 +205,11 @@ fn directories_that_others_can_write_to_name_no_pod() {
     tree.set_mode("user.slice/user@1000.service", 0o775);
     // A container's own directory may be delegated, and what is below it is the container's.
     let delegated = tree.make(format!("kubepods/pod{UID}/{}", id("4d")));
-    let nested = tree.make(format!("kubepods/pod{UID}/{}/kubepods/pod{OTHER_UID}/{}", id("4d"), id("5e")));
+    let nested = tree.make(format!(
+        "kubepods/pod{UID}/{}/kubepods/pod{OTHER_UID}/{}",
+        id("4d"),
+        id("5e")
+    ));
     tree.set_mode(&format!("kubepods/pod{UID}/{}", id("4d")), 0o777);
     // A pod's directory may not.
     let in_others = tree.make(format!("kubepods/pod{OTHER_UID}/{}", id("6c")));
@@ -203,7 +220,10 @@ fn directories_that_others_can_write_to_name_no_pod() {
     assert_eq!(watched.text(delegated), format!("{UID} 4d"));
     assert_eq!(watched.text(nested), format!("{UID} 4d"));
     assert_eq!(watched.text(in_others), "nobody");
-    assert_eq!(watched.cgroups.pods_under("/kubepods").collect::<Vec<_>>(), [UID.into()]);
+    assert_eq!(
+        watched.cgroups.pods_under("/kubepods").collect::<Vec<_>>(),
+        [UID.into()]
+    );
     // A directory that is given away after it was read.
     tree.make("late/x");
     watched.settle();
@@ -268,7 +288,9 @@ fn more_lookups_than_can_wait_are_answered_at_once() {
         _ = sender.send(());
         _ = released.recv();
     });
-    let pending = (1..100_000).filter(|id| cgroups.lookup(u64::MAX - id) == Lookup::Pending).count();
+    let pending = (1..100_000)
+        .filter(|id| cgroups.lookup(u64::MAX - id) == Lookup::Pending)
+        .count();
     assert!(pending >= MAX_REQUESTS, "{pending}");
     // At most once more, when the first requests were taken up.
     assert!(pending <= 2 * MAX_REQUESTS, "{pending}");

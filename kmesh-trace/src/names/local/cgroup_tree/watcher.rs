@@ -172,7 +172,10 @@ impl Watcher {
         }
         let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR | WatchFlags::DONT_FOLLOW;
         let directory = self.hierarchy.absolute(path);
-        let watch = self.inotify.as_ref().and_then(|inotify| add_watch(inotify, directory, flags).ok());
+        let watch = self
+            .inotify
+            .as_ref()
+            .and_then(|inotify| add_watch(inotify, directory, flags).ok());
         self.has_unwatched |= watch.is_none();
         let path: Arc<Path> = path.into();
         if let Some(watch) = watch {
