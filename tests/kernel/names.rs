@@ -331,9 +331,15 @@ fn a_container_that_is_gone() {
     tracer.store.keep(web.netns);
     web.start();
     db.start();
-    // It must have looked at the cgroup before that is gone.
-    wait_until("the tracer watches the cgroup", || {
-        is_watched_by(&tracer, web.cgroup_id())
+    // The tracer takes in directories in the order in which they are made, and watches pods, not containers.
+    let later_pod = node.cgroups.join(format!(
+        "kubepods/besteffort/pod{}",
+        web.uid.replace("-0000-", "-ffff-")
+    ));
+    fs::create_dir(&later_pod).unwrap();
+    let later_pod = fs::metadata(later_pod).unwrap().st_ino();
+    wait_until("the tracer watches the cgroup of a later pod", || {
+        is_watched_by(&tracer, later_pod)
     });
     db.actor.listen("l", format!("{DB}:8080").parse().unwrap());
     let from = web

@@ -1,4 +1,4 @@
-//! On directory trees below the temporary folder, whose owner stands for root, and on cgroups of version 2 where this process
+//! On directory trees in memory, whose owner stands for root, and on cgroups of version 2 where this process
 //! may make some.
 
 use std::fs;
@@ -23,9 +23,14 @@ struct Tree {
 }
 
 impl Tree {
-    /// Below the temporary folder.
+    /// In memory where possible, else below the temporary folder: many directories take minutes on a disk.
     fn new(name: &str) -> Self {
-        Self::below(&std::env::temp_dir(), name)
+        let memory = PathBuf::from("/dev/shm");
+        if memory.is_dir() {
+            Self::below(&memory, name)
+        } else {
+            Self::below(&std::env::temp_dir(), name)
+        }
     }
 
     /// A cgroup, if this process may make one.
@@ -126,7 +131,7 @@ impl Watched {
     }
 }
 
-/// The number of directories that this process watches on the file system of `path`, below `path` or not.
+/// The number of directories with these inode numbers that this process watches.
 fn watches_of(inodes: &[u64]) -> usize {
     let descriptors = fs::read_dir("/proc/self/fdinfo").unwrap().flatten();
     let texts = descriptors.map(|descriptor| fs::read_to_string(descriptor.path()).unwrap_or_default());

@@ -78,13 +78,18 @@ impl Drop for Tree {
     }
 }
 
+/// The kernel removes a process from its cgroup a moment after it is gone.
 fn remove(directory: &Path) {
     for child in fs::read_dir(directory).into_iter().flatten().flatten() {
         if child.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove(&child.path());
         }
     }
-    _ = fs::remove_dir(directory);
+    let mut tries = 0;
+    while fs::remove_dir(directory).is_err() && directory.exists() && tries < 1000 {
+        tries += 1;
+        thread::yield_now();
+    }
 }
 
 fn now_ns() -> u64 {
@@ -101,11 +106,16 @@ fn pods_are_known_by_their_sandboxes() {
         let probe = mount.join(format!("kmesh-trace-probe-netns-{}", std::process::id()));
         fs::create_dir(&probe).is_ok() && fs::remove_dir(&probe).is_ok()
     });
-    let (Some(mount), Some(web), Some(db)) = (mount, Process::start(), Process::start()) else {
-        println!("skipped: this process can make no cgroups or network namespaces");
+    let Some(mount) = mount else {
+        println!("skipped: this process can make no cgroups");
         return;
     };
+    // Before the processes, so that it is removed after they are gone.
     let tree = Tree(mount.join(format!("kmesh-trace-netns-{}", std::process::id())));
+    let (Some(web), Some(db)) = (Process::start(), Process::start()) else {
+        println!("skipped: this process can make no network namespaces");
+        return;
+    };
     let put = |process: &Process, uid: &str, digits: &str| {
         let container = tree.0.join(format!("kubepods/pod{uid}/{}", digits.repeat(32)));
         fs::create_dir_all(&container).unwrap();
