@@ -11,8 +11,8 @@ use kmesh_trace::cli::Cli;
 use kmesh_trace::config::{Config, Surroundings};
 use kmesh_trace::names::sources::{RefreshRequest, Sources, Status, StatusMessage};
 use kmesh_trace::names::update::{
-    Change, ControllerObject, EndpointsObject, Key, Kind, NodeObject, Object, PodObject, Scope, ServiceObject, SourceId,
-    SourceUpdate,
+    Change, ControllerObject, EndpointsObject, Key, Kind, NodeObject, Object, PodObject, Scope, ServiceObject,
+    SourceId, SourceUpdate,
 };
 use kmesh_trace::note::NamesFrom;
 

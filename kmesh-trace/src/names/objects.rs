@@ -350,7 +350,11 @@ mod tests {
     #[test]
     fn objects_without_identity_are_refused() {
         for kind in ["Pod", "Service", "EndpointSlice", "ReplicaSet", "Job", "Node"] {
-            assert_eq!(parse(kind, b"{}", Writer::Kubelet), Err(ObjectError::NoIdentity), "{kind}");
+            assert_eq!(
+                parse(kind, b"{}", Writer::Kubelet),
+                Err(ObjectError::NoIdentity),
+                "{kind}"
+            );
         }
         assert_eq!(parse("Secret", b"{}", Writer::Kubelet), Ok(None));
     }

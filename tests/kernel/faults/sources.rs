@@ -83,7 +83,10 @@ fn a_kubelet_that_sends_too_much() {
         }
     });
     let (tracer, line) = told_of(&url);
-    assert!(line.contains("no PodList") && line.contains("the middle of an object"), "{line}");
+    assert!(
+        line.contains("no PodList") && line.contains("the middle of an object"),
+        "{line}"
+    );
     let kib = peak_kib(tracer.pid);
     // It is one pod, named a million times.
     assert!(kib < LITTLE, "{kib} KiB");

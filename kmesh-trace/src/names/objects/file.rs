@@ -55,7 +55,10 @@ pub fn read(path: &Path) -> Result<PodsFile> {
         let what = match (found.left_out.count, found.others) {
             (0, 0) => "has no objects".to_owned(),
             (0, others) => format!("has {others} objects, but none that names need"),
-            (count, _) => format!("has no object that can be used; {count} left out, the first: {}", found.left_out.first),
+            (count, _) => format!(
+                "has no object that can be used; {count} left out, the first: {}",
+                found.left_out.first
+            ),
         };
         bail!("{shown} (--pods-file) {what}\n  {HOW}");
     }
@@ -253,7 +256,10 @@ mod tests {
     fn file_without_names_is_refused_with_what_to_do() {
         let path = std::env::temp_dir().join(format!("kmesh-trace-pods-{}", std::process::id()));
         for (text, part) in [
-            (r#"{"kind":"Status","message":"Unauthorized"}"#, "1 objects, but none that names need"),
+            (
+                r#"{"kind":"Status","message":"Unauthorized"}"#,
+                "1 objects, but none that names need",
+            ),
             (r#"{"kind":"PodList","items":null}"#, "no objects"),
             (r#"{"items":[{"metadata":{"uid":"a"}}]}"#, "one has no kind"),
             (r#"{"kind":"PodList","items":[{}]}"#, "no name or no UID"),
@@ -264,6 +270,9 @@ mod tests {
         }
         std::fs::remove_file(&path).unwrap();
         let error = format!("{:#}", read(&path).unwrap_err());
-        assert!(error.contains("--pods-file") && error.contains("No such file"), "{error}");
+        assert!(
+            error.contains("--pods-file") && error.contains("No such file"),
+            "{error}"
+        );
     }
 }

@@ -34,10 +34,7 @@ impl Node {
         let addresses = self.status.unwrap_or_default().addresses.0;
         Object::Node(NodeObject {
             name: text(&self.metadata.unwrap_or_default().name),
-            ips: addresses
-                .iter()
-                .filter_map(|one| ip(one.address.as_deref()?))
-                .collect(),
+            ips: addresses.iter().filter_map(|one| ip(one.address.as_deref()?)).collect(),
         })
     }
 }

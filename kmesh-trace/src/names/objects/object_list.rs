@@ -254,7 +254,9 @@ mod tests {
     fn read(json: &str, writer: Writer) -> (Vec<Object>, ObjectReader) {
         let mut reader = ObjectReader::new(writer, Some("Pod"));
         let mut objects = Vec::new();
-        reader.feed(json.as_bytes(), &mut |object| objects.push(object)).unwrap();
+        reader
+            .feed(json.as_bytes(), &mut |object| objects.push(object))
+            .unwrap();
         reader.finish().unwrap();
         (objects, reader)
     }
@@ -300,7 +302,10 @@ mod tests {
             ("client-vm", "Nobody", true, false, "10.244.77.46", false, 2),
             ("web-vm", "Nobody", true, false, "10.244.77.43", false, 2),
         ];
-        assert_eq!(rows(STANDALONE, Writer::Kubelet), standalone.map(|row| format!("{row:?}")));
+        assert_eq!(
+            rows(STANDALONE, Writer::Kubelet),
+            standalone.map(|row| format!("{row:?}"))
+        );
         let registered: [Row<'_>; 13] = [
             ("bare", "Nobody", false, false, "10.244.77.57", false, 1),
             ("crashy-vm", "Nobody", true, false, "10.244.77.51", false, 1),
@@ -308,18 +313,49 @@ mod tests {
             ("noimage-vm", "Nobody", true, false, "10.244.77.47", false, 0),
             ("agent-ljb97", "DaemonSet/agent", false, true, "192.0.2.2", false, 1),
             ("hostnet-vm", "Nobody", true, true, "192.0.2.2", false, 1),
-            ("client-6cdf64b9f5-txsmw", "ReplicaSet/client-6cdf64b9f5", false, false, "10.244.77.54", false, 1),
+            (
+                "client-6cdf64b9f5-txsmw",
+                "ReplicaSet/client-6cdf64b9f5",
+                false,
+                false,
+                "10.244.77.54",
+                false,
+                1,
+            ),
             ("client-vm", "Nobody", true, false, "10.244.77.49", false, 2),
             ("db-0", "StatefulSet/db", false, false, "10.244.77.55", false, 1),
             ("once-fnbb2", "Job/once", false, false, "10.244.77.56", true, 1),
-            ("web-9b9899d94-jsjxn", "ReplicaSet/web-9b9899d94", false, false, "10.244.77.52", false, 1),
-            ("web-9b9899d94-vpbnr", "ReplicaSet/web-9b9899d94", false, false, "10.244.77.53", false, 1),
+            (
+                "web-9b9899d94-jsjxn",
+                "ReplicaSet/web-9b9899d94",
+                false,
+                false,
+                "10.244.77.52",
+                false,
+                1,
+            ),
+            (
+                "web-9b9899d94-vpbnr",
+                "ReplicaSet/web-9b9899d94",
+                false,
+                false,
+                "10.244.77.53",
+                false,
+                1,
+            ),
             ("web-vm", "Nobody", true, false, "10.244.77.50", false, 2),
         ];
-        assert_eq!(rows(REGISTERED, Writer::Kubelet), registered.map(|row| format!("{row:?}")));
+        assert_eq!(
+            rows(REGISTERED, Writer::Kubelet),
+            registered.map(|row| format!("{row:?}"))
+        );
         assert_eq!(rows(STARTING, Writer::Kubelet), [""; 0]);
         // The same text from an API server proves nothing: users write annotations there.
-        assert!(rows(REGISTERED, Writer::ApiServer).iter().all(|row| !row.contains("true, true")));
+        assert!(
+            rows(REGISTERED, Writer::ApiServer)
+                .iter()
+                .all(|row| !row.contains("true, true"))
+        );
     }
 
     #[test]
@@ -328,13 +364,21 @@ mod tests {
             {"metadata":{"uid":"a","namespace":"shop","name":"odd\u001b[2J"},"spec":{"hostNetwork":7}},
             {"metadata":{"uid":"b","name":"a\n\"\u001b[31m\u2028"}},{},{"kind":"Secret"}]}"#;
         let (objects, reader) = read(json, Writer::Kubelet);
-        let [Object::Pod(pod)] = &objects[..] else { panic!("{objects:?}") };
+        let [Object::Pod(pod)] = &objects[..] else {
+            panic!("{objects:?}")
+        };
         assert_eq!(pod.name, "a\n\"\u{1b}[31m\u{2028}");
         let first = r"Pod shop/odd\u001b[2J: it has a field of the wrong type".to_owned();
         assert_eq!(reader.left_out, LeftOut { count: 2, first });
-        assert_eq!(reader.other_kinds.into_iter().collect::<Vec<_>>(), [("Secret".to_owned(), 1)]);
+        assert_eq!(
+            reader.other_kinds.into_iter().collect::<Vec<_>>(),
+            [("Secret".to_owned(), 1)]
+        );
         let list = reader.list.unwrap();
-        assert_eq!((&*list.kind, list.resource_version.as_deref(), list.next.as_deref()), ("PodList", Some("7"), Some("next")));
+        assert_eq!(
+            (&*list.kind, list.resource_version.as_deref(), list.next.as_deref()),
+            ("PodList", Some("7"), Some("next"))
+        );
     }
 
     fn events(text: &str) -> (Vec<Option<Event>>, EventReader) {
@@ -372,11 +416,19 @@ mod tests {
             r#"{{"type":"MODIFIED","object":{{"metadata":{{"uid":"c"}},"spec":{{"containers":[{}{{}}]}}}}}}"#,
             r#"{"name":"nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn"},"#.repeat(20_000)
         );
-        let odd = r#"{"type":"MODIFIED","object":{"metadata":{"uid":"a","resourceVersion":"8"},"spec":{"hostNetwork":7}}}"#;
-        let (all, reader) = events(&format!("{odd}\n{large}\n{}", odd.replace("\"metadata\":{", "\"metadata\":7,\"x\":{")));
+        let odd =
+            r#"{"type":"MODIFIED","object":{"metadata":{"uid":"a","resourceVersion":"8"},"spec":{"hostNetwork":7}}}"#;
+        let (all, reader) = events(&format!(
+            "{odd}\n{large}\n{}",
+            odd.replace("\"metadata\":{", "\"metadata\":7,\"x\":{")
+        ));
         assert_eq!(
             all,
-            [Some(Event::Delete(Key::Pod("a".to_owned()))), Some(Event::Unknown), Some(Event::Unknown)]
+            [
+                Some(Event::Delete(Key::Pod("a".to_owned()))),
+                Some(Event::Unknown),
+                Some(Event::Unknown)
+            ]
         );
         assert_eq!((reader.left_out.count, reader.version.as_deref()), (3, Some("8")));
     }

@@ -149,10 +149,9 @@ impl Pod {
         let owner = meta.controller().map_or(Owner::Nobody, Owner::By);
         let node = spec.node_name.filter(|name| !name.is_empty());
         let static_uid = match writer {
-            Writer::Kubelet => static_uid_by_kubelet(
-                annotations.config_source.as_deref(),
-                annotations.config_hash.as_deref(),
-            ),
+            Writer::Kubelet => {
+                static_uid_by_kubelet(annotations.config_source.as_deref(), annotations.config_hash.as_deref())
+            }
             Writer::ApiServer => static_uid_by_api_server(&annotations, &owner, node.as_deref()),
         };
         Object::Pod(PodObject {
@@ -299,7 +298,10 @@ mod tests {
         let by_kubelet = |annotations: &[_]| static_uid(Writer::Kubelet, annotations, "");
         let file = [("source", "file"), ("hash", STATIC)];
         assert_eq!(by_kubelet(&file).as_deref(), Some(STATIC));
-        assert_eq!(by_kubelet(&[("source", "http"), ("hash", STATIC)]).as_deref(), Some(STATIC));
+        assert_eq!(
+            by_kubelet(&[("source", "http"), ("hash", STATIC)]).as_deref(),
+            Some(STATIC)
+        );
         // What a user can write into an ordinary pod: the kubelet says that it came from the API server.
         for annotations in [
             &[("source", "api"), ("hash", VICTIM), ("mirror", VICTIM)][..],
@@ -328,7 +330,11 @@ mod tests {
             // A user may name a node as the owner, too. The UID of a pod that an API server made has dashes.
             (&forged, node),
         ] {
-            assert_eq!(static_uid(Writer::ApiServer, annotations, owner), None, "{annotations:?} {owner}");
+            assert_eq!(
+                static_uid(Writer::ApiServer, annotations, owner),
+                None,
+                "{annotations:?} {owner}"
+            );
         }
     }
 

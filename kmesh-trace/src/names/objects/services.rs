@@ -158,9 +158,12 @@ mod tests {
 
     #[test]
     fn headless_services_have_no_address() {
-        let headless = service(r#"{"metadata":{"name":"a"},"spec":{"clusterIP":"None","clusterIPs":["None"],"selector":null,"ports":null}}"#);
+        let headless = service(
+            r#"{"metadata":{"name":"a"},"spec":{"clusterIP":"None","clusterIPs":["None"],"selector":null,"ports":null}}"#,
+        );
         assert_eq!((headless.headless, headless.cluster_ips), (true, vec![]));
-        let external = service(r#"{"metadata":{"name":"a"},"spec":{"type":"ExternalName","externalName":"db.example"}}"#);
+        let external =
+            service(r#"{"metadata":{"name":"a"},"spec":{"type":"ExternalName","externalName":"db.example"}}"#);
         assert_eq!((external.headless, external.cluster_ips), (false, vec![]));
     }
 

@@ -143,7 +143,11 @@ impl ApiServerSource {
             let began = Instant::now();
             let step = match &version {
                 None => {
-                    let selector = if self.this_node { self.selector(resource) } else { String::new() };
+                    let selector = if self.this_node {
+                        self.selector(resource)
+                    } else {
+                        String::new()
+                    };
                     let scope = Scope::All(resource.kind);
                     let listed = self.list(reporter, resource, &mut connection, scope, &selector).await;
                     listed.map(|listed| {
@@ -264,7 +268,9 @@ impl ApiServerSource {
             read.map_err(|error| no_api_server().because(&error.to_string()))?;
             list.flush()?;
         }
-        reader.finish().map_err(|error| no_api_server().because(&error.to_string()))?;
+        reader
+            .finish()
+            .map_err(|error| no_api_server().because(&error.to_string()))?;
         list.left_out(reader.left_out);
         reader.list.ok_or_else(no_api_server)
     }
@@ -278,7 +284,11 @@ impl ApiServerSource {
         connection: &mut Option<Connection>,
         version: &mut Option<String>,
     ) -> Result<(), Break> {
-        let selector = if self.this_node { self.selector(resource) } else { String::new() };
+        let selector = if self.this_node {
+            self.selector(resource)
+        } else {
+            String::new()
+        };
         let path = format!(
             "{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}&resourceVersion={}{selector}",
             resource.path,
@@ -371,7 +381,11 @@ fn no_sense() -> SourceError {
 }
 
 fn of_status(status: &Status) -> SourceError {
-    let message = if status.message.is_empty() { &status.reason } else { &status.message };
+    let message = if status.message.is_empty() {
+        &status.reason
+    } else {
+        &status.message
+    };
     match StatusCode::from_u16(status.code) {
         Ok(code) => SourceError::new(format!("{}: {}", status_name(code), one_line(message))).status(code),
         Err(_) if message.is_empty() => no_sense(),
@@ -382,14 +396,21 @@ fn of_status(status: &Status) -> SourceError {
 /// Says why an API server refuses, and what to do.
 fn refused(resource: &Resource, status: StatusCode, body: &str) -> SourceError {
     let name = status_name(status);
-    let message = serde_json::from_str::<Status>(body).map(|status| status.message).unwrap_or_default();
+    let message = serde_json::from_str::<Status>(body)
+        .map(|status| status.message)
+        .unwrap_or_default();
     match status {
         StatusCode::UNAUTHORIZED => SourceError::new(format!("{name}: the API server rejected the credentials"))
             .remedy("a kubeconfig whose token or certificate has not expired"),
         StatusCode::FORBIDDEN => {
-            let user = message.split_once("User \"").and_then(|(_, rest)| rest.split('"').next());
+            let user = message
+                .split_once("User \"")
+                .and_then(|(_, rest)| rest.split('"').next());
             let user = user.map_or_else(|| "the user".to_owned(), one_line);
-            let problem = format!("{name}: {user} lacks the permission to list and watch {}", resource.name);
+            let problem = format!(
+                "{name}: {user} lacks the permission to list and watch {}",
+                resource.name
+            );
             SourceError::new(problem).remedy(match user.starts_with("system:node:") {
                 true => "--this-node: a node may ask for its own pods",
                 false => "grant it with a ClusterRole",

@@ -66,7 +66,9 @@ async fn count(mut source: impl PollSource) -> Result<usize, SourceError> {
     let pods = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&pods);
     let store: Store = Arc::new(move |updates: Vec<SourceUpdate>| {
-        let pods = updates.iter().filter(|update| matches!(update.change, Change::Upsert(_)));
+        let pods = updates
+            .iter()
+            .filter(|update| matches!(update.change, Change::Upsert(_)));
         counter.fetch_add(pods.count(), Ordering::Relaxed);
         ControlFlow::Continue(())
     });

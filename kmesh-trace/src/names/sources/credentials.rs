@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use http::HeaderValue;
@@ -14,12 +14,14 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::error::{self, SourceError};
+use super::now;
 use super::proxy::basic_auth;
 use super::tls::{Identity, Pem, read_file};
-use super::now;
 
 /// The longest time for an exec plugin.
 const PLUGIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// The shortest time between a failure of an exec plugin and its next run.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// The most output of an exec plugin that is read, in bytes.
 const MAX_OUTPUT: u64 = 1 << 20;
 /// Credentials are renewed when they expire within this time.
@@ -108,8 +110,9 @@ pub struct Plugin {
     pub install_hint: Option<String>,
     /// The server, if the program wants to know it.
     pub cluster: Option<serde_json::Value>,
-    granted: Arc<Mutex<Option<Granted>>>,
-    running: tokio::sync::Mutex<()>,
+    granted: Mutex<Option<Granted>>,
+    /// Held while the plugin runs; when it failed last, and why.
+    failed: tokio::sync::Mutex<Option<(Instant, SourceError)>>,
 }
 
 #[derive(Clone)]
@@ -144,8 +147,8 @@ impl Plugin {
             api_version,
             install_hint: None,
             cluster: None,
-            granted: Arc::default(),
-            running: tokio::sync::Mutex::new(()),
+            granted: Mutex::default(),
+            failed: tokio::sync::Mutex::default(),
         }
     }
 
@@ -158,14 +161,20 @@ impl Plugin {
 
     async fn grant(&self) -> Result<Grant, SourceError> {
         // All kinds of objects are asked for at once, but the plugin runs once.
-        let _running = self.running.lock().await;
+        let mut failed = self.failed.lock().await;
         if let Some(grant) = self.valid() {
             return Ok(grant);
+        }
+        if let Some((at, error)) = &*failed
+            && at.elapsed() < RETRY_INTERVAL
+        {
+            return Err(error.clone());
         }
         let granted = timeout(PLUGIN_TIMEOUT, self.run()).await.unwrap_or_else(|_| {
             let seconds = PLUGIN_TIMEOUT.as_secs();
             Err(self.error(&format!("has not ended within {seconds} s")))
-        })?;
+        });
+        let granted = granted.inspect_err(|error| *failed = Some((Instant::now(), error.clone())))?;
         let grant = granted.grant.clone();
         *self.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(granted);
         Ok(grant)
@@ -205,7 +214,11 @@ impl Plugin {
         if !status.success() {
             // Standard output is never quoted: tokens are printed there.
             let errors = error::one_line(&String::from_utf8_lossy(&errors));
-            let why = if errors.is_empty() { "it says nothing on standard error" } else { &errors };
+            let why = if errors.is_empty() {
+                "it says nothing on standard error"
+            } else {
+                &errors
+            };
             return Err(self.error(&format!("failed with {status}: {why}")));
         }
         self.granted(&output)
@@ -264,9 +277,17 @@ mod tests {
     use super::*;
 
     fn grant(script: &str) -> Result<Grant, String> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let args = vec!["-c".to_owned(), script.to_owned()];
-        let plugin = Plugin::new("/bin/sh".into(), args, vec![], "client.authentication.k8s.io/v1".to_owned());
+        let plugin = Plugin::new(
+            "/bin/sh".into(),
+            args,
+            vec![],
+            "client.authentication.k8s.io/v1".to_owned(),
+        );
         runtime.block_on(plugin.grant()).map_err(|error| error.to_string())
     }
 
@@ -282,8 +303,14 @@ mod tests {
             ("echo s3cret; echo 'no\u{1b}[2J session' >&2; exit 3", "no[2J session"),
             ("echo s3cret; exit 3", "nothing on standard error"),
             ("echo s3cret", "printed no ExecCredential"),
-            (r#"echo '{"status":{"tok":"s3cret"}}'"#, "neither a token nor a certificate"),
-            (r#"printf '{"status":{"token":"s3cret\\u0007"}}'"#, "characters that no token has"),
+            (
+                r#"echo '{"status":{"tok":"s3cret"}}'"#,
+                "neither a token nor a certificate",
+            ),
+            (
+                r#"printf '{"status":{"token":"s3cret\\u0007"}}'"#,
+                "characters that no token has",
+            ),
         ];
         for (script, part) in cases {
             let error = grant(script).err().unwrap();

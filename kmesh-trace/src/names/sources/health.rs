@@ -180,7 +180,10 @@ impl Health {
 
     fn failed(&mut self, index: usize, error: SourceError, now: Instant) -> Vec<StatusMessage> {
         let source = &mut self.sources[index];
-        let is_same = source.error.replace(error.clone()).is_some_and(|before| before == error);
+        let is_same = source
+            .error
+            .replace(error.clone())
+            .is_some_and(|before| before == error);
         if !source.answered {
             if !source.named {
                 return self.automatic(false);
@@ -225,7 +228,11 @@ impl Health {
     pub fn next_deadline(&self) -> Option<Instant> {
         let automatic = self.automatic_due.then_some(self.began + AUTOMATIC_TIMEOUT);
         let is_awaited = |source: &SourceState| source.named && !source.answered && !source.late;
-        let named = self.sources.iter().any(is_awaited).then_some(self.began + ANSWER_TIMEOUT);
+        let named = self
+            .sources
+            .iter()
+            .any(is_awaited)
+            .then_some(self.began + ANSWER_TIMEOUT);
         automatic.into_iter().chain(named).min()
     }
 
@@ -274,7 +281,11 @@ impl Health {
         let text = match (found.is_empty(), missing.is_empty()) {
             (true, _) => format!("no names, addresses only: {}", missing.join("; ")),
             (false, true) => format!("names come from {}", found.join(" and ")),
-            (false, false) => format!("names come from {}, not from {}", found.join(" and "), missing.join("; ")),
+            (false, false) => format!(
+                "names come from {}, not from {}",
+                found.join(" and "),
+                missing.join("; ")
+            ),
         };
         self.automatic_due = false;
         vec![StatusMessage::Note(text)]
@@ -298,7 +309,9 @@ mod tests {
     impl Run {
         fn of(sources: &[(&str, bool)]) -> Self {
             let (status, began) = (Arc::new(Status::default()), Instant::now());
-            let sources = sources.iter().map(|&(label, named)| SourceState::new(label.to_owned(), "word", named));
+            let sources = sources
+                .iter()
+                .map(|&(label, named)| SourceState::new(label.to_owned(), "word", named));
             Self {
                 health: Health::new(sources.collect(), Arc::clone(&status), NamesFrom::default(), began),
                 status,
@@ -328,7 +341,10 @@ mod tests {
             run.health.deadline(run.after(10)),
             ["error: no names from K in the first 10 s: 401"]
         );
-        assert_eq!((run.health.deadline(run.after(11)), run.health.next_deadline()), (vec![], None));
+        assert_eq!(
+            (run.health.deadline(run.after(11)), run.health.next_deadline()),
+            (vec![], None)
+        );
         assert_eq!(run.health.answered(0), ["names come from K"]);
         assert!(run.status.has_failed(), "late is late");
     }
@@ -440,7 +456,11 @@ mod tests {
         run.health.answered(0);
         let text = "warning: names go without jobs.batch: 403";
         assert_eq!(run.health.report(0, lacks(), run.began), [text]);
-        assert_eq!(run.health.report(0, lacks(), run.began), [""; 0], "the same is said once");
+        assert_eq!(
+            run.health.report(0, lacks(), run.began),
+            [""; 0],
+            "the same is said once"
+        );
         run.health.report(0, Report::Has("jobs.batch"), run.began);
         assert_eq!(run.health.report(0, lacks(), run.began), [text]);
     }

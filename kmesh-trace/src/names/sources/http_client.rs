@@ -126,7 +126,12 @@ impl HttpClient {
                     continue;
                 }
                 Ok(Err(error)) => return Err(error::of(&error)),
-                Err(_) => return Err(SourceError::new(format!("no answer for {} s", ANSWER_TIMEOUT.as_secs()))),
+                Err(_) => {
+                    return Err(SourceError::new(format!(
+                        "no answer for {} s",
+                        ANSWER_TIMEOUT.as_secs()
+                    )));
+                }
             };
             let status = answer.status();
             let mut answer = Answer {
@@ -147,7 +152,9 @@ impl HttpClient {
     fn request(&self, path: &str, grant: &Grant) -> Result<Request<Empty<Bytes>>, SourceError> {
         let invalid = |_| SourceError::new("the URL of the server cannot be used".to_owned());
         let prefix = self.server.path().trim_end_matches('/');
-        let mut request = Request::get(format!("{prefix}{path}")).body(Empty::new()).map_err(invalid)?;
+        let mut request = Request::get(format!("{prefix}{path}"))
+            .body(Empty::new())
+            .map_err(invalid)?;
         let headers = request.headers_mut();
         let host = self.server.authority().map_or("", |authority| authority.as_str());
         let host = HeaderValue::from_str(host)
@@ -174,7 +181,9 @@ impl HttpClient {
             let config = self.tls.client_config(grant.identity.as_ref())?;
             let name = self.tls.server_names()?.into_iter().next();
             let name = name.ok_or_else(|| SourceError::new("the URL of the server has no host".to_owned()))?;
-            let stream = TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream).await;
+            let stream = TlsConnector::from(std::sync::Arc::new(config))
+                .connect(name, stream)
+                .await;
             handshake(stream.map_err(|error| error::of(&error))?).await
         });
         connecting.await.unwrap_or_else(|_| {

@@ -46,7 +46,11 @@ impl KubeletSource {
         check_tls(&client)?;
         Ok(Self {
             client,
-            path: kubelet.url.path_and_query().map_or("/pods", |path| path.as_str()).to_owned(),
+            path: kubelet
+                .url
+                .path_and_query()
+                .map_or("/pods", |path| path.as_str())
+                .to_owned(),
             connection: None,
             had_other_pods: false,
         })
@@ -184,7 +188,12 @@ mod tests {
     #[test]
     fn refusals_say_what_is_missing() {
         let cases = [
-            (401, "Unauthorized", "401 Unauthorized: the kubelet rejected", "--kubelet-token"),
+            (
+                401,
+                "Unauthorized",
+                "401 Unauthorized: the kubelet rejected",
+                "--kubelet-token",
+            ),
             (
                 403,
                 "Forbidden (user=system:serviceaccount:a:b, verb=get, resource=nodes, subresource=proxy)",
@@ -266,10 +275,14 @@ mod tests {
         };
         let (reports, _received) = channel();
         let reporter = Reporter::new(SourceId(0), std::sync::Arc::new(store), reports);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let mut list = reporter.list(crate::names::sources::now(), Scope::All(Kind::Pods));
         let found = runtime.block_on(source.list(&mut list));
-        drop((list, reporter));
+        drop(list);
+        drop(reporter);
         let upserts = received.iter().filter(|change| matches!(change, Change::Upsert(_)));
         (found.map_err(|error| error.to_string()), upserts.count())
     }
@@ -279,7 +292,9 @@ mod tests {
     fn large_pods_do_not_end_the_names_of_a_node() {
         let pod = |number| {
             let value = "y".repeat(1_400_000);
-            format!(r#"{{"metadata":{{"uid":"u{number}","name":"a"}},"spec":{{"containers":[{{"args":["{value}"]}}]}}}}"#)
+            format!(
+                r#"{{"metadata":{{"uid":"u{number}","name":"a"}},"spec":{{"containers":[{{"args":["{value}"]}}]}}}}"#
+            )
         };
         let pods: Vec<_> = (0..50).map(pod).collect();
         let body = format!(r#"{{"kind":"PodList","items":[{},{{}}]}}"#, pods.join(","));
@@ -296,7 +311,10 @@ mod tests {
             "",
         ] {
             let (found, upserts) = listed(body.to_owned());
-            assert!(found.is_err_and(|error| error.contains("no PodList")) && upserts == 0, "{body}");
+            assert!(
+                found.is_err_and(|error| error.contains("no PodList")) && upserts == 0,
+                "{body}"
+            );
         }
     }
 }

@@ -177,7 +177,9 @@ fn run_source(start: Start, reporter: Reporter) -> Report {
 fn hide_panics_of_sources() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        let is_source = thread::current().name().is_some_and(|name| name.starts_with(THREAD_PREFIX));
+        let is_source = thread::current()
+            .name()
+            .is_some_and(|name| name.starts_with(THREAD_PREFIX));
         if !is_source {
             before(info);
         }

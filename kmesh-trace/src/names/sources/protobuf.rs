@@ -73,7 +73,10 @@ impl<'a> Iterator for Fields<'a> {
 fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let end = bytes.iter().take(10).position(|byte| byte & 0x80 == 0)?;
     let (number, rest) = bytes.split_at(end + 1);
-    let number = number.iter().rev().fold(0, |number, byte| number << 7 | u64::from(byte & 0x7f));
+    let number = number
+        .iter()
+        .rev()
+        .fold(0, |number, byte| number << 7 | u64::from(byte & 0x7f));
     Some((number, rest))
 }
 
@@ -140,10 +143,18 @@ impl Elements {
         }
         loop {
             let Some((tag, after)) = varint(rest) else {
-                return if rest.len() < 10 { Ok(rest.len()) } else { Err(no_message()) };
+                return if rest.len() < 10 {
+                    Ok(rest.len())
+                } else {
+                    Err(no_message())
+                };
             };
             let Some((number, after)) = varint(after) else {
-                return if after.len() < 10 { Ok(rest.len()) } else { Err(no_message()) };
+                return if after.len() < 10 {
+                    Ok(rest.len())
+                } else {
+                    Err(no_message())
+                };
             };
             match tag & 7 {
                 VARINT => {
@@ -195,18 +206,32 @@ mod tests {
 
     #[test]
     fn fields_are_read_one_after_the_other() {
-        let message = [&[0x08, 0x96, 0x01][..], &bytes_field(2, b"web"), &[0x25, 1, 2, 3, 4], &[0x18, 7]].concat();
+        let message = [
+            &[0x08, 0x96, 0x01][..],
+            &bytes_field(2, b"web"),
+            &[0x25, 1, 2, 3, 4],
+            &[0x18, 7],
+        ]
+        .concat();
         let fields: Vec<_> = Fields(&message).collect();
         assert_eq!(
             fields,
-            [(1, Value::Varint(150)), (2, Value::Bytes(b"web")), (4, Value::Fixed), (3, Value::Varint(7))]
+            [
+                (1, Value::Varint(150)),
+                (2, Value::Bytes(b"web")),
+                (4, Value::Fixed),
+                (3, Value::Varint(7))
+            ]
         );
         // However it is cut, it does no harm.
         for end in 0..message.len() {
             Fields(&message[..end]).for_each(drop);
         }
         assert_eq!(Fields(&[0xff; 20]).count(), 0);
-        assert_eq!(Fields(&[0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]).count(), 0);
+        assert_eq!(
+            Fields(&[0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]).count(),
+            0
+        );
     }
 
     #[test]
@@ -224,7 +249,9 @@ mod tests {
             let mut elements = Elements::default();
             let mut found = Vec::new();
             for piece in stream.chunks(size) {
-                elements.feed(piece, &mut |element| found.push(element.to_vec())).unwrap();
+                elements
+                    .feed(piece, &mut |element| found.push(element.to_vec()))
+                    .unwrap();
             }
             assert_eq!(found, [b"one".to_vec(), long.clone(), vec![]], "{size}");
             assert!(elements.is_complete() && elements.too_large == 0);
@@ -238,7 +265,9 @@ mod tests {
         let mut elements = Elements::default();
         let mut found = Vec::new();
         for piece in stream.chunks(16 << 10) {
-            elements.feed(piece, &mut |element| found.push(element.to_vec())).unwrap();
+            elements
+                .feed(piece, &mut |element| found.push(element.to_vec()))
+                .unwrap();
             assert!(elements.buffer.len() < 64 << 10);
         }
         assert_eq!((found, elements.too_large), (vec![b"a".to_vec(), b"b".to_vec()], 1));

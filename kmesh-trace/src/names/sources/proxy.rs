@@ -80,7 +80,9 @@ impl Proxy {
         if is_excluded(server, &variable("no_proxy").unwrap_or_default()) {
             return Ok(None);
         }
-        Self::parse(&url).map(Some).map_err(|error| error.at(&format!("${}", name.to_ascii_uppercase())))
+        Self::parse(&url)
+            .map(Some)
+            .map_err(|error| error.at(&format!("${}", name.to_ascii_uppercase())))
     }
 
     /// Connects to the server through the proxy.
@@ -118,7 +120,10 @@ fn percent_decoded(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
         let digits = after.get(..2).and_then(|digits| str::from_utf8(digits).ok());
-        match digits.filter(|_| byte == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+        match digits
+            .filter(|_| byte == b'%')
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+        {
             Some(decoded) => {
                 bytes.push(decoded);
                 rest = &after[2..];
@@ -185,7 +190,11 @@ mod tests {
             ("http://localhost", "", true),
         ];
         for (server, no_proxy, expected) in cases {
-            assert_eq!(is_excluded(&server.parse().unwrap(), no_proxy), expected, "{server} {no_proxy}");
+            assert_eq!(
+                is_excluded(&server.parse().unwrap(), no_proxy),
+                expected,
+                "{server} {no_proxy}"
+            );
         }
     }
 
@@ -205,7 +214,12 @@ mod tests {
             proxy("socks5://10.0.0.1").unwrap(),
             ("http://10.0.0.1:1080/".to_owned(), None, Protocol::Socks(true))
         );
-        for url in ["ftp://me:s3cret@proxy", "http://me:s3cret@ proxy", "http://me:s3cret@", ""] {
+        for url in [
+            "ftp://me:s3cret@proxy",
+            "http://me:s3cret@ proxy",
+            "http://me:s3cret@",
+            "",
+        ] {
             let error = proxy(url).unwrap_err().to_string();
             assert!(!error.contains("s3cret"), "{error}");
         }

@@ -10,9 +10,7 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
 use super::error::{self, SourceError};
 
@@ -91,8 +89,9 @@ impl TlsSettings {
             None => Ok(builder.with_no_client_auth()),
             Some(identity) => {
                 let (certificates, key) = (identity.certificate.certificates()?, identity.key.key()?);
-                let mismatch =
-                    |_| SourceError::new("the client certificate and its private key do not belong together".to_owned());
+                let mismatch = |_| {
+                    SourceError::new("the client certificate and its private key do not belong together".to_owned())
+                };
                 builder.with_client_auth_cert(certificates, key).map_err(mismatch)
             }
         }
@@ -115,7 +114,8 @@ impl TlsSettings {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(verifier.trusted.iter().cloned());
         let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build();
-        let unusable = |_| SourceError::new("no CA certificate can be used to verify the server's certificate".to_owned());
+        let unusable =
+            |_| SourceError::new("no CA certificate can be used to verify the server's certificate".to_owned());
         verifier.roots = Some(built.map_err(unusable)?);
         if self.ca.is_none() {
             // Only a certificate that somebody named is trusted by itself.
@@ -162,10 +162,16 @@ impl Verifier {
     fn is_trusted_itself(&self, certificate: &CertificateDer<'_>, error: &Error) -> bool {
         let lacks_issuer = match error {
             Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,
-            Error::InvalidCertificate(CertificateError::Other(other)) => other.to_string().contains("CaUsedAsEndEntity"),
+            Error::InvalidCertificate(CertificateError::Other(other)) => {
+                other.to_string().contains("CaUsedAsEndEntity")
+            }
             _ => false,
         };
-        lacks_issuer && self.trusted.iter().any(|trusted| trusted.as_ref() == certificate.as_ref())
+        lacks_issuer
+            && self
+                .trusted
+                .iter()
+                .any(|trusted| trusted.as_ref() == certificate.as_ref())
     }
 }
 

@@ -39,14 +39,20 @@ fn run(server: http::Uri) -> Run {
         requests: RefreshRequests(request.0.subscribe()),
     };
     let (sender, updates) = channel();
-    let store: Store = Arc::new(move |batch: Vec<SourceUpdate>| match batch.into_iter().try_for_each(|one| sender.send(one)) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(_) => ControlFlow::Break(()),
-    });
+    let store: Store =
+        Arc::new(
+            move |batch: Vec<SourceUpdate>| match batch.into_iter().try_for_each(|one| sender.send(one)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            },
+        );
     let (reporter, reports) = channel();
     let reporter = Reporter::new(SourceId(0), store, reporter);
     thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(source.run(reporter));
     });
     Run {
@@ -92,28 +98,35 @@ fn pod(uid: &str, more: &str) -> String {
 }
 
 fn list(items: &[String], meta: &str) -> String {
-    format!(r#"{{"kind":"PodList","metadata":{{{meta}}},"items":[{}]}}"#, items.join(","))
+    format!(
+        r#"{{"kind":"PodList","metadata":{{{meta}}},"items":[{}]}}"#,
+        items.join(",")
+    )
 }
 
 /// 30 pods of 1.4 MB each, as a tenant may create them, are one page of 42 MB; and one pod takes 3 MB after parsing.
 #[test]
 fn large_pods_do_not_cost_other_pods_their_names() {
-    let server = serve(|path| match (is_pods(path), is_watch(path), path.contains("continue=next%2F1")) {
-        (false, ..) => Reply::Status("403 Forbidden"),
-        (true, true, _) => Reply::Open(String::new()),
-        (true, false, false) => {
-            let annotations = format!(r#","annotations":{{"x":"{}"}}"#, "y".repeat(1_400_000));
-            let mut pods: Vec<_> = (0..30).map(|number| pod(&format!("large-{number}"), &annotations)).collect();
-            let container = r#"{"name":"cccccccccccccccccccccccccccccc"}"#;
-            pods.push(format!(
-                r#"{{"metadata":{{"uid":"huge"}},"spec":{{"containers":[{}]}}}}"#,
-                vec![container; 80_000].join(",")
-            ));
-            pods.push(r#"{"metadata":{"uid":"odd","name":7}}"#.to_owned());
-            Reply::Body(list(&pods, r#""resourceVersion":"7","continue":"next/1""#))
-        }
-        (true, false, true) => Reply::Body(list(&[pod("victim", "")], r#""resourceVersion":"7""#)),
-    });
+    let server = serve(
+        |path| match (is_pods(path), is_watch(path), path.contains("continue=next%2F1")) {
+            (false, ..) => Reply::Status("403 Forbidden"),
+            (true, true, _) => Reply::Open(String::new()),
+            (true, false, false) => {
+                let annotations = format!(r#","annotations":{{"x":"{}"}}"#, "y".repeat(1_400_000));
+                let mut pods: Vec<_> = (0..30)
+                    .map(|number| pod(&format!("large-{number}"), &annotations))
+                    .collect();
+                let container = r#"{"name":"cccccccccccccccccccccccccccccc"}"#;
+                pods.push(format!(
+                    r#"{{"metadata":{{"uid":"huge"}},"spec":{{"containers":[{}]}}}}"#,
+                    vec![container; 80_000].join(",")
+                ));
+                pods.push(r#"{"metadata":{"uid":"odd","name":7}}"#.to_owned());
+                Reply::Body(list(&pods, r#""resourceVersion":"7","continue":"next/1""#))
+            }
+            (true, false, true) => Reply::Body(list(&[pod("victim", "")], r#""resourceVersion":"7""#)),
+        },
+    );
     let run = run(server);
     let all = run.pods_until("end");
     assert_eq!(all.len(), 33, "{all:?}");
@@ -139,7 +152,10 @@ fn watch_goes_on_where_it_ended_and_lists_again_when_it_expired() {
             true if at("7") => Reply::Body(event("ADDED", &pod("b", r#","resourceVersion":"8""#))),
             true if at("8") => Reply::Body(
                 event("DELETED", &pod("a", r#","resourceVersion":"9""#))
-                    + &event("MODIFIED", r#"{"metadata":{"uid":"b","resourceVersion":"10"},"spec":7}"#),
+                    + &event(
+                        "MODIFIED",
+                        r#"{"metadata":{"uid":"b","resourceVersion":"10"},"spec":7}"#,
+                    ),
             ),
             true if at("10") => Reply::Open(event("ERROR", r#"{"kind":"Status","code":410,"message":"too old"}"#)),
             true => panic!("{path}"),
