@@ -293,7 +293,8 @@ mod tests {
 
     #[test]
     fn plugin_gives_a_token() {
-        let printed = r#"echo warning: renewing >&2; echo '{"kind":"ExecCredential","status":{"token":" s3cret\n"}}'"#;
+        let printed =
+            r#"echo warning: renewing >&2; printf '%s' '{"kind":"ExecCredential","status":{"token":" s3cret\n"}}'"#;
         assert_eq!(grant(printed).ok().unwrap().authorization.unwrap(), "Bearer s3cret");
     }
 

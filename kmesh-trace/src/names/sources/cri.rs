@@ -3,9 +3,10 @@
 //! The messages are those of `runtime.v1`; `runtime.v1alpha2` has the same fields. They are read as they arrive, and only the
 //! fields that naming needs.
 
+mod messages;
+
 use std::collections::HashMap;
 use std::future::pending;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,15 +22,15 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use self::messages::{Addresses, Sandbox, container};
 use super::error::{self, SourceError};
 use super::poll::{Listed, PollSource};
-use super::protobuf::{self, Elements, Fields, Value};
+use super::protobuf::{self, Elements};
 use super::reporter::List;
-use crate::names::objects::BoundedLabels;
 use crate::names::objects::object_list::LeftOut;
 use crate::names::objects::static_uid_by_kubelet;
 use crate::names::update::{ContainerObject, Object, Owner, PodObject};
-use crate::record::{ContainerId, WallTime};
+use crate::record::WallTime;
 
 /// The longest time to connect, until an answer begins, and between two parts of an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,134 +38,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW: u32 = 1 << 20;
 /// The most sandboxes and containers of a node.
 const MAX_ELEMENTS: usize = 20_000;
-/// The prefix of the labels by which the kubelet finds its pods. No pod has them itself.
-const KUBELET_LABELS: &str = "io.kubernetes.pod.";
 /// Versions of the API, the newest first.
 const SERVICES: [&str; 2] = ["runtime.v1.RuntimeService", "runtime.v1alpha2.RuntimeService"];
 /// `SANDBOX_READY`.
 const READY: i64 = 0;
-/// `NamespaceMode` `NODE`.
-const NODE_NETWORK: i64 = 2;
 /// gRPC statuses.
 const NOT_FOUND: &str = "5";
 const UNIMPLEMENTED: &str = "12";
-
-/// `PodSandbox`.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Sandbox {
-    id: String,
-    name: String,
-    uid: String,
-    namespace: String,
-    state: i64,
-    /// Nanoseconds since the epoch.
-    created_at: i64,
-    labels: Option<Vec<(String, String)>>,
-    config_source: Option<String>,
-    config_hash: Option<String>,
-}
-
-impl Sandbox {
-    fn parse(message: &[u8]) -> Self {
-        let mut sandbox = Self::default();
-        let mut labels = BoundedLabels::default();
-        for (field, value) in Fields(message) {
-            match field {
-                1 => sandbox.id = value.text(),
-                2 => {
-                    for (field, value) in Fields(value.bytes()) {
-                        match field {
-                            1 => sandbox.name = value.text(),
-                            2 => sandbox.uid = value.text(),
-                            3 => sandbox.namespace = value.text(),
-                            _ => {}
-                        }
-                    }
-                }
-                3 => sandbox.state = value.number(),
-                4 => sandbox.created_at = value.number(),
-                5 => {
-                    let (key, value) = map_entry(value);
-                    if !key.starts_with(KUBELET_LABELS) {
-                        labels.push(key, value);
-                    }
-                }
-                6 => match map_entry(value) {
-                    (key, source) if key == "kubernetes.io/config.source" => sandbox.config_source = Some(source),
-                    (key, hash) if key == "kubernetes.io/config.hash" => sandbox.config_hash = Some(hash),
-                    _ => {}
-                },
-                _ => {}
-            }
-        }
-        sandbox.labels = labels.finish();
-        sandbox
-    }
-}
-
-fn map_entry(value: Value<'_>) -> (String, String) {
-    let mut entry = (String::new(), String::new());
-    for (field, value) in Fields(value.bytes()) {
-        match field {
-            1 => entry.0 = value.text(),
-            2 => entry.1 = value.text(),
-            _ => {}
-        }
-    }
-    entry
-}
-
-/// Returns the value at this path of fields, the last one if there are several.
-fn at<'a>(message: &'a [u8], path: &[u64]) -> Option<Value<'a>> {
-    let (first, rest) = path.split_first()?;
-    let (_, value) = Fields(message).filter(|(field, _)| field == first).last()?;
-    match rest.is_empty() {
-        true => Some(value),
-        false => at(value.bytes(), rest),
-    }
-}
-
-/// `Container`: the id of its sandbox, and the container.
-fn container(message: &[u8]) -> (String, ContainerObject) {
-    let text = |path: &[u64]| at(message, path).map(Value::text).unwrap_or_default();
-    let object = ContainerObject {
-        name: text(&[3, 1]),
-        id: ContainerId::new(&text(&[1])),
-        ports: Vec::new(),
-    };
-    (text(&[2]), object)
-}
-
-/// What a sandbox has for as long as it is there.
-#[derive(Clone, Debug, Default)]
-struct Addresses {
-    ips: Vec<IpAddr>,
-    host_network: bool,
-}
-
-impl Addresses {
-    /// Parses a `PodSandboxStatus`.
-    fn parse(status: &[u8]) -> Self {
-        let mode = at(status, &[6, 1, 2, 1]).map_or(0, Value::number);
-        let host_network = mode == NODE_NETWORK;
-        let network = at(status, &[5]).map_or(&[][..], Value::bytes);
-        let texts = Fields(network).filter_map(|(field, value)| match field {
-            1 => Some(value.text()),
-            2 => at(value.bytes(), &[1]).map(Value::text),
-            _ => None,
-        });
-        Self {
-            // In the node's network, the address is the node's.
-            ips: texts
-                .filter(|_| !host_network)
-                .filter_map(|ip| ip.parse::<IpAddr>().ok())
-                .map(|ip| ip.to_canonical())
-                .take(16)
-                .collect(),
-            host_network,
-        }
-    }
-}
 
 /// A container runtime that can be asked.
 pub struct CriSource {

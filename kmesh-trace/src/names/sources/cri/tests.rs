@@ -1,6 +1,10 @@
 //! Messages of a container runtime, and the pods that they mean.
 
+use std::net::IpAddr;
+
+use super::messages;
 use super::*;
+use crate::record::ContainerId;
 
 fn sandbox(id: &str, uid: &str, created_at: i64) -> Sandbox {
     Sandbox {
@@ -64,7 +68,7 @@ fn sandbox_is_read_from_its_message() {
         ..sandbox("id", "u1", 9)
     };
     assert_eq!(Sandbox::parse(&sent), expected);
-    let container = super::container(&message(&[
+    let container = messages::container(&message(&[
         (1, "ab".repeat(32).as_bytes()),
         (2, b"id"),
         (3, &message(&[(1, b"main")])),

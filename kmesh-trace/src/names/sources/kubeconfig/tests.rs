@@ -50,7 +50,7 @@ fn errors_quote_nothing_of_the_file() {
         ),
         (config(good, "token: \"s3cret\\u0007\""), "characters that no token has"),
         (config(good, "token: s3cret\n    token: [s3cret\n"), "line"),
-        (config(good, "token: [s3cret]"), "at line 11 column"),
+        (config(good, "token: [s3cret]"), "at line 12 column"),
         (
             config(&format!("{good}\n    proxy-url: ftp://me:s3cret@p"), "token: t"),
             "proxy-url",
