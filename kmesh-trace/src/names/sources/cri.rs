@@ -3,9 +3,10 @@
 //! The messages are those of `runtime.v1`; `runtime.v1alpha2` has the same fields. They are read as they arrive, and only the
 //! fields that naming needs.
 
+mod messages;
+
 use std::collections::HashMap;
 use std::future::pending;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,15 +22,15 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use self::messages::{Addresses, Sandbox, container};
 use super::error::{self, SourceError};
 use super::poll::{Listed, PollSource};
-use super::protobuf::{self, Elements, Fields, Value};
+use super::protobuf::{self, Elements};
 use super::reporter::List;
-use crate::names::objects::BoundedLabels;
 use crate::names::objects::object_list::LeftOut;
 use crate::names::objects::static_uid_by_kubelet;
 use crate::names::update::{ContainerObject, Object, Owner, PodObject};
-use crate::record::{ContainerId, WallTime};
+use crate::record::WallTime;
 
 /// The longest time to connect, until an answer begins, and between two parts of an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,134 +38,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW: u32 = 1 << 20;
 /// The most sandboxes and containers of a node.
 const MAX_ELEMENTS: usize = 20_000;
-/// The prefix of the labels by which the kubelet finds its pods. No pod has them itself.
-const KUBELET_LABELS: &str = "io.kubernetes.pod.";
 /// Versions of the API, the newest first.
 const SERVICES: [&str; 2] = ["runtime.v1.RuntimeService", "runtime.v1alpha2.RuntimeService"];
 /// `SANDBOX_READY`.
 const READY: i64 = 0;
-/// `NamespaceMode` `NODE`.
-const NODE_NETWORK: i64 = 2;
 /// gRPC statuses.
 const NOT_FOUND: &str = "5";
 const UNIMPLEMENTED: &str = "12";
-
-/// `PodSandbox`.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Sandbox {
-    id: String,
-    name: String,
-    uid: String,
-    namespace: String,
-    state: i64,
-    /// Nanoseconds since the epoch.
-    created_at: i64,
-    labels: Option<Vec<(String, String)>>,
-    config_source: Option<String>,
-    config_hash: Option<String>,
-}
-
-impl Sandbox {
-    fn parse(message: &[u8]) -> Self {
-        let mut sandbox = Self::default();
-        let mut labels = BoundedLabels::default();
-        for (field, value) in Fields(message) {
-            match field {
-                1 => sandbox.id = value.text(),
-                2 => {
-                    for (field, value) in Fields(value.bytes()) {
-                        match field {
-                            1 => sandbox.name = value.text(),
-                            2 => sandbox.uid = value.text(),
-                            3 => sandbox.namespace = value.text(),
-                            _ => {}
-                        }
-                    }
-                }
-                3 => sandbox.state = value.number(),
-                4 => sandbox.created_at = value.number(),
-                5 => {
-                    let (key, value) = map_entry(value);
-                    if !key.starts_with(KUBELET_LABELS) {
-                        labels.push(key, value);
-                    }
-                }
-                6 => match map_entry(value) {
-                    (key, source) if key == "kubernetes.io/config.source" => sandbox.config_source = Some(source),
-                    (key, hash) if key == "kubernetes.io/config.hash" => sandbox.config_hash = Some(hash),
-                    _ => {}
-                },
-                _ => {}
-            }
-        }
-        sandbox.labels = labels.finish();
-        sandbox
-    }
-}
-
-fn map_entry(value: Value<'_>) -> (String, String) {
-    let mut entry = (String::new(), String::new());
-    for (field, value) in Fields(value.bytes()) {
-        match field {
-            1 => entry.0 = value.text(),
-            2 => entry.1 = value.text(),
-            _ => {}
-        }
-    }
-    entry
-}
-
-/// Returns the value at this path of fields, the last one if there are several.
-fn at<'a>(message: &'a [u8], path: &[u64]) -> Option<Value<'a>> {
-    let (first, rest) = path.split_first()?;
-    let (_, value) = Fields(message).filter(|(field, _)| field == first).last()?;
-    match rest.is_empty() {
-        true => Some(value),
-        false => at(value.bytes(), rest),
-    }
-}
-
-/// `Container`: the id of its sandbox, and the container.
-fn container(message: &[u8]) -> (String, ContainerObject) {
-    let text = |path: &[u64]| at(message, path).map(Value::text).unwrap_or_default();
-    let object = ContainerObject {
-        name: text(&[3, 1]),
-        id: ContainerId::new(&text(&[1])),
-        ports: Vec::new(),
-    };
-    (text(&[2]), object)
-}
-
-/// What a sandbox has for as long as it is there.
-#[derive(Clone, Debug, Default)]
-struct Addresses {
-    ips: Vec<IpAddr>,
-    host_network: bool,
-}
-
-impl Addresses {
-    /// Parses a `PodSandboxStatus`.
-    fn parse(status: &[u8]) -> Self {
-        let mode = at(status, &[6, 1, 2, 1]).map_or(0, Value::number);
-        let host_network = mode == NODE_NETWORK;
-        let network = at(status, &[5]).map_or(&[][..], Value::bytes);
-        let texts = Fields(network).filter_map(|(field, value)| match field {
-            1 => Some(value.text()),
-            2 => at(value.bytes(), &[1]).map(Value::text),
-            _ => None,
-        });
-        Self {
-            // In the node's network, the address is the node's.
-            ips: texts
-                .filter(|_| !host_network)
-                .filter_map(|ip| ip.parse::<IpAddr>().ok())
-                .map(|ip| ip.to_canonical())
-                .take(16)
-                .collect(),
-            host_network,
-        }
-    }
-}
 
 /// A container runtime that can be asked.
 pub struct CriSource {
@@ -520,150 +400,4 @@ async fn subscribe(mut caller: Caller, events: Arc<Notify>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sandbox(id: &str, uid: &str, created_at: i64) -> Sandbox {
-        Sandbox {
-            id: id.to_owned(),
-            name: "web-1".to_owned(),
-            uid: uid.to_owned(),
-            namespace: "shop".to_owned(),
-            state: READY,
-            created_at,
-            labels: Some(vec![("app".to_owned(), "web".to_owned())]),
-            config_source: None,
-            config_hash: None,
-        }
-    }
-
-    fn container(id: &str, sandbox: &str, name: &str) -> (String, ContainerObject) {
-        let object = ContainerObject {
-            name: name.to_owned(),
-            id: ContainerId::new(id),
-            ports: Vec::new(),
-        };
-        (sandbox.to_owned(), object)
-    }
-
-    /// A message with these fields, each a text or a message.
-    fn message(fields: &[(u8, &[u8])]) -> Vec<u8> {
-        let mut message = Vec::new();
-        for (field, bytes) in fields {
-            protobuf::push_text(&mut message, *field, &"x".repeat(bytes.len()));
-            let start = message.len() - bytes.len();
-            message[start..].copy_from_slice(bytes);
-        }
-        message
-    }
-
-    fn status(ip: &str, more: &[&str], network: u8) -> Vec<u8> {
-        let more: Vec<_> = more.iter().map(|ip| message(&[(1, ip.as_bytes())])).collect();
-        let ips = std::iter::once((1, ip.as_bytes())).chain(more.iter().map(|ip| (2, ip.as_slice())));
-        let options = message(&[(2, &[1 << 3, network])]);
-        let linux = message(&[(1, &options)]);
-        message(&[(5, &message(&ips.collect::<Vec<_>>())), (6, &linux)])
-    }
-
-    #[test]
-    fn sandbox_is_read_from_its_message() {
-        let entry = |key: &str, value: &str| message(&[(1, key.as_bytes()), (2, value.as_bytes())]);
-        let metadata = message(&[(1, b"web-1"), (2, b"u1"), (3, b"shop")]);
-        let mut sent = message(&[
-            (1, b"id"),
-            (2, &metadata),
-            (5, &entry("app", "web")),
-            (5, &entry("io.kubernetes.pod.uid", "u1")),
-            (6, &entry("kubernetes.io/config.source", "file")),
-            (6, &entry("kubernetes.io/config.hash", "4d3")),
-            (7, b"runtime handler"),
-        ]);
-        sent.extend([3 << 3, 0, 4 << 3, 9]);
-        let expected = Sandbox {
-            config_source: Some("file".to_owned()),
-            config_hash: Some("4d3".to_owned()),
-            ..sandbox("id", "u1", 9)
-        };
-        assert_eq!(Sandbox::parse(&sent), expected);
-        let container = super::container(&message(&[
-            (1, "ab".repeat(32).as_bytes()),
-            (2, b"id"),
-            (3, &message(&[(1, b"main")])),
-        ]));
-        assert_eq!(container, self::container(&"ab".repeat(32), "id", "main"));
-    }
-
-    #[test]
-    fn sandbox_with_too_many_labels_keeps_its_name() {
-        let metadata = message(&[(1, b"web-1"), (2, b"u1")]);
-        let mut sent = message(&[(2, &metadata)]);
-        for number in 0..130_000 {
-            sent.extend(message(&[(5, &message(&[(1, format!("k{number}").as_bytes())]))]));
-        }
-        let sandbox = Sandbox::parse(&sent);
-        assert_eq!((&*sandbox.name, sandbox.labels), ("web-1", None));
-    }
-
-    #[test]
-    fn pod_is_its_latest_sandbox_with_the_containers_of_all() {
-        let ids = ["aa".repeat(32), "bb".repeat(32)];
-        let sandboxes = vec![
-            sandbox("old", "u1", 5),
-            sandbox("new", "u1", 9),
-            sandbox("older", "u1", 1),
-        ];
-        let containers = vec![
-            container(&ids[0], "old", "main"),
-            container(&ids[1], "new", "main"),
-            container("odd", "new", "odd"),
-            container(&ids[0], "nowhere", "lost"),
-        ];
-        let addresses = [("new".to_owned(), Addresses::parse(&status("10.0.0.1", &["fd00::1"], 0)))].into();
-        let found = pods(sandboxes, containers, &addresses);
-        let [pod] = &found[..] else { panic!("{found:?}") };
-        let mut containers: Vec<_> = pod.containers.iter().map(|one| (one.name.as_str(), one.id)).collect();
-        containers.sort_by_key(|(name, id)| (*name, id.map(|id| id.to_string())));
-        let expected = [
-            ("main", ContainerId::new(&ids[0])),
-            ("main", ContainerId::new(&ids[1])),
-            ("odd", None),
-        ];
-        assert_eq!(containers, expected);
-        assert_eq!((&*pod.uid, &*pod.namespace, &*pod.name), ("u1", "shop", "web-1"));
-        assert_eq!(pod.labels, Some(vec![("app".to_owned(), "web".to_owned())]));
-        assert_eq!(
-            pod.ips.iter().map(IpAddr::to_string).collect::<Vec<_>>(),
-            ["10.0.0.1", "fd00::1"]
-        );
-        assert_eq!((pod.started, pod.host_network), (Some(WallTime(9)), Some(false)));
-        assert_eq!(pod.owner, Owner::Unknown);
-    }
-
-    #[test]
-    fn pod_in_the_nodes_network_has_no_address() {
-        let addresses = Addresses::parse(&status("192.0.2.2", &[], 2));
-        assert_eq!((addresses.ips, addresses.host_network), (vec![], true));
-        let addresses = Addresses::parse(&status("", &["nonsense"], 0));
-        assert_eq!((addresses.ips, addresses.host_network), (vec![], false));
-        assert!(Addresses::parse(&[]).ips.is_empty());
-    }
-
-    #[test]
-    fn static_pod_has_its_hash() {
-        let with = |source: &str| {
-            let sandbox = Sandbox {
-                config_source: Some(source.to_owned()),
-                config_hash: Some("4d3".to_owned()),
-                ..sandbox("s", "4d3", 1)
-            };
-            pods(vec![sandbox], vec![], &HashMap::new()).remove(0).static_uid
-        };
-        assert_eq!(with("file").as_deref(), Some("4d3"));
-        assert_eq!(with("api"), None);
-    }
-
-    #[test]
-    fn sandbox_without_a_uid_is_left_out() {
-        assert_eq!(pods(vec![sandbox("s", "", 1)], vec![], &HashMap::new()), []);
-    }
-}
+mod tests;
