@@ -432,11 +432,6 @@ pub const CHECK_SERVER_PORT: u32 = 1 << 2;
 pub const CHECK_CLIENT_PORT: u32 = 1 << 3;
 /// `Settings::checks`: addresses.
 pub const CHECK_ADDRESS: u32 = 1 << 4;
-/// `Settings::checks`: cgroups, as far as user space has told of them.
-pub const CHECK_CGROUP: u32 = 1 << 5;
-
-/// Cgroups that the kernel half remembers at most.
-pub const MAX_CGROUPS: usize = 16_384;
 
 /// `Prefilter::families`: IPv4, IPv4-mapped sockets included.
 pub const FAMILY_IPV4: u32 = 1 << 0;

@@ -4,11 +4,11 @@
 use core::ptr;
 
 use kmesh_trace_common::{
-    CHECK_ADDRESS, CHECK_CGROUP, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT,
-    DIRECTION_INBOUND, DIRECTION_OUTBOUND, FAMILY_IPV4, FAMILY_IPV6, Prefilter, term,
+    CHECK_ADDRESS, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT, DIRECTION_INBOUND,
+    DIRECTION_OUTBOUND, FAMILY_IPV4, FAMILY_IPV6, Prefilter, term,
 };
 
-use crate::maps::{KMESH_FILTER, cannot_pass_as, checks, terms_of};
+use crate::maps::{KMESH_FILTER, checks, terms_of};
 use crate::sock::{Address, Sock};
 
 /// Whether a connection is certain to be sorted out. `outbound`: this socket connected. What is not known yet (a port or
@@ -54,9 +54,6 @@ fn is_rejected(sock: Sock, outbound: bool) -> bool {
         DIRECTION_INBOUND
     };
     if checks & CHECK_DIRECTION != 0 && filter.directions & direction == 0 {
-        return true;
-    }
-    if checks & CHECK_CGROUP != 0 && cannot_pass_as(sock.cgroup_id()) & direction != 0 {
         return true;
     }
     if checks & CHECK_SERVER_PORT != 0 {

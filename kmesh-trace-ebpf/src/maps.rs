@@ -3,11 +3,10 @@
 use core::ffi::c_void;
 use core::ptr;
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::macros::btf_map;
-use kmesh_trace_common::{Counters, MAX_CGROUPS, Prefilter, Settings, Snapshot, Walked, counter};
+use kmesh_trace_common::{Counters, Prefilter, Settings, Snapshot, Walked, counter};
 
 use crate::sock::Address;
 
@@ -22,17 +21,6 @@ pub static KMESH_FILTER: Array<Prefilter, 1> = Array::new();
 /// What the filter's networks say; written likewise. User space sets the size.
 #[btf_map]
 static KMESH_NETWORKS: LpmTrie<[u8; 16], u32, 1> = LpmTrie::new();
-
-/// As which end, of `DIRECTION_*`, a socket of a cgroup cannot pass. User space tells of them as it learns whose they are.
-#[btf_map]
-static KMESH_CGROUPS: HashMap<u64, u32, MAX_CGROUPS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-
-/// As which end a socket of this cgroup is certain to be sorted out: `DIRECTION_*`.
-#[inline(always)]
-pub fn cannot_pass_as(cgroup_id: u64) -> u32 {
-    // SAFETY: user space replaces a value by a whole one.
-    unsafe { KMESH_CGROUPS.get(&cgroup_id) }.copied().unwrap_or(0)
-}
 
 /// A key of the networks, its address where words can be written.
 #[repr(C)]

@@ -2,19 +2,18 @@
 //! direction, in the form that the eBPF programs check. An optimisation, tested equal: it may let through what the filter
 //! sorts out later, never the other way round.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use bytemuck::Zeroable;
 use ipnet::IpNet;
 use kmesh_trace_common::{
-    CHECK_ADDRESS, CHECK_CGROUP, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT,
-    DIRECTION_INBOUND, DIRECTION_OUTBOUND, FAMILY_IPV4, FAMILY_IPV6, MAX_CGROUPS, Prefilter, Prefix, term,
+    CHECK_ADDRESS, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT, DIRECTION_INBOUND,
+    DIRECTION_OUTBOUND, FAMILY_IPV4, FAMILY_IPV6, Prefilter, Prefix, term,
 };
 
 use crate::filter::{Ends, Filter, Network, Terms};
-use crate::record::{ContainerId, Direction, Family, Pod, Record};
+use crate::record::{Direction, Family};
 
 /// Where IPv4 stands in IPv6: bits of the prefix of all mapped addresses.
 const MAPPED_BITS: u32 = 96;
@@ -54,9 +53,6 @@ impl KernelHalf {
                 }
             }
         }
-        if decides_by_cgroup(filter) {
-            checks |= CHECK_CGROUP;
-        }
         let ports = &filter.ports;
         if !(ports.bare.is_empty() && ports.to.is_empty()) {
             checks |= CHECK_SERVER_PORT;
@@ -83,81 +79,6 @@ impl KernelHalf {
             prefilter: passing,
             networks: said_by(networks),
         }
-    }
-}
-
-/// Whether [`cannot_pass_as`] can be anything but 0.
-fn decides_by_cgroup(filter: &Filter) -> bool {
-    let Filter {
-        container,
-        namespaces,
-        pods,
-        ..
-    } = filter;
-    !(container.is_empty() && namespaces.from.is_empty() && pods.from.is_empty() && pods.to.is_empty())
-}
-
-/// As which end no socket of this container, or pod, can pass: bits of `DIRECTION_*`. Only what never changes of them
-/// counts. That leaves out labels, owners, which may be learnt late, and the server's namespace, which its Service has too.
-fn cannot_pass_as(filter: &Filter, container: Option<ContainerId>, pod: Option<&Pod>) -> u32 {
-    if container.is_some_and(|id| !filter.container.pass(|prefix| prefix.matches(&id))) {
-        return DIRECTION_INBOUND | DIRECTION_OUTBOUND;
-    }
-    let Some(pod) = pod else { return 0 };
-    let as_client = filter.namespaces.from.pass(|wanted| wanted.matches(&pod.namespace))
-        && filter.pods.from.pass(|wanted| wanted.matches(pod));
-    let as_server = filter.pods.to.pass(|wanted| wanted.matches(pod));
-    let mut directions = 0;
-    if !as_client {
-        directions |= DIRECTION_OUTBOUND;
-    }
-    if !as_server {
-        directions |= DIRECTION_INBOUND;
-    }
-    directions
-}
-
-/// Tells the kernel half of cgroups whose connections cannot pass, as records show whose they are.
-pub struct Excluder {
-    filter: Filter,
-    /// Those that were looked at: for each the answer stays the same.
-    known: HashSet<u64>,
-    exclude: Box<dyn FnMut(u64, u32) -> bool + Send>,
-}
-
-impl Excluder {
-    /// `exclude` gets a cgroup and bits of `DIRECTION_*`, and says whether there was room. None when the filter has nothing
-    /// that can be decided so.
-    pub fn of(filter: &Filter, exclude: impl FnMut(u64, u32) -> bool + Send + 'static) -> Option<Self> {
-        decides_by_cgroup(filter).then(|| Self {
-            filter: filter.clone(),
-            known: HashSet::new(),
-            exclude: Box::new(exclude),
-        })
-    }
-
-    /// Whether this record may teach something.
-    pub fn wants(&self, record: &Record) -> Option<u64> {
-        let room = self.known.len() < MAX_CGROUPS;
-        record.cgroup_id.filter(|id| room && !self.known.contains(id))
-    }
-
-    /// A record of the cgroup shows its container, and its pod if that is certain.
-    pub fn see(&mut self, cgroup_id: u64, container: Option<ContainerId>, pod: Option<&Pod>) {
-        let directions = cannot_pass_as(&self.filter, container, pod);
-        if pod.is_some() || directions != 0 {
-            self.known.insert(cgroup_id);
-        }
-        if directions != 0 {
-            // Without room nothing is lost but time.
-            _ = (self.exclude)(cgroup_id, directions);
-        }
-    }
-}
-
-impl fmt::Debug for Excluder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Excluder").finish_non_exhaustive()
     }
 }
 
@@ -235,55 +156,6 @@ mod tests {
     fn nothing_asked_is_nothing_checked() {
         let half = KernelHalf::of(&Filter::default());
         assert_eq!((half.checks, half.networks), (0, Vec::new()));
-    }
-
-    #[test]
-    fn own_ends_are_excluded_by_what_never_changes() {
-        let pod = |namespace: &str, name: &str| Pod {
-            namespace: namespace.into(),
-            name: name.into(),
-            uid: "uid".into(),
-            workload: None,
-            service_account: None,
-            node: None,
-            host_network: None,
-            labels: None,
-        };
-        let (web, other) = (pod("shop", "web-0"), pod("bank", "web-0"));
-        let filter = |change: fn(&mut Filter)| {
-            let mut filter = Filter::default();
-            change(&mut filter);
-            filter
-        };
-        let both = DIRECTION_INBOUND | DIRECTION_OUTBOUND;
-        let from = filter(|filter| filter.namespaces.from.any = vec!["shop".parse().unwrap()]);
-        let to = filter(|filter| filter.pods.to.none = vec!["bank/web-0".parse().unwrap()]);
-        // The other end may match these, or a Service's namespace may.
-        let bare = filter(|filter| {
-            filter.namespaces.bare.any = vec!["shop".parse().unwrap()];
-            filter.namespaces.to.any = vec!["shop".parse().unwrap()];
-            filter.pods.bare.any = vec!["shop/web-0".parse().unwrap()];
-        });
-        for (filter, of_web, of_other) in [
-            (&from, 0, DIRECTION_OUTBOUND),
-            (&to, 0, DIRECTION_INBOUND),
-            (&bare, 0, 0),
-        ] {
-            assert_eq!(cannot_pass_as(filter, None, Some(&web)), of_web, "{filter:?}");
-            assert_eq!(cannot_pass_as(filter, None, Some(&other)), of_other, "{filter:?}");
-            assert_eq!(cannot_pass_as(filter, None, None), 0, "{filter:?}");
-            let checked = KernelHalf::of(filter).checks & CHECK_CGROUP != 0;
-            assert_eq!(checked, of_other != 0, "{filter:?}");
-        }
-        let container = filter(|filter| filter.container.any = vec!["aaaa".parse().unwrap()]);
-        let id = |letter: &str| ContainerId::new(&letter.repeat(64));
-        assert_eq!(cannot_pass_as(&container, id("a"), None), 0);
-        assert_eq!(cannot_pass_as(&container, id("b"), Some(&web)), both);
-        assert_eq!(
-            cannot_pass_as(&container, None, Some(&web)),
-            0,
-            "its container may be told later"
-        );
     }
 
     #[test]

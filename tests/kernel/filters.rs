@@ -12,8 +12,7 @@ use kmesh_trace::record::{ConnId, Direction, Event, Family, Record};
 use kmesh_trace::source::kernel::{Kernel, Options, Types, start};
 use kmesh_trace::track::Tracker;
 use kmesh_trace_common::{
-    CHECK_ADDRESS, CHECK_CGROUP, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT, Counters,
-    DIRECTION_INBOUND, DIRECTION_OUTBOUND, Prefix,
+    CHECK_ADDRESS, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT, Counters, Prefix,
 };
 use nix::sys::socket::{Backlog, listen as start_listening};
 use socket2::{SockAddr, Socket};
@@ -27,11 +26,6 @@ use crate::support::{net, small};
 pub fn table() -> Table {
     Table::new("filters")
         .own("kernel_half_as_the_rule", &[Need::Alone], kernel_half_as_the_rule)
-        .own(
-            "cgroups_that_cannot_pass",
-            &[Need::Alone, Need::Cgroup2],
-            cgroups_that_cannot_pass,
-        )
         .own("a_listener_that_connects", &[Need::Alone], a_listener_that_connects)
 }
 
@@ -233,55 +227,6 @@ fn a_listener_that_connects() {
         drop(turned);
         assert_eq!(seen.counters().closes, after.closes, "--port {port}: told once");
     }
-}
-
-/// A cgroup that user space excludes: what it says of an end counts from then on, for connections that are open, too.
-fn cgroups_that_cannot_pass() {
-    let types = Types::read().expect("the kernel's types");
-    let mut half = KernelHalf::of(&Filter::default());
-    half.checks = CHECK_CGROUP;
-    let mut seen = Seen::start(&types, half);
-    let mut cgroups = seen.kernel.cgroups().expect("the cgroups");
-    let (_, server) = listener("127.0.0.1:80");
-    let connected = || {
-        let client = bound("127.0.0.1:0".parse().unwrap());
-        client
-            .connect(&SockAddr::from("127.0.0.1:80".parse::<SocketAddr>().unwrap()))
-            .expect("connect");
-        (TcpStream::from(client), server.accept().expect("accept").0)
-    };
-    let ended = |(client, server): (TcpStream, TcpStream)| {
-        reset(client);
-        drop(server);
-    };
-    let before = seen.counters();
-    let open = connected();
-    ended(connected());
-    let own = seen.closes()[0].cgroup_id.expect("a cgroup");
-    for (round, (excluded, told)) in [
-        (DIRECTION_OUTBOUND, vec![Direction::Inbound]),
-        (DIRECTION_INBOUND, vec![Direction::Outbound]),
-        (DIRECTION_INBOUND | DIRECTION_OUTBOUND, vec![]),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        assert!(cgroups.exclude(own, excluded), "room");
-        ended(connected());
-        let directions: Vec<_> = seen.closes().iter().map(|record| record.direction).collect();
-        assert_eq!(directions, told, "round {round}");
-    }
-    ended(open);
-    assert!(seen.closes().is_empty(), "excluded while it was open");
-    let after = seen.counters();
-    assert_eq!(
-        (
-            after.closes - before.closes,
-            after.filtered - before.filtered,
-            after.open
-        ),
-        (10, 1 + 1 + 2 + 2, before.open)
-    );
 }
 
 /// A kernel half with each check, and room for the networks of all that follow.

@@ -94,23 +94,6 @@ fn open(object: Object) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// What a map of this name has for a key, whosever the map is: the first that has something.
-pub fn looked_up(name: &str, key: u64) -> Option<u32> {
-    const NEXT_ID: libc::c_long = 12;
-    let mut ids = [0_u32; 3];
-    loop {
-        bpf(NEXT_ID, &mut ids)?;
-        // The next id is behind the one to begin with.
-        let id = ids[1];
-        ids = [id, 0, 0];
-        if let Some(map) = named(Object { kind: Kind::Map, id }, name)
-            && let Some([value]) = value(&map, &key)
-        {
-            return Some(value);
-        }
-    }
-}
-
 /// The elements of an array of this name among these objects, each of `WORDS` numbers, from the first to where it ends.
 pub fn elements<const WORDS: usize>(objects: &[Object], name: &str) -> Vec<[u64; WORDS]> {
     let map = objects

@@ -10,7 +10,7 @@ use std::panic::resume_unwind;
 use std::thread;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, Iter, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
@@ -54,7 +54,6 @@ const WALK_BUFFER: usize = 64 << 10;
 const EVENTS: &str = "KMESH_EVENTS";
 const COUNTS: &str = "KMESH_COUNTS";
 const FILTER: &str = "KMESH_FILTER";
-const CGROUPS: &str = "KMESH_CGROUPS";
 const NETWORKS: &str = "KMESH_NETWORKS";
 const WALKS: &str = "KMESH_WALK";
 const BEGAN: &str = "KMESH_BEGAN";
@@ -171,7 +170,6 @@ pub struct Kernel {
     counts: PerCpuArray<MapData, Slot>,
     filter: Array<MapData, Filter>,
     networks: LpmTrie<MapData, [u8; 16], u32>,
-    cgroups: Option<Cgroups>,
     links: Vec<BtfTracePointLink>,
     /// Descriptors of the programs that must all be skipped for an end to be missed. Those at a change of state: what they were
     /// skipped for may have been made good later.
@@ -201,9 +199,6 @@ pub fn start(types: &Types, options: &Options) -> Result<(Kernel, Walker), Start
         filter: Array::try_from(take_map(&mut ebpf, FILTER)?).map_err(|error| failed("opening the filter", &error))?,
         networks: LpmTrie::try_from(take_map(&mut ebpf, NETWORKS)?)
             .map_err(|error| failed("opening the networks", &error))?,
-        cgroups: Some(Cgroups(
-            HashMap::try_from(take_map(&mut ebpf, CGROUPS)?).map_err(|error| failed("opening the cgroups", &error))?,
-        )),
         links: Vec::new(),
         at_change: types.descriptors(&ebpf, CHANGE)?,
         at_destruction: types.descriptors(&ebpf, DESTRUCTION)?,
@@ -300,23 +295,7 @@ fn loader<'a>() -> EbpfLoader<'a> {
     loader
 }
 
-/// What the kernel half of the filters knows of cgroups. Apart from [`Kernel`], for whoever learns whose they are.
-pub struct Cgroups(HashMap<MapData, u64, u32>);
-
-impl Cgroups {
-    /// A socket of this cgroup cannot pass as any of these ends: bits of `DIRECTION_*`. For [`Options::checks`] with
-    /// [`kmesh_trace_common::CHECK_CGROUP`]. False when there is no room.
-    pub fn exclude(&mut self, cgroup_id: u64, directions: u32) -> bool {
-        self.0.insert(cgroup_id, directions, 0).is_ok()
-    }
-}
-
 impl Kernel {
-    /// Once.
-    pub fn cgroups(&mut self) -> Option<Cgroups> {
-        self.cgroups.take()
-    }
-
     /// Sets the kernel half of the filters. The checks stay those it was loaded with, and there can be no more networks
     /// than there were then.
     pub fn set_filter(&mut self, prefilter: &Prefilter, networks: &[(Prefix, u32)]) -> Result<(), StartError> {
