@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use crate::Table;
 use crate::support::actor::Actor;
 use crate::support::bpf::looked_up;
-use crate::support::{net, node};
 use crate::support::probe::Need;
 use crate::support::sock::wait_until;
 use crate::support::tracer::{Start, Tracer};
+use crate::support::{net, node};
 
 /// The trials.
 pub fn table() -> Table {

@@ -68,6 +68,7 @@ pub fn table() -> Table {
             secrets::output_of_an_exec_plugin_is_not_printed,
             secrets::service_accounts_token_is_not_sent_without_tls;
         SERVICES:
+            services::services_are_named_by_what_was_dialled,
             services::external_ip_does_not_take_another_services_address,
             services::load_balancer_address_does_not_take_another_services_address,
             services::endpoint_slice_of_another_namespace_does_not_take_a_pod,

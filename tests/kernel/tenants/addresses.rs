@@ -45,11 +45,12 @@ pub fn connect_within(actor: &Actor, victim: &str) -> String {
 
 /// Two pods of the victim, and one of the attacker, which a source knows.
 struct Stage {
-    node: Node,
     web: Pod,
     db: Pod,
     thief: Pod,
     cluster: Arc<Cluster>,
+    // Last, since it removes the cgroups that the pods' processes are in.
+    node: Node,
 }
 
 impl Stage {
@@ -119,7 +120,13 @@ fn unknown_pod_puts_an_address_in_doubt(name: &str, source: Source, is_asked_aga
     let tracer = stage.traced(source);
     let unknown = stage.unknown_pod("unknown");
     keep(&tracer, &[&unknown]);
-    let asked = |cluster: &Cluster| cluster.questions().iter().filter(|question| is_asked_again(question)).count();
+    let asked = |cluster: &Cluster| {
+        cluster
+            .questions()
+            .iter()
+            .filter(|question| is_asked_again(question))
+            .count()
+    };
     let before = asked(&stage.cluster);
     let from = attempt(&unknown.actor, &stage.web.ip, &stage.db);
     let outbound = record(&tracer.tracer, unknown.netns, "outbound", &from);
@@ -181,8 +188,18 @@ pub fn user_namespace_of_a_known_pod_does_not_take_an_address() {
     tracer.tracer.store.keep(netns);
     for victim in [&stage.web, &stage.db] {
         let from = connect_within(&within, &victim.ip);
-        check_end(&record(&tracer.tracer, netns, "outbound", &from), "src", &stage.thief, false);
-        check_end(&record(&tracer.tracer, netns, "inbound", &from), "dst", &stage.thief, false);
+        check_end(
+            &record(&tracer.tracer, netns, "outbound", &from),
+            "src",
+            &stage.thief,
+            false,
+        );
+        check_end(
+            &record(&tracer.tracer, netns, "inbound", &from),
+            "dst",
+            &stage.thief,
+            false,
+        );
         check_call(&tracer.tracer, &stage.web, &stage.db);
     }
     stage.end(&tracer);

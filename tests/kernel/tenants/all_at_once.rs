@@ -31,7 +31,10 @@ const CLIENTS: u32 = 4_000;
 /// The attacker's addresses.
 const CLIENT_NETWORK: &str = "10.200.0.0/16";
 const SERVICES: u32 = 20_000;
-const EMPTY: usize = 66_000;
+/// Empty cgroups in a short run and in a long one: it takes some minutes to make them.
+const EMPTY: [usize; 2] = [5_000, 66_000];
+/// From this on a run is long.
+const LONG: Duration = Duration::from_secs(300);
 /// Scrapers that ask and do not read, at a time.
 const SCRAPERS: usize = 40;
 
@@ -54,7 +57,7 @@ fn clients(cluster: &Cluster) {
 fn objects(cluster: &Cluster) {
     for number in 0..46 {
         let name = format!("large-{number}");
-        cluster.put_item("pods", &format!("{MALL}/{name}"), large_pod(&name, 1_400_000));
+        cluster.put_item("pods", &format!("{MALL}/{name}"), large_pod(&name));
     }
     for number in 0..15 {
         let name = format!("labels-{number}");
@@ -103,7 +106,7 @@ impl Pods {
         pods.db.listen();
         pods.server.listen();
         node.translate(&pods.db);
-        net::run("ip", &["route", "add", CLIENT_NETWORK, "dev", "v-thief"]);
+        net::run("ip", &["route", "add", CLIENT_NETWORK, "via", &pods.thief.ip]);
         support::run_ip(&pods.thief.actor, &format!("route add local {CLIENT_NETWORK} dev lo"));
         pods
     }
@@ -121,7 +124,11 @@ impl Pods {
     /// One connection of the attacker from the address of the next of its pods.
     fn call_from(&self, number: u32) {
         let (client, server) = (&self.thief.actor, &self.server.actor);
-        client.ask(&format!("connect_from c {}:0 {}", client_ip(number), self.server.server()));
+        client.ask(&format!(
+            "connect_from c {}:0 {}",
+            client_ip(number),
+            self.server.server()
+        ));
         server.ask("accept l s");
         client.ask("close c");
         server.ask("eof s");
@@ -162,8 +169,8 @@ pub fn all_at_once() {
     let pods = Pods::new(&node);
     let given = pods.thief.cgroup.join("given");
     fs::create_dir(&given).unwrap();
-    let empty = Empty::make(&given, EMPTY);
     delegate(&given);
+    let empty = Empty::make(&given, EMPTY[usize::from(duration >= LONG)]);
     let cluster = pods.cluster(&node);
     let kubeconfig = node.folder.join("kubeconfig");
     cluster.api_server(&kubeconfig);

@@ -1,5 +1,6 @@
 //! What a tenant can do to another tenant's names, one random thing at a time.
 
+use std::env;
 use std::fs;
 use std::path::PathBuf;
 
@@ -33,6 +34,10 @@ pub struct Attacker {
     /// The objects that it has made: resource, key, and for how many rounds yet.
     made: Vec<(&'static str, String, u64)>,
     count: u64,
+    /// What it may do.
+    actions: Vec<Action>,
+    /// What it has done, the present action last.
+    pub done: Vec<&'static str>,
 }
 
 /// All that an action may touch.
@@ -50,7 +55,10 @@ const ACTIONS: &[Action] = &[
     ("claim an identity", Attacker::claim_identity),
     ("claim an identity by its own pod", Attacker::claim_identity_of_own_pod),
     ("send from an address", Attacker::send_from_address),
-    ("send from an address in an unknown pod", Attacker::send_from_address_unknown),
+    (
+        "send from an address in an unknown pod",
+        Attacker::send_from_address_unknown,
+    ),
     ("have an address in a user namespace", Attacker::have_address),
     ("have an address in no pod", Attacker::have_address_in_no_pod),
     ("have an address in an unknown pod", Attacker::have_address_unknown),
@@ -65,6 +73,18 @@ const ACTIONS: &[Action] = &[
     ("reuse an address", Attacker::reuse_address),
 ];
 
+/// All actions, or only those that `KMESH_TRACE_TENANT_ACTION` is a part of the name of.
+fn actions() -> Vec<Action> {
+    let only = env::var("KMESH_TRACE_TENANT_ACTION").unwrap_or_default();
+    let actions: Vec<Action> = ACTIONS
+        .iter()
+        .copied()
+        .filter(|(name, _)| name.contains(&only))
+        .collect();
+    assert!(!actions.is_empty(), "no action has {only:?} in its name");
+    actions
+}
+
 impl Attacker {
     pub fn new(node: &Node) -> Self {
         let shop = node.pod(Driver::Cgroupfs, MALL, "aaa-shop");
@@ -76,6 +96,8 @@ impl Attacker {
             within: Actor::in_user_namespace(),
             made: Vec::new(),
             count: 0,
+            actions: actions(),
+            done: Vec::new(),
         }
     }
 
@@ -90,15 +112,8 @@ impl Attacker {
         [self.thief.netns, self.shop.netns, self.stranger.netns, within]
     }
 
-    /// Does one thing, and undoes what is old. Returns what it did.
-    pub fn act(
-        &mut self,
-        node: &Node,
-        cluster: &Cluster,
-        victim: &Victim,
-        doubts: &mut Doubts,
-        random: &mut Random,
-    ) -> &'static str {
+    /// Does one thing, and undoes what is old.
+    pub fn act(&mut self, node: &Node, cluster: &Cluster, victim: &Victim, doubts: &mut Doubts, random: &mut Random) {
         self.made.retain_mut(|(resource, key, rounds)| {
             *rounds -= 1;
             if *rounds == 0 {
@@ -107,7 +122,8 @@ impl Attacker {
             *rounds > 0
         });
         self.count += 1;
-        let (name, act) = *random.pick(ACTIONS);
+        let (name, act) = *random.pick(&self.actions);
+        self.done.push(name);
         act(
             self,
             &mut Scene {
@@ -118,7 +134,6 @@ impl Attacker {
                 random,
             },
         );
-        name
     }
 
     /// A name that no other object of it has, and that comes before the victim's.
@@ -142,7 +157,8 @@ impl Attacker {
     fn claim_identity(&mut self, scene: &mut Scene<'_>) {
         let victim = scene.random.pick(&scene.victim.all()).uid.clone();
         let annotations = scene.random.pick(&claims(&victim)).clone();
-        let mut metadata = json!({"name": self.name(), "namespace": MALL, "uid": new_ids().0, "annotations": annotations});
+        let mut metadata =
+            json!({"name": self.name(), "namespace": MALL, "uid": new_ids().0, "annotations": annotations});
         if scene.random.one_in(2) {
             metadata["ownerReferences"] = json!([{"kind": "Node", "name": NODE_NAME, "uid": "n", "controller": true}]);
         }
@@ -172,7 +188,9 @@ impl Attacker {
     /// Puts the stranger into the cgroup of a pod that no source knows.
     fn become_unknown(&mut self, node: &Node) {
         (self.stranger.uid, self.stranger.id) = new_ids();
-        let cgroup = node.cgroups.join(Driver::Cgroupfs.container(&self.stranger.uid, &self.stranger.id));
+        let cgroup = node
+            .cgroups
+            .join(Driver::Cgroupfs.container(&self.stranger.uid, &self.stranger.id));
         let left = std::mem::replace(&mut self.stranger.cgroup, cgroup);
         self.stranger.start();
         support::remove_cgroup(left.parent().unwrap());
@@ -291,8 +309,8 @@ impl Attacker {
     fn make_cgroups(&mut self, _: &mut Scene<'_>) {
         let given: PathBuf = self.thief.cgroup.join("given");
         fs::create_dir_all(&given).unwrap();
-        let empty = Empty::make(&given, 200);
         delegate(&given);
+        let empty = Empty::make(&given, 200);
         self.call(&self.thief);
         drop(empty);
     }
@@ -300,7 +318,7 @@ impl Attacker {
     fn make_large_object(&mut self, scene: &mut Scene<'_>) {
         let name = self.name();
         let text = match scene.random.one_in(2) {
-            true => large_pod(&name, 1_400_000),
+            true => large_pod(&name),
             false => many_labels(&name, 20_000),
         };
         self.put_item(scene, &name, text);

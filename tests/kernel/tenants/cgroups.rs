@@ -10,9 +10,8 @@ use serde_json::Value;
 use super::cluster::Cluster;
 use super::identity::{Source, keep, traced, wait_for_names};
 use super::node::{Driver, MALL, Node, SHOP, new_ids};
-use super::objects::{check_memory, limit};
 use super::traffic::{CERTAIN, Call, check_call, check_end, check_is_not};
-use crate::support::{net, node as support};
+use crate::support::{net, node as support, peak_kib};
 
 /// Gives a cgroup and all below it to a user, as a runtime gives a container its own cgroup.
 pub fn delegate(cgroup: &Path) {
@@ -26,7 +25,9 @@ pub struct Empty(Vec<PathBuf>);
 impl Empty {
     /// Makes so many directly below `parent`.
     pub fn make(parent: &Path, count: usize) -> Self {
-        let cgroups: Vec<PathBuf> = (0..count).map(|number| parent.join(format!("empty-{number}"))).collect();
+        let cgroups: Vec<PathBuf> = (0..count)
+            .map(|number| parent.join(format!("empty-{number}")))
+            .collect();
         cgroups.iter().for_each(|cgroup| fs::create_dir(cgroup).unwrap());
         Self(cgroups)
     }
@@ -119,45 +120,52 @@ pub fn cgroup_below_a_users_pod_directory_does_not_name_a_pod() {
     tracer.stop();
 }
 
-/// Sixty-six thousand cgroups, then connections from cgroups that come and go, each of which is unknown.
-pub fn empty_cgroups_cost_nobody_anything() {
-    const EMPTY: usize = 66_000;
-    const CHURN: Duration = Duration::from_secs(5);
-    let node = Node::new("empty");
+/// The memory and the processor time of a tracer beside so many empty cgroups of a tenant, while that tenant connects from a
+/// cgroup so deep that nobody looks there.
+fn cost_beside(empty: usize) -> (u64, f64) {
+    const DEPTH: usize = 100;
+    const TRAFFIC: Duration = Duration::from_secs(3);
+    let node = Node::new(&format!("empty-{empty}"));
     let web = node.pod(Driver::Cgroupfs, SHOP, "web");
     let db = node.pod(Driver::Systemd, SHOP, "db");
     let thief = node.pod(Driver::Cgroupfs, MALL, "thief");
     db.listen();
     let given = thief.cgroup.join("given");
     fs::create_dir(&given).unwrap();
-    let made = Instant::now();
-    let empty = Empty::make(&given, EMPTY);
-    println!("{EMPTY} cgroups made in {:?}", made.elapsed());
     delegate(&given);
+    let empty = Empty::make(&given, empty);
+    let deep = given.join(vec!["deep"; DEPTH].join("/"));
+    support::move_into(&deep, &thief.actor);
     let cluster = Cluster::of([web.object(), db.object(), thief.object()]);
-    let file = node.folder.join("pods");
-    cluster.save(&file);
-    let limit = limit();
-    let tracer = node.trace_within(limit.as_ref(), &[&format!("--pods-file={}", file.display())]);
+    let tracer = traced(&node, &cluster, Source::File, &[]);
     keep(&tracer, &[&web, &db, &thief]);
     wait_for_names(&tracer, &web, &db);
     let (began, before) = (Instant::now(), tracer.cpu_time());
-    let mut number = 0;
-    while began.elapsed() < CHURN {
-        number += 1;
-        let cgroup = given.join(format!("churn-{number}"));
-        support::move_into(&cgroup, &thief.actor);
-        let call = Call::open(&thief, &db);
-        call.close();
-        support::move_into(&thief.cgroup, &thief.actor);
-        support::remove_cgroup(&cgroup);
+    while began.elapsed() < TRAFFIC {
+        Call::open(&thief, &db).close();
         check_call(&tracer.tracer, &web, &db);
     }
     let share = (tracer.cpu_time() - before).as_secs_f64() / began.elapsed().as_secs_f64();
-    println!("{number} cgroups came and went; {share:.2} of a processor");
-    check_memory(&tracer);
-    // Besides them it has a few records a second to name.
-    assert!(share < 0.4, "{share} of a processor");
+    let kib = peak_kib(tracer.tool());
     tracer.stop();
     drop(empty);
+    (kib, share)
+}
+
+/// Five thousand cgroups of a tenant.
+pub fn empty_cgroups_cost_nobody_anything() {
+    const EMPTY: usize = 5_000;
+    /// Two hundred bytes a cgroup.
+    const KIB: u64 = 1 << 10;
+    let ((kib_without, share_without), (kib_with, share_with)) = (cost_beside(0), cost_beside(EMPTY));
+    println!("without them: {kib_without} KiB, {share_without:.3} of a processor");
+    println!("with {EMPTY}: {kib_with} KiB, {share_with:.3} of a processor");
+    assert!(
+        kib_with < kib_without + KIB,
+        "{kib_with} KiB, {kib_without} KiB without them"
+    );
+    assert!(
+        share_with < 1.5 * share_without + 0.1,
+        "{share_with} of a processor, {share_without} without them"
+    );
 }

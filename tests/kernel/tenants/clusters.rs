@@ -9,7 +9,7 @@ use super::identity::{Source, keep, traced, wait_for_names};
 use super::node::{Driver, Node, Pod, SHOP, new_ids};
 use super::traffic::{CERTAIN, Call};
 use crate::support::actor::Actor;
-use crate::support::{net, node as support};
+use crate::support::net;
 
 /// Connections in each of the clusters.
 const CALLS: usize = 12;
@@ -25,7 +25,7 @@ impl Pods {
     fn new(node: &Node, kubelet: &str) -> Self {
         let pod = |name: &str, last: u32| {
             let ip = node.pod_ip(last);
-            let actor = support::wired_actor(name, &ip);
+            let actor = node.wired_actor(&ip);
             let mut pod = node.unplaced_pod(actor, Driver::Cgroupfs, SHOP, name, &ip);
             pod.cgroup = node
                 .cgroups

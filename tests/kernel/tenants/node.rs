@@ -129,9 +129,16 @@ impl Node {
     pub fn pod(&self, driver: Driver, namespace: &str, name: &str) -> Pod {
         let number = self.pods.fetch_add(1, Ordering::Relaxed) + 1;
         let ip = self.pod_ip(number);
-        let pod = self.unplaced_pod(node::wired_actor(name, &ip), driver, namespace, name, &ip);
+        let pod = self.unplaced_pod(self.wired_actor(&ip), driver, namespace, name, &ip);
         pod.start();
         pod
+    }
+
+    /// Starts a process in a network namespace with this address, which the node routes to.
+    pub fn wired_actor(&self, ip: &str) -> Actor {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        // A wire goes a while after its pod.
+        node::wired_actor(&MADE.fetch_add(1, Ordering::Relaxed).to_string(), ip)
     }
 
     /// Describes a pod of this process, which stays in its cgroup.

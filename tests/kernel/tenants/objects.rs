@@ -26,9 +26,9 @@ pub fn check_memory(tracer: &NodeTracer) {
     assert!(kib < LIMIT >> 10, "{kib} KiB");
 }
 
-/// The text of a pending pod whose arguments have this many bytes: an API server takes up to 1.5 MB.
-pub fn large_pod(name: &str, bytes: usize) -> String {
-    let padding = "x".repeat(bytes);
+/// The text of a pending pod that is about as large as an API server takes: 1.5 MiB.
+pub fn large_pod(name: &str) -> String {
+    let padding = "x".repeat(1_500_000);
     json!({"kind": "Pod", "apiVersion": "v1",
         "metadata": {"name": name, "namespace": MALL, "uid": new_ids().0, "resourceVersion": "1"},
         "spec": {"nodeName": NODE_NAME, "containers": [{"name": "main", "args": [padding]}]},
@@ -45,7 +45,10 @@ pub fn many_labels(name: &str, count: usize) -> String {
         "status": {"phase": "Running", "podIP": "10.255.0.1"}})
     .to_string();
     let at = pod.find(r#""labels":0"#).unwrap();
-    pod.replace_range(at..at + r#""labels":0"#.len(), &format!(r#""labels":{{{}}}"#, labels.join(",")));
+    pod.replace_range(
+        at..at + r#""labels":0"#.len(),
+        &format!(r#""labels":{{{}}}"#, labels.join(",")),
+    );
     pod
 }
 
@@ -63,10 +66,11 @@ pub const ODD: [&str; 8] = [
 
 /// A node with the victim's pods, and the cluster that knows them.
 struct Stage {
-    node: Node,
     web: Pod,
     db: Pod,
     cluster: Arc<Cluster>,
+    // Last, since it removes the cgroups that the pods' processes are in.
+    node: Node,
 }
 
 impl Stage {
@@ -111,7 +115,7 @@ fn large_pods(name: &str, count: usize) -> Stage {
     for number in 0..count {
         let name = format!("large-{number}");
         let key = format!("{MALL}/{name}");
-        stage.cluster.put_item("pods", &key, large_pod(&name, 1_400_000));
+        stage.cluster.put_item("pods", &key, large_pod(&name));
     }
     stage
 }

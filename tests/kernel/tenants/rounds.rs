@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::env;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,7 +13,7 @@ use super::cluster::Cluster;
 use super::identity::{Source, keep, traced, wait_for_names};
 use super::node::{Driver, Node, NodeTracer, Pod, SHOP};
 use super::services::slice;
-use super::traffic::{CERTAIN, Call, Doubt};
+use super::traffic::{CERTAIN, Call, Doubt, failure};
 use crate::support::node as support;
 use crate::support::store::Rec;
 
@@ -189,18 +188,21 @@ impl Tracers {
 
 /// Returns the number in this environment variable.
 pub fn number(variable: &str, default: u64) -> u64 {
-    env::var(variable).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{variable}={value}")))
+    env::var(variable).map_or(default, |value| {
+        value.parse().unwrap_or_else(|_| panic!("{variable}={value}"))
+    })
 }
 
 /// What stays the same through all rounds.
 struct Run {
-    node: Node,
     cluster: Arc<Cluster>,
     tracers: Tracers,
     victim: Victim,
     attacker: Attacker,
     doubts: Doubts,
     random: Random,
+    // Last, since it removes the cgroups that the processes are in.
+    node: Node,
 }
 
 impl Run {
@@ -216,7 +218,10 @@ impl Run {
         let tracers = Tracers::start(&node, &cluster);
         for tracer in tracers.all() {
             keep(tracer, &victim.all());
-            attacker.namespaces().iter().for_each(|netns| tracer.tracer.store.keep(*netns));
+            attacker
+                .namespaces()
+                .iter()
+                .for_each(|netns| tracer.tracer.store.keep(*netns));
             wait_for_names(tracer, &victim.web, &victim.db);
         }
         Self {
@@ -231,13 +236,13 @@ impl Run {
     }
 
     /// One round: the attacker does something while the victim has a connection open, and before it makes others.
-    fn round(&mut self, round: u64) -> &'static str {
+    fn round(&mut self, round: u64) {
         if self.random.one_in(4) {
             self.victim.replace_batch(&self.node, &self.cluster, round + 1);
             self.doubts.add_pod(&self.victim.batch);
         }
         let held = Call::open(&self.victim.web, &self.victim.db).with_service("database", "target_port");
-        let action = self.attacker.act(
+        self.attacker.act(
             &self.node,
             &self.cluster,
             &self.victim,
@@ -259,7 +264,6 @@ impl Run {
         for call in &calls {
             self.tracers.check(call, self.doubts.of(call));
         }
-        action
     }
 
     /// With all claims still there but no doubt left, each name is there.
@@ -281,33 +285,27 @@ impl Run {
     }
 }
 
-/// Runs `part`, and says in its failure which random choices led to it.
-fn in_context<T>(context: impl Fn() -> String, part: impl FnOnce() -> T) -> T {
-    catch_unwind(AssertUnwindSafe(part)).unwrap_or_else(|panic| panic!("{}: {}", context(), crate::message(&*panic)))
-}
-
 pub fn random_rounds() {
     let rounds = number("KMESH_TRACE_TENANT_ROUNDS", DEFAULT_ROUNDS);
     let seed = number("KMESH_TRACE_TENANT_SEED", DEFAULT_SEED);
     let mut run = Run::new(seed);
     let began = Instant::now();
-    let mut actions: Vec<&str> = Vec::new();
     for round in 0..rounds {
-        let context = || format!("seed {seed}, round {round}, before it {actions:?}");
-        let action = in_context(context, || {
-            let action = run.round(round);
-            if (round + 1) % ROUNDS_BETWEEN_PAUSES == 0 {
+        let body = || {
+            run.round(round);
+            if (round + 1) % ROUNDS_BETWEEN_PAUSES == 0 || round + 1 == rounds {
                 run.check_certain();
             }
-            action
-        });
-        actions.push(action);
+        };
+        if let Some(why) = failure(body) {
+            let done = &run.attacker.done;
+            let last = &done[done.len().saturating_sub(12)..];
+            panic!("seed {seed}, round {round}, the last actions {last:?}: {why}");
+        }
     }
-    in_context(|| format!("seed {seed}, after {rounds} rounds of {actions:?}"), || run.check_certain());
     println!("{rounds} rounds of seed {seed} in {:?}", began.elapsed());
     run.cluster.end();
     for tracer in run.tracers.all() {
         tracer.stop();
     }
 }
-

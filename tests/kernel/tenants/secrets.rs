@@ -8,7 +8,6 @@ use super::cluster::Cluster;
 use super::node::{Driver, Node, SHOP};
 use super::traffic::Call;
 use crate::support::tracer::{Start, binary};
-use crate::support::net;
 
 /// A part of each secret of these tests.
 const SECRET: &str = "c2VjcmV0LXRva2Vu";
@@ -89,7 +88,7 @@ pub fn output_of_an_exec_plugin_is_not_printed() {
 /// Traces in a mount namespace where this service account is the pod's, until a kubelet without TLS was asked.
 fn asked_of_kubelet(node: &Node, args: &[&str]) -> Vec<String> {
     const AS_IN_A_POD: &str = "mount -t tmpfs none /run && mkdir -p /run/secrets/kubernetes.io/serviceaccount && \
-        echo \"$0\" >/run/secrets/kubernetes.io/serviceaccount/token && exec \"$@\"";
+        printf %s \"$0\" >/run/secrets/kubernetes.io/serviceaccount/token && exec \"$@\"";
     let web = node.pod(Driver::Cgroupfs, SHOP, "web");
     let cluster: Arc<Cluster> = Cluster::of([web.object()]);
     let flag = format!("--kubelet={}", cluster.kubelet());
@@ -108,7 +107,6 @@ fn asked_of_kubelet(node: &Node, args: &[&str]) -> Vec<String> {
     });
     cluster.end();
     tracer.interrupt();
-    net::run("ip", &["link", "del", "v-web"]);
     cluster.questions()
 }
 

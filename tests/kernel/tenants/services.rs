@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::cluster::Cluster;
 use super::identity::{Source, keep, traced};
 use super::node::{Driver, MALL, NODE_PORT, Node, PORT, Pod, SERVICE_PORT, SHOP};
-use super::traffic::{CERTAIN, Call};
+use super::traffic::{CERTAIN, Call, failure};
 
 /// A Service of the other tenant that comes first in the alphabet, with this specification.
 pub fn service(namespace: &str, name: &str, spec: &Value) -> Value {
@@ -39,8 +39,10 @@ fn check_beside(name: &str, claim: impl Fn(&Node, &Pod) -> Vec<Value>) {
     db.listen();
     node.translate(&db);
     let known = [web.object(), db.object(), node.object(), node.service()];
+    let mut wrong = Vec::new();
     // By the selector, and by slices.
     for slices in [vec![], vec![slice(SHOP, "database", &db.ip)]] {
+        let by = if slices.is_empty() { "selector" } else { "slices" };
         let cluster = Cluster::of(known.iter().cloned().chain(slices).chain(claim(&node, &db)));
         let tracer = traced(&node, &cluster, Source::File, &[]);
         keep(&tracer, &[&web, &db]);
@@ -52,10 +54,17 @@ fn check_beside(name: &str, claim: impl Fn(&Node, &Pod) -> Vec<Value>) {
                 _ => Call::dial(&web, &db, &dialled).with_service("database", "vip"),
             };
             call.close();
-            call.check(&tracer.tracer, CERTAIN);
+            let check = || call.check(&tracer.tracer, CERTAIN);
+            wrong.extend(failure(check).map(|why| format!("by its {way}, endpoints by {by}: {why}")));
         }
         tracer.stop();
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Without any claim: what the other scenarios must not change.
+pub fn services_are_named_by_what_was_dialled() {
+    check_beside("nothing", |_, _| vec![]);
 }
 
 pub fn external_ip_does_not_take_another_services_address() {
@@ -96,9 +105,13 @@ pub fn services_of_two_other_namespaces_name_nobody() {
     let web = node.pod(Driver::Cgroupfs, SHOP, "web");
     let db = node.pod(Driver::Systemd, SHOP, "db");
     db.listen();
-    let spec = json!({"clusterIP": "None", "ports": [{"port": PORT, "targetPort": PORT}]});
+    let spec = json!({"clusterIP": "10.96.255.1", "ports": [{"port": PORT, "targetPort": PORT}]});
     let claims = ["aaa", "bbb"].map(|namespace| [service(namespace, "it", &spec), slice(namespace, "it", &db.ip)]);
-    let cluster = Cluster::of([web.object(), db.object()].into_iter().chain(claims.into_iter().flatten()));
+    let cluster = Cluster::of(
+        [web.object(), db.object()]
+            .into_iter()
+            .chain(claims.into_iter().flatten()),
+    );
     let tracer = traced(&node, &cluster, Source::File, &[]);
     keep(&tracer, &[&web, &db]);
     let call = Call::open(&web, &db);
@@ -110,19 +123,17 @@ pub fn services_of_two_other_namespaces_name_nobody() {
     tracer.stop();
 }
 
-/// Twenty thousand Services select one pod of the tenant that made them.
-pub fn cost_of_a_record_does_not_grow_with_services() {
-    const SERVICES: u32 = 20_000;
-    const CALLS: u32 = 300;
-    /// The processor time of both records of a call: without the Services it is about 1 ms, all of tracing included.
-    const COST: Duration = Duration::from_millis(3);
-    let node = Node::new("crowd");
+/// The processor time of a call, both records of it, with this many Services of the server's pod.
+fn cost_with(services: u32) -> Duration {
+    const CALLS: u32 = 500;
+    let node = Node::new(&format!("cost-{services}"));
     let thief = node.pod(Driver::Cgroupfs, MALL, "thief");
     let server = node.pod(Driver::Cgroupfs, MALL, "server");
     server.listen();
-    let spec = json!({"clusterIP": "None", "selector": {"app": "server"},
-        "ports": [{"port": PORT, "targetPort": PORT}]});
-    let services = (0..SERVICES).map(|number| service(MALL, &format!("s{number:05}"), &spec));
+    // Of another port, so that none is found soon.
+    let spec = json!({"clusterIP": "10.96.255.1", "selector": {"app": "server"},
+        "ports": [{"port": PORT + 1, "targetPort": PORT + 1}]});
+    let services = (0..services).map(|number| service(MALL, &format!("s{number:05}"), &spec));
     let cluster = Cluster::of([thief.object(), server.object()].into_iter().chain(services));
     let tracer = traced(&node, &cluster, Source::File, &[]);
     keep(&tracer, &[&thief, &server]);
@@ -140,7 +151,16 @@ pub fn cost_of_a_record_does_not_grow_with_services() {
     }
     last.check(&tracer.tracer, CERTAIN);
     let cost = (tracer.cpu_time() - before) / CALLS;
-    println!("{SERVICES} Services of one selector: {cost:?} of processor time a call");
-    assert!(cost < COST, "{cost:?} a call");
     tracer.stop();
+    cost
+}
+
+/// Twenty thousand Services select one pod of the tenant that made them.
+pub fn cost_of_a_record_does_not_grow_with_services() {
+    const SERVICES: u32 = 20_000;
+    let (with_one, with_many) = (cost_with(1), cost_with(SERVICES));
+    println!("a call: {with_one:?} with 1 Service, {with_many:?} with {SERVICES}");
+    // Processor time comes in ticks, and depends a little on what else the processor does.
+    let margin = Duration::from_micros(500);
+    assert!(with_many < with_one * 2 + margin, "{with_many:?} against {with_one:?}");
 }

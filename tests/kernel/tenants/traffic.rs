@@ -1,5 +1,6 @@
 //! Connections between pods, and what their records may say.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -140,6 +141,13 @@ impl<'a> Call<'a> {
     }
 }
 
+/// Runs one check of several. Returns why it failed, if it did.
+pub fn failure(check: impl FnOnce()) -> Option<String> {
+    catch_unwind(AssertUnwindSafe(check))
+        .err()
+        .map(|panic| crate::message(&*panic))
+}
+
 /// Opens a connection, closes it, and checks its records.
 pub fn check_call(tracer: &Tracer, client: &Pod, server: &Pod) {
     let call = Call::open(client, server);
@@ -154,7 +162,9 @@ pub fn record(tracer: &Tracer, netns: u64, direction: &str, client: &str) -> Val
         let address = format!("{}:{}", src["ip"].as_str().unwrap_or_default(), src["port"]);
         rec.value["direction"] == direction && address == client
     };
-    let found = tracer.store.wait(netns, |records| records.iter().rev().find(is_it).cloned());
+    let found = tracer
+        .store
+        .wait(netns, |records| records.iter().rev().find(is_it).cloned());
     let rec = found.unwrap_or_else(|error| panic!("{direction} of {client} is lost: {error}"));
     let held = moment(&rec.value["time"]).and_then(|time| rec.seen.duration_since(time).ok());
     assert!(
