@@ -21,15 +21,18 @@ use super::objects::{check_memory, large_pod, limit, many_labels};
 use super::rounds::number;
 use super::services::{service, slice};
 use super::traffic::{CERTAIN, Call};
+use crate::support::actor::Actor;
 use crate::support::net;
 use crate::support::node as support;
-use crate::support::scrape::address;
+use crate::support::scrape::{address, scrape};
 
 const DEFAULT_SECONDS: u64 = 20;
 /// Pods of the attacker, each of which makes some series of metrics by a connection of its own.
 const CLIENTS: u32 = 4_000;
 /// The attacker's addresses.
 const CLIENT_NETWORK: &str = "10.200.0.0/16";
+/// The crowd's own address, which no pod has.
+const CROWD_IP: &str = "10.201.0.1";
 const SERVICES: u32 = 20_000;
 /// Empty cgroups in a short run and in a long one: it takes some minutes to make them.
 const EMPTY: [usize; 2] = [5_000, 66_000];
@@ -93,6 +96,8 @@ struct Pods {
     db: Pod,
     thief: Pod,
     server: Pod,
+    /// Stands for the processes of all clients: it has their addresses, and a cgroup that names no pod.
+    crowd: Actor,
 }
 
 impl Pods {
@@ -102,12 +107,14 @@ impl Pods {
             db: node.pod(Driver::Systemd, SHOP, "db"),
             thief: node.pod(Driver::Cgroupfs, MALL, "thief"),
             server: node.pod(Driver::Cgroupfs, MALL, "server"),
+            crowd: node.wired_actor(CROWD_IP),
         };
+        support::move_into(&node.cgroups.join("crowd"), &pods.crowd);
         pods.db.listen();
         pods.server.listen();
         node.translate(&pods.db);
-        net::run("ip", &["route", "add", CLIENT_NETWORK, "via", &pods.thief.ip]);
-        support::run_ip(&pods.thief.actor, &format!("route add local {CLIENT_NETWORK} dev lo"));
+        net::run("ip", &["route", "add", CLIENT_NETWORK, "via", CROWD_IP]);
+        support::run_ip(&pods.crowd, &format!("route add local {CLIENT_NETWORK} dev lo"));
         pods
     }
 
@@ -123,7 +130,7 @@ impl Pods {
 
     /// One connection of the attacker from the address of the next of its pods.
     fn call_from(&self, number: u32) {
-        let (client, server) = (&self.thief.actor, &self.server.actor);
+        let (client, server) = (&self.crowd, &self.server.actor);
         client.ask(&format!(
             "connect_from c {}:0 {}",
             client_ip(number),
@@ -197,7 +204,7 @@ pub fn all_at_once() {
         is_over.store(true, Ordering::Relaxed);
         traded.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
-    println!("{rounds} rounds of all at once");
+    println!("{rounds} rounds of all at once; {} series", scrape(metrics).0.len());
     check_memory(&tracer);
     cluster.end();
     tracer.stop();

@@ -152,10 +152,10 @@ fn cost_beside(empty: usize) -> (u64, f64) {
     (kib, share)
 }
 
-/// Five thousand cgroups of a tenant.
+/// Ten thousand cgroups of a tenant.
 pub fn empty_cgroups_cost_nobody_anything() {
-    const EMPTY: usize = 5_000;
-    /// Two hundred bytes a cgroup.
+    const EMPTY: usize = 10_000;
+    /// A hundred bytes a cgroup.
     const KIB: u64 = 1 << 10;
     let ((kib_without, share_without), (kib_with, share_with)) = (cost_beside(0), cost_beside(EMPTY));
     println!("without them: {kib_without} KiB, {share_without:.3} of a processor");
