@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -134,12 +135,15 @@ fn few_descriptors() {
 }
 
 /// A cgroup that may hold so much memory, removed when dropped.
-struct Limited(PathBuf);
+pub struct Limited(PathBuf);
 
 impl Limited {
-    fn new(bytes: u64) -> Self {
+    /// Makes one.
+    pub fn new(bytes: u64) -> Self {
         let folder = crate::support::probe::MEMORY_CGROUP.clone().unwrap();
-        let folder = folder.join(format!("kmesh-trace-test-{}-{bytes}", std::process::id()));
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let (process, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let folder = folder.join(format!("kmesh-trace-test-{process}-{number}"));
         fs::create_dir(&folder).unwrap();
         let limited = Self(folder);
         let limit = ["memory.max", "memory.limit_in_bytes"].map(|name| limited.0.join(name));
@@ -149,7 +153,7 @@ impl Limited {
     }
 
     /// A command in it.
-    fn command(&self, program: &Path) -> Command {
+    pub fn command(&self, program: &Path) -> Command {
         let procs = self.0.join("cgroup.procs");
         let mut command = Command::new(program);
         // SAFETY: opens, writes and closes a file, which may be done between fork and exec.
@@ -157,7 +161,8 @@ impl Limited {
         command
     }
 
-    fn most(&self) -> u64 {
+    /// The most memory that it has had, bytes.
+    pub fn most(&self) -> u64 {
         let peak = ["memory.peak", "memory.max_usage_in_bytes"].map(|name| self.0.join(name));
         let text = peak
             .iter()

@@ -31,6 +31,7 @@ mod process;
 mod rollups;
 mod signals;
 mod special;
+mod tenants;
 mod terminal;
 
 use std::any::Any;
@@ -232,6 +233,7 @@ fn main() -> ExitCode {
         rollups::table(),
         terminal::table(),
         names::table(),
+        tenants::table(),
         lifecycle::table(),
         signals::table(),
     ];

@@ -3,17 +3,16 @@
 
 use std::fs;
 use std::os::linux::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
 use crate::Table;
 use crate::support::actor::Actor;
-use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::wait_until;
 use crate::support::tracer::{Start, Tracer};
+use crate::support::{net, node};
 
 /// The trials.
 pub fn table() -> Table {
@@ -55,7 +54,7 @@ impl Node {
             &["route", "add", &format!("{CLUSTER_IP}/32"), "dev", "lo", "src", NODE_IP],
         );
         let unique = format!("kmesh-trace-test-{}-{name}", std::process::id());
-        let root = cgroup2().join(&unique);
+        let root = node::cgroup2().join(&unique);
         fs::create_dir_all(root.join("kubepods/besteffort")).unwrap();
         Self {
             cgroups: root,
@@ -67,32 +66,7 @@ impl Node {
 
     /// A pod with a network namespace of its own, wired to the node's.
     fn pod(&mut self, name: &str, ip: &str) -> Pod {
-        // With this thread's table of descriptors, which the actor's wire is in.
-        let born = || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            Actor::start()
-        };
-        let actor = std::thread::scope(|scope| scope.spawn(born).join()).unwrap();
-        let pid = actor.pid().to_string();
-        let wire = format!("v-{name}");
-        net::run(
-            "ip",
-            &[
-                "link", "add", &wire, "type", "veth", "peer", "name", "eth0", "netns", &pid,
-            ],
-        );
-        net::run("ip", &["addr", "add", "10.1.0.1/32", "dev", &wire]);
-        net::run("ip", &["link", "set", &wire, "up"]);
-        net::run("ip", &["route", "add", &format!("{ip}/32"), "dev", &wire]);
-        for command in [
-            format!("addr add {ip}/32 dev eth0"),
-            "link set eth0 up".to_owned(),
-            "route add 10.1.0.1 dev eth0".to_owned(),
-            "route add default via 10.1.0.1".to_owned(),
-        ] {
-            let words = ["-t", &pid, "-n", "ip"].into_iter().chain(command.split(' '));
-            net::run("nsenter", &words.collect::<Vec<_>>());
-        }
+        let actor = node::wired_actor(name, ip);
         let number = self.objects.len();
         let uid = format!("{:08x}-0000-4000-8000-{number:012x}", std::process::id());
         let id = format!("{:056x}{number:08x}", std::process::id());
@@ -105,7 +79,7 @@ impl Node {
                 "containerStatuses": [{"name": "main", "containerID": format!("containerd://{id}")}]}}));
         Pod {
             cgroup: self.cgroups.join(format!("kubepods/besteffort/pod{uid}")),
-            netns: fs::metadata(format!("/proc/{pid}/ns/net")).unwrap().st_ino(),
+            netns: node::netns_of(&actor),
             actor,
             uid,
             id,
@@ -129,41 +103,19 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         _ = fs::remove_file(&self.pods_file);
-        remove(&self.cgroups);
-    }
-}
-
-/// Deepest first. The kernel removes a process from its cgroup a moment after it is gone.
-fn remove(cgroup: &Path) {
-    for child in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove(&child.path());
-        }
-    }
-    let mut tries = 0;
-    while fs::remove_dir(cgroup).is_err() && cgroup.exists() && tries < 1000 {
-        tries += 1;
-        std::thread::yield_now();
+        node::remove_cgroup(&self.cgroups);
     }
 }
 
 impl Pod {
     /// Puts its process into its container's cgroup, as a runtime does, before it makes any socket.
     fn start(&self) {
-        let container = self.container();
-        fs::create_dir_all(&container).unwrap();
-        fs::write(container.join("cgroup.procs"), self.actor.pid().to_string()).unwrap();
+        node::move_into(&self.container(), &self.actor);
     }
 
     fn container(&self) -> PathBuf {
         self.cgroup.join(&self.id)
     }
-}
-
-fn cgroup2() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
-    mount.and_then(|line| line.split(' ').nth(1)).unwrap().into()
 }
 
 /// Whether the tracer, a node's, watches the directory with this inode number.
@@ -340,7 +292,7 @@ fn a_container_that_is_gone() {
     db.actor.ask("accept l s");
     let Pod { actor, cgroup, .. } = web;
     actor.kill();
-    remove(&cgroup);
+    node::remove_cgroup(&cgroup);
     db.actor.ask("eof s");
     db.actor.ask("close s");
     let outbound = record(&tracer, web.netns, "outbound", &from);

@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 
 use nix::libc;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
@@ -37,10 +38,27 @@ impl Actor {
         Self::start_with(descriptor.into())
     }
 
+    /// Starts one in a user namespace and a network namespace that it makes itself, as a process without any capability may.
+    pub fn in_user_namespace() -> Self {
+        let mut command = Command::new("/proc/self/exe");
+        // SAFETY: one system call and one short write, which may be made between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?;
+                std::fs::write("/proc/self/uid_map", "0 0 1")
+            })
+        };
+        Self::spawn(command, Stdio::null())
+    }
+
     fn start_with(stdout: Stdio) -> Self {
+        Self::spawn(Command::new("/proc/self/exe"), stdout)
+    }
+
+    fn spawn(mut command: Command, stdout: Stdio) -> Self {
         let (wire, far) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).expect("socketpair");
-        let child = Command::new("/proc/self/exe")
+        let child = command
             .arg0(ARGUMENT)
             .arg(ARGUMENT)
             .stdin(far)
@@ -244,6 +262,30 @@ fn obey(
         }
         ["connect", name, to] => {
             let socket = connect(to)?;
+            text = address(&socket).to_string();
+            sockets.insert(name.to_owned(), socket);
+        }
+        ["connect_from", name, from, to] => {
+            let from: SocketAddr = from.parse().map_err(std::io::Error::other)?;
+            let to: SocketAddr = to.parse().map_err(std::io::Error::other)?;
+            let socket = stream_socket(from, Protocol::TCP);
+            socket.bind(&SockAddr::from(from))?;
+            socket.connect(&SockAddr::from(to))?;
+            text = address(&socket).to_string();
+            sockets.insert(name.to_owned(), socket);
+        }
+        // From an address that need not be this machine's. The answer to the SYN goes to who has that address.
+        ["attempt", name, from, to] => {
+            let from: SocketAddr = from.parse().map_err(std::io::Error::other)?;
+            let to: SocketAddr = to.parse().map_err(std::io::Error::other)?;
+            let socket = stream_socket(from, Protocol::TCP);
+            socket.set_ip_transparent_v4(true)?;
+            socket.bind(&SockAddr::from(from))?;
+            socket.set_nonblocking(true)?;
+            match socket.connect(&SockAddr::from(to)) {
+                Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+                other => other?,
+            }
             text = address(&socket).to_string();
             sockets.insert(name.to_owned(), socket);
         }

@@ -5,6 +5,7 @@ pub mod actor;
 pub mod bpf;
 pub mod expect;
 pub mod net;
+pub mod node;
 pub mod probe;
 pub mod schema;
 pub mod scrape;
