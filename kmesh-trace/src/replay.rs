@@ -103,7 +103,11 @@ fn offline(config: &Config) -> Result<Option<OfflineNames>> {
         _ => None,
     });
     let Some(path) = file else { return Ok(None) };
-    Ok(Some(OfflineNames::new(file::read(path)?)))
+    let file = file::read(path)?;
+    if config.verbosity > Verbosity::Quiet {
+        say(&format!("names come from {} ({file})", path.display()));
+    }
+    Ok(Some(OfflineNames::new(file.objects)))
 }
 
 /// Until all is told. Interrupted, it ends in order; at the second time, at once.

@@ -27,7 +27,7 @@ use crate::metrics::server::Server;
 use crate::names::Annotator;
 use crate::names::conntrack::Conntrack;
 use crate::names::local::cgroup_tree::Cgroups;
-use crate::names::sources::{Line, Sources};
+use crate::names::sources::{Sources, StatusMessage};
 use crate::note::{NamesFrom, Notes, say};
 use crate::outlet::{self, Outlet};
 use crate::pipeline::Pipeline;
@@ -180,8 +180,8 @@ pub fn run(config: &Config) -> Result<Exit> {
     let names = if config.sources.is_empty() {
         Annotator::without_sources(Cgroups::mounted())
     } else {
-        let nudge = sources.nudge();
-        Annotator::new(Cgroups::mounted(), conntrack, Box::new(move || nudge.nudge()))
+        let refresh = sources.refresh_request();
+        Annotator::new(Cgroups::mounted(), conntrack, Box::new(move || refresh.request()))
     };
     let mut pipeline = Pipeline::new(began_ns, until_ns, clock, delivery)
         .with_names(names)
@@ -199,7 +199,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         // The receiver is dropped only when the process is about to end.
         .spawn(move || _ = ended.send(writer.write(&queue)))
         .context("cannot start a thread")?;
-    let verdict = sources
+    let names_status = sources
         .start(names_from, say_of_sources(config.verbosity), move |one| {
             match told.send(Message::Names(one)) {
                 Ok(()) => ControlFlow::Continue(()),
@@ -209,16 +209,16 @@ pub fn run(config: &Config) -> Result<Exit> {
         .context("cannot start a thread")?;
     let exit = runtime.block_on(wait(config, &control, signals, jobs, end))?;
     Ok(match exit {
-        Exit::Ok if verdict.has_failed() => Exit::Failed,
+        Exit::Ok if names_status.has_failed() => Exit::Failed,
         exit => exit,
     })
 }
 
-fn say_of_sources(verbosity: Verbosity) -> impl Fn(Line) + Send {
+fn say_of_sources(verbosity: Verbosity) -> impl Fn(StatusMessage) + Send {
     move |line| match line {
-        Line::Note(text) if verbosity > Verbosity::Quiet => say(&text),
-        Line::Note(_) => {}
-        Line::Error(text) => say(&text),
+        StatusMessage::Note(text) if verbosity > Verbosity::Quiet => say(&text),
+        StatusMessage::Note(_) => {}
+        StatusMessage::Error(text) => say(&text),
     }
 }
 

@@ -91,7 +91,13 @@ impl Kubelet {
         ip.map_or(host == "localhost", |ip| ip.to_canonical().is_loopback())
     }
 
-    /// Whether it proves who it is.
+    /// Whether this kubelet may get the token of the pod that this runs in, without a flag that says so.
+    pub fn may_have_own_token(&self) -> bool {
+        let is_https = self.url.scheme() == Some(&Scheme::HTTPS);
+        self.is_verified() || (is_https && self.is_loopback())
+    }
+
+    /// Whether the kubelet proves who it is.
     pub fn is_verified(&self) -> bool {
         self.url.scheme() == Some(&Scheme::HTTPS) && !self.insecure
     }
@@ -305,6 +311,25 @@ mod tests {
         for (text, expected) in cases {
             let url = kubelet_url(text).ok().map(|url| url.to_string());
             assert_eq!(url.as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn own_token_goes_to_a_verified_kubelet_or_over_tls_to_this_machine() {
+        for (url, insecure, expected) in [
+            ("https://n1:10250/pods", false, true),
+            ("https://n1:10250/pods", true, false),
+            ("https://127.0.0.1:10250/pods", true, true),
+            ("https://[::1]:10250/pods", true, true),
+            ("http://127.0.0.1:10255/pods", false, false),
+            ("http://localhost:10255/pods", false, false),
+            ("http://n1:10255/pods", false, false),
+        ] {
+            let kubelet = Kubelet {
+                insecure,
+                ..Kubelet::at(Uri::from_static(url))
+            };
+            assert_eq!(kubelet.may_have_own_token(), expected, "{url} {insecure}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use kmesh_trace::names::fixture::{self, PODS, SERVICES, TOLD};
 use kmesh_trace::names::index::{Index, Shown};
-use kmesh_trace::names::objects;
+use kmesh_trace::names::objects::{self, Writer};
 use kmesh_trace::names::update::{Change, Key, Owner, PodObject, SourceId, SourceUpdate};
 use kmesh_trace::record::{Direction, Record, WallTime};
 use rustix::time::{ClockId, clock_gettime};
@@ -80,12 +80,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let began = cpu_ns();
     for (&(pod, number), json) in changed.iter().zip(&json) {
         let at = WallTime(TOLD.0 + i64::from(number));
-        let fact = objects::fact("Pod", json)?.context("no pod")?;
-        for news in [Change::Delete(Key::Pod(fixture::pod(pod).uid)), Change::Upsert(fact)] {
+        let object = objects::parse("Pod", json.as_bytes(), Writer::ApiServer)?.context("no pod")?;
+        for change in [Change::Delete(Key::Pod(fixture::pod(pod).uid)), Change::Upsert(object)] {
             index.learn(&SourceUpdate {
                 source: SourceId(0),
                 at,
-                news,
+                change,
             });
         }
     }

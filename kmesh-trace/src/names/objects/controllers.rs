@@ -1,62 +1,38 @@
-//! Controllers that themselves may have one.
+//! ReplicaSets and Jobs, which may themselves have a controller.
 
 use serde::Deserialize;
 
-use super::{KubeObject, Meta, or_default, text};
-use crate::names::update::{ControllerObject, Key, Kind, Object};
+use super::{Meta, text};
+use crate::names::update::{ControllerObject, Kind, Object};
 
-/// One kind of them.
-macro_rules! controller {
-    ($(#[$doc:meta])* $name:ident, $kind:ident) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, Default, Deserialize)]
-        #[serde(default)]
-        pub struct $name {
-            #[serde(deserialize_with = "or_default")]
-            metadata: Meta,
-        }
-
-        impl KubeObject for $name {
-            const KIND: &'static str = stringify!($name);
-            const TELLS: Kind = Kind::$kind;
-
-            fn meta(&self) -> &Meta {
-                &self.metadata
-            }
-
-            fn key(&self) -> Key {
-                Key::Controller(text(&self.metadata.uid))
-            }
-
-            fn fact(self) -> Object {
-                Object::Controller(ControllerObject {
-                    kind: Kind::$kind,
-                    uid: text(&self.metadata.uid),
-                    namespace: text(&self.metadata.namespace),
-                    owner: self.metadata.controller(),
-                })
-            }
-        }
-    };
+/// `apps/v1` `ReplicaSet`, or `batch/v1` `Job`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Controller {
+    metadata: Option<Meta>,
 }
 
-controller! {
-    /// `apps/v1` `ReplicaSet`.
-    ReplicaSet, ReplicaSets
-}
-controller! {
-    /// `batch/v1` `Job`.
-    Job, Jobs
+impl Controller {
+    /// Returns the controller, of this kind, as the store takes it.
+    pub fn object(self, kind: Kind) -> Object {
+        let meta = self.metadata.unwrap_or_default();
+        Object::Controller(ControllerObject {
+            kind,
+            uid: text(&meta.uid),
+            namespace: text(&meta.namespace),
+            owner: meta.controller(),
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::objects::{fact, told};
+    use crate::names::objects::parsed;
     use crate::names::update::ControllerRef;
 
     #[test]
-    fn what_controls_them_is_told() {
+    fn controller_has_its_controlling_owner() {
         let owned = r#"{"metadata":{"uid":"r1","ownerReferences":
             [{"kind":"Deployment","name":"web","uid":"d1","controller":true}]}}"#;
         let owner = ControllerRef {
@@ -64,21 +40,17 @@ mod tests {
             name: "web".to_owned(),
             uid: "d1".to_owned(),
         };
-        for kind in ["ReplicaSet", "Job"] {
+        for (name, kind) in [("ReplicaSet", Kind::ReplicaSets), ("Job", Kind::Jobs)] {
             let expected = |owner| {
                 Object::Controller(ControllerObject {
-                    kind: match kind {
-                        "Job" => Kind::Jobs,
-                        _ => Kind::ReplicaSets,
-                    },
+                    kind,
                     namespace: String::new(),
                     uid: "r1".to_owned(),
                     owner,
                 })
             };
-            assert_eq!(told(kind, owned), expected(Some(owner.clone())));
-            assert_eq!(told(kind, r#"{"metadata":{"uid":"r1"}}"#), expected(None));
+            assert_eq!(parsed(name, owned), expected(Some(owner.clone())));
+            assert_eq!(parsed(name, r#"{"metadata":{"uid":"r1"}}"#), expected(None));
         }
-        assert_eq!(fact("Deployment", "{}").unwrap(), None);
     }
 }

@@ -1,40 +1,42 @@
-//! Where the pods of Services are: slices, and what older API servers have in their place.
+//! EndpointSlices, and the Endpoints of older API servers.
 
 use std::net::SocketAddr;
 
 use serde::Deserialize;
 
-use super::{Ip, KubeObject, Meta, ip, is_tcp, or_default, port};
-use crate::names::update::{EndpointsObject, Key, Kind, Object};
+use super::{Ip, Labels, List, Meta, ip, is_tcp, port};
+use crate::names::update::{EndpointsObject, Object};
 
-/// Addresses of one Endpoints object or slice that are taken. Kubernetes allows a thousand endpoints and a hundred ports.
-const MOST_ADDRESSES: usize = 100_000;
+/// The most addresses of one object: an EndpointSlice has at most 1,000 endpoints, mostly with one port.
+const MAX_ADDRESSES: usize = 10_000;
+/// The most ports of one object.
+const MAX_PORTS: usize = 100;
+/// The label that says of which Service a slice is.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// `discovery.k8s.io/v1` `EndpointSlice`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct EndpointSlice {
-    #[serde(deserialize_with = "or_default")]
-    metadata: Meta,
-    endpoints: Option<Vec<Endpoint>>,
-    ports: Option<Vec<Port>>,
+    metadata: Option<Meta>,
+    endpoints: List<Endpoint, 1_000>,
+    ports: List<Port, MAX_PORTS>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Endpoint {
-    addresses: Option<Vec<String>>,
+    addresses: List<String, 100>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Port {
-    name: Option<String>,
     protocol: Option<String>,
     port: Option<i64>,
 }
 
-/// Each address with each TCP port. Ready or not: what is not may still be talking.
+/// Joins each address with each TCP port. Endpoints that are not ready count: they may still have connections.
 fn addresses<'a>(ips: impl Iterator<Item = &'a str> + Clone, ports: &[Port]) -> impl Iterator<Item = SocketAddr> {
     ports.iter().flat_map(move |one| {
         let number = one.port.filter(|_| is_tcp(one.protocol.as_deref())).and_then(port);
@@ -46,78 +48,54 @@ fn addresses<'a>(ips: impl Iterator<Item = &'a str> + Clone, ports: &[Port]) -> 
     })
 }
 
-impl KubeObject for EndpointSlice {
-    const KIND: &'static str = "EndpointSlice";
-    const TELLS: Kind = Kind::Endpoints;
-
-    fn meta(&self) -> &Meta {
-        &self.metadata
-    }
-
-    fn key(&self) -> Key {
-        let (namespace, name) = self.metadata.names();
-        Key::Endpoints(namespace, name)
-    }
-
-    fn fact(self) -> Object {
-        let (namespace, name) = self.metadata.names();
-        let ips = self.endpoints.iter().flatten();
-        let ips = ips.flat_map(|endpoint| endpoint.addresses.iter().flatten().map(String::as_str));
+impl EndpointSlice {
+    /// Returns the slice as the store takes it.
+    pub fn object(self) -> Object {
+        let meta = self.metadata.unwrap_or_default();
+        let (namespace, name) = meta.namespaced_name();
+        let labels = meta.labels.and_then(|Labels(labels)| labels).unwrap_or_default();
+        let service = labels.into_iter().find(|(key, _)| key == SERVICE_NAME);
+        let ips = self.endpoints.0.iter();
+        let ips = ips.flat_map(|endpoint| endpoint.addresses.0.iter().map(String::as_str));
         Object::Endpoints(EndpointsObject {
             namespace,
             name,
-            service: self.metadata.label("kubernetes.io/service-name").unwrap_or_default(),
-            addresses: addresses(ips, self.ports.as_deref().unwrap_or_default())
-                .take(MOST_ADDRESSES)
-                .collect(),
+            service: service.map(|(_, service)| service).unwrap_or_default(),
+            addresses: addresses(ips, &self.ports.0).take(MAX_ADDRESSES).collect(),
         })
     }
 }
 
-/// `v1` `Endpoints`: what older API servers have in place of slices of version 1.
+/// `v1` `Endpoints`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Endpoints {
-    #[serde(deserialize_with = "or_default")]
-    metadata: Meta,
-    subsets: Option<Vec<Subset>>,
+    metadata: Option<Meta>,
+    subsets: List<Subset, 1_000>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Subset {
-    addresses: Option<Vec<Ip>>,
-    not_ready_addresses: Option<Vec<Ip>>,
-    ports: Option<Vec<Port>>,
+    addresses: List<Ip, MAX_ADDRESSES>,
+    not_ready_addresses: List<Ip, MAX_ADDRESSES>,
+    ports: List<Port, MAX_PORTS>,
 }
 
-impl KubeObject for Endpoints {
-    const KIND: &'static str = "Endpoints";
-    const TELLS: Kind = Kind::Endpoints;
-
-    fn meta(&self) -> &Meta {
-        &self.metadata
-    }
-
-    fn key(&self) -> Key {
-        let (namespace, name) = self.metadata.names();
-        Key::Endpoints(namespace, name)
-    }
-
-    fn fact(self) -> Object {
-        let (namespace, name) = self.metadata.names();
-        let subsets = self.subsets.unwrap_or_default();
-        let all = subsets.iter().flat_map(|subset| {
+impl Endpoints {
+    /// Returns the Endpoints as the store takes them.
+    pub fn object(self) -> Object {
+        let (namespace, name) = self.metadata.unwrap_or_default().namespaced_name();
+        let all = self.subsets.0.iter().flat_map(|subset| {
             let ips = [&subset.addresses, &subset.not_ready_addresses];
-            let ips = ips.into_iter().flat_map(|ips| ips.iter().flatten());
-            let ips = ips.filter_map(|one| one.ip.as_deref());
-            addresses(ips, subset.ports.as_deref().unwrap_or_default())
+            let ips = ips.into_iter().flat_map(|ips| &ips.0);
+            addresses(ips.filter_map(|one| one.ip.as_deref()), &subset.ports.0)
         });
         Object::Endpoints(EndpointsObject {
             service: name.clone(),
             namespace,
             name,
-            addresses: all.take(MOST_ADDRESSES).collect(),
+            addresses: all.take(MAX_ADDRESSES).collect(),
         })
     }
 }
@@ -125,11 +103,11 @@ impl KubeObject for Endpoints {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::objects::told;
+    use crate::names::objects::parsed;
 
     #[test]
-    fn slices_and_endpoints_tell_the_same() {
-        let slice = told(
+    fn slices_and_endpoints_have_the_same_addresses() {
+        let slice = parsed(
             "EndpointSlice",
             r#"{"metadata":{"namespace":"shop","name":"web-1","labels":{"kubernetes.io/service-name":"web"}},
               "addressType":"IPv4","ports":[{"name":"http","port":8080,"protocol":"TCP"},{"port":null},
@@ -137,7 +115,7 @@ mod tests {
               "endpoints":[{"addresses":["10.0.0.1"]},{"addresses":["10.0.0.2"],"conditions":{"ready":false}},
                 {"addresses":null},{"addresses":["web.example"]}]}"#,
         );
-        let endpoints = told(
+        let endpoints = parsed(
             "Endpoints",
             r#"{"metadata":{"namespace":"shop","name":"web"},"subsets":[
               {"addresses":[{"ip":"10.0.0.1"}],"notReadyAddresses":[{"ip":"10.0.0.2"}],
@@ -159,15 +137,15 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_without_end_are_cut() {
+    fn endpoints_are_cut_at_their_limit() {
         let many = vec![r#""10.0.0.1""#; 1000].join(",");
         let ports: Vec<_> = (1..=1000).map(|port| format!(r#"{{"port":{port}}}"#)).collect();
         let json = format!(
-            r#"{{"ports":[{}],"endpoints":[{{"addresses":[{many}]}}]}}"#,
+            r#"{{"metadata":{{"namespace":"shop","name":"web-1"}},"ports":[{}],"endpoints":[{{"addresses":[{many}]}}]}}"#,
             ports.join(",")
         );
-        match told("EndpointSlice", &json) {
-            Object::Endpoints(endpoints) => assert_eq!(endpoints.addresses.len(), MOST_ADDRESSES),
+        match parsed("EndpointSlice", &json) {
+            Object::Endpoints(endpoints) => assert_eq!(endpoints.addresses.len(), MAX_ADDRESSES),
             other => panic!("{other:?}"),
         }
     }

@@ -1,67 +1,124 @@
-//! Names out of a file: lists and objects as JSON, or as YAML of one or several documents.
+//! Objects from a file: what `kubectl get -o json` or `-o yaml` printed.
 
+use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{BufReader, Read};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::list::{self, Document};
-use crate::names::update::Object;
+use super::Writer;
+use super::object_list::{LeftOut, ObjectReader};
+use crate::names::update::{Kind, Object};
 
-/// The largest file. A hundred thousand pods are half of it.
-const MOST_BYTES: u64 = 1 << 30;
-/// The largest one of YAML, which is held several times over while it is read.
-const MOST_BYTES_OF_YAML: usize = 64 << 20;
+/// The largest YAML file: YAML is held several times over while it is read.
+const MAX_YAML_BYTES: u64 = 64 << 20;
+/// The most objects of a file.
+const MAX_OBJECTS: usize = 1_000_000;
+/// How much of a file is read at a time.
+const CHUNK: usize = 64 << 10;
+/// How to make such a file.
+const HOW: &str = "try: kubectl get pods,services,endpointslices,replicasets,nodes -A -o json > FILE";
 
-/// All that a file tells.
-pub fn read(path: &Path) -> Result<Vec<Object>> {
+/// The objects of a file.
+#[derive(Debug, Default)]
+pub struct PodsFile {
+    /// All objects that naming needs.
+    pub objects: Vec<Object>,
+    /// The objects that were left out.
+    pub left_out: LeftOut,
+    /// The number of objects of other kinds.
+    others: u64,
+}
+
+/// The number of objects by kind.
+impl fmt::Display for PodsFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |kind| self.objects.iter().filter(|object| super::kind(object) == kind).count();
+        let (pods, services) = (count(Kind::Pods), count(Kind::Services));
+        let others = self.objects.len() - pods - services;
+        write!(f, "pods: {pods}, Services: {services}, other objects: {others}")?;
+        match self.left_out.count {
+            0 => Ok(()),
+            count => write!(f, ", left out: {count}, the first: {}", self.left_out.first),
+        }
+    }
+}
+
+/// Reads a file. A file without any object that naming needs is an error.
+pub fn read(path: &Path) -> Result<PodsFile> {
     let shown = path.display();
-    let text = text(path).with_context(|| format!("cannot read {shown} (--pods-file)"))?;
-    let documents = documents(&text)
+    let file = File::open(path).with_context(|| format!("cannot read {shown} (--pods-file)"))?;
+    let found = parse(&mut BufReader::with_capacity(CHUNK, file))
         .with_context(|| format!("{shown} (--pods-file) is not what kubectl prints as JSON or YAML"))?;
-    if !documents.iter().any(Document::is_of_use) {
-        bail!(
-            "{shown} (--pods-file) has neither pods nor Services\n  \
-             try: kubectl get pods,services,endpointslices,replicasets,nodes -A -o json > FILE"
-        );
+    if found.objects.is_empty() {
+        let what = match (found.left_out.count, found.others) {
+            (0, 0) => "has no objects".to_owned(),
+            (0, others) => format!("has {others} objects, but none that names need"),
+            (count, _) => format!(
+                "has no object that can be used; {count} left out, the first: {}",
+                found.left_out.first
+            ),
+        };
+        bail!("{shown} (--pods-file) {what}\n  {HOW}");
     }
-    Ok(documents.into_iter().flat_map(|document| document.facts).collect())
+    Ok(found)
 }
 
-fn text(path: &Path) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    let read = File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut text)?;
-    if read as u64 > MOST_BYTES {
-        return Err(io::Error::other("it has more than 1 GiB"));
-    }
-    Ok(text)
-}
-
-fn documents(text: &[u8]) -> Result<Vec<Document>> {
-    // YAML may begin like JSON, too, but nobody writes it so: what begins like JSON gets JSON's errors.
-    match text.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        None => bail!("it is empty"),
-        Some(b'{' | b'[') => json(text),
-        Some(_) => yaml(text),
+fn parse(file: &mut impl Read) -> Result<PodsFile> {
+    let mut chunk = vec![0; CHUNK];
+    // JSON is a kind of YAML, but nobody writes YAML so: what begins like JSON gets the errors of JSON.
+    let (read, first) = loop {
+        let read = file.read(&mut chunk)?;
+        ensure!(read > 0, "it is empty");
+        if let Some(first) = chunk[..read].iter().find(|byte| !byte.is_ascii_whitespace()) {
+            break (read, *first);
+        }
+    };
+    match first {
+        b'{' | b'[' => json(&mut chunk, read, file),
+        _ => yaml(&chunk[..read], file),
     }
 }
 
-fn json(text: &[u8]) -> Result<Vec<Document>> {
-    let mut documents = Vec::new();
-    let mut parser = serde_json::Deserializer::from_slice(text);
-    while documents.is_empty() || parser.end().is_err() {
-        documents.push(list::from(&mut parser)?);
+fn json(chunk: &mut [u8], mut read: usize, file: &mut impl Read) -> Result<PodsFile> {
+    let mut reader = ObjectReader::new(Writer::ApiServer, None);
+    let mut objects = Vec::new();
+    while read > 0 {
+        reader.feed(&chunk[..read], &mut |object| objects.push(object))?;
+        ensure!(objects.len() <= MAX_OBJECTS, "it has more than {MAX_OBJECTS} objects");
+        read = file.read(chunk)?;
     }
-    Ok(documents)
+    reader.finish()?;
+    Ok(PodsFile {
+        objects,
+        others: reader.other_kinds.values().sum(),
+        left_out: reader.left_out,
+    })
 }
 
-fn yaml(text: &[u8]) -> Result<Vec<Document>> {
-    if text.len() > MOST_BYTES_OF_YAML {
-        bail!("as YAML it is too large; kubectl prints JSON with -o json");
+fn yaml(start: &[u8], file: &mut impl Read) -> Result<PodsFile> {
+    let mut text = start.to_vec();
+    file.take(MAX_YAML_BYTES + 1).read_to_end(&mut text)?;
+    ensure!(
+        text.len() as u64 <= MAX_YAML_BYTES,
+        "as YAML it is too large: kubectl prints JSON with -o json"
+    );
+    let text = str::from_utf8(&text).context("it is not UTF-8")?;
+    let values = yaml_values(text)?;
+    let mut json = Vec::new();
+    // There may be nothing between two separators.
+    for value in values.iter().filter(|value| !value.is_null()) {
+        serde_json::to_writer(&mut json, value)?;
     }
-    let text = str::from_utf8(text).context("it is not UTF-8")?;
-    // Its size bounds it; aliases, with which a small file can be a large one, kubectl does not print.
+    let mut json = json.as_slice();
+    let mut chunk = vec![0; CHUNK];
+    let read = json.read(&mut chunk)?;
+    self::json(&mut chunk, read, &mut json)
+}
+
+fn yaml_values(text: &str) -> Result<Vec<serde_json::Value>> {
+    // The size of the file bounds it. Aliases could make a large document of a small file; kubectl prints none.
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_events: usize::MAX,
@@ -70,45 +127,72 @@ fn yaml(text: &[u8]) -> Result<Vec<Document>> {
             max_aliases: 0,
         },
     };
-    let values: Vec<serde_json::Value> = serde_saphyr::from_multiple_with_options(text, options)?;
-    values
-        .iter()
-        // Nothing between two separators.
-        .filter(|value| !value.is_null())
-        .map(|value| Ok(list::read(&*serde_json::to_vec(value)?)?))
-        .collect()
+    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| yaml_error(&error))
+}
+
+/// Says where the error is, and nothing of what stands there: the library's own message quotes the file.
+pub fn yaml_error(error: &serde_saphyr::Error) -> anyhow::Error {
+    match error.location() {
+        Some(location) => anyhow!(
+            "not valid YAML, or a value of the wrong type, or an alias, at line {} column {}",
+            location.line(),
+            location.column()
+        ),
+        None => anyhow!("not valid YAML, or a value of the wrong type, or an alias"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn told(text: &str) -> Result<usize> {
-        let documents = documents(text.as_bytes())?;
-        Ok(documents.iter().map(|document| document.facts.len()).sum())
+    fn read_text(text: &str) -> Result<PodsFile> {
+        parse(&mut text.as_bytes())
     }
 
+    fn counts(text: &str) -> String {
+        read_text(text).unwrap().to_string()
+    }
+
+    const TWO: &str = "pods: 2, Services: 0, other objects: 0";
+    const BOTH: &str = "pods: 1, Services: 1, other objects: 0";
+
     #[test]
-    fn json_and_yaml_of_one_or_several_documents() {
+    fn whatever_kubectl_prints_is_read() {
+        let pod = |uid: &str| format!(r#"{{"metadata":{{"uid":"{uid}","name":"web"}}}}"#);
+        let (a, b) = (pod("a"), pod("b"));
+        let service = r#"{"metadata":{"name":"web"}}"#;
         let cases = [
-            (r#"{"kind":"PodList","items":[{},{}]}"#, 2),
+            ("typed list", format!(r#"{{"kind":"PodList","items":[{a},{b}]}}"#), TWO),
+            ("kind behind the items", format!(r#"{{"items":[{a},{b}],"kind":"PodList"}}"#), TWO),
             (
-                "\n {\"kind\":\"List\",\"items\":[{\"kind\":\"Pod\"}]}\n{\"kind\":\"Pod\"}\n",
-                2,
+                "kind of Services behind the items",
+                format!(r#"{{"kind":"List","items":[{{"items":[{service}],"kind":"ServiceList"}},{{"items":[{a}],"kind":"PodList"}}]}}"#),
+                BOTH,
             ),
             (
-                "kind: PodList\nitems:\n- metadata: {name: a}\n- metadata:\n    name: b\n",
-                2,
+                "several documents",
+                format!("\n {{\"kind\":\"PodList\",\"items\":[{a}]}}\n{{\"kind\":\"PodList\",\"items\":[{b}]}}\n"),
+                TWO,
             ),
             (
-                "---\nkind: Pod\nmetadata: {name: a}\n---\nkind: Service\nmetadata: {name: b}\n---\n",
-                2,
+                "YAML",
+                "kind: PodList\nitems:\n- metadata: {uid: a, name: a}\n- metadata:\n    uid: b\n    name: b\n".to_owned(),
+                TWO,
             ),
-            ("# nothing of use\nkind: Deployment\n", 0),
-            ("kind: PodList\nitems:\n", 0),
+            (
+                "YAML in alphabetical order",
+                "apiVersion: v1\nitems:\n- metadata: {name: web}\nkind: ServiceList\n---\nitems:\n- metadata: {uid: a, name: web}\nkind: PodList\n".to_owned(),
+                BOTH,
+            ),
+            (
+                "several documents of YAML",
+                "---\nkind: Pod\nmetadata: {uid: a, name: a}\n---\nkind: Service\nmetadata: {name: b}\n---\n".to_owned(),
+                BOTH,
+            ),
         ];
-        for (text, expected) in cases {
-            assert_eq!(told(text).unwrap(), expected, "{text}");
+        for (name, text, expected) in cases {
+            assert_eq!(counts(&text), expected, "{name}");
         }
     }
 
@@ -118,33 +202,40 @@ mod tests {
                     spec:\n  clusterIP: 10.96.0.7\n  ports:\n  - {port: 80, targetPort: http}\n  - {port: 81, targetPort: 8081}\n";
         let json = r#"{"kind":"Service","metadata":{"namespace":"shop","name":"web","labels":{"version":"1"}},
             "spec":{"clusterIP":"10.96.0.7","ports":[{"port":80,"targetPort":"http"},{"port":81,"targetPort":8081}]}}"#;
-        assert_eq!(documents(yaml.as_bytes()).unwrap(), documents(json.as_bytes()).unwrap());
+        let (yaml, json) = (read_text(yaml).unwrap().objects, read_text(json).unwrap().objects);
+        assert!(yaml.len() == 1 && yaml == json);
     }
 
     #[test]
-    fn faults_are_told_with_their_place() {
-        let deep = "[".repeat(100_000);
+    fn odd_object_costs_only_itself() {
+        let text = "kind: PodList\nitems:\n- metadata: {uid: a, namespace: shop, name: odd}\n  spec: {hostNetwork: 7}\n- metadata: {uid: b, name: b}\n";
+        assert_eq!(
+            counts(text),
+            "pods: 1, Services: 0, other objects: 0, left out: 1, the first: Pod shop/odd: it has a field of the wrong type"
+        );
+    }
+
+    #[test]
+    fn errors_say_where_and_quote_nothing() {
+        let deep = format!("{{\"kind\":\"PodList\",\"items\":[{}", "[".repeat(100_000));
         let cases = [
             ("", "empty"),
-            ("{\"kind\":\"PodList\",\n\"items\":[}", "line 2 column 10"),
-            ("kind: PodList\nitems: [\n", "line"),
-            (
-                "kind: PodList\nitems:\n- spec: {hostNetwork: 7}\n",
-                "item 1: invalid type",
-            ),
-            ("{\"kind\":\"PodList\"} trailing", "line 1"),
-            ("NAME   READY\nweb-1  1/1\n", ""),
-            (&deep, "a list of objects"),
+            ("{\"kind\":\"PodList\",\n\"items\":[}", "at line 2 column 10"),
+            ("kind: PodList\ntoken: s3cr3t\nitems: [\n", "line"),
+            ("kind: PodList\nitems: [s3cr3t\ntoken: s3cr3t }\n", "line"),
+            ("{\"kind\":\"PodList\"} s3cr3t", "line 1"),
+            (&deep, "the middle of an object"),
         ];
         for (text, part) in cases {
-            let error = format!("{:#}", told(text).unwrap_err());
-            assert!(error.contains(part), "{}: {error}", &text[..text.len().min(60)]);
+            let error = format!("{:#}", read_text(text).unwrap_err());
+            let start = &text[..text.len().min(60)];
+            assert!(error.contains(part) && !error.contains("s3cr3t"), "{start}: {error}");
         }
     }
 
     /// A billion laughs: each line is ten of the one before.
     #[test]
-    fn a_bomb_of_aliases_is_refused_at_once() {
+    fn bomb_of_aliases_is_refused_at_once() {
         let levels = (1..=9).map(|level| {
             let before = format!("*a{}", level - 1);
             format!("a{level}: &a{level} [{}]\n", [before.as_str(); 10].join(","))
@@ -155,23 +246,28 @@ mod tests {
         );
         assert!(bomb.len() < 1000);
         let began = std::time::Instant::now();
-        let error = format!("{:#}", told(&bomb).unwrap_err());
+        let error = format!("{:#}", read_text(&bomb).unwrap_err());
         let took = began.elapsed();
-        assert!(error.contains("alias"), "{error}");
+        assert!(error.contains("not valid YAML"), "{error}");
         assert!(took < std::time::Duration::from_secs(1), "{took:?}");
     }
 
     #[test]
-    fn a_file_without_names_is_refused_with_what_to_do() {
+    fn file_without_names_is_refused_with_what_to_do() {
         let path = std::env::temp_dir().join(format!("kmesh-trace-pods-{}", std::process::id()));
-        std::fs::write(&path, r#"{"kind":"Status","message":"Unauthorized"}"#).unwrap();
-        let error = format!("{:#}", read(&path).unwrap_err());
-        assert!(
-            error.contains("neither pods nor Services") && error.contains("kubectl get"),
-            "{error}"
-        );
-        std::fs::write(&path, r#"{"kind":"PodList","items":null}"#).unwrap();
-        assert_eq!(read(&path).unwrap(), []);
+        for (text, part) in [
+            (
+                r#"{"kind":"Status","message":"Unauthorized"}"#,
+                "1 objects, but none that names need",
+            ),
+            (r#"{"kind":"PodList","items":null}"#, "no objects"),
+            (r#"{"items":[{"metadata":{"uid":"a"}}]}"#, "one has no kind"),
+            (r#"{"kind":"PodList","items":[{}]}"#, "no name or no UID"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = format!("{:#}", read(&path).unwrap_err());
+            assert!(error.contains(part) && error.contains("kubectl get"), "{text}: {error}");
+        }
         std::fs::remove_file(&path).unwrap();
         let error = format!("{:#}", read(&path).unwrap_err());
         assert!(

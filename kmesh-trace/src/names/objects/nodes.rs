@@ -2,22 +2,24 @@
 
 use serde::Deserialize;
 
-use super::{KubeObject, Meta, ip, or_default, text};
-use crate::names::update::{Key, Kind, NodeObject, Object};
+use super::{List, Meta, ip, text};
+use crate::names::update::{NodeObject, Object};
+
+/// The most addresses of a node.
+const MAX_ADDRESSES: usize = 64;
 
 /// `v1` `Node`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Node {
-    #[serde(deserialize_with = "or_default")]
-    metadata: Meta,
+    metadata: Option<Meta>,
     status: Option<NodeStatus>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct NodeStatus {
-    addresses: Option<Vec<NodeAddress>>,
+    addresses: List<NodeAddress, MAX_ADDRESSES>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -26,28 +28,13 @@ struct NodeAddress {
     address: Option<String>,
 }
 
-impl KubeObject for Node {
-    const KIND: &'static str = "Node";
-    const TELLS: Kind = Kind::Nodes;
-
-    fn meta(&self) -> &Meta {
-        &self.metadata
-    }
-
-    fn key(&self) -> Key {
-        Key::Node(text(&self.metadata.name))
-    }
-
-    fn fact(self) -> Object {
-        let name = text(&self.metadata.name);
-        let addresses = self.status.and_then(|status| status.addresses);
+impl Node {
+    /// Returns the node as the store takes it.
+    pub fn object(self) -> Object {
+        let addresses = self.status.unwrap_or_default().addresses.0;
         Object::Node(NodeObject {
-            name,
-            ips: addresses
-                .iter()
-                .flatten()
-                .filter_map(|one| ip(one.address.as_deref()?))
-                .collect(),
+            name: text(&self.metadata.unwrap_or_default().name),
+            ips: addresses.iter().filter_map(|one| ip(one.address.as_deref()?)).collect(),
         })
     }
 }
@@ -55,16 +42,16 @@ impl KubeObject for Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::objects::told;
+    use crate::names::objects::parsed;
 
     #[test]
-    fn names_are_no_addresses() {
+    fn host_names_are_no_addresses() {
         let node = r#"{"metadata":{"name":"n1"},"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.2"},
             {"type":"Hostname","address":"n1"},{"address":null}]}}"#;
         let expected = Object::Node(NodeObject {
             name: "n1".to_owned(),
             ips: vec!["192.0.2.2".parse().unwrap()],
         });
-        assert_eq!(told("Node", node), expected);
+        assert_eq!(parsed("Node", node), expected);
     }
 }

@@ -5,16 +5,24 @@ use std::net::IpAddr;
 
 use serde::Deserialize;
 
-use super::{Ip, KubeObject, Meta, ip, is_tcp, or_default, pairs, port, text, time};
-use crate::names::update::{ContainerObject, Key, Kind, Object, Owner, PodObject};
+use super::{Annotations, Ip, Labels, List, Meta, Writer, ip, is_tcp, port, text, time};
+use crate::names::update::{ContainerObject, Object, Owner, PodObject};
 use crate::record::ContainerId;
+
+/// The most containers of a pod, of each field. More containers have no name.
+const MAX_CONTAINERS: usize = 128;
+/// The most ports of a container.
+const MAX_PORTS: usize = 64;
+/// The most addresses of a pod.
+const MAX_ADDRESSES: usize = 16;
+/// The length of a static pod's UID: 32 hexadecimal digits without dashes, unlike every UID that an API server gives.
+const STATIC_UID_LEN: usize = 32;
 
 /// `v1` `Pod`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Pod {
-    #[serde(deserialize_with = "or_default")]
-    metadata: Meta,
+    metadata: Option<Meta>,
     spec: Option<PodSpec>,
     status: Option<PodStatus>,
 }
@@ -25,16 +33,16 @@ struct PodSpec {
     node_name: Option<String>,
     host_network: Option<bool>,
     service_account_name: Option<String>,
-    init_containers: Option<Vec<Container>>,
-    containers: Option<Vec<Container>>,
-    ephemeral_containers: Option<Vec<Container>>,
+    init_containers: List<Container, MAX_CONTAINERS>,
+    containers: List<Container, MAX_CONTAINERS>,
+    ephemeral_containers: List<Container, MAX_CONTAINERS>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Container {
     name: Option<String>,
-    ports: Option<Vec<ContainerPort>>,
+    ports: List<ContainerPort, MAX_PORTS>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -53,10 +61,10 @@ struct PodStatus {
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
-    pod_ips: Option<Vec<Ip>>,
-    init_container_statuses: Option<Vec<ContainerStatus>>,
-    container_statuses: Option<Vec<ContainerStatus>>,
-    ephemeral_container_statuses: Option<Vec<ContainerStatus>>,
+    pod_ips: List<Ip, MAX_ADDRESSES>,
+    init_container_statuses: List<ContainerStatus, MAX_CONTAINERS>,
+    container_statuses: List<ContainerStatus, MAX_CONTAINERS>,
+    ephemeral_container_statuses: List<ContainerStatus, MAX_CONTAINERS>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -67,13 +75,13 @@ struct ContainerStatus {
     container_id: Option<String>,
 }
 
-/// `containerd://3f9a…` without the scheme.
+/// Parses `containerd://3f9a…`, with or without the scheme.
 fn container_id(text: &str) -> Option<ContainerId> {
     ContainerId::new(text.rsplit_once("://").map_or(text, |(_, id)| id))
 }
 
 impl Container {
-    fn fact(self, ids: &BTreeMap<&str, ContainerId>) -> ContainerObject {
+    fn object(self, ids: &BTreeMap<&str, ContainerId>) -> ContainerObject {
         let name = self.name.unwrap_or_default();
         let named = |container_port: ContainerPort| {
             let is_tcp = is_tcp(container_port.protocol.as_deref());
@@ -82,7 +90,7 @@ impl Container {
         };
         ContainerObject {
             id: ids.get(name.as_str()).copied(),
-            ports: self.ports.into_iter().flatten().filter_map(named).collect(),
+            ports: self.ports.0.into_iter().filter_map(named).collect(),
             name,
         }
     }
@@ -90,7 +98,7 @@ impl Container {
 
 impl PodStatus {
     fn ips(&self) -> Vec<IpAddr> {
-        let several = self.pod_ips.iter().flatten().filter_map(|one| one.ip.as_deref());
+        let several = self.pod_ips.0.iter().filter_map(|one| one.ip.as_deref());
         let mut ips: Vec<_> = several.filter_map(ip).collect();
         if ips.is_empty() {
             ips.extend(self.pod_ip.as_deref().and_then(ip));
@@ -105,45 +113,62 @@ impl PodStatus {
             &self.ephemeral_container_statuses,
         ]
         .into_iter()
-        .flat_map(|statuses| statuses.iter().flatten())
+        .flat_map(|statuses| &statuses.0)
         .filter_map(|status| Some((status.name.as_deref()?, container_id(status.container_id.as_deref()?)?)))
         .collect()
     }
 }
 
-impl KubeObject for Pod {
-    const KIND: &'static str = "Pod";
-    const TELLS: Kind = Kind::Pods;
-
-    fn meta(&self) -> &Meta {
-        &self.metadata
+/// Returns the second UID of a static pod, if the kubelet vouches for it: the kubelet overwrites these annotations.
+pub fn static_uid_by_kubelet(config_source: Option<&str>, config_hash: Option<&str>) -> Option<String> {
+    match config_source {
+        None | Some("api") => None,
+        Some(_) => config_hash.map(str::to_owned),
     }
+}
 
-    fn key(&self) -> Key {
-        Key::Pod(text(&self.metadata.uid))
-    }
+/// Returns the second UID of a mirror pod. Users choose the annotations, but a static pod's UID is never that of a pod that an
+/// API server made, and the mirror's owner is the pod's own node.
+fn static_uid_by_api_server(annotations: &Annotations, owner: &Owner, node: Option<&str>) -> Option<String> {
+    let uid = annotations.config_mirror.as_deref()?;
+    let is_static = uid.len() == STATIC_UID_LEN && uid.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_of_node = matches!(owner, Owner::By(owner) if owner.kind == "Node" && Some(&*owner.name) == node);
+    (is_static && is_of_node).then(|| uid.to_owned())
+}
 
-    fn fact(self) -> Object {
-        let meta = self.metadata;
+impl Pod {
+    /// Returns the pod as the store takes it.
+    pub fn object(self, writer: Writer) -> Object {
+        let meta = self.metadata.unwrap_or_default();
         let spec = self.spec.unwrap_or_default();
         let status = self.status.unwrap_or_default();
-        let (namespace, name) = meta.names();
+        let (namespace, name) = meta.namespaced_name();
         let ids = status.container_ids();
         let containers = [spec.init_containers, spec.containers, spec.ephemeral_containers];
-        let annotations = meta.annotations.clone().unwrap_or_default();
+        let annotations = meta.annotations.as_ref().cloned().unwrap_or_default();
+        let owner = meta.controller().map_or(Owner::Nobody, Owner::By);
+        let node = spec.node_name.filter(|name| !name.is_empty());
+        let static_uid = match writer {
+            Writer::Kubelet => {
+                static_uid_by_kubelet(annotations.config_source.as_deref(), annotations.config_hash.as_deref())
+            }
+            Writer::ApiServer => static_uid_by_api_server(&annotations, &owner, node.as_deref()),
+        };
         Object::Pod(PodObject {
             uid: text(&meta.uid),
-            static_uid: annotations.mirror.or(annotations.hash),
+            static_uid,
             namespace,
             name,
-            owner: match meta.controller() {
-                // The mirror of a static pod, which nobody controls: its own list says so.
-                Some(owner) if owner.kind == "Node" => Owner::Nobody,
-                Some(owner) => Owner::By(owner),
-                None => Owner::Nobody,
+            owner: match owner {
+                // A static pod has no controller, as the kubelet's list says.
+                Owner::By(owner) if owner.kind == "Node" => Owner::Nobody,
+                owner => owner,
             },
-            labels: Some(pairs(meta.labels)),
-            node: spec.node_name.filter(|name| !name.is_empty()),
+            labels: match meta.labels {
+                Some(Labels(labels)) => labels,
+                None => Some(Vec::new()),
+            },
+            node,
             host_network: Some(spec.host_network.unwrap_or(false)),
             service_account: spec.service_account_name.filter(|name| !name.is_empty()),
             ips: status.ips(),
@@ -155,9 +180,8 @@ impl KubeObject for Pod {
             terminal: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             containers: containers
                 .into_iter()
-                .flatten()
-                .flatten()
-                .map(|container| container.fact(&ids))
+                .flat_map(|containers| containers.0)
+                .map(|container| container.object(&ids))
                 .collect(),
         })
     }
@@ -166,19 +190,24 @@ impl KubeObject for Pod {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::objects::told;
+    use crate::names::objects::{parse, parsed};
     use crate::names::update::ControllerRef;
     use crate::record::WallTime;
 
     fn pod(json: &str) -> PodObject {
-        match told("Pod", json) {
+        match parsed("Pod", json) {
             Object::Pod(pod) => pod,
             other => panic!("{other:?}"),
         }
     }
 
+    /// A pod with this spec and this status.
+    fn with(members: &str) -> PodObject {
+        pod(&format!(r#"{{"metadata":{{"uid":"u","name":"web"}},{members}}}"#))
+    }
+
     #[test]
-    fn a_pod_tells_all_that_naming_needs() {
+    fn pod_has_all_that_naming_needs() {
         let id = "3f".repeat(32);
         let init = "aa".repeat(32);
         let json = format!(
@@ -229,15 +258,15 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_may_lack_anything() {
-        let nothing = pod("{}");
+    fn pod_may_lack_anything_but_its_identity() {
+        let nothing = pod(r#"{"metadata":{"uid":"u"}}"#);
         assert_eq!((nothing.owner, nothing.host_network), (Owner::Nobody, Some(false)));
         let nulls = [
-            r#"{"metadata":null,"spec":null,"status":null}"#,
-            r#"{"metadata":{"labels":null,"annotations":null,"ownerReferences":null,"creationTimestamp":null},
+            r#"{"metadata":{"uid":"u"},"spec":null,"status":null}"#,
+            r#"{"metadata":{"uid":"u","labels":null,"annotations":null,"ownerReferences":null,"creationTimestamp":null},
                 "spec":{"containers":null,"initContainers":null,"nodeName":""},
                 "status":{"podIPs":null,"podIP":"","containerStatuses":null}}"#,
-            r#"{"spec":{"containers":[{"name":null,"ports":null}]},"status":{"podIPs":[{}]}}"#,
+            r#"{"metadata":{"uid":"u"},"spec":{"containers":[{"name":null,"ports":null}]},"status":{"podIPs":[{}]}}"#,
         ];
         for json in nulls {
             let pod = pod(json);
@@ -245,15 +274,67 @@ mod tests {
         }
     }
 
+    const STATIC: &str = "e10f27833d6898de61d846374e3c0d0a";
+    const VICTIM: &str = "616228b6-685c-4ea6-98c2-0e14f12a777f";
+
+    /// The second UID of a pod on node `n1`, by what it says of itself.
+    fn static_uid(writer: Writer, annotations: &[(&str, &str)], owner: &str) -> Option<String> {
+        let annotations: Vec<_> = annotations
+            .iter()
+            .map(|(key, value)| format!(r#""kubernetes.io/config.{key}":"{value}""#))
+            .collect();
+        let json = format!(
+            r#"{{"metadata":{{"uid":"u","name":"a","annotations":{{{}}},"ownerReferences":[{owner}]}},"spec":{{"nodeName":"n1"}}}}"#,
+            annotations.join(",")
+        );
+        match parse("Pod", json.as_bytes(), writer) {
+            Ok(Some(Object::Pod(pod))) => pod.static_uid,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
-    fn static_pods_are_tied_to_their_mirrors() {
-        let own = r#"{"metadata":{"uid":"4d3","annotations":{"kubernetes.io/config.hash":"4d3"}}}"#;
-        let mirror = r#"{"metadata":{"uid":"9-9","annotations":
-            {"kubernetes.io/config.hash":"4d3","kubernetes.io/config.mirror":"4d3"},
-            "ownerReferences":[{"kind":"Node","name":"n1","uid":"n","controller":true}]}}"#;
-        for json in [own, mirror] {
-            let pod = pod(json);
-            assert_eq!((pod.static_uid.as_deref(), pod.owner), (Some("4d3"), Owner::Nobody));
+    fn static_pod_is_the_pod_that_the_kubelet_read_from_elsewhere() {
+        let by_kubelet = |annotations: &[_]| static_uid(Writer::Kubelet, annotations, "");
+        let file = [("source", "file"), ("hash", STATIC)];
+        assert_eq!(by_kubelet(&file).as_deref(), Some(STATIC));
+        assert_eq!(
+            by_kubelet(&[("source", "http"), ("hash", STATIC)]).as_deref(),
+            Some(STATIC)
+        );
+        // What a user can write into an ordinary pod: the kubelet says that it came from the API server.
+        for annotations in [
+            &[("source", "api"), ("hash", VICTIM), ("mirror", VICTIM)][..],
+            &[("source", "api"), ("hash", STATIC)],
+            &[("hash", VICTIM)],
+            &[("mirror", VICTIM)],
+        ] {
+            assert_eq!(by_kubelet(annotations), None, "{annotations:?}");
+        }
+    }
+
+    #[test]
+    fn mirror_pod_is_owned_by_its_own_node() {
+        let node = r#"{"kind":"Node","name":"n1","uid":"n","controller":true}"#;
+        let mirror = [("source", "file"), ("hash", STATIC), ("mirror", STATIC)];
+        assert_eq!(static_uid(Writer::ApiServer, &mirror, node).as_deref(), Some(STATIC));
+        let other_node = r#"{"kind":"Node","name":"n2","uid":"n","controller":true}"#;
+        let set = r#"{"kind":"ReplicaSet","name":"n1","uid":"r","controller":true}"#;
+        let forged = [("source", "file"), ("hash", VICTIM), ("mirror", VICTIM)];
+        for (annotations, owner) in [
+            (&mirror[..], ""),
+            (&mirror, set),
+            (&mirror, other_node),
+            (&mirror[..2], node),
+            (&forged, ""),
+            // A user may name a node as the owner, too. The UID of a pod that an API server made has dashes.
+            (&forged, node),
+        ] {
+            assert_eq!(
+                static_uid(Writer::ApiServer, annotations, owner),
+                None,
+                "{annotations:?} {owner}"
+            );
         }
     }
 
@@ -270,7 +351,7 @@ mod tests {
             ),
         ];
         for (status, expected) in cases {
-            let ips: Vec<_> = pod(&format!(r#"{{"status":{status}}}"#))
+            let ips: Vec<_> = with(&format!(r#""status":{status}"#))
                 .ips
                 .iter()
                 .map(IpAddr::to_string)
@@ -288,8 +369,8 @@ mod tests {
             ("Pending", false),
             ("Unknown", false),
         ] {
-            let json = format!(r#"{{"status":{{"phase":"{phase}"}}}}"#);
-            assert_eq!(pod(&json).terminal, terminal, "{phase}");
+            let pod = with(&format!(r#""status":{{"phase":"{phase}"}}"#));
+            assert_eq!(pod.terminal, terminal, "{phase}");
         }
     }
 }

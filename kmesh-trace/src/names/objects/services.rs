@@ -1,18 +1,20 @@
 //! Services.
 
-use std::collections::BTreeMap;
-
 use serde::Deserialize;
 
-use super::{Ip, KubeObject, Meta, ip, is_tcp, or_default, pairs, port};
-use crate::names::update::{Key, Kind, Object, ServiceObject, ServicePort, TargetPort};
+use super::{Ip, Labels, List, Meta, ip, is_tcp, port};
+use crate::names::update::{Object, ServiceObject, ServicePort, TargetPort};
+
+/// The most ports of a Service.
+const MAX_PORTS: usize = 1_000;
+/// The most addresses of a Service, of each field.
+const MAX_ADDRESSES: usize = 256;
 
 /// `v1` `Service`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Service {
-    #[serde(deserialize_with = "or_default")]
-    metadata: Meta,
+    metadata: Option<Meta>,
     spec: Option<ServiceSpec>,
     status: Option<ServiceStatus>,
 }
@@ -20,17 +22,18 @@ pub struct Service {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct ServiceSpec {
+    #[serde(rename = "type")]
+    service_type: Option<String>,
     #[serde(rename = "clusterIP")]
     cluster_ip: Option<String>,
     #[serde(rename = "clusterIPs")]
-    cluster_ips: Option<Vec<String>>,
+    cluster_ips: List<String, MAX_ADDRESSES>,
     #[serde(rename = "externalIPs")]
-    external_ips: Option<Vec<String>>,
-    selector: Option<BTreeMap<String, Option<String>>>,
-    ports: Option<Vec<Port>>,
+    external_ips: List<String, MAX_ADDRESSES>,
+    selector: Option<Labels>,
+    ports: List<Port, MAX_PORTS>,
 }
 
-/// A port.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Port {
@@ -57,11 +60,11 @@ struct ServiceStatus {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct LoadBalancer {
-    ingress: Option<Vec<Ip>>,
+    ingress: List<Ip, MAX_ADDRESSES>,
 }
 
 impl Port {
-    fn fact(self) -> Option<ServicePort> {
+    fn service_port(self) -> Option<ServicePort> {
         let number = port(self.port.filter(|_| is_tcp(self.protocol.as_deref()))?)?;
         Some(ServicePort {
             name: self.name.unwrap_or_default(),
@@ -76,57 +79,52 @@ impl Port {
     }
 }
 
-impl KubeObject for Service {
-    const KIND: &'static str = "Service";
-    const TELLS: Kind = Kind::Services;
-
-    fn meta(&self) -> &Meta {
-        &self.metadata
-    }
-
-    fn key(&self) -> Key {
-        let (namespace, name) = self.metadata.names();
-        Key::Service(namespace, name)
-    }
-
-    fn fact(self) -> Object {
-        let (namespace, name) = self.metadata.names();
+impl Service {
+    /// Returns the Service as the store takes it; `None` when its selector is too large.
+    pub fn object(self) -> Option<Object> {
+        let (namespace, name) = self.metadata.unwrap_or_default().namespaced_name();
         let spec = self.spec.unwrap_or_default();
-        let ingress = self.status.and_then(|status| status.load_balancer?.ingress);
-        let mut cluster_ips: Vec<_> = spec.cluster_ips.iter().flatten().filter_map(|text| ip(text)).collect();
+        let balancer = self.status.and_then(|status| status.load_balancer).unwrap_or_default();
+        let mut cluster_ips: Vec<_> = spec.cluster_ips.0.iter().filter_map(|text| ip(text)).collect();
         if cluster_ips.is_empty() {
             cluster_ips.extend(spec.cluster_ip.as_deref().and_then(ip));
         }
-        Object::Service(ServiceObject {
+        let selector = match spec.selector {
+            Some(Labels(selector)) => selector?,
+            None => Vec::new(),
+        };
+        // Such a Service is a name in DNS. It has no endpoints, even if a selector is left in it.
+        let is_external_name = spec.service_type.as_deref() == Some("ExternalName");
+        Some(Object::Service(ServiceObject {
             namespace,
             name,
             cluster_ips,
-            external_ips: (spec.external_ips.iter().flatten().map(String::as_str))
-                .chain(ingress.iter().flatten().filter_map(|one| one.ip.as_deref()))
+            external_ips: (spec.external_ips.0.iter().map(String::as_str))
+                .chain(balancer.ingress.0.iter().filter_map(|one| one.ip.as_deref()))
                 .filter_map(ip)
                 .collect(),
             headless: spec.cluster_ip.as_deref() == Some("None"),
-            selector: pairs(spec.selector),
-            ports: spec.ports.into_iter().flatten().filter_map(Port::fact).collect(),
-        })
+            selector: if is_external_name { Vec::new() } else { selector },
+            ports: spec.ports.0.into_iter().filter_map(Port::service_port).collect(),
+        }))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::objects::told;
+    use crate::names::objects::parsed;
 
     fn service(json: &str) -> ServiceObject {
-        match told("Service", json) {
+        match parsed("Service", json) {
             Object::Service(service) => service,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn a_service_tells_its_addresses_and_tcp_ports() {
-        let told = service(
+    fn service_has_its_addresses_and_tcp_ports() {
+        let found = service(
             r#"{"metadata":{"name":"web","namespace":"shop"},
               "spec":{"clusterIP":"10.96.0.7","clusterIPs":["10.96.0.7","fd00::7"],"externalIPs":["192.0.2.1"],
                 "selector":{"app":"web"},"ports":[
@@ -155,15 +153,35 @@ mod tests {
                 port("", 82, TargetPort::Number(82), None),
             ],
         };
-        assert_eq!(told, expected);
+        assert_eq!(found, expected);
     }
 
     #[test]
     fn headless_services_have_no_address() {
-        let headless = service(r#"{"spec":{"clusterIP":"None","clusterIPs":["None"],"selector":null,"ports":null}}"#);
+        let headless = service(
+            r#"{"metadata":{"name":"a"},"spec":{"clusterIP":"None","clusterIPs":["None"],"selector":null,"ports":null}}"#,
+        );
         assert_eq!((headless.headless, headless.cluster_ips), (true, vec![]));
-        let external = service(r#"{"spec":{"type":"ExternalName","externalName":"db.example"}}"#);
+        let external =
+            service(r#"{"metadata":{"name":"a"},"spec":{"type":"ExternalName","externalName":"db.example"}}"#);
         assert_eq!((external.headless, external.cluster_ips), (false, vec![]));
-        assert_eq!(service("{}"), ServiceObject::default());
+    }
+
+    #[test]
+    fn external_name_service_has_no_selector() {
+        let spec = |kind: &str| {
+            format!(
+                r#"{{"metadata":{{"name":"a"}},"spec":{{"type":"{kind}","selector":{{"app":"web"}},"ports":[{{"port":80,"targetPort":8080}}]}}}}"#
+            )
+        };
+        assert_eq!(service(&spec("ClusterIP")).selector.len(), 1);
+        assert_eq!(service(&spec("ExternalName")).selector, []);
+    }
+
+    #[test]
+    fn service_with_a_selector_that_is_too_large_is_left_out() {
+        let json = br#"{"metadata":{"name":"a"},"spec":{"selector":[[]]}}"#;
+        let parsed = crate::names::objects::parse("Service", json, crate::names::objects::Writer::ApiServer);
+        assert_eq!(parsed, Err(crate::names::objects::ObjectError::WrongType));
     }
 }

@@ -1,18 +1,24 @@
-//! What `check` says of the sources of names: each is asked once.
+//! What `check` prints about the sources of names: it asks each one once.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use super::error::Failure;
-use super::{cri, error, kubelet, podlogs};
+use super::error::SourceError;
+use super::poll::PollSource;
+use super::reporter::{Reporter, Store};
+use super::{cri, kubelet, label, podlogs};
 use crate::config::{Origin, Source};
+use crate::names::update::{Change, Kind, Scope, SourceId, SourceUpdate};
 use crate::privileges::{HELPS, has};
 
-/// The longest time to wait for one.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest time for one source.
+const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A line a capability that helps, and a line a source: those of this node, which are asked, and the one that must be named.
+/// Returns a line for each capability that helps, for each source of this node, and for the API server.
 pub fn check(sources: &[Source]) -> std::io::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut text = String::new();
@@ -22,14 +28,13 @@ pub fn check(sources: &[Source]) -> std::io::Result<String> {
         _ = writeln!(text, "{found:<9}{:<20}{}", help.name, help.purpose);
     }
     for source in sources {
-        let (label, pods) = runtime.block_on(async {
-            let (label, pods) = ask(&source.origin);
-            let pods = tokio::time::timeout(PATIENCE, pods).await;
-            (
-                label,
-                pods.unwrap_or_else(|_| Err(Failure::new("no answer".to_owned()))),
-            )
-        });
+        // A line must not name a socket that is not the one that answers.
+        let label = match &source.origin {
+            Origin::Cri(_) => "the container runtime".to_owned(),
+            origin => label(origin),
+        };
+        let pods = runtime.block_on(async { tokio::time::timeout(SOURCE_TIMEOUT, ask(&source.origin)).await });
+        let pods = pods.unwrap_or_else(|_| Err(SourceError::new("no answer".to_owned())));
         _ = match pods {
             Ok(pods) => writeln!(text, "ok       {:<14}{label}: {pods} pods", "names"),
             Err(why) => writeln!(text, "no       {:<14}{label}: {}", "names", why.in_one_line()),
@@ -44,35 +49,38 @@ pub fn check(sources: &[Source]) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn ask(place: &Origin) -> (String, impl Future<Output = Result<usize, Failure>>) {
-    let label = match place {
-        Origin::Cri(_) => "the container runtime".to_owned(),
-        Origin::Kubelet(kubelet) => format!("the kubelet at {}", kubelet.url),
-        Origin::PodLogs => format!("the log folders in {}", podlogs::FOLDER),
-        Origin::ApiServer(_) | Origin::File(_) => String::new(),
-    };
-    let asked = async move {
-        match place {
-            Origin::Cri(sockets) => cri::Source::new(sockets).pods().await.map(|pods| pods.len()),
-            Origin::Kubelet(kubelet) => {
-                let settings = kubelet::Settings::new(kubelet, &super::node_name());
-                let settings = settings.map_err(|error| Failure::new(format!("{error:#}")))?;
-                settings
-                    .source()?
-                    .pods()
-                    .await
-                    .map(|pods| pods.unwrap_or_default().len())
-            }
-            Origin::PodLogs => podlogs::list(Path::new(podlogs::FOLDER))
-                .map(|pods| pods.len())
-                .map_err(|error| Failure::new(error::io(&error))),
-            Origin::ApiServer(_) | Origin::File(_) => Ok(0),
+/// Asks a source once. Returns the number of its pods.
+async fn ask(origin: &Origin) -> Result<usize, SourceError> {
+    match origin {
+        Origin::Cri(sockets) => count(cri::CriSource::new(sockets)).await,
+        Origin::Kubelet(kubelet) => {
+            let source = kubelet::KubeletSource::new(kubelet, &super::node_name());
+            count(source.map_err(|error| SourceError::new(format!("{error:#}")))?).await
         }
-    };
-    (label, asked)
+        Origin::PodLogs => count(podlogs::PodLogsSource).await,
+        Origin::ApiServer(_) | Origin::File(_) => Ok(0),
+    }
 }
 
-/// What `--kubeconfig` would take. It is not read: whose it is did not ask for that.
+async fn count(mut source: impl PollSource) -> Result<usize, SourceError> {
+    let pods = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&pods);
+    let store: Store = Arc::new(move |updates: Vec<SourceUpdate>| {
+        let pods = updates
+            .iter()
+            .filter(|update| matches!(update.change, Change::Upsert(_)));
+        counter.fetch_add(pods.count(), Ordering::Relaxed);
+        ControlFlow::Continue(())
+    });
+    let (reports, _received) = channel();
+    let reporter = Reporter::new(SourceId(0), store, reports);
+    let mut list = reporter.list(super::now(), Scope::All(Kind::Pods));
+    source.list(&mut list).await?;
+    list.flush()?;
+    Ok(pods.load(Ordering::Relaxed))
+}
+
+/// Says what `--kubeconfig` would use. The kubeconfig is not read: nobody asked for that.
 fn kubeconfig() -> String {
     if std::env::var_os("KUBECONFIG").is_some_and(|value| !value.is_empty()) {
         return "$KUBECONFIG is set".to_owned();

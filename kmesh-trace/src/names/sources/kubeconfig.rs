@@ -1,248 +1,450 @@
-//! Names from an API server: pods, Services and what ties them together, listed and then watched.
+//! Kubeconfigs: how to reach an API server, and as whom. What works with kubectl works here, apart from what an error names.
+//!
+//! No error quotes a kubeconfig: there are tokens and keys in it.
 
-use std::borrow::Cow;
-use std::path::Path;
-use std::time::Duration;
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
-use futures_util::Stream;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::ClusterResourceScope;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, Config, Resource};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderName, HeaderValue, Uri};
 use serde::Deserialize;
 
-use super::body_limit::Bounded;
-use super::ca_roots;
-use super::error::{Failure, of_client};
+use super::credentials::{Credentials, Plugin};
+use super::error::{self, SourceError};
+use super::http_client::HttpClient;
+use super::proxy::Proxy;
+use super::tls::{Identity, Pem, TlsSettings};
 use crate::config::ApiServer;
-use crate::names::objects::{EndpointSlice, Endpoints, Job, KubeObject, Meta, Node, Pod, ReplicaSet, Service};
+use crate::names::objects::file::yaml_error;
 
-/// Longer than the longest silence of a watch that is well: the server ends each after less than five minutes.
-const SILENCE: Duration = Duration::from_secs(300);
+/// What a pod is given to prove who it is, and to verify the API server.
+pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// The largest kubeconfig, in bytes.
+const MAX_BYTES: u64 = 8 << 20;
 
-/// An object and where the API server has it.
-pub trait Served: KubeObject + Clone + std::fmt::Debug + Send + Sync + 'static {
-    /// `apiVersion`'s group; empty for the core.
-    const GROUP: &'static str;
-    /// `apiVersion`'s version.
-    const VERSION: &'static str = "v1";
-    /// The resource, as permissions name it.
-    const RESOURCE: &'static str;
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+struct Kubeconfig {
+    current_context: Option<String>,
+    clusters: Option<Vec<Named<Cluster>>>,
+    users: Option<Vec<Named<User>>>,
+    contexts: Option<Vec<Named<Context>>>,
 }
 
-macro_rules! served {
-    ($($kind:ty: $group:literal $resource:literal),* $(,)?) => {$(
-        impl Served for $kind {
-            const GROUP: &'static str = $group;
-            const RESOURCE: &'static str = $resource;
-        }
-    )*};
+#[derive(Deserialize)]
+struct Named<T> {
+    name: String,
+    #[serde(alias = "cluster", alias = "user", alias = "context")]
+    value: Option<T>,
+    /// The folder of the file: relative paths start there.
+    #[serde(skip)]
+    folder: PathBuf,
 }
 
-served! {
-    Pod: "" "pods",
-    Service: "" "services",
-    EndpointSlice: "discovery.k8s.io" "endpointslices",
-    Endpoints: "" "endpoints",
-    ReplicaSet: "apps" "replicasets",
-    Job: "batch" "jobs",
-    Node: "" "nodes",
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+struct Cluster {
+    server: Option<String>,
+    certificate_authority: Option<String>,
+    certificate_authority_data: Option<String>,
+    insecure_skip_tls_verify: Option<bool>,
+    tls_server_name: Option<String>,
+    proxy_url: Option<String>,
 }
 
-/// An object with as much of its metadata as watching needs.
-#[derive(Clone, Debug)]
-pub struct Watched<T> {
-    meta: ObjectMeta,
-    /// The object.
-    pub object: T,
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+struct User {
+    client_certificate: Option<String>,
+    client_certificate_data: Option<String>,
+    client_key: Option<String>,
+    client_key_data: Option<String>,
+    token: Option<String>,
+    #[serde(rename = "tokenFile")]
+    token_file: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    r#as: Option<String>,
+    as_groups: Option<Vec<String>>,
+    exec: Option<Exec>,
+    auth_provider: Option<serde_json::Value>,
 }
 
-impl<'de, T: Served> Deserialize<'de> for Watched<T> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let object = T::deserialize(deserializer)?;
-        let Meta {
-            namespace,
-            name,
-            resource_version,
-            ..
-        } = object.meta().clone();
-        let meta = ObjectMeta {
-            namespace,
-            name,
-            resource_version,
-            ..ObjectMeta::default()
-        };
-        Ok(Self { meta, object })
-    }
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Exec {
+    command: String,
+    args: Option<Vec<String>>,
+    env: Option<Vec<EnvVar>>,
+    api_version: String,
+    install_hint: Option<String>,
+    provide_cluster_info: bool,
 }
 
-impl<T: Served> Resource for Watched<T> {
-    type DynamicType = ();
-    type Scope = ClusterResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        T::KIND.into()
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        T::GROUP.into()
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        T::VERSION.into()
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        T::RESOURCE.into()
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.meta
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.meta
-    }
+#[derive(Deserialize)]
+struct EnvVar {
+    name: String,
+    value: String,
 }
 
-/// An API server that can be asked.
-#[derive(Clone)]
-pub struct Source {
-    client: Client,
-    node: Option<String>,
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Context {
+    cluster: Option<String>,
+    user: Option<String>,
 }
 
-/// The settings that the flags name, and the files that those name.
-pub async fn settings(api_server: &ApiServer) -> Result<Config> {
-    let mut config = client_config(api_server).await?;
-    config.connect_timeout = Some(Duration::from_secs(10));
-    config.read_timeout = Some(SILENCE);
-    config.reset_reader_on_write = true;
-    ca_roots::only_where_needed(&mut config);
-    Ok(config)
+/// Where a kubeconfig comes from.
+struct Origin {
+    label: String,
+    /// Whether the user named the file. Only such a file may name a program to run.
+    is_named: bool,
 }
 
-/// An API server as a person would write it.
-pub fn url(config: &Config) -> String {
-    config.cluster_url.to_string().trim_end_matches('/').to_owned()
-}
-
-impl Source {
-    /// An exec plugin is run here, and again when what it gave expires.
-    pub fn new(config: Config, node: Option<String>) -> Result<Self, Failure> {
-        let client = Client::try_from(config).map_err(|error| of_client(&error))?;
-        // All that is asked for is the whole cluster's.
-        let client = Client::new(Bounded(client), "default");
-        Ok(Self { client, node })
-    }
-
-    /// Only one node's pods are asked for, and what its own credentials allow besides.
-    pub fn is_of_one_node(&self) -> bool {
-        self.node.is_some()
-    }
-
-    /// All objects of a kind, then what changes, for as long as it is polled.
-    pub fn watch<T: Served>(&self) -> impl Stream<Item = watcher::Result<watcher::Event<Watched<T>>>> + use<T> {
-        let api = Api::<Watched<T>>::all(self.client.clone());
-        let mut config = watcher::Config::default();
-        if let Some(node) = self.node.as_deref().filter(|_| T::RESOURCE == Pod::RESOURCE) {
-            config = config.fields(&format!("spec.nodeName={node}"));
-        }
-        watcher(api, config).default_backoff()
-    }
-}
-
-async fn client_config(api_server: &ApiServer) -> Result<Config> {
-    let options = KubeConfigOptions {
-        context: api_server.context.clone(),
-        ..KubeConfigOptions::default()
-    };
-    let (kubeconfig, from) = match &api_server.kubeconfig {
-        Some(path) => (read(path)?, path.display().to_string()),
-        None => match found()? {
+/// Returns a client for the API server that the flags name. All files are read, and can be used.
+pub fn client(api_server: &ApiServer) -> Result<HttpClient, SourceError> {
+    let context = api_server.context.as_deref();
+    let (files, origin) = match &api_server.kubeconfig {
+        Some(path) => (vec![path.clone()], named(path.display().to_string())),
+        None => match found() {
             Some(found) => found,
-            None => return in_pod(api_server.context.as_deref()),
+            None => return in_pod(context),
         },
     };
-    Config::from_custom_kubeconfig(kubeconfig, &options)
-        .await
-        .with_context(|| format!("{from} (--kubeconfig) cannot be used"))
+    let must_exist = api_server.kubeconfig.is_some() || !origin.is_named;
+    let config = read_all(&files, must_exist)?;
+    let client = config.client(context, &origin);
+    client.map_err(|error| error.at(&format!("{} (--kubeconfig) cannot be used", origin.label)))
 }
 
-fn read(path: &Path) -> Result<Kubeconfig> {
-    Kubeconfig::read_from(path).with_context(|| format!("cannot use {} (--kubeconfig)", path.display()))
+fn named(label: String) -> Origin {
+    Origin { label, is_named: true }
 }
 
-/// As kubectl finds it.
-fn found() -> Result<Option<(Kubeconfig, String)>> {
-    if let Some(kubeconfig) = Kubeconfig::from_env().context("cannot use $KUBECONFIG (--kubeconfig)")? {
-        return Ok(Some((kubeconfig, "$KUBECONFIG".to_owned())));
+/// Finds the kubeconfig as kubectl does.
+fn found() -> Option<(Vec<PathBuf>, Origin)> {
+    if let Some(value) = env::var_os("KUBECONFIG").filter(|value| !value.is_empty()) {
+        let files = env::split_paths(&value).filter(|path| !path.as_os_str().is_empty());
+        return Some((files.collect(), named("$KUBECONFIG".to_owned())));
     }
-    let path = std::env::home_dir().map(|home| home.join(".kube/config"));
-    let path = path.filter(|path| path.exists());
-    path.map(|path| Ok((read(&path)?, path.display().to_string())))
-        .transpose()
-}
-
-fn in_pod(context: Option<&str>) -> Result<Config> {
-    if context.is_some() {
-        bail!("--context: there is no kubeconfig, neither $KUBECONFIG nor ~/.kube/config\n  try: --kubeconfig=PATH");
-    }
-    Config::incluster().map_err(|_| {
-        anyhow::anyhow!(
-            "--kubeconfig: there is none, neither $KUBECONFIG nor ~/.kube/config, and no service account of a pod\n  \
-             try: --kubeconfig=PATH (sudo has another home and keeps no variables)"
-        )
+    let path = env::home_dir()?.join(".kube/config");
+    path.exists().then(|| {
+        let label = path.display().to_string();
+        (vec![path], Origin { label, is_named: false })
     })
 }
 
-/// Why a kind is not told of, and whether it is the permission that is missing, or the kind.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Trouble {
-    /// Nothing to speak of: what was remembered is too old, and all is listed again.
-    Stale,
-    /// Not without a permission.
-    Forbidden(Failure),
-    /// There is no such kind at this server.
-    Unknown,
-    /// Something else.
-    Other(Failure),
-}
-
-/// What an error of a watch means.
-pub fn trouble<T: Served>(error: &watcher::Error) -> Trouble {
-    let error = match error {
-        watcher::Error::WatchError(status) => {
-            return match status.code {
-                410 => Trouble::Stale,
-                _ => Trouble::Other(of_client(&kube::Error::Api(status.clone()))),
-            };
-        }
-        watcher::Error::NoResourceVersion => {
-            return Trouble::Other(Failure::new("what answers is no API server".to_owned()));
-        }
-        watcher::Error::InitialListFailed(error)
-        | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => error,
-    };
-    match error {
-        kube::Error::Api(status) if status.code == 410 => Trouble::Stale,
-        kube::Error::Api(status) if status.code == 404 => Trouble::Unknown,
-        kube::Error::Api(status) if status.code == 403 => {
-            let user = status
-                .message
-                .split_once("User \"")
-                .and_then(|(_, rest)| rest.split('"').next());
-            let who = user.map_or_else(|| "who asks".to_owned(), super::error::one_line);
-            let resource = [T::RESOURCE, T::GROUP].join(if T::GROUP.is_empty() { "" } else { "." });
-            let failure = Failure::new(format!("403: {who} lacks the permission to list and watch {resource}"));
-            Trouble::Forbidden(match who.starts_with("system:node:") {
-                true => failure.remedy("--this-node: a node may ask for its own pods"),
-                false => failure.remedy("grant it with a ClusterRole"),
-            })
-        }
-        error => Trouble::Other(of_client(error)),
+/// Reads and merges files. The first file that has a name, or a current context, decides it.
+fn read_all(files: &[PathBuf], must_exist: bool) -> Result<Kubeconfig, SourceError> {
+    let mut all = Kubeconfig::default();
+    let mut read_any = false;
+    for path in files {
+        let text = match read_text(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => continue,
+            text => text.map_err(|error| {
+                SourceError::new(format!(
+                    "cannot use {} (--kubeconfig): {}",
+                    path.display(),
+                    error::io(&error)
+                ))
+            })?,
+        };
+        read_any = true;
+        let one = parse(&text).map_err(|error| error.at(&format!("cannot use {} (--kubeconfig)", path.display())))?;
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        all.current_context = all
+            .current_context
+            .filter(|name| !name.is_empty())
+            .or(one.current_context);
+        merge(&mut all.clusters, one.clusters, &folder);
+        merge(&mut all.users, one.users, &folder);
+        merge(&mut all.contexts, one.contexts, &folder);
+    }
+    match read_any {
+        true => Ok(all),
+        false => Err(SourceError::new(
+            "no file in $KUBECONFIG exists (--kubeconfig)".to_owned(),
+        )),
     }
 }
+
+fn read_text(path: &Path) -> io::Result<String> {
+    if fs::metadata(path)?.len() > MAX_BYTES {
+        return Err(io::Error::other("the file has more than 8 MiB"));
+    }
+    fs::read_to_string(path)
+}
+
+fn parse(text: &str) -> Result<Kubeconfig, SourceError> {
+    if text.trim().is_empty() {
+        return Ok(Kubeconfig::default());
+    }
+    serde_saphyr::from_str(text).map_err(|error| SourceError::new(yaml_error(&error).to_string()))
+}
+
+fn merge<T>(all: &mut Option<Vec<Named<T>>>, more: Option<Vec<Named<T>>>, folder: &Path) {
+    let all = all.get_or_insert_default();
+    for mut one in more.into_iter().flatten() {
+        if all.iter().all(|known| known.name != one.name) {
+            one.folder = folder.to_owned();
+            all.push(one);
+        }
+    }
+}
+
+fn find<'a, T>(what: &str, name: &str, all: &'a Option<Vec<Named<T>>>) -> Result<(&'a T, &'a Path), SourceError> {
+    let found = all.iter().flatten().find(|one| one.name == name);
+    match found.and_then(|found| Some((found.value.as_ref()?, found.folder.as_path()))) {
+        Some(found) => Ok(found),
+        None => Err(SourceError::new(format!("there is no {what} {name}"))),
+    }
+}
+
+impl Kubeconfig {
+    fn client(&self, context: Option<&str>, origin: &Origin) -> Result<HttpClient, SourceError> {
+        let context = context
+            .or(self.current_context.as_deref())
+            .filter(|name| !name.is_empty());
+        let context =
+            context.ok_or_else(|| SourceError::new("it has no current context".to_owned()).remedy("--context=NAME"))?;
+        let (context, _) = find("context", context, &self.contexts)?;
+        let (cluster, cluster_folder) = find(
+            "cluster",
+            context.cluster.as_deref().unwrap_or_default(),
+            &self.clusters,
+        )?;
+        let nobody = User::default();
+        let (user, user_folder) = match context.user.as_deref().filter(|name| !name.is_empty()) {
+            Some(name) => find("user", name, &self.users)?,
+            None => (&nobody, Path::new("")),
+        };
+        let mut tls = TlsSettings {
+            ca: pem(
+                &cluster.certificate_authority_data,
+                &cluster.certificate_authority,
+                "certificate-authority-data",
+                cluster_folder,
+            )?,
+            identity: user.identity(user_folder)?,
+            insecure: cluster.insecure_skip_tls_verify == Some(true),
+            names: Vec::new(),
+        };
+        let has_tls = tls.ca.is_some() || tls.identity.is_some() || tls.insecure;
+        let server = server_url(non_empty(&cluster.server).unwrap_or_default(), has_tls)?;
+        let name = non_empty(&cluster.tls_server_name).or(server.host());
+        tls.names = name.map(str::to_owned).into_iter().collect();
+        let proxy = match non_empty(&cluster.proxy_url) {
+            Some(url) => Some(Proxy::parse(url).map_err(|error| error.at(&"proxy-url"))?),
+            None => Proxy::from_environment(&server)?,
+        };
+        let client = HttpClient {
+            credentials: user.credentials(cluster, &server, user_folder, origin)?,
+            headers: user.impersonation()?,
+            server,
+            tls,
+            proxy,
+        };
+        check_tls(&client)?;
+        Ok(client)
+    }
+}
+
+/// Reads the files for TLS once, so that what is wrong with them is known at the start.
+pub fn check_tls(client: &HttpClient) -> Result<(), SourceError> {
+    let is_https = client.server.scheme_str() == Some("https");
+    match is_https {
+        true => client.tls.client_config(None).map(drop),
+        false => Ok(()),
+    }
+}
+
+impl User {
+    fn identity(&self, folder: &Path) -> Result<Option<Identity>, SourceError> {
+        let certificate = pem(
+            &self.client_certificate_data,
+            &self.client_certificate,
+            "client-certificate-data",
+            folder,
+        )?;
+        let key = pem(&self.client_key_data, &self.client_key, "client-key-data", folder)?;
+        match (certificate, key) {
+            (Some(certificate), Some(key)) => Ok(Some(Identity { certificate, key })),
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(SourceError::new(
+                "the user has a client certificate, but no key".to_owned(),
+            )),
+            (None, Some(_)) => Err(SourceError::new(
+                "the user has a client key, but no certificate".to_owned(),
+            )),
+        }
+    }
+
+    fn credentials(
+        &self,
+        cluster: &Cluster,
+        server: &Uri,
+        folder: &Path,
+        origin: &Origin,
+    ) -> Result<Credentials, SourceError> {
+        if let Some(path) = non_empty(&self.token_file) {
+            return Ok(Credentials::TokenFile(folder.join(path)));
+        }
+        if let Some(token) = non_empty(&self.token) {
+            return Credentials::token(token, "the kubeconfig");
+        }
+        if let Some(user) = non_empty(&self.username) {
+            return Credentials::basic(user, self.password.as_deref().unwrap_or_default());
+        }
+        if let Some(exec) = &self.exec {
+            return match origin.is_named {
+                true => exec.plugin(cluster, server, folder).map(Credentials::Plugin),
+                false => Err(SourceError::new(
+                    "it names a program to run (exec), which only a file that you name may do".to_owned(),
+                )
+                .remedy("--kubeconfig=PATH")),
+            };
+        }
+        match self.auth_provider {
+            Some(_) => Err(SourceError::new(
+                "its auth-provider is not supported: Kubernetes replaced them by exec plugins in 1.26".to_owned(),
+            )),
+            None => Ok(Credentials::None),
+        }
+    }
+
+    fn impersonation(&self) -> Result<Vec<(HeaderName, HeaderValue)>, SourceError> {
+        let user = self.r#as.iter().map(|user| ("impersonate-user", user));
+        let groups = self
+            .as_groups
+            .iter()
+            .flatten()
+            .map(|group| ("impersonate-group", group));
+        user.chain(groups)
+            .map(|(name, value)| {
+                let value = HeaderValue::from_str(value)
+                    .map_err(|_| SourceError::new(format!("its {name} cannot be sent in a header")))?;
+                Ok((HeaderName::from_static(name), value))
+            })
+            .collect()
+    }
+}
+
+impl Exec {
+    fn plugin(&self, cluster: &Cluster, server: &Uri, folder: &Path) -> Result<Plugin, SourceError> {
+        if self.command.is_empty() {
+            return Err(SourceError::new("its exec plugin has no command".to_owned()));
+        }
+        let command = match self.command.contains('/') {
+            true => folder.join(&self.command),
+            false => PathBuf::from(&self.command),
+        };
+        let env = self
+            .env
+            .iter()
+            .flatten()
+            .map(|one| (one.name.clone(), one.value.clone()));
+        let args = self.args.clone().unwrap_or_default();
+        let mut plugin = Plugin::new(command, args, env.collect(), self.api_version.clone());
+        plugin.install_hint = self.install_hint.clone();
+        plugin.cluster = self.provide_cluster_info.then(|| {
+            serde_json::json!({
+                "server": server.to_string(),
+                "certificate-authority-data": cluster.certificate_authority_data,
+                "insecure-skip-tls-verify": cluster.insecure_skip_tls_verify == Some(true),
+                "tls-server-name": cluster.tls_server_name,
+            })
+        });
+        Ok(plugin)
+    }
+}
+
+fn non_empty(text: &Option<String>) -> Option<&str> {
+    text.as_deref().map(str::trim).filter(|text| !text.is_empty())
+}
+
+/// Returns the data, else the file. Line breaks inside the base64 are allowed.
+fn pem(data: &Option<String>, file: &Option<String>, name: &str, folder: &Path) -> Result<Option<Pem>, SourceError> {
+    if let Some(data) = non_empty(data) {
+        let compact: String = data.split_whitespace().collect();
+        let decoded = STANDARD
+            .decode(compact)
+            .map_err(|_| SourceError::new(format!("its {name} is not base64")))?;
+        return Ok(Some(Pem::Data(decoded, format!("its {name}"))));
+    }
+    Ok(non_empty(file).map(|path| Pem::File(folder.join(path))))
+}
+
+/// Parses the URL of a server. Without a scheme it is https if anything about TLS is set, as in kubectl.
+fn server_url(text: &str, has_tls: bool) -> Result<Uri, SourceError> {
+    let invalid = || SourceError::new("the server of its cluster is not a URL".to_owned());
+    if text.is_empty() {
+        return Err(SourceError::new("its cluster has no server".to_owned()));
+    }
+    let scheme = if has_tls { "https" } else { "http" };
+    let text = match text.contains("://") {
+        true => text.to_owned(),
+        false => format!("{scheme}://{text}"),
+    };
+    let uri: Uri = text.parse().map_err(|_| invalid())?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err(SourceError::new(
+            "the server of its cluster is neither http nor https".to_owned(),
+        ));
+    }
+    let authority = uri.authority().ok_or_else(invalid)?;
+    if authority.as_str().contains('@') {
+        return Err(SourceError::new(
+            "the server of its cluster has a user in the URL, which is not supported: use username and password"
+                .to_owned(),
+        ));
+    }
+    match authority.host().is_empty() {
+        true => Err(invalid()),
+        false => Ok(uri),
+    }
+}
+
+/// Returns a client with the service account of this pod.
+fn in_pod(context: Option<&str>) -> Result<HttpClient, SourceError> {
+    if context.is_some() {
+        return Err(SourceError::new(
+            "--context: there is no kubeconfig, neither $KUBECONFIG nor ~/.kube/config".to_owned(),
+        )
+        .remedy("--kubeconfig=PATH"));
+    }
+    let variable = |name| env::var(name).ok().filter(|value: &String| !value.is_empty());
+    let none = || {
+        SourceError::new(
+            "--kubeconfig: there is none, neither $KUBECONFIG nor ~/.kube/config, and no service account of a pod"
+                .to_owned(),
+        )
+        .remedy("--kubeconfig=PATH (sudo has another home and keeps no variables)")
+    };
+    let host = variable("KUBERNETES_SERVICE_HOST").ok_or_else(none)?;
+    let port = variable("KUBERNETES_SERVICE_PORT").unwrap_or_else(|| "443".to_owned());
+    let folder = Path::new(SERVICE_ACCOUNT);
+    if !folder.join("token").exists() {
+        return Err(none());
+    }
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let server = server_url(&format!("https://{host}:{port}"), true)?;
+    let client = HttpClient {
+        proxy: Proxy::from_environment(&server)?,
+        server,
+        tls: TlsSettings {
+            ca: Some(Pem::File(folder.join("ca.crt"))),
+            names: vec![host],
+            ..TlsSettings::default()
+        },
+        credentials: Credentials::TokenFile(folder.join("token")),
+        headers: Vec::new(),
+    };
+    check_tls(&client)?;
+    Ok(client)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,188 +1,140 @@
-//! Names from a kubelet: its list of this node's pods.
+//! The kubelet: its list of this node's pods.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Limited};
-use kube::client::Body;
-use kube::config::AuthInfo;
-use kube::{Client, Config};
+use http::StatusCode;
 
-use super::ca_roots;
-use super::error::{Failure, is_for_another_name, of_client, one_line};
+use super::credentials::Credentials;
+use super::error::{SourceError, one_line, status_name};
+use super::http_client::{ANSWER_TIMEOUT, Connection, HttpClient};
+use super::kubeconfig::{SERVICE_ACCOUNT, check_tls};
+use super::poll::{Listed, PollSource};
+use super::reporter::List;
+use super::tls::{Identity, Pem, TlsSettings};
 use crate::config::Kubelet;
-use crate::names::objects::list;
-use crate::names::update::{Object, PodObject};
+use crate::names::objects::Writer;
+use crate::names::objects::object_list::ObjectReader;
+use crate::names::update::Object;
 
-/// What a pod is given to show who it is, and whom to trust.
-const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// A kubelet's own folder, if it was not told another.
+/// The folder of a kubelet that was not given another one.
 const FOLDER: &str = "/var/lib/kubelet";
-/// Where kubeadm keeps the cluster's certificate on a node.
+/// Where kubeadm stores the cluster's CA certificate on a node.
 const CLUSTER_CA: &str = "/etc/kubernetes/pki/ca.crt";
-/// The longest answer. A node has some hundred pods, of some kilobytes each.
-const MOST_BYTES: usize = 64 << 20;
-/// The longest time to wait for all of an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How to ask a kubelet: the files that flags name are there.
-pub struct Settings {
-    /// One for each name that its certificate may have.
-    configs: Vec<Config>,
-    url: http::Uri,
-}
-
-impl Settings {
-    /// As the flags say. This is the node's own name.
-    pub fn new(kubelet: &Kubelet, node: &str) -> Result<Self> {
-        let config = client_config(kubelet)?;
-        let mut configs = vec![config.clone()];
-        // Which kubelet it is, is known; certificates have the node's name in them and hardly ever 127.0.0.1.
-        if kubelet.is_loopback() && kubelet.is_verified() {
-            let mut by_name = config;
-            by_name.tls_server_name = Some(node.to_owned());
-            configs.push(by_name);
-        }
-        Ok(Self {
-            configs,
-            url: kubelet.url.clone(),
-        })
-    }
-
-    /// One that can be asked. Wants a runtime to be entered.
-    pub fn source(self) -> Result<Source, Failure> {
-        let clients = self.configs.into_iter().map(Client::try_from).collect::<Result<_, _>>();
-        Ok(Source {
-            clients: clients.map_err(|error| of_client(&error))?,
-            url: self.url,
-            had_pods_of_api: false,
-        })
-    }
-}
-
-/// Whether anything shows that a kubelet is, or was, on this node.
-pub fn shows() -> bool {
+/// Whether anything shows that this node has or had a kubelet.
+pub fn is_likely() -> bool {
     [FOLDER, super::podlogs::FOLDER, SERVICE_ACCOUNT]
         .iter()
         .any(|folder| Path::new(folder).exists())
 }
 
 /// A kubelet that can be asked.
-pub struct Source {
-    clients: Vec<Client>,
-    url: http::Uri,
-    /// Of API servers' pods, the last list had some.
-    had_pods_of_api: bool,
+pub struct KubeletSource {
+    client: HttpClient,
+    path: String,
+    connection: Option<Connection>,
+    /// Whether the last list had pods that are not static.
+    had_other_pods: bool,
 }
 
-impl Source {
-    /// The pods of this node; none when it should be asked once more before it is believed. For about a second after it has
-    /// started, a kubelet knows only its static pods: who had others and has none any more is believed the second time.
-    pub async fn pods(&mut self) -> Result<Option<Vec<PodObject>>, Failure> {
-        let pods = self.list().await?;
-        let has = pods.iter().any(|pod| pod.static_uid.is_none());
-        let had = std::mem::replace(&mut self.had_pods_of_api, has);
-        Ok((has || !had).then_some(pods))
-    }
-
-    async fn list(&self) -> Result<Vec<PodObject>, Failure> {
-        tokio::time::timeout(PATIENCE, self.ask()).await.unwrap_or_else(|_| {
-            Err(Failure::new(format!(
-                "it has not answered for {} s",
-                PATIENCE.as_secs()
-            )))
+impl KubeletSource {
+    /// Returns a source as the flags say. `node` is the name of this node.
+    pub fn new(kubelet: &Kubelet, node: &str) -> Result<Self> {
+        let client = client(kubelet, node)?;
+        check_tls(&client)?;
+        Ok(Self {
+            client,
+            path: kubelet
+                .url
+                .path_and_query()
+                .map_or("/pods", |path| path.as_str())
+                .to_owned(),
+            connection: None,
+            had_other_pods: false,
         })
     }
+}
 
-    async fn ask(&self) -> Result<Vec<PodObject>, Failure> {
-        let path = self.url.path_and_query().map_or("/pods", |path| path.as_str());
-        let mut answer = None;
-        let mut refused = None;
-        for client in &self.clients {
-            let request = Request::get(path).body(Body::empty());
-            let request = request.map_err(|error| Failure::new(error.to_string()))?;
-            match client.send(request).await {
-                Ok(found) => {
-                    answer = Some(found);
-                    break;
+impl PollSource for KubeletSource {
+    /// Lists the pods. For about a second after it has started, a kubelet knows only its static pods: a list that suddenly has
+    /// no others is complete only if the next one has none either.
+    async fn list(&mut self, list: &mut List<'_>) -> Result<Listed, SourceError> {
+        let mut answer = self.client.get(&mut self.connection, &self.path, refused).await?;
+        let mut reader = ObjectReader::new(Writer::Kubelet, Some("Pod"));
+        let mut has_other_pods = false;
+        while let Some(part) = answer.part(ANSWER_TIMEOUT).await? {
+            let read = reader.feed(&part, &mut |object| {
+                if let Object::Pod(pod) = &object {
+                    has_other_pods |= pod.static_uid.is_none();
+                    list.upsert(object);
                 }
-                // Of the names that it does not have, the one in the URL is the one to speak of.
-                Err(error) if is_for_another_name(&error) => _ = refused.get_or_insert_with(|| of_client(&error)),
-                Err(error) => return Err(of_client(&error)),
-            }
+            });
+            read.map_err(|error| no_list().because(&error.to_string()))?;
+            list.flush()?;
         }
-        let Some(answer) = answer else {
-            return Err(refused.unwrap_or_else(|| Failure::new("there is no way to ask it".to_owned())));
-        };
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), MOST_BYTES);
-        let body = body.collect().await.map_err(|error| {
-            Failure::new(format!(
-                "its answer broke off, or has more than {} MiB: {error}",
-                MOST_BYTES >> 20
-            ))
-        })?;
-        let body = body.to_bytes();
-        if status != StatusCode::OK {
-            return Err(denied(status, &String::from_utf8_lossy(&body)));
-        }
-        let no_list =
-            || Failure::new("what it answers is no PodList: is this the URL of a kubelet's /pods?".to_owned());
-        let document = list::read(&*body).map_err(|error| match error.is_data() {
-            true => no_list().because(&error.to_string()),
-            false => no_list(),
-        })?;
-        if document.kind != "PodList" {
+        reader.finish().map_err(|error| no_list().because(&error.to_string()))?;
+        if reader.list.is_none_or(|list| list.kind != "PodList") {
             return Err(no_list());
         }
-        let pods = document.facts.into_iter().filter_map(|fact| match fact {
-            Object::Pod(pod) => Some(pod),
-            _ => None,
-        });
-        Ok(pods.collect())
+        list.left_out(reader.left_out);
+        let had_other_pods = std::mem::replace(&mut self.had_other_pods, has_other_pods);
+        Ok(match has_other_pods || !had_other_pods {
+            true => Listed::Complete,
+            false => Listed::Doubtful,
+        })
     }
 }
 
-fn client_config(kubelet: &Kubelet) -> Result<Config> {
-    // The path is given with each request.
-    let mut parts = kubelet.url.clone().into_parts();
-    parts.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
-    let mut config = Config::new(http::Uri::from_parts(parts).context("not a URL")?);
-    config.connect_timeout = Some(PATIENCE);
-    config.accept_invalid_certs = kubelet.insecure;
-    // It is asked again anyway.
-    config.default_retry = false;
-    config.root_cert_file = match &kubelet.ca {
+fn no_list() -> SourceError {
+    SourceError::new("the answer is no PodList: is this the URL of a kubelet's /pods?".to_owned())
+}
+
+fn client(kubelet: &Kubelet, node: &str) -> Result<HttpClient> {
+    let is_verified = kubelet.is_verified();
+    let ca = match &kubelet.ca {
         Some(ca) => Some(readable(ca, "--kubelet-ca")?),
         None => [format!("{SERVICE_ACCOUNT}/ca.crt"), CLUSTER_CA.to_owned()]
             .into_iter()
             .map(PathBuf::from)
             .find(|path| path.exists()),
     };
-    config.auth_info = auth(kubelet)?;
-    ca_roots::only_where_needed(&mut config);
-    Ok(config)
-}
-
-fn auth(kubelet: &Kubelet) -> Result<AuthInfo> {
-    let mut auth = AuthInfo::default();
-    let shown = |path: PathBuf| path.to_string_lossy().into_owned();
-    if let Some((certificate, key)) = &kubelet.identity {
-        auth.client_certificate = Some(shown(readable(certificate, "--kubelet-cert")?));
-        auth.client_key = Some(shown(readable(key, "--kubelet-key")?));
-    } else if let Some(token) = &kubelet.token {
-        auth.token_file = Some(shown(readable(token, "--kubelet-token")?));
-    } else if kubelet.is_verified() || kubelet.is_loopback() {
-        let token = PathBuf::from(SERVICE_ACCOUNT).join("token");
-        auth.token_file = token.exists().then(|| shown(token));
+    let identity = match &kubelet.identity {
+        Some((certificate, key)) => Some(Identity {
+            certificate: Pem::File(readable(certificate, "--kubelet-cert")?),
+            key: Pem::File(readable(key, "--kubelet-key")?),
+        }),
+        None => None,
+    };
+    let host = kubelet.url.host().unwrap_or_default().to_owned();
+    let mut names = vec![host];
+    // Nobody else can listen here as the kubelet; its certificate has the node's name and hardly ever 127.0.0.1.
+    if kubelet.is_loopback() && is_verified {
+        names.push(node.to_owned());
     }
-    Ok(auth)
+    let mut server = kubelet.url.clone().into_parts();
+    server.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
+    let token = match &kubelet.token {
+        Some(token) => Some(readable(token, "--kubelet-token")?),
+        None => Some(Path::new(SERVICE_ACCOUNT).join("token"))
+            .filter(|token| identity.is_none() && kubelet.may_have_own_token() && token.exists()),
+    };
+    Ok(HttpClient {
+        server: http::Uri::from_parts(server).context("not a URL")?,
+        tls: TlsSettings {
+            ca: ca.filter(|_| is_verified).map(Pem::File),
+            identity,
+            insecure: kubelet.insecure,
+            names,
+        },
+        proxy: None,
+        credentials: token.map_or(Credentials::None, Credentials::TokenFile),
+        headers: Vec::new(),
+    })
 }
 
-/// A path that the command line names must be there from the start.
+/// Checks that a file of the command line can be read.
 fn readable(path: &Path, flag: &str) -> Result<PathBuf> {
     std::fs::File::open(path)
         .and_then(|file| match file.metadata()?.is_dir() {
@@ -193,33 +145,39 @@ fn readable(path: &Path, flag: &str) -> Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-/// Why a kubelet that answers gives no list.
-fn denied(status: StatusCode, body: &str) -> Failure {
+/// Says why a kubelet refuses, and what to do.
+fn refused(status: StatusCode, body: &str) -> SourceError {
     let body = body.trim();
+    let name = status_name(status);
     let user = body
         .split_once("user=")
         .map(|(_, rest)| rest.split([',', ')']).next().unwrap_or_default());
     match status {
-        StatusCode::UNAUTHORIZED => Failure::new("401: it does not accept who asks".to_owned())
-            .remedy("a token (--kubelet-token) or client certificate (--kubelet-cert, --kubelet-key) that it accepts and that has not expired"),
+        StatusCode::UNAUTHORIZED => SourceError::new(format!("{name}: the kubelet rejected the credentials")).remedy(
+            "a token (--kubelet-token) or client certificate (--kubelet-cert, --kubelet-key) that the kubelet accepts and that has not expired",
+        ),
         StatusCode::FORBIDDEN => {
-            let user = user.filter(|user| !user.is_empty()).unwrap_or("who asks");
-            let failure = Failure::new(format!("403: {user} lacks the permission to get nodes/pods (in older clusters nodes/proxy)"));
+            let user = user.filter(|user| !user.is_empty()).unwrap_or("the user");
+            let error = SourceError::new(format!(
+                "{name}: {user} lacks the permission to get nodes/pods (in older clusters nodes/proxy)"
+            ));
             if user.starts_with("system:node:") {
-                failure.remedy("a node may ask the API server: --kubeconfig=/etc/kubernetes/kubelet.conf --this-node")
+                error.remedy("a node may ask the API server: --kubeconfig=/etc/kubernetes/kubelet.conf --this-node")
             } else {
-                failure.remedy("grant it with a ClusterRole that has verb get on resource nodes/pods or nodes/proxy")
+                error.remedy("grant it with a ClusterRole that has verb get on resource nodes/pods or nodes/proxy")
             }
         }
-        StatusCode::INTERNAL_SERVER_ERROR if body.starts_with("Authorization error") => Failure::new(
-            "500: it cannot find out what may be asked: its API server does not answer".to_owned(),
-        )
-        .remedy("a client certificate is accepted all the same (--kubelet-cert, --kubelet-key)"),
+        StatusCode::INTERNAL_SERVER_ERROR if body.starts_with("Authorization error") => SourceError::new(format!(
+            "{name}: the kubelet cannot check the permission, because its API server does not answer"
+        ))
+        .remedy("a client certificate, which the kubelet accepts all the same (--kubelet-cert, --kubelet-key)"),
         StatusCode::BAD_REQUEST if body.contains("HTTP request to an HTTPS server") => {
-            Failure::new("400: it speaks https there, not http".to_owned()).remedy("--kubelet=https://…")
+            SourceError::new(format!("{name}: this port speaks https, not http")).remedy("--kubelet=https://…")
         }
-        StatusCode::NOT_FOUND => Failure::new("404: there is nothing there; a kubelet's list is at /pods".to_owned()),
-        _ => Failure::new(format!("{}: {}", status.as_u16(), one_line(body))),
+        StatusCode::NOT_FOUND => {
+            SourceError::new(format!("{name}: this path does not exist; a kubelet's list is at /pods"))
+        }
+        _ => SourceError::new(format!("{name}: {}", one_line(body))),
     }
 }
 
@@ -230,7 +188,12 @@ mod tests {
     #[test]
     fn refusals_say_what_is_missing() {
         let cases = [
-            (401, "Unauthorized", "401: it does not accept", "--kubelet-token"),
+            (
+                401,
+                "Unauthorized",
+                "401 Unauthorized: the kubelet rejected",
+                "--kubelet-token",
+            ),
             (
                 403,
                 "Forbidden (user=system:serviceaccount:a:b, verb=get, resource=nodes, subresource=proxy)",
@@ -243,7 +206,7 @@ mod tests {
                 "system:node:n1",
                 "--kubeconfig=/etc/kubernetes/kubelet.conf --this-node",
             ),
-            (403, "", "who asks lacks", "ClusterRole"),
+            (403, "", "the user lacks", "ClusterRole"),
             (
                 500,
                 "Authorization error (user=kmesh-viewer, verb=get, resource=nodes, subresource=proxy)",
@@ -253,23 +216,23 @@ mod tests {
             (
                 400,
                 "Client sent an HTTP request to an HTTPS server.\n",
-                "https there",
+                "speaks https",
                 "https",
             ),
             (404, "404 page not found", "/pods", ""),
-            (503, "a\u{1b}[31m\u{202e}\nb", "503: a[31m", ""),
+            (503, "a\u{1b}[31m\u{202e}\nb", "503 Service Unavailable: a[31m", ""),
             (
                 403,
                 "(user=\u{1b}[2J\nkmesh-trace: x)",
-                r"403: \u001b[2J\u000akmesh-trace: x lacks",
+                r"403 Forbidden: \u001b[2J\u000akmesh-trace: x lacks",
                 "",
             ),
         ];
         for (status, body, problem, remedy) in cases {
-            let failure = denied(StatusCode::from_u16(status).unwrap(), body).to_string();
+            let error = refused(StatusCode::from_u16(status).unwrap(), body).to_string();
             assert!(
-                failure.contains(problem) && failure.contains(remedy),
-                "{status} {body}: {failure}"
+                error.contains(problem) && error.contains(remedy),
+                "{status} {body}: {error}"
             );
         }
     }
@@ -284,10 +247,74 @@ mod tests {
             identity: None,
             insecure: true,
         };
-        let error = format!("{:#}", client_config(&kubelet).unwrap_err());
+        let error = format!("{:#}", client(&kubelet, "n1").err().unwrap());
         assert!(
             error.contains("--kubelet-token") && error.contains("/nonexistent/token"),
             "{error}"
         );
+    }
+
+    /// What a kubelet answers; the number of upserts, and what was left out.
+    fn listed(body: String) -> (Result<Listed, String>, usize) {
+        use std::sync::mpsc::channel;
+
+        use crate::names::sources::reporter::Reporter;
+        use crate::names::sources::test_server::{Reply, client, serve};
+        use crate::names::update::{Change, Kind, Scope, SourceId, SourceUpdate};
+
+        let mut source = KubeletSource {
+            client: client(serve(move |_| Reply::Body(body.clone()))),
+            path: "/pods".to_owned(),
+            connection: None,
+            had_other_pods: false,
+        };
+        let (updates, received) = channel();
+        let store = move |batch: Vec<SourceUpdate>| {
+            batch.into_iter().for_each(|update| _ = updates.send(update.change));
+            std::ops::ControlFlow::Continue(())
+        };
+        let (reports, _received) = channel();
+        let reporter = Reporter::new(SourceId(0), std::sync::Arc::new(store), reports);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut list = reporter.list(crate::names::sources::now(), Scope::All(Kind::Pods));
+        let found = runtime.block_on(source.list(&mut list));
+        drop(list);
+        drop(reporter);
+        let upserts = received.iter().filter(|change| matches!(change, Change::Upsert(_)));
+        (found.map_err(|error| error.to_string()), upserts.count())
+    }
+
+    /// 50 pods of 1.4 MB each, as tenants may create them, are 70 MB.
+    #[test]
+    fn large_pods_do_not_end_the_names_of_a_node() {
+        let pod = |number| {
+            let value = "y".repeat(1_400_000);
+            format!(
+                r#"{{"metadata":{{"uid":"u{number}","name":"a"}},"spec":{{"containers":[{{"args":["{value}"]}}]}}}}"#
+            )
+        };
+        let pods: Vec<_> = (0..50).map(pod).collect();
+        let body = format!(r#"{{"kind":"PodList","items":[{},{{}}]}}"#, pods.join(","));
+        assert_eq!(listed(body), (Ok(Listed::Complete), 50));
+    }
+
+    #[test]
+    fn answer_that_is_no_list_of_pods_is_an_error() {
+        for body in [
+            r#"{"kind":"NodeList","items":[]}"#,
+            r#"{"kind":"PodList","items":[{}"#,
+            "\"pods\"",
+            "<html>",
+            "",
+        ] {
+            let (found, upserts) = listed(body.to_owned());
+            assert!(
+                found.is_err_and(|error| error.contains("no PodList")) && upserts == 0,
+                "{body}"
+            );
+        }
     }
 }

@@ -1,23 +1,32 @@
-//! Names out of the kubelet's log folders, `/var/log/pods/NAMESPACE_NAME_UID`: free, and of this node alone.
+//! The kubelet's log folders, `/var/log/pods/NAMESPACE_NAME_UID`: they name this node's pods.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 
-use crate::names::update::PodObject;
+use super::error::{self, SourceError};
+use super::poll::{Listed, PollSource};
+use super::reporter::List;
+use crate::names::update::{Object, PodObject};
 
-/// Where kubelets keep them.
+/// Where kubelets have these folders.
 pub const FOLDER: &str = "/var/log/pods";
-/// Folders that are looked at. A node has some hundred pods.
-const MOST: usize = 100_000;
+/// The most folders that are read. A node has some hundred pods.
+const MAX_FOLDERS: usize = 20_000;
 
-/// The pods that have a folder. One that is gone keeps it for a while.
-pub fn list(folder: &Path) -> io::Result<Vec<PodObject>> {
-    let entries = fs::read_dir(folder)?.take(MOST).flatten();
-    Ok(entries.filter_map(|entry| pod(entry.file_name().to_str()?)).collect())
+/// The log folders of this node. The folder of a pod stays for a while when the pod is gone.
+pub struct PodLogsSource;
+
+impl PollSource for PodLogsSource {
+    async fn list(&mut self, list: &mut List<'_>) -> Result<Listed, SourceError> {
+        let entries = fs::read_dir(Path::new(FOLDER)).map_err(|error| SourceError::new(error::io(&error)))?;
+        let pods = entries.take(MAX_FOLDERS).flatten();
+        pods.filter_map(|entry| pod(entry.file_name().to_str()?))
+            .for_each(|pod| list.upsert(Object::Pod(pod)));
+        Ok(Listed::Complete)
+    }
 }
 
-/// None of the three has an underscore in it.
+/// Parses the name of a folder. None of its three parts has an underscore.
 fn pod(name: &str) -> Option<PodObject> {
     let (namespace, rest) = name.split_once('_')?;
     let (name, uid) = rest.split_once('_')?;
@@ -37,7 +46,7 @@ mod tests {
     use crate::names::update::Owner;
 
     #[test]
-    fn folders_are_read_as_the_kubelet_names_them() {
+    fn folder_names_are_parsed() {
         let api = "616228b6-685c-4ea6-98c2-0e14f12a777f";
         let of_file = "e10f27833d6898de61d846374e3c0d0a";
         let cases = [
@@ -59,8 +68,8 @@ mod tests {
         ];
         for (folder, expected) in cases {
             let pod = pod(&folder);
-            let told = pod.as_ref().map(|pod| (&*pod.namespace, &*pod.name, &*pod.uid));
-            assert_eq!(told, expected, "{folder}");
+            let found = pod.as_ref().map(|pod| (&*pod.namespace, &*pod.name, &*pod.uid));
+            assert_eq!(found, expected, "{folder}");
             assert!(
                 pod.is_none_or(|pod| pod.owner == Owner::Unknown && pod.labels.is_none() && pod.host_network.is_none())
             );

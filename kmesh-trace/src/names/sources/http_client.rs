@@ -1,0 +1,219 @@
+//! Requests to kubelets and API servers: HTTP/1.1, with or without TLS, one connection at a time.
+//!
+//! An answer is read as it arrives. It has no limit of length, but each part must come in time.
+
+use std::time::Duration;
+
+use http::header::{ACCEPT, AUTHORIZATION, HOST, USER_AGENT};
+use http::{HeaderName, HeaderValue, Request, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tower_service::Service as _;
+
+use super::credentials::{Credentials, Grant};
+use super::error::{self, SourceError};
+use super::proxy::Proxy;
+use super::tls::TlsSettings;
+
+/// The longest time to connect, TLS and a proxy included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest time until an answer begins, and between two parts of an answer.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest buffer of a connection, in bytes.
+const MAX_BUFFER: usize = 64 << 10;
+/// The longest error text that is read, in bytes.
+const MAX_ERROR_TEXT: usize = 64 << 10;
+
+/// A server, and how to reach it.
+pub struct HttpClient {
+    /// The server. Its path is put before each path.
+    pub server: Uri,
+    /// How to verify the server.
+    pub tls: TlsSettings,
+    /// The proxy in between.
+    pub proxy: Option<Proxy>,
+    /// Who asks.
+    pub credentials: Credentials,
+    /// Headers of every request.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// An open connection.
+pub struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// An answer that is being read.
+pub struct Answer {
+    body: Incoming,
+}
+
+impl Answer {
+    /// Returns the next part of the answer; `None` at its end.
+    pub async fn part(&mut self, within: Duration) -> Result<Option<Bytes>, SourceError> {
+        loop {
+            let frame = timeout(within, self.body.frame()).await;
+            let frame = frame.map_err(|_| {
+                SourceError::new(format!("the answer stopped in the middle for {} s", within.as_secs()))
+            })?;
+            match frame {
+                None => return Ok(None),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => return Ok(Some(bytes)),
+                    Err(_trailers) => {}
+                },
+                Some(Err(error)) => {
+                    let problem = error::of(&error);
+                    return Err(SourceError::new(format!("the answer broke off: {}", problem.problem())));
+                }
+            }
+        }
+    }
+
+    async fn error_text(&mut self) -> String {
+        let mut text = Vec::new();
+        while let Ok(Some(part)) = self.part(ANSWER_TIMEOUT).await {
+            text.extend_from_slice(&part[..part.len().min(MAX_ERROR_TEXT - text.len())]);
+            if text.len() == MAX_ERROR_TEXT {
+                break;
+            }
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+impl HttpClient {
+    /// Asks for a path. A connection that is open is used again. An answer that is not `200 OK` is turned into an error by
+    /// `refused`.
+    pub async fn get(
+        &self,
+        connection: &mut Option<Connection>,
+        path: &str,
+        refused: impl Fn(StatusCode, &str) -> SourceError,
+    ) -> Result<Answer, SourceError> {
+        let grant = self.credentials.grant().await?;
+        let mut is_reused = connection.as_ref().is_some_and(|open| !open.sender.is_closed());
+        loop {
+            let mut open = match connection.take().filter(|_| is_reused) {
+                Some(open) => open,
+                None => self.connect(&grant).await?,
+            };
+            let request = self.request(path, &grant)?;
+            let sent = timeout(ANSWER_TIMEOUT, async {
+                open.sender.ready().await?;
+                open.sender.send_request(request).await
+            });
+            let answer = match sent.await {
+                Ok(Ok(answer)) => answer,
+                // The server may have closed an idle connection.
+                Ok(Err(_)) if is_reused => {
+                    is_reused = false;
+                    continue;
+                }
+                Ok(Err(error)) => return Err(error::of(&error)),
+                Err(_) => {
+                    return Err(SourceError::new(format!(
+                        "no answer for {} s",
+                        ANSWER_TIMEOUT.as_secs()
+                    )));
+                }
+            };
+            let status = answer.status();
+            let mut answer = Answer {
+                body: answer.into_body(),
+            };
+            if status == StatusCode::OK {
+                *connection = Some(open);
+                return Ok(answer);
+            }
+            if status == StatusCode::UNAUTHORIZED {
+                self.credentials.forget();
+            }
+            let text = answer.error_text().await;
+            return Err(refused(status, &text).status(status));
+        }
+    }
+
+    fn request(&self, path: &str, grant: &Grant) -> Result<Request<Empty<Bytes>>, SourceError> {
+        let invalid = |_| SourceError::new("the URL of the server cannot be used".to_owned());
+        let prefix = self.server.path().trim_end_matches('/');
+        let mut request = Request::get(format!("{prefix}{path}"))
+            .body(Empty::new())
+            .map_err(invalid)?;
+        let headers = request.headers_mut();
+        let host = self.server.authority().map_or("", |authority| authority.as_str());
+        let host = HeaderValue::from_str(host)
+            .map_err(|_| SourceError::new("the URL of the server cannot be used".to_owned()))?;
+        headers.insert(HOST, host);
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        let agent = HeaderValue::from_static(concat!("kmesh-trace/", env!("CARGO_PKG_VERSION")));
+        headers.insert(USER_AGENT, agent);
+        if let Some(authorization) = &grant.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        for (name, value) in &self.headers {
+            headers.append(name, value.clone());
+        }
+        Ok(request)
+    }
+
+    async fn connect(&self, grant: &Grant) -> Result<Connection, SourceError> {
+        let connecting = timeout(CONNECT_TIMEOUT, async {
+            let stream = self.tcp().await?;
+            if self.server.scheme_str() != Some("https") {
+                return handshake(stream).await;
+            }
+            let config = self.tls.client_config(grant.identity.as_ref())?;
+            let name = self.tls.server_names()?.into_iter().next();
+            let name = name.ok_or_else(|| SourceError::new("the URL of the server has no host".to_owned()))?;
+            let stream = TlsConnector::from(std::sync::Arc::new(config))
+                .connect(name, stream)
+                .await;
+            handshake(stream.map_err(|error| error::of(&error))?).await
+        });
+        connecting.await.unwrap_or_else(|_| {
+            let problem = format!("no connection within {} s", CONNECT_TIMEOUT.as_secs());
+            Err(SourceError::new(problem))
+        })
+    }
+
+    async fn tcp(&self) -> Result<TcpStream, SourceError> {
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_nodelay(true);
+        let stream = match &self.proxy {
+            Some(proxy) => proxy.connect(&self.server, connector).await?,
+            None => connector
+                .call(self.server.clone())
+                .await
+                .map_err(|error| error::of(&error))?,
+        };
+        Ok(stream.into_inner())
+    }
+}
+
+async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Connection, SourceError> {
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(MAX_BUFFER)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error::of(&error))?;
+    // What goes wrong on the connection is seen by the request on it.
+    let driver = tokio::spawn(async move { _ = connection.await });
+    Ok(Connection { sender, driver })
+}
