@@ -155,7 +155,7 @@ fn services_and_endpoints() {
                 .endpoints(service)?
                 .addresses
                 .iter()
-                .map(|(address, _)| address.to_string());
+                .map(|address| address.to_string());
             let told: std::collections::BTreeSet<_> = told.collect();
             // The standalone pod `web` has the same label, in another node's eyes.
             pods.iter().all(|pod| told.contains(pod)).then_some(())
@@ -202,7 +202,7 @@ fn missing_permissions_degrade_their_kind_alone() {
     for resource in ["jobs.batch", "endpoints"] {
         let line = listener.line(&format!("list and watch {resource}"));
         assert!(
-            line.contains("403: kmesh-viewer lacks the permission") && line.contains("ClusterRole"),
+            line.contains("403 Forbidden: kmesh-viewer lacks the permission") && line.contains("ClusterRole"),
             "{line}"
         );
     }
@@ -223,7 +223,7 @@ fn no_permission_at_all() {
     ));
     let line = listener.line("warning: no names yet from the API server at https://127.0.0.1:6443");
     assert!(
-        line.contains("403: kmesh-nobody lacks the permission to list and watch pods"),
+        line.contains("403 Forbidden: kmesh-nobody lacks the permission to list and watch pods"),
         "{line}"
     );
     assert!(listener.has_failed());
@@ -275,11 +275,11 @@ fn a_certificate_of_another_authority() {
         text.replace(&text[start..end], &format!("certificate-authority: {certificate}"))
     }));
     let line = listener.line("warning: no names yet from");
-    assert!(line.contains("not of an authority that is trusted here"), "{line}");
+    assert!(line.contains("signed by an unknown authority"), "{line}");
     let arguments = format!("--kubelet --kubelet-ca {certificate}");
     let line = listen(&arguments).line("warning: no names yet from");
     assert!(
-        line.contains("not of an authority that is trusted here") && line.contains("--kubelet-insecure"),
+        line.contains("signed by an unknown authority") && line.contains("--kubelet-insecure"),
         "{line}"
     );
 }
@@ -295,7 +295,7 @@ fn a_nodes_own_credentials() {
     listener.line("names come from");
     assert_eq!(listener.lines().len(), 1, "{:?}", listener.lines());
     // Without the flag it asks for more than it may have: of other nodes' pods in newer clusters, of other kinds in all.
-    let line = listen(&format!("--kubeconfig={node_conf}")).line("403: system:node:");
+    let line = listen(&format!("--kubeconfig={node_conf}")).line("403 Forbidden: system:node:");
     assert!(line.contains("--this-node"), "{line}");
 }
 
@@ -403,7 +403,7 @@ fn kubelet_refuses() {
         (
             format!("--kubelet-token {nobody}"),
             [
-                "403: kmesh-nobody lacks the permission to get nodes/pods",
+                "403 Forbidden: kmesh-nobody lacks the permission to get nodes/pods",
                 "nodes/proxy",
             ],
         ),
@@ -411,7 +411,7 @@ fn kubelet_refuses() {
         (
             format!("--kubelet-cert {pki}/node.crt --kubelet-key {pki}/node.key"),
             [
-                "403: system:node:",
+                "403 Forbidden: system:node:",
                 "--kubeconfig=/etc/kubernetes/kubelet.conf --this-node",
             ],
         ),
@@ -511,7 +511,7 @@ fn each_verb_of_its_role_is_needed() {
             "--kubeconfig={}",
             api_server().join("kubeconfig-nobody").display()
         ));
-        let line = listener.line("403: kmesh-nobody lacks the permission");
+        let line = listener.line("403 Forbidden: kmesh-nobody lacks the permission");
         assert!(line.contains(resource), "{verb} {full}: {line}");
         if resource != "pods" {
             listener.wait("pods", |known| known.pod("db-0").map(drop));
@@ -547,7 +547,7 @@ fn a_watch_that_is_cut() {
     kubectl(&["apply", "-f", &write("late.yaml", LATE)]);
     listener.wait("the pod that will go", |known| known.pod("late").map(drop));
     let killed = Killed::process(&api_server(), "kube-apiserver");
-    listener.line("warning: no news from the API server");
+    listener.line("warning: no updates from the API server");
     killed.revive();
     stage::wait_until("the API server", || {
         stage::try_kubectl(&["get", "--raw", "/readyz"]).is_ok()
@@ -559,7 +559,7 @@ fn a_watch_that_is_cut() {
         let web = known.pods().filter(|pod| pod.name.starts_with("web-9")).count();
         (known.pod("late").is_none() && web == 3).then_some(())
     });
-    listener.line("there are names again from the API server");
+    listener.line("names come again from the API server");
     assert!(!listener.has_failed());
     kubectl(&["-n", "shop", "scale", "--replicas=2", "deployment/web"]);
     listener.wait("the third to go", |known| {

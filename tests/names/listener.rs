@@ -9,10 +9,10 @@ use std::time::Instant;
 use clap::Parser;
 use kmesh_trace::cli::Cli;
 use kmesh_trace::config::{Config, Surroundings};
-use kmesh_trace::names::sources::{Line, Nudge, Sources, Verdict};
+use kmesh_trace::names::sources::{RefreshRequest, Sources, Status, StatusMessage};
 use kmesh_trace::names::update::{
-    Change, ControllerObject, EndpointsObject, Key, Kind, NodeObject, Object, PodObject, ServiceObject, SourceId,
-    SourceUpdate,
+    Change, ControllerObject, EndpointsObject, Key, Kind, NodeObject, Object, PodObject, Scope, ServiceObject,
+    SourceId, SourceUpdate,
 };
 use kmesh_trace::note::NamesFrom;
 
@@ -23,7 +23,7 @@ use crate::stage::PATIENCE;
 pub struct Known {
     facts: HashMap<(SourceId, Key), Object>,
     /// Not in the list that is under way.
-    absent: HashMap<(SourceId, Kind), HashSet<Key>>,
+    absent: HashMap<(SourceId, Scope), HashSet<Key>>,
     /// Whole lists so far.
     pub lists: usize,
     /// On standard error.
@@ -35,30 +35,38 @@ fn key(fact: &Object) -> (Kind, Key) {
         Object::Pod(pod) => (Kind::Pods, Key::Pod(pod.uid.clone())),
         Object::Service(one) => (Kind::Services, Key::Service(one.namespace.clone(), one.name.clone())),
         Object::Endpoints(one) => (Kind::Endpoints, Key::Endpoints(one.namespace.clone(), one.name.clone())),
-        Object::Controller(one) => (Kind::Controllers, Key::Controller(one.uid.clone())),
+        Object::Controller(one) => (one.kind, Key::Controller(one.uid.clone())),
         Object::Node(one) => (Kind::Nodes, Key::Node(one.name.clone())),
     }
 }
 
+/// Whether a list of this scope would have the object.
+fn is_in(scope: &Scope, fact: &Object) -> bool {
+    match scope {
+        Scope::All(kind) => key(fact).0 == *kind,
+        Scope::PodsOfNode(node) => matches!(fact, Object::Pod(pod) if pod.node.as_ref() == Some(node)),
+    }
+}
+
 impl Known {
-    fn take(&mut self, SourceUpdate { source, news, .. }: SourceUpdate) {
-        match news {
-            Change::ListStart(kind) => {
-                let of = |(one, fact): (&(SourceId, Key), &Object)| {
-                    (one.0 == source && key(fact).0 == kind).then(|| one.1.clone())
+    fn take(&mut self, SourceUpdate { source, change, .. }: SourceUpdate) {
+        match change {
+            Change::ListStart(scope) => {
+                let listed = |(one, fact): (&(SourceId, Key), &Object)| {
+                    (one.0 == source && is_in(&scope, fact)).then(|| one.1.clone())
                 };
-                self.absent
-                    .insert((source, kind), self.facts.iter().filter_map(of).collect());
+                let absent = self.facts.iter().filter_map(listed).collect();
+                self.absent.insert((source, scope), absent);
             }
             Change::Upsert(fact) => {
-                let (kind, key) = key(&fact);
-                if let Some(absent) = self.absent.get_mut(&(source, kind)) {
+                let (_, key) = key(&fact);
+                for ((_, _), absent) in self.absent.iter_mut().filter(|((one, _), _)| *one == source) {
                     absent.remove(&key);
                 }
                 self.facts.insert((source, key), fact);
             }
-            Change::ListEnd(kind) => {
-                for key in self.absent.remove(&(source, kind)).expect("a list that had begun") {
+            Change::ListEnd(scope) => {
+                for key in self.absent.remove(&(source, scope)).expect("a list that had begun") {
                     self.facts.remove(&(source, key));
                 }
                 self.lists += 1;
@@ -129,8 +137,8 @@ struct Shared {
 /// Sources at work.
 pub struct Listener {
     shared: Arc<Shared>,
-    nudge: Nudge,
-    verdict: Arc<Verdict>,
+    refresh: RefreshRequest,
+    status: Arc<Status>,
 }
 
 /// Starts the sources of this command line.
@@ -151,10 +159,10 @@ pub fn try_listen(arguments: &str) -> Result<Listener, String> {
     let config = Config::new(&cli, surroundings).map_err(|error| error.to_string())?;
     let sources = Sources::prepare(&config.sources).map_err(|error| format!("{error:#}"))?;
     let shared = Arc::new(Shared::default());
-    let nudge = sources.nudge();
+    let refresh = sources.refresh_request();
     let (of_lines, of_news) = (Arc::clone(&shared), Arc::clone(&shared));
     let say = move |line| {
-        let (Line::Note(text) | Line::Error(text)) = line;
+        let (StatusMessage::Note(text) | StatusMessage::Error(text)) = line;
         of_lines
             .known
             .lock()
@@ -173,10 +181,14 @@ pub fn try_listen(arguments: &str) -> Result<Listener, String> {
         of_news.news.notify_all();
         ControlFlow::Continue(())
     };
-    let verdict = sources
+    let status = sources
         .start(NamesFrom::default(), say, tell)
         .map_err(|error| error.to_string())?;
-    Ok(Listener { shared, nudge, verdict })
+    Ok(Listener {
+        shared,
+        refresh,
+        status,
+    })
 }
 
 impl Listener {
@@ -222,13 +234,13 @@ impl Listener {
     }
 
     /// An unknown container turned up.
-    pub fn nudge(&self) {
-        self.nudge.nudge();
+    pub fn refresh(&self) {
+        self.refresh.request();
     }
 
     /// Whether the run would end with status 1.
     pub fn has_failed(&self) -> bool {
-        self.verdict.has_failed()
+        self.status.has_failed()
     }
 }
 

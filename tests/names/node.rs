@@ -104,7 +104,7 @@ pub fn is_as_it_runs(pod: &PodObject) -> bool {
 /// Waits for the pod, as it runs.
 pub fn running(listener: &Listener, name: &str) -> PodObject {
     listener.wait(name, |known: &Known| {
-        listener.nudge();
+        listener.refresh();
         known.pod(name).filter(|pod| is_as_it_runs(pod)).cloned()
     })
 }
@@ -142,7 +142,7 @@ fn check_kubelet(listener: &Listener) {
     assert_eq!(httpd.ports, [("http".to_owned(), 8080)]);
     assert_eq!((web.owner, web.terminal), (Owner::Nobody, false));
     let job = listener.wait("the end of the pod job", |known| {
-        listener.nudge();
+        listener.refresh();
         known.pod("job").filter(|pod| pod.terminal).cloned()
     });
     assert_eq!(job.namespace, "default");
@@ -188,7 +188,7 @@ fn log_folders() {
     let listener = listen("");
     // Folders of pods that have gone may be there as well, of earlier runs too.
     let web = listener.wait("web", |known| {
-        listener.nudge();
+        listener.refresh();
         let cgroups = cgroups();
         let runs = |pod: &&PodObject| cgroups.iter().any(|(uid, _)| *uid == pod.uid);
         known
@@ -223,7 +223,7 @@ fn a_pod_that_comes_and_goes() {
     fs::remove_file(&manifest).unwrap();
     for listener in [&by_runtime, &by_kubelet] {
         listener.wait("the late pod to have gone", |known| {
-            listener.nudge();
+            listener.refresh();
             known
                 .pod("late")
                 .is_none_or(|pod| pod.ips.is_empty() || pod.terminal)
@@ -312,18 +312,18 @@ fn a_kubelet_that_goes_away() {
     running(&listener, "web");
     let killed = stage::Killed::process(&kubelet(), "kubelet");
     wait_until("the kubelet to be missed", || {
-        listener.nudge();
+        listener.refresh();
         listener
             .lines()
             .iter()
-            .any(|line| line.contains("no news from") && line.contains("Connection refused"))
+            .any(|line| line.contains("no updates from") && line.contains("Connection refused"))
     });
     assert!(
         listener.wait("what was known", |known| Some(known.pod("web").is_some())),
         "it is still true"
     );
     killed.revive();
-    listener.line("there are names again from");
+    listener.line("names come again from");
     running(&listener, "web");
     assert!(!listener.has_failed(), "it had answered in time");
 }

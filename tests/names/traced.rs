@@ -97,7 +97,7 @@ fn files_that_are_no_good() {
     let no_list = crate::node::write("no-list.json", r#"{"kind":"Status","status":"Failure"}"#);
     for (arguments, part) in [
         ("--pods-file /nonexistent".to_owned(), "No such file"),
-        (format!("--pods-file {no_list}"), "neither pods nor Services"),
+        (format!("--pods-file {no_list}"), "none that names need"),
         ("--kubeconfig=/nonexistent".to_owned(), "No such file"),
     ] {
         let (status, told, said) = run(&arguments);
