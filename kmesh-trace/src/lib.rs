@@ -10,7 +10,7 @@
 //! [`source::kernel`] loads the eBPF programs and is the only file that knows aya. [`source::reader`] drains their ring in
 //! a thread of its own into a bounded queue. In the writer's thread [`pipeline`] takes it from there: [`decode`] makes events
 //! of bytes, [`track`] records of events ([`outcome`] has the rules of how a connection ended), [`names`] names them,
-//! by what [`names::sources`] tell from a thread of their own.
+//! by what [`names::sources`] report from threads of their own.
 //! [`delivery`] has the finished records: limits, [`filter`], tallies, and [`render`] makes lines of what passes: of each
 //! record, or of the windows and groups that [`rollup`] sums them up to; a table in a terminal ([`render::term`]) is drawn by
 //! threads of its own. [`metrics`] counts what [`deltas`] says that a record adds, and serves it from a thread of its own.
