@@ -158,9 +158,15 @@ pub struct Keep {
     closes: u64,
 }
 
-impl Keep {
-    /// Makes the file. One that exists is never touched, a link never followed.
-    pub fn new(place: &Place, rotation: Option<Rotation>, header: Header) -> io::Result<Self> {
+/// A place for a capture: open, and nothing written yet. Removes its file again if no capture begins there.
+pub struct Target {
+    out: Option<Out>,
+    block: usize,
+}
+
+impl Target {
+    /// Creates the file. One that exists is never touched, a link never followed.
+    pub fn create(place: &Place, rotation: Option<Rotation>) -> io::Result<Self> {
         let (out, block) = match place {
             Place::Pipe => (Out::Pipe(Box::new(io::stdout())), BLOCK),
             Place::File(path) => {
@@ -175,13 +181,31 @@ impl Keep {
                     path: path.clone(),
                     rotation: rotation.map(Rotator::new),
                 };
-                let most = rotation.map_or(BLOCK, |rotation| (rotation.size / 8) as usize);
-                (out, most.min(BLOCK))
+                let max = rotation.map_or(BLOCK, |rotation| (rotation.size / 8) as usize);
+                (out, max.min(BLOCK))
             }
         };
-        Self::begin(out, block, header)
+        Ok(Self { out: Some(out), block })
     }
 
+    /// Begins a capture there.
+    pub fn begin(mut self, header: Header) -> io::Result<Keep> {
+        match self.out.take() {
+            Some(out) => Keep::begin(out, self.block, header),
+            None => Err(ErrorKind::NotFound.into()),
+        }
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Some(Out::File { path, .. }) = &self.out {
+            _ = fs::remove_file(path);
+        }
+    }
+}
+
+impl Keep {
     /// Into whatever takes bytes.
     pub fn to(out: impl Write + Send + 'static, header: Header) -> io::Result<Self> {
         Self::begin(Out::Pipe(Box::new(out)), BLOCK, header)
