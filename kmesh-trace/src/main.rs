@@ -1,4 +1,4 @@
-//! `kmesh-trace`: parse, run, exit status.
+//! `kmesh-trace`: give up privileges, parse, run, exit status.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
@@ -11,22 +11,13 @@ use kmesh_trace::cli::{Cli, Command};
 use kmesh_trace::config::{Config, Refusal, Surroundings};
 use kmesh_trace::exit::Exit;
 use kmesh_trace::note::say;
-use kmesh_trace::replay::replay;
+use kmesh_trace::replay::{offline_names, open, replay};
 use kmesh_trace::schema::schema;
 
 fn main() -> ExitCode {
     #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
     kmesh_trace::nss::load_nothing();
-    let cli = Cli::parse();
-    let ended = match cli.command {
-        None => main_job(&config(&cli).unwrap_or_else(|refusal| refuse(&refusal))),
-        Some(Command::Check) => check(&cli),
-        Some(Command::Schema) => print_schema(),
-        Some(Command::Completions { shell }) => shell
-            .write(&mut io::stdout())
-            .map(|()| Exit::Ok)
-            .context("cannot print"),
-    };
+    let ended = limit_privileges(Stage::Start).and_then(|()| run(&Cli::parse()));
     match ended {
         Ok(exit) => exit.into(),
         Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
@@ -37,11 +28,66 @@ fn main() -> ExitCode {
     }
 }
 
-fn main_job(config: &Config) -> Result<Exit> {
-    match &config.read {
-        Some(place) => replay(config, place),
-        None => trace(config),
+fn run(cli: &Cli) -> Result<Exit> {
+    match cli.command {
+        None => main_job(&config(cli).unwrap_or_else(|refusal| refuse(&refusal))),
+        Some(Command::Check) => check(cli),
+        Some(Command::Schema) => print_schema(),
+        Some(Command::Completions { shell }) => shell
+            .write(&mut io::stdout())
+            .map(|()| Exit::Ok)
+            .context("cannot print"),
     }
+}
+
+fn main_job(config: &Config) -> Result<Exit> {
+    let Some(place) = &config.read else {
+        return trace(config);
+    };
+    let is_rotated = config.kept.as_ref().is_some_and(|kept| kept.rotation.is_some());
+    let files = open(config, place)?;
+    limit_privileges(Stage::PodsFile { is_rotated })?;
+    let names = offline_names(config)?;
+    limit_privileges(Stage::Replay { is_rotated })?;
+    replay(config, files, names)
+}
+
+/// What is still to be done, by the privileges that it takes. Tracing has stages of its own.
+#[derive(Clone, Copy)]
+enum Stage {
+    /// Arguments are parsed, and files and sockets opened.
+    Start,
+    /// A pods file is opened and parsed for a replay.
+    PodsFile { is_rotated: bool },
+    /// A capture is read.
+    Replay { is_rotated: bool },
+    /// Name sources are asked once, by `check`.
+    #[cfg(target_os = "linux")]
+    CheckNames,
+}
+
+#[cfg(target_os = "linux")]
+fn limit_privileges(stage: Stage) -> Result<()> {
+    use kmesh_trace::privileges::{keep_for_start, keep_only};
+    use rustix::thread::CapabilitySet;
+
+    // A rotated capture creates files until the end.
+    let rotation = |is_rotated| match is_rotated {
+        true => CapabilitySet::DAC_OVERRIDE,
+        false => CapabilitySet::empty(),
+    };
+    match stage {
+        Stage::Start => keep_for_start(),
+        Stage::PodsFile { is_rotated } => keep_only(CapabilitySet::DAC_READ_SEARCH | rotation(is_rotated)),
+        Stage::Replay { is_rotated } => keep_only(rotation(is_rotated)),
+        Stage::CheckNames => keep_only(CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_PTRACE),
+    }
+    .context("cannot give up privileges")
+}
+
+#[cfg(not(target_os = "linux"))]
+fn limit_privileges(_: Stage) -> Result<()> {
+    Ok(())
 }
 
 fn config(cli: &Cli) -> Result<Config, Refusal> {
@@ -77,6 +123,7 @@ fn check(cli: &Cli) -> Result<Exit> {
 
     let sources = config(cli).unwrap_or_else(|refusal| refuse(&refusal)).sources;
     let findings = preflight::check();
+    limit_privileges(Stage::CheckNames)?;
     let report = preflight::report(&findings) + &sources::check(&sources).context("cannot start")?;
     io::stdout().write_all(report.as_bytes()).context("cannot print")?;
     Ok(if findings.iter().all(|finding| finding.found.is_ok()) {

@@ -1,22 +1,29 @@
-//! What this process may do: no more than it needs, and from the moment on when it traces, less.
+//! The capabilities of this process: at each stage no more than the rest of the run needs.
+//!
+//! [`keep_for_start`] comes before the arguments are parsed. Once the programs are loaded and everything that others protect is
+//! open, [`keep_remaining`] leaves what tracing needs; only then are files parsed that others may have written (kubeconfig,
+//! pods file). A replay needs no capability once its files are open ([`keep_only`]).
+
+use std::sync::OnceLock;
 
 use rustix::io;
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, set_capabilities, set_no_new_privs,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, remove_capability_from_bounding_set,
+    set_capabilities, set_no_new_privs,
 };
 
-/// Until when a capability is needed.
+/// The stage up to which a capability is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Until {
-    /// All is attached and opened.
-    Begun,
-    /// The end.
-    Ended,
-    /// The end, if there are sources of names.
-    Named,
-    /// The end, if connection tracking can be asked.
+pub enum NeededUntil {
+    /// The programs are loaded, and all files and sockets open.
+    Loaded,
+    /// The end of tracing.
+    End,
+    /// The end of tracing, with name sources.
+    NamesResolved,
+    /// The end of tracing, if connection tracking can be asked.
     Translated,
-    /// The end, if captures are rotated.
+    /// The end of tracing, if captures are rotated.
     Rotated,
 }
 
@@ -29,8 +36,8 @@ pub struct Need {
     pub name: &'static str,
     /// What for.
     pub purpose: &'static str,
-    /// Until when.
-    pub until: Until,
+    /// The stage up to which it is needed.
+    pub until: NeededUntil,
 }
 
 /// Without these there is no tracing.
@@ -39,13 +46,13 @@ pub const NEEDS: [Need; 2] = [
         capability: CapabilitySet::BPF,
         name: "CAP_BPF",
         purpose: "loads the eBPF programs, reads their counters, walks the open sockets",
-        until: Until::Ended,
+        until: NeededUntil::End,
     },
     Need {
         capability: CapabilitySet::PERFMON,
         name: "CAP_PERFMON",
-        purpose: "lets the programs read the kernel's sockets; given up once they are attached",
-        until: Until::Begun,
+        purpose: "lets the programs read the kernel's sockets; given up once they are loaded",
+        until: NeededUntil::Loaded,
     },
 ];
 
@@ -55,38 +62,38 @@ pub const HELPS: [Need; 5] = [
         capability: CapabilitySet::SYS_PTRACE,
         name: "CAP_SYS_PTRACE",
         purpose: "tells whose a network namespace is: the node's own, or a pod's by its processes",
-        until: Until::Named,
+        until: NeededUntil::NamesResolved,
     },
     Need {
         capability: CapabilitySet::NET_ADMIN,
         name: "CAP_NET_ADMIN",
         purpose: "asks connection tracking which pod is behind a Service's address",
-        until: Until::Translated,
+        until: NeededUntil::Translated,
     },
     Need {
         capability: CapabilitySet::SYS_ADMIN,
         name: "CAP_SYS_ADMIN",
         purpose: "asks that from outside of the node's network namespace; given up once it can",
-        until: Until::Begun,
+        until: NeededUntil::Loaded,
     },
     Need {
         capability: CapabilitySet::DAC_READ_SEARCH,
         name: "CAP_DAC_READ_SEARCH",
         purpose: "reads what sources of names have in another user's files",
-        until: Until::Named,
+        until: NeededUntil::NamesResolved,
     },
     Need {
         capability: CapabilitySet::DAC_OVERRIDE,
         name: "CAP_DAC_OVERRIDE",
         purpose: "rotates captures in another user's folder",
-        until: Until::Rotated,
+        until: NeededUntil::Rotated,
     },
 ];
 
-/// What is still to be done, besides tracing.
+/// The parts of the rest of the run that need capabilities, besides tracing itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Still {
-    /// There are sources of names.
+pub struct Remaining {
+    /// Name sources are asked.
     pub names: bool,
     /// Connection tracking is asked.
     pub conntrack: bool,
@@ -94,36 +101,65 @@ pub struct Still {
     pub captures: bool,
 }
 
-impl Still {
-    fn keeps(self, need: &Need) -> bool {
+impl Remaining {
+    fn needs(self, need: &Need) -> bool {
         match need.until {
-            Until::Begun => false,
-            Until::Ended => true,
-            Until::Named => self.names,
-            Until::Translated => self.conntrack,
-            Until::Rotated => self.captures,
+            NeededUntil::Loaded => false,
+            NeededUntil::End => true,
+            NeededUntil::NamesResolved => self.names,
+            NeededUntil::Translated => self.conntrack,
+            NeededUntil::Rotated => self.captures,
         }
     }
 }
 
-/// Whether this process has it. CAP_SYS_ADMIN stands for those in [`NEEDS`], as in the kernel. None if the kernel does not
-/// tell.
+/// Binds a port below 1024 for `--metrics`.
+const FOR_PORT: CapabilitySet = CapabilitySet::NET_BIND_SERVICE;
+
+/// What a program that this one starts (a kubeconfig's credential plugin) can have, where it has a use for it: it reads the
+/// files of the user who wrote the kubeconfig.
+const FOR_CHILDREN: CapabilitySet = CapabilitySet::DAC_READ_SEARCH;
+
+/// The effective capabilities that this process was started with.
+static AT_START: OnceLock<CapabilitySet> = OnceLock::new();
+
+/// Returns whether this process was started with the capability. CAP_SYS_ADMIN stands for those in [`NEEDS`], as in the
+/// kernel. None if the kernel does not tell.
 pub fn has(need: &Need) -> Option<bool> {
     let stand_in = if NEEDS.contains(need) {
         CapabilitySet::SYS_ADMIN
     } else {
         CapabilitySet::empty()
     };
-    let effective = capabilities(None).ok()?.effective;
+    let at_start = AT_START.get().copied();
+    let effective = match at_start {
+        Some(effective) => effective,
+        None => capabilities(None).ok()?.effective,
+    };
     Some(effective.intersects(need.capability | stand_in))
 }
 
-/// Gives up every capability of the calling thread, and of those that it starts from now on, but those that are still
-/// needed, and lets no program that is started have more.
-pub fn give_up(still: Still) -> io::Result<()> {
+/// Keeps the capabilities that some run could need, and lets no program that is started have more than [`FOR_CHILDREN`].
+/// To be called before anything else, while this is the only thread.
+pub fn keep_for_start() -> io::Result<()> {
+    let held = capabilities(None)?;
+    AT_START.get_or_init(|| held.effective);
+    set_no_new_privs(true)?;
+    // A kernel that has no ambient capabilities has none to clear.
+    _ = clear_ambient_capability_set();
+    for capability in CapabilitySet::all().difference(FOR_CHILDREN).iter() {
+        // Without CAP_SETPCAP the bounding set stays, and no-new-privileges alone limits other programs.
+        _ = remove_capability_from_bounding_set(capability);
+    }
+    let all = NEEDS.iter().chain(&HELPS).map(|need| need.capability);
+    keep_only(all.collect::<CapabilitySet>() | FOR_PORT)
+}
+
+/// Keeps what the rest of a run that traces needs, in this thread and in those that it starts from now on.
+pub fn keep_remaining(remaining: Remaining) -> io::Result<()> {
     let held = capabilities(None)?.permitted;
-    let needs = NEEDS.iter().filter(|need| still.keeps(need)).map(|need| {
-        // Whoever came with CAP_SYS_ADMIN in its place keeps that.
+    let needs = NEEDS.iter().filter(|need| remaining.needs(need)).map(|need| {
+        // A process that was started with CAP_SYS_ADMIN in its place keeps that.
         if held.contains(need.capability) {
             need.capability
         } else {
@@ -132,12 +168,14 @@ pub fn give_up(still: Still) -> io::Result<()> {
     });
     let helps = HELPS
         .iter()
-        .filter(|need| still.keeps(need))
+        .filter(|need| remaining.needs(need))
         .map(|need| need.capability);
-    let keep = held & needs.chain(helps).collect();
-    set_no_new_privs(true)?;
-    // A kernel that has no ambient capabilities has none to clear.
-    _ = clear_ambient_capability_set();
+    keep_only(needs.chain(helps).collect())
+}
+
+/// Keeps these capabilities at most, in this thread and in those that it starts from now on.
+pub fn keep_only(capabilities_to_keep: CapabilitySet) -> io::Result<()> {
+    let keep = capabilities(None)?.permitted & capabilities_to_keep;
     set_capabilities(
         None,
         CapabilitySets {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use tokio::sync::oneshot;
 
-use crate::capture::{Damage, Item, Keep, Place, Reader};
+use crate::capture::{Damage, Item, Place, Reader, Target};
 use crate::config::{Config, Kept, Origin, Verbosity};
 use crate::delivery::{Choice, Delivery, Moment};
 use crate::exit::Exit;
@@ -27,9 +27,16 @@ use crate::render::term::{self, Jobs};
 /// Damage that is told of one by one.
 const TOLD: u64 = 10;
 
-/// Replays what stands there.
-pub fn replay(config: &Config, from: &Place) -> Result<Exit> {
-    let (name, file): (String, Box<dyn Read + Send>) = match from {
+/// The files of a replay, open; none of them is read or written yet.
+pub struct Files {
+    name: String,
+    capture: Box<dyn Read + Send>,
+    target: Option<Target>,
+}
+
+/// Opens the capture at `from`, and creates the file that the replay is written to.
+pub fn open(config: &Config, from: &Place) -> Result<Files> {
+    let (name, capture): (String, Box<dyn Read + Send>) = match from {
         Place::Pipe => ("standard input".to_owned(), Box::new(io::stdin())),
         Place::File(path) => {
             let name = path.display().to_string();
@@ -37,7 +44,19 @@ pub fn replay(config: &Config, from: &Place) -> Result<Exit> {
             (name, Box::new(file))
         }
     };
-    let reader = Reader::new(file).map_err(|why| anyhow!("cannot read {name}: {why}"))?;
+    let target = config.kept.as_ref();
+    let target = target.map(|Kept { place, rotation }| Target::create(place, *rotation));
+    Ok(Files {
+        name,
+        capture,
+        target: target.transpose()?,
+    })
+}
+
+/// Replays a capture, with what the pods file names besides.
+pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> Result<Exit> {
+    let Files { name, capture, target } = files;
+    let reader = Reader::new(capture).map_err(|why| anyhow!("cannot read {name}: {why}"))?;
     let info = reader.header.info.clone();
     if config.verbosity == Verbosity::Verbose {
         say(&format!(
@@ -52,7 +71,6 @@ pub fn replay(config: &Config, from: &Place) -> Result<Exit> {
     };
     let stop = Arc::new(AtomicBool::new(false));
     let (quit, quits) = channel();
-    let offline = offline(config)?;
     let names = NamesFrom::default();
     let of_file: &[&str] = if offline.is_some() { &["the file"] } else { &[] };
     names.set(&[&["the capture"], of_file].concat());
@@ -65,8 +83,8 @@ pub fn replay(config: &Config, from: &Place) -> Result<Exit> {
     })?;
     let looked_at = outlet.screen.is_some().then_some(quits);
     let mut delivery = Delivery::new(choice, outlet.render, io::stdout());
-    if let Some(Kept { place, rotation }) = &config.kept {
-        delivery = delivery.with_keep(Keep::new(place, *rotation, reader.header.clone())?);
+    if let Some(target) = target {
+        delivery = delivery.with_keep(target.begin(reader.header.clone())?);
     }
     let replay = Replay {
         name,
@@ -96,8 +114,8 @@ pub fn replay(config: &Config, from: &Place) -> Result<Exit> {
     runtime.block_on(wait(end, &stop, &quit, jobs))
 }
 
-/// What `--pods-file` tells. Nobody knows when it was saved: all that it says of the capture's time is when pods began.
-fn offline(config: &Config) -> Result<Option<OfflineNames>> {
+/// Reads `--pods-file`. Nobody knows when it was saved: of the capture's time it tells only when pods started.
+pub fn offline_names(config: &Config) -> Result<Option<OfflineNames>> {
     let file = config.sources.iter().find_map(|source| match &source.origin {
         Origin::File(path) => Some(path),
         _ => None,

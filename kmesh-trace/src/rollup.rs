@@ -27,7 +27,7 @@ pub use group::{By, Group, Key, Place};
 pub use groups::{Common, Row, Sums};
 pub use quantiles::{ERROR, QuantileSummary, Quantiles};
 
-use crate::record::{Record, WallTime};
+use crate::record::{Event, Record, WallTime};
 use groups::Groups;
 use live::Live;
 
@@ -71,8 +71,11 @@ pub struct Rollup {
     start_ns: Option<i64>,
     /// Whether anything has been told of it.
     told: bool,
-    /// Windows so far of which something was told; tells what is recent where the wall clock cannot.
+    /// The number of windows so far that had updates. It tells what is recent, where neither the wall clock can (it may be
+    /// set) nor the number of windows (socket scans may be less frequent).
     number: u64,
+    /// Whether the present window had an update.
+    has_updates: bool,
     groups: Groups,
     connections: Option<Groups>,
     live: Live,
@@ -87,6 +90,7 @@ impl Rollup {
             start_ns: None,
             told: false,
             number: 0,
+            has_updates: false,
             groups: Groups::new(settings.by, settings.max_groups),
             connections: None,
             live: Live::default(),
@@ -110,6 +114,7 @@ impl Rollup {
         let start_ns = self.window_of(record.time);
         self.start_ns.get_or_insert(start_ns);
         self.told = true;
+        self.has_updates |= record.event == Event::Update;
         let moved = self.live.take(record, self.number);
         let group = is_wanted(record).then(|| {
             let row = self.groups.add(record, &moved);
@@ -163,7 +168,7 @@ impl Rollup {
         if told {
             self.groups.add_open(self.live.open(self.number));
             self.live.tidy(self.number);
-            self.number += 1;
+            self.number += u64::from(std::mem::take(&mut self.has_updates));
         }
         let mut connections = Vec::new();
         if let Some(groups) = &mut self.connections {

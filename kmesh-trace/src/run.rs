@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
-use crate::capture::{Header, Keep};
+use crate::capture::{Header, Target};
 use crate::clock::Clock;
 use crate::config::{Config, Kept, Output, Verbosity};
 use crate::delivery::{Choice, Delivery};
@@ -33,10 +33,10 @@ use crate::note::{NamesFrom, Notes, say};
 use crate::outlet::{self, Outlet};
 use crate::pipeline::Pipeline;
 use crate::prefilter::KernelHalf;
-use crate::privileges::{self, Still};
+use crate::privileges::{self, Remaining};
 use crate::record::RunInfo;
 use crate::render::term::{self, Jobs};
-use crate::source::kernel::{Kernel, Options, StartError, Types, Walker, start};
+use crate::source::kernel::{Kernel, Loaded, Options, StartError, Types, Walker, load};
 use crate::source::reader::{Control, Message, QUEUE, Queue, Reader};
 use crate::source::{measure_difference, monotonic_ns, preflight, walker};
 use crate::track::SETTLE_NS;
@@ -58,14 +58,29 @@ pub fn run(config: &Config) -> Result<Exit> {
         Some(metrics) => Some(Server::bind(metrics.address)?),
         None => None,
     };
-    let sources = Sources::prepare(&config.sources)?;
     let started_ns = monotonic_ns();
-    let (kernel, walker, standing) = match start_kernel(config) {
-        Ok(started) => started,
-        Err(error) => {
-            say(&preflight::explain(&error));
-            return Ok(Exit::CannotTrace);
-        }
+    let loaded = match load_kernel(config) {
+        Ok(loaded) => loaded,
+        Err(error) => return Ok(cannot_trace(&error)),
+    };
+    let target = config.kept.as_ref();
+    let target = target.map(|Kept { place, rotation }| Target::create(place, *rotation));
+    let target = target.transpose()?;
+    let conntrack = match config.sources.is_empty() {
+        true => None,
+        false => Conntrack::open().ok(),
+    };
+    // Before any other thread exists, which would keep what it has; and before anything is parsed that others wrote.
+    let remaining = Remaining {
+        names: !config.sources.is_empty(),
+        conntrack: conntrack.is_some(),
+        captures: config.kept.as_ref().is_some_and(|kept| kept.rotation.is_some()),
+    };
+    privileges::keep_remaining(remaining).context("cannot give up privileges")?;
+    let sources = Sources::prepare(&config.sources)?;
+    let (kernel, walker, standing) = match attach_kernel(loaded, config) {
+        Ok(attached) => attached,
+        Err(error) => return Ok(cannot_trace(&error)),
     };
     let began_ns = kernel.began_ns;
     let clock = Clock::new(measure_difference());
@@ -74,27 +89,15 @@ pub fn run(config: &Config) -> Result<Exit> {
         kernel: uname().release().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let keep = config.kept.as_ref().map(|Kept { place, rotation }| {
-        let header = Header {
+    let keep = target.map(|target| {
+        target.begin(Header {
             info: info.clone(),
             began: clock.wall(began_ns),
             part: 0,
             closes_before: 0,
-        };
-        Keep::new(place, *rotation, header)
+        })
     });
     let keep = keep.transpose()?;
-    let conntrack = match config.sources.is_empty() {
-        true => None,
-        false => Conntrack::open().ok(),
-    };
-    // Before there is any other thread, which would keep what it has.
-    let still = Still {
-        names: !config.sources.is_empty(),
-        conntrack: conntrack.is_some(),
-        captures: config.kept.as_ref().is_some_and(|kept| kept.rotation.is_some()),
-    };
-    privileges::give_up(still).context("cannot give up privileges")?;
     if config.verbosity > Verbosity::Quiet {
         say(&format!(
             "tracing every TCP connection of {} that closes; Ctrl-C ends it",
@@ -225,8 +228,12 @@ fn say_of_sources(verbosity: Verbosity) -> impl Fn(StatusMessage) + Send {
     }
 }
 
-/// Also how the connections stand that were open before, if anybody counts what they move from now on.
-fn start_kernel(config: &Config) -> Result<(Kernel, Walker, Vec<u8>), StartError> {
+fn cannot_trace(error: &StartError) -> Exit {
+    say(&preflight::explain(error));
+    Exit::CannotTrace
+}
+
+fn load_kernel(config: &Config) -> Result<Loaded, StartError> {
     let KernelHalf {
         checks,
         prefilter,
@@ -239,7 +246,12 @@ fn start_kernel(config: &Config) -> Result<(Kernel, Walker, Vec<u8>), StartError
         prefilter,
         networks,
     };
-    let (kernel, mut walker) = start(&Types::read()?, &options)?;
+    load(&Types::read()?, &options)
+}
+
+/// Also returns the counters of connections that were already open, as the baseline for metrics.
+fn attach_kernel(loaded: Loaded, config: &Config) -> Result<(Kernel, Walker, Vec<u8>), StartError> {
+    let (kernel, mut walker) = loaded.attach()?;
     let standing = match config.metrics {
         Some(_) => walker::standing(&mut walker)?,
         None => Vec::new(),

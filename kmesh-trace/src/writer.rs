@@ -62,6 +62,7 @@ impl<W: Write> Writer<W> {
                 Message::Asked(counts) => self.pipeline.ask(counts)?,
                 Message::Walked(bytes) => self.pipeline.hold(&bytes),
                 Message::WalkFailed(why) => say(&format!("warning: {why}; open connections are not told of this time")),
+                Message::ScanIsSlow { used, scan_interval } => say(&slow_scan_text(used, scan_interval)),
                 Message::OutputClosed => return self.pipeline.end_keep(),
                 Message::Ended(counts) => return self.end(queue, &counts),
             }
@@ -129,6 +130,53 @@ impl<W: Write> Writer<W> {
     fn say_made(&mut self) {
         for summary in self.pipeline.summaries() {
             self.notes.summary(&summary);
+        }
+    }
+}
+
+fn slow_scan_text(used: Duration, scan_interval: Duration) -> String {
+    format!(
+        "socket scan took {} of processor time: the update interval is now {}",
+        duration_text(used),
+        duration_text(scan_interval)
+    )
+}
+
+/// Seconds with one decimal at most; milliseconds where those would say too little.
+fn duration_text(duration: Duration) -> String {
+    if duration < Duration::from_millis(100) {
+        return format!("{} ms", duration.as_millis());
+    }
+    let seconds = format!("{:.1}", duration.as_secs_f64());
+    format!("{} s", seconds.trim_end_matches(".0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_scan_is_reported_in_plain_units() {
+        let cases = [
+            (
+                900,
+                18_000,
+                "socket scan took 0.9 s of processor time: the update interval is now 18 s",
+            ),
+            (
+                14,
+                300,
+                "socket scan took 14 ms of processor time: the update interval is now 0.3 s",
+            ),
+            (
+                12_340,
+                250_000,
+                "socket scan took 12.3 s of processor time: the update interval is now 250 s",
+            ),
+        ];
+        for (used, interval, expected) in cases {
+            let text = slow_scan_text(Duration::from_millis(used), Duration::from_millis(interval));
+            assert_eq!(text, expected);
         }
     }
 }

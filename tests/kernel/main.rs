@@ -14,6 +14,7 @@
 mod support;
 
 mod before;
+mod bounds;
 mod bytes;
 mod captures;
 mod closing;
@@ -225,6 +226,7 @@ fn main() -> ExitCode {
         process::table(),
         special::table(),
         before::table(),
+        bounds::table(),
         events::table(),
         filters::table(),
         many::table(),

@@ -420,7 +420,8 @@ fn rotated_files_are_the_newest_part_of_all() {
     };
     let mut chance = Chance::new(3);
     let records: Vec<_> = (0..3000).map(|_| chance.record()).collect();
-    let mut keep = Keep::new(&Place::File(path.clone()), Some(rotation), header()).unwrap();
+    let target = Target::create(&Place::File(path.clone()), Some(rotation)).unwrap();
+    let mut keep = target.begin(header()).unwrap();
     records.iter().for_each(|record| keep.record(record).unwrap());
     keep.end().unwrap();
     let mut found = Vec::new();

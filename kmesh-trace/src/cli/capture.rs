@@ -29,7 +29,7 @@ pub struct Capture {
     /// Go on in a new file after SIZE, and keep the newest N
     ///
     /// FILE is the newest, FILE.1 the one before, and so on; the oldest is removed. Without N there are ten. Each file can be
-    /// read alone.
+    /// read alone. If a new file cannot be made, a warning says why, and the capture goes on in the file that it has.
     #[arg(long, value_name = "SIZE[,N]", requires = "write")]
     pub rotate: Option<Rotation>,
 }

@@ -1,10 +1,14 @@
-//! Serves the metrics over HTTP. One request a connection, and little time for it, so that a client that is slow or hostile
-//! costs its own connection and nothing else.
+//! Serves the metrics over HTTP: one request a connection, and ten seconds for it.
+//!
+//! Scrapers share what they cost. Connections are bounded in number and in the kernel memory of each, and all of them
+//! together hold at most [`MAX_TEXTS`] texts. A slow or hostile scraper thus costs its own connection and nothing else.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::{poll_fn, ready};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -18,6 +22,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt::{
+    set_socket_linger, set_socket_recv_buffer_size, set_socket_send_buffer_size, set_tcp_user_timeout,
+};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
@@ -28,18 +35,23 @@ use super::exposition::{self, Exposition};
 
 /// Where they are; the second path is Kmesh's.
 const PATHS: [&str; 2] = ["/metrics", "/status/metric"];
-/// From a connection made to its last byte sent. Prometheus waits as long by default.
-const WHOLE: Duration = Duration::from_secs(10);
-/// From a connection made to its request read.
-const REQUEST: Duration = Duration::from_secs(5);
-/// Bytes of a request.
-const REQUEST_BYTES: usize = 16 << 10;
-/// Connections at a time. A new one takes the place of the oldest.
-const MOST: usize = 256;
-/// How long a text is good for: values are refreshed less often than that.
-const FRESH: Duration = Duration::from_secs(1);
-/// Wait when the system has no descriptor or memory for a connection.
-const EXHAUSTED: Duration = Duration::from_millis(100);
+/// Time from the start of a connection to its last byte. Prometheus waits as long by default.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time from the start of a connection to the end of its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// The maximum size of a request, and of what the kernel buffers of one.
+const MAX_REQUEST_BYTES: usize = 16 << 10;
+/// The maximum number of bytes that the kernel buffers of a response (it doubles the figure for its own use). Enough for
+/// 25 MB/s at a round-trip time of 10 ms.
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+/// The maximum number of connections. A new one takes the place of another, see [`Connections::victim`].
+const MAX_CONNECTIONS: usize = 64;
+/// The maximum number of texts in memory: the newest, and an older one that a slow scraper still reads.
+const MAX_TEXTS: usize = 2;
+/// The age at which a text is rendered anew. Values are refreshed less often than that.
+const TEXT_LIFETIME: Duration = Duration::from_secs(1);
+/// Time to wait when the system has no descriptor or memory for a connection.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the address cannot be served on.
 #[derive(Debug, Error)]
@@ -81,6 +93,11 @@ impl Server {
         let bind = || {
             let listener = TcpListener::bind(address)?;
             listener.set_nonblocking(true)?;
+            // Accepted sockets inherit these. The kernel may refuse none of them; without one it only buffers more.
+            _ = set_socket_recv_buffer_size(&listener, MAX_REQUEST_BYTES);
+            _ = set_socket_send_buffer_size(&listener, SEND_BUFFER_BYTES);
+            // What a client does not fetch in time is dropped even after this end has closed.
+            _ = set_tcp_user_timeout(&listener, RESPONSE_TIMEOUT.as_millis() as u32);
             let address = listener.local_addr()?;
             Ok(Self { listener, address })
         };
@@ -114,64 +131,102 @@ async fn accept(listener: &tokio::net::TcpListener, texts: Arc<Texts>) {
     let mut connections = Connections::default();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => connections.begin(stream, &texts),
-            // The client has gone again.
+            Ok((stream, peer)) => connections.start(stream, peer.ip(), &texts),
+            // The client is already gone.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(_) => {
+                connections.remove_finished();
                 connections.drop_one();
-                sleep(EXHAUSTED).await;
+                sleep(EXHAUSTED_PAUSE).await;
             }
         }
     }
 }
 
-/// The connections of the moment, the oldest first.
+/// The open connections, the oldest first.
 #[derive(Default)]
 struct Connections(VecDeque<Connection>);
 
 struct Connection {
-    /// Its request has been read.
-    is_asked: Arc<AtomicBool>,
+    /// The network of the scraper.
+    client: IpAddr,
+    /// Whether its request has been read.
+    has_asked: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
 impl Connections {
-    fn begin(&mut self, stream: TcpStream, texts: &Arc<Texts>) {
-        if self.0.len() >= MOST {
-            self.0.retain(|connection| !connection.task.is_finished());
+    fn start(&mut self, stream: TcpStream, peer: IpAddr, texts: &Arc<Texts>) {
+        if self.0.len() >= MAX_CONNECTIONS {
+            self.remove_finished();
         }
-        if self.0.len() >= MOST {
+        if self.0.len() >= MAX_CONNECTIONS {
             self.drop_one();
         }
-        let is_asked = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(answer(stream, Arc::clone(texts), Arc::clone(&is_asked)));
-        self.0.push_back(Connection { is_asked, task });
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(answer(stream, Arc::clone(texts), Arc::clone(&has_asked)));
+        self.0.push_back(Connection {
+            client: network(peer),
+            has_asked,
+            task,
+        });
     }
 
-    /// The oldest that has not asked anything yet, or else the oldest.
+    fn remove_finished(&mut self) {
+        self.0.retain(|connection| !connection.task.is_finished());
+    }
+
     fn drop_one(&mut self) {
-        let silent = |connection: &Connection| !connection.is_asked.load(Ordering::Relaxed);
-        let place = self.0.iter().position(silent).unwrap_or(0);
-        if let Some(connection) = self.0.remove(place) {
+        let connections = (self.0.iter())
+            .map(|connection| (connection.client, connection.has_asked.load(Ordering::Relaxed)))
+            .collect::<Vec<_>>();
+        if let Some(connection) = Self::victim(&connections).and_then(|index| self.0.remove(index)) {
             connection.task.abort();
         }
     }
+
+    /// Returns the index of the connection that has to make room: of the client with the most connections, the oldest one
+    /// without a request, or else the oldest. A client that opens many connections thus displaces its own.
+    fn victim(connections: &[(IpAddr, bool)]) -> Option<usize> {
+        let count = |client: IpAddr| connections.iter().filter(|(other, _)| *other == client).count();
+        let indices = 0..connections.len();
+        indices.min_by_key(|&index| {
+            let (client, has_asked) = connections[index];
+            (Reverse(count(client)), has_asked, index)
+        })
+    }
 }
 
-async fn answer(stream: TcpStream, texts: Arc<Texts>, is_asked: Arc<AtomicBool>) {
+/// The network that one client controls: an IPv4 address, or the first 64 bits of an IPv6 address.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
+    }
+}
+
+async fn answer(stream: TcpStream, texts: Arc<Texts>, has_asked: Arc<AtomicBool>) {
     let service = service_fn(|request| {
-        is_asked.store(true, Ordering::Relaxed);
-        let response = respond(&request, &texts);
-        async { Ok::<_, Infallible>(response) }
+        has_asked.store(true, Ordering::Relaxed);
+        ready(Ok::<_, Infallible>(respond(&request, &texts)))
     });
-    let connection = http1::Builder::new()
+    // A connection that is cut off frees its unsent bytes at once: the kernel must not go on sending them.
+    _ = set_socket_linger(&stream, Some(Duration::ZERO));
+    let mut connection = http1::Builder::new()
         .keep_alive(false)
-        .max_buf_size(REQUEST_BYTES)
+        .max_buf_size(MAX_REQUEST_BYTES)
         .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST)
+        .header_read_timeout(REQUEST_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
-    // Whatever goes wrong, it is the client's.
-    _ = timeout(WHOLE, connection).await;
+    let served = timeout(
+        RESPONSE_TIMEOUT,
+        poll_fn(|context| connection.poll_without_shutdown(context)),
+    )
+    .await;
+    // An error within the time is the client's, and has been answered.
+    if served.is_ok() {
+        _ = set_socket_linger(connection.into_parts().io.inner(), None);
+    }
 }
 
 fn respond(request: &Request<Incoming>, texts: &Texts) -> Response<Full<Bytes>> {
@@ -190,30 +245,121 @@ fn respond(request: &Request<Incoming>, texts: &Texts) -> Response<Full<Bytes>> 
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    let mut response = Response::new(Full::new(texts.fresh()));
+    let mut response = Response::new(Full::new(texts.fresh(Instant::now())));
     let content = HeaderValue::from_static(exposition::CONTENT_TYPE);
     response.headers_mut().insert(CONTENT_TYPE, content);
     response
 }
 
-/// The text of the moment, shared by all that ask within a second: however many they are, it is made once.
-struct Texts(Mutex<(Exposition, Option<(Instant, Bytes)>)>);
+/// The rendered texts: each is made once, and shared by everyone who asks within [`TEXT_LIFETIME`].
+struct Texts(Mutex<Rendered>);
+
+struct Rendered {
+    exposition: Exposition,
+    /// At most [`MAX_TEXTS`], the oldest first.
+    texts: VecDeque<Text>,
+}
+
+struct Text {
+    rendered_at: Instant,
+    bytes: Bytes,
+}
 
 impl Texts {
     fn new(exposition: Exposition) -> Self {
-        Self(Mutex::new((exposition, None)))
+        Self(Mutex::new(Rendered {
+            exposition,
+            texts: VecDeque::new(),
+        }))
     }
 
-    fn fresh(&self) -> Bytes {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (exposition, last) = &mut *state;
-        match last {
-            Some((made, text)) if made.elapsed() < FRESH => text.clone(),
-            _ => {
-                let text = Bytes::from(exposition.text());
-                *last = Some((Instant::now(), text.clone()));
-                text
-            }
+    fn fresh(&self, now: Instant) -> Bytes {
+        let mut rendered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Rendered { exposition, texts } = &mut *rendered;
+        fresh(texts, now, || exposition.text())
+    }
+}
+
+/// Returns the newest text; renders it anew if it is too old, and if scrapers hold less than [`MAX_TEXTS`]. Otherwise a text
+/// grows older until [`RESPONSE_TIMEOUT`] ends the connection of a slow scraper.
+fn fresh(texts: &mut VecDeque<Text>, now: Instant, render: impl FnOnce() -> String) -> Bytes {
+    let is_old = |text: &Text| now.saturating_duration_since(text.rendered_at) >= TEXT_LIFETIME;
+    if texts.back().is_none_or(is_old) {
+        texts.retain(|text| !text.bytes.is_unique());
+    }
+    match texts.back() {
+        Some(newest) if !is_old(newest) || texts.len() >= MAX_TEXTS => newest.bytes.clone(),
+        _ => {
+            let bytes = Bytes::from(render());
+            texts.push_back(Text {
+                rendered_at: now,
+                bytes: bytes.clone(),
+            });
+            bytes
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_scrapers_hold_at_most_two_texts() {
+        let (mut texts, start, mut renders) = (VecDeque::new(), Instant::now(), 0);
+        let mut scrape = |texts: &mut VecDeque<Text>, millis| {
+            let text = fresh(texts, start + Duration::from_millis(millis), || {
+                renders += 1;
+                format!("{renders:0>100}")
+            });
+            assert!(texts.len() <= MAX_TEXTS);
+            String::from_utf8_lossy(&text).trim_start_matches('0').to_owned()
+        };
+        // (when, the text that a scraper gets)
+        let quick = [(0, "1"), (999, "1"), (1000, "2"), (5000, "3")];
+        for (millis, expected) in quick {
+            assert_eq!(scrape(&mut texts, millis), expected, "{millis}");
+            assert_eq!(texts.len(), 1, "what nobody reads is dropped");
+        }
+        let slow = |texts: &VecDeque<Text>| texts.back().map(|text| text.bytes.clone());
+        let first = slow(&texts);
+        assert_eq!(scrape(&mut texts, 6000), "4");
+        let second = slow(&texts);
+        for millis in [7000, 8000, 9000] {
+            assert_eq!(scrape(&mut texts, millis), "4", "two are held: no third");
+        }
+        drop(first);
+        assert_eq!(scrape(&mut texts, 10_000), "5");
+        drop(second);
+        assert_eq!(scrape(&mut texts, 11_000), "6");
+        assert_eq!(texts.len(), 1);
+    }
+
+    #[test]
+    fn client_with_most_connections_makes_room() {
+        let [a, b, c] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|address| address.parse().unwrap());
+        let cases: [(&[(IpAddr, bool)], Option<usize>); 6] = [
+            (&[], None),
+            (&[(a, true)], Some(0)),
+            (&[(a, true), (a, true)], Some(0)),
+            (&[(a, true), (a, false), (a, false)], Some(1)),
+            (&[(a, false), (b, true), (b, true)], Some(1)),
+            (&[(a, false), (b, true), (c, false), (b, false)], Some(3)),
+        ];
+        for (connections, expected) in cases {
+            assert_eq!(Connections::victim(connections), expected, "{connections:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_one_network_are_one_client() {
+        let cases = [
+            ("10.0.0.1", "10.0.0.1"),
+            ("::ffff:10.0.0.1", "10.0.0.1"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ];
+        for (address, expected) in cases {
+            assert_eq!(network(address.parse().unwrap()).to_string(), expected);
         }
     }
 }

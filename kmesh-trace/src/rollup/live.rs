@@ -10,8 +10,8 @@ use crate::record::{ConnId, Event, Record};
 /// Connections kept. What there is no room for is counted whole when it ends.
 const MOST: usize = 1 << 19;
 
-/// One that has not been told of for so many windows is not open any more: its close was lost, or never seen. A walk that
-/// fails now and then makes nothing vanish.
+/// The number of windows with updates after which a connection without any is not open any more: its close was lost, or
+/// never seen. A socket scan that fails now and then makes nothing vanish.
 pub(super) const UNTOLD: u64 = 3;
 
 #[derive(Debug)]

@@ -237,6 +237,24 @@ fn what_is_not_told_of_for_three_windows_is_not_open() {
 }
 
 #[test]
+fn connection_stays_open_through_windows_without_a_socket_scan() {
+    // Scans come in every fourth window, other connections close in all of them.
+    let mut records = Vec::new();
+    for window in 0..12_u64 {
+        let second = window as f64 * 5.0;
+        if window % 4 == 0 {
+            records.push(told(1, Event::Update, second + 1.0, 0));
+        }
+        records.push(told(100 + window, Event::Close, second + 2.0, 0));
+    }
+    let open: Vec<u64> = all(&records)
+        .iter()
+        .map(|window| window.rows.iter().map(|row| row.sums.open).sum())
+        .collect();
+    assert_eq!(open, [1; 12]);
+}
+
+#[test]
 fn what_was_open_before_counts_and_makes_no_rate() {
     let before = |event, second, sent| Record {
         preexisting: true,

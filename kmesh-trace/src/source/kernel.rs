@@ -188,10 +188,16 @@ pub struct Walker {
     walks: u32,
 }
 
-/// Loads, attaches and seeds: first attaches, then walks over what was open before; a socket's storage decides which of
-/// the two came first.
-pub fn start(types: &Types, options: &Options) -> Result<(Kernel, Walker), StartError> {
-    let (mut ebpf, verifier_ns) = load(types, options)?;
+/// The programs in the kernel, verified and not attached yet. Only to load them takes more than CAP_BPF.
+pub struct Loaded {
+    ebpf: Ebpf,
+    kernel: Kernel,
+    tracepoints: Vec<(&'static str, &'static str)>,
+}
+
+/// Loads the programs and opens their maps.
+pub fn load(types: &Types, options: &Options) -> Result<Loaded, StartError> {
+    let (mut ebpf, verifier_ns) = load_object(types, options)?;
     let mut kernel = Kernel {
         ring: RingBuf::try_from(take_map(&mut ebpf, EVENTS)?).map_err(|error| failed("mapping the ring", &error))?,
         counts: PerCpuArray::try_from(take_map(&mut ebpf, COUNTS)?)
@@ -206,25 +212,47 @@ pub fn start(types: &Types, options: &Options) -> Result<(Kernel, Walker), Start
         verifier_ns,
     };
     kernel.set_filter(&options.prefilter, &options.networks)?;
-    for (program, tracepoint) in types.tracepoints() {
-        let program = program_mut::<BtfTracePoint>(&mut ebpf, program)?;
-        let link = program.attach().and_then(|id| program.take_link(id));
-        kernel.links.push(link.map_err(|error| refused(tracepoint, &error))?);
+    Ok(Loaded {
+        ebpf,
+        kernel,
+        tracepoints: types.tracepoints().collect(),
+    })
+}
+
+impl Loaded {
+    /// Attaches the programs, then scans the sockets that were open before; a socket's storage decides which of the two came
+    /// first.
+    pub fn attach(self) -> Result<(Kernel, Walker), StartError> {
+        let Self {
+            mut ebpf,
+            mut kernel,
+            tracepoints,
+        } = self;
+        for (program, tracepoint) in tracepoints {
+            let program = program_mut::<BtfTracePoint>(&mut ebpf, program)?;
+            let link = program.attach().and_then(|id| program.take_link(id));
+            kernel.links.push(link.map_err(|error| refused(tracepoint, &error))?);
+        }
+        kernel.began_ns = monotonic_ns();
+        Array::try_from(take_map(&mut ebpf, BEGAN)?)
+            .and_then(|mut began| began.set(0, kernel.began_ns, 0))
+            .map_err(|error| failed("telling the programs when they began", &error))?;
+        let number = Array::try_from(take_map(&mut ebpf, WALKS)?)
+            .map_err(|error| failed("opening the walk's number", &error))?;
+        let mut walker = Walker { ebpf, number, walks: 0 };
+        // The first walk only seeds.
+        walker.walk(|_| ControlFlow::Continue(()))?;
+        Ok((kernel, walker))
     }
-    kernel.began_ns = monotonic_ns();
-    Array::try_from(take_map(&mut ebpf, BEGAN)?)
-        .and_then(|mut began| began.set(0, kernel.began_ns, 0))
-        .map_err(|error| failed("telling the programs when they began", &error))?;
-    let number =
-        Array::try_from(take_map(&mut ebpf, WALKS)?).map_err(|error| failed("opening the walk's number", &error))?;
-    let mut walker = Walker { ebpf, number, walks: 0 };
-    // The first walk only seeds.
-    walker.walk(|_| ControlFlow::Continue(()))?;
-    Ok((kernel, walker))
+}
+
+/// Loads the programs and attaches them.
+pub fn start(types: &Types, options: &Options) -> Result<(Kernel, Walker), StartError> {
+    load(types, options)?.attach()
 }
 
 /// Makes the maps and loads the programs; how long the latter took, ns.
-fn load(types: &Types, options: &Options) -> Result<(Ebpf, u64), StartError> {
+fn load_object(types: &Types, options: &Options) -> Result<(Ebpf, u64), StartError> {
     let settings = Settings {
         opens: options.opens.into(),
         checks: options.checks,

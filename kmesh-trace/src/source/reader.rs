@@ -54,6 +54,13 @@ pub enum Message {
     Walked(Vec<u8>),
     /// A walk came to no end.
     WalkFailed(String),
+    /// Socket scans are made less often than the update interval says: one takes too long. Sent once.
+    ScanIsSlow {
+        /// The processor time that the scan used.
+        used: Duration,
+        /// The time between scans from now on.
+        scan_interval: Duration,
+    },
     /// The wall clock was stepped: from `since_ns` (CLOCK_MONOTONIC) on, it is `difference_ns` ahead of the monotonic one.
     ClockStepped {
         /// CLOCK_MONOTONIC, ns.

@@ -8,6 +8,8 @@ use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::kernel::{StartError, Walker};
 use super::monotonic_ns;
 use super::reader::{Control, Message};
@@ -15,43 +17,79 @@ use super::reader::{Control, Message};
 /// How long before the end of an interval a walk begins at least: some for the machine to wake up, some for the walk.
 const AHEAD: Duration = Duration::from_millis(50);
 
-/// Walks in every `interval` until [`Control::stop`] or until nobody reads `messages`. A walk that comes too late puts off
-/// the next one; none is made up for.
+/// The share of the update interval that socket scans may take of one processor: one part in so many, 5 %. What a scan takes
+/// grows with the descriptors of all processes, so any of them could make it the node's main work.
+const MAX_SHARE: u32 = 20;
+
+/// Scans the sockets at the end of each `interval` until [`Control::stop`] or until nobody reads `messages`; less often if scans
+/// take too long for that. A scan that comes too late delays the next one; none is made up for.
 pub fn run(mut walker: Walker, interval: Duration, control: &Control, messages: &SyncSender<Message>) {
     let mut took = Duration::ZERO;
+    let mut scan_interval = interval;
+    let mut is_reported = false;
     loop {
-        // Where the last walk took long, the next one begins the earlier.
+        // Where the last scan took long, the next one begins the earlier.
         let ahead = (AHEAD + took * 2).min(interval / 4);
+        let now = wall_clock();
         thread::sleep(
-            until_end(interval)
+            until_end(interval, now)
                 .checked_sub(ahead)
-                .unwrap_or_else(|| until_end(interval) + interval - ahead),
+                .unwrap_or_else(|| until_end(interval, now) + interval - ahead),
         );
         if control.stopped() {
             return;
         }
         let began = Instant::now();
-        // What the ring tells of later than this waits for what the walk tells of.
-        control.walk_began(monotonic_ns());
-        let walked = walk(&mut walker, messages);
-        control.walk_ended();
-        if let Err(error) = walked
-            && messages.send(Message::WalkFailed(error.to_string())).is_err()
-        {
-            return;
+        let now = wall_clock();
+        if until_end(scan_interval, now) <= until_end(interval, now) {
+            let used = processor_time();
+            // What the ring tells of later than this waits for what the walk tells of.
+            control.walk_began(monotonic_ns());
+            let walked = walk(&mut walker, messages);
+            control.walk_ended();
+            if let Err(error) = walked
+                && messages.send(Message::WalkFailed(error.to_string())).is_err()
+            {
+                return;
+            }
+            let used = processor_time().saturating_sub(used);
+            scan_interval = interval_for(interval, used);
+            if scan_interval > interval && !std::mem::replace(&mut is_reported, true) {
+                let message = Message::ScanIsSlow { used, scan_interval };
+                if messages.send(message).is_err() {
+                    return;
+                }
+            }
         }
         took = began.elapsed();
         if took < ahead {
             // The interval's end is told even where nothing else is.
-            thread::sleep(until_end(interval).min(ahead));
+            thread::sleep(until_end(interval, wall_clock()).min(ahead));
             control.interval_ended();
         }
     }
 }
 
-/// Until the present interval is over, by the wall clock.
-fn until_end(interval: Duration) -> Duration {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+/// Returns the time between socket scans that use so much processor time each: the least multiple of `interval` of which that
+/// is no more than one part in [`MAX_SHARE`]. Scans thus still come at the ends of intervals.
+fn interval_for(interval: Duration, used: Duration) -> Duration {
+    let least = used.as_nanos() * u128::from(MAX_SHARE);
+    let multiple = least.div_ceil(interval.as_nanos().max(1)).max(1);
+    interval.saturating_mul(u32::try_from(multiple).unwrap_or(u32::MAX))
+}
+
+/// The processor time of the calling thread so far. The time by the clock would count what else the machine does.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+fn wall_clock() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The time from `now` until the present interval ends, by the wall clock.
+fn until_end(interval: Duration, now: Duration) -> Duration {
     let passed = now.as_nanos() % interval.as_nanos().max(1);
     // A remainder is less than the interval, which fits.
     interval.saturating_sub(Duration::from_nanos(passed.try_into().unwrap_or(u64::MAX)))
@@ -75,4 +113,41 @@ pub fn standing(walker: &mut Walker) -> Result<Vec<u8>, StartError> {
         ControlFlow::Continue(())
     })?;
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scan_takes_at_most_five_percent_of_its_interval() {
+        let ms = Duration::from_millis;
+        // (interval, processor time of a scan, time between scans)
+        let cases = [
+            (ms(5000), ms(0), ms(5000)),
+            (ms(5000), ms(250), ms(5000)),
+            (ms(5000), ms(251), ms(10_000)),
+            (ms(5000), ms(1250), ms(25_000)),
+            (ms(2000), ms(900), ms(18_000)),
+            (ms(100), ms(5), ms(100)),
+            (ms(100), ms(14), ms(300)),
+            (Duration::MAX, ms(900), Duration::MAX),
+            (ms(100), Duration::MAX, ms(100) * u32::MAX),
+        ];
+        for (interval, used, expected) in cases {
+            assert_eq!(interval_for(interval, used), expected, "{interval:?}, {used:?}");
+        }
+    }
+
+    #[test]
+    fn longer_interval_ends_with_a_short_one() {
+        let short = Duration::from_secs(5);
+        let due: Vec<_> = (0..40)
+            .filter(|second| {
+                let now = Duration::from_millis(second * 1000 + 950);
+                until_end(short * 4, now) <= until_end(short, now)
+            })
+            .collect();
+        assert_eq!(due, [15, 16, 17, 18, 19, 35, 36, 37, 38, 39]);
+    }
 }
