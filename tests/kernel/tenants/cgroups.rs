@@ -85,9 +85,11 @@ pub fn cgroup_of_a_user_does_not_name_a_pod() {
     for (name, give) in ways {
         let given = node.cgroups.join(name);
         for driver in [Driver::Cgroupfs, Driver::Systemd] {
+            // A user gets the directory before there is anything in it.
+            fs::create_dir_all(&given).unwrap();
+            give(&given);
             let lookalike = given.join(driver.container(&web.uid, &new_ids().1));
             fs::create_dir_all(&lookalike).unwrap();
-            give(&given);
             support::move_into(&lookalike, &loner.actor);
             let call = Call::open(&loner, &db);
             call.close();

@@ -36,7 +36,11 @@ pub fn traced(node: &Node, cluster: &Arc<Cluster>, source: Source, args: &[&str]
             format!("--kubeconfig={}", file.display())
         }
     };
-    node.trace(&[&[&*flag], args].concat())
+    let tracer = node.trace(&[&[&*flag], args].concat());
+    if let Source::File = source {
+        tracer.tracer.wait_said("kmesh-trace: names come from");
+    }
+    tracer
 }
 
 /// Makes connections until their records have the names that they must have in the end: the source has answered.

@@ -27,7 +27,9 @@ struct Doubt {
 #[derive(Debug, Default)]
 pub struct Doubts {
     by_ip: HashMap<IpAddr, Doubt>,
-    /// The sources that list pods and can list them again.
+    /// The sources that have listed pods.
+    listed: SourceSet,
+    /// The sources that have listed pods more than once: a file lists them once.
     answering: SourceSet,
 }
 
@@ -53,6 +55,10 @@ impl Doubts {
 
     /// Takes note that a source listed this node's pods, by a request made at `at`.
     pub fn answered(&mut self, source: SourceId, at: WallTime) {
+        if !self.listed.contains(SourceSet::of(source)) {
+            self.listed.insert(source);
+            return;
+        }
         self.answering.insert(source);
         let answering = self.answering;
         self.by_ip.retain(|_, doubt| {
@@ -79,6 +85,7 @@ mod tests {
     const SECOND: i64 = 1_000_000_000;
     const API: SourceId = SourceId(0);
     const KUBELET: SourceId = SourceId(1);
+    const FILE: SourceId = SourceId(2);
 
     fn at(seconds: i64) -> WallTime {
         WallTime(seconds * SECOND)
@@ -91,8 +98,10 @@ mod tests {
     #[test]
     fn doubt_ends_when_every_source_has_answered_a_later_request() {
         let mut doubts = Doubts::default();
-        doubts.answered(API, at(1));
-        doubts.answered(KUBELET, at(1));
+        for seconds in [1, 2] {
+            doubts.answered(API, at(seconds));
+            doubts.answered(KUBELET, at(seconds));
+        }
         doubts.raise(ip(), at(100), at(101));
         assert!(doubts.is_in_doubt(ip(), at(100)) && doubts.is_in_doubt(ip(), at(200)));
         assert!(
@@ -112,9 +121,11 @@ mod tests {
     #[test]
     fn doubt_ends_after_its_longest_time_unless_no_source_can_answer() {
         let mut doubts = Doubts::default();
+        doubts.answered(FILE, at(1));
         doubts.raise(ip(), at(100), at(100));
         doubts.expire(at(1_000_000));
         assert!(doubts.is_in_doubt(ip(), at(1_000_000)), "only a file");
+        doubts.answered(API, at(98));
         doubts.answered(API, at(99));
         doubts.expire(at(102));
         assert!(doubts.is_in_doubt(ip(), at(102)));

@@ -95,6 +95,10 @@ impl Entry {
         }
     }
 
+    fn has_name_of(&self, object: &PodObject) -> bool {
+        *self.pod.namespace == *object.namespace && *self.pod.name == *object.name
+    }
+
     /// Takes the facts that `object` adds to those of other sources.
     fn merge(&mut self, object: &PodObject, is_newer: bool, shared: &mut Shared) {
         let strings = &mut shared.strings;
@@ -209,7 +213,16 @@ impl Pods {
         if object.uid.is_empty() || object.name.is_empty() {
             return true;
         }
-        let known = self.by_uid.get(&*object.uid).copied();
+        let mut known = self.by_uid.get(&*object.uid).copied();
+        if let Some(slot) = known
+            && at.0 >= self.entries[slot as usize].updated_at
+            && !self.entries[slot as usize].has_name_of(object)
+        {
+            // A pod's name never changes, so the former report was wrong.
+            self.remember_no_more(slot);
+            self.remove(slot, shared);
+            known = None;
+        }
         let bytes = estimate(object);
         let namespace = shared.strings.intern(&*object.namespace);
         let before = known.map_or(0, |slot| self.entries[slot as usize].bytes as usize);
@@ -414,6 +427,10 @@ impl Pods {
 
     fn forget(&mut self, slot: u32, shared: &mut Shared) {
         self.gone_count -= 1;
+        self.remove(slot, shared);
+    }
+
+    fn remove(&mut self, slot: u32, shared: &mut Shared) {
         let Some(entry) = self.entries.try_remove(slot as usize) else {
             return;
         };

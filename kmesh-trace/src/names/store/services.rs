@@ -655,7 +655,7 @@ impl Spec {
 }
 
 /// Opens a span, or adds a use to it. Returns the number of new spans; none where its namespace has too many at this key. A
-/// port that no Service had before had the same Service before it was first listed.
+/// port of which no Service was ever seen to go had the same Services before they were first listed.
 fn open<K: Copy + Eq + std::hash::Hash>(
     timeline: &mut Timeline<K, At>,
     entries: &Slab<Entry>,
@@ -675,8 +675,10 @@ fn open<K: Copy + Eq + std::hash::Hash>(
     if spans.len() >= MAX_SPANS && spans.iter().filter(is_near).count() >= MAX_SPANS {
         return 0;
     }
-    let is_first = !spans.iter().any(|span| span.value.port == value.port);
-    let since = if is_first { i64::MIN } else { at.0 };
+    let was_reused = spans
+        .iter()
+        .any(|span| span.value.port == value.port && span.until != OPEN);
+    let since = if was_reused { at.0 } else { i64::MIN };
     timeline.push(
         key,
         Span {

@@ -300,7 +300,9 @@ fn an_address_names_its_pod_of_the_connections_start() {
 #[test]
 fn an_address_that_an_unknown_pod_uses_names_nobody_until_the_source_answers() {
     let mut store = store();
-    list(&mut store, KUBELET, 20, vec![pod("web", &["10.1.0.5"], 10)]);
+    for seconds in [20, 21] {
+        list(&mut store, KUBELET, seconds, vec![pod("web", &["10.1.0.5"], 10)]);
+    }
     let to_db = |start: i64| Record {
         start: Some(at(start)),
         ..record(Direction::Outbound, "10.1.0.5:1", "10.1.0.6:15432")
