@@ -3,7 +3,9 @@
 //! A source lists its objects and then reports changes, or lists them again. The store merges the reports of several sources
 //! by the UID of the pod.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use crate::record::{ContainerId, WallTime};
 
@@ -47,11 +49,11 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Returns whether the list is an answer about the pods of `node`.
-    pub fn covers_pods_of(&self, node: Option<&str>) -> bool {
+    /// Returns whether the list covers the pods of one of these nodes.
+    pub fn covers_pods_of(&self, nodes: &HashSet<Arc<str>>) -> bool {
         match self {
             Self::All(kind) => *kind == Kind::Pods,
-            Self::PodsOfNode(one) => node == Some(one),
+            Self::PodsOfNode(node) => nodes.contains(&**node),
         }
     }
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::cgroups::{Empty, delegate};
 use super::cluster::{Cluster, NODE_NAME};
 use super::identity::{keep, wait_for_names};
-use super::node::{Driver, MALL, Node, NodeTracer, PORT, Pod, SHOP, new_ids};
+use super::node::{Driver, MALL, Node, NodeTracer, PORT, Pod, SHOP, new_ids, until};
 use super::objects::{check_memory, large_pod, limit, many_labels};
 use super::rounds::number;
 use super::services::{service, slice};
@@ -196,6 +196,12 @@ pub fn all_at_once() {
     let metrics = address(&tracer.tracer);
     keep(&tracer, &[&pods.web, &pods.db]);
     wait_for_names(&tracer, &pods.web, &pods.db);
+    // The Services are a list of their own, in which the victim's comes last.
+    until("the victim's Service", || {
+        let call = Call::open(&pods.web, &pods.db);
+        call.close();
+        (!call.outbound(&tracer.tracer)["service"].is_null()).then_some(())
+    });
     let is_over = AtomicBool::new(false);
     let rounds = thread::scope(|scope| {
         scope.spawn(|| scrape_slowly(metrics, &is_over));

@@ -12,7 +12,7 @@ mod services;
 mod tests;
 mod timeline;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -56,6 +56,8 @@ pub struct Store {
     doubts: Doubts,
     /// The sources that list a pod below each kubelet's cgroup root.
     roots: HashMap<Arc<str>, SourceSet>,
+    /// The nodes of those pods: this machine, by the names that clusters have for it.
+    local_nodes: HashSet<Arc<str>>,
     left_out: u64,
 }
 
@@ -85,7 +87,10 @@ impl Store {
                 match scope {
                     Scope::All(Kind::Pods) | Scope::PodsOfNode(_) => {
                         self.pods.end_list(source, at, scope, shared);
-                        self.doubts.answered(source, at);
+                        // A list of a node that is not this one answers nothing.
+                        if scope.covers_pods_of(&self.local_nodes) {
+                            self.doubts.answered(source, at);
+                        }
                     }
                     Scope::All(Kind::Services) => self.services.end_list(source, at, shared),
                     Scope::All(Kind::Endpoints) => self.services.end_endpoints_list(source, at, shared),
@@ -148,10 +153,13 @@ impl Store {
     pub fn see_pod_under(&mut self, root: &Arc<str>, uid: &str) {
         if let Some(found) = self.pods.find(uid) {
             let sources = self.pods.sources(found);
-            if let Some(known) = self.roots.get_mut(root) {
-                known.extend(sources);
-            } else if self.roots.len() < MAX_ROOTS {
-                self.roots.insert(Arc::clone(root), sources);
+            let known = self.roots.get(root).copied().unwrap_or_default();
+            if known.contains(sources) || self.roots.len() >= MAX_ROOTS {
+                return;
+            }
+            self.roots.entry(Arc::clone(root)).or_default().extend(sources);
+            if let Some(node) = &self.pods.pod(found, &self.owners).node {
+                self.local_nodes.insert(Arc::clone(node));
             }
         }
     }

@@ -10,6 +10,7 @@ const OTHER_ROOT: &str = "/docker/2b/kubelet/kubepods";
 
 fn labelled(name: &str, address: &str, host_network: bool) -> Object {
     Object::Pod(PodObject {
+        node: Some("worker-1".to_owned()),
         labels: Some(pairs(&format!("app={name}"))),
         host_network: Some(host_network),
         containers: vec![ContainerObject {
@@ -328,15 +329,27 @@ fn an_address_that_an_unknown_pod_uses_names_nobody_until_the_source_answers() {
         "web db database/target_port main",
         "a connection to the former pod"
     );
-    // The answer to an earlier request changes nothing, the next one does.
+    // The answers to an earlier request, and about another node, change nothing.
+    let of_node = |node: &str| Change::ListEnd(Scope::PodsOfNode(node.to_owned()));
+    for _ in 0..2 {
+        apply(&mut store, API, 41, of_node("elsewhere"));
+    }
     list(&mut store, KUBELET, 39, vec![pod("web", &["10.1.0.5"], 10)]);
     assert_eq!(annotated(&mut store, to_db(40), &in_pod("web"), 41), "web - - main");
     apply(&mut store, API, 41, Change::Delete(Key::Pod("db".to_owned())));
     let pods = vec![pod("web", &["10.1.0.5"], 10), pod("new", &["10.1.0.6"], 32)];
     list(&mut store, KUBELET, 41, pods);
-    let scope = || Scope::PodsOfNode("worker-1".to_owned());
-    apply(&mut store, API, 41, Change::ListEnd(scope()));
-    assert_eq!(annotated(&mut store, to_db(42), &in_pod("web"), 43), "web new - main");
+    for _ in 0..2 {
+        apply(
+            &mut store,
+            API,
+            42,
+            Change::ListStart(Scope::PodsOfNode("worker-1".to_owned())),
+        );
+        report(&mut store, API, 42, labelled("web", "10.1.0.5", false));
+        apply(&mut store, API, 42, of_node("worker-1"));
+    }
+    assert_eq!(annotated(&mut store, to_db(42), &in_pod("web"), 42), "web new - main");
 }
 
 /// Attempts with the victim's address: from a pod that the source knows, and from a user's own network namespace.
