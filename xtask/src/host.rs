@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::arch::Arch;
 
 /// A program, and the Debian package that has it.
 pub struct Need {
@@ -122,6 +125,18 @@ pub fn find(program: &str) -> Option<PathBuf> {
 
 /// Makes sure that the programs are there: root on a Debian system gets what is missing, anyone else is told.
 pub fn ensure<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<()> {
+/// Returns what `cargo metadata` says of the workspace in `root`, for these architectures.
+pub fn metadata(root: &Path, archs: &[Arch], options: &[&str]) -> Result<Value> {
+    let mut cargo = cargo();
+    cargo
+        .current_dir(root)
+        .args(["metadata", "--locked", "--format-version", "1"]);
+    for arch in archs {
+        cargo.args(["--filter-platform", arch.target()]);
+    }
+    serde_json::from_slice(&output(cargo.args(options))?).context("cargo metadata")
+}
+
     let mut packages: Vec<&str> = needs
         .into_iter()
         .filter(|need| find(need.program).is_none())

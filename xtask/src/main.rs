@@ -13,6 +13,7 @@ mod dist;
 mod ebpf;
 mod fuzz;
 mod host;
+mod licences;
 mod man;
 mod runner;
 mod test;
@@ -42,6 +43,8 @@ enum Task {
     /// Feed anything at all to what reads captures, pod lists, records and arguments
     Fuzz(fuzz::Args),
     /// Make the manual page, or tell whether the committed one is current and without fault
+    /// Check the licence of every dependency against deny.toml
+    Licences,
     Man(man::Args),
     /// Run every test of user space; as root the kernel tests too
     Test(test::Args),
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Task::Man(args) => man::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
+        Task::Licences => licences::run(),
         Task::Runner(args) => runner::run(&args),
     };
     done.unwrap_or_else(|error| {
