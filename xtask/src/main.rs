@@ -38,7 +38,7 @@ enum Task {
     Bench(bench::Args),
     /// Make the archive to give away: one static file, manual, completions, licences, sums
     Dist(dist::Args),
-    /// Build the committed eBPF object, or tell whether it is current
+    /// Build the committed eBPF object, or check that it is current
     Ebpf(ebpf::Args),
     /// Feed anything at all to what reads captures, pod lists, records and arguments
     Fuzz(fuzz::Args),
