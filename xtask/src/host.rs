@@ -74,6 +74,26 @@ pub const PROMETHEUS: &[Need] = &[
     },
 ];
 
+/// What the scripts call that start a kubelet and an API server (`tests/support/k8s`).
+pub const CLUSTER: &[Need] = &[
+    Need {
+        program: "curl",
+        package: "curl",
+    },
+    Need {
+        program: "openssl",
+        package: "openssl",
+    },
+    Need {
+        program: "sysctl",
+        package: "procps",
+    },
+    Need {
+        program: "xz",
+        package: "xz-utils",
+    },
+];
+
 /// The workspace's root folder.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -109,6 +129,18 @@ pub fn cargo() -> Command {
     cargo
 }
 
+/// Returns what `cargo metadata` says of the workspace in `root`, for these architectures.
+pub fn metadata(root: &Path, archs: &[Arch], options: &[&str]) -> Result<Value> {
+    let mut cargo = cargo();
+    cargo
+        .current_dir(root)
+        .args(["metadata", "--locked", "--format-version", "1"]);
+    for arch in archs {
+        cargo.args(["--filter-platform", arch.target()]);
+    }
+    serde_json::from_slice(&output(cargo.args(options))?).context("cargo metadata")
+}
+
 /// Whether this process may do everything.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -125,23 +157,12 @@ pub fn find(program: &str) -> Option<PathBuf> {
 
 /// Makes sure that the programs are there: root on a Debian system gets what is missing, anyone else is told.
 pub fn ensure<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<()> {
-/// Returns what `cargo metadata` says of the workspace in `root`, for these architectures.
-pub fn metadata(root: &Path, archs: &[Arch], options: &[&str]) -> Result<Value> {
-    let mut cargo = cargo();
-    cargo
-        .current_dir(root)
-        .args(["metadata", "--locked", "--format-version", "1"]);
-    for arch in archs {
-        cargo.args(["--filter-platform", arch.target()]);
-    }
-    serde_json::from_slice(&output(cargo.args(options))?).context("cargo metadata")
-}
-
     let mut packages: Vec<&str> = needs
         .into_iter()
         .filter(|need| find(need.program).is_none())
         .map(|need| need.package)
         .collect();
+    packages.sort_unstable();
     packages.dedup();
     if packages.is_empty() {
         return Ok(());

@@ -16,6 +16,7 @@ mod host;
 mod licences;
 mod man;
 mod runner;
+mod setup;
 mod test;
 mod vm;
 
@@ -42,10 +43,12 @@ enum Task {
     Ebpf(ebpf::Args),
     /// Feed anything at all to what reads captures, pod lists, records and arguments
     Fuzz(fuzz::Args),
-    /// Make the manual page, or tell whether the committed one is current and without fault
     /// Check the licence of every dependency against deny.toml
     Licences,
+    /// Make the manual page, or tell whether the committed one is current and without fault
     Man(man::Args),
+    /// Install the Debian packages that the tests call
+    Setup,
     /// Run every test of user space; as root the kernel tests too
     Test(test::Args),
     /// Run the kernel tests on Debian's kernels, in QEMU without KVM
@@ -61,10 +64,11 @@ fn main() -> ExitCode {
         Task::Dist(args) => dist::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::Licences => licences::run(),
         Task::Man(args) => man::run(&args),
+        Task::Setup => setup::run(),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
-        Task::Licences => licences::run(),
         Task::Runner(args) => runner::run(&args),
     };
     done.unwrap_or_else(|error| {

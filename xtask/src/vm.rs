@@ -61,6 +61,12 @@ const BUSYBOX: Need = Need {
     package: "busybox-static",
 };
 
+/// The packages that a run calls on this machine.
+pub fn needs() -> Vec<&'static Need> {
+    let needs = kernels::NEEDS.iter().chain(host::TEST_TOOLS);
+    needs.chain([machine::emulator(ARCH), &BUSYBOX]).collect()
+}
+
 /// Builds, fetches, boots, and prints a table.
 pub fn run(args: &Args) -> Result<ExitCode> {
     // Their programs are this machine's.
@@ -70,12 +76,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             ARCH.name()
         );
     }
-    host::ensure(
-        kernels::NEEDS
-            .iter()
-            .chain(host::TEST_TOOLS)
-            .chain([&machine::emulator(ARCH), &BUSYBOX]),
-    )?;
+    host::ensure(needs())?;
     let folder = folder();
     let build = Build::make(&folder)?;
     let kernels = args
