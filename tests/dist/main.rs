@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::LazyLock;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use support::net;
 use support::probe::NAMESPACES;
 
@@ -39,25 +39,29 @@ fn output(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn trial(name: &str, missing: Result<(), String>, run: impl FnOnce() + Send + 'static) -> Trial {
-    match missing {
-        Err(why) => Trial::test(name, || Ok(()))
-            .with_kind(format!("skipped: {why}"))
-            .with_ignored_flag(true),
-        Ok(()) => Trial::test(name, || {
-            // Each in a network namespace of its own, where there can be some.
-            let run = std::panic::AssertUnwindSafe(run);
-            let ended = match *NAMESPACES {
-                Ok(()) => net::in_namespace("trial", run),
-                Err(_) => std::panic::catch_unwind(run),
-            };
-            ended.map_err(|panic| {
-                let text = panic.downcast_ref::<String>().cloned();
-                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-                Failed::from(text.unwrap_or_default())
-            })
-        }),
-    }
+/// A trial that is skipped where `missing` says why. It says so only when the trial is about to run: a root of another system
+/// takes a minute to make.
+fn trial(
+    name: &str,
+    missing: impl FnOnce() -> Result<(), String> + Send + 'static,
+    run: impl FnOnce() + Send + 'static,
+) -> Trial {
+    Trial::ignorable_test(name, || {
+        if let Err(why) = missing() {
+            return Ok(Completion::ignored_with(format!("skipped: {why}")));
+        }
+        // Each in a network namespace of its own, where there can be some.
+        let run = std::panic::AssertUnwindSafe(run);
+        let ended = match *NAMESPACES {
+            Ok(()) => net::in_namespace("trial", run),
+            Err(_) => std::panic::catch_unwind(run),
+        };
+        ended.map(|()| Completion::Completed).map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Failed::from(text.unwrap_or_default())
+        })
+    })
 }
 
 fn main() -> ExitCode {

@@ -25,27 +25,27 @@ const NSSWITCH: &str = "hosts: nowhere [!UNAVAIL=return]\npasswd: nowhere\n";
 /// The trials.
 pub fn trials() -> Vec<Trial> {
     let debian = &SYSTEMS[2];
-    let debian_root = missing().and_then(|()| (debian.root)());
+    let debian_root = || missing().and_then(|()| (debian.root)());
     vec![
-        trial("only_the_file::finds_hosts_in_a_file", missing(), || {
+        trial("only_the_file::finds_hosts_in_a_file", missing, || {
             let root = with_names("hosts-file");
             fs::write(root.join("etc/hosts"), format!("{ADDRESS} {NAME}\n")).unwrap();
             is_asked(&root);
         }),
-        trial("only_the_file::finds_hosts_by_dns", missing(), || {
+        trial("only_the_file::finds_hosts_by_dns", missing, || {
             let root = with_names("hosts-dns");
             fs::write(root.join("etc/resolv.conf"), "nameserver 127.0.0.53\n").unwrap();
             let asked = answer_dns();
             is_asked(&root);
             assert_eq!(asked.try_recv().as_deref(), Ok(NAME));
         }),
-        trial("only_the_file::finds_hosts_whatever_nsswitch_says", missing(), || {
+        trial("only_the_file::finds_hosts_whatever_nsswitch_says", missing, || {
             let root = with_names("hosts-nsswitch");
             fs::write(root.join("etc/nsswitch.conf"), NSSWITCH).unwrap();
             fs::write(root.join("etc/hosts"), format!("{ADDRESS} {NAME}\n")).unwrap();
             is_asked(&root);
         }),
-        trial("only_the_file::finds_the_home_folder", missing(), || {
+        trial("only_the_file::finds_the_home_folder", missing, || {
             let root = with_names("home");
             fs::write(root.join("etc/nsswitch.conf"), NSSWITCH).unwrap();
             fs::write(root.join("etc/passwd"), "root:x:0:0::/elsewhere:/none\n").unwrap();
@@ -56,9 +56,9 @@ pub fn trials() -> Vec<Trial> {
         }),
         trial(
             "debian_11::finds_hosts_by_dns",
-            debian_root.clone().map(drop),
+            move || debian_root().map(drop),
             move || {
-                let root = debian_root.unwrap();
+                let root = debian_root().unwrap();
                 kubeconfig(&root);
                 fs::write(root.join("etc/resolv.conf"), "nameserver 127.0.0.53\n").unwrap();
                 let asked = answer_dns();
@@ -94,7 +94,8 @@ fn is_asked(root: &Path) {
     let asked = api_server();
     let mut command = enter(root, &["proc", "sys"]);
     command.args(["/kmesh-trace", "--kubeconfig=/kubeconfig"]);
-    let tracer = Start::called(command, &["-o", "json"]).tracing();
+    // The filter keeps out what else this machine does.
+    let tracer = Start::called(command, &["-o", "json", "--ip", &ADDRESS.to_string()]).tracing();
     let (path, host) = asked
         .recv_timeout(patience())
         .unwrap_or_else(|_| panic!("nobody asked; the tool said {:?}", tracer.said()));

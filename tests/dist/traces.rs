@@ -1,29 +1,28 @@
 //! The file in each of the roots: it runs there, and it traces.
 
 use std::fs::File;
+use std::net::TcpListener;
 use std::path::Path;
 
 use libtest_mimic::Trial;
 
 use crate::roots::{SYSTEMS, enter, missing, only_the_file, told};
 use crate::support::expect::{Proc, Scene};
-use crate::support::sock::{V, drain, exchange, pair};
+use crate::support::sock::{drain, exchange, pair_with};
 use crate::support::tracer::Start;
 use crate::{output, tool, trial};
 
 /// The trials.
 pub fn trials() -> Vec<Trial> {
-    let mut trials = vec![trial("only_the_file::wants_sys_alone", missing(), || {
+    let mut trials = vec![trial("only_the_file::wants_sys_alone", missing, || {
         traces(&only_the_file("wants-sys"), &["sys"], &["/kmesh-trace"]);
     })];
     for system in &SYSTEMS {
-        let root = missing().and_then(|()| (system.root)());
-        let root = || root.clone();
-        let name = |what: &str| format!("{}::{what}", system.name);
+        let root = || missing().and_then(|()| (system.root)());
         let mut add = |what: &str, run: fn(&Path, &'static [&'static str])| {
-            let missing = root().map(drop);
-            let root = root().unwrap_or_default();
-            trials.push(trial(&name(what), missing, move || run(&root, system.start)));
+            let name = format!("{}::{what}", system.name);
+            let missing = move || root().map(drop);
+            trials.push(trial(&name, missing, move || run(&root().unwrap(), system.start)));
         };
         add("tells_its_version", version);
         add("replays", replays);
@@ -65,21 +64,24 @@ fn checks(root: &Path, start: &[&str]) {
     );
 }
 
-/// One connection, of which both records come.
+/// Traces one connection: both records come, and no other. The filter keeps out what else this machine does.
 fn traces(root: &Path, mounted: &[&str], start: &[&str]) {
+    const SERVER: &str = "127.77.99.1";
     let mut command = enter(root, mounted);
     command.args(start);
-    let tracer = Start::with(command, &["-o", "json"]).tracing();
+    let tracer = Start::with(command, &["-o", "json", "--ip", SERVER]).tracing();
     let scene = Scene::new(&tracer.store);
-    let pair = pair(V::Four);
+    let pair = pair_with(&TcpListener::bind((SERVER, 0)).unwrap());
     exchange(&pair, 1000, 300);
     drop(pair.client);
     assert_eq!(drain(&pair.server), 0);
     drop(pair.server);
     let me = || Proc::me(&["connect", "close"]);
-    scene.expect(&[
+    scene.expect_among_others(&[
         pair.truth.outbound().bytes(1000, 300).ok("local").process(me()),
         pair.truth.inbound().bytes(300, 1000).ok("peer").process(me()),
     ]);
-    tracer.interrupt().check_whole();
+    let end = tracer.interrupt();
+    end.check_whole();
+    assert_eq!(end.store.records(scene.netns()).len(), 2);
 }

@@ -2,7 +2,8 @@
 //! wrote and read, what its calls returned, its ports and its pid), against the records of the real tool.
 //!
 //! Needs root. What cannot run here is found out beforehand, shown as skipped with the reason, and counted.
-//! `KMESH_TRACE_BIN` names another binary to test, `KMESH_TRACE_TEST_SMALL=1` is for small virtual machines.
+//! `KMESH_TRACE_BIN` names another binary to test, `KMESH_TRACE_TEST_SMALL=1` is for small virtual machines, and
+//! `KMESH_TRACE_TEST_SMOKE=1` selects one scenario of each topic.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(
     clippy::print_stdout,
@@ -48,6 +49,29 @@ use support::probe::{self, Need};
 use support::sock::V;
 use support::tracer::{self, Start, Tracer};
 use support::{actor, bpf, net};
+
+/// One scenario of each topic: each takes seconds on an emulated processor, and together they use most of the programs' code.
+const SMOKE: &[&str] = &[
+    "before::open_ipv4",
+    "bytes::up_only_ipv6",
+    "captures::all_events_and_summaries_on_demand",
+    "closing::client_first_ipv4",
+    "events::open_then_close_ipv6",
+    "failing::refused_by_reset_ipv4",
+    "faults::few_descriptors",
+    "filters::a_listener_that_connects",
+    "killed::client_ipv4",
+    "lifecycle::log_lines",
+    "many::places_are_given_back",
+    "metrics::equal_what_was_moved",
+    "names::own_pods_are_sorted_out_in_the_kernel",
+    "privileges::the_rest_is_given_up",
+    "process::two_processes_ipv4",
+    "rollups::still_connecting",
+    "signals::interrupt",
+    "special::to_itself_ipv6",
+    "terminal::quitting_restores_the_screen",
+];
 
 /// One trial.
 pub struct Scenario {
@@ -103,6 +127,15 @@ impl Table {
             });
         }
         self
+    }
+
+    /// All scenarios, or the one of them that is in [`SMOKE`].
+    fn selected(mut self) -> Vec<Scenario> {
+        if support::is_set("KMESH_TRACE_TEST_SMOKE") {
+            self.rows.retain(|scenario| SMOKE.contains(&scenario.name.as_str()));
+            assert_eq!(self.rows.len(), 1, "scenarios of {} in SMOKE", self.topic);
+        }
+        self.rows
     }
 }
 
@@ -239,7 +272,7 @@ fn main() -> ExitCode {
         lifecycle::table(),
         signals::table(),
     ];
-    let trials = tables.into_iter().flat_map(|table| table.rows).map(trial).collect();
+    let trials = tables.into_iter().flat_map(Table::selected).map(trial).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if arguments.list {
         return ExitCode::SUCCESS;

@@ -22,9 +22,14 @@ pub fn scratch() -> PathBuf {
     if beside.is_dir() { beside } else { std::env::temp_dir() }
 }
 
+/// Whether an environment variable is 1.
+pub fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value == "1")
+}
+
 /// True in the small virtual machines (an emulated CPU, little memory): the same scenarios, the heavy ones smaller.
 pub fn small() -> bool {
-    std::env::var_os("KMESH_TRACE_TEST_SMALL").is_some_and(|value| value == "1")
+    is_set("KMESH_TRACE_TEST_SMALL")
 }
 
 /// The most memory that a process has had, KiB, without what it has of files: in a small machine those are in memory, and

@@ -147,11 +147,11 @@ fn inside(probe: impl FnOnce() -> Result<(), String> + Send) -> Result<(), Strin
     net::in_namespace("probe", probe).unwrap_or_else(|_| Err("the probe itself failed".to_owned()))
 }
 
-/// Whether this variable says that the machine may be tampered with so.
+/// Checks that this variable permits a scenario to change the whole machine's state.
 fn allowed(variable: &str) -> Result<(), String> {
-    let value = std::env::var_os(variable);
-    let is_set = value.is_some_and(|value| value == "1");
-    is_set.then_some(()).ok_or_else(|| format!("{variable} is not set"))
+    super::is_set(variable)
+        .then_some(())
+        .ok_or_else(|| format!("{variable} is not set"))
 }
 
 /// Why a scenario with these needs cannot run here.

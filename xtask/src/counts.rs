@@ -100,7 +100,7 @@ impl Sum for Counts {
     }
 }
 
-/// The plain line that ends every task which tests; `.ci/run` adds these up.
+/// The last line of every task that tests. `.ci/run` and `.ci/full` add these lines up.
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

@@ -31,6 +31,12 @@ pub struct Args {
     /// Make it once more from a copy of the sources in another folder: it must be the same, to the bit
     #[arg(long)]
     again: bool,
+    /// Build quickly and without optimisations, to test it and not to give it away
+    #[arg(long)]
+    unoptimised: bool,
+    /// Filters for the trials of --test, which then boots no VM
+    #[arg(last = true, requires = "test")]
+    args: Vec<String>,
 }
 
 /// What cargo calls the environment variable with the compiler's flags, and what stands between two of them.
@@ -38,7 +44,7 @@ const FLAGS: &str = "CARGO_ENCODED_RUSTFLAGS";
 const SEPARATOR: &str = "\x1f";
 
 /// What the tests call, besides what all kernel tests do.
-const TEST_TOOLS: &[Need] = &[
+pub const TEST_TOOLS: &[Need] = &[
     Need {
         program: "busybox",
         package: "busybox-static",
@@ -55,7 +61,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let Some(arch) = args.arch.or(here) else {
         bail!("this machine is no architecture that the tool is built for: name one with --arch");
     };
-    let made = make(arch, &host::root(), &host::target_dir(), &host::cargo_home()?)?;
+    let profile = if args.unoptimised { "dev" } else { "dist" };
+    let made = make(arch, profile, &host::root(), &host::target_dir(), &host::cargo_home()?)?;
     println!("{}", made.archive.display());
     for (what, file) in [("archive", &made.archive), ("file", &made.tool)] {
         let bytes = fs::metadata(file)
@@ -70,9 +77,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             host::ensure(TEST_TOOLS)?;
         }
         let folder = [("KMESH_TRACE_DIST", made.folder.as_os_str())];
-        counts += test::suites(&["--package", "kmesh-trace", "--test", "dist"], &[], &folder)?;
+        counts += test::suites(&["--package", "kmesh-trace", "--test", "dist"], &args.args, &folder)?;
     }
-    if args.test {
+    if args.test && args.args.is_empty() {
         counts += vm::alone::run(arch, &made.tool, &vm::folder())?;
     }
     if args.again {
@@ -88,6 +95,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 struct Made {
     /// What executes it.
     arch: Arch,
+    /// The profile of Cargo.toml that it was built with.
+    profile: &'static str,
     /// Where the rest is.
     folder: PathBuf,
     /// What is given away.
@@ -97,15 +106,17 @@ struct Made {
 }
 
 /// Builds the sources in `root` and packs what comes of them in a folder of `target`.
-fn make(arch: Arch, root: &Path, target: &Path, cargo_home: &Path) -> Result<Made> {
+fn make(arch: Arch, profile: &'static str, root: &Path, target: &Path, cargo_home: &Path) -> Result<Made> {
     let mut cargo = host::cargo();
     cargo
         .current_dir(root)
-        .args(["build", "--locked", "--profile", "dist", "--package", "kmesh-trace"])
+        .args(["build", "--locked", "--profile", profile, "--package", "kmesh-trace"])
         // Naming the target keeps this build apart from the ordinary one, and the flags away from build scripts and macros.
         .args(["--bin", "kmesh-trace", "--target", arch.target(), "--target-dir"])
         .arg(target)
         .env("CARGO_HOME", cargo_home)
+        // The tests' profile shares macros and build scripts with the tests' build. This does not change those.
+        .args(["--config", "profile.dev.opt-level=0"])
         .env_remove("CARGO_TARGET_DIR")
         // Another object than the committed one is for tests.
         .env_remove("KMESH_TRACE_EBPF_OBJECT");
@@ -128,7 +139,8 @@ fn make(arch: Arch, root: &Path, target: &Path, cargo_home: &Path) -> Result<Mad
         cross::compile(&mut cargo, arch)?;
     }
     let tool = built::build(cargo)?.path("bin", "kmesh-trace")?;
-    archive::pack(arch, root, &target.join("dist-archive").join(arch.name()), &tool)
+    let out = target.join(format!("{profile}-archive")).join(arch.name());
+    archive::pack(arch, profile, root, &out, &tool)
 }
 
 fn remapped(from: &Path, to: &str) -> [OsString; 2] {

@@ -1,7 +1,7 @@
 //! `cargo xtask ebpf`: builds the eBPF object, which is committed so that a user needs stable Rust and nothing else.
 //!
-//! Beside the object stands its provenance: digests of what it was made of and the versions of what made it. `--check`
-//! compares the sources' digest always, and the object's bytes where the recorded toolchain is at hand.
+//! The provenance file beside the object has the digests of its sources and the versions of its toolchain. `--check` compares
+//! digests and needs no toolchain. `--check-bytes` also builds the object again and compares the bytes.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::host::RUSTC;
+use crate::host::{self, RUSTC};
 
 const PACKAGE: &str = "kmesh-trace-ebpf";
 const OBJECT: &str = "kmesh-trace-ebpf/kmesh-trace.bpf.o";
@@ -30,24 +30,30 @@ const REMEDY: &str = "on Debian: apt-get install --no-install-recommends rustc-w
                       libpolly-22-dev libzstd-dev zlib1g-dev && LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker \
                       --locked --no-default-features --features llvm-22";
 
-/// How to build it.
+/// What `cargo xtask ebpf` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Tell whether the committed object is made from the present sources; build nothing that is committed
-    #[arg(long, conflicts_with = "out")]
+    /// Check by digests that the committed object is made from the present sources; build nothing
+    #[arg(long, conflicts_with_all = ["out", "check_bytes"])]
     check: bool,
-    /// Write the object here, and leave the committed one alone
+    /// Also build the object again and check that the committed one has the same bytes; fail where the toolchain that made
+    /// it is not installed
+    #[arg(long, conflicts_with = "out")]
+    check_bytes: bool,
+    /// Write the object to this file instead of the committed one
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
 /// Builds or checks.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("xtask stands in the workspace")?;
-    if args.check {
-        return check(root);
+    let root = &host::root();
+    if args.check || args.check_bytes {
+        let recorded = check(root)?;
+        if args.check_bytes {
+            check_bytes(root, &recorded)?;
+        }
+        return Ok(ExitCode::SUCCESS);
     }
     let toolchain = toolchain()?;
     let object = build(root)?;
@@ -71,33 +77,38 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(root: &Path) -> Result<ExitCode> {
+/// Compares the digests of object and sources with the recorded ones.
+fn check(root: &Path) -> Result<Provenance> {
     let text = fs::read_to_string(root.join(PROVENANCE)).with_context(|| format!("cannot read {PROVENANCE}"))?;
     let recorded = Provenance::from_text(&text)?;
     let committed = fs::read(root.join(OBJECT)).with_context(|| format!("cannot read {OBJECT}"))?;
     ensure!(
         hex(&Sha256::digest(&committed)) == recorded.object,
-        "{OBJECT} is not the object that {PROVENANCE} tells of: run cargo xtask ebpf"
+        "{OBJECT} is not the object that {PROVENANCE} records: run cargo xtask ebpf"
     );
     ensure!(
         sources_digest(root)? == recorded.sources,
         "{OBJECT} is not made from the present sources: run cargo xtask ebpf"
     );
-    match toolchain() {
-        Ok(toolchain) if toolchain == recorded.toolchain => {
-            ensure!(
-                build(root)? == committed,
-                "the same sources and toolchain give another object than {OBJECT}"
-            );
-            println!("{OBJECT} is current: rebuilt, the same to the byte");
-        }
-        Ok(other) => println!(
-            "{OBJECT} is current by its sources (not rebuilt: made with {}; here {other})",
-            recorded.toolchain
-        ),
-        Err(_) => println!("{OBJECT} is current by its sources (not rebuilt: no eBPF toolchain here)"),
-    }
-    Ok(ExitCode::SUCCESS)
+    println!("{OBJECT} is made from the present sources, by its digests");
+    Ok(recorded)
+}
+
+/// Builds the object again and compares its digest with the recorded one.
+fn check_bytes(root: &Path, recorded: &Provenance) -> Result<()> {
+    let toolchain = toolchain().context("cannot build the object again")?;
+    ensure!(
+        toolchain == recorded.toolchain,
+        "cannot compare bytes: {OBJECT} was made with {}, and installed is {toolchain}. With this toolchain run cargo xtask \
+         ebpf, cargo xtask test and .ci/full, then commit the new object",
+        recorded.toolchain
+    );
+    ensure!(
+        hex(&Sha256::digest(build(root)?)) == recorded.object,
+        "the same sources and toolchain make another object than {OBJECT}"
+    );
+    println!("{OBJECT} has the bytes that its sources and its toolchain make");
+    Ok(())
 }
 
 /// What a committed object was made of, and by what.
@@ -188,9 +199,7 @@ fn remap(from: &Path, to: &str) -> OsString {
 
 /// Where cargo keeps the sources of dependencies: a folder a registry.
 fn registries() -> Result<Vec<PathBuf>> {
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    let sources = home.context("neither CARGO_HOME nor HOME is set")?.join("registry/src");
+    let sources = host::cargo_home()?.join("registry/src");
     // On a fresh machine the folder is made by the first fetch.
     let status = Command::new("cargo")
         .args(["fetch", "--quiet", "--locked"])

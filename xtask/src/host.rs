@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::arch::Arch;
 
 /// A program, and the Debian package that has it.
 pub struct Need {
@@ -71,6 +74,26 @@ pub const PROMETHEUS: &[Need] = &[
     },
 ];
 
+/// What the scripts call that start a kubelet and an API server (`tests/support/k8s`).
+pub const CLUSTER: &[Need] = &[
+    Need {
+        program: "curl",
+        package: "curl",
+    },
+    Need {
+        program: "openssl",
+        package: "openssl",
+    },
+    Need {
+        program: "sysctl",
+        package: "procps",
+    },
+    Need {
+        program: "xz",
+        package: "xz-utils",
+    },
+];
+
 /// The workspace's root folder.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -106,6 +129,18 @@ pub fn cargo() -> Command {
     cargo
 }
 
+/// Returns what `cargo metadata` says of the workspace in `root`, for these architectures.
+pub fn metadata(root: &Path, archs: &[Arch], options: &[&str]) -> Result<Value> {
+    let mut cargo = cargo();
+    cargo
+        .current_dir(root)
+        .args(["metadata", "--locked", "--format-version", "1"]);
+    for arch in archs {
+        cargo.args(["--filter-platform", arch.target()]);
+    }
+    serde_json::from_slice(&output(cargo.args(options))?).context("cargo metadata")
+}
+
 /// Whether this process may do everything.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -127,6 +162,7 @@ pub fn ensure<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<()> {
         .filter(|need| find(need.program).is_none())
         .map(|need| need.package)
         .collect();
+    packages.sort_unstable();
     packages.dedup();
     if packages.is_empty() {
         return Ok(());

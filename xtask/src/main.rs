@@ -13,8 +13,10 @@ mod dist;
 mod ebpf;
 mod fuzz;
 mod host;
+mod licences;
 mod man;
 mod runner;
+mod setup;
 mod test;
 mod vm;
 
@@ -37,12 +39,16 @@ enum Task {
     Bench(bench::Args),
     /// Make the archive to give away: one static file, manual, completions, licences, sums
     Dist(dist::Args),
-    /// Build the committed eBPF object, or tell whether it is current
+    /// Build the committed eBPF object, or check that it is current
     Ebpf(ebpf::Args),
     /// Feed anything at all to what reads captures, pod lists, records and arguments
     Fuzz(fuzz::Args),
+    /// Check the licence of every dependency against deny.toml
+    Licences,
     /// Make the manual page, or tell whether the committed one is current and without fault
     Man(man::Args),
+    /// Install the Debian packages that the tests call
+    Setup,
     /// Run every test of user space; as root the kernel tests too
     Test(test::Args),
     /// Run the kernel tests on Debian's kernels, in QEMU without KVM
@@ -58,7 +64,9 @@ fn main() -> ExitCode {
         Task::Dist(args) => dist::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::Licences => licences::run(),
         Task::Man(args) => man::run(&args),
+        Task::Setup => setup::run(),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
         Task::Runner(args) => runner::run(&args),

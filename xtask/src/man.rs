@@ -18,7 +18,8 @@ use crate::host::{self, Need};
 /// The page in the repository.
 pub const PAGE: &str = "man/kmesh-trace.8";
 const SECTIONS: &str = "man/sections";
-const LINTERS: &[Need] = &[
+/// What `--check` calls.
+pub const LINTERS: &[Need] = &[
     Need {
         program: "man",
         package: "man-db",

@@ -16,6 +16,9 @@ pub struct Args {
     /// Run just this suite (`kernel`, `names`, `cli` or `deploy`)
     #[arg(long, value_name = "SUITE")]
     only: Option<String>,
+    /// Build the programs of all suites, and run none
+    #[arg(long, conflicts_with_all = ["only", "args"])]
+    no_run: bool,
     /// Go to each test program: a filter, `--nocapture`, …
     #[arg(last = true)]
     args: Vec<String>,
@@ -25,8 +28,17 @@ pub struct Args {
 /// kernel tests run the built object.
 pub const EVERYTHING: &[&str] = &["--workspace", "--exclude", "kmesh-trace-ebpf"];
 
+/// The suites that run only when they are named.
+const NAMED: &[&str] = &["--package", "kmesh-trace", "--test", "names", "--test", "dist"];
+
 /// Runs them.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    if args.no_run {
+        for programs in [EVERYTHING, NAMED] {
+            host::succeed(host::cargo().args(["test", "--no-run"]).args(programs))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     host::ensure(host::TEST_TOOLS)?;
     // Who cannot install them need not have them: what wants them is then skipped, and counted.
     if host::is_root() {

@@ -38,7 +38,10 @@ pub struct Args {
     /// The modules of a kernel that is given by its path [default: /lib/modules/RELEASE]
     #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
-    /// How long a machine may run
+    /// Run one scenario of each topic instead of all
+    #[arg(long, conflicts_with = "args")]
+    smoke: bool,
+    /// How long a VM may run
     #[arg(long, value_name = "MINUTES", default_value_t = 20)]
     deadline: u64,
     /// How many machines run at once; each keeps one processor busy [default: one a processor]
@@ -58,6 +61,12 @@ const BUSYBOX: Need = Need {
     package: "busybox-static",
 };
 
+/// The packages that a run calls on this machine.
+pub fn needs() -> Vec<&'static Need> {
+    let needs = kernels::NEEDS.iter().chain(host::TEST_TOOLS);
+    needs.chain([machine::emulator(ARCH), &BUSYBOX]).collect()
+}
+
 /// Builds, fetches, boots, and prints a table.
 pub fn run(args: &Args) -> Result<ExitCode> {
     // Their programs are this machine's.
@@ -67,12 +76,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             ARCH.name()
         );
     }
-    host::ensure(
-        kernels::NEEDS
-            .iter()
-            .chain(host::TEST_TOOLS)
-            .chain([&machine::emulator(ARCH), &BUSYBOX]),
-    )?;
+    host::ensure(needs())?;
     let folder = folder();
     let build = Build::make(&folder)?;
     let kernels = args
@@ -126,11 +130,7 @@ pub fn folder() -> PathBuf {
 fn test(kernel: &Kernel, build: &Build, folder: &Path, args: &Args) -> Result<Verdict> {
     let programs = [(build.tool.as_path(), TOOL), (build.tests.as_path(), TESTS)];
     let refused = kernel.must_be_refused();
-    let steps = if refused {
-        refusal_steps()
-    } else {
-        test_steps(&args.args)
-    };
+    let steps = if refused { refusal_steps() } else { test_steps(args) };
     let initramfs = folder.join(format!("{}.initramfs", kernel.name));
     fs::write(&initramfs, guest::initramfs(kernel, &programs, &steps)?)
         .with_context(|| format!("cannot write {}", initramfs.display()))?;
@@ -154,15 +154,16 @@ fn test(kernel: &Kernel, build: &Build, folder: &Path, args: &Args) -> Result<Ve
     })
 }
 
-/// All tests that these arguments leave, and with a scheduler that is set otherwise what needs one.
-fn test_steps(args: &[String]) -> Vec<Step> {
+/// The tests that the arguments select. `put_aside` changes the scheduler's settings, so it runs after the others.
+fn test_steps(args: &Args) -> Vec<Step> {
     const ASIDE: &str = "put_aside";
     let tests = |args: &[String]| test_step("tests", "KMESH_TRACE_TEST_STEP_CLOCK=1", args);
     let aside = || test_step(ASIDE, "KMESH_TRACE_TEST_PUT_ASIDE=1", &[ASIDE.to_owned()]);
-    match args {
+    match args.args.as_slice() {
+        _ if args.smoke => vec![test_step("smoke", "KMESH_TRACE_TEST_SMOKE=1", &[])],
         [] => vec![tests(&["--skip".to_owned(), ASIDE.to_owned()]), aside()],
         [only] if only == ASIDE => vec![aside()],
-        _ => vec![tests(args)],
+        filter => vec![tests(filter)],
     }
 }
 

@@ -9,14 +9,13 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::{Made, archive, make};
-use crate::arch::Arch;
 use crate::counts::Counts;
 use crate::host;
 
 /// Makes it and compares.
 pub fn compare(first: &Made) -> Result<Counts> {
     let place = std::env::temp_dir().join(format!("made elsewhere {}", std::process::id()));
-    let second = make_in(first.arch, &place);
+    let second = make_in(first, &place);
     let same = second.and_then(|second| {
         let pairs = [(&first.tool, &second.tool), (&first.archive, &second.archive)];
         let mut counts = Counts::default();
@@ -37,7 +36,7 @@ pub fn compare(first: &Made) -> Result<Counts> {
     same
 }
 
-fn make_in(arch: Arch, place: &Path) -> Result<Made> {
+fn make_in(first: &Made, place: &Path) -> Result<Made> {
     let sources = place.join("sources");
     copy_sources(&sources)?;
     let cargo_home = place.join("cargo home");
@@ -48,7 +47,7 @@ fn make_in(arch: Arch, place: &Path) -> Result<Made> {
         let entry = entry?;
         symlink(entry.path(), cargo_home.join(entry.file_name()))?;
     }
-    make(arch, &sources, &place.join("target"), &cargo_home)
+    make(first.arch, first.profile, &sources, &place.join("target"), &cargo_home)
 }
 
 /// All that git knows of, as it is now, and what is new and not ignored.

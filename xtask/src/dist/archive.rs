@@ -31,7 +31,7 @@ const COMPLETIONS: [(Shell, &str); 3] = [
 ];
 
 /// Lays out all files in a new folder of `out`, and packs them beside it.
-pub fn pack(arch: Arch, root: &Path, out: &Path, tool: &Path) -> Result<Made> {
+pub fn pack(arch: Arch, profile: &'static str, root: &Path, out: &Path, tool: &Path) -> Result<Made> {
     let name = format!("kmesh-trace-{}-{}-linux", env!("CARGO_PKG_VERSION"), arch.name());
     if out.exists() {
         fs::remove_dir_all(out).with_context(|| format!("cannot remove {}", out.display()))?;
@@ -78,6 +78,7 @@ pub fn pack(arch: Arch, root: &Path, out: &Path, tool: &Path) -> Result<Made> {
     write(out, SUMS, sums(out, &[&packed])?.as_bytes())?;
     Ok(Made {
         arch,
+        profile,
         archive: out.join(&packed),
         tool: folder.join("kmesh-trace"),
         folder: out.to_owned(),

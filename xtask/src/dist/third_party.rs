@@ -18,12 +18,7 @@ const TERMS: [&str; 4] = ["LICEN", "COPYING", "NOTICE", "UNLICENSE"];
 
 /// A list of all crates that are linked in, then each text once, with whose it is.
 pub fn text(arch: Arch, root: &Path) -> Result<String> {
-    let mut cargo = host::cargo();
-    cargo
-        .current_dir(root)
-        .args(["metadata", "--locked", "--format-version", "1"])
-        .args(["--filter-platform", arch.target()]);
-    let metadata: Value = serde_json::from_slice(&host::output(&mut cargo)?).context("cargo metadata")?;
+    let metadata = host::metadata(root, &[arch], &[])?;
     let packages = linked(&metadata).context("cargo metadata has another form than is known here")?;
 
     let mut list = String::new();

@@ -33,7 +33,7 @@ const REFUSED: u16 = 7778;
 
 /// Boots it, and counts what holds.
 pub fn run(arch: Arch, tool: &Path, folder: &Path) -> Result<Counts> {
-    host::ensure(kernels::NEEDS.iter().chain([&machine::emulator(arch)]))?;
+    host::ensure(kernels::NEEDS.iter().chain([machine::emulator(arch)]))?;
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let kernel = Kernel::find(KERNEL, None, arch, folder)?;
     let steps = steps();

@@ -14,13 +14,13 @@ use crate::arch::Arch;
 use crate::host::Need;
 
 /// The emulator of an architecture.
-pub fn emulator(arch: Arch) -> Need {
+pub fn emulator(arch: Arch) -> &'static Need {
     match arch {
-        Arch::X86_64 => Need {
+        Arch::X86_64 => &Need {
             program: "qemu-system-x86_64",
             package: "qemu-system-x86",
         },
-        Arch::Aarch64 => Need {
+        Arch::Aarch64 => &Need {
             program: "qemu-system-aarch64",
             package: "qemu-system-arm",
         },

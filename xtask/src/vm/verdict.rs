@@ -88,7 +88,7 @@ impl Verdict {
         verdict
     }
 
-    /// Counts a failure, and notes why, in the words by which `.ci/run` finds it.
+    /// Counts a failure, and notes why. `.ci/lib.sh` finds the note by its first word.
     pub fn fail(&mut self, why: &str) {
         self.counts += Counts::one(false);
         self.notes.push(format!("failed: {why}"));

@@ -1,0 +1,23 @@
+//! `cargo xtask setup`: installs the Debian packages that the tests call, so that tasks can then run side by side.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::host;
+use crate::{dist, man, vm};
+
+/// Installs what is missing, or says what it is.
+pub fn run() -> Result<ExitCode> {
+    let needs = [
+        host::TEST_TOOLS,
+        host::SHELLS,
+        host::EXAMPLES,
+        host::PROMETHEUS,
+        host::CLUSTER,
+        man::LINTERS,
+        dist::TEST_TOOLS,
+    ];
+    host::ensure(needs.into_iter().flatten().chain(vm::needs()))?;
+    Ok(ExitCode::SUCCESS)
+}
