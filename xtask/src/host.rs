@@ -71,6 +71,26 @@ pub const PROMETHEUS: &[Need] = &[
     },
 ];
 
+/// What the scripts call that start a kubelet and an API server (`tests/support/k8s`).
+pub const CLUSTER: &[Need] = &[
+    Need {
+        program: "curl",
+        package: "curl",
+    },
+    Need {
+        program: "openssl",
+        package: "openssl",
+    },
+    Need {
+        program: "sysctl",
+        package: "procps",
+    },
+    Need {
+        program: "xz",
+        package: "xz-utils",
+    },
+];
+
 /// The workspace's root folder.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -140,6 +160,14 @@ pub fn ensure<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<()> {
     install(&packages)
 }
 
+/// Installs the programs that tests call, as far as they are missing. Where that is not possible, says which are missing: the
+/// tests that need one of them are skipped.
+pub fn provide<'a>(needs: impl IntoIterator<Item = &'a Need>) {
+    if let Err(error) = ensure(needs) {
+        eprintln!("xtask: {error:#}\nxtask: tests that need what is missing are skipped");
+    }
+}
+
 /// Whether these tasks may install Debian's packages here: root on a Debian system.
 pub fn installs() -> bool {
     is_root() && find("apt-get").is_some()
@@ -149,8 +177,10 @@ pub fn installs() -> bool {
 pub fn install(packages: &[&str]) -> Result<()> {
     eprintln!("xtask: installing {}", packages.join(" "));
     apt_get(&["update", "-q"])?;
+    // Another program may be installing something, too.
+    let wait = ["-o", "DPkg::Lock::Timeout=600"];
     let install = ["install", "-q", "-y", "--no-install-recommends"];
-    apt_get(&[&install[..], packages].concat())
+    apt_get(&[&wait[..], &install, packages].concat())
 }
 
 fn apt_get(args: &[&str]) -> Result<()> {

@@ -27,13 +27,14 @@ pub const EVERYTHING: &[&str] = &["--workspace", "--exclude", "kmesh-trace-ebpf"
 
 /// Runs them.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    host::ensure(host::TEST_TOOLS)?;
-    // Who cannot install them need not have them: what wants them is then skipped, and counted.
-    if host::is_root() {
-        host::ensure(host::SHELLS)?;
-        host::ensure(host::EXAMPLES)?;
-        host::ensure(host::PROMETHEUS)?;
-    }
+    let needs = [
+        host::TEST_TOOLS,
+        host::SHELLS,
+        host::EXAMPLES,
+        host::PROMETHEUS,
+        host::CLUSTER,
+    ];
+    host::provide(needs.into_iter().flatten());
 
     let suites_of: &[&str] = match &args.only {
         Some(suite) => &["--package", "kmesh-trace", "--test", suite],
