@@ -99,7 +99,7 @@ pub fn show_what_was_sent() {
     reset(&listener);
     refuse();
     prometheus.until(ends, 5.0);
-    let from = prometheus.query("timestamp(kmesh_trace_build_info)", None)[0].1;
+    let from = prometheus.until("kmesh_trace_build_info", 1.0);
 
     for _ in 0..OK as usize {
         let pair = pair_with(&listener);
@@ -115,7 +115,7 @@ pub fn show_what_was_sent() {
     prometheus.until(opened, 2.0 + OK + RESET + OPEN);
     let opened = r#"sum(kmesh_tcp_connections_opened_total{reporter="destination"})"#;
     prometheus.until(opened, 2.0 + OK + RESET + OPEN);
-    let until = prometheus.query("timestamp(kmesh_trace_build_info)", None)[0].1;
+    let until = prometheus.until("kmesh_trace_build_info", 1.0);
 
     let window = ((until - from) * 1000.0).round();
     let mut queries = 0;

@@ -50,8 +50,6 @@ fn trial(name: &'static str, missing: Missing, run: fn()) -> Trial {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Each has a Prometheus or an API server of its own.
-    arguments.test_threads.get_or_insert(1);
     let prometheus = || prometheus::missing().and_then(|()| NAMESPACES.clone());
     let trials = vec![
         trial("rules::are_valid", prometheus(), rules::are_valid),
@@ -72,6 +70,8 @@ fn main() -> ExitCode {
             manifests::applied,
         ),
     ];
+    // Each has a Prometheus or an API server of its own, and waits for it most of the time.
+    arguments.test_threads.get_or_insert(trials.len());
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
         println!(

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kmesh_trace::enrich::facts::{Owner, PodFacts};
@@ -280,8 +281,14 @@ fn plain_http_where_https_is_spoken() {
 }
 
 fn no_pod_list() {
+    const STATISTICS: &str = "http://127.0.0.1:10255/stats/summary";
     stage::node();
-    refused("--kubelet=http://127.0.0.1:10255/stats/summary", &["no PodList"]);
+    // A kubelet that has just started has none, and answers 500.
+    wait_until("the kubelet has statistics", || {
+        let asked = Command::new("curl").args(["-sf", STATISTICS]).output();
+        asked.unwrap().status.success()
+    });
+    refused(&format!("--kubelet={STATISTICS}"), &["no PodList"]);
     refused("--kubelet=http://127.0.0.1:10255/nothing", &["404"]);
 }
 

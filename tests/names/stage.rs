@@ -65,14 +65,12 @@ pub fn node() {
     NODE.as_ref().unwrap();
 }
 
-/// Starts an API server, to which no kubelet has come yet, and gives it the objects of the cluster.
+/// Starts an API server, to which no kubelet has come yet.
 fn start_api_server() {
     static API_SERVER: LazyLock<Result<String, String>> = LazyLock::new(|| {
         let mut up = script("apiserver-up.sh");
         up.arg(api_server());
-        run(up)?;
-        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/support/k8s/demo.yaml");
-        try_kubectl(&["apply", "-f", demo.to_str().unwrap()])
+        run(up)
     });
     API_SERVER.as_ref().unwrap();
 }
@@ -89,16 +87,11 @@ pub fn start_all() {
 pub fn cluster() {
     static CLUSTER: LazyLock<Result<String, String>> = LazyLock::new(|| {
         start_api_server();
-        if kubelet().join("kubelet.pid").exists() {
-            // The pods go on, and another kubelet takes them over.
-            Killed::process(&kubelet(), "kubelet");
-            fs::remove_file(kubelet().join("kubelet.pid")).unwrap();
-        }
-        let mut up = script("kubelet-up.sh");
-        up.args([kubelet(), api_server()])
-            .env("KUBELET_AUTH", "webhook")
-            .env("KUBELET_TLS", "ca");
-        run(up)?;
+        register_kubelet()?;
+        // A scheduler that has found no node tries again only after seconds.
+        try_kubectl(&["wait", "--timeout=300s", "--for=condition=ready", "node", "--all"])?;
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/support/k8s/demo.yaml");
+        try_kubectl(&["create", "-f", demo.to_str().unwrap()])?;
         for (namespace, workload) in [
             ("shop", "deployment/web"),
             ("shop", "deployment/client"),
@@ -107,11 +100,25 @@ pub fn cluster() {
         ] {
             try_kubectl(&["-n", namespace, "rollout", "status", "--timeout=300s", workload])?;
         }
-        let is = |condition| ["wait", "--timeout=300s", condition];
-        try_kubectl(&[&["-n", "shop"], &is("--for=condition=complete")[..], &["job/once"]].concat())?;
-        try_kubectl(&[&is("--for=condition=ready")[..], &["pod/bare"]].concat())
+        let wait = ["wait", "--timeout=300s"];
+        try_kubectl(&[&["-n", "shop"], &wait[..], &["--for=condition=complete", "job/once"]].concat())?;
+        try_kubectl(&[&wait[..], &["--for=condition=ready", "pod/bare"]].concat())
     });
     CLUSTER.as_ref().unwrap();
+}
+
+/// Starts a kubelet for the API server. The pods of the one before go on.
+fn register_kubelet() -> Result<String, String> {
+    let pid_file = kubelet().join("kubelet.pid");
+    if pid_file.exists() {
+        Killed::process(&kubelet(), "kubelet");
+        fs::remove_file(pid_file).unwrap();
+    }
+    let mut up = script("kubelet-up.sh");
+    up.args([kubelet(), api_server()])
+        .env("KUBELET_AUTH", "webhook")
+        .env("KUBELET_TLS", "ca");
+    run(up)
 }
 
 /// Stops all that runs.

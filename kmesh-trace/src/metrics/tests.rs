@@ -295,7 +295,7 @@ fn from_pod(number: u64) -> Record {
 /// Several times as many destinations as there are routes and series.
 #[test]
 fn many_destinations_fold_into_what_there_is_room_for() {
-    const DESTINATIONS: usize = 6 * MOST_ROUTES;
+    const DESTINATIONS: u64 = 6 * MOST_ROUTES as u64;
     let sent = 5.0 * DESTINATIONS as f64;
     let mut metrics = metrics(Settings {
         max_series: 1_000,

@@ -82,6 +82,8 @@ staticPodPath: $([ "${STATIC:-1}" = 0 ] && echo '""' || echo "$D/manifests")
 fileCheckFrequency: 500ms
 syncFrequency: 5s
 nodeStatusUpdateFrequency: 1s
+kubeAPIQPS: 100   # by default 5: for seconds after its start the kubelet would not say that pods run
+kubeAPIBurst: 200
 cgroupDriver: cgroupfs
 failSwapOn: false
 makeIPTablesUtilChains: false
