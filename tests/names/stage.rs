@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use crate::components::{self, run};
 
 /// How long to wait for what must come. Only a failing test ever waits this long.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Every program that this suite starts.
 const PROGRAMS: &[&str] = &[
@@ -89,7 +89,7 @@ pub fn cluster() {
         start_api_server();
         register_kubelet()?;
         // A scheduler that has found no node tries again only after seconds.
-        try_kubectl(&["wait", "--timeout=300s", "--for=condition=ready", "node", "--all"])?;
+        try_kubectl(&["wait", "--timeout=600s", "--for=condition=ready", "node", "--all"])?;
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/support/k8s/demo.yaml");
         try_kubectl(&["create", "-f", demo.to_str().unwrap()])?;
         for (namespace, workload) in [
@@ -98,9 +98,9 @@ pub fn cluster() {
             ("shop", "statefulset/db"),
             ("kube-system", "daemonset/agent"),
         ] {
-            try_kubectl(&["-n", namespace, "rollout", "status", "--timeout=300s", workload])?;
+            try_kubectl(&["-n", namespace, "rollout", "status", "--timeout=600s", workload])?;
         }
-        let wait = ["wait", "--timeout=300s"];
+        let wait = ["wait", "--timeout=600s"];
         try_kubectl(&[&["-n", "shop"], &wait[..], &["--for=condition=complete", "job/once"]].concat())?;
         try_kubectl(&[&wait[..], &["--for=condition=ready", "pod/bare"]].concat())
     });

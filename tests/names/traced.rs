@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use nix::sys::signal::Signal;
+
 use crate::Row;
 use crate::listener::listen;
 use crate::node::{by_certificate, running};
@@ -62,7 +64,8 @@ fn trace_until(arguments: &str, line: Option<&str>) -> End {
     if let Some(line) = line {
         tracer.wait_said(&format!("kmesh-trace: {line}"));
     }
-    let end = tracer.interrupt();
+    tracer.signal(Signal::SIGINT);
+    let end = tracer.wait_within(stage::PATIENCE);
     assert_eq!(end.store.faults(), [""; 0]);
     end
 }
@@ -168,7 +171,8 @@ fn first_names() {
             after(first),
             after(named.seen)
         );
-        tracer.interrupt().check();
+        tracer.signal(Signal::SIGINT);
+        tracer.wait_within(stage::PATIENCE).check();
     }
     over.store(true, Ordering::Relaxed);
     client.join().unwrap();

@@ -59,7 +59,7 @@ cat >"$D/cni/10-kmesh.conflist" <<C
 C
 if ! alive "$D/containerd.pid"; then   # it goes on where only the kubelet is another one
   start containerd "$D" "$(command -v containerd)" -c "$D/containerd.toml"
-  wait_for 180 ctr -a "$D/containerd.sock" version || { tail -5 "$D/containerd.log" >&2; die "containerd did not come up"; }
+  wait_for 600 ctr -a "$D/containerd.sock" version || { tail -5 "$D/containerd.log" >&2; die "containerd did not come up"; }
   "$HERE/images.sh" "$D"
   ctr -a "$D/containerd.sock" -n k8s.io images import "$D/kmesh-images.tar" >/dev/null
 fi
@@ -95,9 +95,9 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1%}
 authentication:
   anonymous: {enabled: $AN}
-  webhook: {enabled: $WH}
+  webhook: {enabled: $WH, cacheTTL: 1h}   # a test asks it again when the API server is down, however late
   x509: {clientCAFile: $P/ca.crt}
-authorization: {mode: $MODE}
+authorization: {mode: $MODE, webhook: {cacheAuthorizedTTL: 1h}}
 $TLS
 C
 F=""
@@ -115,5 +115,5 @@ fi
 start kubelet "$D" "$(command -v kubelet)" --config="$D/kubelet.yaml" --root-dir="$D/kubelet" --cert-dir="$P/kubelet" \
   --hostname-override="$NODE" ${NODE_IP:+--node-ip=$NODE_IP} --v="${KUBELET_V:-2}" $F ${KUBELET_FLAGS:-}
 U=https://127.0.0.1:$PORT
-wait_for 180 curl -skf --cert "$P/client.crt" --key "$P/client.key" "$U/pods" || { grep -E '^[EF]' "$D/kubelet.log" | tail -8 >&2; die "kubelet did not come up (see $D/kubelet.log)"; }
+wait_for 600 curl -skf --cert "$P/client.crt" --key "$P/client.key" "$U/pods" || { grep -E '^[EF]' "$D/kubelet.log" | tail -8 >&2; die "kubelet did not come up (see $D/kubelet.log)"; }
 echo "ready: $(kubelet --version) node $NODE: curl -k --cert $P/client.crt --key $P/client.key $U/pods"
