@@ -1,7 +1,6 @@
 //! What is said about the command line itself: help, versions, the schema, and what is wrong with it.
 
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
 
@@ -96,7 +95,8 @@ fn a_reader_that_goes() -> Result<(), Failed> {
     Ok(())
 }
 
-/// A billion laughs in less than a kilobyte: in an address space of 256 MiB it is refused, and at once.
+/// Ten billion strings as YAML aliases in less than a kilobyte: the tool refuses the file. It has an address space of 256 MiB
+/// and 60 s of processor time, which the expanded strings exceed many times over.
 fn a_bomb_of_aliases() -> Result<(), Failed> {
     let line = |level| {
         format!(
@@ -104,20 +104,21 @@ fn a_bomb_of_aliases() -> Result<(), Failed> {
             vec![format!("*a{}", level - 1); 10].join(",")
         )
     };
-    let laughs: String = (1..=9).map(line).collect();
+    let laughs: String = (1..=10).map(line).collect();
+    let bomb = format!("kind: PodList\nitems: []\na0: &a0 laugh\n{laughs}");
+    assert!(bomb.len() < 1000, "{} bytes", bomb.len());
     let file = std::env::temp_dir().join(format!("kmesh-trace-bomb-{}.yaml", std::process::id()));
-    std::fs::write(&file, format!("kind: PodList\nitems: []\na0: &a0 laugh\n{laughs}"))?;
-    let began = Instant::now();
+    std::fs::write(&file, bomb)?;
+    let limits = "ulimit -v 262144; ulimit -t 60; exec \"$0\" --pods-file \"$1\" --duration 1s";
     let output = Command::new("sh")
-        .args(["-c", "ulimit -v 262144; exec \"$0\" --pods-file \"$1\" --duration 1s"])
+        .args(["-c", limits])
         .arg(env!("CARGO_BIN_EXE_kmesh-trace"))
         .arg(&file)
         .output()?;
-    let took = began.elapsed();
     std::fs::remove_file(&file)?;
-    let said = text(&output.stderr);
-    if output.status.code() != Some(1) || !said.contains("alias") || took > Duration::from_secs(2) {
-        return Err(format!("{:?} after {took:?}: {said}", output.status).into());
+    let stderr = text(&output.stderr);
+    if output.status.code() != Some(1) || !stderr.contains("alias") {
+        return Err(format!("{}: {stderr}", output.status).into());
     }
     Ok(())
 }

@@ -30,9 +30,11 @@ exec "$TOOL" "$@"
 pub fn trials() -> Vec<Trial> {
     let readme = read("README.md");
     let manual = read("man/kmesh-trace.8");
-    let mut trials: Vec<_> = blocks(&manual)
+    let (blocks, console) = (blocks(&manual), console(&readme));
+    let counts = [("the manual", blocks.len()), ("the README", console.len())];
+    let mut trials: Vec<_> = blocks
         .into_iter()
-        .chain(console(&readme))
+        .chain(console)
         .enumerate()
         .map(|(number, script)| {
             let first = script.lines().next().unwrap_or_default();
@@ -46,6 +48,9 @@ pub fn trials() -> Vec<Trial> {
             }
         })
         .collect();
+    trials.push(Trial::test("examples::are found in both files", move || {
+        are_found(counts)
+    }));
     trials.push(Trial::test("examples::the README's table", the_readmes_table));
     trials.push(Trial::test("examples::flags that are shown exist", shown_flags_exist));
     trials.push(Trial::test(
@@ -60,7 +65,7 @@ fn repository() -> PathBuf {
 }
 
 fn read(file: &str) -> String {
-    fs::read_to_string(repository().join(file)).unwrap_or_default()
+    fs::read_to_string(repository().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
 fn is_here(program: &str) -> bool {
@@ -97,6 +102,14 @@ fn blocks(manual: &str) -> Vec<String> {
 fn console(readme: &str) -> Vec<String> {
     let lines = readme.lines().filter_map(|line| line.strip_prefix("# kmesh-trace "));
     lines.map(|rest| format!("kmesh-trace {rest}")).collect()
+}
+
+/// Fails when an edit of a file's layout hides its examples from the search above.
+fn are_found(counts: [(&str, usize); 2]) -> Result<(), Failed> {
+    match counts.iter().find(|(_, count)| *count < 3) {
+        Some((file, count)) => Err(format!("{count} command lines in {file}").into()),
+        None => Ok(()),
+    }
 }
 
 fn runs(number: usize, script: &str) -> Result<(), Failed> {
@@ -170,13 +183,18 @@ fn shown_flags_exist() -> Result<(), Failed> {
         let lines = text
             .lines()
             .filter(|line| !line.contains("cargo ") && !line.contains("xtask"));
+        let mut found = 0;
         for line in lines.filter(|line| line.contains("kmesh-trace -") || line.contains("`--")) {
             let words = line.split(|char: char| !(char.is_ascii_alphanumeric() || char == '-'));
             for flag in words.filter(|word| word.starts_with("--") && word.len() > 2) {
                 if !known.iter().any(|known| known == flag) {
                     return Err(format!("{file}: there is no {flag}: {line}").into());
                 }
+                found += 1;
             }
+        }
+        if found < 5 {
+            return Err(format!("{file} shows {found} flags").into());
         }
     }
     Ok(())

@@ -1,12 +1,14 @@
 //! What is in `deploy/`, against the real things: rules through promtool, dashboards through a Prometheus that scrapes the
 //! tool under traffic, manifests through an API server.
 //!
-//! Needs root, Debian's `prometheus`, and for the manifests the binaries of `../shared/k8s` (or another folder, by
-//! `K8S_DIR`). What cannot run here is shown as skipped with the reason, and counted.
+//! Needs root, Debian's `prometheus`, and for the manifests the components that `K8S_BIN` names or `../shared/k8s` has. What
+//! cannot run here is shown as skipped with the reason, and counted.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::print_stdout, reason = "the counts are for the terminal")]
 #![expect(dead_code, reason = "the support is made for several suites")]
 
+#[path = "../names/components.rs"]
+mod components;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -33,8 +35,8 @@ fn folder() -> PathBuf {
 
 fn trial(name: &'static str, missing: Missing, run: fn()) -> Trial {
     match missing {
-        Err(why) => Trial::test(name, move || Err(Failed::from(why)))
-            .with_kind("skipped")
+        Err(why) => Trial::test(name, || Ok(()))
+            .with_kind(format!("skipped: {why}"))
             .with_ignored_flag(true),
         Ok(()) => Trial::test(name, move || {
             net::in_namespace(name, run).map_err(|panic| {
@@ -48,8 +50,6 @@ fn trial(name: &'static str, missing: Missing, run: fn()) -> Trial {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Each has a Prometheus or an API server of its own.
-    arguments.test_threads.get_or_insert(1);
     let prometheus = || prometheus::missing().and_then(|()| NAMESPACES.clone());
     let trials = vec![
         trial("rules::are_valid", prometheus(), rules::are_valid),
@@ -70,16 +70,10 @@ fn main() -> ExitCode {
             manifests::applied,
         ),
     ];
-    let skipped: Vec<_> = trials
-        .iter()
-        .filter(|trial| trial.has_ignored_flag())
-        .map(|trial| trial.name().to_owned())
-        .collect();
+    // Each has a Prometheus or an API server of its own, and waits for it most of the time.
+    arguments.test_threads.get_or_insert(trials.len());
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
-        for name in &skipped {
-            println!("skipped: {name}");
-        }
         println!(
             "{} passed, {} failed, {} skipped",
             conclusion.num_passed, conclusion.num_failed, conclusion.num_ignored

@@ -1,59 +1,49 @@
 //! The manifests, given to a real API server, and what the account may do then.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use crate::components::{self, Right};
 use crate::folder;
-use crate::support::net;
+use crate::support::sock::wait_until;
 
-/// The folder with the scripts that start one.
-fn scripts() -> PathBuf {
-    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/k8s");
-    std::env::var_os("K8S_DIR").map_or(shared, PathBuf::from)
-}
+const PROGRAMS: &[&str] = &["etcd", "kube-apiserver", "kubectl"];
 
-/// Where they unpack it.
-fn root() -> PathBuf {
-    std::env::var_os("K8S_ROOT")
-        .unwrap_or_else(|| "/tmp/k8s-root".into())
-        .into()
-}
-
-/// Whether an API server can be started; unpacks it, since that may need the network.
+/// Why no API server can be started here.
 pub fn missing() -> Result<(), String> {
     crate::support::probe::NAMESPACES.clone()?;
-    let prepare = scripts().join("prepare.sh");
-    if !prepare.exists() {
-        return Err(format!(
-            "no Kubernetes in {} (K8S_DIR names another folder)",
-            scripts().display()
-        ));
-    }
-    if root().join("bin/kubectl").exists() {
-        return Ok(());
-    }
-    net::try_run(&prepare.to_string_lossy(), &[]).map(drop)
+    components::find(PROGRAMS).map(drop)
 }
 
 struct ApiServer {
+    components: PathBuf,
     folder: PathBuf,
 }
 
 impl ApiServer {
     fn start() -> Self {
-        let folder = PathBuf::from(format!("/tmp/kt-api-{}", std::process::id()));
-        let up = scripts().join("apiserver-up.sh");
-        let environment = ["CONTROLLERS=0", "ADMISSION_OFF=ServiceAccount"];
-        net::run(
-            "env",
-            &[&environment[..], &[up.to_str().unwrap(), folder.to_str().unwrap()]].concat(),
-        );
-        Self { folder }
+        let server = Self {
+            components: components::find(PROGRAMS).unwrap(),
+            folder: PathBuf::from(format!("/tmp/kt-api-{}", std::process::id())),
+        };
+        let mut up = components::script("apiserver-up.sh", &server.components);
+        up.arg(&server.folder)
+            .env("CONTROLLERS", "0")
+            .env("ADMISSION_OFF", "ServiceAccount");
+        components::run(up).unwrap();
+        server
     }
 
+    /// What kubectl says, as the administrator. It knows of no other server.
     fn kubectl(&self, args: &[&str]) -> Result<String, String> {
-        let kubeconfig = format!("--kubeconfig={}", self.folder.join("kubeconfig").display());
-        let kubectl = root().join("bin/kubectl");
-        net::try_run(&kubectl.to_string_lossy(), &[&[&*kubeconfig], args].concat())
+        let mut kubectl = Command::new(self.components.join("kubectl"));
+        kubectl
+            .arg("--kubeconfig")
+            .arg(self.folder.join("kubeconfig"))
+            .arg("--cache-dir")
+            .arg(self.folder.join("cache"))
+            .args(args);
+        components::run(kubectl)
     }
 
     fn apply(&self, file: &Path) {
@@ -61,35 +51,46 @@ impl ApiServer {
             .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     }
 
-    /// What the tracer's account may do: verb and resource.
-    fn may(&self, verb: &str, resource: &str) -> bool {
-        let account = "--as=system:serviceaccount:kmesh-trace:kmesh-trace";
-        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
-        let subresource = format!("--subresource={subresource}");
-        // Who may not gets status 1.
-        self.kubectl(&[
-            "auth",
-            "can-i",
-            verb,
-            resource,
-            &subresource,
-            account,
-            "--all-namespaces",
-        ])
-        .is_ok_and(|told| told.trim().ends_with("yes"))
+    /// Waits until the tracer's account has exactly the rights `granted` of these two sets. The server takes a moment to see a
+    /// new role.
+    fn wait_for_rights(&self, granted: &[Right<'_>], denied: &[Right<'_>]) {
+        let account = "system:serviceaccount:kmesh-trace:kmesh-trace";
+        let groups = [
+            "system:serviceaccounts",
+            "system:serviceaccounts:kmesh-trace",
+            "system:authenticated",
+        ];
+        let rights = [granted, denied].concat();
+        let mut has = Vec::new();
+        let questions: Vec<_> = rights
+            .iter()
+            .map(|right| components::review(account, &groups, *right))
+            .collect();
+        wait_until(&format!("{granted:?} are granted"), || {
+            has = components::answers(&self.folder, &questions).unwrap();
+            has[..granted.len()].iter().all(|granted| *granted)
+        });
+        let too_much: Vec<_> = rights
+            .iter()
+            .zip(&has)
+            .skip(granted.len())
+            .filter(|(_, has)| **has)
+            .collect();
+        assert!(too_much.is_empty(), "{too_much:?}");
     }
 }
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        let down = scripts().join("apiserver-down.sh");
-        net::try_run(down.to_str().unwrap(), &[self.folder.to_str().unwrap()]).unwrap_or_default();
+        let mut down = components::script("apiserver-down.sh", &self.components);
+        down.arg(&self.folder);
+        components::run(down).unwrap_or_default();
         std::fs::remove_dir_all(&self.folder).unwrap_or_default();
     }
 }
 
-/// Every resource and verb that a role grants.
-const CLUSTER: [(&str, &str); 14] = [
+/// The rights that the role in `rbac-cluster.yaml` grants.
+const CLUSTER: [Right<'_>; 14] = [
     ("list", "pods"),
     ("watch", "pods"),
     ("list", "services"),
@@ -105,8 +106,8 @@ const CLUSTER: [(&str, &str); 14] = [
     ("list", "jobs.batch"),
     ("watch", "jobs.batch"),
 ];
-/// What no role grants.
-const NEVER: [(&str, &str); 8] = [
+/// Rights that no role grants.
+const NEVER: [Right<'_>; 8] = [
     ("get", "secrets"),
     ("list", "secrets"),
     ("create", "nodes/proxy"),
@@ -126,27 +127,21 @@ pub fn applied() {
     api.kubectl(&[
         "wait",
         "--for=condition=Established",
-        "--timeout=60s",
+        "--timeout=120s",
         "crd/podmonitors.monitoring.coreos.com",
     ])
     .unwrap();
-    assert!(!api.may("get", "nodes/pods"));
+    let denied = |more: &[Right<'static>]| [&NEVER[..], more].concat();
+    let (pods, proxy) = (("get", "nodes/pods"), ("get", "nodes/proxy"));
+    api.wait_for_rights(&[], &denied(&[&[pods, proxy], &CLUSTER[..]].concat()));
     for file in ["rbac.yaml", "daemonset.yaml", "networkpolicy.yaml", "podmonitor.yaml"] {
         api.apply(&manifests.join(file));
     }
-    assert!(api.may("get", "nodes/pods"));
-    assert!(!api.may("get", "nodes/proxy"));
-    assert!(CLUSTER.iter().all(|(verb, resource)| !api.may(verb, resource)));
+    api.wait_for_rights(&[pods], &denied(&[&[proxy], &CLUSTER[..]].concat()));
     api.apply(&manifests.join("rbac-nodes-proxy.yaml"));
-    assert!(api.may("get", "nodes/proxy"));
-    assert!(CLUSTER.iter().all(|(verb, resource)| !api.may(verb, resource)));
+    api.wait_for_rights(&[pods, proxy], &denied(&CLUSTER));
     api.apply(&manifests.join("rbac-cluster.yaml"));
-    for (verb, resource) in CLUSTER {
-        assert!(api.may(verb, resource), "{verb} {resource}");
-    }
-    for (verb, resource) in NEVER {
-        assert!(!api.may(verb, resource), "{verb} {resource}");
-    }
+    api.wait_for_rights(&[&[pods, proxy], &CLUSTER[..]].concat(), &denied(&[]));
     // What the server has made of it.
     let read = |path: &str| {
         let jsonpath = format!("jsonpath={{{path}}}");

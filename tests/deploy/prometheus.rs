@@ -5,11 +5,15 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
 use crate::support::net;
 use crate::support::sock::{V, free_port, wait_until};
+
+const BETWEEN_QUESTIONS: Duration = Duration::from_millis(100);
 
 /// Both programs come in one package.
 pub fn missing() -> Result<(), String> {
@@ -63,6 +67,7 @@ impl Prometheus {
 
     fn wait_ready(&self) {
         wait_until("Prometheus", || {
+            thread::sleep(BETWEEN_QUESTIONS);
             self.get("/-/ready").is_ok_and(|answer| answer.contains("is Ready"))
         });
     }
@@ -106,16 +111,31 @@ impl Prometheus {
         self.query(query, at).iter().map(|(_, value)| value).sum()
     }
 
-    /// Waits until the sum of a query is this, and gives the time of a scrape that shows it.
+    /// Waits until the sum of a query has this value, and returns the time of a scrape that shows it.
     pub fn until(&self, query: &str, value: f64) -> f64 {
         let mut last = f64::NAN;
+        let mut scraped = None;
         wait_until(&format!("{query} = {value}"), || {
-            last = self.sum(query, None);
-            last == value
+            // Both at the same time. A scrape that fails in between leaves no sample for the second.
+            let now = Some(now());
+            last = self.sum(query, now);
+            scraped = self
+                .query(&format!("timestamp({query})"), now)
+                .first()
+                .map(|(_, time)| *time);
+            let is_so = last == value && scraped.is_some();
+            if !is_so {
+                // Prometheus needs the processor more than these questions do.
+                thread::sleep(BETWEEN_QUESTIONS);
+            }
+            is_so
         });
-        let times = self.query(&format!("timestamp({query})"), None);
-        times.first().map(|(_, time)| *time).unwrap()
+        scraped.unwrap_or_else(|| panic!("{query} is {last}"))
     }
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
 fn start(folder: &Path, address: SocketAddr) -> Child {

@@ -165,8 +165,9 @@ fn answer_dns() -> mpsc::Receiver<String> {
                 answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
                 answer.extend(ADDRESS.octets());
             }
-            socket.send_to(&answer, from).unwrap();
+            // Before the answer: whoever sees what follows from that looks for the name.
             _ = tell.send(name);
+            socket.send_to(&answer, from).unwrap();
         }
     });
     told

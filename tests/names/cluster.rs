@@ -8,12 +8,13 @@ use std::process::Command;
 use kmesh_trace::names::update::{ControllerRef, Owner, TargetPort};
 
 use crate::Row;
+use crate::components::{self, Right};
 use crate::listener::{Listener, listen, try_listen};
-use crate::node::{addresses, is_as_it_runs, write};
+use crate::node::{a_kubelet_that_hangs, addresses, is_as_it_runs, write};
 use crate::stage::{self, Killed, Stopped, api_server, kubectl, kubelet, value};
 
-/// In the order in which they disturb each other least.
-pub const TRIALS: &[Row] = &[
+/// Leave the API server and the kubelet as they are.
+pub const BESIDE_OTHERS: &[Row] = &[
     ("cluster::pods_and_owners", pods_and_owners),
     ("cluster::services_and_endpoints", services_and_endpoints),
     ("cluster::nodes", nodes),
@@ -49,7 +50,16 @@ pub const TRIALS: &[Row] = &[
         "cluster::the_opt_in_role_is_for_this_kubelet",
         the_opt_in_role_is_for_this_kubelet,
     ),
+];
+
+/// Stop one of the two, and no other.
+pub const HANGING: &[Row] = &[
     ("cluster::an_api_server_that_hangs", an_api_server_that_hangs),
+    ("node::a_kubelet_that_hangs", a_kubelet_that_hangs),
+];
+
+/// Start the API server anew.
+pub const BY_ITSELF: &[Row] = &[
     ("cluster::a_watch_that_is_cut", a_watch_that_is_cut),
     (
         "cluster::kubelet_without_its_api_server",
@@ -236,6 +246,13 @@ fn kubeconfig(name: &str, from: &str, change: impl Fn(&str) -> String) -> String
     let changed = change(&text);
     assert_ne!(text, changed);
     format!("--kubeconfig={}", write(name, &changed))
+}
+
+/// The kubeconfig of a user without rights, with another user's token.
+fn kubeconfig_of(user: &str) -> String {
+    kubeconfig("kubeconfig-user", "kubeconfig-nobody", |text| {
+        text.replace(&token("kmesh-nobody"), &token(user))
+    })
 }
 
 fn a_token_that_is_not_accepted() {
@@ -438,95 +455,131 @@ fn rules_of(file: &str) -> serde_json::Value {
     role.unwrap()["rules"].take()
 }
 
-/// A role for a user who has none, for as long as this lives.
-struct Granted;
-
-impl Granted {
-    fn role(rules: &serde_json::Value) -> Self {
+/// Gives each of these users, who have no other rights, a role with these rules.
+fn grant(roles: &[(&str, serde_json::Value)]) {
+    const API: &str = "rbac.authorization.k8s.io";
+    let objects = roles.iter().flat_map(|(user, rules)| {
+        let version = format!("{API}/v1");
         let role = serde_json::json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-            "metadata": {"name": "kmesh-test"}, "rules": rules,
+            "apiVersion": version, "kind": "ClusterRole", "metadata": {"name": user}, "rules": rules,
         });
-        kubectl(&["apply", "-f", &write("role.json", &role.to_string())]);
-        let bind = [
-            "create",
-            "clusterrolebinding",
-            "kmesh-test",
-            "--clusterrole=kmesh-test",
-            "--user=kmesh-nobody",
-        ];
-        kubectl(&bind);
-        Self
-    }
-
-    /// Waits until the API server goes by it.
-    fn holds(&self, verb: &str, resource: &str, may: bool) {
-        let (resource, part) = resource.split_once('/').unwrap_or((resource, ""));
-        let part = format!("--subresource={part}");
-        let ask = ["auth", "can-i", verb, resource, &part, "--as=kmesh-nobody", "-A"];
-        stage::wait_until("the role to hold", || stage::try_kubectl(&ask).is_ok() == may);
-    }
+        let binding = serde_json::json!({
+            "apiVersion": version, "kind": "ClusterRoleBinding", "metadata": {"name": user},
+            "roleRef": {"apiGroup": API, "kind": "ClusterRole", "name": user},
+            "subjects": [{"apiGroup": API, "kind": "User", "name": user}],
+        });
+        [role, binding]
+    });
+    let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects.collect::<Vec<_>>()});
+    kubectl(&["apply", "-f", &write("roles.json", &list.to_string())]);
 }
 
-impl Drop for Granted {
-    fn drop(&mut self) {
-        _ = stage::try_kubectl(&["delete", "clusterrolebinding/kmesh-test", "clusterrole/kmesh-test"]);
-    }
+/// Waits until the API server answers these questions so. It takes a moment to see a new role.
+fn wait_for_rights(questions: &[(serde_json::Value, bool)]) {
+    let (questions, expected): (Vec<_>, Vec<_>) = questions.iter().cloned().unzip();
+    stage::wait_until("the roles to hold", || {
+        components::answers(&api_server(), &questions).unwrap() == expected
+    });
 }
 
-/// The role in `deploy/`, without each of its verbs in turn: something is told of each, and of that kind alone.
+/// The question whether this user has a right.
+fn may(user: &str, right: Right<'_>) -> serde_json::Value {
+    components::review(user, &["system:authenticated"], right)
+}
+
+fn texts(list: &serde_json::Value) -> impl Iterator<Item = &str> {
+    list.as_array().unwrap().iter().map(|text| text.as_str().unwrap())
+}
+
+/// Each verb of a role, with the API group and the resource that it is for.
+fn verbs_of(rules: &serde_json::Value) -> Vec<(&str, &str, &str)> {
+    let mut verbs = Vec::new();
+    for rule in rules.as_array().unwrap() {
+        let group = rule["apiGroups"][0].as_str().unwrap();
+        for resource in texts(&rule["resources"]) {
+            verbs.extend(texts(&rule["verbs"]).map(|verb| (group, resource, verb)));
+        }
+    }
+    verbs
+}
+
+/// The role in `deploy/` without one of its verbs, for each verb: the tool names that kind in one line, and the others come.
 fn each_verb_of_its_role_is_needed() {
     stage::cluster();
     let rules = rules_of("rbac-cluster.yaml");
-    // Only who has no EndpointSlices is asked for Endpoints.
+    let verbs = verbs_of(&rules);
+    assert_eq!(verbs.len(), 14, "{verbs:?}");
+    // Only where there are no EndpointSlices does the tool ask for Endpoints.
     let slices = kubectl(&["api-versions"])
         .lines()
         .any(|line| line == "discovery.k8s.io/v1");
-    let mut verbs = Vec::new();
-    for rule in rules.as_array().unwrap() {
-        for resource in rule["resources"].as_array().unwrap() {
-            for verb in rule["verbs"].as_array().unwrap() {
-                verbs.push((
-                    &rule["apiGroups"][0],
-                    resource.as_str().unwrap(),
-                    verb.as_str().unwrap(),
-                ));
-            }
-        }
-    }
-    assert_eq!(verbs.len(), 14, "{verbs:?}");
-    let idle = if slices { "endpoints" } else { "endpointslices" };
-    for removed in verbs.iter().filter(|(_, resource, _)| *resource != idle) {
-        let rules = verbs.iter().filter(|one| *one != removed).map(|(group, resource, verb)| {
+    let (used, idle) = match slices {
+        true => ("endpointslices", "endpoints"),
+        false => ("endpoints", "endpointslices"),
+    };
+    let resources: Vec<_> = verbs
+        .iter()
+        .map(|(group, resource, _)| [resource, *group].join("."))
+        .collect();
+    let rights = verbs.iter().zip(&resources);
+    let rights: Vec<Right<'_>> = rights
+        .map(|((_, _, verb), resource)| (*verb, resource.trim_end_matches('.')))
+        .collect();
+    let users: Vec<_> = (0..verbs.len()).map(|number| format!("kmesh-user-{number}")).collect();
+
+    let without = |removed: usize| {
+        let left = verbs.iter().enumerate().filter(move |(number, _)| *number != removed);
+        left.map(|(_, (group, resource, verb))| {
             serde_json::json!({"apiGroups": [group], "resources": [resource], "verbs": [verb]})
-        });
-        let granted = Granted::role(&rules.collect());
-        let (group, resource, verb) = *removed;
-        let full = [resource, group.as_str().unwrap()].join(".");
-        let full = full.trim_end_matches('.');
-        granted.holds(verb, full, false);
-        let other = if resource == "nodes" { "pods" } else { "nodes" };
-        granted.holds(verb, other, true);
-        let listener = listen(&format!(
-            "--kubeconfig={}",
-            api_server().join("kubeconfig-nobody").display()
-        ));
-        let line = listener.line("403 Forbidden: kmesh-nobody lacks the permission");
-        assert!(line.contains(resource), "{verb} {full}: {line}");
-        if resource != "pods" {
-            listener.wait("pods", |known| known.pod("db-0").map(drop));
+        })
+    };
+    let roles = users.iter().enumerate();
+    grant(
+        &roles
+            .map(|(removed, user)| (user.as_str(), without(removed).collect()))
+            .collect::<Vec<_>>(),
+    );
+    let questions = users.iter().enumerate().flat_map(|(removed, user)| {
+        let rights = rights.iter().enumerate();
+        rights.map(move |(number, right)| (may(user, *right), number != removed))
+    });
+    wait_for_rights(&questions.collect::<Vec<_>>());
+
+    let cases = verbs
+        .iter()
+        .zip(&users)
+        .filter(|((_, resource, _), _)| *resource != idle);
+    let listeners: Vec<_> = cases
+        .map(|(verb, user)| (verb, user, listen(&kubeconfig_of(user))))
+        .collect();
+    for ((_, resource, verb), user, listener) in listeners {
+        let line = listener.line(&format!("403 Forbidden: {user} lacks the permission"));
+        assert!(line.contains(resource), "{verb} {resource}: {line}");
+        if *resource != "pods" {
+            listener.wait("the other kinds", |known| {
+                let is_there = |kind, is_known| *resource == kind || is_known;
+                (known.pod("db-0").is_some()
+                    && is_there("services", known.service("web").is_some())
+                    && is_there("nodes", !known.nodes().is_empty())
+                    && is_there(used, known.endpoints("web").is_some()))
+                .then_some(())
+            });
         }
         let refused = listener.lines().iter().filter(|line| line.contains("403")).count();
-        assert_eq!(refused, 1, "{verb} {full}: {:?}", listener.lines());
+        assert_eq!(refused, 1, "{verb} {resource}: {:?}", listener.lines());
     }
 }
 
 /// It knows nothing finer than nodes/proxy: who has that, and nothing else, is answered.
 fn the_opt_in_role_is_for_this_kubelet() {
+    const USER: &str = "kmesh-user-14";
     stage::cluster();
-    let granted = Granted::role(&rules_of("rbac-nodes-proxy.yaml"));
-    granted.holds("get", "nodes/proxy", true);
-    let token = write("token", &token("kmesh-nobody"));
+    grant(&[(USER, rules_of("rbac-nodes-proxy.yaml"))]);
+    wait_for_rights(&[
+        (may(USER, ("get", "nodes/proxy")), true),
+        (may(USER, ("list", "pods")), false),
+    ]);
+    let token = write("token", &token(USER));
     let ca = kubelet().join("pki/ca.crt").display().to_string();
     let listener = listen(&format!("--kubelet --kubelet-token {token} --kubelet-ca {ca}"));
     listener.wait("web", |known| known.pod("web-9").map(drop));
@@ -542,10 +595,19 @@ fn an_api_server_that_hangs() {
     listener.wait("db-0", |known| known.pod("db-0").map(drop));
 }
 
+/// A pod that no scheduler places, so that the API server alone decides when it comes and goes.
+fn unplaced(name: &str) -> String {
+    let pod = serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop"},
+        "spec": {"schedulerName": "nobody", "containers": [{"name": "main", "image": "kmesh.local/busybox:1"}]},
+    });
+    write("unplaced.json", &pod.to_string())
+}
+
 fn a_watch_that_is_cut() {
     let listener = as_admin();
-    kubectl(&["apply", "-f", &write("late.yaml", LATE)]);
-    listener.wait("the pod that will go", |known| known.pod("late").map(drop));
+    kubectl(&["apply", "-f", &unplaced("going")]);
+    listener.wait("the pod that will go", |known| known.pod("going").map(drop));
     let killed = Killed::process(&api_server(), "kube-apiserver");
     listener.line("warning: no updates from the API server");
     killed.revive();
@@ -553,18 +615,15 @@ fn a_watch_that_is_cut() {
         stage::try_kubectl(&["get", "--raw", "/readyz"]).is_ok()
     });
     // What was remembered of it is too old for the new one: it is listed anew.
-    kubectl(&["-n", "shop", "delete", "pod", "late"]);
-    kubectl(&["-n", "shop", "scale", "--replicas=3", "deployment/web"]);
+    kubectl(&["-n", "shop", "delete", "pod", "going"]);
+    kubectl(&["apply", "-f", &unplaced("coming")]);
     listener.wait("what changed meanwhile", |known| {
-        let web = known.pods().filter(|pod| pod.name.starts_with("web-9")).count();
-        (known.pod("late").is_none() && web == 3).then_some(())
+        (known.pod("going").is_none() && known.pod("coming").is_some()).then_some(())
     });
     listener.line("names come again from the API server");
     assert!(!listener.has_failed());
-    kubectl(&["-n", "shop", "scale", "--replicas=2", "deployment/web"]);
-    listener.wait("the third to go", |known| {
-        (known.pods().filter(|pod| pod.name.starts_with("web-9")).count() == 2).then_some(())
-    });
+    kubectl(&["-n", "shop", "delete", "pod", "coming"]);
+    listener.wait("the new pod to go", |known| known.pod("coming").is_none().then_some(()));
 }
 
 fn kubelet_without_its_api_server() {

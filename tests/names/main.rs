@@ -5,11 +5,15 @@
 //! is shown as skipped with the reason, and counted.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::print_stdout, reason = "what was measured belongs to the test's output")]
+#![expect(dead_code, reason = "the support is made for several suites")]
 
 mod cluster;
+mod components;
 mod listener;
 mod node;
 mod stage;
+#[path = "../support/mod.rs"]
+mod support;
 mod traced;
 
 use std::process::ExitCode;
@@ -30,24 +34,51 @@ fn trial((name, run): Row) -> Trial {
                 )
             })
         }),
-        Err(why) => Trial::test(name, move || Err(Failed::from(why)))
+        Err(why) => Trial::test(name, || Ok(()))
             .with_kind(format!("skipped: {why}"))
             .with_ignored_flag(true),
     }
 }
 
+/// Trials that run one after another, or beside each other. There is one kubelet on a machine.
+enum Phase {
+    InTurn(Vec<Row>),
+    Together(Vec<Row>),
+}
+
+fn phases() -> [Phase; 6] {
+    [
+        Phase::Together([node::ALONE, traced::ALONE].concat()),
+        Phase::Together(node::BESIDE_OTHERS.to_vec()),
+        Phase::InTurn([node::BY_ITSELF, traced::WITH_A_NODE].concat()),
+        Phase::Together(cluster::BESIDE_OTHERS.to_vec()),
+        Phase::Together(cluster::HANGING.to_vec()),
+        Phase::InTurn(cluster::BY_ITSELF.to_vec()),
+    ]
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // There is one kubelet on a machine, and each trial has it for itself.
-    arguments.test_threads = Some(1);
-    let trials = node::TRIALS
-        .iter()
-        .chain(traced::TRIALS)
-        .chain(cluster::TRIALS)
-        .copied()
-        .map(trial)
-        .collect();
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    stage::clear();
-    conclusion.exit_code()
+    let is_whole = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.list;
+    let starting = (is_whole && stage::components().is_ok()).then(|| std::thread::spawn(stage::start_all));
+    let mut has_failed = false;
+    for phase in phases() {
+        let (threads, rows) = match phase {
+            Phase::InTurn(rows) => (1, rows),
+            Phase::Together(rows) => (rows.len(), rows),
+        };
+        arguments.test_threads = Some(threads);
+        let conclusion = libtest_mimic::run(&arguments, rows.into_iter().map(trial).collect());
+        has_failed |= conclusion.has_failed();
+    }
+    // A panic there is a failure of the trials that wanted what was not started.
+    _ = starting.map(std::thread::JoinHandle::join);
+    if stage::components().is_ok() {
+        stage::clear();
+    }
+    if has_failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }

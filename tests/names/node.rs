@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use kmesh_trace::names::update::{Owner, PodObject};
 
@@ -10,8 +12,11 @@ use crate::Row;
 use crate::listener::{Known, Listener, listen, try_listen};
 use crate::stage::{self, Stopped, folder, kubelet, wait_until};
 
-/// In the order in which they disturb each other least.
-pub const TRIALS: &[Row] = &[
+/// Want nothing that is started for them.
+pub const ALONE: &[Row] = &[("node::nobody_listens", nobody_listens)];
+
+/// Leave the kubelet as it is.
+pub const BESIDE_OTHERS: &[Row] = &[
     (
         "node::kubelet_with_a_client_certificate",
         kubelet_with_a_client_certificate,
@@ -31,10 +36,10 @@ pub const TRIALS: &[Row] = &[
         plain_http_where_https_is_spoken,
     ),
     ("node::no_pod_list", no_pod_list),
-    ("node::nobody_listens", nobody_listens),
-    ("node::a_kubelet_that_hangs", a_kubelet_that_hangs),
-    ("node::a_kubelet_that_goes_away", a_kubelet_that_goes_away),
 ];
+
+/// Stop the kubelet.
+pub const BY_ITSELF: &[Row] = &[("node::a_kubelet_that_goes_away", a_kubelet_that_goes_away)];
 
 /// With the certificate that the script has made.
 pub fn by_certificate() -> String {
@@ -111,7 +116,13 @@ pub fn running(listener: &Listener, name: &str) -> PodObject {
 
 /// What the manifests say, whoever tells it.
 fn check_pods(listener: &Listener) {
-    let web = running(listener, "web");
+    // Its containers start one after the other.
+    let web = listener.wait("web with both containers", |known| {
+        listener.refresh();
+        let web = known.pod("web").filter(|pod| is_as_it_runs(pod))?;
+        let ids = web.containers.iter().filter_map(|container| container.id);
+        (ids.count() == 2).then(|| web.clone())
+    });
     assert_eq!((&*web.namespace, web.host_network), ("shop", Some(false)));
     let labels = web.labels.clone().unwrap();
     for label in [("app", "web"), ("tier", "front")] {
@@ -270,8 +281,14 @@ fn plain_http_where_https_is_spoken() {
 }
 
 fn no_pod_list() {
+    const STATISTICS: &str = "http://127.0.0.1:10255/stats/summary";
     stage::node();
-    refused("--kubelet=http://127.0.0.1:10255/stats/summary", &["no PodList"]);
+    // A kubelet that has just started has none, and answers 500.
+    wait_until("the kubelet has statistics", || {
+        let asked = Command::new("curl").args(["-sf", STATISTICS]).output();
+        asked.unwrap().status.success()
+    });
+    refused(&format!("--kubelet={STATISTICS}"), &["no PodList"]);
     refused("--kubelet=http://127.0.0.1:10255/nothing", &["404"]);
 }
 
@@ -294,15 +311,16 @@ fn nobody_listens() {
     assert!(missing.is_err_and(|error| error.contains("--kubelet-token")));
 }
 
-fn a_kubelet_that_hangs() {
-    stage::node();
+/// In a cluster, where the API server hangs at the same time: each costs ten seconds.
+pub fn a_kubelet_that_hangs() {
+    stage::cluster();
     let stopped = Stopped::process(&kubelet(), "kubelet");
     let listener = listen(&by_certificate());
     let line = listener.line("error: no names from");
     assert!(line.contains("in the first 10 s"), "{line}");
     assert!(listener.has_failed());
     drop(stopped);
-    running(&listener, "web");
+    listener.wait("web", |known| known.pod("web").map(drop));
     assert!(listener.has_failed(), "it was late all the same");
 }
 
@@ -328,9 +346,11 @@ fn a_kubelet_that_goes_away() {
     assert!(!listener.has_failed(), "it had answered in time");
 }
 
-/// A file of this run.
+/// Makes a new file of this run, whose name ends so.
 pub fn write(name: &str, text: &str) -> String {
-    let path = folder(name);
+    static FILES: AtomicU32 = AtomicU32::new(0);
+    let number = FILES.fetch_add(1, Ordering::Relaxed);
+    let path = folder(&format!("{number}-{name}"));
     fs::create_dir_all(folder("")).unwrap();
     fs::write(&path, text).unwrap();
     Path::to_str(&path).unwrap().to_owned()

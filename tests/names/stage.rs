@@ -1,56 +1,39 @@
-//! What runs meanwhile: nothing, a kubelet by itself, or an API server with a kubelet.
+//! The kubelet and the API server that trials ask: started when the first trial wants them, and stopped at the end.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::components::{self, run};
+
 /// How long to wait for what must come. Only a failing test ever waits this long.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Which of them run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Running {
-    Nothing,
-    Node,
-    Cluster,
-}
-
-static RUNNING: Mutex<Running> = Mutex::new(Running::Nothing);
+/// Every program that this suite starts.
+const PROGRAMS: &[&str] = &[
+    "busybox",
+    "containerd",
+    "ctr",
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubectl",
+    "kubelet",
+    "runc",
+];
 
 /// Where the components are; or why they cannot be had.
 pub fn components() -> Result<&'static Path, &'static str> {
-    static FOUND: LazyLock<Result<PathBuf, String>> = LazyLock::new(find);
+    static FOUND: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| components::find(PROGRAMS));
     FOUND.as_ref().map(PathBuf::as_path).map_err(String::as_str)
-}
-
-fn find() -> Result<PathBuf, String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err("needs root".to_owned());
-    }
-    let found = match std::env::var_os("K8S_BIN") {
-        Some(folder) => PathBuf::from(folder),
-        None => {
-            let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/k8s/prepare.sh");
-            if !shared.exists() {
-                return Err("no kubelet and no API server here: K8S_BIN names a folder with them".to_owned());
-            }
-            run(Command::new(shared))?;
-            let root = std::env::var_os("K8S_ROOT").map_or_else(|| PathBuf::from("/tmp/k8s-root"), PathBuf::from);
-            root.join("bin")
-        }
-    };
-    let lacking = ["kubelet", "kube-apiserver", "containerd", "runc", "etcd"].map(|program| found.join(program));
-    match lacking.iter().find(|program| !program.exists()) {
-        Some(program) => Err(format!("no {}", program.display())),
-        None => Ok(found),
-    }
 }
 
 /// A folder of this run, with a short name: sockets are in it.
@@ -69,100 +52,87 @@ pub fn api_server() -> PathBuf {
 }
 
 fn script(name: &str) -> Command {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/support/k8s")
-        .join(name);
-    let mut command = Command::new(path);
-    command.env("K8S_BIN", components().unwrap());
-    command
+    components::script(name, components().unwrap())
 }
 
-/// Runs a command; its output on both streams when it fails.
-fn run(mut command: Command) -> Result<String, String> {
-    // What it starts in the background would hold a pipe open: a file is read when the command has ended.
-    let path = std::env::temp_dir().join(format!("kmn{}.out", std::process::id()));
-    let output = fs::File::create(&path).map_err(|error| error.to_string())?;
-    let errors = output.try_clone().map_err(|error| error.to_string())?;
-    let status = command.stdin(Stdio::null()).stdout(output).stderr(errors).status();
-    let text = fs::read_to_string(&path).unwrap_or_default();
-    match status {
-        Ok(status) if status.success() => Ok(text),
-        other => Err(format!("{command:?}: {other:?}: {text}")),
-    }
-}
-
-/// A kubelet without an API server, and its static pods.
+/// Starts a kubelet without an API server, with its static pods. No trial wants it once there is a cluster.
 pub fn node() {
-    change(Running::Node, || {
+    static NODE: LazyLock<Result<String, String>> = LazyLock::new(|| {
         let mut up = script("kubelet-up.sh");
         up.arg(kubelet());
-        run(up).unwrap();
+        run(up)
+    });
+    NODE.as_ref().unwrap();
+}
+
+/// Starts an API server, to which no kubelet has come yet.
+fn start_api_server() {
+    static API_SERVER: LazyLock<Result<String, String>> = LazyLock::new(|| {
+        let mut up = script("apiserver-up.sh");
+        up.arg(api_server());
+        run(up)
+    });
+    API_SERVER.as_ref().unwrap();
+}
+
+/// Starts what a whole run wants sooner or later, while trials run that want none of it.
+pub fn start_all() {
+    thread::scope(|scope| {
+        scope.spawn(node);
+        scope.spawn(start_api_server);
     });
 }
 
-/// An API server, a kubelet that is registered there, and the pods of both.
+/// Starts an API server and a kubelet that is registered there, and waits for the pods of both.
 pub fn cluster() {
-    change(Running::Cluster, || {
-        let mut up = script("apiserver-up.sh");
-        up.arg(api_server());
-        run(up).unwrap();
-        let mut up = script("kubelet-up.sh");
-        up.args([kubelet(), api_server()])
-            .env("KUBELET_AUTH", "webhook")
-            .env("KUBELET_TLS", "ca");
-        run(up).unwrap();
+    static CLUSTER: LazyLock<Result<String, String>> = LazyLock::new(|| {
+        start_api_server();
+        register_kubelet()?;
+        // A scheduler that has found no node tries again only after seconds.
+        try_kubectl(&["wait", "--timeout=600s", "--for=condition=ready", "node", "--all"])?;
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/support/k8s/demo.yaml");
-        kubectl(&["apply", "-f", demo.to_str().unwrap()]);
-        for running in [
-            "deployment/web",
-            "deployment/client",
-            "daemonset/agent",
-            "statefulset/db",
+        try_kubectl(&["create", "-f", demo.to_str().unwrap()])?;
+        for (namespace, workload) in [
+            ("shop", "deployment/web"),
+            ("shop", "deployment/client"),
+            ("shop", "statefulset/db"),
+            ("kube-system", "daemonset/agent"),
         ] {
-            let namespace = if running == "daemonset/agent" {
-                "kube-system"
-            } else {
-                "shop"
-            };
-            kubectl(&["-n", namespace, "rollout", "status", "--timeout=90s", running]);
+            try_kubectl(&["-n", namespace, "rollout", "status", "--timeout=600s", workload])?;
         }
-        kubectl(&[
-            "-n",
-            "shop",
-            "wait",
-            "--timeout=90s",
-            "--for=condition=complete",
-            "job/once",
-        ]);
-        kubectl(&["wait", "--timeout=90s", "--for=condition=ready", "pod/bare"]);
+        let wait = ["wait", "--timeout=600s"];
+        try_kubectl(&[&["-n", "shop"], &wait[..], &["--for=condition=complete", "job/once"]].concat())?;
+        try_kubectl(&[&wait[..], &["--for=condition=ready", "pod/bare"]].concat())
     });
+    CLUSTER.as_ref().unwrap();
+}
+
+/// Starts a kubelet for the API server. The pods of the one before go on.
+fn register_kubelet() -> Result<String, String> {
+    let pid_file = kubelet().join("kubelet.pid");
+    if pid_file.exists() {
+        Killed::process(&kubelet(), "kubelet");
+        fs::remove_file(pid_file).unwrap();
+    }
+    let mut up = script("kubelet-up.sh");
+    up.args([kubelet(), api_server()])
+        .env("KUBELET_AUTH", "webhook")
+        .env("KUBELET_TLS", "ca");
+    run(up)
 }
 
 /// Stops all that runs.
 pub fn clear() {
-    change(Running::Nothing, || ());
+    for (name, folder) in [("kubelet-down.sh", kubelet()), ("apiserver-down.sh", api_server())] {
+        if folder.exists() {
+            let mut down = script(name);
+            down.arg(folder).env("PURGE", "1");
+            if let Err(error) = run(down) {
+                println!("{error}");
+            }
+        }
+    }
     _ = fs::remove_dir_all(folder(""));
-}
-
-fn change(to: Running, start: impl FnOnce()) {
-    let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-    if *running == to {
-        return;
-    }
-    if *running != Running::Nothing {
-        let mut down = script("kubelet-down.sh");
-        down.arg(kubelet()).env("PURGE", "1");
-        _ = run(down);
-    }
-    if *running == Running::Cluster {
-        let mut down = script("apiserver-down.sh");
-        down.arg(api_server()).env("PURGE", "1");
-        _ = run(down);
-    }
-    fs::create_dir_all(folder("")).unwrap();
-    // What has begun to start must be stopped as well.
-    *running = to;
-    start();
 }
 
 /// What kubectl says, as an administrator.
@@ -172,12 +142,20 @@ pub fn kubectl(arguments: &[&str]) -> String {
 
 /// What kubectl says, or why it fails.
 pub fn try_kubectl(arguments: &[&str]) -> Result<String, String> {
+    let mut kubectl = kubectl_command();
+    kubectl.args(arguments);
+    run(kubectl)
+}
+
+/// A kubectl of the administrator's that knows of no other server.
+pub fn kubectl_command() -> Command {
     let mut kubectl = Command::new(components().unwrap().join("kubectl"));
     kubectl
         .arg("--kubeconfig")
         .arg(api_server().join("kubeconfig"))
-        .args(arguments);
-    run(kubectl)
+        .arg("--cache-dir")
+        .arg(folder("cache"));
+    kubectl
 }
 
 /// A value of one object.

@@ -1,96 +1,99 @@
 //! The tool itself, with sources at work.
 
-use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
-use serde_json::Value;
+use nix::sys::signal::Signal;
 
 use crate::Row;
 use crate::listener::listen;
 use crate::node::{by_certificate, running};
 use crate::stage::{self, kubelet};
+use crate::support::net;
+use crate::support::tracer::{End, Start, Tracer, binary};
 
-/// In the order in which they disturb each other least.
-pub const TRIALS: &[Row] = &[
-    ("traced::a_source_that_answers", a_source_that_answers),
+/// Want nothing that is started for them.
+pub const ALONE: &[Row] = &[
     ("traced::a_source_that_does_not_answer", a_source_that_does_not_answer),
     (
         "traced::a_source_that_had_no_time_to_answer",
         a_source_that_had_no_time_to_answer,
     ),
     ("traced::files_that_are_no_good", files_that_are_no_good),
+];
+
+/// Want the kubelet.
+pub const WITH_A_NODE: &[Row] = &[
+    ("traced::a_source_that_answers", a_source_that_answers),
     ("traced::what_check_tells", what_check_tells),
     ("traced::first_names", first_names),
 ];
 
-fn tool(arguments: &str) -> Command {
-    let binary = std::env::var_os("KMESH_TRACE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_kmesh-trace").into());
-    let mut tool = Command::new(binary);
-    tool.args(arguments.split_whitespace()).stdin(Stdio::null());
-    tool
-}
-
+/// Runs the tool to its end.
 fn run(arguments: &str) -> (Option<i32>, String, String) {
-    let Output { status, stdout, stderr } = tool(arguments).output().unwrap();
+    let mut tool = Command::new(binary());
+    tool.args(arguments.split_whitespace()).stdin(Stdio::null());
+    let Output { status, stdout, stderr } = tool.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (status.code(), text(stdout), text(stderr))
 }
 
-/// Runs it while connections are made, each of which is a record.
-fn trace(arguments: &str) -> (Option<i32>, String, String) {
-    let child = tool(arguments)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+/// Starts the tool, and keeps the records of this network namespace.
+fn start(arguments: &str) -> Tracer {
+    let tracer = Start::resolving(&arguments.split_whitespace().collect::<Vec<_>>()).spawn();
+    tracer.store.keep(net::inode());
+    tracer
+}
+
+/// Traces until a connection made meanwhile has its record and standard error has a line that begins so, if one is given.
+/// Returns how the tool ended after an interrupt.
+fn trace_until(arguments: &str, line: Option<&str>) -> End {
+    let tracer = start(arguments);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let traffic = std::thread::spawn(move || {
-        for _ in 0..20 {
-            drop((TcpStream::connect(address).unwrap(), listener.accept().unwrap()));
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
+    stage::wait_until("a record of a connection", || {
+        drop((TcpStream::connect(address).unwrap(), listener.accept().unwrap()));
+        let records = tracer.store.records(net::inode());
+        records
+            .iter()
+            .any(|record| record.value["dst"]["port"] == address.port())
     });
-    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
-    traffic.join().unwrap();
-    let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
-    assert!(
-        stdout.contains(&format!("\"port\":{}", address.port())),
-        "it traced meanwhile: {stderr}"
-    );
-    (status.code(), stdout, stderr)
+    if let Some(line) = line {
+        tracer.wait_said(&format!("kmesh-trace: {line}"));
+    }
+    tracer.signal(Signal::SIGINT);
+    let end = tracer.wait_within(stage::PATIENCE);
+    assert_eq!(end.store.faults(), [""; 0]);
+    end
 }
 
 fn a_source_that_answers() {
     stage::node();
     let socket = kubelet().join("containerd.sock");
-    let (status, _, said) = trace(&format!("-o json --duration 3s --cri={}", socket.display()));
-    assert_eq!(status, Some(0), "{said}");
-    assert!(said.contains("names come from the container runtime"), "{said}");
+    let arguments = format!("-o json --cri={}", socket.display());
+    let end = trace_until(&arguments, Some("names come from the container runtime"));
+    end.check();
 }
 
 fn a_source_that_does_not_answer() {
-    let (status, _, said) = trace("-o json -q --duration 11s --kubelet=https://127.0.0.1:1");
-    assert_eq!(status, Some(1), "{said}");
-    let lines: Vec<_> = said.lines().collect();
-    assert_eq!(lines.len(), 1, "quiet, but for the error: {said}");
-    assert!(
-        lines[0].contains("error: no names from the kubelet at https://127.0.0.1:1/pods in the first 10 s"),
-        "{said}"
-    );
-    assert!(lines[0].contains("Connection refused"), "{said}");
+    let error = "error: no names from the kubelet at https://127.0.0.1:1/pods in the first 10 s";
+    let end = trace_until("-o json -q --kubelet=https://127.0.0.1:1", Some(error));
+    assert_eq!(end.status.code(), Some(1), "{:?}", end.stderr);
+    assert_eq!(end.stderr.len(), 1, "quiet, but for the error: {:?}", end.stderr);
+    assert!(end.stderr[0].contains("Connection refused"), "{:?}", end.stderr);
 }
 
 fn a_source_that_had_no_time_to_answer() {
-    let (status, _, said) = trace("-o json --duration 3s --kubelet=https://127.0.0.1:1");
-    assert_eq!(status, Some(1), "{said}");
-    assert!(said.contains("warning: no names yet from"), "{said}");
-    let (status, _, said) = trace("-o json --duration 3s --no-resolve");
-    assert_eq!((status, said.contains("names")), (Some(0), false), "{said}");
+    let warning = "warning: no names yet from";
+    let end = trace_until("-o json --kubelet=https://127.0.0.1:1", Some(warning));
+    assert_eq!(end.status.code(), Some(1), "{:?}", end.stderr);
+    let end = trace_until("-o json --no-resolve", None);
+    end.check();
+    let of_names = end.stderr.iter().find(|line| line.contains("names"));
+    assert_eq!(of_names, None);
 }
 
 fn files_that_are_no_good() {
@@ -125,8 +128,8 @@ fn what_check_tells() {
     }
 }
 
-/// Somebody connects to a pod all the time, and each of those records names it: told is how soon after the tool was started the
-/// first of them came, from each source.
+/// A client connects to a pod all the time, and each record of it can name the pod. Prints how soon after the start of the tool
+/// the first named record came, for each source.
 fn first_names() {
     const BETWEEN: Duration = Duration::from_millis(2);
     stage::node();
@@ -144,37 +147,32 @@ fn first_names() {
         }
     });
     for (what, source) in [("the container runtime", cri), ("the kubelet", by_certificate())] {
-        let began = Instant::now();
-        let mut child = tool(&format!("-o json -q {source}"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (mut first, mut nameless) = (None, 0);
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let named = loop {
-            let record: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
-            if record["dst"]["ip"] != ip.to_string() || record["dst"]["port"] != 8080 {
-                continue;
-            }
-            first.get_or_insert(began.elapsed());
-            if record["dst"]["pod"].is_string() {
-                break (began.elapsed(), record);
-            }
-            nameless += 1;
-            assert!(began.elapsed() < Duration::from_secs(10), "no name of {what}: {record}");
-        };
+        let began = SystemTime::now();
+        let tracer = start(&format!("-o json -q {source}"));
+        let found = tracer.store.wait(net::inode(), |records| {
+            let mut of_pod = records.iter().filter(|record| {
+                let to = &record.value["dst"];
+                to["ip"] == ip.to_string() && to["port"] == 8080
+            });
+            let first = of_pod.clone().next()?.seen;
+            let nameless = of_pod.clone().take_while(|record| record.value["dst"]["pod"].is_null());
+            let nameless = nameless.count();
+            Some((first, nameless, of_pod.nth(nameless)?.clone()))
+        });
+        let (first, nameless, named) = found.unwrap_or_else(|error| panic!("no name of {what}: {error}"));
         assert!(
-            named.1["dst"]["pod"].as_str().unwrap().starts_with("web"),
+            named.value["dst"]["pod"].as_str().unwrap().starts_with("web"),
             "{}",
-            named.1
+            named.value
         );
+        let after = |time: SystemTime| time.duration_since(began).unwrap_or_default().as_millis();
         println!(
-            "{what}: first record {} ms after exec, first name {} ms, {nameless} without before it",
-            first.unwrap_or_default().as_millis(),
-            named.0.as_millis()
+            "{what}: first record {} ms after the start, first name {} ms, {nameless} without before it",
+            after(first),
+            after(named.seen)
         );
-        child.kill().unwrap();
-        child.wait().unwrap();
+        tracer.signal(Signal::SIGINT);
+        tracer.wait_within(stage::PATIENCE).check();
     }
     over.store(true, Ordering::Relaxed);
     client.join().unwrap();

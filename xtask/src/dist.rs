@@ -72,10 +72,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let mut counts = Counts::default();
     if args.test && here == Some(arch) {
-        host::ensure(host::TEST_TOOLS)?;
-        if host::is_root() {
-            host::ensure(TEST_TOOLS)?;
-        }
+        host::provide(host::TEST_TOOLS.iter().chain(TEST_TOOLS));
         let folder = [("KMESH_TRACE_DIST", made.folder.as_os_str())];
         counts += test::suites(&["--package", "kmesh-trace", "--test", "dist"], &args.args, &folder)?;
     }

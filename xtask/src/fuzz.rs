@@ -24,8 +24,9 @@ pub struct Args {
 
 /// Where they are.
 const FOLDER: &str = "tests/fuzz";
-/// Most memory that a target may take, MiB, and most time for one input, s.
-const LIMITS: [&str; 2] = ["-rss_limit_mb=512", "-timeout=10"];
+/// The most memory that a target may take, MiB, and the most time for one input, s. Other work on the machine takes part of
+/// that time, so it is long enough for a hang only.
+const LIMITS: [&str; 2] = ["-rss_limit_mb=512", "-timeout=60"];
 const NEEDS: &[Need] = &[Need {
     program: "g++",
     package: "g++",

@@ -176,6 +176,14 @@ pub fn ensure<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<()> {
     install(&packages)
 }
 
+/// Installs the programs that tests call, as far as they are missing. Where that is not possible, says which are missing: the
+/// tests that need one of them are skipped.
+pub fn provide<'a>(needs: impl IntoIterator<Item = &'a Need>) {
+    if let Err(error) = ensure(needs) {
+        eprintln!("xtask: {error:#}\nxtask: tests that need what is missing are skipped");
+    }
+}
+
 /// Whether these tasks may install Debian's packages here: root on a Debian system.
 pub fn installs() -> bool {
     is_root() && find("apt-get").is_some()
@@ -185,8 +193,10 @@ pub fn installs() -> bool {
 pub fn install(packages: &[&str]) -> Result<()> {
     eprintln!("xtask: installing {}", packages.join(" "));
     apt_get(&["update", "-q"])?;
+    // Another program may be installing something, too.
+    let wait = ["-o", "DPkg::Lock::Timeout=600"];
     let install = ["install", "-q", "-y", "--no-install-recommends"];
-    apt_get(&[&install[..], packages].concat())
+    apt_get(&[&wait[..], &install, packages].concat())
 }
 
 fn apt_get(args: &[&str]) -> Result<()> {

@@ -33,18 +33,19 @@ const NAMED: &[&str] = &["--package", "kmesh-trace", "--test", "names", "--test"
 
 /// Runs them.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    let needs = [
+        host::TEST_TOOLS,
+        host::SHELLS,
+        host::EXAMPLES,
+        host::PROMETHEUS,
+        host::CLUSTER,
+    ];
+    host::provide(needs.into_iter().flatten());
     if args.no_run {
         for programs in [EVERYTHING, NAMED] {
             host::succeed(host::cargo().args(["test", "--no-run"]).args(programs))?;
         }
         return Ok(ExitCode::SUCCESS);
-    }
-    host::ensure(host::TEST_TOOLS)?;
-    // Who cannot install them need not have them: what wants them is then skipped, and counted.
-    if host::is_root() {
-        host::ensure(host::SHELLS)?;
-        host::ensure(host::EXAMPLES)?;
-        host::ensure(host::PROMETHEUS)?;
     }
 
     let suites_of: &[&str] = match &args.only {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::exposition::Exposition;
@@ -291,13 +292,16 @@ fn from_pod(number: u64) -> Record {
     record
 }
 
+/// Several times as many destinations as there are routes and series.
 #[test]
-fn a_million_destinations_fold_into_what_there_is_room_for() {
+fn many_destinations_fold_into_what_there_is_room_for() {
+    const DESTINATIONS: u64 = 6 * MOST_ROUTES as u64;
+    let sent = 5.0 * DESTINATIONS as f64;
     let mut metrics = metrics(Settings {
         max_series: 1_000,
         ..settings()
     });
-    for number in 0..1_000_000 {
+    for number in 0..DESTINATIONS {
         metrics.record(&from_pod(number));
         if number % 10_000 == 0 {
             metrics.tidy(testing::TIME);
@@ -306,9 +310,9 @@ fn a_million_destinations_fold_into_what_there_is_room_for() {
     let read = read(&metrics);
     assert!(count(&read) <= 1_000 + 8 + 6 + Timing::SERIES, "{}", count(&read));
     assert!(metrics.routes.len() <= MOST_ROUTES);
-    assert_eq!(sum(&read, "kmesh_tcp_workload_sent_bytes_total", &[]), 5e6);
+    assert_eq!(sum(&read, "kmesh_tcp_workload_sent_bytes_total", &[]), sent);
     let rest = [r#"destination_pod_name="other""#, r#"reporter="destination""#];
-    assert!(sum(&read, "kmesh_tcp_workload_sent_bytes_total", &rest) > 4.9e6);
+    assert!(sum(&read, "kmesh_tcp_workload_sent_bytes_total", &rest) > 0.98 * sent);
     let text = text(&metrics);
     let folded = text
         .lines()
@@ -385,36 +389,51 @@ fn a_record_of_known_ends_allocates_nothing() {
     assert_eq!(record_all(), 0);
 }
 
-/// Whoever looks while records come sees of each record all or nothing: what all families say of it agrees.
+/// A scrape shows each record whole or not at all, so all families agree. Records keep coming until several scrapes have seen
+/// different numbers of them.
 #[test]
 fn a_scrape_has_no_half_records() {
-    const COUNT: u64 = 3_000;
+    const SCRAPES: usize = 20;
     let mut metrics = metrics(settings());
     let mut exposition = Exposition::new(metrics.values());
-    let (mut scrapes, mut seen) = (0, 0.0);
-    std::thread::scope(|scope| {
-        let records = scope.spawn(move || {
-            let mut record = testing::in_pods();
-            for cookie in 0..COUNT {
-                record.id.cookie = cookie;
-                metrics.record(&record);
-            }
-        });
-        while seen < COUNT as f64 {
-            let is_over = records.is_finished();
-            let read = parsed(&exposition.text());
-            seen = sum(&read, "kmesh_trace_outcomes_total", &[]);
-            for family in [
-                "kmesh_tcp_workload_connections_closed_total",
-                "kmesh_tcp_connections_closed_total",
-            ] {
-                assert_eq!(sum(&read, family, &[]), seen, "{family}");
-            }
-            assert_eq!(sum(&read, "kmesh_tcp_sent_bytes_total", &[]), 5.0 * seen);
-            assert_eq!(sum(&read, "kmesh_trace_connection_duration_seconds_count", &[]), seen);
-            assert!(!is_over || seen == COUNT as f64, "{seen}");
-            scrapes += 1;
+    let is_enough = AtomicBool::new(false);
+    let mut seen = 0.0;
+    let mut scrape = || {
+        let read = parsed(&exposition.text());
+        let count = sum(&read, "kmesh_trace_outcomes_total", &[]);
+        for family in [
+            "kmesh_tcp_workload_connections_closed_total",
+            "kmesh_tcp_connections_closed_total",
+            "kmesh_trace_connection_duration_seconds_count",
+        ] {
+            assert_eq!(sum(&read, family, &[]), count, "{family}");
         }
+        assert_eq!(sum(&read, "kmesh_tcp_sent_bytes_total", &[]), 5.0 * count);
+        let has_more = count > seen;
+        seen = count;
+        has_more
+    };
+    let written = std::thread::scope(|scope| {
+        let records = scope.spawn(|| {
+            let mut record = testing::in_pods();
+            record.id.cookie = 0;
+            while !is_enough.load(Ordering::Relaxed) {
+                metrics.record(&record);
+                record.id.cookie += 1;
+            }
+            record.id.cookie
+        });
+        // A failed scrape must not leave the other thread at work for ever.
+        let scraped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut different = 0;
+            while different < SCRAPES && !records.is_finished() {
+                different += usize::from(scrape());
+            }
+        }));
+        is_enough.store(true, Ordering::Relaxed);
+        scraped.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        records.join().unwrap()
     });
-    assert!(scrapes > 0);
+    scrape();
+    assert_eq!(seen, written as f64);
 }

@@ -57,10 +57,12 @@ cat >"$D/cni/10-kmesh.conflist" <<C
 {"cniVersion":"0.4.0","name":"kmesh","plugins":[{"type":"bridge","bridge":"$BR","isGateway":true,"ipMasq":false,
  "ipam":{"type":"host-local","dataDir":"$D/cni/ipam","ranges":[[{"subnet":"$SUBNET"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}
 C
-start containerd "$D" "$(command -v containerd)" -c "$D/containerd.toml"
-wait_for 30 ctr -a "$D/containerd.sock" version || { tail -5 "$D/containerd.log" >&2; die "containerd did not come up"; }
-"$HERE/images.sh" "$D"
-ctr -a "$D/containerd.sock" -n k8s.io images import "$D/kmesh-images.tar" >/dev/null
+if ! alive "$D/containerd.pid"; then   # it goes on where only the kubelet is another one
+  start containerd "$D" "$(command -v containerd)" -c "$D/containerd.toml"
+  wait_for 600 ctr -a "$D/containerd.sock" version || { tail -5 "$D/containerd.log" >&2; die "containerd did not come up"; }
+  "$HERE/images.sh" "$D"
+  ctr -a "$D/containerd.sock" -n k8s.io images import "$D/kmesh-images.tar" >/dev/null
+fi
 
 case $AUTH in
   cert)    AN=false WH=false MODE=AlwaysAllow;;
@@ -77,9 +79,11 @@ readOnlyPort: ${RO:-0}
 healthzBindAddress: 127.0.0.1
 healthzPort: ${KUBELET_HEALTHZ_PORT:-10248}
 staticPodPath: $([ "${STATIC:-1}" = 0 ] && echo '""' || echo "$D/manifests")
-fileCheckFrequency: 2s
+fileCheckFrequency: 500ms
 syncFrequency: 5s
-nodeStatusUpdateFrequency: 4s
+nodeStatusUpdateFrequency: 1s
+kubeAPIQPS: 100   # by default 5: for seconds after its start the kubelet would not say that pods run
+kubeAPIBurst: 200
 cgroupDriver: cgroupfs
 failSwapOn: false
 makeIPTablesUtilChains: false
@@ -91,9 +95,9 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1%}
 authentication:
   anonymous: {enabled: $AN}
-  webhook: {enabled: $WH}
+  webhook: {enabled: $WH, cacheTTL: 1h}   # a test asks it again when the API server is down, however late
   x509: {clientCAFile: $P/ca.crt}
-authorization: {mode: $MODE}
+authorization: {mode: $MODE, webhook: {cacheAuthorizedTTL: 1h}}
 $TLS
 C
 F=""
@@ -111,5 +115,5 @@ fi
 start kubelet "$D" "$(command -v kubelet)" --config="$D/kubelet.yaml" --root-dir="$D/kubelet" --cert-dir="$P/kubelet" \
   --hostname-override="$NODE" ${NODE_IP:+--node-ip=$NODE_IP} --v="${KUBELET_V:-2}" $F ${KUBELET_FLAGS:-}
 U=https://127.0.0.1:$PORT
-wait_for 60 curl -skf --cert "$P/client.crt" --key "$P/client.key" "$U/pods" || { grep -E '^[EF]' "$D/kubelet.log" | tail -8 >&2; die "kubelet did not come up (see $D/kubelet.log)"; }
+wait_for 600 curl -skf --cert "$P/client.crt" --key "$P/client.key" "$U/pods" || { grep -E '^[EF]' "$D/kubelet.log" | tail -8 >&2; die "kubelet did not come up (see $D/kubelet.log)"; }
 echo "ready: $(kubelet --version) node $NODE: curl -k --cert $P/client.crt --key $P/client.key $U/pods"
