@@ -38,9 +38,7 @@ pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
         return;
     }
     // Then nothing is kept of it, and nothing need be looked up. What begins has not both its ports yet.
-    if !matches!(new, state::SYN_SENT | state::SYN_RECV | state::LISTEN)
-        && rejects_either_way(sock)
-    {
+    if !matches!(new, state::SYN_SENT | state::SYN_RECV | state::LISTEN) && rejects_either_way(sock) {
         if new == state::CLOSE {
             filtered(sock, old, program);
         }

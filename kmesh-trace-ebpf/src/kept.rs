@@ -396,7 +396,11 @@ pub fn get(sock: Sock) -> Option<&'static mut Connection> {
 #[inline(always)]
 pub fn scanned(sock: Sock) -> Option<Scanned> {
     let connection = find(sock);
-    if connection.is_null() { None } else { Some(Scanned(connection)) }
+    if connection.is_null() {
+        None
+    } else {
+        Some(Scanned(connection))
+    }
 }
 
 /// What is kept of this socket, which connects; [`Connection::NEW`] if nothing was. None when the kernel has no room.
@@ -427,7 +431,11 @@ pub fn get_or_create(sock: Sock, initial: &Connection) -> Option<&'static mut Co
 #[inline(always)]
 pub fn scanned_or_create(sock: Sock, initial: &Connection) -> Option<Scanned> {
     let connection = KMESH_SOCKETS.look_up(sock, initial, BPF_SK_STORAGE_GET_F_CREATE.into());
-    if connection.is_null() { None } else { Some(Scanned(connection)) }
+    if connection.is_null() {
+        None
+    } else {
+        Some(Scanned(connection))
+    }
 }
 
 /// The socket goes. What the kernel keeps on it goes with it.

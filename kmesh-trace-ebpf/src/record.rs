@@ -4,8 +4,7 @@ use core::ptr;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use kmesh_trace_common::{
-    FLAG_ACTIVE, FLAG_PREEXISTING, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE, Reset, Snapshot, counter,
-    state,
+    FLAG_ACTIVE, FLAG_PREEXISTING, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE, Reset, Snapshot, counter, state,
 };
 
 use crate::kept::{self, Connection, Scanned, owner_words, phase};
@@ -168,8 +167,11 @@ pub fn update(visit: TaskFile, sock: Sock, connection: Scanned, walk: u32) {
     // The kernel changes the state only once the programs have been run: what looks open may have been told as ended before
     // this was read, and what looks as if it were connecting as established. Both are noted first and timed then; here it is
     // the other way round. The next walk tells what is left of it.
-    let (phase_now, association, established_ns) =
-        (connection.phase(), connection.association(), connection.established_ns());
+    let (phase_now, association, established_ns) = (
+        connection.phase(),
+        connection.association(),
+        connection.established_ns(),
+    );
     // SAFETY: this CPU's own.
     let (told, is_connecting) = unsafe {
         let told = (*record).association;

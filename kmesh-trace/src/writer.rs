@@ -158,9 +158,21 @@ mod tests {
     #[test]
     fn slow_scan_is_reported_in_plain_units() {
         let cases = [
-            (900, 18_000, "socket scan took 0.9 s of processor time: the update interval is now 18 s"),
-            (14, 300, "socket scan took 14 ms of processor time: the update interval is now 0.3 s"),
-            (12_340, 250_000, "socket scan took 12.3 s of processor time: the update interval is now 250 s"),
+            (
+                900,
+                18_000,
+                "socket scan took 0.9 s of processor time: the update interval is now 18 s",
+            ),
+            (
+                14,
+                300,
+                "socket scan took 14 ms of processor time: the update interval is now 0.3 s",
+            ),
+            (
+                12_340,
+                250_000,
+                "socket scan took 12.3 s of processor time: the update interval is now 250 s",
+            ),
         ];
         for (used, interval, expected) in cases {
             let text = slow_scan_text(Duration::from_millis(used), Duration::from_millis(interval));

@@ -44,9 +44,21 @@ pub fn table() -> Table {
             &[],
             removed_folder_does_not_end_tracing,
         )
-        .own("slow_scrapers_share_two_texts", &[Need::Big], slow_scrapers_share_two_texts)
-        .own("replay_parses_without_capabilities", &[], replay_parses_without_capabilities)
-        .own("name_files_are_parsed_with_the_rest", &[], name_files_are_parsed_with_the_rest)
+        .own(
+            "slow_scrapers_share_two_texts",
+            &[Need::Big],
+            slow_scrapers_share_two_texts,
+        )
+        .own(
+            "replay_parses_without_capabilities",
+            &[],
+            replay_parses_without_capabilities,
+        )
+        .own(
+            "name_files_are_parsed_with_the_rest",
+            &[],
+            name_files_are_parsed_with_the_rest,
+        )
         .own(
             "arguments_are_parsed_with_few_capabilities",
             &[],
@@ -83,7 +95,16 @@ fn rotate_against(name: &str, files_remain: bool, obstacle: impl FnOnce(&Path)) 
     let path = folder.join("x");
     let server = TcpListener::bind("127.77.20.1:0").unwrap();
     let port = server.local_addr().unwrap().port().to_string();
-    let arguments = ["-o", "none", "--rotate", "64Ki,2", "--port", &port, "-w", path.to_str().unwrap()];
+    let arguments = [
+        "-o",
+        "none",
+        "--rotate",
+        "64Ki,2",
+        "--port",
+        &port,
+        "-w",
+        path.to_str().unwrap(),
+    ];
     let tracer = Start::new(&arguments).lines(|_| ()).tracing();
     obstacle(&folder);
     // Each time enough for several rotations; in all, less than the ring takes.
@@ -100,9 +121,16 @@ fn rotate_against(name: &str, files_remain: bool, obstacle: impl FnOnce(&Path)) 
     assert_eq!(end.status.code(), Some(0), "{:?}", end.stderr);
     assert_eq!(end.stderr.iter().filter(is_warning).count(), 1, "{:?}", end.stderr);
     if files_remain {
-        let replay = Command::new(binary()).args(["-o", "json", "-r"]).arg(&path).output().unwrap();
+        let replay = Command::new(binary())
+            .args(["-o", "json", "-r"])
+            .arg(&path)
+            .output()
+            .unwrap();
         let printed = String::from_utf8(replay.stdout).unwrap();
-        let ends = printed.lines().filter(|line| line.contains(r#""event":"close""#)).count();
+        let ends = printed
+            .lines()
+            .filter(|line| line.contains(r#""event":"close""#))
+            .count();
         assert_eq!(ends, 4 * CONNECTIONS, "{}", String::from_utf8_lossy(&replay.stderr));
     }
     _ = fs::remove_dir_all(&folder);
@@ -132,7 +160,14 @@ fn slow_scrapers_share_two_texts() {
     const SCRAPERS: usize = 9;
     let server = TcpListener::bind("127.77.21.1:0").unwrap();
     let port = server.local_addr().unwrap().port().to_string();
-    let metrics = ["--metrics", "0", "--metrics-level", "connection", "--metrics-max-series", "100000"];
+    let metrics = [
+        "--metrics",
+        "0",
+        "--metrics-level",
+        "connection",
+        "--metrics-max-series",
+        "100000",
+    ];
     let arguments = [&["-o", "none", "--port", &port][..], &metrics].concat();
     let tracer = Start::new(&arguments).lines(|_| ()).tracing();
     let to = address(&tracer);
@@ -142,7 +177,10 @@ fn slow_scrapers_share_two_texts() {
         scrape(to).sum("kmesh_trace_outcomes_total", &[]) == 20_000.0
     });
     let text = request(to, "GET", "/metrics").body.len() as u64 / 1024;
-    assert!(text > 8192, "{text} KiB are too little to be seen in the memory of the tracer");
+    assert!(
+        text > 8192,
+        "{text} KiB are too little to be seen in the memory of the tracer"
+    );
     let before = peak_kib(tracer.pid);
     let mut slow = Vec::new();
     for _ in 0..SCRAPERS {
@@ -157,7 +195,10 @@ fn slow_scrapers_share_two_texts() {
     let quick = scrape(to);
     assert_eq!(quick.sum("kmesh_trace_outcomes_total", &[]), 20_000.0);
     let more = peak_kib(tracer.pid) - before;
-    assert!(more < 3 * text, "{SCRAPERS} scrapers took {more} KiB; a text has {text} KiB");
+    assert!(
+        more < 3 * text,
+        "{SCRAPERS} scrapers took {more} KiB; a text has {text} KiB"
+    );
     drop(slow);
     assert_eq!(tracer.interrupt().status.code(), Some(0));
 }
@@ -173,7 +214,10 @@ const BPF: u64 = 1 << 39;
 
 /// The capabilities of all threads of a process: those that any has, and those that a program that it starts could have.
 fn capabilities(pid: nix::unistd::Pid) -> (u64, u64) {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
     // A thread may end between the listing and the read.
     let statuses = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
     statuses.fold((0, 0), |(own, of_children), status| {
@@ -228,7 +272,10 @@ fn replay_parses_without_capabilities() {
         wait_for_capabilities(&tracer, &format!("{arguments:?} reads a capture"), expected);
         drop(file);
         assert_eq!(tracer.wait().status.code(), Some(1), "an empty capture");
-        assert!(!Path::new(output).exists(), "nothing is left of a capture that did not begin");
+        assert!(
+            !Path::new(output).exists(),
+            "nothing is left of a capture that did not begin"
+        );
     }
     let incident = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.kmt");
     let (tracer, file, _) = reading("replay-pods", &["-o", "none", "-r", incident, "--pods-file"]);
@@ -254,15 +301,10 @@ fn arguments_are_parsed_with_few_capabilities() {
     let folder = folder("start");
     let pipe = folder.join("pipe");
     mkfifo(&pipe, Mode::S_IRWXU).unwrap();
-    let tracer = Start::resolving(&["-o", "none", "-r", pipe.to_str().unwrap()]).lines(|_| ()).spawn();
-    let all = BPF
-        | PERFMON
-        | SYS_PTRACE
-        | NET_ADMIN
-        | SYS_ADMIN
-        | DAC_READ_SEARCH
-        | DAC_OVERRIDE
-        | NET_BIND_SERVICE;
+    let tracer = Start::resolving(&["-o", "none", "-r", pipe.to_str().unwrap()])
+        .lines(|_| ())
+        .spawn();
+    let all = BPF | PERFMON | SYS_PTRACE | NET_ADMIN | SYS_ADMIN | DAC_READ_SEARCH | DAC_OVERRIDE | NET_BIND_SERVICE;
     // It waits in open().
     wait_for_capabilities(&tracer, "a capture is opened", all);
     drop(fs::File::options().write(true).open(&pipe).unwrap());
@@ -284,13 +326,26 @@ fn slow_socket_scan_lengthens_the_update_interval() {
     let server = TcpListener::bind("127.77.23.1:0").unwrap();
     let pair = pair_with(&server);
     let port = server.local_addr().unwrap().port().to_string();
-    let arguments = ["-o", "json", "--events", "update", "--interval", "100ms", "--port", &port];
+    let arguments = [
+        "-o",
+        "json",
+        "--events",
+        "update",
+        "--interval",
+        "100ms",
+        "--port",
+        &port,
+    ];
     let tracer = Start::new(&arguments).tracing();
     tracer.store.keep(net::inode());
     let has_said = || tracer.said().iter().any(|line| line.starts_with(PREFIX));
     let (mut threads, mut updates) = (Vec::new(), 0);
     while !has_said() {
-        assert!(threads.len() < MAX_THREADS, "{} descriptors are no burden", MAX_THREADS * DESCRIPTORS);
+        assert!(
+            threads.len() < MAX_THREADS,
+            "{} descriptors are no burden",
+            MAX_THREADS * DESCRIPTORS
+        );
         let (opened, wait_opened) = mpsc::channel();
         let (close, wait_close) = mpsc::channel::<()>();
         let thread = thread::spawn(move || {
@@ -315,8 +370,13 @@ fn slow_socket_scan_lengthens_the_update_interval() {
     tracer.store.wait(net::inode(), enough).unwrap();
     let said = tracer.said();
     let lines: Vec<_> = said.iter().filter_map(|line| line.strip_prefix(PREFIX)).collect();
-    let [line] = lines[..] else { panic!("said once: {said:?}") };
-    assert!(line.contains(" of processor time: the update interval is now "), "{line}");
+    let [line] = lines[..] else {
+        panic!("said once: {said:?}")
+    };
+    assert!(
+        line.contains(" of processor time: the update interval is now "),
+        "{line}"
+    );
     for (thread, close) in threads {
         drop(close);
         thread.join().unwrap();
@@ -406,7 +466,9 @@ fn sockets_without_storage_change_nothing_for_others() {
     net::rules(&["ip daddr 127.77.22.3 tcp flags syn drop"]);
     let tracer = Tracer::json(&["--ip", "127.77.22.1", "--ip", "127.77.22.2", "--ip", "127.77.22.3"]);
     let scene = Scene::new(&tracer.store);
-    let hanging: Vec<_> = (1..=4).map(|port| hang(SocketAddr::new([127, 77, 22, 3].into(), port), 6000)).collect();
+    let hanging: Vec<_> = (1..=4)
+        .map(|port| hang(SocketAddr::new([127, 77, 22, 3].into(), port), 6000))
+        .collect();
     let mut asked = 0;
     let mut lost = || {
         asked += 1;
@@ -434,9 +496,19 @@ fn sockets_without_storage_change_nothing_for_others() {
     drop(client);
     assert_eq!(drain(&accepted), 20);
     drop(accepted);
-    let truth = Truth { src, dst, connect, open };
+    let truth = Truth {
+        src,
+        dst,
+        connect,
+        open,
+    };
     scene.expect_among_others(&[
-        truth.outbound().bytes(20, 0).ok("local").preexisting().by(&["scan", "close"]),
+        truth
+            .outbound()
+            .bytes(20, 0)
+            .ok("local")
+            .preexisting()
+            .by(&["scan", "close"]),
         truth.inbound().bytes(0, 20).ok("peer").preexisting(),
     ]);
     for (thread, close) in hanging {

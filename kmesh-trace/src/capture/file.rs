@@ -445,7 +445,11 @@ mod tests {
         ("the last free name", &["x", "x.1"], true),
         ("all names taken by files", &["x", "x.1", "x.2"], true),
         ("the present file was removed by another", &["x.1", "x.2"], true),
-        ("a directory at the first older name, which moves on", &["x", "x.1/d"], true),
+        (
+            "a directory at the first older name, which moves on",
+            &["x", "x.1/d"],
+            true,
+        ),
         ("a directory at the last older name", &["x", "x.1", "x.2/d"], false),
         ("directories at both older names", &["x", "x.1/d", "x.2/d"], false),
         ("no folder", &[], false),
@@ -481,7 +485,10 @@ mod tests {
             }
             let before = listing(&folder);
             let path = folder.join("x");
-            let mut rotator = Rotator::new(Rotation { size: 100, files: FILES });
+            let mut rotator = Rotator::new(Rotation {
+                size: 100,
+                files: FILES,
+            });
             let first = rotator.next_file(&path, b"header", 90);
             assert_eq!(first.is_some(), works, "{what}");
             assert_eq!(rotator.has_failed, !works, "{what}");

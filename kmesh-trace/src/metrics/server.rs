@@ -218,7 +218,11 @@ async fn answer(stream: TcpStream, texts: Arc<Texts>, has_asked: Arc<AtomicBool>
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
-    let served = timeout(RESPONSE_TIMEOUT, poll_fn(|context| connection.poll_without_shutdown(context))).await;
+    let served = timeout(
+        RESPONSE_TIMEOUT,
+        poll_fn(|context| connection.poll_without_shutdown(context)),
+    )
+    .await;
     // An error within the time is the client's, and has been answered.
     if served.is_ok() {
         _ = set_socket_linger(connection.into_parts().io.inner(), None);

@@ -247,7 +247,10 @@ fn connection_stays_open_through_windows_without_a_socket_scan() {
         }
         records.push(told(100 + window, Event::Close, second + 2.0, 0));
     }
-    let open: Vec<u64> = all(&records).iter().map(|window| window.rows.iter().map(|row| row.sums.open).sum()).collect();
+    let open: Vec<u64> = all(&records)
+        .iter()
+        .map(|window| window.rows.iter().map(|row| row.sums.open).sum())
+        .collect();
     assert_eq!(open, [1; 12]);
 }
 

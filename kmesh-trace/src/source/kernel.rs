@@ -242,8 +242,8 @@ impl Loaded {
         Array::try_from(take_map(&mut ebpf, BEGAN)?)
             .and_then(|mut began| began.set(0, kernel.began_ns, 0))
             .map_err(|error| failed("telling the programs when they began", &error))?;
-        let number =
-            Array::try_from(take_map(&mut ebpf, WALKS)?).map_err(|error| failed("opening the walk's number", &error))?;
+        let number = Array::try_from(take_map(&mut ebpf, WALKS)?)
+            .map_err(|error| failed("opening the walk's number", &error))?;
         let mut walker = Walker { ebpf, number, walks: 0 };
         // The first walk only seeds.
         walker.walk(|_| ControlFlow::Continue(()))?;
