@@ -6,11 +6,11 @@
 use core::ptr;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, WALKER, counter, owner, state};
+use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, counter, owner, state};
 
 use crate::filter::{rejects, rejects_children, rejects_either_way};
-use crate::kept::{self, Connection, SEEDED, phase};
-use crate::maps::{KMESH_MISSED, KMESH_TURNED, KMESH_WALK, began_ns, checks, count, is_preempted, note, noted};
+use crate::kept::{self, Connection, SEEDED, Scanned, phase};
+use crate::maps::{began_ns, checks, count, is_preempted, is_unstored, note_unstored, scan_number};
 use crate::record;
 use crate::sock::{Sock, Task, TaskFile, Tcp};
 
@@ -38,10 +38,7 @@ pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
         return;
     }
     // Then nothing is kept of it, and nothing need be looked up. What begins has not both its ports yet.
-    if !matches!(new, state::SYN_SENT | state::SYN_RECV | state::LISTEN)
-        && rejects_either_way(sock)
-        && noted(&KMESH_TURNED) == 0
-    {
+    if !matches!(new, state::SYN_SENT | state::SYN_RECV | state::LISTEN) && rejects_either_way(sock) {
         if new == state::CLOSE {
             filtered(sock, old, program);
         }
@@ -64,15 +61,13 @@ pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
 /// connect(), in the system call of the program itself.
 #[inline(always)]
 fn connecting(sock: Sock, program: u32) {
-    if rejects(sock, true) {
-        // Only a socket that will be seen to have connected when it ends can do without storage until then.
-        if looks_connected(sock) {
-            return;
-        }
-        note(&KMESH_TURNED, 1);
+    let is_rejected = rejects(sock, true);
+    // A socket that will be seen to have connected when it ends can do without storage until then.
+    if is_rejected && looks_connected(sock) {
+        return;
     }
     let Some(connection) = kept::get_or_create_client(sock) else {
-        return note(&KMESH_MISSED, 1);
+        return note_unstored(sock);
     };
     if connection.phase == phase::LIVE {
         // Its last association ended, and neither program was run for it; there is nothing left to tell of it.
@@ -81,6 +76,11 @@ fn connecting(sock: Sock, program: u32) {
             counters.lost_skipped += 1;
             counters.open -= 1;
         });
+    }
+    if is_rejected {
+        connection.phase = phase::FILTERED;
+        connection.seen = state::SYN_SENT;
+        return;
     }
     connection.association += 1;
     connection.phase = phase::LIVE;
@@ -95,9 +95,8 @@ fn connecting(sock: Sock, program: u32) {
     } else {
         0
     };
-    connection.owner.by = owner::NONE;
-    connection.owner.pid = 0;
-    own(connection, Task::current(), owner::CONNECT);
+    connection.clear_owner();
+    connection.set_owner(Task::current(), owner::CONNECT);
     count(program, |counters| counters.open += 1);
 }
 
@@ -133,6 +132,7 @@ fn superfluous(sock: Sock, program: u32) -> bool {
             connection.phase = phase::ENDED;
             true
         }
+        Some(connection) if connection.phase == phase::FILTERED => false,
         _ => !looks_connected(sock),
     }
 }
@@ -142,6 +142,7 @@ fn superfluous(sock: Sock, program: u32) -> bool {
 fn established(sock: Sock, old: u8, program: u32) {
     let connection = match kept::get(sock) {
         Some(connection) if connection.phase == phase::LIVE => connection,
+        Some(connection) if connection.phase == phase::FILTERED => return,
         // It was connecting when tracing began and no walk has met it, or it is filtered out, or its beginning was skipped.
         known if old == state::SYN_SENT => {
             if rejects(sock, true) {
@@ -162,7 +163,7 @@ fn established(sock: Sock, old: u8, program: u32) {
                     begin_accepted(connection, state::ESTABLISHED, arrived(sock, 0), program);
                     connection
                 }
-                None => return note(&KMESH_MISSED, 1),
+                None => return note_unstored(sock),
             }
         }
     };
@@ -193,6 +194,7 @@ fn begin_accepted(connection: &mut Connection, state: u8, now: u64, program: u32
 fn closing(sock: Sock, new: u8, program: u32) {
     let connection = match kept::get(sock) {
         Some(connection) if connection.phase == phase::LIVE => connection,
+        Some(connection) if connection.phase == phase::FILTERED => return,
         known => {
             if rejects(sock, looks_connected(sock)) {
                 return;
@@ -206,7 +208,7 @@ fn closing(sock: Sock, new: u8, program: u32) {
     connection.last_state = new;
     connection.seen = new;
     if sock.is_in_system_call() {
-        own(connection, Task::current(), owner::CLOSE);
+        connection.set_owner(Task::current(), owner::CLOSE);
     }
 }
 
@@ -224,6 +226,10 @@ fn closed(sock: Sock, old: u8, program: u32) {
                 return filtered(sock, old, program);
             }
             connection
+        }
+        Some(connection) if connection.phase == phase::FILTERED => {
+            connection.seen = state::CLOSE;
+            return filtered(sock, old, program);
         }
         // Only an attempt whose beginning was skipped can end after an end.
         Some(connection) if connection.phase == phase::ENDED && old != state::SYN_SENT => return,
@@ -244,7 +250,7 @@ fn closed(sock: Sock, old: u8, program: u32) {
                     None => {
                         // Its socket still has to go, and there it must not pass for one that no program was run for.
                         if is_preempted() {
-                            note(&KMESH_MISSED, 1);
+                            note_unstored(sock);
                         }
                         return count(program, |counters| {
                             counters.closes += 1;
@@ -262,7 +268,7 @@ fn closed(sock: Sock, old: u8, program: u32) {
     ) && sock.is_being_closed()
         && sock.sk_err() == 0
     {
-        own(connection, Task::current(), owner::CLOSE);
+        connection.set_owner(Task::current(), owner::CLOSE);
     }
     end(sock, connection, old, 0, program);
 }
@@ -295,7 +301,7 @@ pub fn destroyed(sock: Sock, program: u32) {
             count(program, |counters| counters.second_chances += 1);
             end(sock, connection, last, FLAG_SECOND_CHANCE, program);
         }
-        Some(connection) if connection.phase == phase::ENDED => {}
+        Some(connection) if matches!(connection.phase, phase::ENDED | phase::FILTERED) => {}
         known => {
             if is_preempted() && was_never_seen(sock, known.is_some()) {
                 count(program, |counters| {
@@ -338,7 +344,7 @@ fn note_fin(sock: Sock, connection: &mut Connection) {
 /// it was over before the programs were attached, and then nothing has come or gone since.
 #[inline(always)]
 fn was_never_seen(sock: Sock, inherited: bool) -> bool {
-    if !sock.is_tcp() || noted(&KMESH_MISSED) != 0 {
+    if !sock.is_tcp() || is_unstored(sock) {
         return false;
     }
     // An attempt's peer may be forgotten by now; then the filter cannot be asked. A listener has none, and what its children
@@ -361,20 +367,22 @@ pub fn reset_sent(sock: Sock) {
     }
 }
 
-/// A walk met the socket in a program's hands: `iter/task_file`.
+/// The scan found the socket among the descriptors of a process: `iter/task_file`. It holds no lock of the socket, so a program
+/// at a change of state may run on another CPU meanwhile: see [`Scanned`].
 #[inline(always)]
 pub fn met(visit: TaskFile, sock: Sock, task: Task) {
     let state = sock.skc_state();
     if state == state::LISTEN {
-        return listening(sock, task);
+        return listener_found(sock, task);
     }
     if state == state::CLOSE {
         return;
     }
-    let walk = noted(&KMESH_WALK);
-    let connection = match kept::get(sock) {
+    let connection = match kept::scanned(sock) {
         Some(connection) => {
-            own(connection, task, owner::SCAN);
+            if connection.found().1 < owner::SCAN {
+                connection.set_found(task, owner::SCAN);
+            }
             connection
         }
         None => match seed(sock, task, state) {
@@ -382,40 +390,63 @@ pub fn met(visit: TaskFile, sock: Sock, task: Task) {
             None => return,
         },
     };
-    // The first walk only seeds. A socket may be held by several descriptors.
-    if walk > 1 && connection.phase == phase::LIVE && connection.walk != walk {
-        record::update(visit, sock, connection, walk);
+    let scan = scan_number();
+    // The first scan only stores. A socket may be held by several descriptors.
+    if scan > 1 && connection.phase() == phase::LIVE && connection.walk() != scan {
+        record::update(visit, sock, connection, scan);
     }
 }
 
-/// Begins to keep track of a socket that was open before the tracer, found in a program's hands.
+/// Begins to track a socket that was open before the tracer, found among the descriptors of a process.
 #[inline(always)]
-fn seed(sock: Sock, task: Task, state: u8) -> Option<&'static mut Connection> {
-    if rejects(sock, looks_connected(sock)) {
+fn seed(sock: Sock, task: Task, state: u8) -> Option<Scanned> {
+    if is_unstored(sock) {
         return None;
     }
-    if state == state::SYN_SENT && !looks_connected(sock) {
-        note(&KMESH_TURNED, 1);
+    let is_active = state == state::SYN_SENT || looks_connected(sock);
+    let is_rejected = rejects(sock, is_active);
+    // One that will be seen to have connected when it ends can do without storage until then.
+    if is_rejected && (!is_active || looks_connected(sock)) {
+        return None;
     }
     let mut seeded = unseen(sock);
+    if is_active {
+        seeded.flags |= FLAG_ACTIVE;
+    }
+    if is_rejected {
+        seeded.phase = phase::FILTERED;
+        seeded.flags &= !SEEDED;
+    }
     seeded.last_state = state;
-    own(&mut seeded, task, owner::SCAN);
-    // Whoever makes the storage first, a change of state or this walk, the other one finds it.
-    match kept::get_or_create(sock, &seeded) {
-        Some(connection) => {
-            if connection.flags & SEEDED != 0 {
-                count(counter::WALK, |counters| counters.open += 1);
-            }
-            Some(connection)
-        }
-        None => {
-            note(&KMESH_MISSED, 1);
-            None
+    Scanned::new(&mut seeded).set_found(task, owner::SCAN);
+    // Whoever makes the storage first, a change of state or this scan, the other one finds it.
+    let connection = kept::scanned_or_create(sock, &seeded)?;
+    if connection.flags() & SEEDED != 0 {
+        count(counter::WALK, |counters| counters.open += 1);
+    }
+    Some(connection)
+}
+
+/// The scan found a listening socket. Its children inherit the owner.
+#[inline(always)]
+fn listener_found(sock: Sock, task: Task) {
+    if rejects_children(sock) {
+        return;
+    }
+    let mut initial = Connection::NEW;
+    initial.phase = phase::LISTENER;
+    initial.seen = state::LISTEN;
+    if let Some(connection) = kept::scanned_or_create(sock, &initial) {
+        // Of several processes that hold a listener the first found counts, but not process 1, which listens for others and
+        // hands the listener on.
+        let (pid, by) = connection.found();
+        if by == owner::NONE || pid == 1 {
+            connection.set_found(task, owner::LISTENER);
         }
     }
 }
 
-/// A listening socket, and whose it is: its children inherit that.
+/// A socket begins to listen: listen(), in the system call of the program itself.
 #[inline(always)]
 fn listening(sock: Sock, task: Task) {
     if rejects_children(sock) {
@@ -424,12 +455,11 @@ fn listening(sock: Sock, task: Task) {
     if let Some(connection) = kept::get_or_create_inherited(sock) {
         connection.phase = phase::LISTENER;
         connection.seen = state::LISTEN;
-        // Of several programs that hold a listener the first found counts, but not the one that only handed it on
-        // (pid 1 listens for others).
-        if connection.owner.by == owner::NONE || connection.owner.pid == 1 {
-            connection.owner.by = owner::NONE;
-            own(connection, task, owner::LISTENER);
+        // Process 1 listens for others, and hands the listener on.
+        if connection.owner_pid() == 1 {
+            connection.clear_owner();
         }
+        connection.set_owner(task, owner::LISTENER);
     }
 }
 
@@ -447,14 +477,13 @@ fn end(sock: Sock, connection: &mut Connection, old: u8, flags: u8, slot: u32) {
 
 /// Begins to keep track of a socket whose beginning was not seen: it was open before the tracer and no walk has met it (in
 /// a listener's queue, or orphaned), or the kernel skipped the program then. `known`: what is kept on it, of no association
-/// that lives. None when there is no storage, or when the socket may be one whose beginning found none.
+/// that lives. None when there is no storage, or when there was none when it began.
 #[inline(always)]
 fn adopt(sock: Sock, known: Option<&'static mut Connection>, program: u32) -> Option<&'static mut Connection> {
     if let Some(connection) = known {
         // Its listener's copy knows whose it is; after an end there is nothing to be had.
         if connection.phase == phase::ENDED {
-            connection.owner.by = owner::NONE;
-            connection.owner.pid = 0;
+            connection.clear_owner();
             connection.association += 1;
         } else {
             connection.association = 1;
@@ -468,7 +497,7 @@ fn adopt(sock: Sock, known: Option<&'static mut Connection>, program: u32) -> Op
         count(program, |counters| counters.open += 1);
         return Some(connection);
     }
-    if noted(&KMESH_MISSED) != 0 {
+    if is_unstored(sock) {
         return None;
     }
     let mut initial = unseen(sock);
@@ -484,12 +513,11 @@ fn adopt(sock: Sock, known: Option<&'static mut Connection>, program: u32) -> Op
 #[inline(always)]
 fn unseen(sock: Sock) -> Connection {
     let active = if looks_connected(sock) { FLAG_ACTIVE } else { 0 };
-    Connection {
-        association: 1,
-        phase: phase::LIVE,
-        flags: FLAG_PREEXISTING | SEEDED | active,
-        ..Connection::NEW
-    }
+    let mut connection = Connection::NEW;
+    connection.association = 1;
+    connection.phase = phase::LIVE;
+    connection.flags = FLAG_PREEXISTING | SEEDED | active;
+    connection
 }
 
 /// Whether it connected, as far as the socket itself tells: one that was accepted has its listener's backlog, one that
@@ -497,20 +525,6 @@ fn unseen(sock: Sock) -> Connection {
 #[inline(always)]
 fn looks_connected(sock: Sock) -> bool {
     sock.sk_max_ack_backlog() == 0
-}
-
-/// Notes whose socket it is, unless that is known better. The kernel's own threads own nothing.
-#[inline(always)]
-fn own(connection: &mut Connection, task: Task, by: u8) {
-    if connection.owner.by < by && !task.is_kernel_thread() {
-        if by == owner::CLOSE && task.comm() == WALKER {
-            return;
-        }
-        connection.owner.pid = task.task_tgid();
-        connection.owner.by = by;
-        // SAFETY: the name stands at a multiple of 8.
-        unsafe { record::put_halves(&raw mut connection.owner.comm, task.leader_comm()) };
-    }
 }
 
 /// When the segment came in that this run of the program is about. The kernel has read its clock for it a moment ago; to read it

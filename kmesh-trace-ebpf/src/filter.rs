@@ -20,7 +20,7 @@ pub fn rejects(sock: Sock, outbound: bool) -> bool {
 }
 
 /// Whether a connection is certain to be sorted out whichever end this socket is, by ports alone: they stay what they are
-/// from when both are known. So nothing was kept of it, unless [`crate::maps::KMESH_TURNED`].
+/// from when both are known. So nothing is stored of it but, at most, [`crate::kept::phase::FILTERED`].
 #[inline(always)]
 pub fn rejects_either_way(sock: Sock) -> bool {
     if checks() & CHECK_SERVER_PORT == 0 {

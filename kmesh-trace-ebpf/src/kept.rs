@@ -14,9 +14,10 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CR
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
-use kmesh_trace_common::Owner;
+use kmesh_trace_common::{Owner, WALKER, owner};
 
-use crate::sock::Sock;
+use crate::record::put_halves;
+use crate::sock::{Sock, Task};
 
 /// How far a socket's association is. All zero in a socket that has none yet.
 pub mod phase {
@@ -26,12 +27,18 @@ pub mod phase {
     pub const LIVE: u8 = 2;
     /// Ended, and told.
     pub const ENDED: u8 = 3;
+    /// Connecting or connected, and certain to be filtered out as an outbound connection. Stored only of a socket that has
+    /// listened, since it looks like an inbound one.
+    pub const FILTERED: u8 = 4;
 }
 
 /// [`Connection::flags`], beside the `FLAG_*` of a record: a walk made this storage.
 pub const SEEDED: u8 = 1 << 7;
 
-/// What is kept of a socket's association, and of whose socket it is.
+/// What is stored of a socket's connection attempt, and of its owner.
+///
+/// The programs at changes of state own all of it but `found` and `found_check`: only the socket scan writes those two. It runs
+/// beside the others, on any CPU and without the socket's lock.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Connection {
@@ -39,7 +46,8 @@ pub struct Connection {
     pub established_ns: u64,
     /// The newest buffer on the error queue when the association began: what is there from before is not about it.
     pub stale_error: u64,
-    pub owner: Owner,
+    /// The owner by connect(), close() or listen().
+    owner: Owner,
     pub association: u32,
     pub phase: u8,
     pub flags: u8,
@@ -49,28 +57,188 @@ pub struct Connection {
     pub seen: u8,
     /// The last walk that met it.
     pub walk: u32,
-    pub pad2: u32,
+    /// Equals [`check_of`] the owner in `found`, unless that is being written.
+    found_check: u32,
+    /// The owner that the scan found.
+    found: Owner,
 }
+
+const NO_OWNER: Owner = Owner {
+    pid: 0,
+    by: 0,
+    pad: [0; 3],
+    comm: [0; 16],
+};
 
 impl Connection {
     pub const NEW: Self = Self {
         start_ns: 0,
         established_ns: 0,
         stale_error: 0,
-        owner: Owner {
-            pid: 0,
-            by: 0,
-            pad: [0; 3],
-            comm: [0; 16],
-        },
+        owner: NO_OWNER,
         association: 0,
         phase: 0,
         flags: 0,
         last_state: 0,
         seen: 0,
         walk: 0,
-        pad2: 0,
+        found_check: 0,
+        found: NO_OWNER,
     };
+
+    /// Forgets the owner by connect(), close() or listen().
+    #[inline(always)]
+    pub fn clear_owner(&mut self) {
+        self.owner.by = owner::NONE;
+        self.owner.pid = 0;
+    }
+
+    /// The process by connect(), close() or listen(); 0 when unknown.
+    #[inline(always)]
+    pub fn owner_pid(&self) -> u32 {
+        self.owner.pid
+    }
+
+    /// Sets the owner, unless a better one is known. The kernel's own threads own nothing.
+    #[inline(always)]
+    pub fn set_owner(&mut self, task: Task, by: u8) {
+        if self.owner.by < by && !task.is_kernel_thread() {
+            if by == owner::CLOSE && task.comm() == WALKER {
+                return;
+            }
+            self.owner.pid = task.task_tgid();
+            self.owner.by = by;
+            // SAFETY: the name is at a multiple of 8.
+            unsafe { put_halves(&raw mut self.owner.comm, task.leader_comm()) };
+        }
+    }
+}
+
+/// What a socket scan may do with a [`Connection`]: a program at a change of state may have it mutable at the same time. So
+/// each word is read by itself and may be out of date, and only the scan's own words are written.
+#[derive(Clone, Copy)]
+pub struct Scanned(*mut Connection);
+
+/// Reads one field of what is stored, as it is now.
+macro_rules! read_now {
+    ($connection:expr, $field:ident) => {
+        // SAFETY: a field of a value that lives as long as the socket, longer than this run of the program.
+        unsafe { ptr::read_volatile(&raw const (*$connection).$field) }
+    };
+}
+
+impl Scanned {
+    /// The same for a value that nobody else has.
+    #[inline(always)]
+    pub fn new(connection: &mut Connection) -> Self {
+        Self(connection)
+    }
+
+    #[inline(always)]
+    pub fn as_ptr(self) -> *const Connection {
+        self.0
+    }
+
+    #[inline(always)]
+    pub fn phase(self) -> u8 {
+        read_now!(self.0, phase)
+    }
+
+    #[inline(always)]
+    pub fn flags(self) -> u8 {
+        read_now!(self.0, flags)
+    }
+
+    #[inline(always)]
+    pub fn association(self) -> u32 {
+        read_now!(self.0, association)
+    }
+
+    #[inline(always)]
+    pub fn established_ns(self) -> u64 {
+        read_now!(self.0, established_ns)
+    }
+
+    /// The last scan that reported it.
+    #[inline(always)]
+    pub fn walk(self) -> u32 {
+        read_now!(self.0, walk)
+    }
+
+    /// Marks it as reported by this scan. The others only ever set the mark back.
+    #[inline(always)]
+    pub fn set_walk(self, walk: u32) {
+        // SAFETY: as in `read_now!`.
+        unsafe { ptr::write_volatile(&raw mut (*self.0).walk, walk) };
+    }
+
+    /// The owner that a scan found: its pid, and how it is known.
+    #[inline(always)]
+    pub fn found(self) -> (u32, u8) {
+        // SAFETY: as in `read_now!`; the first word of an owner.
+        let head = unsafe { ptr::read_volatile((&raw const (*self.0).found).cast::<u64>()) };
+        (head as u32, (head >> 32) as u8)
+    }
+
+    /// Sets the owner that the scan found. What reads or copies it meanwhile finds the check wrong, in whichever direction it
+    /// goes: while the name changes, neither the first word nor the check is that of any owner.
+    #[inline(always)]
+    pub fn set_found(self, task: Task, by: u8) {
+        if task.is_kernel_thread() {
+            return;
+        }
+        let pid = task.task_tgid();
+        let comm = task.leader_comm();
+        // SAFETY: words of a value that lives as long as the socket; each is at a multiple of its size.
+        unsafe {
+            let head = (&raw mut (*self.0).found).cast::<u64>();
+            let check = &raw mut (*self.0).found_check;
+            ptr::write_volatile(head, 0);
+            ptr::write_volatile(check, u32::MAX);
+            ptr::write_volatile(head.add(1), comm[0]);
+            ptr::write_volatile(head.add(2), comm[1]);
+            ptr::write_volatile(check, check_of(pid, by));
+            ptr::write_volatile(head, u64::from(pid) | u64::from(by) << 32);
+        }
+    }
+}
+
+/// A pid has at most 22 bits.
+#[inline(always)]
+fn check_of(pid: u32, by: u8) -> u32 {
+    pid | u32::from(by) << 24
+}
+
+/// Returns the best owner that is known, as three words of an [`Owner`].
+#[inline(always)]
+pub fn owner_words(connection: *const Connection) -> [u64; 3] {
+    // SAFETY: words of a value that lives as long as the socket, at multiples of 8.
+    let read = |owner: *const Owner| unsafe {
+        let word = owner.cast::<u64>();
+        [
+            ptr::read_volatile(word),
+            ptr::read_volatile(word.add(1)),
+            ptr::read_volatile(word.add(2)),
+        ]
+    };
+    // SAFETY: fields of the same value.
+    let (own, found) = unsafe { (&raw const (*connection).owner, &raw const (*connection).found) };
+    let own = read(own);
+    let (pid, by) = (own[0] as u32, (own[0] >> 32) as u8);
+    if by >= owner::CLOSE {
+        return own;
+    }
+    let scanned = read(found);
+    let check = read_now!(connection, found_check);
+    // SAFETY: as above.
+    let is_settled = unsafe { ptr::read_volatile(found.cast::<u64>()) } == scanned[0];
+    let (found_pid, found_by) = (scanned[0] as u32, (scanned[0] >> 32) as u8);
+    if !is_settled || check != check_of(found_pid, found_by) {
+        return own;
+    }
+    // Process 1 may listen for others, and hand the listener on.
+    let is_handed_on = pid == 1 && found_by == by;
+    if found_by > by || is_handed_on { scanned } else { own }
 }
 
 /// aya's own type cannot be given BPF_F_CLONE, nor a socket that comes from a tracepoint.
@@ -98,18 +266,14 @@ impl SocketStorage {
     }
 
     /// What is kept on this socket; where nothing is, `initial` is made if the flags say so (null: all zero, which the
-    /// kernel sees to). None when the kernel refuses (`net.core.optmem_max`).
+    /// kernel sees to). Null when the kernel refuses (`net.core.optmem_max`).
     #[inline(always)]
-    fn look_up(&self, sock: Sock, initial: *const Connection, flags: u64) -> Option<&'static mut Connection> {
+    fn look_up(&self, sock: Sock, initial: *const Connection, flags: u64) -> *mut Connection {
         let map = ptr::from_ref(self).cast_mut().cast::<c_void>();
         // SAFETY: the map is a socket storage, the socket a typed pointer that the verifier vouches for, and `initial`
         // null or a whole value. The kernel returns null or the value, which lives as long as the socket: longer than
-        // this run of the program. The state changes of one socket exclude each other by its lock.
-        unsafe {
-            bpf_sk_storage_get(map, sock.as_ptr(), initial.cast_mut().cast(), flags)
-                .cast::<Connection>()
-                .as_mut()
-        }
+        // this run of the program.
+        unsafe { bpf_sk_storage_get(map, sock.as_ptr(), initial.cast_mut().cast(), flags).cast::<Connection>() }
     }
 }
 
@@ -200,13 +364,42 @@ unsafe fn add(to: *mut u64, value: i64) {
     unsafe { asm!("lock *(u64 *)({to} + 0) += {value}", to = in(reg) to, value = in(reg) value) };
 }
 
+/// For the programs at changes of state.
+///
+/// # Safety
+///
+/// Null, or what is stored of a socket that the program runs for.
+#[inline(always)]
+unsafe fn exclusive(connection: *mut Connection) -> Option<&'static mut Connection> {
+    // SAFETY: the changes of state of one socket, its destruction and its resets exclude each other by its lock, so only one
+    // program has it. A scan beside them writes words that no program reaches through this reference, see `Scanned`.
+    unsafe { connection.as_mut() }
+}
+
+#[inline(always)]
+fn find(sock: Sock) -> *mut Connection {
+    match slot_of(sock) {
+        // SAFETY: a slot of an array, this socket's own until it goes.
+        Some(slot) => unsafe { &raw mut (*slot).connection },
+        None => KMESH_SOCKETS.look_up(sock, ptr::null(), 0),
+    }
+}
+
 /// What is kept of this socket.
 #[inline(always)]
 pub fn get(sock: Sock) -> Option<&'static mut Connection> {
-    match slot_of(sock) {
-        // SAFETY: this socket's own until it goes; its state changes exclude each other by its lock.
-        Some(slot) => Some(unsafe { &mut (*slot).connection }),
-        None => KMESH_SOCKETS.look_up(sock, ptr::null(), 0),
+    // SAFETY: that is what it returns.
+    unsafe { exclusive(find(sock)) }
+}
+
+/// What is stored of this socket, for the scan.
+#[inline(always)]
+pub fn scanned(sock: Sock) -> Option<Scanned> {
+    let connection = find(sock);
+    if connection.is_null() {
+        None
+    } else {
+        Some(Scanned(connection))
     }
 }
 
@@ -222,13 +415,27 @@ pub fn get_or_create_client(sock: Sock) -> Option<&'static mut Connection> {
 /// was. None when the kernel has no room.
 #[inline(always)]
 pub fn get_or_create_inherited(sock: Sock) -> Option<&'static mut Connection> {
-    KMESH_SOCKETS.look_up(sock, ptr::null(), BPF_SK_STORAGE_GET_F_CREATE.into())
+    // SAFETY: that is what it returns.
+    unsafe { exclusive(KMESH_SOCKETS.look_up(sock, ptr::null(), BPF_SK_STORAGE_GET_F_CREATE.into())) }
 }
 
 /// What is kept of this socket, which was there before; `initial` if nothing was. None when the kernel has no room.
 #[inline(always)]
 pub fn get_or_create(sock: Sock, initial: &Connection) -> Option<&'static mut Connection> {
-    KMESH_SOCKETS.look_up(sock, initial, BPF_SK_STORAGE_GET_F_CREATE.into())
+    // SAFETY: that is what it returns.
+    unsafe { exclusive(KMESH_SOCKETS.look_up(sock, initial, BPF_SK_STORAGE_GET_F_CREATE.into())) }
+}
+
+/// What is stored of this socket, for the scan; `initial` if nothing was, whole at once for all who look. None when the kernel
+/// has no room.
+#[inline(always)]
+pub fn scanned_or_create(sock: Sock, initial: &Connection) -> Option<Scanned> {
+    let connection = KMESH_SOCKETS.look_up(sock, initial, BPF_SK_STORAGE_GET_F_CREATE.into());
+    if connection.is_null() {
+        None
+    } else {
+        Some(Scanned(connection))
+    }
 }
 
 /// The socket goes. What the kernel keeps on it goes with it.

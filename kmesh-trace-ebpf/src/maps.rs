@@ -3,12 +3,12 @@
 use core::ffi::c_void;
 use core::ptr;
 
-use aya_ebpf::btf_maps::{Array, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::macros::btf_map;
 use kmesh_trace_common::{Counters, Prefilter, Settings, Snapshot, Walked, counter};
 
-use crate::sock::Address;
+use crate::sock::{Address, Sock};
 
 /// The records. User space sets the size.
 #[btf_map]
@@ -98,23 +98,40 @@ pub fn count(slot: u32, add: impl FnOnce(&mut Counters)) {
     }
 }
 
-/// A number that all programs share.
-pub type Note = Array<u32, 1>;
-
-/// The number of the present walk, from 1; user space writes it between walks. The first only seeds; all others tell what
-/// they meet.
+/// The number of the present socket scan, from 1; user space writes it between scans. The first scan only stores what it
+/// finds; all others also report it.
 #[btf_map]
-pub static KMESH_WALK: Note = Note::new();
+static KMESH_WALK: Array<u32, 1> = Array::new();
 
-/// 1 once an association began for which no storage could be had: a socket without storage may be one that the tracer could
-/// not keep track of.
-#[btf_map]
-pub static KMESH_MISSED: Note = Note::new();
+/// Returns the number of the present socket scan.
+#[inline(always)]
+pub fn scan_number() -> u32 {
+    // SAFETY: a slot of an array that lives as long as the program, and a whole word.
+    KMESH_WALK
+        .get_ptr(0)
+        .map_or(0, |slot| unsafe { ptr::read_volatile(slot) })
+}
 
-/// 1 once a socket that had listened has connected, though the filter sorts it out. Such a socket looks like one that was
-/// accepted and has no local port until it is kept track of: what the filter sorts out whichever end it is may be kept, too.
+/// The cookies of sockets whose connection began when no storage could be had. Such a socket looks like one that was open
+/// before the tracer. The map forgets the oldest when it is full: whoever fills it only hides sockets without storage, which are
+/// the filler's own.
 #[btf_map]
-pub static KMESH_TURNED: Note = Note::new();
+static KMESH_UNSTORED: LruHashMap<u64, u32, 4096> = LruHashMap::new();
+
+/// Remembers that the connection of this socket has no storage.
+#[inline(always)]
+pub fn note_unstored(sock: Sock) {
+    // Where this fails, its end counts as that of a connection from before the tracer.
+    _ = KMESH_UNSTORED.insert(sock.cookie(), 1, 0);
+}
+
+/// Returns whether the connection of this socket began without storage.
+#[inline(always)]
+pub fn is_unstored(sock: Sock) -> bool {
+    let cookie = sock.skc_cookie();
+    // Noting it gave the socket its cookie.
+    cookie != 0 && KMESH_UNSTORED.get_ptr(cookie).is_some()
+}
 
 /// Since when all programs are attached (CLOCK_MONOTONIC, ns); 0 before. Written by user space.
 #[btf_map]
@@ -123,25 +140,9 @@ static KMESH_BEGAN: Array<u64, 1> = Array::new();
 /// Since when a socket that any segment came or went for can only be missed where the kernel skips the programs.
 #[inline(always)]
 pub fn began_ns() -> u64 {
-    // SAFETY: as below.
+    // SAFETY: a slot of an array that lives as long as the program, and a whole word.
     match KMESH_BEGAN.get_ptr(0).map(|slot| unsafe { ptr::read_volatile(slot) }) {
         None | Some(0) => u64::MAX,
         Some(began) => began,
-    }
-}
-
-/// What was noted last; 0 before.
-#[inline(always)]
-pub fn noted(note: &Note) -> u32 {
-    // SAFETY: a slot of an array that lives as long as the program, and a whole word.
-    note.get_ptr(0).map_or(0, |slot| unsafe { ptr::read_volatile(slot) })
-}
-
-/// Notes it. Two CPUs may do so at once: each note has one value that is ever written.
-#[inline(always)]
-pub fn note(note: &Note, value: u32) {
-    if let Some(slot) = note.get_ptr_mut(0) {
-        // SAFETY: as above.
-        unsafe { ptr::write_volatile(slot, value) };
     }
 }

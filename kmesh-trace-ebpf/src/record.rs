@@ -4,11 +4,11 @@ use core::ptr;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use kmesh_trace_common::{
-    FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_ROOT_NETNS, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE, Owner, Reset,
-    Snapshot, counter, state,
+    FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_ROOT_NETNS, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE, Reset, Snapshot,
+    counter, state,
 };
 
-use crate::kept::{self, Connection, phase};
+use crate::kept::{self, Connection, Scanned, owner_words, phase};
 use crate::maps::{KMESH_EVENTS, count, scratch, tells_opens};
 use crate::sock::{Sock, TaskFile, Tcp, error_details};
 
@@ -119,7 +119,7 @@ pub fn open(sock: Sock, connection: &Connection, old_state: u8, slot: u32) {
 /// Nothing holds the socket meanwhile. So what its bytes are computed from is read until nothing was inside the socket before
 /// or after and nothing moved; a FIN that is counted already but not yet noted would otherwise pass for a byte of payload.
 #[inline(always)]
-pub fn update(visit: TaskFile, sock: Sock, connection: &Connection, walk: u32) {
+pub fn update(visit: TaskFile, sock: Sock, connection: Scanned, walk: u32) {
     let (Some(tcp), Some(walked)) = (sock.tcp(), scratch()) else {
         return;
     };
@@ -135,7 +135,7 @@ pub fn update(visit: TaskFile, sock: Sock, connection: &Connection, walk: u32) {
         ee_errno: 0,
         ee_origin: 0,
     };
-    fill(record, sock, tcp, connection, &event);
+    fill(record, sock, tcp, connection.as_ptr(), &event);
     for _ in 0..TRIES {
         let locked = sock.lock();
         let state = sock.skc_state();
@@ -164,18 +164,15 @@ pub fn update(visit: TaskFile, sock: Sock, connection: &Connection, walk: u32) {
         return;
     }
     // Looked up again, so that the verifier need not go through all of the above for each place where it may be kept.
-    let Some(connection) = kept::get(sock) else { return };
+    let Some(connection) = kept::scanned(sock) else { return };
     // The kernel changes the state only once the programs have been run: what looks open may have been told as ended before
     // this was read, and what looks as if it were connecting as established. Both are noted first and timed then; here it is
     // the other way round. The next walk tells what is left of it.
-    // SAFETY: reads through a reference. Volatile, because another CPU may have written them.
-    let (phase_now, association, established_ns) = unsafe {
-        (
-            ptr::read_volatile(&raw const connection.phase),
-            ptr::read_volatile(&raw const connection.association),
-            ptr::read_volatile(&raw const connection.established_ns),
-        )
-    };
+    let (phase_now, association, established_ns) = (
+        connection.phase(),
+        connection.association(),
+        connection.established_ns(),
+    );
     // SAFETY: this CPU's own.
     let (told, is_connecting) = unsafe {
         let told = (*record).association;
@@ -191,7 +188,7 @@ pub fn update(visit: TaskFile, sock: Sock, connection: &Connection, walk: u32) {
     };
     // Where there was no room now, the kernel calls again for the same descriptor.
     if is_written {
-        connection.walk = walk;
+        connection.set_walk(walk);
     }
 }
 
@@ -212,7 +209,7 @@ pub fn reset(sock: Sock, connection: &Connection) {
 
 /// All but the time.
 #[inline(always)]
-fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: &Connection, event: &Event) {
+fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: *const Connection, event: &Event) {
     let root_netns = if tcp.sock().is_netns_of_root() {
         FLAG_ROOT_NETNS
     } else {
@@ -220,13 +217,29 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: &Connection, ev
     };
     // What is kept comes first, and is not asked again: all else the verifier then need not go through for each place where
     // that may be.
-    // SAFETY: a field of a whole record, at a multiple of 8.
-    unsafe { put_owner(&raw mut (*record).owner, &raw const connection.owner) };
+    let owner = owner_words(connection);
+    // SAFETY: a field of a whole record, three words at a multiple of 8.
+    unsafe {
+        let to = (&raw mut (*record).owner).cast::<u64>();
+        ptr::write_volatile(to, owner[0]);
+        ptr::write_volatile(to.add(1), owner[1]);
+        ptr::write_volatile(to.add(2), owner[2]);
+    }
+    // SAFETY: fields of what is stored of a socket, which lives longer than this run of the program. Volatile, because a scan
+    // reads them while another CPU writes them.
+    let (start_ns, established_ns, association, flags) = unsafe {
+        (
+            ptr::read_volatile(&raw const (*connection).start_ns),
+            ptr::read_volatile(&raw const (*connection).established_ns),
+            ptr::read_volatile(&raw const (*connection).association),
+            ptr::read_volatile(&raw const (*connection).flags),
+        )
+    };
     put! { record;
-        start_ns: connection.start_ns,
-        established_ns: connection.established_ns,
-        association: connection.association,
-        flags: connection.flags & (FLAG_ACTIVE | FLAG_PREEXISTING) | event.flags | root_netns,
+        start_ns: start_ns,
+        established_ns: established_ns,
+        association: association,
+        flags: flags & (FLAG_ACTIVE | FLAG_PREEXISTING) | event.flags | root_netns,
     }
     fill_bytes(record, sock, tcp);
     put! { record;
@@ -299,22 +312,6 @@ pub unsafe fn put_halves(bytes: *mut [u8; 16], halves: [u64; 2]) {
     unsafe {
         ptr::write_volatile(to, halves[0]);
         ptr::write_volatile(to.add(1), halves[1]);
-    }
-}
-
-/// Copies an owner as three words.
-///
-/// # Safety
-///
-/// Both are whole owners at a multiple of 8.
-#[inline(always)]
-unsafe fn put_owner(to: *mut Owner, from: *const Owner) {
-    let (to, from) = (to.cast::<u64>(), from.cast::<u64>());
-    // SAFETY: 24 bytes; the caller's promise.
-    unsafe {
-        ptr::write_volatile(to, ptr::read_volatile(from));
-        ptr::write_volatile(to.add(1), ptr::read_volatile(from.add(1)));
-        ptr::write_volatile(to.add(2), ptr::read_volatile(from.add(2)));
     }
 }
 
