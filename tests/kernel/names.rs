@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
@@ -11,10 +12,10 @@ use serde_json::{Value, json};
 use crate::Table;
 use crate::support::actor::Actor;
 use crate::support::bpf::looked_up;
-use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::wait_until;
 use crate::support::tracer::{Start, Tracer};
+use crate::support::{net, patience};
 
 /// The trials.
 pub fn table() -> Table {
@@ -117,7 +118,7 @@ impl Node {
         }
     }
 
-    /// What sources would tell, and a tracer that is told.
+    /// What sources would tell, and a tracer that has been told.
     fn traced(&mut self, args: &[&str]) -> Tracer {
         self.objects.push(
             json!({"kind": "Service", "metadata": {"name": "database", "namespace": "shop"},
@@ -127,7 +128,9 @@ impl Node {
         let list = json!({"kind": "List", "apiVersion": "v1", "items": self.objects});
         fs::write(&self.pods_file, list.to_string()).unwrap();
         let file = self.pods_file.to_str().unwrap();
-        Start::on_node(&[&["-o", "json", "--pods-file", file], args].concat()).tracing()
+        let tracer = Start::on_node(&[&["-o", "json", "--pods-file", file], args].concat()).tracing();
+        tracer.wait_said("kmesh-trace: names come from");
+        tracer
     }
 }
 
@@ -145,10 +148,9 @@ fn remove(cgroup: &Path) {
             remove(&child.path());
         }
     }
-    let mut tries = 0;
-    while fs::remove_dir(cgroup).is_err() && cgroup.exists() && tries < 1000 {
-        tries += 1;
-        std::thread::yield_now();
+    let deadline = Instant::now() + patience();
+    while fs::remove_dir(cgroup).is_err() && cgroup.exists() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -344,6 +346,7 @@ fn a_container_that_is_gone() {
     let Pod { actor, cgroup, .. } = web;
     actor.kill();
     remove(&cgroup);
+    assert!(!cgroup.exists(), "the cgroup stays");
     db.actor.ask("eof s");
     db.actor.ask("close s");
     let outbound = record(&tracer, web.netns, "outbound", &from);

@@ -56,13 +56,18 @@ impl Cgroups {
     /// Those below this directory.
     pub fn below(root: Option<PathBuf>) -> Self {
         let mut cgroups = Self {
-            // First, so that nothing is missed in between. Where it fails, walks must do.
-            news: root.as_deref().and_then(watch),
             root,
             known: HashMap::new(),
+            news: None,
             walked: None,
         };
-        cgroups.walk();
+        if let Some(root) = &cgroups.root {
+            cgroups.news = watch(root, &mut cgroups.known);
+        }
+        // Without a watch, walks must do.
+        if cgroups.news.is_none() {
+            cgroups.walk();
+        }
         cgroups
     }
 
@@ -107,14 +112,18 @@ fn visit(directory: &Path, path: &mut String, see: &mut impl FnMut(Found, &Path,
     }
 }
 
-/// Watches all directories below `root`, in a thread of its own that ends when nobody listens.
-fn watch(root: &Path) -> Option<Receiver<Found>> {
+/// Watches all directories below `root`, in a thread of its own that ends when nobody listens. `known` gets those that are there
+/// now.
+fn watch(root: &Path, known: &mut HashMap<u64, Option<Arc<Place>>>) -> Option<Receiver<Found>> {
     let mut watcher = Watcher {
         inotify: init(CreateFlags::CLOEXEC).ok()?,
         watched: HashMap::new(),
         root: root.to_owned(),
     };
-    watcher.add(String::new());
+    watcher.add("", &mut |(id, place)| {
+        known.insert(id, place);
+        true
+    });
     let (found, news) = sync_channel(QUEUE);
     thread::Builder::new()
         .name("cgroups".to_owned())
@@ -131,17 +140,19 @@ struct Watcher {
 }
 
 impl Watcher {
-    /// Watches this directory and all below it. One that cannot be watched is left to walks.
-    fn add(&mut self, path: String) -> Vec<Found> {
-        let mut found = Vec::new();
+    /// Watches the directory at `path` and all directories below it. `report` gets each directory below it before that
+    /// directory is watched, so everything with a watch has been reported. Returns false once `report` does. A directory that
+    /// cannot be watched is left to walks.
+    fn add(&mut self, path: &str, report: &mut impl FnMut(Found) -> bool) -> bool {
         let directory = self.root.join(path.trim_start_matches('/'));
-        self.add_one(&directory, &path);
-        visit(&directory, &mut path.clone(), &mut |one, directory, path| {
-            // Before it is read itself, so that what is made meanwhile is told.
+        // A directory is watched before it is read, so one that is made in it meanwhile is reported by its watch.
+        self.add_one(&directory, path);
+        let mut is_heard = true;
+        visit(&directory, &mut path.to_owned(), &mut |found, directory, path| {
+            is_heard = is_heard && report(found);
             self.add_one(directory, path);
-            found.push(one);
         });
-        found
+        is_heard
     }
 
     fn add_one(&mut self, directory: &Path, path: &str) {
@@ -179,8 +190,9 @@ impl Watcher {
                     continue;
                 };
                 let own = (metadata.ino(), Place::of(&path).map(Arc::new));
-                // Told before it is watched: where a watch is seen, all is known.
-                if !tell(news, own) || !self.add(path).into_iter().all(|found| tell(news, found)) {
+                let mut report = |found| tell(news, found);
+                // Before it is watched, as those below it.
+                if !report(own) || !self.add(&path, &mut report) {
                     return;
                 }
             }

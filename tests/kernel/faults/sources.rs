@@ -82,8 +82,10 @@ fn a_kubelet_that_sends_too_much() {
             }
         }
     });
-    let (tracer, line) = told_of(&url);
-    assert!(line.contains("64 MiB"), "{line}");
+    let tracer = Start::resolving(&["-o", "json", &url]).tracing();
+    // A machine too busy to send so much within the ten seconds that an answer may take is told that first, and asked again.
+    tracer.wait_said_with("64 MiB");
+    traffic(1);
     let kib = peak_kib(tracer.pid);
     assert!(kib < 140 << 10, "{kib} KiB");
     tracer.signal(Signal::SIGINT);
@@ -430,8 +432,8 @@ fn a_list_without_end() {
     });
     let flag = format!("--kubeconfig={}", kubeconfig.0.display());
     let tracer = Start::resolving(&["-o", "json", &flag]).tracing();
-    let line = tracer.wait_said("kmesh-trace: warning: no names yet from the API server at");
-    assert!(line.contains("its list has more than 32 MiB"), "{line}");
+    // As above.
+    tracer.wait_said_with("its list has more than 32 MiB");
     let kib = peak_kib(tracer.pid);
     assert!(kib < 256 << 10, "{kib} KiB");
     traces_on(&tracer, 1);
