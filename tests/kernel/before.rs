@@ -1,6 +1,6 @@
 //! Sockets that are older than the tracer, and sockets that outlive it.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -12,8 +12,9 @@ use crate::support::expect::{Proc, Scene};
 use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::{
-    Span, Truth, V, dial, drain, error_of, exchange, flushed, free_port, give, listen, pair, pair_with, reset, timed,
+    ClosedPort, Span, Truth, V, dial, drain, error_of, exchange, flushed, give, listen, pair, pair_with, reset, timed,
 };
+use crate::support::store::Rec;
 use crate::support::tracer::{Sums, Tracer};
 
 /// The trials.
@@ -30,7 +31,7 @@ pub fn table() -> Table {
         .own("connecting", &[Need::Nft], connecting)
         .own("orphan", &[Need::Nft], orphan)
         .own("many_open", &[], many_open)
-        .own("open_at_the_end", &[Need::Nft, Need::Alone], open_at_the_end)
+        .own("open_at_the_end", &[Need::Nft], open_at_the_end)
 }
 
 /// Totals from the connection's beginning, both ends the right way round, and no invented times.
@@ -217,14 +218,10 @@ fn waiting_in_the_queue() {
     tracer.interrupt().check_whole();
 }
 
-fn blackhole() -> SocketAddr {
-    let to = V::Four.at(free_port(V::Four));
-    net::rules(&[&format!("tcp dport {} drop", to.port())]);
-    to
-}
-
 fn connecting() {
-    let attempt = dial(V::Four.at(0), blackhole());
+    let closed = ClosedPort::new();
+    net::rules(&[&format!("tcp dport {} drop", closed.number())]);
+    let attempt = dial(V::Four.at(0), closed.at(V::Four));
     let tracer = Tracer::json(&[]);
     let scene = Scene::new(&tracer.store);
     drop(attempt.socket);
@@ -291,50 +288,35 @@ fn many_open() {
     tracer.interrupt().check_whole();
 }
 
-/// Fourteen ends and one attempt are open when the summary is made: counted, and no record of them. Other programs of this
-/// machine have connections too, so the count is compared with one before and one after; should those two differ, somebody
-/// else connected meanwhile, and it is done again.
+/// Fourteen ends and one attempt are open when the summary is made: counted, and no record of them.
 fn open_at_the_end() {
-    let tracer = Tracer::json(&[]);
-    let scene = Scene::new(&tracer.store);
+    const ALL: u64 = 15;
+    let server = net::address(0);
+    let tracer = Tracer::json(&["--to-ip", &server.to_string()]);
+    tracer.store.keep(net::inode());
+    let closed = ClosedPort::new();
+    net::rules(&[&format!("tcp dport {} drop", closed.number())]);
+    let attempt = dial(V::Four.at(0), (server, closed.number()).into());
+    let listener = TcpListener::bind((server, 0)).unwrap();
+    let mut pairs: Vec<_> = (0..7).map(|_| pair_with(&listener)).collect();
     let mut asked = 0;
-    let mut open_now = || {
+    let mut summary = || {
         asked += 1;
         tracer.signal(Signal::SIGUSR1);
         let summaries = tracer.store.wait_summaries(asked).unwrap();
-        i128::from(Sums::of(&summaries[asked - 1]).open)
+        let sums = Sums::of(&summaries[asked - 1]);
+        sums.check();
+        sums
     };
-    let to = blackhole();
-    let deadline = Instant::now() + crate::support::patience();
-    loop {
-        let before = open_now();
-        let attempt = dial(V::Four.at(0), to);
-        let old = listen(V::Four);
-        let pairs: Vec<_> = (0..7).map(|_| pair_with(&old)).collect();
-        scene.expect_nothing();
-        let during = open_now();
-        let mut wants = vec![attempt.truth.outbound().failed("connect_aborted", None, Some("local"))];
-        drop(attempt.socket);
-        for pair in pairs {
-            drop(pair.client);
-            drop(pair.server);
-            wants.push(pair.truth.outbound().ok("local"));
-            wants.push(pair.truth.inbound().ok("peer"));
-        }
-        scene.expect(&wants);
-        let after = open_now();
-        if before == after {
-            assert_eq!(during - before, 15, "open connections in the summary");
-            break;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "this machine is never quiet: {before}, {during}, {after} open"
-        );
-    }
-    let last = dial(V::Four.at(0), to);
-    let pair = pair(V::Four);
+    let open = summary();
+    assert_eq!((open.open, open.delivered, open.lost), (ALL, 0, 0), "{open:?}");
+    // Three of them end.
+    drop((attempt.socket, pairs.pop()));
+    let ended = |records: &[Rec]| (records.len() == 3).then_some(());
+    tracer.store.wait(net::inode(), ended).unwrap();
+    let open = summary();
+    assert_eq!((open.open, open.delivered), (ALL - 3, 3), "{open:?}");
     let sums = tracer.interrupt().check_whole();
-    assert!(sums.open >= 3, "{sums:?}");
-    drop((last, pair));
+    assert_eq!((sums.open, sums.delivered), (ALL - 3, 3), "{sums:?}");
+    drop(pairs);
 }

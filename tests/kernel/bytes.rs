@@ -1,6 +1,6 @@
 //! Payload, exact to the byte.
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::thread;
 
 use nix::sys::socket::{MsgFlags, send};
@@ -143,9 +143,7 @@ fn mapped(scene: &Scene) {
     let listener = listen(V::Four);
     let dst = listener.local_addr().unwrap();
     let socket = V::Six.socket();
-    let mapped = format!("[::ffff:127.0.0.1]:{}", dst.port())
-        .parse::<std::net::SocketAddr>()
-        .unwrap();
+    let mapped = SocketAddr::from((net::address(0).to_ipv6_mapped(), dst.port()));
     let (client, connect) = timed(|| {
         socket.connect(&mapped.into()).unwrap();
         TcpStream::from(socket)

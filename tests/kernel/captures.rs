@@ -1,7 +1,7 @@
 //! `--write` while tracing: what is left of it when the tracer is killed, and when there is no room.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
 use crate::Table;
+use crate::signals::traffic;
 use crate::support::sock::{V, exchange, pair, wait_until};
+use crate::support::store::Rec;
 use crate::support::tracer::{Start, binary};
 use crate::support::{net, schema, scratch};
 
@@ -54,13 +56,21 @@ fn all_events() {
     let tracer = Start::new(&[&["-o", "json", "-w", path.to_str().unwrap()], &events[..]].concat())
         .copy(fs::File::create(&lines).unwrap())
         .tracing();
+    tracer.store.keep(net::inode());
+    let closes = |count: usize| {
+        let enough = |records: &[Rec]| {
+            let is_close = |record: &&Rec| record.value["event"] == "close";
+            (records.iter().filter(is_close).count() == count).then_some(())
+        };
+        tracer.store.wait(net::inode(), enough).unwrap();
+    };
     let (first, second) = (pair(V::Four), pair(V::Six));
     drop(first);
-    tracer.store.wait_conns(2).unwrap();
+    closes(2);
     tracer.signal(Signal::SIGUSR1);
     tracer.store.wait_summaries(1).unwrap();
     drop(second);
-    tracer.store.wait_conns(4).unwrap();
+    closes(4);
     let end = tracer.interrupt();
     assert!(end.status.success());
     let (told, said, status) = replay(&path, &events);
@@ -84,6 +94,7 @@ fn rollups() {
     while windows() < 20 {
         exchange(&stays, 1000, 300);
         drop(pair(V::Six));
+        // So that the file is not read all the time.
         thread::sleep(Duration::from_millis(20));
     }
     drop(stays);
@@ -124,15 +135,14 @@ fn no_room() {
     let folder = place("no-room").with_extension("mount");
     fs::create_dir_all(&folder).unwrap();
     let at = folder.to_str().unwrap();
-    net::run("mount", &["-t", "tmpfs", "-o", "size=256k", "none", at]);
+    net::run("mount", &["-t", "tmpfs", "-o", "size=64k", "none", at]);
     let path = folder.join("full.kmt");
     let tracer = Start::new(&["-o", "none", "-w", path.to_str().unwrap()]).spawn();
     tracer.wait_said("kmesh-trace: tracing");
-    let until = std::time::Instant::now() + crate::support::patience();
-    while !tracer.ended_within(std::time::Duration::ZERO) {
-        assert!(std::time::Instant::now() < until, "it goes on without room");
-        drop(pair(V::Four));
-    }
+    wait_until("the tracer ends for want of room", || {
+        traffic(200);
+        tracer.ended_within(Duration::ZERO)
+    });
     let end = tracer.wait();
     let (told, said, status) = replay(&path, &[]);
     net::run("umount", &[at]);
@@ -145,15 +155,20 @@ fn no_room() {
 
 /// What was kept without names gets them from a file, from its filters too; who began later had no part in it.
 fn named_afterwards() {
-    let [web, database] = ["10.77.9.1", "10.77.9.2"];
-    for address in [web, database] {
+    // Those of the loopback have no names.
+    let [web, database] = [1, 2].map(|number| {
+        let [_, high, middle, low] = net::address(number).octets();
+        Ipv4Addr::new(10, high, middle, low).to_string()
+    });
+    for address in [&web, &database] {
         net::run("ip", &["address", "add", &format!("{address}/32"), "dev", "lo"]);
     }
     let path = place("named-afterwards");
-    let tracer = Start::new(&["-o", "none", "--ip", "10.77.9.0/24", "-w", path.to_str().unwrap()])
+    let only = format!("{web},{database}");
+    let tracer = Start::new(&["-o", "none", "--ip", &only, "-w", path.to_str().unwrap()])
         .lines(|_| ())
         .tracing();
-    let listener = TcpListener::bind((database, 0)).unwrap();
+    let listener = TcpListener::bind((&*database, 0)).unwrap();
     let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     let from: SocketAddr = format!("{web}:0").parse().unwrap();
     client.bind(&from.into()).unwrap();
@@ -171,8 +186,8 @@ fn named_afterwards() {
             })
         };
         let list = [
-            pod("web-0", web, "2020-01-01T00:00:00Z"),
-            pod("database-0", database, began),
+            pod("web-0", &web, "2020-01-01T00:00:00Z"),
+            pod("database-0", &database, began),
         ];
         let list = json!({"apiVersion": "v1", "kind": "PodList", "items": list});
         fs::write(&pods, list.to_string()).unwrap();

@@ -1,10 +1,9 @@
 //! Attempts that never connect, and connections that the network takes away.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::PollFlags;
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::Table;
@@ -12,8 +11,8 @@ use crate::support::expect::Scene;
 use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::{
-    Truth, V, dial, dial_blocking, dial_with, errno_of, error_of, exchange, flushed, free_port, give, pair, pair_with,
-    ready_within, reset, set_tcp_option, timed,
+    ClosedPort, Truth, V, dial, dial_blocking, dial_with, errno_of, error_of, exchange, flushed, give, pair, pair_with,
+    reset, set_tcp_option, tcp_info, timed,
 };
 
 /// The trials.
@@ -47,13 +46,15 @@ pub fn table() -> Table {
 }
 
 fn refused_by_reset(scene: &Scene, v: V) {
-    let (said, truth) = dial_blocking(v.at(0), v.at(free_port(v)), |_| ());
+    let port = ClosedPort::new();
+    let (said, truth) = dial_blocking(v.at(0), port.at(v), |_| ());
     assert_eq!(said, Errno::ECONNREFUSED);
     scene.expect(&[truth.outbound().failed("refused", Some("ECONNREFUSED"), Some("peer"))]);
 }
 
 fn refused_by_reset_nonblocking(scene: &Scene, v: V) {
-    let attempt = dial(v.at(0), v.at(free_port(v)));
+    let port = ClosedPort::new();
+    let attempt = dial(v.at(0), port.at(v));
     assert_eq!(attempt.said, Errno::EINPROGRESS);
     assert_eq!(error_of(&attempt.socket), Errno::ECONNREFUSED);
     scene.expect(&[attempt
@@ -66,12 +67,19 @@ fn refused_by_reset_nonblocking(scene: &Scene, v: V) {
 
 /// The port is the kernel's choice, and forgotten when the program has its answer.
 fn refused_unbound(scene: &Scene, v: V) {
-    let to = v.at(free_port(v));
+    let port = ClosedPort::new();
+    let to = port.at(v);
     let socket = v.socket();
     let (said, connect) = timed(|| errno_of(socket.connect(&to.into())));
     assert_eq!(said, Errno::ECONNREFUSED);
+    // To whichever address of the loopback network, it connects from this one.
+    let from = if v == V::Four {
+        Ipv4Addr::LOCALHOST.into()
+    } else {
+        to.ip()
+    };
     let truth = Truth {
-        src: v.at(0),
+        src: SocketAddr::new(from, 0),
         dst: to,
         connect,
         open: connect,
@@ -83,7 +91,8 @@ fn refused_unbound(scene: &Scene, v: V) {
 /// comes (loopback answers at once). The blocking one sleeps until the next SYN, a second later, gets another; the
 /// non-blocking one learns of it from the error queue (IPv4) or from the next SYN too (IPv6), and closes.
 fn icmp(scene: &Scene, v: V, four: &str, six: &str) {
-    let to = v.at(free_port(v));
+    let port = ClosedPort::new();
+    let to = port.at(v);
     let answer = match v {
         V::Four => format!("tcp dport {} reject with icmp type {four}", to.port()),
         V::Six => format!("tcp dport {} reject with icmpv6 type {six}", to.port()),
@@ -106,20 +115,19 @@ fn icmp(scene: &Scene, v: V, four: &str, six: &str) {
     scene.expect(&[attempt.truth.outbound().failed(outcome, Some(name), closed_by)]);
 }
 
-fn blackhole(v: V) -> SocketAddr {
-    let to = v.at(free_port(v));
-    net::rules(&[&format!("tcp dport {} drop", to.port())]);
-    to
+/// A port whose SYNs get no answer.
+fn blackhole() -> ClosedPort {
+    let port = ClosedPort::new();
+    net::rules(&[&format!("tcp dport {} drop", port.number())]);
+    port
 }
 
 fn blackholed_program_gives_up(scene: &Scene, v: V) {
-    let attempt = dial(v.at(0), blackhole(v));
+    const SYN_SENT: u8 = 2;
+    let port = blackhole();
+    let attempt = dial(v.at(0), port.at(v));
     assert_eq!(attempt.said, Errno::EINPROGRESS);
-    assert!(!ready_within(
-        &attempt.socket,
-        PollFlags::POLLOUT,
-        Duration::from_millis(300)
-    ));
+    assert_eq!(tcp_info(&attempt.socket).tcpi_state, SYN_SENT);
     drop(attempt.socket);
     scene.expect(&[attempt.truth.outbound().failed("connect_aborted", None, Some("local"))]);
 }
@@ -131,7 +139,8 @@ fn blackholed_kernel_gives_up(scene: &Scene, v: V) {
     if std::fs::exists(linear).unwrap() {
         std::fs::write(linear, "0").unwrap();
     }
-    let to = blackhole(v);
+    let port = blackhole();
+    let to = port.at(v);
     let by_option = dial_with(v.at(0), to, |socket| set_tcp_option(socket, nix::libc::TCP_SYNCNT, 1));
     net::sysctl("net.ipv4.tcp_syn_retries", "1");
     let by_sysctl = dial(v.at(0), to);
@@ -146,8 +155,8 @@ fn blackholed_kernel_gives_up(scene: &Scene, v: V) {
 }
 
 fn blackholed_user_timeout(scene: &Scene, v: V) {
-    let to = blackhole(v);
-    let (said, truth) = dial_blocking(v.at(0), to, |socket| {
+    let port = blackhole();
+    let (said, truth) = dial_blocking(v.at(0), port.at(v), |socket| {
         socket.set_tcp_user_timeout(Some(Duration::from_millis(1500))).unwrap();
     });
     assert_eq!(said, Errno::ETIMEDOUT);
@@ -187,7 +196,7 @@ fn no_route(scene: &Scene) {
 /// connect() that finds no free port never sends a SYN, though the socket was in SYN_SENT for a moment.
 fn no_port(scene: &Scene) {
     net::sysctl("net.ipv4.ip_local_port_range", "40000 40001");
-    let listener = std::net::TcpListener::bind("127.0.0.1:9000").unwrap();
+    let listener = std::net::TcpListener::bind(V::Four.at(9000)).unwrap();
     let pairs = [(); 2].map(|()| pair_with(&listener));
     assert_eq!(
         errno_of(V::Four.socket().connect(&V::Four.at(9000).into())),

@@ -6,7 +6,7 @@ use crate::Table;
 use crate::support::expect::Scene;
 use crate::support::net;
 use crate::support::probe::Need;
-use crate::support::sock::{V, dial, drain, error_of, exchange, fin_acknowledged, flushed, free_port, pair, reset};
+use crate::support::sock::{ClosedPort, V, dial, drain, error_of, exchange, fin_acknowledged, flushed, pair, reset};
 
 /// The trials.
 pub fn table() -> Table {
@@ -101,7 +101,8 @@ fn server_half_closed(scene: &Scene, v: V) {
 
 /// While it still waits for an answer.
 fn attempt(scene: &Scene, v: V) {
-    let to = v.at(free_port(v));
+    let port = ClosedPort::new();
+    let to = port.at(v);
     net::rules(&[&format!("tcp dport {} drop", to.port())]);
     let attempt = dial(v.at(0), to);
     kill(&format!("dport = :{}", to.port()));

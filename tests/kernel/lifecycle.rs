@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use crate::signals::traffic;
 use crate::support::actor::Actor;
 use crate::support::expect::{Scene, own_comm};
+use crate::support::net;
 use crate::support::sock::{V, drain, exchange, pair, wait_until};
 use crate::support::tracer::{Start, Tracer, binary};
 use crate::{Table, shared};
@@ -207,7 +208,7 @@ fn log_lines() {
         "name {}",
         hostile.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
     ));
-    let listener = std::net::TcpListener::bind("127.77.8.1:0").unwrap();
+    let listener = std::net::TcpListener::bind((net::address(0), 0)).unwrap();
     let dst = listener.local_addr().unwrap();
     let src = actor.connect("s", dst);
     let (server, _) = listener.accept().unwrap();

@@ -41,7 +41,8 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 use support::expect::Scene;
@@ -148,7 +149,8 @@ pub fn shared() -> &'static Tracer {
         // Of an earlier run.
         _ = fs::remove_file(&capture);
         let capture = capture.to_str().expect("a path of this repository");
-        Start::new(&["-o", "json", "--write", capture])
+        // What all scenarios and the rest of the machine do at once has room, however late the tracer has its turn.
+        Start::of_all(&["-o", "json", "--buffer", "64MiB", "--write", capture])
             .copy(File::create(lines).expect("a file for the lines"))
             .tracing()
     })
@@ -178,10 +180,13 @@ fn check_replay() {
     println!("shared tracer: {} bytes of JSON, {bytes} as a capture", live.len());
 }
 
-/// Held for writing by scenarios that count what happens on the whole machine, for reading by all others.
+/// Held for writing by scenarios that run alone, for reading by all others.
 static MACHINE: RwLock<()> = RwLock::new(());
 
-fn trial(scenario: Scenario) -> Trial {
+/// How long each scenario took.
+static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+
+fn trial((number, scenario): (u32, Scenario)) -> Trial {
     let Scenario { name, needs, run } = scenario;
     match probe::missing(needs) {
         Err(why) => {
@@ -197,8 +202,15 @@ fn trial(scenario: Scenario) -> Trial {
             let among = alone
                 .is_none()
                 .then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
-            let result = net::in_namespace(&name, run).map_err(|panic| Failed::from(message(&*panic)));
+            let began = Instant::now();
+            let claimed = || {
+                net::claim_addresses(number);
+                run();
+            };
+            let result = net::in_namespace(&name, claimed).map_err(|panic| Failed::from(message(&*panic)));
             drop((alone, among));
+            let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+            times.push((began.elapsed(), name));
             result
         }),
     }
@@ -232,6 +244,10 @@ fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some(actor::ARGUMENT) => return actor::main().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS),
         Some(terminal::ARGUMENT) => terminal::panics_at_the_screen(),
+        Some(filters::ARGUMENT) => {
+            filters::main(&std::env::args().nth(2).unwrap_or_default());
+            return ExitCode::SUCCESS;
+        }
         _ => {}
     }
     let mut arguments = Arguments::from_args();
@@ -272,12 +288,24 @@ fn main() -> ExitCode {
         lifecycle::table(),
         signals::table(),
     ];
-    let trials = tables.into_iter().flat_map(Table::selected).map(trial).collect();
+    let mut scenarios: Vec<_> = tables.into_iter().flat_map(Table::selected).collect();
+    // Those that run alone come last: each of them waits until no other runs, and meanwhile no other begins.
+    scenarios.sort_by_key(|scenario| scenario.needs.contains(&Need::Alone));
+    let trials = (0..).zip(scenarios).map(trial).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if arguments.list {
         return ExitCode::SUCCESS;
     }
+    print_slowest();
     conclude(&conclusion)
+}
+
+fn print_slowest() {
+    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    times.sort_by(|one, other| other.cmp(one));
+    for (time, name) in times.iter().take(10) {
+        println!("{:6.1} s  {name}", time.as_secs_f64());
+    }
 }
 
 fn conclude(conclusion: &Conclusion) -> ExitCode {

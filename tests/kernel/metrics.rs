@@ -2,14 +2,14 @@
 //! nothing of the other scenarios is in its sums.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
 use crate::Table;
 use crate::support::expect::Scene;
+use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::scrape::{Scrape, address, request, scrape};
-use crate::support::sock::{Pair, V, drain, exchange, flushed, give, pair, pair_with, take, wait_until};
+use crate::support::sock::{ClosedPort, Pair, V, drain, exchange, flushed, give, pair, pair_with, take, wait_until};
 use crate::support::tracer::{Start, Tracer};
 
 /// The trials.
@@ -43,17 +43,13 @@ struct Watched {
 const INTERVAL: &str = "200ms";
 
 impl Watched {
-    fn new(server: &str, more: &[&str]) -> Self {
-        let base = [
-            "-o",
-            "none",
-            "--metrics",
-            "0",
-            "--interval",
-            INTERVAL,
-            "--to-ip",
-            server,
-        ];
+    fn new(more: &[&str]) -> Self {
+        Self::at(net::address(0), more)
+    }
+
+    fn at(server: Ipv4Addr, more: &[&str]) -> Self {
+        let only = server.to_string();
+        let base = ["-o", "none", "--metrics", "0", "--interval", INTERVAL, "--to-ip", &only];
         let tracer = Start::new(&[&base, more].concat()).lines(|_| ()).tracing();
         Self {
             scraped: address(&tracer),
@@ -101,17 +97,19 @@ fn both(scrape: &Scrape, family: &str, labels: &[(&str, &str)]) -> f64 {
 
 fn equal_what_was_moved() {
     const COUNT: usize = 50;
-    let watched = Watched::new("127.77.0.1", &["--metrics-compat"]);
+    let server = net::address(0);
+    let watched = Watched::at(server, &["--metrics-compat"]);
     for _ in 0..COUNT {
         let pair = watched.pair();
         exchange(&pair, 1000, 300);
         end(pair);
     }
+    // Of another address, which is not watched.
     let port = watched.listener.local_addr().unwrap().port();
-    drop(TcpStream::connect(("127.77.0.2", port)).unwrap_err());
+    drop(TcpStream::connect((net::address(1), port)).unwrap_err());
+    let closed = ClosedPort::new();
     for _ in 0..3 {
-        let closed = TcpListener::bind("127.77.0.1:0").unwrap().local_addr().unwrap();
-        TcpStream::connect(closed).unwrap_err();
+        TcpStream::connect((server, closed.number())).unwrap_err();
     }
     // One whose server resets it.
     let pair = watched.pair();
@@ -179,7 +177,7 @@ fn equal_what_was_moved() {
 }
 
 fn open_connections_count() {
-    let watched = Watched::new("127.77.1.1", &[]);
+    let watched = Watched::new(&[]);
     let pair = watched.pair();
     exchange(&pair, 1000, 300);
     let told =
@@ -199,12 +197,10 @@ fn open_connections_count() {
 
 /// Streams that are scraped while they run: at no time more than was sent, at no time less than before.
 fn never_fall_and_never_count_twice() {
-    let watched = Watched::new("127.77.2.1", &[]);
+    let watched = Watched::new(&[]);
     let pairs: Vec<_> = (0..20).map(|_| watched.pair()).collect();
-    let (mut sent, mut seen_before) = (0.0, 0.0);
-    let began = Instant::now();
-    let mut scrapes = 0;
-    while began.elapsed() < Duration::from_secs(4) {
+    let (mut sent, mut seen_before, mut rises) = (0.0, 0.0, 0);
+    wait_until("three scrapes have shown more than the one before", || {
         for pair in &pairs {
             give(&pair.client, 333);
             take(&pair.server, 333);
@@ -215,10 +211,10 @@ fn never_fall_and_never_count_twice() {
             seen >= seen_before && seen <= sent,
             "{seen_before}, then {seen} of {sent}"
         );
+        rises += u32::from(seen > seen_before);
         seen_before = seen;
-        scrapes += 1;
-    }
-    assert!(scrapes > 10 && seen_before > 0.0, "{scrapes} scrapes, {seen_before}");
+        rises == 3
+    });
     pairs.into_iter().for_each(end);
     let seen = watched.until("the end", |seen| both(seen, "connections_closed", &[]) == 40.0);
     assert_eq!(both(&seen, "received_bytes", &[SERVER]), sent);
@@ -228,11 +224,12 @@ fn never_fall_and_never_count_twice() {
 
 /// A tracer that is started again must not count once more what one before it counted.
 fn what_was_before_is_not_counted() {
-    let listener = TcpListener::bind("127.77.3.1:0").unwrap();
+    let server = net::address(0);
+    let listener = TcpListener::bind((server, 0)).unwrap();
     let (pair, silent) = (pair_with(&listener), pair_with(&listener));
     exchange(&pair, 100_000, 300);
     exchange(&silent, 5_000, 0);
-    let watched = Watched::new("127.77.3.1", &[]);
+    let watched = Watched::at(server, &[]);
     exchange(&pair, 7, 5);
     let seen = watched.until("what came after", |seen| both(seen, "sent_bytes", &[CLIENT]) >= 7.0);
     assert_eq!(both(&seen, "sent_bytes", &[CLIENT]), 7.0);
@@ -247,10 +244,7 @@ fn what_was_before_is_not_counted() {
 }
 
 fn one_by_one_and_folded() {
-    let watched = Watched::new(
-        "127.77.4.1",
-        &["--metrics-level", "connection", "--metrics-max-series", "80"],
-    );
+    let watched = Watched::new(&["--metrics-level", "connection", "--metrics-max-series", "80"]);
     let pairs: Vec<_> = (0..60).map(|_| watched.pair()).collect();
     pairs.iter().for_each(|pair| exchange(pair, 11, 0));
     let known: Vec<String> = pairs.iter().map(|pair| pair.truth.src.to_string()).collect();
@@ -278,7 +272,7 @@ fn one_by_one_and_folded() {
 
 /// What the filters sort out is in no sum.
 fn filters_hold() {
-    let watched = Watched::new("127.77.5.1", &["--failed"]);
+    let watched = Watched::new(&["--failed"]);
     let pair = watched.pair();
     exchange(&pair, 1000, 300);
     end(pair);
@@ -373,7 +367,7 @@ fn taken_port() {
 /// Thousands that never finish their request, and hundreds that ask and never read: whoever asks properly is answered, and
 /// nothing is lost.
 fn hostile_scrapers() {
-    let watched = Watched::new("127.77.6.1", &[]);
+    let watched = Watched::new(&[]);
     let pair = watched.pair();
     exchange(&pair, 1000, 300);
     let mut silent = Vec::new();
@@ -388,14 +382,9 @@ fn hostile_scrapers() {
                 .unwrap_or_default(),
         }
         silent.push(stream);
+        // Answered, with all of these around.
         if number % 300 == 299 {
-            let began = Instant::now();
             watched.scrape();
-            assert!(
-                began.elapsed() < Duration::from_secs(2),
-                "{:?} after {number}",
-                began.elapsed()
-            );
         }
     }
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", watched.tracer.pid))

@@ -86,7 +86,7 @@ impl Node {
         }
     }
 
-    /// What sources would tell, and a tracer that is told.
+    /// What sources would tell, and a tracer that has been told.
     fn traced(&mut self, args: &[&str]) -> Tracer {
         self.objects.push(
             json!({"kind": "Service", "metadata": {"name": "database", "namespace": "shop"},
@@ -96,7 +96,9 @@ impl Node {
         let list = json!({"kind": "List", "apiVersion": "v1", "items": self.objects});
         fs::write(&self.pods_file, list.to_string()).unwrap();
         let file = self.pods_file.to_str().unwrap();
-        Start::on_node(&[&["-o", "json", "--pods-file", file], args].concat()).tracing()
+        let tracer = Start::on_node(&[&["-o", "json", "--pods-file", file], args].concat()).tracing();
+        tracer.wait_said("kmesh-trace: names come from");
+        tracer
     }
 }
 
@@ -293,6 +295,7 @@ fn a_container_that_is_gone() {
     let Pod { actor, cgroup, .. } = web;
     actor.kill();
     node::remove_cgroup(&cgroup);
+    assert!(!cgroup.exists(), "the cgroup stays");
     db.actor.ask("eof s");
     db.actor.ask("close s");
     let outbound = record(&tracer, web.netns, "outbound", &from);

@@ -121,12 +121,17 @@ fn each_is_needed() {
     }
 }
 
-/// (its capabilities, no-new-privileges) of each thread; a thread may end between the listing and the look.
+/// (its capabilities, no-new-privileges) of each thread that can still run the program's code.
 fn threads(tracer: &Tracer) -> Vec<(u64, String)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", tracer.pid)).unwrap();
     tasks
         .filter_map(|task| {
-            let status = fs::read_to_string(task.unwrap().path().join("status")).ok()?;
+            let task = task.unwrap().path();
+            let status = fs::read_to_string(task.join("status")).ok()?;
+            // Last, so that it is known of the thread whose status was read.
+            if is_exiting(&fs::read_to_string(task.join("stat")).ok()?) {
+                return None;
+            }
             let field = |name: &str| {
                 let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
                 line.trim().to_owned()
@@ -138,6 +143,17 @@ fn threads(tracer: &Tracer) -> Vec<(u64, String)> {
         .collect()
 }
 
+/// By its `/proc/PID/task/TID/stat`, whether a thread has made its last system call and is only being taken down by the kernel.
+/// That begins before whoever joins it is woken, and ends some time after.
+fn is_exiting(stat: &str) -> bool {
+    const PF_EXITING: u32 = 4;
+    // Behind the name, which may contain anything: the state, then the flags in the seventh place.
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let flags: u32 = fields.split(' ').nth(6).unwrap().parse().unwrap();
+    flags & PF_EXITING != 0
+}
+
+/// From the moment on when the tool says that it traces, for each thread that it has or starts.
 fn the_rest_is_given_up() {
     const BPF: u64 = 1 << 39;
     const SYS_PTRACE: u64 = 1 << 19;
@@ -166,11 +182,14 @@ fn the_rest_is_given_up() {
             _ => Start::new(&all),
         }
         .tracing();
-        wait_until("all threads", || threads(&tracer).len() >= count);
-        for (capabilities, no_new_privileges) in threads(&tracer) {
-            assert_eq!(capabilities, expected, "{args:?}: {capabilities:x}");
-            assert_eq!(no_new_privileges, "1");
-        }
+        wait_until("all threads", || {
+            let threads = threads(&tracer);
+            for (capabilities, no_new_privileges) in &threads {
+                assert_eq!(*capabilities, expected, "{args:?}: {capabilities:x}");
+                assert_eq!(no_new_privileges, "1");
+            }
+            threads.len() >= count
+        });
         tracer.interrupt().check_whole();
     }
     fs::remove_dir_all(&folder).unwrap_or_default();

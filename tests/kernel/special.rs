@@ -16,7 +16,7 @@ use crate::support::expect::{Proc, Scene};
 use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::{
-    Pair, Span, Truth, V, address, bound, dial, dissolve, drain, errno_of, error_of, exchange, flushed, free_port,
+    ClosedPort, Pair, Span, Truth, V, address, bound, dial, dissolve, drain, errno_of, error_of, exchange, flushed,
     give, listen, reset, set_tcp_option, stream_socket, take, tcp_info, timed,
 };
 
@@ -74,7 +74,8 @@ fn finish(scene: &Scene, pair: Pair, up: u64, down: u64) {
 
 /// One socket, two associations, two records, two ids.
 fn again_after_refusal(scene: &Scene, v: V) {
-    let to = v.at(free_port(v));
+    let port = ClosedPort::new();
+    let to = port.at(v);
     let socket = bound(v.at(0));
     let src = address(&socket);
     let (said, refused) = timed(|| errno_of(socket.connect(&to.into())));
@@ -86,6 +87,7 @@ fn again_after_refusal(scene: &Scene, v: V) {
         open: refused,
     };
     let first = scene.expect(&[first.outbound().failed("refused", Some("ECONNREFUSED"), Some("peer"))]);
+    drop(port);
     let listener = TcpListener::bind(to).unwrap();
     let (said, connect) = timed(|| errno_of(socket.connect(&to.into())));
     assert_eq!(said, Errno::from_raw(0));
@@ -162,7 +164,8 @@ fn restored(scene: &Scene, v: V) {
 }
 
 fn dissolved_while_connecting(scene: &Scene, v: V) {
-    let to = v.at(free_port(v));
+    let port = ClosedPort::new();
+    let to = port.at(v);
     net::rules(&[&format!("tcp dport {} drop", to.port())]);
     let attempt = dial(v.at(0), to);
     dissolve(&attempt.socket);

@@ -1,6 +1,6 @@
 //! The table in a real terminal: tmux is the terminal, keys are typed into it, and its screen is read.
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
@@ -16,10 +16,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::Table;
+use crate::signals::traffic_through;
 use crate::support::probe::Need;
-use crate::support::sock::{V, drain, exchange, listen, pair_with, wait_until};
+use crate::support::scrape::scrape;
+use crate::support::sock::{V, exchange, free_port, listen, pair_with, wait_until};
 use crate::support::tracer::binary;
-use crate::support::{bpf, net, patience, small};
+use crate::support::{bpf, net, patience};
 
 /// The trials.
 pub fn table() -> Table {
@@ -38,7 +40,7 @@ pub fn table() -> Table {
         .own("suspended_and_resumed", &[Need::Tmux], suspended_and_resumed)
         .own(
             "a_terminal_that_does_not_read",
-            &[Need::Tmux, Need::Alone],
+            &[Need::Tmux],
             a_terminal_that_does_not_read,
         )
         .own("a_terminal_that_goes", &[Need::Tmux], a_terminal_that_goes)
@@ -162,22 +164,19 @@ impl Drop for Terminal {
     }
 }
 
-/// Connections that come and go until it is dropped, and one that stays.
-fn traffic(listener: &TcpListener, count: usize) {
-    for _ in 0..count {
-        let pair = pair_with(listener);
-        exchange(&pair, 1000, 2000);
-        drop(pair.client);
-        assert_eq!(drain(&pair.server), 0);
-    }
+/// Where a tracer with `--metrics PORT` serves them.
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
 }
 
 fn sizes_and_keys() {
-    let (first, second) = (listen(V::Four), listen(V::Four));
+    // An address that leaves room on the screen.
+    let [first, second] = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
     let ports = [&first, &second].map(|listener| listener.local_addr().unwrap().port());
     let terminal = Terminal::open(80, 24);
+    let metrics = free_port(V::Four);
     terminal.table(&format!(
-        "--by ip,port --interval 300ms --port {},{}",
+        "--by ip,port --interval 300ms --metrics {metrics} --port {},{}",
         ports[0], ports[1]
     ));
     let stays = [pair_with(&first), pair_with(&second)];
@@ -207,11 +206,22 @@ fn sizes_and_keys() {
             .lines()
             .any(|line| line.contains(&row(ports[0])) && line.contains("iB/s"))
     });
-    // A pause keeps what is on the screen, whatever goes on.
+    // A pause keeps what is on the screen, whatever goes on: ends, and bytes that walks of three intervals tell of.
     terminal.keys(&["p"]);
     let paused = terminal.wait("the pause", |screen| screen.contains("PAUSED"));
-    traffic(&first, 50);
-    thread::sleep(Duration::from_millis(700));
+    let counted = |name: &str| scrape(local(metrics)).sum(name, &[]);
+    let ended = counted("kmesh_trace_outcomes_total");
+    traffic_through(&first, 50);
+    wait_until("the ends are counted", || {
+        counted("kmesh_trace_outcomes_total") >= ended + 100.0
+    });
+    for _ in 0..3 {
+        let before = counted("kmesh_tcp_workload_sent_bytes_total");
+        exchange(&stays[0], 50_000, 100);
+        wait_until("the bytes are counted", || {
+            counted("kmesh_tcp_workload_sent_bytes_total") >= before + 50_100.0
+        });
+    }
     assert_eq!(terminal.screen(), paused);
     terminal.keys(&["p"]);
     terminal.wait("going on", |screen| !screen.contains("PAUSED"));
@@ -353,40 +363,44 @@ fn suspended_and_resumed() {
     terminal.is_restored();
 }
 
-/// The terminal stands still for ten seconds while 50,000 connections end: none is lost, and memory stays. A fourth at most
-/// has room on the ring, so it would not do without a reader. They come at a rate of which the tracer's writer takes a fifth of a
-/// processor, a tenth of it where that is emulated: as fast as they can be made, it takes half of one, and the shared tracer
-/// and its checks left it less.
+/// The terminal stands still while 20,000 ends come, a fiftieth of which has room on the ring: none is lost, and memory stays.
+/// The metrics show that each batch has been taken in, with the terminal as it is, before the next one is made.
 fn a_terminal_that_does_not_read() {
-    let (hundreds, every_ms, buffer) = if small() { (50, 200, "1M") } else { (500, 20, "16M") };
-    let every = Duration::from_millis(every_ms);
+    const BATCHES: u32 = 50;
+    const BATCH: usize = 200;
+    let server = net::address(0);
     let listener = listen(V::Four);
-    let port = listener.local_addr().unwrap().port();
     let terminal = Terminal::open(80, 24);
+    let metrics = free_port(V::Four);
     terminal.table(&format!(
-        "--interval 100ms --by connection --buffer {buffer} --port {port}"
+        "--interval 100ms --by connection --buffer 256Ki --metrics {metrics} --to-ip {server}"
     ));
     let tracer = terminal.tracer();
-    let server = Pid::from_raw(terminal.fact("pid").parse().unwrap());
+    let tmux = Pid::from_raw(terminal.fact("pid").parse().unwrap());
     let memory = || {
         let status = std::fs::read_to_string(format!("/proc/{tracer}/status")).unwrap();
         let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
     };
-    kill(server, Signal::SIGSTOP).unwrap();
-    let began = Instant::now();
-    for hundred in 1..=hundreds {
-        traffic(&listener, 100);
-        thread::sleep((began + every * hundred).saturating_duration_since(Instant::now()));
+    kill(tmux, Signal::SIGSTOP).unwrap();
+    for batch in 1..=BATCHES {
+        traffic_through(&listener, BATCH);
+        let made = f64::from(batch) * 2.0 * BATCH as f64;
+        wait_until("the batch is counted", || {
+            scrape(local(metrics)).sum("kmesh_trace_outcomes_total", &[]) == made
+        });
     }
     let kib = memory();
-    kill(server, Signal::SIGCONT).unwrap();
+    kill(tmux, Signal::SIGCONT).unwrap();
     terminal.keys(&["q"]);
     // A line may be broken at a space, which is then not on the screen: how long it is depends on the node's name.
     let words = |screen: &str| screen.split_whitespace().collect::<String>();
     let screen = terminal.wait("the whole summary", |screen| words(screen).contains("stillopen"));
     let told = words(&screen);
-    assert!(told.contains(&format!(":{}delivered", 200 * hundreds)), "{screen}");
+    assert!(
+        told.contains(&format!(":{}delivered", 2 * BATCHES as usize * BATCH)),
+        "{screen}"
+    );
     assert!(told.contains(",0lost,"), "{screen}");
     assert!(kib < 64 << 10, "{kib} KiB");
     terminal.is_restored();

@@ -10,11 +10,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::net;
-use super::sock::{Span, Truth};
+use super::sock::{Span, Truth, V};
 use super::store::{Rec, Store};
 
-/// How far the record's wall clock may be from the test's: the tool reads the monotonic clock in the kernel and converts.
-const CLOCK: Duration = Duration::from_millis(10);
+/// The largest error of the tool's wall-clock times. The kernel stamps an event by the monotonic clock, and the tool adds the
+/// difference between the two clocks, which it measures to within microseconds. How busy the machine is adds nothing: an event
+/// lies between two readings of the test's clock, before and after it.
+pub const CLOCK_ERROR: Duration = Duration::from_millis(1);
 
 /// Which process a record must name.
 #[derive(Clone, Debug)]
@@ -298,7 +300,7 @@ impl Want {
     fn time_differences(&self, record: &Rec, field: &mut impl FnMut(&str, &Value, bool, String)) {
         let value = &record.value;
         let time = moment(&value["time"]);
-        let right = time.is_some_and(|time| time >= self.end - CLOCK && time <= record.seen + CLOCK);
+        let right = time.is_some_and(|time| time >= self.end - CLOCK_ERROR && time <= record.seen + CLOCK_ERROR);
         field(
             "time",
             &value["time"],
@@ -323,7 +325,8 @@ impl Want {
             return;
         }
         let began = moment(start);
-        let right = began.is_some_and(|began| began >= self.start.before - CLOCK && began <= self.start.after + CLOCK);
+        let right = began
+            .is_some_and(|began| began >= self.start.before - CLOCK_ERROR && began <= self.start.after + CLOCK_ERROR);
         field(
             "start",
             start,
@@ -339,9 +342,9 @@ impl Want {
         let lasted = began
             .zip(time)
             .and_then(|(began, time)| time.duration_since(began).ok());
-        let right = lasted.zip(duration.as_u64()).is_some_and(|(lasted, duration)| {
-            lasted.abs_diff(Duration::from_nanos(duration)) <= Duration::from_millis(1)
-        });
+        let right = lasted
+            .zip(duration.as_u64())
+            .is_some_and(|(lasted, duration)| lasted.abs_diff(Duration::from_nanos(duration)) <= CLOCK_ERROR);
         field("duration_ns", duration, right, format!("time - start, {lasted:?}"));
         if let (Some(connect), Some(duration)) = (connect.as_u64(), duration.as_u64()) {
             field(
@@ -350,7 +353,7 @@ impl Want {
                 connect <= duration,
                 format!("at most {duration}"),
             );
-            let most = self.start.after.duration_since(self.start.before).unwrap_or_default() + CLOCK;
+            let most = self.start.after.duration_since(self.start.before).unwrap_or_default() + CLOCK_ERROR;
             let right = self.connect.is_some() || Duration::from_nanos(connect) <= most;
             field("connect_ns", &value["connect_ns"], right, format!("at most {most:?}"));
         }
@@ -468,7 +471,7 @@ impl<'a> Scene<'a> {
     /// Makes a connection for no other purpose than its records. Output is in the order of time, so once they are here all
     /// that came before is here as well: how a test knows that nothing more comes, without waiting for nothing.
     fn mark(&self, done: &mut HashSet<usize>) -> usize {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("the marker's listener");
+        let listener = TcpListener::bind(V::Four.at(0)).expect("the marker's listener");
         let dst = listener.local_addr().expect("the marker's address");
         let client = TcpStream::connect(dst).expect("the marker's connection");
         drop((listener.accept().expect("accept the marker"), client));

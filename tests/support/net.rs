@@ -1,6 +1,8 @@
 //! Network namespaces, one a test, and the commands that shape them.
 
+use std::cell::Cell;
 use std::io::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::linux::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -31,6 +33,59 @@ pub fn inode() -> u64 {
     std::fs::metadata("/proc/thread-self/ns/net")
         .expect("/proc/thread-self/ns/net")
         .st_ino()
+}
+
+thread_local! {
+    /// The number of the scenario that this thread runs.
+    static SCENARIO: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+/// Gives the calling thread addresses that nobody else on this machine has: no other scenario, and no other run of the suite. A
+/// tracer whose filter passes only [`networks`] traces this scenario's connections alone. Until then the addresses are those that
+/// everybody has.
+pub fn claim_addresses(scenario: u32) {
+    assert!(scenario < 512, "too many scenarios");
+    SCENARIO.set(Some(scenario));
+}
+
+/// Gives the loopback an IPv6 address, and waits until the kernel has added the route to it.
+pub fn add_to_loopback(address: Ipv6Addr) {
+    run("ip", &["addr", "add", &format!("{address}/128"), "dev", "lo", "nodad"]);
+    super::sock::wait_until("the address has a route", || {
+        let routes = run("ip", &["-6", "route", "show", "table", "local"]);
+        routes.contains(&format!("local {address} dev lo"))
+    });
+}
+
+/// The run's number and the scenario's.
+fn claimed() -> Option<(u32, u32)> {
+    // Never zero, which is the network of 127.0.0.1.
+    SCENARIO.get().map(|scenario| (1 + std::process::id() % 2047, scenario))
+}
+
+/// The scenario's loopback address of this number, below 16. Address 0 is the one that [`super::sock::V`] means.
+pub fn address(number: u8) -> Ipv4Addr {
+    assert!(number < 16, "a scenario has sixteen addresses");
+    match claimed() {
+        None => Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + u32::from(number)),
+        Some((run, scenario)) => Ipv4Addr::from(127 << 24 | run << 13 | scenario << 4 | u32::from(number)),
+    }
+}
+
+/// The scenario's IPv6 address of this number, for [`add_to_loopback`].
+pub fn address_v6(number: u16) -> Ipv6Addr {
+    let (run, scenario) = claimed().expect("a scenario");
+    Ipv6Addr::new(0xfd77, run as u16, scenario as u16, 0, 0, 0, 0, number)
+}
+
+/// The two networks that hold all addresses of the scenario and nothing else.
+pub fn networks() -> [String; 2] {
+    [format!("{}/28", address(0)), format!("{}/48", address_v6(0))]
+}
+
+/// These addresses as the value of a flag.
+pub fn list(addresses: &[Ipv4Addr]) -> String {
+    addresses.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// Runs a command in the calling thread's namespace and returns what it printed.

@@ -1,6 +1,5 @@
 //! What can run here, found out beforehand by trying it.
 
-use std::io::Read as _;
 use std::sync::LazyLock;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -33,9 +32,9 @@ pub enum Need {
     Big,
     /// A wall clock that may be stepped: that of a machine of its own.
     StepClock,
-    /// A scheduler that puts tasks aside in the kernel whenever it likes: that of a machine of its own.
+    /// A kernel that preempts eBPF programs, with a scheduler that may be changed: that of a machine of its own.
     PutAside,
-    /// No other scenario at the same time: it counts all that happens on the machine, or needs its processors.
+    /// No other scenario at the same time: it needs the machine's processors.
     Alone,
 }
 
@@ -64,11 +63,9 @@ static KILL: LazyLock<Result<(), String>> = LazyLock::new(|| {
             "ss",
             &["-K", "-t", "-n", "-a", &format!("dport = :{}", pair.truth.dst.port())],
         )?;
-        pair.client
-            .set_read_timeout(Some(std::time::Duration::from_millis(200)))
-            .map_err(|error| error.to_string())?;
-        match (&pair.client).read(&mut [0]) {
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => Ok(()),
+        // The kernel has destroyed the socket by the time it answers ss.
+        match pair.client.take_error() {
+            Ok(Some(error)) if error.kind() == std::io::ErrorKind::ConnectionAborted => Ok(()),
             other => Err(format!("ss -K kills nothing here ({other:?})")),
         }
     })
@@ -154,6 +151,16 @@ fn allowed(variable: &str) -> Result<(), String> {
         .ok_or_else(|| format!("{variable} is not set"))
 }
 
+/// Before Linux 7.0 an eBPF program at a tracepoint runs to its end once it has begun.
+fn preempts_programs() -> Result<(), String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").map_err(|error| error.to_string())?;
+    let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    let preempts = major.is_some_and(|major| major >= 7);
+    preempts
+        .then_some(())
+        .ok_or_else(|| format!("Linux {} does not preempt eBPF programs", release.trim()))
+}
+
 /// Why a scenario with these needs cannot run here.
 pub fn missing(needs: &[Need]) -> Result<(), String> {
     NAMESPACES.clone()?;
@@ -170,7 +177,10 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::Tmux => TMUX.clone()?,
             Need::Big if super::small() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),
             Need::StepClock => allowed("KMESH_TRACE_TEST_STEP_CLOCK")?,
-            Need::PutAside => allowed("KMESH_TRACE_TEST_PUT_ASIDE")?,
+            Need::PutAside => {
+                allowed("KMESH_TRACE_TEST_PUT_ASIDE")?;
+                preempts_programs()?;
+            }
             Need::Big | Need::Alone => {}
         }
     }

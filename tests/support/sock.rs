@@ -1,7 +1,7 @@
 //! Sockets, and what a test knows about the connections that it makes.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd};
 use std::time::{Duration, SystemTime};
 
@@ -10,12 +10,14 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
+use super::net;
+
 /// The family that a scenario runs with.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum V {
-    /// 127.0.0.1
+    /// IPv4.
     Four,
-    /// ::1
+    /// IPv6.
     Six,
 }
 
@@ -28,10 +30,10 @@ impl V {
         }
     }
 
-    /// Its loopback address.
+    /// The scenario's loopback address of IPv4, or the one of IPv6.
     pub fn loopback(self) -> IpAddr {
         match self {
-            Self::Four => Ipv4Addr::LOCALHOST.into(),
+            Self::Four => net::address(0).into(),
             Self::Six => Ipv6Addr::LOCALHOST.into(),
         }
     }
@@ -188,13 +190,57 @@ pub fn unacknowledged(socket: &TcpStream) -> usize {
     usize::try_from(left).expect("a count")
 }
 
-/// Yields until a fact that has no event comes true.
+/// Waits until a fact that has no event comes true: polls it, at first all the time, then once a millisecond, so that many
+/// waiting tests leave the processors to what they wait for.
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    const EAGER: u32 = 100;
     let start = std::time::Instant::now();
+    let mut polls = 0;
     while !is_so() {
         assert!(start.elapsed() < super::patience(), "waited in vain until {what}");
-        std::thread::yield_now();
+        if polls < EAGER {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        polls += 1;
     }
+}
+
+/// Waits until every connection with this port at either end, in the calling thread's namespace, has ended at both ends.
+/// close() returns before that: the last segments are still on their way where the kernel is busy.
+pub fn wait_ended(port: u16) {
+    wait_until("all connections have ended", || states(port).is_empty());
+}
+
+/// The states of the namespace's connections with this port at either end, as `/proc/net/tcp` numbers them. Listeners and
+/// time-wait stubs are no connections.
+fn states(port: u16) -> Vec<u8> {
+    const TIME_WAIT: u8 = 6;
+    const LISTEN: u8 = 10;
+    let mut states = Vec::new();
+    for file in ["tcp", "tcp6"] {
+        let text =
+            std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).expect("the namespace's connections");
+        for line in text.lines().skip(1) {
+            // sl, local address, remote address, state.
+            let fields: Vec<&str> = line.split_whitespace().take(4).collect();
+            let [_, local, remote, state] = fields[..] else {
+                panic!("no connection: {line}")
+            };
+            let is_port = |end: &str| {
+                end.rsplit(':')
+                    .next()
+                    .and_then(|text| u16::from_str_radix(text, 16).ok())
+                    == Some(port)
+            };
+            let state = u8::from_str_radix(state, 16).expect("a state");
+            if (is_port(local) || is_port(remote)) && ![TIME_WAIT, LISTEN].contains(&state) {
+                states.push(state);
+            }
+        }
+    }
+    states
 }
 
 /// Closes so that the peer gets a RST.
@@ -219,26 +265,21 @@ pub fn dissolve(socket: &impl AsRawFd) {
 
 /// The error that the kernel has for the program: SO_ERROR, or what a read says. Waits until there is one.
 pub fn error_of(socket: &TcpStream) -> Errno {
-    ready(socket, PollFlags::POLLERR, super::patience());
+    ready(socket, PollFlags::POLLERR);
     let error = socket.take_error().expect("SO_ERROR").expect("an error on the socket");
     Errno::from_raw(error.raw_os_error().expect("an errno"))
 }
 
-/// Waits until one of `events` (errors and hang-ups always count). False when it did not come in time.
-pub fn ready_within(socket: &TcpStream, events: PollFlags, limit: Duration) -> bool {
+/// Waits until one of `events` comes (errors and hang-ups always count).
+fn ready(socket: &TcpStream, events: PollFlags) {
     let mut fds = [PollFd::new(socket.as_fd(), events)];
-    let limit = PollTimeout::try_from(limit).expect("a poll timeout");
+    let limit = PollTimeout::try_from(super::patience()).expect("a poll timeout");
     loop {
         match poll(&mut fds, limit) {
             Err(Errno::EINTR) => {}
-            other => return other.expect("poll") > 0,
+            other => return assert!(other.expect("poll") > 0, "poll: nothing came"),
         }
     }
-}
-
-/// As [`ready_within`], but it must come.
-pub fn ready(socket: &TcpStream, events: PollFlags, limit: Duration) {
-    assert!(ready_within(socket, events, limit), "poll: nothing came");
 }
 
 /// An attempt under way, and what is known of it.
@@ -317,9 +358,39 @@ pub fn errno_of<T>(result: std::io::Result<T>) -> Errno {
     }
 }
 
-/// A port with nobody on it.
+/// A port that was free a moment ago, for a program that is about to listen there.
 pub fn free_port(v: V) -> u16 {
     listen(v).local_addr().expect("its address").port()
+}
+
+/// A port of all addresses that nobody listens on. The kernel gives it to no other socket until this is dropped.
+///
+/// Were the port only free, the kernel could give it to another socket of the test, such as the listener of
+/// [`super::expect::Scene`]'s marker, to which a packet filter's rule about this port would then apply.
+pub struct ClosedPort {
+    /// Bound, not listening: a SYN is answered with a RST.
+    holder: Socket,
+}
+
+impl ClosedPort {
+    /// Takes a free one.
+    pub fn new() -> Self {
+        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let holder = stream_socket(any, Protocol::TCP);
+        holder.set_only_v6(false).expect("IPV6_V6ONLY");
+        holder.bind(&SockAddr::from(any)).expect("bind");
+        Self { holder }
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u16 {
+        address(&self.holder).port()
+    }
+
+    /// The loopback address with this port.
+    pub fn at(&self, v: V) -> SocketAddr {
+        v.at(self.number())
+    }
 }
 
 /// TCP_LINGER2: how long an orphan waits in FIN_WAIT2. Below zero: not at all.
@@ -365,6 +436,12 @@ pub fn tcp_info(socket: &impl AsRawFd) -> libc::tcp_info {
     };
     assert_eq!(done, 0, "TCP_INFO: {}", std::io::Error::last_os_error());
     info
+}
+
+/// Waits until a RST has ended this end.
+pub fn wait_closed(socket: &TcpStream) {
+    const CLOSE: u8 = 7;
+    wait_until("the connection has ended", || tcp_info(socket).tcpi_state == CLOSE);
 }
 
 /// Waits until the peer has acknowledged the FIN of a shutdown(): FIN_WAIT2. That may take it 40 ms, in the hope of data to

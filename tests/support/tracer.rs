@@ -15,8 +15,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 use serde_json::Value;
 
-use super::patience;
 use super::store::Store;
+use super::{net, patience, small};
 
 /// The program under test.
 pub fn binary() -> OsString {
@@ -64,6 +64,13 @@ impl Said {
     }
 }
 
+/// The flag that passes this scenario's connections alone, and those of the IPv6 loopback, which has no other address: what other
+/// programs do meanwhile is hardly any part of it. None on a small virtual machine, which has no other programs: there the tool
+/// runs without a filter.
+fn only_own() -> Option<String> {
+    (!small()).then(|| format!("--ip={}/28,::1", net::address(0)))
+}
+
 /// How to start a tracer.
 pub struct Start {
     command: Command,
@@ -82,20 +89,29 @@ enum Reader {
 }
 
 impl Start {
-    /// The tool with these arguments and no names, since to ask for them makes connections of its own; its standard output is
-    /// read as JSON lines.
+    /// The tool with these arguments, for this scenario's connections alone, and without names, since to ask for them makes
+    /// connections of its own; its standard output is read as JSON lines.
     pub fn new(args: &[&str]) -> Self {
         Self::with(Command::new(binary()), args)
     }
 
     /// The same, started by a command that ends with the tool.
     pub fn with(command: Command, args: &[&str]) -> Self {
-        Self::called(command, &[&["--no-resolve"], args].concat())
+        let own = only_own();
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        Self::called(command, &[&["--no-resolve"], &own[..], args].concat())
     }
 
-    /// The tool with a source of names among its arguments.
+    /// The tool with these arguments, for all connections of this machine.
+    pub fn of_all(args: &[&str]) -> Self {
+        Self::called(Command::new(binary()), &[&["--no-resolve"], args].concat())
+    }
+
+    /// The tool with a source of names among its arguments, for this scenario's connections alone.
     pub fn resolving(args: &[&str]) -> Self {
-        Self::called(Command::new(binary()), args)
+        let own = only_own();
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        Self::called(Command::new(binary()), &[&own[..], args].concat())
     }
 
     /// A command that ends with the tool, and whatever arguments.
@@ -115,7 +131,7 @@ impl Start {
 
     /// As on a node whose network namespace is the calling thread's: the tool is the first process of a pid namespace.
     pub fn on_node(args: &[&str]) -> Self {
-        let mut start = Self::new(&[]);
+        let mut start = Self::of_all(&[]);
         let mut command = Command::new("unshare");
         command
             .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
@@ -275,6 +291,13 @@ impl Tracer {
         self.said
             .wait(|line| line.starts_with(prefix))
             .unwrap_or_else(|error| panic!("{prefix:?}: {error}"))
+    }
+
+    /// Waits for a line on standard error with these words in it.
+    pub fn wait_said_with(&self, words: &str) -> String {
+        self.said
+            .wait(|line| line.contains(words))
+            .unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
     /// What it said so far.

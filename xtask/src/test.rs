@@ -2,10 +2,16 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::hint;
 use std::io::{BufRead, BufReader};
-use std::process::{ExitCode, Stdio};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::counts::{Counts, Tally};
 use crate::{host, runner};
@@ -19,6 +25,12 @@ pub struct Args {
     /// Build the programs of all suites, and run none
     #[arg(long, conflicts_with_all = ["only", "args"])]
     no_run: bool,
+    /// Keep the machine busy meanwhile: a busy loop per processor, and a thousand TCP connections a second
+    ///
+    /// The connections are made in a network namespace of their own, which needs root. No test may depend on what else the
+    /// machine does.
+    #[arg(long)]
+    beside_load: bool,
     /// Go to each test program: a filter, `--nocapture`, …
     #[arg(last = true)]
     args: Vec<String>,
@@ -48,6 +60,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
+    if args.beside_load {
+        start_load()?;
+    }
     let suites_of: &[&str] = match &args.only {
         Some(suite) => &["--package", "kmesh-trace", "--test", suite],
         None => EVERYTHING,
@@ -87,4 +102,49 @@ pub fn suites(which: &[&str], args: &[String], environment: &[(&str, &OsStr)]) -
         counts += Counts::one(false);
     }
     Ok(counts)
+}
+
+/// Keeps the machine busy until this process ends.
+fn start_load() -> Result<()> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    for _ in 0..processors {
+        thread::spawn(|| {
+            loop {
+                hint::spin_loop();
+            }
+        });
+    }
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    thread::spawn(move || match listen_apart() {
+        Ok(listener) => {
+            _ = ready.send(Ok(()));
+            churn(&listener)
+        }
+        Err(error) => _ = ready.send(Err(error)),
+    });
+    is_ready.recv().context("the load ended")?
+}
+
+/// A listener in a network namespace of the calling thread's own.
+fn listen_apart() -> Result<TcpListener> {
+    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+    host::succeed(Command::new("ip").args(["link", "set", "lo", "up"]))?;
+    TcpListener::bind("127.0.0.1:0").context("cannot listen")
+}
+
+/// Connects, and ends each connection by a RST, which leaves no port behind that waits for a minute.
+fn churn(listener: &TcpListener) {
+    let at_once = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    loop {
+        let Ok(client) = listener.local_addr().and_then(TcpStream::connect) else {
+            continue;
+        };
+        let server = listener.accept();
+        _ = setsockopt(&client, sockopt::Linger, &at_once);
+        drop((client, server));
+        thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -6,7 +6,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use serde_json::Value;
 
 use crate::rollups::{Lines, number, rolling};
-use crate::support::expect::moment;
+use crate::support::expect::{CLOCK_ERROR, moment};
 use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::{Span, Truth, V, drain, exchange, pair, timed};
@@ -24,8 +24,6 @@ pub fn add(table: Table) -> Table {
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// As everywhere: the tool reads the monotonic clock in the kernel and converts.
-const CLOCK: Duration = Duration::from_millis(10);
 
 fn time_of(clock: ClockId) -> Duration {
     let time = clock_gettime(clock);
@@ -105,7 +103,7 @@ fn right(tracer: &Tracer) -> (Truth, Span) {
 }
 
 fn within(time: &Value, earliest: SystemTime, latest: SystemTime) -> bool {
-    moment(time).is_some_and(|time| time >= earliest - CLOCK && time <= latest + CLOCK)
+    moment(time).is_some_and(|time| time >= earliest - CLOCK_ERROR && time <= latest + CLOCK_ERROR)
 }
 
 /// An hour back, and an hour on. What happened before a step has the times of before, what happened after it those of

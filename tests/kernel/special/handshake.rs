@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::expect::{Scene, Want};
 use crate::support::sock::{Span, Truth, V, dial, error_of, listen};
-use crate::support::{net, small};
+use crate::support::{net, patience, small};
 use nix::errno::Errno;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -228,9 +228,11 @@ impl Wire {
             "ip saddr {CLIENT} ip ttl != {TTL} tcp flags & rst == rst drop"
         )]);
         let raw = |protocol| Socket::new(Domain::IPV4, Type::RAW, Some(protocol)).unwrap();
+        let answers = raw(Protocol::TCP);
+        answers.set_read_timeout(Some(patience())).unwrap();
         Self {
             sender: raw(Protocol::from(255)),
-            answers: raw(Protocol::TCP),
+            answers,
         }
     }
 
