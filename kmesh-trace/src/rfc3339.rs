@@ -1,8 +1,9 @@
 //! Times as text: RFC 3339, UTC, nine decimals.
 
 use crate::record::WallTime;
-use chrono::{DateTime, Datelike, Timelike};
+use chrono::{Datelike, NaiveDate};
 
+const NANOS_PER_DAY: i64 = 86_400_000_000_000;
 const LENGTH: usize = "2026-01-02T03:04:05.123456789Z".len();
 
 /// A time written out, on the stack. Years have four digits: the 64 bits of a [`WallTime`] reach from 1677 to 2262.
@@ -10,17 +11,21 @@ const LENGTH: usize = "2026-01-02T03:04:05.123456789Z".len();
 pub struct Rfc3339([u8; LENGTH]);
 
 impl Rfc3339 {
-    /// Writes `time` out.
+    /// Formats `time`.
     pub fn new(time: WallTime) -> Self {
-        let time = DateTime::from_timestamp_nanos(time.0);
+        // 64 bits of nanoseconds are 106,752 days on either side of the epoch: no narrowing below loses a bit.
+        let day = time.0.div_euclid(NANOS_PER_DAY) as i32;
+        let nanos_of_day = time.0.rem_euclid(NANOS_PER_DAY) as u64;
+        let second = (nanos_of_day / 1_000_000_000) as u32;
+        let date = NaiveDate::from_epoch_days(day).unwrap_or_default();
         let mut text = *b"0000-00-00T00:00:00.000000000Z";
-        digits(&mut text[0..4], time.year().unsigned_abs());
-        digits(&mut text[5..7], time.month());
-        digits(&mut text[8..10], time.day());
-        digits(&mut text[11..13], time.hour());
-        digits(&mut text[14..16], time.minute());
-        digits(&mut text[17..19], time.second());
-        digits(&mut text[20..29], time.nanosecond());
+        digits(&mut text[0..4], date.year().unsigned_abs());
+        digits(&mut text[5..7], date.month());
+        digits(&mut text[8..10], date.day());
+        digits(&mut text[11..13], second / 3600);
+        digits(&mut text[14..16], second / 60 % 60);
+        digits(&mut text[17..19], second % 60);
+        digits(&mut text[20..29], (nanos_of_day % 1_000_000_000) as u32);
         Self(text)
     }
 

@@ -338,7 +338,8 @@ mod tests {
     #[test]
     fn client_with_most_connections_makes_room() {
         let [a, b, c] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|address| address.parse().unwrap());
-        let cases: [(&[(IpAddr, bool)], Option<usize>); 6] = [
+        type Case<'a> = (&'a [(IpAddr, bool)], Option<usize>);
+        let cases: [Case<'_>; 6] = [
             (&[], None),
             (&[(a, true)], Some(0)),
             (&[(a, true), (a, true)], Some(0)),

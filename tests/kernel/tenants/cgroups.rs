@@ -81,7 +81,8 @@ pub fn cgroup_of_a_user_does_not_name_a_pod() {
     keep(&tracer, &[&web, &db, &loner]);
     let make_owned = |directory: &Path| chown(directory, Some(1000), Some(1000)).unwrap();
     let make_writable = |directory: &Path| fs::set_permissions(directory, fs::Permissions::from_mode(0o777)).unwrap();
-    let ways: [(&str, &dyn Fn(&Path)); 2] = [("owned", &make_owned), ("writable", &make_writable)];
+    type Way<'a> = (&'a str, &'a dyn Fn(&Path));
+    let ways: [Way<'_>; 2] = [("owned", &make_owned), ("writable", &make_writable)];
     for (name, give) in ways {
         let given = node.cgroups.join(name);
         for driver in [Driver::Cgroupfs, Driver::Systemd] {

@@ -235,13 +235,13 @@ pub fn wrong_name_of_a_moment_does_not_exclude_a_pod() {
     wait_for_names(&all, &web, &db);
     // The other tracer may learn it a moment later.
     until("the connections of shop are shown again", || {
-        let from = call().from;
+        let from: std::net::SocketAddr = call().from.parse().unwrap();
         all.tracer
             .store
             .wait(web.netns, |records| {
                 records
                     .iter()
-                    .any(|rec| rec.value["src"]["port"].to_string() == from.rsplit(':').next().unwrap())
+                    .any(|rec| rec.value["src"]["port"] == from.port())
                     .then_some(())
             })
             .unwrap();

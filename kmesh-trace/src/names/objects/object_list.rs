@@ -35,8 +35,8 @@ impl LeftOut {
         self.add(|| {
             let meta = super::Identity::of(json);
             let name = format!("{}/{}", super::text(&meta.namespace), super::text(&meta.name));
-            let end = name.floor_char_boundary(MAX_NAME);
-            format!("{} {}: {error}", one_line(kind), one_line(&name[..end]))
+            let name: String = name.chars().take(MAX_NAME).collect();
+            format!("{} {}: {error}", one_line(kind), one_line(&name))
         });
     }
 
@@ -152,6 +152,7 @@ impl ObjectReader {
 }
 
 /// An event of a watch.
+#[expect(clippy::large_enum_variant, reason = "nearly all events are of the large kind")]
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// The object exists and looks like this.

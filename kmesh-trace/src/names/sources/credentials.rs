@@ -28,6 +28,7 @@ const MAX_OUTPUT: u64 = 1 << 20;
 const RENEW_BEFORE_NS: i64 = 10_000_000_000;
 
 /// How a client proves who it is, besides a client certificate in its settings.
+#[expect(clippy::large_enum_variant, reason = "there is one for each source")]
 pub enum Credentials {
     /// Not at all.
     None,

@@ -27,6 +27,9 @@ const MAX_CANDIDATES: usize = 1_024;
 /// The estimated size of a Service or a slice without its texts and addresses, bytes.
 const OBJECT_BYTES: usize = 500;
 
+/// The key and the value of a label.
+type Label = (Arc<str>, Arc<str>);
+
 /// A port of a Service at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct At {
@@ -72,7 +75,7 @@ struct Spec {
     ports: Box<[u16]>,
     node_ports: Box<[u16]>,
     targets: Box<[TargetPort]>,
-    selector: Box<[(Arc<str>, Arc<str>)]>,
+    selector: Box<[Label]>,
 }
 
 #[derive(Debug)]
@@ -87,7 +90,7 @@ struct Slice {
 #[derive(Debug, Default)]
 struct Selectors {
     /// By a label of the selector: name and slot, in the order of names.
-    by_label: HashMap<(Arc<str>, Arc<str>), Vec<(Arc<str>, u32)>>,
+    by_label: HashMap<Label, Vec<(Arc<str>, u32)>>,
     /// The number and the time of the last change.
     changed: (u32, i64),
 }
@@ -401,10 +404,11 @@ impl Services {
         if let Some(found) = at(cluster) {
             return Some(found);
         }
-        if !is_others && cluster.is_empty() {
-            if let Some(found) = at(self.external_ips.get(&ip)) {
-                return Some(found);
-            }
+        if !is_others
+            && cluster.is_empty()
+            && let Some(found) = at(self.external_ips.get(&ip))
+        {
+            return Some(found);
         }
         at_node.then(|| at(self.node_ports.get(&port))).flatten()
     }

@@ -41,9 +41,9 @@ fn run(server: http::Uri) -> Run {
     let (sender, updates) = channel();
     let store: Store =
         Arc::new(
-            move |batch: Vec<SourceUpdate>| match batch.into_iter().try_for_each(|one| sender.send(one)) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
+            move |batch: Vec<SourceUpdate>| match batch.into_iter().all(|one| sender.send(one).is_ok()) {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
             },
         );
     let (reporter, reports) = channel();
