@@ -216,7 +216,8 @@ impl Attacker {
 
     /// One of the victim's pods whose names may be absent for a while. The others are never in doubt.
     fn victim_in_doubt<'a>(&self, scene: &mut Scene<'a>) -> &'a Pod {
-        scene.random.pick(&[&scene.victim.cart, &scene.victim.batch])
+        let victims = [&scene.victim.cart, &scene.victim.batch];
+        victims[scene.random.below(2) as usize]
     }
 
     fn have_address(&mut self, scene: &mut Scene<'_>) {
