@@ -129,6 +129,10 @@ impl<W: Write> Pipeline<W> {
             {
                 self.hand_over(&record, too_late)?;
             }
+            // The queue of those that wait stays within its bound, however many come at once.
+            if let Some((record, too_late)) = self.names.next(self.clock.wall(now_ns), now_ns) {
+                self.hand_over(&record, too_late)?;
+            }
         }
         while let Some((record, too_late)) = self.names.next(self.clock.wall(now_ns), now_ns) {
             self.hand_over(&record, too_late)?;

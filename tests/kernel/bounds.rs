@@ -260,7 +260,11 @@ fn replay_parses_without_capabilities() {
     let output = folder.join("x");
     let output = output.to_str().unwrap();
     let pods = folder.join("pods.json");
-    fs::write(&pods, r#"{"kind":"PodList","apiVersion":"v1","items":[]}"#).unwrap();
+    fs::write(
+        &pods,
+        r#"{"kind":"PodList","apiVersion":"v1","items":[{"metadata":{"name":"a","uid":"u"}}]}"#,
+    )
+    .unwrap();
     let cases: [(&[&str], u64); 4] = [
         (&["-o", "none", "-r"], 0),
         (&["-o", "none", "-w", output, "-r"], 0),

@@ -334,8 +334,10 @@ fn places_are_given_back() {
     let objects = bpf::objects_of(tracer.pid);
     let taken = || {
         // A slot: its socket's cookie, when that went, and how many have it; then what is kept.
-        let slots: Vec<[u64; 11]> = bpf::elements(&objects, "KMESH_CLIENTS");
-        slots.iter().filter(|[_, _, claims, ..]| *claims != 0).count()
+        bpf::elements(&objects, "KMESH_CLIENTS")
+            .iter()
+            .filter(|slot| slot[2] != 0)
+            .count()
     };
     assert_eq!(taken(), 0);
     // Each processor gives out cookies of a row of its own, and where two rows meet, one of two sockets has no place.

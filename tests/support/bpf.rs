@@ -94,14 +94,20 @@ fn open(object: Object) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The elements of an array of this name among these objects, each of `WORDS` numbers, from the first to where it ends.
-pub fn elements<const WORDS: usize>(objects: &[Object], name: &str) -> Vec<[u64; WORDS]> {
+/// Returns the elements of the array of this name among these objects, each as its words of 64 bits.
+pub fn elements(objects: &[Object], name: &str) -> Vec<Vec<u64>> {
+    // The sizes of a key and of a value, where `struct bpf_map_info` has them.
+    const VALUE_SIZE: usize = 12;
     let map = objects
         .iter()
         .filter(|object| object.kind == Kind::Map)
         .find_map(|map| named(*map, name))
         .expect("the map");
-    (0_u32..).map_while(|index| value(&map, &index)).collect()
+    let size = info(&map)[VALUE_SIZE..]
+        .first_chunk()
+        .map(|size| u32::from_ne_bytes(*size));
+    let words = size.expect("the size of a value").div_ceil(8) as usize;
+    (0_u32..).map_while(|index| value(&map, &index, words)).collect()
 }
 
 /// None when it is another, or exists no more.
@@ -128,17 +134,17 @@ fn name(info: &[u8]) -> &str {
     std::str::from_utf8(name).expect("a name")
 }
 
-/// What it has for a key of its own size; a value of its own size.
-fn value<K, V: Copy + Default, const N: usize>(map: &OwnedFd, key: &K) -> Option<[V; N]> {
+/// Returns the value of a key, which has this number of words of 64 bits.
+fn value<K>(map: &OwnedFd, key: &K, size: usize) -> Option<Vec<u64>> {
     const LOOK_UP: libc::c_long = 1;
-    let mut value = [V::default(); N];
+    let mut value = vec![0_u64; size];
     let ([key, key_high], [to, to_high]) = (words(std::ptr::from_ref(key) as u64), words(value.as_mut_ptr() as u64));
     bpf(
         LOOK_UP,
         &mut [map.as_raw_fd() as u32, 0, key, key_high, to, to_high, 0, 0],
     )?;
-    // SAFETY: the kernel may have written it behind the compiler's back.
-    Some(unsafe { std::ptr::read_volatile(&raw const value) })
+    // The kernel has written it behind the compiler's back.
+    Some(std::hint::black_box(value))
 }
 
 fn words(address: u64) -> [u32; 2] {
