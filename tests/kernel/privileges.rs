@@ -163,7 +163,11 @@ fn the_rest_is_given_up() {
     let folder = std::env::temp_dir().join(format!("kmesh-trace-{}-{}", std::process::id(), net::inode()));
     fs::create_dir_all(&folder).unwrap();
     let [capture, rotated, pods] = ["x.kmt", "y.kmt", "pods.json"].map(|name| folder.join(name));
-    fs::write(&pods, r#"{"kind":"PodList","apiVersion":"v1","items":[]}"#).unwrap();
+    fs::write(
+        &pods,
+        r#"{"kind":"PodList","apiVersion":"v1","items":[{"metadata":{"name":"a","uid":"u"}}]}"#,
+    )
+    .unwrap();
     let [capture, rotated, pods] = [&capture, &rotated, &pods].map(|path| path.to_str().unwrap());
     let cases = [
         (vec![], 5, BPF),
