@@ -93,7 +93,7 @@ const ROTATION_WARNING: &str = "kmesh-trace: warning: cannot rotate the capture:
 fn rotate_against(name: &str, files_remain: bool, obstacle: impl FnOnce(&Path)) {
     let folder = folder(name);
     let path = folder.join("x");
-    let server = TcpListener::bind("127.77.20.1:0").unwrap();
+    let server = TcpListener::bind((net::address(0), 0)).unwrap();
     let port = server.local_addr().unwrap().port().to_string();
     let arguments = [
         "-o",
@@ -170,7 +170,7 @@ fn ended(from: SocketAddr) -> f64 {
 /// Scrapers that ask, one a second, and never read. Each asks for a text of its own second; they share two.
 fn slow_scrapers_share_two_texts() {
     const SCRAPERS: usize = 9;
-    let server = TcpListener::bind("127.77.21.1:0").unwrap();
+    let server = TcpListener::bind((net::address(0), 0)).unwrap();
     let port = server.local_addr().unwrap().port().to_string();
     let metrics = [
         "--metrics",
@@ -342,7 +342,7 @@ fn slow_socket_scan_lengthens_the_update_interval() {
     const DESCRIPTORS: usize = 15_000;
     const MAX_THREADS: usize = 200;
     const PREFIX: &str = "kmesh-trace: socket scan took ";
-    let server = TcpListener::bind("127.77.23.1:0").unwrap();
+    let server = TcpListener::bind((net::address(0), 0)).unwrap();
     let pair = pair_with(&server);
     let port = server.local_addr().unwrap().port().to_string();
     let arguments = [
@@ -475,18 +475,18 @@ fn hang(to: SocketAddr, count: usize) -> (thread::JoinHandle<()>, mpsc::Sender<(
 /// A tenant fills the table of clients and its own sockets' option memory. Its connections are lost, and counted; a connection
 /// of another tenant that was waiting to be accepted when tracing began is recorded all the same.
 fn sockets_without_storage_change_nothing_for_others() {
-    let other = TcpListener::bind("127.77.22.1:0").unwrap();
+    let other = TcpListener::bind((net::address(1), 0)).unwrap();
     let dst = other.local_addr().unwrap();
     let (client, connect) = timed(|| TcpStream::connect(dst).unwrap());
     give(&client, 20);
     flushed(&client);
 
-    let server = TcpListener::bind("127.77.22.2:0").unwrap();
-    net::rules(&["ip daddr 127.77.22.3 tcp flags syn drop"]);
-    let tracer = Tracer::json(&["--ip", "127.77.22.1", "--ip", "127.77.22.2", "--ip", "127.77.22.3"]);
+    let server = TcpListener::bind((net::address(2), 0)).unwrap();
+    net::rules(&[&format!("ip daddr {} tcp flags syn drop", net::address(3))]);
+    let tracer = Tracer::json(&[]);
     let scene = Scene::new(&tracer.store);
     let hanging: Vec<_> = (1..=4)
-        .map(|port| hang(SocketAddr::new([127, 77, 22, 3].into(), port), 6000))
+        .map(|port| hang(SocketAddr::from((net::address(3), port)), 6000))
         .collect();
     let mut asked = 0;
     let mut lost = || {
