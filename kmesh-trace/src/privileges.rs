@@ -79,7 +79,7 @@ pub const HELPS: [Need; 5] = [
     Need {
         capability: CapabilitySet::DAC_READ_SEARCH,
         name: "CAP_DAC_READ_SEARCH",
-        purpose: "reads what sources of names have in another user's files",
+        purpose: "reads what sources of names have in other users' files, and finds cgroups by id",
         until: NeededUntil::NamesResolved,
     },
     Need {
