@@ -54,6 +54,7 @@ use support::{actor, bpf, net};
 /// One scenario of each topic: each takes seconds on an emulated processor, and together they use most of the programs' code.
 const SMOKE: &[&str] = &[
     "before::open_ipv4",
+    "bounds::directory_at_rotated_name_does_not_end_tracing",
     "bytes::up_only_ipv6",
     "captures::all_events_and_summaries_on_demand",
     "closing::client_first_ipv4",
@@ -65,12 +66,13 @@ const SMOKE: &[&str] = &[
     "lifecycle::log_lines",
     "many::places_are_given_back",
     "metrics::equal_what_was_moved",
-    "names::own_pods_are_sorted_out_in_the_kernel",
+    "names::filters_by_pod_and_container",
     "privileges::the_rest_is_given_up",
     "process::two_processes_ipv4",
     "rollups::still_connecting",
     "signals::interrupt",
     "special::to_itself_ipv6",
+    "tenants::transparent_socket_does_not_take_an_address",
     "terminal::quitting_restores_the_screen",
 ];
 

@@ -256,7 +256,7 @@ fn self_made_certificate() {
     let pki = kubelet().join("pki").display().to_string();
     refused(
         &format!("--kubelet --kubelet-ca {pki}/ca.crt --kubelet-cert {pki}/client.crt --kubelet-key {pki}/client.key"),
-        &["its certificate", "--kubelet-insecure"],
+        &["the server's certificate", "--kubelet-insecure"],
     );
 }
 
