@@ -274,6 +274,8 @@ fn fast_open_dies_in_syn_recv(scene: &Scene, v: V) {
     take(&cookie.server, 10);
     finish(scene, cookie, 10, 0);
 
+    // From here on without cookies (4: the client sends none, 512: the server wants none): the kernel may forget the first one.
+    net::sysctl("net.ipv4.tcp_fastopen", "519");
     let port = listener.local_addr().unwrap().port();
     net::rules(&[&format!("tcp sport {port} tcp flags & (syn | ack) == (syn | ack) drop")]);
     let socket = bound(v.at(0));
