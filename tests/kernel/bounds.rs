@@ -8,6 +8,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -472,6 +473,9 @@ fn hang(to: SocketAddr, count: usize) -> (thread::JoinHandle<()>, mpsc::Sender<(
     (thread, close)
 }
 
+/// The number of connections for which no tracer of this machine may have had storage.
+pub static WITHOUT_STORAGE: AtomicU64 = AtomicU64::new(0);
+
 /// A tenant fills the table of clients and its own sockets' option memory. Its connections are lost, and counted; a connection
 /// of another tenant that was waiting to be accepted when tracing began is recorded all the same.
 fn sockets_without_storage_change_nothing_for_others() {
@@ -499,6 +503,7 @@ fn sockets_without_storage_change_nothing_for_others() {
         for _ in 0..10 {
             let socket = V::Four.socket();
             fill_option_memory(&socket);
+            WITHOUT_STORAGE.fetch_add(1, Ordering::Relaxed);
             socket.connect(&at).unwrap();
             let (accepted, _) = server.accept().unwrap();
             drop(socket);

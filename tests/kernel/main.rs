@@ -41,10 +41,12 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
+use serde_json::Value;
 use support::expect::Scene;
 use support::probe::{self, Need};
 use support::sock::V;
@@ -235,8 +237,19 @@ fn last_check() -> Option<Result<(), String>> {
             bpf::skipped_runs(tracer.pid)
         );
         tracer.signal(nix::sys::signal::Signal::SIGINT);
-        let sums = tracer.wait().check_whole();
+        let end = tracer.wait();
+        let sums = end.check();
         println!("shared tracer: {sums:?}");
+        // One scenario makes connections that cannot be stored, for this tracer as for its own. No other may be lost.
+        let without_storage = bounds::WITHOUT_STORAGE.load(Ordering::Relaxed);
+        let lost = end.store.lost();
+        let is_expected = |line: &Value| line["reason"] == "no_socket_storage";
+        assert!(lost.iter().all(is_expected), "{lost:?}");
+        assert!(
+            sums.lost <= without_storage,
+            "{} lost, {without_storage} without storage",
+            sums.lost
+        );
         check_replay();
     };
     Some(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).map_err(|panic| message(&*panic)))
