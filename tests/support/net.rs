@@ -57,6 +57,11 @@ pub fn add_to_loopback(address: Ipv6Addr) {
     });
 }
 
+/// Whether the calling thread's scenario has addresses of its own.
+pub fn has_own_addresses() -> bool {
+    claimed().is_some()
+}
+
 /// The run's number and the scenario's.
 fn claimed() -> Option<(u32, u32)> {
     // Never zero, which is the network of 127.0.0.1.

@@ -68,7 +68,7 @@ impl Said {
 /// programs do meanwhile is hardly any part of it. None on a small virtual machine, which has no other programs: there the tool
 /// runs without a filter.
 fn only_own() -> Option<String> {
-    (!small()).then(|| format!("--ip={}/28,::1", net::address(0)))
+    (!small() && net::has_own_addresses()).then(|| format!("--ip={}/28,::1", net::address(0)))
 }
 
 /// How to start a tracer.
