@@ -192,8 +192,13 @@ fn open_question(
         && let Some(id) = record.cgroup_id
     {
         match cgroups.lookup(id) {
-            Lookup::Known(owner) => local.owner = owner,
+            Lookup::Known(owner) => {
+                local.owner = owner;
+                local.is_netns_of_root = record.is_netns_of_root;
+            }
             Lookup::Pending => {
+                // It may be a container's: until that is known, no address names the local end.
+                local.is_netns_of_root = false;
                 let question = Question::Cgroup(id);
                 questions.ask(&question, now_ns);
                 return Some(question);
