@@ -209,6 +209,7 @@ fn trial((number, scenario): (u32, Scenario)) -> Trial {
             let began = Instant::now();
             let claimed = || {
                 net::claim_addresses(number);
+                net::add_to_loopback(net::loopback_v6());
                 run();
             };
             let result = net::in_namespace(&name, claimed).map_err(|panic| Failed::from(message(&*panic)));

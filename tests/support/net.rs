@@ -57,6 +57,11 @@ pub fn add_to_loopback(address: Ipv6Addr) {
     });
 }
 
+/// The scenario's address of the IPv6 loopback, which has one address where IPv4 has a network. `::1` for who claimed none.
+pub fn loopback_v6() -> Ipv6Addr {
+    claimed().map_or(Ipv6Addr::LOCALHOST, |_| address_v6(0x100))
+}
+
 /// Whether the calling thread's scenario has addresses of its own.
 pub fn has_own_addresses() -> bool {
     claimed().is_some()

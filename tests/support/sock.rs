@@ -34,7 +34,7 @@ impl V {
     pub fn loopback(self) -> IpAddr {
         match self {
             Self::Four => net::address(0).into(),
-            Self::Six => Ipv6Addr::LOCALHOST.into(),
+            Self::Six => net::loopback_v6().into(),
         }
     }
 

@@ -64,11 +64,10 @@ impl Said {
     }
 }
 
-/// The flag that passes this scenario's connections alone, and those of the IPv6 loopback, which has no other address: what other
-/// programs do meanwhile is hardly any part of it. None on a small virtual machine, which has no other programs: there the tool
-/// runs without a filter.
+/// The flag that passes this scenario's connections alone, whatever other programs do meanwhile. None on a small virtual machine,
+/// which has no other programs: there the tool runs without a filter.
 fn only_own() -> Option<String> {
-    (!small() && net::has_own_addresses()).then(|| format!("--ip={}/28,::1", net::address(0)))
+    (!small() && net::has_own_addresses()).then(|| format!("--ip={}", net::networks().join(",")))
 }
 
 /// How to start a tracer.

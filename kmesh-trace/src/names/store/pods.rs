@@ -59,6 +59,7 @@ struct Entry {
     sources: SourceSet,
     /// The sources that report the pod's addresses.
     address_sources: SourceSet,
+    /// The time of the newest report, that the pod is gone among them.
     updated_at: i64,
     bytes: u32,
     #[expect(clippy::box_collection, reason = "most pods have none, and a pointer is smaller")]
@@ -214,6 +215,11 @@ impl Pods {
             return true;
         }
         let mut known = self.by_uid.get(&*object.uid).copied();
+        let is_outdated = |entry: &Entry| !entry.reports.any() && at.0 < entry.updated_at;
+        if known.is_some_and(|slot| is_outdated(&self.entries[slot as usize])) {
+            // A list is answered while a watch goes on: it may still have a pod whose end the watch has reported.
+            return true;
+        }
         if let Some(slot) = known
             && at.0 >= self.entries[slot as usize].updated_at
             && !self.entries[slot as usize].has_name_of(object)
@@ -374,6 +380,7 @@ impl Pods {
             return;
         }
         entry.reports.remove(source);
+        entry.updated_at = entry.updated_at.max(at);
         entry.address_sources.remove(source);
         let is_gone = !entry.reports.any();
         let namespace = Arc::clone(&entry.pod.namespace);

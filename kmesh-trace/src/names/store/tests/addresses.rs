@@ -64,6 +64,16 @@ fn an_address_names_the_only_pod_that_may_have_had_it() {
             ],
         ),
         (
+            "a list that was requested before the first went comes after the second",
+            vec![
+                Reports(110, a()),
+                Deletes(180, "a"),
+                Reports(205, b()),
+                Reports(179, a()),
+            ],
+            &[(120, Some("a")), (181, None), (300, Some("b"))],
+        ),
+        (
             "the first is reported gone after the second has come",
             vec![Reports(110, a()), Reports(205, b()), Deletes(210, "a")],
             &[
