@@ -233,6 +233,16 @@ impl Listener {
             .clone()
     }
 
+    /// All lines so far but those about a source that answers late, which is the machine's affair.
+    pub fn lines_without_delays(&self) -> Vec<String> {
+        let is_delay = |line: &str| {
+            line.starts_with("names come again from")
+                || line.starts_with("warning: no updates from")
+                    && (line.contains("no answer for") || line.contains("the answer stopped in the middle for"))
+        };
+        self.lines().into_iter().filter(|line| !is_delay(line)).collect()
+    }
+
     /// An unknown container turned up.
     pub fn refresh(&self) {
         self.refresh.request();

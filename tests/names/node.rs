@@ -170,7 +170,7 @@ fn kubelet_with_a_client_certificate() {
     check_kubelet(&listener);
     listener.line("names come from");
     assert_eq!(
-        listener.lines(),
+        listener.lines_without_delays(),
         ["names come from the kubelet at https://127.0.0.1:10250/pods"]
     );
     assert!(!listener.has_failed());
@@ -189,7 +189,7 @@ fn container_runtime() {
     assert_eq!(running(&listener, "web").owner, Owner::Unknown);
     listener.line("names come from");
     assert_eq!(
-        listener.lines(),
+        listener.lines_without_delays(),
         [format!("names come from the container runtime at {}", socket.display())]
     );
 }
