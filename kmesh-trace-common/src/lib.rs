@@ -24,6 +24,8 @@ pub const FLAG_PREEXISTING: u8 = 1 << 1;
 pub const FLAG_SECOND_CHANCE: u8 = 1 << 2;
 /// `Snapshot::flags`: the initial user namespace owns the socket's network namespace, so only root chose its addresses.
 pub const FLAG_ROOT_NETNS: u8 = 1 << 3;
+/// `Snapshot::flags`: this end sent a RST in FIN_WAIT2, before the change to CLOSE.
+pub const FLAG_RESET_SENT: u8 = 1 << 4;
 
 /// How the owner of a socket is known. A later finding replaces an earlier one only if its number is higher.
 pub mod owner {
@@ -38,11 +40,6 @@ pub mod owner {
     /// The process that called connect().
     pub const CONNECT: u8 = 4;
 }
-
-/// What threads that walk over all descriptors are called (`comm`), as two halves in memory order. A walk holds each file for a
-/// moment. Where its program closes it just then, the walker is the last to let go of it, and seems to close it: whichever
-/// tracer's walker it is, this name tells.
-pub const WALKER: [u64; 2] = [u64::from_ne_bytes(*b"kmesh-wa"), u64::from_ne_bytes(*b"lk\0\0\0\0\0\0")];
 
 /// TCP states, with the kernel's numbers (`include/net/tcp_states.h`, stable since they are user API).
 pub mod state {
@@ -127,7 +124,7 @@ pub struct Snapshot {
     pub flags: u8,
     /// Which association of this socket it is, from 1 (a refused socket may connect again).
     pub association: u32,
-    /// `sock.sk_err`.
+    /// `sock.sk_err`; 0 where close() itself ended the association, since a pending error is then not the cause.
     pub sk_err: u32,
     /// `ee_errno` of the newest buffer on the error queue; 0 when there is none.
     pub ee_errno: u32,
@@ -191,8 +188,8 @@ pub struct Snapshot {
     pub delivered: u32,
     /// `tcp_sock.delivered_ce`, segments.
     pub delivered_ce: u32,
-    /// Always 0.
-    pub pad: u32,
+    /// `sock.sk_err_soft`: the error that retransmission gives up with.
+    pub sk_err_soft: u32,
 }
 
 /// What a walk tells of one association.
@@ -261,8 +258,6 @@ pub struct Counters {
     pub lost_opens: u64,
     /// [`Reset`] records handed to the ring.
     pub resets: u64,
-    /// [`Reset`] records that the ring had no room for.
-    pub lost_resets: u64,
     /// Associations begun or found, less those ended: a gauge, in which one CPU's part may be negative.
     pub open: i64,
 }
@@ -296,6 +291,8 @@ pub struct Offsets {
     pub skc_flags: u32,
     /// `net.ns.inum` in `net` (u32).
     pub net_inum: u32,
+    /// `net.ipv4.sysctl_tcp_fastopen` in `net`, its low byte.
+    pub sysctl_tcp_fastopen: u32,
     /// `net.user_ns` in `net` (pointer to `user_namespace`).
     pub net_user_ns: u32,
     /// `user_namespace.level` (int): 0 for the initial one.
@@ -304,6 +301,10 @@ pub struct Offsets {
     pub sk_protocol: u32,
     /// `sock.sk_err` (int).
     pub sk_err: u32,
+    /// `sock.sk_err_soft` (int).
+    pub sk_err_soft: u32,
+    /// `sock.sk_socket` (pointer to `socket`): null in a socket that no program has, or not yet.
+    pub sk_socket: u32,
     /// `sock.sk_shutdown` (u8).
     pub sk_shutdown: u32,
     /// `sock.sk_max_ack_backlog` (u32): above 0 in a socket that was accepted.
@@ -390,8 +391,12 @@ pub struct Offsets {
     pub delivered: u32,
     /// `tcp_sock.delivered_ce` (u32).
     pub delivered_ce: u32,
-    /// `inet_connection_sock.icsk_accept_queue.fastopenq.max_qlen` in `tcp_sock` (int): above 0 with Fast Open.
-    pub fastopen_max_qlen: u32,
+    /// The byte of `tcp_sock` with the bit [`Settings::fastopen_connect_bit`]. [`ABSENT`] where BTF does not show it.
+    pub fastopen_connect: u32,
+    /// `tcp_sock.retrans_stamp` (u32): when the first SYN was sent, in ms of CLOCK_MONOTONIC.
+    pub retrans_stamp: u32,
+    /// The byte of `tcp_sock` with the bit [`Settings::transparent_bit`]. [`ABSENT`] where BTF does not show it.
+    pub transparent: u32,
     /// `sock.sk_lock.owned` (int): a program is inside the socket.
     pub sk_lock_owned: u32,
     /// `sock.sk_lock.slock` (u32): the kernel's receive path is inside the socket. [`ABSENT`] where it is no plain lock.
@@ -408,6 +413,10 @@ pub struct Offsets {
     pub task_group_leader: u32,
     /// `task_struct.comm` (16 bytes).
     pub task_comm: u32,
+    /// The byte of `task_struct` with the bit [`Settings::compat_bit`]. [`ABSENT`] where all system calls have the same numbers.
+    pub task_compat: u32,
+    /// The number of the system call in `pt_regs` (int). [`ABSENT`] where it is not known.
+    pub system_call: u32,
 }
 
 /// What is settled before loading: the verifier sees constants, and drops what they rule out.
@@ -420,7 +429,25 @@ pub struct Settings {
     pub checks: u32,
     /// 1 where the kernel may put a program aside with its task.
     pub preempted: u32,
+    /// How full [`Snapshot`] records may make the ring, bytes. The rest is for [`Reset`] records, each of which belongs to a
+    /// [`Snapshot`] that is in the ring already.
+    pub snapshot_limit: u32,
+    /// The bit of `tcp_sock.fastopen_connect` in its byte: connect() has not sent the SYN, the first write does.
+    pub fastopen_connect_bit: u8,
+    /// The bit of IP_TRANSPARENT in its byte.
+    pub transparent_bit: u8,
+    /// The bit of its byte that a task has whose system calls have the numbers of [`Settings::compat_closing_calls`].
+    pub compat_bit: u8,
+    /// Always 0.
+    pub pad: [u8; 5],
+    /// Which system calls can close a file of the process that makes them: bit `number % 64` of word `number / 64`.
+    pub closing_calls: SystemCalls,
+    /// Likewise for programs of the machine's other instruction set (32-bit).
+    pub compat_closing_calls: SystemCalls,
 }
+
+/// A set of system calls, of numbers below 512.
+pub type SystemCalls = [u64; 8];
 
 /// `Settings::checks`: the family.
 pub const CHECK_FAMILY: u32 = 1 << 0;
@@ -493,5 +520,5 @@ const _: () = {
     assert!(size_of::<Reset>() == 16);
     assert!(size_of::<Prefix>() == 20);
     assert!(size_of::<Prefilter>() == 16 + 2 * 8192);
-    assert!(size_of::<Counters>() == 96);
+    assert!(size_of::<Counters>() == 88);
 };

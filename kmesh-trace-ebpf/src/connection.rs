@@ -6,7 +6,7 @@
 use core::ptr;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_SECOND_CHANCE, counter, owner, state};
+use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_SECOND_CHANCE, counter, owner, state};
 
 use crate::filter::{rejects, rejects_children, rejects_either_way};
 use crate::kept::{self, Connection, SEEDED, Scanned, phase};
@@ -95,6 +95,7 @@ fn connecting(sock: Sock, program: u32) {
     } else {
         0
     };
+    connection.segs_before = sock.tcp().map_or(0, Tcp::segs_out);
     connection.clear_owner();
     connection.set_owner(Task::current(), owner::CONNECT);
     count(program, |counters| counters.open += 1);
@@ -105,8 +106,8 @@ fn connecting(sock: Sock, program: u32) {
 #[inline(always)]
 fn born(sock: Sock, program: u32) {
     // The child still is a copy of its listener, with no addresses of its own.
-    if !rejects_children(sock)
-        && sock.tcp().is_some_and(|tcp| tcp.fastopen_max_qlen() > 0)
+    if sock.allows_fast_open()
+        && !rejects_children(sock)
         && let Some(connection) = kept::get_or_create_inherited(sock)
     {
         begin_accepted(connection, state::SYN_RECV, now(), program);
@@ -143,8 +144,9 @@ fn established(sock: Sock, old: u8, program: u32) {
     let connection = match kept::get(sock) {
         Some(connection) if connection.phase == phase::LIVE => connection,
         Some(connection) if connection.phase == phase::FILTERED => return,
-        // It was connecting when tracing began and no walk has met it, or it is filtered out, or its beginning was skipped.
-        known if old == state::SYN_SENT => {
+        // It was connecting when tracing began and no walk has met it, or it is filtered out, or its beginning was skipped. What
+        // gets a SYN for its SYN (from itself, or because both ends connect at once) is in SYN_RECV.
+        known if old == state::SYN_SENT || is_client(sock, known.as_deref()) => {
             if rejects(sock, true) {
                 return;
             }
@@ -168,9 +170,35 @@ fn established(sock: Sock, old: u8, program: u32) {
         }
     };
     connection.established_ns = arrived(sock, connection.start_ns);
+    if connection.flags & FLAG_ACTIVE != 0
+        && let Some(tcp) = sock.tcp()
+        && tcp.defers_connect()
+    {
+        connection.start_ns = syn_sent(tcp, connection.established_ns);
+    }
     connection.last_state = state::ESTABLISHED;
     connection.seen = state::ESTABLISHED;
     record::open(sock, connection, old, program);
+}
+
+/// Returns whether a socket that was in SYN_RECV connected, by what is `known` of it. A child is not accepted yet, and begins with
+/// a copy of its listener's storage, if there is one.
+#[inline(always)]
+fn is_client(sock: Sock, known: Option<&Connection>) -> bool {
+    looks_connected(sock) && sock.has_socket() && known.is_none_or(|connection| connection.phase != phase::LISTENER)
+}
+
+/// Returns when the first SYN was sent, CLOCK_MONOTONIC, ns, of a connection that was `established` just now. The kernel keeps the
+/// time in milliseconds, but it has just measured the round trip if the SYN was sent only once.
+#[inline(always)]
+fn syn_sent(tcp: Tcp, established: u64) -> u64 {
+    let round_trip_us = tcp.srtt_us() >> 3;
+    if tcp.total_retrans() == 0 && round_trip_us != 0 {
+        return established.wrapping_sub(u64::from(round_trip_us) * 1_000);
+    }
+    let now_ms = (established / 1_000_000) as u32;
+    let ago_ms = now_ms.wrapping_sub(tcp.retrans_stamp());
+    established.wrapping_sub(u64::from(ago_ms) * 1_000_000)
 }
 
 /// A child starts with its listener's storage, so all but the owner is set anew.
@@ -178,13 +206,12 @@ fn established(sock: Sock, old: u8, program: u32) {
 fn begin_accepted(connection: &mut Connection, state: u8, now: u64, program: u32) {
     connection.start_ns = now;
     connection.established_ns = 0;
-    connection.stale_error = 0;
     connection.association = 1;
     connection.phase = phase::LIVE;
     connection.flags = 0;
     connection.last_state = state;
     connection.seen = state;
-    connection.walk = 0;
+    connection.be_accepted();
     count(program, |counters| counters.open += 1);
 }
 
@@ -262,12 +289,7 @@ fn closed(sock: Sock, old: u8, program: u32) {
         }
     };
     // The first change of state is close()'s own: the program is the one running. Later ones come with segments.
-    if matches!(
-        old,
-        state::SYN_SENT | state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT
-    ) && sock.is_being_closed()
-        && sock.sk_err() == 0
-    {
+    if sock.is_ended_by_close(old) {
         connection.set_owner(Task::current(), owner::CLOSE);
     }
     end(sock, connection, old, 0, program);
@@ -281,7 +303,7 @@ fn filtered(sock: Sock, old: u8, program: u32) {
         return;
     }
     // Only a failed connect() may be none at all; what its error queue held before does not matter.
-    if old != state::SYN_SENT || record::ended(sock, 0, old, 0).is_some() {
+    if old != state::SYN_SENT || record::ended(sock, 0, 0, old, 0).is_some() {
         count(program, |counters| {
             counters.closes += 1;
             counters.filtered += 1;
@@ -355,15 +377,34 @@ fn was_never_seen(sock: Sock, inherited: bool) -> bool {
     sock.tcp().is_some_and(|tcp| tcp.tcp_clock_cache() >= began_ns()) && !rejects(sock, looks_connected(sock))
 }
 
-/// A RST was sent: `tcp_send_reset`. The kernel sends it after the change to CLOSE that the same segment caused.
+/// A RST was sent: `tcp_send_reset`. The kernel mostly sends it after the change to CLOSE that the same segment caused; where a
+/// timer ends the wait for the peer's FIN, before.
 #[inline(always)]
 pub fn reset_sent(sock: Sock) {
-    if let Some(connection) = kept::get(sock)
-        && connection.phase == phase::ENDED
-        && matches!(connection.last_state, state::FIN_WAIT1 | state::FIN_WAIT2)
-    {
-        connection.last_state = state::CLOSE;
-        record::reset(sock, connection);
+    let state = sock.skc_state();
+    // What is left of a connection in TIME_WAIT has its cookie. What that answers is no part of the connection.
+    if state != state::CLOSE && state != state::FIN_WAIT2 {
+        return;
+    }
+    let Some(connection) = kept::get(sock) else { return };
+    match connection.phase {
+        phase::LIVE if state == state::FIN_WAIT2 => connection.flags |= FLAG_RESET_SENT,
+        phase::ENDED if reset_decides(sock, connection.last_state) => {
+            connection.last_state = state::CLOSE;
+            record::reset(sock, connection);
+        }
+        _ => {}
+    }
+}
+
+/// Returns whether a RST that is sent after the end, in `last_state`, decides how it ended. Data that comes after close() or after
+/// the peer's own FIN is answered by one, and the kernel sets the error as if it had received it.
+#[inline(always)]
+fn reset_decides(sock: Sock, last_state: u8) -> bool {
+    match last_state {
+        state::FIN_WAIT1 | state::FIN_WAIT2 => true,
+        state::CLOSE_WAIT | state::CLOSING | state::LAST_ACK => sock.sk_err() != 0,
+        _ => false,
     }
 }
 
@@ -381,7 +422,7 @@ pub fn met(visit: TaskFile, sock: Sock, task: Task) {
     let connection = match kept::scanned(sock) {
         Some(connection) => {
             if connection.found().1 < owner::SCAN {
-                connection.set_found(task, owner::SCAN);
+                connection.set_found(task, owner::SCAN, scan_number());
             }
             connection
         }
@@ -391,8 +432,12 @@ pub fn met(visit: TaskFile, sock: Sock, task: Task) {
         },
     };
     let scan = scan_number();
-    // The first scan only stores. A socket may be held by several descriptors.
-    if scan > 1 && connection.phase() == phase::LIVE && connection.walk() != scan {
+    // The first scan only stores. A socket may be held by several descriptors. An attempt begins when its SYN is sent.
+    if scan > 1
+        && connection.phase() == phase::LIVE
+        && connection.walk() != scan
+        && (state != state::SYN_SENT || sock.tcp().is_some_and(|tcp| tcp.segs_out() != connection.segs_before()))
+    {
         record::update(visit, sock, connection, scan);
     }
 }
@@ -418,7 +463,7 @@ fn seed(sock: Sock, task: Task, state: u8) -> Option<Scanned> {
         seeded.flags &= !SEEDED;
     }
     seeded.last_state = state;
-    Scanned::new(&mut seeded).set_found(task, owner::SCAN);
+    Scanned::new(&mut seeded).set_found(task, owner::SCAN, scan_number());
     // Whoever makes the storage first, a change of state or this scan, the other one finds it.
     let connection = kept::scanned_or_create(sock, &seeded)?;
     if connection.flags() & SEEDED != 0 {
@@ -437,11 +482,12 @@ fn listener_found(sock: Sock, task: Task) {
     initial.phase = phase::LISTENER;
     initial.seen = state::LISTEN;
     if let Some(connection) = kept::scanned_or_create(sock, &initial) {
-        // Of several processes that hold a listener the first found counts, but not process 1, which listens for others and
-        // hands the listener on.
-        let (pid, by) = connection.found();
-        if by == owner::NONE || pid == 1 {
-            connection.set_found(task, owner::LISTENER);
+        let scan = scan_number();
+        let ((pid, by), is_first) = (connection.found(), connection.found_scan() != scan);
+        // Of several processes that hold a listener, the one that called listen() counts, else the first found. Process 1 listens
+        // for others, and hands the listener on.
+        if is_first || by != owner::LISTENER || pid == 1 || connection.owner_pid() == task.task_tgid() {
+            connection.set_found(task, owner::LISTENER, scan);
         }
     }
 }
@@ -455,11 +501,7 @@ fn listening(sock: Sock, task: Task) {
     if let Some(connection) = kept::get_or_create_inherited(sock) {
         connection.phase = phase::LISTENER;
         connection.seen = state::LISTEN;
-        // Process 1 listens for others, and hands the listener on.
-        if connection.owner_pid() == 1 {
-            connection.clear_owner();
-        }
-        connection.set_owner(task, owner::LISTENER);
+        connection.set_listener(task);
     }
 }
 
@@ -469,7 +511,7 @@ fn end(sock: Sock, connection: &mut Connection, old: u8, flags: u8, slot: u32) {
     connection.phase = phase::ENDED;
     connection.last_state = old;
     connection.seen = state::CLOSE;
-    match record::ended(sock, connection.stale_error, old, flags) {
+    match record::ended(sock, connection.stale_error, connection.segs_before, old, flags) {
         Some(ended) => record::close(&ended, connection, slot),
         None => count(slot, |counters| counters.open -= 1),
     }
@@ -487,12 +529,14 @@ fn adopt(sock: Sock, known: Option<&'static mut Connection>, program: u32) -> Op
             connection.association += 1;
         } else {
             connection.association = 1;
+            connection.be_accepted();
         }
         connection.phase = phase::LIVE;
         connection.flags = unseen(sock).flags & !SEEDED;
         connection.start_ns = 0;
         connection.established_ns = 0;
         connection.stale_error = 0;
+        connection.segs_before = 0;
         connection.walk = 0;
         count(program, |counters| counters.open += 1);
         return Some(connection);

@@ -97,7 +97,10 @@ pub fn rejects_children(listener: Sock) -> bool {
     let filter: &Prefilter = unsafe { &*filter };
     let port = listener.local_port();
     checks & CHECK_DIRECTION != 0 && filter.directions & DIRECTION_INBOUND == 0
-        || checks & CHECK_SERVER_PORT != 0 && port != 0 && !has(&filter.server_ports, port)
+        || checks & CHECK_SERVER_PORT != 0
+            && port != 0
+            && !has(&filter.server_ports, port)
+            && !listener.is_transparent()
 }
 
 #[inline(always)]

@@ -14,8 +14,9 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CR
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
-use kmesh_trace_common::{Owner, WALKER, owner};
+use kmesh_trace_common::{Owner, owner};
 
+use crate::maps::scan_number;
 use crate::record::put_halves;
 use crate::sock::{Sock, Task};
 
@@ -55,10 +56,18 @@ pub struct Connection {
     pub last_state: u8,
     /// The state of the last change that a program was run for, of those that matter.
     pub seen: u8,
-    /// The last walk that met it.
+    /// The last scan that reported it.
     pub walk: u32,
+    /// `tcp_sock.segs_out` when the association began: what is more than that, it sent itself.
+    pub segs_before: u32,
+    /// The number of the last scan that began before listen(): what that or an earlier one found is of a life before.
+    listened_scan: u32,
+    /// The scan that found the owner in `found`.
+    found_scan: u32,
     /// Equals [`check_of`] the owner in `found`, unless that is being written.
     found_check: u32,
+    /// Always 0.
+    pad: u32,
     /// The owner that the scan found.
     found: Owner,
 }
@@ -82,7 +91,11 @@ impl Connection {
         last_state: 0,
         seen: 0,
         walk: 0,
+        segs_before: 0,
+        listened_scan: 0,
+        found_scan: 0,
         found_check: 0,
+        pad: 0,
         found: NO_OWNER,
     };
 
@@ -93,23 +106,42 @@ impl Connection {
         self.owner.pid = 0;
     }
 
-    /// The process by connect(), close() or listen(); 0 when unknown.
-    #[inline(always)]
-    pub fn owner_pid(&self) -> u32 {
-        self.owner.pid
-    }
-
     /// Sets the owner, unless a better one is known. The kernel's own threads own nothing.
     #[inline(always)]
     pub fn set_owner(&mut self, task: Task, by: u8) {
-        if self.owner.by < by && !task.is_kernel_thread() {
-            if by == owner::CLOSE && task.comm() == WALKER {
-                return;
-            }
-            self.owner.pid = task.task_tgid();
-            self.owner.by = by;
-            // SAFETY: the name is at a multiple of 8.
-            unsafe { put_halves(&raw mut self.owner.comm, task.leader_comm()) };
+        if self.owner.by >= by || task.is_kernel_thread() {
+            return;
+        }
+        let pid = task.task_tgid();
+        // Whoever looks at the descriptors of others holds each file for a moment. Where its program closes it just then, the
+        // one that looks is the last to let go of it.
+        if by == owner::CLOSE && pid != self.owner.pid && pid != Scanned::new(self).found().0 && !task.can_close() {
+            return;
+        }
+        self.owner.pid = pid;
+        self.owner.by = by;
+        // SAFETY: the name is at a multiple of 8.
+        unsafe { put_halves(&raw mut self.owner.comm, task.leader_comm()) };
+    }
+
+    /// The process that listens. Who had the socket in an earlier life does not count any more.
+    #[inline(always)]
+    pub fn set_listener(&mut self, task: Task) {
+        self.clear_owner();
+        self.set_owner(task, owner::LISTENER);
+        self.listened_scan = scan_number();
+    }
+
+    /// Makes the copy of a listener's storage the child's own. No process has the child yet, so no scan reaches it.
+    #[inline(always)]
+    pub fn be_accepted(&mut self) {
+        self.walk = 0;
+        self.segs_before = 0;
+        self.stale_error = 0;
+        // What the scan found of the listener itself, in a life as a connection.
+        if self.found.by == owner::SCAN {
+            self.found.pid = 0;
+            self.found.by = owner::NONE;
         }
     }
 }
@@ -180,10 +212,29 @@ impl Scanned {
         (head as u32, (head >> 32) as u8)
     }
 
+    /// The process that connected or listens; 0 when unknown.
+    #[inline(always)]
+    pub fn owner_pid(self) -> u32 {
+        // SAFETY: as in `read_now!`; the first word of an owner.
+        unsafe { ptr::read_volatile((&raw const (*self.0).owner).cast::<u32>()) }
+    }
+
+    /// The scan that found the owner.
+    #[inline(always)]
+    pub fn found_scan(self) -> u32 {
+        read_now!(self.0, found_scan)
+    }
+
+    /// [`Connection::segs_before`].
+    #[inline(always)]
+    pub fn segs_before(self) -> u32 {
+        read_now!(self.0, segs_before)
+    }
+
     /// Sets the owner that the scan found. What reads or copies it meanwhile finds the check wrong, in whichever direction it
     /// goes: while the name changes, neither the first word nor the check is that of any owner.
     #[inline(always)]
-    pub fn set_found(self, task: Task, by: u8) {
+    pub fn set_found(self, task: Task, by: u8, scan: u32) {
         if task.is_kernel_thread() {
             return;
         }
@@ -197,6 +248,7 @@ impl Scanned {
             ptr::write_volatile(check, u32::MAX);
             ptr::write_volatile(head.add(1), comm[0]);
             ptr::write_volatile(head.add(2), comm[1]);
+            ptr::write_volatile(&raw mut (*self.0).found_scan, scan);
             ptr::write_volatile(check, check_of(pid, by));
             ptr::write_volatile(head, u64::from(pid) | u64::from(by) << 32);
         }
@@ -224,7 +276,7 @@ pub fn owner_words(connection: *const Connection) -> [u64; 3] {
     // SAFETY: fields of the same value.
     let (own, found) = unsafe { (&raw const (*connection).owner, &raw const (*connection).found) };
     let own = read(own);
-    let (pid, by) = (own[0] as u32, (own[0] >> 32) as u8);
+    let by = (own[0] >> 32) as u8;
     if by >= owner::CLOSE {
         return own;
     }
@@ -236,9 +288,9 @@ pub fn owner_words(connection: *const Connection) -> [u64; 3] {
     if !is_settled || check != check_of(found_pid, found_by) {
         return own;
     }
-    // Process 1 may listen for others, and hand the listener on.
-    let is_handed_on = pid == 1 && found_by == by;
-    if found_by > by || is_handed_on { scanned } else { own }
+    // Of those that listened, or hold the listener, the latest known: it may have been handed on.
+    let is_later = found_by == by && read_now!(connection, found_scan) > read_now!(connection, listened_scan);
+    if found_by > by || is_later { scanned } else { own }
 }
 
 /// aya's own type cannot be given BPF_F_CLONE, nor a socket that comes from a tracepoint.

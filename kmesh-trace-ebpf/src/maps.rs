@@ -3,8 +3,9 @@
 use core::ffi::c_void;
 use core::ptr;
 
+use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
 use aya_ebpf::btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
-use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
+use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_ringbuf_query};
 use aya_ebpf::macros::btf_map;
 use kmesh_trace_common::{Counters, Prefilter, Settings, Snapshot, Walked, counter};
 
@@ -53,11 +54,10 @@ static KMESH_SCRATCH: PerCpuArray<Walked, 1> = PerCpuArray::new();
 
 /// Written by user space before loading.
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings {
-    opens: 0,
-    checks: 0,
-    preempted: 0,
-};
+static SETTINGS: Settings = Settings { ..ZERO };
+
+// SAFETY: Settings is a structure of plain numbers.
+const ZERO: Settings = unsafe { core::mem::zeroed() };
 
 /// Which checks of the filter there are: `CHECK_*`.
 #[inline(always)]
@@ -78,6 +78,55 @@ pub fn tells_opens() -> bool {
 pub fn is_preempted() -> bool {
     // SAFETY: as above. The verifier knows it, and drops what is only for the other kernels.
     unsafe { ptr::read_volatile(&raw const SETTINGS.preempted) != 0 }
+}
+
+/// The bit of `tcp_sock.fastopen_connect` in its byte.
+#[inline(always)]
+pub fn fastopen_connect_bit() -> u8 {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&raw const SETTINGS.fastopen_connect_bit) }
+}
+
+/// The bit of IP_TRANSPARENT in its byte.
+#[inline(always)]
+pub fn transparent_bit() -> u8 {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&raw const SETTINGS.transparent_bit) }
+}
+
+/// The bit of a task whose system calls have other numbers.
+#[inline(always)]
+pub fn compat_bit() -> u8 {
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&raw const SETTINGS.compat_bit) }
+}
+
+/// Returns whether a system call can close a file of the process that makes it.
+#[inline(always)]
+pub fn can_close(system_call: u32, compat: bool) -> bool {
+    if system_call >= 512 {
+        return false;
+    }
+    let calls = if compat {
+        (&raw const SETTINGS.compat_closing_calls).cast::<u64>()
+    } else {
+        (&raw const SETTINGS.closing_calls).cast::<u64>()
+    };
+    // SAFETY: a number below 512 divided by 64 is below 8. Volatile as above.
+    let word = unsafe { ptr::read_volatile(calls.add(system_call as usize >> 6)) };
+    word >> (system_call & 63) & 1 != 0
+}
+
+/// Returns whether the ring has room for one more [`Snapshot`], and beyond it for the [`Reset`]s of those that it has.
+///
+/// [`Reset`]: kmesh_trace_common::Reset
+#[inline(always)]
+pub fn has_room() -> bool {
+    // SAFETY: as above.
+    let limit = unsafe { ptr::read_volatile(&raw const SETTINGS.snapshot_limit) };
+    let map = (&raw const KMESH_EVENTS).cast_mut().cast::<c_void>();
+    // SAFETY: a map of this kind.
+    unsafe { bpf_ringbuf_query(map, BPF_RB_AVAIL_DATA.into()) <= u64::from(limit) }
 }
 
 /// Where this CPU's walk puts together what it tells.

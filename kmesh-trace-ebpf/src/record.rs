@@ -3,13 +3,14 @@
 use core::ptr;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::maps::ring_buf::RingBufEntry;
 use kmesh_trace_common::{
-    FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_ROOT_NETNS, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE, Reset, Snapshot,
-    counter, state,
+    FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_ROOT_NETNS, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE,
+    Reset, Snapshot, counter, state,
 };
 
 use crate::kept::{self, Connection, Scanned, owner_words, phase};
-use crate::maps::{KMESH_EVENTS, count, scratch, tells_opens};
+use crate::maps::{KMESH_EVENTS, count, has_room, scratch, tells_opens};
 use crate::sock::{Sock, TaskFile, Tcp, error_details};
 
 /// How often a walk tries to read a socket that is in use before it takes what it has.
@@ -31,6 +32,7 @@ struct Event {
     kind: u32,
     old_state: u8,
     flags: u8,
+    sk_err: u32,
     ee_errno: u32,
     ee_origin: u8,
 }
@@ -42,19 +44,27 @@ pub struct Ended {
     event: Event,
 }
 
-/// What ended; none if it was no association: connect() found no free port, so no SYN was sent.
+/// What ended; none if it was no association: no SYN was sent. `segs_before`: [`Connection::segs_before`].
 #[inline(always)]
-pub fn ended(sock: Sock, stale_error: u64, old_state: u8, flags: u8) -> Option<Ended> {
+pub fn ended(sock: Sock, stale_error: u64, segs_before: u32, old_state: u8, flags: u8) -> Option<Ended> {
     let tcp = sock.tcp()?;
+    // What ends it otherwise does so at once, so what is pending when close() does is not the cause.
+    let sk_err = if sock.is_ended_by_close(old_state) {
+        0
+    } else {
+        sock.sk_err()
+    };
     let (mut ee_errno, mut ee_origin) = (0, 0);
-    if old_state == state::SYN_SENT && sock.sk_err() == 0 {
-        // ICMP that met a socket in use by its program: only the error queue knows.
-        let newest = sock.newest_error();
-        if newest != 0 && newest != stale_error {
-            (ee_errno, ee_origin) = error_details(newest);
-        }
-        if ee_origin == 0 && (tcp.write_seq() == tcp.snd_una() || tcp.segs_out() == 0) {
+    if old_state == state::SYN_SENT {
+        if tcp.segs_out() == segs_before {
             return None;
+        }
+        if sk_err == 0 {
+            // ICMP that met a socket in use by its program: only the error queue knows.
+            let newest = sock.newest_error();
+            if newest != 0 && newest != stale_error {
+                (ee_errno, ee_origin) = error_details(newest);
+            }
         }
     }
     Some(Ended {
@@ -64,16 +74,26 @@ pub fn ended(sock: Sock, stale_error: u64, old_state: u8, flags: u8) -> Option<E
             kind: KIND_CLOSE,
             old_state,
             flags,
+            sk_err,
             ee_errno,
             ee_origin,
         },
     })
 }
 
+#[inline(always)]
+fn reserve() -> Option<RingBufEntry<Snapshot>> {
+    if has_room() {
+        KMESH_EVENTS.reserve_untyped::<Snapshot>(0)
+    } else {
+        None
+    }
+}
+
 /// Tells of the end of an association, or counts that it could not be told; and that it is not open any more.
 #[inline(always)]
 pub fn close(ended: &Ended, connection: &Connection, slot: u32) {
-    let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Snapshot>(0) else {
+    let Some(mut entry) = reserve() else {
         return count(slot, |counters| {
             counters.open -= 1;
             counters.closes += 1;
@@ -98,13 +118,14 @@ pub fn open(sock: Sock, connection: &Connection, old_state: u8, slot: u32) {
         return;
     }
     let Some(tcp) = sock.tcp() else { return };
-    let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Snapshot>(0) else {
+    let Some(mut entry) = reserve() else {
         return count(slot, |counters| counters.lost_opens += 1);
     };
     let event = Event {
         kind: KIND_OPEN,
         old_state,
         flags: 0,
+        sk_err: sock.sk_err(),
         ee_errno: 0,
         ee_origin: 0,
     };
@@ -132,6 +153,7 @@ pub fn update(visit: TaskFile, sock: Sock, connection: Scanned, walk: u32) {
         kind: KIND_UPDATE,
         old_state: 0,
         flags: 0,
+        sk_err: sock.sk_err(),
         ee_errno: 0,
         ee_origin: 0,
     };
@@ -196,7 +218,8 @@ pub fn update(visit: TaskFile, sock: Sock, connection: Scanned, walk: u32) {
 #[inline(always)]
 pub fn reset(sock: Sock, connection: &Connection) {
     let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Reset>(0) else {
-        return count(counter::RESET, |counters| counters.lost_resets += 1);
+        // `has_room` kept some for it.
+        return;
     };
     entry.write(Reset {
         kind: KIND_RESET,
@@ -239,7 +262,7 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: *const Connecti
         start_ns: start_ns,
         established_ns: established_ns,
         association: association,
-        flags: flags & (FLAG_ACTIVE | FLAG_PREEXISTING) | event.flags | root_netns,
+        flags: flags & (FLAG_ACTIVE | FLAG_PREEXISTING | FLAG_RESET_SENT) | event.flags | root_netns,
     }
     fill_bytes(record, sock, tcp);
     put! { record;
@@ -251,7 +274,7 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: *const Connecti
         peer_port: sock.peer_port(),
         family: sock.skc_family(),
         old_state: event.old_state,
-        sk_err: sock.sk_err(),
+        sk_err: event.sk_err,
         ee_errno: event.ee_errno,
         linger2: tcp.linger2(),
         ee_origin: event.ee_origin,
@@ -277,7 +300,7 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: *const Connecti
         dsack_dups: tcp.dsack_dups(),
         delivered: tcp.delivered(),
         delivered_ce: tcp.delivered_ce(),
-        pad: 0,
+        sk_err_soft: sock.sk_err_soft(),
     }
     // SAFETY: fields of a whole record, each at a multiple of 8.
     unsafe {

@@ -9,9 +9,11 @@ use core::ptr;
 
 use aya_ebpf::helpers::generated::{
     bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_seq_write, bpf_skc_to_tcp_sock,
-    bpf_sock_from_file,
+    bpf_sock_from_file, bpf_task_pt_regs,
 };
-use kmesh_trace_common::{ABSENT, Offsets};
+use kmesh_trace_common::{ABSENT, Offsets, state};
+
+use crate::maps::{can_close, compat_bit, fastopen_connect_bit, transparent_bit};
 
 /// Written by user space before loading.
 #[unsafe(no_mangle)]
@@ -61,6 +63,12 @@ const IPPROTO_TCP: u16 = 6;
 const AF_INET6: u16 = 10;
 /// `task_struct.flags` of a thread of the kernel.
 const PF_KTHREAD: u32 = 0x0020_0000;
+/// `task_struct.flags` of a task that closes its files because it ends.
+const PF_EXITING: u32 = 0x0000_0004;
+/// `task_struct.flags` of a thread that does I/O for a process, without a system call (io_uring).
+const PF_IO_WORKER: u32 = 0x0000_0010;
+/// `sysctl_tcp_fastopen`: listeners may accept data with the SYN.
+const TFO_SERVER_ENABLE: u8 = 2;
 /// `sk_shutdown` when both ways are shut: what close() sets before it does anything else.
 const SHUTDOWN_MASK: u8 = 3;
 
@@ -111,6 +119,8 @@ impl Sock {
         sk_lock_owned: u32,
         sk_lock_slock: u32,
         sk_err: u32,
+        sk_err_soft: u32,
+        sk_socket: u64,
         sk_protocol: u16,
         sk_shutdown: u8,
         sk_max_ack_backlog: u32,
@@ -150,6 +160,44 @@ impl Sock {
     #[inline(always)]
     pub fn is_being_closed(self) -> bool {
         self.sk_shutdown() == SHUTDOWN_MASK && !self.is_dead() && self.is_in_system_call()
+    }
+
+    /// Returns whether close() itself, or shutdown() of an attempt, ends the association that was in state `old`. What else
+    /// ends one in these states does so before close() begins.
+    #[inline(always)]
+    pub fn is_ended_by_close(self, old: u8) -> bool {
+        matches!(
+            old,
+            state::SYN_SENT | state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT
+        ) && self.is_being_closed()
+    }
+
+    /// Returns whether a program has it: a child that was not accepted has none, an orphan has none any more.
+    #[inline(always)]
+    pub fn has_socket(self) -> bool {
+        self.sk_socket() != 0
+    }
+
+    /// Returns whether listeners of its network namespace may accept data with the SYN (Fast Open).
+    #[inline(always)]
+    pub fn allows_fast_open(self) -> bool {
+        // SAFETY: every socket points to its network namespace.
+        unsafe {
+            let net: *const c_void = load(self.0, offset!(skc_net));
+            load::<u8>(net, offset!(sysctl_tcp_fastopen)) & TFO_SERVER_ENABLE != 0
+        }
+    }
+
+    /// Returns whether it has IP_TRANSPARENT: its children may have other ports and addresses than it has.
+    #[inline(always)]
+    pub fn is_transparent(self) -> bool {
+        let offset = offset!(transparent);
+        if offset == ABSENT {
+            return false;
+        }
+        self.tcp()
+            // SAFETY: a load within `struct tcp_sock`.
+            .is_some_and(|tcp| unsafe { load::<u8>(tcp.0, offset) } & transparent_bit() != 0)
     }
 
     /// Whether no program has it any more, or ever had.
@@ -306,6 +354,14 @@ impl Tcp {
         self.snd_nxt() == self.write_seq() && sent > payload + u64::from(connected && acked > 0)
     }
 
+    /// Returns whether connect() left the SYN to the first write (TCP_FASTOPEN_CONNECT).
+    #[inline(always)]
+    pub fn defers_connect(self) -> bool {
+        let offset = offset!(fastopen_connect);
+        // SAFETY: a load within `struct tcp_sock`.
+        offset != ABSENT && unsafe { load::<u8>(self.0, offset) } & fastopen_connect_bit() != 0
+    }
+
     members! {
         inet_sport: u16,
         icsk_retransmits: u8,
@@ -341,7 +397,7 @@ impl Tcp {
         dsack_dups: u32,
         delivered: u32,
         delivered_ce: u32,
-        fastopen_max_qlen: u32,
+        retrans_stamp: u32,
     }
 }
 
@@ -366,6 +422,26 @@ impl Task {
     #[inline(always)]
     pub fn is_kernel_thread(self) -> bool {
         self.task_flags() & PF_KTHREAD != 0
+    }
+
+    /// Returns whether what it does can close a file of its own: its system call can, or it ends. A system call that only looks
+    /// at files of others holds each for a moment, and may be the last to let go of it.
+    #[inline(always)]
+    pub fn can_close(self) -> bool {
+        if self.task_flags() & (PF_EXITING | PF_IO_WORKER) != 0 {
+            return true;
+        }
+        let offset = offset!(system_call);
+        if offset == ABSENT {
+            return true;
+        }
+        let compat = offset!(task_compat);
+        // SAFETY: loads within `struct task_struct`, and within the registers of a task that is running.
+        unsafe {
+            let is_compat = compat != ABSENT && load::<u8>(self.0, compat) & compat_bit() != 0;
+            let registers = bpf_task_pt_regs(self.0.cast_mut().cast()) as *const c_void;
+            can_close(load(registers, offset), is_compat)
+        }
     }
 
     /// The thread's own name, as two halves in memory order.

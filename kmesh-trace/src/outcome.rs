@@ -2,7 +2,9 @@
 //! never over timing. The order of the rules is the order of the kernel's own decisions (verified on 6.18 against what
 //! programs at both ends were told).
 
-use kmesh_trace_common::{FLAG_SECOND_CHANCE, SK_DEAD, SK_DONE, Snapshot, state};
+use kmesh_trace_common::{
+    FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_SECOND_CHANCE, SK_DEAD, SK_DONE, Snapshot, state,
+};
 
 use crate::record::{ClosedBy, Outcome};
 
@@ -51,20 +53,46 @@ pub fn old_state(close: &Snapshot) -> u8 {
     }
 }
 
+/// Whether the handshake was not over in state `old_state`. A socket may be closed before (simultaneous open, Fast Open), and goes
+/// the same way as others then; only an acknowledgement shows that the peer has answered after all.
+pub fn is_half_open(snapshot: &Snapshot, old_state: u8) -> bool {
+    match old_state {
+        state::SYN_SENT | state::SYN_RECV => true,
+        state::FIN_WAIT1 | state::CLOSING | state::LAST_ACK => {
+            let is_known = snapshot.flags & (FLAG_PREEXISTING | FLAG_SECOND_CHANCE) == 0;
+            is_known && snapshot.established_ns == 0 && snapshot.bytes_acked == 0
+        }
+        _ => false,
+    }
+}
+
 /// How it ended. `reset_sent`: this end sent a RST right after the close.
 pub fn ending(close: &Snapshot, reset_sent: bool) -> Ending {
+    let reset_sent = reset_sent || close.flags & FLAG_RESET_SENT != 0;
     let old_state = old_state(close);
+    let is_attempt = is_half_open(close, old_state) && close.flags & FLAG_ACTIVE != 0 || old_state == state::SYN_SENT;
     let icmp = old_state == state::SYN_SENT && close.sk_err == 0 && ORIGINS_ICMP.contains(&close.ee_origin);
-    let error = if icmp { close.ee_errno } else { close.sk_err };
-    let outcome = if old_state == state::SYN_SENT {
+    let error = if icmp {
+        close.ee_errno
+    } else if !is_attempt {
+        final_error(close, old_state)
+    } else if matches!(old_state, state::SYN_SENT | state::SYN_RECV) || close.sk_err == errno::ECONNABORTED {
+        close.sk_err
+    } else {
+        // The program closed it before anything else happened.
+        0
+    };
+    let outcome = if is_attempt {
         match error {
             0 | errno::ECONNABORTED => Outcome::ConnectAborted,
             errno::ECONNREFUSED => Outcome::Refused,
+            // After a SYN for its SYN.
+            errno::ECONNRESET => Outcome::ResetByPeer,
             errno::ETIMEDOUT => Outcome::ConnectTimeout,
             _ => Outcome::Unreachable,
         }
     } else {
-        connected_outcome(close, old_state, reset_sent)
+        connected_outcome(close, old_state, error, reset_sent)
     };
     Ending {
         old_state,
@@ -74,29 +102,59 @@ pub fn ending(close: &Snapshot, reset_sent: bool) -> Ending {
     }
 }
 
-fn connected_outcome(close: &Snapshot, old_state: u8, reset_sent: bool) -> Outcome {
-    let waits_for_fin = matches!(old_state, state::FIN_WAIT1 | state::FIN_WAIT2);
+/// The error that a connection ended with. One that is only pending (of an earlier life, of ICMP with IP_RECVERR, of kTLS and others
+/// above TCP) ends nothing.
+fn final_error(close: &Snapshot, old_state: u8) -> u32 {
+    if is_clean(close, old_state) {
+        return 0;
+    }
     match close.sk_err {
+        errno::ECONNABORTED | errno::ETIMEDOUT | errno::ECONNRESET | errno::EPIPE => close.sk_err,
+        // Only retransmission that gives up ends a connection with another one, which it has noted before.
+        error if error == close.sk_err_soft => error,
+        // Before the handshake is over, ICMP ends it at once.
+        error if old_state == state::SYN_RECV => error,
+        _ => 0,
+    }
+}
+
+/// Whether both ends have closed and know it, so that nothing but that has ended it.
+fn is_clean(close: &Snapshot, old_state: u8) -> bool {
+    match old_state {
+        state::FIN_WAIT2 => close.sk_flags & SK_DONE != 0,
+        state::CLOSING | state::LAST_ACK => all_acknowledged(close),
+        _ => false,
+    }
+}
+
+fn connected_outcome(close: &Snapshot, old_state: u8, error: u32, reset_sent: bool) -> Outcome {
+    match error {
         0 => clean_or_reset(close, old_state, reset_sent),
         errno::ECONNABORTED => Outcome::ResetByLocal,
         errno::ETIMEDOUT => Outcome::Timeout,
-        // Data met this end after its close: the kernel reports ECONNRESET as if it had received the RST that it sent.
-        errno::ECONNRESET if waits_for_fin && reset_sent => Outcome::ResetByLocal,
+        // Data came after this end's close or the peer's own FIN: the kernel sets the error as if it had received the RST that it
+        // sends.
+        errno::ECONNRESET | errno::EPIPE if reset_sent => Outcome::ResetByLocal,
         errno::ECONNRESET | errno::EPIPE => Outcome::ResetByPeer,
         _ => Outcome::Unreachable,
     }
 }
 
 fn clean_or_reset(close: &Snapshot, old_state: u8, reset_sent: bool) -> Outcome {
-    let (dead, done) = (close.sk_flags & SK_DEAD != 0, close.sk_flags & SK_DONE != 0);
+    if is_clean(close, old_state) {
+        return Outcome::Ok;
+    }
+    let dead = close.sk_flags & SK_DEAD != 0;
     match old_state {
         // None of these closes without an error but by this end's RST. (In SYN_RECV: Fast Open.)
-        state::SYN_RECV | state::ESTABLISHED | state::CLOSE_WAIT | state::FIN_WAIT1 => Outcome::ResetByLocal,
-        state::FIN_WAIT2 if done => Outcome::Ok,
+        state::SYN_RECV
+        | state::ESTABLISHED
+        | state::CLOSE_WAIT
+        | state::FIN_WAIT1
+        | state::CLOSING
+        | state::LAST_ACK => Outcome::ResetByLocal,
         state::FIN_WAIT2 if !dead || close.linger2 < 0 || reset_sent => Outcome::ResetByLocal,
         state::FIN_WAIT2 => Outcome::Ok,
-        state::CLOSING | state::LAST_ACK if all_acknowledged(close) => Outcome::Ok,
-        state::CLOSING | state::LAST_ACK => Outcome::ResetByLocal,
         _ => Outcome::Unknown,
     }
 }
@@ -158,7 +216,10 @@ mod tests {
         Snapshot {
             old_state: case.old_state,
             sk_err: case.sk_err,
+            // What retransmission gives up with.
+            sk_err_soft: if case.outcome == Unreachable { case.sk_err } else { 0 },
             sk_flags: case.sk_flags,
+            established_ns: 1,
             ..Snapshot::zeroed()
         }
     }
@@ -208,7 +269,6 @@ mod tests {
                 PEER,
             ),
             case("RST for the FIN", FIN_WAIT1, ECONNRESET, SK_DEAD, ResetByPeer, LOCAL),
-            case("RST while closing", LAST_ACK, ECONNRESET, both, ResetByPeer, PEER),
             case("linger 0 or unread data", ESTABLISHED, 0, 0, ResetByLocal, LOCAL),
             case(
                 "linger 0 after the peer's FIN",
@@ -295,6 +355,115 @@ mod tests {
             );
             assert_eq!((ending.outcome, ending.errno), (outcome, errno), "origin {ee_origin}");
         }
+    }
+
+    fn established(old_state: u8) -> Snapshot {
+        Snapshot {
+            old_state,
+            established_ns: 1,
+            ..Snapshot::zeroed()
+        }
+    }
+
+    #[test]
+    fn a_pending_error_ends_nothing() {
+        const EBADMSG: u32 = 74;
+        let both = SK_DEAD | SK_DONE;
+        for sk_err in [EHOSTUNREACH, EBADMSG, ECONNREFUSED] {
+            for (old_state, sk_flags, outcome) in [
+                (FIN_WAIT2, SK_DONE, Ok),
+                (FIN_WAIT2, SK_DEAD, Ok),
+                (CLOSING, both, Ok),
+                (LAST_ACK, both, Ok),
+                (ESTABLISHED, 0, ResetByLocal),
+                (CLOSE_WAIT, SK_DONE, ResetByLocal),
+            ] {
+                let close = Snapshot {
+                    sk_err,
+                    sk_flags,
+                    ..established(old_state)
+                };
+                let ending = ending(&close, false);
+                assert_eq!(
+                    (ending.outcome, ending.errno),
+                    (outcome, None),
+                    "{sk_err} in {old_state}"
+                );
+            }
+        }
+        // Of an earlier life, whose reset nobody asked about.
+        let clean = Snapshot {
+            sk_err: ECONNRESET,
+            sk_flags: SK_DONE,
+            ..established(FIN_WAIT2)
+        };
+        assert_eq!((ending(&clean, false).outcome, ending(&clean, false).errno), (Ok, None));
+        // What retransmission gave up with, not all acknowledged.
+        let gave_up = Snapshot {
+            sk_err: EHOSTUNREACH,
+            sk_err_soft: EHOSTUNREACH,
+            write_seq: 10,
+            snd_una: 9,
+            ..established(LAST_ACK)
+        };
+        assert_eq!(ending(&gave_up, false).outcome, Unreachable);
+    }
+
+    #[test]
+    fn data_after_the_peers_fin_is_answered_by_this_ends_reset() {
+        for (old_state, sk_err) in [(CLOSE_WAIT, EPIPE), (LAST_ACK, ECONNRESET), (CLOSING, ECONNRESET)] {
+            let close = Snapshot {
+                sk_err,
+                write_seq: 10,
+                snd_una: 9,
+                ..established(old_state)
+            };
+            assert_eq!(ending(&close, true).outcome, ResetByLocal);
+            assert_eq!(ending(&close, false).outcome, ResetByPeer);
+        }
+        let timer = Snapshot {
+            sk_flags: SK_DEAD,
+            flags: FLAG_RESET_SENT,
+            ..established(FIN_WAIT2)
+        };
+        assert_eq!(ending(&timer, false).outcome, ResetByLocal);
+    }
+
+    #[test]
+    fn what_is_closed_before_its_handshake_is_over_never_was_connected() {
+        let client = |old_state, sk_err| Snapshot {
+            old_state,
+            sk_err,
+            flags: FLAG_ACTIVE,
+            write_seq: 10,
+            snd_una: 9,
+            ..Snapshot::zeroed()
+        };
+        for (old_state, sk_err, outcome) in [
+            (SYN_RECV, ETIMEDOUT, ConnectTimeout),
+            (SYN_RECV, ECONNABORTED, ConnectAborted),
+            (SYN_RECV, ECONNRESET, ResetByPeer),
+            (SYN_RECV, EHOSTUNREACH, Unreachable),
+            (FIN_WAIT1, 0, ConnectAborted),
+            (FIN_WAIT1, ETIMEDOUT, ConnectAborted),
+            (FIN_WAIT1, ECONNRESET, ConnectAborted),
+        ] {
+            let close = client(old_state, sk_err);
+            assert_eq!(ending(&close, false).outcome, outcome, "{sk_err} in {old_state}");
+            assert!(is_half_open(&close, old_state));
+        }
+        // The peer acknowledged the SYN after all.
+        let answered = Snapshot {
+            bytes_acked: 1,
+            ..client(FIN_WAIT1, ETIMEDOUT)
+        };
+        assert_eq!(ending(&answered, false).outcome, Timeout);
+        // A Fast Open server's child.
+        let child = Snapshot {
+            flags: 0,
+            ..client(SYN_RECV, ETIMEDOUT)
+        };
+        assert_eq!(ending(&child, false).outcome, Timeout);
     }
 
     #[test]

@@ -130,7 +130,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     if config.events.update || metrics.is_some() {
         let (interval, control, messages) = (config.interval, Arc::clone(&control), messages.clone());
         thread::Builder::new()
-            .name(Walker::thread_name())
+            .name("kmesh-walk".to_owned())
             .spawn(move || walker::run(walker, interval, &control, &messages))
             .context("cannot start a thread")?;
     }

@@ -159,7 +159,7 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, clock: &Clock) -
         sent_bytes: bytes.sent,
         received_bytes: bytes.received,
         undelivered_bytes: bytes.undelivered,
-        established: !matches!(counted_state, state::SYN_SENT | state::SYN_RECV),
+        established: !outcome::is_half_open(snapshot, counted_state),
         outcome: ending.as_ref().map(|ending| ending.outcome),
         errno: ending.as_ref().and_then(|ending| ending.errno),
         closed_by: ending.as_ref().and_then(|ending| ending.closed_by),
@@ -184,8 +184,8 @@ fn payload(snapshot: &Snapshot, old_state: u8, active: bool) -> Payload {
     let syn_acknowledged = active && snapshot.bytes_acked > 0;
     let fin_acknowledged = fin_sent && all_acknowledged;
     let fin_pending = fin_sent && !all_acknowledged;
-    // A client that got a SYN for its SYN is in SYN_RECV.
-    let connecting = old_state == state::SYN_SENT || old_state == state::SYN_RECV && active;
+    // A client that got a SYN for its SYN is in SYN_RECV, and may be closed there.
+    let connecting = old_state == state::SYN_SENT || active && outcome::is_half_open(snapshot, old_state);
     let syn_pending = connecting && !all_acknowledged;
     let fin_received = snapshot.sk_flags & SK_DONE != 0;
     let minus = |count: u64, flags: [bool; 2]| {

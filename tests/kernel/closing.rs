@@ -3,14 +3,15 @@
 use std::net::{Shutdown, TcpListener, TcpStream};
 
 use nix::errno::Errno;
+use nix::libc;
 
 use crate::Table;
-use crate::support::expect::Scene;
+use crate::support::expect::{Scene, Want};
 use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::{
     Pair, Span, Truth, V, bound, drain, error_of, exchange, fin_acknowledged, flushed, give, in_flight, listen, pair,
-    pair_with, reset, set_linger2, take, timed, wait_until,
+    pair_with, reset, set_linger2, set_option, take, tcp_info, timed, wait_error, wait_until,
 };
 
 /// The trials.
@@ -32,6 +33,8 @@ pub fn table() -> Table {
         .both("unread_after_half", &[], unread_after_half)
         .both("reset_undelivered", &[Need::Nft], reset_undelivered)
         .both("data_meets_stub", &[], data_meets_stub)
+        .both("data_meets_stub_at_once", &[], data_meets_stub_at_once)
+        .both("pending_icmp_error", &[Need::Nft], pending_icmp_error)
         .both("data_meets_unsent_fin", &[], data_meets_unsent_fin)
         .both("data_meets_unanswered_fin", &[Need::Nft], data_meets_unanswered_fin)
         .both("data_carries_last_ack", &[Need::Nft], data_carries_last_ack)
@@ -346,6 +349,63 @@ fn data_meets_stub(scene: &Scene, v: V) {
         .undelivered(100)
         .ended("reset_by_peer", Some("EPIPE"), Some("peer"))
         .by(&["listener"])]);
+}
+
+/// The same before the client's record can have come: the RST of the stub is no part of it, however soon it follows. And with the
+/// client's end on the other side: the server closes first, and the client sends.
+fn data_meets_stub_at_once(scene: &Scene, v: V) {
+    for round in 0..50 {
+        let pair = pair(v);
+        let (first, second) = match round % 2 {
+            0 => (pair.client, pair.server),
+            _ => (pair.server, pair.client),
+        };
+        // Data that carried the acknowledgement of the FIN would still meet the socket.
+        first.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(drain(&second), 0);
+        fin_acknowledged(&first);
+        drop(first);
+        give(&second, 100);
+        assert_eq!(error_of(&second), Errno::EPIPE);
+        let (outbound, inbound) = (pair.truth.outbound(), pair.truth.inbound());
+        let reset = |end: Want| end.undelivered(100).ended("reset_by_peer", Some("EPIPE"), Some("peer"));
+        scene.expect(&match round % 2 {
+            0 => [outbound.ok("local"), reset(inbound).by(&["listener"])],
+            _ => [reset(outbound), inbound.ok("local")],
+        });
+    }
+}
+
+/// ICMP in the middle of a connection whose client wants to know (IP_RECVERR): an error is pending, nothing has ended. Both ends
+/// close as if it had not been.
+fn pending_icmp_error(scene: &Scene, v: V) {
+    let pair = pair(v);
+    exchange(&pair, 1000, 300);
+    flushed(&pair.server);
+    const CLOSE_WAIT: u8 = 8;
+    let (level, option) = match v {
+        V::Four => (libc::IPPROTO_IP, libc::IP_RECVERR),
+        V::Six => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+    };
+    set_option(&pair.client, level, option, 1);
+    let kind = match v {
+        V::Four => "icmp type host-unreachable",
+        V::Six => "icmpv6 type addr-unreachable",
+    };
+    net::rules(&[&format!("tcp dport {} reject with {kind}", pair.truth.dst.port())]);
+    // What is on its way when the answer comes has the socket locked; what the timer sends again has not.
+    give(&pair.client, 10);
+    wait_error(&pair.client);
+    net::rules(&[]);
+    take(&pair.server, 10);
+    drop(pair.server);
+    // To read would take the error away.
+    wait_until("the FIN is here", || tcp_info(&pair.client).tcpi_state == CLOSE_WAIT);
+    drop(pair.client);
+    scene.expect(&[
+        pair.truth.outbound().bytes(1010, 300).ok("peer"),
+        pair.truth.inbound().bytes(300, 1010).ok("local"),
+    ]);
 }
 
 /// The client closes while the server's window is full: its FIN waits behind data. Data of the server meets a socket that

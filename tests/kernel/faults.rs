@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -23,7 +24,8 @@ use crate::many::crowd;
 use crate::signals::traffic_through;
 use crate::support::expect::{CLOCK_ERROR, moment};
 use crate::support::probe::Need;
-use crate::support::sock::{V, listen, wait_until};
+use crate::support::sock::{V, drain, error_of, give, listen, pair_with, wait_until};
+use crate::support::store::Rec;
 use crate::support::tracer::{Start, Tracer, binary};
 use crate::support::{bpf, net};
 
@@ -33,6 +35,11 @@ pub fn table() -> Table {
     // schema.
     let table = held::add(Table::new("faults"))
         .own("stopped_for_a_while", &[Need::Big], stopped_for_a_while)
+        .own(
+            "a_full_ring_loses_whole_records",
+            &[Need::Nft],
+            a_full_ring_loses_whole_records,
+        )
         .own("started_again_and_again", &[Need::Big], started_again_and_again)
         .own("killed_while_starting", &[], killed_while_starting)
         .own("few_descriptors", &[], few_descriptors)
@@ -64,6 +71,51 @@ fn stopped_for_a_while() {
         latest.is_some_and(|time| time <= closed_by + CLOCK_ERROR),
         "{latest:?} {closed_by:?}"
     );
+}
+
+/// A stopped tracer's ring is full. How some connections ended, only a RST tells that follows the record of their end: there is room
+/// for both or for none, wherever the ring is full. So what is told is right, and the rest is counted.
+fn a_full_ring_loses_whole_records() {
+    /// More than the smallest ring holds.
+    const CONNECTIONS: usize = 260;
+    let tracer = Tracer::json(&["--direction", "outbound", "--buffer", "64KiB"]);
+    tracer.store.keep(net::inode());
+    let (plain, reset) = (listen(V::Four), listen(V::Four));
+    let port = reset.local_addr().unwrap().port();
+    net::rules(&[&format!("tcp dport {port} tcp flags & fin == fin drop")]);
+    // An end takes 256 bytes of the ring, and with a RST 280. After 0 to 11 others, the ring is full at each place of such a pair.
+    for others in 0..12 {
+        tracer.signal(Signal::SIGSTOP);
+        for _ in 0..others {
+            let pair = pair_with(&plain);
+            drop(pair.client);
+            drain(&pair.server);
+        }
+        for _ in others..CONNECTIONS {
+            let pair = pair_with(&reset);
+            drop(pair.client);
+            // Its FIN is lost, and data meets it.
+            give(&pair.server, 1);
+            assert_eq!(error_of(&pair.server), Errno::ECONNRESET);
+        }
+        tracer.signal(Signal::SIGCONT);
+        // A summary comes after all that was in the ring.
+        tracer.signal(Signal::SIGUSR1);
+        tracer.store.wait_summaries(others + 1).unwrap();
+    }
+    let end = tracer.interrupt();
+    let sums = end.check();
+    assert!(sums.lost > 0, "the ring was never full");
+    let records = end.store.records(net::inode());
+    assert!(records.len() > 12 * 200, "{} records", records.len());
+    for Rec { value, .. } in records {
+        let outcome = if value["dst"]["port"] == port {
+            "reset_by_local"
+        } else {
+            "ok"
+        };
+        assert_eq!(value["outcome"], outcome, "{value}");
+    }
 }
 
 /// `KMESH_TRACE_TEST_STARTS` says how often. One object that one of them leaves behind is enough to fail.

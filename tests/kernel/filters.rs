@@ -2,9 +2,10 @@
 //! nothing out and by one that does, for thousands of random filters.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use kmesh_trace::clock::Clock;
 use kmesh_trace::decode::decode;
@@ -16,11 +17,19 @@ use kmesh_trace::track::Tracker;
 use kmesh_trace_common::{
     CHECK_ADDRESS, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT, Counters, Prefix,
 };
+use nix::libc;
 use nix::sys::socket::{Backlog, listen as start_listening};
-use socket2::{SockAddr, Socket};
+use serde_json::Value;
+use socket2::{Protocol, SockAddr, Socket};
 
 use crate::Table;
-use crate::support::sock::{bound, dissolve, give, reset, take, wait_closed, wait_until};
+use crate::support::expect::Scene;
+use crate::support::probe::Need;
+use crate::support::sock::{
+    Span, Truth, address, bound, dissolve, give, reset, set_tcp_option, stream_socket, take, timed, wait_closed,
+    wait_until,
+};
+use crate::support::tracer::Tracer;
 use crate::support::{net, small};
 
 /// The trials.
@@ -28,6 +37,8 @@ pub fn table() -> Table {
     Table::new("filters")
         .own("kernel_half_as_the_rule", &[], || apart("kernel_half_as_the_rule"))
         .own("a_listener_that_connects", &[], || apart("a_listener_that_connects"))
+        .own("both_ends_connect", &[Need::Nft], both_ends_connect)
+        .own("transparent_listener", &[Need::Tproxy], transparent_listener)
 }
 
 /// What makes this program the one that runs the scenario of the next argument.
@@ -73,6 +84,10 @@ const CONNECTIONS: [(&str, u16, &str, u16, bool); 9] = [
     ("y", 2002, "y", 81, false),
     (":d", 0, ":a", 81, false),
 ];
+/// Data goes with the SYN, and needs no cookie at either end.
+const FAST_OPEN: &str = "519";
+/// The client asks for a cookie, and gets none.
+const FAST_OPEN_OFF: &str = "1";
 /// Each takes both families.
 const LISTENERS: [u16; 2] = [80, 443];
 const PORTS: [&str; 10] = [
@@ -280,8 +295,8 @@ fn kernel_half_as_the_rule() {
         let after = some.counters();
         assert_eq!(
             truth.len(),
-            15,
-            "six connections with two ends, three attempts: {truth:#?}"
+            18,
+            "seven connections with two ends, one with itself, three attempts: {truth:#?}"
         );
         for record in &truth {
             assert_eq!(
@@ -371,6 +386,23 @@ fn everything_checked(networks: &[String]) -> KernelHalf {
 fn connect_and_reset(addresses: &Addresses, client_first: bool) {
     // A listener is remembered, or not, by the filter that is set when it begins to listen.
     let listeners = LISTENERS.map(|port| listener((Ipv6Addr::UNSPECIFIED, port).into()));
+    let fast_open = if client_first { FAST_OPEN } else { FAST_OPEN_OFF };
+    net::sysctl("net.ipv4.tcp_fastopen", fast_open);
+    connect_to_itself(addresses.b);
+    for listener in &listeners {
+        set_tcp_option(listener, libc::TCP_FASTOPEN, 16);
+    }
+    let fast = bound((addresses.b, 0).into());
+    let to = SockAddr::from(SocketAddr::from((addresses.a, LISTENERS[0])));
+    assert_eq!(
+        fast.send_to_with_flags(&[1; 10], &to, libc::MSG_FASTOPEN)
+            .expect("connect"),
+        10
+    );
+    let (server, _) = listeners[0].accept().expect("accept");
+    take(&server, 10);
+    reset(fast.into());
+    wait_closed(&server);
     for (from, from_port, to, to_port, listening) in CONNECTIONS {
         let client = bound((addresses.named(from), from_port).into());
         let connected = client.connect(&SockAddr::from(SocketAddr::from((addresses.named(to), to_port))));
@@ -391,6 +423,106 @@ fn connect_and_reset(addresses: &Addresses, client_first: bool) {
         reset(first);
         wait_closed(&second);
     }
+}
+
+/// One socket, which gets its own SYN.
+fn connect_to_itself(at: Ipv4Addr) {
+    let socket = bound((at, 0).into());
+    socket.connect(&SockAddr::from(address(&socket))).expect("connect");
+    reset(socket.into());
+}
+
+/// Both ends connect at once: each is the client of its own record. A port filter goes by the other's port, and a filter for
+/// inbound connections passes neither. Likewise for a socket that is connected to itself.
+fn both_ends_connect() {
+    // By the order in which they are bound.
+    let [one, other] = [1, 2].map(|number| bound((net::address(number), 0).into()));
+    let own = bound((net::address(3), 0).into());
+    let ports = [&one, &other, &own].map(|socket| address(socket).port());
+    let [to_other, to_one, to_own] = [ports[1], ports[0], ports[2]].map(|port| port.to_string());
+    let tracers = [
+        (vec!["--direction", "inbound"], 0),
+        (vec!["--direction", "outbound"], 3),
+        (vec!["--port", &to_other], 1),
+        (vec!["--port", &to_one], 1),
+        (vec!["--port", &to_own], 1),
+        (vec!["--port", "1"], 0),
+    ]
+    .map(|(args, count)| (Tracer::json(&args), args.join(" "), count));
+    tracers.iter().for_each(|(tracer, ..)| tracer.store.keep(net::inode()));
+    let (first, second) = (address(&one), address(&other));
+    // The second's SYN then meets the first's attempt.
+    net::rules(&[&format!(
+        "tcp sport {} tcp dport {} tcp flags & (syn | ack) == syn drop",
+        first.port(),
+        second.port()
+    )]);
+    one.set_nonblocking(true).expect("O_NONBLOCK");
+    assert!(one.connect(&SockAddr::from(second)).is_err());
+    other.connect(&SockAddr::from(first)).expect("connect");
+    let (one, other) = (TcpStream::from(one), TcpStream::from(other));
+    one.set_nonblocking(false).expect("O_NONBLOCK");
+    give(&one, 10);
+    take(&other, 10);
+    reset(one);
+    wait_closed(&other);
+    drop(other);
+    own.connect(&SockAddr::from(address(&own))).expect("connect");
+    reset(own.into());
+    for (tracer, args, count) in &tracers {
+        let end = tracer.interrupt();
+        assert!(end.status.success(), "{args}");
+        let records: Vec<Value> = end
+            .store
+            .records(net::inode())
+            .into_iter()
+            .map(|rec| rec.value)
+            .collect();
+        assert_eq!(records.len(), *count, "{args}: {records:#?}");
+        for value in records {
+            let sent = if value["src"]["port"] == ports[0] { 10 } else { 0 };
+            assert_eq!(
+                (&value["direction"], &value["sent_bytes"]),
+                (&"outbound".into(), &sent.into()),
+                "{args}: {value}"
+            );
+        }
+    }
+}
+
+/// A proxy's listener gets connections to a port that is not its own (TPROXY). They are its connections all the same.
+fn transparent_listener() {
+    const DIALLED: u16 = 80;
+    let at = net::address(1);
+    let tracer = Tracer::json(&["--port", &DIALLED.to_string(), "--pid", &std::process::id().to_string()]);
+    let socket = stream_socket((at, 0).into(), Protocol::TCP);
+    socket.set_ip_transparent_v4(true).expect("IP_TRANSPARENT");
+    socket.bind(&SockAddr::from(SocketAddr::from((at, 0)))).expect("bind");
+    socket.listen(16).expect("listen");
+    let proxy = TcpListener::from(socket);
+    let port = proxy.local_addr().expect("its address").port();
+    net::transparent_proxy(DIALLED, SocketAddrV4::new(at, port)).expect("TPROXY");
+    let scene = Scene::new(&tracer.store);
+    let dst = SocketAddr::from((at, DIALLED));
+    let (client, connect) = timed(|| TcpStream::connect(dst).expect("connect"));
+    let (server, src) = proxy.accept().expect("accept");
+    assert_eq!(server.local_addr().expect("its address"), dst);
+    let truth = Truth {
+        src,
+        dst,
+        connect,
+        open: Span {
+            before: connect.before,
+            after: SystemTime::now(),
+        },
+    };
+    give(&client, 10);
+    take(&server, 10);
+    reset(client);
+    wait_closed(&server);
+    drop(server);
+    let inbound = truth.inbound().bytes(0, 10).reset_by_peer().by(&["listener"]);
+    scene.expect_among_others(&[truth.outbound().bytes(10, 0).reset_by_local(), inbound]);
 }
 
 fn listener(address: SocketAddr) -> TcpListener {

@@ -1,16 +1,20 @@
 //! Whose connection it was.
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::SystemTime;
 
 use crate::Table;
 use crate::support::actor::Actor;
 use crate::support::expect::{Proc, Scene, Want};
+use crate::support::small;
 use crate::support::sock::{
-    Span, Truth, V, drain, error_of, exchange, flushed, give, listen, pair, reset, take, timed,
+    Span, Truth, V, dissolve, drain, error_of, exchange, flushed, give, listen, pair, reset, take, timed,
 };
+use crate::support::store::Rec;
+use crate::support::tracer::Tracer;
 use nix::errno::Errno;
+use socket2::Socket;
 
 /// The trials.
 pub fn table() -> Table {
@@ -26,7 +30,10 @@ pub fn table() -> Table {
         .both("inherited_server", &[], inherited_server)
         .both("passed_client", &[], passed_client)
         .both("passed_server", &[], passed_server)
-        .both("let_go_by_a_walker", &[], let_go_by_a_walker)
+        .both("any_name_may_close", &[], any_name_may_close)
+        .shared("lookers_close_nothing", &[], lookers_close_nothing)
+        .both("listener_of_an_earlier_life", &[], listener_of_an_earlier_life)
+        .own("handed_on_listener", &[], handed_on_listener)
         .both("passed_listener", &[], passed_listener)
         .both("passed_server_reset", &[], passed_server_reset)
         .both("connector_gone", &[], connector_gone)
@@ -274,14 +281,133 @@ fn closed_by_another(v: V, name: &str) -> (Actor, Truth) {
     (other, pair.truth)
 }
 
-/// A tracer's walk may be the last to let go of a file, and so seem to close it. Any tracer's: they have a name for it.
-fn let_go_by_a_walker(scene: &Scene, v: V) {
-    let (_walker, truth) = closed_by_another(v, "kmesh-walk");
+/// The name of this tool's own thread that looks at descriptors is nothing special.
+fn any_name_may_close(scene: &Scene, v: V) {
+    let (other, truth) = closed_by_another(v, "kmesh-walk");
     let (out, inn) = ends(&truth);
-    scene.expect(&[
-        out.ok("peer").process(Proc::me(&["connect"])),
-        inn.ok("local").process(Proc::me(&["listener"])),
-    ]);
+    scene.expect(&[out.ok("peer"), inn.ok("local").process(is(&other, &["close"]))]);
+}
+
+/// Two processes look at the descriptors of a server all the time, as `ls -l /proc/PID/fd` and `ss -p` do. Each look holds the file
+/// for a moment, and may be the last to let go of it: that is no close.
+fn lookers_close_nothing(scene: &Scene) {
+    let rounds = if small() { 300 } else { 4000 };
+    let (server, lookers) = (named("the server"), [named("looker 1"), named("looker 2")]);
+    let dst = server.listen("l", V::Four.at(0));
+    for looker in &lookers {
+        looker.begin(&format!("look {}", server.pid()));
+    }
+    for _ in 0..rounds {
+        let client = TcpStream::connect(dst).unwrap();
+        server.ask("accept l s");
+        server.ask("close s");
+        drain(&client);
+    }
+    // That ends the look.
+    let (pid, comm) = (server.pid(), server.comm());
+    let records = scene.wait_count(2 * rounds);
+    server.exit();
+    for looker in lookers {
+        assert_ne!(looker.done(), "0", "a looker that saw nothing");
+    }
+    let comm = String::from_utf8(comm).unwrap();
+    for Rec { value, .. } in records {
+        if value["direction"] == "inbound" {
+            let process = &value["process"];
+            assert!(process["pid"] == pid && process["comm"] == *comm, "{value}");
+        }
+    }
+}
+
+/// A socket that connected after it had listened, and one that was accepted: each is dissolved and then listens, in another process.
+/// Its children are of the one that listens.
+fn listener_of_an_earlier_life(scene: &Scene, v: V) {
+    let listener = listen(v);
+    let connected = v.socket();
+    connected.bind(&v.at(0).into()).unwrap();
+    connected.listen(1).unwrap();
+    dissolve(&connected);
+    connected.connect(&listener.local_addr().unwrap().into()).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    dissolve(&connected);
+    dissolve(&accepted);
+    for socket in [connected, accepted.into()] {
+        check_listener(scene, v, socket);
+    }
+}
+
+fn check_listener(scene: &Scene, v: V, socket: Socket) {
+    let other = named("the listener");
+    other.hand("take l", &OwnedFd::from(socket));
+    let dst: SocketAddr = other.ask(&format!("listen_again l {}", v.at(0))).parse().unwrap();
+    let before = SystemTime::now();
+    let client = TcpStream::connect(dst).unwrap();
+    let open = Span {
+        before,
+        after: SystemTime::now(),
+    };
+    let truth = Truth {
+        src: client.local_addr().unwrap(),
+        dst,
+        connect: open,
+        open,
+    };
+    other.ask("accept l s");
+    reset(client);
+    let inbound = truth.inbound().reset_by_peer().process(is(&other, &["listener"]));
+    scene.expect_among_others(&[inbound]);
+}
+
+/// A listener that its process hands to another, as systemd and programs that restart do: after the next scan, its connections are of
+/// the one that has it.
+fn handed_on_listener() {
+    let tracer = Tracer::json(&["--events", "open,update,close", "--interval", "200ms"]);
+    let scene = Scene::new(&tracer.store);
+    let (first, second) = (named("first"), named("second"));
+    let dst = first.listen("l", V::Four.at(0));
+    second.hand("take l", &first.fetch("give l"));
+    let witness = pair(V::Four);
+    let updates = |count: usize| {
+        let enough = |records: &[Rec]| {
+            let updates = records.iter().filter(|rec| rec.value["event"] == "update");
+            (updates.count() >= count).then_some(())
+        };
+        tracer.store.wait(scene.netns(), enough).unwrap();
+    };
+    // While both have it, it is of the one that called listen().
+    updates(6);
+    let of_listener = |server: &Actor| {
+        let client = TcpStream::connect(dst).unwrap();
+        server.ask("accept l s");
+        let src = client.local_addr().unwrap();
+        reset(client);
+        let process = is(server, &["listener"]);
+        let closed = |records: &[Rec]| {
+            let of_it = records.iter().find(|rec| {
+                let value = &rec.value;
+                value["event"] == "close" && value["direction"] == "inbound" && value["src"]["port"] == src.port()
+            });
+            of_it.map(|rec| rec.value["process"].clone())
+        };
+        (tracer.store.wait(scene.netns(), closed).unwrap(), process)
+    };
+    let check = |(found, wanted): (serde_json::Value, Proc)| {
+        let Proc::Is(pid, ..) = wanted else { unreachable!() };
+        assert_eq!(
+            (&found["pid"], &found["by"]),
+            (&pid.into(), &"listener".into()),
+            "{found}"
+        );
+    };
+    check(of_listener(&first));
+    let before = tracer.store.records(scene.netns()).len();
+    first.exit();
+    // Two more scans: one may have been under way.
+    updates(before + 6);
+    check(of_listener(&second));
+    drop(witness);
+    drop(scene);
+    assert!(tracer.interrupt().status.success());
 }
 
 /// A worker of a server that listens before it divides: the worker accepts and closes.

@@ -4,7 +4,8 @@ mod handshake;
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
-use std::time::SystemTime;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -17,8 +18,10 @@ use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::{
     ClosedPort, Pair, Span, Truth, V, address, bound, dial, dissolve, drain, errno_of, error_of, exchange, flushed,
-    give, listen, reset, set_tcp_option, stream_socket, take, tcp_info, timed,
+    free_port, give, listen, reset, set_tcp_option, stream_socket, take, tcp_info, timed, wait_error,
 };
+use crate::support::store::Rec;
+use crate::support::tracer::Tracer;
 
 /// The trials.
 pub fn table() -> Table {
@@ -37,6 +40,13 @@ pub fn table() -> Table {
         .shared("two_processors_one_handshake", &[Need::Nft], handshake::two_processors)
         .shared("listener_goes_in_a_handshake", &[Need::Nft], handshake::listener_goes)
         .shared("syn_for_syn", &[Need::Nft], handshake::syn_for_syn)
+        .shared("half_open_ends", &[Need::Nft, Need::Kill], handshake::half_open_ends)
+        .shared("data_beyond_the_fin", &[Need::Nft], handshake::data_beyond_the_fin)
+        .both("no_free_port", &[], no_free_port)
+        .both("no_free_port_after_refusal", &[], no_free_port_after_refusal)
+        .both("closed_with_an_old_error", &[Need::Nft], closed_with_an_old_error)
+        .both("reset_of_an_earlier_life", &[], reset_of_an_earlier_life)
+        .own("a_write_that_never_came", &[], a_write_that_never_came)
         .shared("not_tcp", &[], not_tcp)
         .shared("security_policy", &[], security_policy)
 }
@@ -240,19 +250,24 @@ fn fast_open(scene: &Scene, v: V) {
     }
 }
 
-/// TCP_FASTOPEN_CONNECT: connect() only pretends, the first write sends the SYN. The attempt begins with the SYN.
+/// How long a scenario leaves between two moments that a record must not confuse.
+const A_WHILE: Duration = Duration::from_millis(50);
+
+/// TCP_FASTOPEN_CONNECT: connect() only pretends, the first write sends the SYN. The attempt begins with the SYN. (Without a cookie,
+/// connect() sends it.)
 fn fast_open_connect(scene: &Scene, v: V) {
     let listener = fast_listener(v);
     let dst = listener.local_addr().unwrap();
     for (count, in_syn) in [(400, false), (500, true)] {
         let socket = v.socket();
         set_tcp_option(&socket, libc::TCP_FASTOPEN_CONNECT, 1);
-        let (client, connect) = timed(|| {
-            socket.connect(&dst.into()).unwrap();
-            let client = TcpStream::from(socket);
-            give(&client, count);
-            client
-        });
+        let ((), by_connect) = timed(|| socket.connect(&dst.into()).unwrap());
+        let client = TcpStream::from(socket);
+        if in_syn {
+            sleep(A_WHILE);
+        }
+        let ((), by_write) = timed(|| give(&client, count));
+        let connect = if in_syn { by_write } else { by_connect };
         let pair = accepted(&listener, client, connect);
         take(&pair.server, count);
         assert_eq!(
@@ -283,6 +298,8 @@ fn fast_open_dies_in_syn_recv(scene: &Scene, v: V) {
     let (said, connect) = timed(|| fast_send(&socket, &listener, 500));
     assert!(said == Errno::from_raw(0) || said == Errno::EINPROGRESS, "{said}");
     let pair = accepted(&listener, socket.into(), connect);
+    // Its start lies that long before its end.
+    sleep(A_WHILE);
     drop(pair.server);
     // RST in SYN_SENT.
     assert_eq!(error_of(&pair.client), Errno::ECONNREFUSED);
@@ -300,6 +317,146 @@ fn fast_open_dies_in_syn_recv(scene: &Scene, v: V) {
             .failed("refused", Some("ECONNREFUSED"), Some("peer")),
         inbound,
     ]);
+}
+
+/// The same deferred connect(), and no write: nothing was sent, so there was no attempt, however long it looked like one.
+fn a_write_that_never_came() {
+    let tracer = Tracer::json(&["--events", "open,update,close", "--interval", "200ms"]);
+    let scene = Scene::new(&tracer.store);
+    for v in [V::Four, V::Six] {
+        let listener = fast_listener(v);
+        let first = v.socket();
+        let (said, connect) = timed(|| fast_send(&first, &listener, 10));
+        assert_eq!(said, Errno::from_raw(0));
+        let cookie = accepted(&listener, first.into(), connect);
+        take(&cookie.server, 10);
+        let socket = v.socket();
+        set_tcp_option(&socket, libc::TCP_FASTOPEN_CONNECT, 1);
+        socket.connect(&listener.local_addr().unwrap().into()).unwrap();
+        let port = address(&socket).port();
+        // Others have updates meanwhile.
+        let twice = |records: &[Rec]| {
+            let updates = records.iter().filter(|rec| rec.value["event"] == "update");
+            (updates.count() >= 8).then_some(())
+        };
+        tracer.store.wait(scene.netns(), twice).unwrap();
+        drop(socket);
+        drop(cookie.client);
+        assert_eq!(drain(&cookie.server), 0);
+        drop(cookie.server);
+        let closed = |records: &[Rec]| {
+            let closes = records
+                .iter()
+                .filter(|rec| rec.value["event"] == "close" && rec.value["family"] == v.name());
+            (closes.count() == 2).then(|| records.to_vec())
+        };
+        let records = tracer.store.wait(scene.netns(), closed).unwrap();
+        for Rec { value, .. } in records {
+            assert!(value["src"]["port"] != 0 && value["src"]["port"] != port, "{value}");
+        }
+    }
+    drop(scene);
+    assert!(tracer.interrupt().status.success());
+}
+
+/// Leaves one port to connections from this namespace, and connects from it, so that the next connection there finds none.
+fn last_port(v: V, listener: &TcpListener) -> Pair {
+    let port = free_port(v);
+    net::sysctl("net.ipv4.ip_local_port_range", &format!("{port} {port}"));
+    crate::support::sock::pair_with(listener)
+}
+
+/// connect() that finds no free port sends nothing: no record, though its life before was reset and nobody asked why.
+fn no_free_port(scene: &Scene, v: V) {
+    let listener = listen(v);
+    let socket = v.socket();
+    let (said, connect) = timed(|| errno_of(socket.connect(&listener.local_addr().unwrap().into())));
+    assert_eq!(said, Errno::from_raw(0));
+    let first = accepted(&listener, socket.into(), connect);
+    dissolve(&first.client);
+    assert_eq!(error_of(&first.server), Errno::ECONNRESET);
+    let mut outbound = first.truth.outbound().reset_by_local();
+    outbound.errno = &[None, Some("ECONNRESET")];
+    scene.expect(&[outbound, first.truth.inbound().reset_by_peer().by(&["listener"])]);
+    let last = last_port(v, &listener);
+    let again = Socket::from(first.client);
+    let said = errno_of(again.connect(&listener.local_addr().unwrap().into()));
+    assert_eq!(said, Errno::EADDRNOTAVAIL);
+    drop(again);
+    net::sysctl("net.ipv4.ip_local_port_range", "32768 60999");
+    finish(scene, last, 0, 0);
+}
+
+/// The same after an attempt that was refused, of which the program has not read the error.
+fn no_free_port_after_refusal(scene: &Scene, v: V) {
+    let closed = ClosedPort::new();
+    let to = closed.at(v);
+    // A port that the kernel chose would not outlive the attempt.
+    let attempt = dial(v.at(free_port(v)), to);
+    // POLLERR says that the answer is in, and leaves the error where it is.
+    wait_error(&attempt.socket);
+    scene.expect(&[attempt
+        .truth
+        .outbound()
+        .failed("refused", Some("ECONNREFUSED"), Some("peer"))]);
+    dissolve(&attempt.socket);
+    let listener = listen(v);
+    let dst = listener.local_addr().unwrap();
+    // Whoever has the same four numbers has the port.
+    let taken = bound(attempt.truth.src);
+    let (said, connect) = timed(|| errno_of(taken.connect(&dst.into())));
+    assert_eq!(said, Errno::from_raw(0));
+    let pair = accepted(&listener, taken.into(), connect);
+    let again = Socket::from(attempt.socket);
+    let said = errno_of(again.connect(&dst.into()));
+    assert_eq!(said, Errno::EADDRNOTAVAIL);
+    drop(again);
+    finish(scene, pair, 0, 0);
+}
+
+/// An attempt that its program closes has not ended by the error of the one before, which nobody has read.
+fn closed_with_an_old_error(scene: &Scene, v: V) {
+    let closed = ClosedPort::new();
+    let attempt = dial(v.at(0), closed.at(v));
+    wait_error(&attempt.socket);
+    scene.expect(&[attempt
+        .truth
+        .outbound()
+        .failed("refused", Some("ECONNREFUSED"), Some("peer"))]);
+    dissolve(&attempt.socket);
+    net::rules(&[&format!("tcp dport {} drop", closed.number())]);
+    let socket = Socket::from(attempt.socket);
+    let (said, connect) = timed(|| errno_of(socket.connect(&closed.at(v).into())));
+    assert_eq!(said, Errno::EINPROGRESS);
+    let src = address(&socket);
+    drop(socket);
+    let truth = Truth {
+        src,
+        dst: closed.at(v),
+        connect,
+        open: connect,
+    };
+    scene.expect(&[truth.outbound().failed("connect_aborted", None, Some("local"))]);
+}
+
+/// A life that ends cleanly is `ok`, though the one before was reset and nobody has read that error.
+fn reset_of_an_earlier_life(scene: &Scene, v: V) {
+    let listener = listen(v);
+    let dst = listener.local_addr().unwrap();
+    let socket = v.socket();
+    let (said, connect) = timed(|| errno_of(socket.connect(&dst.into())));
+    assert_eq!(said, Errno::from_raw(0));
+    let first = accepted(&listener, socket.into(), connect);
+    dissolve(&first.client);
+    assert_eq!(error_of(&first.server), Errno::ECONNRESET);
+    let mut outbound = first.truth.outbound().reset_by_local();
+    outbound.errno = &[None, Some("ECONNRESET")];
+    scene.expect(&[outbound, first.truth.inbound().reset_by_peer().by(&["listener"])]);
+    let again = Socket::from(first.client);
+    let (said, connect) = timed(|| errno_of(again.connect(&dst.into())));
+    assert_eq!(said, Errno::from_raw(0));
+    let second = accepted(&listener, again.into(), connect);
+    finish(scene, second, 0, 0);
 }
 
 /// The server waits for data before it makes a socket of the handshake. The client resets before that: the server's end

@@ -260,6 +260,25 @@ fn obey(
             text = address(&socket).to_string();
             sockets.insert(name.to_owned(), socket);
         }
+        // At the address that it has, or gets now.
+        ["listen_again", name, at] => {
+            let at: SocketAddr = at.parse().map_err(std::io::Error::other)?;
+            sockets[name].bind(&SockAddr::from(at))?;
+            sockets[name].listen(128)?;
+            text = address(&sockets[name]).to_string();
+        }
+        // Reads the links of all its descriptors until that process is gone: how many.
+        ["look", pid] => {
+            let mut links = 0;
+            let folder = format!("/proc/{pid}/fd");
+            while let Ok(entries) = std::fs::read_dir(&folder) {
+                links += entries
+                    .flatten()
+                    .filter(|entry| std::fs::read_link(entry.path()).is_ok())
+                    .count();
+            }
+            text = links.to_string();
+        }
         ["connect", name, to] => {
             let socket = connect(to)?;
             text = address(&socket).to_string();

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io::Write as _;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::linux::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -132,6 +132,14 @@ pub fn rules(rules: &[&str]) {
     try_rules(rules).unwrap_or_else(|error| panic!("{error}"));
 }
 
+/// Hands connections to `port`, of whatever address, to a transparent listener (TPROXY).
+pub fn transparent_proxy(port: u16, listener: SocketAddrV4) -> Result<(), String> {
+    let chain = "add table ip proxy\nadd chain ip proxy c { type filter hook prerouting priority mangle; }";
+    nft(&format!(
+        "{chain}\nadd rule ip proxy c tcp dport {port} tproxy to {listener} accept\n"
+    ))
+}
+
 /// As [`rules`], for probing.
 pub fn try_rules(rules: &[&str]) -> Result<(), String> {
     let script = format!(
@@ -141,6 +149,10 @@ pub fn try_rules(rules: &[&str]) -> Result<(), String> {
             .map(|rule| format!("add rule inet t c {rule}\n"))
             .collect::<String>()
     );
+    nft(&script)
+}
+
+fn nft(script: &str) -> Result<(), String> {
     let mut nft = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())

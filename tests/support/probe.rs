@@ -1,5 +1,6 @@
 //! What can run here, found out beforehand by trying it.
 
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::LazyLock;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -12,6 +13,8 @@ use super::sock::{self, V};
 pub enum Need {
     /// Packet filter rules.
     Nft,
+    /// Packet filter rules that hand connections to a transparent listener.
+    Tproxy,
     /// `ss -K`: CONFIG_INET_DIAG_DESTROY and iproute2.
     Kill,
     /// Virtual Ethernet.
@@ -55,6 +58,9 @@ static NFT: LazyLock<Result<(), String>> = LazyLock::new(|| {
         ])
     })
 });
+
+static TPROXY: LazyLock<Result<(), String>> =
+    LazyLock::new(|| inside(|| net::transparent_proxy(9, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 10))));
 
 static KILL: LazyLock<Result<(), String>> = LazyLock::new(|| {
     inside(|| {
@@ -167,6 +173,7 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
     for need in needs {
         match need {
             Need::Nft => NFT.clone()?,
+            Need::Tproxy => TPROXY.clone()?,
             Need::Kill => KILL.clone()?,
             Need::Veth => VETH.clone()?,
             Need::Cgroup2 => CGROUP2.clone()?,

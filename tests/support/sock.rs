@@ -270,6 +270,11 @@ pub fn error_of(socket: &TcpStream) -> Errno {
     Errno::from_raw(error.raw_os_error().expect("an errno"))
 }
 
+/// Waits until there is an error, and leaves it there.
+pub fn wait_error(socket: &TcpStream) {
+    ready(socket, PollFlags::POLLERR);
+}
+
 /// Waits until one of `events` comes (errors and hang-ups always count).
 fn ready(socket: &TcpStream, events: PollFlags) {
     let mut fds = [PollFd::new(socket.as_fd(), events)];
@@ -400,17 +405,14 @@ pub fn set_linger2(socket: &TcpStream, seconds: i32) {
 
 /// An integer option of IPPROTO_TCP that no crate has a name for.
 pub fn set_tcp_option(socket: &impl AsRawFd, option: i32, value: i32) {
+    set_option(socket, libc::IPPROTO_TCP, option, value);
+}
+
+/// Any integer option.
+pub fn set_option(socket: &impl AsRawFd, level: i32, option: i32, value: i32) {
     let size = libc::socklen_t::try_from(size_of::<i32>()).expect("four");
     // SAFETY: the descriptor is open while `socket` is borrowed, and `value` is an int that lives through the call.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            option,
-            (&raw const value).cast(),
-            size,
-        )
-    };
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), size) };
     assert_eq!(done, 0, "setsockopt {option}: {}", std::io::Error::last_os_error());
 }
 

@@ -49,6 +49,14 @@ pub enum BtfError {
         /// The member asked for.
         path: String,
     },
+    /// A member that is no single bit.
+    #[error("this kernel's {structure}.{path} is not one bit")]
+    NoBit {
+        /// The structure asked for.
+        structure: String,
+        /// The member asked for.
+        path: String,
+    },
     /// A member of another size than the programs read.
     #[error("this kernel's {structure}.{path} has {found} bytes, not {expected}")]
     WrongSize {
@@ -73,6 +81,8 @@ pub struct Btf<'a> {
     structures: Vec<(&'static str, u32)>,
     /// The variables asked for, likewise.
     variables: Vec<&'static str>,
+    /// The enumerators asked for, with their values.
+    enumerators: Vec<(&'static str, u32)>,
     /// The typedefs and functions asked for, by kind and name.
     hooks: Vec<(u32, &'static str, u32)>,
 }
@@ -84,15 +94,37 @@ pub struct Wanted<'a> {
     pub structures: &'a [&'static str],
     /// Per-CPU variables.
     pub variables: &'a [&'static str],
+    /// Enumerators, for their values.
+    pub enumerators: &'a [&'static str],
     /// Typedefs and functions, for their ids.
     pub hooks: &'a [&'static str],
+}
+
+/// One bit of a structure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bit {
+    /// Its byte, from the start of the structure.
+    pub offset: u32,
+    /// The bit in that byte.
+    pub mask: u8,
+}
+
+impl Bit {
+    /// The bit with this number, from the least one of a number at `offset`, on a little-endian machine.
+    pub fn of_number(offset: u32, number: u32) -> Self {
+        Self {
+            offset: offset + number / 8,
+            mask: 1 << (number % 8),
+        }
+    }
 }
 
 /// Where a member is, from the start of the structure.
 struct Member {
     bits: u32,
     type_id: u32,
-    bitfield: bool,
+    /// Its size in bits, if it is a bit-field; else 0.
+    bitfield_bits: u32,
 }
 
 impl<'a> Btf<'a> {
@@ -104,6 +136,7 @@ impl<'a> Btf<'a> {
             types: vec![0],
             structures: Vec::new(),
             variables: Vec::new(),
+            enumerators: Vec::new(),
             hooks: Vec::new(),
         };
         if btf.u32(0)? & 0xffff != u32::from(MAGIC) {
@@ -129,6 +162,13 @@ impl<'a> Btf<'a> {
                     let name = btf.name_among(wanted.variables, at)?;
                     btf.variables.extend(name);
                 }
+                kind::ENUM => {
+                    for entry in (0..count).map(|index| at + 12 + 8 * index) {
+                        if let Some(name) = btf.name_among(wanted.enumerators, entry)? {
+                            btf.enumerators.push((name, btf.u32(entry + 4)?));
+                        }
+                    }
+                }
                 kind::TYPEDEF | kind::FUNC => {
                     let name = btf.name_among(wanted.hooks, at)?;
                     btf.hooks.extend(name.map(|name| (kind, name, id)));
@@ -150,19 +190,12 @@ impl<'a> Btf<'a> {
     /// The offset in bytes of the member that `path` names (`__sk_common.skc_net.net`), which has `size` bytes. Members
     /// of unnamed structures and unions are found as C finds them; an array's member is its first element's.
     pub fn offset(&self, structure: &str, path: &str, size: u32) -> Result<u32, BtfError> {
-        let mut type_id = self.structure(structure)?;
-        let mut bits = 0;
-        let mut bitfield = false;
-        for name in path.split('.') {
-            let member = self.member(type_id, name, 0)?.ok_or_else(|| BtfError::NoMember {
-                structure: structure.to_owned(),
-                path: path.to_owned(),
-            })?;
-            bits = member.bits.saturating_add(bits);
-            bitfield = member.bitfield;
-            type_id = member.type_id;
-        }
-        let found = if bitfield || bits % 8 != 0 {
+        let Member {
+            bits,
+            type_id,
+            bitfield_bits,
+        } = self.find(structure, path)?;
+        let found = if bitfield_bits != 0 || bits % 8 != 0 {
             0
         } else {
             self.size(type_id, 0)?
@@ -177,6 +210,48 @@ impl<'a> Btf<'a> {
             });
         }
         Ok(bits / 8)
+    }
+
+    /// The offset of the first byte of the member that `path` names, a number of whatever size.
+    pub fn low_byte(&self, structure: &str, path: &str) -> Result<u32, BtfError> {
+        Ok(self.find(structure, path)?.bits / 8)
+    }
+
+    /// The bit-field of one bit that `path` names.
+    pub fn bit(&self, structure: &str, path: &str) -> Result<Bit, BtfError> {
+        let member = self.find(structure, path)?;
+        match member.bitfield_bits {
+            1 => Ok(Bit::of_number(0, member.bits)),
+            _ => Err(BtfError::NoBit {
+                structure: structure.to_owned(),
+                path: path.to_owned(),
+            }),
+        }
+    }
+
+    /// The value of an enumerator, one of those asked for.
+    pub fn enumerator(&self, name: &str) -> Option<u32> {
+        let mut known = self.enumerators.iter();
+        known.find(|(known, _)| *known == name).map(|&(_, value)| value)
+    }
+
+    fn find(&self, structure: &str, path: &str) -> Result<Member, BtfError> {
+        let mut found = Member {
+            bits: 0,
+            type_id: self.structure(structure)?,
+            bitfield_bits: 0,
+        };
+        for name in path.split('.') {
+            let member = self.member(found.type_id, name, 0)?.ok_or_else(|| BtfError::NoMember {
+                structure: structure.to_owned(),
+                path: path.to_owned(),
+            })?;
+            found = Member {
+                bits: member.bits.saturating_add(found.bits),
+                ..member
+            };
+        }
+        Ok(found)
     }
 
     /// Whether the kernel has the variable of this name, one of those asked for.
@@ -241,11 +316,10 @@ impl<'a> Btf<'a> {
                     }));
                 }
             } else if self.has_string(name_at, name)? {
-                let bitfield = has_bitfields && offset >> 24 != 0;
                 return Ok(Some(Member {
                     bits,
                     type_id: member_type,
-                    bitfield,
+                    bitfield_bits: if has_bitfields { offset >> 24 } else { 0 },
                 }));
             }
         }
@@ -373,6 +447,34 @@ mod tests {
             assert_eq!(btf.offset("pair", path, size), Ok(offset), "{path}");
         }
         assert_eq!(btf.offset("inner", "x", 2), Ok(0));
+        assert_eq!(btf.low_byte("pair", "in"), Ok(16));
+    }
+
+    #[test]
+    fn bits_are_found_in_their_bytes() {
+        let names = "\0flags\0first\0second\0wide\0int\0TEN\0";
+        let at = |name: &str| names.find(&format!("\0{name}\0")).unwrap() as u32 + 1;
+        #[rustfmt::skip]
+        let words = [
+            at("int"), kind::INT << 24, 4, 32,
+            at("flags"), STRUCT | 1 << 31 | 3, 8,
+            at("first"), 1, 1 << 24, at("second"), 1, 1 << 24 | 42, at("wide"), 1, 2 << 24 | 44,
+            0, kind::ENUM << 24 | 1, 4, at("TEN"), 10,
+        ];
+        let data = blob(&words, names);
+        let wanted = Wanted {
+            enumerators: &["TEN", "absent"],
+            ..structures(&["flags"])
+        };
+        let btf = Btf::parse(&data, wanted).unwrap();
+        assert_eq!(btf.bit("flags", "first"), Ok(Bit { offset: 0, mask: 1 }));
+        assert_eq!(btf.bit("flags", "second"), Ok(Bit { offset: 5, mask: 4 }));
+        assert_eq!(
+            btf.bit("flags", "wide").unwrap_err().to_string(),
+            "this kernel's flags.wide is not one bit"
+        );
+        assert_eq!((btf.enumerator("TEN"), btf.enumerator("absent")), (Some(10), None));
+        assert_eq!(Bit::of_number(8, 10), Bit { offset: 9, mask: 4 });
     }
 
     #[test]

@@ -14,7 +14,8 @@ use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, Iter, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
-use kmesh_trace_common::{Counters, Offsets, Prefilter, Prefix, Settings, WALKER, Walked};
+use bytemuck::Zeroable as _;
+use kmesh_trace_common::{Counters, Prefilter, Prefix, Reset, Settings, Snapshot, Walked};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -23,6 +24,7 @@ use rustix::thread::{MembarrierCommand, membarrier};
 use thiserror::Error;
 
 use super::btf::{self, BtfError};
+use super::offsets::Layout;
 use super::{monotonic_ns, offsets};
 
 /// Where the kernel shows the types of its structures.
@@ -110,7 +112,7 @@ unsafe impl aya::Pod for Filter {}
 pub struct Types {
     /// The hooks alone.
     btf: Btf,
-    offsets: Offsets,
+    layout: Layout,
     preempts_programs: bool,
 }
 
@@ -121,17 +123,18 @@ impl Types {
         let wanted = btf::Wanted {
             structures: offsets::STRUCTURES,
             variables: offsets::VARIABLES,
+            enumerators: offsets::ENUMERATORS,
             hooks: HOOKS,
         };
         let types = btf::Btf::parse(&vmlinux, wanted)?;
-        let (offsets, preempts_programs) = (offsets::find(&types)?, offsets::preempts_programs(&types));
+        let (layout, preempts_programs) = (offsets::find(&types)?, offsets::preempts_programs(&types));
         let btf = Btf::parse(&types.of_hooks(), aya::Endianness::default()).map_err(|error| StartError::Failed {
             doing: "reading the kernel's type information",
             why: with_causes(&error),
         })?;
         Ok(Self {
             btf,
-            offsets,
+            layout,
             preempts_programs,
         })
     }
@@ -253,15 +256,18 @@ pub fn start(types: &Types, options: &Options) -> Result<(Kernel, Walker), Start
 
 /// Makes the maps and loads the programs; how long the latter took, ns.
 fn load_object(types: &Types, options: &Options) -> Result<(Ebpf, u64), StartError> {
-    let settings = Settings {
+    let mut settings = Settings {
         opens: options.opens.into(),
         checks: options.checks,
         preempted: types.preempts_programs.into(),
+        snapshot_limit: snapshot_limit(options.ring_bytes),
+        ..Settings::zeroed()
     };
+    types.layout.complete(&mut settings);
     let mut ebpf = loader()
         // The offsets are found already.
         .btf(None)
-        .override_global("OFFSETS", bytemuck::bytes_of(&types.offsets), true)
+        .override_global("OFFSETS", bytemuck::bytes_of(&types.layout.offsets), true)
         .override_global("SETTINGS", bytemuck::bytes_of(&settings), true)
         .map_max_entries(EVENTS, options.ring_bytes)
         .map_max_entries(
@@ -273,6 +279,17 @@ fn load_object(types: &Types, options: &Options) -> Result<(Ebpf, u64), StartErr
     let began_ns = monotonic_ns();
     verify(&mut ebpf, types)?;
     Ok((ebpf, monotonic_ns() - began_ns))
+}
+
+/// How full snapshots may make a ring of this size, bytes. On each CPU a task and an interrupt may both have just found room for a
+/// snapshot, whose reset needs room as well.
+fn snapshot_limit(ring_bytes: u32) -> u32 {
+    /// What the kernel adds to each record of a ring.
+    const HEADER: usize = 8;
+    let cpus = aya::util::nr_cpus().unwrap_or(1);
+    let snapshot = size_of::<Snapshot>() + HEADER;
+    let kept_free = snapshot + 2 * cpus * (snapshot + size_of::<Reset>() + HEADER);
+    ring_bytes.saturating_sub(kept_free as u32).max(ring_bytes / 2)
 }
 
 /// Loads the programs, each in a thread of its own: the kernel verifies them side by side, and one takes as long as all others.
@@ -400,32 +417,9 @@ impl Kernel {
 const WALKING: &str = "walking the open sockets";
 
 impl Walker {
-    /// What a thread that walks is called.
-    pub fn thread_name() -> String {
-        let name = WALKER.map(u64::to_ne_bytes);
-        String::from_utf8_lossy(name.as_flattened())
-            .trim_end_matches('\0')
-            .to_owned()
-    }
-
-    /// One walk over the descriptors of all processes, in a thread of that name: its own, if this one is called otherwise.
-    /// Hands what the program tells to `take`, whole records one after another as [`super::reader::records`] wants them;
-    /// `take` may end the walk.
-    pub fn walk(&mut self, take: impl FnMut(Vec<u8>) -> ControlFlow<()> + Send) -> Result<(), StartError> {
-        let name = Self::thread_name();
-        if thread::current().name() == Some(&name) {
-            return self.walk_here(take);
-        }
-        thread::scope(|scope| {
-            let walk = thread::Builder::new()
-                .name(name)
-                .spawn_scoped(scope, || self.walk_here(take));
-            let walk = walk.map_err(|error| failed(WALKING, &error))?;
-            walk.join().unwrap_or_else(|panic| resume_unwind(panic))
-        })
-    }
-
-    fn walk_here(&mut self, mut take: impl FnMut(Vec<u8>) -> ControlFlow<()>) -> Result<(), StartError> {
+    /// One scan of the descriptors of all processes. Hands what the program reports to `take`, whole records one after another as
+    /// [`super::reader::records`] wants them; `take` may end the scan.
+    pub fn walk(&mut self, mut take: impl FnMut(Vec<u8>) -> ControlFlow<()>) -> Result<(), StartError> {
         self.walks += 1;
         self.number
             .set(0, self.walks, 0)
@@ -494,7 +488,6 @@ fn add(sum: &mut Counters, other: &Counters) {
         opens,
         lost_opens,
         resets,
-        lost_resets,
         open,
     } = other;
     sum.closes += closes;
@@ -507,7 +500,6 @@ fn add(sum: &mut Counters, other: &Counters) {
     sum.opens += opens;
     sum.lost_opens += lost_opens;
     sum.resets += resets;
-    sum.lost_resets += lost_resets;
     sum.open += open;
 }
 

@@ -8,6 +8,7 @@ pub mod kernel;
 mod offsets;
 pub mod preflight;
 pub mod reader;
+mod system_calls;
 mod time;
 pub mod walker;
 

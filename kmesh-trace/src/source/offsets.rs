@@ -1,8 +1,9 @@
 //! Which members of the kernel's structures the programs read, and where the running kernel has them.
 
-use kmesh_trace_common::{ABSENT, Offsets};
+use kmesh_trace_common::{ABSENT, Offsets, Settings};
 
-use super::btf::{Btf, BtfError};
+use super::btf::{Bit, Btf, BtfError};
+use super::system_calls;
 
 /// The structures that [`find`] looks into.
 pub const STRUCTURES: &[&str] = &[
@@ -18,6 +19,7 @@ pub const STRUCTURES: &[&str] = &[
     "socket",
     "task_struct",
     "srcu_data",
+    "pt_regs",
 ];
 
 /// What guards the calls of programs at tracepoints, where these are not called with preemption off.
@@ -25,6 +27,15 @@ const TRACEPOINT_GUARD: &str = "tracepoint_srcu_srcu_data";
 
 /// The variables that [`preempts_programs`] looks for.
 pub const VARIABLES: &[&str] = &[TRACEPOINT_GUARD];
+
+/// The bit of `inet_sock.inet_flags` for IP_TRANSPARENT, since that is no bit-field any more (6.6).
+const TRANSPARENT: &str = "INET_FLAGS_TRANSPARENT";
+
+/// The helper that finds a task's registers (5.15).
+const TASK_REGISTERS: &str = "BPF_FUNC_task_pt_regs";
+
+/// The enumerators that [`find`] looks for.
+pub const ENUMERATORS: &[&str] = &[TRANSPARENT, TASK_REGISTERS];
 
 /// Whether this kernel may preempt a program at a tracepoint (7.0). Earlier kernels had a variable of that name for another
 /// use, but no such kind of reader.
@@ -44,8 +55,52 @@ macro_rules! offsets {
     };
 }
 
+/// What the programs are to know of this kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Where members are.
+    pub offsets: Offsets,
+    fastopen_connect: Option<Bit>,
+    transparent: Option<Bit>,
+    compat: Option<Bit>,
+}
+
+impl Layout {
+    /// Writes the bits and the system calls into the programs' settings.
+    pub fn complete(&self, settings: &mut Settings) {
+        let mask = |bit: Option<Bit>| bit.map_or(0, |bit| bit.mask);
+        settings.fastopen_connect_bit = mask(self.fastopen_connect);
+        settings.transparent_bit = mask(self.transparent);
+        settings.compat_bit = mask(self.compat);
+        settings.closing_calls = system_calls::CLOSING;
+        settings.compat_closing_calls = system_calls::COMPAT_CLOSING;
+    }
+}
+
 /// Looks all of them up in the kernel's BTF. Fails with the first that this kernel lacks and that records cannot do without.
-pub fn find(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
+pub fn find(btf: &Btf<'_>) -> Result<Layout, BtfError> {
+    let transparent = match btf.enumerator(TRANSPARENT) {
+        Some(number) => btf
+            .low_byte("tcp_sock", "inet_conn.icsk_inet.inet_flags")
+            .map(|offset| Bit::of_number(offset, number)),
+        None => btf.bit("tcp_sock", "inet_conn.icsk_inet.transparent"),
+    };
+    let fastopen_connect = btf.bit("tcp_sock", "fastopen_connect").ok();
+    let compat = btf
+        .low_byte("task_struct", system_calls::COMPAT_MEMBER)
+        .map(|offset| Bit::of_number(offset, system_calls::COMPAT_BIT));
+    let (transparent, compat) = (transparent.ok(), compat.ok());
+    let offset = |bit: Option<Bit>| bit.map_or(ABSENT, |bit| bit.offset);
+    let offsets = find_offsets(btf, offset(fastopen_connect), offset(transparent), offset(compat))?;
+    Ok(Layout {
+        offsets,
+        fastopen_connect,
+        transparent,
+        compat,
+    })
+}
+
+fn find_offsets(btf: &Btf<'_>, fastopen_connect: u32, transparent: u32, compat: u32) -> Result<Offsets, BtfError> {
     let cb = btf.offset("sk_buff", "cb", 48)?;
     // Kernels without cgroups have none of these.
     let cgroup = btf.offset("sock", "sk_cgrp_data.cgroup", 8);
@@ -68,7 +123,8 @@ pub fn find(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         sk_err: "sock", "sk_err", 4;
         sk_shutdown: "sock", "sk_shutdown", 1;
         sk_max_ack_backlog: "sock", "sk_max_ack_backlog", 4;
-        sk_error_queue: "sock", "sk_error_queue", 24;
+        sk_err_soft: "sock", "sk_err_soft", 4;
+        sk_socket: "sock", "sk_socket", 8;
         sk_buff_head_prev: "sk_buff_head", "prev", 8;
         inet_sport: "tcp_sock", "inet_conn.icsk_inet.inet_sport", 2;
         icsk_retransmits: "tcp_sock", "inet_conn.icsk_retransmits", 1;
@@ -103,7 +159,7 @@ pub fn find(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         dsack_dups: "tcp_sock", "dsack_dups", 4;
         delivered: "tcp_sock", "delivered", 4;
         delivered_ce: "tcp_sock", "delivered_ce", 4;
-        fastopen_max_qlen: "tcp_sock", "inet_conn.icsk_accept_queue.fastopenq.max_qlen", 4;
+        retrans_stamp: "tcp_sock", "retrans_stamp", 4;
         sk_lock_owned: "sock", "sk_lock.owned", 4;
         socket_sk: "socket", "sk", 8;
         task_flags: "task_struct", "flags", 4;
@@ -112,6 +168,17 @@ pub fn find(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         task_group_leader: "task_struct", "group_leader", 8;
         task_comm: "task_struct", "comm", 16;
     } {
+        fastopen_connect: fastopen_connect;
+        transparent: transparent;
+        task_compat: compat;
+        // The helper that finds the registers came later than the oldest kernel that works.
+        system_call: match btf.enumerator(TASK_REGISTERS) {
+            Some(_) => btf.low_byte("pt_regs", system_calls::NUMBER_MEMBER).unwrap_or(ABSENT),
+            None => ABSENT,
+        };
+        sysctl_tcp_fastopen: btf.low_byte("net", "ipv4.sysctl_tcp_fastopen")?;
+        // Its size depends on the kind of lock in it.
+        sk_error_queue: btf.low_byte("sock", "sk_error_queue")?;
         // Kernels with PREEMPT_RT have another kind of lock there.
         sk_lock_slock: btf.offset("sock", "sk_lock.slock.rlock.raw_lock", 4).unwrap_or(ABSENT);
         skb_ee_errno: cb + btf.offset("sock_exterr_skb", "ee.ee_errno", 4)?;

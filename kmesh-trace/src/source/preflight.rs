@@ -10,7 +10,7 @@ use crate::privileges::{NEEDS, has};
 use super::kernel::{BTF_PATH, Options, StartError, Types, start};
 
 /// The kernels this is made for: the first with cookies of sockets for tracing programs.
-const FLOOR: &str = "5.12";
+const FLOOR: (u32, u32) = (5, 12);
 
 /// One requirement.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ pub fn missing(error: &StartError) -> Missing {
             "a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed, and /sys mounted (distributions have both)".to_owned(),
         ),
         StartError::Btf(_) | StartError::Refused { .. } => {
-            (error.to_string(), format!("a kernel from {FLOOR} on is needed; this is {}", release()))
+            (error.to_string(), remedy_for_kernel(&release()))
         }
         StartError::Failed { .. } => {
             (error.to_string(), "see whether memory, descriptors and the size of --buffer suffice".to_owned())
@@ -126,6 +126,47 @@ pub fn report(findings: &[Finding]) -> String {
     text
 }
 
+/// What to do where this kernel's programs or types are not as they must be.
+fn remedy_for_kernel(release: &str) -> String {
+    match version(release) {
+        Some(version) if version >= FLOOR => {
+            format!("report this with the kernel's release ({release}) and its configuration: it is new enough")
+        }
+        _ => format!("a kernel from {}.{} on is needed; this is {release}", FLOOR.0, FLOOR.1),
+    }
+}
+
+/// The first two numbers of a kernel's release, such as `6.1.0-rt`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_old_kernel_is_blamed_for_its_age() {
+        for (release, is_old) in [
+            ("5.10.0-28-amd64", true),
+            ("5.11", true),
+            ("5.12.0", false),
+            ("6.1.0-rt5-amd64", false),
+            ("7.0-rc1", false),
+            ("unknown", true),
+        ] {
+            let remedy = remedy_for_kernel(release);
+            assert_eq!(
+                remedy.starts_with("a kernel from 5.12 on is needed"),
+                is_old,
+                "{remedy}"
+            );
+            assert!(remedy.contains(release), "{remedy}");
+        }
+    }
 }

@@ -10,9 +10,10 @@ use std::time::SystemTime;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::expect::{Scene, Want};
-use crate::support::sock::{Span, Truth, V, dial, error_of, listen};
+use crate::support::sock::{Dial, Span, Truth, V, dial, drain, error_of, listen, set_tcp_option};
 use crate::support::{net, patience, small};
 use nix::errno::Errno;
+use nix::libc;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 const FIRST_PORT: u16 = 20_000;
@@ -21,6 +22,7 @@ const ISN: u32 = 1000;
 /// By which the packet filter knows ours from the kernel's own.
 const TTL: u8 = 63;
 
+const FIN: u8 = 1;
 const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
@@ -32,12 +34,14 @@ struct Segment {
     seq: u32,
     ack: u32,
     flags: u8,
+    /// Bytes of payload, an even number.
+    payload: usize,
 }
 
 impl Segment {
     /// As it is on the wire; the kernel fills in the length and the sum of the first header.
-    fn packet(&self) -> [u8; 40] {
-        let mut packet = [0; 40];
+    fn packet(&self) -> Vec<u8> {
+        let mut packet = vec![0; 40 + self.payload];
         packet[0] = 0x45;
         packet[8] = TTL;
         packet[9] = 6;
@@ -55,7 +59,7 @@ impl Segment {
         let words = packet[12..]
             .chunks(2)
             .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
-        let sum: u32 = words.sum::<u32>() + 6 + 20;
+        let sum: u32 = words.sum::<u32>() + 6 + 20 + self.payload as u32;
         let sum = (sum & 0xffff) + (sum >> 16);
         let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
         packet[36..38].copy_from_slice(&sum.to_be_bytes());
@@ -71,6 +75,7 @@ fn client(round: u16, to: SocketAddrV4) -> impl Fn(u32, u32, u8) -> Segment {
         seq,
         ack,
         flags,
+        payload: 0,
     }
 }
 
@@ -196,6 +201,7 @@ pub fn syn_for_syn(scene: &Scene) {
         seq,
         ack: 0,
         flags,
+        payload: 0,
     };
     wire.send(&segment(ISN, SYN));
     wire.answered(peer);
@@ -206,6 +212,100 @@ pub fn syn_for_syn(scene: &Scene) {
         .outbound()
         .failed("reset_by_peer", Some("ECONNRESET"), Some("peer"));
     scene.expect(&[told.states(&["SYN_RECV"])]);
+}
+
+/// The client of [`syn_for_syn`] in SYN_RECV, which nobody answers any more.
+fn half_open(wire: &Wire) -> Dial {
+    let peer = SocketAddrV4::new(CLIENT, FIRST_PORT);
+    let attempt = dial(V::Four.at(0), peer.into());
+    assert_eq!(attempt.said, Errno::EINPROGRESS);
+    wire.send(&Segment {
+        from: peer,
+        to: of_ipv4(attempt.truth.src),
+        seq: ISN,
+        ack: 0,
+        flags: SYN,
+        payload: 0,
+    });
+    wire.answered(peer);
+    attempt
+}
+
+/// An attempt that got a SYN for its SYN and nothing more is one still, however it ends: closed by its program, killed, given up.
+pub fn half_open_ends(scene: &Scene) {
+    let wire = Wire::new();
+    let closed = half_open(&wire);
+    let peer = SocketAddrV4::new(CLIENT, FIRST_PORT);
+    drop(closed.socket);
+    // What it has sent ends with a FIN that nobody acknowledges. A RST spares the wait until the kernel gives up.
+    wire.send(&Segment {
+        from: peer,
+        to: of_ipv4(closed.truth.src),
+        seq: ISN + 1,
+        ack: 0,
+        flags: RST,
+        payload: 0,
+    });
+    let aborted = closed.truth.outbound().failed("connect_aborted", None, Some("local"));
+    scene.expect(&[aborted.states(&["FIN_WAIT1"])]);
+
+    let killed = half_open(&wire);
+    net::run(
+        "ss",
+        &["-K", "-t", "-n", "-a", &format!("sport = :{}", killed.truth.src.port())],
+    );
+    assert_eq!(error_of(&killed.socket), Errno::ECONNABORTED);
+    let aborted = killed
+        .truth
+        .outbound()
+        .failed("connect_aborted", Some("ECONNABORTED"), Some("local"));
+    scene.expect(&[aborted.states(&["SYN_RECV"])]);
+
+    let given_up = half_open(&wire);
+    set_tcp_option(&given_up.socket, libc::TCP_USER_TIMEOUT, 100);
+    assert_eq!(error_of(&given_up.socket), Errno::ETIMEDOUT);
+    let timeout = given_up
+        .truth
+        .outbound()
+        .failed("connect_timeout", Some("ETIMEDOUT"), None);
+    scene.expect(&[timeout.states(&["SYN_RECV"])]);
+}
+
+/// A server whose client has sent its FIN, and then sends more: the server answers with a RST.
+pub fn data_beyond_the_fin(scene: &Scene) {
+    let listener = listen(V::Four);
+    let to = of_ipv4(listener.local_addr().unwrap());
+    let wire = Wire::new();
+    let segment = client(0, to);
+    let before = SystemTime::now();
+    let connect = segment(ISN, 0, SYN);
+    wire.send(&connect);
+    let ack = wire.answered(connect.from) + 1;
+    wire.send(&segment(ISN + 1, ack, ACK));
+    let (server, src) = listener.accept().unwrap();
+    let open = Span {
+        before,
+        after: SystemTime::now(),
+    };
+    wire.send(&segment(ISN + 1, ack, FIN | ACK));
+    assert_eq!(drain(&server), 0);
+    wire.send(&Segment {
+        payload: 10,
+        ..segment(ISN + 1, ack, ACK)
+    });
+    assert_ne!(wire.refused(connect.from) & RST, 0);
+    assert_eq!(error_of(&server), Errno::EPIPE);
+    let truth = Truth {
+        src,
+        dst: to.into(),
+        connect: open,
+        open,
+    };
+    scene.expect(&[truth
+        .inbound()
+        .ended("reset_by_local", Some("EPIPE"), Some("peer"))
+        .states(&["CLOSE_WAIT"])
+        .by(&["listener"])]);
 }
 
 fn of_ipv4(address: SocketAddr) -> SocketAddrV4 {
@@ -237,8 +337,9 @@ impl Wire {
     }
 
     fn send(&self, segment: &Segment) {
-        let sent = self.sender.send_to(&segment.packet(), &segment.to.into()).unwrap();
-        assert_eq!(sent, 40);
+        let packet = segment.packet();
+        let sent = self.sender.send_to(&packet, &segment.to.into()).unwrap();
+        assert_eq!(sent, packet.len());
     }
 
     /// The sequence number of the SYN-ACK to this address.
