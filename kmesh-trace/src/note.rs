@@ -89,6 +89,14 @@ impl Notes {
         }
     }
 
+    /// Says how long a record has waited for a name at most, ns, if any has.
+    pub fn longest_wait(&self, wait_ns: u64) {
+        if wait_ns > 0 && self.verbosity == Verbosity::Verbose {
+            let wait_ms = wait_ns as f64 / 1e6;
+            say(&format!("records waited up to {wait_ms:.1} ms for names"));
+        }
+    }
+
     /// Says the sums.
     pub fn summary(&self, summary: &Summary) {
         if !self.output.has_reports() && self.verbosity > Verbosity::Quiet {

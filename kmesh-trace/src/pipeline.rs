@@ -82,6 +82,11 @@ impl<W: Write> Pipeline<W> {
         self.release(now_ns)
     }
 
+    /// Returns the longest time that a record has waited for a name, ns.
+    pub fn longest_wait_ns(&self) -> u64 {
+        self.names.longest_wait_ns()
+    }
+
     /// Until when a record waits for its name, at most; then [`Self::release`] is to be called.
     pub fn waits_until_ns(&self) -> Option<u64> {
         self.names.first_pending().map(|(_, until_ns)| until_ns)

@@ -117,6 +117,7 @@ impl<W: Write> Writer<W> {
         self.lost(counts)?;
         let summary = self.pipeline.summary(counts)?;
         self.notes.summary(&summary);
+        self.notes.longest_wait(self.pipeline.longest_wait_ns());
         self.pipeline.end()
     }
 

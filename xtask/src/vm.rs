@@ -32,7 +32,7 @@ use verdict::Verdict;
 /// What `cargo xtask vm` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// 5.10, 6.1, 6.12, newest (the newest that Debian has), or the path of a vmlinuz
+    /// 5.10, 6.1, 6.1-rt (PREEMPT_RT), 6.12, newest (the newest that Debian has), or the path of a vmlinuz
     #[arg(value_name = "KERNEL", default_values = ["5.10", "6.1", "newest"])]
     kernels: Vec<String>,
     /// The modules of a kernel that is given by its path [default: /lib/modules/RELEASE]

@@ -134,7 +134,7 @@ impl Annotator {
         } = self;
         let question = open_question(cgroups, resolver.as_mut(), &mut passing, &mut pending.questions, now_ns);
         if question.is_some() || !pending.is_empty() {
-            pending.push(passing, question);
+            pending.push(passing, question, now_ns);
             return None;
         }
         Some(annotated(resolver.as_mut(), passing, now))
@@ -156,6 +156,11 @@ impl Annotator {
     /// Returns the number of pods that sources report.
     pub fn pods(&self) -> usize {
         self.resolver.as_ref().map_or(0, |resolver| resolver.store.pods())
+    }
+
+    /// Returns the longest time that a record has waited for a name, ns.
+    pub fn longest_wait_ns(&self) -> u64 {
+        self.pending.longest_wait_ns()
     }
 
     /// Returns the first record that waits, and the time until which it waits at most (CLOCK_MONOTONIC, ns).

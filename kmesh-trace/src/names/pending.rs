@@ -28,6 +28,7 @@ struct Question {
 struct Waiter<T, K> {
     record: T,
     question: Option<K>,
+    pushed_ns: u64,
     deadline_ns: u64,
 }
 
@@ -60,6 +61,9 @@ impl<K: Clone + Eq + Hash> Questions<K> {
 #[derive(Debug)]
 pub struct Pending<T, K> {
     queue: VecDeque<Waiter<T, K>>,
+    /// The latest time until which any record has waited.
+    due_ns: u64,
+    longest_wait_ns: u64,
     /// The questions that records wait for, or waited for.
     pub questions: Questions<K>,
 }
@@ -68,6 +72,8 @@ impl<T, K> Default for Pending<T, K> {
     fn default() -> Self {
         Self {
             queue: VecDeque::new(),
+            due_ns: 0,
+            longest_wait_ns: 0,
             questions: Questions(HashMap::new()),
         }
     }
@@ -75,7 +81,7 @@ impl<T, K> Default for Pending<T, K> {
 
 impl<T, K: Clone + Eq + Hash> Pending<T, K> {
     /// Adds the next record, and the question that it waits for.
-    pub fn push(&mut self, record: T, question: Option<K>) {
+    pub fn push(&mut self, record: T, question: Option<K>, now_ns: u64) {
         let mut deadline_ns = 0;
         if let Some(question) = &question
             && let Some(known) = self.questions.0.get_mut(question)
@@ -88,6 +94,7 @@ impl<T, K: Clone + Eq + Hash> Pending<T, K> {
         self.queue.push_back(Waiter {
             record,
             question,
+            pushed_ns: now_ns,
             deadline_ns,
         });
     }
@@ -95,13 +102,17 @@ impl<T, K: Clone + Eq + Hash> Pending<T, K> {
     /// Returns the first record, if it need not wait any more. `is_ready` may ask further questions.
     pub fn pop(&mut self, now_ns: u64, is_ready: impl FnOnce(&mut T, &mut Questions<K>) -> bool) -> Option<T> {
         let is_full = self.queue.len() > MAX_RECORDS;
-        let Self { queue, questions } = self;
+        let Self { queue, questions, .. } = self;
         let first = queue.front_mut()?;
         let waits = first.question.is_some() && first.deadline_ns > now_ns && !is_full;
         if waits && !is_ready(&mut first.record, questions) {
             return None;
         }
         let first = queue.pop_front()?;
+        // A thread that has its turn late makes no record wait for its name.
+        self.due_ns = self.due_ns.max(first.deadline_ns);
+        let waited_ns = now_ns.min(self.due_ns).saturating_sub(first.pushed_ns);
+        self.longest_wait_ns = self.longest_wait_ns.max(waited_ns);
         if let Some(known) = first.question.and_then(|question| questions.0.get_mut(&question)) {
             known.records = known.records.saturating_sub(1);
         }
@@ -111,6 +122,11 @@ impl<T, K: Clone + Eq + Hash> Pending<T, K> {
     /// Returns the first record, and the time until which it waits at most (CLOCK_MONOTONIC, ns).
     pub fn first(&self) -> Option<(&T, u64)> {
         self.queue.front().map(|first| (&first.record, first.deadline_ns))
+    }
+
+    /// Returns the longest time that a record has waited for a name, its own or that of one before it, ns.
+    pub fn longest_wait_ns(&self) -> u64 {
+        self.longest_wait_ns
     }
 
     /// Returns whether no record waits.
@@ -129,7 +145,7 @@ mod tests {
 
     fn push(pending: &mut Queue, number: u32, pod: Option<&'static str>, now_ns: u64) -> bool {
         let is_new = pod.as_ref().is_some_and(|pod| pending.questions.ask(pod, now_ns));
-        pending.push((number, pod), pod);
+        pending.push((number, pod), pod, now_ns);
         is_new
     }
 
@@ -163,6 +179,24 @@ mod tests {
     }
 
     #[test]
+    fn no_record_waits_longer_than_the_limit() {
+        let mut pending = Queue::default();
+        let pods = ["a", "b", "c", "d"];
+        let mut seed = 1_u64;
+        for step in 0..20_000 {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let now_ns = step * 7 * MS;
+            let pod = pods.get((seed >> 33) as usize % 8).copied();
+            push(&mut pending, step as u32, pod, now_ns);
+            pop(&mut pending, now_ns, &pods[..(seed >> 40) as usize % 3]);
+        }
+        let longest_ns = pending.longest_wait_ns();
+        assert!((100 * MS..=MAX_WAIT_NS).contains(&longest_ns), "{longest_ns}");
+    }
+
+    #[test]
     fn an_answer_releases_its_records_at_once() {
         let mut pending = Queue::default();
         push(&mut pending, 1, Some("a"), 0);
@@ -187,7 +221,7 @@ mod tests {
         let mut pending = Pending::<u64, u64>::default();
         for number in 0..MAX_RECORDS as u64 + 10 {
             pending.questions.ask(&(number / 100), 0);
-            pending.push(number, Some(number / 100));
+            pending.push(number, Some(number / 100), 0);
         }
         let released = std::iter::from_fn(|| pending.pop(0, |_, _| false));
         assert_eq!(released.count(), 10);

@@ -203,7 +203,7 @@ impl Node {
             .arg(binary())
             .env("NODE_NAME", NODE_NAME);
         let network = self.pod_network();
-        let tracer = Start::called(command, &[&["-o", "json", "--ip", &network], args].concat()).tracing();
+        let tracer = Start::called(command, &[&["-v", "-o", "json", "--ip", &network], args].concat()).tracing();
         NodeTracer { tracer }
     }
 }
@@ -285,11 +285,31 @@ impl NodeTracer {
         Duration::from_millis(10 * ticks)
     }
 
-    /// Asks it to stop, and checks that it ended well and lost nothing.
+    /// Whether any record has waited for names. Known once it has ended.
+    pub fn has_waited(&self) -> bool {
+        longest_wait_ms(&self.tracer.said()) > 0.0
+    }
+
+    /// Asks it to stop, and checks that it ended well, lost nothing, and let no record wait for names longer than it may.
     pub fn stop(&self) -> Sums {
         kill(self.tool(), Signal::SIGINT).unwrap();
-        self.tracer.wait().check_whole()
+        let end = self.tracer.wait();
+        let wait_ms = longest_wait_ms(&end.stderr);
+        assert!(wait_ms <= MAX_WAIT_MS, "{wait_ms} ms");
+        end.check_whole()
     }
+}
+
+/// The longest time that a record may wait for names.
+const MAX_WAIT_MS: f64 = 200.0;
+
+/// The longest time that a record has waited for names, by the tracer's own clock; 0 if none has.
+fn longest_wait_ms(said: &[String]) -> f64 {
+    let wait = said.iter().find_map(|line| {
+        let (_, rest) = line.split_once("records waited up to ")?;
+        rest.strip_suffix(" ms for names")
+    });
+    wait.map_or(0.0, |wait| wait.parse().expect("a number"))
 }
 
 /// Repeats `attempt` until it succeeds. Only a failing test ever waits to the end.

@@ -308,4 +308,10 @@ pub fn random_rounds() {
     for tracer in run.tracers.all() {
         tracer.stop();
     }
+    // So that the check of waits is one: sources that have just started know no pod.
+    let waited = [&run.tracers.of_kubelet, &run.tracers.of_api_server];
+    assert!(
+        waited.iter().any(|tracer| tracer.has_waited()),
+        "no record waited for a name"
+    );
 }

@@ -16,6 +16,8 @@ const MODULES: &[&str] = &[
     "veth",
     "dummy",
     "bridge",
+    // What libcrc32c, which nf_tables needs, looks for when it is loaded.
+    "crc32c_generic",
     "nf_tables",
     "nf_conntrack",
     "nf_conntrack_netlink",
@@ -35,6 +37,7 @@ const MODULES: &[&str] = &[
     "nft_reject_ipv4",
     "nft_reject_ipv6",
     "nft_synproxy",
+    "nft_tproxy",
     "sch_fq",
     "sch_fq_codel",
     "sch_htb",

@@ -60,29 +60,31 @@ pub const NEEDS: &[Need] = &[
     },
 ];
 
-/// The kernels that can be named, and the Debian suites which have them; among several suites the newest version wins.
-const DEBIAN: &[(&str, &[&str])] = &[
-    ("5.10", &["bullseye"]),
-    ("6.1", &["bookworm"]),
-    ("6.12", &["trixie"]),
-    ("newest", &["trixie", "trixie-backports"]),
-];
+/// The configuration of a kernel for virtual machines.
+const CLOUD: &str = "cloud";
+/// The configuration of a kernel that is preemptible throughout (PREEMPT_RT), whose locks have another layout.
+const RT: &str = "rt";
 
-/// Depends on the image that is current in its suite.
-fn metapackage(arch: Arch) -> String {
-    format!("linux-image-cloud-{}", arch.debian())
-}
+/// The kernels that can be named, the Debian suites which have them, and their configuration. Among several suites the newest
+/// version wins.
+const DEBIAN: &[(&str, &[&str], &str)] = &[
+    ("5.10", &["bullseye"], CLOUD),
+    ("6.1", &["bookworm"], CLOUD),
+    ("6.1-rt", &["bookworm"], RT),
+    ("6.12", &["trixie"], CLOUD),
+    ("newest", &["trixie", "trixie-backports"], CLOUD),
+];
 
 impl Kernel {
     /// Finds a kernel by its short name, or by a path; `modules` goes with a path. Packages are kept under `cache`.
     pub fn find(name: &str, modules: Option<&Path>, arch: Arch, cache: &Path) -> Result<Self> {
-        if let Some((_, suites)) = DEBIAN.iter().find(|(known, _)| *known == name) {
-            return from_debian(name, suites, arch, cache)
+        if let Some((_, suites, configuration)) = DEBIAN.iter().find(|(known, ..)| *known == name) {
+            return from_debian(name, suites, configuration, arch, cache)
                 .with_context(|| format!("cannot get Debian's kernel {name}"));
         }
         let image = PathBuf::from(name);
         if !image.is_file() {
-            let known: Vec<_> = DEBIAN.iter().map(|(known, _)| *known).collect();
+            let known: Vec<_> = DEBIAN.iter().map(|(known, ..)| *known).collect();
             bail!(
                 "no kernel {name:?}: give one of {}, or the path of a vmlinuz",
                 known.join(", ")
@@ -109,12 +111,13 @@ impl Kernel {
     }
 }
 
-fn from_debian(name: &str, suites: &[&str], arch: Arch, cache: &Path) -> Result<Kernel> {
+fn from_debian(name: &str, suites: &[&str], configuration: &str, arch: Arch, cache: &Path) -> Result<Kernel> {
     let cache = cache.join(arch.debian());
     let apt = Apt::open(suites, arch, &cache.join("apt").join(suites.join("+")))?;
-    let package = metapackage(arch);
+    // Depends on the image that is current in its suite.
+    let package = format!("linux-image-{configuration}-{}", arch.debian());
     let version = apt.newest(&package)?;
-    let folder = cache.join("kernels").join(&version);
+    let folder = cache.join("kernels").join(configuration).join(&version);
     let root = folder.join("root");
     if !root.is_dir() {
         eprintln!("xtask: fetching Debian's kernel {version} for {name}");
