@@ -301,7 +301,7 @@ pub struct Offsets {
     pub sk_protocol: u32,
     /// `sock.sk_err` (int).
     pub sk_err: u32,
-    /// `sock.sk_err_soft` (int).
+    /// `sock.sk_err_soft` (int): the error that retransmission gives up with.
     pub sk_err_soft: u32,
     /// `sock.sk_socket` (pointer to `socket`): null in a socket that no program has, or not yet.
     pub sk_socket: u32,
@@ -429,8 +429,8 @@ pub struct Settings {
     pub checks: u32,
     /// 1 where the kernel may put a program aside with its task.
     pub preempted: u32,
-    /// How full [`Snapshot`] records may make the ring, bytes. The rest is for [`Reset`] records, each of which belongs to a
-    /// [`Snapshot`] that is in the ring already.
+    /// The bytes of the ring that [`Snapshot`] records may fill. The rest is for [`Reset`] records: each belongs to a [`Snapshot`]
+    /// that is in the ring already.
     pub snapshot_limit: u32,
     /// The bit of `tcp_sock.fastopen_connect` in its byte: connect() has not sent the SYN, the first write does.
     pub fastopen_connect_bit: u8,
@@ -438,11 +438,11 @@ pub struct Settings {
     pub transparent_bit: u8,
     /// The bit of its byte that a task has whose system calls have the numbers of [`Settings::compat_closing_calls`].
     pub compat_bit: u8,
-    /// Always 0.
+    /// Padding; always 0.
     pub pad: [u8; 5],
     /// Which system calls can close a file of the process that makes them: bit `number % 64` of word `number / 64`.
     pub closing_calls: SystemCalls,
-    /// Likewise for programs of the machine's other instruction set (32-bit).
+    /// The same set by the numbers that 32-bit programs use.
     pub compat_closing_calls: SystemCalls,
 }
 

@@ -66,7 +66,7 @@ pub struct Connection {
     found_scan: u32,
     /// Equals [`check_of`] the owner in `found`, unless that is being written.
     found_check: u32,
-    /// Always 0.
+    /// Padding; always 0.
     pad: u32,
     /// The owner that the scan found.
     found: Owner,
@@ -113,8 +113,8 @@ impl Connection {
             return;
         }
         let pid = task.task_tgid();
-        // Whoever looks at the descriptors of others holds each file for a moment. Where its program closes it just then, the
-        // one that looks is the last to let go of it.
+        // A tool that lists the descriptors of other processes holds each file for a moment. If the owner closes the file at that
+        // moment, the tool drops the last reference to it.
         if by == owner::CLOSE && pid != self.owner.pid && pid != Scanned::new(self).found().0 && !task.can_close() {
             return;
         }
@@ -225,7 +225,7 @@ impl Scanned {
         read_now!(self.0, found_scan)
     }
 
-    /// [`Connection::segs_before`].
+    /// Returns [`Connection::segs_before`].
     #[inline(always)]
     pub fn segs_before(self) -> u32 {
         read_now!(self.0, segs_before)

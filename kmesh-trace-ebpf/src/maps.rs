@@ -83,21 +83,21 @@ pub fn is_preempted() -> bool {
 /// The bit of `tcp_sock.fastopen_connect` in its byte.
 #[inline(always)]
 pub fn fastopen_connect_bit() -> u8 {
-    // SAFETY: as above.
+    // SAFETY: a volatile read of a static.
     unsafe { ptr::read_volatile(&raw const SETTINGS.fastopen_connect_bit) }
 }
 
 /// The bit of IP_TRANSPARENT in its byte.
 #[inline(always)]
 pub fn transparent_bit() -> u8 {
-    // SAFETY: as above.
+    // SAFETY: a volatile read of a static.
     unsafe { ptr::read_volatile(&raw const SETTINGS.transparent_bit) }
 }
 
 /// The bit of a task whose system calls have other numbers.
 #[inline(always)]
 pub fn compat_bit() -> u8 {
-    // SAFETY: as above.
+    // SAFETY: a volatile read of a static.
     unsafe { ptr::read_volatile(&raw const SETTINGS.compat_bit) }
 }
 
@@ -112,7 +112,7 @@ pub fn can_close(system_call: u32, compat: bool) -> bool {
     } else {
         (&raw const SETTINGS.closing_calls).cast::<u64>()
     };
-    // SAFETY: a number below 512 divided by 64 is below 8. Volatile as above.
+    // SAFETY: a number below 512 divided by 64 is below 8.
     let word = unsafe { ptr::read_volatile(calls.add(system_call as usize >> 6)) };
     word >> (system_call & 63) & 1 != 0
 }
@@ -122,7 +122,7 @@ pub fn can_close(system_call: u32, compat: bool) -> bool {
 /// [`Reset`]: kmesh_trace_common::Reset
 #[inline(always)]
 pub fn has_room() -> bool {
-    // SAFETY: as above.
+    // SAFETY: a volatile read of a static.
     let limit = unsafe { ptr::read_volatile(&raw const SETTINGS.snapshot_limit) };
     let map = (&raw const KMESH_EVENTS).cast_mut().cast::<c_void>();
     // SAFETY: a map of this kind.

@@ -73,8 +73,8 @@ fn stopped_for_a_while() {
     );
 }
 
-/// A stopped tracer's ring is full. How some connections ended, only a RST tells that follows the record of their end: there is room
-/// for both or for none, wherever the ring is full. So what is told is right, and the rest is counted.
+/// The ring of a stopped tracer fills up. Some outcomes depend on a RST, which the kernel sends after the close. The ring takes both
+/// records or neither, so each record that the tracer prints is right, and the others are counted as lost.
 fn a_full_ring_loses_whole_records() {
     /// More than the smallest ring holds.
     const CONNECTIONS: usize = 260;

@@ -432,8 +432,8 @@ fn connect_to_itself(at: Ipv4Addr) {
     reset(socket.into());
 }
 
-/// Both ends connect at once: each is the client of its own record. A port filter goes by the other's port, and a filter for
-/// inbound connections passes neither. Likewise for a socket that is connected to itself.
+/// In a simultaneous open both ends are clients, so a port filter compares the peer's port, and a filter for inbound connections
+/// passes neither record. The same rules hold for a socket that is connected to itself.
 fn both_ends_connect() {
     // By the order in which they are bound.
     let [one, other] = [1, 2].map(|number| bound((net::address(number), 0).into()));

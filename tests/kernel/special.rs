@@ -253,8 +253,7 @@ fn fast_open(scene: &Scene, v: V) {
 /// How long a scenario leaves between two moments that a record must not confuse.
 const A_WHILE: Duration = Duration::from_millis(50);
 
-/// TCP_FASTOPEN_CONNECT: connect() only pretends, the first write sends the SYN. The attempt begins with the SYN. (Without a cookie,
-/// connect() sends it.)
+/// With TCP_FASTOPEN_CONNECT the first write sends the SYN, and the attempt begins then. Without a cookie, connect() sends the SYN.
 fn fast_open_connect(scene: &Scene, v: V) {
     let listener = fast_listener(v);
     let dst = listener.local_addr().unwrap();
@@ -319,7 +318,7 @@ fn fast_open_dies_in_syn_recv(scene: &Scene, v: V) {
     ]);
 }
 
-/// The same deferred connect(), and no write: nothing was sent, so there was no attempt, however long it looked like one.
+/// A deferred connect() without a write sends no SYN, so it is no attempt and has no record, although its state is SYN_SENT.
 fn a_write_that_never_came() {
     let tracer = Tracer::json(&["--events", "open,update,close", "--interval", "200ms"]);
     let scene = Scene::new(&tracer.store);
@@ -387,7 +386,7 @@ fn no_free_port(scene: &Scene, v: V) {
     finish(scene, last, 0, 0);
 }
 
-/// The same after an attempt that was refused, of which the program has not read the error.
+/// connect() that finds no free port gives no record, even if the socket has an error that its program has not read.
 fn no_free_port_after_refusal(scene: &Scene, v: V) {
     let closed = ClosedPort::new();
     let to = closed.at(v);
@@ -402,7 +401,7 @@ fn no_free_port_after_refusal(scene: &Scene, v: V) {
     dissolve(&attempt.socket);
     let listener = listen(v);
     let dst = listener.local_addr().unwrap();
-    // Whoever has the same four numbers has the port.
+    // This connection has the four numbers that the next one would need.
     let taken = bound(attempt.truth.src);
     let (said, connect) = timed(|| errno_of(taken.connect(&dst.into())));
     assert_eq!(said, Errno::from_raw(0));

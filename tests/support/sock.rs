@@ -408,7 +408,7 @@ pub fn set_tcp_option(socket: &impl AsRawFd, option: i32, value: i32) {
     set_option(socket, libc::IPPROTO_TCP, option, value);
 }
 
-/// Any integer option.
+/// Sets an integer option of any level.
 pub fn set_option(socket: &impl AsRawFd, level: i32, option: i32, value: i32) {
     let size = libc::socklen_t::try_from(size_of::<i32>()).expect("four");
     // SAFETY: the descriptor is open while `socket` is borrowed, and `value` is an int that lives through the call.

@@ -55,10 +55,10 @@ macro_rules! offsets {
     };
 }
 
-/// What the programs are to know of this kernel.
+/// The layout of this kernel's structures.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
-    /// Where members are.
+    /// The offsets of the members that the programs read.
     pub offsets: Offsets,
     fastopen_connect: Option<Bit>,
     transparent: Option<Bit>,
