@@ -11,4 +11,4 @@ pub mod reader;
 mod time;
 pub mod walker;
 
-pub use time::{measure_difference, monotonic_ns};
+pub use time::{measure_difference, monotonic_ns, monotonic_of_boot_time};
