@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::blocking_io::Blocking;
 use crate::config::{Config, Output, Verbosity};
 use crate::record::{Lost, RunInfo, Summary};
 use crate::render::sanitize::one_line;
@@ -18,7 +19,7 @@ pub fn say(text: &str) {
     if term::hold(&text) {
         return;
     }
-    _ = writeln!(io::stderr(), "kmesh-trace: {text}");
+    _ = writeln!(Blocking(io::stderr()), "kmesh-trace: {text}");
 }
 
 /// Nothing in it drives a terminal, and no line of it begins as ours do.

@@ -16,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use crate::blocking_io::Blocking;
 use crate::capture::{Header, Target};
 use crate::clock::Clock;
 use crate::config::{Config, Kept, Output, Verbosity};
@@ -168,7 +169,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         let _context = runtime.enter();
         Jobs::of(screen).context("cannot listen for signals")?
     };
-    let mut delivery = Delivery::new(choice, render, io::stdout());
+    let mut delivery = Delivery::new(choice, render, Blocking(io::stdout()));
     if let Some(metrics) = metrics {
         delivery = delivery.with_metrics(Box::new(metrics));
     }
