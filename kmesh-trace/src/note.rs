@@ -39,10 +39,11 @@ impl Default for NamesFrom {
 }
 
 impl NamesFrom {
-    /// From now on from these; from none, if there are none.
-    pub fn set(&self, sources: &[&str]) {
+    /// From now on from these sources; from none, if there are none, and `is_any_awaited` says whether some may still come.
+    pub fn set(&self, sources: &[&str], is_any_awaited: bool) {
         let text = match sources {
-            [] => "no names yet".to_owned(),
+            [] if is_any_awaited => "no names yet".to_owned(),
+            [] => "no names".to_owned(),
             sources => format!("names: {}", sources.join(", ")),
         };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = text;

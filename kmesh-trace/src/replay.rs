@@ -74,7 +74,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
     let (quit, quits) = channel();
     let names = NamesFrom::default();
     let of_file: &[&str] = if offline.is_some() { &["the file"] } else { &[] };
-    names.set(&[&["the capture"], of_file].concat());
+    names.set(&[&["the capture"], of_file].concat(), false);
     let outlet = outlet::open(config, &info, &names, {
         let (stop, quit) = (Arc::clone(&stop), quit.clone());
         move || {
