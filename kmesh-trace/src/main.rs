@@ -132,17 +132,19 @@ fn page_size() -> u32 {
 #[cfg(target_os = "linux")]
 fn check(cli: &Cli) -> Result<Exit> {
     use kmesh_trace::names::sources;
-    use kmesh_trace::source::preflight;
+    use kmesh_trace::source::preflight::{self, Finding};
 
     let sources = config(cli).unwrap_or_else(|refusal| refuse(&refusal)).sources;
     let findings = preflight::check();
     limit_privileges(Stage::CheckNames)?;
     let report = preflight::report(&findings) + &sources::check(&sources).context("cannot start")?;
-    io::stdout().write_all(report.as_bytes()).context("cannot print")?;
-    Ok(if findings.iter().all(|finding| finding.found.is_ok()) {
-        Exit::Ok
-    } else {
+    Blocking(io::stdout())
+        .write_all(report.as_bytes())
+        .context("cannot print")?;
+    Ok(if findings.iter().any(Finding::is_fatal) {
         Exit::CannotTrace
+    } else {
+        Exit::Ok
     })
 }
 

@@ -38,6 +38,7 @@ use crate::privileges::{self, Remaining};
 use crate::record::RunInfo;
 use crate::render::term::{self, Jobs};
 use crate::source::kernel::{Kernel, Loaded, Options, StartError, Types, Walker, load};
+use crate::source::preflight::Missing;
 use crate::source::reader::{Control, Message, QUEUE, Queue, Reader};
 use crate::source::{measure_difference, monotonic_ns, preflight, walker};
 use crate::track::SETTLE_NS;
@@ -104,6 +105,11 @@ pub fn run(config: &Config) -> Result<Exit> {
             "tracing every TCP connection of {} that closes; Ctrl-C ends it",
             info.node
         ));
+    }
+    if config.verbosity > Verbosity::Quiet
+        && let Some(Missing { problem, remedy, .. }) = preflight::hidden_processes()
+    {
+        say(&format!("warning: {problem}\n  try: {remedy}"));
     }
     let metrics = config
         .metrics
