@@ -2,9 +2,7 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use chrono::{DateTime, SecondsFormat};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -38,9 +36,7 @@ fn interrupt(tracer: &Tracer) -> End {
 
 /// The time by the wall clock, as records have it.
 fn now() -> String {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
-    let time = DateTime::from_timestamp_nanos(since.try_into().unwrap());
-    time.to_rfc3339_opts(SecondsFormat::Nanos, true)
+    net::run("date", &["-u", "+%FT%T.%NZ"]).trim().to_owned()
 }
 
 /// The clocks of the tool are a day ahead, or behind: no time of a record follows from that.
@@ -95,7 +91,7 @@ fn pid_namespace() {
         String::from_utf8(output.stdout).unwrap()
     };
     let line = |text: &str| {
-        let found = text.lines().find(|line| line.contains("open sockets"));
+        let found = text.lines().find(|line| line.contains("  open sockets"));
         found.expect("a line about open sockets").to_owned()
     };
     let inside = line(&check(unshare(&args)));
