@@ -472,7 +472,9 @@ fn kubeconfigs_that_kubectl_takes() {
     let [with_scheme, without_scheme] = [format!("http://{address}"), address.to_string()].map(|server| good(&server));
     let path = |file: &Temporary| file.0.display().to_string();
     let missing_first = format!("/nonexistent/kubeconfig:{}", path(&with_scheme));
-    let cases: [(&str, String, &[(&str, &str)]); 4] = [
+    // What it is, the flag, and variables of the environment.
+    type Case<'a> = (&'a str, String, &'a [(&'a str, &'a str)]);
+    let cases: [Case; 4] = [
         (
             "a file that does not exist before one that does",
             "--kubeconfig".to_owned(),

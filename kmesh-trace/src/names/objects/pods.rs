@@ -84,7 +84,7 @@ fn container_id(text: &str) -> Option<ContainerId> {
 
 impl Container {
     /// Returns the init container without the ports that it has only before the pod's containers start: no Service leads there.
-    fn as_init(mut self) -> Self {
+    fn into_init_container(mut self) -> Self {
         if self.restart_policy.as_deref() != Some("Always") {
             self.ports.0.clear();
         }
@@ -154,7 +154,7 @@ impl Pod {
         let status = self.status.unwrap_or_default();
         let (namespace, name) = meta.namespaced_name();
         let ids = status.container_ids();
-        let containers = (spec.init_containers.0.into_iter().map(Container::as_init))
+        let containers = (spec.init_containers.0.into_iter().map(Container::into_init_container))
             .chain(spec.containers.0)
             .chain(spec.ephemeral_containers.0);
         let annotations = meta.annotations.as_ref().cloned().unwrap_or_default();
