@@ -94,6 +94,7 @@ Signals:
 
 Environment:
   NO_COLOR    When set and not empty, no colour unless --color asks for it
+  TERM        When unset, empty or dumb, no colour, and -o table prints blocks
   KUBECONFIG  What --kubeconfig takes when it has no value
   NODE_NAME   This node's name in the cluster, for --this-node
 
@@ -169,7 +170,7 @@ pub struct Cli {
 
     /// Colour: auto, always or never
     ///
-    /// auto: on a terminal, unless NO_COLOR is set. Colour marks failures in the log and changes no word of it.
+    /// auto: on a terminal, unless NO_COLOR is set or TERM is empty or dumb. Colour marks failures in the log and changes no word of it.
     #[arg(
         long,
         value_name = "WHEN",

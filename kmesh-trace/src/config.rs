@@ -113,7 +113,7 @@ impl Events {
 /// When to colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Color {
-    /// On a terminal, unless NO_COLOR is set
+    /// On a terminal that has colours, unless NO_COLOR is set
     Auto,
     /// Always
     Always,
@@ -172,10 +172,29 @@ pub struct Surroundings<'a> {
     pub no_color: Option<&'a OsStr>,
     /// Standard output is a terminal.
     pub stdout_is_terminal: bool,
-    /// Keys can be read from a terminal, and it can do more than print lines.
-    pub screen: bool,
+    /// Standard input is a terminal.
+    pub stdin_is_terminal: bool,
+    /// The variable TERM, if there is one.
+    pub term: Option<&'a OsStr>,
     /// Bytes in a page; a power of two.
     pub page_size: u32,
+}
+
+impl Surroundings<'_> {
+    /// Whether standard output is a terminal that has escape sequences: colours, and a screen to draw on.
+    fn stdout_has_escapes(&self) -> bool {
+        self.stdout_is_terminal && has_escapes(self.term)
+    }
+
+    /// Whether a person at the terminal can see a screen that is drawn, and press keys.
+    fn is_interactive(&self) -> bool {
+        self.stdin_is_terminal && self.stdout_has_escapes()
+    }
+}
+
+/// Whether a terminal with this TERM has escape sequences. A terminal without a name is taken to have none.
+pub fn has_escapes(term: Option<&OsStr>) -> bool {
+    term.is_some_and(|term| !term.is_empty() && term != "dumb")
 }
 
 impl Config {
@@ -219,7 +238,7 @@ fn color(when: Color, surroundings: Surroundings<'_>) -> bool {
     match when {
         Color::Always => true,
         Color::Never => false,
-        Color::Auto => surroundings.stdout_is_terminal && surroundings.no_color.is_none_or(OsStr::is_empty),
+        Color::Auto => surroundings.stdout_has_escapes() && surroundings.no_color.is_none_or(OsStr::is_empty),
     }
 }
 
@@ -431,7 +450,8 @@ pub(crate) mod tests {
     pub(crate) const PLAIN: Surroundings<'_> = Surroundings {
         no_color: None,
         stdout_is_terminal: false,
-        screen: true,
+        stdin_is_terminal: true,
+        term: None,
         page_size: 4096,
     };
 
@@ -493,9 +513,31 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn colours_and_the_screen_need_a_terminal_that_has_escapes() {
+        for (term, expected) in [
+            (Some("xterm-256color"), true),
+            (Some("vt100"), true),
+            (Some("dumb"), false),
+            (Some(""), false),
+            (None, false),
+        ] {
+            let surroundings = Surroundings {
+                stdout_is_terminal: true,
+                term: term.map(OsStr::new),
+                ..PLAIN
+            };
+            assert_eq!(config("", surroundings).color, expected, "{term:?}");
+            let table = config("-o table", surroundings);
+            let on_terminal = table.rolled.is_some_and(|rolled| rolled.on_terminal);
+            assert_eq!((table.color, on_terminal), (expected, expected), "{term:?}");
+        }
+    }
+
+    #[test]
     fn color_follows_flag_then_no_color_then_terminal() {
         let set = Some(OsStr::new("1"));
         let empty = Some(OsStr::new(""));
+        let term = Some(OsStr::new("xterm"));
         let cases = [
             ("a terminal", "", None, true, true),
             ("a pipe", "", None, false, false),
@@ -510,6 +552,7 @@ pub(crate) mod tests {
             let surroundings = Surroundings {
                 no_color,
                 stdout_is_terminal,
+                term,
                 ..PLAIN
             };
             assert_eq!(config(arguments, surroundings).color, expected, "{name}");

@@ -249,6 +249,9 @@ impl<W: Write> Delivery<W> {
         let is_chosen = self.choice.events.has(record.event);
         if !((is_chosen || self.metrics.is_some()) && (self.passes_all || self.choice.filter.passes(record))) {
             self.tally.filtered += close;
+            if record.event == Event::Close {
+                self.render.ended(record.id);
+            }
             return Ok(());
         }
         if let Some(metrics) = &mut self.metrics {

@@ -20,6 +20,7 @@
 //! [`capture`] is what [`delivery`] can keep besides, and [`replay`] puts it through [`delivery`] again: what that takes is
 //! built for any system, the rest for Linux alone.
 
+pub mod blocking_io;
 pub mod capture;
 pub mod cli;
 pub mod clock;

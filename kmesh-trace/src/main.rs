@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::{ColorChoice, CommandFactory, FromArgMatches};
+use kmesh_trace::blocking_io::Blocking;
 use kmesh_trace::cli::{Cli, Command};
-use kmesh_trace::config::{Config, Refusal, Surroundings};
+use kmesh_trace::config::{Config, Refusal, Surroundings, has_escapes};
 use kmesh_trace::exit::Exit;
 use kmesh_trace::note::say;
 use kmesh_trace::replay::{offline_names, open, replay};
@@ -17,7 +18,7 @@ use kmesh_trace::schema::schema;
 fn main() -> ExitCode {
     #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
     kmesh_trace::nss::load_nothing();
-    let ended = limit_privileges(Stage::Start).and_then(|()| run(&Cli::parse()));
+    let ended = limit_privileges(Stage::Start).and_then(|()| run(&parse()));
     match ended {
         Ok(exit) => exit.into(),
         Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
@@ -28,13 +29,24 @@ fn main() -> ExitCode {
     }
 }
 
+/// Parses the command line. What `clap` prints itself has styles only where the terminal has escape sequences.
+fn parse() -> Cli {
+    let term = env::var_os("TERM");
+    let styles = match has_escapes(term.as_deref()) {
+        true => ColorChoice::Auto,
+        false => ColorChoice::Never,
+    };
+    let matches = Cli::command().color(styles).get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
 fn run(cli: &Cli) -> Result<Exit> {
     match cli.command {
         None => main_job(&config(cli).unwrap_or_else(|refusal| refuse(&refusal))),
         Some(Command::Check) => check(cli),
         Some(Command::Schema) => print_schema(),
         Some(Command::Completions { shell }) => shell
-            .write(&mut io::stdout())
+            .write(&mut Blocking(io::stdout()))
             .map(|()| Exit::Ok)
             .context("cannot print"),
     }
@@ -91,11 +103,12 @@ fn limit_privileges(_: Stage) -> Result<()> {
 }
 
 fn config(cli: &Cli) -> Result<Config, Refusal> {
-    let no_color = env::var_os("NO_COLOR");
+    let (no_color, term) = (env::var_os("NO_COLOR"), env::var_os("TERM"));
     let surroundings = Surroundings {
         no_color: no_color.as_deref(),
         stdout_is_terminal: io::stdout().is_terminal(),
-        screen: io::stdin().is_terminal() && env::var_os("TERM").is_some_and(|term| term != "dumb"),
+        stdin_is_terminal: io::stdin().is_terminal(),
+        term: term.as_deref(),
         page_size: page_size(),
     };
     Config::new(cli, surroundings)
@@ -119,17 +132,19 @@ fn page_size() -> u32 {
 #[cfg(target_os = "linux")]
 fn check(cli: &Cli) -> Result<Exit> {
     use kmesh_trace::names::sources;
-    use kmesh_trace::source::preflight;
+    use kmesh_trace::source::preflight::{self, Finding};
 
     let sources = config(cli).unwrap_or_else(|refusal| refuse(&refusal)).sources;
     let findings = preflight::check();
     limit_privileges(Stage::CheckNames)?;
     let report = preflight::report(&findings) + &sources::check(&sources).context("cannot start")?;
-    io::stdout().write_all(report.as_bytes()).context("cannot print")?;
-    Ok(if findings.iter().all(|finding| finding.found.is_ok()) {
-        Exit::Ok
-    } else {
+    Blocking(io::stdout())
+        .write_all(report.as_bytes())
+        .context("cannot print")?;
+    Ok(if findings.iter().any(Finding::is_fatal) {
         Exit::CannotTrace
+    } else {
+        Exit::Ok
     })
 }
 
@@ -156,7 +171,7 @@ fn cannot_trace() -> Result<Exit> {
 }
 
 fn print_schema() -> Result<Exit> {
-    writeln!(io::stdout(), "{:#}", schema()).context("cannot print")?;
+    writeln!(Blocking(io::stdout()), "{:#}", schema()).context("cannot print")?;
     Ok(Exit::Ok)
 }
 

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::blocking_io::Blocking;
 use crate::config::{Config, Output, Verbosity};
 use crate::record::{Lost, RunInfo, Summary};
 use crate::render::sanitize::one_line;
@@ -18,7 +19,7 @@ pub fn say(text: &str) {
     if term::hold(&text) {
         return;
     }
-    _ = writeln!(io::stderr(), "kmesh-trace: {text}");
+    _ = writeln!(Blocking(io::stderr()), "kmesh-trace: {text}");
 }
 
 /// Nothing in it drives a terminal, and no line of it begins as ours do.
@@ -38,10 +39,11 @@ impl Default for NamesFrom {
 }
 
 impl NamesFrom {
-    /// From now on from these; from none, if there are none.
-    pub fn set(&self, sources: &[&str]) {
+    /// From now on from these sources; from none, if there are none, and `is_any_awaited` says whether some may still come.
+    pub fn set(&self, sources: &[&str], is_any_awaited: bool) {
         let text = match sources {
-            [] => "no names yet".to_owned(),
+            [] if is_any_awaited => "no names yet".to_owned(),
+            [] => "no names".to_owned(),
             sources => format!("names: {}", sources.join(", ")),
         };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = text;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use tokio::sync::oneshot;
 
+use crate::blocking_io::Blocking;
 use crate::capture::{Damage, Item, Place, Reader, Target};
 use crate::config::{Config, Kept, Origin, Verbosity};
 use crate::delivery::{Choice, Delivery, Moment};
@@ -37,11 +38,11 @@ pub struct Files {
 /// Opens the capture at `from`, and creates the file that the replay is written to.
 pub fn open(config: &Config, from: &Place) -> Result<Files> {
     let (name, capture): (String, Box<dyn Read + Send>) = match from {
-        Place::Pipe => ("standard input".to_owned(), Box::new(io::stdin())),
+        Place::Pipe => ("standard input".to_owned(), Box::new(Blocking(io::stdin()))),
         Place::File(path) => {
             let name = path.display().to_string();
             let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
-            (name, Box::new(file))
+            (name, Box::new(Blocking(file)))
         }
     };
     let target = config.kept.as_ref();
@@ -73,7 +74,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
     let (quit, quits) = channel();
     let names = NamesFrom::default();
     let of_file: &[&str] = if offline.is_some() { &["the file"] } else { &[] };
-    names.set(&[&["the capture"], of_file].concat());
+    names.set(&[&["the capture"], of_file].concat(), false);
     let outlet = outlet::open(config, &info, &names, {
         let (stop, quit) = (Arc::clone(&stop), quit.clone());
         move || {
@@ -82,7 +83,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         }
     })?;
     let looked_at = outlet.screen.is_some().then_some(quits);
-    let mut delivery = Delivery::new(choice, outlet.render, io::stdout());
+    let mut delivery = Delivery::new(choice, outlet.render, Blocking(io::stdout()));
     if let Some(target) = target {
         delivery = delivery.with_keep(target.begin(reader.header.clone())?);
     }

@@ -27,7 +27,7 @@ pub use group::{By, Group, Key, Place};
 pub use groups::{Common, Row, Sums};
 pub use quantiles::{ERROR, QuantileSummary, Quantiles};
 
-use crate::record::{Event, Record, WallTime};
+use crate::record::{ConnId, Event, Record, WallTime};
 use groups::Groups;
 use live::Live;
 
@@ -133,6 +133,16 @@ impl Rollup {
         self.advance(until)
     }
 
+    /// A connection has ended, by a close that is not counted here.
+    pub fn ended(&mut self, id: ConnId) {
+        self.live.ended(id);
+    }
+
+    /// Closes were lost: connections of which nothing more is told may have ended.
+    pub fn lost(&mut self, closes: u64) {
+        self.live.lost(closes);
+    }
+
     /// Groups otherwise from now on. The present window begins anew.
     pub fn regroup(&mut self, by: By) {
         self.groups = Groups::new(by, self.max_groups);
@@ -166,8 +176,8 @@ impl Rollup {
     fn close(&mut self, start_ns: i64) -> Window {
         let told = std::mem::take(&mut self.told);
         if told {
-            self.groups.add_open(self.live.open(self.number));
             self.live.tidy(self.number);
+            self.groups.add_open(self.live.open());
             self.number += u64::from(std::mem::take(&mut self.has_updates));
         }
         let mut connections = Vec::new();

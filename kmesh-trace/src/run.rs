@@ -16,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use crate::blocking_io::Blocking;
 use crate::capture::{Header, Target};
 use crate::clock::Clock;
 use crate::config::{Config, Kept, Output, Verbosity};
@@ -37,6 +38,7 @@ use crate::privileges::{self, Remaining};
 use crate::record::RunInfo;
 use crate::render::term::{self, Jobs};
 use crate::source::kernel::{Kernel, Loaded, Options, StartError, Types, Walker, load};
+use crate::source::preflight::Missing;
 use crate::source::reader::{Control, Message, QUEUE, Queue, Reader};
 use crate::source::{measure_difference, monotonic_ns, preflight, walker};
 use crate::track::SETTLE_NS;
@@ -104,6 +106,11 @@ pub fn run(config: &Config) -> Result<Exit> {
             info.node
         ));
     }
+    if config.verbosity > Verbosity::Quiet
+        && let Some(Missing { problem, remedy, .. }) = preflight::hidden_processes()
+    {
+        say(&format!("warning: {problem}\n  try: {remedy}"));
+    }
     let metrics = config
         .metrics
         .as_ref()
@@ -168,7 +175,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         let _context = runtime.enter();
         Jobs::of(screen).context("cannot listen for signals")?
     };
-    let mut delivery = Delivery::new(choice, render, io::stdout());
+    let mut delivery = Delivery::new(choice, render, Blocking(io::stdout()));
     if let Some(metrics) = metrics {
         delivery = delivery.with_metrics(Box::new(metrics));
     }

@@ -11,12 +11,18 @@ use serde_json::Value;
 /// Gets a folder of its own.
 type Case = fn(&Path) -> Result<(), Failed>;
 
-const TABLE: [(&str, Case); 12] = [
+const TABLE: [(&str, Case); 15] = [
     ("a capture is told in every output", every_output),
     ("the shop's incident is told by its names", names),
+    (
+        "a pods file in the order that kubectl writes gives the names",
+        pods_file_in_kubectls_order,
+    ),
     ("filters and limits hold for a replay", filters_and_limits),
     ("a copy of a capture is told alike", copies),
     ("through pipes both ways", pipes),
+    ("a full pipe with O_NONBLOCK is waited for", nonblocking_pipes),
+    ("colours and the screen follow TERM", terminals),
     ("a file that exists is refused", existing),
     ("a link is never followed", links),
     ("what fits one file is not rotated", rotation),
@@ -131,6 +137,63 @@ fn names(_: &Path) -> Result<(), Failed> {
     Ok(())
 }
 
+/// kubectl writes the keys of YAML in alphabetical order, and the items of a typed list without their kind. The third Service is
+/// one of type ExternalName, whose selector is a leftover.
+fn pods_file_in_kubectls_order(folder: &Path) -> Result<(), Failed> {
+    let shop = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/shop.json");
+    let shop: Value = serde_json::from_slice(&fs::read(shop)?)?;
+    let items = shop["items"].as_array().ok_or("no items")?;
+    let of_kind = |kind: &str| -> Vec<Value> {
+        let mut found: Vec<_> = items.iter().filter(|item| item["kind"] == kind).cloned().collect();
+        for item in found.iter_mut().filter_map(Value::as_object_mut) {
+            item.remove("kind");
+            item.remove("apiVersion");
+        }
+        found
+    };
+    let (pods, mut services) = (of_kind("Pod"), of_kind("Service"));
+    services.push(
+        serde_json::json!({"metadata": {"name": "a-leftover", "namespace": "shop"}, "spec": {
+        "type": "ExternalName", "externalName": "db.example", "selector": {"app": "database"},
+        "ports": [{"port": 5432, "targetPort": 5432}]}}),
+    );
+    let list = |items: Vec<Value>, kind: &str| {
+        format!(
+            "apiVersion: v1\nitems: {}\nkind: {kind}\nmetadata:\n  resourceVersion: \"\"\n",
+            Value::from(items)
+        )
+    };
+    let file = folder.join("pods.yaml");
+    fs::write(
+        &file,
+        format!("{}---\n{}", list(services, "ServiceList"), list(pods, "PodList")),
+    )?;
+    let args = [
+        "-r",
+        text(incident()),
+        "--pods-file",
+        text(&file),
+        "-o",
+        "json",
+        "--to-workload",
+        "database",
+    ];
+    let (out, said) = ends(0, &args)?;
+    let values = out
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<Vec<Value>, _>>()?;
+    let conns: Vec<_> = values.iter().filter(|value| value["type"] == "conn").collect();
+    check(conns.len() > 10, format!("{out}{said}"))?;
+    for conn in conns {
+        check(
+            conn["dst"]["pod"] == "database-0" && conn["service"]["name"] == "database",
+            conn.to_string(),
+        )?;
+    }
+    Ok(())
+}
+
 fn filters_and_limits(_: &Path) -> Result<(), Failed> {
     let file = incident();
     let all = all_json()?;
@@ -216,6 +279,103 @@ fn pipes(_: &Path) -> Result<(), Failed> {
         .output()?;
     check(writer.wait()?.success() && reader.status.success(), "both end well")?;
     check(reader.stdout == all_json()?.as_bytes(), "told alike")
+}
+
+/// A task runner's pipe: whoever made it has set O_NONBLOCK, and reads only once it is full.
+fn nonblocking_pipes(_: &Path) -> Result<(), Failed> {
+    use std::io::{Read as _, Write as _};
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::io::ioctl_fionbio;
+
+    let expected = all_json()?;
+    let (mut reader, writer) = std::io::pipe()?;
+    ioctl_fionbio(&writer, true)?;
+    let full = writer.try_clone()?;
+    let is_full = || {
+        let ready = poll(&mut [PollFd::new(&full, PollFlags::OUT)], Some(&Timespec::default()));
+        ready.is_ok_and(|ready| ready == 0)
+    };
+    let mut child = tool(&["-r", "-", "-o", "json", "--events", "open,update,close"])
+        .stdin({
+            // Standard input is such a pipe too, and gives the capture only piece by piece.
+            let (input, mut output) = std::io::pipe()?;
+            ioctl_fionbio(&input, true)?;
+            let capture = fs::read(incident())?;
+            std::thread::spawn(move || capture.chunks(999).try_for_each(|part| output.write_all(part)));
+            input
+        })
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    while !is_full() && child.try_wait()?.is_none() {
+        check(std::time::Instant::now() < deadline, "the pipe does not get full")?;
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    drop(full);
+    let mut out = String::new();
+    reader.read_to_string(&mut out)?;
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8(output.stderr)?;
+    check(
+        output.status.success() && said.is_empty(),
+        format!("{}: {said}", output.status),
+    )?;
+    check(out == expected, format!("{} bytes of {}", out.len(), expected.len()))
+}
+
+/// What the tool prints on a terminal of this TERM.
+fn on_terminal(args: &[&str], term: Option<&str>) -> Result<String, Failed> {
+    use std::io::Read as _;
+
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+    grantpt(&terminal)?;
+    unlockpt(&terminal)?;
+    let name = ptsname(&terminal, Vec::new())?;
+    let open = || {
+        File::options()
+            .read(true)
+            .write(true)
+            .open(name.to_str().expect("a path"))
+    };
+    let mut command = tool(args);
+    command
+        .stdin(open()?)
+        .stdout(open()?)
+        .stderr(Stdio::null())
+        .env_remove("NO_COLOR");
+    match term {
+        Some(term) => command.env("TERM", term),
+        None => command.env_remove("TERM"),
+    };
+    let mut child = command.spawn()?;
+    // Its descriptors of the terminal: once they are closed, reading ends.
+    drop(command);
+    let mut out = Vec::new();
+    // The end of a terminal is an error.
+    _ = File::from(terminal).read_to_end(&mut out);
+    check(child.wait()?.success(), format!("{args:?} {term:?}"))?;
+    Ok(String::from_utf8(out)?)
+}
+
+fn terminals(_: &Path) -> Result<(), Failed> {
+    let capture = text(incident());
+    let outputs: [&[&str]; 3] = [&["-r", capture], &["-r", capture, "-o", "table"], &["--help"]];
+    for args in outputs {
+        for term in [Some("dumb"), Some(""), None] {
+            let out = on_terminal(args, term)?;
+            let is_plain = !out.contains('\u{1b}');
+            check(out.len() > 1000 && is_plain, format!("{args:?} {term:?}: {out:.300}"))?;
+        }
+    }
+    for args in [outputs[0], outputs[2]] {
+        let out = on_terminal(args, Some("xterm"))?;
+        check(out.contains("\u{1b}["), format!("{args:?} has no colours"))?;
+    }
+    Ok(())
 }
 
 fn existing(folder: &Path) -> Result<(), Failed> {

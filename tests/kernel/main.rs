@@ -28,6 +28,7 @@ mod lifecycle;
 mod many;
 mod metrics;
 mod names;
+mod namespaces;
 mod privileges;
 mod process;
 mod rollups;
@@ -69,6 +70,7 @@ const SMOKE: &[&str] = &[
     "many::places_are_given_back",
     "metrics::equal_what_was_moved",
     "names::filters_by_pod_and_container",
+    "namespaces::time_namespace",
     "privileges::the_rest_is_given_up",
     "process::two_processes_ipv4",
     "rollups::still_connecting",
@@ -300,6 +302,7 @@ fn main() -> ExitCode {
         rollups::table(),
         terminal::table(),
         names::table(),
+        namespaces::table(),
         tenants::table(),
         lifecycle::table(),
         signals::table(),

@@ -21,6 +21,11 @@ pub fn table() -> Table {
         .own("pods_services_and_translations", needs, pods_services_and_translations)
         .own("a_container_that_is_gone", needs, a_container_that_is_gone)
         .own("filters_by_pod_and_container", needs, filters_by_pod_and_container)
+        .own(
+            "translation_of_another_namespace",
+            needs,
+            translation_of_another_namespace,
+        )
 }
 
 const WEB: &str = "10.1.0.5";
@@ -344,4 +349,55 @@ fn filters_by_pod_and_container() {
         assert_eq!(records() as u64, count, "{args:?}");
         tracer.signal(nix::sys::signal::Signal::SIGTERM);
     }
+}
+
+/// The node's namespace remembers a translated connection. A namespace that is no pod's uses the same four numbers, and nothing
+/// translates there.
+fn translation_of_another_namespace() {
+    let mut node = Node::new("elsewhere");
+    let db = node.pod("db", DB);
+    let tracer = node.traced(&[]);
+    let (own, elsewhere) = (Actor::start(), node::wired_actor("elsewhere", "10.1.0.9"));
+    let (nodes, others) = (net::inode(), node::netns_of(&elsewhere));
+    for netns in [nodes, others, db.netns] {
+        tracer.store.keep(netns);
+    }
+    db.start();
+    translate();
+    db.actor.listen("l", format!("{DB}:8080").parse().unwrap());
+    let (from, to) = (format!("{NODE_IP}:40123"), format!("{CLUSTER_IP}:80"));
+    let once = |server: &Actor, client: &Actor| {
+        client.ask(&format!("connect_from c {from} {to}"));
+        server.ask("accept l s");
+        client.ask("close c");
+        server.ask("eof s");
+        server.ask("close s");
+    };
+    once(&db.actor, &own);
+    let translated = record(&tracer, nodes, "outbound", &from);
+    check(
+        &translated,
+        &[
+            ("/dst/ip", json!(DB)),
+            ("/original_dst", json!({"ip": CLUSTER_IP, "port": 80})),
+        ],
+    );
+    // The same numbers, served on the spot.
+    for ip in [NODE_IP, CLUSTER_IP] {
+        node::run_ip(&elsewhere, &format!("addr add {ip}/32 dev lo"));
+    }
+    elsewhere.listen("l", to.parse().unwrap());
+    once(&elsewhere, &elsewhere);
+    let direct = record(&tracer, others, "outbound", &from);
+    check(
+        &direct,
+        &[
+            ("/dst/ip", json!(CLUSTER_IP)),
+            ("/dst/port", json!(80)),
+            ("/dst/pod", Value::Null),
+            ("/original_dst", Value::Null),
+        ],
+    );
+    tracer.signal(nix::sys::signal::Signal::SIGTERM);
+    drop((db, own, elsewhere));
 }

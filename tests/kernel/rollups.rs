@@ -1,6 +1,6 @@
 //! Rollups of real traffic: windows add up to what the test itself wrote and read.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -18,6 +18,7 @@ pub fn table() -> Table {
     Table::new("rollups")
         .own("a_stream_over_windows", &[], a_stream_over_windows)
         .own("still_connecting", &[Need::Nft], still_connecting)
+        .own("never_accepted", &[], never_accepted)
         .own("fifty_thousand", &[], fifty_thousand)
 }
 
@@ -140,6 +141,44 @@ fn still_connecting() {
     assert_eq!(line["group"]["dst"]["port"], to.port());
     assert_eq!(lines.sum("opened") + lines.sum("open"), 0);
     assert!(tracer.interrupt().status.success());
+}
+
+/// A server that hangs: no descriptor leads to its ends, so no scan reaches them. They stay open in every window, until they end.
+fn never_accepted() {
+    const CLIENTS: u64 = 10;
+    let listener = TcpListener::bind((net::address(0), 0)).unwrap();
+    let to = listener.local_addr().unwrap();
+    let port = to.port().to_string();
+    let (tracer, lines) = rolling(&["--interval", "300ms", "--by", "port", "--port", &port]);
+    let clients: Vec<_> = (0..CLIENTS).map(|_| TcpStream::connect(to).unwrap()).collect();
+    let open = |lines: &[Value], direction: &str| -> Vec<(String, u64)> {
+        let of_direction = lines.iter().filter(|line| line["group"]["direction"] == direction);
+        of_direction
+            .map(|line| (line["window_start"].as_str().unwrap().to_owned(), number(line, "open")))
+            .collect()
+    };
+    // The clients' ends are scanned, and so make windows, of which the server's ends need more than three.
+    let all = lines.wait(|lines| {
+        let full = open(lines, "outbound")
+            .iter()
+            .filter(|(_, open)| *open == CLIENTS)
+            .count();
+        (full >= 10).then(|| lines.to_vec())
+    });
+    let (outbound, inbound) = (open(&all, "outbound"), open(&all, "inbound"));
+    let full: Vec<_> = outbound.iter().filter(|(_, open)| *open == CLIENTS).collect();
+    // Of the last window the other group may not have been printed yet.
+    for window in &full[1..full.len() - 1] {
+        assert!(inbound.contains(window), "{window:?} of {inbound:?}");
+    }
+    drop((clients, listener));
+    lines.wait(|lines| {
+        let inbound = lines.iter().filter(|line| line["group"]["direction"] == "inbound");
+        (inbound.map(|line| number(line, "closed")).sum::<u64>() == CLIENTS).then_some(())
+    });
+    assert!(tracer.interrupt().status.success());
+    let last = open(&lines.all.lock().unwrap(), "inbound").pop();
+    assert!(last.as_ref().is_some_and(|(_, open)| *open == 0), "{last:?}");
 }
 
 /// The sums over all groups and windows are those over all records, and those that the test knows.

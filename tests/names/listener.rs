@@ -149,7 +149,8 @@ pub fn listen(arguments: &str) -> Listener {
 /// Starts them, unless something is wrong with them beforehand.
 pub fn try_listen(arguments: &str) -> Result<Listener, String> {
     let surroundings = Surroundings {
-        screen: false,
+        stdin_is_terminal: false,
+        term: None,
         no_color: None,
         stdout_is_terminal: false,
         page_size: 4096,

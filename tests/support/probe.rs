@@ -27,6 +27,8 @@ pub enum Need {
     Mptcp,
     /// `unshare`, which makes a namespace of processes.
     Unshare,
+    /// `unshare` that makes a time namespace with clocks that are behind.
+    TimeNamespace,
     /// `setpriv`, which knows the capabilities that are needed.
     Setpriv,
     /// A terminal: tmux.
@@ -138,6 +140,18 @@ static UNSHARE: LazyLock<Result<(), String>> = LazyLock::new(|| {
     net::try_run("unshare", &args).map(drop)
 });
 
+static TIME_NAMESPACE: LazyLock<Result<(), String>> = LazyLock::new(|| {
+    let args = [
+        "--time",
+        "--monotonic=-60",
+        "--boottime=-60",
+        "--fork",
+        "--kill-child",
+        "true",
+    ];
+    net::try_run("unshare", &args).map(drop)
+});
+
 static TMUX: LazyLock<Result<(), String>> = LazyLock::new(|| {
     net::try_run("bash", &["--version"])?;
     let server = format!("kmesh-trace-probe-{}", std::process::id());
@@ -180,6 +194,7 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::MemoryCgroup => MEMORY_CGROUP.clone().map(drop)?,
             Need::Mptcp => MPTCP.clone()?,
             Need::Unshare => UNSHARE.clone()?,
+            Need::TimeNamespace => TIME_NAMESPACE.clone()?,
             Need::Setpriv => SETPRIV.clone()?,
             Need::Tmux => TMUX.clone()?,
             Need::Big if super::small() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),

@@ -143,6 +143,12 @@ impl Start {
         start
     }
 
+    /// The tool has this environment variable.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     /// Standard output is this, and not read here.
     pub fn stdout(mut self, to: impl Into<Stdio>) -> Self {
         self.command.stdout(to);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::encode::Encoder;
 use super::frame::{self, Header};
+use crate::blocking_io::Blocking;
 use crate::note::say;
 use crate::record::{Event, Lost, Record, Summary, WallTime};
 
@@ -168,7 +169,7 @@ impl Target {
     /// Creates the file. One that exists is never touched, a link never followed.
     pub fn create(place: &Place, rotation: Option<Rotation>) -> io::Result<Self> {
         let (out, block) = match place {
-            Place::Pipe => (Out::Pipe(Box::new(io::stdout())), BLOCK),
+            Place::Pipe => (Out::Pipe(Box::new(Blocking(io::stdout()))), BLOCK),
             Place::File(path) => {
                 for age in 1..rotation.map_or(1, |rotation| rotation.files) {
                     let older = aged(path, age);

@@ -65,7 +65,7 @@ impl Rolled {
             by,
             sort: flags.sort.unwrap_or_default(),
             top: flags.top.map(usize::from),
-            on_terminal: is_table && surroundings.stdout_is_terminal && surroundings.screen,
+            on_terminal: is_table && surroundings.is_interactive(),
         }))
     }
 }

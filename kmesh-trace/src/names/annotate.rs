@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::conntrack::Conntrack;
 use super::local::cgroup_tree::{CgroupTree, Lookup};
@@ -116,11 +117,14 @@ impl Annotator {
         now: WallTime,
         now_ns: u64,
     ) -> Option<(Record, bool)> {
-        let local = LocalContext {
-            backend: self.resolver.as_mut().and_then(|resolver| resolver.backend(&record)),
+        let mut local = LocalContext {
             is_netns_of_root: record.is_netns_of_root,
             ..LocalContext::default()
         };
+        if let Some(resolver) = &mut self.resolver {
+            local.is_in_node_netns = resolver.namespaces.is_nodes(record.netns);
+            local.backend = resolver.backend(&record, now_ns.saturating_sub(happened_ns));
+        }
         let mut passing = Passing {
             record,
             local,
@@ -221,21 +225,25 @@ fn open_question(
 }
 
 impl Resolver {
-    /// Returns the backend to which the address that the record's client dialled was translated. Asked once a connection.
-    fn backend(&mut self, record: &Record) -> Option<SocketAddr> {
+    /// Returns the backend to which the node translated the address that the record's client dialled. Asked once a connection,
+    /// `late_ns` after the record's event.
+    fn backend(&mut self, record: &Record, late_ns: u64) -> Option<SocketAddr> {
         let conntrack = self.conntrack.as_mut()?;
         let (ip, dialled) = (record.dst.ip(), record.dst);
         if record.direction == Direction::Inbound || ip.is_loopback() || self.store.is_pod_address(ip, record) {
             return None;
         }
+        let since_start = record
+            .duration_ns
+            .map(|ns| Duration::from_nanos(ns.saturating_add(late_ns)));
         if record.event == Event::Close {
             let known = self.translated.remove(&record.id);
-            return known.unwrap_or_else(|| conntrack.backend(record.src, dialled));
+            return known.unwrap_or_else(|| conntrack.backend(record.src, dialled, since_start));
         }
         if let Some(&known) = self.translated.get(&record.id) {
             return known;
         }
-        let backend = conntrack.backend(record.src, dialled);
+        let backend = conntrack.backend(record.src, dialled, since_start);
         // While it connects, the entry may not be there yet.
         if record.established {
             if self.translated.len() >= MAX_TRANSLATED {
@@ -249,7 +257,6 @@ impl Resolver {
     /// Returns the question that is open once the owner of the record's cgroup is known.
     fn question(&mut self, cgroups: &CgroupTree, passing: &mut Passing, now_ns: u64) -> Option<Question> {
         let Passing { record, local, .. } = passing;
-        local.is_in_node_netns = self.namespaces.is_nodes(record.netns);
         if let Some(pod) = local.owner.as_ref().and_then(|owner| owner.pod.as_ref()) {
             if self.store.knows(&pod.uid) {
                 return None;

@@ -4,12 +4,12 @@
 //! question and its answer are one system call each; nothing waits.
 
 mod message;
+mod timeouts;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +20,10 @@ use rustix::net::{
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use self::message::Entry;
+use self::timeouts::Timeouts;
+use super::local::node;
+
 /// Between looks whether connections are tracked at all.
 const LOOKS: Duration = Duration::from_secs(5);
 
@@ -27,23 +31,23 @@ const LOOKS: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Conntrack {
     socket: OwnedFd,
+    timeouts: Timeouts,
     sequence: u32,
     /// Whether the kernel tracks connections, as of when.
     tracks: Option<(bool, Instant)>,
 }
 
 impl Conntrack {
-    /// In the node's namespace: the first process's, or this one's where that may not be looked at. Errors: it cannot be
+    /// In the node's namespace. Errors: it cannot be
     /// entered (CAP_SYS_ADMIN), or not asked (CAP_NET_ADMIN).
     pub fn open() -> io::Result<Self> {
-        let node = Path::new("/proc/1/ns/net");
-        let inode = |path: &Path| fs::metadata(path).map(|metadata| metadata.ino());
-        let socket = match (inode(node), inode(Path::new("/proc/self/ns/net"))) {
-            (Ok(nodes), Ok(own)) if nodes != own => Self::socket_in(File::open(node)?)?,
-            _ => socket()?,
+        let (socket, timeouts) = match node::network_namespace() {
+            Some(node) if !node.is_own => Self::open_in(File::open(node.path)?)?,
+            _ => (socket()?, Timeouts::read()),
         };
         let mut opened = Self {
             socket,
+            timeouts,
             sequence: 0,
             tracks: None,
         };
@@ -55,22 +59,29 @@ impl Conntrack {
     }
 
     /// A thread of its own goes there, so that no other one has to.
-    fn socket_in(namespace: File) -> io::Result<OwnedFd> {
+    fn open_in(namespace: File) -> io::Result<(OwnedFd, Timeouts)> {
         thread::spawn(move || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-            socket()
+            Ok((socket()?, Timeouts::read()))
         })
         .join()
         .map_err(|_| io::Error::other("the thread died"))?
     }
 
-    /// Where what `client` dialled was translated to; none when it was not, or nothing is known.
-    pub fn backend(&mut self, client: SocketAddr, dialled: SocketAddr) -> Option<SocketAddr> {
+    /// Returns the address to which the node translated what `client` dialled; `None` when it did not, when nothing is known, or
+    /// when the entry ended before this connection, which started `since_start` ago, had sent anything.
+    pub fn backend(
+        &mut self,
+        client: SocketAddr,
+        dialled: SocketAddr,
+        since_start: Option<Duration>,
+    ) -> Option<SocketAddr> {
         if !self.is_tracking() {
             return None;
         }
-        let backend = self.ask(client, dialled).ok().flatten()?;
-        (backend != dialled).then_some(backend)
+        let entry = self.ask(client, dialled).ok().flatten()?;
+        let is_earlier = since_start.is_some_and(|since_start| self.timeouts.ended_before(&entry, since_start));
+        (entry.backend != dialled && !is_earlier).then_some(entry.backend)
     }
 
     /// Asked without tracking, the kernel would load its modules.
@@ -86,7 +97,7 @@ impl Conntrack {
         }
     }
 
-    fn ask(&mut self, client: SocketAddr, dialled: SocketAddr) -> io::Result<Option<SocketAddr>> {
+    fn ask(&mut self, client: SocketAddr, dialled: SocketAddr) -> io::Result<Option<Entry>> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut buffer = [0; message::LONGEST_QUESTION];
         let question = message::question(&mut buffer, self.sequence, client, dialled);
@@ -101,7 +112,7 @@ impl Conntrack {
                 Err(error) => return Err(error.into()),
             };
             match message::answer(&answer[..received], self.sequence) {
-                message::Answer::Backend(backend) => return Ok(Some(backend)),
+                message::Answer::Found(entry) => return Ok(Some(entry)),
                 message::Answer::Refused(errno) if errno == Errno::NOENT.raw_os_error() => return Ok(None),
                 message::Answer::Refused(errno) => return Err(io::Error::from_raw_os_error(errno)),
                 message::Answer::Other => {}

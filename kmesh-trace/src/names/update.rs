@@ -172,7 +172,7 @@ pub struct ContainerObject {
     pub ports: Vec<(String, u16)>,
 }
 
-/// The TCP ports of a Service and its addresses.
+/// The TCP ports of a Service and its addresses. A Service of type ExternalName has only its name here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceObject {
     /// `metadata.namespace`.
@@ -185,7 +185,7 @@ pub struct ServiceObject {
     pub external_ips: Vec<IpAddr>,
     /// Whether `spec.clusterIP` is `None`.
     pub headless: bool,
-    /// `spec.selector`; empty when there is none, and for `type: ExternalName`.
+    /// `spec.selector`; empty when there is none.
     pub selector: Vec<(String, String)>,
     /// `spec.ports` of protocol TCP.
     pub ports: Vec<ServicePort>,

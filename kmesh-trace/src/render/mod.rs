@@ -24,13 +24,16 @@ pub use rollup::RollupJson;
 
 use crate::config::{Output, Rolled};
 use crate::note::NamesFrom;
-use crate::record::{Lost, Record, RunInfo, Summary, WallTime};
+use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
 use std::io::{self, Write};
 
 /// A format of standard output. Errors are those of `out`.
 pub trait Render {
     /// Writes one record.
     fn record(&mut self, record: &Record, out: &mut dyn Write) -> io::Result<()>;
+
+    /// Takes note of a connection that ended by a close that the filter does not pass. For formats that count what is open.
+    fn ended(&mut self, _id: ConnId) {}
 
     /// All records of what happened before `until` have come; at the end that is all of time. For formats that print
     /// windows of time.

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::json::write_line;
 use super::{Json, Render};
-use crate::record::{Lost, Record, RunInfo, Summary, WallTime};
+use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
 use crate::rollup::{Rollup, Settings, Window};
 use crate::wire::RollupLine;
 
@@ -46,7 +46,12 @@ impl Render for RollupJson {
         self.print(window.as_ref(), out)
     }
 
+    fn ended(&mut self, id: ConnId) {
+        self.rollup.ended(id);
+    }
+
     fn lost(&mut self, lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
+        self.rollup.lost(lost.lost_records);
         self.json.lost(lost, out)
     }
 

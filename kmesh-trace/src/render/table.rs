@@ -18,7 +18,7 @@ use std::sync::mpsc::Receiver;
 use super::Render;
 use crate::filter::Filter;
 use crate::note::NamesFrom;
-use crate::record::{Lost, Record, RunInfo, Summary, WallTime};
+use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
 use crate::rfc3339::Rfc3339;
 use crate::rollup::{Rollup, Row, Settings, Window};
 use columns::{Change, Layout, PLAIN_WIDTH, Shown};
@@ -152,7 +152,12 @@ impl Render for Blocks {
         self.print(window, out)
     }
 
+    fn ended(&mut self, id: ConnId) {
+        self.rollup.ended(id);
+    }
+
     fn lost(&mut self, lost: &Lost, _: &mut dyn Write) -> io::Result<()> {
+        self.rollup.lost(lost.lost_records);
         self.course.lost_records = lost.lost_records_total;
         Ok(())
     }
@@ -231,7 +236,12 @@ impl Render for Feed {
         Ok(())
     }
 
+    fn ended(&mut self, id: ConnId) {
+        self.rollup.ended(id);
+    }
+
     fn lost(&mut self, lost: &Lost, _: &mut dyn Write) -> io::Result<()> {
+        self.rollup.lost(lost.lost_records);
         self.course.lost_records = lost.lost_records_total;
         Ok(())
     }

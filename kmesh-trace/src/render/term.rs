@@ -24,6 +24,8 @@ use crossterm::terminal::{
 };
 use crossterm::{cursor, execute, queue};
 
+use crate::blocking_io::Blocking;
+
 use super::table::view::{Ask, Begin, View};
 use super::table::{Screen, Told};
 
@@ -126,7 +128,7 @@ pub fn start(begin: Begin, quit: impl Fn() + Send + 'static) -> io::Result<(Box<
     thread::Builder::new().name("screen".to_owned()).spawn(move || {
         // Without a screen, whether it is gone or its thread panicked, nobody could end the program by a key.
         let _quit = Finally(&quit);
-        _ = drawing.run(&told, &mut io::stdout(), &quit);
+        _ = drawing.run(&told, &mut Blocking(io::stdout()), &quit);
     })?;
     let sheet = Sheet {
         slot,
@@ -267,7 +269,12 @@ fn enter() -> io::Result<()> {
     terminal::enable_raw_mode()?;
     ENTERED.store(true, Ordering::Release);
     lock(&HELD).get_or_insert_default();
-    execute!(io::stdout(), EnterAlternateScreen, DisableLineWrap, cursor::Hide)
+    execute!(
+        Blocking(io::stdout()),
+        EnterAlternateScreen,
+        DisableLineWrap,
+        cursor::Hide
+    )
 }
 
 /// Gives the terminal back as it was, if it was taken, and says what was held back.
@@ -276,11 +283,16 @@ pub fn leave() {
         return;
     }
     // Each as well as it goes: there may be nobody there any more.
-    _ = execute!(io::stdout(), cursor::Show, EnableLineWrap, LeaveAlternateScreen);
+    _ = execute!(
+        Blocking(io::stdout()),
+        cursor::Show,
+        EnableLineWrap,
+        LeaveAlternateScreen
+    );
     _ = terminal::disable_raw_mode();
     let held = lock(&HELD).take().unwrap_or_default();
     for text in held {
-        _ = writeln!(io::stderr(), "kmesh-trace: {text}");
+        _ = writeln!(Blocking(io::stderr()), "kmesh-trace: {text}");
     }
 }
 

@@ -10,9 +10,9 @@ use crate::record::{ConnId, Event, Record};
 /// Connections kept. What there is no room for is counted whole when it ends.
 const MOST: usize = 1 << 19;
 
-/// The number of windows with updates after which a connection without any is not open any more: its close was lost, or
-/// never seen. A socket scan that fails now and then makes nothing vanish.
-pub(super) const UNTOLD: u64 = 3;
+/// The number of windows with updates after which a connection without any is silent. Silence is no end: no socket scan reaches a
+/// connection that nobody has accepted. But where closes were lost, those of silent connections are the likely ones.
+pub(super) const SILENT_AFTER: u64 = 3;
 
 #[derive(Debug)]
 struct Entry {
@@ -27,6 +27,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Live {
     entries: HashMap<ConnId, Entry>,
+    /// The number of lost closes that no connection has been taken for.
+    lost_closes: u64,
 }
 
 impl Live {
@@ -73,18 +75,42 @@ impl Live {
         self.entries.get(&id).map(|entry| entry.totals.established)
     }
 
-    /// The groups of all that are taken to be open after `window`, and whether they are established.
-    pub(super) fn open(&self, window: u64) -> impl Iterator<Item = (&Arc<Group>, bool)> {
+    /// Forgets a connection that has ended without a record here.
+    pub(super) fn ended(&mut self, id: ConnId) {
+        self.entries.remove(&id);
+    }
+
+    /// Takes note of closes that were lost.
+    pub(super) fn lost(&mut self, closes: u64) {
+        self.lost_closes = self.lost_closes.saturating_add(closes);
+    }
+
+    /// The groups of all that are open, and whether they are established.
+    pub(super) fn open(&self) -> impl Iterator<Item = (&Arc<Group>, bool)> {
         self.entries
             .values()
-            .filter(move |entry| window - entry.window < UNTOLD)
             .filter_map(|entry| Some((entry.group.as_ref()?, entry.totals.established)))
     }
 
-    /// Makes room if there is none, of what will hardly be told of again.
+    /// Takes as many silent connections for ended as closes were lost, the longest silent ones first. Where there is no room,
+    /// forgets all that are silent.
     pub(super) fn tidy(&mut self, window: u64) {
+        let is_silent = |entry: &Entry| window - entry.window >= SILENT_AFTER;
         if self.entries.len() >= MOST {
-            self.entries.retain(|_, entry| window - entry.window < UNTOLD);
+            self.entries.retain(|_, entry| !is_silent(entry));
+        }
+        if self.lost_closes == 0 {
+            return;
+        }
+        let silent = self.entries.iter().filter(|(_, entry)| is_silent(entry));
+        let mut silent: Vec<_> = silent.map(|(id, entry)| (entry.window, *id)).collect();
+        silent.sort_unstable_by_key(|(window, _)| *window);
+        for (_, id) in silent
+            .into_iter()
+            .take(usize::try_from(self.lost_closes).unwrap_or(usize::MAX))
+        {
+            self.lost_closes -= 1;
+            self.entries.remove(&id);
         }
     }
 

@@ -221,19 +221,46 @@ fn a_window_ends_when_all_of_it_is_told_whether_anything_follows() {
     assert_eq!(sums(&window), (0, 1, 2, 0, 1, 0, 0));
 }
 
+/// Two connections that nobody accepts, so that no scan reaches them, and one that scans do reach.
+fn silent() -> Vec<Record> {
+    let mut records = vec![told(1, Event::Open, 1.0, 0), told(3, Event::Open, 6.0, 0)];
+    records.extend((0..7).map(|window| told(2, Event::Update, f64::from(window) * 5.0 + 4.0, 0)));
+    records.sort_by_key(|record| record.time);
+    records
+}
+
+fn open_in(windows: &[Window]) -> Vec<u64> {
+    windows.iter().map(|window| window.rows[0].sums.open).collect()
+}
+
 #[test]
-fn what_is_not_told_of_for_three_windows_is_not_open() {
-    let mut records = vec![told(1, Event::Open, 1.0, 0)];
-    records.extend((0..5).map(|window| told(2, Event::Update, f64::from(window) * 5.0 + 4.0, 0)));
-    let open: Vec<_> = all(&records).iter().map(|window| window.rows[0].sums.open).collect();
-    assert_eq!(open, [2, 2, 2, 1, 1]);
-    records.push(told(1, Event::Close, 26.0, 9));
+fn silent_connections_stay_open() {
+    let mut records = silent();
+    assert_eq!(open_in(&all(&records)), [2, 3, 3, 3, 3, 3, 3]);
+    records.push(told(1, Event::Close, 36.0, 9));
     let windows = all(&records);
-    assert_eq!(
-        sums(&windows[5]),
-        (25, 9, 18, 0, 1, 1, 0),
-        "and still counts when it ends, once"
-    );
+    assert_eq!(sums(&windows[7]), (35, 9, 18, 0, 1, 2, 0));
+}
+
+#[test]
+fn lost_close_is_that_of_the_longest_silent_connection() {
+    let mut rollup = Rollup::new(settings(&[Key::Workload]));
+    rollup.lost(1);
+    assert_eq!(open_in(&windows(&mut rollup, &silent())), [2, 3, 3, 2, 2, 2, 2]);
+    let mut rollup = Rollup::new(settings(&[Key::Workload]));
+    rollup.lost(9);
+    assert_eq!(open_in(&windows(&mut rollup, &silent())), [2, 3, 3, 2, 1, 1, 1]);
+}
+
+#[test]
+fn close_that_a_filter_drops_ends_the_connection() {
+    let records = silent();
+    let mut rollup = Rollup::new(settings(&[Key::Workload]));
+    for record in &records[..2] {
+        rollup.take(record);
+    }
+    rollup.ended(records[0].id);
+    assert_eq!(open_in(&windows(&mut rollup, &records[2..])), [1, 2, 2, 2, 2, 2, 2]);
 }
 
 #[test]

@@ -12,4 +12,4 @@ mod system_calls;
 mod time;
 pub mod walker;
 
-pub use time::{measure_difference, monotonic_ns};
+pub use time::{measure_difference, monotonic_ns, monotonic_of_boot_time};

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use bytemuck::Zeroable;
 use kmesh_trace_common::Prefilter;
 
+use crate::names::local::node;
 use crate::privileges::{NEEDS, has};
 
 use super::kernel::{BTF_PATH, Options, StartError, Types, start};
@@ -28,6 +29,15 @@ pub struct Missing {
     pub problem: String,
     /// In one line.
     pub remedy: String,
+    /// Whether tracing goes on without it, and shows less.
+    pub is_optional: bool,
+}
+
+impl Finding {
+    /// Whether this system cannot trace for it.
+    pub fn is_fatal(&self) -> bool {
+        self.found.as_ref().is_err_and(|missing| !missing.is_optional)
+    }
 }
 
 /// Goes through all requirements, as far as each can be tried without the one before.
@@ -54,12 +64,33 @@ pub fn check() -> Vec<Finding> {
         findings.push(Finding {
             what: "programs",
             found: match &traced {
-                Ok(_) => Ok("loaded, attached, and all open sockets walked".to_owned()),
+                Ok(_) => Ok("loaded and attached".to_owned()),
                 Err(error) => Err(missing(error)),
             },
         });
+        if traced.is_ok() {
+            findings.push(Finding {
+                what: "open sockets",
+                found: match hidden_processes() {
+                    None => Ok("scanned, those of all processes".to_owned()),
+                    Some(missing) => Err(missing),
+                },
+            });
+        }
     }
     findings
+}
+
+/// Returns what is not seen where some processes of the machine are hidden from this one, and what to do.
+pub fn hidden_processes() -> Option<Missing> {
+    (!node::sees_all_processes()).then(|| Missing {
+        problem:
+            "processes outside of this pid namespace are hidden: their sockets from before the start have no process, \
+                  their open connections no updates, and process 1 is taken to be in the node's network namespace"
+                .to_owned(),
+        remedy: "run it in the node's pid namespace (hostPID: true in a pod, --pid=host in a container)".to_owned(),
+        is_optional: true,
+    })
 }
 
 /// One a capability.
@@ -71,6 +102,7 @@ fn privileges() -> impl Iterator<Item = Finding> {
             Some(false) => Err(Missing {
                 problem: format!("is missing; it {}", need.purpose),
                 remedy: REMEDY_PRIVILEGES.to_owned(),
+                is_optional: false,
             }),
             None => Ok(format!(
                 "{} (whether it is there, the kernel does not tell)",
@@ -104,12 +136,16 @@ pub fn missing(error: &StartError) -> Missing {
             (error.to_string(), "see whether memory, descriptors and the size of --buffer suffice".to_owned())
         }
     };
-    Missing { problem, remedy }
+    Missing {
+        problem,
+        remedy,
+        is_optional: false,
+    }
 }
 
 /// Why tracing cannot start, in two lines.
 pub fn explain(error: &StartError) -> String {
-    let Missing { problem, remedy } = missing(error);
+    let Missing { problem, remedy, .. } = missing(error);
     format!("cannot load the tracer: {problem}\n  try: {remedy}      details: kmesh-trace check")
 }
 
@@ -120,7 +156,14 @@ pub fn report(findings: &[Finding]) -> String {
         // Writing to a string cannot fail.
         _ = match found {
             Ok(found) => writeln!(text, "ok       {what:<14}{found}"),
-            Err(Missing { problem, remedy }) => writeln!(text, "MISSING  {what:<14}{problem}; {remedy}"),
+            Err(Missing {
+                problem,
+                remedy,
+                is_optional,
+            }) => {
+                let mark = if *is_optional { "limited" } else { "MISSING" };
+                writeln!(text, "{mark}  {what:<14}{problem}; {remedy}")
+            }
         };
     }
     text

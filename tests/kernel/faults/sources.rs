@@ -41,6 +41,13 @@ pub fn add(table: Table) -> Table {
         )
         .own("a_watch_that_lies", &[], a_watch_that_lies)
         .own("a_list_without_end", &[], a_list_without_end)
+        .own("kubeconfigs_that_kubectl_takes", &[], kubeconfigs_that_kubectl_takes)
+        .own(
+            "servers_that_make_no_sense_end_the_tool_with_a_message",
+            &[],
+            servers_that_make_no_sense_end_the_tool_with_a_message,
+        )
+        .own("an_exec_plugin_that_hangs", &[], an_exec_plugin_that_hangs)
 }
 
 /// Answers each question with what `answer` writes, on an address of its own. The flag that names it.
@@ -323,7 +330,13 @@ const POD: &str = r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"web-1",
 
 /// An API server that deals with each connection so, until that ends when the tracer does. Its kubeconfig.
 fn api_server(serve: impl Fn(&TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> Temporary {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = served("127.0.0.1", serve);
+    kubeconfig(&format!("http://{address}"), "")
+}
+
+/// Deals with each connection to a port of this address so; the whole address.
+fn served(ip: &str, serve: impl Fn(&TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> std::net::SocketAddr {
+    let listener = TcpListener::bind((ip, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let serve = Arc::new(serve);
     thread::spawn(move || {
@@ -332,11 +345,16 @@ fn api_server(serve: impl Fn(&TcpStream) -> std::io::Result<()> + Send + Sync + 
             thread::spawn(move || _ = serve(&stream));
         }
     });
+    address
+}
+
+/// A kubeconfig with this server, and with these members of the user.
+fn kubeconfig(server: &str, user: &str) -> Temporary {
     let kubeconfig = Temporary::new("kubeconfig");
     let text = format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
-         clusters: [{{name: c, cluster: {{server: 'http://{address}'}}}}]\n\
-         users: [{{name: u, user: {{}}}}]\n\
+         clusters: [{{name: c, cluster: {{server: '{server}'}}}}]\n\
+         users: [{{name: u, user: {{{user}}}}}]\n\
          contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n"
     );
     fs::write(&kubeconfig.0, text).unwrap();
@@ -433,4 +451,131 @@ fn a_list_without_end() {
     let kib = peak_kib(tracer.pid);
     assert!(kib < LITTLE, "{kib} KiB");
     traces_on(&tracer, 1);
+}
+
+/// Each gives names: the server is asked, and nobody else.
+fn kubeconfigs_that_kubectl_takes() {
+    const SERVER: &str = "10.9.0.1";
+    net::run("ip", &["addr", "add", &format!("{SERVER}/32"), "dev", "lo"]);
+    // It tells the truth.
+    let truth = Lie {
+        name: "",
+        said: "",
+        event: b"{\"type\":\"BOOKMARK\",\"object\":{\"metadata\":{\"resourceVersion\":\"8\"}}}\n",
+        lists: 1,
+    };
+    let truth: &'static Lie = Box::leak(Box::new(truth));
+    let address = served(SERVER, move |stream| serve(stream, truth, &Asked::default()));
+    // A proxy that refuses every connection.
+    let proxy = format!("http://{}:1", net::address(9));
+    let good = |server: &str| kubeconfig(server, "");
+    let [with_scheme, without_scheme] = [format!("http://{address}"), address.to_string()].map(|server| good(&server));
+    let path = |file: &Temporary| file.0.display().to_string();
+    let missing_first = format!("/nonexistent/kubeconfig:{}", path(&with_scheme));
+    // What it is, the flag, and variables of the environment.
+    type Case<'a> = (&'a str, String, &'a [(&'a str, &'a str)]);
+    let cases: [Case; 4] = [
+        (
+            "a file that does not exist before one that does",
+            "--kubeconfig".to_owned(),
+            &[("KUBECONFIG", &missing_first)],
+        ),
+        (
+            "a server without a scheme",
+            format!("--kubeconfig={}", path(&without_scheme)),
+            &[],
+        ),
+        (
+            "a proxy for all servers but this one",
+            format!("--kubeconfig={}", path(&with_scheme)),
+            &[("HTTP_PROXY", &proxy), ("NO_PROXY", SERVER)],
+        ),
+        (
+            "a proxy for all servers but those of this network, by the other spelling",
+            format!("--kubeconfig={}", path(&with_scheme)),
+            &[("http_proxy", &proxy), ("no_proxy", "192.0.2.1, 10.9.0.0/24")],
+        ),
+    ];
+    for (name, flag, environment) in &cases {
+        let mut start = Start::resolving(&["-o", "json", flag]);
+        for (variable, value) in *environment {
+            start = start.env(variable, value);
+        }
+        let tracer = start.tracing();
+        tracer.wait_said(&format!(
+            "kmesh-trace: names come from the API server at http://{address}"
+        ));
+        let end = tracer.interrupt();
+        assert_eq!(end.status.code(), Some(0), "{name}: {:?}", end.stderr);
+    }
+    // Without the exception the proxy is asked, so the exception is what the cases above are about.
+    let flag = format!("--kubeconfig={}", path(&with_scheme));
+    let tracer = Start::resolving(&["-o", "json", &flag])
+        .env("HTTP_PROXY", &proxy)
+        .tracing();
+    let line = tracer.wait_said("kmesh-trace: warning: no names yet from the API server at");
+    assert!(line.contains("proxy"), "{line}");
+    tracer.interrupt();
+}
+
+/// A message, status 1, no backtrace and no other thread's words.
+fn servers_that_make_no_sense_end_the_tool_with_a_message() {
+    for server in [
+        "127.0.0.1:7701:80",
+        "127.0.0.1:port",
+        "http://[::1",
+        "http://",
+        "//a b",
+        "://",
+        "unix:///run/x.sock",
+    ] {
+        let kubeconfig = kubeconfig(server, "");
+        let flag = format!("--kubeconfig={}", kubeconfig.0.display());
+        let end = Start::resolving(&["-o", "json", &flag]).spawn().wait();
+        let said = end.stderr.join("\n");
+        assert_eq!(end.status.code(), Some(1), "{server}: {said}");
+        assert!(
+            said.contains("(--kubeconfig)") && said.contains("server") && !said.contains("panicked"),
+            "{server}: {said}"
+        );
+    }
+}
+
+/// The ids of the processes with this argument.
+fn processes_with(argument: &str) -> Vec<String> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let with = processes.filter(|process| {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|one| one == argument.as_bytes())
+    });
+    with.map(|process| process.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+/// It holds up no other source, is an error after ten seconds, and is gone with the tool, even if the tool is killed.
+fn an_exec_plugin_that_hangs() {
+    let url = kubelet(|stream| {
+        let list = format!(r#"{{"kind":"PodList","apiVersion":"v1","metadata":{{}},"items":[{POD}]}}"#);
+        answer(stream, "200 OK", &list);
+    });
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let seconds = format!("{}{:03}", std::process::id(), signal as i32);
+        let user = format!(
+            "exec: {{command: /bin/sleep, args: ['{seconds}'], apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never}}"
+        );
+        let kubeconfig = kubeconfig("http://127.0.0.1:1", &user);
+        let flag = format!("--kubeconfig={}", kubeconfig.0.display());
+        let tracer = Start::resolving(&["-o", "json", &url, &flag]).tracing();
+        tracer.wait_said("kmesh-trace: names come from the kubelet at");
+        wait_until("the plugin runs", || processes_with(&seconds).len() == 1);
+        if signal == Signal::SIGINT {
+            let line = tracer.wait_said("kmesh-trace: error: no names from the API server at");
+            assert!(line.contains("in the first 10 s"), "{line}");
+            traces_on(&tracer, 1);
+        } else {
+            tracer.signal(signal);
+            tracer.wait();
+        }
+        wait_until("the plugin ends", || processes_with(&seconds).is_empty());
+    }
 }

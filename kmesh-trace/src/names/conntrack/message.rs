@@ -4,6 +4,7 @@
 //! in network order, what belongs to netlink in the machine's.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 /// Room for any question: of IPv6, 112 bytes.
 pub const LONGEST_QUESTION: usize = 128;
@@ -17,6 +18,8 @@ const CT_GET: u16 = 1 << 8 | 1;
 const NESTED: u16 = 1 << 15;
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const PROTOINFO: u16 = 4;
+const TIMEOUT: u16 = 7;
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 const IP_V4_SRC: u16 = 1;
@@ -26,6 +29,8 @@ const IP_V6_DST: u16 = 4;
 const PROTO_NUM: u16 = 1;
 const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
+const PROTOINFO_TCP: u16 = 1;
+const PROTOINFO_TCP_STATE: u16 = 1;
 
 const TCP: u8 = 6;
 const AF_INET: u8 = 2;
@@ -35,11 +40,22 @@ const AF_INET6: u8 = 10;
 const HEADER: usize = 16;
 const HEADERS: usize = HEADER + 4;
 
+/// An entry of connection tracking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The address that answers the client.
+    pub backend: SocketAddr,
+    /// The state of the TCP connection (`enum tcp_conntrack`).
+    pub state: Option<u8>,
+    /// The time until the kernel forgets the entry, unless another packet comes.
+    pub expires_in: Option<Duration>,
+}
+
 /// What came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Who answers the client.
-    Backend(SocketAddr),
+    /// The entry that was asked for.
+    Found(Entry),
     /// The kernel says no: its error number.
     Refused(i32),
     /// Something else.
@@ -119,17 +135,25 @@ fn read(datagram: &[u8], sequence: u32) -> Option<Answer> {
             let errno = i32::from_ne_bytes(message.get(HEADER..HEADER + 4)?.try_into().ok()?);
             Some(Answer::Refused(errno.checked_neg()?))
         }
-        CT_NEW => {
-            let reply = find(message.get(HEADERS..)?, &[TUPLE_REPLY])?;
-            let ip: IpAddr = match (find(reply, &[TUPLE_IP, IP_V4_SRC]), find(reply, &[TUPLE_IP, IP_V6_SRC])) {
-                (Some(octets), _) => <[u8; 4]>::try_from(octets).ok()?.into(),
-                (None, octets) => <[u8; 16]>::try_from(octets?).ok()?.into(),
-            };
-            let port = find(reply, &[TUPLE_PROTO, PROTO_SRC_PORT])?.try_into().ok()?;
-            Some(Answer::Backend(SocketAddr::new(ip, u16::from_be_bytes(port))))
-        }
+        CT_NEW => entry(message.get(HEADERS..)?).map(Answer::Found),
         _ => None,
     }
+}
+
+fn entry(attributes: &[u8]) -> Option<Entry> {
+    let reply = find(attributes, &[TUPLE_REPLY])?;
+    let ip: IpAddr = match (find(reply, &[TUPLE_IP, IP_V4_SRC]), find(reply, &[TUPLE_IP, IP_V6_SRC])) {
+        (Some(octets), _) => <[u8; 4]>::try_from(octets).ok()?.into(),
+        (None, octets) => <[u8; 16]>::try_from(octets?).ok()?.into(),
+    };
+    let port = find(reply, &[TUPLE_PROTO, PROTO_SRC_PORT])?.try_into().ok()?;
+    let state = find(attributes, &[PROTOINFO, PROTOINFO_TCP, PROTOINFO_TCP_STATE]);
+    let seconds = find(attributes, &[TIMEOUT]).and_then(|bytes| bytes.try_into().ok());
+    Some(Entry {
+        backend: SocketAddr::new(ip, u16::from_be_bytes(port)),
+        state: state.and_then(|bytes| bytes.first().copied()),
+        expires_in: seconds.map(|bytes| Duration::from_secs(u32::from_be_bytes(bytes).into())),
+    })
 }
 
 /// The value of an attribute within attributes.
@@ -205,9 +229,24 @@ mod tests {
              1c00 0280 0500 0100 06000000 0600 0200 9c400000 0600 0300 00500000 \
              3400 0280 1400 0180 0800 0100 0a010007 0800 0200 0a010005 \
              1c00 0280 0500 0100 06000000 0600 0200 1f900000 0600 0300 9c400000";
+        let expected = Answer::Found(Entry {
+            backend: "10.1.0.7:8080".parse().unwrap(),
+            state: None,
+            expires_in: None,
+        });
         let found = answers(CT_NEW, entry);
-        let expected = Answer::Backend("10.1.0.7:8080".parse().unwrap());
         assert_eq!(answer(&found, 7), expected);
+        // In TIME_WAIT, for 100 s more.
+        let whole = answers(
+            CT_NEW,
+            &format!("{entry} 1000 0480 0c00 0180 0500 0100 07000000 0800 0700 00000064"),
+        );
+        let ended = Answer::Found(Entry {
+            backend: "10.1.0.7:8080".parse().unwrap(),
+            state: Some(7),
+            expires_in: Some(Duration::from_secs(100)),
+        });
+        assert_eq!(answer(&whole, 7), ended);
         assert_eq!(answer(&found, 8), Answer::Other, "to another question");
         let refusal = answers(ERROR, "feffffff");
         assert_eq!(answer(&refusal, 7), Answer::Refused(2));

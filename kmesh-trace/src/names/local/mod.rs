@@ -5,6 +5,8 @@ pub mod cgroup;
 pub mod cgroup_tree;
 #[cfg(target_os = "linux")]
 pub mod netns;
+#[cfg(target_os = "linux")]
+pub mod node;
 
 #[cfg(target_os = "linux")]
 pub use cgroup_tree::CgroupTree;

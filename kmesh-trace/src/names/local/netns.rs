@@ -10,9 +10,7 @@
 mod tests;
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -21,10 +19,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
 use rustix::param::clock_ticks_per_second;
 use rustix::process::{Resource, getrlimit};
-use rustix::time::{ClockId, clock_gettime};
 
 use super::cgroup::{CgroupKind, CgroupPath, PodCgroup};
 use super::cgroup_tree::{Budget, Hierarchy, Lookup, mounts, path_text, read_start};
+use super::node;
+use crate::source::monotonic_of_boot_time;
 
 /// The time between two scans, whatever makes them necessary.
 const SCAN_INTERVAL: Duration = Duration::from_secs(1);
@@ -80,8 +79,7 @@ impl PodNamespaces {
 
     fn of(mounts: Vec<PathBuf>, on_change: impl Fn() + Send + 'static) -> Self {
         let namespaces = Self {
-            // Where the first process may not be inspected, this one is taken to be in its namespace.
-            node: inode(Path::new("/proc/1/ns/net")).or_else(|| inode(Path::new("/proc/self/ns/net"))),
+            node: node::network_namespace().and_then(|namespace| namespace.inode.try_into().ok()),
             shared: Arc::default(),
         };
         let hierarchies = mounts.iter().filter_map(|mount| Hierarchy::open(mount).ok()).collect();
@@ -298,13 +296,7 @@ fn started_ns(process: &OwnedFd) -> Option<u64> {
     let text = read_start(process, Path::new("stat")).ok()?;
     let ticks = start_ticks(&text)?;
     let tick_ns = 1_000_000_000 / clock_ticks_per_second();
-    let nanoseconds = |clock| {
-        let now = clock_gettime(clock);
-        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-    };
-    // The boot-time clock also counts while the machine is suspended.
-    let suspended_ns = nanoseconds(ClockId::Boottime).saturating_sub(nanoseconds(ClockId::Monotonic));
-    Some(((ticks + 1) * tick_ns).saturating_sub(suspended_ns))
+    Some(monotonic_of_boot_time((ticks + 1) * tick_ns))
 }
 
 /// Reads field 22 of `/proc/PID/stat`. The second field, in parentheses, may contain anything.
@@ -312,8 +304,4 @@ fn start_ticks(stat: &[u8]) -> Option<u64> {
     let end = stat.iter().rposition(|byte| *byte == b')')?;
     let fields = str::from_utf8(&stat[end + 1..]).ok()?;
     fields.split_whitespace().nth(19)?.parse().ok()
-}
-
-fn inode(path: &Path) -> Option<u32> {
-    fs::metadata(path).ok()?.ino().try_into().ok()
 }

@@ -78,7 +78,7 @@ static SPEC: Fields = Fields(&[
     ("ports", Object(&PORT)),
 ]);
 
-static CONTAINER: Fields = Fields(&[("name", Value), ("ports", Object(&PORT))]);
+static CONTAINER: Fields = Fields(&[("name", Value), ("restartPolicy", Value), ("ports", Object(&PORT))]);
 
 static PORT: Fields = Fields(&[
     ("name", Value),

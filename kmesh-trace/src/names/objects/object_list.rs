@@ -393,6 +393,7 @@ mod tests {
     fn events_of_a_watch_are_read() {
         let (all, reader) = events(
             r#"{"type":"ADDED","object":{"metadata":{"uid":"a","name":"web","resourceVersion":"8"}}}
+            {"object":{"metadata":{"uid":"c","name":"db","resourceVersion":"8"}},"type":"MODIFIED"}
             {"type":"DELETED","object":{"metadata":{"uid":"b","resourceVersion":"9"}}}
             {"type":"BOOKMARK","object":{"kind":"Pod","metadata":{"resourceVersion":"10"},"spec":{"containers":null}}}
             {"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}"#,
@@ -407,7 +408,7 @@ mod tests {
                 other => format!("{other:?}"),
             })
             .collect();
-        assert_eq!(kinds, ["upsert a", "delete b", "bookmark", "error 410"]);
+        assert_eq!(kinds, ["upsert a", "upsert c", "delete b", "bookmark", "error 410"]);
         assert_eq!(reader.version.as_deref(), Some("10"));
     }
 

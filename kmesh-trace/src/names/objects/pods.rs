@@ -39,9 +39,11 @@ struct PodSpec {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct Container {
     name: Option<String>,
+    /// `Always` makes an init container a sidecar, which runs beside the pod's containers.
+    restart_policy: Option<String>,
     ports: List<ContainerPort, MAX_PORTS>,
 }
 
@@ -81,6 +83,14 @@ fn container_id(text: &str) -> Option<ContainerId> {
 }
 
 impl Container {
+    /// Returns the init container without the ports that it has only before the pod's containers start: no Service leads there.
+    fn into_init_container(mut self) -> Self {
+        if self.restart_policy.as_deref() != Some("Always") {
+            self.ports.0.clear();
+        }
+        self
+    }
+
     fn object(self, ids: &BTreeMap<&str, ContainerId>) -> ContainerObject {
         let name = self.name.unwrap_or_default();
         let named = |container_port: ContainerPort| {
@@ -144,7 +154,9 @@ impl Pod {
         let status = self.status.unwrap_or_default();
         let (namespace, name) = meta.namespaced_name();
         let ids = status.container_ids();
-        let containers = [spec.init_containers, spec.containers, spec.ephemeral_containers];
+        let containers = (spec.init_containers.0.into_iter().map(Container::into_init_container))
+            .chain(spec.containers.0)
+            .chain(spec.ephemeral_containers.0);
         let annotations = meta.annotations.as_ref().cloned().unwrap_or_default();
         let owner = meta.controller().map_or(Owner::Nobody, Owner::By);
         let node = spec.node_name.filter(|name| !name.is_empty());
@@ -178,11 +190,7 @@ impl Pod {
                 .and_then(time)
                 .or_else(|| meta.creation_timestamp.as_deref().and_then(time)),
             terminal: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
-            containers: containers
-                .into_iter()
-                .flat_map(|containers| containers.0)
-                .map(|container| container.object(&ids))
-                .collect(),
+            containers: containers.map(|container| container.object(&ids)).collect(),
         })
     }
 }
@@ -255,6 +263,21 @@ mod tests {
             ],
         };
         assert_eq!(pod(&json), expected);
+    }
+
+    #[test]
+    fn ports_of_init_containers_count_only_for_sidecars() {
+        let port = r#""ports":[{"name":"http","containerPort":8080}]"#;
+        let found = with(&format!(
+            r#""spec":{{"initContainers":[{{"name":"first",{port}}},{{"name":"sidecar","restartPolicy":"Always",{port}}}],
+              "containers":[{{"name":"main",{port}}}]}}"#
+        ));
+        let counts: Vec<_> = found
+            .containers
+            .iter()
+            .map(|one| (&*one.name, one.ports.len()))
+            .collect();
+        assert_eq!(counts, [("first", 0), ("sidecar", 1), ("main", 1)]);
     }
 
     #[test]

@@ -93,19 +93,33 @@ impl Service {
             Some(Labels(selector)) => selector?,
             None => Vec::new(),
         };
-        // Such a Service is a name in DNS. It has no endpoints, even if a selector is left in it.
-        let is_external_name = spec.service_type.as_deref() == Some("ExternalName");
+        // Such a Service is a name in DNS: it has neither addresses nor endpoints, whatever else is left in it.
+        if spec.service_type.as_deref() == Some("ExternalName") {
+            return Some(Object::Service(ServiceObject {
+                namespace,
+                name,
+                ..ServiceObject::default()
+            }));
+        }
+        let headless = spec.cluster_ip.as_deref() == Some("None");
+        let mut external_ips: Vec<_> = (spec.external_ips.0.iter().map(String::as_str))
+            .chain(balancer.ingress.0.iter().filter_map(|one| one.ip.as_deref()))
+            .filter_map(ip)
+            .collect();
+        let mut ports: Vec<_> = spec.ports.0.into_iter().filter_map(Port::service_port).collect();
+        if headless {
+            // Nothing translates for a headless Service.
+            external_ips.clear();
+            ports.iter_mut().for_each(|port| port.node_port = None);
+        }
         Some(Object::Service(ServiceObject {
             namespace,
             name,
             cluster_ips,
-            external_ips: (spec.external_ips.0.iter().map(String::as_str))
-                .chain(balancer.ingress.0.iter().filter_map(|one| one.ip.as_deref()))
-                .filter_map(ip)
-                .collect(),
-            headless: spec.cluster_ip.as_deref() == Some("None"),
-            selector: if is_external_name { Vec::new() } else { selector },
-            ports: spec.ports.0.into_iter().filter_map(Port::service_port).collect(),
+            external_ips,
+            headless,
+            selector,
+            ports,
         }))
     }
 }
@@ -168,14 +182,30 @@ mod tests {
     }
 
     #[test]
-    fn external_name_service_has_no_selector() {
+    fn external_name_service_has_only_its_name() {
         let spec = |kind: &str| {
             format!(
-                r#"{{"metadata":{{"name":"a"}},"spec":{{"type":"{kind}","selector":{{"app":"web"}},"ports":[{{"port":80,"targetPort":8080}}]}}}}"#
+                r#"{{"metadata":{{"name":"a"}},"spec":{{"type":"{kind}","selector":{{"app":"web"}},"clusterIP":"10.96.0.7",
+                  "externalIPs":["192.0.2.1"],"ports":[{{"port":80,"targetPort":8080,"nodePort":30080}}]}},
+                  "status":{{"loadBalancer":{{"ingress":[{{"ip":"198.51.100.1"}}]}}}}}}"#
             )
         };
-        assert_eq!(service(&spec("ClusterIP")).selector.len(), 1);
-        assert_eq!(service(&spec("ExternalName")).selector, []);
+        let of_cluster = service(&spec("ClusterIP"));
+        assert_eq!((of_cluster.selector.len(), of_cluster.external_ips.len()), (1, 2));
+        let expected = ServiceObject {
+            name: "a".to_owned(),
+            ..ServiceObject::default()
+        };
+        assert_eq!(service(&spec("ExternalName")), expected);
+    }
+
+    #[test]
+    fn headless_service_is_dialled_by_no_other_address() {
+        let headless = service(
+            r#"{"metadata":{"name":"a"},"spec":{"clusterIP":"None","externalIPs":["192.0.2.1"],"selector":{"app":"a"},
+              "ports":[{"port":80,"nodePort":30080}]}}"#,
+        );
+        assert_eq!((headless.external_ips, headless.ports[0].node_port), (vec![], None));
     }
 
     #[test]

@@ -117,18 +117,25 @@ pub struct Health {
 impl Health {
     /// Returns the state at the start of the sources.
     pub fn new(sources: Vec<SourceState>, status: Arc<Status>, names_from: NamesFrom, began: Instant) -> Self {
-        names_from.set(&[]);
-        Self {
+        let health = Self {
             automatic_due: sources.iter().any(|source| !source.named),
             sources,
             status,
             names_from,
             began,
-        }
+        };
+        health.show_sources();
+        health
     }
 
     /// Takes a report, and returns what is to be said.
     pub fn report(&mut self, index: usize, report: Report, now: Instant) -> Vec<StatusMessage> {
+        let messages = self.messages(index, report, now);
+        self.show_sources();
+        messages
+    }
+
+    fn messages(&mut self, index: usize, report: Report, now: Instant) -> Vec<StatusMessage> {
         match report {
             Report::Answered => self.answered(index),
             Report::Failed(error) => self.failed(index, error, now),
@@ -157,11 +164,8 @@ impl Health {
         let was_warned = source.warned.take().is_some();
         let (named, label) = (source.named, source.label.clone());
         self.status.failing.fetch_and(!bit(index), Ordering::Relaxed);
-        if is_first {
-            self.list_names();
-            if !named && self.automatic_due {
-                return self.automatic(false);
-            }
+        if is_first && !named && self.automatic_due {
+            return self.automatic(false);
         }
         let text = match (is_first, was_warned) {
             (true, _) => format!("names come from {label}"),
@@ -171,11 +175,17 @@ impl Health {
         vec![StatusMessage::Note(text)]
     }
 
-    /// Lists every source that has answered once, whether it still answers or not: its names are used.
-    fn list_names(&self) {
+    /// Shows every source that has answered once, whether it still answers or not: its names are used. Without one, says whether
+    /// any is still awaited: not once a message has said that there are no names.
+    fn show_sources(&self) {
         let answered = self.sources.iter().filter(|source| source.answered);
+        let is_awaited = |source: &SourceState| match source.named {
+            true => !source.late,
+            false => self.automatic_due,
+        };
+        let is_any_awaited = self.sources.iter().any(is_awaited);
         self.names_from
-            .set(&answered.map(|source| source.word).collect::<Vec<_>>());
+            .set(&answered.map(|source| source.word).collect::<Vec<_>>(), is_any_awaited);
     }
 
     fn failed(&mut self, index: usize, error: SourceError, now: Instant) -> Vec<StatusMessage> {
@@ -257,6 +267,7 @@ impl Health {
                 }
             }
         }
+        self.show_sources();
         messages
     }
 
@@ -379,6 +390,28 @@ mod tests {
         assert_eq!(run.health.answered(0), ["names come again from K"]);
         assert!(!run.status.has_failed());
         assert_eq!(run.health.next_deadline(), None);
+    }
+
+    #[test]
+    fn header_says_what_messages_say() {
+        let failed = || Report::Failed(SourceError::new("none".to_owned()));
+        let header = |run: &Run| run.health.names_from.text();
+        let mut automatic = Run::of(&[("C", false), ("K", false)]);
+        let now = automatic.after(0);
+        assert_eq!(header(&automatic), "no names yet");
+        assert_eq!(automatic.health.report(0, failed(), now), [""; 0]);
+        assert_eq!(header(&automatic), "no names yet");
+        let messages = automatic.health.report(1, failed(), now);
+        assert_eq!(messages, ["no names, addresses only: C (none); K (none)"]);
+        assert_eq!(header(&automatic), "no names");
+        automatic.health.report(1, Report::Answered, now);
+        assert_eq!(header(&automatic), "names: word", "it came up later");
+
+        let mut named = Run::of(&[("K", true), ("F", false)]);
+        named.health.deadline(named.after(2));
+        assert_eq!(header(&named), "no names yet", "K is still awaited");
+        named.health.deadline(named.after(10));
+        assert_eq!(header(&named), "no names");
     }
 
     #[test]

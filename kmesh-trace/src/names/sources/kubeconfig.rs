@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::credentials::{Credentials, Plugin};
 use super::error::{self, SourceError};
-use super::http_client::HttpClient;
+use super::http_client::{HttpClient, has_valid_port};
 use super::proxy::Proxy;
 use super::tls::{Identity, Pem, TlsSettings};
 use crate::config::ApiServer;
@@ -401,7 +401,7 @@ fn server_url(text: &str, has_tls: bool) -> Result<Uri, SourceError> {
                 .to_owned(),
         ));
     }
-    match authority.host().is_empty() {
+    match authority.host().is_empty() || !has_valid_port(authority) {
         true => Err(invalid()),
         false => Ok(uri),
     }

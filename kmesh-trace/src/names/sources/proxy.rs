@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::uri::Authority;
 use http::{HeaderValue, Uri};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
@@ -14,6 +15,7 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::error::{self, SourceError};
+use super::http_client::has_valid_port;
 
 /// A proxy.
 #[derive(Clone)]
@@ -52,7 +54,9 @@ impl Proxy {
             None => (None, authority),
         };
         let uri: Uri = format!("http://{host}").parse().map_err(|_| invalid())?;
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(invalid)?;
+        let authority = uri.authority().filter(|authority| has_valid_port(authority));
+        let host = authority.map(Authority::host).filter(|host| !host.is_empty());
+        let host = host.ok_or_else(invalid)?;
         let port = uri.port_u16().unwrap_or(default_port);
         Ok(Self {
             uri: format!("http://{host}:{port}/").parse().map_err(|_| invalid())?,
@@ -218,6 +222,8 @@ mod tests {
             "ftp://me:s3cret@proxy",
             "http://me:s3cret@ proxy",
             "http://me:s3cret@",
+            "http://proxy:s3cret",
+            "http://proxy:99999",
             "",
         ] {
             let error = proxy(url).unwrap_err().to_string();

@@ -41,7 +41,8 @@ pub struct LocalContext {
     pub netns_pod: Option<PodCgroup>,
     /// Whether root made its network namespace, so that its owner cannot choose its addresses at will.
     pub is_netns_of_root: bool,
-    /// The backend to which the address that the client dialled was translated.
+    /// The backend to which the node's network namespace translated the client's address, port and dialled address. It counts
+    /// only for a socket whose packets pass there.
     pub backend: Option<SocketAddr>,
 }
 
@@ -172,13 +173,9 @@ impl Store {
     /// Adds names to `record`, at time `now`.
     pub fn annotate(&mut self, record: &mut Record, local: &LocalContext, now: WallTime) {
         let start = started(record);
-        if let Some(backend) = local.backend {
-            record.names.original_dst = Some(record.dst);
-            record.dst = backend;
-        }
-        let (local_ip, remote_ip) = match record.direction {
-            Direction::Outbound => (record.src.ip(), record.dst.ip()),
-            Direction::Inbound => (record.dst.ip(), record.src.ip()),
+        let local_ip = match record.direction {
+            Direction::Outbound => record.src.ip(),
+            Direction::Inbound => record.dst.ip(),
         };
         let cgroup = local.owner.as_ref().and_then(|owner| owner.pod.as_ref());
         let local_root = cgroup.or(local.netns_pod.as_ref());
@@ -198,6 +195,16 @@ impl Store {
             self.doubt_unless_known(&pod.uid, local_ip, start, now);
         }
         let local_pod = self.local_pod(local_ip, local, start, allowed);
+        if let Some(backend) = local.backend
+            && self.is_through_node(local_ip, local, local_pod.as_ref(), start, allowed)
+        {
+            record.names.original_dst = Some(record.dst);
+            record.dst = backend;
+        }
+        let remote_ip = match record.direction {
+            Direction::Outbound => record.dst.ip(),
+            Direction::Inbound => record.src.ip(),
+        };
         let remote_pod = self.remote_pod(local_ip, remote_ip, local_pod.as_ref(), start, allowed);
         let container = local.owner.as_ref().and_then(|owner| owner.container);
         record.container_id = container;
@@ -233,6 +240,20 @@ impl Store {
         if self.pods.find(uid).is_none() && self.pods.is_pod_address(ip) {
             self.doubts.raise(ip, start, now);
         }
+    }
+
+    /// Returns whether the node's network namespace sees packets of the socket with its address `ip`. Only the node's own
+    /// sockets and those of its pods are certain: in any other namespace somebody else may use the same numbers.
+    fn is_through_node(
+        &self,
+        ip: IpAddr,
+        local: &LocalContext,
+        local_pod: Option<&Found>,
+        start: WallTime,
+        allowed: SourceSet,
+    ) -> bool {
+        let is_pods = |found: &Found| self.pods.may_have_held(found.reference, ip, start, allowed);
+        local.is_in_node_netns || local_pod.is_some_and(is_pods)
     }
 
     /// Returns the pod of the local end: by the cgroup, else by the network namespace, else by the address, where root chose

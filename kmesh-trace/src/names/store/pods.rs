@@ -506,6 +506,15 @@ impl Pods {
         holder.filter(|_| is_certain).map(PodRef)
     }
 
+    /// Returns whether `ip` was the address of this pod at `time`, or may have been: sources list neither an address of the
+    /// pod nor another pod with this one.
+    pub fn may_have_held(&self, pod: PodRef, ip: IpAddr, time: WallTime, allowed: SourceSet) -> bool {
+        match self.holder(ip, time, allowed) {
+            Some(holder) => holder == pod,
+            None => self.entries[pod.0 as usize].ips.is_empty() && self.addresses.get(&ip).is_empty(),
+        }
+    }
+
     /// Returns whether a listed pod has, or a remembered pod had, this address.
     pub fn is_pod_address(&self, ip: IpAddr) -> bool {
         !self.addresses.get(&ip).is_empty()

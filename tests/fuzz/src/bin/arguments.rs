@@ -15,7 +15,8 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
             Surroundings {
                 no_color: None,
                 stdout_is_terminal: false,
-                screen: false,
+                stdin_is_terminal: false,
+                term: None,
                 page_size: 4096,
             },
         );

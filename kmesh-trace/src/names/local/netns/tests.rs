@@ -1,3 +1,4 @@
+use std::fs;
 use std::sync::mpsc::channel;
 
 use super::*;
@@ -20,9 +21,7 @@ fn start_time_is_read_past_any_name() {
 fn own_process_started_before_now_and_after_the_first_one() {
     let open = |path: &str| openat(rustix::fs::CWD, path, OFlags::PATH, Mode::empty()).unwrap();
     let (first, own) = (started_ns(&open("/proc/1")), started_ns(&open("/proc/self")));
-    let now = clock_gettime(ClockId::Monotonic);
-    let tick = 1_000_000_000 / clock_ticks_per_second();
-    let now_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64 + tick;
+    let now_ns = now_ns();
     assert!(first.unwrap() <= own.unwrap() && own.unwrap() <= now_ns);
 }
 
@@ -58,7 +57,9 @@ impl Process {
     }
 
     fn netns(&self) -> u32 {
-        inode(Path::new(&format!("/proc/{}/ns/net", self.0.id()))).unwrap()
+        node::inode(Path::new(&format!("/proc/{}/ns/net", self.0.id())))
+            .and_then(|inode| inode.try_into().ok())
+            .unwrap()
     }
 }
 
@@ -93,9 +94,8 @@ fn remove(directory: &Path) {
 }
 
 fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
     // A process's start is rounded up to a tick.
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64 + 1_000_000_000 / clock_ticks_per_second()
+    crate::source::monotonic_ns() + 1_000_000_000 / clock_ticks_per_second()
 }
 
 /// Each in a hierarchy of version 1 where there is one: this is for nodes that have no others.

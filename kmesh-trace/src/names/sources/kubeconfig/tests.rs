@@ -43,6 +43,8 @@ fn errors_quote_nothing_of_the_file() {
             "a user in the URL",
         ),
         (config("server: 's3cret s3cret'", "token: t"), "not a URL"),
+        (config("server: 127.0.0.1:s3cret", "token: t"), "not a URL"),
+        (config("server: https://host:99999", "token: s3cret"), "not a URL"),
         (config("server: ftp://s3cret", "token: t"), "neither http nor https"),
         (
             config(good, "client-certificate-data: s3cret!\n    client-key-data: s3cret!"),

@@ -274,6 +274,69 @@ fn both_ends_have_the_names_that_are_certain() {
     }
 }
 
+/// The node's namespace has an entry with the same four numbers.
+#[test]
+fn translation_counts_only_where_the_node_sees_the_packets() {
+    const DB: &str = "10.1.0.6:15432";
+    let cases = [
+        (
+            "of the node",
+            "192.168.0.1:40000",
+            on_node(LocalContext::default()),
+            true,
+        ),
+        ("of a pod", "10.1.0.5:40000", in_pod("web"), true),
+        ("by the pod's namespace", "10.1.0.5:40000", in_netns_of("web"), true),
+        ("by the pod's address", "10.1.0.5:40000", in_namespace(), true),
+        ("of nobody's namespace", "10.9.9.9:40000", in_namespace(), false),
+        (
+            "of another user's namespace",
+            "10.1.0.5:40000",
+            LocalContext::default(),
+            false,
+        ),
+        (
+            "of a container that is no pod's",
+            "10.1.0.5:40000",
+            in_container(),
+            false,
+        ),
+        // Whoever may, makes a namespace within a pod's cgroup, and gives it any address.
+        ("of another pod's address", "10.1.0.5:40000", in_pod("db"), false),
+        ("of an address that is no pod's", "10.9.9.9:40000", in_pod("web"), false),
+        (
+            "of a pod that no source knows",
+            "10.9.9.9:40000",
+            in_pod("unknown"),
+            false,
+        ),
+    ];
+    for (what, src, local, expected) in cases {
+        let mut record = record(Direction::Outbound, src, "10.96.0.1:5432");
+        store().annotate(&mut record, &translated(local, DB), at(41));
+        let is_translated = record.dst == DB.parse().unwrap();
+        let is_reported = record.names.original_dst == Some("10.96.0.1:5432".parse().unwrap());
+        assert_eq!((is_translated, is_reported), (expected, expected), "{what}");
+    }
+}
+
+/// A source that lists no addresses, such as log folders, and a pod so young that it has none in the list yet.
+#[test]
+fn translation_counts_for_a_pod_whose_address_is_not_listed_yet() {
+    let mut store = store();
+    let young = Object::Pod(PodObject {
+        uid: "young".to_owned(),
+        name: "young".to_owned(),
+        ..PodObject::default()
+    });
+    apply(&mut store, API, 30, Change::Upsert(young));
+    for (src, expected) in [("10.1.0.77:40000", true), ("10.1.0.5:40000", false)] {
+        let mut record = record(Direction::Outbound, src, "10.96.0.1:5432");
+        store.annotate(&mut record, &translated(in_pod("young"), "10.1.0.6:15432"), at(41));
+        assert_eq!(record.names.original_dst.is_some(), expected, "{src}");
+    }
+}
+
 #[test]
 fn an_address_names_its_pod_of_the_connections_start() {
     let name_at = |start: Option<i64>, observed: i64| {

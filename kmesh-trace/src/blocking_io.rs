@@ -1,0 +1,128 @@
+//! Reading and writing that waits, whatever the descriptor's flags.
+//!
+//! `O_NONBLOCK` belongs to the open file, not to the descriptor: a task runner that set it for itself on a pipe or a terminal has
+//! set it for the tool too. `EAGAIN` then means later, not never.
+
+use std::io::{self, ErrorKind, Read, Write};
+
+/// A stream of which each call waits until it can do something.
+#[derive(Debug)]
+pub struct Blocking<T>(pub T);
+
+#[cfg(unix)]
+mod wait {
+    use std::io;
+    use std::os::fd::AsFd;
+
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::io::Errno;
+
+    pub trait Descriptor: AsFd {}
+    impl<T: AsFd> Descriptor for T {}
+
+    /// Waits until a call of this kind can do something, be it to fail.
+    fn ready(stream: &impl AsFd, flags: PollFlags) -> io::Result<()> {
+        match poll(&mut [PollFd::new(stream, flags)], None) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub fn readable(stream: &impl AsFd) -> io::Result<()> {
+        ready(stream, PollFlags::IN)
+    }
+
+    pub fn writable(stream: &impl AsFd) -> io::Result<()> {
+        ready(stream, PollFlags::OUT)
+    }
+}
+
+#[cfg(not(unix))]
+mod wait {
+    use std::io;
+
+    pub trait Descriptor {}
+    impl<T> Descriptor for T {}
+
+    pub fn readable(_: &impl Sized) -> io::Result<()> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    pub fn writable(_: &impl Sized) -> io::Result<()> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+}
+
+impl<T: Read + wait::Descriptor> Read for Blocking<T> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.read(bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => wait::readable(&self.0)?,
+                done => return done,
+            }
+        }
+    }
+}
+
+/// `write_all` and `write_fmt` are made of these two, so nothing that was taken is written twice.
+impl<T: Write + wait::Descriptor> Write for Blocking<T> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.write(bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => wait::writable(&self.0)?,
+                done => return done,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        loop {
+            match self.0.flush() {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => wait::writable(&self.0)?,
+                done => return done,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::thread;
+
+    use rustix::io::ioctl_fionbio;
+
+    use super::*;
+
+    /// A pipe takes 64 KiB, and gives nothing until something is written: both ends have to wait.
+    #[test]
+    fn nonblocking_pipe_takes_and_gives_all() {
+        let bytes: Vec<u8> = (0..1_000_000_u32).map(|number| number as u8).collect();
+        let (reader, writer) = std::io::pipe().unwrap();
+        ioctl_fionbio(reader.as_fd(), true).unwrap();
+        ioctl_fionbio(writer.as_fd(), true).unwrap();
+        let [reader, writer] = [reader.into(), writer.into()].map(|fd: std::os::fd::OwnedFd| Blocking(File::from(fd)));
+        let mut reader = reader;
+        let read = thread::spawn(move || {
+            let mut read = Vec::new();
+            reader.read_to_end(&mut read).map(|_| read)
+        });
+        let mut writer = io::LineWriter::new(writer);
+        writer.write_all(&bytes).unwrap();
+        writer.flush().unwrap();
+        drop(writer);
+        assert!(read.join().unwrap().unwrap() == bytes);
+    }
+
+    #[test]
+    fn reader_that_is_gone_ends_the_wait() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        ioctl_fionbio(writer.as_fd(), true).unwrap();
+        let mut writer = Blocking(writer);
+        let write = thread::spawn(move || writer.write_all(&vec![0; 1_000_000]));
+        drop(reader);
+        assert_eq!(write.join().unwrap().unwrap_err().kind(), ErrorKind::BrokenPipe);
+    }
+}

@@ -1,0 +1,78 @@
+//! How long connection tracking remembers a TCP connection that has ended, and so: when its last packet came.
+
+use std::fs;
+use std::time::Duration;
+
+use super::message::Entry;
+
+/// Where the network namespace of the calling thread has its timeouts.
+const FOLDER: &str = "/proc/sys/net/netfilter";
+/// The states of a connection that is ending or has ended (`enum tcp_conntrack`), their timeouts' names, and the kernel's
+/// defaults in seconds. In other states a connection may be silent for any time.
+const STATES: [(u8, &str, u64); 5] = [
+    (4, "fin_wait", 120),
+    (5, "close_wait", 60),
+    (6, "last_ack", 30),
+    (7, "time_wait", 120),
+    (8, "close", 10),
+];
+
+/// The timeouts of one network namespace.
+#[derive(Debug)]
+pub struct Timeouts([Duration; STATES.len()]);
+
+impl Timeouts {
+    /// Reads the timeouts of the calling thread's network namespace.
+    pub fn read() -> Self {
+        Self(STATES.map(|(_, name, default)| {
+            let text = fs::read_to_string(format!("{FOLDER}/nf_conntrack_tcp_timeout_{name}")).unwrap_or_default();
+            Duration::from_secs(text.trim().parse().unwrap_or(default))
+        }))
+    }
+
+    /// Whether the last packet of an ended connection came more than `since_start` ago: before the start of the connection
+    /// that asks, which is therefore another one.
+    pub fn ended_before(&self, entry: &Entry, since_start: Duration) -> bool {
+        let (Some(state), Some(left)) = (entry.state, entry.expires_in) else {
+            return false;
+        };
+        let timeout = STATES.iter().zip(&self.0).find(|((number, ..), _)| *number == state);
+        // The kernel counts whole seconds.
+        let precision = Duration::from_secs(1);
+        timeout.is_some_and(|(_, timeout)| timeout.saturating_sub(left) > since_start + precision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entry_of_an_earlier_connection_is_told_by_its_last_packet() {
+        let timeouts = Timeouts(STATES.map(|(_, _, default)| Duration::from_secs(default)));
+        let (time_wait, close, established) = (Some(7), Some(8), Some(3));
+        // (state, seconds until it expires, milliseconds since the start, whether it is an earlier connection's)
+        let cases = [
+            (time_wait, Some(119), 5, false),
+            (time_wait, Some(119), 0, false),
+            (time_wait, Some(118), 5, true),
+            (time_wait, Some(90), 28_000, true),
+            (time_wait, Some(90), 30_000, false),
+            (time_wait, Some(500), 5, false),
+            (close, Some(9), 5, false),
+            (close, Some(3), 5, true),
+            (established, Some(3), 5, false),
+            (time_wait, None, 5, false),
+            (None, Some(3), 5, false),
+        ];
+        for (state, expires_in, since_start, expected) in cases {
+            let entry = Entry {
+                backend: "10.1.0.7:8080".parse().unwrap(),
+                state,
+                expires_in: expires_in.map(Duration::from_secs),
+            };
+            let found = timeouts.ended_before(&entry, Duration::from_millis(since_start));
+            assert_eq!(found, expected, "{entry:?} {since_start} ms");
+        }
+    }
+}
