@@ -10,7 +10,7 @@ mod model;
 mod run;
 mod world;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::env;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -46,8 +46,6 @@ const DEFAULT_SEED: u64 = 20_260_102;
 const BATCH: u64 = 200;
 /// Lives at one time. They mostly wait for timers.
 const WORKERS: usize = 16;
-/// Examples that are printed of each kind of failure.
-const EXAMPLES: usize = 1;
 /// The server ports of every other 25 lives, from the first one, and of the markers.
 const PORT_RANGES: [(u16, u16); 5] = [(1024, 2047), (2048, 2247), (2448, 2647), (2848, 3047), (3248, 3447)];
 const MARKER_PORT: u16 = 1999;
@@ -62,6 +60,8 @@ struct Watcher {
     name: &'static str,
     tracer: Tracer,
     passes: fn(&Want) -> bool,
+    /// It tells of open connections, and so finds who holds them.
+    scans: bool,
 }
 
 fn in_ranges(want: &Want) -> bool {
@@ -74,7 +74,13 @@ impl Watcher {
         let own = networks();
         let args = [&["-o", "json", "--ip", &own, "--buffer", "16MiB"], args].concat();
         let tracer = Start::of_all(&args).tracing();
-        Self { name, tracer, passes }
+        let scans = name.contains("--events");
+        Self {
+            name,
+            tracer,
+            passes,
+            scans,
+        }
     }
 
     fn all() -> Vec<Self> {
@@ -83,6 +89,11 @@ impl Watcher {
             Self::start("", &[], |_| true),
             Self::start("--direction inbound", &["--direction", "inbound"], |want| want.direction == "inbound"),
             Self::start("--port", &["--port", &ranges.join(",")], in_ranges),
+            Self::start(
+                "--events",
+                &["--events", "open,update,close", "--interval", "100ms"],
+                |_| true,
+            ),
         ]
     }
 
@@ -102,29 +113,43 @@ struct Done {
 
 /// What went wrong, by kind: how often, and examples.
 #[derive(Default)]
-struct Failures(BTreeMap<String, (u64, Vec<String>, HashSet<u64>)>);
+struct Failures(BTreeMap<String, Kind>);
+
+/// One kind of failure.
+#[derive(Default)]
+struct Kind {
+    count: u64,
+    lives: BTreeSet<u64>,
+    /// What was wrong in the first life, and all that is known of that life.
+    example: Option<(u64, String, String)>,
+}
 
 impl Failures {
-    fn add(&mut self, kind: String, life: u64, text: impl FnOnce() -> String) {
-        let (count, examples, lives) = self.0.entry(kind).or_default();
-        *count += 1;
-        lives.insert(life);
-        if examples.len() < EXAMPLES {
-            examples.push(text());
-        }
+    /// Counts a failure. The texts: what is wrong, and the life.
+    fn add(&mut self, kind: String, life: u64, texts: impl FnOnce() -> (String, String)) {
+        let kind = self.0.entry(kind).or_default();
+        kind.count += 1;
+        kind.lives.insert(life);
+        kind.example.get_or_insert_with(|| {
+            let (what, whole) = texts();
+            (life, what, whole)
+        });
     }
 
     fn report(&self, seed: u64) -> String {
-        let mut report = String::new();
-        for (kind, (count, _, lives)) in &self.0 {
-            let mut lives: Vec<_> = lives.iter().collect();
-            lives.sort();
-            lives.truncate(8);
-            let _ = writeln!(report, "{count} times: {kind} (lives {lives:?} of seed {seed})");
+        let mut report = format!("{} kinds of failures, seed {seed}\n", self.0.len());
+        for (name, kind) in &self.0 {
+            let lives: Vec<_> = kind.lives.iter().take(8).collect();
+            let _ = writeln!(report, "{} times: {name} (lives {lives:?})", kind.count);
         }
-        for (kind, (_, examples, _)) in &self.0 {
-            for example in examples {
-                let _ = writeln!(report, "\n--- {kind}\n{example}");
+        // A life that shows several kinds is printed once.
+        let mut printed = BTreeSet::new();
+        for (name, kind) in &self.0 {
+            if let Some((life, what, whole)) = &kind.example {
+                let _ = writeln!(report, "\n--- {name}\nseed {seed}, life {life}: {what}");
+                if printed.insert(*life) {
+                    report.push_str(whole);
+                }
             }
         }
         report
@@ -156,7 +181,7 @@ fn random_lives() {
             *beginnings.entry(done.beginning).or_default() += 1;
             for fault in &done.verdicts.faults {
                 let kind = format!("MODEL, {}: {}", done.beginning, kind_of(fault));
-                failures.add(kind, done.number, || done.describe(fault, &[]));
+                failures.add(kind, done.number, || (fault.clone(), done.describe(&[])));
             }
             for want in &done.verdicts.wants {
                 records += 1;
@@ -173,7 +198,8 @@ fn random_lives() {
             }
             for record in records.into_values().flatten() {
                 let what = record.1.value.to_string();
-                failures.add("a record of no life".to_owned(), from, || what);
+                let kind = format!("a record of no life [{}]", watcher.name);
+                failures.add(kind, from, || (what, String::new()));
             }
         }
         from = to;
@@ -266,7 +292,7 @@ fn batch(
         }
     }
     for (number, kind, text) in broken.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        failures.add(kind, number, || text);
+        failures.add(kind, number, || (String::new(), text));
     }
     let over = over.into_inner().unwrap_or_else(PoisonError::into_inner);
     over.into_iter()
@@ -307,7 +333,7 @@ fn records(world: &World, store: &Store, side: Side) -> Vec<Rec> {
         let client = TcpStream::connect(at).expect("the marker's connection");
         let port = client.local_addr().expect("its address").port();
         drop((listener.accept().expect("accept the marker"), client));
-        let is_marker = |record: &Rec| record.value["src"]["port"] == port && record.value["dst"]["port"] == MARKER_PORT;
+        let is_marker = |record: &Rec| record.value["src"]["port"] == port && record.value["event"] == "close";
         let found = store.wait(netns, |records| {
             // Of two ends, one may be filtered out; the earlier one is later than all lives.
             let at = records.iter().position(is_marker)?;
@@ -322,6 +348,10 @@ fn by_life(world: &World, store: &Store) -> BTreeMap<u16, Vec<(Side, Rec)>> {
     let mut lives = BTreeMap::<u16, Vec<(Side, Rec)>>::new();
     for side in [Side::Near, Side::Far] {
         for record in records(world, store, side) {
+            // Of an earlier batch's end.
+            if record.value["dst"]["port"] == MARKER_PORT {
+                continue;
+            }
             let port = |end: &str| u16::try_from(record.value[end]["port"].as_u64().unwrap_or_default()).ok();
             let block = ["src", "dst"].into_iter().filter_map(port).find_map(block_of);
             lives.entry(block.unwrap_or_default()).or_default().push((side, record));
@@ -332,8 +362,8 @@ fn by_life(world: &World, store: &Store) -> BTreeMap<u16, Vec<(Side, Rec)>> {
 
 impl Done {
     /// All that is known of the life.
-    fn describe(&self, what: &str, records: &[&Value]) -> String {
-        let mut text = format!("{what}\n{} ({})\npackets:\n", self.calls, self.beginning);
+    fn describe(&self, records: &[&Value]) -> String {
+        let mut text = format!("{} ({})\npackets:\n", self.calls, self.beginning);
         for packet in &self.packets {
             let _ = writeln!(text, "    {packet}");
         }
@@ -350,11 +380,14 @@ impl Done {
 /// Compares a life's records with what they must say.
 fn check(watcher: &Watcher, done: &Done, records: &[(Side, Rec)], failures: &mut Failures) {
     let all: Vec<&Value> = records.iter().map(|(_, record)| &record.value).collect();
-    let mut left: Vec<&(Side, Rec)> = records.iter().collect();
+    let is_close = |record: &&(Side, Rec)| record.1.value["event"] == "close";
+    let mut left: Vec<&(Side, Rec)> = records.iter().filter(is_close).collect();
+    // The ids of attempts, and whether they connected.
+    let mut attempts = HashMap::new();
     let mut fail = |kind: String, what: &str| {
         let filter = if watcher.name.is_empty() { String::new() } else { format!(" [{}]", watcher.name) };
         failures.add(format!("{}{filter}: {kind}", done.beginning), done.number, || {
-            done.describe(what, &all)
+            (what.to_owned(), done.describe(&all))
         });
     };
     let mut wants: Vec<&Want> = done.verdicts.wants.iter().filter(|want| (watcher.passes)(want)).collect();
@@ -365,8 +398,10 @@ fn check(watcher: &Watcher, done: &Done, records: &[(Side, Rec)], failures: &mut
             ends == (Some(want.src), Some(want.dst)) || ends == (Some(want.dst), Some(want.src))
         };
         let candidates = || left.iter().enumerate().filter(|(_, (side, record))| *side == want.side && of_these(&record.value));
-        let same = candidates().find(|(_, (_, record))| record.value["direction"] == want.direction);
-        let Some(at) = same.or_else(|| candidates().next()).map(|(at, _)| at) else {
+        let same = || candidates().filter(|(_, (_, record))| record.value["direction"] == want.direction);
+        let began = |record: &Value| moment(&record["start"]).is_some_and(|start| want.starts(start));
+        let best = same().find(|(_, (_, record))| began(&record.value));
+        let Some(at) = best.or_else(|| same().next()).or_else(|| candidates().next()).map(|(at, _)| at) else {
             fail(
                 format!("no record, {} {}", want.direction, want.ending.outcome),
                 &format!("no record of {want:?}"),
@@ -374,7 +409,8 @@ fn check(watcher: &Watcher, done: &Done, records: &[(Side, Rec)], failures: &mut
             continue;
         };
         let (_, record) = left.remove(at);
-        for (field, what) in differences(want, record) {
+        attempts.insert(record.value["id"].to_string(), want.established);
+        for (field, what) in differences(want, record, watcher.scans) {
             fail(format!("{field}, {} {}", want.direction, want.ending.outcome), &what);
         }
     }
@@ -382,6 +418,14 @@ fn check(watcher: &Watcher, done: &Done, records: &[(Side, Rec)], failures: &mut
         let value = &record.value;
         let kind = format!("a record too many, {} {}", value["direction"], value["outcome"]);
         fail(kind, &format!("a record too many: {value}"));
+    }
+    for (_, record) in records.iter().filter(|record| !is_close(record)) {
+        let value = &record.value;
+        match attempts.get(&value["id"].to_string()) {
+            None => fail(format!("{} without an attempt", value["event"]), &value.to_string()),
+            Some(false) if value["event"] == "open" => fail("open of a failed attempt".to_owned(), &value.to_string()),
+            Some(_) => {}
+        }
     }
 }
 
@@ -391,7 +435,7 @@ fn address(end: &Value) -> Option<SocketAddr> {
 }
 
 /// What a record says otherwise: the field with both values where they are names, and the whole of it.
-fn differences(want: &Want, record: &Rec) -> Vec<(String, String)> {
+fn differences(want: &Want, record: &Rec, scans: bool) -> Vec<(String, String)> {
     let value = &record.value;
     let mut wrong = Vec::new();
     let mut exact = |name: &str, wanted: Value| {
@@ -423,7 +467,8 @@ fn differences(want: &Want, record: &Rec) -> Vec<(String, String)> {
     let process = &value["process"];
     let pid = process["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
     let by = process["by"].as_str().unwrap_or("nothing");
-    if !pid.is_some_and(|pid| want.pids.contains(&pid)) || !want.by.contains(&by) {
+    let is_known = want.by.contains(&by) || scans && by == "scan" && want.by.contains(&"listener");
+    if !pid.is_some_and(|pid| want.pids.contains(&pid)) || !is_known {
         let what = format!("process is {process}, not {:?} by {:?}", want.pids, want.by);
         let right = pid.is_some_and(|pid| want.pids.contains(&pid));
         let kind = format!("process ({}) by {by}, not {:?}", if right { "right" } else { "wrong" }, want.by);
@@ -437,7 +482,7 @@ fn time_differences(want: &Want, record: &Rec) -> Vec<(String, String)> {
     let value = &record.value;
     let mut wrong = Vec::new();
     let (start, time) = (moment(&value["start"]), moment(&value["time"]));
-    if !start.is_some_and(|start| want.start.0 <= start && start <= want.start.1) {
+    if !start.is_some_and(|start| want.starts(start)) {
         let what = format!("start is {}, not within {:?}", value["start"], want.start);
         wrong.push(("start".to_owned(), what));
     }

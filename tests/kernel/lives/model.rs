@@ -48,6 +48,13 @@ pub struct Want {
     pub undecided: Vec<&'static str>,
 }
 
+impl Want {
+    /// Whether it may have begun then.
+    pub fn starts(&self, at: SystemTime) -> bool {
+        self.start.0 <= at && at <= self.start.1
+    }
+}
+
 /// How an end came to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ending {
@@ -168,7 +175,10 @@ struct End {
     ended: Option<(Ending, SystemTime)>,
     /// The last ICMP error that nothing has followed.
     icmp: Option<Errno>,
+    /// What the program got as the error of an attempt that the kernel still pursued.
+    said: Option<Errno>,
     closers: BTreeSet<u32>,
+    dissolved: bool,
     first_sent_after: Option<SystemTime>,
     verdict: Verdict,
     faults: Vec<String>,
@@ -241,7 +251,7 @@ impl End {
         }
         let at = after(self.irs.expect("a peer's SYN"), seq);
         if flags & RST != 0 {
-            if at == self.next {
+            if at == self.next + i64::from(self.peer_fin) {
                 self.reset_by_peer(packet.time);
             }
             return;
@@ -344,6 +354,7 @@ impl End {
         );
         if self.ended.is_none() && ends {
             self.closers.insert(call.pid);
+            self.dissolved |= matches!(call.act, Act::Dissolve);
         }
         // What the kernel says of the state is a check of this model.
         if let (Some(before), None) = (call.before, &self.ended)
@@ -369,6 +380,7 @@ impl End {
                 // The kernel knew before the program did.
                 self.given_up(*errno, self.latest);
             }
+            (Act::Error, Err(errno)) if self.state == State::SynSent => self.said = Some(*errno),
             _ => {}
         }
     }
@@ -392,7 +404,10 @@ impl End {
     fn close(&mut self, at_once: bool, unread: u64, at: SystemTime) {
         self.orphan = true;
         if self.state == State::SynSent {
-            return self.end("connect_aborted", &[None], Some("local"), at);
+            return match self.said {
+                Some(errno) => self.given_up(errno, self.latest),
+                None => self.end("connect_aborted", &[None], Some("local"), at),
+            };
         }
         if unread > 0 {
             return self.reset_by_local(&[None], at);
@@ -694,6 +709,10 @@ impl Verdicts {
         } else {
             want.pids = closers;
             want.by = &["close"];
+            if end.dissolved {
+                want.undecided.push("process.by: the contract does not say whether AF_UNSPEC is a close");
+                want.by = &["close", "listener"];
+            }
         }
         if want.pids.len() > 1 {
             want.undecided.push("process: two processes had a part in its end");
@@ -748,7 +767,9 @@ fn end(local: SocketAddr, active: bool, state: State) -> End {
         established: None,
         ended: None,
         icmp: None,
+        said: None,
         closers: BTreeSet::new(),
+        dissolved: false,
         first_sent_after: None,
         verdict: Verdict::Pass,
         faults: Vec::new(),

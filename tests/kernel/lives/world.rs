@@ -115,6 +115,8 @@ fn shape() {
     net::sysctl("net.ipv4.tcp_fastopen", "519");
     // A life has ports of its own below these.
     net::sysctl("net.ipv4.ip_local_port_range", "40000 65000");
+    // An end that dies in SYN_RECV does so within seconds.
+    net::sysctl("net.ipv4.tcp_synack_retries", "1");
     net::sysctl("net.ipv4.icmp_ratelimit", "0");
     net::sysctl("net.ipv6.icmp.ratelimit", "0");
 }
