@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::libc;
 use nix::sys::socket::{
-    ControlMessageOwned, LinkAddr, MsgFlags, SockaddrLike as _, recvmsg, setsockopt, sockopt::ReceiveTimestampns,
-    sockopt::RcvBufForce,
+    ControlMessageOwned, LinkAddr, MsgFlags, SockaddrLike as _, recvmsg, setsockopt, sockopt::RcvBufForce,
+    sockopt::ReceiveTimestampns,
 };
 
 use crate::support::expect::text;
@@ -127,10 +127,13 @@ impl Capture {
                 Err(error) => panic!("read a packet: {error}"),
             };
             let from = message.address.expect("a packet's link address");
-            let time = message.cmsgs().expect("control messages").find_map(|control| match control {
-                ControlMessageOwned::ScmTimestampns(time) => Some(UNIX_EPOCH + Duration::from(time)),
-                _ => None,
-            });
+            let time = message
+                .cmsgs()
+                .expect("control messages")
+                .find_map(|control| match control {
+                    ControlMessageOwned::ScmTimestampns(time) => Some(UNIX_EPOCH + Duration::from(time)),
+                    _ => None,
+                });
             let (time, length) = (time.expect("a packet's time"), message.bytes);
             // The loopback shows each packet twice: as it leaves and as it comes.
             // SAFETY: recvmsg() has filled in a whole `sockaddr_ll`, as its family says.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::libc;
 
-use super::run::{Id, Life, state};
+use super::run::{Elsewhere, Id, Life, state};
 use super::world::{Side, Verdict};
 
 /// A generator of random numbers (SplitMix64): the same seed gives the same numbers.
@@ -239,7 +239,13 @@ fn refused(life: &mut Life<'_>, random: &mut Random) {
     for _ in 0..1 + random.below(2) {
         let said = if random.one_in(4) {
             let said = life.fast_open(client, at, 300);
-            assert!(said == Ok(300) || [Errno::EINPROGRESS, Errno::ECONNREFUSED, Errno::ECONNABORTED].map(Err).contains(&said), "{said:?}");
+            assert!(
+                said == Ok(300)
+                    || [Errno::EINPROGRESS, Errno::ECONNREFUSED, Errno::ECONNABORTED]
+                        .map(Err)
+                        .contains(&said),
+                "{said:?}"
+            );
             said.map(|_| ())
         } else {
             let blocking = random.one_in(2);
@@ -332,7 +338,7 @@ fn dropped(life: &mut Life<'_>, random: &mut Random) {
             life.dissolve(client);
             life.close(client);
         }
-        1 => life.close_elsewhere(client),
+        1 => life.close_elsewhere(client, random.pick(&Elsewhere::ALL)),
         _ => life.close(client),
     }
 }
@@ -360,6 +366,7 @@ fn unanswered_fast_open(life: &mut Life<'_>, random: &mut Random) {
     let (from, to) = route(random);
     let listener = listener(life, random, to);
     life.tcp_option(listener, "TCP_FASTOPEN", libc::TCP_FASTOPEN, 16);
+    life.tcp_option(listener, "TCP_SYNCNT", libc::TCP_SYNCNT, 1);
     life.verdict(listener, Verdict::Drop);
     let client = client(life, random, from);
     life.tcp_option(client, "TCP_USER_TIMEOUT", libc::TCP_USER_TIMEOUT, 900);
@@ -417,7 +424,11 @@ fn to_itself(life: &mut Life<'_>, random: &mut Random) {
 
 /// Two sockets that connect to each other. The first SYN is lost, so that neither port is closed when a SYN comes there.
 fn crossing(life: &mut Life<'_>, random: &mut Random) -> (Id, Id) {
-    let (from, to) = random.pick(&[(Side::Near, Side::Far), (Side::Far, Side::Near), (Side::Near, Side::Near)]);
+    let (from, to) = random.pick(&[
+        (Side::Near, Side::Far),
+        (Side::Far, Side::Near),
+        (Side::Near, Side::Near),
+    ]);
     let [one, other] = [from, to].map(|side| life.socket(side));
     let (at, peer) = (life.at(from, CLIENT_PORT), life.at(to, SERVER_PORT));
     life.bind(one, at);
@@ -672,7 +683,9 @@ fn steps(life: &mut Life<'_>, random: &mut Random, one: Id, other: Id) {
                     life.wait_state(to, &[state::CLOSE_WAIT, state::CLOSE, state::LAST_ACK]);
                 }
             }
-            10 if can_write && life.state(from) == state::ESTABLISHED && random.one_in(2) => blip(life, random, from, to),
+            10 if can_write && life.state(from) == state::ESTABLISHED && random.one_in(2) => {
+                blip(life, random, from, to)
+            }
             11 if can_write => {
                 // Else it is never read in its place.
                 life.option(to, "SO_OOBINLINE", libc::SOL_SOCKET, libc::SO_OOBINLINE, 1);
@@ -763,10 +776,10 @@ fn end(life: &mut Life<'_>, random: &mut Random, socket: Id) -> bool {
             if random.one_in(2) {
                 life.close(socket);
             } else {
-                life.close_elsewhere(socket);
+                life.close_elsewhere(socket, random.pick(&Elsewhere::ALL));
             }
         }
-        3 => life.close_elsewhere(socket),
+        3 => life.close_elsewhere(socket, random.pick(&Elsewhere::ALL)),
         4 if !has_unread && [state::ESTABLISHED, state::CLOSE_WAIT].contains(&now) => {
             life.tcp_option(socket, "TCP_LINGER2", libc::TCP_LINGER2, -1);
             life.socks[socket].no_fin_wait2 = true;

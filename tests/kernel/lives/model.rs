@@ -40,6 +40,8 @@ pub struct Want {
     pub by: &'static [&'static str],
     /// Between these.
     pub start: (SystemTime, SystemTime),
+    /// Or between these, where the contract has two answers.
+    pub other_start: Option<(SystemTime, SystemTime)>,
     /// Between these; none: null.
     pub connect: Option<(Duration, Duration)>,
     /// Not earlier than this.
@@ -51,7 +53,8 @@ pub struct Want {
 impl Want {
     /// Whether it may have begun then.
     pub fn starts(&self, at: SystemTime) -> bool {
-        self.start.0 <= at && at <= self.start.1
+        let within = |(from, to): (SystemTime, SystemTime)| from <= at && at <= to;
+        within(self.start) || self.other_start.is_some_and(within)
     }
 }
 
@@ -186,7 +189,13 @@ struct End {
 }
 
 impl End {
-    fn end(&mut self, outcome: &'static str, errno: &[Option<&'static str>], closed_by: Option<&'static str>, at: SystemTime) {
+    fn end(
+        &mut self,
+        outcome: &'static str,
+        errno: &[Option<&'static str>],
+        closed_by: Option<&'static str>,
+        at: SystemTime,
+    ) {
         if self.ended.is_none() {
             let ending = Ending {
                 outcome,
@@ -201,8 +210,13 @@ impl End {
         if self.active && self.state == State::SynRecv {
             return self.end("connect_aborted", errno, Some("local"), at);
         }
-        let closer = self.state.closer().or(Some("local"));
+        let closer = self.closer().or(Some("local"));
         self.end("reset_by_local", errno, closer, at);
+    }
+
+    /// Who has closed so far.
+    fn closer(&self) -> Option<&'static str> {
+        self.state.closer().or(self.fin.then_some("local"))
     }
 
     fn all_acknowledged(&self) -> bool {
@@ -220,7 +234,9 @@ impl End {
     }
 
     fn sent(&mut self, packet: &Packet) {
-        let Kind::Tcp { seq, flags, .. } = packet.kind else { return };
+        let Kind::Tcp { seq, flags, .. } = packet.kind else {
+            return;
+        };
         if flags & SYN != 0 && self.iss.is_none() {
             self.iss = Some(seq);
         }
@@ -282,7 +298,12 @@ impl End {
             State::FinWait1 if fin_acked => {
                 self.state = State::FinWait2;
                 if self.orphan && self.no_fin_wait2 {
-                    return self.end("reset_by_local", &[None, Some("ECONNRESET")], Some("local"), packet.time);
+                    return self.end(
+                        "reset_by_local",
+                        &[None, Some("ECONNRESET")],
+                        Some("local"),
+                        packet.time,
+                    );
                 }
                 if self.orphan && !fin {
                     return self.end("ok", &[None], Some("local"), packet.time);
@@ -342,8 +363,12 @@ impl End {
     }
 
     fn reset_by_peer(&mut self, at: SystemTime) {
-        let errno = if self.state == State::CloseWait { "EPIPE" } else { "ECONNRESET" };
-        let closer = self.state.closer().or(Some("peer"));
+        let errno = if self.state == State::CloseWait {
+            "EPIPE"
+        } else {
+            "ECONNRESET"
+        };
+        let closer = self.closer().or(Some("peer"));
         self.end("reset_by_peer", &[Some(errno)], closer, at);
     }
 
@@ -362,8 +387,10 @@ impl End {
             && !matches!(call.act, Act::Connect(_) | Act::FastOpen(_) | Act::Error)
             && !(before == state::CLOSE && matches!(self.state, State::SynSent))
         {
-            self.faults
-                .push(format!("before {:?} the model is in {:?}, the socket in {before}", call.text, self.state));
+            self.faults.push(format!(
+                "before {:?} the model is in {:?}, the socket in {before}",
+                call.text, self.state
+            ));
         }
         let at = call.time.before;
         match (call.act, &call.result) {
@@ -432,7 +459,7 @@ impl End {
         match self.state {
             State::SynSent => self.end("connect_aborted", &errno, Some("local"), at),
             State::Closing | State::LastAck if self.all_acknowledged() => {
-                let closer = self.state.closer();
+                let closer = self.closer();
                 self.end("ok", &[None], closer, at);
             }
             _ => self.reset_by_local(&errno, at),
@@ -442,13 +469,15 @@ impl End {
     /// The kernel has ended it, and this is the error that the program got.
     fn given_up(&mut self, errno: Errno, at: SystemTime) {
         let said = Some(name(errno));
-        let closer = self.state.closer();
+        let closer = self.closer();
         match (self.state, errno) {
             (State::SynSent, Errno::ECONNREFUSED) => self.end("refused", &[said], Some("peer"), at),
             (State::SynSent, Errno::ETIMEDOUT) => self.end("connect_timeout", &[said], None, at),
             (State::SynRecv, Errno::ETIMEDOUT) if self.active => self.end("connect_timeout", &[said], None, at),
             (_, Errno::ETIMEDOUT) => self.end("timeout", &[said], closer, at),
-            (_, Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES) => self.end("unreachable", &[said], closer, at),
+            (_, Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES) => {
+                self.end("unreachable", &[said], closer, at)
+            }
             _ if self.ended.is_none() => self
                 .faults
                 .push(format!("the program got {errno:?}, the model is in {:?}", self.state)),
@@ -464,7 +493,7 @@ impl End {
         if !self.orphan {
             return self.faults.push(format!("it never ended, and is in {:?}", self.state));
         }
-        let closer = self.state.closer();
+        let closer = self.closer();
         match (self.state, self.icmp) {
             // The program gave up first; the kernel gave up for want of an answer.
             (State::SynRecv, _) if self.active => {
@@ -472,7 +501,9 @@ impl End {
             }
             (_, Some(errno)) => self.end("unreachable", &[Some(name(errno))], closer, at),
             _ if self.verdict != Verdict::Pass => self.end("timeout", &[Some("ETIMEDOUT")], closer, at),
-            _ => self.faults.push(format!("closed, it never ended, and is in {:?}", self.state)),
+            _ => self
+                .faults
+                .push(format!("closed, it never ended, and is in {:?}", self.state)),
         }
     }
 }
@@ -493,7 +524,8 @@ impl<'a> Flow<'a> {
         let mut flows: Vec<Self> = Vec::new();
         for packet in packets {
             let both = |flow: &&mut Self| {
-                (flow.client, flow.server) == (packet.from, packet.to) || (flow.server, flow.client) == (packet.from, packet.to)
+                (flow.client, flow.server) == (packet.from, packet.to)
+                    || (flow.server, flow.client) == (packet.from, packet.to)
             };
             let latest = flows.iter_mut().rev().find(both);
             let is_syn = |packet: &Packet| match packet.kind {
@@ -504,7 +536,12 @@ impl<'a> Flow<'a> {
                 (Some(flow), None) => flow.packets.push(packet),
                 (Some(flow), Some(seq)) => {
                     let of_same = |other: &&&Packet| other.from == packet.from && is_syn(other).is_some();
-                    let known = flow.packets.iter().rev().find(of_same).map(|other| is_syn(other) == Some(seq));
+                    let known = flow
+                        .packets
+                        .iter()
+                        .rev()
+                        .find(of_same)
+                        .map(|other| is_syn(other) == Some(seq));
                     // A SYN of the other end, within a handshake, is a simultaneous open.
                     let crosses = known.is_none() && flow.packets.iter().all(|other| is_syn(other).is_some());
                     if known == Some(true) || crosses {
@@ -547,7 +584,8 @@ pub fn follow(life: &Life<'_>, packets: &[Packet]) -> Verdicts {
     for flow in Flow::all(packets) {
         let found = attempt(life, &flow, flow.client, flow.server);
         let Some((socket, connect)) = found else {
-            all.faults.push(format!("nobody sent the SYN from {} to {}", flow.client, flow.server));
+            all.faults
+                .push(format!("nobody sent the SYN from {} to {}", flow.client, flow.server));
             continue;
         };
         all.outbound(life, &flow, socket, connect, flow.client, flow.server);
@@ -574,7 +612,11 @@ fn attempt<'a>(life: &'a Life<'_>, flow: &Flow<'_>, from: SocketAddr, to: Socket
             _ => None,
         };
         // A write sends the SYN of the connect() before it.
-        let dialled = life.calls.iter().rev().filter(|other| other.socket == call.socket && other.time.before <= syn.time);
+        let dialled = life
+            .calls
+            .iter()
+            .rev()
+            .filter(|other| other.socket == call.socket && other.time.before <= syn.time);
         let is_dial = matches!(call.act, Act::Connect(_) | Act::FastOpen(_) | Act::Write);
         within && is_dial && dialled.filter_map(remote).next() == Some(to)
     };
@@ -620,20 +662,38 @@ impl Verdicts {
         let latest = events.last().map_or(SystemTime::UNIX_EPOCH, Event::time);
         end.last(latest);
         let (from, faults) = (end.local, std::mem::take(&mut end.faults));
-        self.faults.extend(faults.iter().map(|fault| format!("of {from}: {fault}")));
+        self.faults
+            .extend(faults.iter().map(|fault| format!("of {from}: {fault}")));
     }
 
-    fn outbound(&mut self, life: &Life<'_>, flow: &Flow<'_>, socket: Id, connect: &Call, local: SocketAddr, remote: SocketAddr) {
+    fn outbound(
+        &mut self,
+        life: &Life<'_>,
+        flow: &Flow<'_>,
+        socket: Id,
+        connect: &Call,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) {
         let sock = &life.socks[socket];
         let mut end = end(local, true, State::SynSent);
         end.no_fin_wait2 = sock.no_fin_wait2;
         end.verdict = sock.verdict;
         // It is over with the next SYN from there.
         self.run(&mut end, flow, Self::calls(life, socket, connect));
-        let Some((ending, over)) = end.ended.clone() else { return };
-        let syn = flow.packets.iter().find(|packet| packet.from == local).map_or(over, |packet| packet.time);
+        let Some((ending, over)) = end.ended.clone() else {
+            return;
+        };
+        let syn = flow
+            .packets
+            .iter()
+            .find(|packet| packet.from == local)
+            .map_or(over, |packet| packet.time);
         let connect_ns = end.established.map(|established| {
-            let least = established.duration_since(syn).unwrap_or_default().saturating_sub(CLOCK_ERROR);
+            let least = established
+                .duration_since(syn)
+                .unwrap_or_default()
+                .saturating_sub(CLOCK_ERROR);
             let until = end.first_sent_after.unwrap_or(over).max(established);
             let most = until.duration_since(connect.time.before).unwrap_or_default() + CLOCK_ERROR;
             (least, most)
@@ -650,13 +710,21 @@ impl Verdicts {
     fn inbound(&mut self, life: &Life<'_>, flow: &Flow<'_>) {
         let (client, server) = (flow.client, flow.server);
         let listens = |call: &&Call| {
-            matches!(call.act, Act::Listen) && life.socks[call.socket].local == Some(server) && call.time.before < flow.begins()
+            matches!(call.act, Act::Listen)
+                && life.socks[call.socket].local == Some(server)
+                && call.time.before < flow.begins()
         };
-        let Some(listen) = life.calls.iter().rev().find(listens) else { return };
+        let Some(listen) = life.calls.iter().rev().find(listens) else {
+            return;
+        };
         let listener = &life.socks[listen.socket];
-        let Some((birth, state, answer)) = birth(flow, listener.deferred) else { return };
+        let Some((birth, state, answer)) = birth(flow, listener.deferred) else {
+            return;
+        };
         let mut end = end(server, false, state);
-        let Kind::Tcp { seq, len, .. } = flow.packets[0].kind else { return };
+        let Kind::Tcp { seq, len, .. } = flow.packets[0].kind else {
+            return;
+        };
         end.irs = Some(seq);
         end.next = 1;
         if state == State::SynRecv {
@@ -664,9 +732,7 @@ impl Verdicts {
         }
         end.una = 1;
         let accepts = |call: &&Call| match call.act {
-            Act::Accept { listener, peer } => {
-                listener == listen.socket && peer == client && call.time.after >= birth
-            }
+            Act::Accept { listener, peer } => listener == listen.socket && peer == client && call.time.after >= birth,
             _ => false,
         };
         let accept = life.calls.iter().find(accepts);
@@ -690,14 +756,28 @@ impl Verdicts {
                 .collect(),
         };
         self.run(&mut end, &later, calls);
-        let Some((ending, over)) = end.ended.clone() else { return };
+        let Some((ending, over)) = end.ended.clone() else {
+            return;
+        };
         let closers = end.closers.clone();
         let mut want = end.want(listener.side, "inbound", client, server, ending, over);
-        let next = later.packets.iter().find(|packet| packet.from == server && packet.time > birth);
+        let next = later
+            .packets
+            .iter()
+            .find(|packet| packet.from == server && packet.time > birth);
         let seen = [next.map(|packet| packet.time), accept.map(|accept| accept.time.after)];
         let until = seen.into_iter().flatten().min().unwrap_or(over.max(birth));
         let until = if state == State::SynRecv { answer } else { until };
         want.start = (birth - CLOCK_ERROR, until.max(birth) + CLOCK_ERROR);
+        if let Some(established) = end.established
+            && state == State::SynRecv
+        {
+            let until = end.first_sent_after.unwrap_or(over).max(established);
+            want.other_start = Some((established - CLOCK_ERROR, until + CLOCK_ERROR));
+            want.undecided.push(
+                "start: the contract has the making of a Fast Open server's socket, and ESTABLISHED for every server's",
+            );
+        }
         if accept.is_none() {
             let closes = |call: &&Call| call.socket == listen.socket && matches!(call.act, Act::Close { .. });
             want.pids = life.calls.iter().filter(closes).map(|call| call.pid).collect();
@@ -710,7 +790,8 @@ impl Verdicts {
             want.pids = closers;
             want.by = &["close"];
             if end.dissolved {
-                want.undecided.push("process.by: the contract does not say whether AF_UNSPEC is a close");
+                want.undecided
+                    .push("process.by: the contract does not say whether AF_UNSPEC is a close");
                 want.by = &["close", "listener"];
             }
         }
@@ -723,10 +804,17 @@ impl Verdicts {
 
 /// When a listener made a socket of its own for a flow, in which state, and when it answered the SYN.
 fn birth(flow: &Flow<'_>, deferred: bool) -> Option<(SystemTime, State, SystemTime)> {
-    let Kind::Tcp { seq: irs, len: early, .. } = flow.packets[0].kind else { return None };
+    let Kind::Tcp {
+        seq: irs, len: early, ..
+    } = flow.packets[0].kind
+    else {
+        return None;
+    };
     let mut begun: Option<(u32, SystemTime)> = None;
     for packet in &flow.packets {
-        let Kind::Tcp { seq, ack, flags, len } = packet.kind else { continue };
+        let Kind::Tcp { seq, ack, flags, len } = packet.kind else {
+            continue;
+        };
         if packet.from == flow.server {
             if flags & (SYN | ACK) == SYN | ACK && begun.is_none() {
                 begun = Some((seq, packet.time));
@@ -778,11 +866,21 @@ fn end(local: SocketAddr, active: bool, state: State) -> End {
 }
 
 impl End {
-    fn want(&self, side: Side, direction: &'static str, src: SocketAddr, dst: SocketAddr, ending: Ending, over: SystemTime) -> Want {
+    fn want(
+        &self,
+        side: Side,
+        direction: &'static str,
+        src: SocketAddr,
+        dst: SocketAddr,
+        ending: Ending,
+        over: SystemTime,
+    ) -> Want {
         let sent = (self.una - 1).clamp(0, self.written);
         let mut undecided = Vec::new();
         if ending.errno.len() > 1 {
-            undecided.push("errno: the kernel puts ECONNRESET or ETIMEDOUT on the socket after its last state, or not at all");
+            undecided.push(
+                "errno: the kernel puts ECONNRESET or ETIMEDOUT on the socket after its last state, or not at all",
+            );
         }
         Want {
             side,
@@ -797,6 +895,7 @@ impl End {
             pids: BTreeSet::new(),
             by: &[],
             start: (over, over),
+            other_start: None,
             connect: None,
             end: over - CLOCK_ERROR,
             undecided,

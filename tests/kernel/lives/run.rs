@@ -95,7 +95,13 @@ pub struct Call {
 
 impl fmt::Display for Call {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} socket {}: {} = ", text(self.time.before), self.socket, self.text)?;
+        write!(
+            out,
+            "{} socket {}: {} = ",
+            text(self.time.before),
+            self.socket,
+            self.text
+        )?;
         match &self.result {
             Ok(value) => write!(out, "{value}")?,
             Err(errno) => write!(out, "{errno:?}")?,
@@ -142,6 +148,30 @@ pub struct Life<'a> {
     pub socks: Vec<Sock>,
     /// Its calls.
     pub calls: Vec<Call>,
+}
+
+/// How another process comes to hold a socket, and lets go of it.
+#[derive(Clone, Copy)]
+pub enum Elsewhere {
+    /// By SCM_RIGHTS; it calls close().
+    Passed,
+    /// By SCM_RIGHTS and fork(); the child exits.
+    Forked,
+    /// By SCM_RIGHTS; it executes a program.
+    Executed,
+}
+
+impl Elsewhere {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Passed, Self::Forked, Self::Executed];
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Passed => "SCM_RIGHTS, close()",
+            Self::Forked => "SCM_RIGHTS, fork(), close(), exit() of the child",
+            Self::Executed => "SCM_RIGHTS, execve()",
+        }
+    }
 }
 
 /// The states of TCP that lives wait for.
@@ -233,7 +263,13 @@ impl<'a> Life<'a> {
         }
     }
 
-    fn log(&mut self, socket: Id, act: Act, text: String, call: impl FnOnce(&Socket) -> Result<u64, Errno>) -> Result<u64, Errno> {
+    fn log(
+        &mut self,
+        socket: Id,
+        act: Act,
+        text: String,
+        call: impl FnOnce(&Socket) -> Result<u64, Errno>,
+    ) -> Result<u64, Errno> {
         let of = self.socks[socket].socket.as_ref().expect("an open socket");
         let before = Some(Info::of(of).state());
         let (result, time) = timed(|| call(of));
@@ -267,12 +303,19 @@ impl<'a> Life<'a> {
 
     /// socket(), in the namespace of that side.
     pub fn socket(&mut self, side: Side) -> Id {
-        let domain = if self.of_ipv6 || self.mapped { Domain::IPV6 } else { Domain::IPV4 };
-        let socket = self.world.within(side, || Socket::new(domain, Type::STREAM, Some(Protocol::TCP)));
+        let domain = if self.of_ipv6 || self.mapped {
+            Domain::IPV6
+        } else {
+            Domain::IPV4
+        };
+        let socket = self
+            .world
+            .within(side, || Socket::new(domain, Type::STREAM, Some(Protocol::TCP)));
         let socket = socket.expect("socket()");
         socket.set_reuse_address(true).expect("SO_REUSEADDR");
         let id = self.add(socket, side, None, Verdict::Pass);
-        self.log(id, Act::Other, format!("socket() {side:?}"), |_| Ok(0)).expect("logged");
+        self.log(id, Act::Other, format!("socket() {side:?}"), |_| Ok(0))
+            .expect("logged");
         id
     }
 
@@ -361,7 +404,12 @@ impl<'a> Life<'a> {
             (true, false) => std::net::Shutdown::Read,
             _ => std::net::Shutdown::Write,
         };
-        _ = self.log(socket, Act::Shutdown { read, write }, format!("shutdown({how:?})"), |of| call(of.shutdown(how)));
+        _ = self.log(
+            socket,
+            Act::Shutdown { read, write },
+            format!("shutdown({how:?})"),
+            |of| call(of.shutdown(how)),
+        );
     }
 
     /// An integer option.
@@ -415,36 +463,54 @@ impl<'a> Life<'a> {
 
     /// close() by this process.
     pub fn close(&mut self, socket: Id) {
-        self.close_with(socket, "close()", std::process::id(), |socket, _| drop(socket));
+        let (open, mut call) = self.last_close(socket, "close()");
+        ((), call.time) = timed(|| drop(open));
+        self.calls.push(call);
     }
 
-    /// The descriptor goes to another process, which closes it.
-    pub fn close_elsewhere(&mut self, socket: Id) {
-        let pid = self.helper.pid();
-        let name = format!("life{}", self.number);
-        self.close_with(socket, "SCM_RIGHTS, close()", pid, |socket, helper| {
-            helper.hand(&format!("take {name}"), &OwnedFd::from(socket));
-            helper.ask(&format!("close {name}"));
+    /// The descriptor goes to another process, which is the last to hold it.
+    pub fn close_elsewhere(&mut self, socket: Id, how: Elsewhere) {
+        let (open, mut call) = self.last_close(socket, how.text());
+        let (helper, name) = (self.helper, format!("life{}", self.number));
+        helper.hand(&format!("take {name}"), &OwnedFd::from(open));
+        call.pid = match how {
+            Elsewhere::Forked => helper.ask(&format!("fork {name}")).parse().expect("a pid"),
+            Elsewhere::Passed | Elsewhere::Executed => helper.pid(),
+        };
+        ((), call.time) = timed(|| match how {
+            Elsewhere::Passed => drop(helper.ask(&format!("close {name}"))),
+            Elsewhere::Forked => drop(helper.ask("reap")),
+            Elsewhere::Executed => {
+                helper.begin("exec");
+                helper.ask("hello");
+            }
         });
+        self.calls.push(call);
     }
 
-    fn close_with(&mut self, socket: Id, text: &str, pid: u32, close: impl FnOnce(Socket, &Actor)) {
+    /// The socket, and its last call, of which only the time is still to come.
+    fn last_close(&mut self, socket: Id, text: &str) -> (Socket, Call) {
         let before = Info::of(self.open(socket)).state();
         let unread = self.unread(socket);
         let sock = &mut self.socks[socket];
-        let (at_once, open) = (sock.at_once, sock.socket.take().expect("an open socket"));
-        let helper = self.helper;
-        let ((), time) = timed(|| close(open, helper));
-        self.calls.push(Call {
-            time,
+        let now = std::time::SystemTime::now();
+        let call = Call {
+            time: Span {
+                before: now,
+                after: now,
+            },
             socket,
-            act: Act::Close { at_once, unread },
+            act: Act::Close {
+                at_once: sock.at_once,
+                unread,
+            },
             text: format!("{text} with {unread} bytes unread"),
             result: Ok(0),
-            pid,
+            pid: std::process::id(),
             before: Some(before),
             after: None,
-        });
+        };
+        (sock.socket.take().expect("an open socket"), call)
     }
 
     /// connect() to AF_UNSPEC.
@@ -497,9 +563,10 @@ impl<'a> Life<'a> {
 
     /// Waits until the socket is in one of these states.
     pub fn wait_state(&self, socket: Id, states: &[u8]) {
-        wait_until(&format!("socket {socket} is in a state of {states:?}: {}", self.told()), || {
-            states.contains(&self.state(socket))
-        });
+        wait_until(
+            &format!("socket {socket} is in a state of {states:?}: {}", self.told()),
+            || states.contains(&self.state(socket)),
+        );
     }
 
     /// Its state.
@@ -519,12 +586,15 @@ impl<'a> Life<'a> {
     /// Waits until all that it has sent is acknowledged, or it has ended.
     pub fn acknowledged(&self, socket: Id) {
         nix::ioctl_read_bad!(outq, libc::TIOCOUTQ, libc::c_int);
-        wait_until(&format!("socket {socket} has all acknowledged: {}", self.told()), || {
-            let mut left = 0;
-            // SAFETY: the descriptor is open, and TIOCOUTQ writes one int.
-            unsafe { outq(self.open(socket).as_raw_fd(), &raw mut left) }.expect("SIOCOUTQ");
-            left == 0 || self.state(socket) == state::CLOSE
-        });
+        wait_until(
+            &format!("socket {socket} has all acknowledged: {}", self.told()),
+            || {
+                let mut left = 0;
+                // SAFETY: the descriptor is open, and TIOCOUTQ writes one int.
+                unsafe { outq(self.open(socket).as_raw_fd(), &raw mut left) }.expect("SIOCOUTQ");
+                left == 0 || self.state(socket) == state::CLOSE
+            },
+        );
     }
 
     /// Lets time pass, on the record.

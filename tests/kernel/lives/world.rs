@@ -135,7 +135,10 @@ impl World {
             net::run("ip", &["link", "set", "lo", "up"]);
             net::run("ip", &["link", "add", "far", "type", "veth", "peer", "name", "near"]);
             net::run("ip", &["addr", "add", &format!("{address}/28"), "dev", "far"]);
-            net::run("ip", &["addr", "add", &format!("{address_v6}/64"), "dev", "far", "nodad"]);
+            net::run(
+                "ip",
+                &["addr", "add", &format!("{address_v6}/64"), "dev", "far", "nodad"],
+            );
             shape();
             made.send((space(), net::inode())).expect("the scenario waits");
             _ = over.recv();
@@ -157,7 +160,10 @@ impl World {
         });
         let [address, address_v6] = [claimed(Side::Near, false), claimed(Side::Near, true)];
         net::run("ip", &["addr", "add", &format!("{address}/28"), "dev", "near"]);
-        net::run("ip", &["addr", "add", &format!("{address_v6}/64"), "dev", "near", "nodad"]);
+        net::run(
+            "ip",
+            &["addr", "add", &format!("{address_v6}/64"), "dev", "near", "nodad"],
+        );
         net::run("ip", &["link", "set", "near", "up"]);
         world
     }
