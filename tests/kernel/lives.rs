@@ -218,7 +218,7 @@ fn random_lives() {
         "{lives} lives of seed {seed} in {:.1} s, {records} records: {beginnings:?}",
         began.elapsed().as_secs_f64()
     );
-    println!("netem is no part of it: lost packets delay, a queue does not");
+    println!("1 part skipped: queues that delay (netem). Packets that are lost and sent again come late");
     for (field, count) in undecided {
         println!("undecided in {count} records: {field}");
     }

@@ -262,6 +262,8 @@ fn obey(
             text = address(&socket).to_string();
             sockets.insert(name.to_owned(), socket);
         }
+        // A socket that came from elsewhere.
+        ["listen_again", name] => sockets[name].listen(128)?,
         ["connect", name, to] => {
             let socket = connect(to)?;
             text = address(&socket).to_string();

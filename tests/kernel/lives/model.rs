@@ -182,10 +182,12 @@ struct End {
     said: Option<Errno>,
     closers: BTreeSet<u32>,
     dissolved: bool,
+    closed_in_syn_recv: bool,
     first_sent_after: Option<SystemTime>,
     verdict: Verdict,
     faults: Vec<String>,
     latest: SystemTime,
+    latest_packet: SystemTime,
 }
 
 impl End {
@@ -229,6 +231,9 @@ impl End {
             Event::Sent(packet) => self.sent(packet),
             Event::Got(packet) => self.got(packet),
             Event::Call(call) => self.call(call),
+        }
+        if !matches!(event, Event::Call(_)) {
+            self.latest_packet = time;
         }
         self.latest = time;
     }
@@ -380,19 +385,26 @@ impl End {
         if self.ended.is_none() && ends {
             self.closers.insert(call.pid);
             self.dissolved |= matches!(call.act, Act::Dissolve);
+            self.closed_in_syn_recv |= self.state == State::SynRecv;
         }
-        // What the kernel says of the state is a check of this model.
+        let at = call.time.before;
+        let dials = matches!(call.act, Act::Connect(_) | Act::FastOpen(_));
+        if self.state == State::SynSent && call.before == Some(state::CLOSE) && !dials && self.ended.is_none() {
+            // The kernel has given up, and the program did not ask why.
+            self.given_up(self.icmp.unwrap_or(Errno::ETIMEDOUT), self.latest);
+        }
+        // What the kernel says of the state is a check of this model, unless a packet came after the kernel was asked.
+        let is_quiet = self.latest_packet < call.asked;
         if let (Some(before), None) = (call.before, &self.ended)
             && before != self.state.number()
+            && is_quiet
             && !matches!(call.act, Act::Connect(_) | Act::FastOpen(_) | Act::Error)
-            && !(before == state::CLOSE && matches!(self.state, State::SynSent))
         {
             self.faults.push(format!(
                 "before {:?} the model is in {:?}, the socket in {before}",
                 call.text, self.state
             ));
         }
-        let at = call.time.before;
         match (call.act, &call.result) {
             (Act::Write | Act::FastOpen(_), Ok(count)) if self.ended.is_none() => self.written += *count as i64,
             (Act::Shutdown { read, write }, Ok(_)) => {
@@ -791,11 +803,18 @@ impl Verdicts {
             want.by = &["close"];
             if end.dissolved {
                 want.undecided
-                    .push("process.by: the contract does not say whether AF_UNSPEC is a close");
+                    .push("process: the contract does not say whether AF_UNSPEC is a close");
                 want.by = &["close", "listener"];
+                want.pids.insert(listen.pid);
+            }
+            if end.closed_in_syn_recv {
+                want.undecided
+                    .push("process.by: who shuts down in SYN_RECV changes no state, so the owner may be known by the listener");
+                want.by = &["close", "listener"];
+                want.pids.insert(listen.pid);
             }
         }
-        if want.pids.len() > 1 {
+        if want.pids.len() > 1 && want.undecided.is_empty() {
             want.undecided.push("process: two processes had a part in its end");
         }
         self.wants.push(want);
@@ -858,10 +877,12 @@ fn end(local: SocketAddr, active: bool, state: State) -> End {
         said: None,
         closers: BTreeSet::new(),
         dissolved: false,
+        closed_in_syn_recv: false,
         first_sent_after: None,
         verdict: Verdict::Pass,
         faults: Vec::new(),
         latest: SystemTime::UNIX_EPOCH,
+        latest_packet: SystemTime::UNIX_EPOCH,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -89,6 +89,8 @@ pub struct Call {
     pub pid: u32,
     /// The state of the socket before it, by TCP_INFO.
     pub before: Option<u8>,
+    /// When that was.
+    pub asked: SystemTime,
     /// The state of the socket after it, by TCP_INFO.
     pub after: Option<u8>,
 }
@@ -124,6 +126,8 @@ pub struct Sock {
     /// Bytes written in its present connection.
     pub written: u64,
     at_once: bool,
+    /// The helper holds it too.
+    shared: bool,
     /// What the firewall does with what it sends.
     pub verdict: Verdict,
     /// TCP_DEFER_ACCEPT of a listener.
@@ -271,6 +275,7 @@ impl<'a> Life<'a> {
         call: impl FnOnce(&Socket) -> Result<u64, Errno>,
     ) -> Result<u64, Errno> {
         let of = self.socks[socket].socket.as_ref().expect("an open socket");
+        let asked = SystemTime::now();
         let before = Some(Info::of(of).state());
         let (result, time) = timed(|| call(of));
         let after = Some(Info::of(of).state());
@@ -282,6 +287,7 @@ impl<'a> Life<'a> {
             result,
             pid: std::process::id(),
             before,
+            asked,
             after,
         });
         result
@@ -294,6 +300,7 @@ impl<'a> Life<'a> {
             local,
             written: 0,
             at_once: false,
+            shared: false,
             verdict,
             deferred: false,
             no_fin_wait2: false,
@@ -346,6 +353,25 @@ impl<'a> Life<'a> {
     pub fn listen(&mut self, socket: Id) {
         let result = self.log(socket, Act::Listen, "listen(16)".to_owned(), |of| call(of.listen(16)));
         assert_eq!(result, Ok(0), "listen");
+    }
+
+    /// Another process gets the descriptor too, and calls listen().
+    pub fn listen_elsewhere(&mut self, socket: Id) {
+        let (helper, name) = (self.helper, self.shared_name());
+        let copy = OwnedFd::from(self.open(socket).try_clone().expect("dup"));
+        helper.hand(&format!("take {name}"), &copy);
+        drop(copy);
+        let result = self.log(socket, Act::Listen, "SCM_RIGHTS, listen(128)".to_owned(), |_| {
+            helper.ask(&format!("listen_again {name}"));
+            Ok(0)
+        });
+        assert_eq!(result, Ok(0), "listen");
+        self.calls.last_mut().expect("a call").pid = helper.pid();
+        self.socks[socket].shared = true;
+    }
+
+    fn shared_name(&self) -> String {
+        format!("shared{}", self.number)
     }
 
     /// connect(), blocking or not.
@@ -472,6 +498,8 @@ impl<'a> Life<'a> {
     pub fn close_elsewhere(&mut self, socket: Id, how: Elsewhere) {
         let (open, mut call) = self.last_close(socket, how.text());
         let (helper, name) = (self.helper, format!("life{}", self.number));
+        // It may change until then.
+        call.before = None;
         helper.hand(&format!("take {name}"), &OwnedFd::from(open));
         call.pid = match how {
             Elsewhere::Forked => helper.ask(&format!("fork {name}")).parse().expect("a pid"),
@@ -490,14 +518,17 @@ impl<'a> Life<'a> {
 
     /// The socket, and its last call, of which only the time is still to come.
     fn last_close(&mut self, socket: Id, text: &str) -> (Socket, Call) {
+        if std::mem::take(&mut self.socks[socket].shared) {
+            self.helper.ask(&format!("close {}", self.shared_name()));
+        }
+        let asked = SystemTime::now();
         let before = Info::of(self.open(socket)).state();
         let unread = self.unread(socket);
         let sock = &mut self.socks[socket];
-        let now = std::time::SystemTime::now();
         let call = Call {
             time: Span {
-                before: now,
-                after: now,
+                before: asked,
+                after: asked,
             },
             socket,
             act: Act::Close {
@@ -508,6 +539,7 @@ impl<'a> Life<'a> {
             result: Ok(0),
             pid: std::process::id(),
             before: Some(before),
+            asked,
             after: None,
         };
         (sock.socket.take().expect("an open socket"), call)
@@ -542,6 +574,7 @@ impl<'a> Life<'a> {
             result: Ok(0),
             pid: std::process::id(),
             before: None,
+            asked: time.before,
             after: Some(state),
         });
         id
@@ -595,6 +628,20 @@ impl<'a> Life<'a> {
                 left == 0 || self.state(socket) == state::CLOSE
             },
         );
+    }
+
+    /// Waits until it has sent something again.
+    pub fn sent_again(&self, socket: Id, before: u32) {
+        wait_until(
+            &format!("socket {socket} has sent something again: {}", self.told()),
+            || self.sent_again_so_far(socket) > before,
+        );
+    }
+
+    /// `tcpi_total_retrans`.
+    pub fn sent_again_so_far(&self, socket: Id) -> u32 {
+        let info = Info::of(self.open(socket)).0;
+        u32::from_ne_bytes(info[100..104].try_into().expect("four bytes"))
     }
 
     /// Lets time pass, on the record.
