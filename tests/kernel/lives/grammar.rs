@@ -540,6 +540,8 @@ fn listener_that_connected(life: &mut Life<'_>, random: &mut Random) {
         life.dissolve(turned);
         life.wait_state(peer, &[state::CLOSE]);
         life.close(peer);
+        // AF_UNSPEC has taken its port, which was never its own.
+        life.bind(turned, life.at(to, SERVER_PORT));
         turned
     } else {
         let first = life.socket(from);
