@@ -43,8 +43,11 @@ impl Random {
     }
 }
 
-/// How a life begins, and how often among a hundred.
-pub const BEGINNINGS: [(&str, u64, fn(&mut Life<'_>, &mut Random)); 15] = [
+/// Runs a life.
+pub type Run = fn(&mut Life<'_>, &mut Random);
+
+/// How a life begins: its name, its weight in the choice, and what runs the life.
+const BEGINNINGS: [(&str, u64, Run); 15] = [
     ("connect", 28, plain),
     ("Fast Open", 12, fast_open),
     ("deferred Fast Open", 8, deferred_fast_open),
@@ -63,7 +66,7 @@ pub const BEGINNINGS: [(&str, u64, fn(&mut Life<'_>, &mut Random)); 15] = [
 ];
 
 /// The name of the beginning, and what runs it.
-pub fn beginning(random: &mut Random) -> (&'static str, fn(&mut Life<'_>, &mut Random)) {
+pub fn beginning(random: &mut Random) -> (&'static str, Run) {
     let all = BEGINNINGS.iter().map(|(_, weight, _)| weight).sum();
     let mut at = random.below(all);
     for (name, weight, run) in BEGINNINGS {
@@ -828,8 +831,8 @@ fn vanish(life: &mut Life<'_>, random: &mut Random, first: Id, last: Id) {
     let can_write = [state::ESTABLISHED, state::CLOSE_WAIT].contains(&life.state(first));
     if can_write {
         // It may get the error of an earlier failure of the network.
-        _ = life.write(first, 1 + random.below(2000) as usize);
-        if random.one_in(2) {
+        let sent = life.write(first, 1 + random.below(2000) as usize).is_ok();
+        if sent && random.one_in(2) {
             life.error(first);
         }
     }
