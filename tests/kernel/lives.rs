@@ -24,7 +24,7 @@ use serde_json::Value;
 
 use self::capture::Packet;
 use self::grammar::Random;
-use self::model::{Verdicts, Want, follow};
+use self::model::{Expected, Truth, follow};
 use self::run::{Life, PORTS, first_port};
 use self::world::{Side, World, networks};
 use crate::support::actor::Actor;
@@ -59,22 +59,22 @@ fn number(variable: &str) -> Option<u64> {
     )
 }
 
-/// A tracer, and which of the records pass its filter.
+/// A tracer with a filter, and the rule that its filter must follow.
 struct Watcher {
     name: &'static str,
     tracer: Tracer,
-    passes: fn(&Want) -> bool,
-    /// It tells of open connections, and so finds who holds them.
+    passes: fn(&Expected) -> bool,
+    /// It scans for open connections, and so knows which process holds them.
     scans: bool,
 }
 
-fn in_ranges(want: &Want) -> bool {
-    let port = want.dst.port();
+fn in_ranges(expected: &Expected) -> bool {
+    let port = expected.dst.port();
     PORT_RANGES.iter().any(|(from, to)| (*from..=*to).contains(&port))
 }
 
 impl Watcher {
-    fn start(name: &'static str, args: &[&str], passes: fn(&Want) -> bool) -> Self {
+    fn start(name: &'static str, args: &[&str], passes: fn(&Expected) -> bool) -> Self {
         let own = networks();
         let args = [&["-o", "json", "--ip", &own, "--buffer", "16MiB"], args].concat();
         let tracer = Start::of_all(&args).tracing();
@@ -91,8 +91,8 @@ impl Watcher {
         let ranges: Vec<String> = PORT_RANGES.iter().map(|(from, to)| format!("{from}-{to}")).collect();
         vec![
             Self::start("", &[], |_| true),
-            Self::start("--direction inbound", &["--direction", "inbound"], |want| {
-                want.direction == "inbound"
+            Self::start("--direction inbound", &["--direction", "inbound"], |expected| {
+                expected.direction == "inbound"
             }),
             Self::start("--port", &["--port", &ranges.join(",")], in_ranges),
             Self::start(
@@ -113,7 +113,7 @@ struct Done {
     number: u64,
     beginning: &'static str,
     calls: String,
-    verdicts: Verdicts,
+    truth: Truth,
     packets: Vec<Packet>,
 }
 
@@ -185,13 +185,13 @@ fn random_lives() {
         let batch = batch(&world, &helpers, seed, from..to, &mut failures);
         for done in &batch {
             *beginnings.entry(done.beginning).or_default() += 1;
-            for fault in &done.verdicts.faults {
+            for fault in &done.truth.faults {
                 let kind = format!("MODEL, {}: {}", done.beginning, kind_of(fault));
                 failures.add(kind, done.number, || (fault.clone(), done.describe(&[])));
             }
-            for want in &done.verdicts.wants {
+            for expected in &done.truth.records_expected {
                 records += 1;
-                for field in &want.undecided {
+                for field in &expected.undecided {
                     *undecided.entry(field).or_default() += 1;
                 }
             }
@@ -269,7 +269,7 @@ fn batch(
                                     "LIFE, {name}: {}",
                                     kind_of(message(&*panic).lines().next().unwrap_or_default())
                                 ),
-                                format!("{}\n{}", message(&*panic), life.told()),
+                                format!("{}\n{}", message(&*panic), life.text()),
                             )),
                         }
                         life.finish();
@@ -313,8 +313,8 @@ fn batch(
             Done {
                 number: life.number,
                 beginning,
-                calls: life.told(),
-                verdicts: follow(&life, &packets),
+                calls: life.text(),
+                truth: follow(&life, &packets),
                 packets,
             }
         })
@@ -391,8 +391,8 @@ impl Done {
         for packet in &self.packets {
             let _ = writeln!(text, "    {packet}");
         }
-        for want in &self.verdicts.wants {
-            let _ = writeln!(text, "wanted: {want:?}");
+        for expected in &self.truth.records_expected {
+            let _ = writeln!(text, "wanted: {expected:?}");
         }
         for record in records {
             let _ = writeln!(text, "record: {record}");
@@ -418,37 +418,40 @@ fn check(watcher: &Watcher, done: &Done, records: &[(Side, Rec)], failures: &mut
             (what.to_owned(), done.describe(&all))
         });
     };
-    let mut wants: Vec<&Want> = done
-        .verdicts
-        .wants
+    let mut records_expected: Vec<&Expected> = done
+        .truth
+        .records_expected
         .iter()
-        .filter(|want| (watcher.passes)(want))
+        .filter(|expected| (watcher.passes)(expected))
         .collect();
-    wants.sort_by_key(|want| want.end);
-    for want in wants {
+    records_expected.sort_by_key(|expected| expected.end);
+    for expected in records_expected {
         let of_these = |record: &Value| {
             let ends = (address(&record["src"]), address(&record["dst"]));
-            ends == (Some(want.src), Some(want.dst)) || ends == (Some(want.dst), Some(want.src))
+            ends == (Some(expected.src), Some(expected.dst)) || ends == (Some(expected.dst), Some(expected.src))
         };
         let candidates = || {
             left.iter()
                 .enumerate()
-                .filter(|(_, (side, record))| *side == want.side && of_these(&record.value))
+                .filter(|(_, (side, record))| *side == expected.side && of_these(&record.value))
         };
         // Of several attempts between the same addresses: the one that this record suits best.
-        let faults = |record: &Rec| differences(want, record, watcher.scans).len();
+        let faults = |record: &Rec| differences(expected, record, watcher.scans).len();
         let best = candidates().min_by_key(|(_, (_, record))| faults(record));
         let Some(at) = best.map(|(at, _)| at) else {
             fail(
-                format!("no record, {} {}", want.direction, want.ending.outcome),
-                &format!("no record of {want:?}"),
+                format!("no record, {} {}", expected.direction, expected.ending.outcome),
+                &format!("no record of {expected:?}"),
             );
             continue;
         };
         let (_, record) = left.remove(at);
-        attempts.insert(record.value["id"].to_string(), want.established);
-        for (field, what) in differences(want, record, watcher.scans) {
-            fail(format!("{field}, {} {}", want.direction, want.ending.outcome), &what);
+        attempts.insert(record.value["id"].to_string(), expected.established);
+        for (field, what) in differences(expected, record, watcher.scans) {
+            fail(
+                format!("{field}, {} {}", expected.direction, expected.ending.outcome),
+                &what,
+            );
         }
     }
     for (_, record) in left {
@@ -472,7 +475,7 @@ fn address(end: &Value) -> Option<SocketAddr> {
 }
 
 /// What a record says otherwise: the field with both values where they are names, and the whole of it.
-fn differences(want: &Want, record: &Rec, scans: bool) -> Vec<(String, String)> {
+fn differences(expected: &Expected, record: &Rec, scans: bool) -> Vec<(String, String)> {
     let value = &record.value;
     let mut wrong = Vec::new();
     let mut exact = |name: &str, wanted: Value| {
@@ -487,57 +490,57 @@ fn differences(want: &Want, record: &Rec, scans: bool) -> Vec<(String, String)> 
         }
     };
     exact("event", "close".into());
-    exact("direction", want.direction.into());
-    exact("sent_bytes", want.sent.into());
-    exact("received_bytes", want.received.into());
-    exact("undelivered_bytes", want.undelivered.into());
-    exact("established", want.established.into());
-    exact("outcome", want.ending.outcome.into());
-    exact("closed_by", want.ending.closed_by.into());
+    exact("direction", expected.direction.into());
+    exact("sent_bytes", expected.sent.into());
+    exact("received_bytes", expected.received.into());
+    exact("undelivered_bytes", expected.undelivered.into());
+    exact("established", expected.established.into());
+    exact("outcome", expected.ending.outcome.into());
+    exact("closed_by", expected.ending.closed_by.into());
     exact("preexisting", false.into());
-    exact("family", if want.src.is_ipv4() { "ipv4" } else { "ipv6" }.into());
-    if (address(&value["src"]), address(&value["dst"])) != (Some(want.src), Some(want.dst)) {
+    exact("family", if expected.src.is_ipv4() { "ipv4" } else { "ipv6" }.into());
+    if (address(&value["src"]), address(&value["dst"])) != (Some(expected.src), Some(expected.dst)) {
         let what = format!(
             "src and dst are {} and {}, not {} and {}",
-            value["src"], value["dst"], want.src, want.dst
+            value["src"], value["dst"], expected.src, expected.dst
         );
         wrong.push(("src and dst".to_owned(), what));
     }
     let errno = value["errno"].as_str();
-    if !want.ending.errno.contains(&errno) {
-        let what = format!("errno is {errno:?}, not {:?}", want.ending.errno);
+    if !expected.ending.errno.contains(&errno) {
+        let what = format!("errno is {errno:?}, not {:?}", expected.ending.errno);
         wrong.push((what.clone(), what));
     }
     let process = &value["process"];
     let pid = process["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
     let by = process["by"].as_str().unwrap_or("nothing");
-    let is_known = want.by.contains(&by) || scans && by == "scan" && want.by.contains(&"listener");
-    if !pid.is_some_and(|pid| want.pids.contains(&pid)) || !is_known {
-        let what = format!("process is {process}, not {:?} by {:?}", want.pids, want.by);
-        let right = pid.is_some_and(|pid| want.pids.contains(&pid));
+    let is_known = expected.by.contains(&by) || scans && by == "scan" && expected.by.contains(&"listener");
+    if !pid.is_some_and(|pid| expected.pids.contains(&pid)) || !is_known {
+        let what = format!("process is {process}, not {:?} by {:?}", expected.pids, expected.by);
+        let right = pid.is_some_and(|pid| expected.pids.contains(&pid));
         let kind = format!(
             "process ({}) by {by}, not {:?}",
             if right { "right" } else { "wrong" },
-            want.by
+            expected.by
         );
         wrong.push((kind, what));
     }
-    wrong.extend(time_differences(want, record));
+    wrong.extend(time_differences(expected, record));
     wrong
 }
 
-fn time_differences(want: &Want, record: &Rec) -> Vec<(String, String)> {
+fn time_differences(expected: &Expected, record: &Rec) -> Vec<(String, String)> {
     let value = &record.value;
     let mut wrong = Vec::new();
     let (start, time) = (moment(&value["start"]), moment(&value["time"]));
-    if !start.is_some_and(|start| want.starts(start)) {
-        let what = format!("start is {}, not within {:?}", value["start"], want.start);
+    if !start.is_some_and(|start| expected.starts(start)) {
+        let what = format!("start is {}, not within {:?}", value["start"], expected.start);
         wrong.push(("start".to_owned(), what));
     }
-    if !time.is_some_and(|time| want.end <= time && time <= record.seen + Duration::from_millis(1)) {
+    if !time.is_some_and(|time| expected.end <= time && time <= record.seen + Duration::from_millis(1)) {
         let what = format!(
             "time is {}, not from {:?} to {:?}",
-            value["time"], want.end, record.seen
+            value["time"], expected.end, record.seen
         );
         wrong.push(("time".to_owned(), what));
     }
@@ -555,12 +558,12 @@ fn time_differences(want: &Want, record: &Rec) -> Vec<(String, String)> {
         ));
     }
     let connect = value["connect_ns"].as_u64().map(Duration::from_nanos);
-    let right = match (connect, want.connect) {
+    let right = match (connect, expected.connect) {
         (Some(connect), Some((least, most))) => least <= connect && connect <= most,
         (connect, wanted) => connect.is_none() && wanted.is_none(),
     };
     if !right {
-        let what = format!("connect_ns is {connect:?}, not within {:?}", want.connect);
+        let what = format!("connect_ns is {connect:?}, not within {:?}", expected.connect);
         wrong.push(("connect_ns".to_owned(), what));
     }
     wrong

@@ -225,7 +225,7 @@ fn header(bytes: &[u8]) -> Option<Header<'_>> {
     }
 }
 
-/// A TCP segment or an ICMP error about one. Anything else is no life's affair.
+/// Parses a TCP segment or an ICMP error about one. Returns `None` for anything else.
 fn parse(bytes: &[u8], time: SystemTime) -> Option<Packet> {
     const TCP: u8 = 6;
     let ip = header(bytes)?;

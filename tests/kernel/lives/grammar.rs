@@ -132,11 +132,10 @@ struct Pair {
 fn connect(life: &mut Life<'_>, random: &mut Random, client: Id, side: Side) {
     let blocking = random.one_in(2);
     let to = life.at(side, SERVER_PORT);
-    let said = life.connect(client, to, blocking);
+    let result = life.connect(client, to, blocking);
     assert!(
-        said == Ok(0) || !blocking && said == Err(Errno::EINPROGRESS),
-        "{said:?}: {}",
-        life.told()
+        result == Ok(0) || !blocking && result == Err(Errno::EINPROGRESS),
+        "{result:?}"
     );
     life.wait_state(client, &[state::ESTABLISHED]);
 }
@@ -163,8 +162,8 @@ fn fast_open(life: &mut Life<'_>, random: &mut Random) {
     }
     let client = client(life, random, from);
     let count = 1 + random.below(1200) as usize;
-    let said = life.fast_open(client, life.at(to, SERVER_PORT), count);
-    assert_eq!(said, Ok(count as u64), "{}", life.told());
+    let result = life.fast_open(client, life.at(to, SERVER_PORT), count);
+    assert_eq!(result, Ok(count as u64));
     life.wait_state(client, &[state::ESTABLISHED]);
     let pair = Pair {
         listener,
@@ -182,8 +181,8 @@ fn deferred_fast_open(life: &mut Life<'_>, random: &mut Random) {
     let client = client(life, random, from);
     life.tcp_option(client, "TCP_FASTOPEN_CONNECT", libc::TCP_FASTOPEN_CONNECT, 1);
     let blocking = random.one_in(2);
-    let said = life.connect(client, life.at(to, SERVER_PORT), blocking);
-    assert_eq!(said, Ok(0), "{}", life.told());
+    let result = life.connect(client, life.at(to, SERVER_PORT), blocking);
+    assert_eq!(result, Ok(0));
     let wait = random.pick(&[0, 5, 30, 300]);
     life.pass(client, Duration::from_millis(wait));
     if random.one_in(4) {
@@ -196,8 +195,8 @@ fn deferred_fast_open(life: &mut Life<'_>, random: &mut Random) {
         return;
     }
     let count = 1 + random.below(1200) as usize;
-    let said = life.write(client, count);
-    assert_eq!(said, Ok(count as u64), "{}", life.told());
+    let result = life.write(client, count);
+    assert_eq!(result, Ok(count as u64));
     life.wait_state(client, &[state::ESTABLISHED]);
     let pair = Pair {
         listener,
@@ -240,21 +239,21 @@ fn refused(life: &mut Life<'_>, random: &mut Random) {
     let client = client(life, random, from);
     let at = life.at(to, SERVER_PORT);
     for _ in 0..1 + random.below(2) {
-        let said = if random.one_in(4) {
-            let said = life.fast_open(client, at, 300);
+        let result = if random.one_in(4) {
+            let result = life.fast_open(client, at, 300);
             assert!(
-                said == Ok(300)
+                result == Ok(300)
                     || [Errno::EINPROGRESS, Errno::ECONNREFUSED, Errno::ECONNABORTED]
                         .map(Err)
-                        .contains(&said),
-                "{said:?}"
+                        .contains(&result),
+                "{result:?}"
             );
-            said.map(|_| ())
+            result.map(|_| ())
         } else {
             let blocking = random.one_in(2);
             life.connect(client, at, blocking).map(|_| ())
         };
-        if said != Err(Errno::ECONNREFUSED) {
+        if result != Err(Errno::ECONNREFUSED) {
             life.wait_state(client, &[state::CLOSE]);
             if random.one_in(2) {
                 life.error(client);
@@ -285,9 +284,9 @@ fn rejected(life: &mut Life<'_>, random: &mut Random) {
         receive_errors(life, client);
     }
     let blocking = random.one_in(2);
-    let said = life.connect(client, life.at(to, SERVER_PORT), blocking);
-    assert!(said.is_err(), "{}", life.told());
-    if said == Err(Errno::EINPROGRESS) {
+    let result = life.connect(client, life.at(to, SERVER_PORT), blocking);
+    assert!(result.is_err());
+    if result == Err(Errno::EINPROGRESS) {
         life.error(client);
     }
     if life.state(client) == state::CLOSE && random.one_in(3) {
@@ -352,8 +351,8 @@ fn first_syn_lost(life: &mut Life<'_>, random: &mut Random) {
     let listener = listener(life, random, to);
     let client = client(life, random, from);
     life.verdict(client, Verdict::Drop);
-    let said = life.connect(client, life.at(to, SERVER_PORT), false);
-    assert_eq!(said, Err(Errno::EINPROGRESS), "{}", life.told());
+    let result = life.connect(client, life.at(to, SERVER_PORT), false);
+    assert_eq!(result, Err(Errno::EINPROGRESS));
     life.verdict(client, Verdict::Pass);
     life.wait_state(client, &[state::ESTABLISHED]);
     let pair = Pair {
@@ -374,8 +373,8 @@ fn unanswered_fast_open(life: &mut Life<'_>, random: &mut Random) {
     let client = client(life, random, from);
     life.tcp_option(client, "TCP_USER_TIMEOUT", libc::TCP_USER_TIMEOUT, 900);
     let count = 1 + random.below(1200) as usize;
-    let said = life.fast_open(client, life.at(to, SERVER_PORT), count);
-    assert_eq!(said, Ok(count as u64), "{}", life.told());
+    let result = life.fast_open(client, life.at(to, SERVER_PORT), count);
+    assert_eq!(result, Ok(count as u64));
     let server = life.accept(listener);
     life.pass(server, Duration::from_millis(random.pick(&[0, 5, 30])));
     if random.one_in(3) {
@@ -438,8 +437,8 @@ fn crossing(life: &mut Life<'_>, random: &mut Random) -> (Id, Id) {
     life.bind(other, peer);
     options(life, random, one);
     life.verdict(one, Verdict::Drop);
-    let said = life.connect(one, peer, false);
-    assert_eq!(said, Err(Errno::EINPROGRESS), "{}", life.told());
+    let result = life.connect(one, peer, false);
+    assert_eq!(result, Err(Errno::EINPROGRESS));
     (one, other)
 }
 
@@ -447,8 +446,8 @@ fn simultaneous(life: &mut Life<'_>, random: &mut Random) {
     let (one, other) = crossing(life, random);
     life.verdict(one, Verdict::Pass);
     let to = life.socks[one].local.expect("it is bound");
-    let said = life.connect(other, to, false);
-    assert_eq!(said, Err(Errno::EINPROGRESS), "{}", life.told());
+    let result = life.connect(other, to, false);
+    assert_eq!(result, Err(Errno::EINPROGRESS));
     life.wait_state(one, &[state::ESTABLISHED]);
     life.wait_state(other, &[state::ESTABLISHED]);
     steps(life, random, one, other);
@@ -461,8 +460,8 @@ fn half_simultaneous(life: &mut Life<'_>, random: &mut Random) {
     life.tcp_option(one, "TCP_USER_TIMEOUT", libc::TCP_USER_TIMEOUT, 900);
     let to = life.socks[one].local.expect("it is bound");
     life.tcp_option(other, "TCP_USER_TIMEOUT", libc::TCP_USER_TIMEOUT, 900);
-    let said = life.connect(other, to, false);
-    assert_eq!(said, Err(Errno::EINPROGRESS), "{}", life.told());
+    let result = life.connect(other, to, false);
+    assert_eq!(result, Err(Errno::EINPROGRESS));
     life.wait_state(one, &[state::SYN_RECV]);
     // From now on neither hears of the other.
     life.verdict(other, Verdict::Drop);
@@ -488,7 +487,7 @@ fn half_simultaneous(life: &mut Life<'_>, random: &mut Random) {
 fn no_syn(life: &mut Life<'_>, random: &mut Random) {
     let (from, to) = (Side::Near, Side::Far);
     let listener = listener(life, random, to);
-    // It holds the addresses that the other one wants.
+    // It holds the addresses that the other one records_expected.
     let holder = life.socket(from);
     life.bind(holder, life.at(from, CLIENT_PORT));
     let second = life.socket(from);
@@ -523,8 +522,8 @@ fn no_syn(life: &mut Life<'_>, random: &mut Random) {
     let accepted = life.accept(listener);
     for _ in 0..2 {
         let blocking = random.one_in(2);
-        let said = life.connect(second, at, blocking);
-        assert!(said.is_err(), "{}", life.told());
+        let result = life.connect(second, at, blocking);
+        assert!(result.is_err());
     }
     life.close(second);
     ending(life, random, holder, accepted);

@@ -15,7 +15,7 @@ use super::world::{Side, Verdict};
 
 /// One record that must come.
 #[derive(Clone, Debug)]
-pub struct Want {
+pub struct Expected {
     /// Whose namespace.
     pub side: Side,
     /// `outbound` or `inbound`.
@@ -50,7 +50,7 @@ pub struct Want {
     pub undecided: Vec<&'static str>,
 }
 
-impl Want {
+impl Expected {
     /// Whether it may have begun then.
     pub fn starts(&self, at: SystemTime) -> bool {
         let within = |(from, to): (SystemTime, SystemTime)| from <= at && at <= to;
@@ -179,7 +179,7 @@ struct End {
     /// The last ICMP error that nothing has followed.
     icmp: Option<Errno>,
     /// What the program got as the error of an attempt that the kernel still pursued.
-    said: Option<Errno>,
+    seen_error: Option<Errno>,
     closers: BTreeSet<u32>,
     dissolved: bool,
     closed_in_syn_recv: bool,
@@ -419,7 +419,7 @@ impl End {
                 // The kernel knew before the program did.
                 self.given_up(*errno, self.latest);
             }
-            (Act::Error, Err(errno)) if self.state == State::SynSent => self.said = Some(*errno),
+            (Act::Error, Err(errno)) if self.state == State::SynSent => self.seen_error = Some(*errno),
             _ => {}
         }
     }
@@ -443,7 +443,7 @@ impl End {
     fn close(&mut self, at_once: bool, unread: u64, at: SystemTime) {
         self.orphan = true;
         if self.state == State::SynSent {
-            return match self.said {
+            return match self.seen_error {
                 Some(errno) => self.given_up(errno, self.latest),
                 None => self.end("connect_aborted", &[None], Some("local"), at),
             };
@@ -480,15 +480,15 @@ impl End {
 
     /// The kernel has ended it, and this is the error that the program got.
     fn given_up(&mut self, errno: Errno, at: SystemTime) {
-        let said = Some(name(errno));
+        let seen_error = Some(name(errno));
         let closer = self.closer();
         match (self.state, errno) {
-            (State::SynSent, Errno::ECONNREFUSED) => self.end("refused", &[said], Some("peer"), at),
-            (State::SynSent, Errno::ETIMEDOUT) => self.end("connect_timeout", &[said], None, at),
-            (State::SynRecv, Errno::ETIMEDOUT) if self.active => self.end("connect_timeout", &[said], None, at),
-            (_, Errno::ETIMEDOUT) => self.end("timeout", &[said], closer, at),
+            (State::SynSent, Errno::ECONNREFUSED) => self.end("refused", &[seen_error], Some("peer"), at),
+            (State::SynSent, Errno::ETIMEDOUT) => self.end("connect_timeout", &[seen_error], None, at),
+            (State::SynRecv, Errno::ETIMEDOUT) if self.active => self.end("connect_timeout", &[seen_error], None, at),
+            (_, Errno::ETIMEDOUT) => self.end("timeout", &[seen_error], closer, at),
             (_, Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES) => {
-                self.end("unreachable", &[said], closer, at)
+                self.end("unreachable", &[seen_error], closer, at)
             }
             _ if self.ended.is_none() => self
                 .faults
@@ -507,7 +507,7 @@ impl End {
         }
         let closer = self.closer();
         match (self.state, self.icmp) {
-            // The program gave up first; the kernel gave up for want of an answer.
+            // The program gave up first; the kernel gave up for expected of an answer.
             (State::SynRecv, _) if self.active => {
                 self.end("connect_aborted", &[None, Some("ETIMEDOUT")], Some("local"), at);
             }
@@ -580,17 +580,17 @@ impl<'a> Flow<'a> {
 }
 
 /// What a life's records must say.
-pub struct Verdicts {
+pub struct Truth {
     /// The records.
-    pub wants: Vec<Want>,
-    /// Where the model contradicts what the calls said: a fault of the model.
+    pub records_expected: Vec<Expected>,
+    /// Where the model contradicts what the calls seen_error: a fault of the model.
     pub faults: Vec<String>,
 }
 
 /// Follows a whole life.
-pub fn follow(life: &Life<'_>, packets: &[Packet]) -> Verdicts {
-    let mut all = Verdicts {
-        wants: Vec::new(),
+pub fn follow(life: &Life<'_>, packets: &[Packet]) -> Truth {
+    let mut all = Truth {
+        records_expected: Vec::new(),
         faults: Vec::new(),
     };
     for flow in Flow::all(packets) {
@@ -638,7 +638,7 @@ fn attempt<'a>(life: &'a Life<'_>, flow: &Flow<'_>, from: SocketAddr, to: Socket
 
 const CLOCK_ERROR: Duration = Duration::from_millis(1);
 
-impl Verdicts {
+impl Truth {
     /// The calls on a socket from one moment until its next attempt.
     fn calls<'a>(life: &'a Life<'_>, socket: Id, from: &Call) -> Vec<Event<'a>> {
         let of_socket = life.calls.iter().filter(|call| call.socket == socket);
@@ -710,12 +710,12 @@ impl Verdicts {
             let most = until.duration_since(connect.time.before).unwrap_or_default() + CLOCK_ERROR;
             (least, most)
         });
-        let mut want = end.want(sock.side, "outbound", local, remote, ending, over);
-        want.start = (connect.time.before - CLOCK_ERROR, syn + CLOCK_ERROR);
-        want.connect = connect_ns;
-        want.pids = BTreeSet::from([connect.pid]);
-        want.by = &["connect"];
-        self.wants.push(want);
+        let mut expected = end.expected(sock.side, "outbound", local, remote, ending, over);
+        expected.start = (connect.time.before - CLOCK_ERROR, syn + CLOCK_ERROR);
+        expected.connect = connect_ns;
+        expected.pids = BTreeSet::from([connect.pid]);
+        expected.by = &["connect"];
+        self.records_expected.push(expected);
     }
 
     /// The end that a listener made, if it made one.
@@ -772,7 +772,7 @@ impl Verdicts {
             return;
         };
         let closers = end.closers.clone();
-        let mut want = end.want(listener.side, "inbound", client, server, ending, over);
+        let mut expected = end.expected(listener.side, "inbound", client, server, ending, over);
         let next = later
             .packets
             .iter()
@@ -780,44 +780,45 @@ impl Verdicts {
         let seen = [next.map(|packet| packet.time), accept.map(|accept| accept.time.after)];
         let until = seen.into_iter().flatten().min().unwrap_or(over.max(birth));
         let until = if state == State::SynRecv { answer } else { until };
-        want.start = (birth - CLOCK_ERROR, until.max(birth) + CLOCK_ERROR);
+        expected.start = (birth - CLOCK_ERROR, until.max(birth) + CLOCK_ERROR);
         if let Some(established) = end.established
             && state == State::SynRecv
         {
             let until = end.first_sent_after.unwrap_or(over).max(established);
-            want.other_start = Some((established - CLOCK_ERROR, until + CLOCK_ERROR));
-            want.undecided.push(
+            expected.other_start = Some((established - CLOCK_ERROR, until + CLOCK_ERROR));
+            expected.undecided.push(
                 "start: the contract has the making of a Fast Open server's socket, and ESTABLISHED for every server's",
             );
         }
         if accept.is_none() {
             let closes = |call: &&Call| call.socket == listen.socket && matches!(call.act, Act::Close { .. });
-            want.pids = life.calls.iter().filter(closes).map(|call| call.pid).collect();
-            want.pids.insert(listen.pid);
-            want.by = &["close", "listener"];
+            expected.pids = life.calls.iter().filter(closes).map(|call| call.pid).collect();
+            expected.pids.insert(listen.pid);
+            expected.by = &["close", "listener"];
         } else if closers.is_empty() {
-            want.pids = BTreeSet::from([listen.pid]);
-            want.by = &["listener"];
+            expected.pids = BTreeSet::from([listen.pid]);
+            expected.by = &["listener"];
         } else {
-            want.pids = closers;
-            want.by = &["close"];
+            expected.pids = closers;
+            expected.by = &["close"];
             if end.dissolved {
-                want.undecided
+                expected
+                    .undecided
                     .push("process: the contract does not say whether AF_UNSPEC is a close");
-                want.by = &["close", "listener"];
-                want.pids.insert(listen.pid);
+                expected.by = &["close", "listener"];
+                expected.pids.insert(listen.pid);
             }
             if end.closed_in_syn_recv {
-                want.undecided
+                expected.undecided
                     .push("process.by: who shuts down in SYN_RECV changes no state, so the owner may be known by the listener");
-                want.by = &["close", "listener"];
-                want.pids.insert(listen.pid);
+                expected.by = &["close", "listener"];
+                expected.pids.insert(listen.pid);
             }
         }
-        if want.pids.len() > 1 && want.undecided.is_empty() {
-            want.undecided.push("process: two processes had a part in its end");
+        if expected.pids.len() > 1 && expected.undecided.is_empty() {
+            expected.undecided.push("process: two processes had a part in its end");
         }
-        self.wants.push(want);
+        self.records_expected.push(expected);
     }
 }
 
@@ -874,7 +875,7 @@ fn end(local: SocketAddr, active: bool, state: State) -> End {
         established: None,
         ended: None,
         icmp: None,
-        said: None,
+        seen_error: None,
         closers: BTreeSet::new(),
         dissolved: false,
         closed_in_syn_recv: false,
@@ -887,7 +888,7 @@ fn end(local: SocketAddr, active: bool, state: State) -> End {
 }
 
 impl End {
-    fn want(
+    fn expected(
         &self,
         side: Side,
         direction: &'static str,
@@ -895,7 +896,7 @@ impl End {
         dst: SocketAddr,
         ending: Ending,
         over: SystemTime,
-    ) -> Want {
+    ) -> Expected {
         let sent = (self.una - 1).clamp(0, self.written);
         let mut undecided = Vec::new();
         if ending.errno.len() > 1 {
@@ -903,7 +904,7 @@ impl End {
                 "errno: the kernel puts ECONNRESET or ETIMEDOUT on the socket after its last state, or not at all",
             );
         }
-        Want {
+        Expected {
             side,
             direction,
             src,

@@ -81,7 +81,7 @@ pub struct Call {
     pub socket: Id,
     /// What it is to the model.
     pub act: Act,
-    /// For whom reads the report.
+    /// The call as the report prints it.
     pub text: String,
     /// What it returned.
     pub result: Result<u64, Errno>,
@@ -584,7 +584,7 @@ impl<'a> Life<'a> {
     pub fn error(&mut self, socket: Id) -> Option<Errno> {
         let limit = PollTimeout::try_from(patience()).expect("a poll timeout");
         let count = poll(&mut [PollFd::new(self.open(socket).as_fd(), PollFlags::POLLERR)], limit).expect("poll");
-        assert!(count > 0, "no error came: {}", self.told());
+        assert!(count > 0, "no error came");
         let result = self.log(socket, Act::Error, "getsockopt(SO_ERROR)".to_owned(), |of| {
             match of.take_error().expect("SO_ERROR") {
                 Some(error) => Err(Errno::from_raw(error.raw_os_error().expect("an errno"))),
@@ -596,10 +596,9 @@ impl<'a> Life<'a> {
 
     /// Waits until the socket is in one of these states.
     pub fn wait_state(&self, socket: Id, states: &[u8]) {
-        wait_until(
-            &format!("socket {socket} is in a state of {states:?}: {}", self.told()),
-            || states.contains(&self.state(socket)),
-        );
+        wait_until(&format!("socket {socket} is in a state of {states:?}"), || {
+            states.contains(&self.state(socket))
+        });
     }
 
     /// Its state.
@@ -610,7 +609,7 @@ impl<'a> Life<'a> {
     /// Waits until all that `from` has written in this connection has come in at `to`, or that has ended.
     pub fn delivered(&self, from: Id, to: Id) {
         let written = self.socks[from].written;
-        wait_until(&format!("socket {to} has all from {from}: {}", self.told()), || {
+        wait_until(&format!("socket {to} has all from {from}"), || {
             let info = Info::of(self.open(to));
             info.received() >= written || info.state() == state::CLOSE
         });
@@ -619,23 +618,19 @@ impl<'a> Life<'a> {
     /// Waits until all that it has sent is acknowledged, or it has ended.
     pub fn acknowledged(&self, socket: Id) {
         nix::ioctl_read_bad!(outq, libc::TIOCOUTQ, libc::c_int);
-        wait_until(
-            &format!("socket {socket} has all acknowledged: {}", self.told()),
-            || {
-                let mut left = 0;
-                // SAFETY: the descriptor is open, and TIOCOUTQ writes one int.
-                unsafe { outq(self.open(socket).as_raw_fd(), &raw mut left) }.expect("SIOCOUTQ");
-                left == 0 || self.state(socket) == state::CLOSE
-            },
-        );
+        wait_until(&format!("socket {socket} has all acknowledged"), || {
+            let mut left = 0;
+            // SAFETY: the descriptor is open, and TIOCOUTQ writes one int.
+            unsafe { outq(self.open(socket).as_raw_fd(), &raw mut left) }.expect("SIOCOUTQ");
+            left == 0 || self.state(socket) == state::CLOSE
+        });
     }
 
     /// Waits until it has sent something again.
     pub fn sent_again(&self, socket: Id, before: u32) {
-        wait_until(
-            &format!("socket {socket} has sent something again: {}", self.told()),
-            || self.sent_again_so_far(socket) > before,
-        );
+        wait_until(&format!("socket {socket} has sent something again"), || {
+            self.sent_again_so_far(socket) > before
+        });
     }
 
     /// `tcpi_total_retrans`.
@@ -659,8 +654,8 @@ impl<'a> Life<'a> {
         }
     }
 
-    /// The calls so far.
-    pub fn told(&self) -> String {
+    /// Returns the calls so far, one a line.
+    pub fn text(&self) -> String {
         let lines: Vec<String> = self.calls.iter().map(|call| format!("\n    {call}")).collect();
         format!("life {}{}", self.number, lines.concat())
     }
