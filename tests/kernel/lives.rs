@@ -29,11 +29,11 @@ use self::run::{Life, PORTS, first_port};
 use self::world::{Side, World, networks};
 use crate::support::actor::Actor;
 use crate::support::expect::moment;
-use crate::support::patience;
 use crate::support::probe::Need;
 use crate::support::sock::V;
 use crate::support::store::{Rec, Store};
 use crate::support::tracer::{Start, Tracer};
+use crate::support::{patience, small};
 use crate::{Table, message};
 
 /// The trials.
@@ -42,6 +42,8 @@ pub fn table() -> Table {
 }
 
 const DEFAULT_LIVES: u64 = 100;
+/// In a small virtual machine.
+const SMALL_LIVES: u64 = 20;
 const DEFAULT_SEED: u64 = 20_260_102;
 /// Lives whose packets and records are in memory at one time.
 const BATCH: u64 = 200;
@@ -163,7 +165,8 @@ impl Failures {
 }
 
 fn random_lives() {
-    let lives = number("KMESH_TRACE_LIVES").unwrap_or(DEFAULT_LIVES);
+    let default = if small() { SMALL_LIVES } else { DEFAULT_LIVES };
+    let lives = number("KMESH_TRACE_LIVES").unwrap_or(default);
     let seed = number("KMESH_TRACE_LIVES_SEED").unwrap_or(DEFAULT_SEED);
     let first = number("KMESH_TRACE_LIVES_FIRST").unwrap_or(0);
     let world = World::new();

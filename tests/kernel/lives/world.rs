@@ -117,8 +117,11 @@ fn shape() {
     net::sysctl("net.ipv4.ip_local_port_range", "40000 65000");
     // An end that dies in SYN_RECV does so within seconds.
     net::sysctl("net.ipv4.tcp_synack_retries", "1");
+    // No limit on ICMP errors, neither for one peer nor for all.
     net::sysctl("net.ipv4.icmp_ratelimit", "0");
+    net::sysctl("net.ipv4.icmp_ratemask", "0");
     net::sysctl("net.ipv6.icmp.ratelimit", "0");
+    net::sysctl("net.ipv6.icmp.ratemask", "255");
 }
 
 impl World {
