@@ -360,7 +360,11 @@ fn records(world: &World, store: &Store, side: Side) -> Vec<Rec> {
         let client = TcpStream::connect(at).expect("the marker's connection");
         let port = client.local_addr().expect("its address").port();
         drop((listener.accept().expect("accept the marker"), client));
-        let is_marker = |record: &Rec| record.value["src"]["port"] == port && record.value["event"] == "close";
+        let is_marker = |record: &Rec| {
+            record.value["src"]["port"] == port
+                && record.value["dst"]["port"] == MARKER_PORT
+                && record.value["event"] == "close"
+        };
         let found = store.wait(netns, |records| {
             // Of two ends, one may be filtered out; the earlier one is later than all lives.
             let at = records.iter().position(is_marker)?;

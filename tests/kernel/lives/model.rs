@@ -218,7 +218,7 @@ impl End {
 
     /// Who has closed so far.
     fn closer(&self) -> Option<&'static str> {
-        self.state.closer().or(self.fin.then_some("local"))
+        self.state.closer().or((self.orphan && self.fin).then_some("local"))
     }
 
     fn all_acknowledged(&self) -> bool {
@@ -248,8 +248,8 @@ impl End {
         if self.established.is_some() && self.first_sent_after.is_none() && flags & SYN == 0 {
             self.first_sent_after = Some(packet.time);
         }
-        if flags & RST != 0 && self.ended.is_none() && self.state != State::SynSent {
-            // What it does not answer with a RST of its own is a listener's end.
+        if flags & (RST | ACK) == RST | ACK && self.ended.is_none() && self.state != State::SynSent {
+            // A RST in answer to a segment has no ACK: it comes from a socket that has just ended, or from none.
             self.reset_by_local(&[None], packet.time);
         }
     }
