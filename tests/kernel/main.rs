@@ -25,6 +25,7 @@ mod faults;
 mod filters;
 mod killed;
 mod lifecycle;
+mod lives;
 mod many;
 mod metrics;
 mod names;
@@ -67,6 +68,7 @@ const SMOKE: &[&str] = &[
     "filters::a_listener_that_connects",
     "killed::client_ipv4",
     "lifecycle::log_lines",
+    "lives::random_lives",
     "many::places_are_given_back",
     "metrics::equal_what_was_moved",
     "names::filters_by_pod_and_container",
@@ -304,6 +306,7 @@ fn main() -> ExitCode {
         names::table(),
         namespaces::table(),
         tenants::table(),
+        lives::table(),
         lifecycle::table(),
         signals::table(),
     ];

@@ -181,12 +181,13 @@ fn receive(wire: RawFd) -> Option<(String, Option<OwnedFd>)> {
 pub fn main() -> std::io::Result<()> {
     let mut sockets = HashMap::new();
     let mut held = Vec::new();
+    let mut children = Vec::new();
     while let Some((command, descriptor)) = receive(0) {
         let words: Vec<&str> = command.split(' ').collect();
         if words[0] == "exit" {
             std::process::exit(0);
         }
-        match obey(&mut sockets, &mut held, &words, descriptor) {
+        match obey(&mut sockets, &mut held, &mut children, &words, descriptor) {
             Ok(Reply::Text(text)) => send(0, format!("ok {text}").as_bytes(), None),
             Ok(Reply::Descriptor(fd)) => send(0, b"ok ", Some(fd)),
             Err(error) => send(0, format!("error {error}").as_bytes(), None),
@@ -243,6 +244,7 @@ pub fn held_bytes(port: u16) -> (usize, usize) {
 fn obey(
     sockets: &mut HashMap<String, Socket>,
     held: &mut Vec<Held>,
+    children: &mut Vec<(nix::unistd::Pid, OwnedFd)>,
     words: &[&str],
     descriptor: Option<OwnedFd>,
 ) -> std::io::Result<Reply> {
@@ -260,7 +262,7 @@ fn obey(
             text = address(&socket).to_string();
             sockets.insert(name.to_owned(), socket);
         }
-        // At the address that it has, or gets now.
+        // A socket that came from elsewhere, at this address.
         ["listen_again", name, at] => {
             let at: SocketAddr = at.parse().map_err(std::io::Error::other)?;
             sockets[name].bind(&SockAddr::from(at))?;
@@ -279,6 +281,8 @@ fn obey(
             }
             text = links.to_string();
         }
+        // A socket that came from elsewhere, at the address that it has.
+        ["listen_here", name] => sockets[name].listen(128)?,
         ["connect", name, to] => {
             let socket = connect(to)?;
             text = address(&socket).to_string();
@@ -336,6 +340,32 @@ fn obey(
         ["shutdown", name] => sockets[name].shutdown(Shutdown::Write)?,
         ["linger0", name] => SockRef::from(&sockets[name]).set_linger(Some(std::time::Duration::ZERO))?,
         ["close", name] => drop(sockets.remove(name)),
+        ["fork", name] => {
+            let (end, own) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+            // SAFETY: this process has one thread, and the child makes only system calls.
+            match unsafe { nix::unistd::fork() }? {
+                nix::unistd::ForkResult::Child => {
+                    drop(own);
+                    // Until the parent drops its end.
+                    let _ = nix::unistd::read(&end, &mut [0]);
+                    // SAFETY: it ends this process at once.
+                    unsafe { libc::_exit(0) };
+                }
+                nix::unistd::ForkResult::Parent { child } => {
+                    drop(sockets.remove(name));
+                    text = child.to_string();
+                    children.push((child, own));
+                }
+            }
+        }
+        ["reap"] => {
+            for (child, end) in children.drain(..) {
+                drop(end);
+                nix::sys::wait::waitpid(child, None)?;
+            }
+        }
+        // The kernel closes all sockets. The program that comes then reads the next command.
+        ["exec"] => return Err(Command::new("/proc/self/exe").arg0(ARGUMENT).arg(ARGUMENT).exec()),
         ["hold", at, count] => {
             let parsed = (
                 at.parse().map_err(std::io::Error::other)?,

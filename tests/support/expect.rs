@@ -366,7 +366,8 @@ fn same(end: &Value, address: SocketAddr) -> bool {
     ip == Some(address.ip()) && port != 0 && (address.port() == 0 || port == u64::from(address.port()))
 }
 
-fn text(time: SystemTime) -> String {
+/// A time as the JSON spells it.
+pub fn text(time: SystemTime) -> String {
     let nanos = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     format!(
         "{:?}",
