@@ -82,7 +82,9 @@ pub fn ending(close: &Snapshot, reset_sent: bool) -> Ending {
         // The program closed it before anything else happened.
         0
     };
-    let outcome = if is_attempt {
+    let outcome = if is_error_lost(close, old_state, error) {
+        Outcome::Unknown
+    } else if is_attempt {
         match error {
             0 | errno::ECONNABORTED => Outcome::ConnectAborted,
             errno::ECONNREFUSED => Outcome::Refused,
@@ -116,6 +118,15 @@ fn final_error(close: &Snapshot, old_state: u8) -> u32 {
         error if old_state == state::SYN_RECV => error,
         _ => 0,
     }
+}
+
+/// Returns whether the program may have read the error before the socket was destroyed, so that the destroy fallback did not see it.
+/// Retransmission was under way, so it may have given up, or this end may have reset the connection.
+fn is_error_lost(close: &Snapshot, old_state: u8, error: u32) -> bool {
+    close.flags & FLAG_SECOND_CHANCE != 0
+        && error == 0
+        && close.icsk_retransmits > 0
+        && matches!(old_state, state::ESTABLISHED | state::CLOSE_WAIT)
 }
 
 /// Whether both ends have closed and know it, so that nothing but that has ended it.
@@ -464,6 +475,18 @@ mod tests {
             ..client(SYN_RECV, ETIMEDOUT)
         };
         assert_eq!(ending(&child, false).outcome, Timeout);
+    }
+
+    #[test]
+    fn destroy_fallback_without_an_error_does_not_guess_while_retransmitting() {
+        let fallback = |icsk_retransmits| Snapshot {
+            flags: FLAG_SECOND_CHANCE,
+            icsk_retransmits,
+            ..established(ESTABLISHED)
+        };
+        assert_eq!(ending(&fallback(0), false).outcome, ResetByLocal);
+        assert_eq!(ending(&fallback(3), false).outcome, Unknown);
+        assert_eq!(ending(&fallback(3), false).closed_by, None);
     }
 
     #[test]

@@ -4,7 +4,6 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use kmesh_trace::clock::Clock;
@@ -35,8 +34,12 @@ use crate::support::{net, small};
 /// The trials.
 pub fn table() -> Table {
     Table::new("filters")
-        .own("kernel_half_as_the_rule", &[], || apart("kernel_half_as_the_rule"))
-        .own("a_listener_that_connects", &[], || apart("a_listener_that_connects"))
+        .own("kernel_half_as_the_rule", &[Need::Alone], || {
+            apart("kernel_half_as_the_rule")
+        })
+        .own("a_listener_that_connects", &[Need::Alone], || {
+            apart("a_listener_that_connects")
+        })
         .own("both_ends_connect", &[Need::Nft], both_ends_connect)
         .own("transparent_listener", &[Need::Tproxy], transparent_listener)
 }
@@ -44,11 +47,10 @@ pub fn table() -> Table {
 /// What makes this program the one that runs the scenario of the next argument.
 pub const ARGUMENT: &str = "__filters";
 
-/// Runs a scenario in a process of its own: to load the programs, a process takes all descriptors from itself for a moment. One
-/// scenario at a time, since a socket that connects after it has listened counts as open for each tracer, whatever its filter.
+/// Runs a scenario in a process of its own: to load the programs, a process takes all descriptors from itself for a moment. No other
+/// scenario runs at the same time, since a socket that connects after it has listened counts as open for each tracer, whatever its
+/// filter.
 fn apart(scenario: &str) {
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let output = Command::new("/proc/self/exe")
         .args([ARGUMENT, scenario])
         .output()

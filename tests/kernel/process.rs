@@ -31,7 +31,7 @@ pub fn table() -> Table {
         .both("passed_client", &[], passed_client)
         .both("passed_server", &[], passed_server)
         .both("any_name_may_close", &[], any_name_may_close)
-        .shared("lookers_close_nothing", &[], lookers_close_nothing)
+        .own("lookers_close_nothing", &[], lookers_close_nothing)
         .both("listener_of_an_earlier_life", &[], listener_of_an_earlier_life)
         .own("handed_on_listener", &[], handed_on_listener)
         .both("passed_listener", &[], passed_listener)
@@ -290,8 +290,10 @@ fn any_name_may_close(scene: &Scene, v: V) {
 
 /// Two processes look at the descriptors of a server all the time, as `ls -l /proc/PID/fd` and `ss -p` do. Each look holds the file
 /// for a moment, and may be the last to let go of it: that is no close.
-fn lookers_close_nothing(scene: &Scene) {
-    let rounds = if small() { 300 } else { 4000 };
+fn lookers_close_nothing() {
+    let rounds = if small() { 300 } else { 2000 };
+    let tracer = Tracer::json(&[]);
+    let scene = Scene::new(&tracer.store);
     let (server, lookers) = (named("the server"), [named("looker 1"), named("looker 2")]);
     let dst = server.listen("l", V::Four.at(0));
     for looker in &lookers {

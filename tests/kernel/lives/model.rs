@@ -36,6 +36,8 @@ pub struct Expected {
     pub ending: Ending,
     /// Any of these processes.
     pub pids: BTreeSet<u32>,
+    /// The process that accepted the connection.
+    pub holder: Option<u32>,
     /// Known in any of these ways.
     pub by: &'static [&'static str],
     /// Between these.
@@ -790,6 +792,7 @@ impl Truth {
                 "start: the contract has the making of a Fast Open server's socket, and ESTABLISHED for every server's",
             );
         }
+        expected.holder = accept.map(|accept| accept.pid);
         if accept.is_none() {
             let closes = |call: &&Call| call.socket == listen.socket && matches!(call.act, Act::Close { .. });
             expected.pids = life.calls.iter().filter(closes).map(|call| call.pid).collect();
@@ -831,7 +834,7 @@ fn birth(flow: &Flow<'_>, deferred: bool) -> Option<(SystemTime, State, SystemTi
         return None;
     };
     let mut begun: Option<(u32, SystemTime)> = None;
-    for packet in &flow.packets {
+    for (at, packet) in flow.packets.iter().enumerate() {
         let Kind::Tcp { seq, ack, flags, len } = packet.kind else {
             continue;
         };
@@ -848,6 +851,14 @@ fn birth(flow: &Flow<'_>, deferred: bool) -> Option<(SystemTime, State, SystemTi
             && after(iss, ack) == 1
         {
             let bare = len == 0 && flags & FIN == 0;
+            // The RST of an end of a connection has an ACK. One without is of no socket: the listener was gone.
+            let is_refused = flow.packets[at + 1..]
+                .iter()
+                .find(|packet| packet.from == flow.server)
+                .is_some_and(|packet| matches!(packet.kind, Kind::Tcp { flags, .. } if flags & (RST | ACK) == RST));
+            if is_refused {
+                return None;
+            }
             if !(bare && deferred) {
                 return Some((packet.time, State::Established, answer));
             }
@@ -915,6 +926,7 @@ impl End {
             established: self.established.is_some(),
             ending,
             pids: BTreeSet::new(),
+            holder: None,
             by: &[],
             start: (over, over),
             other_start: None,
