@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::cluster::{Cluster, NODE_NAME};
 use super::node::{Driver, MALL, Node, NodeTracer, Pod, SHOP, until};
-use super::traffic::{CERTAIN, Call, check_call, check_end, failure};
+use super::traffic::{CERTAIN, Call, check_end, failure};
 use crate::support::tracer::binary;
 
 /// A source of names.
@@ -49,9 +49,14 @@ pub fn wait_for_names(tracer: &NodeTracer, client: &Pod, server: &Pod) {
     until("the first names", || {
         let call = Call::open(client, server);
         call.close();
-        let (outbound, inbound) = (call.outbound(tracer), call.inbound(tracer));
+        let records = [call.outbound(tracer), call.inbound(tracer)];
+        // A name may be absent until then, but it is never another pod's.
+        for record in &records {
+            check_end(record, "src", client, true);
+            check_end(record, "dst", server, true);
+        }
         let is_named = |record: &Value| !record["src"]["pod"].is_null() && !record["dst"]["pod"].is_null();
-        (is_named(&outbound) && is_named(&inbound)).then(|| call.check(tracer, CERTAIN))
+        records.iter().all(is_named).then(|| call.check(tracer, CERTAIN))
     });
 }
 
@@ -89,16 +94,10 @@ pub fn annotation_does_not_take_another_pods_identity() {
             let tracer = traced(&node, &cluster, source, &[]);
             keep(&tracer, &[&web, &db, &thief]);
             let check = || {
-                // A name of the pod that nobody claims: the source has answered.
-                until("the first names", || {
-                    let call = Call::open(&web, &db);
-                    call.close();
-                    (!call.outbound(&tracer.tracer)["dst"]["pod"].is_null()).then_some(())
-                });
-                check_call(&tracer.tracer, &web, &db);
+                wait_for_names(&tracer, &web, &db);
                 // Its own names stay its own.
-                check_call(&tracer.tracer, &thief, &db);
-                check_call(&tracer.tracer, &web, &thief);
+                wait_for_names(&tracer, &thief, &db);
+                wait_for_names(&tracer, &web, &thief);
             };
             wrong.extend(failure(check).map(|why| format!("{source:?}, {claim}: {why}")));
             cluster.end();
