@@ -5,7 +5,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-/// A stream of which each call waits until it can do something.
+/// A stream whose calls wait until they can read or write.
 #[derive(Debug)]
 pub struct Blocking<T>(pub T);
 

@@ -138,7 +138,7 @@ impl Rollup {
         self.live.ended(id);
     }
 
-    /// Closes were lost: connections of which nothing more is told may have ended.
+    /// Closes were lost: silent connections may have ended.
     pub fn lost(&mut self, closes: u64) {
         self.live.lost(closes);
     }

@@ -281,7 +281,7 @@ fn pipes(_: &Path) -> Result<(), Failed> {
     check(reader.stdout == all_json()?.as_bytes(), "told alike")
 }
 
-/// A task runner's pipe: whoever made it has set O_NONBLOCK, and reads only once it is full.
+/// A task runner's pipe: the reader has set O_NONBLOCK, and reads only once the pipe is full.
 fn nonblocking_pipes(_: &Path) -> Result<(), Failed> {
     use std::io::{Read as _, Write as _};
 

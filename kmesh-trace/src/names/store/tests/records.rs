@@ -301,7 +301,7 @@ fn translation_counts_only_where_the_node_sees_the_packets() {
             in_container(),
             false,
         ),
-        // Whoever may, makes a namespace within a pod's cgroup, and gives it any address.
+        // A process of the pod can make a namespace in the pod's cgroup and give it any address.
         ("of another pod's address", "10.1.0.5:40000", in_pod("db"), false),
         ("of an address that is no pod's", "10.9.9.9:40000", in_pod("web"), false),
         (
