@@ -107,7 +107,8 @@ fn a_full_ring_loses_whole_records() {
     let sums = end.check();
     assert!(sums.lost > 0, "the ring was never full");
     let records = end.store.records(net::inode());
-    assert!(records.len() > 12 * 200, "{} records", records.len());
+    // At least half of the ring, however many processors there are.
+    assert!(records.len() > 12 * 100, "{} records", records.len());
     for Rec { value, .. } in records {
         let outcome = if value["dst"]["port"] == port {
             "reset_by_local"
