@@ -231,7 +231,9 @@ pub fn wrong_name_of_a_moment_does_not_exclude_a_pod() {
     (0..5).for_each(|_| _ = call().outbound(&all.tracer));
     cluster.delete(&wrong);
     cluster.put(web.object());
-    wait_for_names(&all, &web, &db);
+    until("the right name", || {
+        (call().outbound(&all.tracer)["src"]["pod"] == *web.name).then_some(())
+    });
     // The other tracer may learn it a moment later.
     until("the connections of shop are shown again", || {
         let from: std::net::SocketAddr = call().from.parse().unwrap();
