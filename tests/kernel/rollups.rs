@@ -157,7 +157,7 @@ fn never_accepted() {
             .map(|line| (line["window_start"].as_str().unwrap().to_owned(), number(line, "open")))
             .collect()
     };
-    // The clients' ends are scanned, and so make windows, of which the server's ends need more than three.
+    // Scans of the clients' ends make windows. The server's ends need more than three windows.
     let all = lines.wait(|lines| {
         let full = open(lines, "outbound")
             .iter()

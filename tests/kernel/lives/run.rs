@@ -516,7 +516,7 @@ impl<'a> Life<'a> {
         self.calls.push(call);
     }
 
-    /// The socket, and its last call, of which only the time is still to come.
+    /// The socket, and its last call, whose time is not known yet.
     fn last_close(&mut self, socket: Id, text: &str) -> (Socket, Call) {
         if std::mem::take(&mut self.socks[socket].shared) {
             self.helper.ask(&format!("close {}", self.shared_name()));
