@@ -188,7 +188,8 @@ struct End {
     first_sent_after: Option<SystemTime>,
     verdict: Verdict,
     faults: Vec<String>,
-    latest: SystemTime,
+    /// The last time at which it was certainly alive. When a timer ends it, nothing else tells the time.
+    alive: SystemTime,
     latest_packet: SystemTime,
 }
 
@@ -237,7 +238,19 @@ impl End {
         if !matches!(event, Event::Call(_)) {
             self.latest_packet = time;
         }
-        self.latest = time;
+        match event {
+            // A RST can come from no socket.
+            Event::Sent(Packet {
+                kind: Kind::Tcp { flags, .. },
+                time,
+                ..
+            }) if flags & RST == 0 => self.alive = *time,
+            // A timer can end it between the question and the call.
+            Event::Call(call) if call.before.is_some_and(|state| state != state::CLOSE) => {
+                self.alive = self.alive.max(call.asked);
+            }
+            _ => {}
+        }
     }
 
     fn sent(&mut self, packet: &Packet) {
@@ -393,7 +406,7 @@ impl End {
         let dials = matches!(call.act, Act::Connect(_) | Act::FastOpen(_));
         if self.state == State::SynSent && call.before == Some(state::CLOSE) && !dials && self.ended.is_none() {
             // The kernel has given up, and the program did not ask why.
-            self.given_up(self.icmp.unwrap_or(Errno::ETIMEDOUT), self.latest);
+            self.given_up(self.icmp.unwrap_or(Errno::ETIMEDOUT), self.alive);
         }
         // What the kernel says of the state is a check of this model, unless a packet came after the kernel was asked.
         let is_quiet = self.latest_packet < call.asked;
@@ -419,7 +432,7 @@ impl End {
             (Act::Dissolve, _) => self.disconnect(at),
             (Act::Error | Act::Connect(_), Err(errno)) if call.after == Some(state::CLOSE) => {
                 // The kernel knew before the program did.
-                self.given_up(*errno, self.latest);
+                self.given_up(*errno, self.alive);
             }
             (Act::Error, Err(errno)) if self.state == State::SynSent => self.seen_error = Some(*errno),
             _ => {}
@@ -446,7 +459,7 @@ impl End {
         self.orphan = true;
         if self.state == State::SynSent {
             return match self.seen_error {
-                Some(errno) => self.given_up(errno, self.latest),
+                Some(errno) => self.given_up(errno, self.alive),
                 None => self.end("connect_aborted", &[None], Some("local"), at),
             };
         }
@@ -500,10 +513,11 @@ impl End {
     }
 
     /// What the kernel does with an end that nobody can ask any more.
-    fn last(&mut self, at: SystemTime) {
+    fn last(&mut self) {
         if self.ended.is_some() {
             return;
         }
+        let at = self.alive;
         if !self.orphan {
             return self.faults.push(format!("it never ended, and is in {:?}", self.state));
         }
@@ -673,8 +687,7 @@ impl Truth {
         for event in &events {
             end.take(*event);
         }
-        let latest = events.last().map_or(SystemTime::UNIX_EPOCH, Event::time);
-        end.last(latest);
+        end.last();
         let (from, faults) = (end.local, std::mem::take(&mut end.faults));
         self.faults
             .extend(faults.iter().map(|fault| format!("of {from}: {fault}")));
@@ -893,7 +906,7 @@ fn end(local: SocketAddr, active: bool, state: State) -> End {
         first_sent_after: None,
         verdict: Verdict::Pass,
         faults: Vec::new(),
-        latest: SystemTime::UNIX_EPOCH,
+        alive: SystemTime::UNIX_EPOCH,
         latest_packet: SystemTime::UNIX_EPOCH,
     }
 }
