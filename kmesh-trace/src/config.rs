@@ -9,7 +9,7 @@ mod metrics;
 mod names;
 mod table;
 
-pub use capture::Kept;
+pub use capture::{Kept, TimeBound, TimeRange};
 pub(crate) use filters::min_duration;
 pub use metrics::{Common, Level, Metrics, Settings};
 pub(crate) use metrics::{cluster, max_series, metrics_address, metrics_idle};
@@ -86,6 +86,13 @@ impl Events {
         update: true,
     };
 
+    /// No event.
+    pub const NONE: Self = Self {
+        close: false,
+        open: false,
+        update: false,
+    };
+
     fn new(names: &[EventName]) -> Self {
         let has = |name| names.contains(&name);
         Self {
@@ -135,8 +142,10 @@ pub enum Verbosity {
 /// A run's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// A capture to replay, in place of tracing.
-    pub read: Option<Place>,
+    /// Captures to replay, in place of tracing.
+    pub read: Vec<Place>,
+    /// The part of the captures that is replayed.
+    pub range: TimeRange<TimeBound>,
     /// A capture to make.
     pub kept: Option<Kept>,
     /// The format of standard output.
@@ -206,7 +215,11 @@ impl Config {
             .as_ref()
             .map_or_else(|| Events::new(&cli.events), |_| Events::ALL);
         Ok(Self {
-            read: cli.capture.read.clone().map(Place::from),
+            read: cli.capture.read.iter().cloned().map(Place::from).collect(),
+            range: TimeRange {
+                since: cli.capture.since,
+                until: cli.capture.until,
+            },
             kept: capture::kept(cli, surroundings)?,
             output: cli.output,
             events,
@@ -225,6 +238,18 @@ impl Config {
             },
             metrics: metrics::metrics(cli),
         })
+    }
+}
+
+impl Config {
+    /// Returns whether `open` events are needed. A capture has them whatever is printed.
+    pub fn needs_opens(&self) -> bool {
+        self.events.open || self.kept.is_some()
+    }
+
+    /// Returns whether sockets are scanned for `update` events.
+    pub fn needs_updates(&self) -> bool {
+        self.events.update || self.kept.is_some() || self.metrics.is_some()
     }
 }
 
@@ -468,7 +493,11 @@ pub(crate) mod tests {
     #[test]
     fn the_bare_command_has_the_defaults_of_the_contract() {
         let expected = Config {
-            read: None,
+            read: Vec::new(),
+            range: TimeRange {
+                since: None,
+                until: None,
+            },
             kept: None,
             output: Output::Log,
             events: CLOSES,
@@ -489,7 +518,11 @@ pub(crate) mod tests {
     #[test]
     fn flags_arrive() {
         let expected = Config {
-            read: None,
+            read: Vec::new(),
+            range: TimeRange {
+                since: None,
+                until: None,
+            },
             kept: None,
             output: Output::None,
             events: CLOSES,

@@ -8,6 +8,21 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub u32);
 
+/// The largest number that has a name.
+const MAX_NAMED: u32 = 524;
+
+impl Errno {
+    /// Returns the error that is displayed as `text`.
+    pub fn from_name(text: &str) -> Option<Self> {
+        let number = text.strip_prefix('E')?;
+        let unnamed = || number.parse().ok().filter(|errno| name(*errno).is_none());
+        (1..=MAX_NAMED)
+            .find(|errno| name(*errno) == Some(text))
+            .or_else(unnamed)
+            .map(Self)
+    }
+}
+
 impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match name(self.0) {
@@ -177,6 +192,10 @@ mod tests {
         ];
         for (errno, name) in cases {
             assert_eq!(Errno(errno).to_string(), name);
+            assert_eq!(Errno::from_name(name), Some(Errno(errno)));
+        }
+        for text in ["E", "ENOSUCH", "111", "E111", "", "é"] {
+            assert_eq!(Errno::from_name(text), None, "{text}");
         }
     }
 
@@ -190,6 +209,7 @@ mod tests {
             (u32::MAX, "E4294967295"),
         ] {
             assert_eq!(Errno(errno).to_string(), text);
+            assert_eq!(Errno::from_name(text), Some(Errno(errno)));
         }
     }
 

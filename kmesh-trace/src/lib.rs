@@ -20,6 +20,8 @@
 //! [`capture`] is what [`delivery`] can keep besides, and [`replay`] puts it through [`delivery`] again: what that takes is
 //! built for any system, the rest for Linux alone.
 
+#[cfg(target_os = "linux")]
+pub mod account;
 pub mod blocking_io;
 pub mod capture;
 pub mod cli;
@@ -27,8 +29,8 @@ pub mod clock;
 pub mod completions;
 pub mod config;
 pub mod decode;
-pub mod delivery;
 pub mod deltas;
+pub mod engine;
 pub mod errno;
 pub mod exit;
 pub mod filter;

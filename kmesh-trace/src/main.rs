@@ -53,11 +53,11 @@ fn run(cli: &Cli) -> Result<Exit> {
 }
 
 fn main_job(config: &Config) -> Result<Exit> {
-    let Some(place) = &config.read else {
+    if config.read.is_empty() {
         return trace(config);
-    };
+    }
     let is_rotated = config.kept.as_ref().is_some_and(|kept| kept.rotation.is_some());
-    let files = open(config, place)?;
+    let files = open(config)?;
     limit_privileges(Stage::PodsFile { is_rotated })?;
     let names = offline_names(config)?;
     limit_privileges(Stage::Replay { is_rotated })?;

@@ -13,14 +13,15 @@ pub mod server;
 mod tests;
 
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use crate::config::{Level, Settings};
-use crate::delivery::Meter;
-use crate::deltas::{Deltas, Moved};
+use crate::deltas::Delta;
 use crate::record::{ConnId, Direction, Event, Outcome, Pod, Record, RunInfo, Service, WallTime};
+use crate::render::Sink;
 use exposition::Values;
 use labels::{Labels, Pair};
 use series::{Group, Room, Table, Timing, Traffic};
@@ -66,7 +67,6 @@ impl Place {
 pub struct Metrics {
     settings: Settings,
     values: Arc<Values>,
-    deltas: Deltas,
     routes: HashMap<Route, Place>,
     /// The series of the connections that are open, at [`Level::Connection`].
     connections: HashMap<ConnId, TrafficGroup>,
@@ -96,7 +96,6 @@ impl Metrics {
         Self {
             settings,
             values,
-            deltas: Deltas::default(),
             routes: HashMap::new(),
             connections: HashMap::new(),
             tidied: WallTime(i64::MIN),
@@ -153,7 +152,7 @@ impl Metrics {
     }
 
     /// Counts a record in the series of its own connection, and tells whether that had no room.
-    fn one_by_one(&mut self, record: &Record, moved: &Moved) -> bool {
+    fn one_by_one(&mut self, record: &Record, delta: &Delta) -> bool {
         let table = &self.values.connection;
         let known = self.connections.remove(&record.id);
         let group = known.or_else(|| {
@@ -162,7 +161,7 @@ impl Metrics {
         });
         let is_folded = group.is_none();
         let group = group.unwrap_or_else(|| table.folded(Labels::folded(record.direction, Level::Connection)));
-        group.values.add(record, moved);
+        group.values.add(record, delta);
         group.told(record.time);
         if !is_folded && record.event != Event::Close {
             self.connections.insert(record.id, group);
@@ -171,13 +170,13 @@ impl Metrics {
     }
 }
 
-impl Meter for Metrics {
-    fn base(&mut self, record: &Record) {
-        self.deltas.base(record);
-    }
-
-    fn record(&mut self, record: &Record) {
-        let moved = self.deltas.take(record);
+impl Sink for Metrics {
+    fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()> {
+        // What it moved before tracing, another tracer may have counted.
+        let delta = match delta.is_past {
+            true => Delta::default(),
+            false => *delta,
+        };
         let values = Arc::clone(&self.values);
         let _turn = values.turn();
         if record.event == Event::Close {
@@ -194,39 +193,27 @@ impl Meter for Metrics {
         let mut is_folded = false;
         if let Some(place) = self.routes.get(&route) {
             for group in place.traffic.iter().flatten() {
-                group.values.add(record, &moved);
+                group.values.add(record, &delta);
                 group.told(record.time);
             }
-            place.timing.values.add(record, &moved);
+            place.timing.values.add(record, &delta);
             place.timing.told(record.time);
             is_folded = place.is_folded;
         }
         if self.settings.levels.contains(&Level::Connection) {
-            is_folded |= self.one_by_one(record, &moved);
+            is_folded |= self.one_by_one(record, &delta);
         }
         if is_folded {
             self.values.folded.fetch_add(1, Ordering::Relaxed);
         }
+        Ok(())
     }
 
-    fn told(&self, lost: u64, open: u64) {
-        self.values.lost.fetch_max(lost, Ordering::Relaxed);
-        self.values
-            .open
-            .store(i64::try_from(open).unwrap_or(i64::MAX), Ordering::Relaxed);
-    }
-
-    fn pods(&self, known: usize) {
-        self.values
-            .pods
-            .store(i64::try_from(known).unwrap_or(i64::MAX), Ordering::Relaxed);
-    }
-
-    fn tidy(&mut self, now: WallTime) {
+    fn watermark(&mut self, now: WallTime) -> io::Result<()> {
         let idle_ns = i64::try_from(self.settings.idle.as_nanos()).unwrap_or(i64::MAX);
         let every_ns = (idle_ns / 8).min(5_000_000_000);
         if now.0.saturating_sub(self.tidied.0) < every_ns {
-            return;
+            return Ok(());
         }
         self.tidied = now;
         let since = WallTime(now.0.saturating_sub(idle_ns));
@@ -246,6 +233,7 @@ impl Meter for Metrics {
             table.expire(since, room);
         }
         pairs.expire(since, room);
+        Ok(())
     }
 }
 

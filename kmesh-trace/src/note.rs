@@ -4,10 +4,11 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::blocking_io::Blocking;
-use crate::config::{Config, Output, Verbosity};
-use crate::record::{Lost, RunInfo, Summary};
+use crate::config::{Config, Verbosity};
+use crate::deltas::Delta;
+use crate::record::{Lost, Record, RunInfo, Summary};
 use crate::render::sanitize::one_line;
-use crate::render::{term, words};
+use crate::render::{Sink, term, words};
 
 /// How a line goes on: with what to try.
 const CONTINUED: &str = "\n  ";
@@ -55,55 +56,38 @@ impl NamesFrom {
     }
 }
 
-/// Losses and sums in words, where they do not stand among the data.
+/// The sink that reports losses and summaries on standard error, where the output has no lines for them.
 #[derive(Clone, Debug)]
-pub struct Notes {
-    output: Output,
+pub struct Reports {
     verbosity: Verbosity,
     info: RunInfo,
-    /// Openings of which was said that they were lost.
-    lost_opens: u64,
 }
 
-impl Notes {
-    /// Of a run of which `info` is true.
-    pub fn new(config: &Config, info: RunInfo) -> Self {
-        Self {
-            output: config.output,
+impl Reports {
+    /// Returns the sink for a run that `info` describes. `None` if the output has these lines itself.
+    pub fn new(config: &Config, info: &RunInfo) -> Option<Self> {
+        (!config.output.has_reports()).then(|| Self {
             verbosity: config.verbosity,
-            info,
-            lost_opens: 0,
-        }
+            info: info.clone(),
+        })
+    }
+}
+
+impl Sink for Reports {
+    fn record(&mut self, _: &Record, _: &Delta) -> io::Result<()> {
+        Ok(())
     }
 
-    /// Says what was lost.
-    pub fn lost(&self, lost: &Lost) {
-        if !self.output.has_reports() {
-            say(&words::lost_words(lost));
-        }
+    fn lost(&mut self, lost: &Lost) -> io::Result<()> {
+        say(&words::lost_words(lost));
+        Ok(())
     }
 
-    /// Says that more openings were lost, for which no format has a line.
-    pub fn lost_opens(&mut self, since_start: u64) {
-        let before = std::mem::replace(&mut self.lost_opens, since_start);
-        if since_start > before {
-            say(&words::lost_opens_words(since_start - before, since_start));
-        }
-    }
-
-    /// Says how long a record has waited for a name at most, ns, if any has.
-    pub fn longest_wait(&self, wait_ns: u64) {
-        if wait_ns > 0 && self.verbosity == Verbosity::Verbose {
-            let wait_ms = wait_ns as f64 / 1e6;
-            say(&format!("records waited up to {wait_ms:.1} ms for names"));
-        }
-    }
-
-    /// Says the sums.
-    pub fn summary(&self, summary: &Summary) {
-        if !self.output.has_reports() && self.verbosity > Verbosity::Quiet {
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        if self.verbosity > Verbosity::Quiet {
             say(&words::summary_words(summary, &self.info));
         }
+        Ok(())
     }
 }
 

@@ -1,45 +1,57 @@
-//! What a run's settings make of its records: lines, blocks, or a screen that a person looks at.
+//! The choice of sinks.
 
 use anyhow::{Context, Result};
 
+use crate::capture::{Header, Target};
 use crate::config::{Config, Rolled, typed_filter};
-use crate::note::NamesFrom;
+use crate::note::{NamesFrom, Reports};
 use crate::record::RunInfo;
 use crate::render::table::Feed;
 use crate::render::table::view::Begin;
-use crate::render::{Render, renderer, term};
+use crate::render::{Sink, stdout_sink, term};
 
-/// Where records go.
+/// The sinks of a run, in the order in which records reach them.
 pub struct Outlet {
-    /// Makes output of them.
-    pub render: Box<dyn Render + Send>,
-    /// The screen that it is, if it is one. While it is there nothing else may be written to the terminal.
+    /// The sinks.
+    pub sinks: Vec<Box<dyn Sink>>,
+    /// The screen of a table in a terminal. While it is there nothing else may be written to the terminal.
     pub screen: Option<term::Handle>,
 }
 
-/// Opens it. `quit` is called when a person at the screen wants an end.
-pub fn open(config: &Config, info: &RunInfo, names: &NamesFrom, quit: impl Fn() + Send + 'static) -> Result<Outlet> {
-    let Some(rolled) = on_terminal(config) else {
-        return Ok(Outlet {
-            render: renderer(config.output, config.rolled.as_ref(), config.color, info, names),
-            screen: None,
-        });
-    };
-    let begin = Begin {
-        by: rolled.by.clone(),
-        sort: rolled.sort,
-        top: rolled.top,
-        color: config.color,
-        parse: typed_filter,
-    };
-    let (screen, asks, handle) = term::start(begin, quit).context("cannot use the terminal")?;
-    Ok(Outlet {
-        render: Box::new(Feed::new(rolled.settings, info, names, asks, screen)),
-        screen: Some(handle),
-    })
+/// Opens the outputs that `config` asks for. `quit` is called when the user at the screen quits.
+pub fn open(
+    config: &Config,
+    info: &RunInfo,
+    names: &NamesFrom,
+    capture: Option<(Target, Header)>,
+    quit: impl Fn() + Send + 'static,
+) -> Result<Outlet> {
+    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    let mut screen = None;
+    if let Some(rolled) = on_terminal(config) {
+        let begin = Begin {
+            by: rolled.by.clone(),
+            sort: rolled.sort,
+            top: rolled.top,
+            color: config.color,
+            parse: typed_filter,
+        };
+        let (window, asks, handle) = term::start(begin, quit).context("cannot use the terminal")?;
+        sinks.push(Box::new(Feed::new(rolled.settings, info, names, asks, window)));
+        screen = Some(handle);
+    } else {
+        sinks.extend(stdout_sink(config, info, names));
+    }
+    if let Some((target, header)) = capture {
+        sinks.push(Box::new(target.begin(header)?));
+    }
+    if let Some(reports) = Reports::new(config, info) {
+        sinks.push(Box::new(reports));
+    }
+    Ok(Outlet { sinks, screen })
 }
 
-/// The table that a person looks at, if one is wanted.
+/// Returns the settings of the table on the terminal, if one is wanted.
 fn on_terminal(config: &Config) -> Option<&Rolled> {
     config.rolled.as_ref().filter(|rolled| rolled.on_terminal)
 }

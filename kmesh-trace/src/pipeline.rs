@@ -1,84 +1,104 @@
-//! The front half: from the queue to finished records, in the order of time. Decode, track, name; then
-//! [`Delivery`] has them.
+//! Messages from the kernel → finished records, in the order of time: decode, track, annotate. Then the [`Engine`] has them.
 
-use std::io::{self, Write};
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
 
+use crate::account::{Account, EventTime};
 use crate::clock::Clock;
 use crate::decode::{Event, decode};
-use crate::delivery::{Delivery, Moment};
+use crate::engine::Engine;
+use crate::metrics::exposition::Values;
 use crate::names::Annotator;
 use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::update::SourceUpdate;
-use crate::record::{Counts, Lost, Record, Summary, WallTime};
+use crate::record::{Counts, Record, WallTime};
 use crate::source::reader::{Complete, records};
 use crate::track::{SETTLE_NS, Tracker};
 
-/// The state between queue and [`Delivery`].
-pub struct Pipeline<W> {
+/// The stages of live tracing before the engine.
+pub struct Pipeline {
     began_ns: u64,
     clock: Clock,
     tracker: Tracker,
-    /// When `--duration` is over: CLOCK_MONOTONIC, ns.
+    /// The end of `--duration`: CLOCK_MONOTONIC, ns.
     until_ns: Option<u64>,
     names: Annotator,
-    delivery: Delivery<W>,
+    /// The engine that takes the records.
+    pub engine: Engine,
+    account: Account,
+    /// The gauges that no record sets.
+    gauges: Option<Arc<Values>>,
+    /// Counters for summaries that were asked for. A summary is made when all closes counted until then have come.
+    asked: VecDeque<Counts>,
 }
 
-impl<W: Write> Pipeline<W> {
-    /// Tracing began at `began_ns` and what happens after `until_ns` is not wanted (CLOCK_MONOTONIC, ns).
-    pub fn new(began_ns: u64, until_ns: Option<u64>, clock: Clock, delivery: Delivery<W>) -> Self {
+impl Pipeline {
+    /// Returns a pipeline for a run that began at `began_ns` and whose `--duration` ends at `until_ns` (CLOCK_MONOTONIC, ns).
+    pub fn new(tracker: Tracker, began_ns: u64, until_ns: Option<u64>, clock: Clock, engine: Engine) -> Self {
         Self {
             began_ns,
             clock,
-            tracker: Tracker::new(began_ns),
+            tracker,
             until_ns,
             names: Annotator::without_sources(CgroupTree::open(None, || ())),
-            delivery,
+            engine,
+            account: Account::default(),
+            gauges: None,
+            asked: VecDeque::new(),
         }
     }
 
-    /// Names what `names` can.
+    /// Adds the names that `names` has.
     pub fn with_names(mut self, names: Annotator) -> Self {
         self.names = names;
         self
     }
 
-    /// The wall clock was stepped.
+    /// Sets these gauges, too.
+    pub fn with_gauges(mut self, gauges: Option<Arc<Values>>) -> Self {
+        self.gauges = gauges;
+        self
+    }
+
+    /// Takes a step of the wall clock.
     pub fn clock_stepped(&mut self, since_ns: u64, difference_ns: i64) {
         self.clock.step(since_ns, difference_ns);
     }
 
-    /// Takes what a walk told of the connections that were open when tracing began, a record each as in
+    /// Takes the connections that were open when tracing began: records as in
     /// [`crate::source::reader::Message::Records`].
-    pub fn base(&mut self, bytes: &[u8]) {
+    pub fn baseline(&mut self, bytes: &[u8]) -> io::Result<()> {
         for record in records(bytes) {
-            if let Ok(Event::Snapshot(snapshot)) = decode(record) {
-                self.delivery.base(&self.tracker.record(&snapshot, &self.clock));
+            if let Ok(Event::Snapshot(mut snapshot)) = decode(record) {
+                snapshot.time_ns = self.began_ns;
+                self.engine.baseline(&self.tracker.record(&snapshot, &self.clock))?;
             }
         }
+        Ok(())
     }
 
-    /// Takes records as [`crate::source::reader::Message::Records`] has them, and writes what is settled and named. It is
+    /// Takes records as in [`crate::source::reader::Message::Records`], and hands over what is settled and named. It is
     /// `now_ns` (CLOCK_MONOTONIC).
     pub fn take(&mut self, bytes: &[u8], complete: Complete, now_ns: u64) -> io::Result<()> {
         self.hold(bytes);
-        // While the ring is never empty, what it has told so far goes as far as its latest record.
+        // While the ring still holds records, use the newest record's time.
         let ring_ns = complete.ring_empty_ns.unwrap_or_else(|| self.tracker.latest_ns());
         let complete_ns = complete.walk_began_ns.map_or(ring_ns, |began_ns| ring_ns.min(began_ns));
         self.emit(complete_ns, now_ns)?;
         let settled = self.clock.wall(complete_ns.saturating_sub(SETTLE_NS));
-        // What waits for its name has not come yet.
+        // Records that wait for their names have not come yet.
         let until = self
             .names
             .first_pending()
             .map_or(settled, |(record, _)| settled.min(record.time));
-        self.delivery.complete(until)
+        self.engine.watermark(until)?;
+        self.engine.flush()
     }
 
-    /// Takes news of names.
-    pub fn learn(&mut self, told: &[SourceUpdate], now_ns: u64) -> io::Result<()> {
-        told.iter().for_each(|told| self.names.apply(told));
+    /// Takes updates of the name sources.
+    pub fn apply(&mut self, updates: &[SourceUpdate], now_ns: u64) -> io::Result<()> {
+        updates.iter().for_each(|update| self.names.apply(update));
         self.release(now_ns)
     }
 
@@ -87,124 +107,112 @@ impl<W: Write> Pipeline<W> {
         self.names.longest_wait_ns()
     }
 
-    /// Until when a record waits for its name, at most; then [`Self::release`] is to be called.
+    /// Returns when [`Self::release`] is to be called, because the first record has waited for its name for long enough.
     pub fn waits_until_ns(&self) -> Option<u64> {
         self.names.first_pending().map(|(_, until_ns)| until_ns)
     }
 
-    /// Writes those that need not wait any more.
+    /// Hands over the records that need not wait for names any more.
     pub fn release(&mut self, now_ns: u64) -> io::Result<()> {
-        let mut any = false;
-        while let Some((record, too_late)) = self.names.next(self.clock.wall(now_ns), now_ns) {
-            self.hand_over(&record, too_late)?;
-            any = true;
-        }
-        if any { self.delivery.flush() } else { Ok(()) }
+        self.emit_named(now_ns)?;
+        self.engine.flush()
     }
 
-    /// Takes records, and writes nothing yet.
+    /// Takes records, and hands over nothing yet.
     pub fn hold(&mut self, bytes: &[u8]) {
         for record in records(bytes) {
             match decode(record) {
                 Ok(event) => self.tracker.take(event),
-                Err(_) => self.delivery.undecodable(),
+                Err(_) => self.account.undecodable(),
             }
         }
     }
 
-    /// No more records will come: writes those that were still held, but for those that wait for their names.
+    /// Hands over all records but those that wait for their names: no more will come.
     pub fn settle(&mut self, now_ns: u64) -> io::Result<()> {
         self.emit(u64::MAX, now_ns)?;
-        self.delivery.flush()
+        self.engine.flush()
     }
 
-    /// No more names will come either: writes all.
-    pub fn finish(&mut self) -> io::Result<()> {
+    /// Hands over all records: no more records and names will come. The counters are those of the end.
+    pub fn finish(&mut self, counts: &Counts) -> io::Result<()> {
         self.settle(u64::MAX)?;
         self.release(u64::MAX)?;
-        self.delivery.complete(WallTime(i64::MAX))
+        // A replay knows of no later time, and must end the same windows.
+        self.engine.watermark(self.time(counts).time)?;
+        self.engine.watermark(WallTime::MAX)?;
+        self.lost(counts)?;
+        self.summary(counts)
     }
 
     fn emit(&mut self, complete_ns: u64, now_ns: u64) -> io::Result<()> {
         while let Some((happened_ns, record)) = self.tracker.next(complete_ns, &self.clock) {
-            let too_late = self.until_ns.is_some_and(|until_ns| happened_ns > until_ns);
-            if let Some((record, too_late)) =
-                self.names
-                    .take(record, happened_ns, too_late, self.clock.wall(now_ns), now_ns)
-            {
-                self.hand_over(&record, too_late)?;
+            let is_late = self.until_ns.is_some_and(|until_ns| happened_ns > until_ns);
+            let now = self.clock.wall(now_ns);
+            if let Some((record, is_late)) = self.names.take(record, happened_ns, is_late, now, now_ns) {
+                self.hand_over(&record, is_late)?;
             }
-            // The queue of those that wait stays within its bound, however many come at once.
-            if let Some((record, too_late)) = self.names.next(self.clock.wall(now_ns), now_ns) {
-                self.hand_over(&record, too_late)?;
+            // The queue of records that wait stays within its bound, however many come at once.
+            if let Some((record, is_late)) = self.names.next(now, now_ns) {
+                self.hand_over(&record, is_late)?;
             }
         }
-        while let Some((record, too_late)) = self.names.next(self.clock.wall(now_ns), now_ns) {
-            self.hand_over(&record, too_late)?;
+        self.emit_named(now_ns)
+    }
+
+    fn emit_named(&mut self, now_ns: u64) -> io::Result<()> {
+        while let Some((record, is_late)) = self.names.next(self.clock.wall(now_ns), now_ns) {
+            self.hand_over(&record, is_late)?;
         }
         Ok(())
     }
 
-    fn hand_over(&mut self, record: &Record, too_late: bool) -> io::Result<()> {
-        self.delivery.record(record, too_late)
+    fn hand_over(&mut self, record: &Record, is_late: bool) -> io::Result<()> {
+        self.engine.record(record, is_late)?;
+        if self.asked.is_empty() { Ok(()) } else { self.answer() }
     }
 
-    /// [`Delivery::due`].
-    pub fn due(&self) -> Option<Instant> {
-        self.delivery.due()
+    /// Reports the records lost since the last report, if any.
+    pub fn lost(&mut self, counts: &Counts) -> io::Result<()> {
+        self.count(counts);
+        match self.account.lost(counts, self.time(counts).time) {
+            Some(lost) => self.engine.lost(&lost),
+            None => Ok(()),
+        }
     }
 
-    /// [`Delivery::keep_up`].
-    pub fn keep_up(&mut self) -> io::Result<()> {
-        self.delivery.keep_up()
+    /// Sets the gauges.
+    pub fn count(&self, counts: &Counts) {
+        if let Some(gauges) = &self.gauges {
+            gauges.set_lost(self.account.total(counts));
+            gauges.set_open(counts.open);
+            gauges.set_pods(self.names.pods());
+        }
     }
 
-    /// [`Delivery::end`].
-    pub fn end(&mut self) -> io::Result<()> {
-        self.delivery.end()
-    }
-
-    /// [`Delivery::end_keep`].
-    pub fn end_keep(&mut self) -> io::Result<()> {
-        self.delivery.end_keep()
-    }
-
-    /// Whether `--count` is reached.
-    pub fn is_full(&self) -> bool {
-        self.delivery.is_full()
-    }
-
-    /// [`Delivery::lost`] of counts made just now.
-    pub fn lost(&mut self, counts: &Counts) -> io::Result<Option<Lost>> {
-        let at = self.moment(counts);
-        self.delivery.lost(counts, at)
-    }
-
-    /// [`Delivery::counted`].
-    pub fn counted(&self, counts: &Counts) {
-        self.delivery.counted(counts);
-        self.delivery.pods(self.names.pods());
-    }
-
-    /// [`Delivery::ask`], likewise.
+    /// Asks for a summary as of these counters. It comes between the records that were counted and those that were not.
     pub fn ask(&mut self, counts: Counts) -> io::Result<()> {
-        let at = self.moment(&counts);
-        self.delivery.ask(counts, at)
+        self.asked.push_back(counts);
+        self.answer()
     }
 
-    /// [`Delivery::summaries`].
-    pub fn summaries(&mut self) -> Vec<Summary> {
-        self.delivery.summaries()
+    fn answer(&mut self) -> io::Result<()> {
+        while let Some(counts) = self.asked.front().copied()
+            && counts.told <= self.account.closes(self.engine.tally())
+        {
+            self.asked.pop_front();
+            self.summary(&counts)?;
+        }
+        Ok(())
     }
 
-    /// [`Delivery::summary`], likewise.
-    pub fn summary(&mut self, counts: &Counts) -> io::Result<Summary> {
-        let at = self.moment(counts);
-        self.delivery.summary(counts, at)
+    fn summary(&mut self, counts: &Counts) -> io::Result<()> {
+        let summary = self.account.summary(counts, self.engine.tally(), self.time(counts));
+        self.engine.summary(&summary)
     }
 
-    fn moment(&self, counts: &Counts) -> Moment {
-        Moment {
+    fn time(&self, counts: &Counts) -> EventTime {
+        EventTime {
             time: self.clock.wall(counts.at_ns),
             elapsed_ns: counts.at_ns.saturating_sub(self.began_ns),
         }
@@ -216,14 +224,17 @@ mod tests {
     use bytemuck::{Zeroable, bytes_of};
     use kmesh_trace_common::{FLAG_ACTIVE, KIND_CLOSE, KIND_UPDATE, SK_DONE, Snapshot, state};
 
-    use super::*;
+    use std::io::Write;
     use std::num::NonZeroU64;
 
+    use super::*;
     use crate::config::Events;
-    use crate::delivery::Choice;
+    use crate::deltas::Delta;
+    use crate::engine::Selection;
     use crate::filter::Filter;
-    use crate::record::{self, LossReason, Record};
-    use crate::render::Render;
+    use crate::record::{self, LossReason, Lost, Summary};
+    use crate::render::Sink;
+    use crate::render::testing::Shared;
 
     const ALL: Events = Events {
         close: true,
@@ -236,35 +247,63 @@ mod tests {
         update: false,
     };
 
-    /// A renderer that writes a letter a line.
-    struct Letters;
+    /// A sink that keeps a letter for each line.
+    struct Letters(Shared);
 
-    impl Render for Letters {
-        fn record(&mut self, record: &Record, out: &mut dyn Write) -> io::Result<()> {
-            let letter = if record.event == record::Event::Close { "c" } else { "u" };
-            write!(out, "{letter}{} ", record.id.cookie)
+    impl Sink for Letters {
+        fn record(&mut self, record: &Record, _: &Delta) -> io::Result<()> {
+            let letter = match record.event {
+                record::Event::Close => "c",
+                _ => "u",
+            };
+            write!(self.0, "{letter}{} ", record.id.cookie)
         }
 
-        fn lost(&mut self, lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
-            write!(out, "lost{} ", lost.lost_records)
+        fn lost(&mut self, lost: &Lost) -> io::Result<()> {
+            write!(self.0, "lost{} ", lost.lost_records)
         }
 
-        fn summary(&mut self, _: &Summary, out: &mut dyn Write) -> io::Result<()> {
-            write!(out, "end ")
+        fn summary(&mut self, _: &Summary) -> io::Result<()> {
+            write!(self.0, "end ")
         }
     }
 
-    fn all_of(events: Events) -> Choice {
-        Choice {
+    fn all_of(events: Events) -> Selection {
+        Selection {
             events,
             filter: Filter::default(),
             count: None,
         }
     }
 
-    fn pipeline(choice: Choice, until_ns: Option<u64>) -> Pipeline<Vec<u8>> {
-        let delivery = Delivery::new(choice, Box::new(Letters), Vec::new());
-        Pipeline::new(0, until_ns, Clock::new(0), delivery)
+    struct Run {
+        pipeline: Pipeline,
+        out: Shared,
+    }
+
+    impl Run {
+        fn new(selection: Selection, until_ns: Option<u64>) -> Self {
+            let out = Shared::default();
+            let engine = Engine::new(selection, vec![Box::new(Letters(out.clone()))]);
+            let tracker = Tracker::new(0, "node".into());
+            Self {
+                pipeline: Pipeline::new(tracker, 0, until_ns, Clock::new(0), engine),
+                out,
+            }
+        }
+
+        fn close(&mut self, cookies: impl IntoIterator<Item = u64>) {
+            for cookie in cookies {
+                self.pipeline.hold(&record(KIND_CLOSE, cookie));
+            }
+        }
+
+        /// Ends the run, and returns its summary.
+        fn end(&mut self, counts: &Counts) -> Summary {
+            self.pipeline.finish(counts).unwrap();
+            let Pipeline { account, engine, .. } = &self.pipeline;
+            account.summary(counts, engine.tally(), self.pipeline.time(counts))
+        }
     }
 
     fn record(kind: u32, cookie: u64) -> Vec<u8> {
@@ -282,24 +321,16 @@ mod tests {
         [&(bytes.len() as u64).to_ne_bytes(), bytes].concat()
     }
 
-    fn text(pipeline: &Pipeline<Vec<u8>>) -> &str {
-        pipeline.delivery.text()
-    }
-
     #[test]
     fn closes_are_all_accounted_for() {
-        let choice = Choice {
+        let selection = Selection {
             count: NonZeroU64::new(3),
             ..all_of(CLOSES)
         };
-        let mut pipeline = pipeline(choice, None);
-        for cookie in 1..=5 {
-            pipeline.hold(&record(KIND_CLOSE, cookie));
-        }
-        pipeline.hold(&record(77, 9));
-        assert!(!pipeline.is_full());
-        pipeline.finish().unwrap();
-        assert!(pipeline.is_full());
+        let mut run = Run::new(selection, None);
+        run.close(1..=5);
+        run.pipeline.hold(&record(77, 9));
+        assert!(!run.pipeline.engine.is_full());
         let counts = Counts {
             closes: 10,
             filtered: 1,
@@ -307,24 +338,29 @@ mod tests {
             skipped_at_most: 4,
             ..Counts::default()
         };
-        let lost = pipeline.lost(&counts).unwrap().unwrap();
-        assert_eq!((lost.lost_records, lost.lost_records_total), (3, 3));
-        assert_eq!(lost.reasons, [LossReason::RingFull, LossReason::Undecodable]);
-        assert_eq!(pipeline.lost(&counts).unwrap(), None, "nothing new");
-        let summary = pipeline.summary(&counts).unwrap();
+        let summary = run.end(&counts);
+        assert!(run.pipeline.engine.is_full());
         assert_eq!(
             (summary.closes, summary.delivered, summary.after_limit, summary.filtered),
             (14, 3, 2, 1)
         );
         assert_eq!((summary.lost_records, summary.lost_at_most), (7, 4));
-        assert_eq!(text(&pipeline), "c1 c2 c3 lost3 end ");
+        let reasons = [
+            LossReason::RingFull,
+            LossReason::ProgramSkipped,
+            LossReason::Undecodable,
+        ];
+        assert_eq!(summary.reasons, reasons);
+        assert_eq!(run.out.text(), "c1 c2 c3 lost3 end ");
+        run.pipeline.lost(&counts).unwrap();
+        assert_eq!(run.out.text(), "c1 c2 c3 lost3 end ", "nothing new is lost");
     }
 
     #[test]
-    fn a_summary_on_demand_adds_up_while_more_is_coming() {
-        let mut pipeline = pipeline(all_of(CLOSES), None);
-        (1..=3).for_each(|cookie| pipeline.hold(&record(KIND_CLOSE, cookie)));
-        pipeline
+    fn summary_on_demand_adds_up_while_more_is_coming() {
+        let mut run = Run::new(all_of(CLOSES), None);
+        run.close(1..=3);
+        run.pipeline
             .ask(Counts {
                 closes: 4,
                 told: 2,
@@ -332,71 +368,61 @@ mod tests {
                 ..Counts::default()
             })
             .unwrap();
-        assert_eq!(pipeline.summaries(), []);
-        pipeline.finish().unwrap();
-        let [summary] = &pipeline.summaries()[..] else {
-            panic!("one summary")
-        };
-        assert_eq!((summary.closes, summary.delivered, summary.filtered), (4, 2, 2));
-        assert_eq!(text(&pipeline), "c1 c2 end c3 ");
+        assert_eq!(run.out.text(), "");
+        run.end(&Counts::default());
+        assert_eq!(run.out.text(), "c1 c2 end c3 end ");
     }
 
     #[test]
-    fn what_happens_after_the_time_limit_is_not_printed() {
-        let mut pipeline = pipeline(all_of(CLOSES), Some(2));
-        (1..=4).for_each(|cookie| pipeline.hold(&record(KIND_CLOSE, cookie)));
-        pipeline.finish().unwrap();
-        assert_eq!(text(&pipeline), "c1 c2 ");
-        assert_eq!(pipeline.summary(&Counts::default()).unwrap().after_limit, 2);
+    fn closes_after_the_time_limit_are_not_delivered() {
+        let mut run = Run::new(all_of(CLOSES), Some(2));
+        run.close(1..=4);
+        assert_eq!(run.end(&Counts::default()).after_limit, 2);
+        assert_eq!(run.out.text(), "c1 c2 end ");
     }
 
     #[test]
-    fn updates_are_printed_and_change_no_sum_of_closes() {
-        let mut pipeline = pipeline(all_of(ALL), None);
-        pipeline.hold(&record(KIND_UPDATE, 1));
-        pipeline.hold(&record(KIND_CLOSE, 2));
-        pipeline.finish().unwrap();
-        assert_eq!(text(&pipeline), "u1 c2 ");
-        assert_eq!(pipeline.summary(&Counts::default()).unwrap().delivered, 1);
+    fn updates_change_no_sum_of_closes() {
+        let mut run = Run::new(all_of(ALL), None);
+        run.pipeline.hold(&record(KIND_UPDATE, 1));
+        run.close([2]);
+        assert_eq!(run.end(&Counts::default()).delivered, 1);
+        assert_eq!(run.out.text(), "u1 c2 end ");
     }
 
     #[test]
-    fn closes_that_nobody_asked_for_are_filtered() {
-        let mut pipeline = pipeline(all_of(Events { close: false, ..ALL }), None);
-        pipeline.hold(&record(KIND_CLOSE, 1));
-        pipeline.finish().unwrap();
-        assert_eq!(pipeline.summary(&Counts::default()).unwrap().filtered, 1);
+    fn closes_count_as_filtered_where_other_events_are_asked_for() {
+        let mut run = Run::new(all_of(Events { close: false, ..ALL }), None);
+        run.close([1]);
+        assert_eq!(run.end(&Counts::default()).filtered, 1);
     }
 
     #[test]
-    fn what_is_sorted_out_is_counted_and_does_not_count_against_the_limit() {
-        let choice = Choice {
+    fn filtered_closes_do_not_count_against_the_limit() {
+        let selection = Selection {
             events: ALL,
             filter: Filter {
-                // All that these records differ in is their time, and so the time that they took.
+                // All that these records differ in is their time, and so their duration.
                 min_duration_ns: Some(3),
                 ..Filter::default()
             },
             count: NonZeroU64::new(2),
         };
-        let mut pipeline = pipeline(choice, None);
-        for cookie in [1, 2, 3, 4, 5] {
-            pipeline.hold(&record(KIND_CLOSE, cookie));
-        }
-        // Too early to pass, and no close, so in no sum.
-        pipeline.hold(&record(KIND_UPDATE, 1));
-        pipeline.finish().unwrap();
-        assert_eq!(text(&pipeline), "c3 c4 ");
+        let mut run = Run::new(selection, None);
+        run.close(1..=5);
+        // It does not pass, and it is no close, so it is in no sum.
+        run.pipeline.hold(&record(KIND_UPDATE, 1));
         let counts = Counts {
             closes: 12,
             filtered: 7,
             ..Counts::default()
         };
-        let summary = pipeline.summary(&counts).unwrap();
+        let summary = run.end(&counts);
+        assert_eq!(run.out.text(), "c3 c4 end ");
         assert_eq!(
             (summary.delivered, summary.filtered, summary.after_limit),
             (2, 7 + 2, 1),
-            "what the kernel sorted out included"
+            "those that the kernel filtered out included"
         );
         assert_eq!(
             summary.closes,
@@ -405,44 +431,37 @@ mod tests {
     }
 
     #[test]
-    fn after_the_limit_no_filter_is_asked() {
-        let choice = Choice {
-            events: CLOSES,
+    fn filter_is_not_asked_after_the_limit() {
+        let selection = Selection {
             filter: Filter {
                 failed: true,
                 ..Filter::default()
             },
             ..all_of(CLOSES)
         };
-        let mut pipeline = pipeline(choice, Some(2));
-        (1..=5).for_each(|cookie| pipeline.hold(&record(KIND_CLOSE, cookie)));
-        pipeline.finish().unwrap();
-        let summary = pipeline.summary(&Counts::default()).unwrap();
+        let mut run = Run::new(selection, Some(2));
+        run.close(1..=5);
+        let summary = run.end(&Counts::default());
         assert_eq!((summary.delivered, summary.filtered, summary.after_limit), (0, 2, 3));
     }
 
     #[test]
-    fn a_walk_under_way_holds_back_what_is_later() {
-        let mut pipeline = pipeline(all_of(ALL), None);
-        let far = crate::track::SETTLE_NS + 100;
+    fn scan_holds_back_what_is_later() {
+        let mut run = Run::new(all_of(ALL), None);
+        let far = SETTLE_NS + 100;
         let (first, last) = (record(KIND_CLOSE, 1), record(KIND_CLOSE, 60));
-        let under_way = Complete {
+        let scanning = Complete {
             ring_empty_ns: Some(far),
-            walk_began_ns: Some(crate::track::SETTLE_NS + 50),
+            walk_began_ns: Some(SETTLE_NS + 50),
         };
-        pipeline.take(&[first, last].concat(), under_way, far).unwrap();
-        assert_eq!(text(&pipeline), "c1 ");
-        pipeline.hold(&record(KIND_UPDATE, 55));
-        pipeline
-            .take(
-                &[],
-                Complete {
-                    ring_empty_ns: Some(far),
-                    walk_began_ns: None,
-                },
-                far,
-            )
-            .unwrap();
-        assert_eq!(text(&pipeline), "c1 u55 c60 ");
+        run.pipeline.take(&[first, last].concat(), scanning, far).unwrap();
+        assert_eq!(run.out.text(), "c1 ");
+        run.pipeline.hold(&record(KIND_UPDATE, 55));
+        let scanned = Complete {
+            ring_empty_ns: Some(far),
+            walk_began_ns: None,
+        };
+        run.pipeline.take(&[], scanned, far).unwrap();
+        assert_eq!(run.out.text(), "c1 u55 c60 ");
     }
 }

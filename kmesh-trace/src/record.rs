@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// Spells an enumeration, once for the log, the JSON and its schema. The `match` makes a forgotten variant a compile
 /// error, so `ALL` is complete.
@@ -19,6 +20,11 @@ macro_rules! spelling {
                     $(Self::$variant => $name,)+
                 }
             }
+
+            /// Returns the value that is spelled like this.
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|value| value.name() == name)
+            }
         }
     };
 }
@@ -30,6 +36,11 @@ pub use names::{Called, End, Labels, Names, Pod, Service, ServiceBy, Workload};
 /// Wall-clock time: nanoseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WallTime(pub i64);
+
+impl WallTime {
+    /// After everything.
+    pub const MAX: Self = Self(i64::MAX);
+}
 
 /// Names a connection for as long as the tracer runs: the socket's cookie, as `ss -e` shows it, and which association of
 /// that socket it is. Displayed as `5f2c81-1`.
@@ -171,6 +182,25 @@ impl Comm {
         let end = self.0.iter().position(|&byte| byte == 0).unwrap_or(self.0.len());
         &self.0[..end]
     }
+
+    /// Returns the name that is printed as `text`. A byte that was no UTF-8 is printed as U+FFFD; which byte it was is lost.
+    pub fn from_text(text: &str) -> Self {
+        let mut bytes = [0; 16];
+        let mut length = 0;
+        for char in text.chars() {
+            let mut encoded = [0; 4];
+            let char = match char {
+                char::REPLACEMENT_CHARACTER => &[0xff],
+                char => char.encode_utf8(&mut encoded).as_bytes(),
+            };
+            let Some(to) = bytes.get_mut(length..length + char.len()) else {
+                break;
+            };
+            to.copy_from_slice(char);
+            length += char.len();
+        }
+        Self(bytes)
+    }
 }
 
 /// The id of a container: hexadecimal digits, as the runtime and `kubectl` print it.
@@ -308,6 +338,8 @@ pub struct Record {
     pub preexisting: bool,
     /// `duration_ns`, or the time since tracing began, ns.
     pub observed_ns: u64,
+    /// The name of the node that the socket is on.
+    pub node: Arc<str>,
     /// Which end the traced socket is.
     pub direction: Direction,
     /// Of both addresses.
@@ -452,6 +484,45 @@ pub struct Summary {
     pub open: u64,
     /// Since tracing began, ns.
     pub elapsed_ns: u64,
+}
+
+impl Summary {
+    /// Returns the summary of nothing.
+    pub fn zero(time: WallTime) -> Self {
+        Self {
+            time,
+            closes: 0,
+            delivered: 0,
+            filtered: 0,
+            lost_records: 0,
+            lost_at_most: 0,
+            reasons: Vec::new(),
+            after_limit: 0,
+            unresolved: 0,
+            open: 0,
+            elapsed_ns: 0,
+        }
+    }
+
+    /// Adds the sums of another run. Both ran at the same time.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, number) in [
+            (&mut self.closes, other.closes),
+            (&mut self.delivered, other.delivered),
+            (&mut self.filtered, other.filtered),
+            (&mut self.lost_records, other.lost_records),
+            (&mut self.lost_at_most, other.lost_at_most),
+            (&mut self.after_limit, other.after_limit),
+            (&mut self.unresolved, other.unresolved),
+            (&mut self.open, other.open),
+        ] {
+            *sum = sum.saturating_add(number);
+        }
+        self.reasons.extend(&other.reasons);
+        self.reasons.sort_unstable();
+        self.reasons.dedup();
+        self.elapsed_ns = self.elapsed_ns.max(other.elapsed_ns);
+    }
 }
 
 /// What is the same for every line of a run.

@@ -1,8 +1,9 @@
-//! `--read`: a capture goes through the same [`Delivery`] as a live trace. Nothing here knows of Linux.
+//! `--read`: captures go through the same [`Engine`] as a live trace. Nothing here needs Linux.
 
-use std::fs::File;
+mod stream;
+
 use std::future::pending;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::process::exit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,93 +11,84 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result};
 use tokio::sync::oneshot;
 
-use crate::blocking_io::Blocking;
-use crate::capture::{Damage, Item, Place, Reader, Target};
-use crate::config::{Config, Kept, Origin, Verbosity};
-use crate::delivery::{Choice, Delivery, Moment};
+use self::stream::Stream;
+use crate::capture::parse::Line;
+use crate::capture::{Header, Target};
+use crate::config::{Config, Kept, Origin, TimeRange, Verbosity};
+use crate::engine::{Engine, Selection};
 use crate::exit::Exit;
 use crate::names::objects::file;
 use crate::names::offline::OfflineNames;
-use crate::note::{NamesFrom, Notes, say};
+use crate::note::{NamesFrom, say};
 use crate::outlet;
-use crate::record::WallTime;
+use crate::record::{Event, Record, Summary, WallTime};
+use crate::render::explain;
 use crate::render::term::{self, Jobs};
 
-/// Damage that is told of one by one.
-const TOLD: u64 = 10;
-
-/// The files of a replay, open; none of them is read or written yet.
+/// The files of a replay: open, and nothing of them is parsed yet.
 pub struct Files {
-    name: String,
-    capture: Box<dyn Read + Send>,
+    inputs: Vec<stream::Input>,
     target: Option<Target>,
 }
 
-/// Opens the capture at `from`, and creates the file that the replay is written to.
-pub fn open(config: &Config, from: &Place) -> Result<Files> {
-    let (name, capture): (String, Box<dyn Read + Send>) = match from {
-        Place::Pipe => ("standard input".to_owned(), Box::new(Blocking(io::stdin()))),
-        Place::File(path) => {
-            let name = path.display().to_string();
-            let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
-            (name, Box::new(Blocking(file)))
-        }
-    };
+/// Opens the captures, and creates the file that the replay is written to.
+pub fn open(config: &Config) -> Result<Files> {
+    let inputs = config.read.iter().map(stream::Input::open).collect::<Result<_>>()?;
     let target = config.kept.as_ref();
     let target = target.map(|Kept { place, rotation }| Target::create(place, *rotation));
     Ok(Files {
-        name,
-        capture,
+        inputs,
         target: target.transpose()?,
     })
 }
 
-/// Replays a capture, with what the pods file names besides.
+/// Replays captures, and adds the names of a pods file.
 pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> Result<Exit> {
-    let Files { name, capture, target } = files;
-    let reader = Reader::new(capture).map_err(|why| anyhow!("cannot read {name}: {why}"))?;
-    let info = reader.header.info.clone();
+    let range = stream::resolve(&config.range, &files.inputs)?;
+    let mut streams = files.inputs.into_iter().map(Stream::new).collect::<Result<Vec<_>>>()?;
+    for stream in &mut streams {
+        stream.advance()?;
+    }
+    let header = merged_header(&streams);
     if config.verbosity == Verbosity::Verbose {
         say(&format!(
-            "{name}: of kmesh-trace {:?}, kernel {:?}",
-            info.version, info.kernel
+            "{}: of kmesh-trace {:?}, kernel {:?}",
+            header.info.node, header.info.version, header.info.kernel
         ));
     }
-    let choice = Choice {
-        events: config.events,
-        filter: config.filter.clone(),
-        count: config.count,
-    };
     let stop = Arc::new(AtomicBool::new(false));
     let (quit, quits) = channel();
     let names = NamesFrom::default();
     let of_file: &[&str] = if offline.is_some() { &["the file"] } else { &[] };
     names.set(&[&["the capture"], of_file].concat(), false);
-    let outlet = outlet::open(config, &info, &names, {
+    let capture = files.target.map(|target| (target, header.clone()));
+    let outlet = outlet::open(config, &header.info, &names, capture, {
         let (stop, quit) = (Arc::clone(&stop), quit.clone());
         move || {
             stop.store(true, Ordering::Relaxed);
             _ = quit.send(());
         }
     })?;
-    let looked_at = outlet.screen.is_some().then_some(quits);
-    let mut delivery = Delivery::new(choice, outlet.render, Blocking(io::stdout()));
-    if let Some(target) = target {
-        delivery = delivery.with_keep(target.begin(reader.header.clone())?);
-    }
+    let selection = Selection {
+        events: config.events,
+        filter: config.filter.clone(),
+        count: config.count,
+    };
     let replay = Replay {
-        name,
-        reader,
+        is_merged: streams.len() > 1,
+        streams,
         offline,
-        delivery,
-        notes: Notes::new(config, info),
+        engine: Engine::new(selection, outlet.sinks),
+        range,
         duration: config.duration,
         stop: Arc::clone(&stop),
-        looked_at,
-        damages: 0,
+        quits: outlet.screen.is_some().then_some(quits),
+        began: None,
+        latest: header.start,
+        skipped: 0,
     };
     let (ended, end) = oneshot::channel();
     thread::Builder::new()
@@ -115,7 +107,20 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
     runtime.block_on(wait(end, &stop, &quit, jobs))
 }
 
-/// Reads `--pods-file`. Nobody knows when it was saved: of the capture's time it tells only when pods started.
+/// Returns the header for what the streams make together.
+fn merged_header(streams: &[Stream]) -> Header {
+    let mut headers = streams.iter().map(Stream::header);
+    let mut merged = headers.next().unwrap_or_else(Header::unknown);
+    for header in headers {
+        if !merged.info.node.split(',').any(|node| node == header.info.node) {
+            merged.info.node = format!("{},{}", merged.info.node, header.info.node);
+        }
+        merged.start = merged.start.min(header.start);
+    }
+    merged
+}
+
+/// Reads `--pods-file`. It was saved at an unknown time, so its pods count by when they started.
 pub fn offline_names(config: &Config) -> Result<Option<OfflineNames>> {
     let file = config.sources.iter().find_map(|source| match &source.origin {
         Origin::File(path) => Some(path),
@@ -129,7 +134,7 @@ pub fn offline_names(config: &Config) -> Result<Option<OfflineNames>> {
     Ok(Some(OfflineNames::new(file.objects)))
 }
 
-/// Until all is told. Interrupted, it ends in order; at the second time, at once.
+/// Waits for the end. The first interrupt ends the replay in order, the second one at once.
 async fn wait(
     mut end: oneshot::Receiver<Result<Exit>>,
     stop: &AtomicBool,
@@ -145,7 +150,7 @@ async fn wait(
                     term::leave();
                     exit(Exit::Ok as i32);
                 }
-                // It fails when all has been told already.
+                // It fails when the replay has ended already.
                 _ = quit.send(());
             }
         }
@@ -174,130 +179,171 @@ async fn interrupted() {
     }
 }
 
-/// What the capture has been found to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
-    /// All of it, to its end.
-    Whole,
-    /// As much as was wanted.
-    Enough,
-    /// It has no end.
-    Endless,
-}
-
-struct Replay<R, W> {
-    name: String,
-    reader: Reader<R>,
-    /// What can be named besides.
+/// Feeds the engine with the lines of the streams, in the order of their times.
+struct Replay {
+    streams: Vec<Stream>,
+    /// There is more than one stream.
+    is_merged: bool,
+    /// The names of the pods file.
     offline: Option<OfflineNames>,
-    delivery: Delivery<W>,
-    notes: Notes,
+    engine: Engine,
+    /// The part that is replayed.
+    range: TimeRange<WallTime>,
     duration: Option<Duration>,
     stop: Arc<AtomicBool>,
-    /// A person looks at a screen, and this tells when enough has been seen.
-    looked_at: Option<Receiver<()>>,
-    damages: u64,
+    /// Says when the user at the screen quits, if there is a screen.
+    quits: Option<Receiver<()>>,
+    /// When the replayed part began.
+    began: Option<WallTime>,
+    /// The time of the last line.
+    latest: WallTime,
+    /// The number of closes outside of the range.
+    skipped: u64,
 }
 
-impl<R: Read, W: Write> Replay<R, W> {
+impl Replay {
     fn run(mut self) -> Result<Exit> {
-        let told = match self.tell() {
-            Ok(told) => told,
-            // Whoever read it has gone, which is no failure.
+        match self.replay() {
+            // The reader of standard output is gone, which is no failure.
             Err(Failure::Output(error)) if error.kind() == ErrorKind::BrokenPipe => {
-                self.delivery.end_keep()?;
+                _ = self.engine.finish();
                 return Ok(Exit::Ok);
             }
-            Err(Failure::Output(error)) => return Err(crate::delivery::explain(error)),
-            Err(Failure::Input(error)) => bail!("cannot read {}: {error}", self.name),
-        };
-        if self.damages > TOLD {
-            say(&format!("{}: and {} more such places", self.name, self.damages - TOLD));
+            Err(Failure::Output(error)) => return Err(explain(error)),
+            Err(Failure::Input(error)) => return Err(error),
+            Ok(()) => {}
         }
-        if told == Told::Endless && self.damages == 0 {
-            say(&format!(
-                "{}: it has no end: its tracer was killed, or is still writing",
-                self.name
-            ));
-        }
-        Ok(if self.damages > 0 || told == Told::Endless {
-            Exit::Failed
-        } else {
-            Exit::Ok
-        })
-    }
-
-    fn tell(&mut self) -> Result<Told, Failure> {
-        let header = &self.reader.header;
-        // A later part begins whenever it begins.
-        let mut began = (header.part == 0).then_some(header.began);
-        let mut latest = header.began;
-        let closes_before = header.closes_before;
-        let mut summed = false;
-        let mut told = Told::Endless;
-        while let Some(item) = self.reader.next_item().map_err(Failure::Input)? {
-            match item {
-                Item::Record(record) => {
-                    let began = *began.get_or_insert(record.time);
-                    let over = self.duration.is_some_and(|duration| {
-                        i128::from(record.time.0) - i128::from(began.0) > duration.as_nanos() as i128
-                    });
-                    if over || self.delivery.is_full() || self.stop.load(Ordering::Relaxed) {
-                        (told, summed) = (Told::Enough, false);
-                        break;
-                    }
-                    latest = record.time;
-                    summed = false;
-                    match &mut self.offline {
-                        Some(offline) => self.delivery.record(&offline.annotate(record), false)?,
-                        None => self.delivery.record(record, false)?,
-                    }
-                }
-                Item::Lost(lost) => {
-                    latest = lost.time;
-                    self.delivery.lost_again(&lost)?;
-                    self.notes.lost(&lost);
-                }
-                Item::Summary(of_run) => {
-                    latest = of_run.time;
-                    summed = true;
-                    let summary = self.delivery.summary_again(&of_run, closes_before)?;
-                    self.notes.summary(&summary);
-                }
-                Item::Complete(until) => self.delivery.complete(until)?,
-                Item::End { .. } => told = Told::Whole,
-                Item::Damage(damage) => self.damaged(damage),
+        let mut exit = Exit::Ok;
+        for stream in &self.streams {
+            if stream.report_end()? {
+                exit = Exit::Failed;
             }
         }
-        if !summed {
-            let began = began.unwrap_or(latest);
-            self.delivery.complete(WallTime(i64::MAX))?;
-            let at = Moment {
-                time: latest,
-                elapsed_ns: latest.0.saturating_sub(began.0).try_into().unwrap_or(0),
-            };
-            let summary = self.delivery.summary_so_far(at)?;
-            self.notes.summary(&summary);
+        Ok(exit)
+    }
+
+    fn replay(&mut self) -> Result<(), Failure> {
+        let mut is_summed = false;
+        while let Some(index) = self.first_stream() {
+            let stream = &mut self.streams[index];
+            let Some(line) = stream.take() else { break };
+            let time = stream.time();
+            match line {
+                Line::Record(record) => {
+                    if self.is_over(&record) {
+                        self.streams.iter_mut().for_each(Stream::stop);
+                        is_summed = false;
+                        break;
+                    }
+                    self.latest = time;
+                    is_summed = false;
+                    self.record(index, &record)?;
+                }
+                Line::Lost(lost) => {
+                    self.latest = time;
+                    self.engine.lost(&lost)?;
+                }
+                Line::Summary(..) => {
+                    self.latest = time;
+                    self.streams[index].advance().map_err(Failure::Input)?;
+                    // The sums of several streams come at the end, in one.
+                    if !self.is_merged {
+                        if !self.streams[index].has_line() {
+                            self.end_windows()?;
+                        }
+                        is_summed = true;
+                        let summary = self.with_tally(self.streams[index].summary());
+                        self.engine.summary(&summary)?;
+                    }
+                    continue;
+                }
+                Line::Header(_) => {}
+            }
+            self.streams[index].advance().map_err(Failure::Input)?;
         }
-        self.delivery.end()?;
-        if let Some(quits) = &self.looked_at {
+        if !is_summed {
+            self.end_windows()?;
+            let summary = self.merged_summary();
+            self.engine.summary(&summary)?;
+        }
+        self.engine.finish()?;
+        if let Some(quits) = &self.quits {
             // It fails when there is no screen any more.
             _ = quits.recv();
         }
-        Ok(told)
+        Ok(())
     }
 
-    fn damaged(&mut self, damage: Damage) {
-        self.damages += 1;
-        if self.damages <= TOLD {
-            say(&format!("{}: {damage}", self.name));
+    fn record(&mut self, index: usize, record: &Record) -> io::Result<()> {
+        if !self.range.contains(record.time) {
+            self.skipped += u64::from(record.event == Event::Close);
+            self.streams[index].count(record);
+            return Ok(());
         }
+        self.began.get_or_insert(record.time);
+        self.streams[index].count(record);
+        if self.streams[index].is_baseline(record) {
+            return self.engine.baseline(record);
+        }
+        match &mut self.offline {
+            Some(offline) => self.engine.record(&offline.annotate(record), false),
+            None => self.engine.record(record, false),
+        }
+    }
+
+    /// Returns the stream with the earliest line.
+    fn first_stream(&self) -> Option<usize> {
+        let streams = self.streams.iter().enumerate().filter(|(_, stream)| stream.has_line());
+        streams.min_by_key(|(_, stream)| stream.time()).map(|(index, _)| index)
+    }
+
+    fn is_over(&self, record: &Record) -> bool {
+        let is_late = self.duration.zip(self.began).is_some_and(|(duration, began)| {
+            i128::from(record.time.0) - i128::from(began.0) > duration.as_nanos() as i128
+        });
+        is_late || self.engine.is_full() || self.stop.load(Ordering::Relaxed) || self.range.is_after(record.time)
+    }
+
+    /// Ends the windows as the live run did.
+    fn end_windows(&mut self) -> io::Result<()> {
+        self.engine.watermark(self.latest)?;
+        self.engine.watermark(WallTime::MAX)
+    }
+
+    /// Adds what became of the records here to the sums of a stream.
+    fn with_tally(&self, of_run: Summary) -> Summary {
+        let tally = self.engine.tally();
+        let is_whole = tally.filtered + tally.after_limit + self.skipped == 0;
+        Summary {
+            delivered: tally.delivered,
+            filtered: of_run
+                .filtered
+                .saturating_add(tally.filtered)
+                .saturating_add(self.skipped),
+            after_limit: of_run.after_limit.saturating_add(tally.after_limit),
+            // Lines do not say which records are unresolved, so that a part of them can only be estimated.
+            unresolved: if is_whole { of_run.unresolved } else { tally.unresolved },
+            ..of_run
+        }
+    }
+
+    /// Returns the sums of all streams, with what there is of a stream that has no summary.
+    fn merged_summary(&self) -> Summary {
+        let mut merged = Summary::zero(self.latest);
+        for summary in self.streams.iter().map(Stream::summary) {
+            merged.add(&summary);
+        }
+        let began = self.began.unwrap_or(self.latest);
+        if merged.elapsed_ns == 0 {
+            merged.elapsed_ns = self.latest.0.saturating_sub(began.0).try_into().unwrap_or(0);
+        }
+        self.with_tally(merged)
     }
 }
 
-/// Which side failed.
+/// The side that failed.
 enum Failure {
-    Input(io::Error),
+    Input(anyhow::Error),
     Output(io::Error),
 }
 

@@ -1,7 +1,7 @@
 //! Times as text: RFC 3339, UTC, nine decimals.
 
 use crate::record::WallTime;
-use chrono::{Datelike, NaiveDate};
+use chrono::{DateTime, Datelike, NaiveDate};
 
 const NANOS_PER_DAY: i64 = 86_400_000_000_000;
 const LENGTH: usize = "2026-01-02T03:04:05.123456789Z".len();
@@ -43,6 +43,48 @@ impl Rfc3339 {
     pub fn time_of_day(&self) -> &str {
         &self.as_str()[11..29]
     }
+}
+
+/// Parses a time of RFC 3339, with any offset and any number of decimals. `None` if it is none, or out of a [`WallTime`]'s
+/// range.
+pub fn parse(text: &str) -> Option<WallTime> {
+    let nanos = parse_own(text.as_bytes()).or_else(|| DateTime::parse_from_rfc3339(text).ok()?.timestamp_nanos_opt());
+    nanos.map(WallTime)
+}
+
+/// Parses what [`Rfc3339`] writes. A capture has some of these in every line.
+fn parse_own(text: &[u8]) -> Option<i64> {
+    let text: &[u8; LENGTH] = text.try_into().ok()?;
+    let marks = [
+        (4, b'-'),
+        (7, b'-'),
+        (10, b'T'),
+        (13, b':'),
+        (16, b':'),
+        (19, b'.'),
+        (29, b'Z'),
+    ];
+    if marks.iter().any(|(at, mark)| text[*at] != *mark) {
+        return None;
+    }
+    let number = |from: usize, to: usize| {
+        text[from..to].iter().try_fold(0_u32, |number, digit| {
+            let digit = digit.wrapping_sub(b'0');
+            (digit < 10).then(|| number * 10 + u32::from(digit))
+        })
+    };
+    let date = NaiveDate::from_ymd_opt(number(0, 4)?.try_into().ok()?, number(5, 7)?, number(8, 10)?)?;
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    if hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    let seconds = i64::from(date.to_epoch_days()) * 86_400 + i64::from(hour * 3600 + minute * 60 + second);
+    // In this order, the least time has no overflow on the way.
+    i128::from(seconds)
+        .checked_mul(1_000_000_000)?
+        .checked_add(i128::from(number(20, 29)?))?
+        .try_into()
+        .ok()
 }
 
 /// Fills `field` with the decimal digits of `number`, zeros in front.
@@ -90,6 +132,26 @@ mod tests {
         ];
         for (name, nanos, text) in cases {
             assert_eq!(Rfc3339::new(WallTime(nanos)).as_str(), text, "{name}");
+            assert_eq!(parse(text), Some(WallTime(nanos)), "{name}");
+        }
+    }
+
+    #[test]
+    fn times_of_others_are_parsed() {
+        let time = Some(WallTime(1_726_301_966_500_000_000));
+        let cases = [
+            ("2024-09-14T08:19:26.5Z", time),
+            ("2024-09-14T10:19:26.500000+02:00", time),
+            ("2024-09-14 08:19:26.5Z", time),
+            ("2024-09-14T08:19:26.50000000xZ", None),
+            ("2024-13-14T08:19:26.500000000Z", None),
+            ("2024-09-14T24:19:26.500000000Z", None),
+            ("2500-09-14T08:19:26.500000000Z", None),
+            ("5m", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parse(text), expected, "{text}");
         }
     }
 

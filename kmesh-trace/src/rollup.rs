@@ -15,7 +15,7 @@
 
 mod group;
 mod groups;
-mod live;
+mod open;
 mod quantiles;
 #[cfg(test)]
 mod tests;
@@ -27,9 +27,10 @@ pub use group::{By, Group, Key, Place};
 pub use groups::{Common, Row, Sums};
 pub use quantiles::{ERROR, QuantileSummary, Quantiles};
 
+use crate::deltas::Delta;
 use crate::record::{ConnId, Event, Record, WallTime};
 use groups::Groups;
-use live::Live;
+use open::OpenConnections;
 
 /// What there is to roll up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +70,8 @@ pub struct Rollup {
     max_groups: usize,
     /// The present window's start, once there is one.
     start_ns: Option<i64>,
-    /// Whether anything has been told of it.
-    told: bool,
+    /// Whether the present window had a record.
+    has_records: bool,
     /// The number of windows so far that had updates. It tells what is recent, where neither the wall clock can (it may be
     /// set) nor the number of windows (socket scans may be less frequent).
     number: u64,
@@ -78,7 +79,7 @@ pub struct Rollup {
     has_updates: bool,
     groups: Groups,
     connections: Option<Groups>,
-    live: Live,
+    open: OpenConnections,
 }
 
 impl Rollup {
@@ -88,12 +89,12 @@ impl Rollup {
             length_ns: i64::try_from(settings.interval.as_nanos()).unwrap_or(i64::MAX).max(1),
             max_groups: settings.max_groups,
             start_ns: None,
-            told: false,
+            has_records: false,
             number: 0,
             has_updates: false,
             groups: Groups::new(settings.by, settings.max_groups),
             connections: None,
-            live: Live::default(),
+            open: OpenConnections::default(),
         }
     }
 
@@ -103,44 +104,44 @@ impl Rollup {
         self
     }
 
-    /// Takes a record. The window that is over by that, if one is.
-    pub fn take(&mut self, record: &Record) -> Option<Window> {
-        self.take_if(record, |_| true)
+    /// Takes a record and what it adds. Returns the windows that are over by that, as [`Self::watermark`] does.
+    pub fn take(&mut self, record: &Record, delta: &Delta) -> Vec<Window> {
+        self.take_if(record, delta, |_| true)
     }
 
     /// Takes a record, and counts it only if it is wanted.
-    pub fn take_if(&mut self, record: &Record, is_wanted: impl FnOnce(&Record) -> bool) -> Option<Window> {
+    pub fn take_if(&mut self, record: &Record, delta: &Delta, is_wanted: impl FnOnce(&Record) -> bool) -> Vec<Window> {
         let over = self.advance(record.time);
         let start_ns = self.window_of(record.time);
         self.start_ns.get_or_insert(start_ns);
-        self.told = true;
+        self.has_records = true;
         self.has_updates |= record.event == Event::Update;
-        let moved = self.live.take(record, self.number);
+        self.open.take(record, self.number);
         let group = is_wanted(record).then(|| {
-            let row = self.groups.add(record, &moved);
+            let row = self.groups.add(record, delta);
             if let Some(connections) = &mut self.connections {
-                connections.list(record, &moved, row);
+                connections.list(record, delta, row);
             }
             Arc::clone(&row.group)
         });
-        self.live.counted_in(record.id, group);
+        self.open.counted_in(record.id, group);
         over
     }
 
-    /// All that happened before `until` has been told. The window that is over by that, if one is; of several, the first: in
-    /// the others nothing happened.
-    pub fn complete(&mut self, until: WallTime) -> Option<Window> {
+    /// Takes that all records before `until` have come. Returns the windows that are over by that: the present one, and of
+    /// those after it, in which nothing happened, the first. It shows which groups went quiet.
+    pub fn watermark(&mut self, until: WallTime) -> Vec<Window> {
         self.advance(until)
     }
 
-    /// A connection has ended, by a close that is not counted here.
-    pub fn ended(&mut self, id: ConnId) {
-        self.live.ended(id);
+    /// Takes that a connection has ended, by a close that is not counted here.
+    pub fn filtered_close(&mut self, id: ConnId) {
+        self.open.remove(id);
     }
 
-    /// Closes were lost: silent connections may have ended.
+    /// Takes a loss of closes: silent connections may have ended.
     pub fn lost(&mut self, closes: u64) {
-        self.live.lost(closes);
+        self.open.lost(closes);
     }
 
     /// Groups otherwise from now on. The present window begins anew.
@@ -155,35 +156,40 @@ impl Rollup {
         if let Some(connections) = &mut self.connections {
             connections.take();
         }
-        self.live.forget_groups();
+        self.open.forget_groups();
     }
 
     fn window_of(&self, time: WallTime) -> i64 {
         time.0.saturating_sub(time.0.rem_euclid(self.length_ns))
     }
 
-    fn advance(&mut self, now: WallTime) -> Option<Window> {
-        let start_ns = self.start_ns?;
-        let is_over = now.0 >= start_ns.saturating_add(self.length_ns);
+    fn advance(&mut self, now: WallTime) -> Vec<Window> {
+        let Some(start_ns) = self.start_ns else {
+            return Vec::new();
+        };
+        let next_ns = start_ns.saturating_add(self.length_ns);
         let is_set_back = now.0 < start_ns.saturating_sub(self.length_ns);
-        if !(is_over || is_set_back) {
-            return None;
+        if now.0 < next_ns && !is_set_back {
+            return Vec::new();
         }
         self.start_ns = Some(self.window_of(now));
-        Some(self.close(start_ns))
+        let mut windows = vec![self.close(start_ns)];
+        if now.0 >= next_ns.saturating_add(self.length_ns) && now < WallTime::MAX {
+            windows.push(self.close(next_ns));
+        }
+        windows
     }
 
     fn close(&mut self, start_ns: i64) -> Window {
-        let told = std::mem::take(&mut self.told);
-        if told {
-            self.live.tidy(self.number);
-            self.groups.add_open(self.live.open());
+        if std::mem::take(&mut self.has_records) {
+            self.open.tidy(self.number);
+            self.groups.add_open(self.open.groups());
             self.number += u64::from(std::mem::take(&mut self.has_updates));
         }
         let mut connections = Vec::new();
         if let Some(groups) = &mut self.connections {
             for row in groups.rows_mut() {
-                let established = row.group.id.and_then(|id| self.live.is_established(id));
+                let established = row.group.id.and_then(|id| self.open.is_established(id));
                 row.sums.open = u64::from(established == Some(true));
                 row.sums.connecting = u64::from(established == Some(false));
             }

@@ -16,11 +16,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
-use crate::blocking_io::Blocking;
 use crate::capture::{Header, Target};
 use crate::clock::Clock;
 use crate::config::{Config, Kept, Output, Verbosity};
-use crate::delivery::{Choice, Delivery};
+use crate::engine::{Engine, Selection};
 use crate::exit::Exit;
 use crate::metrics::Metrics;
 use crate::metrics::exposition::Exposition;
@@ -30,18 +29,19 @@ use crate::names::conntrack::Conntrack;
 use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::local::netns::PodNamespaces;
 use crate::names::sources::{Sources, StatusMessage};
-use crate::note::{NamesFrom, Notes, say};
+use crate::note::{NamesFrom, say};
 use crate::outlet::{self, Outlet};
 use crate::pipeline::Pipeline;
 use crate::prefilter::KernelHalf;
 use crate::privileges::{self, Remaining};
 use crate::record::RunInfo;
+use crate::render::explain;
 use crate::render::term::{self, Jobs};
 use crate::source::kernel::{Kernel, Loaded, Options, StartError, Types, Walker, load};
 use crate::source::preflight::Missing;
 use crate::source::reader::{Control, Message, QUEUE, Queue, Reader};
 use crate::source::{measure_difference, monotonic_ns, preflight, walker};
-use crate::track::SETTLE_NS;
+use crate::track::{SETTLE_NS, Tracker};
 use crate::writer::Writer;
 
 /// Traces until told to stop.
@@ -80,7 +80,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     };
     privileges::keep_remaining(remaining).context("cannot give up privileges")?;
     let sources = Sources::prepare(&config.sources)?;
-    let (kernel, walker, standing) = match attach_kernel(loaded, config) {
+    let (kernel, walker, baseline) = match attach_kernel(loaded, config) {
         Ok(attached) => attached,
         Err(error) => return Ok(cannot_trace(&error)),
     };
@@ -91,15 +91,6 @@ pub fn run(config: &Config) -> Result<Exit> {
         kernel: uname().release().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let keep = target.map(|target| {
-        target.begin(Header {
-            info: info.clone(),
-            began: clock.wall(began_ns),
-            part: 0,
-            closes_before: 0,
-        })
-    });
-    let keep = keep.transpose()?;
     if config.verbosity > Verbosity::Quiet {
         say(&format!(
             "tracing every TCP connection of {} that closes; Ctrl-C ends it",
@@ -134,7 +125,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     let control = Arc::new(Control::new().context("cannot make an event descriptor")?);
     let (messages, queue) = sync_channel(QUEUE);
     let (spare, spares) = channel();
-    if config.events.update || metrics.is_some() {
+    if config.needs_updates() {
         let (interval, control, messages) = (config.interval, Arc::clone(&control), messages.clone());
         thread::Builder::new()
             .name("kmesh-walk".to_owned())
@@ -161,13 +152,22 @@ pub fn run(config: &Config) -> Result<Exit> {
         .spawn(move || reader.run(SETTLE_NS))
         .context("cannot start a thread")?;
 
-    let choice = Choice {
+    let selection = Selection {
         events: config.events,
         filter: config.filter.clone(),
         count: config.count,
     };
     let names_from = NamesFrom::default();
-    let Outlet { render, screen } = outlet::open(config, &info, &names_from, {
+    let capture = target.map(|target| {
+        let header = Header {
+            info: info.clone(),
+            start: clock.wall(began_ns),
+            part: 0,
+            closes_before: 0,
+        };
+        (target, header)
+    });
+    let Outlet { mut sinks, screen } = outlet::open(config, &info, &names_from, capture, {
         let control = Arc::clone(&control);
         move || control.stop()
     })?;
@@ -175,13 +175,11 @@ pub fn run(config: &Config) -> Result<Exit> {
         let _context = runtime.enter();
         Jobs::of(screen).context("cannot listen for signals")?
     };
-    let mut delivery = Delivery::new(choice, render, Blocking(io::stdout()));
+    let gauges = metrics.as_ref().map(Metrics::values);
     if let Some(metrics) = metrics {
-        delivery = delivery.with_metrics(Box::new(metrics));
+        sinks.push(Box::new(metrics));
     }
-    if let Some(keep) = keep {
-        delivery = delivery.with_keep(keep);
-    }
+    let engine = Engine::new(selection, sinks);
     let until_ns = config
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
@@ -198,13 +196,17 @@ pub fn run(config: &Config) -> Result<Exit> {
         let refresh = Box::new(move || refresh.request());
         Annotator::new(cgroups, PodNamespaces::new(wake), conntrack, refresh)
     };
-    let mut pipeline = Pipeline::new(began_ns, until_ns, clock, delivery).with_names(annotator);
-    pipeline.base(&standing);
+    let tracker = Tracker::new(began_ns, info.node.as_str().into());
+    let mut pipeline = Pipeline::new(tracker, began_ns, until_ns, clock, engine)
+        .with_names(annotator)
+        .with_gauges(gauges);
+    pipeline.baseline(&baseline).map_err(explain)?;
     let writer = Writer {
         pipeline,
-        notes: Notes::new(config, info),
+        verbosity: config.verbosity,
         control: Arc::clone(&control),
         spare,
+        lost_opens: 0,
     };
     let (ended, end) = oneshot::channel();
     thread::Builder::new()
@@ -248,7 +250,7 @@ fn load_kernel(config: &Config) -> Result<Loaded, StartError> {
     } = KernelHalf::of(&config.filter);
     let options = Options {
         ring_bytes: config.ring_bytes,
-        opens: config.events.open,
+        opens: config.needs_opens(),
         checks,
         prefilter,
         networks,
@@ -259,11 +261,11 @@ fn load_kernel(config: &Config) -> Result<Loaded, StartError> {
 /// Also returns the counters of connections that were already open, as the baseline for metrics.
 fn attach_kernel(loaded: Loaded, config: &Config) -> Result<(Kernel, Walker, Vec<u8>), StartError> {
     let (kernel, mut walker) = loaded.attach()?;
-    let standing = match config.metrics {
-        Some(_) => walker::standing(&mut walker)?,
-        None => Vec::new(),
+    let baseline = match config.needs_updates() {
+        true => walker::standing(&mut walker)?,
+        false => Vec::new(),
     };
-    Ok((kernel, walker, standing))
+    Ok((kernel, walker, baseline))
 }
 
 fn standard_output() -> Result<OwnedFd> {

@@ -1,6 +1,6 @@
 //! `kmesh-trace schema`: the JSON contract for machines.
 
-use crate::wire::{ConnLine, LostLine, RollupLine, SummaryLine};
+use crate::wire::{ConnLine, HeaderLine, LostLine, RollupLine, SummaryLine};
 use schemars::generate::SchemaSettings;
 
 /// The JSON Schema (draft 2020-12) of every line that `-o json` can print; exactly one of its alternatives fits a line.
@@ -9,6 +9,7 @@ pub fn schema() -> serde_json::Value {
     let lines = [
         generator.subschema_for::<ConnLine<'_>>(),
         generator.subschema_for::<RollupLine<'_>>(),
+        generator.subschema_for::<HeaderLine<'_>>(),
         generator.subschema_for::<LostLine<'_>>(),
         generator.subschema_for::<SummaryLine<'_>>(),
     ];
@@ -24,8 +25,10 @@ pub fn schema() -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Outcome, Process, ProcessBy, Record, Tcp, TcpState, WallTime};
-    use crate::render::{Json, Render, RollupJson, testing};
+    use crate::capture::Compression;
+    use crate::capture::testing::capture;
+    use crate::record::{Outcome, Process, ProcessBy, Record, Tcp, TcpState};
+    use crate::render::{Json, RollupJson, Sink, Stdout, testing};
     use crate::rollup::{By, Key, Settings};
     use clap::ValueEnum;
     use serde_json::{Value, json};
@@ -45,28 +48,26 @@ mod tests {
         }
     }
 
-    /// One line of each type, every record of the renderers' tests among them.
+    /// Returns a line of each type, with every record of the tests.
     fn lines() -> Vec<Value> {
-        let mut json = Json::new(&testing::info());
-        let mut out = Vec::new();
-        for record in testing::all() {
-            json.record(&record, &mut out).unwrap();
-        }
-        json.lost(&testing::lost(), &mut out).unwrap();
-        json.summary(&testing::summary(), &mut out).unwrap();
-        json.summary(&testing::clean_summary(), &mut out).unwrap();
+        let out = testing::Shared::default();
+        let mut json = Json::new(testing::ALL_EVENTS, &testing::info(), Stdout::to(out.clone()));
+        json.lost(&testing::lost()).unwrap();
+        json.summary(&testing::summary()).unwrap();
+        json.summary(&testing::clean_summary()).unwrap();
+        testing::deliver(Box::new(json), &testing::all());
         for keys in [
             &[Key::Workload][..],
             &[Key::Node, Key::Namespace],
             Key::value_variants(),
         ] {
-            let mut rollup = RollupJson::new(rollup_settings(keys, 5), &testing::info());
-            for record in testing::all() {
-                rollup.record(&record, &mut out).unwrap();
-            }
-            rollup.complete(WallTime(i64::MAX), &mut out).unwrap();
+            let settings = rollup_settings(keys, 5);
+            let rollup = RollupJson::new(settings, &testing::info(), Stdout::to(out.clone()));
+            testing::deliver(Box::new(rollup), &testing::all());
         }
-        serde_json::Deserializer::from_slice(&out)
+        let mut bytes = out.bytes();
+        bytes.extend(capture(Compression::None, |_| ()));
+        serde_json::Deserializer::from_slice(&bytes)
             .into_iter()
             .map(Result::unwrap)
             .collect()
@@ -89,11 +90,9 @@ mod tests {
     #[test]
     fn every_spelling_fits_the_schema() {
         let validator = validator();
-        let mut json = Json::new(&testing::info());
-        let mut fits = |record: Record| {
-            let mut out = Vec::new();
-            json.record(&record, &mut out).unwrap();
-            assert!(validator.is_valid(&serde_json::from_slice(&out).unwrap()), "{record:?}");
+        let fits = |record: Record| {
+            let line = serde_json::to_value(ConnLine::new(&record)).unwrap();
+            assert!(validator.is_valid(&line), "{record:?}");
         };
         let example = testing::example();
         Outcome::ALL.iter().for_each(|&outcome| {

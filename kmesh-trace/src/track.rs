@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use kmesh_trace_common::{
     FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_ROOT_NETNS, KIND_OPEN, KIND_UPDATE, Owner, Reset, SK_DONE, Snapshot, owner,
@@ -25,6 +26,8 @@ pub const SETTLE_NS: u64 = 5_000_000;
 pub struct Tracker {
     /// When tracing began: CLOCK_MONOTONIC, ns.
     began_ns: u64,
+    /// The name of this node.
+    node: Arc<str>,
     /// In the order of their times.
     held: VecDeque<Held>,
     /// The latest time seen.
@@ -38,10 +41,11 @@ struct Held {
 }
 
 impl Tracker {
-    /// Tracing began at `began_ns` (CLOCK_MONOTONIC).
-    pub fn new(began_ns: u64) -> Self {
+    /// Returns a tracker for a run on `node` that began at `began_ns` (CLOCK_MONOTONIC).
+    pub fn new(began_ns: u64, node: Arc<str>) -> Self {
         Self {
             began_ns,
+            node,
             held: VecDeque::new(),
             latest_ns: 0,
         }
@@ -68,12 +72,16 @@ impl Tracker {
             return None;
         }
         let Held { snapshot, reset_sent } = self.held.pop_front()?;
-        Some((snapshot.time_ns, record(&snapshot, reset_sent, self.began_ns, clock)))
+        Some((snapshot.time_ns, self.make(&snapshot, reset_sent, clock)))
     }
 
     /// What a snapshot says at once, as a record.
     pub fn record(&self, snapshot: &Snapshot, clock: &Clock) -> Record {
-        record(snapshot, false, self.began_ns, clock)
+        self.make(snapshot, false, clock)
+    }
+
+    fn make(&self, snapshot: &Snapshot, reset_sent: bool, clock: &Clock) -> Record {
+        record(snapshot, reset_sent, self.began_ns, &self.node, clock)
     }
 
     fn hold(&mut self, snapshot: Snapshot) {
@@ -106,7 +114,7 @@ impl Tracker {
     }
 }
 
-fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, clock: &Clock) -> Record {
+fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, node: &Arc<str>, clock: &Clock) -> Record {
     let (event, state, ending) = match snapshot.kind {
         KIND_OPEN => (Event::Open, state::ESTABLISHED, None),
         KIND_UPDATE => (Event::Update, snapshot.old_state, None),
@@ -146,6 +154,7 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, clock: &Clock) -
             .and_then(|start_ns| snapshot.established_ns.checked_sub(start_ns)),
         preexisting,
         observed_ns: since(start_ns.unwrap_or(began_ns)),
+        node: Arc::clone(node),
         direction,
         family: if peer.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
         src,

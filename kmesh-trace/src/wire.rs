@@ -13,8 +13,9 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
+use crate::capture::Header;
 use crate::errno::Errno;
 use crate::record::{
     self, ClosedBy, Direction, Event, Family, Lost, Outcome, ProcessBy, Record, RunInfo, ServiceBy, Summary, TcpState,
@@ -24,7 +25,7 @@ use crate::render::sanitize::Lossy;
 use values::{Reasons, Text, ip_schema};
 
 /// Raised when a member changes or goes; a new member is compatible.
-const VERSION: u8 = 1;
+pub const VERSION: u8 = 1;
 
 /// One event of one end of one TCP connection.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -97,7 +98,7 @@ pub struct ConnLine<'a> {
 
 impl<'a> ConnLine<'a> {
     /// The line of `record`.
-    pub fn new(record: &'a Record, info: &'a RunInfo) -> Self {
+    pub fn new(record: &'a Record) -> Self {
         Self {
             kind: "conn",
             v: VERSION,
@@ -109,7 +110,7 @@ impl<'a> ConnLine<'a> {
             connect_ns: record.connect_ns,
             preexisting: record.preexisting,
             observed_ns: record.observed_ns,
-            node: &info.node,
+            node: &record.node,
             direction: record.direction,
             protocol: "tcp",
             family: record.family,
@@ -327,9 +328,9 @@ impl SecurityPolicy {
 }
 
 /// The kernel's counters for the socket, raw but for the units in the names.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "tcp")]
-struct Tcp {
+pub struct Tcp {
     state: TcpState,
     /// The state before the event.
     old_state: Option<TcpState>,
@@ -404,6 +405,42 @@ impl From<&record::Tcp> for Tcp {
     }
 }
 
+impl From<Tcp> for record::Tcp {
+    fn from(tcp: Tcp) -> Self {
+        Self {
+            state: tcp.state,
+            old_state: tcp.old_state,
+            srtt_us: tcp.srtt_us,
+            rtt_min_us: tcp.rtt_min_us,
+            mss: tcp.mss,
+            snd_cwnd: tcp.snd_cwnd,
+            snd_ssthresh: tcp.snd_ssthresh,
+            rcv_nxt: tcp.rcv_nxt,
+            snd_nxt: tcp.snd_nxt,
+            snd_una: tcp.snd_una,
+            ecn_flags: tcp.ecn_flags,
+            rate_delivered: tcp.rate_delivered,
+            rate_interval_us: tcp.rate_interval_us,
+            packets_out: tcp.packets_out,
+            retrans_out: tcp.retrans_out,
+            total_retrans: tcp.total_retrans,
+            segs_in: tcp.segs_in,
+            data_segs_in: tcp.data_segs_in,
+            segs_out: tcp.segs_out,
+            data_segs_out: tcp.data_segs_out,
+            lost: tcp.lost,
+            lost_out: tcp.lost_out,
+            sacked_out: tcp.sacked_out,
+            bytes_received: tcp.bytes_received,
+            bytes_acked: tcp.bytes_acked,
+            dsack_dups: tcp.dsack_dups,
+            delivered: tcp.delivered,
+            delivered_ce: tcp.delivered_ce,
+            icsk_retransmits: tcp.icsk_retransmits,
+        }
+    }
+}
+
 /// Records were lost; at most one such line a second.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "lost")]
@@ -434,6 +471,49 @@ impl<'a> From<&'a Lost> for LostLine<'a> {
             lost_records: lost.lost_records,
             lost_records_total: lost.lost_records_total,
             reason: Reasons(&lost.reasons),
+        }
+    }
+}
+
+/// The first line of a capture.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "header")]
+pub struct HeaderLine<'a> {
+    /// The line's type.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "header"))]
+    kind: &'static str,
+    /// Version of the contract.
+    #[schemars(extend("const" = VERSION))]
+    v: u8,
+    /// When tracing began.
+    time: WallTime,
+    /// When tracing began. An update at this very time says what a connection had moved before.
+    start: WallTime,
+    /// The node's name.
+    node: &'a str,
+    /// The kernel's release.
+    kernel: &'a str,
+    /// The version of kmesh-trace.
+    version: &'a str,
+    /// The number of the file among those of a rotated capture, from 0.
+    part: u32,
+    /// The number of closes in the parts before.
+    closes_before: u64,
+}
+
+impl<'a> From<&'a Header> for HeaderLine<'a> {
+    fn from(header: &'a Header) -> Self {
+        Self {
+            kind: "header",
+            v: VERSION,
+            time: header.start,
+            start: header.start,
+            node: &header.info.node,
+            kernel: &header.info.kernel,
+            version: &header.info.version,
+            part: header.part,
+            closes_before: header.closes_before,
         }
     }
 }

@@ -1,44 +1,46 @@
-//! The thread that may have to wait for whoever reads standard output: it runs the pipeline and says on standard error
-//! what a format has no line for.
+//! The writer thread: it runs the pipeline and the sinks, and may have to wait for whoever reads standard output.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::delivery;
+use crate::config::Verbosity;
 use crate::exit::Exit;
-use crate::note::{Notes, say};
+use crate::note::say;
 use crate::pipeline::Pipeline;
 use crate::record::Counts;
+use crate::render::{explain, words};
 use crate::source::monotonic_ns;
 use crate::source::reader::{Control, Message};
 
 /// The thread's state.
-pub struct Writer<W> {
-    /// Where the queue leads.
-    pub pipeline: Pipeline<W>,
-    /// For what is said in words.
-    pub notes: Notes,
-    /// Told when `--count` is reached.
+pub struct Writer {
+    /// Takes the messages.
+    pub pipeline: Pipeline,
+    /// How much goes to standard error.
+    pub verbosity: Verbosity,
+    /// Stops the run when `--count` is reached.
     pub control: Arc<Control>,
     /// Takes emptied buffers back to the reader.
     pub spare: Sender<Vec<u8>>,
+    /// The number of lost `open` events that were reported.
+    pub lost_opens: u64,
 }
 
-impl<W: Write> Writer<W> {
-    /// Runs until the last message, or until standard output fails.
+impl Writer {
+    /// Runs until the last message, or until an output fails.
     pub fn write(mut self, queue: &Receiver<Message>) -> Result<Exit> {
         match self.write_all(queue) {
-            // Whoever read it has gone, which is no failure.
+            // The reader of standard output is gone, which is no failure.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
-                // That is no reason to leave a capture without its end; and if it was the capture, there is nothing to end.
-                _ = self.pipeline.end_keep();
+                // A capture still gets its end. If it is the capture that has no reader, there is nothing to end.
+                _ = self.pipeline.engine.finish();
                 Ok(Exit::Ok)
             }
-            Err(error) => Err(delivery::explain(error)),
+            Err(error) => Err(explain(error)),
             Ok(()) => Ok(Exit::Ok),
         }
     }
@@ -56,36 +58,37 @@ impl<W: Write> Writer<W> {
                     since_ns,
                     difference_ns,
                 } => self.pipeline.clock_stepped(since_ns, difference_ns),
-                Message::Names(told) => self.pipeline.learn(&told, monotonic_ns())?,
+                Message::Names(updates) => self.pipeline.apply(&updates, monotonic_ns())?,
                 Message::Lost(counts) => self.lost(&counts)?,
-                Message::Counted(counts) => self.pipeline.counted(&counts),
+                Message::Counted(counts) => self.pipeline.count(&counts),
                 Message::Asked(counts) => self.pipeline.ask(counts)?,
                 Message::Walked(bytes) => self.pipeline.hold(&bytes),
-                Message::WalkFailed(why) => say(&format!("warning: {why}; open connections are not told of this time")),
+                Message::WalkFailed(error) => say(&format!(
+                    "warning: {error}: this interval has no updates for open connections"
+                )),
                 Message::ScanIsSlow { used, scan_interval } => say(&slow_scan_text(used, scan_interval)),
-                Message::OutputClosed => return self.pipeline.end_keep(),
+                Message::OutputClosed => return Err(ErrorKind::BrokenPipe.into()),
                 Message::Ended(counts) => return self.end(queue, &counts),
             }
-            self.after_records();
+            self.stop_if_full();
         }
         Ok(())
     }
 
-    fn after_records(&mut self) {
-        if self.pipeline.is_full() {
+    fn stop_if_full(&self) {
+        if self.pipeline.engine.is_full() {
             self.control.stop();
         }
-        self.say_made();
     }
 
-    /// The next message. Until it comes, what has waited for its name for long enough goes out, and what is to be kept is.
+    /// Returns the next message. Until it comes, records that have waited for their names for long enough are handed over,
+    /// and outputs are flushed when they must be.
     fn next(&mut self, queue: &Receiver<Message>) -> io::Result<Option<Message>> {
         loop {
-            self.pipeline.keep_up()?;
             let release = (self.pipeline.waits_until_ns())
                 .map(|until_ns| Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
-            let keep = (self.pipeline.due()).map(|due| due.saturating_duration_since(Instant::now()));
-            let Some(left) = release.into_iter().chain(keep).min() else {
+            let flush = (self.pipeline.engine.flush_due()).map(|due| due.saturating_duration_since(Instant::now()));
+            let Some(left) = release.into_iter().chain(flush).min() else {
                 return Ok(queue.recv().ok());
             };
             match queue.recv_timeout(left) {
@@ -93,44 +96,46 @@ impl<W: Write> Writer<W> {
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
                 Err(RecvTimeoutError::Timeout) => {
                     self.pipeline.release(monotonic_ns())?;
-                    self.after_records();
+                    self.stop_if_full();
                 }
             }
         }
     }
 
-    /// Nothing comes any more but names, for as long as records wait for them.
+    /// Ends the run. Only names still come, for as long as records wait for them.
     fn end(&mut self, queue: &Receiver<Message>, counts: &Counts) -> io::Result<()> {
         self.pipeline.settle(monotonic_ns())?;
         while let Some(until_ns) = self.pipeline.waits_until_ns() {
             let left = Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()));
             match queue.recv_timeout(left) {
-                Ok(Message::Names(told)) => self.pipeline.learn(&told, monotonic_ns())?,
-                Ok(Message::OutputClosed) => return self.pipeline.end_keep(),
+                Ok(Message::Names(updates)) => self.pipeline.apply(&updates, monotonic_ns())?,
+                Ok(Message::OutputClosed) => return Err(ErrorKind::BrokenPipe.into()),
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => self.pipeline.release(monotonic_ns())?,
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        self.pipeline.finish()?;
-        self.say_made();
-        self.lost(counts)?;
-        let summary = self.pipeline.summary(counts)?;
-        self.notes.summary(&summary);
-        self.notes.longest_wait(self.pipeline.longest_wait_ns());
-        self.pipeline.end()
+        self.report_lost_opens(counts.lost_opens);
+        self.pipeline.finish(counts)?;
+        let wait_ns = self.pipeline.longest_wait_ns();
+        if wait_ns > 0 && self.verbosity == Verbosity::Verbose {
+            let wait_ms = wait_ns as f64 / 1e6;
+            say(&format!("records waited up to {wait_ms:.1} ms for names"));
+        }
+        self.pipeline.engine.finish()
     }
 
     fn lost(&mut self, counts: &Counts) -> io::Result<()> {
-        let lost = self.pipeline.lost(counts)?;
-        lost.iter().for_each(|lost| self.notes.lost(lost));
-        self.notes.lost_opens(counts.lost_opens);
+        self.pipeline.lost(counts)?;
+        self.report_lost_opens(counts.lost_opens);
         Ok(())
     }
 
-    fn say_made(&mut self) {
-        for summary in self.pipeline.summaries() {
-            self.notes.summary(&summary);
+    /// Reports lost `open` events on standard error: no output has a line for them.
+    fn report_lost_opens(&mut self, since_start: u64) {
+        let before = std::mem::replace(&mut self.lost_opens, since_start);
+        if since_start > before {
+            say(&words::lost_opens_words(since_start - before, since_start));
         }
     }
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 /// Gets a folder of its own.
 type Case = fn(&Path) -> Result<(), Failed>;
 
-const TABLE: [(&str, Case); 15] = [
+const TABLE: [(&str, Case); 19] = [
     ("a capture is told in every output", every_output),
     ("the shop's incident is told by its names", names),
     (
@@ -28,7 +28,11 @@ const TABLE: [(&str, Case); 15] = [
     ("what fits one file is not rotated", rotation),
     ("a file that is cut off anywhere", cut_off),
     ("a flipped bit anywhere", flipped),
-    ("what is no capture", foreign),
+    ("foreign files are refused with their problem", foreign),
+    ("captures of every compression are read by content", compressions),
+    ("several captures are merged by time", merged),
+    ("only a range of time is replayed", time_range),
+    ("saved output is replayed", saved_output),
     ("a full disk", full_disk),
 ];
 
@@ -49,7 +53,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 fn incident() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.kmt"))
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.jsonl.zst"))
 }
 
 fn tool(args: &[&str]) -> Command {
@@ -232,7 +236,7 @@ fn filters_and_limits(_: &Path) -> Result<(), Failed> {
 }
 
 fn copies(folder: &Path) -> Result<(), Failed> {
-    let copy = folder.join("copy.kmt");
+    let copy = folder.join("copy.jsonl.zst");
     let args = [
         "-r",
         text(incident()),
@@ -252,7 +256,7 @@ fn copies(folder: &Path) -> Result<(), Failed> {
     let (told, _) = ends(0, &["-r", text(&copy), "-o", "json", "--events", "open,update,close"])?;
     check(told == shown, "told alike")?;
     // A part of it, as a file of its own.
-    let part = folder.join("part.kmt");
+    let part = folder.join("part.jsonl.zst");
     let (shown, _) = ends(0, &["-r", text(&copy), "-o", "json", "--failed", "-w", text(&part)])?;
     let (told, _) = ends(0, &["-r", text(&part), "-o", "json"])?;
     check(told == shown, "told alike")
@@ -379,14 +383,17 @@ fn terminals(_: &Path) -> Result<(), Failed> {
 }
 
 fn existing(folder: &Path) -> Result<(), Failed> {
-    let file = folder.join("there.kmt");
+    let file = folder.join("there.jsonl.zst");
     fs::write(&file, "precious")?;
     let (_, said) = ends(1, &["-r", text(incident()), "-o", "none", "-w", text(&file)])?;
-    check(said.contains("there.kmt") && said.contains("try: another name"), said)?;
+    check(
+        said.contains("there.jsonl.zst") && said.contains("try: another name"),
+        said,
+    )?;
     check(fs::read(&file)? == b"precious", "untouched")?;
     // The same of what rotation would have to rename.
-    fs::rename(&file, folder.join("new.kmt.1"))?;
-    let new = folder.join("new.kmt");
+    fs::rename(&file, folder.join("new.jsonl.zst.1"))?;
+    let new = folder.join("new.jsonl.zst");
     let args = [
         "-r",
         text(incident()),
@@ -398,11 +405,11 @@ fn existing(folder: &Path) -> Result<(), Failed> {
         "64Ki,2",
     ];
     let (_, said) = ends(1, &args)?;
-    check(said.contains("new.kmt.1") && !new.exists(), said)
+    check(said.contains("new.jsonl.zst.1") && !new.exists(), said)
 }
 
 fn links(folder: &Path) -> Result<(), Failed> {
-    let (target, link) = (folder.join("target"), folder.join("link.kmt"));
+    let (target, link) = (folder.join("target"), folder.join("link.jsonl.zst"));
     for exists in [false, true] {
         if exists {
             fs::write(&target, "precious")?;
@@ -417,7 +424,7 @@ fn links(folder: &Path) -> Result<(), Failed> {
 
 fn rotation(folder: &Path) -> Result<(), Failed> {
     let events = "open,update,close";
-    let whole = folder.join("whole.kmt");
+    let whole = folder.join("whole.jsonl.zst");
     let args = [
         "-r",
         text(incident()),
@@ -433,13 +440,13 @@ fn rotation(folder: &Path) -> Result<(), Failed> {
     ends(0, &args)?;
     let (told, _) = ends(0, &["-r", text(&whole), "-o", "json", "--events", events])?;
     check(told == all_json()?, "small enough for one file")?;
-    check(!folder.join("whole.kmt.1").exists(), "one file")
+    check(!folder.join("whole.jsonl.zst.1").exists(), "one file")
 }
 
 fn cut_off(folder: &Path) -> Result<(), Failed> {
     let bytes = fs::read(incident())?;
     let all = all_json()?;
-    let file = folder.join("cut.kmt");
+    let file = folder.join("cut.jsonl.zst");
     let mut before = 0;
     let lengths = (0..bytes.len())
         .step_by(bytes.len() / 60)
@@ -447,7 +454,7 @@ fn cut_off(folder: &Path) -> Result<(), Failed> {
     for length in lengths {
         fs::write(&file, &bytes[..length])?;
         let (told, said) = ends(1, &["-r", text(&file), "-o", "json", "--events", "open,update,close"])?;
-        check(said.contains("cut.kmt"), format!("{length}: {said}"))?;
+        check(said.contains("cut.jsonl.zst"), format!("{length}: {said}"))?;
         let conns = told.lines().filter(|line| line.contains(r#""type":"conn""#));
         let expected = all.lines().filter(|line| line.contains(r#""type":"conn""#));
         let count = conns.clone().count();
@@ -457,23 +464,26 @@ fn cut_off(folder: &Path) -> Result<(), Failed> {
         )?;
         before = count;
     }
-    // The last length lacks one byte, so it has nearly all blocks.
-    check(before > 100, format!("{before} records of the longest beginning"))
+    check(before > 600, format!("{before} records of the longest beginning"))
 }
 
 fn flipped(folder: &Path) -> Result<(), Failed> {
     let bytes = fs::read(incident())?;
     let all = all_json()?;
     let sound: std::collections::HashSet<_> = all.lines().collect();
-    let file = folder.join("flipped.kmt");
+    let file = folder.join("flipped.jsonl.zst");
     let places = (0..200).chain((200..bytes.len()).step_by(bytes.len() / 60));
     let mut most = 0;
     for at in places {
         let mut damaged = bytes.clone();
         damaged[at] ^= 1 << (at % 8);
         fs::write(&file, &damaged)?;
-        let (told, said) = ends(1, &["-r", text(&file), "-o", "json", "--events", "open,update,close"])?;
-        check(said.contains("flipped.kmt"), format!("{at}: {said}"))?;
+        let output = run(&["-r", text(&file), "-o", "json", "--events", "open,update,close"])?;
+        let (told, said) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+        // Some bits of a frame's header mean nothing.
+        let is_whole = output.status.success() && told == all;
+        let is_reported = output.status.code() == Some(1) && said.contains("flipped.jsonl.zst");
+        check(is_whole || is_reported, format!("{at}: {said}"))?;
         let conns = told.lines().filter(|line| line.contains(r#""type":"conn""#));
         check(
             conns.clone().all(|line| sound.contains(line)),
@@ -481,45 +491,166 @@ fn flipped(folder: &Path) -> Result<(), Failed> {
         )?;
         most = most.max(conns.count());
     }
-    check(most > 100, format!("at most {most} records beside the damage"))
+    check(most > 600, format!("at most {most} records beside the damage"))
 }
 
 fn foreign(folder: &Path) -> Result<(), Failed> {
-    let file = folder.join("foreign.kmt");
-    let mut newer = fs::read(incident())?;
-    newer[8] = 9;
-    let cases: [(&[u8], &str); 6] = [
-        (b"", "empty"),
-        (b"{\"type\":\"conn\"}\n", "JSON"),
-        (b"\x1f\x8b\x08\0", "gzip"),
-        (&[0; 100_000], "no capture"),
-        (b"\x89KMT\r\n", "damaged"),
-        (&newer, "format 9"),
+    let file = folder.join("foreign");
+    let cases: [(&[u8], &str); 7] = [
+        (b"", "no line of it is one of a capture"),
+        (b"{\"type\":\"conn\"}\n", "line 1: skipped: missing field"),
+        (
+            b"{\"type\":\"header\",\"v\":2}\n",
+            "line 1: skipped: it is of version 2",
+        ),
+        (b"accesslog: 2024\n", "line 1: skipped: it is not a line of kmesh-trace"),
+        (b"\x1f\x8b\x08\0", "cut off"),
+        (&[0; 100_000], "cut off"),
+        // A frame that wants a window of two terabytes.
+        (b"\x28\xb5\x2f\xfd\x00\xff\x00\x00\x00", "damaged at byte 0"),
     ];
     for (bytes, part) in cases {
         fs::write(&file, bytes)?;
-        let (out, said) = ends(1, &["-r", text(&file)])?;
+        // Whatever a file claims, memory stays bounded.
+        let limited = Command::new("sh")
+            .args(["-c", "ulimit -v 262144; exec \"$0\" -r \"$1\" -o json"])
+            .args([env!("CARGO_BIN_EXE_kmesh-trace"), text(&file)])
+            .output()?;
+        let said = String::from_utf8(limited.stderr)?;
         check(
-            out.is_empty() && said.contains(part) && said.contains("foreign.kmt"),
-            said,
+            limited.status.code() == Some(1) && said.contains(part) && said.contains("foreign"),
+            format!("{part}: {}: {said}", limited.status),
         )?;
+        check(!String::from_utf8(limited.stdout)?.contains(r#""conn""#), "no record")?;
     }
-    let (_, said) = ends(1, &["-r", text(&folder.join("absent.kmt"))])?;
-    check(said.contains("absent.kmt") && said.contains("No such file"), said)?;
+    let (_, said) = ends(1, &["-r", text(&folder.join("absent.jsonl"))])?;
+    check(said.contains("absent.jsonl") && said.contains("No such file"), said)?;
     let (_, said) = ends(1, &["-r", text(folder)])?;
-    check(said.contains("directory"), said)?;
-    // Whatever a file claims, memory stays bounded: here it is held to an address space of 256 MiB.
-    let mut huge = fs::read(incident())?;
-    let first = 16 + usize::from(u16::from_le_bytes([huge[10], huge[11]]));
-    huge[first + 8..first + 16].fill(0xff);
-    fs::write(&file, huge)?;
-    let limited = Command::new("sh")
-        .args(["-c", "ulimit -v 262144; exec \"$0\" -r \"$1\" -o none"])
-        .args([env!("CARGO_BIN_EXE_kmesh-trace"), text(&file)])
-        .output()?;
+    check(said.contains("directory"), said)
+}
+
+/// Returns what a program prints of a file.
+fn printed(program: &str, args: &[&str]) -> Result<Vec<u8>, Failed> {
+    let output = Command::new(program).args(args).output()?;
     check(
-        limited.status.code() == Some(1),
-        String::from_utf8_lossy(&limited.stderr),
+        output.status.success(),
+        format!("{program} {args:?}: {}", output.status),
+    )?;
+    Ok(output.stdout)
+}
+
+/// The name decides how a capture is written; gzip decompresses one of its names, and any name is read.
+fn compressions(folder: &Path) -> Result<(), Failed> {
+    let events = ["-o", "none", "--events", "open,update,close"];
+    let copies = ["copy.jsonl", "copy.jsonl.gz", "copy.jsonl.zst"].map(|name| folder.join(name));
+    for copy in &copies {
+        ends(0, &[&["-r", text(incident()), "-w", text(copy)], &events[..]].concat())?;
+    }
+    let plain = fs::read(&copies[0])?;
+    check(printed("gzip", &["-dc", text(&copies[1])])? == plain, "gzip reads it")?;
+    let renamed = folder.join("no-name-that-says-anything");
+    for copy in &copies {
+        fs::copy(copy, &renamed)?;
+        let (told, _) = ends(
+            0,
+            &["-r", text(&renamed), "-o", "json", "--events", "open,update,close"],
+        )?;
+        check(told == all_json()?, format!("{} by content", copy.display()))?;
+    }
+    Ok(())
+}
+
+/// The halves of a capture, in the wrong order, give all records in the order of time, and one summary.
+fn merged(folder: &Path) -> Result<(), Failed> {
+    let all = all_json()?;
+    let conns: Vec<_> = all.lines().filter(|line| line.contains(r#""type":"conn""#)).collect();
+    let halves = ["odd.jsonl", "even.jsonl"].map(|name| folder.join(name));
+    for (index, half) in halves.iter().enumerate() {
+        let lines: Vec<_> = conns.iter().skip(index).step_by(2).copied().collect();
+        fs::write(half, lines.join("\n"))?;
+    }
+    let args = [
+        "-r",
+        text(&halves[1]),
+        "-r",
+        text(&halves[0]),
+        "-o",
+        "json",
+        "--events",
+        "open,update,close",
+    ];
+    let (told, _) = ends(0, &args)?;
+    let (summary, merged) = {
+        let mut lines: Vec<_> = told.lines().collect();
+        (lines.pop().ok_or("no summary")?, lines)
+    };
+    let times = |lines: &[&str]| -> Result<Vec<String>, Failed> {
+        let time = |line: &&str| Ok(serde_json::from_str::<Value>(line)?["time"].to_string());
+        lines.iter().map(time).collect()
+    };
+    check(times(&merged)? == times(&conns)?, "in the order of time")?;
+    let closes = conns.iter().filter(|line| line.contains(r#""event":"close""#)).count() as u64;
+    let summary: Value = serde_json::from_str(summary)?;
+    assert_eq!(
+        (&summary["closes"], &summary["delivered"]),
+        (&closes.into(), &closes.into())
+    );
+    Ok(())
+}
+
+fn time_range(_: &Path) -> Result<(), Failed> {
+    let (json, _) = ends(0, &["-r", text(incident()), "-o", "json"])?;
+    let times: Vec<String> = json
+        .lines()
+        .filter(|line| line.contains(r#""type":"conn""#))
+        .map(|line| {
+            Ok(serde_json::from_str::<Value>(line)?["time"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned())
+        })
+        .collect::<Result<_, Failed>>()?;
+    let (first, last) = (&times[20], &times[30]);
+    let args = ["-r", text(incident()), "-o", "json", "--since", first, "--until", last];
+    let (part, _) = ends(0, &args)?;
+    let expected = times.iter().filter(|time| *time >= first && *time <= last).count() as u64;
+    assert_eq!(sum(&part, "delivered")?, expected);
+    // Both ends of the capture's last second.
+    let (end, _) = ends(0, &["-r", text(incident()), "-o", "json", "--since", "-1s"])?;
+    let delivered = sum(&end, "delivered")?;
+    check(0 < delivered && delivered < times.len() as u64 / 2, end)?;
+    check(sum(&json, "closes")? >= delivered, "a part")?;
+    for (args, part) in [
+        (
+            &["-r", text(incident()), "--since", "yesterday"][..],
+            "2026-01-02T03:04:05Z",
+        ),
+        (&["--since", "-5m"], "--read"),
+    ] {
+        let (_, said) = ends(2, args)?;
+        check(said.contains(part), said)?;
+    }
+    // The end of a pipe is unknown.
+    let (_, said) = ends(1, &["-r", "-", "--since", "-5m"])?;
+    check(said.contains("standard input") && said.contains("--since"), said)
+}
+
+/// Output that was saved is a capture without a header, with foreign lines between its own.
+fn saved_output(folder: &Path) -> Result<(), Failed> {
+    let (json, _) = ends(0, &["-r", text(incident()), "-o", "json"])?;
+    let file = folder.join("saved.jsonl");
+    fs::write(&file, &json)?;
+    let (told, said) = ends(0, &["-r", text(&file), "-o", "json"])?;
+    check(told == json && said.is_empty(), said)?;
+    let mut lines: Vec<_> = json.lines().collect();
+    lines.insert(3, "{\"level\":\"info\"}");
+    lines.insert(5, "");
+    fs::write(&file, lines.join("\n") + "\n")?;
+    let (told, said) = ends(1, &["-r", text(&file), "-o", "json"])?;
+    check(told == json, "the sound lines")?;
+    check(
+        said.contains("line 4: skipped") && said.contains("line 6: skipped"),
+        said,
     )
 }
 

@@ -132,7 +132,7 @@ fn runs(number: usize, script: &str) -> Result<(), Failed> {
         .env("TOOL", env!("CARGO_BIN_EXE_kmesh-trace"))
         .env(
             "CAPTURE",
-            fs::canonicalize(repository().join("tests/data/incident.kmt"))?,
+            fs::canonicalize(repository().join("tests/data/incident.jsonl.zst"))?,
         )
         .stdin(Stdio::null())
         .output()?;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Records tests/data/incident.kmt: some seconds of a small shop in trouble, from real sockets.
+"""Records tests/data/incident.jsonl.zst: some seconds of a small shop in trouble, from real sockets.
 
     cargo build --release && sudo python3 tests/data/incident.py
 
@@ -22,7 +22,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # Who they are: what kubectl would print of such a shop.
 PODS = os.path.join(ROOT, "tests/data/shop.json")
-CAPTURE = os.path.join(ROOT, "tests/data/incident.kmt")
+CAPTURE = os.path.join(ROOT, "tests/data/incident.jsonl.zst")
 TRACER = os.environ.get("KMESH_TRACE_BIN", os.path.join(ROOT, "target/release/kmesh-trace"))
 
 STOREFRONT, CHECKOUT, PAYMENTS, DATABASE, STOCK = (f"10.244.0.{last}" for last in (10, 20, 30, 40, 50))

@@ -38,7 +38,7 @@ fn version(root: &Path, start: &[&str]) {
 }
 
 fn replays(root: &Path, start: &[&str]) {
-    let incident = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.kmt");
+    let incident = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.jsonl.zst");
     let arguments = ["--read", "-", "-o", "json"];
     let there = output(
         enter(root, &[])

@@ -297,7 +297,7 @@ fn replay_parses_without_capabilities() {
             "nothing is left of a capture that did not begin"
         );
     }
-    let incident = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.kmt");
+    let incident = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.jsonl.zst");
     let (tracer, file) = reading("replay-pods", &["-r", incident], "--pods-file");
     wait_for_capabilities(&tracer, "a replay reads a pods file", DAC_READ_SEARCH);
     drop(file);

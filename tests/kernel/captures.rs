@@ -29,7 +29,7 @@ pub fn table() -> Table {
 }
 
 fn place(name: &str) -> PathBuf {
-    let path = scratch().join(format!("{name}.kmt"));
+    let path = scratch().join(format!("{name}.jsonl.zst"));
     // Of an earlier run.
     _ = fs::remove_file(&path);
     path
@@ -51,7 +51,7 @@ fn replay(path: &Path, args: &[&str]) -> (Vec<u8>, String, Option<i32>) {
 /// Live and replayed are the same bytes.
 fn all_events() {
     let path = place("all-events");
-    let lines = path.with_extension("jsonl");
+    let lines = path.with_extension("lines");
     let events = ["--events", "open,update,close", "--interval", "200ms"];
     let tracer = Start::new(&[&["-o", "json", "-w", path.to_str().unwrap()], &events[..]].concat())
         .copy(fs::File::create(&lines).unwrap())
@@ -81,7 +81,7 @@ fn all_events() {
 /// Windows go by the records' times, so a replay has the same ones, of connections that stay open, too.
 fn rollups() {
     let path = place("rollups");
-    let lines = path.with_extension("jsonl");
+    let lines = path.with_extension("lines");
     let args = ["--rollup", "--interval", "200ms", "--by", "process,port"];
     let tracer = Start::new(&[&["-o", "json", "-w", path.to_str().unwrap()], &args[..]].concat())
         .copy(fs::File::create(&lines).unwrap())
@@ -105,7 +105,7 @@ fn rollups() {
     assert!(told == fs::read(&lines).unwrap(), "the replay differs");
 }
 
-/// A capture is written through all along: killed, it has all but its last second, and says that it has no end.
+/// A capture is written through all along: killed, it has all but its last second, and the replay says that it is cut off.
 fn killed() {
     let path = place("killed");
     let tracer = Start::new(&["-o", "none", "-w", path.to_str().unwrap()]).tracing();
@@ -127,7 +127,7 @@ fn killed() {
     let (told, said, status) = replay(&path, &[]);
     assert!(is_there(&told));
     assert_eq!(status, Some(1), "{said}");
-    assert!(said.contains("it has no end"), "{said}");
+    assert!(said.contains("cut off"), "{said}");
 }
 
 /// The disk is full: that ends it with status 1, and what is there can be read.
@@ -136,7 +136,7 @@ fn no_room() {
     fs::create_dir_all(&folder).unwrap();
     let at = folder.to_str().unwrap();
     net::run("mount", &["-t", "tmpfs", "-o", "size=64k", "none", at]);
-    let path = folder.join("full.kmt");
+    let path = folder.join("full.jsonl.zst");
     let tracer = Start::new(&["-o", "none", "-w", path.to_str().unwrap()]).spawn();
     tracer.wait_said("kmesh-trace: tracing");
     wait_until("the tracer ends for want of room", || {
@@ -148,8 +148,8 @@ fn no_room() {
     net::run("umount", &[at]);
     assert_eq!(end.status.code(), Some(1), "{:?}", end.stderr);
     let why = end.stderr.join("\n");
-    assert!(why.contains("full.kmt") && why.contains("No space left"), "{why}");
-    assert!(said.contains("it has no end") && status == Some(1), "{said}");
+    assert!(why.contains("full.jsonl.zst") && why.contains("No space left"), "{why}");
+    assert!(said.contains("cut off") && status == Some(1), "{said}");
     assert!(told.len() > 10_000, "{} bytes of JSON", told.len());
 }
 

@@ -210,7 +210,7 @@ impl Seen {
             networks,
         };
         let (kernel, _walker) = start(types, &options).expect("a tracer");
-        let tracker = Tracker::new(kernel.began_ns);
+        let tracker = Tracker::new(kernel.began_ns, "node".into());
         let netns = u32::try_from(net::inode()).expect("a small number");
         Self { kernel, tracker, netns }
     }

@@ -167,7 +167,7 @@ pub fn shared() -> &'static Tracer {
 /// Where the shared tracer's capture is, and its lines as they came.
 fn kept() -> (PathBuf, PathBuf) {
     let folder = support::scratch();
-    (folder.join("shared.kmt"), folder.join("shared.jsonl"))
+    (folder.join("shared.jsonl.zst"), folder.join("shared.jsonl"))
 }
 
 /// What the capture tells is what the live trace told, to the byte.

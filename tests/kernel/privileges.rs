@@ -162,7 +162,7 @@ fn the_rest_is_given_up() {
     const NET_ADMIN: u64 = 1 << 12;
     let folder = std::env::temp_dir().join(format!("kmesh-trace-{}-{}", std::process::id(), net::inode()));
     fs::create_dir_all(&folder).unwrap();
-    let [capture, rotated, pods] = ["x.kmt", "y.kmt", "pods.json"].map(|name| folder.join(name));
+    let [capture, rotated, pods] = ["x.jsonl.zst", "y.jsonl.zst", "pods.json"].map(|name| folder.join(name));
     fs::write(
         &pods,
         r#"{"kind":"PodList","apiVersion":"v1","items":[{"metadata":{"name":"a","uid":"u"}}]}"#,

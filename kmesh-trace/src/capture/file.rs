@@ -1,80 +1,64 @@
 //! Writing a capture: to a new file, to a row of files of bounded size, or to a pipe.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::encode::Encoder;
-use super::frame::{self, Header};
+use super::compression::{Compression, Compressor};
+use super::{Header, Place};
 use crate::blocking_io::Blocking;
+use crate::deltas::Delta;
 use crate::note::say;
-use crate::record::{Event, Lost, Record, Summary, WallTime};
+use crate::record::{Event, Lost, Record, Summary};
+use crate::render::{Sink, append_line};
+use crate::wire::{ConnLine, HeaderLine, LostLine, SummaryLine};
 
-/// Bytes of a block when it is written, if it does not become due before.
+/// The number of uncompressed bytes that are written at once.
 const BLOCK: usize = 64 << 10;
-/// How old what is not written may become. With what a record waits to settle this is well within a second.
-const OLDEST: Duration = Duration::from_millis(500);
-
-/// Where a capture goes to, or comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Standard output, standard input.
-    Pipe,
-    /// A file.
-    File(PathBuf),
-}
-
-impl From<OsString> for Place {
-    fn from(text: OsString) -> Self {
-        if text == "-" {
-            Self::Pipe
-        } else {
-            Self::File(text.into())
-        }
-    }
-}
+/// The longest time that a line stays unwritten. Together with the time that a record takes to reach the capture this is well
+/// within a second.
+const MAX_AGE: Duration = Duration::from_millis(500);
 
 /// A row of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rotation {
-    /// The most bytes of one.
+    /// The maximum size of one file, bytes.
     pub size: u64,
-    /// The most files: the newest, and those numbered from 1, the newer first.
+    /// The maximum number of files: the newest, and those numbered from 1, the newer first.
     pub files: u32,
 }
 
-/// A capture cannot be written. Kept inside of an [`io::Error`] of the same kind.
+/// The error of a capture that cannot be written. It is the inner error of an [`io::Error`] of the same kind.
 #[derive(Debug)]
-pub struct KeepError {
+pub struct CaptureError {
     place: String,
-    why: io::Error,
+    source: io::Error,
 }
 
-impl fmt::Display for KeepError {
+impl fmt::Display for CaptureError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { place, why } = self;
-        match why.kind() {
+        let Self { place, source } = self;
+        match source.kind() {
             ErrorKind::AlreadyExists => write!(
                 f,
                 "cannot write to {place}: it exists, and a capture is always a new file\n  try: another name, or remove it"
             ),
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => write!(
                 f,
-                "cannot write to {place}: {why}; what it has until now can be read\n  try: a place with room, or --rotate SIZE,N"
+                "cannot write to {place}: {source}; what it has so far can be replayed\n  try: a place with room, or --rotate SIZE,N"
             ),
-            _ => write!(f, "cannot write to {place}: {why}"),
+            _ => write!(f, "cannot write to {place}: {source}"),
         }
     }
 }
 
-impl std::error::Error for KeepError {}
+impl std::error::Error for CaptureError {}
 
-fn failed(place: impl fmt::Display, why: io::Error) -> io::Error {
+fn failed(place: impl fmt::Display, source: io::Error) -> io::Error {
     let place = place.to_string();
-    io::Error::new(why.kind(), KeepError { place, why })
+    io::Error::new(source.kind(), CaptureError { place, source })
 }
 
 /// Where the bytes go.
@@ -87,7 +71,7 @@ enum Out {
     },
 }
 
-/// Decides when a capture goes on in a new file, and moves the older files out of its way.
+/// Decides when a capture continues in a new file, and moves the older files out of its way.
 struct Rotator {
     rotation: Rotation,
     /// The size of the present file at which rotation is tried next.
@@ -105,13 +89,13 @@ impl Rotator {
         }
     }
 
-    /// Whether another block of `block` bytes could be too much for a file of `written` bytes.
+    /// Returns whether another block of `block` bytes could be too much for a file of `written` bytes.
     fn is_due(&self, written: u64, block: usize) -> bool {
-        // Incompressible data makes a block slightly larger, and the end of the file follows it.
+        // Incompressible data makes a block slightly larger, and the end of the frame follows it.
         written + block as u64 * 9 / 8 + 1024 > self.next_at
     }
 
-    /// Opens the next file and writes `header` to it. `None` if that is impossible: the capture then goes on in its present
+    /// Opens the next file and writes `header` to it. `None` if that is impossible: the capture then continues in its present
     /// file of `written` bytes, and rotation is tried again once that file has grown by another [`Rotation::size`].
     ///
     /// Others may have write access to the folder: a directory or a file with one of our names, a full disk or a folder
@@ -138,61 +122,68 @@ impl Rotator {
     }
 }
 
-/// Keeps what it is told, within a second.
-pub struct Keep {
+/// The sink that writes a capture.
+pub struct Capture {
     header: Header,
     out: Out,
-    encoder: Encoder,
-    /// The block is written when it has so many bytes.
+    compression: Compression,
+    compressor: Compressor,
+    /// Lines are compressed and written once they have this many bytes.
     block: usize,
-    /// A block behind its frame; kept for its memory.
-    framed: Vec<u8>,
-    number: u32,
-    seed: u32,
-    /// Bytes of the file.
+    /// Lines that are not written yet.
+    lines: Vec<u8>,
+    /// Scratch memory for the compressed lines.
+    compressed: Vec<u8>,
+    /// The number of bytes in the present file.
     written: u64,
-    /// When what is not written yet must be.
+    /// When the lines that are not written yet must be.
     due: Option<Instant>,
-    /// Told, and of no use before something else is.
-    complete: Option<WallTime>,
-    /// Closes so far, in all parts.
+    /// The number of closes so far, in all parts.
     closes: u64,
 }
 
 /// A place for a capture: open, and nothing written yet. Removes its file again if no capture begins there.
 pub struct Target {
     out: Option<Out>,
+    compression: Compression,
     block: usize,
 }
 
 impl Target {
     /// Creates the file. One that exists is never touched, a link never followed.
     pub fn create(place: &Place, rotation: Option<Rotation>) -> io::Result<Self> {
-        let (out, block) = match place {
-            Place::Pipe => (Out::Pipe(Box::new(Blocking(io::stdout()))), BLOCK),
-            Place::File(path) => {
-                for age in 1..rotation.map_or(1, |rotation| rotation.files) {
-                    let older = aged(path, age);
-                    if older.symlink_metadata().is_ok() {
-                        return Err(failed(older.display(), ErrorKind::AlreadyExists.into()));
-                    }
-                }
-                let out = Out::File {
-                    file: create(path)?,
-                    path: path.clone(),
-                    rotation: rotation.map(Rotator::new),
-                };
-                let max = rotation.map_or(BLOCK, |rotation| (rotation.size / 8) as usize);
-                (out, max.min(BLOCK))
+        let path = match place {
+            Place::Pipe => {
+                return Ok(Self {
+                    out: Some(Out::Pipe(Box::new(Blocking(io::stdout())))),
+                    compression: Compression::None,
+                    block: BLOCK,
+                });
             }
+            Place::File(path) => path,
         };
-        Ok(Self { out: Some(out), block })
+        for age in 1..rotation.map_or(1, |rotation| rotation.files) {
+            let older = aged(path, age);
+            if older.symlink_metadata().is_ok() {
+                return Err(failed(older.display(), ErrorKind::AlreadyExists.into()));
+            }
+        }
+        let block = rotation.map_or(BLOCK, |rotation| (rotation.size / 8) as usize);
+        Ok(Self {
+            out: Some(Out::File {
+                file: create(path)?,
+                path: path.clone(),
+                rotation: rotation.map(Rotator::new),
+            }),
+            compression: Compression::of(path),
+            block: block.min(BLOCK),
+        })
     }
 
     /// Begins a capture there.
-    pub fn begin(mut self, header: Header) -> io::Result<Keep> {
+    pub fn begin(mut self, header: Header) -> io::Result<Capture> {
         match self.out.take() {
-            Some(out) => Keep::begin(out, self.block, header),
+            Some(out) => Capture::begin(out, self.compression, self.block, header),
             None => Err(ErrorKind::NotFound.into()),
         }
     }
@@ -206,182 +197,177 @@ impl Drop for Target {
     }
 }
 
-impl Keep {
-    /// Into whatever takes bytes.
-    pub fn to(out: impl Write + Send + 'static, header: Header) -> io::Result<Self> {
-        Self::begin(Out::Pipe(Box::new(out)), BLOCK, header)
+impl Capture {
+    /// Begins a capture in anything that takes bytes.
+    pub fn to(out: impl Write + Send + 'static, compression: Compression, header: Header) -> io::Result<Self> {
+        Self::begin(Out::Pipe(Box::new(out)), compression, BLOCK, header)
     }
 
-    fn begin(out: Out, block: usize, header: Header) -> io::Result<Self> {
-        let closes = header.closes_before;
-        let mut keep = Self {
+    fn begin(out: Out, compression: Compression, block: usize, header: Header) -> io::Result<Self> {
+        let mut capture = Self {
+            closes: header.closes_before,
             header,
             out,
-            encoder: Encoder::default(),
+            compression,
+            compressor: Compressor::new(compression)?,
             block,
-            framed: Vec::new(),
-            number: 0,
-            seed: 0,
+            lines: Vec::new(),
+            compressed: Vec::new(),
             written: 0,
             due: None,
-            complete: None,
-            closes,
         };
-        keep.write_header()?;
-        Ok(keep)
+        let header = capture.header_frame()?;
+        capture.write(&header)?;
+        Ok(capture)
     }
 
-    /// Keeps a record.
-    pub fn record(&mut self, record: &Record) -> io::Result<()> {
-        self.closes += u64::from(record.event == Event::Close);
-        self.put(|encoder| encoder.record(record))
+    /// The header has a frame of its own, so that a new file can begin with it before the old one ends.
+    fn header_frame(&self) -> io::Result<Vec<u8>> {
+        let mut line = Vec::new();
+        append_line(&mut line, &HeaderLine::from(&self.header))?;
+        Compressor::frame(self.compression, &line)
     }
 
-    /// Keeps a loss.
-    pub fn lost(&mut self, lost: &Lost) -> io::Result<()> {
-        self.put(|encoder| encoder.lost(lost))
-    }
-
-    /// Keeps sums.
-    pub fn summary(&mut self, summary: &Summary) -> io::Result<()> {
-        self.put(|encoder| encoder.summary(summary))
-    }
-
-    /// All that happened before `until` has been told. Of several in a row the last one says it all.
-    pub fn complete(&mut self, until: WallTime) -> io::Result<()> {
-        self.complete = Some(until);
-        self.due.get_or_insert_with(|| Instant::now() + OLDEST);
-        Ok(())
-    }
-
-    /// When [`Self::write_due`] must be called, if nothing else is until then.
-    pub fn due(&self) -> Option<Instant> {
-        self.due
-    }
-
-    /// Writes what must not wait any longer.
-    pub fn write_due(&mut self) -> io::Result<()> {
-        if self.due.is_some_and(|due| due <= Instant::now()) {
-            self.flush()
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Nothing more will come.
-    pub fn end(&mut self) -> io::Result<()> {
-        self.put(|encoder| encoder.end(false))?;
-        self.flush()
-    }
-
-    fn put(&mut self, item: impl FnOnce(&mut Encoder)) -> io::Result<()> {
-        if let Some(until) = self.complete.take() {
-            self.encoder.complete(until);
-        }
-        item(&mut self.encoder);
-        self.due.get_or_insert_with(|| Instant::now() + OLDEST);
-        if self.encoder.block().len() < self.block {
+    /// To be called after a line was appended.
+    fn appended(&mut self) -> io::Result<()> {
+        self.due.get_or_insert_with(|| Instant::now() + MAX_AGE);
+        if self.lines.len() < self.block {
             return Ok(());
         }
-        self.flush()?;
+        self.write_lines()?;
         self.rotate_if_full()
     }
 
-    /// Writes what there is.
-    fn flush(&mut self) -> io::Result<()> {
+    fn write_lines(&mut self) -> io::Result<()> {
         self.due = None;
-        if let Some(until) = self.complete.take() {
-            self.encoder.complete(until);
-        }
-        if self.encoder.block().is_empty() {
-            return Ok(());
-        }
-        if self.encoder.is_too_much() {
-            let why = io::Error::new(
-                ErrorKind::InvalidInput,
-                "a record has more names than a capture can hold",
-            );
-            return Err(self.failed(why));
-        }
-        self.framed.clear();
-        frame::encode(self.encoder.block(), self.number, self.seed, &mut self.framed)
-            .map_err(|why| self.failed(why))?;
-        self.number += 1;
-        self.encoder.next_block();
-        let framed = std::mem::take(&mut self.framed);
-        let written = self.write(&framed);
-        self.framed = framed;
+        let lines = std::mem::take(&mut self.lines);
+        let written = self.write_compressed(|compressor, out| compressor.write(&lines, out));
+        self.lines = lines;
+        self.lines.clear();
         written
     }
 
-    fn write_header(&mut self) -> io::Result<()> {
-        let (bytes, seed) = self.header.encode().map_err(|why| self.failed(why))?;
-        (self.number, self.seed, self.written) = (0, seed, 0);
-        self.write(&bytes)
+    fn end_frame(&mut self) -> io::Result<()> {
+        self.write_compressed(Compressor::end_frame)
+    }
+
+    fn write_compressed(
+        &mut self,
+        compress: impl FnOnce(&mut Compressor, &mut Vec<u8>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut compressed = std::mem::take(&mut self.compressed);
+        compressed.clear();
+        let result = compress(&mut self.compressor, &mut compressed);
+        let written = result
+            .map_err(|error| self.failed(error))
+            .and_then(|()| self.write(&compressed));
+        self.compressed = compressed;
+        written
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let written = match &mut self.out {
             Out::Pipe(out) => out.write_all(bytes).and_then(|()| out.flush()),
             Out::File { file, .. } => file.write_all(bytes).inspect_err(|_| {
-                // Half a block is of no use. Whatever comes of this, the error is told.
+                // Half a block is of no use. The error is reported whether or not this works.
                 _ = file.set_len(self.written);
             }),
         };
         self.written += bytes.len() as u64;
-        written.map_err(|why| self.failed(why))
+        written.map_err(|error| self.failed(error))
     }
 
-    fn failed(&self, why: io::Error) -> io::Error {
+    fn failed(&self, source: io::Error) -> io::Error {
         match &self.out {
-            Out::Pipe(_) => failed("standard output", why),
-            Out::File { path, .. } => failed(path.display(), why),
+            Out::Pipe(_) => failed("standard output", source),
+            Out::File { path, .. } => failed(path.display(), source),
         }
     }
 
-    /// Goes on in a new file, if another block might be too much for this one and a new file can be made.
+    /// Continues in a new file, if another block might be too much for this one and a new file can be made.
     fn rotate_if_full(&mut self) -> io::Result<()> {
         let Out::File {
             path,
             rotation: Some(rotator),
             ..
-        } = &mut self.out
+        } = &self.out
         else {
             return Ok(());
         };
         if !rotator.is_due(self.written, self.block) {
             return Ok(());
         }
-        let header = Header {
-            part: self.header.part + 1,
-            closes_before: self.closes,
-            ..self.header.clone()
-        };
-        // What the first header could hold, this one can: they differ in numbers alone.
-        let Ok((bytes, seed)) = header.encode() else {
+        let path = path.clone();
+        let part = self.header.part;
+        let closes_before = std::mem::replace(&mut self.header.closes_before, self.closes);
+        self.header.part += 1;
+        let header = self.header_frame()?;
+        let Out::File {
+            rotation: Some(rotator),
+            ..
+        } = &mut self.out
+        else {
             return Ok(());
         };
-        let Some(next) = rotator.next_file(path, &bytes, self.written) else {
+        let Some(next) = rotator.next_file(&path, &header, self.written) else {
+            (self.header.part, self.header.closes_before) = (part, closes_before);
             return Ok(());
         };
         // The old file gets its end under whatever name it has now.
-        self.encoder.end(true);
-        self.flush()?;
+        self.end_frame()?;
         if let Out::File { file, .. } = &mut self.out {
             *file = next;
         }
-        self.header = header;
-        self.encoder.next_chapter();
-        (self.number, self.seed, self.written) = (0, seed, bytes.len() as u64);
+        self.written = header.len() as u64;
         Ok(())
     }
 }
 
-#[cfg(test)]
-impl Keep {
-    /// Ends the block.
-    pub(super) fn flush_now(&mut self) {
-        self.flush().unwrap();
+impl Sink for Capture {
+    fn record(&mut self, record: &Record, _: &Delta) -> io::Result<()> {
+        self.closes += u64::from(record.event == Event::Close);
+        append_line(&mut self.lines, &ConnLine::new(record))?;
+        self.appended()
+    }
+
+    fn baseline(&mut self, record: &Record) -> io::Result<()> {
+        append_line(&mut self.lines, &ConnLine::new(record))?;
+        self.appended()
+    }
+
+    fn lost(&mut self, lost: &Lost) -> io::Result<()> {
+        append_line(&mut self.lines, &LostLine::from(lost))?;
+        self.appended()
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        // A capture has every close that passes the filter, whether or not `--events` prints closes.
+        let unprinted = self.closes.saturating_sub(summary.delivered);
+        let summary = Summary {
+            delivered: summary.delivered + unprinted,
+            filtered: summary.filtered.saturating_sub(unprinted),
+            ..summary.clone()
+        };
+        append_line(&mut self.lines, &SummaryLine::new(&summary, &self.header.info))?;
+        self.appended()
+    }
+
+    /// Writes the lines that have waited for [`MAX_AGE`].
+    fn flush(&mut self) -> io::Result<()> {
+        if self.due.is_some_and(|due| due <= Instant::now()) {
+            self.write_lines()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn flush_due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.write_lines()?;
+        self.end_frame()
     }
 }
 
@@ -511,22 +497,22 @@ mod tests {
         fs::create_dir_all(folder.join("x.1")).unwrap();
         let path = folder.join("x");
         let rotation = Rotation { size: 4096, files: 2 };
-        let mut keep = Keep::to(io::sink(), testing::header()).unwrap();
-        keep.out = Out::File {
+        let mut capture = Capture::to(io::sink(), Compression::None, testing::header()).unwrap();
+        capture.out = Out::File {
             file: create(&path).unwrap(),
             path: path.clone(),
             rotation: Some(Rotator::new(rotation)),
         };
-        let fill = |keep: &mut Keep, bytes: u64| {
-            keep.written = bytes;
-            keep.rotate_if_full().unwrap();
-            keep.header.part
+        let fill = |capture: &mut Capture, bytes: u64| {
+            capture.written = bytes;
+            capture.rotate_if_full().unwrap();
+            capture.header.part
         };
-        keep.block = 0;
-        assert_eq!(fill(&mut keep, 4096), 0, "x.1 is in the way");
+        capture.block = 0;
+        assert_eq!(fill(&mut capture, 4096), 0, "x.1 is in the way");
         fs::remove_dir(folder.join("x.1")).unwrap();
-        assert_eq!(fill(&mut keep, 5000), 0, "not tried again at once");
-        assert_eq!(fill(&mut keep, 8192), 1, "tried again after another 4096 bytes");
+        assert_eq!(fill(&mut capture, 5000), 0, "not tried again at once");
+        assert_eq!(fill(&mut capture, 8192), 1, "tried again after another 4096 bytes");
         assert!(folder.join("x.1").is_file() && path.is_file());
         fs::remove_dir_all(&folder).unwrap();
     }

@@ -1,30 +1,44 @@
-//! The flags that keep what is told, and tell it again.
+//! The flags that write and replay captures.
 
 use std::ffi::OsString;
 
 use clap::Args;
 
 use crate::capture::Rotation;
+use crate::config::TimeBound;
 
 /// Captures, as they are typed.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Captures")]
 pub struct Capture {
-    /// Keep all that is told in a new file (-: standard output)
+    /// Record every event that passes the filters to a new file (-: standard output)
     ///
-    /// Names included, whatever --output prints. A tracer that is killed loses no more than its last second. The file is
-    /// readable by its owner alone; one that exists is refused, and a link is never followed. With - nothing else may go to
-    /// standard output: add -o none.
+    /// The file has the lines of -o json, with opens, updates and names, whatever --output and --events print: zstdcat and jq
+    /// read it, and --read replays it. The name decides the compression: .zst zstd, .gz gzip, anything else none. A tracer
+    /// that is killed loses at most its last second. Only the owner can read the file. A file that exists is refused, and a
+    /// link is never followed. With - nothing else may go to standard output: add -o none.
     #[arg(short, long, value_name = "FILE")]
     pub write: Option<OsString>,
 
-    /// Tell again what --write kept (-: standard input)
+    /// Replay a capture or the saved output of -o json (-: standard input)
     ///
-    /// On any machine, without privileges, in any output and through any filter. --duration and --count go by the times and
-    /// records of the capture. What it left unnamed --pods-file can name. What is damaged is said and skipped, and the exit
-    /// status is 1 then.
+    /// Works on any machine, without privileges, with any output and any filter. Repeat the flag to merge captures by time.
+    /// The compression is found by content. --duration and --count count the times and records of the captures, and
+    /// --pods-file adds names. Damaged lines are reported and skipped, and the exit status is 1 then.
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["buffer", "cri", "kubelet", "kubeconfig"])]
-    pub read: Option<OsString>,
+    pub read: Vec<OsString>,
+
+    /// With --read: replay only what happened at TIME or later
+    ///
+    /// TIME is a time such as 2026-01-02T03:04:05Z, or -5m for five minutes before the end of the captures.
+    #[arg(long, value_name = "TIME", requires = "read", allow_hyphen_values = true)]
+    pub since: Option<TimeBound>,
+
+    /// With --read: replay only what happened at TIME or before
+    ///
+    /// TIME is as for --since.
+    #[arg(long, value_name = "TIME", requires = "read", allow_hyphen_values = true)]
+    pub until: Option<TimeBound>,
 
     /// Go on in a new file after SIZE, and keep the newest N
     ///

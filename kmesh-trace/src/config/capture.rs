@@ -1,9 +1,12 @@
 //! The capture flags brought together.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::capture::{Place, Rotation};
 use crate::cli::Cli;
+use crate::record::WallTime;
+use crate::rfc3339;
 
 use super::{Output, Refusal, Size, Surroundings};
 
@@ -13,6 +16,69 @@ const MIN_SIZE: u64 = 64 << 10;
 const FILES: u32 = 10;
 /// The most rotated files: each has to be renamed every time.
 const MAX_FILES: u32 = 1000;
+
+/// A limit of the replayed part of a capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeBound {
+    /// This time.
+    At(WallTime),
+    /// This long before the end of the capture.
+    BeforeEnd(Duration),
+}
+
+impl FromStr for TimeBound {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(time) = rfc3339::parse(text) {
+            return Ok(Self::At(time));
+        }
+        let before = text.strip_prefix('-').map(humantime::parse_duration);
+        match before {
+            Some(Ok(duration)) => Ok(Self::BeforeEnd(duration)),
+            _ => Err("write a time such as 2026-01-02T03:04:05Z, or -5m for five minutes before the end".to_owned()),
+        }
+    }
+}
+
+/// A range of time. Both limits belong to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeRange<T> {
+    /// The first time.
+    pub since: Option<T>,
+    /// The last time.
+    pub until: Option<T>,
+}
+
+impl<T> TimeRange<T> {
+    /// Returns the range with other limits.
+    pub fn map<U>(&self, map: impl Fn(&T) -> U) -> TimeRange<U> {
+        TimeRange {
+            since: self.since.as_ref().map(&map),
+            until: self.until.as_ref().map(&map),
+        }
+    }
+}
+
+impl TimeRange<TimeBound> {
+    /// Returns whether a limit depends on the end of the capture.
+    pub fn is_relative(&self) -> bool {
+        let is_relative = |bound: &TimeBound| matches!(bound, TimeBound::BeforeEnd(_));
+        self.since.iter().chain(&self.until).any(is_relative)
+    }
+}
+
+impl TimeRange<WallTime> {
+    /// Returns whether `time` is in the range.
+    pub fn contains(&self, time: WallTime) -> bool {
+        self.since.is_none_or(|since| since <= time) && !self.is_after(time)
+    }
+
+    /// Returns whether `time` is after the range.
+    pub fn is_after(&self, time: WallTime) -> bool {
+        self.until.is_some_and(|until| time > until)
+    }
+}
 
 /// What is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]

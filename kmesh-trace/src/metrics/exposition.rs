@@ -40,6 +40,25 @@ pub struct Values {
     pub(super) pods: AtomicI64,
 }
 
+impl Values {
+    /// Sets the number of records lost so far.
+    pub fn set_lost(&self, lost: u64) {
+        self.lost.fetch_max(lost, Ordering::Relaxed);
+    }
+
+    /// Sets the number of open connections.
+    pub fn set_open(&self, open: u64) {
+        self.open
+            .store(i64::try_from(open).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    /// Sets the number of pods that the name sources know.
+    pub fn set_pods(&self, known: usize) {
+        self.pods
+            .store(i64::try_from(known).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+}
+
 /// Encodes them, and keeps how large that was.
 #[derive(Debug)]
 pub struct Exposition {

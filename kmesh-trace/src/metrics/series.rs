@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::metrics::histogram::Histogram;
 
-use super::Moved;
+use crate::deltas::Delta;
 use crate::record::{Event, Outcome, Record, WallTime};
 
 /// What has one label set.
@@ -167,12 +167,12 @@ pub struct Traffic {
 
 impl Traffic {
     /// Adds what a record adds.
-    pub fn add(&self, record: &Record, moved: &Moved) {
-        add(&self.opened, moved.opened.into());
-        add(&self.sent_bytes, moved.sent_bytes);
-        add(&self.received_bytes, moved.received_bytes);
-        add(&self.retransmits, moved.retransmits);
-        add(&self.lost_segments, moved.lost_segments);
+    pub fn add(&self, record: &Record, delta: &Delta) {
+        add(&self.opened, delta.opened.into());
+        add(&self.sent_bytes, delta.sent_bytes);
+        add(&self.received_bytes, delta.received_bytes);
+        add(&self.retransmits, delta.retransmits);
+        add(&self.lost_segments, delta.lost_segments);
         if record.event == Event::Close {
             add(&self.closed, record.established.into());
             if record.outcome != Some(Outcome::Ok) {
@@ -217,9 +217,9 @@ impl Timing {
     pub const SERIES: usize = CONNECT.len() + DURATION.len() + 6;
 
     /// Adds what a record adds.
-    pub fn add(&self, record: &Record, moved: &Moved) {
+    pub fn add(&self, record: &Record, delta: &Delta) {
         let seconds = |ns: u64| ns as f64 / 1e9;
-        if let Some(ns) = record.connect_ns.filter(|_| moved.opened) {
+        if let Some(ns) = record.connect_ns.filter(|_| delta.opened) {
             self.connect.observe(seconds(ns));
         }
         if let Some(ns) = record

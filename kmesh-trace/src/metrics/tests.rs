@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::exposition::Exposition;
 use super::*;
 use crate::config::Common;
+use crate::deltas::Deltas;
 use crate::render::allocations::allocations_of;
 use crate::render::testing;
 
@@ -27,15 +28,39 @@ fn settings() -> Settings {
     }
 }
 
-fn metrics(settings: Settings) -> Metrics {
-    Metrics::new(settings, &testing::info())
+/// Metrics with the deltas of their records.
+struct Run {
+    metrics: Metrics,
+    deltas: Deltas,
 }
 
-fn text(metrics: &Metrics) -> String {
+impl Run {
+    fn record(&mut self, record: &Record) {
+        let delta = self.deltas.take(record);
+        self.metrics.record(record, &delta).unwrap();
+    }
+
+    fn watermark(&mut self, until: WallTime) {
+        self.metrics.watermark(until).unwrap();
+    }
+
+    fn values(&self) -> Arc<Values> {
+        self.metrics.values()
+    }
+}
+
+fn metrics(settings: Settings) -> Run {
+    Run {
+        metrics: Metrics::new(settings, &testing::info()),
+        deltas: Deltas::default(),
+    }
+}
+
+fn text(metrics: &Run) -> String {
     Exposition::new(metrics.values()).text()
 }
 
-fn read(metrics: &Metrics) -> Read {
+fn read(metrics: &Run) -> Read {
     parsed(&text(metrics))
 }
 
@@ -304,12 +329,12 @@ fn many_destinations_fold_into_what_there_is_room_for() {
     for number in 0..DESTINATIONS {
         metrics.record(&from_pod(number));
         if number % 10_000 == 0 {
-            metrics.tidy(testing::TIME);
+            metrics.watermark(testing::TIME);
         }
     }
     let read = read(&metrics);
     assert!(count(&read) <= 1_000 + 8 + 6 + Timing::SERIES, "{}", count(&read));
-    assert!(metrics.routes.len() <= MOST_ROUTES);
+    assert!(metrics.metrics.routes.len() <= MOST_ROUTES);
     assert_eq!(sum(&read, "kmesh_tcp_workload_sent_bytes_total", &[]), sent);
     let rest = [r#"destination_pod_name="other""#, r#"reporter="destination""#];
     assert!(sum(&read, "kmesh_tcp_workload_sent_bytes_total", &rest) > 0.98 * sent);
@@ -335,7 +360,7 @@ fn a_series_goes_when_its_pods_are_gone_and_it_is_idle() {
     let after = |seconds: i64| WallTime(testing::TIME.0 + seconds * 1_000_000_000);
     let record = from_pod(1);
     metrics.record(&record);
-    metrics.tidy(after(10_000));
+    metrics.watermark(after(10_000));
     assert_eq!(
         sum(&read(&metrics), "kmesh_tcp_workload_sent_bytes_total", &[]),
         5.0,
@@ -345,7 +370,7 @@ fn a_series_goes_when_its_pods_are_gone_and_it_is_idle() {
     let mut other = from_pod(2);
     other.time = after(20_000);
     metrics.record(&other);
-    metrics.tidy(after(20_300));
+    metrics.watermark(after(20_300));
     let left = read(&metrics);
     assert_eq!(
         sum(&left, "kmesh_tcp_workload_sent_bytes_total", &["pod-1"]),
@@ -354,14 +379,14 @@ fn a_series_goes_when_its_pods_are_gone_and_it_is_idle() {
     );
     assert_eq!(sum(&left, "kmesh_tcp_workload_sent_bytes_total", &["pod-2"]), 5.0);
     drop(other);
-    metrics.tidy(after(20_400));
+    metrics.watermark(after(20_400));
     assert!(
         sum(&read(&metrics), "kmesh_tcp_workload_sent_bytes_total", &["pod-2"]) > 0.0,
         "not idle yet"
     );
-    metrics.tidy(after(21_000));
+    metrics.watermark(after(21_000));
     assert_eq!(count(&read(&metrics)), 0);
-    assert!(metrics.values.room.is_empty());
+    assert!(metrics.values().room.is_empty());
 }
 
 #[test]

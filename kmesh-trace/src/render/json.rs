@@ -1,49 +1,64 @@
 //! `-o json`: one object a line, as [`crate::wire`] has it.
 
-use super::Render;
-use super::line;
+use super::{Sink, Stdout, line};
+use crate::config::Events;
+use crate::deltas::Delta;
 use crate::record::{Lost, Record, RunInfo, Summary};
 use crate::wire::{ConnLine, LostLine, SummaryLine};
 use serde::Serialize;
-use std::io::{self, Write};
+use std::io;
 
-/// Writes JSON lines.
-#[derive(Debug)]
+/// Writes a JSON line for each record, loss and summary.
 pub struct Json {
+    events: Events,
     info: RunInfo,
-    /// The line in the making, kept for its memory: a line is handed on whole or not at all.
-    line: Vec<u8>,
+    out: Stdout,
 }
 
 impl Json {
-    /// For a run of which `info` is true.
-    pub fn new(info: &RunInfo) -> Self {
+    /// Returns a sink that prints `events` of a run that `info` describes.
+    pub fn new(events: Events, info: &RunInfo, out: Stdout) -> Self {
         Self {
+            events,
             info: info.clone(),
-            line: Vec::new(),
+            out,
         }
     }
-}
 
-impl Render for Json {
-    fn record(&mut self, record: &Record, out: &mut dyn Write) -> io::Result<()> {
-        write_line(&mut self.line, &ConnLine::new(record, &self.info), out)
-    }
-
-    fn lost(&mut self, lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
-        write_line(&mut self.line, &LostLine::from(lost), out)
-    }
-
-    fn summary(&mut self, summary: &Summary, out: &mut dyn Write) -> io::Result<()> {
-        write_line(&mut self.line, &SummaryLine::new(summary, &self.info), out)
+    pub(super) fn line(&mut self, value: &impl Serialize) -> io::Result<()> {
+        append_line(self.out.text(), value)?;
+        self.out.appended()
     }
 }
 
-pub(super) fn write_line(line: &mut Vec<u8>, value: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
-    line.clear();
-    line::append(line, value)?;
-    line.push(b'\n');
-    out.write_all(line)
+impl Sink for Json {
+    fn record(&mut self, record: &Record, _: &Delta) -> io::Result<()> {
+        if self.events.has(record.event) {
+            self.line(&ConnLine::new(record))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn lost(&mut self, lost: &Lost) -> io::Result<()> {
+        self.line(&LostLine::from(lost))
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        append_line(self.out.text(), &SummaryLine::new(summary, &self.info))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Appends `value` as a line of JSON: the whole line or, with an error, nothing.
+pub fn append_line(text: &mut Vec<u8>, value: &impl Serialize) -> io::Result<()> {
+    let length = text.len();
+    line::append(text, value).inspect_err(|_| text.truncate(length))?;
+    text.push(b'\n');
+    Ok(())
 }
 
 #[cfg(test)]
@@ -53,14 +68,16 @@ mod tests {
     use crate::record::{Outcome, TcpState};
     use serde_json::Value;
 
-    fn line(write: impl FnOnce(&mut Json, &mut Vec<u8>) -> io::Result<()>) -> String {
-        let mut out = Vec::new();
-        write(&mut Json::new(&testing::info()), &mut out).unwrap();
-        String::from_utf8(out).unwrap()
+    fn line(write: impl FnOnce(&mut Json) -> io::Result<()>) -> String {
+        let out = testing::Shared::default();
+        let mut json = Json::new(testing::ALL_EVENTS, &testing::info(), Stdout::to(out.clone()));
+        write(&mut json).unwrap();
+        json.flush().unwrap();
+        out.text()
     }
 
     fn conn(record: &Record) -> String {
-        line(|json, out| json.record(record, out))
+        line(|json| json.record(record, &Delta::default()))
     }
 
     #[test]
@@ -207,7 +224,7 @@ mod tests {
 
     #[test]
     fn losses_and_sums_have_lines() {
-        let lost = line(|json, out| json.lost(&testing::lost(), out));
+        let lost = line(|json| json.lost(&testing::lost()));
         let expected = concat!(
             r#"{"type":"lost","v":1,"time":"2024-09-14T08:19:26.552709932Z","lost_records":12,"#,
             r#""lost_records_total":40,"reason":"ring_full,program_skipped"}"#,
@@ -215,7 +232,7 @@ mod tests {
         );
         assert_eq!(lost, expected);
 
-        let summary = line(|json, out| json.summary(&testing::summary(), out));
+        let summary = line(|json| json.summary(&testing::summary()));
         let expected = concat!(
             r#"{"type":"summary","v":1,"time":"2024-09-14T08:19:26.552709932Z","closes":100,"delivered":80,"#,
             r#""filtered":7,"lost_records":12,"after_limit":1,"unresolved":3,"open":9,"elapsed_ns":12345678901,"#,
@@ -225,7 +242,7 @@ mod tests {
         );
         assert_eq!(summary, expected);
 
-        let clean = line(|json, out| json.summary(&testing::clean_summary(), out));
+        let clean = line(|json| json.summary(&testing::clean_summary()));
         assert!(clean.ends_with("\"lost_at_most\":0,\"reason\":null}\n"), "{clean}");
     }
 
@@ -267,23 +284,24 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_write() {
-        struct Lines(Vec<Vec<u8>>);
-        impl Write for Lines {
+    fn lines_are_never_torn() {
+        struct Pieces(testing::Shared);
+        impl io::Write for Pieces {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0.push(bytes.to_vec());
-                Ok(bytes.len())
+                assert!(bytes.ends_with(b"}\n"));
+                self.0.write(bytes)
             }
             fn flush(&mut self) -> io::Result<()> {
                 Ok(())
             }
         }
-        let mut json = Json::new(&testing::info());
-        let mut lines = Lines(Vec::new());
-        for record in testing::all() {
-            json.record(&record, &mut lines).unwrap();
+        let out = testing::Shared::default();
+        let mut json = Json::new(testing::ALL_EVENTS, &testing::info(), Stdout::to(Pieces(out.clone())));
+        let records: Vec<_> = (0..200).flat_map(|_| testing::all()).collect();
+        for record in &records {
+            json.record(record, &Delta::default()).unwrap();
         }
-        assert_eq!(lines.0.len(), testing::all().len());
-        assert!(lines.0.iter().all(|line| line.ends_with(b"}\n")));
+        json.flush().unwrap();
+        assert_eq!(out.text().lines().count(), records.len());
     }
 }

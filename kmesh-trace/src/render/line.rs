@@ -394,11 +394,10 @@ mod tests {
 
     #[test]
     fn records_are_what_the_library_writes() {
-        let info = testing::info();
         let hostile = testing::hostile_names();
         let named = hostile.map(|name| testing::named(&name));
         for record in testing::all().into_iter().chain(named) {
-            let line = ConnLine::new(&record, &info);
+            let line = ConnLine::new(&record);
             assert_eq!(ours(&line), by_the_library(&line));
         }
     }

@@ -1,7 +1,4 @@
-//! Records as text.
-//!
-//! A renderer is told what there is and where to write it; it knows no clock, looks nothing up, and hands on each line
-//! with a single write. Its scratch memory is its own, so that in the steady state a record allocates nothing.
+//! Outputs. Each is a [`Sink`]: it takes records, has no clock, looks nothing up and knows no other output.
 
 #[cfg(test)]
 pub(crate) mod allocations;
@@ -12,79 +9,94 @@ mod log;
 mod replay;
 mod rollup;
 pub mod sanitize;
+mod stdout;
 pub mod table;
 pub mod term;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod words;
 
-pub use json::Json;
+use std::io;
+use std::time::Instant;
+
+pub use json::{Json, append_line};
 pub use log::Log;
 pub use rollup::RollupJson;
+pub use stdout::{Stdout, explain};
 
-use crate::config::{Output, Rolled};
+use crate::config::{Config, Output, Rolled};
+use crate::deltas::Delta;
 use crate::note::NamesFrom;
 use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
-use std::io::{self, Write};
 
-/// A format of standard output. Errors are those of `out`.
-pub trait Render {
-    /// Writes one record.
-    fn record(&mut self, record: &Record, out: &mut dyn Write) -> io::Result<()>;
+/// Consumes records. In the steady state a record allocates nothing.
+pub trait Sink: Send {
+    /// Takes a record that passes the filter, and what it adds to the last one of its connection.
+    fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()>;
 
-    /// Takes note of a connection that ended by a close that the filter does not pass. For formats that count what is open.
-    fn ended(&mut self, _id: ConnId) {}
-
-    /// All records of what happened before `until` have come; at the end that is all of time. For formats that print
-    /// windows of time.
-    fn complete(&mut self, _until: WallTime, _out: &mut dyn Write) -> io::Result<()> {
+    /// Takes the counters of a connection that was open when tracing began.
+    fn baseline(&mut self, _record: &Record) -> io::Result<()> {
         Ok(())
     }
 
-    /// Writes that records were lost, if the format has lines for it. If not ([`Output::has_reports`]), it is for the
-    /// caller to say so on standard error, in [`words`].
-    fn lost(&mut self, lost: &Lost, out: &mut dyn Write) -> io::Result<()>;
+    /// Takes that a connection ended by a close that does not pass the filter.
+    fn filtered_close(&mut self, _id: ConnId) {}
 
-    /// Writes the closing sums; as with [`Render::lost`].
-    fn summary(&mut self, summary: &Summary, out: &mut dyn Write) -> io::Result<()>;
+    /// Takes that all records of what happened before `until` have come. At the end that is [`WallTime::MAX`].
+    fn watermark(&mut self, _until: WallTime) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Takes a loss of records.
+    fn lost(&mut self, _lost: &Lost) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Takes the sums of the run, at its end or so far.
+    fn summary(&mut self, _summary: &Summary) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Writes what must not wait for more.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Returns when [`Self::flush`] must be called, if nothing else calls it until then.
+    fn flush_due(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Ends the output. Nothing else comes.
+    fn finish(&mut self) -> io::Result<()> {
+        self.flush()
+    }
 }
 
-/// `-o none`: no data at all.
-#[derive(Clone, Copy, Debug)]
-pub struct Nothing;
-
-impl Render for Nothing {
-    fn record(&mut self, _: &Record, _: &mut dyn Write) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn lost(&mut self, _: &Lost, _: &mut dyn Write) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn summary(&mut self, _: &Summary, _: &mut dyn Write) -> io::Result<()> {
-        Ok(())
-    }
+/// Returns the sink that writes to standard output, if any does. A table on a terminal is another one.
+pub fn stdout_sink(config: &Config, info: &RunInfo, names: &NamesFrom) -> Option<Box<dyn Sink>> {
+    sink(config, info, names, Stdout::new())
 }
 
-/// The renderer of `output`, but for a table on a terminal. `color` is for formats that have some.
-pub fn renderer(
-    output: Output,
-    rolled: Option<&Rolled>,
-    color: bool,
-    info: &RunInfo,
-    names: &NamesFrom,
-) -> Box<dyn Render + Send> {
-    match (output, rolled) {
-        (Output::Log, _) => Box::new(Log::new(color)),
-        (Output::Json, Some(rolled)) => Box::new(RollupJson::new(rolled.settings, info)),
-        (Output::Json, None) => Box::new(Json::new(info)),
+fn sink(config: &Config, info: &RunInfo, names: &NamesFrom, out: Stdout) -> Option<Box<dyn Sink>> {
+    Some(match (config.output, &config.rolled) {
+        (Output::Log, _) => Box::new(Log::new(config.events, config.color, out)),
+        (Output::Json, Some(rolled)) => Box::new(RollupJson::new(rolled.settings, info, out)),
+        (Output::Json, None) => Box::new(Json::new(config.events, info, out)),
         (Output::Table, Some(rolled)) => {
             let Rolled {
                 settings, sort, top, ..
             } = rolled;
-            Box::new(table::Blocks::new(*settings, *sort, *top, color, info, names))
+            Box::new(table::Blocks::new(
+                *settings,
+                *sort,
+                *top,
+                config.color,
+                info,
+                names,
+                out,
+            ))
         }
-        (Output::None | Output::Table, _) => Box::new(Nothing),
-    }
+        (Output::None | Output::Table, _) => return None,
+    })
 }

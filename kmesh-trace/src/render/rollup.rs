@@ -1,62 +1,63 @@
 //! `-o json --rollup`: one line a group and window.
 
-use std::io::{self, Write};
+use std::io;
 
-use super::json::write_line;
-use super::{Json, Render};
+use super::{Json, Sink, Stdout};
+use crate::config::Events;
+use crate::deltas::Delta;
 use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
 use crate::rollup::{Rollup, Settings, Window};
 use crate::wire::RollupLine;
 
-/// Writes a window's groups when it is over; losses and sums as [`Json`] does.
-#[derive(Debug)]
+/// Writes a line for each group of a window when the window is over; losses and summaries as [`Json`] does.
 pub struct RollupJson {
     rollup: Rollup,
     json: Json,
-    line: Vec<u8>,
 }
 
 impl RollupJson {
-    /// For a run of which `info` is true.
-    pub fn new(settings: Settings, info: &RunInfo) -> Self {
+    /// Returns a sink for a run that `info` describes.
+    pub fn new(settings: Settings, info: &RunInfo, out: Stdout) -> Self {
         Self {
             rollup: Rollup::new(settings),
-            json: Json::new(info),
-            line: Vec::new(),
+            json: Json::new(Events::NONE, info, out),
         }
     }
 
-    fn print(&mut self, window: Option<&Window>, out: &mut dyn Write) -> io::Result<()> {
-        let Some(window) = window else { return Ok(()) };
-        window
-            .rows
+    fn print(&mut self, windows: &[Window]) -> io::Result<()> {
+        let mut rows = windows
             .iter()
-            .try_for_each(|row| write_line(&mut self.line, &RollupLine::new(window, row), out))
+            .flat_map(|window| window.rows.iter().map(move |row| RollupLine::new(window, row)));
+        rows.try_for_each(|line| self.json.line(&line))
     }
 }
 
-impl Render for RollupJson {
-    fn record(&mut self, record: &Record, out: &mut dyn Write) -> io::Result<()> {
-        let window = self.rollup.take(record);
-        self.print(window.as_ref(), out)
+impl Sink for RollupJson {
+    fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()> {
+        let windows = self.rollup.take(record, delta);
+        self.print(&windows)
     }
 
-    fn complete(&mut self, until: WallTime, out: &mut dyn Write) -> io::Result<()> {
-        let window = self.rollup.complete(until);
-        self.print(window.as_ref(), out)
+    fn filtered_close(&mut self, id: ConnId) {
+        self.rollup.filtered_close(id);
     }
 
-    fn ended(&mut self, id: ConnId) {
-        self.rollup.ended(id);
+    fn watermark(&mut self, until: WallTime) -> io::Result<()> {
+        let windows = self.rollup.watermark(until);
+        self.print(&windows)
     }
 
-    fn lost(&mut self, lost: &Lost, out: &mut dyn Write) -> io::Result<()> {
+    fn lost(&mut self, lost: &Lost) -> io::Result<()> {
         self.rollup.lost(lost.lost_records);
-        self.json.lost(lost, out)
+        self.json.lost(lost)
     }
 
-    fn summary(&mut self, summary: &Summary, out: &mut dyn Write) -> io::Result<()> {
-        self.json.summary(summary, out)
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        self.json.summary(summary)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.json.flush()
     }
 }
 
@@ -73,13 +74,10 @@ mod tests {
             interval: Duration::from_secs(5),
             max_groups,
         };
-        let mut render = RollupJson::new(settings, &testing::info());
-        let mut out = Vec::new();
-        for record in records {
-            render.record(record, &mut out).unwrap();
-        }
-        render.complete(WallTime(i64::MAX), &mut out).unwrap();
-        String::from_utf8(out).unwrap()
+        let out = testing::Shared::default();
+        let sink = RollupJson::new(settings, &testing::info(), Stdout::to(out.clone()));
+        testing::deliver(Box::new(sink), records);
+        out.text()
     }
 
     #[test]

@@ -15,10 +15,11 @@ pub mod view;
 use std::io::{self, Write};
 use std::sync::mpsc::Receiver;
 
-use super::Render;
+use super::{Sink, Stdout};
+use crate::deltas::Delta;
 use crate::filter::Filter;
 use crate::note::NamesFrom;
-use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
+use crate::record::{ConnId, Lost, Record, RunInfo, WallTime};
 use crate::rfc3339::Rfc3339;
 use crate::rollup::{Rollup, Row, Settings, Window};
 use columns::{Change, Layout, PLAIN_WIDTH, Shown};
@@ -75,7 +76,6 @@ impl Course {
 }
 
 /// The table without a terminal: a block of lines a window, the same for the same records.
-#[derive(Debug)]
 pub struct Blocks {
     rollup: Rollup,
     course: Course,
@@ -83,6 +83,7 @@ pub struct Blocks {
     top: usize,
     color: bool,
     before: Vec<Row>,
+    out: Stdout,
 }
 
 impl Blocks {
@@ -94,10 +95,12 @@ impl Blocks {
         color: bool,
         info: &RunInfo,
         names: &NamesFrom,
+        out: Stdout,
     ) -> Self {
         Self {
             rollup: Rollup::new(settings),
             course: Course::new(info, names),
+            out,
             sort,
             top: top.unwrap_or(usize::MAX),
             color,
@@ -105,13 +108,18 @@ impl Blocks {
         }
     }
 
-    fn print(&mut self, window: Option<Window>, out: &mut dyn Write) -> io::Result<()> {
-        let Some(window) = window.filter(|window| !window.rows.is_empty() || !self.before.is_empty()) else {
+    fn print(&mut self, windows: Vec<Window>) -> io::Result<()> {
+        windows.into_iter().try_for_each(|window| self.print_block(window))
+    }
+
+    fn print_block(&mut self, window: Window) -> io::Result<()> {
+        if window.rows.is_empty() && self.before.is_empty() {
             return Ok(());
-        };
+        }
         let told = self.course.tell(window);
+        let text = self.out.text();
         writeln!(
-            out,
+            text,
             "{} {}",
             Rfc3339::new(told.window.start).date(),
             header::first(&told, PLAIN_WIDTH)
@@ -134,36 +142,37 @@ impl Blocks {
             })
             .collect();
         for line in Layout::new(PLAIN_WIDTH).lines(&shown, self.sort, self.color) {
-            writeln!(out, "{}", line.trim_end())?;
+            writeln!(text, "{}", line.trim_end())?;
         }
+        writeln!(text)?;
         self.before = told.window.rows;
-        writeln!(out)
+        self.out.appended()
     }
 }
 
-impl Render for Blocks {
-    fn record(&mut self, record: &Record, out: &mut dyn Write) -> io::Result<()> {
-        let window = self.rollup.take(record);
-        self.print(window, out)
+impl Sink for Blocks {
+    fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()> {
+        let windows = self.rollup.take(record, delta);
+        self.print(windows)
     }
 
-    fn complete(&mut self, until: WallTime, out: &mut dyn Write) -> io::Result<()> {
-        let window = self.rollup.complete(until);
-        self.print(window, out)
+    fn filtered_close(&mut self, id: ConnId) {
+        self.rollup.filtered_close(id);
     }
 
-    fn ended(&mut self, id: ConnId) {
-        self.rollup.ended(id);
+    fn watermark(&mut self, until: WallTime) -> io::Result<()> {
+        let windows = self.rollup.watermark(until);
+        self.print(windows)
     }
 
-    fn lost(&mut self, lost: &Lost, _: &mut dyn Write) -> io::Result<()> {
+    fn lost(&mut self, lost: &Lost) -> io::Result<()> {
         self.rollup.lost(lost.lost_records);
         self.course.lost_records = lost.lost_records_total;
         Ok(())
     }
 
-    fn summary(&mut self, _: &Summary, _: &mut dyn Write) -> io::Result<()> {
-        Ok(())
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
@@ -201,8 +210,8 @@ impl Feed {
         }
     }
 
-    fn show(&mut self, window: Option<Window>) {
-        if let Some(window) = window {
+    fn show(&mut self, windows: Vec<Window>) {
+        for window in windows {
             self.screen.show(self.course.tell(window));
         }
     }
@@ -222,31 +231,27 @@ impl Feed {
     }
 }
 
-impl Render for Feed {
-    fn record(&mut self, record: &Record, _: &mut dyn Write) -> io::Result<()> {
-        let window = self.rollup.take_if(record, |record| self.filter.passes(record));
-        self.show(window);
+impl Sink for Feed {
+    fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()> {
+        let windows = self.rollup.take_if(record, delta, |record| self.filter.passes(record));
+        self.show(windows);
         Ok(())
     }
 
-    fn complete(&mut self, until: WallTime, _: &mut dyn Write) -> io::Result<()> {
-        let window = self.rollup.complete(until);
-        self.show(window);
+    fn filtered_close(&mut self, id: ConnId) {
+        self.rollup.filtered_close(id);
+    }
+
+    fn watermark(&mut self, until: WallTime) -> io::Result<()> {
+        let windows = self.rollup.watermark(until);
+        self.show(windows);
         self.obey();
         Ok(())
     }
 
-    fn ended(&mut self, id: ConnId) {
-        self.rollup.ended(id);
-    }
-
-    fn lost(&mut self, lost: &Lost, _: &mut dyn Write) -> io::Result<()> {
+    fn lost(&mut self, lost: &Lost) -> io::Result<()> {
         self.rollup.lost(lost.lost_records);
         self.course.lost_records = lost.lost_records_total;
-        Ok(())
-    }
-
-    fn summary(&mut self, _: &Summary, _: &mut dyn Write) -> io::Result<()> {
         Ok(())
     }
 }

@@ -1,11 +1,62 @@
 //! Records for the tests of all renderers.
 
-use std::sync::Arc;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
 
+use super::Sink;
+use crate::config::Events;
+use crate::engine::{Engine, Selection};
+use crate::filter::Filter;
 use crate::record::{
     Called, ClosedBy, Comm, ConnId, ContainerId, Direction, End, Event, Family, LossReason, Lost, Names, Outcome, Pod,
     Process, ProcessBy, Record, RunInfo, Service, ServiceBy, Summary, Tcp, TcpState, WallTime, Workload,
 };
+
+pub(crate) const ALL_EVENTS: Events = Events {
+    close: true,
+    open: true,
+    update: true,
+};
+
+/// A writer whose bytes can be read while others write. Clones share them.
+#[derive(Clone, Default)]
+pub(crate) struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Shared {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.bytes()).unwrap()
+    }
+}
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Delivers records to a sink through the engine, as a whole run does.
+pub(crate) fn deliver(sink: Box<dyn Sink>, records: &[Record]) {
+    let selection = Selection {
+        events: ALL_EVENTS,
+        filter: Filter::default(),
+        count: None,
+    };
+    let mut engine = Engine::new(selection, vec![sink]);
+    for record in records {
+        engine.record(record, false).unwrap();
+    }
+    engine.watermark(WallTime::MAX).unwrap();
+    engine.finish().unwrap();
+}
 
 /// 2024-09-14T08:19:26.552709932Z, the time of the contract's example.
 pub(crate) const TIME: WallTime = WallTime(1_726_301_966_552_709_932);
@@ -24,6 +75,7 @@ pub(crate) fn example() -> Record {
         connect_ns: None,
         preexisting: false,
         observed_ns: 2_733_902,
+        node: "worker-1".into(),
         direction: Direction::Inbound,
         family: Family::Ipv4,
         src: "10.244.0.17:51842".parse().unwrap(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::group::{By, Group};
 use super::quantiles::Quantiles;
-use crate::deltas::Moved;
+use crate::deltas::Delta;
 use crate::record::{Event, Outcome, Record, Service};
 
 /// Connections of a group that are told of one by one although they were not open at the window's end.
@@ -66,17 +66,17 @@ impl Sums {
             .reduce(|most, next| if next.1 > most.1 { next } else { most })
     }
 
-    fn add(&mut self, record: &Record, moved: &Moved) {
-        self.opened += u64::from(moved.opened);
-        self.sent_bytes = self.sent_bytes.saturating_add(moved.sent_bytes);
-        self.received_bytes = self.received_bytes.saturating_add(moved.received_bytes);
-        if moved.is_past {
-            self.past_sent_bytes = self.past_sent_bytes.saturating_add(moved.sent_bytes);
-            self.past_received_bytes = self.past_received_bytes.saturating_add(moved.received_bytes);
+    fn add(&mut self, record: &Record, delta: &Delta) {
+        self.opened += u64::from(delta.opened);
+        self.sent_bytes = self.sent_bytes.saturating_add(delta.sent_bytes);
+        self.received_bytes = self.received_bytes.saturating_add(delta.received_bytes);
+        if delta.is_past {
+            self.past_sent_bytes = self.past_sent_bytes.saturating_add(delta.sent_bytes);
+            self.past_received_bytes = self.past_received_bytes.saturating_add(delta.received_bytes);
         }
-        self.retransmits += moved.retransmits;
-        self.lost_segments += moved.lost_segments;
-        if moved.opened
+        self.retransmits += delta.retransmits;
+        self.lost_segments += delta.lost_segments;
+        if delta.opened
             && let Some(connect_ns) = record.connect_ns
         {
             self.connects.add(connect_ns);
@@ -170,14 +170,14 @@ impl Groups {
     }
 
     /// Adds what a record tells to its group.
-    pub(super) fn add(&mut self, record: &Record, moved: &Moved) -> &mut Row {
+    pub(super) fn add(&mut self, record: &Record, delta: &Delta) -> &mut Row {
         let group = self.by.group(record);
         let at = match self.index.get(&group) {
             Some(&at) => at,
             None => self.insert(group),
         };
         let row = &mut self.rows[at];
-        row.sums.add(record, moved);
+        row.sums.add(record, delta);
         row.port.add(&record.dst.port());
         match (&row.service, &record.names.service) {
             (Common::All(Some(common)), Some(called)) if Arc::ptr_eq(common, &called.service) => {}
@@ -190,7 +190,7 @@ impl Groups {
 
     /// Adds what a record tells to its connection, if that is told of one by one: what is open then always is while there is
     /// room, of the many that may come and go in a window the first of each group, so that no group is without.
-    pub(super) fn list(&mut self, record: &Record, moved: &Moved, parent: &mut Row) {
+    pub(super) fn list(&mut self, record: &Record, delta: &Delta, parent: &mut Row) {
         let is_listed = self.index.contains_key(&self.by.group(record));
         if !is_listed {
             let is_wanted = record.event == Event::Update || parent.listed < LISTED;
@@ -199,7 +199,7 @@ impl Groups {
             }
             parent.listed += 1;
         }
-        let row = self.add(record, moved);
+        let row = self.add(record, delta);
         row.parent.get_or_insert_with(|| Arc::clone(&parent.group));
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use crate::deltas::Deltas;
 use crate::record::{ConnId, Direction, Event, Outcome, Tcp};
 use crate::render::testing;
 
@@ -57,15 +58,48 @@ fn failed(cookie: u64, second: f64, outcome: Outcome) -> Record {
     }
 }
 
+/// A rollup with the deltas of its records.
+struct Run {
+    rollup: Rollup,
+    deltas: Deltas,
+}
+
+impl Run {
+    fn new(settings: Settings) -> Self {
+        Self::of(Rollup::new(settings))
+    }
+
+    fn of(rollup: Rollup) -> Self {
+        Self {
+            rollup,
+            deltas: Deltas::default(),
+        }
+    }
+
+    /// Returns the window that is over by the record. What is empty after it does not matter here.
+    fn take(&mut self, record: &Record) -> Option<Window> {
+        self.take_if(record, |_| true)
+    }
+
+    fn take_if(&mut self, record: &Record, is_wanted: impl FnOnce(&Record) -> bool) -> Option<Window> {
+        let delta = self.deltas.take(record);
+        self.rollup.take_if(record, &delta, is_wanted).into_iter().next()
+    }
+
+    fn watermark(&mut self, until: WallTime) -> Option<Window> {
+        self.rollup.watermark(until).into_iter().next()
+    }
+}
+
 /// All windows of these records.
-fn windows(rollup: &mut Rollup, records: &[Record]) -> Vec<Window> {
+fn windows(rollup: &mut Run, records: &[Record]) -> Vec<Window> {
     let mut windows: Vec<_> = records.iter().filter_map(|record| rollup.take(record)).collect();
-    windows.extend(rollup.complete(WallTime(i64::MAX)));
+    windows.extend(rollup.watermark(WallTime(i64::MAX)));
     windows
 }
 
 fn all(records: &[Record]) -> Vec<Window> {
-    windows(&mut Rollup::new(settings(&[Key::Workload])), records)
+    windows(&mut Run::new(settings(&[Key::Workload])), records)
 }
 
 /// Start in seconds, sent, received, opened, closed, open, connecting.
@@ -202,22 +236,22 @@ fn what_the_wall_clock_does_is_defined() {
 
 #[test]
 fn a_window_ends_when_all_of_it_is_told_whether_anything_follows() {
-    let mut rollup = Rollup::new(settings(&[Key::Workload]));
+    let mut rollup = Run::new(settings(&[Key::Workload]));
     let at = |second: i64| WallTime(second * SECOND);
-    assert!(rollup.complete(at(3)).is_none(), "nothing has begun");
+    assert!(rollup.watermark(at(3)).is_none(), "nothing has begun");
     assert!(rollup.take(&told(1, Event::Update, 4.0, 5)).is_none());
-    assert!(rollup.complete(WallTime(5 * SECOND - 1)).is_none());
-    let window = rollup.complete(at(5)).unwrap();
+    assert!(rollup.watermark(WallTime(5 * SECOND - 1)).is_none());
+    let window = rollup.watermark(at(5)).unwrap();
     assert_eq!(sums(&window), (0, 5, 10, 1, 0, 1, 0));
     assert_eq!(window.end(), at(5));
-    assert!(rollup.complete(at(9)).is_none());
-    let window = rollup.complete(at(10)).unwrap();
+    assert!(rollup.watermark(at(9)).is_none());
+    let window = rollup.watermark(at(10)).unwrap();
     assert_eq!((window.start, window.rows.len()), (at(5), 0), "nothing was told of it");
     // The clock was set back, and nothing happens.
-    let window = rollup.complete(at(2)).unwrap();
+    let window = rollup.watermark(at(2)).unwrap();
     assert_eq!((window.start, window.rows.len()), (at(10), 0));
     assert!(rollup.take(&told(1, Event::Close, 3.0, 6)).is_none());
-    let window = rollup.complete(WallTime(i64::MAX)).unwrap();
+    let window = rollup.watermark(WallTime(i64::MAX)).unwrap();
     assert_eq!(sums(&window), (0, 1, 2, 0, 1, 0, 0));
 }
 
@@ -244,22 +278,22 @@ fn silent_connections_stay_open() {
 
 #[test]
 fn lost_close_is_that_of_the_longest_silent_connection() {
-    let mut rollup = Rollup::new(settings(&[Key::Workload]));
-    rollup.lost(1);
+    let mut rollup = Run::new(settings(&[Key::Workload]));
+    rollup.rollup.lost(1);
     assert_eq!(open_in(&windows(&mut rollup, &silent())), [2, 3, 3, 2, 2, 2, 2]);
-    let mut rollup = Rollup::new(settings(&[Key::Workload]));
-    rollup.lost(9);
+    let mut rollup = Run::new(settings(&[Key::Workload]));
+    rollup.rollup.lost(9);
     assert_eq!(open_in(&windows(&mut rollup, &silent())), [2, 3, 3, 2, 1, 1, 1]);
 }
 
 #[test]
 fn close_that_a_filter_drops_ends_the_connection() {
     let records = silent();
-    let mut rollup = Rollup::new(settings(&[Key::Workload]));
+    let mut rollup = Run::new(settings(&[Key::Workload]));
     for record in &records[..2] {
         rollup.take(record);
     }
-    rollup.ended(records[0].id);
+    rollup.rollup.filtered_close(records[0].id);
     assert_eq!(open_in(&windows(&mut rollup, &records[2..])), [1, 2, 2, 2, 2, 2, 2]);
 }
 
@@ -335,7 +369,7 @@ fn failures_are_counted_by_how() {
 
 #[test]
 fn too_many_groups_fold_into_one() {
-    let mut rollup = Rollup::new(Settings {
+    let mut rollup = Run::new(Settings {
         max_groups: 3,
         ..settings(&[Key::Connection])
     });
@@ -476,7 +510,7 @@ fn sums_over_windows_and_groups_are_those_over_records() {
     ];
     for (seed, keys) in (1..).zip(keys) {
         let records = traffic(seed, 2000);
-        let mut rollup = Rollup::new(Settings {
+        let mut rollup = Run::new(Settings {
             max_groups: 500,
             ..settings(keys)
         });
@@ -522,7 +556,7 @@ fn sums_over_windows_and_groups_are_those_over_records() {
 #[test]
 fn each_connections_windows_add_up_to_its_close() {
     let records = traffic(9, 300);
-    let mut rollup = Rollup::new(Settings {
+    let mut rollup = Run::new(Settings {
         max_groups: 10_000,
         ..settings(&[Key::Connection])
     });
@@ -542,7 +576,7 @@ fn each_connections_windows_add_up_to_its_close() {
 fn the_speed_of_the_machine_does_not_matter() {
     let records = traffic(4, 500);
     let render = |every: usize| {
-        let mut rollup = Rollup::new(settings(&[Key::Workload, Key::Port]));
+        let mut rollup = Run::new(settings(&[Key::Workload, Key::Port]));
         let mut text = String::new();
         let mut show = |window: Option<Window>| {
             if let Some(window) = window.filter(|window| !window.rows.is_empty()) {
@@ -552,10 +586,10 @@ fn the_speed_of_the_machine_does_not_matter() {
         for (at, record) in records.iter().enumerate() {
             show(rollup.take(record));
             if let Some(next) = records.get(at + 1).filter(|_| at % every == 0) {
-                show(rollup.complete(next.time));
+                show(rollup.watermark(next.time));
             }
         }
-        show(rollup.complete(WallTime(i64::MAX)));
+        show(rollup.watermark(WallTime(i64::MAX)));
         text
     };
     let once = render(usize::MAX);
@@ -566,11 +600,11 @@ fn the_speed_of_the_machine_does_not_matter() {
 
 #[test]
 fn what_is_not_wanted_is_followed_and_not_counted() {
-    let mut rollup = Rollup::new(settings(&[Key::Workload])).with_connections(10);
+    let mut rollup = Run::of(Rollup::new(settings(&[Key::Workload])).with_connections(10));
     assert!(rollup.take_if(&told(1, Event::Update, 1.0, 100), |_| false).is_none());
     let window = rollup.take(&told(1, Event::Update, 6.0, 107)).unwrap();
     assert_eq!((window.rows.len(), window.connections.len()), (0, 0));
-    let window = rollup.complete(WallTime(10 * SECOND)).unwrap();
+    let window = rollup.watermark(WallTime(10 * SECOND)).unwrap();
     assert_eq!(sums(&window), (5, 7, 14, 0, 0, 1, 0));
     let [connection] = &window.connections[..] else {
         panic!("one connection")
@@ -583,7 +617,7 @@ fn what_is_not_wanted_is_followed_and_not_counted() {
 /// A crowd of short connections in one group leaves room for those of another, and for what stays open.
 #[test]
 fn of_each_group_some_connections_are_listed() {
-    let mut rollup = Rollup::new(settings(&[Key::Port])).with_connections(1000);
+    let mut rollup = Run::of(Rollup::new(settings(&[Key::Port])).with_connections(1000));
     let at_port = |mut record: Record, port| {
         record.dst.set_port(port);
         record
@@ -593,7 +627,7 @@ fn of_each_group_some_connections_are_listed() {
     }
     rollup.take(&at_port(told(6000, Event::Close, 2.0, 1), 81));
     rollup.take(&at_port(told(6001, Event::Update, 2.0, 1), 80));
-    let window = rollup.complete(WallTime(5 * SECOND)).unwrap();
+    let window = rollup.watermark(WallTime(5 * SECOND)).unwrap();
     let listed: Vec<_> = window.rows.iter().map(|row| row.listed).collect();
     assert_eq!(listed, [101, 1]);
     assert_eq!(window.connections.len(), 102);
@@ -609,11 +643,30 @@ fn of_each_group_some_connections_are_listed() {
 
 #[test]
 fn another_grouping_begins_the_window_anew() {
-    let mut rollup = Rollup::new(settings(&[Key::Workload]));
+    let mut rollup = Run::new(settings(&[Key::Workload]));
     assert!(rollup.take(&told(1, Event::Update, 1.0, 100)).is_none());
-    rollup.regroup(By::new(&[Key::Port]));
+    rollup.rollup.regroup(By::new(&[Key::Port]));
     assert!(rollup.take(&told(1, Event::Update, 2.0, 101)).is_none());
-    let window = rollup.complete(WallTime(5 * SECOND)).unwrap();
+    let window = rollup.watermark(WallTime(5 * SECOND)).unwrap();
     assert_eq!(sums(&window), (0, 1, 2, 0, 0, 1, 0));
     assert_eq!(window.rows[0].group.dst.port, Some(9080));
+}
+
+#[test]
+fn first_quiet_window_is_shown_once() {
+    let mut rollup = Rollup::new(settings(&[Key::Workload]));
+    let starts = |windows: Vec<Window>| -> Vec<_> {
+        let brief = |window: &Window| (window.start.0 / SECOND, window.rows.len());
+        windows.iter().map(brief).collect()
+    };
+    let delta = Delta::default();
+    assert_eq!(starts(rollup.take(&told(1, Event::Close, 1.0, 1), &delta)), []);
+    assert_eq!(
+        starts(rollup.take(&told(2, Event::Close, 31.0, 1), &delta)),
+        [(0, 1), (5, 0)]
+    );
+    assert_eq!(starts(rollup.watermark(WallTime(35 * SECOND))), [(30, 1)]);
+    assert_eq!(starts(rollup.watermark(WallTime(40 * SECOND))), [(35, 0)]);
+    // The end of the run is no quiet window.
+    assert_eq!(starts(rollup.watermark(WallTime::MAX)), [(40, 0)]);
 }

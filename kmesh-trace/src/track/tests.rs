@@ -6,6 +6,10 @@ use crate::record::{Outcome, WallTime};
 
 const MS: u64 = 1_000_000;
 
+fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, clock: &Clock) -> Record {
+    super::record(snapshot, reset_sent, began_ns, &"node".into(), clock)
+}
+
 fn close(cookie: u64, time_ns: u64) -> Snapshot {
     Snapshot {
         kind: KIND_CLOSE,
@@ -34,7 +38,7 @@ fn all(tracker: &mut Tracker, complete_ns: u64) -> Vec<Record> {
 
 #[test]
 fn records_come_in_the_order_of_time_however_they_are_told() {
-    let mut tracker = Tracker::new(0);
+    let mut tracker = Tracker::new(0, "node".into());
     take(
         &mut tracker,
         &[close(1, 30), close(2, 10), close(3, 20), close(4, 30), close(5, 5)],
@@ -49,7 +53,7 @@ fn records_come_in_the_order_of_time_however_they_are_told() {
 
 #[test]
 fn nothing_comes_before_it_is_settled() {
-    let mut tracker = Tracker::new(0);
+    let mut tracker = Tracker::new(0, "node".into());
     take(&mut tracker, &[close(1, 10 * MS), close(2, 12 * MS)]);
     assert_eq!(all(&mut tracker, 10 * MS + SETTLE_NS - 1).len(), 0);
     assert_eq!(all(&mut tracker, 10 * MS + SETTLE_NS).len(), 1);
@@ -65,7 +69,7 @@ fn a_reset_settles_the_close_of_its_own_association_only() {
             cookie,
         })
     };
-    let mut tracker = Tracker::new(0);
+    let mut tracker = Tracker::new(0, "node".into());
     let second = Snapshot {
         association: 2,
         ..close(1, 20)
@@ -85,7 +89,7 @@ fn a_reset_settles_the_close_of_its_own_association_only() {
 
 #[test]
 fn a_walk_says_nothing_of_how_far_the_ring_has_told() {
-    let mut tracker = Tracker::new(0);
+    let mut tracker = Tracker::new(0, "node".into());
     take(
         &mut tracker,
         &[

@@ -4,13 +4,14 @@ use std::borrow::Cow;
 use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Serialize, Serializer};
+use serde::de::{self, Deserializer, Unexpected, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::errno::Errno;
 use crate::record::{
     ClosedBy, Direction, Event, Family, LossReason, Outcome, ProcessBy, ServiceBy, TcpState, WallTime,
 };
-use crate::rfc3339::Rfc3339;
+use crate::rfc3339::{self, Rfc3339};
 
 /// Whatever is displayed, as a JSON string.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +78,12 @@ impl Serialize for WallTime {
     }
 }
 
+impl<'de> Deserialize<'de> for WallTime {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Spelled("a time of RFC 3339", rfc3339::parse))
+    }
+}
+
 impl JsonSchema for WallTime {
     fn schema_name() -> Cow<'static, str> {
         "time".into()
@@ -98,6 +105,12 @@ impl Serialize for Errno {
     }
 }
 
+impl<'de> Deserialize<'de> for Errno {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Spelled("the name of an error", Errno::from_name))
+    }
+}
+
 impl JsonSchema for Errno {
     fn schema_name() -> Cow<'static, str> {
         "errno".into()
@@ -112,6 +125,21 @@ impl JsonSchema for Errno {
     }
 }
 
+/// Reads a value from a string: what the value is called, and the function that knows its spelling.
+struct Spelled<F>(&'static str, F);
+
+impl<T, F: Fn(&str) -> Option<T>> Visitor<'_> for Spelled<F> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        (self.1)(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self.0))
+    }
+}
+
 /// Makes enumerations of the domain strings on the wire, spelled as everywhere.
 macro_rules! enumerations {
     ($($type:ident as $name:literal,)+) => {$(
@@ -119,6 +147,12 @@ macro_rules! enumerations {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 // A variant, since its name is ours: whoever writes it need not look for what is to be escaped.
                 serializer.serialize_unit_variant($name, *self as u32, self.name())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str(Spelled(concat!("a value of ", $name), $type::from_name))
             }
         }
 

@@ -1,25 +1,23 @@
 //! What the fuzz targets have in common.
 
-use std::io::Cursor;
+use kmesh_trace::capture::lines::{Lines, Step};
+use kmesh_trace::capture::parse::Parser;
 
-use kmesh_trace::capture::{Item, Reader};
-
-/// Reads a capture to its end, whatever stands there: it ends, and no more is told than the file could hold.
+/// Reads a capture to its end, whatever the bytes are: it ends, and has no more lines than the bytes can hold.
 pub fn read(bytes: &[u8]) {
-    let Ok(mut reader) = Reader::new(Cursor::new(bytes)) else {
+    let Ok(mut lines) = Lines::new(bytes) else {
         return;
     };
-    let mut items = 0_usize;
-    while let Ok(Some(item)) = reader.next_item() {
-        items += 1;
-        // An item is a byte at least, and a compressed block at most 255 times what stands for it.
-        assert!(
-            items <= 300 * bytes.len() + 16,
-            "{items} items of {} bytes",
-            bytes.len()
-        );
-        if matches!(item, Item::End { .. }) {
-            break;
+    let mut parser = Parser::default();
+    let mut steps = 0_usize;
+    loop {
+        match lines.next_line() {
+            Ok(Step::Line(line)) => _ = parser.parse(line),
+            Ok(Step::Damage(_)) => {}
+            Ok(Step::End) | Err(_) => return,
         }
+        steps += 1;
+        // zstd makes at most 128 KiB of three bytes, and deflate 1032 of one.
+        assert!(steps <= (64 << 10) * (bytes.len() + 1), "{steps} steps of {} bytes", bytes.len());
     }
 }

@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> Result<()> {
     let captures = host::target_dir().join("bench-load");
     _ = std::fs::remove_dir_all(&captures);
     std::fs::create_dir_all(&captures).with_context(|| format!("cannot make {}", captures.display()))?;
-    let capture = captures.join("load.kmt");
+    let capture = captures.join("load.jsonl.zst");
     let capture = capture.to_str().context("a folder whose name is no text")?;
     let everything = [
         &["--no-resolve", "--events", "open,update,close", "--interval", "5s"][..],

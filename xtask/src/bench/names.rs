@@ -23,7 +23,7 @@ const CHANGES_PER_SECOND: f64 = 1_000.0;
 #[derive(clap::Args)]
 pub struct Args {
     /// Whose first record is named
-    #[arg(long, value_name = "FILE", default_value = "tests/data/incident.kmt")]
+    #[arg(long, value_name = "FILE", default_value = "tests/data/incident.jsonl.zst")]
     capture: PathBuf,
     /// Look-ups, of pods at random
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]

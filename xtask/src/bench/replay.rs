@@ -9,20 +9,29 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use kmesh_trace::capture::{Header, Item, Keep, Reader};
-use kmesh_trace::config::{Events, Output};
-use kmesh_trace::delivery::{Choice, Delivery};
+use kmesh_trace::capture::lines::{Lines, Step};
+use kmesh_trace::capture::parse::{Line, Parser};
+use kmesh_trace::capture::{Capture, Compression, Header};
+use kmesh_trace::config::Events;
+use kmesh_trace::deltas::Delta;
+use kmesh_trace::engine::{Engine, Selection};
 use kmesh_trace::filter::Filter;
-use kmesh_trace::note::NamesFrom;
-use kmesh_trace::record::{Record, RunInfo, WallTime};
-use kmesh_trace::render::renderer;
+use kmesh_trace::record::{Record, WallTime};
+use kmesh_trace::render::{Json, Log, RollupJson, Sink, Stdout};
+use kmesh_trace::rollup::{By, Key, Settings};
 use kmesh_trace::wire::ConnLine;
+
+const ALL: Events = Events {
+    close: true,
+    open: true,
+    update: true,
+};
 
 /// What it takes.
 #[derive(clap::Args)]
 pub struct Args {
     /// Whose records
-    #[arg(long, value_name = "FILE", default_value = "tests/data/incident.kmt")]
+    #[arg(long, value_name = "FILE", default_value = "tests/data/incident.jsonl.zst")]
     capture: PathBuf,
     /// How many are made of them, each with its own numbers
     #[arg(long, value_name = "N", default_value_t = 500_000)]
@@ -37,30 +46,40 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let bytes = fs::read(&args.capture).with_context(|| format!("cannot read {}", args.capture.display()))?;
     let (header, sample) = read(&bytes)?;
     let info = header.info.clone();
-    sizes("as recorded", &sample, &bytes, &info)?;
+    sizes("as recorded", &sample, &bytes)?;
     let records = many(&sample, args.records);
-    let capture = keep(&header, &records)?;
-    sizes("the same with numbers of their own", &records, &capture, &info)?;
+    let capture = capture(&header, &records)?;
+    sizes("the same with numbers of their own", &records, &capture)?;
 
-    let decode = best(args.runs, || each(&capture, |_| Ok(())))?;
+    let parse = best(args.runs, || each(&capture, |_| Ok(())))?;
     let json_alone = best(args.runs, || {
         let mut line = Vec::new();
         for record in &records {
             line.clear();
-            serde_json::to_writer(&mut line, &ConnLine::new(record, &info))?;
+            serde_json::to_writer(&mut line, &ConnLine::new(record))?;
             line.push(b'\n');
             std::hint::black_box(&line);
         }
         Ok(())
     })?;
-    let json = best(args.runs, || replay(&capture, Output::Json, &info))?;
-    let log = best(args.runs, || replay(&capture, Output::Log, &info))?;
+    let out = || Stdout::to(io::sink());
+    let rollup = Settings {
+        by: By::new(&[Key::Workload]),
+        interval: Duration::from_secs(5),
+        max_groups: 10_000,
+    };
+    let json = best(args.runs, || replay(&capture, Box::new(Json::new(ALL, &info, out()))))?;
+    let log = best(args.runs, || replay(&capture, Box::new(Log::new(ALL, false, out()))))?;
+    let table = best(args.runs, || {
+        replay(&capture, Box::new(RollupJson::new(rollup, &info, out())))
+    })?;
     println!("\n{} records, the best of {} runs, one core", records.len(), args.runs);
     for (what, time) in [
-        ("capture → records", decode),
+        ("capture → records", parse),
         ("the JSON library alone", json_alone),
         ("capture → JSON", json),
         ("capture → log", log),
+        ("capture → rollup", table),
     ] {
         println!(
             "{what:<24} {:>12.0} records/s",
@@ -75,44 +94,48 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn each(capture: &[u8], mut look: impl FnMut(&Record) -> io::Result<()>) -> Result<()> {
-    let mut reader = Reader::new(capture).map_err(|why| anyhow!("{why}"))?;
-    while let Some(item) = reader.next_item()? {
-        if let Item::Record(record) = item {
-            look(record)?;
+fn each(capture: &[u8], mut take: impl FnMut(&Record) -> io::Result<()>) -> Result<()> {
+    let (mut lines, mut parser) = (Lines::new(capture)?, Parser::default());
+    loop {
+        match lines.next_line()? {
+            Step::Line(line) => {
+                if let Line::Record(record) = parser.parse(line).map_err(|problem| anyhow!(problem))? {
+                    take(&record)?;
+                }
+            }
+            Step::Damage(damage) => return Err(anyhow!("{damage}")),
+            Step::End => return Ok(()),
         }
     }
-    Ok(())
 }
 
-/// All records of a capture.
+/// Returns the header and all records of a capture.
 pub fn read(capture: &[u8]) -> Result<(Header, Vec<Record>)> {
     let mut records = Vec::new();
     each(capture, |record| {
         records.push(record.clone());
         Ok(())
     })?;
-    let header = Reader::new(capture).map_err(|why| anyhow!("{why}"))?.header;
-    Ok((header, records))
+    let mut lines = Lines::new(capture)?;
+    let first = match lines.next_line()? {
+        Step::Line(line) => Parser::default().parse(line).map_err(|problem| anyhow!(problem))?,
+        _ => return Err(anyhow!("the capture is empty")),
+    };
+    match first {
+        Line::Header(header) => Ok((header, records)),
+        _ => Err(anyhow!("the capture has no header")),
+    }
 }
 
-fn replay(capture: &[u8], output: Output, info: &RunInfo) -> Result<()> {
-    let choice = Choice {
-        events: Events {
-            close: true,
-            open: true,
-            update: true,
-        },
+fn replay(capture: &[u8], sink: Box<dyn Sink>) -> Result<()> {
+    let selection = Selection {
+        events: ALL,
         filter: Filter::default(),
         count: None,
     };
-    let mut delivery = Delivery::new(
-        choice,
-        renderer(output, None, false, info, &NamesFrom::default()),
-        io::sink(),
-    );
-    each(capture, |record| delivery.record(record, false))?;
-    Ok(delivery.flush()?)
+    let mut engine = Engine::new(selection, vec![sink]);
+    each(capture, |record| engine.record(record, false))?;
+    Ok(engine.finish()?)
 }
 
 fn best(runs: usize, mut run: impl FnMut() -> Result<()>) -> Result<Duration> {
@@ -169,24 +192,24 @@ impl Write for Shared {
     }
 }
 
-fn keep(header: &Header, records: &[Record]) -> Result<Vec<u8>> {
+fn capture(header: &Header, records: &[Record]) -> Result<Vec<u8>> {
     let out = Shared::default();
-    let mut keep = Keep::to(out.clone(), header.clone())?;
+    let mut capture = Capture::to(out.clone(), Compression::Zstd, header.clone())?;
     let began = Instant::now();
     for record in records {
-        keep.record(record)?;
+        capture.record(record, &Delta::default())?;
     }
-    keep.end()?;
+    capture.finish()?;
     let rate = records.len() as f64 / began.elapsed().as_secs_f64();
     println!("\nrecords → capture        {rate:>12.0} records/s, once");
     let bytes = out.0.lock().map_err(|_| anyhow!("poisoned"))?.clone();
     Ok(bytes)
 }
 
-fn sizes(what: &str, records: &[Record], capture: &[u8], info: &RunInfo) -> Result<()> {
+fn sizes(what: &str, records: &[Record], capture: &[u8]) -> Result<()> {
     let mut json = Vec::new();
     for record in records {
-        serde_json::to_writer(&mut json, &ConnLine::new(record, info))?;
+        serde_json::to_writer(&mut json, &ConnLine::new(record))?;
         json.push(b'\n');
     }
     let a_record = |bytes: usize| bytes as f64 / records.len() as f64;

@@ -14,7 +14,7 @@ use kmesh_trace::rollup::{By, Key, Rollup, Settings, Window};
 #[derive(clap::Args)]
 pub struct Args {
     /// Whose record is varied
-    #[arg(long, value_name = "FILE", default_value = "tests/data/incident.kmt")]
+    #[arg(long, value_name = "FILE", default_value = "tests/data/incident.jsonl.zst")]
     capture: PathBuf,
     /// How many distinct groups are offered
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]

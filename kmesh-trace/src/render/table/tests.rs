@@ -9,6 +9,7 @@ use super::sort::Key as SortKey;
 use super::view::{Begin, View};
 use super::*;
 use crate::config::typed_filter;
+use crate::deltas::Deltas;
 use crate::record::{ConnId, Direction, Event, Names, Outcome, WallTime};
 use crate::render::testing;
 use crate::rollup::{By, Key};
@@ -55,8 +56,12 @@ fn close(cookie: u64, window: i64, server: &str, outcome: Outcome, sent_bytes: u
 fn told(records: &[Record]) -> Vec<Arc<Told>> {
     let mut rollup = Rollup::new(settings(&[Key::Workload])).with_connections(100);
     let mut course = Course::new(&testing::info(), &NamesFrom::default());
-    let mut windows: Vec<_> = records.iter().filter_map(|record| rollup.take(record)).collect();
-    windows.extend(rollup.complete(WallTime(i64::MAX)));
+    let mut deltas = Deltas::default();
+    let mut windows = Vec::new();
+    for record in records {
+        windows.extend(rollup.take(record, &deltas.take(record)).into_iter().next());
+    }
+    windows.extend(rollup.watermark(WallTime::MAX));
     windows
         .into_iter()
         .map(|window| Arc::new(course.tell(window)))
@@ -390,23 +395,24 @@ fn wide_characters_and_hostile_names_keep_lines_straight() {
 #[test]
 fn without_a_terminal_blocks_are_printed_the_same_each_time() {
     let block = || {
-        let mut blocks = Blocks::new(
+        let out = testing::Shared::default();
+        let blocks = Blocks::new(
             settings(&[Key::Workload]),
             "-failed".parse().unwrap(),
             Some(2),
             false,
             &testing::info(),
             &NamesFrom::default(),
+            Stdout::to(out.clone()),
         );
-        let mut out = Vec::new();
-        for server in ["10.0.0.1:80", "10.0.0.2:81", "10.0.0.3:82"] {
-            blocks.record(&close(1, 0, server, Outcome::Ok, 10), &mut out).unwrap();
-        }
-        blocks
-            .record(&close(2, 0, "10.0.0.3:82", Outcome::ConnectTimeout, 0), &mut out)
-            .unwrap();
-        blocks.complete(WallTime(i64::MAX), &mut out).unwrap();
-        String::from_utf8(out).unwrap()
+        let servers = ["10.0.0.1:80", "10.0.0.2:81", "10.0.0.3:82"];
+        let mut records: Vec<_> = servers
+            .iter()
+            .map(|server| close(1, 0, server, Outcome::Ok, 10))
+            .collect();
+        records.push(close(2, 0, "10.0.0.3:82", Outcome::ConnectTimeout, 0));
+        testing::deliver(Box::new(blocks), &records);
+        out.text()
     };
     let text = block();
     assert_eq!(text, block());

@@ -1,69 +1,55 @@
-//! Connections that are open, or connecting, and what has been counted of each so far.
+//! The connections that are open or connecting, and the group that each counts in.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::group::Group;
-use crate::deltas::{Moved, Totals};
 use crate::record::{ConnId, Event, Record};
 
-/// Connections kept. What there is no room for is counted whole when it ends.
-const MOST: usize = 1 << 19;
+/// The maximum number of connections. Those beyond are not counted as open.
+const MAX_CONNECTIONS: usize = 1 << 19;
 
-/// The number of windows with updates after which a connection without any is silent. Silence is no end: no socket scan reaches a
-/// connection that nobody has accepted. But where closes were lost, those of silent connections are the likely ones.
+/// The number of windows with updates after which a connection without any is silent. Silence is no end: no socket scan
+/// reaches a connection that nobody has accepted. But where closes were lost, those of silent connections are the likely ones.
 pub(super) const SILENT_AFTER: u64 = 3;
 
 #[derive(Debug)]
 struct Entry {
-    totals: Totals,
-    /// The window in which it was last told of.
+    is_established: bool,
+    /// The window of its last record.
     window: u64,
     /// The group that it was counted in, if any.
     group: Option<Arc<Group>>,
 }
 
-/// The connections that have been told of and have not ended.
+/// The connections that have records and have not ended.
 #[derive(Debug, Default)]
-pub(super) struct Live {
+pub(super) struct OpenConnections {
     entries: HashMap<ConnId, Entry>,
     /// The number of lost closes that no connection has been taken for.
     lost_closes: u64,
 }
 
-impl Live {
-    /// What `record`, told in this window, adds.
-    pub(super) fn take(&mut self, record: &Record, window: u64) -> Moved {
-        let totals = Totals::of(record);
+impl OpenConnections {
+    /// Takes a record of this window.
+    pub(super) fn take(&mut self, record: &Record, window: u64) {
         if record.event == Event::Close {
-            let before = self.entries.remove(&record.id);
-            return before.map_or_else(
-                || totals.first(record),
-                |before| totals.most(before.totals).since(before.totals),
-            );
-        }
-        if let Some(entry) = self.entries.get_mut(&record.id) {
-            let before = entry.totals;
-            entry.totals = totals.most(before);
+            self.entries.remove(&record.id);
+        } else if let Some(entry) = self.entries.get_mut(&record.id) {
+            // A scan may have visited a socket just before its `open` was reported.
+            entry.is_established |= record.established;
             entry.window = window;
-            return entry.totals.since(before);
-        }
-        if self.entries.len() >= MOST {
-            return Moved::default();
-        }
-        let moved = totals.first(record);
-        self.entries.insert(
-            record.id,
-            Entry {
-                totals,
+        } else if self.entries.len() < MAX_CONNECTIONS {
+            let entry = Entry {
+                is_established: record.established,
                 window,
                 group: None,
-            },
-        );
-        moved
+            };
+            self.entries.insert(record.id, entry);
+        }
     }
 
-    /// It is counted in this group.
+    /// Sets the group that a connection counts in.
     pub(super) fn counted_in(&mut self, id: ConnId, group: Option<Arc<Group>>) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.group = group;
@@ -72,11 +58,11 @@ impl Live {
 
     /// Whether it is established, if it has not ended.
     pub(super) fn is_established(&self, id: ConnId) -> Option<bool> {
-        self.entries.get(&id).map(|entry| entry.totals.established)
+        self.entries.get(&id).map(|entry| entry.is_established)
     }
 
     /// Forgets a connection that has ended without a record here.
-    pub(super) fn ended(&mut self, id: ConnId) {
+    pub(super) fn remove(&mut self, id: ConnId) {
         self.entries.remove(&id);
     }
 
@@ -86,17 +72,17 @@ impl Live {
     }
 
     /// The groups of all that are open, and whether they are established.
-    pub(super) fn open(&self) -> impl Iterator<Item = (&Arc<Group>, bool)> {
+    pub(super) fn groups(&self) -> impl Iterator<Item = (&Arc<Group>, bool)> {
         self.entries
             .values()
-            .filter_map(|entry| Some((entry.group.as_ref()?, entry.totals.established)))
+            .filter_map(|entry| Some((entry.group.as_ref()?, entry.is_established)))
     }
 
     /// Takes as many silent connections for ended as closes were lost, the longest silent ones first. Where there is no room,
     /// forgets all that are silent.
     pub(super) fn tidy(&mut self, window: u64) {
         let is_silent = |entry: &Entry| window - entry.window >= SILENT_AFTER;
-        if self.entries.len() >= MOST {
+        if self.entries.len() >= MAX_CONNECTIONS {
             self.entries.retain(|_, entry| !is_silent(entry));
         }
         if self.lost_closes == 0 {

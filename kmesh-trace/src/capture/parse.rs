@@ -1,0 +1,498 @@
+//! Lines of the JSON contract → records.
+//!
+//! The members are those that [`crate::wire`] writes. Members of later versions are ignored, and missing ones count as null,
+//! so that saved output of any version can be replayed.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use serde::de::{Deserializer, Visitor};
+use serde::{Deserialize, de};
+use serde_json::value::RawValue;
+
+use super::Header;
+use crate::errno::Errno;
+use crate::record::{
+    self, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, LossReason, Lost, Names, Outcome, ProcessBy,
+    Record, RunInfo, ServiceBy, Summary, WallTime,
+};
+use crate::wire::{Tcp, VERSION};
+
+/// The maximum number of pods, Services and other names that are shared between records. Then they are shared anew.
+const MAX_SHARED: usize = 1 << 16;
+
+/// A line of a capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// The first line.
+    Header(Header),
+    /// An event of a connection.
+    Record(Box<Record>),
+    /// Records that the tracer lost.
+    Lost(Lost),
+    /// The sums of the run, and the tracer that made them.
+    Summary(Box<Summary>, RunInfo),
+}
+
+/// Parses lines. It shares the names of pods and Services between records.
+#[derive(Debug, Default)]
+pub struct Parser {
+    shared: SharedNames,
+}
+
+impl Parser {
+    /// Parses a line. The error says what is wrong with it.
+    pub fn parse(&mut self, line: &[u8]) -> Result<Line, String> {
+        let text = str::from_utf8(line).map_err(|_| "it is not UTF-8".to_owned())?;
+        // Nearly all lines begin like this. The order of members means nothing in JSON, so others are asked for their type.
+        if text.starts_with(r#"{"type":"conn""#) {
+            return self.record(text);
+        }
+        let Kind { kind, v } = serde_json::from_str(text).map_err(|_| "it is not a line of kmesh-trace".to_owned())?;
+        if v != VERSION {
+            return Err(format!(
+                "it is of version {v}, and this program reads version {VERSION}"
+            ));
+        }
+        match &*kind.0 {
+            "conn" => self.record(text),
+            "header" => parse::<HeaderIn<'_>>(text).map(|line| Line::Header(line.into())),
+            "lost" => parse::<LostIn<'_>>(text).map(|line| Line::Lost(line.into())),
+            "summary" => parse::<SummaryIn<'_>>(text).map(|line| line.into_line()),
+            other => Err(format!("a line of type {other:?} cannot be replayed")),
+        }
+    }
+
+    fn record(&mut self, text: &str) -> Result<Line, String> {
+        let line: Conn<'_> = parse(text)?;
+        if line.v != VERSION {
+            return Err(format!(
+                "it is of version {}, and this program reads version {VERSION}",
+                line.v
+            ));
+        }
+        Ok(Line::Record(Box::new(line.into_record(&mut self.shared)?)))
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
+/// A string that borrows from the line unless it has escapes.
+#[derive(Debug, Default)]
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+#[derive(Deserialize)]
+struct Kind<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Text<'a>,
+    v: u8,
+}
+
+#[derive(Deserialize)]
+struct HeaderIn<'a> {
+    start: WallTime,
+    #[serde(borrow)]
+    node: Text<'a>,
+    #[serde(borrow)]
+    kernel: Text<'a>,
+    #[serde(borrow)]
+    version: Text<'a>,
+    part: u32,
+    #[serde(default)]
+    closes_before: u64,
+}
+
+impl From<HeaderIn<'_>> for Header {
+    fn from(line: HeaderIn<'_>) -> Self {
+        Self {
+            info: RunInfo {
+                node: line.node.0.into_owned(),
+                kernel: line.kernel.0.into_owned(),
+                version: line.version.0.into_owned(),
+            },
+            start: line.start,
+            part: line.part,
+            closes_before: line.closes_before,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct LostIn<'a> {
+    time: WallTime,
+    lost_records: u64,
+    lost_records_total: u64,
+    #[serde(borrow, default)]
+    reason: Option<Text<'a>>,
+}
+
+impl From<LostIn<'_>> for Lost {
+    fn from(line: LostIn<'_>) -> Self {
+        Self {
+            time: line.time,
+            lost_records: line.lost_records,
+            lost_records_total: line.lost_records_total,
+            reasons: reasons(line.reason),
+        }
+    }
+}
+
+/// Reasons of later versions are left out.
+fn reasons(text: Option<Text<'_>>) -> Vec<LossReason> {
+    let text = text.unwrap_or_default().0;
+    let mut reasons: Vec<_> = text.split(',').filter_map(LossReason::from_name).collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    reasons
+}
+
+#[derive(Deserialize)]
+struct SummaryIn<'a> {
+    time: WallTime,
+    closes: u64,
+    delivered: u64,
+    filtered: u64,
+    lost_records: u64,
+    after_limit: u64,
+    unresolved: u64,
+    open: u64,
+    elapsed_ns: u64,
+    #[serde(borrow)]
+    node: Text<'a>,
+    #[serde(borrow)]
+    kernel: Text<'a>,
+    #[serde(borrow)]
+    version: Text<'a>,
+    #[serde(default)]
+    lost_at_most: u64,
+    #[serde(borrow, default)]
+    reason: Option<Text<'a>>,
+}
+
+impl SummaryIn<'_> {
+    fn into_line(self) -> Line {
+        let info = RunInfo {
+            node: self.node.0.into_owned(),
+            kernel: self.kernel.0.into_owned(),
+            version: self.version.0.into_owned(),
+        };
+        let summary = Summary {
+            time: self.time,
+            closes: self.closes,
+            delivered: self.delivered,
+            filtered: self.filtered,
+            lost_records: self.lost_records,
+            lost_at_most: self.lost_at_most,
+            reasons: reasons(self.reason),
+            after_limit: self.after_limit,
+            unresolved: self.unresolved,
+            open: self.open,
+            elapsed_ns: self.elapsed_ns,
+        };
+        Line::Summary(Box::new(summary), info)
+    }
+}
+
+#[derive(Deserialize)]
+struct Conn<'a> {
+    v: u8,
+    #[serde(borrow)]
+    id: Text<'a>,
+    event: Event,
+    time: WallTime,
+    start: Option<WallTime>,
+    duration_ns: Option<u64>,
+    connect_ns: Option<u64>,
+    preexisting: bool,
+    observed_ns: u64,
+    #[serde(borrow)]
+    node: Text<'a>,
+    direction: Direction,
+    family: Family,
+    #[serde(borrow)]
+    src: End<'a>,
+    #[serde(borrow)]
+    dst: End<'a>,
+    #[serde(borrow)]
+    service: Option<Service<'a>>,
+    original_dst: Option<Address>,
+    #[serde(borrow)]
+    process: Option<Process<'a>>,
+    #[serde(borrow)]
+    local: Local<'a>,
+    sent_bytes: u64,
+    received_bytes: u64,
+    undelivered_bytes: u64,
+    established: bool,
+    outcome: Option<Outcome>,
+    errno: Option<Errno>,
+    closed_by: Option<ClosedBy>,
+    tcp: Tcp,
+}
+
+#[derive(Deserialize)]
+struct Address {
+    ip: IpAddr,
+    port: u16,
+}
+
+#[derive(Deserialize)]
+struct End<'a> {
+    ip: IpAddr,
+    port: u16,
+    #[serde(borrow, default)]
+    namespace: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    pod: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    pod_uid: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    workload: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    workload_kind: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    service_account: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    node: Option<Text<'a>>,
+    #[serde(default)]
+    host_network: Option<bool>,
+    /// The text of the object: it is compared with that of a pod that is known, and parsed if it differs.
+    #[serde(borrow, default)]
+    labels: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Service<'a> {
+    #[serde(borrow)]
+    name: Text<'a>,
+    #[serde(borrow)]
+    namespace: Text<'a>,
+    #[serde(borrow)]
+    host: Text<'a>,
+    by: ServiceBy,
+    #[serde(default)]
+    ambiguous: bool,
+}
+
+#[derive(Deserialize)]
+struct Process<'a> {
+    pid: u32,
+    #[serde(borrow)]
+    comm: Text<'a>,
+    by: ProcessBy,
+}
+
+#[derive(Deserialize)]
+struct Local<'a> {
+    netns: u32,
+    cgroup_id: Option<u64>,
+    #[serde(borrow, default)]
+    container_id: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    container: Option<Text<'a>>,
+}
+
+impl Conn<'_> {
+    fn into_record(self, shared: &mut SharedNames) -> Result<Record, String> {
+        let id = self.id.0.parse()?;
+        let container_id = self.local.container_id.and_then(|id| ContainerId::new(&id.0));
+        let (src_ip, dst_ip) = ((self.src.ip, self.src.port), (self.dst.ip, self.dst.port));
+        let src = shared.end(&self.src)?;
+        let dst = shared.end(&self.dst)?;
+        let local_pod = match self.direction {
+            Direction::Outbound => &src.pod,
+            Direction::Inbound => &dst.pod,
+        };
+        // Lines do not say so. A socket in a container belongs to a pod of its node.
+        let unresolved = container_id.is_some() && local_pod.is_none();
+        let names = Names {
+            src,
+            dst,
+            service: self.service.map(|service| shared.service(&service)),
+            original_dst: self
+                .original_dst
+                .map(|address| SocketAddr::new(address.ip, address.port)),
+            container: self.local.container.map(|name| shared.text(&name.0)),
+            unresolved,
+        };
+        Ok(Record {
+            id,
+            event: self.event,
+            time: self.time,
+            start: self.start,
+            duration_ns: self.duration_ns,
+            connect_ns: self.connect_ns,
+            preexisting: self.preexisting,
+            observed_ns: self.observed_ns,
+            node: shared.text(&self.node.0),
+            direction: self.direction,
+            family: self.family,
+            src: src_ip.into(),
+            dst: dst_ip.into(),
+            names,
+            process: self.process.map(|process| record::Process {
+                pid: process.pid,
+                comm: Comm::from_text(&process.comm.0),
+                by: process.by,
+            }),
+            netns: self.local.netns,
+            is_netns_of_root: true,
+            cgroup_id: self.local.cgroup_id,
+            container_id,
+            sent_bytes: self.sent_bytes,
+            received_bytes: self.received_bytes,
+            undelivered_bytes: self.undelivered_bytes,
+            established: self.established,
+            outcome: self.outcome,
+            errno: self.errno.map(|errno| errno.0),
+            closed_by: self.closed_by,
+            tcp: self.tcp.into(),
+        })
+    }
+}
+
+/// Names that records share, so that a record with names that came before allocates nothing.
+#[derive(Debug, Default)]
+struct SharedNames {
+    /// By UID, with the text of the labels.
+    pods: HashMap<Box<str>, (Arc<record::Pod>, Box<str>)>,
+    /// By host.
+    services: HashMap<Box<str>, Arc<record::Service>>,
+    texts: HashSet<Arc<str>>,
+}
+
+impl SharedNames {
+    fn end(&mut self, end: &End<'_>) -> Result<record::End, String> {
+        let (Some(namespace), Some(name)) = (&end.namespace, &end.pod) else {
+            let node = end.node.as_ref().map(|node| self.text(&node.0));
+            return Ok(record::End { pod: None, node });
+        };
+        let uid = end.pod_uid.as_ref().map_or("", |uid| &uid.0);
+        let labels = end.labels.map_or("", RawValue::get);
+        if let Some((pod, known_labels)) = self.pods.get(uid)
+            && **known_labels == *labels
+            && is_same_pod(pod, end)
+        {
+            return Ok(record::End {
+                pod: Some(Arc::clone(pod)),
+                node: None,
+            });
+        }
+        let text = |text: &Option<Text<'_>>| text.as_ref().map(|text| Arc::from(&*text.0));
+        let workload = text(&end.workload_kind).zip(text(&end.workload));
+        let pod = Arc::new(record::Pod {
+            uid: uid.into(),
+            namespace: (*namespace.0).into(),
+            name: (*name.0).into(),
+            workload: workload.map(|(kind, name)| record::Workload { kind, name }),
+            service_account: text(&end.service_account),
+            node: text(&end.node),
+            host_network: end.host_network,
+            labels: match end.labels {
+                Some(labels) => {
+                    parse::<Option<HashMap<String, String>>>(labels.get())?.map(|labels| labels.into_iter().collect())
+                }
+                None => None,
+            },
+        });
+        if self.pods.len() >= MAX_SHARED {
+            self.pods.clear();
+        }
+        self.pods.insert(uid.into(), (Arc::clone(&pod), labels.into()));
+        Ok(record::End {
+            pod: Some(pod),
+            node: None,
+        })
+    }
+
+    fn service(&mut self, line: &Service<'_>) -> record::Called {
+        let known = self.services.get(&*line.host.0);
+        let known = known.filter(|service| *service.name == *line.name.0 && *service.namespace == *line.namespace.0);
+        let service = match known {
+            Some(service) => Arc::clone(service),
+            None => {
+                let service = Arc::new(record::Service {
+                    namespace: (*line.namespace.0).into(),
+                    name: (*line.name.0).into(),
+                    host: (*line.host.0).into(),
+                });
+                if self.services.len() >= MAX_SHARED {
+                    self.services.clear();
+                }
+                self.services.insert((*line.host.0).into(), Arc::clone(&service));
+                service
+            }
+        };
+        record::Called {
+            service,
+            by: line.by,
+            ambiguous: line.ambiguous,
+        }
+    }
+
+    fn text(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.texts.get(text) {
+            return Arc::clone(known);
+        }
+        if self.texts.len() >= MAX_SHARED {
+            self.texts.clear();
+        }
+        let text: Arc<str> = text.into();
+        self.texts.insert(Arc::clone(&text));
+        text
+    }
+}
+
+/// Compares everything but the UID and the labels.
+fn is_same_pod(pod: &record::Pod, end: &End<'_>) -> bool {
+    let same = |known: Option<&str>, text: &Option<Text<'_>>| known == text.as_ref().map(|text| &*text.0);
+    let workload = pod.workload.as_ref();
+    same(Some(&pod.namespace), &end.namespace)
+        && same(Some(&pod.name), &end.pod)
+        && same(workload.map(|workload| &*workload.name), &end.workload)
+        && same(workload.map(|workload| &*workload.kind), &end.workload_kind)
+        && same(pod.service_account.as_deref(), &end.service_account)
+        && same(pod.node.as_deref(), &end.node)
+        && pod.host_network == end.host_network
+}
+
+impl std::str::FromStr for ConnId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text
+            .split_once('-')
+            .and_then(|(cookie, association)| Some((u64::from_str_radix(cookie, 16).ok()?, association.parse().ok()?)));
+        let (cookie, association) = parts.ok_or_else(|| format!("{text:?} is not the id of a connection"))?;
+        Ok(Self { cookie, association })
+    }
+}
