@@ -70,9 +70,9 @@ Filters: a flag's values, with commas or repeated, are alternatives; different
 flags must all pass. A leading ! negates a value: what it matches does not pass.
 A flag passes when one of its other values matches, or it has none, and no
 negated one does. What is not known (the process, the outcome of what has not
-ended) matches no value. Quote ! and * for the shell: '!443', 'kube*'. What can
-never match is refused. A record of `open` or `update` has no outcome. -l has
-kubectl's own grammar: 'app=web,tier!=db', where a comma means AND.
+ended) matches no value. Quote ! and * for the shell: '!443', 'kube*'. A record
+of `open` or `update` has no outcome. -l has kubectl's own grammar:
+'app=web,tier!=db', where a comma means AND.
 
 Only data goes to standard output, all else to standard error. The closing
 summary accounts for every connection that ended meanwhile; with -o json it is
@@ -442,6 +442,7 @@ mod tests {
                 ErrorKind::ValueValidation,
                 &["--max-groups", "1000000"],
             ),
+            ("-4 -6", ErrorKind::ArgumentConflict, &["-4", "-6"]),
             ("-q -v", ErrorKind::ArgumentConflict, &["--quiet", "--verbose"]),
             ("--ouput json", ErrorKind::UnknownArgument, &["--ouput", "--output"]),
             (

@@ -95,11 +95,6 @@ impl Events {
         }
     }
 
-    /// Those that are.
-    fn told(self) -> Vec<Event> {
-        Event::ALL.iter().copied().filter(|&event| self.has(event)).collect()
-    }
-
     /// Whether this one is.
     pub fn has(self, event: Event) -> bool {
         match event {
@@ -211,7 +206,7 @@ impl Config {
             output: cli.output,
             events,
             rolled,
-            filter: filters::filter(cli, events)?,
+            filter: filters::filter(cli)?,
             sources: names::sources(&cli.names)?,
             interval: cli.interval,
             color: matches!(cli.output, Output::Log | Output::Table) && color(cli.color, surroundings),

@@ -7,7 +7,6 @@
 //!
 //! Addresses and ports are those of the socket: for a translated outbound connection, what the program dialled.
 
-mod contradiction;
 mod name;
 mod selector;
 #[cfg(test)]
@@ -16,7 +15,6 @@ mod value;
 
 use std::net::IpAddr;
 
-pub use contradiction::Contradiction;
 pub use name::{NamespacePattern, PodPattern, ServicePattern, WorkloadPattern};
 pub use selector::Selector;
 pub use value::{IdPrefix, NamePattern, Network, Pid, PortRange, Term};

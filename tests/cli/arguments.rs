@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use libtest_mimic::{Failed, Trial};
 
 /// Wrong command lines, and what the refusal must name: the flag, and where there is one the near word.
-const WRONG: [(&str, &[&str]); 12] = [
+const WRONG: [(&str, &[&str]); 15] = [
     ("--no-such-flag", &["--no-such-flag"]),
     ("--prot 443", &["--prot", "--port"]),
     ("--ouput json", &["--ouput", "--output"]),
@@ -13,7 +13,13 @@ const WRONG: [(&str, &[&str]); 12] = [
     ("--outcome refussed", &["--outcome", "refussed", "refused"]),
     ("chekc", &["chekc", "check"]),
     ("--port 70000", &["--port", "65535"]),
-    ("-4 --ip ::1", &["-4", "--ip"]),
+    ("--port 9-3", &["--port", "3-9"]),
+    ("-4 --ip ::1", &["-4", "--ip", "IPv6"]),
+    ("-n shop --no-resolve", &["--namespace", "--no-resolve", "names"]),
+    (
+        "--from-pod web-0 --no-resolve",
+        &["--from-pod", "--no-resolve", "names"],
+    ),
     ("--count 0", &["--count"]),
     ("--duration soon", &["--duration"]),
     ("--buffer 8Mb", &["--buffer"]),

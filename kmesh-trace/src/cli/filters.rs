@@ -102,7 +102,7 @@ pub struct Filters {
     pub to_ip: Vec<Term<Network>>,
 
     /// Only IPv4, of IPv6 sockets, too
-    #[arg(short = '4')]
+    #[arg(short = '4', conflicts_with = "ipv6")]
     pub ipv4: bool,
 
     /// Only IPv6

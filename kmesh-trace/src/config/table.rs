@@ -2,10 +2,9 @@
 
 use clap::Parser;
 
-use super::{Output, Refusal, Surroundings};
+use super::{Output, Refusal, Surroundings, filters};
 use crate::cli::{Cli, Typed};
 use crate::filter::Filter;
-use crate::record::Event;
 use crate::render::table::sort::Sort;
 use crate::rollup::{By, Key, Settings};
 
@@ -85,14 +84,9 @@ pub fn typed_filter(text: &str) -> Result<Filter, String> {
         let first = error.lines().next().unwrap_or_default();
         first.strip_prefix("error: ").unwrap_or(first).to_owned()
     })?;
-    if typed.filters.ipv4 && typed.filters.ipv6 {
-        return Err("no connection is both -4 and -6".to_owned());
-    }
     let filter = Filter::from(&typed.filters);
-    match filter.contradiction(Event::ALL) {
-        Some(contradiction) => Err(contradiction.to_string()),
-        None => Ok(filter),
-    }
+    filters::check_family(&filter).map_err(|refusal| refusal.to_string())?;
+    Ok(filter)
 }
 
 #[cfg(test)]
@@ -145,8 +139,8 @@ mod tests {
             ("443", "443"),
             ("--port x", "--port"),
             ("--prot 80", "--prot"),
-            ("-4 -6", "-4 and -6"),
-            ("--port 80,!80", "--port"),
+            ("-4 -6", "-4"),
+            ("-4 --ip ::1", "--ip"),
             ("--help", "--help"),
         ] {
             let error = typed_filter(text).unwrap_err();

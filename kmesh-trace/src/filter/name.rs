@@ -28,15 +28,6 @@ fn kind(text: &str) -> Result<Glob, String> {
     Ok(Glob::new(&text.to_ascii_lowercase()))
 }
 
-/// Of a name with something before it or not: without, whatever it is matches.
-fn covers(one: Option<&Glob>, other: Option<&Glob>) -> bool {
-    match (one, other) {
-        (None, _) => true,
-        (Some(one), Some(other)) => one.covers(other),
-        (Some(one), None) => one.covers(&Glob::new("*")),
-    }
-}
-
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespacePattern(Glob);
@@ -45,11 +36,6 @@ impl NamespacePattern {
     /// Whether this one is such a namespace.
     pub fn matches(&self, namespace: &str) -> bool {
         self.0.matches(namespace.as_bytes())
-    }
-
-    /// Whether all that `other` matches is matched by this one, too.
-    pub(super) fn covers(&self, other: &Self) -> bool {
-        self.0.covers(&other.0)
     }
 }
 
@@ -76,11 +62,6 @@ impl PodPattern {
                 .namespace
                 .as_ref()
                 .is_none_or(|namespace| namespace.matches(pod.namespace.as_bytes()))
-    }
-
-    /// Whether all that `other` matches is matched by this one, too.
-    pub(super) fn covers(&self, other: &Self) -> bool {
-        self.name.covers(&other.name) && covers(self.namespace.as_ref(), other.namespace.as_ref())
     }
 }
 
@@ -115,11 +96,6 @@ impl WorkloadPattern {
                 .kind
                 .as_ref()
                 .is_none_or(|kind| kind.matches(workload.kind.to_ascii_lowercase().as_bytes()))
-    }
-
-    /// Whether all that `other` matches is matched by this one, too.
-    pub(super) fn covers(&self, other: &Self) -> bool {
-        self.name.covers(&other.name) && covers(self.kind.as_ref(), other.kind.as_ref())
     }
 }
 
@@ -158,19 +134,6 @@ impl ServicePattern {
                         .is_none_or(|namespace| namespace.matches(&service.namespace))
             }
             Self::Host(host) => host.matches(&service.host),
-        }
-    }
-
-    /// Whether all that `other` matches is matched by this one, too. Of a name and a host it is not known.
-    pub(super) fn covers(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Name(namespace, name), Self::Name(of_other, other)) => {
-                let glob =
-                    |pattern: &Option<NamespacePattern>| pattern.as_ref().map(|NamespacePattern(glob)| glob.clone());
-                name.covers(other) && covers(glob(namespace).as_ref(), glob(of_other).as_ref())
-            }
-            (Self::Host(host), Self::Host(other)) => host.covers(other),
-            _ => false,
         }
     }
 }

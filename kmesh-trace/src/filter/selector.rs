@@ -64,37 +64,6 @@ impl Selector {
             .iter()
             .all(|requirement| requirement.demand.holds(labels.get(&requirement.key)))
     }
-
-    /// Whether any labels can be: each key by itself, with every value that could make a difference.
-    pub(super) fn is_possible(&self) -> bool {
-        self.0.iter().all(|Requirement { key, .. }| {
-            let demands: Vec<_> = self
-                .0
-                .iter()
-                .filter(|one| one.key == *key)
-                .map(|one| &one.demand)
-                .collect();
-            let mut candidates: BTreeSet<String> = BTreeSet::new();
-            let mut bounds = vec![0];
-            for demand in &demands {
-                match demand {
-                    Demand::In(values) | Demand::NotIn(values) => candidates.extend(values.iter().cloned()),
-                    Demand::Above(bound) | Demand::Below(bound) => bounds.push(*bound),
-                    Demand::Exists | Demand::Lacks => {}
-                }
-            }
-            // Beside each bound, more numbers than could all be excluded.
-            let most = candidates.len() as i64 + 1;
-            for bound in bounds {
-                for step in 1..=most {
-                    candidates
-                        .extend([bound.saturating_add(step), bound.saturating_sub(step)].map(|one| one.to_string()));
-                }
-            }
-            let holds = |value: Option<&str>| demands.iter().all(|demand| demand.holds(value));
-            holds(None) || candidates.iter().any(|value| holds(Some(value)))
-        })
-    }
 }
 
 impl FromStr for Selector {
@@ -371,7 +340,6 @@ mod tests {
         for (text, expected) in cases {
             let selector: Selector = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(selector.matches(&labels), expected, "{text}");
-            assert!(!expected || selector.is_possible(), "{text}");
         }
     }
 
@@ -423,30 +391,5 @@ mod tests {
         }
         assert!(format!("a={long}").parse::<Selector>().is_err());
         assert!(format!("a={}", &long[1..]).parse::<Selector>().is_ok());
-    }
-
-    #[test]
-    fn what_no_labels_can_be() {
-        let cases = [
-            ("a=b,a=c", false),
-            ("a,!a", false),
-            ("a=b,!a", false),
-            ("a=b,a!=b", false),
-            ("a in (b,c),a notin (c,b)", false),
-            ("a in (b,c),a notin (c)", true),
-            ("a>4,a<5", false),
-            ("a>4,a<6", true),
-            ("a>4,a<6,a!=5", false),
-            ("a>4,a<7,a!=5", true),
-            ("a>4,!a", false),
-            ("a>9223372036854775807", false),
-            ("a notin (b),a!=c,a", true),
-            ("!a,a!=b", true),
-            ("a=b,c=d", true),
-            ("a=x,a>1", false),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(text.parse::<Selector>().unwrap().is_possible(), expected, "{text}");
-        }
     }
 }

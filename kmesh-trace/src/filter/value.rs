@@ -156,11 +156,6 @@ impl NamePattern {
     pub fn matches(&self, name: &[u8]) -> bool {
         self.0.matches(name)
     }
-
-    /// Whether all that `other` matches is matched by this one, too.
-    pub(super) fn covers(&self, other: &Self) -> bool {
-        self.0.covers(&other.0)
-    }
 }
 
 impl FromStr for NamePattern {
@@ -190,22 +185,6 @@ impl Glob {
     /// Whether `name` is such a text.
     pub(super) fn matches(&self, name: &[u8]) -> bool {
         matches(self.0.as_bytes(), name)
-    }
-
-    /// Whether all that `other` matches is matched by this one, too.
-    ///
-    /// In `other` a byte that neither pattern has takes the place of each `*`. This pattern can match that byte only
-    /// with a `*` of its own, which would match any other run there as well.
-    pub(super) fn covers(&self, other: &Self) -> bool {
-        let fresh = (1..=u8::MAX).find(|byte| !self.0.as_bytes().contains(byte) && !other.0.as_bytes().contains(byte));
-        fresh.is_some_and(|fresh| {
-            let sample: Vec<u8> = other
-                .0
-                .bytes()
-                .map(|byte| if byte == b'*' { fresh } else { byte })
-                .collect();
-            self.matches(&sample)
-        })
     }
 }
 
@@ -244,11 +223,6 @@ impl IdPrefix {
     /// Whether `id` begins so.
     pub fn matches(&self, id: &ContainerId) -> bool {
         id.as_str().starts_with(&self.0)
-    }
-
-    /// Whether all that `other` matches is matched by this one, too.
-    pub(super) fn covers(&self, other: &Self) -> bool {
-        other.0.starts_with(&self.0)
     }
 }
 

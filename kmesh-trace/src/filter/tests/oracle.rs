@@ -1,7 +1,5 @@
 //! The same rules once more, as simple and slow as they can be put, over what is typed: for thousands of random filters
-//! both must say the same of every record. [`refused`]: and what is refused must be just what no record passes.
-
-mod refused;
+//! both must say the same of every record.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -201,14 +199,6 @@ impl<F: FnMut() -> u64> Dice<F> {
                 labels: (self.below(4) != 0).then(|| labels(self)),
             })
         })
-    }
-
-    fn any_pod(&mut self) -> Arc<Pod> {
-        loop {
-            if let Some(pod) = self.pod() {
-                return pod;
-            }
-        }
     }
 
     fn names(&mut self) -> Names {
@@ -450,26 +440,20 @@ fn is_both(arguments: &[(&'static str, String)]) -> bool {
 fn both_say_the_same_of_every_record() {
     let mut dice = Dice(random(1));
     let records: Vec<_> = (0..1000).map(|_| dice.record()).collect();
-    let (mut passed, mut refused) = (0, 0);
+    let mut passed = 0;
     for _ in 0..5000 {
         let arguments = dice.arguments(&FLAGS);
         if is_both(&arguments) {
             continue;
         }
         let filter = parsed(&arguments);
-        let contradiction = filter.contradiction(Event::ALL);
-        refused += usize::from(contradiction.is_some());
         for _ in 0..100 {
             let record = dice.one(&records);
             let expected = passes(&arguments, &record);
             assert_eq!(filter.passes(&record), expected, "{arguments:?} {record:?}");
-            assert!(
-                !expected || contradiction.is_none(),
-                "{arguments:?} {contradiction:?} {record:?}"
-            );
             passed += usize::from(expected);
         }
     }
     // Else this has proven little.
-    assert!(passed > 20_000 && refused > 100, "{passed} {refused}");
+    assert!(passed > 20_000, "{passed}");
 }
