@@ -20,26 +20,6 @@ use std::time::Duration;
 
 const LAYOUT: &str = "{about}\n{usage-heading} {usage}\n{all-args}{after-help}\n";
 
-/// `-h`: all that there is, on one screen. A line a flag would not fit any more, so this is written by hand; a test knows
-/// when a flag is forgotten. `--help` is made from the flags themselves.
-const SCREEN: &str = "\
-Options:
-  -o, --output FORMAT       log (default), json, table, none; --color auto|never
-      --by service,port     Table's groups; --sort --top --max-groups --rollup
-      --events EVENT,...    close (default), open, update (each --interval 5s)
-  --duration 60s, --count 100: stop; --buffer 8MiB; -q, --quiet; -v, --verbose
-  --metrics ADDR --metrics-* --cluster --trust-domain: Prometheus; -V, --version
-  -w, --write FILE: keep; -r, --read FILE: replay; --rotate 9M,5; -h, --help
-Filters (',' or repeated: OR; other flags: AND; '!x': NOT x; quote ! and *):
-  -n, --namespace shop      Of a pod; so --pod 'web-*', --workload web, --ip ::1
-  -l, --selector app=web    at either end; at one: --from-pod, --to-ip and so on
-      --service shop/web    Called; -p, --port 443,8000-8999: the server's port
-      --comm 'nginx*'       Whose socket; also --pid 4711, --container 3f9a02
-  -4, -6, --direction inbound (server's end), outbound; --established-only
-  --outcome refused, --failed: its end; --min-duration 100ms; --min-bytes 1M
-Names (this node's; or): --cri --kubelet --kubeconfig --pods-file; --no-resolve
-  --kubelet-{token,ca,cert,key,insecure}, of kubeconfig: --context, --this-node";
-
 const MORE: &str = "\
 Examples:
   kmesh-trace
@@ -110,7 +90,6 @@ Nothing outlives the program: after any exit the kernel holds nothing of it.";
                   Needs Linux 5.12 or later with BTF, and root or CAP_BPF and CAP_PERFMON.",
     help_template = LAYOUT,
     override_usage = "kmesh-trace [OPTIONS | COMMAND]",
-    after_help = SCREEN,
     after_long_help = MORE,
     args_conflicts_with_subcommands = true,
     args_override_self = true,
@@ -118,8 +97,7 @@ Nothing outlives the program: after any exit the kernel holds nothing of it.";
     disable_help_subcommand = true,
     disable_version_flag = true,
     max_term_width = 100,
-    next_help_heading = "Options",
-    mut_args = |arg| arg.hide_short_help(true)
+    next_help_heading = "Options"
 )]
 pub struct Cli {
     /// What to do in place of tracing.
@@ -267,71 +245,6 @@ mod tests {
     #[test]
     fn clap_finds_no_fault() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn short_help_fits_a_screen_and_leaves_room_for_the_prompt() {
-        let help = Cli::command().term_width(80).render_help().to_string();
-        assert!(help.lines().count() < 24, "{help}");
-        assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
-        for part in ["Commands:", "Options:", "Filters"] {
-            assert!(help.contains(part), "{part}: {help}");
-        }
-    }
-
-    /// The words of a help, with braces meaning what they mean to a shell: `--a-{b,c}` is two.
-    fn words(help: &str) -> Vec<String> {
-        let ends = |c: char| " ,;:()[\n".contains(c);
-        let mut words = Vec::new();
-        for word in help.split_whitespace() {
-            match word
-                .split_once('{')
-                .and_then(|(stem, rest)| Some((stem, rest.split_once('}')?.0)))
-            {
-                Some((stem, endings)) => words.extend(endings.split(',').map(|ending| format!("{stem}{ending}"))),
-                None => words.extend(word.split(ends).map(str::to_owned)),
-            }
-        }
-        words
-    }
-
-    /// Whether a word of a help is this flag, or all that begin as it does: `--a-*`.
-    fn stands_for(word: &str, name: &str) -> bool {
-        word == name || word.strip_suffix('*').is_some_and(|all| name.starts_with(all))
-    }
-
-    #[test]
-    fn both_helps_know_every_flag() {
-        for help in [
-            Cli::command().render_help().to_string(),
-            Cli::command().render_long_help().to_string(),
-        ] {
-            for flag in Cli::command().get_arguments() {
-                let short = flag.get_short().map(|short| format!("-{short}"));
-                let long = flag.get_long().map(|long| format!("--{long}"));
-                for name in short.iter().chain(&long) {
-                    // `--metrics-*` stands for all that begin so, and the variants for one end are told once for all.
-                    let of_one_end = name.strip_prefix("--from-").or(name.strip_prefix("--to-"));
-                    let both = of_one_end.filter(|_| help.contains("--from-pod, --to-ip and so on"));
-                    let known = |name: &str| words(&help).iter().any(|word| stands_for(word, name));
-                    let is_there = known(name) || both.is_some_and(|flag| known(&format!("--{flag}")));
-                    assert!(is_there, "{name}: {help}");
-                }
-                assert!(short.or(long).is_some() && flag.get_help().is_some(), "{flag}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_screen_tells_nothing_that_is_not_there() {
-        for word in words(SCREEN).iter().filter(|word| word.starts_with('-')) {
-            let is_flag = Cli::command().get_arguments().any(|flag| {
-                let long = flag.get_long().map(|long| format!("--{long}"));
-                let short = flag.get_short().map(|short| format!("-{short}"));
-                long.iter().chain(&short).any(|name| stands_for(word, name))
-            });
-            assert!(is_flag, "{word}");
-        }
     }
 
     #[test]
