@@ -1,36 +1,22 @@
-//! `kmesh-trace completions`: scripts that let a shell complete the command line, made from the same definition that
-//! parses it.
+//! `kmesh-trace completions`: completion scripts of shells, generated from the definition of the command line.
 
 use std::io::{self, Write};
 
 use clap::CommandFactory;
 use clap_complete::{Generator, shells};
 
-use crate::cli::Cli;
+use crate::cli::{Cli, Shell};
 
-/// The shells that there are scripts for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Shell {
-    /// bash
-    Bash,
-    /// zsh
-    Zsh,
-    /// fish
-    Fish,
-}
-
-impl Shell {
-    /// Writes the script.
-    pub fn write(self, out: &mut dyn Write) -> io::Result<()> {
-        let mut command = Cli::command();
-        let name = command.get_name().to_owned();
-        command.set_bin_name(name);
-        // --help of subcommands, and more, is only there once the command is built.
-        command.build();
-        match self {
-            Self::Bash => shells::Bash.try_generate(&command, out),
-            Self::Zsh => shells::Zsh.try_generate(&command, out),
-            Self::Fish => shells::Fish.try_generate(&command, out),
-        }
+/// Writes the completion script of `shell`.
+pub fn write(shell: Shell, out: &mut dyn Write) -> io::Result<()> {
+    let mut command = Cli::command();
+    let name = command.get_name().to_owned();
+    command.set_bin_name(name);
+    // Building adds the flags that clap generates, such as --help of the subcommands.
+    command.build();
+    match shell {
+        Shell::Bash => shells::Bash.try_generate(&command, out),
+        Shell::Zsh => shells::Zsh.try_generate(&command, out),
+        Shell::Fish => shells::Fish.try_generate(&command, out),
     }
 }

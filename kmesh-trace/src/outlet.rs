@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::config::{Config, Rolled, typed_filter};
+use crate::config::{Config, RollupConfig, parse_prompt_filter};
 use crate::note::NamesFrom;
 use crate::record::RunInfo;
 use crate::render::table::Feed;
@@ -21,7 +21,7 @@ pub struct Outlet {
 pub fn open(config: &Config, info: &RunInfo, names: &NamesFrom, quit: impl Fn() + Send + 'static) -> Result<Outlet> {
     let Some(rolled) = on_terminal(config) else {
         return Ok(Outlet {
-            render: renderer(config.output, config.rolled.as_ref(), config.color, info, names),
+            render: renderer(config.output, config.rollup.as_ref(), config.color, info, names),
             screen: None,
         });
     };
@@ -30,7 +30,7 @@ pub fn open(config: &Config, info: &RunInfo, names: &NamesFrom, quit: impl Fn() 
         sort: rolled.sort,
         top: rolled.top,
         color: config.color,
-        parse: typed_filter,
+        parse: parse_prompt_filter,
     };
     let (screen, asks, handle) = term::start(begin, quit).context("cannot use the terminal")?;
     Ok(Outlet {
@@ -40,6 +40,6 @@ pub fn open(config: &Config, info: &RunInfo, names: &NamesFrom, quit: impl Fn() 
 }
 
 /// The table that a person looks at, if one is wanted.
-fn on_terminal(config: &Config) -> Option<&Rolled> {
-    config.rolled.as_ref().filter(|rolled| rolled.on_terminal)
+fn on_terminal(config: &Config) -> Option<&RollupConfig> {
+    config.rollup.as_ref().filter(|rolled| rolled.on_terminal)
 }

@@ -14,8 +14,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::sync::oneshot;
 
 use crate::blocking_io::Blocking;
-use crate::capture::{Damage, Item, Place, Reader, Target};
-use crate::config::{Config, Kept, Origin, Verbosity};
+use crate::capture::{Damage, Item, Reader, Target};
+use crate::config::{CaptureConfig, CapturePath, Config, Origin, Verbosity};
 use crate::delivery::{Choice, Delivery, Moment};
 use crate::exit::Exit;
 use crate::names::objects::file;
@@ -36,17 +36,17 @@ pub struct Files {
 }
 
 /// Opens the capture at `from`, and creates the file that the replay is written to.
-pub fn open(config: &Config, from: &Place) -> Result<Files> {
+pub fn open(config: &Config, from: &CapturePath) -> Result<Files> {
     let (name, capture): (String, Box<dyn Read + Send>) = match from {
-        Place::Pipe => ("standard input".to_owned(), Box::new(Blocking(io::stdin()))),
-        Place::File(path) => {
+        CapturePath::Pipe => ("standard input".to_owned(), Box::new(Blocking(io::stdin()))),
+        CapturePath::File(path) => {
             let name = path.display().to_string();
             let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
             (name, Box::new(Blocking(file)))
         }
     };
-    let target = config.kept.as_ref();
-    let target = target.map(|Kept { place, rotation }| Target::create(place, *rotation));
+    let target = config.capture.as_ref();
+    let target = target.map(|CaptureConfig { path, rotation }| Target::create(path, *rotation));
     Ok(Files {
         name,
         capture,

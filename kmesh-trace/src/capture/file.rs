@@ -1,6 +1,5 @@
 //! Writing a capture: to a new file, to a row of files of bounded size, or to a pipe.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::encode::Encoder;
 use super::frame::{self, Header};
 use crate::blocking_io::Blocking;
+use crate::config::{CapturePath, Rotation};
 use crate::note::say;
 use crate::record::{Event, Lost, Record, Summary, WallTime};
 
@@ -17,34 +17,6 @@ use crate::record::{Event, Lost, Record, Summary, WallTime};
 const BLOCK: usize = 64 << 10;
 /// How old what is not written may become. With what a record waits to settle this is well within a second.
 const OLDEST: Duration = Duration::from_millis(500);
-
-/// Where a capture goes to, or comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Standard output, standard input.
-    Pipe,
-    /// A file.
-    File(PathBuf),
-}
-
-impl From<OsString> for Place {
-    fn from(text: OsString) -> Self {
-        if text == "-" {
-            Self::Pipe
-        } else {
-            Self::File(text.into())
-        }
-    }
-}
-
-/// A row of files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rotation {
-    /// The most bytes of one.
-    pub size: u64,
-    /// The most files: the newest, and those numbered from 1, the newer first.
-    pub files: u32,
-}
 
 /// A capture cannot be written. Kept inside of an [`io::Error`] of the same kind.
 #[derive(Debug)]
@@ -167,10 +139,10 @@ pub struct Target {
 
 impl Target {
     /// Creates the file. One that exists is never touched, a link never followed.
-    pub fn create(place: &Place, rotation: Option<Rotation>) -> io::Result<Self> {
+    pub fn create(place: &CapturePath, rotation: Option<Rotation>) -> io::Result<Self> {
         let (out, block) = match place {
-            Place::Pipe => (Out::Pipe(Box::new(Blocking(io::stdout()))), BLOCK),
-            Place::File(path) => {
+            CapturePath::Pipe => (Out::Pipe(Box::new(Blocking(io::stdout()))), BLOCK),
+            CapturePath::File(path) => {
                 for age in 1..rotation.map_or(1, |rotation| rotation.files) {
                     let older = aged(path, age);
                     if older.symlink_metadata().is_ok() {

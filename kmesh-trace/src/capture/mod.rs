@@ -61,7 +61,7 @@ pub(crate) mod testing;
 mod tests;
 mod varint;
 
-pub use file::{Keep, KeepError, Place, Rotation, Target};
+pub use file::{Keep, KeepError, Target};
 pub use frame::{Header, NotACapture};
 pub use read::{Damage, Item, Reader};
 

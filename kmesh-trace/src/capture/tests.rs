@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::testing::{Shared, capture, header};
 use super::*;
+use crate::config::{CapturePath, Rotation};
 use crate::record::{
     Called, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, Labels, Names, Outcome, Pod, Process,
     ProcessBy, Record, Service, ServiceBy, Tcp, TcpState, WallTime, Workload,
@@ -420,7 +421,7 @@ fn rotated_files_are_the_newest_part_of_all() {
     };
     let mut chance = Chance::new(3);
     let records: Vec<_> = (0..3000).map(|_| chance.record()).collect();
-    let target = Target::create(&Place::File(path.clone()), Some(rotation)).unwrap();
+    let target = Target::create(&CapturePath::File(path.clone()), Some(rotation)).unwrap();
     let mut keep = target.begin(header()).unwrap();
     records.iter().for_each(|record| keep.record(record).unwrap());
     keep.end().unwrap();

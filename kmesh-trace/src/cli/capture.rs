@@ -1,35 +1,132 @@
-//! The flags that keep what is told, and tell it again.
+//! Flags that record and replay captures.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
-use crate::capture::Rotation;
+use super::values::Size;
 
-/// Captures, as they are typed.
+/// The minimum size of a rotated file.
+const MIN_ROTATED_BYTES: u64 = 64 << 10;
+/// The number of rotated files if `--rotate` has no number.
+const DEFAULT_ROTATED_FILES: u32 = 10;
+/// The maximum number of rotated files. Each rotation renames all of them.
+const MAX_ROTATED_FILES: u32 = 1000;
+
+/// Flags that record and replay captures.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Captures")]
 pub struct Capture {
-    /// Keep all that is told in a new file (-: standard output)
+    /// Record to a new capture file (-: standard output)
     ///
-    /// Names included, whatever --output prints. A tracer that is killed loses no more than its last second. The file is
-    /// readable by its owner alone; one that exists is refused, and a link is never followed. With - nothing else may go to
-    /// standard output: add -o none.
-    #[arg(short, long, value_name = "FILE")]
-    pub write: Option<OsString>,
+    /// The capture contains every record that passes the filters, with its names, whatever --output prints. A tracer that is
+    /// killed loses at most its last second. Only the owner can read the file. An existing file is an error, and links are
+    /// not followed. With -, add -o none, because standard output can hold only one of the two.
+    ///
+    /// Example: kmesh-trace --write incident.kmt
+    #[arg(short, long, value_name = "FILE", value_parser = OsStringValueParser::new().map(CapturePath::from))]
+    pub write: Option<CapturePath>,
 
-    /// Tell again what --write kept (-: standard input)
+    /// Replay a capture (-: standard input)
     ///
-    /// On any machine, without privileges, in any output and through any filter. --duration and --count go by the times and
-    /// records of the capture. What it left unnamed --pods-file can name. What is damaged is said and skipped, and the exit
-    /// status is 1 then.
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["buffer", "cri", "kubelet", "kubeconfig"])]
-    pub read: Option<OsString>,
+    /// A replay runs on any machine, without privileges, with any output and any filter. --duration and --count count the
+    /// times and records of the capture. --pods-file can add missing names. A damaged part is reported and skipped, and the
+    /// exit status is then 1.
+    ///
+    /// Example: kmesh-trace --read incident.kmt --failed
+    #[arg(short, long, value_name = "FILE", value_parser = OsStringValueParser::new().map(CapturePath::from))]
+    #[arg(conflicts_with_all = ["buffer", "cri", "kubelet", "kubeconfig"])]
+    pub read: Option<CapturePath>,
 
-    /// Go on in a new file after SIZE, and keep the newest N
+    /// Start a new file after SIZE, and retain N files [default N: 10]
     ///
-    /// FILE is the newest, FILE.1 the one before, and so on; the oldest is removed. Without N there are ten. Each file can be
-    /// read alone. If a new file cannot be made, a warning says why, and the capture goes on in the file that it has.
+    /// FILE is the newest file, FILE.1 the one before, and so on. The oldest is removed. Each file can be read alone. If a
+    /// new file cannot be created, a warning gives the reason, and the capture goes on in the current file.
+    ///
+    /// Example: kmesh-trace --write node.kmt --rotate 100M,5
     #[arg(long, value_name = "SIZE[,N]", requires = "write")]
     pub rotate: Option<Rotation>,
+}
+
+/// The file or stream of a capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CapturePath {
+    /// Standard output of `--write -`, standard input of `--read -`.
+    Pipe,
+    /// The path of a file.
+    File(PathBuf),
+}
+
+impl From<OsString> for CapturePath {
+    fn from(text: OsString) -> Self {
+        if text == "-" {
+            Self::Pipe
+        } else {
+            Self::File(text.into())
+        }
+    }
+}
+
+/// The limits of a rotated capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// The maximum size of one file in bytes.
+    pub size: u64,
+    /// The maximum number of files, the newest included.
+    pub files: u32,
+}
+
+impl FromStr for Rotation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (size, files) = text
+            .split_once(',')
+            .map_or((text, None), |(size, files)| (size, Some(files)));
+        let Size(size) = size.parse()?;
+        if size < MIN_ROTATED_BYTES {
+            return Err("the minimum size of a file is 64Ki".to_owned());
+        }
+        let files = match files.map(str::parse) {
+            None => DEFAULT_ROTATED_FILES,
+            Some(Ok(files @ 2..=MAX_ROTATED_FILES)) => files,
+            Some(_) => {
+                return Err(format!(
+                    "the number of files is from 2 to {MAX_ROTATED_FILES}: write 100M,5"
+                ));
+            }
+        };
+        Ok(Self { size, files })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rotation_is_size_and_number_of_files() {
+        let rotation = |size, files| Ok(Rotation { size, files });
+        let cases = [
+            ("64Ki", rotation(65536, 10)),
+            ("100M,5", rotation(100_000_000, 5)),
+            ("1Gi,1000", rotation(1 << 30, 1000)),
+            ("63Ki", Err("64Ki")),
+            ("1M,1", Err("from 2")),
+            ("1M,1001", Err("from 2")),
+            ("1M,", Err("from 2")),
+            (",3", Err("whole number")),
+            ("1M,2,3", Err("from 2")),
+        ];
+        for (text, expected) in cases {
+            match (text.parse::<Rotation>(), expected) {
+                (Ok(rotation), Ok(expected)) => assert_eq!(rotation, expected, "{text}"),
+                (Err(error), Err(part)) => assert!(error.contains(part), "{text}: {error}"),
+                (result, _) => panic!("{text}: {result:?}"),
+            }
+        }
+    }
 }

@@ -22,7 +22,7 @@ pub use json::Json;
 pub use log::Log;
 pub use rollup::RollupJson;
 
-use crate::config::{Output, Rolled};
+use crate::config::{Output, RollupConfig};
 use crate::note::NamesFrom;
 use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
 use std::io::{self, Write};
@@ -70,7 +70,7 @@ impl Render for Nothing {
 /// The renderer of `output`, but for a table on a terminal. `color` is for formats that have some.
 pub fn renderer(
     output: Output,
-    rolled: Option<&Rolled>,
+    rolled: Option<&RollupConfig>,
     color: bool,
     info: &RunInfo,
     names: &NamesFrom,
@@ -80,7 +80,7 @@ pub fn renderer(
         (Output::Json, Some(rolled)) => Box::new(RollupJson::new(rolled.settings, info)),
         (Output::Json, None) => Box::new(Json::new(info)),
         (Output::Table, Some(rolled)) => {
-            let Rolled {
+            let RollupConfig {
                 settings, sort, top, ..
             } = rolled;
             Box::new(table::Blocks::new(*settings, *sort, *top, color, info, names))
