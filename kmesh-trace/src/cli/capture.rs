@@ -41,7 +41,7 @@ pub struct Capture {
     #[arg(conflicts_with_all = ["buffer", "cri", "kubelet", "kubeconfig"])]
     pub read: Option<CapturePath>,
 
-    /// Start a new file after SIZE, and retain N files [default N: 10]
+    /// Rotate after SIZE, retain N files [default N: 10]
     ///
     /// FILE is the newest file, FILE.1 the one before, and so on. The oldest is removed. Each file can be read alone. If a
     /// new file cannot be created, a warning gives the reason, and the capture goes on in the current file.

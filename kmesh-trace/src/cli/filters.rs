@@ -32,7 +32,7 @@ pub struct Filters {
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub from_namespace: Vec<Term<NamePattern>>,
 
-    /// Match the namespace of the server's pod or service
+    /// Match the server's or the service's namespace
     ///
     /// Example: kmesh-trace --to-namespace '!kube-system'
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -64,19 +64,19 @@ pub struct Filters {
     /// a Job, an object of another kind, or the Pod itself.
     ///
     /// Example: kmesh-trace --workload web,'CronJob/*'
-    #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub workload: Vec<Term<WorkloadPattern>>,
 
     /// Match the workload of the client's pod
     ///
     /// Example: kmesh-trace --from-workload Deployment/web
-    #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub from_workload: Vec<Term<WorkloadPattern>>,
 
     /// Match the workload of the server's pod
     ///
     /// Example: kmesh-trace --to-workload 'StatefulSet/*'
-    #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub to_workload: Vec<Term<WorkloadPattern>>,
 
     /// Match the service that the client called
@@ -93,19 +93,19 @@ pub struct Filters {
     /// a repeated flag: the labels of one pod must satisfy every requirement.
     ///
     /// Example: kmesh-trace -l 'app=web,tier!=db'
-    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    #[arg(short = 'l', long, value_name = "LABELS")]
     pub selector: Vec<Selector>,
 
     /// Match the labels of the client's pod
     ///
     /// Example: kmesh-trace --from-selector 'app in (web,cart)'
-    #[arg(long, value_name = "SELECTOR")]
+    #[arg(long, value_name = "LABELS")]
     pub from_selector: Vec<Selector>,
 
     /// Match the labels of the server's pod
     ///
     /// Example: kmesh-trace --to-selector app=database
-    #[arg(long, value_name = "SELECTOR")]
+    #[arg(long, value_name = "LABELS")]
     pub to_selector: Vec<Selector>,
 
     /// Match the server's port: 443, 8000-8999
@@ -128,7 +128,7 @@ pub struct Filters {
     #[arg(long, value_name = "PORT", value_delimiter = ',')]
     pub to_port: Vec<Term<PortRange>>,
 
-    /// Match the address of either end: ::1, 10.0.0.0/8
+    /// Match the address of either end, or its network
     ///
     /// For a translated connection, the server's address is the one that the program dialled.
     ///

@@ -26,9 +26,9 @@ pub struct Metrics {
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub metrics: Option<SocketAddr>,
 
-    /// Set the levels of detail
+    /// Set the levels
     ///
-    /// workload: Kmesh's families kmesh_tcp_workload_*, kmesh_tcp_retrans_total and kmesh_tcp_packet_loss_total. service:
+    /// A level is the detail of the labels. workload: Kmesh's families kmesh_tcp_workload_*, kmesh_tcp_retrans_total and kmesh_tcp_packet_loss_total. service:
     /// the families kmesh_tcp_*. connection: the families kmesh_tcp_connection_*, which are four series per connection: use
     /// this level for debugging, not in production.
     ///
@@ -51,7 +51,7 @@ pub struct Metrics {
     #[arg(long, value_name = "N", default_value = "20000", value_parser = max_series)]
     pub metrics_max_series: NonZeroUsize,
 
-    /// Drop a series after this idle time
+    /// Drop idle series after TIME
     ///
     /// Only a series whose pods are gone, or whose connection has ended, is dropped.
     ///
@@ -66,15 +66,17 @@ pub struct Metrics {
     #[arg(long)]
     pub metrics_compat: bool,
 
-    /// Set the cluster's name in labels
+    /// Set the cluster's label
+    ///
+    /// The labels source_cluster and destination_cluster have this value.
     ///
     /// Example: kmesh-trace --metrics 15020 --cluster east
     #[arg(long, value_name = "NAME", default_value = "Kubernetes", value_parser = label)]
     pub cluster: String,
 
-    /// Set the trust domain in labels
+    /// Set the trust domain
     ///
-    /// Principals are spiffe://NAME/ns/NAMESPACE/sa/SERVICE_ACCOUNT.
+    /// The labels of principals contain it: spiffe://NAME/ns/NAMESPACE/sa/SERVICE_ACCOUNT.
     ///
     /// Example: kmesh-trace --metrics 15020 --trust-domain example.org
     #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = label)]

@@ -193,7 +193,7 @@ pub struct Cli {
     #[arg(long, value_name = "N", value_parser = values::count)]
     pub count: Option<NonZeroU64>,
 
-    /// Set the size of the kernel's ring buffer
+    /// Set the kernel's ring buffer size
     ///
     /// Units: k, M and G are powers of 1000; Ki, Mi and Gi are powers of 1024. The size is rounded up to a power of two of at
     /// least one page. The maximum is 1GiB. Records that do not fit into the buffer are lost and counted.

@@ -44,7 +44,7 @@ pub struct Names {
     #[arg(long, value_name = "FILE", requires = "kubelet", conflicts_with = "kubelet_cert")]
     pub kubelet_token: Option<PathBuf>,
 
-    /// Verify the kubelet with the CA certificates in FILE
+    /// Verify the kubelet with the CAs in FILE
     ///
     /// The default is the cluster's CA, from the pod's service account or /etc/kubernetes/pki/ca.crt, and then the CAs of this
     /// system.
