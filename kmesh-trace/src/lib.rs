@@ -44,7 +44,6 @@ pub mod outcome;
 pub mod outlet;
 #[cfg(target_os = "linux")]
 pub mod pipeline;
-pub mod prefilter;
 #[cfg(target_os = "linux")]
 pub mod privileges;
 pub mod record;

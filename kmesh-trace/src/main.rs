@@ -9,7 +9,8 @@ use clap::error::ErrorKind;
 use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use kmesh_trace::blocking_io::Blocking;
 use kmesh_trace::cli::{Cli, Command};
-use kmesh_trace::config::{Config, Refusal, Surroundings, has_escapes};
+use kmesh_trace::completions;
+use kmesh_trace::config::{Config, ConfigError, Environment, has_escapes};
 use kmesh_trace::exit::Exit;
 use kmesh_trace::note::say;
 use kmesh_trace::replay::{offline_names, open, replay};
@@ -42,11 +43,10 @@ fn parse() -> Cli {
 
 fn run(cli: &Cli) -> Result<Exit> {
     match cli.command {
-        None => main_job(&config(cli).unwrap_or_else(|refusal| refuse(&refusal))),
+        None => main_job(&config(cli).unwrap_or_else(|error| refuse(&error))),
         Some(Command::Check) => check(cli),
         Some(Command::Schema) => print_schema(),
-        Some(Command::Completions { shell }) => shell
-            .write(&mut Blocking(io::stdout()))
+        Some(Command::Completions { shell }) => completions::write(shell, &mut Blocking(io::stdout()))
             .map(|()| Exit::Ok)
             .context("cannot print"),
     }
@@ -56,7 +56,10 @@ fn main_job(config: &Config) -> Result<Exit> {
     if config.read.is_empty() {
         return trace(config);
     }
-    let is_rotated = config.kept.as_ref().is_some_and(|kept| kept.rotation.is_some());
+    let is_rotated = config
+        .capture
+        .as_ref()
+        .is_some_and(|capture| capture.rotation.is_some());
     let files = open(config)?;
     limit_privileges(Stage::PodsFile { is_rotated })?;
     let names = offline_names(config)?;
@@ -102,21 +105,21 @@ fn limit_privileges(_: Stage) -> Result<()> {
     Ok(())
 }
 
-fn config(cli: &Cli) -> Result<Config, Refusal> {
+fn config(cli: &Cli) -> Result<Config, ConfigError> {
     let (no_color, term) = (env::var_os("NO_COLOR"), env::var_os("TERM"));
-    let surroundings = Surroundings {
+    let environment = Environment {
         no_color: no_color.as_deref(),
         stdout_is_terminal: io::stdout().is_terminal(),
         stdin_is_terminal: io::stdin().is_terminal(),
         term: term.as_deref(),
         page_size: page_size(),
     };
-    Config::new(cli, surroundings)
+    Config::new(cli, environment)
 }
 
-/// As `clap` refuses what it can judge itself.
-fn refuse(refusal: &Refusal) -> ! {
-    Cli::command().error(ErrorKind::ArgumentConflict, refusal).exit()
+/// Prints the error in the form of clap's own errors and exits with status 2.
+fn refuse(error: &ConfigError) -> ! {
+    Cli::command().error(ErrorKind::ArgumentConflict, error).exit()
 }
 
 #[cfg(target_os = "linux")]
@@ -134,7 +137,7 @@ fn check(cli: &Cli) -> Result<Exit> {
     use kmesh_trace::names::sources;
     use kmesh_trace::source::preflight::{self, Finding};
 
-    let sources = config(cli).unwrap_or_else(|refusal| refuse(&refusal)).sources;
+    let sources = config(cli).unwrap_or_else(|error| refuse(&error)).sources;
     let findings = preflight::check();
     limit_privileges(Stage::CheckNames)?;
     let report = preflight::report(&findings) + &sources::check(&sources).context("cannot start")?;

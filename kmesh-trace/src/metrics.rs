@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use crate::config::{Level, Settings};
+use crate::config::{Level, SeriesConfig};
 use crate::deltas::Delta;
 use crate::record::{ConnId, Direction, Event, Outcome, Pod, Record, RunInfo, Service, WallTime};
 use crate::render::Sink;
@@ -65,7 +65,7 @@ impl Place {
 /// Counts records.
 #[derive(Debug)]
 pub struct Metrics {
-    settings: Settings,
+    settings: SeriesConfig,
     values: Arc<Values>,
     routes: HashMap<Route, Place>,
     /// The series of the connections that are open, at [`Level::Connection`].
@@ -75,7 +75,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Nothing is counted yet.
-    pub fn new(settings: Settings, info: &RunInfo) -> Self {
+    pub fn new(settings: SeriesConfig, info: &RunInfo) -> Self {
         let compat = settings.common.compat;
         let values = Arc::new(Values {
             turn: Mutex::new(()),

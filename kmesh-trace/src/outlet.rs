@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use crate::capture::{Header, Target};
-use crate::config::{Config, Rolled, typed_filter};
+use crate::config::{Config, RollupConfig, parse_prompt_filter};
 use crate::note::{NamesFrom, Reports};
 use crate::record::RunInfo;
 use crate::render::table::Feed;
@@ -34,7 +34,7 @@ pub fn open(
             sort: rolled.sort,
             top: rolled.top,
             color: config.color,
-            parse: typed_filter,
+            parse: parse_prompt_filter,
         };
         let (window, asks, handle) = term::start(begin, quit).context("cannot use the terminal")?;
         sinks.push(Box::new(Feed::new(rolled.settings, info, names, asks, window)));
@@ -52,6 +52,6 @@ pub fn open(
 }
 
 /// Returns the settings of the table on the terminal, if one is wanted.
-fn on_terminal(config: &Config) -> Option<&Rolled> {
-    config.rolled.as_ref().filter(|rolled| rolled.on_terminal)
+fn on_terminal(config: &Config) -> Option<&RollupConfig> {
+    config.rollup.as_ref().filter(|rolled| rolled.on_terminal)
 }

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use self::stream::Stream;
 use crate::capture::parse::Line;
 use crate::capture::{Header, Target};
-use crate::config::{Config, Kept, Origin, TimeRange, Verbosity};
+use crate::config::{CaptureConfig, Config, Origin, TimeRange, Verbosity};
 use crate::engine::{Engine, Selection};
 use crate::exit::Exit;
 use crate::names::objects::file;
@@ -37,8 +37,8 @@ pub struct Files {
 /// Opens the captures, and creates the file that the replay is written to.
 pub fn open(config: &Config) -> Result<Files> {
     let inputs = config.read.iter().map(stream::Input::open).collect::<Result<_>>()?;
-    let target = config.kept.as_ref();
-    let target = target.map(|Kept { place, rotation }| Target::create(place, *rotation));
+    let target = config.capture.as_ref();
+    let target = target.map(|CaptureConfig { path, rotation }| Target::create(path, *rotation));
     Ok(Files {
         inputs,
         target: target.transpose()?,

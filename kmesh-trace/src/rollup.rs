@@ -17,6 +17,7 @@ mod group;
 mod groups;
 mod open;
 mod quantiles;
+mod sort;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ use std::time::Duration;
 pub use group::{By, Group, Key, Place};
 pub use groups::{Common, Row, Sums};
 pub use quantiles::{ERROR, QuantileSummary, Quantiles};
+pub use sort::{Sort, SortKey};
 
 use crate::deltas::Delta;
 use crate::record::{ConnId, Event, Record, WallTime};

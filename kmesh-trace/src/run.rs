@@ -18,9 +18,10 @@ use tokio::time::sleep;
 
 use crate::capture::{Header, Target};
 use crate::clock::Clock;
-use crate::config::{Config, Kept, Output, Verbosity};
+use crate::config::{CaptureConfig, Config, Output, Verbosity};
 use crate::engine::{Engine, Selection};
 use crate::exit::Exit;
+use crate::filter::KernelFilter;
 use crate::metrics::Metrics;
 use crate::metrics::exposition::Exposition;
 use crate::metrics::server::Server;
@@ -32,7 +33,6 @@ use crate::names::sources::{Sources, StatusMessage};
 use crate::note::{NamesFrom, say};
 use crate::outlet::{self, Outlet};
 use crate::pipeline::Pipeline;
-use crate::prefilter::KernelHalf;
 use crate::privileges::{self, Remaining};
 use crate::record::RunInfo;
 use crate::render::explain;
@@ -65,8 +65,8 @@ pub fn run(config: &Config) -> Result<Exit> {
         Ok(loaded) => loaded,
         Err(error) => return Ok(cannot_trace(&error)),
     };
-    let target = config.kept.as_ref();
-    let target = target.map(|Kept { place, rotation }| Target::create(place, *rotation));
+    let target = config.capture.as_ref();
+    let target = target.map(|CaptureConfig { path, rotation }| Target::create(path, *rotation));
     let target = target.transpose()?;
     let conntrack = match config.sources.is_empty() {
         true => None,
@@ -76,7 +76,10 @@ pub fn run(config: &Config) -> Result<Exit> {
     let remaining = Remaining {
         names: !config.sources.is_empty(),
         conntrack: conntrack.is_some(),
-        captures: config.kept.as_ref().is_some_and(|kept| kept.rotation.is_some()),
+        captures: config
+            .capture
+            .as_ref()
+            .is_some_and(|capture| capture.rotation.is_some()),
     };
     privileges::keep_remaining(remaining).context("cannot give up privileges")?;
     let sources = Sources::prepare(&config.sources)?;
@@ -105,7 +108,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     let metrics = config
         .metrics
         .as_ref()
-        .map(|metrics| Metrics::new(metrics.settings.clone(), &info));
+        .map(|metrics| Metrics::new(metrics.series.clone(), &info));
     if let (Some(server), Some(metrics)) = (server, &metrics) {
         if config.verbosity > Verbosity::Quiet {
             say(&format!("serving metrics on http://{}/metrics", server.address));
@@ -243,11 +246,11 @@ fn cannot_trace(error: &StartError) -> Exit {
 }
 
 fn load_kernel(config: &Config) -> Result<Loaded, StartError> {
-    let KernelHalf {
+    let KernelFilter {
         checks,
         prefilter,
         networks,
-    } = KernelHalf::of(&config.filter);
+    } = KernelFilter::of(&config.filter);
     let options = Options {
         ring_bytes: config.ring_bytes,
         opens: config.needs_opens(),

@@ -6,16 +6,22 @@ use std::process::{Command, Stdio};
 
 use libtest_mimic::{Failed, Trial};
 
-/// What stands on the command line so far, what a shell must offer for its last word, and what it must not.
-const CASES: [(&str, &str, &str); 8] = [
-    ("kmesh-trace --outp", "--output", "--outcome"),
-    ("kmesh-trace --output js", "json", "log"),
-    ("kmesh-trace -o no", "none", "json"),
-    ("kmesh-trace --color=ne", "never", "always"),
-    ("kmesh-trace --quiet --output no", "none", "json"),
-    ("kmesh-trace chec", "check", "schema"),
-    ("kmesh-trace completions --he", "--help", "--output"),
-    ("kmesh-trace completions fi", "fish", "zsh"),
+/// A command line so far, what a shell must offer for its last word, what it must not offer, and the shells whose generated
+/// script offers nothing.
+struct Case(&'static str, &'static str, &'static str, &'static [&'static str]);
+
+/// The scripts are what clap_complete 4.6 generates. For bash, it breaks at subcommands of a program with a hyphen in its name
+/// (clap issue 6421) and after `=`. For fish, it offers no values after an option that still needs its value, nor of a
+/// subcommand's argument (clap issue 6295).
+const CASES: [Case; 8] = [
+    Case("kmesh-trace --outp", "--output", "--outcome", &[]),
+    Case("kmesh-trace --output js", "json", "log", &["fish"]),
+    Case("kmesh-trace -o no", "none", "json", &["fish"]),
+    Case("kmesh-trace --color=ne", "never", "always", &["bash"]),
+    Case("kmesh-trace --quiet --output no", "none", "json", &["fish"]),
+    Case("kmesh-trace chec", "check", "schema", &[]),
+    Case("kmesh-trace completions --he", "--help", "--output", &["bash"]),
+    Case("kmesh-trace completions fi", "fish", "zsh", &["bash", "fish"]),
 ];
 
 /// Sources the script, then does what bash does at a tab: it calls the function that is registered for the command.
@@ -85,15 +91,19 @@ pub fn trials() -> Vec<Trial> {
             .stderr(Stdio::null())
             .status()
             .is_err();
-        for (number, (line, offered, not_offered)) in CASES.iter().enumerate() {
+        for (number, Case(line, offered, not_offered, broken)) in CASES.iter().enumerate() {
             let name = format!("completions::{}: {line}", shell.name);
             let trial = Trial::test(name, move || try_in(shell, number, line, offered, not_offered));
-            trials.push(if missing {
-                trial
-                    .with_kind(format!("skipped: no {}", shell.name))
-                    .with_ignored_flag(true)
+            let skipped = if missing {
+                Some(format!("skipped: no {}", shell.name))
+            } else if broken.contains(&shell.name) {
+                Some("skipped: clap_complete 4.6 offers nothing here".to_owned())
             } else {
-                trial
+                None
+            };
+            trials.push(match skipped {
+                Some(reason) => trial.with_kind(reason).with_ignored_flag(true),
+                None => trial,
             });
         }
     }

@@ -201,9 +201,18 @@ fn shown_flags_exist() -> Result<(), Failed> {
 }
 
 fn every_flag_is_in_the_manual() -> Result<(), Failed> {
-    let manual = read("man/kmesh-trace.8").replace("\\-", "-");
-    match flags().into_iter().find(|flag| !manual.contains(flag.as_str())) {
-        Some(flag) => Err(format!("no {flag}").into()),
-        None => Ok(()),
+    let manual = read("man/kmesh-trace.8").replace("\\-", "-").replace("\\(aq", "'");
+    if let Some(flag) = flags().into_iter().find(|flag| !manual.contains(flag.as_str())) {
+        return Err(format!("no {flag}").into());
     }
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let manual = words(&manual);
+    for flag in Cli::command().get_arguments() {
+        let help = flag.get_long_help().or(flag.get_help()).ok_or("no help")?.to_string();
+        let first = help.lines().next().unwrap_or_default();
+        if first.is_empty() || !manual.contains(&words(first)) {
+            return Err(format!("{flag} lacks its description: {first}").into());
+        }
+    }
+    Ok(())
 }

@@ -8,8 +8,7 @@ use std::time::SystemTime;
 
 use kmesh_trace::clock::Clock;
 use kmesh_trace::decode::decode;
-use kmesh_trace::filter::{Ends, Filter, Network, PortRange, Term, Terms};
-use kmesh_trace::prefilter::KernelHalf;
+use kmesh_trace::filter::{Ends, Filter, KernelFilter, Network, PortRange, Term, Terms};
 use kmesh_trace::record::{ConnId, Direction, Event, Family, Record};
 use kmesh_trace::source::kernel::{Kernel, Options, Types, start};
 use kmesh_trace::track::Tracker;
@@ -195,8 +194,8 @@ struct Seen {
 }
 
 impl Seen {
-    fn start(types: &Types, half: KernelHalf) -> Self {
-        let KernelHalf {
+    fn start(types: &Types, half: KernelFilter) -> Self {
+        let KernelFilter {
             checks,
             prefilter,
             networks,
@@ -275,7 +274,7 @@ fn own_counts(before: &Counters, after: &Counters) -> (u64, i64) {
 fn kernel_half_as_the_rule() {
     let types = Types::read().expect("the kernel's types");
     let addresses = Addresses::new();
-    let mut all = Seen::start(&types, KernelHalf::of(&Filter::default()));
+    let mut all = Seen::start(&types, KernelFilter::of(&Filter::default()));
     let mut some = Seen::start(&types, everything_checked(&addresses.whole));
     let behind = some.behind(&all);
     let mut random = Random(1);
@@ -284,7 +283,7 @@ fn kernel_half_as_the_rule() {
         let mut filter = random.filter(&addresses);
         // So it passes no other program's connection.
         filter.networks.bare.any = random.own(&addresses);
-        let half = KernelHalf::of(&filter);
+        let half = KernelFilter::of(&filter);
         some.kernel
             .set_filter(&half.prefilter, &half.networks)
             .expect("set the filter");
@@ -342,7 +341,7 @@ fn a_listener_that_connects() {
     for (port, told) in [("81", 0), ("80", 6)] {
         let mut filter = only_to(server_address);
         filter.ports.bare.any = vec![port.parse().expect("a port")];
-        let mut seen = Seen::start(&types, KernelHalf::of(&filter));
+        let mut seen = Seen::start(&types, KernelFilter::of(&filter));
         let server = listener(to);
         let before = seen.counters();
         let turned = bound(SocketAddr::from((server_address, 0)));
@@ -372,10 +371,10 @@ fn a_listener_that_connects() {
 }
 
 /// A kernel half with each check, which passes only these networks, and with room for the networks of all that follow.
-fn everything_checked(networks: &[String]) -> KernelHalf {
+fn everything_checked(networks: &[String]) -> KernelFilter {
     let mut filter = Filter::default();
     filter.networks.bare.any = networks.iter().map(|network| network.parse().unwrap()).collect();
-    let mut half = KernelHalf::of(&filter);
+    let mut half = KernelFilter::of(&filter);
     half.checks = CHECK_FAMILY | CHECK_DIRECTION | CHECK_SERVER_PORT | CHECK_CLIENT_PORT | CHECK_ADDRESS;
     half.networks.extend((0..NETWORKS).map(|number| {
         let mut address = [0xff; 16];

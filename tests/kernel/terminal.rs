@@ -7,11 +7,11 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kmesh_trace::config::typed_filter;
-use kmesh_trace::render::table::sort::Sort;
+use kmesh_trace::config::parse_prompt_filter;
 use kmesh_trace::render::table::view::Begin;
 use kmesh_trace::render::term;
 use kmesh_trace::rollup::Key;
+use kmesh_trace::rollup::Sort;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -296,7 +296,7 @@ pub fn panics_at_the_screen() -> ! {
         sort: Sort::default(),
         top: None,
         color: false,
-        parse: typed_filter,
+        parse: parse_prompt_filter,
     };
     let screen = term::start(begin, move || quit.send(()).expect("somebody waits")).expect("a terminal");
     quits.recv().expect("a key");

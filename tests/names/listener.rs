@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use kmesh_trace::cli::Cli;
-use kmesh_trace::config::{Config, Surroundings};
+use kmesh_trace::config::{Config, Environment};
 use kmesh_trace::names::sources::{RefreshRequest, Sources, Status, StatusMessage};
 use kmesh_trace::names::update::{
     Change, ControllerObject, EndpointsObject, Key, Kind, NodeObject, Object, PodObject, Scope, ServiceObject,
@@ -148,7 +148,7 @@ pub fn listen(arguments: &str) -> Listener {
 
 /// Starts them, unless something is wrong with them beforehand.
 pub fn try_listen(arguments: &str) -> Result<Listener, String> {
-    let surroundings = Surroundings {
+    let environment = Environment {
         stdin_is_terminal: false,
         term: None,
         no_color: None,
@@ -157,7 +157,7 @@ pub fn try_listen(arguments: &str) -> Result<Listener, String> {
     };
     let words = ["kmesh-trace"].into_iter().chain(arguments.split_whitespace());
     let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
-    let config = Config::new(&cli, surroundings).map_err(|error| error.to_string())?;
+    let config = Config::new(&cli, environment).map_err(|error| error.to_string())?;
     let sources = Sources::prepare(&config.sources).map_err(|error| format!("{error:#}"))?;
     let shared = Arc::new(Shared::default());
     let refresh = sources.refresh_request();

@@ -6,9 +6,10 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::Header;
 use super::compression::{Compression, Compressor};
-use super::{Header, Place};
 use crate::blocking_io::Blocking;
+use crate::config::{CapturePath, Rotation};
 use crate::deltas::Delta;
 use crate::note::say;
 use crate::record::{Event, Lost, Record, Summary};
@@ -20,15 +21,6 @@ const BLOCK: usize = 64 << 10;
 /// The longest time that a line stays unwritten. Together with the time that a record takes to reach the capture this is well
 /// within a second.
 const MAX_AGE: Duration = Duration::from_millis(500);
-
-/// A row of files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rotation {
-    /// The maximum size of one file, bytes.
-    pub size: u64,
-    /// The maximum number of files: the newest, and those numbered from 1, the newer first.
-    pub files: u32,
-}
 
 /// The error of a capture that cannot be written. It is the inner error of an [`io::Error`] of the same kind.
 #[derive(Debug)]
@@ -151,16 +143,16 @@ pub struct Target {
 
 impl Target {
     /// Creates the file. One that exists is never touched, a link never followed.
-    pub fn create(place: &Place, rotation: Option<Rotation>) -> io::Result<Self> {
+    pub fn create(place: &CapturePath, rotation: Option<Rotation>) -> io::Result<Self> {
         let path = match place {
-            Place::Pipe => {
+            CapturePath::Pipe => {
                 return Ok(Self {
                     out: Some(Out::Pipe(Box::new(Blocking(io::stdout())))),
                     compression: Compression::None,
                     block: BLOCK,
                 });
             }
-            Place::File(path) => path,
+            CapturePath::File(path) => path,
         };
         for age in 1..rotation.map_or(1, |rotation| rotation.files) {
             let older = aged(path, age);

@@ -13,32 +13,10 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::OsString;
-use std::path::PathBuf;
-
 pub use compression::Compression;
-pub use file::{Capture, CaptureError, Rotation, Target};
+pub use file::{Capture, CaptureError, Target};
 
 use crate::record::{RunInfo, WallTime};
-
-/// Where a capture is written to or read from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Standard output or standard input.
-    Pipe,
-    /// The file at this path.
-    File(PathBuf),
-}
-
-impl From<OsString> for Place {
-    fn from(text: OsString) -> Self {
-        if text == "-" {
-            Self::Pipe
-        } else {
-            Self::File(text.into())
-        }
-    }
-}
 
 /// The first line of a capture.
 #[derive(Clone, Debug, PartialEq, Eq)]

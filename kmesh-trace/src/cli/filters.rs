@@ -1,182 +1,272 @@
-//! The flags that choose connections.
+//! Flags that choose connections.
 
 use std::ffi::OsStr;
 use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::Error;
-use clap::{Arg, Args, Command};
+use clap::{Arg, Args, Command, Parser};
 
-use crate::config::{self, Size};
+use super::values::{self, Size};
 use crate::filter::{
-    IdPrefix, NamePattern, NamespacePattern, Network, Pid, PodPattern, PortRange, Selector, ServicePattern, Term,
+    CommPattern, ContainerPrefix, NamePattern, Network, Pid, PodPattern, PortRange, Selector, ServicePattern, Term,
     WorkloadPattern,
 };
 use crate::record::{Direction, Outcome};
 
-/// Filters, as they are typed.
+/// Flags that choose connections.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Filters")]
 pub struct Filters {
-    /// The namespace of a pod at either end, or of the Service: shop, 'team-*'
-    #[arg(short, long, value_name = "NAMESPACE", value_delimiter = ',')]
-    pub namespace: Vec<Term<NamespacePattern>>,
+    /// Match the namespace of a pod or of the service
+    ///
+    /// A pod at either end matches.
+    ///
+    /// Example: kmesh-trace -n 'shop,team-*'
+    #[arg(short, long, value_name = "NAME", value_delimiter = ',')]
+    pub namespace: Vec<Term<NamePattern>>,
 
-    /// The namespace of the client's pod
-    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',')]
-    pub from_namespace: Vec<Term<NamespacePattern>>,
+    /// Match the namespace of the client's pod
+    ///
+    /// Example: kmesh-trace --from-namespace shop
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub from_namespace: Vec<Term<NamePattern>>,
 
-    /// The namespace of the server's pod, or of the Service
-    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',')]
-    pub to_namespace: Vec<Term<NamespacePattern>>,
+    /// Match the server's or the service's namespace
+    ///
+    /// Example: kmesh-trace --to-namespace '!kube-system'
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub to_namespace: Vec<Term<NamePattern>>,
 
-    /// A pod at either end: web-0, shop/web-0, 'web-*'
+    /// Match a pod at either end
+    ///
+    /// A pod is name or namespace/name.
+    ///
+    /// Example: kmesh-trace --pod web-0,'shop/cart-*'
     #[arg(long, value_name = "POD", value_delimiter = ',')]
     pub pod: Vec<Term<PodPattern>>,
 
-    /// The client's pod
+    /// Match the client's pod
+    ///
+    /// Example: kmesh-trace --from-pod 'shop/web-*'
     #[arg(long, value_name = "POD", value_delimiter = ',')]
     pub from_pod: Vec<Term<PodPattern>>,
 
-    /// The server's pod
+    /// Match the server's pod
+    ///
+    /// Example: kmesh-trace --to-pod database-0
     #[arg(long, value_name = "POD", value_delimiter = ',')]
     pub to_pod: Vec<Term<PodPattern>>,
 
-    /// The workload of a pod at either end: web, Deployment/web, 'CronJob/*'
+    /// Match the workload of a pod at either end
     ///
-    /// What controls the pod: a Deployment, a StatefulSet, a DaemonSet, a CronJob, a Job, one of another kind, or the Pod itself.
-    #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
+    /// A workload is name or Kind/name. It is the controller of the pod: a Deployment, a StatefulSet, a DaemonSet, a CronJob,
+    /// a Job, an object of another kind, or the Pod itself.
+    ///
+    /// Example: kmesh-trace --workload web,'CronJob/*'
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub workload: Vec<Term<WorkloadPattern>>,
 
-    /// The workload of the client's pod
-    #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
+    /// Match the workload of the client's pod
+    ///
+    /// Example: kmesh-trace --from-workload Deployment/web
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub from_workload: Vec<Term<WorkloadPattern>>,
 
-    /// The workload of the server's pod
-    #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
+    /// Match the workload of the server's pod
+    ///
+    /// Example: kmesh-trace --to-workload 'StatefulSet/*'
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub to_workload: Vec<Term<WorkloadPattern>>,
 
-    /// The Service that was called: web, shop/web, web.shop.svc.cluster.local
+    /// Match the service that the client called
+    ///
+    /// A service is name, namespace/name, or its full DNS name.
+    ///
+    /// Example: kmesh-trace --service shop/web,database.data.svc.cluster.local
     #[arg(long, value_name = "SERVICE", value_delimiter = ',')]
     pub service: Vec<Term<ServicePattern>>,
 
-    /// The labels of a pod at either end, as kubectl selects: 'app=web,tier!=db'
+    /// Match the labels of a pod at either end
     ///
-    /// a=b, a==b, a!=b, a in (x,y), a notin (x,y), a, !a, a>1, a<9. A comma means AND, and so does a repeated flag: one
-    /// pod must have it all.
-    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    /// The grammar is kubectl's: a=b, a==b, a!=b, a in (x,y), a notin (x,y), a, !a, a>1, a<9. A comma means AND, and so does
+    /// a repeated flag: the labels of one pod must satisfy every requirement.
+    ///
+    /// Example: kmesh-trace -l 'app=web,tier!=db'
+    #[arg(short = 'l', long, value_name = "LABELS")]
     pub selector: Vec<Selector>,
 
-    /// The labels of the client's pod
-    #[arg(long, value_name = "SELECTOR")]
+    /// Match the labels of the client's pod
+    ///
+    /// Example: kmesh-trace --from-selector 'app in (web,cart)'
+    #[arg(long, value_name = "LABELS")]
     pub from_selector: Vec<Selector>,
 
-    /// The labels of the server's pod
-    #[arg(long, value_name = "SELECTOR")]
+    /// Match the labels of the server's pod
+    ///
+    /// Example: kmesh-trace --to-selector app=database
+    #[arg(long, value_name = "LABELS")]
     pub to_selector: Vec<Selector>,
 
-    /// The server's port, or a range: 443, 8000-8999
+    /// Match the server's port: 443, 8000-8999
+    ///
+    /// For a translated connection, the port is the one that the program dialled.
+    ///
+    /// Example: kmesh-trace -p 443,8000-8999
     #[arg(short, long, value_name = "PORT", value_delimiter = ',')]
     pub port: Vec<Term<PortRange>>,
 
-    /// The client's port
+    /// Match the client's port
+    ///
+    /// Example: kmesh-trace --from-port 32768-60999
     #[arg(long, value_name = "PORT", value_delimiter = ',')]
     pub from_port: Vec<Term<PortRange>>,
 
-    /// The server's port, as --port
+    /// Match the server's port, like --port
+    ///
+    /// Example: kmesh-trace --to-port '!443'
     #[arg(long, value_name = "PORT", value_delimiter = ',')]
     pub to_port: Vec<Term<PortRange>>,
 
-    /// The address of either end, or its network: 10.0.0.1, 10.0.0.0/8, fd00::/8
+    /// Match the address of either end, or its network
     ///
-    /// That of the socket: where a connection is translated on the way, what the program dialled.
+    /// For a translated connection, the server's address is the one that the program dialled.
+    ///
+    /// Example: kmesh-trace --ip 10.0.0.1,fd00::/8
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub ip: Vec<Term<Network>>,
 
-    /// The client's address or network
+    /// Match the client's address or network
+    ///
+    /// Example: kmesh-trace --from-ip '10.0.0.0/8,!10.0.0.7'
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub from_ip: Vec<Term<Network>>,
 
-    /// The server's address or network
+    /// Match the server's address or network
+    ///
+    /// Example: kmesh-trace --to-ip 10.96.0.1
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub to_ip: Vec<Term<Network>>,
 
-    /// Only IPv4, of IPv6 sockets, too
-    #[arg(short = '4')]
+    /// Match IPv4 connections only
+    ///
+    /// IPv4 connections of IPv6 sockets match, too.
+    ///
+    /// Example: kmesh-trace -4
+    #[arg(short = '4', conflicts_with = "ipv6")]
     pub ipv4: bool,
 
-    /// Only IPv6
+    /// Match IPv6 connections only
+    ///
+    /// Example: kmesh-trace -6
     #[arg(short = '6')]
     pub ipv6: bool,
 
-    /// The process that the socket belongs to
+    /// Match the id of the local process
+    ///
+    /// Example: kmesh-trace --pid 4711
     #[arg(long, value_name = "PID", value_delimiter = ',')]
     pub pid: Vec<Term<Pid>>,
 
-    /// The name of that process, of which the kernel keeps 15 bytes: nginx, 'kube*'
+    /// Match the name of the local process
     ///
-    /// Upper and lower case differ. A comma cannot be written; '*' finds it.
+    /// The kernel stores the first 15 bytes of a name. Upper and lower case differ. A * can replace a comma, which separates
+    /// values.
+    ///
+    /// Example: kmesh-trace --comm nginx,'kube*'
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    pub comm: Vec<Term<NamePattern>>,
+    pub comm: Vec<Term<CommPattern>>,
 
-    /// The container of the socket, by the first digits of its id
+    /// Match the start of the local container's id
+    ///
+    /// Example: kmesh-trace --container 3f9a02
     #[arg(long, value_name = "ID", value_delimiter = ',')]
-    pub container: Vec<Term<IdPrefix>>,
+    pub container: Vec<Term<ContainerPrefix>>,
 
-    /// Which end was traced: inbound (the server's) or outbound (the client's)
-    #[arg(long, value_name = "DIRECTION", value_delimiter = ',', value_parser = OneOf(Direction::ALL, Direction::name))]
+    /// Match the traced end: inbound or outbound
+    ///
+    /// inbound is the server's end, outbound the client's. A connection within this node has both.
+    ///
+    /// Example: kmesh-trace --direction outbound
+    #[arg(long, value_name = "DIRECTION", value_delimiter = ',', value_parser = NameParser(Direction::ALL, Direction::name))]
     #[arg(hide_possible_values = true)]
     pub direction: Vec<Term<Direction>>,
 
-    /// How it ended
+    /// Match how the connection ended, for example ok
     ///
-    /// ok, refused, connect_timeout, connect_aborted, unreachable, reset_by_peer, reset_by_local, timeout or unknown.
-    #[arg(long, value_name = "OUTCOME", value_delimiter = ',', value_parser = OneOf(Outcome::ALL, Outcome::name))]
+    /// The outcomes are ok, refused, connect_timeout, connect_aborted, unreachable, reset_by_peer, reset_by_local, timeout
+    /// and unknown.
+    ///
+    /// Example: kmesh-trace --outcome refused,connect_timeout
+    #[arg(long, value_name = "OUTCOME", value_delimiter = ',', value_parser = NameParser(Outcome::ALL, Outcome::name))]
     #[arg(hide_possible_values = true)]
     pub outcome: Vec<Term<Outcome>>,
 
-    /// Ended with any outcome but ok
+    /// Match every outcome except ok
+    ///
+    /// Example: kmesh-trace -n shop --failed
     #[arg(long)]
     pub failed: bool,
 
-    /// No attempts that never connected
+    /// Skip attempts that never connected
+    ///
+    /// Example: kmesh-trace --established-only --failed
     #[arg(long)]
     pub established_only: bool,
 
-    /// Only the slow: 100ms, 2s
+    /// Skip connections that were shorter than TIME
     ///
-    /// A connection that was open before tracing began counts with the time that it was watched.
-    #[arg(long, value_name = "TIME", value_parser = config::min_duration)]
+    /// The duration of a connection that was open before the start counts from the start of tracing.
+    ///
+    /// Example: kmesh-trace --min-duration 100ms
+    #[arg(long, value_name = "TIME", value_parser = min_duration)]
     pub min_duration: Option<Duration>,
 
-    /// Only the large, both directions together: 64Ki, 1M
+    /// Skip connections with fewer bytes than SIZE
+    ///
+    /// The bytes of both directions are added. Units: k, M and G are powers of 1000; Ki, Mi and Gi are powers of 1024.
+    ///
+    /// Example: kmesh-trace --min-bytes 1M
     #[arg(long, value_name = "SIZE")]
     pub min_bytes: Option<Size>,
 }
 
-/// Parses a term whose value is one of these, known by their names. What is none of them is told the nearest.
-#[derive(Clone, Copy, Debug)]
-struct OneOf<T: 'static>(&'static [T], fn(T) -> &'static str);
+/// The filter flags as they are typed at the prompt of the live table.
+#[derive(Clone, Debug, Parser)]
+#[command(no_binary_name = true, disable_help_flag = true, args_override_self = true)]
+pub struct PromptFilter {
+    /// The filter flags of the command line.
+    #[command(flatten)]
+    pub filters: Filters,
+}
 
-impl<T: Copy> OneOf<T> {
+fn min_duration(text: &str) -> Result<Duration, String> {
+    values::time(text, "100ms, 2s or 1h")
+}
+
+/// Parses a term whose value is one of these, by its name. An error suggests the name that is most similar.
+#[derive(Clone, Copy, Debug)]
+struct NameParser<T: 'static>(&'static [T], fn(T) -> &'static str);
+
+impl<T: Copy> NameParser<T> {
     fn names(self) -> impl Iterator<Item = PossibleValue> {
         self.0.iter().map(move |&value| PossibleValue::new(self.1(value)))
     }
 }
 
-impl<T: Copy + Send + Sync + 'static> TypedValueParser for OneOf<T> {
+impl<T: Copy + Send + Sync + 'static> TypedValueParser for NameParser<T> {
     type Value = Term<T>;
 
     fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<Self::Value, Error> {
-        // What is no UTF-8 is no name either way.
+        // A value that is not UTF-8 is refused below, because no name matches.
         let (negated, name) = match value.to_str().and_then(|value| value.strip_prefix('!')) {
             Some(name) => (true, OsStr::new(name)),
             None => (false, value),
         };
         let Self(values, name_of) = *self;
         let parser = PossibleValuesParser::new(self.names()).try_map(move |name| {
-            let named = values.iter().find(|&&value| name_of(value) == name);
-            named.copied().ok_or("there is no such name")
+            let value = values.iter().find(|&&value| name_of(value) == name);
+            value.copied().ok_or("unknown name")
         });
         let value = parser.parse_ref(command, arg, name)?;
         Ok(Term { negated, value })
@@ -184,5 +274,25 @@ impl<T: Copy + Send + Sync + 'static> TypedValueParser for OneOf<T> {
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
         Some(Box::new(self.names()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn min_duration_may_be_zero() {
+        assert_eq!(min_duration("0s"), Ok(Duration::ZERO));
+        assert_eq!(min_duration("100ms"), Ok(Duration::from_millis(100)));
+        for (text, part) in [
+            ("100", "write 100ms"),
+            ("", "write"),
+            ("-1s", "write"),
+            ("11years", "ten years"),
+        ] {
+            let error = min_duration(text).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
     }
 }

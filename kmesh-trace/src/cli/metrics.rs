@@ -1,29 +1,38 @@
-//! The flags about metrics.
+//! Flags of Prometheus metrics.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::Args;
 
-use crate::config::{self, Level};
+use super::values;
 
-/// Metrics, as they are typed.
+/// The maximum of `--metrics-max-series`.
+const MAX_MAX_SERIES: usize = 10_000_000;
+/// The minimum of `--metrics-idle`. Prometheus would not scrape a series that lives shorter.
+const MIN_IDLE: Duration = Duration::from_secs(1);
+
+/// Flags of Prometheus metrics.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Metrics")]
 pub struct Metrics {
-    /// Serve Prometheus metrics on http://ADDR/metrics: 15020, 10.0.0.1:15020, [::]:15020
+    /// Serve Prometheus metrics on http://ADDR/metrics
     ///
-    /// A port alone is served on 127.0.0.1, to this machine only. Metrics count what passes the filters, connections that are
-    /// open included, whatever goes to standard output; -o none: nothing else. They are also at /status/metric, Kmesh's path.
-    #[arg(long, value_name = "ADDR", value_parser = config::metrics_address)]
+    /// A port alone is served on 127.0.0.1, so only to this machine. The metrics count every connection that passes the
+    /// filters, open connections included, whatever --output prints. Kmesh's path /status/metric serves them, too.
+    ///
+    /// Example: kmesh-trace -o none --metrics 15020
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     pub metrics: Option<SocketAddr>,
 
-    /// By what: workload, service, connection
+    /// Set the levels
     ///
-    /// workload: Kmesh's families kmesh_tcp_workload_*, kmesh_tcp_retrans_total and kmesh_tcp_packet_loss_total. service: those
-    /// named kmesh_tcp_*. connection: kmesh_tcp_connection_*, four series for each connection, so rather for a look than for
-    /// good.
+    /// A level is the detail of the labels. workload: Kmesh's families kmesh_tcp_workload_*, kmesh_tcp_retrans_total and kmesh_tcp_packet_loss_total. service:
+    /// the families kmesh_tcp_*. connection: the families kmesh_tcp_connection_*, which are four series per connection: use
+    /// this level for debugging, not in production.
+    ///
+    /// Example: kmesh-trace --metrics 15020 --metrics-level workload
     #[arg(
         long,
         value_name = "LEVEL",
@@ -33,27 +42,134 @@ pub struct Metrics {
     )]
     pub metrics_level: Vec<Level>,
 
-    /// At most N series; the rest folds into one a family and reporter, with labels that say other
+    /// Limit the number of series
     ///
-    /// kmesh_trace_metrics_folded_total counts the records that were counted there.
-    #[arg(long, value_name = "N", default_value = "20000", value_parser = config::max_series)]
+    /// Further records are added up in one series per family and reporter, whose labels are other.
+    /// kmesh_trace_metrics_folded_total counts these records.
+    ///
+    /// Example: kmesh-trace --metrics 15020 --metrics-max-series 100000
+    #[arg(long, value_name = "N", default_value = "20000", value_parser = max_series)]
     pub metrics_max_series: NonZeroUsize,
 
-    /// Drop a series after this long without traffic once its pods are gone or its connection has ended
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = config::metrics_idle)]
+    /// Drop idle series after TIME
+    ///
+    /// Only a series whose pods are gone, or whose connection has ended, is dropped.
+    ///
+    /// Example: kmesh-trace --metrics 15020 --metrics-idle 1h
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = idle)]
     pub metrics_idle: Duration,
 
-    /// Also Kmesh's misspelt families, and connection_security_policy="mutual_tls" always, as it has it
+    /// Add Kmesh's misspelt families for old dashboards
     ///
-    /// For dashboards that select on them. Without it, the policy says mutual_tls only where that is known.
+    /// This also sets connection_security_policy="mutual_tls" on every series, as Kmesh does. Without this flag, only
+    /// connections that are known to use mutual TLS have that label.
     #[arg(long)]
     pub metrics_compat: bool,
 
-    /// The cluster's name, for labels
-    #[arg(long, value_name = "NAME", default_value = "Kubernetes", value_parser = config::cluster)]
+    /// Set the cluster's label
+    ///
+    /// The labels source_cluster and destination_cluster have this value.
+    ///
+    /// Example: kmesh-trace --metrics 15020 --cluster east
+    #[arg(long, value_name = "NAME", default_value = "Kubernetes", value_parser = label)]
     pub cluster: String,
 
-    /// The trust domain of principals, for labels: spiffe://NAME/ns/…/sa/…
-    #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = config::cluster)]
+    /// Set the trust domain
+    ///
+    /// The labels of principals contain it: spiffe://NAME/ns/NAMESPACE/sa/SERVICE_ACCOUNT.
+    ///
+    /// Example: kmesh-trace --metrics 15020 --trust-domain example.org
+    #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = label)]
     pub trust_domain: String,
+}
+
+/// A level of detail of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Level {
+    /// By workloads and the destination's pod
+    Workload,
+    /// By workloads and the destination's service
+    Service,
+    /// By single connections
+    Connection,
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    text.parse().map_err(|_| {
+        "write a port (15020, for this machine only), an address of this machine with a port (10.0.0.1:15020, \
+         [fd00::1]:15020), or 0.0.0.0:15020 or [::]:15020 for all addresses"
+            .to_owned()
+    })
+}
+
+fn max_series(text: &str) -> Result<NonZeroUsize, String> {
+    match text.parse::<NonZeroUsize>() {
+        Ok(count) if count.get() <= MAX_MAX_SERIES => Ok(count),
+        Ok(_) => Err(format!("the maximum is {MAX_MAX_SERIES}")),
+        Err(_) => Err("write a whole number of 1 or more".to_owned()),
+    }
+}
+
+fn idle(text: &str) -> Result<Duration, String> {
+    match values::time(text, "30s, 10m or 1h")? {
+        idle if idle < MIN_IDLE => Err("the minimum is 1s, so that a scrape can see the series".to_owned()),
+        idle => Ok(idle),
+    }
+}
+
+fn label(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains(char::is_control) {
+        return Err("write a name that is not empty and has no control characters".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_alone_is_served_on_loopback() {
+        let cases = [
+            ("15020", Ok("127.0.0.1:15020")),
+            ("0", Ok("127.0.0.1:0")),
+            ("127.0.0.1:1", Ok("127.0.0.1:1")),
+            ("0.0.0.0:15020", Ok("0.0.0.0:15020")),
+            ("[::]:15020", Ok("[::]:15020")),
+            ("[::1]:15020", Ok("[::1]:15020")),
+            (":15020", Err("0.0.0.0:15020")),
+            ("*:15020", Err("0.0.0.0:15020")),
+            ("65536", Err("write a port")),
+            ("localhost:15020", Err("write a port")),
+            ("10.0.0.1", Err("write a port")),
+            ("", Err("write a port")),
+        ];
+        for (text, expected) in cases {
+            match (address(text), expected) {
+                (Ok(address), Ok(expected)) => assert_eq!(address.to_string(), expected),
+                (Err(error), Err(part)) => assert!(error.contains(part), "{text}: {error}"),
+                (result, _) => panic!("{text}: {result:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn value_out_of_range_is_refused_with_limit() {
+        let refused = [
+            (max_series("0").map(drop), "1 or more"),
+            (max_series("many").map(drop), "1 or more"),
+            (max_series("10000001").map(drop), "maximum"),
+            (idle("10").map(drop), "write 30s"),
+            (idle("10ms").map(drop), "minimum is 1s"),
+            (label("").map(drop), "not empty"),
+            (label("a\nb").map(drop), "control characters"),
+        ];
+        for (result, part) in refused {
+            let error = result.unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+    }
 }

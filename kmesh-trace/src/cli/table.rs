@@ -1,54 +1,66 @@
-//! The flags of the table and of rollups.
+//! Flags of the table and of rollups.
 
 use std::num::NonZeroUsize;
 
-use clap::{Args, Parser};
+use clap::Args;
 
-use super::Filters;
-use crate::config;
-use crate::render::table::sort::Sort;
-use crate::rollup::Key;
+use crate::rollup::{Key, Sort};
 
-/// What to group by and how to show it, as it is typed.
+/// The maximum of `--max-groups`. More groups would take gigabytes.
+const MAX_MAX_GROUPS: usize = 1_000_000;
+
+/// Flags that group connections and order the groups.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Table and rollups")]
-pub struct TableFlags {
-    /// With -o json: a line a group and --interval, in place of one a connection
+pub struct Table {
+    /// Print a line per group and window with -o json
+    ///
+    /// Without this flag, -o json prints a line per connection.
+    ///
+    /// Example: kmesh-trace -o json --rollup --by service
     #[arg(long)]
     pub rollup: bool,
 
-    /// What to group by [default: workload]
+    /// Group connections by these keys [default: workload]
     ///
-    /// Any of workload, service, pod, namespace, node, process, ip, port (the server's), outcome and connection. Where an
-    /// end has no workload or pod, its pod, the node whose address it is, or the address stands for it; for a server
-    /// without a Service, the same. Which end was traced is always grouped, too.
+    /// The keys are workload, service, pod, namespace, node, process, ip, port (the server's), outcome and connection. An end
+    /// without a workload or pod is grouped by its pod, node or address. So is a server without a service. Inbound and
+    /// outbound records are always in separate groups.
+    ///
+    /// Example: kmesh-trace -o table --by service,port
     #[arg(long, value_name = "KEY", value_delimiter = ',', hide_possible_values = true)]
     pub by: Vec<Key>,
 
-    /// The table's order [default: -bytes]
+    /// Sort the table by this key [default: -bytes]
     ///
-    /// A key of the rollup line (open, connecting, opened, closed, failed, sent_bytes, received_bytes, duration_quantiles_ns,
-    /// connect_quantiles_ns, srtt_quantiles_us, retransmits, lost_segments, group), or bytes for both directions; with a -
-    /// before it the largest first. Quantiles are compared by their p95.
+    /// A leading - puts the largest first. The keys are those of a rollup line (open, connecting, opened, closed, failed,
+    /// sent_bytes, received_bytes, duration_quantiles_ns, connect_quantiles_ns, srtt_quantiles_us, retransmits,
+    /// lost_segments, group), and bytes for both directions. Quantiles are compared by their p95.
+    ///
+    /// Example: kmesh-trace -o table --sort -failed
     #[arg(long, value_name = "[-]KEY", allow_hyphen_values = true)]
     pub sort: Option<Sort>,
 
-    /// Rows of the table [default: what fits]
+    /// Limit the table to N rows [default: what fits]
+    ///
+    /// Without a terminal, the default is all rows.
+    ///
+    /// Example: kmesh-trace -o table --top 10
     #[arg(long, value_name = "N")]
     pub top: Option<NonZeroUsize>,
 
-    /// Groups of one interval, up to 1000000 [default: 10000]
+    /// Limit a window to N groups [default: 10000]
     ///
-    /// The rest folds into one group, named so.
-    #[arg(long, value_name = "N", value_parser = config::max_groups)]
+    /// The maximum is 1000000. Further groups are added up in one group named other.
+    ///
+    /// Example: kmesh-trace -o table --by connection --max-groups 100000
+    #[arg(long, value_name = "N", value_parser = max_groups)]
     pub max_groups: Option<usize>,
 }
 
-/// Filters as they are typed at the table's prompt: as on the command line.
-#[derive(Clone, Debug, Parser)]
-#[command(no_binary_name = true, disable_help_flag = true, args_override_self = true)]
-pub struct Typed {
-    /// All of them.
-    #[command(flatten)]
-    pub filters: Filters,
+fn max_groups(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=MAX_MAX_GROUPS) => Ok(number),
+        _ => Err(format!("write a whole number from 1 to {MAX_MAX_GROUPS}")),
+    }
 }

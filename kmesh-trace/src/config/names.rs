@@ -1,21 +1,18 @@
-//! Where names come from.
+//! The sources of names that a run asks.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use http::Uri;
-use http::uri::{PathAndQuery, Scheme};
+use http::uri::Scheme;
 
-use crate::cli::Names as Flags;
+use super::error::ConfigError;
+use crate::cli::Names;
 
-use super::Refusal;
-
-/// What a kubelet is asked for.
-const PODS: &str = "/pods";
-/// The kubelet of this machine.
-const KUBELET: &str = "https://127.0.0.1:10250/pods";
-/// Where containerd and CRI-O listen, k3s's containerd among them.
-const SOCKETS: [&str; 3] = [
+/// The URL of this node's kubelet.
+const LOCAL_KUBELET: &str = "https://127.0.0.1:10250/pods";
+/// The usual sockets of containerd, CRI-O and k3s's containerd.
+const CRI_SOCKETS: [&str; 3] = [
     "/run/containerd/containerd.sock",
     "/run/crio/crio.sock",
     "/run/k3s/containerd/containerd.sock",
@@ -23,31 +20,31 @@ const SOCKETS: [&str; 3] = [
 
 /// A source of names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
-    /// It was asked for by name: that it does not answer is an error.
+pub struct SourceConfig {
+    /// Whether a flag named the source. A named source that does not answer is an error.
     pub named: bool,
-    /// Which.
+    /// The kind of source, and where it is.
     pub origin: Origin,
 }
 
-/// What can be a source.
+/// The kind of a source of names, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// The first container runtime that listens on one of these sockets.
     Cri(Vec<PathBuf>),
-    /// A kubelet.
+    /// The pod list of a kubelet.
     Kubelet(Kubelet),
-    /// The kubelet's log folders.
+    /// The names of the kubelet's pod log folders.
     PodLogs,
-    /// An API server.
+    /// A watch on an API server.
     ApiServer(ApiServer),
-    /// A file.
+    /// A file of objects, as kubectl prints them.
     File(PathBuf),
 }
 
 impl Origin {
-    /// What it is, in a word or two.
-    pub fn word(&self) -> &'static str {
+    /// Returns the name of the kind of source for messages.
+    pub fn label(&self) -> &'static str {
         match self {
             Self::Cri(_) => "CRI",
             Self::Kubelet(_) => "kubelet",
@@ -58,18 +55,18 @@ impl Origin {
     }
 }
 
-/// A kubelet, and how to ask it.
+/// The address of a kubelet, and the credentials for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kubelet {
-    /// Its list of pods.
+    /// The URL of the pod list.
     pub url: Uri,
-    /// A file with a token; none: the pod's own account, where this runs in a pod.
+    /// A file with a token. The default is the token of the pod's service account, if this program runs in a pod.
     pub token: Option<PathBuf>,
-    /// A file with certificates; none: those of the cluster, where they are found.
+    /// A file with CA certificates. The default is the cluster's CA, if it is found.
     pub ca: Option<PathBuf>,
-    /// Files with a client certificate and its key.
+    /// The files of a client certificate and its private key.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// Its certificate is not verified.
+    /// Whether the kubelet's certificate is not verified.
     pub insecure: bool,
 }
 
@@ -84,58 +81,61 @@ impl Kubelet {
         }
     }
 
-    /// Whether it is on this machine, so that nobody is between.
+    /// Returns whether the kubelet is on this machine, so that no other machine can intercept the connection.
     pub fn is_loopback(&self) -> bool {
         let host = self.url.host().unwrap_or_default();
         let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         ip.map_or(host == "localhost", |ip| ip.to_canonical().is_loopback())
     }
 
-    /// Whether this kubelet may get the token of the pod that this runs in, without a flag that says so.
+    /// Returns whether the token of the pod's service account may be sent to this kubelet without `--kubelet-token`.
     pub fn may_have_own_token(&self) -> bool {
         let is_https = self.url.scheme() == Some(&Scheme::HTTPS);
         self.is_verified() || (is_https && self.is_loopback())
     }
 
-    /// Whether the kubelet proves who it is.
+    /// Returns whether the kubelet's certificate is verified.
     pub fn is_verified(&self) -> bool {
         self.url.scheme() == Some(&Scheme::HTTPS) && !self.insecure
     }
 }
 
-/// How to find an API server.
+/// The credentials of an API server, and what is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiServer {
-    /// A kubeconfig; none: as kubectl finds it, else the pod's own account.
+    /// The path of a kubeconfig. The default is the kubeconfig that kubectl would use, or else the pod's service account.
     pub kubeconfig: Option<PathBuf>,
-    /// Not its current context but this one.
+    /// The context to use instead of the current one.
     pub context: Option<String>,
-    /// Only pods of this node.
+    /// Whether only the pods of this node are watched.
     pub this_node: bool,
 }
 
-/// What the flags ask for. By default what is on this node; nothing when no names are wanted.
-pub(super) fn sources(flags: &Flags) -> Result<Vec<Source>, Refusal> {
-    let named = named(flags)?;
+/// Returns the sources that the flags name, or else those of this node. With `--no-resolve`, there are none.
+pub(super) fn sources(flags: &Names) -> Result<Vec<SourceConfig>, ConfigError> {
+    let named = named_sources(flags)?;
     if flags.no_resolve || !named.is_empty() {
-        return Ok(named.into_iter().map(|origin| Source { named: true, origin }).collect());
+        return Ok(named
+            .into_iter()
+            .map(|origin| SourceConfig { named: true, origin })
+            .collect());
     }
-    let places = [
-        Origin::Cri(sockets()),
-        Origin::Kubelet(Kubelet::at(Uri::from_static(KUBELET))),
+    let local = [
+        Origin::Cri(cri_sockets()),
+        Origin::Kubelet(Kubelet::at(Uri::from_static(LOCAL_KUBELET))),
         Origin::PodLogs,
     ];
-    Ok(places.map(|origin| Source { named: false, origin }).into())
+    Ok(local.map(|origin| SourceConfig { named: false, origin }).into())
 }
 
-fn named(flags: &Flags) -> Result<Vec<Origin>, Refusal> {
+fn named_sources(flags: &Names) -> Result<Vec<Origin>, ConfigError> {
     let cri = flags.cri.as_ref().map(|socket| match socket {
-        // As the kubelet's own flag has it.
+        // The kubelet's flag --container-runtime-endpoint has the form unix:///path.
         Some(socket) => {
             let path = socket.to_str().and_then(|text| text.strip_prefix("unix://"));
             Origin::Cri(vec![path.map_or_else(|| socket.clone(), PathBuf::from)])
         }
-        None => Origin::Cri(sockets()),
+        None => Origin::Cri(cri_sockets()),
     });
     let kubelet = flags
         .kubelet
@@ -156,69 +156,42 @@ fn named(flags: &Flags) -> Result<Vec<Origin>, Refusal> {
         .collect())
 }
 
-fn sockets() -> Vec<PathBuf> {
-    SOCKETS.map(PathBuf::from).into()
+fn cri_sockets() -> Vec<PathBuf> {
+    CRI_SOCKETS.map(PathBuf::from).into()
 }
 
-fn kubelet(url: Option<&Uri>, flags: &Flags) -> Result<Kubelet, Refusal> {
+fn kubelet(url: Option<&Uri>, flags: &Names) -> Result<Kubelet, ConfigError> {
     let kubelet = Kubelet {
         token: flags.kubelet_token.clone(),
         ca: flags.kubelet_ca.clone(),
         identity: flags.kubelet_cert.clone().zip(flags.kubelet_key.clone()),
         insecure: flags.kubelet_insecure,
-        ..Kubelet::at(url.cloned().unwrap_or_else(|| Uri::from_static(KUBELET)))
+        ..Kubelet::at(url.cloned().unwrap_or_else(|| Uri::from_static(LOCAL_KUBELET)))
     };
-    let plain = kubelet.url.scheme() == Some(&Scheme::HTTP);
-    let of_tls = [
+    let is_plain = kubelet.url.scheme() == Some(&Scheme::HTTP);
+    let requires_tls = [
         (flags.kubelet_ca.is_some(), "--kubelet-ca"),
         (flags.kubelet_cert.is_some(), "--kubelet-cert"),
         (flags.kubelet_insecure, "--kubelet-insecure"),
     ];
-    if let Some((_, flag)) = of_tls.iter().find(|(given, _)| plain && *given) {
-        return Err(Refusal(format!(
-            "{flag} has no meaning with --kubelet={}: http has no certificates",
+    if let Some((_, flag)) = requires_tls.iter().find(|(is_given, _)| is_plain && *is_given) {
+        return Err(ConfigError::new(format!(
+            "{flag} cannot be used with --kubelet={}: http has no certificates",
             kubelet.url
         )));
     }
     if kubelet.token.is_some() && !kubelet.is_verified() && !kubelet.is_loopback() {
-        let unverified = if plain {
+        let unverified = if is_plain {
             "--kubelet=http://…"
         } else {
             "--kubelet-insecure"
         };
-        return Err(Refusal(format!(
-            "--kubelet-token cannot be used with {unverified}: on another machine, a token is sent only to a kubelet whose certificate is verified"
+        return Err(ConfigError::new(format!(
+            "--kubelet-token cannot be used with {unverified}: a token is sent to another machine only if the kubelet's \
+             certificate is verified"
         )));
     }
     Ok(kubelet)
-}
-
-/// A kubelet's URL: http or https, and a host; by default its port is 10250, or 10255 for http, and its path `/pods`.
-pub(crate) fn kubelet_url(text: &str) -> Result<Uri, String> {
-    const HOW: &str = "write https://HOST:10250/pods, or http://HOST:10255/pods for the read-only port";
-    let with_scheme = if text.contains("://") {
-        text.to_owned()
-    } else {
-        format!("https://{text}")
-    };
-    let mut parts = with_scheme.parse::<Uri>().map_err(|_| HOW.to_owned())?.into_parts();
-    let port = match parts.scheme.as_ref().map(Scheme::as_str) {
-        Some("https") => 10250,
-        Some("http") => 10255,
-        _ => return Err(HOW.to_owned()),
-    };
-    let authority = parts
-        .authority
-        .filter(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'));
-    let authority = authority.ok_or(HOW)?;
-    parts.authority = Some(match authority.port() {
-        Some(_) => authority,
-        None => format!("{authority}:{port}").parse().map_err(|_| HOW.to_owned())?,
-    });
-    if parts.path_and_query.as_ref().is_none_or(|path| path == "/") {
-        parts.path_and_query = Some(PathAndQuery::from_static(PODS));
-    }
-    Uri::from_parts(parts).map_err(|_| HOW.to_owned())
 }
 
 #[cfg(test)]
@@ -226,33 +199,36 @@ mod tests {
     use super::super::tests::parsed;
     use super::*;
 
-    fn asked(arguments: &str) -> Result<Vec<Source>, String> {
-        sources(&parsed(arguments).names).map_err(|refusal| refusal.to_string())
+    fn parse(arguments: &str) -> Result<Vec<SourceConfig>, String> {
+        sources(&parsed(arguments).names).map_err(|error| error.to_string())
     }
 
-    fn one(arguments: &str) -> Origin {
-        let mut sources = asked(arguments).unwrap();
+    fn parse_single(arguments: &str) -> Origin {
+        let mut sources = parse(arguments).unwrap();
         assert!(sources.len() == 1 && sources[0].named, "{arguments}: {sources:?}");
         sources.remove(0).origin
     }
 
     #[test]
-    fn without_flags_what_is_on_this_node() {
-        let sources = asked("").unwrap();
+    fn default_sources_are_those_of_this_node() {
+        let sources = parse("").unwrap();
         assert!(sources.iter().all(|source| !source.named));
         let has_api_server = sources
             .iter()
             .any(|source| matches!(source.origin, Origin::ApiServer(_) | Origin::File(_)));
         assert_eq!((sources.len(), has_api_server), (3, false));
-        assert_eq!(asked("--no-resolve"), Ok(vec![]));
+        assert_eq!(parse("--no-resolve"), Ok(vec![]));
     }
 
     #[test]
-    fn what_is_named_is_all_that_is_asked() {
-        assert_eq!(one("--cri"), Origin::Cri(sockets()));
-        assert_eq!(one("--cri=/x.sock"), Origin::Cri(vec!["/x.sock".into()]));
-        assert_eq!(one("--cri=unix:///x.sock"), Origin::Cri(vec!["/x.sock".into()]));
-        assert_eq!(one("--pods-file p.json"), Origin::File("p.json".into()));
+    fn named_sources_replace_the_default_ones() {
+        assert_eq!(parse_single("--cri"), Origin::Cri(cri_sockets()));
+        assert_eq!(parse_single("--cri=/x.sock"), Origin::Cri(vec!["/x.sock".into()]));
+        assert_eq!(
+            parse_single("--cri=unix:///x.sock"),
+            Origin::Cri(vec!["/x.sock".into()])
+        );
+        assert_eq!(parse_single("--pods-file p.json"), Origin::File("p.json".into()));
         let api_server = |kubeconfig: Option<&str>, context: Option<&str>, this_node| {
             Origin::ApiServer(ApiServer {
                 kubeconfig: kubeconfig.map(PathBuf::from),
@@ -260,20 +236,20 @@ mod tests {
                 this_node,
             })
         };
-        assert_eq!(one("--kubeconfig"), api_server(None, None, false));
+        assert_eq!(parse_single("--kubeconfig"), api_server(None, None, false));
         assert_eq!(
-            one("--kubeconfig=k --context c --this-node"),
+            parse_single("--kubeconfig=k --context c --this-node"),
             api_server(Some("k"), Some("c"), true)
         );
-        assert_eq!(asked("--cri --kubelet --kubeconfig --pods-file p").unwrap().len(), 4);
+        assert_eq!(parse("--cri --kubelet --kubeconfig --pods-file p").unwrap().len(), 4);
     }
 
     #[test]
-    fn a_kubelet_is_asked_as_the_flags_say() {
-        let default = Kubelet::at(Uri::from_static(KUBELET));
-        assert_eq!(one("--kubelet"), Origin::Kubelet(default.clone()));
+    fn kubelet_flags_set_its_credentials() {
+        let default = Kubelet::at(Uri::from_static(LOCAL_KUBELET));
+        assert_eq!(parse_single("--kubelet"), Origin::Kubelet(default.clone()));
         assert_eq!(
-            one("--kubelet --kubelet-token t --kubelet-ca c"),
+            parse_single("--kubelet --kubelet-token t --kubelet-ca c"),
             Origin::Kubelet(Kubelet {
                 token: Some("t".into()),
                 ca: Some("c".into()),
@@ -281,7 +257,7 @@ mod tests {
             })
         );
         assert_eq!(
-            one("--kubelet=10.0.0.5 --kubelet-cert c --kubelet-key k --kubelet-insecure"),
+            parse_single("--kubelet=10.0.0.5 --kubelet-cert c --kubelet-key k --kubelet-insecure"),
             Origin::Kubelet(Kubelet {
                 identity: Some(("c".into(), "k".into())),
                 insecure: true,
@@ -291,31 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_are_completed_or_refused() {
-        let cases = [
-            ("https://127.0.0.1:10250/pods", Some(KUBELET)),
-            ("https://127.0.0.1", Some(KUBELET)),
-            ("127.0.0.1:10250", Some(KUBELET)),
-            ("http://n1", Some("http://n1:10255/pods")),
-            ("http://n1:80/", Some("http://n1:80/pods")),
-            (
-                "https://[fd00::1]/runningpods/",
-                Some("https://[fd00::1]:10250/runningpods/"),
-            ),
-            ("ftp://n1", None),
-            ("https://", None),
-            ("https://user:secret@n1", None),
-            ("not a url", None),
-            ("", None),
-        ];
-        for (text, expected) in cases {
-            let url = kubelet_url(text).ok().map(|url| url.to_string());
-            assert_eq!(url.as_deref(), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn own_token_goes_to_a_verified_kubelet_or_over_tls_to_this_machine() {
+    fn own_token_requires_verified_kubelet_or_tls_to_this_machine() {
         for (url, insecure, expected) in [
             ("https://n1:10250/pods", false, true),
             ("https://n1:10250/pods", true, false),
@@ -334,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_kept_from_whom_they_might_not_be_for() {
+    fn token_is_refused_for_unverified_kubelet_elsewhere() {
         for arguments in [
             "--kubelet --kubelet-token t --kubelet-insecure",
             "--kubelet=https://[::1] --kubelet-token t --kubelet-insecure",
@@ -342,7 +294,7 @@ mod tests {
             "--kubelet=n1 --kubelet-token t",
             "--kubelet=http://n1",
         ] {
-            assert!(asked(arguments).is_ok(), "{arguments}");
+            assert!(parse(arguments).is_ok(), "{arguments}");
         }
         for (arguments, parts) in [
             (
@@ -356,7 +308,7 @@ mod tests {
                 ["--kubelet-insecure", "http://n1"],
             ),
         ] {
-            let refused = asked(arguments).unwrap_err();
+            let refused = parse(arguments).unwrap_err();
             assert!(
                 parts.iter().all(|part| refused.contains(part)),
                 "{arguments}: {refused}"

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
-use crate::config::{Common, Level};
+use crate::config::{CommonLabels, Level};
 use crate::record::{Direction, Pod, Record, Service};
 use crate::rfc3339::Rfc3339;
 
@@ -38,7 +38,7 @@ impl Party {
         }
     }
 
-    fn new(pod: Option<&Pod>, is_mutual_tls: bool, common: &Common) -> Self {
+    fn new(pod: Option<&Pod>, is_mutual_tls: bool, common: &CommonLabels) -> Self {
         let unknown: Arc<str> = UNKNOWN.into();
         let Some(pod) = pod else {
             return Self::all(&unknown);
@@ -205,7 +205,7 @@ pub struct Labels {
 
 impl Labels {
     /// Those of `record` at `level`.
-    pub fn new(record: &Record, level: Level, common: &Common) -> Self {
+    pub fn new(record: &Record, level: Level, common: &CommonLabels) -> Self {
         let is_mutual_tls = record.is_mutual_tls();
         let party = |pod: &Option<Arc<Pod>>| Party::new(pod.as_deref(), is_mutual_tls, common);
         let (names, dst) = (&record.names, record.dst);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::exposition::Exposition;
 use super::*;
-use crate::config::Common;
+use crate::config::CommonLabels;
 use crate::deltas::Deltas;
 use crate::render::allocations::allocations_of;
 use crate::render::testing;
@@ -15,12 +15,12 @@ use crate::render::testing;
 /// Series by name and labels.
 type Read = BTreeMap<String, f64>;
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> SeriesConfig {
+    SeriesConfig {
         levels: vec![Level::Workload, Level::Service],
         max_series: 20_000,
         idle: Duration::from_secs(600),
-        common: Common {
+        common: CommonLabels {
             cluster: "Kubernetes".into(),
             trust_domain: "cluster.local".into(),
             compat: false,
@@ -49,7 +49,7 @@ impl Run {
     }
 }
 
-fn metrics(settings: Settings) -> Run {
+fn metrics(settings: SeriesConfig) -> Run {
     Run {
         metrics: Metrics::new(settings, &testing::info()),
         deltas: Deltas::default(),
@@ -233,7 +233,7 @@ fn levels_can_be_switched() {
         (Level::Connection, "kmesh_tcp_connection_sent_bytes_total"),
     ];
     for (level, _) in families {
-        let mut metrics = metrics(Settings {
+        let mut metrics = metrics(SeriesConfig {
             levels: vec![level],
             ..settings()
         });
@@ -270,7 +270,7 @@ fn scattered(connections: u64) -> impl Iterator<Item = Record> {
 
 #[test]
 fn bytes_are_counted_once_at_every_level() {
-    let mut metrics = metrics(Settings {
+    let mut metrics = metrics(SeriesConfig {
         levels: vec![Level::Workload, Level::Service, Level::Connection],
         max_series: 200,
         ..settings()
@@ -322,7 +322,7 @@ fn from_pod(number: u64) -> Record {
 fn many_destinations_fold_into_what_there_is_room_for() {
     const DESTINATIONS: u64 = 6 * MOST_ROUTES as u64;
     let sent = 5.0 * DESTINATIONS as f64;
-    let mut metrics = metrics(Settings {
+    let mut metrics = metrics(SeriesConfig {
         max_series: 1_000,
         ..settings()
     });

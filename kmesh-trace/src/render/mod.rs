@@ -24,7 +24,7 @@ pub use log::Log;
 pub use rollup::RollupJson;
 pub use stdout::{Stdout, explain};
 
-use crate::config::{Config, Output, Rolled};
+use crate::config::{Config, Output, RollupConfig};
 use crate::deltas::Delta;
 use crate::note::NamesFrom;
 use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
@@ -79,12 +79,12 @@ pub fn stdout_sink(config: &Config, info: &RunInfo, names: &NamesFrom) -> Option
 }
 
 fn sink(config: &Config, info: &RunInfo, names: &NamesFrom, out: Stdout) -> Option<Box<dyn Sink>> {
-    Some(match (config.output, &config.rolled) {
+    Some(match (config.output, &config.rollup) {
         (Output::Log, _) => Box::new(Log::new(config.events, config.color, out)),
         (Output::Json, Some(rolled)) => Box::new(RollupJson::new(rolled.settings, info, out)),
         (Output::Json, None) => Box::new(Json::new(config.events, info, out)),
         (Output::Table, Some(rolled)) => {
-            let Rolled {
+            let RollupConfig {
                 settings, sort, top, ..
             } = rolled;
             Box::new(table::Blocks::new(

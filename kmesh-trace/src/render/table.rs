@@ -5,7 +5,6 @@
 
 mod columns;
 mod header;
-pub mod sort;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -21,9 +20,8 @@ use crate::filter::Filter;
 use crate::note::NamesFrom;
 use crate::record::{ConnId, Lost, Record, RunInfo, WallTime};
 use crate::rfc3339::Rfc3339;
-use crate::rollup::{Rollup, Row, Settings, Window};
+use crate::rollup::{Rollup, Row, Settings, Sort, Window};
 use columns::{Change, Layout, PLAIN_WIDTH, Shown};
-use sort::Sort;
 use view::{Ask, compared};
 
 /// Connections that are told of one by one in a window, for who looks at those of a group.

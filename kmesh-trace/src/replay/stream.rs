@@ -6,10 +6,10 @@ use std::io::{self, Read, Seek};
 use anyhow::{Context, Result, bail};
 
 use crate::blocking_io::Blocking;
+use crate::capture::Header;
 use crate::capture::lines::{Damage, Lines, Step};
 use crate::capture::parse::{Line, Parser};
-use crate::capture::{Header, Place};
-use crate::config::{TimeBound, TimeRange};
+use crate::config::{CapturePath, TimeBound, TimeRange};
 use crate::note::say;
 use crate::record::{Event, LossReason, Record, Summary, WallTime};
 
@@ -29,13 +29,13 @@ enum Source {
 
 impl Input {
     /// Opens the capture at `place`.
-    pub fn open(place: &Place) -> Result<Self> {
+    pub fn open(place: &CapturePath) -> Result<Self> {
         Ok(match place {
-            Place::Pipe => Self {
+            CapturePath::Pipe => Self {
                 name: "standard input".to_owned(),
                 source: Source::Pipe(Box::new(Blocking(io::stdin()))),
             },
-            Place::File(path) => {
+            CapturePath::File(path) => {
                 let name = path.display().to_string();
                 let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
                 Self {

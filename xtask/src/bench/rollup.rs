@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use kmesh_trace::deltas::Deltas;
 use kmesh_trace::record::{Event, Record, WallTime};
 use kmesh_trace::rollup::{By, Key, Rollup, Settings, Window};
 
@@ -67,8 +68,8 @@ struct Told {
 }
 
 impl Told {
-    fn add(&mut self, window: Option<Window>) {
-        if let Some(window) = window {
+    fn add(&mut self, windows: Vec<Window>) {
+        for window in windows {
             self.windows += 1;
             self.rows += window.rows.len();
             self.closed += window.rows.iter().map(|row| row.sums.closed).sum::<u64>();
@@ -85,14 +86,14 @@ fn offer(record: &Record, args: &Args) -> Told {
         interval,
         max_groups: args.max_groups,
     });
-    let mut told = Told::default();
+    let (mut told, mut deltas) = (Told::default(), Deltas::default());
     let step = 5 * interval.as_nanos() as i64 / i64::from(args.groups.max(1));
     for at in 0..args.groups {
         record.id.cookie = u64::from(at) + 1;
         record.src.set_ip(Ipv4Addr::from(at).into());
         record.time = WallTime(i64::from(at) * step);
-        told.add(rollup.take(&record));
+        told.add(rollup.take(&record, &deltas.take(&record)));
     }
-    told.add(rollup.complete(WallTime(i64::MAX)));
+    told.add(rollup.watermark(WallTime::MAX));
     told
 }

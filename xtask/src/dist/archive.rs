@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use kmesh_trace::completions::Shell;
+use kmesh_trace::cli::Shell;
+use kmesh_trace::completions;
 use sha2::{Digest, Sha256};
 
 use super::{Made, third_party};
@@ -44,7 +45,7 @@ pub fn pack(arch: Arch, profile: &'static str, root: &Path, out: &Path, tool: &P
     }
     for (shell, to) in COMPLETIONS {
         let mut script = Vec::new();
-        shell.write(&mut script)?;
+        completions::write(shell, &mut script)?;
         write(&folder, to, &script)?;
     }
     write(&folder, "THIRD-PARTY", third_party::text(arch, root)?.as_bytes())?;

@@ -11,7 +11,7 @@ use super::error::SourceError;
 use super::poll::PollSource;
 use super::reporter::{Reporter, Store};
 use super::{cri, kubelet, label, podlogs};
-use crate::config::{Origin, Source};
+use crate::config::{Origin, SourceConfig};
 use crate::names::update::{Change, Kind, Scope, SourceId, SourceUpdate};
 use crate::privileges::{HELPS, has};
 
@@ -19,7 +19,7 @@ use crate::privileges::{HELPS, has};
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Returns a line for each capability that helps, for each source of this node, and for the API server.
-pub fn check(sources: &[Source]) -> std::io::Result<String> {
+pub fn check(sources: &[SourceConfig]) -> std::io::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut text = String::new();
     for help in HELPS {

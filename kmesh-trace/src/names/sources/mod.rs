@@ -43,7 +43,7 @@ use self::poll::Poll;
 use self::reporter::{Reporter, Store};
 use super::objects::file::{self, PodsFile};
 use super::update::{Kind, Scope, SourceId, SourceUpdate};
-use crate::config::{Origin, Source as SourceConfig};
+use crate::config::{Origin, SourceConfig};
 use crate::note::NamesFrom;
 use crate::record::WallTime;
 
@@ -237,7 +237,7 @@ fn prepare(config: &SourceConfig, requests: &RefreshRequests) -> Result<Prepared
         }
     };
     Ok(PreparedSource {
-        state: SourceState::new(label, config.origin.word(), config.named),
+        state: SourceState::new(label, config.origin.label(), config.named),
         start,
     })
 }

@@ -5,11 +5,10 @@ use std::cmp::Ordering;
 use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table, Width};
 
-use super::sort::{Key, Sort};
 use super::text::{self, Name};
 use super::units;
 use crate::record::Direction;
-use crate::rollup::Row;
+use crate::rollup::{Row, Sort, SortKey};
 
 /// Width of a table that nobody looks at in a terminal: all columns, and names as long as they come.
 pub const PLAIN_WIDTH: usize = 200;
@@ -40,22 +39,22 @@ pub enum Column {
 impl Column {
     /// In the order of the screen: the title, the width besides names, the sort key, and at which place it gives way: the
     /// highest first, 0 never.
-    const ALL: [(Self, &'static str, usize, Option<Key>, u8); 15] = [
+    const ALL: [(Self, &'static str, usize, Option<SortKey>, u8); 15] = [
         (Self::Mark, "END", 4, None, 0),
-        (Self::Client, "CLIENT", 0, Some(Key::Group), 0),
+        (Self::Client, "CLIENT", 0, Some(SortKey::Group), 0),
         (Self::Server, "SERVER", 0, None, 0),
-        (Self::Open, "OPEN+TRY", 8, Some(Key::Open), 0),
-        (Self::Opened, "OPENED", 6, Some(Key::Opened), 4),
-        (Self::Closed, "CLOSED", 6, Some(Key::Closed), 3),
-        (Self::Failed, "FAILED", 12, Some(Key::Failed), 0),
-        (Self::Sent, "SENT", 10, Some(Key::SentBytes), 1),
-        (Self::Received, "RECEIVED", 10, Some(Key::ReceivedBytes), 2),
+        (Self::Open, "OPEN+TRY", 8, Some(SortKey::Open), 0),
+        (Self::Opened, "OPENED", 6, Some(SortKey::Opened), 4),
+        (Self::Closed, "CLOSED", 6, Some(SortKey::Closed), 3),
+        (Self::Failed, "FAILED", 12, Some(SortKey::Failed), 0),
+        (Self::Sent, "SENT", 10, Some(SortKey::SentBytes), 1),
+        (Self::Received, "RECEIVED", 10, Some(SortKey::ReceivedBytes), 2),
         (Self::Median, "P50", 6, None, 7),
-        (Self::Slow, "P95", 6, Some(Key::DurationQuantilesNs), 5),
-        (Self::Connect, "HSHK95", 6, Some(Key::ConnectQuantilesNs), 6),
-        (Self::Srtt, "SRTT", 6, Some(Key::SrttQuantilesUs), 8),
-        (Self::Retransmitted, "RETR", 5, Some(Key::Retransmits), 10),
-        (Self::Lost, "LOST", 5, Some(Key::LostSegments), 9),
+        (Self::Slow, "P95", 6, Some(SortKey::DurationQuantilesNs), 5),
+        (Self::Connect, "HSHK95", 6, Some(SortKey::ConnectQuantilesNs), 6),
+        (Self::Srtt, "SRTT", 6, Some(SortKey::SrttQuantilesUs), 8),
+        (Self::Retransmitted, "RETR", 5, Some(SortKey::Retransmits), 10),
+        (Self::Lost, "LOST", 5, Some(SortKey::LostSegments), 9),
     ];
 }
 
@@ -113,7 +112,7 @@ impl Layout {
     }
 
     /// The sort keys of these columns, in their order.
-    pub fn sort_keys(&self) -> impl Iterator<Item = Key> {
+    pub fn sort_keys(&self) -> impl Iterator<Item = SortKey> {
         let of = |column| Column::ALL.iter().find(move |(one, ..)| *one == column)?.3;
         self.columns.iter().filter_map(move |&(column, _)| of(column))
     }
@@ -155,7 +154,7 @@ impl Layout {
         let found = Column::ALL.iter().find(|(one, ..)| *one == column);
         let (title, key) = found.map_or(("", None), |(_, title, _, key, _)| (*title, *key));
         let is_sorted = match sort.key {
-            Key::Bytes => matches!(key, Some(Key::SentBytes | Key::ReceivedBytes)),
+            SortKey::Bytes => matches!(key, Some(SortKey::SentBytes | SortKey::ReceivedBytes)),
             key_of_sort => key == Some(key_of_sort),
         };
         let mark = if sort.descending { "▼" } else { "▲" };
@@ -277,8 +276,8 @@ pub fn order(one: &Row, two: &Row, sort: Sort) -> Ordering {
     let by_key = sort.key.compare(&one.sums, &two.sums);
     let by_group = || (one.group.is_other(), &one.group).cmp(&(two.group.is_other(), &two.group));
     match (sort.key, sort.descending) {
-        (Key::Group, false) => by_group(),
-        (Key::Group, true) => by_group().reverse(),
+        (SortKey::Group, false) => by_group(),
+        (SortKey::Group, true) => by_group().reverse(),
         (_, false) => by_key.then_with(by_group),
         (_, true) => by_key.reverse().then_with(by_group),
     }

@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::sort::Key as SortKey;
 use super::view::{Begin, View};
 use super::*;
-use crate::config::typed_filter;
+use crate::config::parse_prompt_filter;
 use crate::deltas::Deltas;
 use crate::record::{ConnId, Direction, Event, Names, Outcome, WallTime};
 use crate::render::testing;
-use crate::rollup::{By, Key};
+use crate::rollup::{By, Key, SortKey};
 
 const SECOND: i64 = 1_000_000_000;
 /// 2024-09-14T08:19:25Z, the beginning of a window.
@@ -32,7 +31,7 @@ fn begin() -> Begin {
         sort: Sort::default(),
         top: None,
         color: false,
-        parse: typed_filter,
+        parse: parse_prompt_filter,
     }
 }
 
@@ -250,7 +249,7 @@ fn a_filter_is_typed_as_on_the_command_line() {
     assert_eq!(type_text(&mut view, "\n"), None);
     assert!(view.lines()[39].contains("--port"), "{}", view.lines()[39]);
     press(&mut view, &[KeyCode::Backspace]);
-    let expected = typed_filter("--port 443").unwrap();
+    let expected = parse_prompt_filter("--port 443").unwrap();
     assert_eq!(type_text(&mut view, "443\n"), Some(Ask::Filter(Box::new(expected))));
     assert!(view.lines()[1].ends_with("only --port 443"), "{}", view.lines()[1]);
     press(&mut view, &[KeyCode::Char('/'), KeyCode::Esc]);

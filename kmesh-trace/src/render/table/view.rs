@@ -6,10 +6,9 @@ use std::sync::Arc;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::columns::{Change, Layout, Shown, order};
-use super::sort::Sort;
 use super::{Told, header, text};
 use crate::filter::Filter;
-use crate::rollup::{By, Group, Key, Row};
+use crate::rollup::{By, Group, Key, Row, Sort, SortKey};
 
 /// Keys that are always there, at the foot.
 const FOOT: &str = "q quit  p pause  s/S sort  g group  / filter  ↑↓ move  Enter connections  ? help";
@@ -229,14 +228,13 @@ impl View {
 
     /// The next column that is on the screen, after the last one both directions' bytes together.
     fn next_sort(&mut self) {
-        use super::sort::Key;
-        let keys: Vec<Key> = self.layout().sort_keys().chain([Key::Bytes]).collect();
+        let keys: Vec<SortKey> = self.layout().sort_keys().chain([SortKey::Bytes]).collect();
         let at = keys.iter().position(|&key| key == self.sort.key);
         let key = keys[at.map_or(0, |at| (at + 1) % keys.len())];
         self.sort = Sort {
             key,
             // Names from A to Z, of numbers the largest first.
-            descending: key != Key::Group,
+            descending: key != SortKey::Group,
         };
     }
 

@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use kmesh_trace::cli::Cli;
-use kmesh_trace::config::{Config, Surroundings};
+use kmesh_trace::config::{Config, Environment};
 use kmesh_trace::names::local::cgroup::CgroupPath;
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
@@ -12,7 +12,7 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
     if let Ok(cli) = Cli::try_parse_from(words) {
         _ = Config::new(
             &cli,
-            Surroundings {
+            Environment {
                 no_color: None,
                 stdout_is_terminal: false,
                 stdin_is_terminal: false,

@@ -1,57 +1,58 @@
-//! The order of the table's rows.
+//! The order of a window's rows.
 
 use std::cmp::Ordering;
 use std::str::FromStr;
 
 use clap::ValueEnum;
 
-use crate::rollup::{Quantiles, Sums};
+use super::groups::Sums;
+use super::quantiles::Quantiles;
 
-/// What rows can be ordered by: the keys of a `rollup` line, and both directions' bytes together.
+/// A property that orders rows: a key of a `rollup` line, or the bytes of both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
-pub enum Key {
-    /// Sent and received together
+pub enum SortKey {
+    /// Bytes of both directions
     Bytes,
-    /// Names
+    /// Names of the group
     Group,
-    /// Open now
+    /// Open connections
     Open,
-    /// Still connecting
+    /// Attempts that are waiting for an answer
     Connecting,
-    /// Became established
+    /// Connections that were established
     Opened,
-    /// Ended
+    /// Connections that ended
     Closed,
-    /// Ended with any outcome but ok
+    /// Connections that ended with an outcome other than ok
     Failed,
-    /// Sent
+    /// Bytes sent
     SentBytes,
-    /// Received
+    /// Bytes received
     ReceivedBytes,
-    /// How long they took, 95 of 100
+    /// Duration (p95)
     #[value(alias = "duration")]
     DurationQuantilesNs,
-    /// How long the handshake took, 95 of 100
+    /// Duration of the handshake (p95)
     #[value(alias = "connect")]
     ConnectQuantilesNs,
-    /// Round-trip time, 95 of 100
+    /// Round-trip time (p95)
     #[value(alias = "srtt")]
     SrttQuantilesUs,
-    /// Segments sent again
+    /// Retransmitted segments
     Retransmits,
-    /// Segments lost
+    /// Lost segments
     LostSegments,
 }
 
-impl Key {
-    /// As it is typed.
+impl SortKey {
+    /// Returns the name that a user types.
     pub fn name(self) -> String {
         self.to_possible_value()
             .map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// Compares two rows' sums by it.
+    /// Compares the sums of two rows by this key.
     pub fn compare(self, one: &Sums, two: &Sums) -> Ordering {
         let value = |sums: &Sums| match self {
             Self::Bytes => sums.sent_bytes.saturating_add(sums.received_bytes),
@@ -77,19 +78,19 @@ fn slow(quantiles: &Quantiles) -> u64 {
     quantiles.summary().map_or(0, |summary| summary.p95)
 }
 
-/// `--sort`: a key, the largest first where a `-` stands before it.
+/// The value of `--sort`: a key, with a leading `-` for the largest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sort {
-    /// By what.
-    pub key: Key,
-    /// The largest first.
+    /// The key that is compared.
+    pub key: SortKey,
+    /// Whether the row with the largest value comes first.
     pub descending: bool,
 }
 
 impl Default for Sort {
     fn default() -> Self {
         Self {
-            key: Key::Bytes,
+            key: SortKey::Bytes,
             descending: true,
         }
     }
@@ -109,12 +110,12 @@ impl FromStr for Sort {
             Some(name) => (true, name),
             None => (false, text),
         };
-        match Key::from_str(name, false) {
+        match SortKey::from_str(name, false) {
             Ok(key) => Ok(Self { key, descending }),
             Err(_) => {
-                let names: Vec<_> = Key::value_variants().iter().map(|key| key.name()).collect();
+                let names: Vec<_> = SortKey::value_variants().iter().map(|key| key.name()).collect();
                 Err(format!(
-                    "the keys are {}; a - before one: the largest first",
+                    "the keys are {}; a leading - puts the largest first",
                     names.join(", ")
                 ))
             }

@@ -1,23 +1,23 @@
-//! What each flag selects, of records of both ends. [`oracle`] then tries them all together.
-
-mod oracle;
+//! Tests of which records each flag passes. The tests in `oracle` combine flags at random.
 
 use std::sync::Arc;
 
 use clap::Parser;
 
 use super::*;
-use crate::cli::Cli;
-use crate::record::{Called, ContainerId, Event, Process, ProcessBy, Service, ServiceBy, Workload};
+use crate::config::Config;
+use crate::config::tests::{PLAIN, parsed};
+use crate::record::{
+    Called, ContainerId, Direction, Event, Names, Outcome, Pod, Process, ProcessBy, Record, Service, ServiceBy,
+    Workload,
+};
 use crate::render::testing::{comm, example, random};
 
-/// What is typed, in words without spaces, unchecked for contradictions.
 fn filter(arguments: &str) -> Filter {
-    let arguments = ["kmesh-trace"].into_iter().chain(arguments.split_whitespace());
-    Filter::from(&Cli::try_parse_from(arguments).unwrap().filters)
+    Filter::from(&parsed(arguments).filters)
 }
 
-fn process(pid: u32, name: &[u8]) -> Option<Process> {
+pub(super) fn process(pid: u32, name: &[u8]) -> Option<Process> {
     Some(Process {
         pid,
         comm: comm(name),
@@ -25,7 +25,7 @@ fn process(pid: u32, name: &[u8]) -> Option<Process> {
     })
 }
 
-/// Records by name. `web` and `web-client` are the two ends of one connection.
+/// Returns records by name. `web` and `web-client` are the two ends of one connection.
 fn records() -> [(&'static str, Record); 5] {
     let web = Record {
         direction: Direction::Inbound,
@@ -65,7 +65,7 @@ fn records() -> [(&'static str, Record); 5] {
         received_bytes: 0,
         ..example()
     };
-    // Nobody knows whose, and it is open still.
+    // An open connection of an unknown process.
     let open = Record {
         event: Event::Update,
         direction: Direction::Inbound,
@@ -83,7 +83,7 @@ fn records() -> [(&'static str, Record); 5] {
         received_bytes: 1,
         ..example()
     };
-    // With itself.
+    // A connection of a socket to itself.
     let own = Record {
         direction: Direction::Outbound,
         family: Family::Ipv4,
@@ -120,13 +120,13 @@ fn check(cases: &[(&str, &str)]) {
 }
 
 #[test]
-fn without_flags_all_pass() {
+fn default_filter_passes_every_record() {
     check(&[("", "web web-client refused open own")]);
     assert_eq!(filter(""), Filter::default());
 }
 
 #[test]
-fn ports() {
+fn port_flags_match_client_or_server_port() {
     check(&[
         ("--port 80", "web web-client"),
         ("-p 80", "web web-client"),
@@ -152,7 +152,7 @@ fn ports() {
 }
 
 #[test]
-fn addresses() {
+fn ip_flags_match_address_or_network() {
     check(&[
         ("--ip 10.0.0.1", "web web-client"),
         ("--ip 10.0.0.2", "web web-client"),
@@ -186,7 +186,7 @@ fn addresses() {
 }
 
 #[test]
-fn processes_and_containers() {
+fn process_flags_match_pid_name_or_container() {
     check(&[
         ("--pid 10", "web own"),
         ("--pid 10,20", "web web-client own"),
@@ -222,7 +222,7 @@ fn processes_and_containers() {
 }
 
 #[test]
-fn directions_and_ends() {
+fn outcome_flags_match_direction_or_outcome() {
     check(&[
         ("--direction inbound", "web open"),
         ("--direction outbound", "web-client refused own"),
@@ -239,7 +239,7 @@ fn directions_and_ends() {
     ]);
 }
 
-/// A pod of namespace `shop`, called like its workload, with label `app` of the same.
+/// Returns the pod `NAME-0` of the workload `NAME`, with the label `app=NAME`.
 fn pod(namespace: &str, kind: &str, name: &str) -> Option<Arc<Pod>> {
     Some(Arc::new(Pod {
         uid: name.into(),
@@ -257,9 +257,9 @@ fn pod(namespace: &str, kind: &str, name: &str) -> Option<Arc<Pod>> {
 }
 
 #[test]
-fn names() {
+fn name_flags_match_pod_workload_service_or_labels() {
     let [(_, mut web), (_, mut client), (_, mut lonely), ..] = records();
-    // From `shop/web` to `data/db` through a Service, and from outside to `shop/web`.
+    // One connection from shop/web to data/db through a service, and one from outside to shop/web.
     web.names.src.pod = pod("shop", "Deployment", "web");
     web.names.dst.pod = pod("data", "StatefulSet", "db");
     web.names.service = Some(Called {
@@ -316,18 +316,11 @@ fn names() {
             .filter(|(_, record)| filter.passes(record))
             .map(|(name, _)| name);
         assert_eq!(selected.collect::<Vec<_>>().join(" "), expected, "{arguments}");
-        let flag = filter.needs_names().unwrap();
-        let typed = arguments.split(' ').next().unwrap();
-        assert!(
-            flag.starts_with(typed) || ["-n", "-l"].contains(&typed),
-            "{arguments}: {flag}"
-        );
     }
-    assert_eq!(filter("--port 80 --comm nginx").needs_names(), None);
 }
 
 #[test]
-fn sizes_and_times() {
+fn min_flags_match_bytes_or_duration() {
     check(&[
         ("--min-bytes 0", "web web-client refused open own"),
         ("--min-bytes 1", "web web-client open own"),
@@ -342,90 +335,9 @@ fn sizes_and_times() {
     ]);
 }
 
+/// The values are random sequences of special characters and of parts of valid values.
 #[test]
-fn every_value_has_its_rules() {
-    fn errors<T: std::str::FromStr<Err = String>>(cases: &[(&str, &str)]) {
-        for (text, part) in cases {
-            match text.parse::<Term<T>>() {
-                Err(error) => assert!(error.contains(part), "{text:?}: {error}"),
-                Ok(_) => panic!("{text:?}"),
-            }
-        }
-    }
-    errors::<PortRange>(&[
-        ("", "missing"),
-        ("!", "missing"),
-        ("!!80", "443"),
-        ("65536", "65535"),
-        ("99999999999999999999", "65535"),
-        ("80-65536", "65535"),
-        ("9-3", "3-9"),
-        ("-3", "443"),
-        ("3-", "443"),
-        ("1-2-3", "443"),
-        ("+80", "443"),
-        (" 80", "443"),
-        ("0x50", "443"),
-        ("https", "443"),
-    ]);
-    errors::<Network>(&[
-        ("10.0.0", "10.0.0.0/8"),
-        ("010.0.0.1", "10.0.0.0/8"),
-        ("10.0.0.1:80", "10.0.0.0/8"),
-        ("[::1]", "10.0.0.0/8"),
-        ("/8", "10.0.0.0/8"),
-        ("10.0.0.0/", "0 to 32"),
-        ("10.0.0.0/+8", "0 to 32"),
-        ("10.0.0.0/33", "0 to 32"),
-        ("10.0.0.0/256", "0 to 32"),
-        ("10.0.0.0/8/8", "0 to 32"),
-        ("10.0.0.0/255.0.0.0", "0 to 32"),
-        ("::/129", "0 to 128"),
-        ("fe80::1%eth0", "zones"),
-        ("fe80::%1/10", "zones"),
-    ]);
-    errors::<Pid>(&[
-        ("0", "first is 1"),
-        ("4194304", "4194303"),
-        ("99999999999", "4194303"),
-        ("-1", "whole number"),
-        ("nginx", "--comm"),
-    ]);
-    errors::<NamePattern>(&[
-        ("a2345678901234567", "15 bytes"),
-        ("*ééééééééé*", "15 bytes"),
-        ("", "missing"),
-    ]);
-    errors::<NamespacePattern>(&[
-        ("Shop", "lower-case"),
-        ("shop/web", "lower-case"),
-        ("my_shop", "lower-case"),
-        (&"a".repeat(254), "253"),
-    ]);
-    errors::<PodPattern>(&[
-        ("Web", "lower-case"),
-        ("/web", "lower-case"),
-        ("shop/", "lower-case"),
-        ("a/b/c", "lower-case"),
-    ]);
-    errors::<WorkloadPattern>(&[
-        ("Deploy-ment/web", "a kind"),
-        ("/web", "a kind"),
-        ("Deployment/Web", "lower-case"),
-    ]);
-    errors::<ServicePattern>(&[("web:80", "lower-case"), ("shop/web:80", "lower-case")]);
-    errors::<IdPrefix>(&[
-        ("web", "hexadecimal"),
-        ("containerd://", "hexadecimal"),
-        (&"a".repeat(65), "64 digits"),
-    ]);
-    assert!("a23456789012345*".parse::<Term<NamePattern>>().is_ok());
-    assert!("4194303".parse::<Term<Pid>>().is_ok());
-}
-
-/// Strings that are nearly values: every character that means something, and some that mean nothing.
-#[test]
-fn no_string_panics() {
+fn random_values_do_not_panic() {
     const PIECES: [&str; 30] = [
         "=", "(", ")", "in", "<", "Pod", "!", "-", ",", "*", "/", ":", "::", ".", "%", "0", "1", "80", "255", "65536",
         "ffff", "10.0.0.1", "fd00::1", "é", "\u{202e}", " ", "k", "Mi", "ms", "nginx",
@@ -460,9 +372,99 @@ fn no_string_panics() {
         if let Ok(cli) = Cli::try_parse_from(["kmesh-trace".to_owned(), format!("{flag}={value}")]) {
             let filter = Filter::from(&cli.filters);
             all.iter().for_each(|(_, record)| _ = filter.passes(record));
-            _ = filter.contradiction(Event::ALL);
             accepted += 1;
         }
     }
     assert!(accepted > 1000, "{accepted}");
+}
+
+#[test]
+fn flags_that_contradict_each_other_are_refused_with_the_reason() {
+    let cases: &[(&str, &[&str])] = &[
+        ("-4 --ip ::1", &["-4", "--ip ::1", "an IPv6 address"]),
+        ("-4 --ip ::1,fd00::/8", &["-4", "--ip ::1", "an IPv6 address"]),
+        (
+            "-6 --from-ip 10.0.0.0/8",
+            &["-6", "--from-ip 10.0.0.0/8", "an IPv4 address"],
+        ),
+        (
+            "-6 --to-ip ::ffff:10.0.0.1",
+            &["-6", "--to-ip 10.0.0.1", "an IPv4 address"],
+        ),
+        ("--pod web --no-resolve", &["--pod", "--no-resolve", "by names"]),
+        ("-n shop --no-resolve", &["--namespace", "--no-resolve", "by names"]),
+        ("--no-resolve --to-pod web", &["--to-pod", "--no-resolve", "by names"]),
+        ("-l app --no-resolve", &["--selector", "--no-resolve", "by names"]),
+        (
+            "--service !web --no-resolve",
+            &["--service", "--no-resolve", "by names"],
+        ),
+    ];
+    for (arguments, parts) in cases {
+        let error = Config::new(&parsed(arguments), PLAIN).unwrap_err().to_string();
+        for part in *parts {
+            assert!(error.contains(part), "{arguments}: {part}: {error}");
+        }
+    }
+}
+
+#[test]
+fn flags_that_may_match_are_accepted() {
+    let cases = [
+        "-4",
+        "-6 --ip ::1",
+        "-4 --ip ::ffff:10.0.0.1",
+        "-4 --ip ::1,10.0.0.1",
+        "-4 --ip !::1",
+        "--from-ip ::1 --to-ip 127.0.0.1",
+        "--ip 0.0.0.0/0,::/0",
+        "--port 0",
+        "--port 65535",
+        "--port 80,!80",
+        "--pid 1,!2",
+        "--comm !*",
+        "-n shop,!shop-*",
+        "-l app=a --from-selector app=b",
+        "--direction inbound --outcome refused",
+        "--events open --failed",
+        "--min-bytes 0",
+        "--min-duration 0s",
+        "--no-resolve --port 80 --comm nginx --container 3f",
+    ];
+    for arguments in cases {
+        let config = Config::new(&parsed(arguments), PLAIN);
+        assert!(config.is_ok(), "{arguments}: {config:?}");
+    }
+}
+
+#[test]
+fn every_name_flag_is_refused_with_no_resolve() {
+    let stems = ["namespace", "pod", "workload", "selector"];
+    let variants = stems
+        .iter()
+        .flat_map(|stem| ["", "from-", "to-"].map(|end| format!("--{end}{stem}")));
+    for flag in variants.chain(["--service".to_owned()]) {
+        let cli = parsed(&format!("{flag} web --no-resolve"));
+        let error = Config::new(&cli, PLAIN).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{flag} ")), "{flag}: {error}");
+    }
+}
+
+#[test]
+fn prompt_filter_has_the_flags_of_the_command_line() {
+    for text in ["", "  ", "--port 443", "-4 --failed --comm 'n*'", "-p !443,80"] {
+        assert!(parse_prompt_filter(text).is_ok(), "{text}");
+    }
+    assert_eq!(parse_prompt_filter(""), Ok(Filter::default()));
+    for (text, part) in [
+        ("443", "443"),
+        ("--port x", "--port"),
+        ("--prot 80", "--prot"),
+        ("-4 -6", "-4"),
+        ("-4 --ip ::1", "--ip"),
+        ("--help", "--help"),
+    ] {
+        let error = parse_prompt_filter(text).unwrap_err();
+        assert!(error.contains(part) && !error.contains('\n'), "{text}: {error}");
+    }
 }

@@ -1,14 +1,18 @@
-//! The same rules once more, as simple and slow as they can be put, over what is typed: for thousands of random filters
-//! both must say the same of every record. [`refused`]: and what is refused must be just what no record passes.
-
-mod refused;
+//! A second implementation of the filter flags, as simple as possible, over the text of the flags. For thousands of random
+//! filters, it must pass the same records as [`Filter`].
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use clap::Parser;
+
+use super::tests::process;
 use super::*;
-use crate::record::{Called, End, Service, ServiceBy, Workload};
+use crate::record::{
+    Called, ContainerId, Direction, End, Event, Names, Outcome, Pod, Record, Service, ServiceBy, Workload,
+};
+use crate::render::testing::{example, random};
 
 const FLAGS: [&str; 29] = [
     "--namespace",
@@ -111,7 +115,7 @@ const REQUIREMENTS: [&str; 10] = [
 ];
 const BYTES: [&str; 4] = ["0", "1", "1k", "2Ki"];
 
-/// Random choices.
+/// A source of random choices.
 struct Dice<F>(F);
 
 impl<F: FnMut() -> u64> Dice<F> {
@@ -142,7 +146,7 @@ impl<F: FnMut() -> u64> Dice<F> {
             "--pod" | "--from-pod" | "--to-pod" => self.one(&POD_PATTERNS).to_owned(),
             "--workload" | "--from-workload" | "--to-workload" => self.one(&WORKLOAD_PATTERNS).to_owned(),
             "--service" => self.one(&SERVICE_PATTERNS).to_owned(),
-            // They have a negation of their own.
+            // The grammar of selectors has its own negation.
             "--selector" | "--from-selector" | "--to-selector" => return self.one(&REQUIREMENTS).to_owned(),
             _ => unreachable!("{flag}"),
         };
@@ -150,7 +154,7 @@ impl<F: FnMut() -> u64> Dice<F> {
         format!("{not}{value}")
     }
 
-    /// A flag as it is typed, without spaces in its value.
+    /// Returns the flag with random values.
     fn argument(&mut self, flag: &'static str) -> (&'static str, String) {
         let value = match flag {
             "-4" | "-6" | "--failed" | "--established-only" => String::new(),
@@ -203,14 +207,6 @@ impl<F: FnMut() -> u64> Dice<F> {
         })
     }
 
-    fn any_pod(&mut self) -> Arc<Pod> {
-        loop {
-            if let Some(pod) = self.pod() {
-                return pod;
-            }
-        }
-    }
-
     fn names(&mut self) -> Names {
         let end = |dice: &mut Self| End {
             pod: dice.pod(),
@@ -235,7 +231,7 @@ impl<F: FnMut() -> u64> Dice<F> {
         }
     }
 
-    /// One that there could be.
+    /// Returns a random record that could occur.
     fn record(&mut self) -> Record {
         let src: IpAddr = self.one(&ADDRESSES).parse().unwrap();
         let dst = loop {
@@ -328,7 +324,7 @@ fn glob(pattern: &str, text: &str) -> bool {
     name(pattern.as_bytes(), text.as_bytes())
 }
 
-/// `name`, or with what stands before it.
+/// Matches `name` or `prefix/name`.
 fn qualified(pattern: &str, before: &str, text: &str) -> bool {
     match pattern.split_once('/') {
         Some((wanted, pattern)) => glob(wanted, before) && glob(pattern, text),
@@ -348,7 +344,7 @@ fn pod(flag: &str, value: &str, pod: Option<&Arc<Pod>>) -> bool {
     }
 }
 
-/// Whether labels are as all of these demand.
+/// Returns whether the labels satisfy all of these requirements.
 fn selects(requirements: &[&str], pod: Option<&Arc<Pod>>) -> bool {
     let Some(labels) = pod.and_then(|pod| pod.labels.as_ref()) else {
         return false;
@@ -369,7 +365,7 @@ fn selects(requirements: &[&str], pod: Option<&Arc<Pod>>) -> bool {
     })
 }
 
-/// Whether one value of one flag matches.
+/// Returns whether one value of one flag matches.
 fn matches(flag: &str, value: &str, record: &Record) -> bool {
     let (from, to) = (record.src, record.dst);
     let (src, dst) = (record.names.src.pod.as_ref(), record.names.dst.pod.as_ref());
@@ -417,7 +413,7 @@ fn passes(arguments: &[(&'static str, String)], record: &Record) -> bool {
         }
         "--failed" => !["", "ok"].contains(&record.outcome.map_or("", Outcome::name)),
         "--established-only" => record.established,
-        // The last one counts.
+        // The last value overrides the ones before.
         "--min-bytes" => match values[values.len() - 1] {
             "0" => true,
             "1" => record.sent_bytes + record.received_bytes > 0,
@@ -439,7 +435,7 @@ fn parsed(arguments: &[(&'static str, String)]) -> Filter {
     Filter::from(&Cli::try_parse_from(words).unwrap().filters)
 }
 
-/// Both families cannot be asked for in a [`Filter`]: `config` refuses that before.
+/// Returns whether the arguments have both `-4` and `-6`, which the command line refuses.
 fn is_both(arguments: &[(&'static str, String)]) -> bool {
     ["-4", "-6"]
         .iter()
@@ -447,29 +443,23 @@ fn is_both(arguments: &[(&'static str, String)]) -> bool {
 }
 
 #[test]
-fn both_say_the_same_of_every_record() {
+fn filter_passes_the_same_records_as_simple_implementation() {
     let mut dice = Dice(random(1));
     let records: Vec<_> = (0..1000).map(|_| dice.record()).collect();
-    let (mut passed, mut refused) = (0, 0);
+    let mut passed = 0;
     for _ in 0..5000 {
         let arguments = dice.arguments(&FLAGS);
         if is_both(&arguments) {
             continue;
         }
         let filter = parsed(&arguments);
-        let contradiction = filter.contradiction(Event::ALL);
-        refused += usize::from(contradiction.is_some());
         for _ in 0..100 {
             let record = dice.one(&records);
             let expected = passes(&arguments, &record);
             assert_eq!(filter.passes(&record), expected, "{arguments:?} {record:?}");
-            assert!(
-                !expected || contradiction.is_none(),
-                "{arguments:?} {contradiction:?} {record:?}"
-            );
             passed += usize::from(expected);
         }
     }
-    // Else this has proven little.
-    assert!(passed > 20_000 && refused > 100, "{passed} {refused}");
+    // With few passing records, the test would prove little.
+    assert!(passed > 20_000, "{passed}");
 }

@@ -1,34 +1,23 @@
-//! What a filter means: a pure rule over finished records, and the only definition there is. What the kernel sorts out
-//! earlier must be sorted out here as well.
+//! What a filter means: a pure rule over finished records. The kernel filter may only reject what this rule rejects.
 //!
-//! Each flag is a list of terms, and all flags must pass. A flag passes when one of its positive terms matches, or it has
-//! none, and none of its negated terms does. What is not known (the process of a socket, how an open connection will end)
-//! matches no term: it fails a flag with positive terms and passes one with negated terms only.
+//! Every flag must pass. A flag passes when one of its positive terms matches, or it has none, and no negated term matches.
+//! An unknown property (the process of a socket, the outcome of an open connection) matches no term.
 //!
 //! Addresses and ports are those of the socket: for a translated outbound connection, what the program dialled.
 
-mod contradiction;
-mod name;
-mod selector;
-#[cfg(test)]
-mod tests;
-mod value;
-
 use std::net::IpAddr;
 
-pub use contradiction::Contradiction;
-pub use name::{NamespacePattern, PodPattern, ServicePattern, WorkloadPattern};
-pub use selector::Selector;
-pub use value::{IdPrefix, NamePattern, Network, Pid, PortRange, Term};
-
+use super::names::{NamePattern, PodPattern, ServicePattern, WorkloadPattern};
+use super::selector::Selector;
+use super::values::{CommPattern, ContainerPrefix, Network, Pid, PortRange, Term};
 use crate::record::{Direction, Family, Names, Outcome, Pod, Record};
 
 /// The terms of one flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Terms<T> {
-    /// One of these must match, if there are any.
+    /// The positive values. If there are any, one must match.
     pub any: Vec<T>,
-    /// None of these may.
+    /// The negated values. None may match.
     pub none: Vec<T>,
 }
 
@@ -43,38 +32,38 @@ impl<T> Default for Terms<T> {
 
 impl<T> FromIterator<Term<T>> for Terms<T> {
     fn from_iter<I: IntoIterator<Item = Term<T>>>(terms: I) -> Self {
-        let mut sorted = Self::default();
+        let mut all = Self::default();
         for Term { negated, value } in terms {
             if negated {
-                sorted.none.push(value);
+                all.none.push(value);
             } else {
-                sorted.any.push(value);
+                all.any.push(value);
             }
         }
-        sorted
+        all
     }
 }
 
 impl<T> Terms<T> {
-    /// Whether the flag passes what these terms match.
+    /// Returns whether the flag passes a record, whose property `matches` compares with a value.
     pub fn pass(&self, matches: impl Fn(&T) -> bool) -> bool {
         (self.any.is_empty() || self.any.iter().any(&matches)) && !self.none.iter().any(matches)
     }
 
-    /// Whether the flag was not given.
+    /// Returns whether the flag was not given.
     pub fn is_empty(&self) -> bool {
         self.any.is_empty() && self.none.is_empty()
     }
 }
 
-/// A flag and its two variants, which are flags of their own.
+/// The terms of a flag and of its variants for one end, which are separate flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ends<T> {
-    /// The bare flag: the server's port, or the address of either end.
+    /// The terms of the bare flag. For ports it means the server's, for everything else either end's.
     pub bare: Terms<T>,
-    /// `--from-…`: the client's.
+    /// The terms of `--from-…`, for the client.
     pub from: Terms<T>,
-    /// `--to-…`: the server's.
+    /// The terms of `--to-…`, for the server.
     pub to: Terms<T>,
 }
 
@@ -88,59 +77,59 @@ impl<T> Default for Ends<T> {
     }
 }
 
-/// Selectors, which have their own negation.
+/// The label selectors. Their grammar has its own negation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selectors {
-    /// `--selector`: a pod at either end.
+    /// The selector of `--selector`, for a pod at either end.
     pub bare: Selector,
-    /// `--from-selector`: the client.
+    /// The selector of `--from-selector`, for the client's pod.
     pub from: Selector,
-    /// `--to-selector`: the server.
+    /// The selector of `--to-selector`, for the server's pod.
     pub to: Selector,
 }
 
-/// Which records are wanted. The default wants all.
+/// The conditions that a record must meet. The default passes every record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// `--port`, `--from-port`, `--to-port`.
+    /// The terms of `--port`, `--from-port` and `--to-port`.
     pub ports: Ends<PortRange>,
-    /// `--ip`, `--from-ip`, `--to-ip`.
+    /// The terms of `--ip`, `--from-ip` and `--to-ip`.
     pub networks: Ends<Network>,
-    /// `--namespace`, `--from-namespace`, `--to-namespace`: of a pod; the Service's is the server's, too.
-    pub namespaces: Ends<NamespacePattern>,
-    /// `--pod`, `--from-pod`, `--to-pod`.
+    /// The terms of `--namespace`, `--from-namespace` and `--to-namespace`. A service's namespace belongs to the server.
+    pub namespaces: Ends<NamePattern>,
+    /// The terms of `--pod`, `--from-pod` and `--to-pod`.
     pub pods: Ends<PodPattern>,
-    /// `--workload`, `--from-workload`, `--to-workload`.
+    /// The terms of `--workload`, `--from-workload` and `--to-workload`.
     pub workloads: Ends<WorkloadPattern>,
-    /// `--service`.
+    /// The terms of `--service`.
     pub service: Terms<ServicePattern>,
-    /// `--selector`, `--from-selector`, `--to-selector`.
+    /// The selectors of `--selector`, `--from-selector` and `--to-selector`.
     pub selectors: Selectors,
-    /// `-4` or `-6`.
+    /// The family that `-4` or `-6` requires.
     pub family: Option<Family>,
-    /// `--direction`.
+    /// The terms of `--direction`.
     pub direction: Terms<Direction>,
-    /// `--pid`.
+    /// The terms of `--pid`.
     pub pid: Terms<Pid>,
-    /// `--comm`.
-    pub comm: Terms<NamePattern>,
-    /// `--container`.
-    pub container: Terms<IdPrefix>,
-    /// `--outcome`.
+    /// The terms of `--comm`.
+    pub comm: Terms<CommPattern>,
+    /// The terms of `--container`.
+    pub container: Terms<ContainerPrefix>,
+    /// The terms of `--outcome`.
     pub outcome: Terms<Outcome>,
-    /// `--failed`: it has ended, and not with `ok`.
+    /// Whether the record must have an outcome other than `ok` (`--failed`).
     pub failed: bool,
-    /// `--established-only`.
+    /// Whether the connection must have been established (`--established-only`).
     pub established_only: bool,
-    /// `--min-duration`, ns; over [`Record::observed_ns`], so that a connection that began before tracing did counts with
-    /// the time that it was watched.
+    /// The minimum of [`Record::observed_ns`] (`--min-duration`). A connection that was open before tracing began counts from
+    /// the start of tracing.
     pub min_duration_ns: Option<u64>,
-    /// `--min-bytes`, over both directions together.
+    /// The minimum number of bytes of both directions together (`--min-bytes`).
     pub min_bytes: Option<u64>,
 }
 
 impl Filter {
-    /// Whether `record` is wanted.
+    /// Returns whether `record` meets all conditions.
     pub fn passes(&self, record: &Record) -> bool {
         self.family.is_none_or(|family| record.family == family)
             && self.direction.pass(|&direction| record.direction == direction)
@@ -148,11 +137,11 @@ impl Filter {
             && self.passes_addresses(record.src.ip(), record.socket_dst().ip())
             && self.passes_process(record)
             && self.passes_names(&record.names)
-            && self.passes_end(record)
-            && self.min_duration_ns.is_none_or(|least| record.observed_ns >= least)
+            && self.passes_outcome(record)
+            && self.min_duration_ns.is_none_or(|min| record.observed_ns >= min)
             && self
                 .min_bytes
-                .is_none_or(|least| record.sent_bytes.saturating_add(record.received_bytes) >= least)
+                .is_none_or(|min| record.sent_bytes.saturating_add(record.received_bytes) >= min)
     }
 
     fn passes_ports(&self, client: u16, server: u16) -> bool {
@@ -173,18 +162,18 @@ impl Filter {
         let (src, dst) = (names.src.pod.as_deref(), names.dst.pod.as_deref());
         let service = names.service.as_ref().map(|called| &*called.service);
         let namespace_of =
-            |pod: Option<&Pod>, wanted: &NamespacePattern| pod.is_some_and(|pod| wanted.matches(&pod.namespace));
-        let at_server = |wanted: &NamespacePattern| {
-            namespace_of(dst, wanted) || service.is_some_and(|service| wanted.matches(&service.namespace))
+            |pod: Option<&Pod>, pattern: &NamePattern| pod.is_some_and(|pod| pattern.matches(&pod.namespace));
+        let at_server = |pattern: &NamePattern| {
+            namespace_of(dst, pattern) || service.is_some_and(|service| pattern.matches(&service.namespace))
         };
-        passes_ends(&self.namespaces, |wanted| namespace_of(src, wanted), at_server)
+        passes_ends(&self.namespaces, |pattern| namespace_of(src, pattern), at_server)
             && passes_pods(&self.pods, src, dst, PodPattern::matches)
-            && passes_pods(&self.workloads, src, dst, |wanted, pod| {
-                pod.workload.as_ref().is_some_and(|workload| wanted.matches(workload))
+            && passes_pods(&self.workloads, src, dst, |pattern, pod| {
+                pod.workload.as_ref().is_some_and(|workload| pattern.matches(workload))
             })
             && self
                 .service
-                .pass(|wanted| service.is_some_and(|service| wanted.matches(service)))
+                .pass(|pattern| service.is_some_and(|service| pattern.matches(service)))
             && self.passes_labels(src, dst)
     }
 
@@ -199,26 +188,6 @@ impl Filter {
             && (to.is_empty() || selects(to, dst))
     }
 
-    /// The first flag that is about names, in the order of the manual.
-    pub fn needs_names(&self) -> Option<&'static str> {
-        let flags = [
-            ("--namespace", self.namespaces.bare.is_empty()),
-            ("--from-namespace", self.namespaces.from.is_empty()),
-            ("--to-namespace", self.namespaces.to.is_empty()),
-            ("--pod", self.pods.bare.is_empty()),
-            ("--from-pod", self.pods.from.is_empty()),
-            ("--to-pod", self.pods.to.is_empty()),
-            ("--workload", self.workloads.bare.is_empty()),
-            ("--from-workload", self.workloads.from.is_empty()),
-            ("--to-workload", self.workloads.to.is_empty()),
-            ("--service", self.service.is_empty()),
-            ("--selector", self.selectors.bare.is_empty()),
-            ("--from-selector", self.selectors.from.is_empty()),
-            ("--to-selector", self.selectors.to.is_empty()),
-        ];
-        flags.into_iter().find(|(_, is_empty)| !is_empty).map(|(flag, _)| flag)
-    }
-
     fn passes_process(&self, record: &Record) -> bool {
         let process = record.process.as_ref();
         self.pid.pass(|pid| process.is_some_and(|process| process.pid == pid.0))
@@ -230,7 +199,7 @@ impl Filter {
                 .pass(|prefix| record.container_id.is_some_and(|id| prefix.matches(&id)))
     }
 
-    fn passes_end(&self, record: &Record) -> bool {
+    fn passes_outcome(&self, record: &Record) -> bool {
         self.outcome.pass(|&outcome| record.outcome == Some(outcome))
             && (!self.failed || record.outcome.is_some_and(|outcome| outcome != Outcome::Ok))
             && (!self.established_only || record.established)
@@ -238,12 +207,12 @@ impl Filter {
 }
 
 fn passes_ends<T>(ends: &Ends<T>, at_client: impl Fn(&T) -> bool, at_server: impl Fn(&T) -> bool) -> bool {
-    ends.bare.pass(|wanted| at_client(wanted) || at_server(wanted))
+    ends.bare.pass(|pattern| at_client(pattern) || at_server(pattern))
         && ends.from.pass(&at_client)
         && ends.to.pass(&at_server)
 }
 
 fn passes_pods<T>(ends: &Ends<T>, src: Option<&Pod>, dst: Option<&Pod>, matches: impl Fn(&T, &Pod) -> bool) -> bool {
-    let at = |pod: Option<&Pod>, wanted: &T| pod.is_some_and(|pod| matches(wanted, pod));
-    passes_ends(ends, |wanted| at(src, wanted), |wanted| at(dst, wanted))
+    let at = |pod: Option<&Pod>, pattern: &T| pod.is_some_and(|pod| matches(pattern, pod));
+    passes_ends(ends, |pattern| at(src, pattern), |pattern| at(dst, pattern))
 }

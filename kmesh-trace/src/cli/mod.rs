@@ -1,0 +1,242 @@
+//! The command line: types for `clap` that hold each argument as a typed value.
+//!
+//! Each value is checked while it is parsed, so that `clap` names the flag in the error. [`crate::config`] decides what the
+//! arguments mean together.
+
+mod capture;
+mod filters;
+mod metrics;
+mod names;
+mod table;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use capture::{Capture, CapturePath, Rotation, TimeBound};
+pub use filters::{Filters, PromptFilter};
+pub use metrics::{Level, Metrics};
+pub use names::Names;
+pub use table::Table;
+pub use values::{BufferSize, Color, EventName, Output, Shell, Size};
+
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+const HELP_TEMPLATE: &str = "{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-help}\n";
+
+/// The end of `-h`.
+const FILTER_HELP: &str = "\
+Filters: commas and repeated flags mean OR, different flags mean AND, a leading
+! negates a value, and * matches any characters in a name.
+Try 'kmesh-trace --help' for details and examples.";
+
+/// The end of `--help`.
+const EXAMPLES_AND_STATUS: &str = "\
+Examples:
+  kmesh-trace
+          Print one line for every connection that closes, until Ctrl-C
+  kmesh-trace -o json --duration 60s > closed.jsonl
+          Save one minute of connections as JSON
+  kmesh-trace -o json | jq -r 'select(.outcome != \"ok\") | .process.comm'
+          Print the processes whose connections fail
+  kmesh-trace -o table --by service --sort -failed
+          Show the services that fail most in a live table (press ? for keys)
+  kmesh-trace --kubeconfig -o json
+          Add the names of the whole cluster, not only of this node's pods
+  kmesh-trace -o none --metrics 15020
+          Serve Prometheus metrics on http://127.0.0.1:15020/metrics
+  kmesh-trace check
+          Check whether this system can be traced and which names are available
+
+  kmesh-trace --failed --to-port 5432 --from-ip '10.0.0.0/8,!10.0.0.7'
+          Print failed attempts to reach the database from one network,
+          except from one address
+  kmesh-trace -n shop --failed
+          Print what failed in or out of one namespace
+  kmesh-trace --from-workload Deployment/web --service shop/database
+          Print connections of one Deployment to one service
+  kmesh-trace --comm 'nginx*' --direction inbound --min-duration 2s
+          Print connections that nginx served for 2 s or longer
+
+How filters combine:
+  Values of one flag, with commas or repeated flags, are alternatives. Different
+  flags must all pass. A leading ! negates a value. A flag passes a record when
+  one of its positive values matches, or it has none, and no negated value
+  matches. An unknown property (the process, or the outcome of a connection that
+  is still open) matches no value. Quote ! and * for the shell: '!443', 'kube*'.
+  -l has kubectl's grammar instead: in 'app=web,tier!=db' the comma means AND.
+
+Output:
+  Only data goes to standard output. Messages go to standard error. The closing
+  summary accounts for every connection that ended during the run. With -o json
+  the summary is the last line of the output, otherwise a message.
+
+Exit status:
+  0  The run ended as requested: Ctrl-C, SIGTERM, --duration, --count, or the
+     reader of standard output closed it
+  1  The run failed, or a named source of names did not answer within 10 s
+  2  The command line is wrong
+  3  This system cannot be traced: privileges, the kernel or its BTF. The
+     message says what is missing and what to do
+
+Signals:
+  SIGINT, SIGTERM  Stop, print what the kernel has already recorded and the
+                   summary. A second signal stops at once
+  SIGUSR1          Print the summary so far
+
+Environment:
+  NO_COLOR    If set and not empty, print no color unless --color asks for it
+  TERM        If unset, empty or dumb, print no color, and print -o table as
+              blocks of lines
+  KUBECONFIG  The kubeconfig that --kubeconfig uses when it has no value
+  NODE_NAME   The name of this node in the cluster, for --this-node
+
+After any exit, the kernel holds nothing of this program.";
+
+/// Trace every TCP connection that closes on this node
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "kmesh-trace",
+    version,
+    long_about = "Trace every TCP connection that closes on this node, and every failed attempt to connect, in all network \
+                  namespaces: client and server, bytes in each direction, duration, and how the connection ended.\n\n\
+                  Requires Linux 5.12 or later with BTF, and root or CAP_BPF and CAP_PERFMON.",
+    help_template = HELP_TEMPLATE,
+    override_usage = "kmesh-trace [OPTIONS | COMMAND]",
+    after_help = FILTER_HELP,
+    after_long_help = EXAMPLES_AND_STATUS,
+    args_conflicts_with_subcommands = true,
+    args_override_self = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// The subcommand; `None` traces or replays.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Print log, json, table or none
+    ///
+    /// log: access-log lines that begin with Kmesh's fields. json: one object per line, as `kmesh-trace schema` describes.
+    /// table: a live table of groups of connections, or blocks of lines if standard output is not a terminal. none: nothing
+    /// but the summary on standard error.
+    ///
+    /// Example: kmesh-trace -o json | jq .
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        default_value = "log",
+        hide_possible_values = true
+    )]
+    pub output: Output,
+
+    /// Print close, open or update events
+    ///
+    /// close: a connection ended, or an attempt to connect failed. open: a connection was established. update: the counters
+    /// of each open connection and each waiting attempt, after each --interval.
+    ///
+    /// Example: kmesh-trace --events open,close
+    #[arg(
+        long,
+        value_name = "EVENT",
+        value_delimiter = ',',
+        default_value = "close",
+        hide_possible_values = true
+    )]
+    pub events: Vec<EventName>,
+
+    /// Set the time between updates
+    ///
+    /// The interval is also the length of a window of the table and of rollups. If a scan of all open sockets takes more than
+    /// 5 % of the interval, updates come less often, and a message on standard error says how often.
+    ///
+    /// Example: kmesh-trace --events update --interval 1s
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::interval)]
+    pub interval: Duration,
+
+    /// Color the output: auto, always or never
+    ///
+    /// auto: color on a terminal, unless NO_COLOR is set, or TERM is empty or dumb. In the log, color marks failures.
+    ///
+    /// Example: kmesh-trace --color always | less -R
+    #[arg(long, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
+    pub color: Color,
+
+    /// Print only errors and losses to standard error
+    ///
+    /// Without this flag, the start message, warnings and the closing summary go to standard error, too.
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Print more details to standard error
+    ///
+    /// For example the kernel's version, the size of the ring buffer and the time that the start took.
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// Stop after this time: 30s, 5m, 1h30m
+    ///
+    /// Without this flag, tracing ends with Ctrl-C. With --read, the time counts from the start of the capture.
+    ///
+    /// Example: kmesh-trace --duration 60s
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    pub duration: Option<Duration>,
+
+    /// Stop after N records
+    ///
+    /// Later records are not printed. The summary still counts their connections.
+    ///
+    /// Example: kmesh-trace --failed --count 10
+    #[arg(long, value_name = "N", value_parser = values::count)]
+    pub count: Option<NonZeroU64>,
+
+    /// Set the kernel's ring buffer size
+    ///
+    /// Units: k, M and G are powers of 1000; Ki, Mi and Gi are powers of 1024. The size is rounded up to a power of two of at
+    /// least one page. The maximum is 1GiB. Records that do not fit into the buffer are lost and counted.
+    ///
+    /// Example: kmesh-trace --buffer 64MiB
+    #[arg(long, value_name = "SIZE", default_value = "8MiB")]
+    pub buffer: BufferSize,
+
+    /// The flags of the table and of rollups.
+    #[command(flatten)]
+    pub table: Table,
+
+    /// The flags that record and replay captures.
+    #[command(flatten)]
+    pub capture: Capture,
+
+    /// The flags that choose the sources of names.
+    #[command(flatten)]
+    pub names: Names,
+
+    /// The flags of Prometheus metrics.
+    #[command(flatten)]
+    pub metrics: Metrics,
+
+    /// The flags that choose connections.
+    #[command(flatten)]
+    pub filters: Filters,
+}
+
+/// The subcommands. Tracing and replaying need none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Check whether this system can be traced, and what is missing
+    Check,
+    /// Print the JSON Schema of the lines of -o json
+    Schema,
+    /// Print the completion script of a shell: bash, zsh or fish
+    Completions {
+        /// The shell: bash, zsh or fish
+        ///
+        /// bash: eval "$(kmesh-trace completions bash)". zsh: the same after compinit, or a file _kmesh-trace in a
+        /// folder of $fpath. fish: kmesh-trace completions fish | source.
+        #[arg(value_name = "SHELL", hide_possible_values = true)]
+        shell: Shell,
+    },
+}

@@ -1,0 +1,127 @@
+//! Validated settings: what the arguments of [`crate::cli`] mean together and in their environment.
+
+mod capture;
+mod environment;
+mod error;
+mod events;
+mod filters;
+mod metrics;
+mod names;
+mod rollup;
+#[cfg(test)]
+mod tests;
+
+pub use capture::{CaptureConfig, TimeRange};
+pub use environment::{Environment, has_escapes};
+pub use error::ConfigError;
+pub use events::Events;
+pub use filters::parse_prompt_filter;
+pub use metrics::{CommonLabels, MetricsConfig, SeriesConfig};
+pub use names::{ApiServer, Kubelet, Origin, SourceConfig};
+pub use rollup::RollupConfig;
+
+pub use crate::cli::{CapturePath, Level, Output, Rotation, TimeBound};
+
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use crate::cli::Cli;
+use crate::filter::Filter;
+
+/// How much goes to standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Errors and losses only.
+    Quiet,
+    /// Also the start message, warnings and the closing summary.
+    Normal,
+    /// Also details of the run.
+    Verbose,
+}
+
+impl Verbosity {
+    fn new(quiet: bool, verbose: bool) -> Self {
+        match (quiet, verbose) {
+            (true, _) => Self::Quiet,
+            (false, true) => Self::Verbose,
+            (false, false) => Self::Normal,
+        }
+    }
+}
+
+/// The settings of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The captures to replay. Without any, the run traces.
+    pub read: Vec<CapturePath>,
+    /// The part of the captures that is replayed.
+    pub range: TimeRange<TimeBound>,
+    /// The capture to record.
+    pub capture: Option<CaptureConfig>,
+    /// The format of standard output.
+    pub output: Output,
+    /// The events that are printed.
+    pub events: Events,
+    /// How records are grouped; `None` prints each record.
+    pub rollup: Option<RollupConfig>,
+    /// The conditions that a record must meet.
+    pub filter: Filter,
+    /// The sources of names; empty with `--no-resolve`.
+    pub sources: Vec<SourceConfig>,
+    /// The time between updates, and the length of a window.
+    pub interval: Duration,
+    /// Whether standard output has colors.
+    pub color: bool,
+    /// The time after which the run stops.
+    pub duration: Option<Duration>,
+    /// The number of records after which the run stops.
+    pub count: Option<NonZeroU64>,
+    /// The size of the kernel's ring buffer in bytes: a power of two of at least one page, as the kernel requires.
+    pub ring_bytes: u32,
+    /// How much goes to standard error.
+    pub verbosity: Verbosity,
+    /// The metrics that are served to Prometheus.
+    pub metrics: Option<MetricsConfig>,
+}
+
+impl Config {
+    /// Resolves `cli` in `environment`, or returns which flags cannot be used together.
+    pub fn new(cli: &Cli, environment: Environment<'_>) -> Result<Self, ConfigError> {
+        let rollup = rollup::rollup(cli, environment)?;
+        // A window counts open connections, so rollups need every event.
+        let events = match rollup {
+            Some(_) => Events::ALL,
+            None => Events::new(&cli.events),
+        };
+        Ok(Self {
+            read: cli.capture.read.clone(),
+            range: TimeRange {
+                since: cli.capture.since,
+                until: cli.capture.until,
+            },
+            capture: capture::capture(cli, environment)?,
+            output: cli.output,
+            events,
+            rollup,
+            filter: filters::filter(cli)?,
+            sources: names::sources(&cli.names)?,
+            interval: cli.interval,
+            color: matches!(cli.output, Output::Log | Output::Table) && environment.has_color(cli.color),
+            duration: cli.duration,
+            count: cli.count,
+            ring_bytes: cli.buffer.ring_bytes(environment.page_size),
+            verbosity: Verbosity::new(cli.quiet, cli.verbose),
+            metrics: metrics::metrics(&cli.metrics),
+        })
+    }
+
+    /// Returns whether `open` events are needed. A capture has them whatever is printed.
+    pub fn needs_opens(&self) -> bool {
+        self.events.open || self.capture.is_some()
+    }
+
+    /// Returns whether sockets are scanned for `update` events.
+    pub fn needs_updates(&self) -> bool {
+        self.events.update || self.capture.is_some() || self.metrics.is_some()
+    }
+}

@@ -1,0 +1,16 @@
+//! Filters: which records a user wants to see.
+//!
+//! [`rule`] defines what a filter means, over finished records. [`kernel_filter`] derives from a filter what the eBPF
+//! programs can decide earlier.
+
+pub mod kernel_filter;
+mod names;
+pub mod rule;
+mod selector;
+mod values;
+
+pub use kernel_filter::KernelFilter;
+pub use names::{NamePattern, PodPattern, ServicePattern, WorkloadPattern};
+pub use rule::{Ends, Filter, Selectors, Terms};
+pub use selector::Selector;
+pub use values::{CommPattern, ContainerPrefix, Network, Pid, PortRange, Term};
