@@ -24,7 +24,6 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use self::capture::Packet;
-use self::grammar::Random;
 use self::model::{Expected, Truth, follow};
 use self::run::{Life, PORTS, first_port};
 use self::world::{Side, World, networks};
@@ -32,6 +31,7 @@ use crate::support::actor::Actor;
 use crate::support::bpf;
 use crate::support::expect::moment;
 use crate::support::probe::Need;
+use crate::support::random::Random;
 use crate::support::sock::V;
 use crate::support::store::{Rec, Store};
 use crate::support::tracer::{Start, Tracer};
@@ -280,9 +280,9 @@ fn batch(
                         if number >= lives.end {
                             return;
                         }
-                        let mut random = Random::of_life(seed, number);
+                        let mut random = Random::of_part(seed, number);
                         let (of_ipv6, mapped) =
-                            random.pick(&[(false, false), (false, false), (true, false), (false, true)]);
+                            *random.pick(&[(false, false), (false, false), (true, false), (false, true)]);
                         let (name, run) = grammar::beginning(&mut random);
                         let mut life = Life::new(number, world, helper, of_ipv6, mapped);
                         let ran = catch_unwind(AssertUnwindSafe(|| run(&mut life, &mut random)));
