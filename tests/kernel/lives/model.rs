@@ -148,6 +148,8 @@ enum Event<'a> {
     Sent(&'a Packet),
     Got(&'a Packet),
     Call(&'a Call),
+    /// A close() whose socket the kernel closed at this time: another task held the file when the call returned.
+    LateClose(&'a Call, SystemTime),
 }
 
 impl Event<'_> {
@@ -157,6 +159,7 @@ impl Event<'_> {
             // What it says it knows when it returns.
             Self::Call(call) if matches!((call.act, call.result), (Act::Connect(_), Err(_))) => call.time.after,
             Self::Call(call) => call.time.before,
+            Self::LateClose(_, time) => *time,
         }
     }
 }
@@ -248,8 +251,9 @@ impl End {
             Event::Sent(packet) => self.sent(packet),
             Event::Got(packet) => self.got(packet),
             Event::Call(call) => self.call(call),
+            Event::LateClose(call, time) => self.late_close(call, time),
         }
-        if !matches!(event, Event::Call(_)) {
+        if matches!(event, Event::Sent(_) | Event::Got(_)) {
             self.latest_packet = time;
         }
         match event {
@@ -478,6 +482,16 @@ impl End {
             }
             (Act::Error, Err(errno)) if self.state == State::SynSent => self.seen_error = Some(*errno),
             _ => {}
+        }
+    }
+
+    fn late_close(&mut self, call: &Call, at: SystemTime) {
+        self.closed_late = true;
+        if self.ended.is_none() {
+            self.closers.insert(call.pid);
+        }
+        if let Act::Close { at_once, unread } = call.act {
+            self.close(at_once, unread, at);
         }
     }
 
@@ -722,9 +736,36 @@ impl Truth {
         })
     }
 
+    /// A close() with unread data, or with SO_LINGER of zero, sends its RST before it returns. If it has not, another task held the
+    /// file: a scan of descriptors does so for a moment. The kernel closes the socket when that task lets go of it.
+    fn late<'a>(event: Event<'a>, end: &End, flow: &Flow<'_>) -> Event<'a> {
+        let Event::Call(call) = event else { return event };
+        let resets = matches!(call.act, Act::Close { at_once, unread } if at_once || unread > 0)
+            && matches!(
+                call.before,
+                Some(state::ESTABLISHED | state::CLOSE_WAIT | state::FIN_WAIT1 | state::FIN_WAIT2)
+            );
+        let is_reset = |packet: &&&Packet| {
+            let flags = match packet.kind {
+                Kind::Tcp { flags, .. } => flags,
+                Kind::Icmp(..) => 0,
+            };
+            packet.from == end.local && packet.time >= call.time.before && flags & RST != 0
+        };
+        match flow.packets.iter().find(is_reset) {
+            _ if !resets => event,
+            Some(reset) if reset.time <= call.time.after => event,
+            Some(reset) => Event::LateClose(call, reset.time),
+            None => {
+                let last = flow.packets.last().map_or(call.time.after, |packet| packet.time);
+                Event::LateClose(call, last.max(call.time.after))
+            }
+        }
+    }
+
     fn run<'a>(&mut self, end: &mut End, flow: &Flow<'a>, calls: Vec<Event<'a>>) {
         let own = |packet: &&Packet| packet.from == end.local;
-        let mut events: Vec<Event<'_>> = calls;
+        let mut events: Vec<Event<'_>> = calls.into_iter().map(|event| Self::late(event, end, flow)).collect();
         for packet in &flow.packets {
             let is_icmp = matches!(packet.kind, Kind::Icmp(..));
             let to_itself = packet.from == packet.to;
