@@ -251,7 +251,7 @@ impl End {
             Event::Sent(packet) => self.sent(packet),
             Event::Got(packet) => self.got(packet),
             Event::Call(call) => self.call(call),
-            Event::LateClose(call, time) => self.late_close(call, time),
+            Event::LateClose(call, _) => self.late_close(call),
         }
         if matches!(event, Event::Sent(_) | Event::Got(_)) {
             self.latest_packet = time;
@@ -485,13 +485,14 @@ impl End {
         }
     }
 
-    fn late_close(&mut self, call: &Call, at: SystemTime) {
+    fn late_close(&mut self, call: &Call) {
         self.closed_late = true;
         if self.ended.is_none() {
             self.closers.insert(call.pid);
         }
         if let Act::Close { at_once, unread } = call.act {
-            self.close(at_once, unread, at);
+            // The RST may only look late, where the capture is: the end is not earlier than the call.
+            self.close(at_once, unread, call.time.before);
         }
     }
 
