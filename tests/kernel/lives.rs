@@ -463,7 +463,7 @@ fn check(watcher: &Watcher, done: &Done, records: &[(Side, Rec)], failures: &mut
         .filter(|expected| (watcher.passes)(expected))
         .collect();
     records_expected.sort_by_key(|expected| expected.end);
-    for expected in records_expected {
+    for expected in records_expected.iter().copied() {
         let of_these = |record: &Value| {
             let ends = (address(&record["src"]), address(&record["dst"]));
             ends == (Some(expected.src), Some(expected.dst)) || ends == (Some(expected.dst), Some(expected.src))
@@ -476,6 +476,16 @@ fn check(watcher: &Watcher, done: &Done, records: &[(Side, Rec)], failures: &mut
         // Of several attempts between the same addresses: the one that this record suits best.
         let faults = |record: &Rec| differences(expected, record, watcher.scans).len();
         let best = candidates().min_by_key(|(_, (_, record))| faults(record));
+        // What suits a later attempt with the same addresses better is no record of one that may have none.
+        let is_anothers = |record: &Rec| {
+            let is_better = |other: &&Expected| {
+                (other.src, other.dst, other.side) == (expected.src, expected.dst, expected.side)
+                    && other.end > expected.end
+                    && differences(other, record, watcher.scans).len() < faults(record)
+            };
+            expected.is_reused && records_expected.iter().any(is_better)
+        };
+        let best = best.filter(|(_, (_, record))| !is_anothers(record));
         let Some(at) = best.map(|(at, _)| at) else {
             // If the kernel skipped the program, nothing is left of such an end but the count of lost closes.
             if expected.is_reused {
