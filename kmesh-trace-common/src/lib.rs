@@ -26,6 +26,9 @@ pub const FLAG_SECOND_CHANCE: u8 = 1 << 2;
 pub const FLAG_ROOT_NETNS: u8 = 1 << 3;
 /// `Snapshot::flags`: this end sent a RST in FIN_WAIT2, before the change to CLOSE.
 pub const FLAG_RESET_SENT: u8 = 1 << 4;
+/// `Snapshot::flags`, with [`FLAG_SECOND_CHANCE`]: no system call ended the connection, and a program held the socket then. So the
+/// kernel set an error, unless both ends had closed, and the program may have read it.
+pub const FLAG_HELD: u8 = 1 << 5;
 
 /// How the owner of a socket is known. A later finding replaces an earlier one only if its number is higher.
 pub mod owner {

@@ -6,10 +6,12 @@
 use core::ptr;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_SECOND_CHANCE, counter, owner, state};
+use kmesh_trace_common::{
+    FLAG_ACTIVE, FLAG_HELD, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_SECOND_CHANCE, counter, owner, state,
+};
 
-use crate::filter::{rejects, rejects_children, rejects_either_way};
-use crate::kept::{self, Connection, SEEDED, Scanned, phase};
+use crate::filter::{is_known_of_children, rejects, rejects_children, rejects_either_way};
+use crate::kept::{self, Connection, SEEDED, Scanned, UNJUDGED, phase};
 use crate::maps::{began_ns, checks, count, is_preempted, is_unstored, note_unstored, scan_number};
 use crate::record;
 use crate::sock::{Sock, Task, TaskFile, Tcp};
@@ -53,7 +55,7 @@ pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
         state::ESTABLISHED => established(sock, old, program),
         state::FIN_WAIT1 | state::LAST_ACK => closing(sock, new, program),
         state::CLOSE => closed(sock, old, program),
-        state::LISTEN => listening(sock, Task::current()),
+        state::LISTEN => listening(sock, Task::current(), program),
         _ => {}
     }
 }
@@ -70,12 +72,7 @@ fn connecting(sock: Sock, program: u32) {
         return note_unstored(sock);
     };
     if connection.phase == phase::LIVE {
-        // Its last association ended, and neither program was run for it; there is nothing left to tell of it.
-        count(program, |counters| {
-            counters.closes += 1;
-            counters.lost_skipped += 1;
-            counters.open -= 1;
-        });
+        lose(connection, program);
     }
     if is_rejected {
         connection.phase = phase::FILTERED;
@@ -101,6 +98,44 @@ fn connecting(sock: Sock, program: u32) {
     count(program, |counters| counters.open += 1);
 }
 
+/// Counts an earlier connection attempt of this socket as lost: it ended, the kernel skipped the programs then, and nothing is left to
+/// report of it.
+#[inline(always)]
+fn lose(connection: &Connection, program: u32) {
+    let counted = i64::from(is_counted(connection));
+    count(program, |counters| {
+        counters.closes += 1;
+        counters.lost_skipped += 1;
+        counters.open -= counted;
+    });
+}
+
+/// Returns whether a live connection is part of the count of open ones.
+#[inline(always)]
+fn is_counted(connection: &Connection) -> bool {
+    connection.flags & UNJUDGED == 0
+}
+
+/// Counts a child as open that was not counted when it was made.
+#[inline(always)]
+fn count_late(connection: &mut Connection, program: u32) {
+    if !is_counted(connection) {
+        connection.flags &= !UNJUDGED;
+        count(program, |counters| counters.open += 1);
+    }
+}
+
+/// Asks the filter about a live child that had no addresses yet when it was made. Returns whether it passes.
+#[inline(always)]
+fn passes_late(sock: Sock, connection: &mut Connection, program: u32) -> bool {
+    if !is_counted(connection) && rejects(sock, false) {
+        connection.phase = phase::FILTERED;
+        return false;
+    }
+    count_late(connection, program);
+    true
+}
+
 /// A listener's child was made. With Fast Open it may live, and die, before its handshake is over; without, it is
 /// established within this very segment.
 #[inline(always)]
@@ -110,7 +145,11 @@ fn born(sock: Sock, program: u32) {
         && !rejects_children(sock)
         && let Some(connection) = kept::get_or_create_inherited(sock)
     {
-        begin_accepted(connection, state::SYN_RECV, now(), program);
+        begin_accepted(connection, state::SYN_RECV, now());
+        connection.flags = UNJUDGED;
+        if is_known_of_children(sock) {
+            count_late(connection, program);
+        }
     }
 }
 
@@ -126,7 +165,9 @@ fn superfluous(sock: Sock, program: u32) -> bool {
                 return false;
             }
             connection.phase = phase::ENDED;
-            count(program, |counters| counters.open -= 1);
+            if is_counted(connection) {
+                count(program, |counters| counters.open -= 1);
+            }
             true
         }
         Some(connection) if connection.phase == phase::LISTENER => {
@@ -142,7 +183,12 @@ fn superfluous(sock: Sock, program: u32) -> bool {
 #[inline(always)]
 fn established(sock: Sock, old: u8, program: u32) {
     let connection = match kept::get(sock) {
-        Some(connection) if connection.phase == phase::LIVE => connection,
+        Some(connection) if connection.phase == phase::LIVE => {
+            if !passes_late(sock, connection, program) {
+                return;
+            }
+            connection
+        }
         Some(connection) if connection.phase == phase::FILTERED => return,
         // It was connecting when tracing began and no walk has met it, or it is filtered out, or its beginning was skipped. What
         // gets a SYN for its SYN (from itself, or because both ends connect at once) is in SYN_RECV.
@@ -162,7 +208,8 @@ fn established(sock: Sock, old: u8, program: u32) {
             }
             match copied.or_else(|| kept::get_or_create_inherited(sock)) {
                 Some(connection) => {
-                    begin_accepted(connection, state::ESTABLISHED, arrived(sock, 0), program);
+                    begin_accepted(connection, state::ESTABLISHED, arrived(sock, 0));
+                    count(program, |counters| counters.open += 1);
                     connection
                 }
                 None => return note_unstored(sock),
@@ -203,7 +250,7 @@ fn syn_sent(tcp: Tcp, established: u64) -> u64 {
 
 /// A child starts with its listener's storage, so all but the owner is set anew.
 #[inline(always)]
-fn begin_accepted(connection: &mut Connection, state: u8, now: u64, program: u32) {
+fn begin_accepted(connection: &mut Connection, state: u8, now: u64) {
     connection.start_ns = now;
     connection.established_ns = 0;
     connection.association = 1;
@@ -212,7 +259,6 @@ fn begin_accepted(connection: &mut Connection, state: u8, now: u64, program: u32
     connection.last_state = state;
     connection.seen = state;
     connection.be_accepted();
-    count(program, |counters| counters.open += 1);
 }
 
 /// This end sends its FIN: close() or shutdown(), in the system call of the program itself. Or its listener is being closed just
@@ -220,7 +266,12 @@ fn begin_accepted(connection: &mut Connection, state: u8, now: u64, program: u32
 #[inline(always)]
 fn closing(sock: Sock, new: u8, program: u32) {
     let connection = match kept::get(sock) {
-        Some(connection) if connection.phase == phase::LIVE => connection,
+        Some(connection) if connection.phase == phase::LIVE => {
+            if !passes_late(sock, connection, program) {
+                return;
+            }
+            connection
+        }
         Some(connection) if connection.phase == phase::FILTERED => return,
         known => {
             if rejects(sock, looks_connected(sock)) {
@@ -249,9 +300,12 @@ fn closed(sock: Sock, old: u8, program: u32) {
                 connection.phase = phase::ENDED;
                 connection.last_state = state::CLOSE;
                 connection.seen = state::CLOSE;
-                count(program, |counters| counters.open -= 1);
+                if is_counted(connection) {
+                    count(program, |counters| counters.open -= 1);
+                }
                 return filtered(sock, old, program);
             }
+            count_late(connection, program);
             connection
         }
         Some(connection) if connection.phase == phase::FILTERED => {
@@ -267,7 +321,8 @@ fn closed(sock: Sock, old: u8, program: u32) {
             match known {
                 // A child that died before its handshake was over.
                 Some(connection) if connection.phase == phase::LISTENER && old == state::SYN_RECV => {
-                    begin_accepted(connection, state::SYN_RECV, now(), program);
+                    begin_accepted(connection, state::SYN_RECV, now());
+                    count(program, |counters| counters.open += 1);
                     connection
                 }
                 known => match adopt(sock, known, program) {
@@ -316,12 +371,25 @@ fn filtered(sock: Sock, old: u8, program: u32) {
 #[inline(always)]
 pub fn destroyed(sock: Sock, program: u32) {
     match kept::get(sock) {
+        // The program dissolved the connection (AF_UNSPEC) after its end: its address and its counters are gone.
+        Some(connection) if connection.phase == phase::LIVE && sock.peer_port() == 0 => {
+            lose(connection, program);
+            connection.phase = phase::ENDED;
+        }
         Some(connection) if connection.phase == phase::LIVE => {
+            count_late(connection, program);
             note_fin(sock, connection);
             // SAFETY: a read through a reference. Volatile, so that the verifier goes through the rest once, whatever was noted.
             let last = unsafe { ptr::read_volatile(&raw const connection.last_state) };
             count(program, |counters| counters.second_chances += 1);
-            end(sock, connection, last, FLAG_SECOND_CHANCE, program);
+            // Without preemption the kernel skips a program only in a softirq, so no system call ended the connection. If one
+            // destroys the socket now, a program held the socket, and may have read its error.
+            let held = if !is_preempted() && sock.is_in_system_call() {
+                FLAG_HELD
+            } else {
+                0
+            };
+            end(sock, connection, last, FLAG_SECOND_CHANCE | held, program);
         }
         Some(connection) if matches!(connection.phase, phase::ENDED | phase::FILTERED) => {}
         known => {
@@ -494,7 +562,13 @@ fn listener_found(sock: Sock, task: Task) {
 
 /// A socket begins to listen: listen(), in the system call of the program itself.
 #[inline(always)]
-fn listening(sock: Sock, task: Task) {
+fn listening(sock: Sock, task: Task, program: u32) {
+    if let Some(connection) = kept::get(sock)
+        && connection.phase == phase::LIVE
+    {
+        lose(connection, program);
+        connection.phase = phase::ENDED;
+    }
     if rejects_children(sock) {
         return;
     }

@@ -103,6 +103,14 @@ pub fn rejects_children(listener: Sock) -> bool {
             && !listener.is_transparent()
 }
 
+/// Returns whether a listener's child has all that the filter checks from the moment when it is made: [`rejects_children`] has
+/// judged it for good. Its peer's address and port come later, and with IP_TRANSPARENT its own too.
+#[inline(always)]
+pub fn is_known_of_children(child: Sock) -> bool {
+    let checks = checks();
+    checks & !(CHECK_DIRECTION | CHECK_SERVER_PORT) == 0 && (checks & CHECK_SERVER_PORT == 0 || !child.is_transparent())
+}
+
 #[inline(always)]
 fn has(ports: &[u64; 1024], port: u16) -> bool {
     // SAFETY: a 16-bit number divided by 64 is below 1024. Volatile, so that the compiler adds no check of its own.

@@ -28,13 +28,17 @@ pub mod phase {
     pub const LIVE: u8 = 2;
     /// Ended, and told.
     pub const ENDED: u8 = 3;
-    /// Connecting or connected, and certain to be filtered out as an outbound connection. Stored only of a socket that has
-    /// listened, since it looks like an inbound one.
+    /// Connecting or connected, and certain to be filtered out. Stored only of a socket that has listened and connects, since it
+    /// looks like an inbound one, and of a Fast Open child that was made before its addresses were known.
     pub const FILTERED: u8 = 4;
 }
 
 /// [`Connection::flags`], beside the `FLAG_*` of a record: a walk made this storage.
 pub const SEEDED: u8 = 1 << 7;
+
+/// [`Connection::flags`], beside the `FLAG_*` of a record: the filter has not judged this child by its addresses yet, so the child is
+/// not counted as open.
+pub const UNJUDGED: u8 = 1 << 6;
 
 /// What is stored of a socket's connection attempt, and of its owner.
 ///

@@ -3,7 +3,7 @@
 //! programs at both ends were told).
 
 use kmesh_trace_common::{
-    FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_SECOND_CHANCE, SK_DEAD, SK_DONE, Snapshot, state,
+    FLAG_ACTIVE, FLAG_HELD, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_SECOND_CHANCE, SK_DEAD, SK_DONE, Snapshot, state,
 };
 
 use crate::record::{ClosedBy, Outcome};
@@ -121,12 +121,19 @@ fn final_error(close: &Snapshot, old_state: u8) -> u32 {
 }
 
 /// Returns whether the program may have read the error before the socket was destroyed, so that the destroy fallback did not see it.
-/// Retransmission was under way, so it may have given up, or this end may have reset the connection.
 fn is_error_lost(close: &Snapshot, old_state: u8, error: u32) -> bool {
-    close.flags & FLAG_SECOND_CHANCE != 0
-        && error == 0
-        && close.icsk_retransmits > 0
-        && matches!(old_state, state::ESTABLISHED | state::CLOSE_WAIT)
+    if close.flags & FLAG_SECOND_CHANCE == 0 || error != 0 {
+        return false;
+    }
+    match old_state {
+        // Segments and timers end an attempt with an error. Only close() ends it without one, and the kernel hardly ever skips a
+        // program in a system call.
+        state::SYN_SENT | state::SYN_RECV => true,
+        _ if close.flags & FLAG_HELD != 0 => !is_clean(close, old_state),
+        // Retransmission was under way, so it may have given up, or this end may have reset the connection.
+        state::ESTABLISHED | state::CLOSE_WAIT => close.icsk_retransmits > 0,
+        _ => false,
+    }
 }
 
 /// Whether both ends have closed and know it, so that nothing but that has ended it.
@@ -487,6 +494,59 @@ mod tests {
         assert_eq!(ending(&fallback(0), false).outcome, ResetByLocal);
         assert_eq!(ending(&fallback(3), false).outcome, Unknown);
         assert_eq!(ending(&fallback(3), false).closed_by, None);
+    }
+
+    #[test]
+    fn destroy_fallback_without_an_error_does_not_guess_how_an_attempt_failed() {
+        for (old_state, active) in [(SYN_SENT, FLAG_ACTIVE), (SYN_RECV, FLAG_ACTIVE), (SYN_RECV, 0)] {
+            let attempt = |flags, sk_err| Snapshot {
+                old_state,
+                sk_err,
+                flags: flags | active,
+                ..Snapshot::zeroed()
+            };
+            let lost = ending(&attempt(FLAG_SECOND_CHANCE, 0), false);
+            assert_eq!((lost.outcome, lost.errno, lost.closed_by), (Unknown, None, None));
+            // An error that nobody has read.
+            assert_ne!(ending(&attempt(FLAG_SECOND_CHANCE, ETIMEDOUT), false).outcome, Unknown);
+            // The program's own close(), which no program was skipped for.
+            assert_ne!(ending(&attempt(0, 0), false).outcome, Unknown);
+        }
+        // ICMP that only the error queue knows.
+        let icmp = Snapshot {
+            old_state: SYN_SENT,
+            ee_origin: 2,
+            ee_errno: ECONNREFUSED,
+            flags: FLAG_SECOND_CHANCE | FLAG_ACTIVE,
+            ..Snapshot::zeroed()
+        };
+        assert_eq!(ending(&icmp, false).outcome, Refused);
+    }
+
+    #[test]
+    fn destroy_fallback_does_not_guess_what_a_program_read_of_its_held_socket() {
+        let fallback = |noted, flags, sk_err, sk_flags| Snapshot {
+            flags: FLAG_SECOND_CHANCE | flags,
+            sk_err,
+            sk_flags,
+            write_seq: 10,
+            snd_una: 10,
+            ..established(noted)
+        };
+        for noted in [ESTABLISHED, FIN_WAIT1, FIN_WAIT2] {
+            let lost = fallback(noted, FLAG_HELD, 0, SK_DEAD);
+            assert_eq!(ending(&lost, false).outcome, Unknown, "{noted}");
+            let read_by_nobody = fallback(noted, FLAG_HELD, ECONNRESET, SK_DEAD);
+            assert_eq!(ending(&read_by_nobody, false).outcome, ResetByPeer, "{noted}");
+        }
+        // Both ends had closed: there was no error.
+        for noted in [FIN_WAIT1, LAST_ACK] {
+            let clean = fallback(noted, FLAG_HELD, 0, SK_DEAD | SK_DONE);
+            assert_eq!(ending(&clean, false).outcome, Ok, "{noted}");
+        }
+        // An orphan's error can be read by nobody, so there was none.
+        assert_eq!(ending(&fallback(FIN_WAIT1, 0, 0, SK_DEAD), false).outcome, Ok);
+        assert_eq!(ending(&fallback(ESTABLISHED, 0, 0, 0), false).outcome, ResetByLocal);
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 mod handshake;
 
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use socket2::{Protocol, SockAddr, Socket};
 
@@ -21,7 +22,7 @@ use crate::support::sock::{
     free_port, give, listen, reset, set_tcp_option, stream_socket, take, tcp_info, timed, wait_error,
 };
 use crate::support::store::Rec;
-use crate::support::tracer::Tracer;
+use crate::support::tracer::{Sums, Tracer};
 
 /// The trials.
 pub fn table() -> Table {
@@ -34,6 +35,11 @@ pub fn table() -> Table {
         .both("fast_open", &[], fast_open)
         .both("fast_open_connect", &[], fast_open_connect)
         .both("fast_open_dies_in_syn_recv", &[Need::Nft], fast_open_dies_in_syn_recv)
+        .own(
+            "fast_open_children_that_are_filtered_out",
+            &[Need::Nft],
+            fast_open_children_that_are_filtered_out,
+        )
         .both("deferred_accept_reset", &[], deferred_accept_reset)
         .both("mptcp", &[Need::Mptcp], mptcp)
         .both("mptcp_falls_back", &[Need::Mptcp], mptcp_falls_back)
@@ -227,6 +233,8 @@ fn fast_send(socket: &Socket, to: &TcpListener, count: usize) -> Errno {
 }
 
 const SYN_DATA: u8 = 32;
+/// TCP_SYN_RECV.
+const SYN_RECV: u32 = 3;
 
 /// The first connection asks for a cookie, the second sends its data with the SYN.
 fn fast_open(scene: &Scene, v: V) {
@@ -316,6 +324,55 @@ fn fast_open_dies_in_syn_recv(scene: &Scene, v: V) {
             .failed("refused", Some("ECONNREFUSED"), Some("peer")),
         inbound,
     ]);
+}
+
+/// A Fast Open server's socket gets its addresses only after it was made. One that the filter rejects by its addresses is never
+/// counted as open, and one that passes is, once it is established.
+fn fast_open_children_that_are_filtered_out() {
+    let listener = fast_listener(V::Four);
+    net::sysctl("net.ipv4.tcp_fastopen", "519");
+    let server = listener.local_addr().unwrap();
+    let tracer_for = |to: IpAddr| {
+        let tracer = Tracer::json(&["--to-ip", &to.to_string()]);
+        tracer.store.keep(net::inode());
+        tracer
+    };
+    let (passing, rejecting) = (tracer_for(server.ip()), tracer_for(net::address(9).into()));
+    let open = |tracer: &Tracer, asked: usize| {
+        tracer.signal(Signal::SIGUSR1);
+        let summaries = tracer.store.wait_summaries(asked).unwrap();
+        let sums = Sums::of(&summaries[asked - 1]);
+        sums.check();
+        sums.open
+    };
+    let connect = || {
+        let socket = bound(V::Four.at(0));
+        socket.set_nonblocking(true).unwrap();
+        let (said, connect) = timed(|| fast_send(&socket, &listener, 100));
+        assert!(said == Errno::from_raw(0) || said == Errno::EINPROGRESS, "{said}");
+        accepted(&listener, socket.into(), connect)
+    };
+    let established = connect();
+    assert_eq!(open(&rejecting, 1), 0, "a child that is established");
+    assert_eq!(open(&passing, 1), 2, "both ends");
+    let port = server.port();
+    net::rules(&[&format!("tcp sport {port} tcp flags & (syn | ack) == (syn | ack) drop")]);
+    let half_open = connect();
+    assert_eq!(u32::from(tcp_info(&half_open.server).tcpi_state), SYN_RECV);
+    assert_eq!(open(&rejecting, 2), 0, "a child in SYN_RECV");
+    // The filter has not judged the new child yet.
+    assert_eq!(open(&passing, 2), 3, "the new client");
+    for pair in [established, half_open] {
+        drop(pair.server);
+        drop(pair.client);
+    }
+    let ended = |records: &[Rec]| (records.len() == 4).then_some(());
+    passing.store.wait(net::inode(), ended).unwrap();
+    assert_eq!(open(&passing, 3), 0, "all have ended");
+    let sums = passing.interrupt().check_whole();
+    assert_eq!((sums.delivered, sums.open), (4, 0), "{sums:?}");
+    let sums = rejecting.interrupt().check_whole();
+    assert_eq!((sums.delivered, sums.open), (0, 0), "{sums:?}");
 }
 
 /// A deferred connect() without a write sends no SYN, so it is no attempt and has no record, although its state is SYN_SENT.

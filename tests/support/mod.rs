@@ -7,6 +7,7 @@ pub mod expect;
 pub mod net;
 pub mod node;
 pub mod probe;
+pub mod random;
 pub mod schema;
 pub mod scrape;
 pub mod sock;

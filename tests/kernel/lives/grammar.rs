@@ -7,41 +7,7 @@ use nix::libc;
 
 use super::run::{Elsewhere, Id, Life, state};
 use super::world::{Side, Verdict};
-
-/// A generator of random numbers (SplitMix64): the same seed gives the same numbers.
-pub struct Random(u64);
-
-impl Random {
-    /// The numbers of one life of a seed.
-    pub fn of_life(seed: u64, life: u64) -> Self {
-        let mut random = Self(seed ^ life.wrapping_mul(0xd6e8_feb8_6659_fd93));
-        random.next();
-        random
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    /// True once in `times`.
-    pub fn one_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-
-    /// One of these.
-    pub fn pick<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len() as u64) as usize]
-    }
-}
+use crate::support::random::Random;
 
 /// Runs a life.
 pub type Run = fn(&mut Life<'_>, &mut Random);
@@ -80,7 +46,7 @@ pub fn beginning(random: &mut Random) -> (&'static str, Run) {
 
 /// From where to where.
 fn route(random: &mut Random) -> (Side, Side) {
-    random.pick(&[
+    *random.pick(&[
         (Side::Near, Side::Far),
         (Side::Near, Side::Far),
         (Side::Far, Side::Near),
@@ -183,7 +149,7 @@ fn deferred_fast_open(life: &mut Life<'_>, random: &mut Random) {
     let blocking = random.one_in(2);
     let result = life.connect(client, life.at(to, SERVER_PORT), blocking);
     assert_eq!(result, Ok(0));
-    let wait = random.pick(&[0, 5, 30, 300]);
+    let wait = *random.pick(&[0, 5, 30, 300]);
     life.pass(client, Duration::from_millis(wait));
     if random.one_in(4) {
         // It has sent nothing: no attempt.
@@ -278,7 +244,7 @@ fn rejected(life: &mut Life<'_>, random: &mut Random) {
     let (from, to) = route(random);
     let listener = listener(life, random, to);
     let client = client(life, random, from);
-    let verdict = random.pick(&REJECTIONS);
+    let verdict = *random.pick(&REJECTIONS);
     life.verdict(client, verdict);
     if random.one_in(3) {
         receive_errors(life, client);
@@ -340,7 +306,7 @@ fn dropped(life: &mut Life<'_>, random: &mut Random) {
             life.dissolve(client);
             life.close(client);
         }
-        1 => life.close_elsewhere(client, random.pick(&Elsewhere::ALL)),
+        1 => life.close_elsewhere(client, *random.pick(&Elsewhere::ALL)),
         _ => life.close(client),
     }
 }
@@ -376,7 +342,7 @@ fn unanswered_fast_open(life: &mut Life<'_>, random: &mut Random) {
     let result = life.fast_open(client, life.at(to, SERVER_PORT), count);
     assert_eq!(result, Ok(count as u64));
     let server = life.accept(listener);
-    life.pass(server, Duration::from_millis(random.pick(&[0, 5, 30])));
+    life.pass(server, Duration::from_millis(*random.pick(&[0, 5, 30])));
     if random.one_in(3) {
         // The second answer comes.
         life.verdict(listener, Verdict::Pass);
@@ -426,7 +392,7 @@ fn to_itself(life: &mut Life<'_>, random: &mut Random) {
 
 /// Two sockets that connect to each other. The first SYN is lost, so that neither port is closed when a SYN comes there.
 fn crossing(life: &mut Life<'_>, random: &mut Random) -> (Id, Id) {
-    let (from, to) = random.pick(&[
+    let (from, to) = *random.pick(&[
         (Side::Near, Side::Far),
         (Side::Far, Side::Near),
         (Side::Near, Side::Near),
@@ -727,7 +693,7 @@ fn blip(life: &mut Life<'_>, random: &mut Random, from: Id, to: Id) -> bool {
     if errors {
         receive_errors(life, from);
     }
-    let verdict = random.pick(&[
+    let verdict = *random.pick(&[
         Verdict::Drop,
         Verdict::HostUnreachable,
         Verdict::NetUnreachable,
@@ -770,7 +736,7 @@ fn ending(life: &mut Life<'_>, random: &mut Random, one: Id, other: Id) {
     }
     // Data that meets a closed socket, or its time-wait stub.
     if !life.is_open(first) && random.one_in(3) {
-        let pause = random.pick(&[0, 0, 1, 20]);
+        let pause = *random.pick(&[0, 0, 1, 20]);
         life.pass(last, Duration::from_millis(pause));
         if life.write(last, 1 + random.below(500) as usize).is_ok() {
             life.wait_state(last, &[state::CLOSE]);
@@ -806,10 +772,10 @@ fn end(life: &mut Life<'_>, random: &mut Random, socket: Id) -> bool {
             if random.one_in(2) {
                 life.close(socket);
             } else {
-                life.close_elsewhere(socket, random.pick(&Elsewhere::ALL));
+                life.close_elsewhere(socket, *random.pick(&Elsewhere::ALL));
             }
         }
-        3 => life.close_elsewhere(socket, random.pick(&Elsewhere::ALL)),
+        3 => life.close_elsewhere(socket, *random.pick(&Elsewhere::ALL)),
         4 if !has_unread && [state::ESTABLISHED, state::CLOSE_WAIT].contains(&now) => {
             life.tcp_option(socket, "TCP_LINGER2", libc::TCP_LINGER2, -1);
             life.socks[socket].no_fin_wait2 = true;
@@ -825,7 +791,7 @@ fn end(life: &mut Life<'_>, random: &mut Random, socket: Id) -> bool {
 /// What one end sends is lost for good: the kernel gives up.
 fn vanish(life: &mut Life<'_>, random: &mut Random, first: Id, last: Id) {
     life.tcp_option(first, "TCP_USER_TIMEOUT", libc::TCP_USER_TIMEOUT, 500);
-    let verdict = random.pick(&[Verdict::Drop, Verdict::Drop, Verdict::HostUnreachable]);
+    let verdict = *random.pick(&[Verdict::Drop, Verdict::Drop, Verdict::HostUnreachable]);
     life.verdict(first, verdict);
     let can_write = [state::ESTABLISHED, state::CLOSE_WAIT].contains(&life.state(first));
     if can_write {

@@ -34,6 +34,10 @@ pub struct Expected {
     pub established: bool,
     /// How it ended.
     pub ending: Ending,
+    /// The other outcome, where calls and packets leave two.
+    pub other_outcome: Option<&'static str>,
+    /// The program dissolved the connection or used its socket again afterwards.
+    pub is_reused: bool,
     /// Any of these processes.
     pub pids: BTreeSet<u32>,
     /// The process that accepted the connection.
@@ -144,6 +148,8 @@ enum Event<'a> {
     Sent(&'a Packet),
     Got(&'a Packet),
     Call(&'a Call),
+    /// A close() whose socket the kernel closed at this time: another task held the file when the call returned.
+    LateClose(&'a Call, SystemTime),
 }
 
 impl Event<'_> {
@@ -153,6 +159,7 @@ impl Event<'_> {
             // What it says it knows when it returns.
             Self::Call(call) if matches!((call.act, call.result), (Act::Connect(_), Err(_))) => call.time.after,
             Self::Call(call) => call.time.before,
+            Self::LateClose(_, time) => *time,
         }
     }
 }
@@ -184,6 +191,16 @@ struct End {
     seen_error: Option<Errno>,
     closers: BTreeSet<u32>,
     dissolved: bool,
+    /// It has sent a FIN or a RST.
+    has_finished: bool,
+    /// When close() of its socket had returned, unless the socket had sent a FIN or a RST by then.
+    closing_since: Option<SystemTime>,
+    /// Another task may have closed its socket.
+    closed_late: bool,
+    /// The last event was the acknowledgement of an orphan's FIN.
+    is_in_fin_wait2: bool,
+    /// The other outcome, where calls and packets leave two.
+    other_outcome: Option<&'static str>,
     closed_in_syn_recv: bool,
     first_sent_after: Option<SystemTime>,
     verdict: Verdict,
@@ -234,8 +251,9 @@ impl End {
             Event::Sent(packet) => self.sent(packet),
             Event::Got(packet) => self.got(packet),
             Event::Call(call) => self.call(call),
+            Event::LateClose(call, _) => self.late_close(call),
         }
-        if !matches!(event, Event::Call(_)) {
+        if matches!(event, Event::Sent(_) | Event::Got(_)) {
             self.latest_packet = time;
         }
         match event {
@@ -257,6 +275,12 @@ impl End {
         let Kind::Tcp { seq, flags, .. } = packet.kind else {
             return;
         };
+        if flags & (FIN | RST) != 0 {
+            // Whoever lets go of a file last closes its socket. A task that scans the descriptors of others holds each for a moment.
+            let is_late = self.closing_since.take().is_some_and(|since| since < packet.time);
+            self.closed_late |= is_late && !self.has_finished;
+            self.has_finished = true;
+        }
         if flags & SYN != 0 && self.iss.is_none() {
             self.iss = Some(seq);
         }
@@ -277,7 +301,14 @@ impl End {
             }
             Kind::Tcp { seq, ack, flags, len } => (seq, ack, flags, i64::from(len)),
         };
-        if self.ended.is_some() || packet.dscp != 0 {
+        if packet.dscp != 0 {
+            return;
+        }
+        if self.ended.is_some() {
+            let at = self.irs.map(|irs| after(irs, seq) + len);
+            if self.is_in_fin_wait2 && flags & RST == 0 && len > 0 && at.is_some_and(|at| at > self.next) {
+                self.data_in_fin_wait2();
+            }
             return;
         }
         let Some(iss) = self.iss else { return };
@@ -326,6 +357,7 @@ impl End {
                     );
                 }
                 if self.orphan && !fin {
+                    self.is_in_fin_wait2 = true;
                     return self.end("ok", &[None], Some("local"), packet.time);
                 }
             }
@@ -344,6 +376,17 @@ impl End {
                 State::FinWait2 => self.end("ok", &[None], Some("local"), packet.time),
                 _ => {}
             }
+        }
+    }
+
+    /// Data came after the acknowledgement of an orphan's FIN. The kernel has mostly replaced the orphan by a time-wait stub then. But
+    /// tcp_rcv_state_process() keeps an orphan in FIN_WAIT2 while it is owned by user, that is while close() still runs, and then the
+    /// data resets it. When close() is over, the calls do not show: a scan of descriptors can hold the file, and close it later.
+    fn data_in_fin_wait2(&mut self) {
+        self.is_in_fin_wait2 = false;
+        self.other_outcome = Some("reset_by_local");
+        if let Some((ending, _)) = &mut self.ended {
+            ending.errno.push(Some("ECONNRESET"));
         }
     }
 
@@ -402,6 +445,9 @@ impl End {
             self.dissolved |= matches!(call.act, Act::Dissolve);
             self.closed_in_syn_recv |= self.state == State::SynRecv;
         }
+        if matches!(call.act, Act::Close { .. }) && !self.has_finished {
+            self.closing_since = Some(call.time.after);
+        }
         let at = call.time.before;
         let dials = matches!(call.act, Act::Connect(_) | Act::FastOpen(_));
         if self.state == State::SynSent && call.before == Some(state::CLOSE) && !dials && self.ended.is_none() {
@@ -436,6 +482,17 @@ impl End {
             }
             (Act::Error, Err(errno)) if self.state == State::SynSent => self.seen_error = Some(*errno),
             _ => {}
+        }
+    }
+
+    fn late_close(&mut self, call: &Call) {
+        self.closed_late = true;
+        if self.ended.is_none() {
+            self.closers.insert(call.pid);
+        }
+        if let Act::Close { at_once, unread } = call.act {
+            // The RST may only look late, where the capture is: the end is not earlier than the call.
+            self.close(at_once, unread, call.time.before);
         }
     }
 
@@ -669,9 +726,47 @@ impl Truth {
             .collect()
     }
 
+    /// Whether the program dissolved or dialled or listened with this socket after `first`.
+    fn is_reused(life: &Life<'_>, socket: Id, first: &Call) -> bool {
+        life.calls.iter().any(|call| {
+            let begins = matches!(
+                call.act,
+                Act::Dissolve | Act::Connect(_) | Act::FastOpen(_) | Act::Listen
+            );
+            call.socket == socket && call.time.before > first.time.before && begins
+        })
+    }
+
+    /// A close() with unread data, or with SO_LINGER of zero, sends its RST before it returns. If it has not, another task held the
+    /// file: a scan of descriptors does so for a moment. The kernel closes the socket when that task lets go of it.
+    fn late<'a>(event: Event<'a>, end: &End, flow: &Flow<'_>) -> Event<'a> {
+        let Event::Call(call) = event else { return event };
+        let resets = matches!(call.act, Act::Close { at_once, unread } if at_once || unread > 0)
+            && matches!(
+                call.before,
+                Some(state::ESTABLISHED | state::CLOSE_WAIT | state::FIN_WAIT1 | state::FIN_WAIT2)
+            );
+        let is_reset = |packet: &&&Packet| {
+            let flags = match packet.kind {
+                Kind::Tcp { flags, .. } => flags,
+                Kind::Icmp(..) => 0,
+            };
+            packet.from == end.local && packet.time >= call.time.before && flags & RST != 0
+        };
+        match flow.packets.iter().find(is_reset) {
+            _ if !resets => event,
+            Some(reset) if reset.time <= call.time.after => event,
+            Some(reset) => Event::LateClose(call, reset.time),
+            None => {
+                let last = flow.packets.last().map_or(call.time.after, |packet| packet.time);
+                Event::LateClose(call, last.max(call.time.after))
+            }
+        }
+    }
+
     fn run<'a>(&mut self, end: &mut End, flow: &Flow<'a>, calls: Vec<Event<'a>>) {
         let own = |packet: &&Packet| packet.from == end.local;
-        let mut events: Vec<Event<'_>> = calls;
+        let mut events: Vec<Event<'_>> = calls.into_iter().map(|event| Self::late(event, end, flow)).collect();
         for packet in &flow.packets {
             let is_icmp = matches!(packet.kind, Kind::Icmp(..));
             let to_itself = packet.from == packet.to;
@@ -728,6 +823,7 @@ impl Truth {
         let mut expected = end.expected(sock.side, "outbound", local, remote, ending, over);
         expected.start = (connect.time.before - CLOCK_ERROR, syn + CLOCK_ERROR);
         expected.connect = connect_ns;
+        expected.is_reused = Self::is_reused(life, socket, connect);
         expected.pids = BTreeSet::from([connect.pid]);
         expected.by = &["connect"];
         self.records_expected.push(expected);
@@ -806,6 +902,7 @@ impl Truth {
             );
         }
         expected.holder = accept.map(|accept| accept.pid);
+        expected.is_reused = accept.is_some_and(|accept| Self::is_reused(life, accept.socket, accept));
         if accept.is_none() {
             let closes = |call: &&Call| call.socket == listen.socket && matches!(call.act, Act::Close { .. });
             expected.pids = life.calls.iter().filter(closes).map(|call| call.pid).collect();
@@ -821,6 +918,13 @@ impl Truth {
                 expected
                     .undecided
                     .push("process: the contract does not say whether AF_UNSPEC is a close");
+                expected.by = &["close", "listener"];
+                expected.pids.insert(listen.pid);
+            }
+            if end.closed_late {
+                expected
+                    .undecided
+                    .push("process: a task that scans descriptors may have been the last to hold the socket");
                 expected.by = &["close", "listener"];
                 expected.pids.insert(listen.pid);
             }
@@ -902,6 +1006,11 @@ fn end(local: SocketAddr, active: bool, state: State) -> End {
         seen_error: None,
         closers: BTreeSet::new(),
         dissolved: false,
+        has_finished: false,
+        closing_since: None,
+        closed_late: false,
+        is_in_fin_wait2: false,
+        other_outcome: None,
         closed_in_syn_recv: false,
         first_sent_after: None,
         verdict: Verdict::Pass,
@@ -923,6 +1032,9 @@ impl End {
     ) -> Expected {
         let sent = (self.una - 1).clamp(0, self.written);
         let mut undecided = Vec::new();
+        if self.other_outcome.is_some() {
+            undecided.push("outcome: data met an orphan in FIN_WAIT2, or the stub that took its place");
+        }
         if ending.errno.len() > 1 {
             undecided.push(
                 "errno: the kernel puts ECONNRESET or ETIMEDOUT on the socket after its last state, or not at all",
@@ -938,6 +1050,8 @@ impl End {
             undelivered: (self.written - sent) as u64,
             established: self.established.is_some(),
             ending,
+            other_outcome: self.other_outcome,
+            is_reused: false,
             pids: BTreeSet::new(),
             holder: None,
             by: &[],

@@ -4,7 +4,7 @@
 //! changes what the network does to it at any moment, without a rule of its own, and a captured packet shows what became of it.
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::sync::mpsc;
 use std::thread;
@@ -63,6 +63,9 @@ const RULES: [(Verdict, &str, &str); 6] = [
         "reject with icmpv6 type admin-prohibited",
     ),
 ];
+
+/// Nobody listens on this port of the far namespace.
+const CLOSED_PORT: u16 = 9;
 
 /// One of the two namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +171,11 @@ impl World {
             &["addr", "add", &format!("{address_v6}/64"), "dev", "near", "nodad"],
         );
         net::run("ip", &["link", "set", "near", "up"]);
+        // The first packet to a neighbor waits for the neighbor's hardware address, so it would be captured late.
+        for of_ipv6 in [false, true] {
+            let closed = SocketAddr::new(world.ip(Side::Far, of_ipv6), CLOSED_PORT);
+            TcpStream::connect(closed).expect_err("nobody listens there");
+        }
         world
     }
 

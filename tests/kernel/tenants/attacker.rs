@@ -12,11 +12,12 @@ use super::cluster::{Cluster, NODE_NAME};
 use super::identity::claims;
 use super::node::{Driver, MALL, NODE_PORT, Node, PORT, Pod, SERVICE_PORT, new_ids};
 use super::objects::{ODD, large_pod, many_labels};
-use super::rounds::{Doubts, Random, Victim};
+use super::rounds::{Doubts, Victim};
 use super::services::{service, slice};
 use super::traffic::Call;
 use crate::support::actor::Actor;
 use crate::support::node as support;
+use crate::support::random::Random;
 
 /// An object lasts for up to this many rounds.
 const MAX_ROUNDS: u64 = 8;

@@ -15,40 +15,13 @@ use super::node::{Driver, Node, NodeTracer, Pod, SHOP};
 use super::services::slice;
 use super::traffic::{CERTAIN, Call, Doubt, failure};
 use crate::support::node as support;
+use crate::support::random::Random;
 use crate::support::store::Rec;
 
 const DEFAULT_ROUNDS: u64 = 50;
 const DEFAULT_SEED: u64 = 20_260_102;
 /// After this many rounds the test waits until no address is in doubt any more.
 const ROUNDS_BETWEEN_PAUSES: u64 = 25;
-
-/// A generator of random numbers (SplitMix64): the same seed gives the same numbers.
-pub struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    /// True once in `times`.
-    pub fn one_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-
-    /// One of these.
-    pub fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
-        &all[self.below(all.len() as u64) as usize]
-    }
-}
 
 /// The victim's pods. Each client has a server that the other tenant knows the address of.
 pub struct Victim {
@@ -231,7 +204,7 @@ impl Run {
             victim,
             attacker,
             doubts: Doubts::default(),
-            random: Random(seed),
+            random: Random::new(seed),
         }
     }
 
