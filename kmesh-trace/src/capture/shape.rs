@@ -10,6 +10,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, LazyLock};
 
+use bytemuck::Zeroable;
+use kmesh_trace_common::Snapshot;
+
 use crate::record::{
     Called, ClosedBy, Comm, ConnId, Direction, Event, Family, LossReason, Names, Outcome, Process, ProcessBy, Record,
     Service, ServiceBy, Tcp, TcpState, WallTime,
@@ -239,35 +242,9 @@ pub fn skeleton(shape: u64) -> Option<Record> {
         errno,
         closed_by,
         tcp: Tcp {
-            state,
-            old_state,
             srtt_us,
             rtt_min_us,
-            mss: 0,
-            snd_cwnd: 0,
-            snd_ssthresh: 0,
-            rcv_nxt: 0,
-            snd_nxt: 0,
-            snd_una: 0,
-            ecn_flags: 0,
-            rate_delivered: 0,
-            rate_interval_us: 0,
-            packets_out: 0,
-            retrans_out: 0,
-            total_retrans: 0,
-            segs_in: 0,
-            data_segs_in: 0,
-            segs_out: 0,
-            data_segs_out: 0,
-            lost: 0,
-            lost_out: 0,
-            sacked_out: 0,
-            bytes_received: 0,
-            bytes_acked: 0,
-            dsack_dups: 0,
-            delivered: 0,
-            delivered_ce: 0,
-            icsk_retransmits: 0,
+            ..Tcp::new(state, old_state, &Snapshot::zeroed())
         },
     })
 }
