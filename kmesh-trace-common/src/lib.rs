@@ -448,7 +448,7 @@ pub const ABSENT: u32 = u32::MAX;
 
 const _: () = {
     assert!(size_of::<Owner>() == 24);
-    assert!(size_of::<Snapshot>() == 248);
+    assert!(size_of::<Snapshot>() == 264);
     assert!(size_of::<Reset>() == 16);
     assert!(size_of::<Prefix>() == 20);
     assert!(size_of::<Prefilter>() == 16 + 2 * 8192);

@@ -44,11 +44,11 @@ macro_rules! tcp_fields {
                 delivered: u32, "delivered", Count, "Segments delivered, retransmitted ones included.";
                 delivered_ce: u32, "delivered_ce", Count, "Segments delivered with a mark of congestion.";
                 icsk_retransmits: u8, "inet_conn.icsk_retransmits", Count, "Retransmissions without an answer, until now.";
+                bytes_sent: u64, "bytes_sent", Count, "Payload sent, retransmitted payload included.";
+                bytes_retrans: u64, "bytes_retrans", Count, "Payload retransmitted.";
             }
             internal {
                 inet_sport: u16, "inet_conn.icsk_inet.inet_sport", "The local port, big-endian.";
-                bytes_sent: u64, "bytes_sent", "Payload sent, retransmitted payload included.";
-                bytes_retrans: u64, "bytes_retrans", "Payload retransmitted.";
                 write_seq: u32, "write_seq", "Sequence number after the last byte that the program wrote.";
                 snd_wl1: u32, "snd_wl1", "Sequence number of the segment that last moved the window.";
                 linger2: i32, "linger2", "Time to wait for the peer's FIN, ticks; negative: do not wait.";

@@ -29,7 +29,7 @@ fields! {
     NETNS CGROUP CONTAINER CONTAINER_ID SRC_POD DST_POD SERVICE SRC_NODE DST_NODE ORIGINAL_LOW ORIGINAL_PORT
     SND_UNA BYTES_ACKED BYTES_RECEIVED DELIVERED MSS SSTHRESH SRC_HIGH DST_HIGH ORIGINAL_HIGH
     UNDELIVERED ERRNO START OBSERVED ASSOCIATION TOTAL_RETRANS LOST RETRANS LOST_OUT SACKED_OUT PACKETS_OUT
-    DSACK_DUPS DELIVERED_CE ICSK_RETRANSMITS ECN
+    DSACK_DUPS DELIVERED_CE ICSK_RETRANSMITS ECN BYTES_SENT BYTES_RETRANS
 }
 
 /// The numbers of a record but for its time and cookie.
@@ -97,6 +97,8 @@ pub fn of(record: &Record) -> Row {
     row[DELIVERED] = tcp.delivered.wrapping_sub(tcp.data_segs_out).into();
     row[DELIVERED_CE] = tcp.delivered_ce.into();
     row[ICSK_RETRANSMITS] = tcp.icsk_retransmits.into();
+    row[BYTES_SENT] = tcp.bytes_sent.wrapping_sub(record.sent_bytes);
+    row[BYTES_RETRANS] = tcp.bytes_retrans;
     row
 }
 
@@ -153,6 +155,8 @@ pub fn fill(record: &mut Record, row: &Row) {
     tcp.delivered = (row[DELIVERED] as u32).wrapping_add(tcp.data_segs_out);
     tcp.delivered_ce = row[DELIVERED_CE] as u32;
     tcp.icsk_retransmits = row[ICSK_RETRANSMITS] as u8;
+    tcp.bytes_sent = row[BYTES_SENT].wrapping_add(row[SENT]);
+    tcp.bytes_retrans = row[BYTES_RETRANS];
 }
 
 fn set<T>(field: &mut Option<T>, value: T) {

@@ -61,6 +61,7 @@ pub(crate) fn example() -> Record {
             bytes_received: 293,
             bytes_acked: 6,
             delivered: 2,
+            bytes_sent: 5,
             ..Tcp::new(TcpState::Close, Some(TcpState::LastAck), &Snapshot::zeroed())
         },
     }
