@@ -4,7 +4,11 @@
 //! compile time. Numbers are in the CPU's byte order, which both sides share, unless a field says otherwise.
 #![no_std]
 
+mod tcp;
+
 use bytemuck::{Pod, Zeroable};
+
+pub use tcp::{TcpOffsets, unit};
 
 /// `Snapshot::kind`: the association ended.
 pub const KIND_CLOSE: u32 = 1;
@@ -89,111 +93,105 @@ pub struct Owner {
     pub comm: [u8; 16],
 }
 
-/// An association as the kernel saw it at an event: just before the change to CLOSE, for one that ended.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct Snapshot {
-    /// [`KIND_CLOSE`], [`KIND_OPEN`] or [`KIND_UPDATE`].
-    pub kind: u32,
-    /// Inode number of the socket's network namespace.
-    pub netns: u32,
-    /// When it happened: CLOCK_MONOTONIC, ns.
-    pub time_ns: u64,
-    /// When connect() sent the SYN, or the accepted socket was established: CLOCK_MONOTONIC, ns; 0 when not known.
-    pub start_ns: u64,
-    /// When it was established: CLOCK_MONOTONIC, ns; 0 when never or not known.
-    pub established_ns: u64,
-    /// The socket's cookie, as `ss -e` shows it.
-    pub cookie: u64,
-    /// The id of the socket's cgroup (v2); 0 when not known.
-    pub cgroup_id: u64,
-    /// `tcp_sock.bytes_acked`: counts an active open's SYN, and the FIN.
-    pub bytes_acked: u64,
-    /// `tcp_sock.bytes_received`: counts the peer's FIN.
-    pub bytes_received: u64,
-    /// This end's address as IPv6, IPv4-mapped for IPv4; network order.
-    pub local_addr: [u8; 16],
-    /// The peer's address, likewise.
-    pub peer_addr: [u8; 16],
-    /// This end's port.
-    pub local_port: u16,
-    /// The peer's port.
-    pub peer_port: u16,
-    /// AF_INET (2) or AF_INET6 (10).
-    pub family: u16,
-    /// The state before the event: a number of [`state`]. Of an update, the present one.
-    pub old_state: u8,
-    /// `FLAG_*`.
-    pub flags: u8,
-    /// Which association of this socket it is, from 1 (a refused socket may connect again).
-    pub association: u32,
-    /// `sock.sk_err`; 0 where close() itself ended the association, since a pending error is then not the cause.
-    pub sk_err: u32,
-    /// `ee_errno` of the newest buffer on the error queue; 0 when there is none.
-    pub ee_errno: u32,
-    /// `tcp_sock.linger2`, ticks; negative: do not wait for the peer's FIN.
-    pub linger2: i32,
-    /// Who owns the socket.
-    pub owner: Owner,
-    /// `sock.sk_flags`, the low byte: `SK_*`.
-    pub sk_flags: u8,
-    /// `ee_origin` of the newest buffer on the error queue: 2 ICMP, 3 ICMPv6.
-    pub ee_origin: u8,
-    /// `tcp_sock.ecn_flags`.
-    pub ecn_flags: u8,
-    /// `inet_connection_sock.icsk_retransmits`: unanswered retransmissions at the end.
-    pub icsk_retransmits: u8,
-    /// `tcp_sock.write_seq`: one past the last byte that the program handed over.
-    pub write_seq: u32,
-    /// `tcp_sock.snd_una`: the first byte not acknowledged.
-    pub snd_una: u32,
-    /// `tcp_sock.snd_nxt`.
-    pub snd_nxt: u32,
-    /// `tcp_sock.rcv_nxt`.
-    pub rcv_nxt: u32,
-    /// `tcp_sock.srtt_us`: eight times the smoothed round-trip time, µs; 0 when there was no sample.
-    pub srtt_us: u32,
-    /// The least round-trip time of late (`tcp_sock.rtt_min.s[0].v`), µs; `u32::MAX` when there was no sample.
-    pub rtt_min_us: u32,
-    /// `tcp_sock.mss_cache`, bytes.
-    pub mss: u32,
-    /// `tcp_sock.snd_cwnd`, segments.
-    pub snd_cwnd: u32,
-    /// `tcp_sock.snd_ssthresh`, segments.
-    pub snd_ssthresh: u32,
-    /// `tcp_sock.rate_delivered`, segments.
-    pub rate_delivered: u32,
-    /// `tcp_sock.rate_interval_us`.
-    pub rate_interval_us: u32,
-    /// `tcp_sock.packets_out`, segments.
-    pub packets_out: u32,
-    /// `tcp_sock.retrans_out`, segments.
-    pub retrans_out: u32,
-    /// `tcp_sock.total_retrans`, segments.
-    pub total_retrans: u32,
-    /// `tcp_sock.segs_in`.
-    pub segs_in: u32,
-    /// `tcp_sock.data_segs_in`.
-    pub data_segs_in: u32,
-    /// `tcp_sock.segs_out`.
-    pub segs_out: u32,
-    /// `tcp_sock.data_segs_out`.
-    pub data_segs_out: u32,
-    /// `tcp_sock.lost`: segments ever marked lost.
-    pub lost: u32,
-    /// `tcp_sock.lost_out`: segments marked lost now.
-    pub lost_out: u32,
-    /// `tcp_sock.sacked_out`, segments.
-    pub sacked_out: u32,
-    /// `tcp_sock.dsack_dups`, segments.
-    pub dsack_dups: u32,
-    /// `tcp_sock.delivered`, segments.
-    pub delivered: u32,
-    /// `tcp_sock.delivered_ce`, segments.
-    pub delivered_ce: u32,
-    /// `sock.sk_err_soft`: the error that retransmission gives up with.
-    pub sk_err_soft: u32,
+/// The bytes of all fields of [`Snapshot`] that are not generated. A wrong number does not compile: `Pod` forbids padding.
+const FIXED_BYTES: usize = 138;
+
+/// Returns the number of fields that have these paths.
+const fn count(paths: &[&str]) -> usize {
+    paths.len()
 }
+
+/// Defines the snapshot, with a field for each member of `tcp_sock` that records report. The fields of one width stand
+/// together, so that no padding is between them.
+macro_rules! snapshot {
+    (
+        reported {$(
+            $name:ident:
+            $(u64, $path64:literal)? $(u32, $path32:literal)? $(u16, $path16:literal)? $(u8, $path8:literal)?,
+            $unit:ident, $description:literal;
+        )*}
+        internal { $($internal:tt)* }
+    ) => {
+        const GENERATED_BYTES: usize = 8 * count(&[$($($path64,)?)*])
+            + 4 * count(&[$($($path32,)?)*])
+            + 2 * count(&[$($($path16,)?)*])
+            + count(&[$($($path8,)?)*]);
+
+        const PAD_BYTES: usize = (FIXED_BYTES + GENERATED_BYTES).next_multiple_of(8) - FIXED_BYTES - GENERATED_BYTES;
+
+        /// An association as the kernel saw it at an event: just before the change to CLOSE, for one that ended.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+        pub struct Snapshot {
+            /// [`KIND_CLOSE`], [`KIND_OPEN`] or [`KIND_UPDATE`].
+            pub kind: u32,
+            /// Inode number of the socket's network namespace.
+            pub netns: u32,
+            /// When it happened: CLOCK_MONOTONIC, ns.
+            pub time_ns: u64,
+            /// When connect() sent the SYN, or the accepted socket was established: CLOCK_MONOTONIC, ns; 0 when not known.
+            pub start_ns: u64,
+            /// When it was established: CLOCK_MONOTONIC, ns; 0 when never or not known.
+            pub established_ns: u64,
+            /// The socket's cookie, as `ss -e` shows it.
+            pub cookie: u64,
+            /// The id of the socket's cgroup (v2); 0 when not known.
+            pub cgroup_id: u64,
+            /// This end's address as IPv6, IPv4-mapped for IPv4; network order.
+            pub local_addr: [u8; 16],
+            /// The peer's address, likewise.
+            pub peer_addr: [u8; 16],
+            /// This end's port.
+            pub local_port: u16,
+            /// The peer's port.
+            pub peer_port: u16,
+            /// AF_INET (2) or AF_INET6 (10).
+            pub family: u16,
+            /// The state before the event: a number of [`state`]. Of an update, the present one.
+            pub old_state: u8,
+            /// `FLAG_*`.
+            pub flags: u8,
+            /// Which association of this socket it is, from 1 (a refused socket may connect again).
+            pub association: u32,
+            /// `sock.sk_err`; 0 where close() itself ended the association, since a pending error is then not the cause.
+            pub sk_err: u32,
+            /// `ee_errno` of the newest buffer on the error queue; 0 when there is none.
+            pub ee_errno: u32,
+            /// `tcp_sock.linger2`, ticks; negative: do not wait for the peer's FIN.
+            pub linger2: i32,
+            /// Who owns the socket.
+            pub owner: Owner,
+            /// `tcp_sock.write_seq`: one past the last byte that the program handed over.
+            pub write_seq: u32,
+            /// `sock.sk_err_soft`: the error that retransmission gives up with.
+            pub sk_err_soft: u32,
+            $($(
+                #[doc = concat!("`tcp_sock.", $path64, "`: ", $description)]
+                pub $name: u64,
+            )?)*
+            $($(
+                #[doc = concat!("`tcp_sock.", $path32, "`: ", $description)]
+                pub $name: u32,
+            )?)*
+            $($(
+                #[doc = concat!("`tcp_sock.", $path16, "`: ", $description)]
+                pub $name: u16,
+            )?)*
+            $($(
+                #[doc = concat!("`tcp_sock.", $path8, "`: ", $description)]
+                pub $name: u8,
+            )?)*
+            /// `sock.sk_flags`, the low byte: `SK_*`.
+            pub sk_flags: u8,
+            /// `ee_origin` of the newest buffer on the error queue: 2 ICMP, 3 ICMPv6.
+            pub ee_origin: u8,
+            /// Padding; not written.
+            pub pad: [u8; PAD_BYTES],
+        }
+    };
+}
+
+tcp_fields!(snapshot);
 
 /// What a walk tells of one association.
 #[repr(C)]
@@ -326,78 +324,10 @@ pub struct Offsets {
     pub cgroup_kn: u32,
     /// `kernfs_node.id` (u64).
     pub kn_id: u32,
-    /// `inet_sock.inet_sport` in `tcp_sock` (be16).
-    pub inet_sport: u32,
-    /// `inet_connection_sock.icsk_retransmits` in `tcp_sock` (u8).
-    pub icsk_retransmits: u32,
-    /// `tcp_sock.bytes_acked` (u64).
-    pub bytes_acked: u32,
-    /// `tcp_sock.bytes_received` (u64).
-    pub bytes_received: u32,
-    /// `tcp_sock.bytes_sent` (u64): payload, what was sent again included.
-    pub bytes_sent: u32,
-    /// `tcp_sock.bytes_retrans` (u64): of `bytes_sent`, what was sent again.
-    pub bytes_retrans: u32,
     /// `tcp_sock.tcp_clock_cache` (u64, ns of CLOCK_MONOTONIC): when the kernel began with the last segment.
     pub tcp_clock_cache: u32,
-    /// `tcp_sock.write_seq` (u32).
-    pub write_seq: u32,
-    /// `tcp_sock.snd_wl1` (u32): where the segment stood that last moved the window.
-    pub snd_wl1: u32,
-    /// `tcp_sock.snd_una` (u32).
-    pub snd_una: u32,
-    /// `tcp_sock.snd_nxt` (u32).
-    pub snd_nxt: u32,
-    /// `tcp_sock.rcv_nxt` (u32).
-    pub rcv_nxt: u32,
-    /// `tcp_sock.linger2` (int).
-    pub linger2: u32,
-    /// `tcp_sock.srtt_us` (u32).
-    pub srtt_us: u32,
-    /// `tcp_sock.rtt_min.s[0].v` (u32).
-    pub rtt_min_us: u32,
-    /// `tcp_sock.mss_cache` (u32).
-    pub mss: u32,
-    /// `tcp_sock.snd_cwnd` (u32).
-    pub snd_cwnd: u32,
-    /// `tcp_sock.snd_ssthresh` (u32).
-    pub snd_ssthresh: u32,
-    /// `tcp_sock.ecn_flags` (u8).
-    pub ecn_flags: u32,
-    /// `tcp_sock.rate_delivered` (u32).
-    pub rate_delivered: u32,
-    /// `tcp_sock.rate_interval_us` (u32).
-    pub rate_interval_us: u32,
-    /// `tcp_sock.packets_out` (u32).
-    pub packets_out: u32,
-    /// `tcp_sock.retrans_out` (u32).
-    pub retrans_out: u32,
-    /// `tcp_sock.total_retrans` (u32).
-    pub total_retrans: u32,
-    /// `tcp_sock.segs_in` (u32).
-    pub segs_in: u32,
-    /// `tcp_sock.data_segs_in` (u32).
-    pub data_segs_in: u32,
-    /// `tcp_sock.segs_out` (u32).
-    pub segs_out: u32,
-    /// `tcp_sock.data_segs_out` (u32).
-    pub data_segs_out: u32,
-    /// `tcp_sock.lost` (u32).
-    pub lost: u32,
-    /// `tcp_sock.lost_out` (u32).
-    pub lost_out: u32,
-    /// `tcp_sock.sacked_out` (u32).
-    pub sacked_out: u32,
-    /// `tcp_sock.dsack_dups` (u32).
-    pub dsack_dups: u32,
-    /// `tcp_sock.delivered` (u32).
-    pub delivered: u32,
-    /// `tcp_sock.delivered_ce` (u32).
-    pub delivered_ce: u32,
     /// The byte of `tcp_sock` with the bit [`Settings::fastopen_connect_bit`]. [`ABSENT`] where BTF does not show it.
     pub fastopen_connect: u32,
-    /// `tcp_sock.retrans_stamp` (u32): when the first SYN was sent, in ms of CLOCK_MONOTONIC.
-    pub retrans_stamp: u32,
     /// The byte of `tcp_sock` with the bit [`Settings::transparent_bit`]. [`ABSENT`] where BTF does not show it.
     pub transparent: u32,
     /// `sock.sk_lock.owned` (int): a program is inside the socket.
@@ -420,6 +350,8 @@ pub struct Offsets {
     pub task_compat: u32,
     /// The number of the system call in `pt_regs` (int). [`ABSENT`] where it is not known.
     pub system_call: u32,
+    /// Members of `tcp_sock`.
+    pub tcp: TcpOffsets,
 }
 
 /// What is settled before loading: the verifier sees constants, and drops what they rule out.
@@ -519,7 +451,7 @@ pub const ABSENT: u32 = u32::MAX;
 
 const _: () = {
     assert!(size_of::<Owner>() == 24);
-    assert!(size_of::<Snapshot>() == 248);
+    assert!(size_of::<Snapshot>() == 264);
     assert!(size_of::<Reset>() == 16);
     assert!(size_of::<Prefix>() == 20);
     assert!(size_of::<Prefilter>() == 16 + 2 * 8192);

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use kmesh_trace_common::{
     FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_ROOT_NETNS, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE,
-    Reset, Snapshot, counter, state,
+    Reset, Snapshot, counter, state, tcp_fields,
 };
 
 use crate::kept::{self, Connection, Scanned, owner_words, phase};
@@ -264,7 +264,7 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: *const Connecti
         association: association,
         flags: flags & (FLAG_ACTIVE | FLAG_PREEXISTING | FLAG_RESET_SENT) | event.flags | root_netns,
     }
-    fill_bytes(record, sock, tcp);
+    put_tcp(record, tcp);
     put! { record;
         kind: event.kind,
         netns: tcp.sock().netns(),
@@ -278,28 +278,8 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: *const Connecti
         ee_errno: event.ee_errno,
         linger2: tcp.linger2(),
         ee_origin: event.ee_origin,
-        ecn_flags: tcp.ecn_flags(),
-        icsk_retransmits: tcp.icsk_retransmits(),
-        srtt_us: tcp.srtt_us(),
-        rtt_min_us: tcp.rtt_min_us(),
-        mss: tcp.mss(),
-        snd_cwnd: tcp.snd_cwnd(),
-        snd_ssthresh: tcp.snd_ssthresh(),
-        rate_delivered: tcp.rate_delivered(),
-        rate_interval_us: tcp.rate_interval_us(),
-        packets_out: tcp.packets_out(),
-        retrans_out: tcp.retrans_out(),
-        total_retrans: tcp.total_retrans(),
-        segs_in: tcp.segs_in(),
-        data_segs_in: tcp.data_segs_in(),
-        segs_out: tcp.segs_out(),
-        data_segs_out: tcp.data_segs_out(),
-        lost: tcp.lost(),
-        lost_out: tcp.lost_out(),
-        sacked_out: tcp.sacked_out(),
-        dsack_dups: tcp.dsack_dups(),
-        delivered: tcp.delivered(),
-        delivered_ce: tcp.delivered_ce(),
+        sk_flags: sock.skc_flags() as u8,
+        write_seq: tcp.write_seq(),
         sk_err_soft: sock.sk_err_soft(),
     }
     // SAFETY: fields of a whole record, each at a multiple of 8.
@@ -309,7 +289,22 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: *const Connecti
     }
 }
 
-/// What the bytes of both ways are computed from.
+/// Defines the function that writes what records report of `tcp_sock`.
+macro_rules! put_tcp {
+    (
+        reported { $($name:ident: $width:ident, $path:literal, $unit:ident, $description:literal;)* }
+        internal { $($internal:tt)* }
+    ) => {
+        #[inline(always)]
+        fn put_tcp(record: *mut Snapshot, tcp: Tcp) {
+            put! { record; $($name: tcp.$name(),)* }
+        }
+    };
+}
+
+tcp_fields!(put_tcp);
+
+/// Writes again what the bytes of both ways are computed from.
 #[inline(always)]
 fn fill_bytes(record: *mut Snapshot, sock: Sock, tcp: Tcp) {
     put! { record;

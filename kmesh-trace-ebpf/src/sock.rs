@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_seq_write, bpf_skc_to_tcp_sock,
     bpf_sock_from_file, bpf_task_pt_regs,
 };
-use kmesh_trace_common::{ABSENT, Offsets, state};
+use kmesh_trace_common::{ABSENT, Offsets, state, tcp_fields};
 
 use crate::maps::{can_close, compat_bit, fastopen_connect_bit, transparent_bit};
 
@@ -36,7 +36,7 @@ fn as_written(offset: &'static u32) -> u32 {
     unsafe { ptr::read_volatile(offset) }
 }
 
-/// Getters that load one member at its offset; `$zero` where the kernel has no such member.
+/// Getters that load one member at its offset; 0 where the kernel has no such member.
 macro_rules! members {
     ($($member:ident: $type:ty,)*) => {
         $(
@@ -47,6 +47,29 @@ macro_rules! members {
                     return 0;
                 }
                 // SAFETY: a load within the structure, which the verifier checks.
+                unsafe { load(self.0, offset) }
+            }
+        )*
+    };
+}
+
+/// Getters of all members in the table of `tcp_sock`; all ones where the kernel has no such member.
+macro_rules! tcp_members {
+    (
+        reported { $($name:ident: $width:ident, $path:literal, $unit:ident, $description:literal;)* }
+        internal { $($internal:ident: $internal_width:ident, $internal_path:literal, $internal_description:literal;)* }
+    ) => {
+        tcp_members! { $($name: $width,)* $($internal: $internal_width,)* }
+    };
+    ($($member:ident: $type:ty,)*) => {
+        $(
+            #[inline(always)]
+            pub fn $member(self) -> $type {
+                let offset = as_written(&OFFSETS.tcp.$member);
+                if offset == ABSENT {
+                    return !0;
+                }
+                // SAFETY: a load within `struct tcp_sock`, which the verifier checks.
                 unsafe { load(self.0, offset) }
             }
         )*
@@ -363,42 +386,10 @@ impl Tcp {
     }
 
     members! {
-        inet_sport: u16,
-        icsk_retransmits: u8,
-        bytes_acked: u64,
-        bytes_received: u64,
-        bytes_sent: u64,
-        bytes_retrans: u64,
         tcp_clock_cache: u64,
-        write_seq: u32,
-        snd_wl1: u32,
-        snd_una: u32,
-        snd_nxt: u32,
-        rcv_nxt: u32,
-        linger2: i32,
-        srtt_us: u32,
-        rtt_min_us: u32,
-        mss: u32,
-        snd_cwnd: u32,
-        snd_ssthresh: u32,
-        ecn_flags: u8,
-        rate_delivered: u32,
-        rate_interval_us: u32,
-        packets_out: u32,
-        retrans_out: u32,
-        total_retrans: u32,
-        segs_in: u32,
-        data_segs_in: u32,
-        segs_out: u32,
-        data_segs_out: u32,
-        lost: u32,
-        lost_out: u32,
-        sacked_out: u32,
-        dsack_dups: u32,
-        delivered: u32,
-        delivered_ce: u32,
-        retrans_stamp: u32,
     }
+
+    tcp_fields!(tcp_members);
 }
 
 /// A `struct task_struct`.

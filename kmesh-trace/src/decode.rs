@@ -81,12 +81,15 @@ mod tests {
         for length in 0..whole.len() {
             assert!(decode(&whole[..length]).is_err(), "{length} bytes");
         }
-        assert_eq!(decode(&[0xff; 248]), Err(DecodeError::UnknownKind(u32::MAX)));
+        assert_eq!(
+            decode(&[0xff; size_of::<Snapshot>()]),
+            Err(DecodeError::UnknownKind(u32::MAX))
+        );
         assert_eq!(
             decode(&[whole, &[0]].concat()),
             Err(DecodeError::WrongLength {
                 kind: KIND_CLOSE,
-                length: 249
+                length: size_of::<Snapshot>() + 1
             })
         );
         // The ring lends unaligned bytes to nobody, but a file might.

@@ -30,8 +30,10 @@ macro_rules! spelling {
 }
 
 mod names;
+mod tcp;
 
 pub use names::{Called, End, Labels, Names, Pod, Service, ServiceBy, Workload};
+pub use tcp::Tcp;
 
 /// Wall-clock time: nanoseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -276,48 +278,6 @@ spelling!(TcpState {
     LastAck => "LAST_ACK",
     Closing => "CLOSING",
 });
-
-/// The socket's counters as the kernel keeps them, raw but for the units that the names tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the tcp_sock member of that name")]
-pub struct Tcp {
-    pub state: TcpState,
-    /// The state before this event.
-    pub old_state: Option<TcpState>,
-    /// Smoothed round-trip time, µs; none without a sample.
-    pub srtt_us: Option<u32>,
-    /// Least round-trip time of late, µs; none without a sample.
-    pub rtt_min_us: Option<u32>,
-    pub mss: u32,
-    pub snd_cwnd: u32,
-    pub snd_ssthresh: u32,
-    pub rcv_nxt: u32,
-    pub snd_nxt: u32,
-    pub snd_una: u32,
-    pub ecn_flags: u8,
-    pub rate_delivered: u32,
-    pub rate_interval_us: u32,
-    pub packets_out: u32,
-    pub retrans_out: u32,
-    pub total_retrans: u32,
-    pub segs_in: u32,
-    pub data_segs_in: u32,
-    pub segs_out: u32,
-    pub data_segs_out: u32,
-    /// Segments ever marked lost.
-    pub lost: u32,
-    /// Segments marked lost now.
-    pub lost_out: u32,
-    pub sacked_out: u32,
-    /// Counts the peer's FIN.
-    pub bytes_received: u64,
-    /// Counts an active open's SYN, and the FIN.
-    pub bytes_acked: u64,
-    pub dsack_dups: u32,
-    pub delivered: u32,
-    pub delivered_ce: u32,
-    pub icsk_retransmits: u8,
-}
 
 /// One event of one end of one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -172,7 +172,7 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, node: &Arc<str>,
         outcome: ending.as_ref().map(|ending| ending.outcome),
         errno: ending.as_ref().and_then(|ending| ending.errno),
         closed_by: ending.as_ref().and_then(|ending| ending.closed_by),
-        tcp: tcp(snapshot, tcp_state(state).unwrap_or(TcpState::Close), old_state),
+        tcp: Tcp::new(tcp_state(state).unwrap_or(TcpState::Close), old_state, snapshot),
     }
 }
 
@@ -231,41 +231,6 @@ fn process(found: &Owner) -> Option<Process> {
         comm: Comm(found.comm),
         by,
     })
-}
-
-fn tcp(snapshot: &Snapshot, state: TcpState, old_state: Option<TcpState>) -> Tcp {
-    Tcp {
-        state,
-        old_state,
-        // The kernel keeps eight times the smoothed time; 0 is its marker for no sample.
-        srtt_us: (snapshot.srtt_us != 0).then_some(snapshot.srtt_us >> 3),
-        rtt_min_us: (snapshot.rtt_min_us != u32::MAX).then_some(snapshot.rtt_min_us),
-        mss: snapshot.mss,
-        snd_cwnd: snapshot.snd_cwnd,
-        snd_ssthresh: snapshot.snd_ssthresh,
-        rcv_nxt: snapshot.rcv_nxt,
-        snd_nxt: snapshot.snd_nxt,
-        snd_una: snapshot.snd_una,
-        ecn_flags: snapshot.ecn_flags,
-        rate_delivered: snapshot.rate_delivered,
-        rate_interval_us: snapshot.rate_interval_us,
-        packets_out: snapshot.packets_out,
-        retrans_out: snapshot.retrans_out,
-        total_retrans: snapshot.total_retrans,
-        segs_in: snapshot.segs_in,
-        data_segs_in: snapshot.data_segs_in,
-        segs_out: snapshot.segs_out,
-        data_segs_out: snapshot.data_segs_out,
-        lost: snapshot.lost,
-        lost_out: snapshot.lost_out,
-        sacked_out: snapshot.sacked_out,
-        bytes_received: snapshot.bytes_received,
-        bytes_acked: snapshot.bytes_acked,
-        dsack_dups: snapshot.dsack_dups,
-        delivered: snapshot.delivered,
-        delivered_ce: snapshot.delivered_ce,
-        icsk_retransmits: snapshot.icsk_retransmits,
-    }
 }
 
 fn tcp_state(number: u8) -> Option<TcpState> {

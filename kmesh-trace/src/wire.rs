@@ -1,7 +1,8 @@
 //! The JSON contract: one type a line type, its members in the order in which they are printed.
 //!
-//! These are types of their own, so that the domain can change without the contract noticing. Members that a later
-//! release fills are null by type until then. [`crate::schema`] is made from the same types: what is printed and what
+//! These are types of their own, so that the domain can change without the contract noticing. Only the kernel's counters are
+//! the domain's own, [`record::Tcp`]: one table in `kmesh-trace-common` lists them. Members that a later release fills are null
+//! by type until then. [`crate::schema`] is made from the same types: what is printed and what
 //! is promised cannot drift apart.
 
 mod rollup;
@@ -13,13 +14,12 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 
 use crate::capture::Header;
 use crate::errno::Errno;
 use crate::record::{
-    self, ClosedBy, Direction, Event, Family, Lost, Outcome, ProcessBy, Record, RunInfo, ServiceBy, Summary, TcpState,
-    WallTime,
+    self, ClosedBy, Direction, Event, Family, Lost, Outcome, ProcessBy, Record, RunInfo, ServiceBy, Summary, WallTime,
 };
 use crate::render::sanitize::Lossy;
 use values::{Reasons, Text, ip_schema};
@@ -93,7 +93,7 @@ pub struct ConnLine<'a> {
     /// Known to be encrypted and authenticated, or not known.
     security_policy: SecurityPolicy,
     /// The kernel's own counters.
-    tcp: Tcp,
+    tcp: &'a record::Tcp,
 }
 
 impl<'a> ConnLine<'a> {
@@ -133,7 +133,7 @@ impl<'a> ConnLine<'a> {
             errno: record.errno.map(Errno),
             closed_by: record.closed_by,
             security_policy: SecurityPolicy::of(record),
-            tcp: Tcp::from(&record.tcp),
+            tcp: &record.tcp,
         }
     }
 }
@@ -323,120 +323,6 @@ impl SecurityPolicy {
             Self::MutualTls
         } else {
             Self::Unknown
-        }
-    }
-}
-
-/// The kernel's counters for the socket, raw but for the units in the names.
-#[derive(Debug, Serialize, Deserialize, JsonSchema)]
-#[schemars(deny_unknown_fields, rename = "tcp")]
-pub struct Tcp {
-    state: TcpState,
-    /// The state before the event.
-    old_state: Option<TcpState>,
-    /// Smoothed round-trip time; null without a sample.
-    srtt_us: Option<u32>,
-    /// Least round-trip time of late; null without a sample.
-    rtt_min_us: Option<u32>,
-    mss: u32,
-    snd_cwnd: u32,
-    snd_ssthresh: u32,
-    rcv_nxt: u32,
-    snd_nxt: u32,
-    snd_una: u32,
-    ecn_flags: u8,
-    rate_delivered: u32,
-    rate_interval_us: u32,
-    packets_out: u32,
-    retrans_out: u32,
-    total_retrans: u32,
-    segs_in: u32,
-    data_segs_in: u32,
-    segs_out: u32,
-    data_segs_out: u32,
-    /// Segments ever marked lost.
-    lost: u32,
-    /// Segments marked lost now.
-    lost_out: u32,
-    sacked_out: u32,
-    /// Counts the peer's FIN.
-    bytes_received: u64,
-    /// Counts an active open's SYN, and the FIN.
-    bytes_acked: u64,
-    dsack_dups: u32,
-    delivered: u32,
-    delivered_ce: u32,
-    icsk_retransmits: u8,
-}
-
-impl From<&record::Tcp> for Tcp {
-    fn from(tcp: &record::Tcp) -> Self {
-        Self {
-            state: tcp.state,
-            old_state: tcp.old_state,
-            srtt_us: tcp.srtt_us,
-            rtt_min_us: tcp.rtt_min_us,
-            mss: tcp.mss,
-            snd_cwnd: tcp.snd_cwnd,
-            snd_ssthresh: tcp.snd_ssthresh,
-            rcv_nxt: tcp.rcv_nxt,
-            snd_nxt: tcp.snd_nxt,
-            snd_una: tcp.snd_una,
-            ecn_flags: tcp.ecn_flags,
-            rate_delivered: tcp.rate_delivered,
-            rate_interval_us: tcp.rate_interval_us,
-            packets_out: tcp.packets_out,
-            retrans_out: tcp.retrans_out,
-            total_retrans: tcp.total_retrans,
-            segs_in: tcp.segs_in,
-            data_segs_in: tcp.data_segs_in,
-            segs_out: tcp.segs_out,
-            data_segs_out: tcp.data_segs_out,
-            lost: tcp.lost,
-            lost_out: tcp.lost_out,
-            sacked_out: tcp.sacked_out,
-            bytes_received: tcp.bytes_received,
-            bytes_acked: tcp.bytes_acked,
-            dsack_dups: tcp.dsack_dups,
-            delivered: tcp.delivered,
-            delivered_ce: tcp.delivered_ce,
-            icsk_retransmits: tcp.icsk_retransmits,
-        }
-    }
-}
-
-impl From<Tcp> for record::Tcp {
-    fn from(tcp: Tcp) -> Self {
-        Self {
-            state: tcp.state,
-            old_state: tcp.old_state,
-            srtt_us: tcp.srtt_us,
-            rtt_min_us: tcp.rtt_min_us,
-            mss: tcp.mss,
-            snd_cwnd: tcp.snd_cwnd,
-            snd_ssthresh: tcp.snd_ssthresh,
-            rcv_nxt: tcp.rcv_nxt,
-            snd_nxt: tcp.snd_nxt,
-            snd_una: tcp.snd_una,
-            ecn_flags: tcp.ecn_flags,
-            rate_delivered: tcp.rate_delivered,
-            rate_interval_us: tcp.rate_interval_us,
-            packets_out: tcp.packets_out,
-            retrans_out: tcp.retrans_out,
-            total_retrans: tcp.total_retrans,
-            segs_in: tcp.segs_in,
-            data_segs_in: tcp.data_segs_in,
-            segs_out: tcp.segs_out,
-            data_segs_out: tcp.data_segs_out,
-            lost: tcp.lost,
-            lost_out: tcp.lost_out,
-            sacked_out: tcp.sacked_out,
-            bytes_received: tcp.bytes_received,
-            bytes_acked: tcp.bytes_acked,
-            dsack_dups: tcp.dsack_dups,
-            delivered: tcp.delivered,
-            delivered_ce: tcp.delivered_ce,
-            icsk_retransmits: tcp.icsk_retransmits,
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::support::expect::Scene;
 use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::{
-    Pair, Span, Truth, V, drain, exchange, flushed, give, listen, pair, set_tcp_option, take, timed,
+    Pair, Span, TcpInfo, Truth, V, drain, exchange, flushed, give, listen, pair, set_tcp_option, take, timed,
 };
 
 /// The trials.
@@ -26,6 +26,7 @@ pub fn table() -> Table {
             amounts(scene, V::Four, 4_724_464_026, 12_345)
         })
         .both("lossy", &[Need::Nft], lossy)
+        .both("sent_again", &[Need::Nft], sent_again)
         .both("urgent", &[], urgent)
         .both("zero_copy", &[], zero_copy)
         .both("gathered_and_corked", &[], corked)
@@ -80,6 +81,39 @@ fn lossy(scene: &Scene, v: V) {
         .sum();
     // Eighty packets and their acknowledgements, one in five lost: none sent again is less likely than one in ten million.
     assert!(again > 0, "nothing was sent again: {records:?}");
+}
+
+/// Each fifth packet is lost, each way. What was sent, and sent again, is what TCP_INFO says just before the close.
+fn sent_again(scene: &Scene, v: V) {
+    let pair = pair(v);
+    let port = pair.truth.dst.port();
+    net::rules(&[
+        &format!("tcp dport {port} numgen inc mod 5 == 4 drop"),
+        &format!("tcp sport {port} numgen inc mod 5 == 4 drop"),
+    ]);
+    const ROUNDS: usize = 20;
+    for _ in 0..ROUNDS {
+        exchange(&pair, 700, 500);
+    }
+    net::rules(&[]);
+    // With all of it acknowledged, only the FINs are left to send. They have no payload.
+    flushed(&pair.client);
+    flushed(&pair.server);
+    let truths = [TcpInfo::of(&pair.client), TcpInfo::of(&pair.server)];
+    drop(pair.client);
+    assert_eq!(drain(&pair.server), 0);
+    drop(pair.server);
+    let (up, down) = (700 * ROUNDS as u64, 500 * ROUNDS as u64);
+    let records = scene.expect(&[
+        pair.truth.outbound().bytes(up, down).ok("local"),
+        pair.truth.inbound().bytes(down, up).ok("peer"),
+    ]);
+    for ((record, truth), payload) in records.iter().zip(truths).zip([up, down]) {
+        let (sent, again) = (truth.bytes_sent(), truth.bytes_retrans());
+        assert!(again > 0 && sent == payload + again, "{sent} bytes sent, {again} again");
+        assert_eq!(record["tcp"]["bytes_sent"], sent, "{record}");
+        assert_eq!(record["tcp"]["bytes_retrans"], again, "{record}");
+    }
 }
 
 /// One byte out of band each way, which the other end never reads.

@@ -440,6 +440,59 @@ pub fn tcp_info(socket: &impl AsRawFd) -> libc::tcp_info {
     info
 }
 
+/// The bytes of TCP_INFO. The C library's structure ends before the last counters.
+#[derive(Clone, Copy)]
+pub struct TcpInfo([u8; 256]);
+
+impl TcpInfo {
+    /// Returns what the kernel says of `socket`.
+    pub fn of(socket: &impl AsRawFd) -> Self {
+        let mut info = [0; 256];
+        let mut size = libc::socklen_t::try_from(info.len()).expect("a small size");
+        // SAFETY: the descriptor is open while `socket` is borrowed; the kernel writes at most `size` bytes to `info`.
+        let done = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                info.as_mut_ptr().cast(),
+                &raw mut size,
+            )
+        };
+        assert_eq!(done, 0, "TCP_INFO: {}", std::io::Error::last_os_error());
+        Self(info)
+    }
+
+    fn u64_at(&self, at: usize) -> u64 {
+        u64::from_ne_bytes(self.0[at..at + 8].try_into().expect("eight bytes"))
+    }
+
+    /// Returns `tcpi_state`.
+    pub fn state(&self) -> u8 {
+        self.0[0]
+    }
+
+    /// Returns `tcpi_total_retrans`.
+    pub fn total_retrans(&self) -> u32 {
+        u32::from_ne_bytes(self.0[100..104].try_into().expect("four bytes"))
+    }
+
+    /// Returns `tcpi_bytes_received`, the peer's FIN included.
+    pub fn bytes_received(&self) -> u64 {
+        self.u64_at(128)
+    }
+
+    /// Returns `tcpi_bytes_sent`.
+    pub fn bytes_sent(&self) -> u64 {
+        self.u64_at(200)
+    }
+
+    /// Returns `tcpi_bytes_retrans`.
+    pub fn bytes_retrans(&self) -> u64 {
+        self.u64_at(208)
+    }
+}
+
 /// Waits until a RST has ended this end.
 pub fn wait_closed(socket: &TcpStream) {
     const CLOSE: u8 = 7;

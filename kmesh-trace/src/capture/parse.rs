@@ -17,9 +17,9 @@ use super::Header;
 use crate::errno::Errno;
 use crate::record::{
     self, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, LossReason, Lost, Names, Outcome, ProcessBy,
-    Record, RunInfo, ServiceBy, Summary, WallTime,
+    Record, RunInfo, ServiceBy, Summary, Tcp, WallTime,
 };
-use crate::wire::{Tcp, VERSION};
+use crate::wire::VERSION;
 
 /// The maximum number of pods, Services and other names that are shared between records. Then they are shared anew.
 const MAX_SHARED: usize = 1 << 16;
@@ -375,7 +375,7 @@ impl Conn<'_> {
             outcome: self.outcome,
             errno: self.errno.map(|errno| errno.0),
             closed_by: self.closed_by,
-            tcp: self.tcp.into(),
+            tcp: self.tcp,
         })
     }
 }

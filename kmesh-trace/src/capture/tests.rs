@@ -241,6 +241,8 @@ impl Chance {
                 delivered: self.narrow(),
                 delivered_ce: self.narrow(),
                 icsk_retransmits: self.narrow() as u8,
+                bytes_sent: self.number(),
+                bytes_retrans: self.number(),
             },
         }
     }

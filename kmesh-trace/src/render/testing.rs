@@ -3,6 +3,9 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
+use bytemuck::{Zeroable, bytes_of_mut};
+use kmesh_trace_common::Snapshot;
+
 use super::Sink;
 use crate::config::Events;
 use crate::engine::{Engine, Selection};
@@ -98,35 +101,20 @@ pub(crate) fn example() -> Record {
         errno: None,
         closed_by: Some(ClosedBy::Peer),
         tcp: Tcp {
-            state: TcpState::Close,
-            old_state: Some(TcpState::LastAck),
             srtt_us: Some(120),
             rtt_min_us: Some(98),
             mss: 1448,
             snd_cwnd: 10,
             snd_ssthresh: 2_147_483_647,
-            rcv_nxt: 0,
-            snd_nxt: 0,
-            snd_una: 0,
-            ecn_flags: 0,
-            rate_delivered: 0,
-            rate_interval_us: 0,
-            packets_out: 0,
-            retrans_out: 0,
-            total_retrans: 0,
             segs_in: 6,
             data_segs_in: 1,
             segs_out: 5,
             data_segs_out: 1,
-            lost: 0,
-            lost_out: 0,
-            sacked_out: 0,
             bytes_received: 293,
             bytes_acked: 6,
-            dsack_dups: 0,
             delivered: 2,
-            delivered_ce: 0,
-            icsk_retransmits: 0,
+            bytes_sent: 5,
+            ..Tcp::new(TcpState::Close, Some(TcpState::LastAck), &Snapshot::zeroed())
         },
     }
 }
@@ -184,6 +172,12 @@ pub(crate) fn preexisting() -> Record {
     }
 }
 
+fn every_bit_set() -> Snapshot {
+    let mut snapshot = Snapshot::zeroed();
+    bytes_of_mut(&mut snapshot).fill(u8::MAX);
+    snapshot
+}
+
 /// A record with every number at its largest, and a connect time.
 pub(crate) fn largest() -> Record {
     const MAX: u32 = u32::MAX;
@@ -215,35 +209,9 @@ pub(crate) fn largest() -> Record {
         outcome: Some(Outcome::Unknown),
         errno: Some(MAX),
         tcp: Tcp {
-            state: TcpState::Closing,
-            old_state: Some(TcpState::SynRecv),
             srtt_us: Some(MAX),
             rtt_min_us: Some(MAX),
-            mss: MAX,
-            snd_cwnd: MAX,
-            snd_ssthresh: MAX,
-            rcv_nxt: MAX,
-            snd_nxt: MAX,
-            snd_una: MAX,
-            ecn_flags: u8::MAX,
-            rate_delivered: MAX,
-            rate_interval_us: MAX,
-            packets_out: MAX,
-            retrans_out: MAX,
-            total_retrans: MAX,
-            segs_in: MAX,
-            data_segs_in: MAX,
-            segs_out: MAX,
-            data_segs_out: MAX,
-            lost: MAX,
-            lost_out: MAX,
-            sacked_out: MAX,
-            bytes_received: u64::MAX,
-            bytes_acked: u64::MAX,
-            dsack_dups: MAX,
-            delivered: MAX,
-            delivered_ce: MAX,
-            icsk_retransmits: u8::MAX,
+            ..Tcp::new(TcpState::Closing, Some(TcpState::SynRecv), &every_bit_set())
         },
         ..example()
     }

@@ -1,6 +1,7 @@
 //! Which members of the kernel's structures the programs read, and where the running kernel has them.
 
-use kmesh_trace_common::{ABSENT, Offsets, Settings};
+use kmesh_trace_common::unit::{self, Unit};
+use kmesh_trace_common::{ABSENT, Offsets, Settings, TcpOffsets, tcp_fields};
 
 use super::btf::{Bit, Btf, BtfError};
 use super::system_calls;
@@ -126,40 +127,6 @@ fn find_offsets(btf: &Btf<'_>, fastopen_connect: u32, transparent: u32, compat: 
         sk_err_soft: "sock", "sk_err_soft", 4;
         sk_socket: "sock", "sk_socket", 8;
         sk_buff_head_prev: "sk_buff_head", "prev", 8;
-        inet_sport: "tcp_sock", "inet_conn.icsk_inet.inet_sport", 2;
-        icsk_retransmits: "tcp_sock", "inet_conn.icsk_retransmits", 1;
-        bytes_acked: "tcp_sock", "bytes_acked", 8;
-        bytes_received: "tcp_sock", "bytes_received", 8;
-        bytes_sent: "tcp_sock", "bytes_sent", 8;
-        bytes_retrans: "tcp_sock", "bytes_retrans", 8;
-        write_seq: "tcp_sock", "write_seq", 4;
-        snd_wl1: "tcp_sock", "snd_wl1", 4;
-        snd_una: "tcp_sock", "snd_una", 4;
-        snd_nxt: "tcp_sock", "snd_nxt", 4;
-        rcv_nxt: "tcp_sock", "rcv_nxt", 4;
-        linger2: "tcp_sock", "linger2", 4;
-        srtt_us: "tcp_sock", "srtt_us", 4;
-        rtt_min_us: "tcp_sock", "rtt_min.s.v", 4;
-        mss: "tcp_sock", "mss_cache", 4;
-        snd_cwnd: "tcp_sock", "snd_cwnd", 4;
-        snd_ssthresh: "tcp_sock", "snd_ssthresh", 4;
-        ecn_flags: "tcp_sock", "ecn_flags", 1;
-        rate_delivered: "tcp_sock", "rate_delivered", 4;
-        rate_interval_us: "tcp_sock", "rate_interval_us", 4;
-        packets_out: "tcp_sock", "packets_out", 4;
-        retrans_out: "tcp_sock", "retrans_out", 4;
-        total_retrans: "tcp_sock", "total_retrans", 4;
-        segs_in: "tcp_sock", "segs_in", 4;
-        data_segs_in: "tcp_sock", "data_segs_in", 4;
-        segs_out: "tcp_sock", "segs_out", 4;
-        data_segs_out: "tcp_sock", "data_segs_out", 4;
-        lost: "tcp_sock", "lost", 4;
-        lost_out: "tcp_sock", "lost_out", 4;
-        sacked_out: "tcp_sock", "sacked_out", 4;
-        dsack_dups: "tcp_sock", "dsack_dups", 4;
-        delivered: "tcp_sock", "delivered", 4;
-        delivered_ce: "tcp_sock", "delivered_ce", 4;
-        retrans_stamp: "tcp_sock", "retrans_stamp", 4;
         sk_lock_owned: "sock", "sk_lock.owned", 4;
         socket_sk: "socket", "sk", 8;
         task_flags: "task_struct", "flags", 4;
@@ -188,5 +155,33 @@ fn find_offsets(btf: &Btf<'_>, fastopen_connect: u32, transparent: u32, compat: 
         sk_cgroup: cgroup.clone().unwrap_or(ABSENT);
         cgroup_kn: if cgroup.is_ok() { btf.offset("cgroup", "kn", 8)? } else { ABSENT };
         kn_id: if cgroup.is_ok() { btf.offset("kernfs_node", "id", 8)? } else { ABSENT };
+        tcp: find_tcp_offsets(btf)?;
     } }
+}
+
+/// Defines the function that looks up all members in the table of `tcp_sock`.
+macro_rules! find_tcp_offsets {
+    (
+        reported { $($name:ident: $width:ident, $path:literal, $unit:ident, $description:literal;)* }
+        internal { $($internal:ident: $internal_width:ident, $internal_path:literal, $internal_description:literal;)* }
+    ) => {
+        fn find_tcp_offsets(btf: &Btf<'_>) -> Result<TcpOffsets, BtfError> {
+            Ok(TcpOffsets {
+                $($name: find_reported::<$width, unit::$unit>(btf, $path)?,)*
+                $($internal: btf.offset("tcp_sock", $internal_path, size_of::<$internal_width>() as u32)?,)*
+            })
+        }
+    };
+}
+
+tcp_fields!(find_tcp_offsets);
+
+/// Looks up a member of `tcp_sock` that records report.
+fn find_reported<Raw, U: Unit<Raw>>(btf: &Btf<'_>, path: &str) -> Result<u32, BtfError> {
+    let offset = btf.offset("tcp_sock", path, size_of::<Raw>() as u32);
+    if U::IS_OPTIONAL {
+        Ok(offset.unwrap_or(ABSENT))
+    } else {
+        offset
+    }
 }

@@ -14,7 +14,7 @@ use super::world::{Side, Verdict, World};
 use crate::support::actor::Actor;
 use crate::support::expect::text;
 use crate::support::patience;
-use crate::support::sock::{Span, errno_of, timed, wait_until};
+use crate::support::sock::{Span, TcpInfo, errno_of, timed, wait_until};
 
 /// Ports of one life.
 pub const PORTS: u16 = 8;
@@ -200,42 +200,6 @@ pub mod state {
     pub const CLOSING: u8 = 11;
 }
 
-/// What TCP_INFO says. The C library's own structure ends before the counters.
-#[derive(Clone, Copy)]
-struct Info([u8; 256]);
-
-impl Info {
-    fn of(socket: &Socket) -> Self {
-        let mut info = [0; 256];
-        let mut size = libc::socklen_t::try_from(info.len()).expect("a small size");
-        // SAFETY: the descriptor is open while `socket` is borrowed; the kernel writes at most `size` bytes to `info`.
-        let done = unsafe {
-            libc::getsockopt(
-                socket.as_raw_fd(),
-                libc::IPPROTO_TCP,
-                libc::TCP_INFO,
-                info.as_mut_ptr().cast(),
-                &raw mut size,
-            )
-        };
-        assert_eq!(done, 0, "TCP_INFO: {}", std::io::Error::last_os_error());
-        Self(info)
-    }
-
-    fn state(&self) -> u8 {
-        self.0[0]
-    }
-
-    fn u64_at(&self, at: usize) -> u64 {
-        u64::from_ne_bytes(self.0[at..at + 8].try_into().expect("eight bytes"))
-    }
-
-    /// `tcpi_bytes_received`, the peer's FIN included.
-    fn received(&self) -> u64 {
-        self.u64_at(128)
-    }
-}
-
 fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -276,9 +240,9 @@ impl<'a> Life<'a> {
     ) -> Result<u64, Errno> {
         let of = self.socks[socket].socket.as_ref().expect("an open socket");
         let asked = SystemTime::now();
-        let before = Some(Info::of(of).state());
+        let before = Some(TcpInfo::of(of).state());
         let (result, time) = timed(|| call(of));
-        let after = Some(Info::of(of).state());
+        let after = Some(TcpInfo::of(of).state());
         self.calls.push(Call {
             time,
             socket,
@@ -522,7 +486,7 @@ impl<'a> Life<'a> {
             self.helper.ask(&format!("close {}", self.shared_name()));
         }
         let asked = SystemTime::now();
-        let before = Info::of(self.open(socket)).state();
+        let before = TcpInfo::of(self.open(socket)).state();
         let unread = self.unread(socket);
         let sock = &mut self.socks[socket];
         let call = Call {
@@ -562,7 +526,7 @@ impl<'a> Life<'a> {
         let (accepted, time) = timed(|| self.open(listener).accept());
         let (socket, peer) = accepted.expect("accept");
         let peer = plain(peer.as_socket().expect("an IP address"));
-        let state = Info::of(&socket).state();
+        let state = TcpInfo::of(&socket).state();
         let id = self.add(socket, side, None, verdict);
         self.socks[id].no_fin_wait2 = no_fin_wait2;
         self.learn_local(id);
@@ -603,15 +567,15 @@ impl<'a> Life<'a> {
 
     /// Its state.
     pub fn state(&self, socket: Id) -> u8 {
-        Info::of(self.open(socket)).state()
+        TcpInfo::of(self.open(socket)).state()
     }
 
     /// Waits until all that `from` has written in this connection has come in at `to`, or that has ended.
     pub fn delivered(&self, from: Id, to: Id) {
         let written = self.socks[from].written;
         wait_until(&format!("socket {to} has all from {from}"), || {
-            let info = Info::of(self.open(to));
-            info.received() >= written || info.state() == state::CLOSE
+            let info = TcpInfo::of(self.open(to));
+            info.bytes_received() >= written || info.state() == state::CLOSE
         });
     }
 
@@ -635,8 +599,7 @@ impl<'a> Life<'a> {
 
     /// `tcpi_total_retrans`.
     pub fn sent_again_so_far(&self, socket: Id) -> u32 {
-        let info = Info::of(self.open(socket)).0;
-        u32::from_ne_bytes(info[100..104].try_into().expect("four bytes"))
+        TcpInfo::of(self.open(socket)).total_retrans()
     }
 
     /// Lets time pass, on the record.

@@ -1,0 +1,51 @@
+//! The kernel's counters in a record, generated from the table of `tcp_sock`.
+
+use kmesh_trace_common::unit::{self, Unit};
+use kmesh_trace_common::{Snapshot, tcp_fields};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::TcpState;
+
+/// Defines the counters of a record.
+macro_rules! tcp {
+    (
+        reported { $($name:ident: $width:ident, $path:literal, $unit:ident, $description:tt;)* }
+        internal { $($internal:tt)* }
+    ) => {
+        /// The kernel's counters for the socket, raw but for the units in the names.
+        ///
+        /// The JSON members are these fields, in this order.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+        #[schemars(
+            deny_unknown_fields,
+            rename = "tcp",
+            description = "The kernel's counters for the socket, raw but for the units in the names."
+        )]
+        pub struct Tcp {
+            /// The state after the event.
+            pub state: TcpState,
+            /// The state before the event.
+            pub old_state: Option<TcpState>,
+            $(
+                #[doc = $description]
+                // Output that an older version printed lacks the newer ones.
+                #[serde(default)]
+                pub $name: <unit::$unit as Unit<$width>>::Value,
+            )*
+        }
+
+        impl Tcp {
+            /// Returns the counters of `snapshot`.
+            pub fn new(state: TcpState, old_state: Option<TcpState>, snapshot: &Snapshot) -> Self {
+                Self {
+                    state,
+                    old_state,
+                    $($name: <unit::$unit as Unit<$width>>::value(snapshot.$name),)*
+                }
+            }
+        }
+    };
+}
+
+tcp_fields!(tcp);
