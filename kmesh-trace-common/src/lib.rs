@@ -224,7 +224,7 @@ pub mod counter {
     pub const DESTROY: u32 = 1;
     /// The program at `tcp_send_reset`.
     pub const RESET: u32 = 2;
-    /// The walk over descriptors.
+    /// The socket scans, over descriptors and over the sockets of network namespaces: never at the same time.
     pub const WALK: u32 = 3;
     /// The second program at `inet_sock_set_state`.
     pub const STATE_AGAIN: u32 = 4;
@@ -261,6 +261,8 @@ pub struct Counters {
     pub resets: u64,
     /// Associations begun or found, less those ended: a gauge, in which one CPU's part may be negative.
     pub open: i64,
+    /// Visits of socket scans to associations that [`Self::open`] counts, each association once a scan.
+    pub visited: u64,
 }
 
 /// Byte offsets into the kernel's structures, found in the running kernel's BTF. All are plain byte offsets from the
@@ -455,5 +457,5 @@ const _: () = {
     assert!(size_of::<Reset>() == 16);
     assert!(size_of::<Prefix>() == 20);
     assert!(size_of::<Prefilter>() == 16 + 2 * 8192);
-    assert!(size_of::<Counters>() == 88);
+    assert!(size_of::<Counters>() == 96);
 };

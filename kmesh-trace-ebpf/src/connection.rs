@@ -14,7 +14,7 @@ use crate::filter::{is_known_of_children, rejects, rejects_children, rejects_eit
 use crate::kept::{self, Connection, SEEDED, Scanned, UNJUDGED, phase};
 use crate::maps::{began_ns, checks, count, is_preempted, is_unstored, note_unstored, scan_number};
 use crate::record;
-use crate::sock::{Sock, Task, TaskFile, Tcp};
+use crate::sock::{IteratorOutput, NetnsSock, Sock, Task, TaskFile, Tcp};
 
 /// Whether a change of state needs anything. What the others would add can be told from the counters at the end.
 #[inline(always)]
@@ -494,25 +494,48 @@ pub fn met(visit: TaskFile, sock: Sock, task: Task) {
             }
             connection
         }
-        None => match seed(sock, task, state) {
+        None => match seed(sock, Some(task), state) {
             Some(connection) => connection,
             None => return,
         },
     };
-    let scan = scan_number();
-    // The first scan only stores. A socket may be held by several descriptors. An attempt begins when its SYN is sent.
-    if scan > 1
-        && connection.phase() == phase::LIVE
-        && connection.walk() != scan
-        && (state != state::SYN_SENT || sock.tcp().is_some_and(|tcp| tcp.segs_out() != connection.segs_before()))
-    {
-        record::update(visit, sock, connection, scan);
+    visit_connection(visit.output(), sock, state, connection, false);
+}
+
+/// The scan found the socket among those of a network namespace: `iter/tcp`. No descriptor need lead to it: nobody has accepted
+/// it yet, its program has closed it, it is on its way to another process, or it never had a descriptor. The iterator holds the
+/// socket's lock.
+#[inline(always)]
+pub fn found_in_netns(visit: NetnsSock, sock: Sock) {
+    let state = sock.skc_state();
+    if matches!(state, state::LISTEN | state::CLOSE) {
+        return;
+    }
+    if let Some(connection) = kept::scanned(sock).or_else(|| seed(sock, None, state)) {
+        visit_connection(visit.output(), sock, state, connection, true);
     }
 }
 
-/// Begins to track a socket that was open before the tracer, found among the descriptors of a process.
+/// Reports a connection that counts as open, and counts the visit, both once a scan: a socket may be held by several descriptors.
 #[inline(always)]
-fn seed(sock: Sock, task: Task, state: u8) -> Option<Scanned> {
+fn visit_connection(output: IteratorOutput, sock: Sock, state: u8, connection: Scanned, is_locked: bool) {
+    let scan = scan_number();
+    if connection.phase() != phase::LIVE || connection.walk() == scan {
+        return;
+    }
+    // The first scan only stores. An attempt begins when its SYN is sent.
+    if scan > 1
+        && (state != state::SYN_SENT || sock.tcp().is_some_and(|tcp| tcp.segs_out() != connection.segs_before()))
+    {
+        record::update(output, sock, connection, scan, is_locked);
+    } else {
+        connection.set_visited(scan);
+    }
+}
+
+/// Begins to track a socket that was open before the tracer. `task`: a process that has a descriptor of it.
+#[inline(always)]
+fn seed(sock: Sock, task: Option<Task>, state: u8) -> Option<Scanned> {
     if is_unstored(sock) {
         return None;
     }
@@ -531,7 +554,9 @@ fn seed(sock: Sock, task: Task, state: u8) -> Option<Scanned> {
         seeded.flags &= !SEEDED;
     }
     seeded.last_state = state;
-    Scanned::new(&mut seeded).set_found(task, owner::SCAN, scan_number());
+    if let Some(task) = task {
+        Scanned::new(&mut seeded).set_found(task, owner::SCAN, scan_number());
+    }
     // Whoever makes the storage first, a change of state or this scan, the other one finds it.
     let connection = kept::scanned_or_create(sock, &seeded)?;
     if connection.flags() & SEEDED != 0 {

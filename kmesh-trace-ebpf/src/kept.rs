@@ -14,9 +14,9 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CR
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
-use kmesh_trace_common::{Owner, owner};
+use kmesh_trace_common::{Owner, counter, owner};
 
-use crate::maps::scan_number;
+use crate::maps::{count, scan_number};
 use crate::record::put_halves;
 use crate::sock::{Sock, Task};
 
@@ -60,7 +60,7 @@ pub struct Connection {
     pub last_state: u8,
     /// The state of the last change that a program was run for, of those that matter.
     pub seen: u8,
-    /// The last scan that reported it.
+    /// The last scan that visited it.
     pub walk: u32,
     /// `tcp_sock.segs_out` when the association began: what is more than that, it sent itself.
     pub segs_before: u32,
@@ -195,17 +195,18 @@ impl Scanned {
         read_now!(self.0, established_ns)
     }
 
-    /// The last scan that reported it.
+    /// The last scan that visited it.
     #[inline(always)]
     pub fn walk(self) -> u32 {
         read_now!(self.0, walk)
     }
 
-    /// Marks it as reported by this scan. The others only ever set the mark back.
+    /// Marks it as visited by this scan, and counts the visit. The others only ever set the mark back.
     #[inline(always)]
-    pub fn set_walk(self, walk: u32) {
+    pub fn set_visited(self, scan: u32) {
         // SAFETY: as in `read_now!`.
-        unsafe { ptr::write_volatile(&raw mut (*self.0).walk, walk) };
+        unsafe { ptr::write_volatile(&raw mut (*self.0).walk, scan) };
+        count(counter::WALK, |counters| counters.visited += 1);
     }
 
     /// The owner that a scan found: its pid, and how it is known.

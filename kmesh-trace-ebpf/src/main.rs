@@ -2,7 +2,7 @@
 //!
 //! A connection's life is carried by one hook, `inet_sock_set_state`; [`connection`] tells that story. `tcp_destroy_sock`
 //! is the second chance for closes that the kernel skipped the first program for, `tcp_send_reset` settles what a close
-//! alone cannot tell, and the `task_file` iterator seeds the sockets that were open before.
+//! alone cannot tell, and the iterators `task_file` and `tcp` seed the sockets that were open before.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(not(target_arch = "bpf"))]
@@ -31,7 +31,7 @@ mod programs {
     use kmesh_trace_common::counter;
 
     use crate::connection;
-    use crate::sock::{Sock, TaskFile};
+    use crate::sock::{NetnsSock, Sock, TaskFile};
 
     #[btf_tracepoint(function = "inet_sock_set_state")]
     fn kmesh_state(ctx: BtfTracePointContext) -> i32 {
@@ -91,6 +91,18 @@ mod programs {
         let visit = unsafe { TaskFile::from_context(ctx) };
         if let (Some(task), Some(sock)) = (visit.task(), visit.tcp_sock()) {
             connection::met(visit, sock, task);
+        }
+        0
+    }
+
+    /// For the sockets that no descriptor of a process leads to.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "iter/tcp")]
+    fn kmesh_netns(ctx: *mut c_void) -> i32 {
+        // SAFETY: the kernel calls a program of this section with a `struct bpf_iter__tcp *`.
+        let visit = unsafe { NetnsSock::from_context(ctx) };
+        if let Some(sock) = visit.tcp_sock() {
+            connection::found_in_netns(visit, sock);
         }
         0
     }

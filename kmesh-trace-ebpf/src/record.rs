@@ -11,7 +11,7 @@ use kmesh_trace_common::{
 
 use crate::kept::{self, Connection, Scanned, owner_words, phase};
 use crate::maps::{KMESH_EVENTS, count, has_room, scratch, tells_opens};
-use crate::sock::{Sock, TaskFile, Tcp, error_details};
+use crate::sock::{IteratorOutput, Sock, Tcp, error_details};
 
 /// How often a walk tries to read a socket that is in use before it takes what it has.
 const TRIES: u32 = 24;
@@ -137,10 +137,11 @@ pub fn open(sock: Sock, connection: &Connection, old_state: u8, slot: u32) {
 
 /// Tells a walk, once, how an association stands.
 ///
-/// Nothing holds the socket meanwhile. So what its bytes are computed from is read until nothing was inside the socket before
-/// or after and nothing moved; a FIN that is counted already but not yet noted would otherwise pass for a byte of payload.
+/// Unless the scan holds the socket's lock (`is_locked`), what its bytes are computed from is read until nothing was inside the
+/// socket before or after and nothing moved; a FIN that is counted already but not yet noted would otherwise pass for a byte of
+/// payload.
 #[inline(always)]
-pub fn update(visit: TaskFile, sock: Sock, connection: Scanned, walk: u32) {
+pub fn update(output: IteratorOutput, sock: Sock, connection: Scanned, walk: u32, is_locked: bool) {
     let (Some(tcp), Some(walked)) = (sock.tcp(), scratch()) else {
         return;
     };
@@ -174,7 +175,7 @@ pub fn update(visit: TaskFile, sock: Sock, connection: Scanned, walk: u32) {
             | u64::from(read.write_seq ^ tcp.write_seq())
             | u64::from(read.sk_flags ^ sock.skc_flags() as u8)
             | u64::from(state ^ sock.skc_state());
-        if moved | locked | sock.lock() == 0 {
+        if is_locked || moved | locked | sock.lock() == 0 {
             break;
         }
     }
@@ -200,18 +201,21 @@ pub fn update(visit: TaskFile, sock: Sock, connection: Scanned, walk: u32) {
         let told = (*record).association;
         (told, matches!((*record).old_state, state::SYN_SENT | state::SYN_RECV))
     };
-    if phase_now != phase::LIVE || association != told || is_connecting && established_ns != 0 {
+    if phase_now != phase::LIVE || association != told {
         return;
     }
-    // SAFETY: this CPU's own.
-    let is_written = unsafe {
-        (*record).established_ns = established_ns;
-        visit.write(&*walked)
-    };
-    // Where there was no room now, the kernel calls again for the same descriptor.
-    if is_written {
-        connection.set_walk(walk);
+    if !(is_connecting && established_ns != 0) {
+        // SAFETY: this CPU's own.
+        let is_written = unsafe {
+            (*record).established_ns = established_ns;
+            output.write(&*walked)
+        };
+        if !is_written {
+            // There is no room now. The kernel calls again for the same socket.
+            return;
+        }
     }
+    connection.set_visited(walk);
 }
 
 /// Tells of the RST that settles how a connection ended.

@@ -484,16 +484,10 @@ impl TaskFile {
         if task.is_null() { None } else { Some(Task(task)) }
     }
 
-    /// Writes to whoever reads the walk. False when there is no room now: the kernel then calls again for the same
-    /// descriptor.
+    /// Where the program writes to.
     #[inline(always)]
-    pub fn write<T>(self, value: &T) -> bool {
-        // SAFETY: the context's members: a `struct bpf_iter_meta`, whose first is the `struct seq_file`; and a whole value.
-        unsafe {
-            let meta = ptr::read_volatile(&raw const (*self.0).meta);
-            let file: *mut c_void = load(meta, 0);
-            bpf_seq_write(file.cast(), ptr::from_ref(value).cast(), size_of::<T>() as u32) == 0
-        }
+    pub fn output(self) -> IteratorOutput {
+        IteratorOutput(self.0.cast())
     }
 
     /// The socket behind the descriptor, if it is a TCP one.
@@ -517,5 +511,61 @@ impl TaskFile {
         let sock = Sock(sk);
         // A raw socket can be of protocol 6 too: only the kernel's own check tells.
         sock.tcp().map(|_| sock)
+    }
+}
+
+/// `struct bpf_iter__tcp`: one visit of the scan of a network namespace's TCP sockets.
+#[derive(Clone, Copy)]
+pub struct NetnsSock(*const NetnsVisit);
+
+#[repr(C)]
+struct NetnsVisit {
+    meta: *const c_void,
+    sk_common: *mut c_void,
+}
+
+impl NetnsSock {
+    /// # Safety
+    ///
+    /// The pointer is the context of a program of section `iter/tcp`.
+    #[inline(always)]
+    pub unsafe fn from_context(ctx: *mut c_void) -> Self {
+        Self(ctx.cast())
+    }
+
+    /// Where the program writes to.
+    #[inline(always)]
+    pub fn output(self) -> IteratorOutput {
+        IteratorOutput(self.0.cast())
+    }
+
+    /// The socket, unless it is a request or a time-wait stub; none at the end of the scan.
+    #[inline(always)]
+    pub fn tcp_sock(self) -> Option<Sock> {
+        // SAFETY: the context's member.
+        let common = unsafe { ptr::read_volatile(&raw const (*self.0).sk_common) };
+        if common.is_null() {
+            return None;
+        }
+        // SAFETY: the socket is a typed pointer, a `struct sock_common *`. The helper returns null for what is no full socket.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(common) }.cast::<c_void>();
+        if tcp.is_null() { None } else { Some(Tcp(tcp).sock()) }
+    }
+}
+
+/// The file of the process that reads an iterator. Every iterator's context begins with the same member.
+#[derive(Clone, Copy)]
+pub struct IteratorOutput(*const *const c_void);
+
+impl IteratorOutput {
+    /// Writes to the file. False when there is no room now: the kernel then calls again for the same object.
+    #[inline(always)]
+    pub fn write<T>(self, value: &T) -> bool {
+        // SAFETY: the context's first member, a `struct bpf_iter_meta`, whose first is the `struct seq_file`; and a whole value.
+        unsafe {
+            let meta = ptr::read_volatile(self.0);
+            let file: *mut c_void = load(meta, 0);
+            bpf_seq_write(file.cast(), ptr::from_ref(value).cast(), size_of::<T>() as u32) == 0
+        }
     }
 }

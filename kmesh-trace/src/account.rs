@@ -108,6 +108,7 @@ impl Account {
             after_limit: tally.after_limit,
             unresolved: tally.unresolved,
             open: counts.open,
+            not_scanned: counts.not_scanned,
             elapsed_ns: at.elapsed_ns,
         }
     }

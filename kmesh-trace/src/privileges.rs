@@ -2,7 +2,8 @@
 //!
 //! [`keep_for_start`] comes before the arguments are parsed. Once the programs are loaded and everything that others protect is
 //! open, [`keep_remaining`] leaves what tracing needs; only then are files parsed that others may have written (kubeconfig,
-//! pods file). A replay needs no capability once its files are open ([`keep_only`]).
+//! pods file). The thread that scans open sockets keeps more ([`keep_for_scans`]): it parses nothing. A replay needs no capability
+//! once its files are open ([`keep_only`]).
 
 use std::sync::OnceLock;
 
@@ -73,7 +74,8 @@ pub const HELPS: [Need; 5] = [
     Need {
         capability: CapabilitySet::SYS_ADMIN,
         name: "CAP_SYS_ADMIN",
-        purpose: "asks that from outside of the node's network namespace; given up once it can",
+        purpose: "asks that from outside of the node's network namespace; and, with CAP_SYS_PTRACE, lets updates tell of \
+                  connections that no process holds, in all network namespaces",
         until: NeededUntil::Loaded,
     },
     Need {
@@ -171,6 +173,12 @@ pub fn keep_remaining(remaining: Remaining) -> io::Result<()> {
         .filter(|need| remaining.needs(need))
         .map(|need| need.capability);
     keep_only(needs.chain(helps).collect())
+}
+
+/// Keeps what the scan of open sockets in all network namespaces takes, in this thread alone. It is no barrier to an attacker who
+/// takes over the process, since threads share their memory.
+pub fn keep_for_scans() -> io::Result<()> {
+    keep_only(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE)
 }
 
 /// Keeps these capabilities at most, in this thread and in those that it starts from now on.

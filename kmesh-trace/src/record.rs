@@ -383,6 +383,8 @@ pub struct Counts {
     pub skipped_at_most: u64,
     /// Connections known and not closed.
     pub open: u64,
+    /// How many of them the last socket scan did not reach. None if none has been made.
+    pub not_scanned: Option<u64>,
 }
 
 /// Why records were lost.
@@ -442,6 +444,8 @@ pub struct Summary {
     pub unresolved: u64,
     /// Connections known and not closed.
     pub open: u64,
+    /// How many of them the last socket scan did not reach. None if none was made.
+    pub not_scanned: Option<u64>,
     /// Since tracing began, ns.
     pub elapsed_ns: u64,
 }
@@ -460,6 +464,7 @@ impl Summary {
             after_limit: 0,
             unresolved: 0,
             open: 0,
+            not_scanned: None,
             elapsed_ns: 0,
         }
     }
@@ -478,6 +483,10 @@ impl Summary {
         ] {
             *sum = sum.saturating_add(number);
         }
+        self.not_scanned = match (self.not_scanned, other.not_scanned) {
+            (Some(own), Some(others)) => Some(own.saturating_add(others)),
+            (own, others) => own.or(others),
+        };
         self.reasons.extend(&other.reasons);
         self.reasons.sort_unstable();
         self.reasons.dedup();

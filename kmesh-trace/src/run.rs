@@ -40,7 +40,8 @@ use crate::render::term::{self, Jobs};
 use crate::source::kernel::{Kernel, Loaded, Options, StartError, Types, Walker, load};
 use crate::source::preflight::Missing;
 use crate::source::reader::{Control, Message, QUEUE, Queue, Reader};
-use crate::source::{measure_difference, monotonic_ns, preflight, walker};
+use crate::source::walker::{self, Scanner, Scans};
+use crate::source::{measure_difference, monotonic_ns, preflight};
 use crate::track::{SETTLE_NS, Tracker};
 use crate::writer::Writer;
 
@@ -72,6 +73,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         true => None,
         false => Conntrack::open().ok(),
     };
+    let scanner = config.needs_updates().then(Scanner::start).transpose()?;
     // Before any other thread exists, which would keep what it has; and before anything is parsed that others wrote.
     let remaining = Remaining {
         names: !config.sources.is_empty(),
@@ -128,12 +130,13 @@ pub fn run(config: &Config) -> Result<Exit> {
     let control = Arc::new(Control::new().context("cannot make an event descriptor")?);
     let (messages, queue) = sync_channel(QUEUE);
     let (spare, spares) = channel();
-    if config.needs_updates() {
-        let (interval, control, messages) = (config.interval, Arc::clone(&control), messages.clone());
-        thread::Builder::new()
-            .name("kmesh-walk".to_owned())
-            .spawn(move || walker::run(walker, interval, &control, &messages))
-            .context("cannot start a thread")?;
+    if let Some(scanner) = scanner {
+        scanner.run(Scans {
+            walker,
+            interval: config.interval,
+            control: Arc::clone(&control),
+            messages: messages.clone(),
+        });
     }
     let names = messages.clone();
     let watched = if config.output == Output::None {

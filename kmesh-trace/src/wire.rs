@@ -431,6 +431,8 @@ pub struct SummaryLine<'a> {
     unresolved: u64,
     /// Known and not closed.
     open: u64,
+    /// How many of them the last socket scan did not reach; null when none was made.
+    not_scanned: Option<u64>,
     /// Since tracing began.
     elapsed_ns: u64,
     /// The node's name.
@@ -460,6 +462,7 @@ impl<'a> SummaryLine<'a> {
             after_limit: summary.after_limit,
             unresolved: summary.unresolved,
             open: summary.open,
+            not_scanned: summary.not_scanned,
             elapsed_ns: summary.elapsed_ns,
             node: &info.node,
             kernel: &info.kernel,

@@ -37,6 +37,7 @@ mod signals;
 mod special;
 mod tenants;
 mod terminal;
+mod unheld;
 
 use std::any::Any;
 use std::ffi::OsStr;
@@ -80,6 +81,7 @@ const SMOKE: &[&str] = &[
     "special::to_itself_ipv6",
     "tenants::transparent_socket_does_not_take_an_address",
     "terminal::quitting_restores_the_screen",
+    "unheld::never_accepted_ipv4",
 ];
 
 /// One trial.
@@ -303,6 +305,7 @@ fn main() -> ExitCode {
         privileges::table(),
         rollups::table(),
         terminal::table(),
+        unheld::table(),
         names::table(),
         namespaces::table(),
         tenants::table(),

@@ -1,7 +1,10 @@
 //! The tool in namespaces of its own: what it shows must be right, and what it cannot see it must say.
 
 use std::fs;
+use std::net::TcpListener;
 use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -10,13 +13,21 @@ use crate::Table;
 use crate::signals::traffic;
 use crate::support::net;
 use crate::support::probe::Need;
+use crate::support::sock::{V, listen, pair_with, states};
+use crate::support::store::Rec;
 use crate::support::tracer::{End, Start, Tracer, binary};
+use crate::unheld::open_and_not_scanned;
 
 /// The trials.
 pub fn table() -> Table {
     Table::new("namespaces")
         .own("time_namespace", &[Need::TimeNamespace], time_namespace)
         .own("pid_namespace", &[Need::Unshare], pid_namespace)
+        .own(
+            "what_a_pid_namespace_hides",
+            &[Need::Unshare],
+            what_a_pid_namespace_hides,
+        )
 }
 
 /// The tool, to be started by `unshare` with these arguments, as a child that ends with it.
@@ -98,4 +109,58 @@ fn pid_namespace() {
     assert!(inside.starts_with("limited") && inside.contains("hostPID"), "{inside}");
     let outside = line(&check(Command::new(binary())));
     assert!(outside.starts_with("ok"), "{outside}");
+}
+
+/// No process of the test is visible. The connections of the tool's own network namespace have updates all the same; those of
+/// another one are open, and the summary counts them as not scanned.
+fn what_a_pid_namespace_hides() {
+    let listener = listen(V::Four);
+    let at = listener.local_addr().unwrap();
+    let port = at.port().to_string();
+    let arguments = ["-o", "json", "--events", "update,close", "--interval", "200ms"];
+    let older = pair_with(&listener);
+    let command = unshare(&["--pid", "--mount-proc"]);
+    // The kernel filters all other connections out before they count as open.
+    let tracer = Start::with(command, &[&arguments[..], &["--to-port", &port]].concat()).tracing();
+    let own = net::inode();
+    tracer.store.keep(own);
+    let (begun, begin) = mpsc::channel();
+    let (go_on, gone_on) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let hidden = net::in_namespace("hidden", move || {
+                let listener = TcpListener::bind(at).unwrap();
+                let pairs: Vec<_> = (0..4).map(|_| pair_with(&listener)).collect();
+                let states = states(at.port());
+                assert_eq!(states.len(), 8, "both ends of four connections");
+                begun.send(states.len() as u64).unwrap();
+                // They stay open until the tool has ended.
+                _ = gone_on.recv();
+                drop(pairs);
+            });
+            hidden.expect("connections in another namespace");
+        });
+        let hidden = begin.recv().unwrap();
+        // Made last, so the scan that reports it a second time has missed the others.
+        let newer = pair_with(&listener);
+        for pair in [&older, &newer] {
+            for direction in ["outbound", "inbound"] {
+                let updates = |records: &[Rec]| {
+                    let of_end = records.iter().filter(|record| {
+                        let value = &record.value;
+                        value["direction"] == direction && value["src"]["port"] == pair.truth.src.port()
+                    });
+                    (of_end.count() >= 3).then_some(())
+                };
+                let found = tracer.store.wait(own, updates);
+                found.unwrap_or_else(|error| panic!("{direction}: {error}"));
+            }
+        }
+        let end = interrupt(&tracer);
+        drop(go_on);
+        end.check_whole();
+        let summary = end.store.summaries().pop().expect("a summary");
+        assert_eq!(open_and_not_scanned(&summary), (4 + hidden, hidden), "{summary}");
+        drop((older, newer));
+    });
 }

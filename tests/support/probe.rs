@@ -1,8 +1,10 @@
 //! What can run here, found out beforehand by trying it.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::sync::LazyLock;
 
+use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::net;
@@ -31,6 +33,8 @@ pub enum Need {
     TimeNamespace,
     /// `setpriv`, which knows the capabilities that are needed.
     Setpriv,
+    /// io_uring.
+    IoUring,
     /// A terminal: tmux.
     Tmux,
     /// Time and memory of a real machine.
@@ -152,6 +156,45 @@ static TIME_NAMESPACE: LazyLock<Result<(), String>> = LazyLock::new(|| {
     net::try_run("unshare", &args).map(drop)
 });
 
+static IO_URING: LazyLock<Result<(), String>> = LazyLock::new(|| {
+    let ring = io_uring_setup().map_err(|error| format!("no io_uring: {error}"))?;
+    set_io_uring_file(&ring, Some(0)).map_err(|error| format!("no files in io_uring: {error}"))
+});
+
+/// Makes a ring of io_uring.
+pub fn io_uring_setup() -> std::io::Result<OwnedFd> {
+    // `struct io_uring_params`, all zero.
+    let mut parameters = [0_u64; 15];
+    // SAFETY: the kernel reads and writes 120 bytes of `parameters`.
+    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
+    if ring < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just put this descriptor into our table, and nobody else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(ring).expect("a descriptor")) })
+}
+
+/// Makes this the only file of a ring, or takes the file out.
+pub fn set_io_uring_file(ring: &OwnedFd, file: Option<RawFd>) -> std::io::Result<()> {
+    /// `IORING_REGISTER_FILES`.
+    const REGISTER_FILES: u32 = 2;
+    /// `IORING_UNREGISTER_FILES`.
+    const UNREGISTER_FILES: u32 = 3;
+    let (operation, count) = if file.is_some() {
+        (REGISTER_FILES, 1)
+    } else {
+        (UNREGISTER_FILES, 0)
+    };
+    let first = file.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the kernel reads as many descriptors as it is told.
+    let done = unsafe { libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), operation, first, count) };
+    if done < 0 {
+        Err(std::io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 static TMUX: LazyLock<Result<(), String>> = LazyLock::new(|| {
     net::try_run("bash", &["--version"])?;
     let server = format!("kmesh-trace-probe-{}", std::process::id());
@@ -196,6 +239,7 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::Unshare => UNSHARE.clone()?,
             Need::TimeNamespace => TIME_NAMESPACE.clone()?,
             Need::Setpriv => SETPRIV.clone()?,
+            Need::IoUring => IO_URING.clone()?,
             Need::Tmux => TMUX.clone()?,
             Need::Big if super::small() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),
             Need::StepClock => allowed("KMESH_TRACE_TEST_STEP_CLOCK")?,

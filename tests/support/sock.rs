@@ -215,7 +215,7 @@ pub fn wait_ended(port: u16) {
 
 /// The states of the namespace's connections with this port at either end, as `/proc/net/tcp` numbers them. Listeners and
 /// time-wait stubs are no connections.
-fn states(port: u16) -> Vec<u8> {
+pub fn states(port: u16) -> Vec<u8> {
     const TIME_WAIT: u8 = 6;
     const LISTEN: u8 = 10;
     let mut states = Vec::new();

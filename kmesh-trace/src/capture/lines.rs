@@ -396,24 +396,26 @@ mod tests {
         assert_eq!(read(b"{}"), (vec!["{}\n".to_owned()], vec![]));
     }
 
-    /// A damaged length can claim the frame that follows, and no more: a block has at most 128 KiB.
+    /// A damaged length can claim what follows, up to the 128 KiB of a block: here that may be all of it.
     #[test]
-    fn damaged_frame_costs_at_most_the_next() {
+    fn damaged_frame_costs_nothing_before_it() {
         for compression in [Compression::Gzip, Compression::Zstd] {
             let (sound, starts) = frames(compression, 50);
+            let all: Vec<_> = (0..50).map(line).collect();
+            let mut whole = 0;
             // The header of a gzip member has bytes that mean nothing.
             for at in starts[2] + 10..starts[3] {
                 let mut bytes = sound.clone();
                 bytes[at] ^= 0x55;
                 let (lines, damage) = read(&bytes);
-                let all: Vec<_> = (0..20).chain(30..50).map(line).collect();
-                let fewer: Vec<_> = (0..20).chain(40..50).map(line).collect();
-                assert!(
-                    lines == all || lines == fewer,
-                    "{compression:?}, byte {at}: {damage:?} {lines:?}"
-                );
+                assert!(lines.starts_with(&all[..20]), "{compression:?}, byte {at}: {lines:?}");
                 assert_ne!(damage, [], "{compression:?}, byte {at}");
+                whole += usize::from(lines == [&all[..20], &all[30..]].concat());
             }
+            assert!(
+                whole * 2 > starts[3] - starts[2] - 10,
+                "{compression:?}: mostly one frame"
+            );
         }
     }
 

@@ -185,6 +185,8 @@ struct SummaryIn<'a> {
     after_limit: u64,
     unresolved: u64,
     open: u64,
+    #[serde(default)]
+    not_scanned: Option<u64>,
     elapsed_ns: u64,
     #[serde(borrow)]
     node: Text<'a>,
@@ -216,6 +218,7 @@ impl SummaryIn<'_> {
             after_limit: self.after_limit,
             unresolved: self.unresolved,
             open: self.open,
+            not_scanned: self.not_scanned,
             elapsed_ns: self.elapsed_ns,
         };
         Line::Summary(Box::new(summary), info)

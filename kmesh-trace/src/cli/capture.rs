@@ -35,8 +35,9 @@ pub struct Capture {
     #[arg(short, long, value_name = "FILE", value_parser = OsStringValueParser::new().map(CapturePath::from))]
     pub write: Option<CapturePath>,
 
-    /// Replay a capture or saved -o json output (-: standard input)
+    /// Replay a capture or saved JSON (-: standard input)
     ///
+    /// Saved JSON is what -o json printed.
     /// A replay runs on any machine, without privileges, with any output and any filter. Repeat the flag to merge captures by
     /// time. The compression is found by content. --duration and --count count the times and records of the captures.
     /// --pods-file can add missing names. A damaged part is reported and skipped, and the exit status is then 1.

@@ -235,7 +235,8 @@ mod tests {
         let summary = line(|json| json.summary(&testing::summary()));
         let expected = concat!(
             r#"{"type":"summary","v":1,"time":"2024-09-14T08:19:26.552709932Z","closes":100,"delivered":80,"#,
-            r#""filtered":7,"lost_records":12,"after_limit":1,"unresolved":3,"open":9,"elapsed_ns":12345678901,"#,
+            r#""filtered":7,"lost_records":12,"after_limit":1,"unresolved":3,"open":9,"not_scanned":4,"#,
+            r#""elapsed_ns":12345678901,"#,
             r#""node":"worker-1","kernel":"6.18.0","version":"0.1.0","lost_at_most":2,"#,
             r#""reason":"ring_full,program_skipped"}"#,
             "\n",

@@ -328,6 +328,7 @@ pub(crate) fn summary() -> Summary {
         after_limit: 1,
         unresolved: 3,
         open: 9,
+        not_scanned: Some(4),
         elapsed_ns: 12_345_678_901,
     }
 }
@@ -343,6 +344,7 @@ pub(crate) fn clean_summary() -> Summary {
         reasons: Vec::new(),
         after_limit: 0,
         unresolved: 0,
+        not_scanned: None,
         ..summary()
     }
 }

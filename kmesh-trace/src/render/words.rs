@@ -53,6 +53,14 @@ pub fn summary_words(summary: &Summary, info: &RunInfo) -> String {
         one_line(&info.node),
         elapsed(summary.elapsed_ns),
     );
+    if let Some(not_scanned) = summary.not_scanned
+        && not_scanned > 0
+    {
+        push(
+            &mut words,
+            format_args!(", {not_scanned} of them not reached by socket scans"),
+        );
+    }
     if summary.unresolved > 0 {
         push(
             &mut words,
@@ -170,7 +178,7 @@ mod tests {
             (
                 testing::summary(),
                 "100 connections closed on worker-1 in 12.345s: 80 delivered, 7 filtered, 12 lost, 1 after the limit; \
-                 9 still open; 3 delivered without a pod's name; 2 of the lost are an upper bound: the ring buffer \
+                 9 still open, 4 of them not reached by socket scans; 3 delivered without a pod's name; 2 of the lost are an upper bound: the ring buffer \
                  was full (--buffer makes it larger), the kernel skipped the tracer",
             ),
         ];

@@ -7,6 +7,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::thread;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -25,7 +26,7 @@ use thiserror::Error;
 
 use super::btf::{self, BtfError};
 use super::offsets::Layout;
-use super::{monotonic_ns, offsets};
+use super::{monotonic_ns, offsets, walker};
 
 /// Where the kernel shows the types of its structures.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -44,12 +45,15 @@ const TRACEPOINTS: [(&str, &str); 3] = [
 /// attaching.
 const AGAIN: [(&str, &str); 2] = [("kmesh_destroy_again", DESTRUCTION), ("kmesh_state_again", CHANGE)];
 const WALK: (&str, &str) = ("kmesh_walk", "task_file");
+/// The program that scans the sockets of a network namespace.
+const NETNS: (&str, &str) = ("kmesh_netns", "tcp");
 /// What the kernel's types name those hooks.
 const HOOKS: &[&str] = &[
     "btf_trace_tcp_destroy_sock",
     "btf_trace_tcp_send_reset",
     "btf_trace_inet_sock_set_state",
     "bpf_iter_task_file",
+    "bpf_iter_tcp",
 ];
 /// Bytes read of a walk at once.
 const WALK_BUFFER: usize = 64 << 10;
@@ -114,6 +118,8 @@ pub struct Types {
     btf: Btf,
     layout: Layout,
     preempts_programs: bool,
+    /// Whether the kernel locks each socket that it lists of a network namespace (5.15).
+    locks_listed_sockets: bool,
 }
 
 impl Types {
@@ -128,6 +134,7 @@ impl Types {
         };
         let types = btf::Btf::parse(&vmlinux, wanted)?;
         let (layout, preempts_programs) = (offsets::find(&types)?, offsets::preempts_programs(&types));
+        let locks_listed_sockets = offsets::locks_listed_sockets(&types);
         let btf = Btf::parse(&types.of_hooks(), aya::Endianness::default()).map_err(|error| StartError::Failed {
             doing: "reading the kernel's type information",
             why: with_causes(&error),
@@ -136,6 +143,7 @@ impl Types {
             btf,
             layout,
             preempts_programs,
+            locks_listed_sockets,
         })
     }
 
@@ -170,7 +178,7 @@ pub struct Options {
 /// The programs in the kernel, attached until dropped: what is drained and counted.
 pub struct Kernel {
     ring: RingBuf<MapData>,
-    counts: PerCpuArray<MapData, Slot>,
+    counts: Arc<PerCpuArray<MapData, Slot>>,
     filter: Array<MapData, Filter>,
     networks: LpmTrie<MapData, [u8; 16], u32>,
     links: Vec<BtfTracePointLink>,
@@ -189,6 +197,10 @@ pub struct Walker {
     ebpf: Ebpf,
     number: Array<MapData, u32>,
     walks: u32,
+    counts: Arc<PerCpuArray<MapData, Slot>>,
+    /// Visits before the present scan.
+    visited_before: u64,
+    lists_netns: bool,
 }
 
 /// The programs in the kernel, verified and not attached yet. Only to load them takes more than CAP_BPF.
@@ -196,14 +208,16 @@ pub struct Loaded {
     ebpf: Ebpf,
     kernel: Kernel,
     tracepoints: Vec<(&'static str, &'static str)>,
+    lists_netns: bool,
 }
 
 /// Loads the programs and opens their maps.
 pub fn load(types: &Types, options: &Options) -> Result<Loaded, StartError> {
-    let (mut ebpf, verifier_ns) = load_object(types, options)?;
+    let (mut ebpf, lists_netns, verifier_ns) = load_object(types, options)?;
     let mut kernel = Kernel {
         ring: RingBuf::try_from(take_map(&mut ebpf, EVENTS)?).map_err(|error| failed("mapping the ring", &error))?,
         counts: PerCpuArray::try_from(take_map(&mut ebpf, COUNTS)?)
+            .map(Arc::new)
             .map_err(|error| failed("opening the counters", &error))?,
         filter: Array::try_from(take_map(&mut ebpf, FILTER)?).map_err(|error| failed("opening the filter", &error))?,
         networks: LpmTrie::try_from(take_map(&mut ebpf, NETWORKS)?)
@@ -219,6 +233,7 @@ pub fn load(types: &Types, options: &Options) -> Result<Loaded, StartError> {
         ebpf,
         kernel,
         tracepoints: types.tracepoints().collect(),
+        lists_netns,
     })
 }
 
@@ -230,6 +245,7 @@ impl Loaded {
             mut ebpf,
             mut kernel,
             tracepoints,
+            lists_netns,
         } = self;
         for (program, tracepoint) in tracepoints {
             let program = program_mut::<BtfTracePoint>(&mut ebpf, program)?;
@@ -242,9 +258,16 @@ impl Loaded {
             .map_err(|error| failed("telling the programs when they began", &error))?;
         let number = Array::try_from(take_map(&mut ebpf, WALKS)?)
             .map_err(|error| failed("opening the walk's number", &error))?;
-        let mut walker = Walker { ebpf, number, walks: 0 };
+        let mut walker = Walker {
+            ebpf,
+            number,
+            walks: 0,
+            counts: Arc::clone(&kernel.counts),
+            visited_before: 0,
+            lists_netns,
+        };
         // The first walk only seeds.
-        walker.walk(|_| ControlFlow::Continue(()))?;
+        walker::scan(&mut walker, None, |_| ControlFlow::Continue(()))?;
         Ok((kernel, walker))
     }
 }
@@ -254,8 +277,9 @@ pub fn start(types: &Types, options: &Options) -> Result<(Kernel, Walker), Start
     load(types, options)?.attach()
 }
 
-/// Makes the maps and loads the programs; how long the latter took, ns.
-fn load_object(types: &Types, options: &Options) -> Result<(Ebpf, u64), StartError> {
+/// Makes the maps and loads the programs. Also returns whether the kernel lists the sockets of a network namespace, and how long
+/// it took to load the programs, ns.
+fn load_object(types: &Types, options: &Options) -> Result<(Ebpf, bool, u64), StartError> {
     let mut settings = Settings {
         opens: options.opens.into(),
         checks: options.checks,
@@ -277,8 +301,8 @@ fn load_object(types: &Types, options: &Options) -> Result<(Ebpf, u64), StartErr
         .load(OBJECT)
         .map_err(|error| failed("loading the maps", &error))?;
     let began_ns = monotonic_ns();
-    verify(&mut ebpf, types)?;
-    Ok((ebpf, monotonic_ns() - began_ns))
+    let lists_netns = verify(&mut ebpf, types)?;
+    Ok((ebpf, lists_netns, monotonic_ns() - began_ns))
 }
 
 /// How full snapshots may make a ring of this size, bytes. On each CPU a task and an interrupt may both have just found room for a
@@ -293,23 +317,35 @@ fn snapshot_limit(ring_bytes: u32) -> u32 {
 }
 
 /// Loads the programs, each in a thread of its own: the kernel verifies them side by side, and one takes as long as all others.
-fn verify(ebpf: &mut Ebpf, types: &Types) -> Result<(), StartError> {
+/// Returns whether the kernel lists the sockets of a network namespace.
+fn verify(ebpf: &mut Ebpf, types: &Types) -> Result<bool, StartError> {
     let mut programs: BTreeMap<_, _> = ebpf.programs_mut().collect();
     thread::scope(|scope| {
+        let netns = types.locks_listed_sockets.then_some(NETNS);
         let loads: Vec<_> = types
             .tracepoints()
             .chain([WALK])
+            .chain(netns)
             .map(|(name, hook)| {
                 let program = programs.remove(name).ok_or_else(|| no_program(name))?;
-                thread::Builder::new()
+                let load = thread::Builder::new()
                     .spawn_scoped(scope, move || verify_one(program, hook, &types.btf))
-                    .map_err(|error| failed("starting a thread", &error))
+                    .map_err(|error| failed("starting a thread", &error))?;
+                Ok::<_, StartError>((name, load))
             })
             .collect();
-        loads.into_iter().try_for_each(|load| match load?.join() {
-            Ok(loaded) => loaded,
-            Err(panic) => resume_unwind(panic),
-        })
+        let mut lists_netns = false;
+        for load in loads {
+            let (name, load) = load?;
+            let loaded = load.join().unwrap_or_else(|panic| resume_unwind(panic));
+            if name == NETNS.0 {
+                // Where the kernel refuses it, tracing goes on: these sockets have no updates.
+                lists_netns = loaded.is_ok();
+            } else {
+                loaded?;
+            }
+        }
+        Ok(lists_netns)
     })
 }
 
@@ -382,14 +418,7 @@ impl Kernel {
 
     /// What all programs counted on all CPUs.
     pub fn counters(&self) -> io::Result<Counters> {
-        let mut sum = Counters::default();
-        for values in self.counts.iter() {
-            let values = values.map_err(|error| io::Error::other(with_causes(&error)))?;
-            for Slot(slot) in values.iter() {
-                add(&mut sum, slot);
-            }
-        }
-        Ok(sum)
+        sum(&self.counts)
     }
 
     /// Closes that may have been missed without a trace, at most: the kernel skipped the program at the change of state,
@@ -416,15 +445,58 @@ impl Kernel {
 
 const WALKING: &str = "walking the open sockets";
 
+/// What takes the records of a scan, whole ones one after another as [`super::reader::records`] wants them. It may end the scan.
+pub type Take<'a> = &'a mut dyn FnMut(Vec<u8>) -> ControlFlow<()>;
+
 impl Walker {
-    /// One scan of the descriptors of all processes. Hands what the program reports to `take`, whole records one after another as
-    /// [`super::reader::records`] wants them; `take` may end the scan.
-    pub fn walk(&mut self, mut take: impl FnMut(Vec<u8>) -> ControlFlow<()>) -> Result<(), StartError> {
+    /// Begins a scan. It visits each connection once, whatever it goes through.
+    pub fn begin(&mut self) -> Result<(), StartError> {
         self.walks += 1;
         self.number
             .set(0, self.walks, 0)
             .map_err(|error| failed(WALKING, &error))?;
-        let (name, walk) = WALK;
+        self.visited_before = self.counters()?.visited;
+        Ok(())
+    }
+
+    /// Goes through the descriptors of all processes.
+    pub fn scan_descriptors(&mut self, take: Take<'_>) -> Result<ControlFlow<()>, StartError> {
+        self.read(WALK, take)
+    }
+
+    /// Goes through the TCP sockets of the calling thread's network namespace.
+    pub fn scan_netns(&mut self, take: Take<'_>) -> Result<ControlFlow<()>, StartError> {
+        self.read(NETNS, take)
+    }
+
+    /// Returns whether [`Self::scan_netns`] works on this kernel.
+    pub fn lists_netns(&self) -> bool {
+        self.lists_netns
+    }
+
+    /// Returns whether the present scan is the first, which only stores what it finds.
+    pub fn is_first_scan(&self) -> bool {
+        self.walks == 1
+    }
+
+    /// Returns how many connections the present scan has visited so far.
+    pub fn visited(&self) -> Result<u64, StartError> {
+        Ok(self.counters()?.visited.saturating_sub(self.visited_before))
+    }
+
+    /// Returns how many of the connections that count as open the present scan has not visited. Those that begin or end meanwhile
+    /// make the number a little too large or too small.
+    pub fn unvisited(&self) -> Result<u64, StartError> {
+        let Counters { open, visited, .. } = self.counters()?;
+        let open = u64::try_from(open).unwrap_or(0);
+        Ok(open.saturating_sub(visited.saturating_sub(self.visited_before)))
+    }
+
+    fn counters(&self) -> Result<Counters, StartError> {
+        sum(&self.counts).map_err(|error| failed(WALKING, &error))
+    }
+
+    fn read(&mut self, (name, walk): (&str, &str), take: Take<'_>) -> Result<ControlFlow<()>, StartError> {
         let program = program_mut::<Iter>(&mut self.ebpf, name)?;
         let link = program.attach().map_err(|error| refused(walk, &error))?;
         let file = program
@@ -435,7 +507,7 @@ impl Walker {
         let mut bytes = Vec::with_capacity(WALK_BUFFER);
         loop {
             match rustix::io::read(&file, spare_capacity(&mut bytes)) {
-                Ok(0) => return Ok(()),
+                Ok(0) => return Ok(ControlFlow::Continue(())),
                 Ok(_) => {}
                 // After a million objects without output the kernel asks to be called again.
                 Err(Errno::AGAIN | Errno::INTR) => {}
@@ -446,7 +518,7 @@ impl Walker {
             rest.extend_from_slice(&bytes[whole..]);
             bytes.truncate(whole);
             if !bytes.is_empty() && take(bytes).is_break() {
-                return Ok(());
+                return Ok(ControlFlow::Break(()));
             }
             bytes = rest;
         }
@@ -475,6 +547,17 @@ fn descriptor(ebpf: &Ebpf, program: &'static str) -> Result<OwnedFd, StartError>
         .map_err(|error| failed("keeping a program", &error))
 }
 
+fn sum(counts: &PerCpuArray<MapData, Slot>) -> io::Result<Counters> {
+    let mut sum = Counters::default();
+    for values in counts.iter() {
+        let values = values.map_err(|error| io::Error::other(with_causes(&error)))?;
+        for Slot(slot) in values.iter() {
+            add(&mut sum, slot);
+        }
+    }
+    Ok(sum)
+}
+
 fn add(sum: &mut Counters, other: &Counters) {
     // Every field, or this does not compile.
     let Counters {
@@ -489,6 +572,7 @@ fn add(sum: &mut Counters, other: &Counters) {
         lost_opens,
         resets,
         open,
+        visited,
     } = other;
     sum.closes += closes;
     sum.submitted += submitted;
@@ -501,6 +585,7 @@ fn add(sum: &mut Counters, other: &Counters) {
     sum.lost_opens += lost_opens;
     sum.resets += resets;
     sum.open += open;
+    sum.visited += visited;
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, StartError> {

@@ -5,6 +5,7 @@
 
 mod btf;
 pub mod kernel;
+mod netns;
 mod offsets;
 pub mod preflight;
 pub mod reader;

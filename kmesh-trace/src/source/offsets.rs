@@ -21,7 +21,11 @@ pub const STRUCTURES: &[&str] = &[
     "task_struct",
     "srcu_data",
     "pt_regs",
+    TCP_ITERATOR,
 ];
+
+/// The state of the iterator over the TCP sockets of a network namespace, since it locks each of them.
+const TCP_ITERATOR: &str = "bpf_tcp_iter_state";
 
 /// What guards the calls of programs at tracepoints, where these are not called with preemption off.
 const TRACEPOINT_GUARD: &str = "tracepoint_srcu_srcu_data";
@@ -42,6 +46,11 @@ pub const ENUMERATORS: &[&str] = &[TRANSPARENT, TASK_REGISTERS];
 /// use, but no such kind of reader.
 pub fn preempts_programs(btf: &Btf<'_>) -> bool {
     btf.has_variable(TRACEPOINT_GUARD) && btf.offset("srcu_data", "srcu_reader_flavor", 4).is_ok()
+}
+
+/// Returns whether the iterator over the TCP sockets of a network namespace locks each socket that it lists (5.15).
+pub fn locks_listed_sockets(btf: &Btf<'_>) -> bool {
+    btf.low_byte(TCP_ITERATOR, "cur_sk").is_ok()
 }
 
 /// Fills each field of [`Offsets`] from `structure`, `path`, size in bytes. Every field is named here, or this does not

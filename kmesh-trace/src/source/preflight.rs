@@ -86,7 +86,7 @@ pub fn hidden_processes() -> Option<Missing> {
     (!node::sees_all_processes()).then(|| Missing {
         problem:
             "processes outside of this pid namespace are hidden: their sockets from before the start have no process, \
-                  their open connections no updates, and process 1 is taken to be in the node's network namespace"
+                  their open connections no updates outside of this network namespace, and process 1 is taken to be in the node's network namespace"
                 .to_owned(),
         remedy: "run it in the node's pid namespace (hostPID: true in a pod, --pid=host in a container)".to_owned(),
         is_optional: true,

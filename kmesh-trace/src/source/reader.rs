@@ -111,7 +111,12 @@ pub struct Control {
     walk_began_ns: AtomicU64,
     /// A walk or an interval has ended, and what was told until then has still to settle.
     walked: AtomicBool,
+    /// How many open connections the last scan did not reach; [`NO_SCAN`] before the first one.
+    not_scanned: AtomicU64,
 }
+
+/// No scan has come to its end yet.
+const NO_SCAN: u64 = u64::MAX;
 
 impl Control {
     /// Nothing is asked yet.
@@ -123,6 +128,7 @@ impl Control {
             summarize: AtomicBool::new(false),
             walk_began_ns: AtomicU64::new(0),
             walked: AtomicBool::new(false),
+            not_scanned: AtomicU64::new(NO_SCAN),
         })
     }
 
@@ -149,6 +155,11 @@ impl Control {
         self.interval_ended();
     }
 
+    /// A scan has come to its end, and did not reach so many of the open connections.
+    pub(super) fn scanned_all_but(&self, not_scanned: u64) {
+        self.not_scanned.store(not_scanned, Ordering::Release);
+    }
+
     /// What happened until now is to be told even if it is nothing.
     pub(super) fn interval_ended(&self) {
         self.walked.store(true, Ordering::Release);
@@ -157,6 +168,10 @@ impl Control {
 
     fn walk_under_way(&self) -> Option<u64> {
         Some(self.walk_began_ns.load(Ordering::Acquire)).filter(|&began_ns| began_ns != 0)
+    }
+
+    fn not_scanned(&self) -> Option<u64> {
+        Some(self.not_scanned.load(Ordering::Acquire)).filter(|&not_scanned| not_scanned != NO_SCAN)
     }
 
     fn wake(&self) {
@@ -395,6 +410,7 @@ impl Reader {
 
     fn counts(&self) -> Counts {
         let counted = self.settled_counters();
+        let open = counted.open.try_into().unwrap_or(0);
         Counts {
             at_ns: monotonic_ns(),
             closes: counted.closes,
@@ -405,7 +421,9 @@ impl Reader {
             no_storage: counted.lost_storage,
             skipped: counted.lost_skipped,
             skipped_at_most: self.kernel.closes_skipped(&counted),
-            open: counted.open.try_into().unwrap_or(0),
+            open,
+            // Some of them may have ended since.
+            not_scanned: self.control.not_scanned().map(|not_scanned| not_scanned.min(open)),
         }
     }
 

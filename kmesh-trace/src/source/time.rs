@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
@@ -41,6 +42,12 @@ fn monotonic_offset_ns(offsets: &str) -> i64 {
         seconds.checked_mul(1_000_000_000)?.checked_add(nanoseconds)
     };
     offsets.lines().find_map(offset).unwrap_or(0)
+}
+
+/// Returns the processor time of the calling thread so far. The time by the clock would count what else the machine does.
+pub fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// The kernel's monotonic clock, ns: what `bpf_ktime_get_ns` reads.

@@ -4,15 +4,20 @@
 //! interval, and a rollup's windows end with what was open then.
 
 use std::ops::ControlFlow;
-use std::sync::mpsc::SyncSender;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, SyncSender, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::time::{ClockId, clock_gettime};
+use anyhow::Context as _;
+
+use crate::privileges;
 
 use super::kernel::{StartError, Walker};
 use super::monotonic_ns;
+use super::netns::OtherNamespaces;
 use super::reader::{Control, Message};
+use super::time::processor_time;
 
 /// How long before the end of an interval a walk begins at least: some for the machine to wake up, some for the walk.
 const AHEAD: Duration = Duration::from_millis(50);
@@ -21,12 +26,61 @@ const AHEAD: Duration = Duration::from_millis(50);
 /// grows with the descriptors of all processes, so any of them could make it the node's main work.
 const MAX_SHARE: u32 = 20;
 
+/// The thread that scans, which waits for its task. It begins before the others give up the capabilities that only it keeps.
+#[derive(Debug)]
+pub struct Scanner(Sender<Scans>);
+
+/// What a [`Scanner`] scans, when and for whom.
+pub struct Scans {
+    /// The programs in the kernel.
+    pub walker: Walker,
+    /// The time between scans.
+    pub interval: Duration,
+    /// Ends the thread.
+    pub control: Arc<Control>,
+    /// Get what the scans report.
+    pub messages: SyncSender<Message>,
+}
+
+impl Scanner {
+    /// Starts the thread.
+    pub fn start() -> anyhow::Result<Self> {
+        let (sender, receiver) = channel::<Scans>();
+        let (started, start) = channel();
+        thread::Builder::new()
+            .name("kmesh-walk".to_owned())
+            .spawn(move || {
+                let kept = privileges::keep_for_scans();
+                let is_limited = kept.is_ok();
+                // The starting thread waits for it.
+                _ = started.send(kept);
+                if is_limited && let Ok(scans) = receiver.recv() {
+                    run(scans.walker, scans.interval, &scans.control, &scans.messages);
+                }
+            })
+            .context("cannot start a thread")?;
+        start
+            .recv()
+            .context("the scanning thread died")?
+            .context("cannot give up privileges")?;
+        Ok(Self(sender))
+    }
+
+    /// Lets the thread scan.
+    pub fn run(self, scans: Scans) {
+        // The thread waits until this is dropped.
+        _ = self.0.send(scans);
+    }
+}
+
 /// Scans the sockets at the end of each `interval` until [`Control::stop`] or until nobody reads `messages`; less often if scans
 /// take too long for that. A scan that comes too late delays the next one; none is made up for.
-pub fn run(mut walker: Walker, interval: Duration, control: &Control, messages: &SyncSender<Message>) {
+fn run(mut walker: Walker, interval: Duration, control: &Control, messages: &SyncSender<Message>) {
     let mut took = Duration::ZERO;
     let mut scan_interval = interval;
     let mut is_reported = false;
+    // Without CAP_SYS_ADMIN there is only the tool's own.
+    let mut namespaces = OtherNamespaces::new().ok();
     loop {
         // Where the last scan took long, the next one begins the earlier.
         let ahead = (AHEAD + took * 2).min(interval / 4);
@@ -45,9 +99,20 @@ pub fn run(mut walker: Walker, interval: Duration, control: &Control, messages: 
             let used = processor_time();
             // What the ring tells of later than this waits for what the walk tells of.
             control.walk_began(monotonic_ns());
-            let walked = walk(&mut walker, messages);
+            let deadline = used.saturating_add(scan_interval / MAX_SHARE);
+            let others = namespaces.as_mut().map(|namespaces| (namespaces, deadline));
+            let scanned = scan(&mut walker, others, |bytes| {
+                if messages.send(Message::Walked(bytes)).is_ok() {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
+            });
+            if let Ok(Some(not_scanned)) = scanned {
+                control.scanned_all_but(not_scanned);
+            }
             control.walk_ended();
-            if let Err(error) = walked
+            if let Err(error) = scanned
                 && messages.send(Message::WalkFailed(error.to_string())).is_err()
             {
                 return;
@@ -78,12 +143,6 @@ fn interval_for(interval: Duration, used: Duration) -> Duration {
     interval.saturating_mul(u32::try_from(multiple).unwrap_or(u32::MAX))
 }
 
-/// The processor time of the calling thread so far. The time by the clock would count what else the machine does.
-fn processor_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap_or_default()
-}
-
 fn wall_clock() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
@@ -95,20 +154,37 @@ fn until_end(interval: Duration, now: Duration) -> Duration {
     interval.saturating_sub(Duration::from_nanos(passed.try_into().unwrap_or(u64::MAX)))
 }
 
-fn walk(walker: &mut Walker, messages: &SyncSender<Message>) -> Result<(), StartError> {
-    walker.walk(|bytes| {
-        if messages.send(Message::Walked(bytes)).is_ok() {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
+/// Scans all open connections once: those with a descriptor, then the others of the tool's own network namespace, then those of
+/// other namespaces, as far as the thread's processor time stays below a deadline. Skips what cannot find any more. Returns the
+/// number of open connections that the scan did not reach, unless `take` ended it.
+pub fn scan(
+    walker: &mut Walker,
+    others: Option<(&mut OtherNamespaces, Duration)>,
+    mut take: impl FnMut(Vec<u8>) -> ControlFlow<()>,
+) -> Result<Option<u64>, StartError> {
+    walker.begin()?;
+    if walker.scan_descriptors(&mut take)?.is_break() {
+        return Ok(None);
+    }
+    if walker.lists_netns() {
+        // Connections from before the tracer do not count as open until a scan has found them.
+        let is_due = walker.is_first_scan() || walker.unvisited()? > 0;
+        if is_due && walker.scan_netns(&mut take)?.is_break() {
+            return Ok(None);
         }
-    })
+        if let Some((namespaces, deadline)) = others
+            && namespaces.scan(walker, deadline, &mut take)?.is_break()
+        {
+            return Ok(None);
+        }
+    }
+    walker.unvisited().map(Some)
 }
 
 /// How the open connections stand, as in [`Message::Walked`].
 pub fn standing(walker: &mut Walker) -> Result<Vec<u8>, StartError> {
     let mut all = Vec::new();
-    walker.walk(|bytes| {
+    scan(walker, None, |bytes| {
         all.extend_from_slice(&bytes);
         ControlFlow::Continue(())
     })?;
