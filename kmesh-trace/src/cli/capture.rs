@@ -68,7 +68,7 @@ pub struct Capture {
     /// FILE is the newest file, FILE.1 the one before, and so on. The oldest is removed. Each file can be read alone. If a
     /// new file cannot be created, a warning gives the reason, and the capture goes on in the current file.
     ///
-    /// Example: kmesh-trace --write node.kmt --rotate 100M,5
+    /// Example: kmesh-trace --write node.jsonl.zst --rotate 100M,5
     #[arg(long, value_name = "SIZE[,N]", requires = "write")]
     pub rotate: Option<Rotation>,
 }
