@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::time::Instant;
 
 use crate::config::Events;
-use crate::deltas::Deltas;
+use crate::deltas::{Delta, Deltas};
 use crate::filter::Filter;
 use crate::record::{Event, Lost, Record, Summary, WallTime};
 use crate::render::Sink;
@@ -50,7 +50,8 @@ pub struct Engine {
     selection: Selection,
     /// No filter was given.
     passes_all: bool,
-    deltas: Deltas,
+    /// What each record adds, if a sink needs it.
+    deltas: Option<Deltas>,
     sinks: Vec<Box<dyn Sink>>,
     tally: Tally,
 }
@@ -61,7 +62,7 @@ impl Engine {
         Self {
             passes_all: selection.filter == Filter::default(),
             selection,
-            deltas: Deltas::default(),
+            deltas: sinks.iter().any(|sink| sink.needs_deltas()).then(Deltas::default),
             sinks,
             tally: Tally::default(),
         }
@@ -84,7 +85,9 @@ impl Engine {
         if !self.passes(record) {
             return Ok(());
         }
-        self.deltas.baseline(record);
+        if let Some(deltas) = &mut self.deltas {
+            deltas.baseline(record);
+        }
         self.for_each(|sink| sink.baseline(record))
     }
 
@@ -103,7 +106,10 @@ impl Engine {
                 _ => Ok(()),
             };
         }
-        let delta = self.deltas.take(record);
+        let delta = self
+            .deltas
+            .as_mut()
+            .map_or_else(Delta::default, |deltas| deltas.take(record));
         self.for_each(|sink| sink.record(record, &delta))?;
         if self.selection.events.has(record.event) {
             self.tally.printed += 1;
@@ -120,7 +126,9 @@ impl Engine {
     }
 
     fn filtered_close(&mut self, record: &Record) -> io::Result<()> {
-        self.deltas.forget(record.id);
+        if let Some(deltas) = &mut self.deltas {
+            deltas.forget(record.id);
+        }
         self.for_each(|sink| {
             sink.filtered_close(record.id);
             Ok(())

@@ -171,6 +171,10 @@ impl Metrics {
 }
 
 impl Sink for Metrics {
+    fn needs_deltas(&self) -> bool {
+        true
+    }
+
     fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()> {
         // What it moved before tracing, another tracer may have counted.
         let delta = match delta.is_past {

@@ -52,6 +52,10 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
     for stream in &mut streams {
         stream.advance()?;
     }
+    // A capture of a replay begins only if there is something to replay.
+    if let [stream] = &streams[..] {
+        stream.check_content()?;
+    }
     let header = merged_header(&streams);
     if config.verbosity == Verbosity::Verbose {
         say(&format!(

@@ -267,7 +267,7 @@ fn load_kernel(config: &Config) -> Result<Loaded, StartError> {
 /// Also returns the counters of connections that were already open, as the baseline for metrics.
 fn attach_kernel(loaded: Loaded, config: &Config) -> Result<(Kernel, Walker, Vec<u8>), StartError> {
     let (kernel, mut walker) = loaded.attach()?;
-    let baseline = match config.needs_updates() {
+    let baseline = match config.needs_baseline() {
         true => walker::standing(&mut walker)?,
         false => Vec::new(),
     };

@@ -120,6 +120,11 @@ impl Config {
         self.events.open || self.capture.is_some()
     }
 
+    /// Returns whether the counters of connections that are open when tracing begins are needed.
+    pub fn needs_baseline(&self) -> bool {
+        self.rollup.is_some() || self.capture.is_some() || self.metrics.is_some()
+    }
+
     /// Returns whether sockets are scanned for `update` events.
     pub fn needs_updates(&self) -> bool {
         self.events.update || self.capture.is_some() || self.metrics.is_some()

@@ -31,8 +31,14 @@ use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
 
 /// Consumes records. In the steady state a record allocates nothing.
 pub trait Sink: Send {
-    /// Takes a record that passes the filter, and what it adds to the last one of its connection.
+    /// Takes a record that passes the filter, and what it adds to the last one of its connection: nothing, if no sink
+    /// [needs deltas](Self::needs_deltas).
     fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()>;
+
+    /// Returns whether the sink uses deltas. They cost memory for each open connection.
+    fn needs_deltas(&self) -> bool {
+        false
+    }
 
     /// Takes the counters of a connection that was open when tracing began.
     fn baseline(&mut self, _record: &Record) -> io::Result<()> {

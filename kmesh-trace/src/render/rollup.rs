@@ -38,6 +38,10 @@ impl Sink for RollupJson {
         self.print(&windows)
     }
 
+    fn needs_deltas(&self) -> bool {
+        true
+    }
+
     fn filtered_close(&mut self, id: ConnId) {
         self.rollup.filtered_close(id);
     }

@@ -154,6 +154,10 @@ impl Sink for Blocks {
         self.print(windows)
     }
 
+    fn needs_deltas(&self) -> bool {
+        true
+    }
+
     fn filtered_close(&mut self, id: ConnId) {
         self.rollup.filtered_close(id);
     }
@@ -234,6 +238,10 @@ impl Sink for Feed {
         let windows = self.rollup.take_if(record, delta, |record| self.filter.passes(record));
         self.show(windows);
         Ok(())
+    }
+
+    fn needs_deltas(&self) -> bool {
+        true
     }
 
     fn filtered_close(&mut self, id: ConnId) {

@@ -282,6 +282,17 @@ impl Stream {
         }
     }
 
+    /// Fails if no line so far was one of a capture.
+    pub fn check_content(&self) -> Result<()> {
+        if self.sound_lines == 0 {
+            bail!(
+                "{}: no line of it is one of a capture\n  try: a file that -w wrote, or the saved output of -o json",
+                self.name
+            );
+        }
+        Ok(())
+    }
+
     /// Reports what is wrong with the capture as a whole, and returns whether that makes the replay a failure.
     pub fn report_end(&self) -> Result<bool> {
         if self.damages > MAX_REPORTED {
@@ -291,12 +302,7 @@ impl Stream {
                 self.damages - MAX_REPORTED
             ));
         }
-        if self.sound_lines == 0 {
-            bail!(
-                "{}: no line of it is one of a capture\n  try: a file that -w wrote, or the saved output of -o json",
-                self.name
-            );
-        }
+        self.check_content()?;
         if self.summary.is_none() && !self.is_cut_off && !self.is_stopped && self.header.is_some() {
             say(&format!(
                 "{}: it has no summary: its tracer was killed or still writes, or it is an older part of a rotated capture",
