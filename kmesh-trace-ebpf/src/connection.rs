@@ -31,9 +31,9 @@ pub fn matters(old: u8, new: u8) -> bool {
 
 /// A change of state that matters: `inet_sock_set_state`.
 ///
-/// The kernel skips a program on a CPU where it already runs: in a softirq on top of it and, since 7.0, in any task that
-/// preempts it. So a second `program` ([`counter::STATE_AGAIN`]) is attached, which does what the first one was skipped for.
-/// Before 7.0 it is called only then; since 7.0 it is always called, and returns at once if the first one has run.
+/// The kernel skips a program on a CPU where it is running already. Since 7.0 it may also preempt one in the middle, and
+/// then the changes of all other tasks there would be missed until that goes on. So there the same is attached twice: the
+/// second `program` ([`counter::STATE_AGAIN`]) does what the first was skipped for, and leaves at once otherwise.
 #[inline(always)]
 pub fn changed(sock: Sock, old: u8, new: u8, program: u32) {
     if new == state::CLOSE && old == state::SYN_RECV && sock.never_was_there() && superfluous(sock, program) {
@@ -328,7 +328,7 @@ fn closed(sock: Sock, old: u8, program: u32) {
                 known => match adopt(sock, known, program) {
                     Some(connection) => connection,
                     // Nothing tells the second program that the first has counted it.
-                    None if program == counter::STATE_AGAIN && is_preempted() => return,
+                    None if program == counter::STATE_AGAIN => return,
                     None => {
                         // Its socket still has to go, and there it must not pass for one that no program was run for.
                         if is_preempted() {
@@ -354,7 +354,7 @@ fn closed(sock: Sock, old: u8, program: u32) {
 /// second one that it was.
 #[inline(always)]
 fn filtered(sock: Sock, old: u8, program: u32) {
-    if program == counter::STATE_AGAIN && is_preempted() {
+    if program == counter::STATE_AGAIN {
         return;
     }
     // Only a failed connect() may be none at all; what its error queue held before does not matter.

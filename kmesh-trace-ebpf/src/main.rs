@@ -31,25 +31,17 @@ mod programs {
     use kmesh_trace_common::counter;
 
     use crate::connection;
-    use crate::maps::{is_preempted, is_running, set_running};
     use crate::sock::{NetnsSock, Sock, TaskFile};
 
     #[btf_tracepoint(function = "inet_sock_set_state")]
     fn kmesh_state(ctx: BtfTracePointContext) -> i32 {
-        set_running(true);
-        let result = state(&ctx, counter::STATE);
-        set_running(false);
-        result
+        state(&ctx, counter::STATE)
     }
 
-    /// Runs for the changes of state that the kernel skips the first program for: see [`connection::changed`].
+    /// For kernels that preempt programs at tracepoints: see [`connection::changed`].
     #[btf_tracepoint(function = "inet_sock_set_state")]
     fn kmesh_state_again(ctx: BtfTracePointContext) -> i32 {
-        if is_preempted() || is_running() {
-            state(&ctx, counter::STATE_AGAIN)
-        } else {
-            0
-        }
+        state(&ctx, counter::STATE_AGAIN)
     }
 
     #[inline(always)]

@@ -135,28 +135,6 @@ pub fn scratch() -> Option<*mut Walked> {
     KMESH_SCRATCH.get_ptr_mut(0)
 }
 
-/// Not 0 while the first program at `inet_sock_set_state` runs on this CPU.
-#[btf_map]
-static KMESH_RUNNING: PerCpuArray<u32, 1> = PerCpuArray::new();
-
-/// Notes whether the first program at `inet_sock_set_state` runs on this CPU.
-#[inline(always)]
-pub fn set_running(is_running: bool) {
-    if let Some(running) = KMESH_RUNNING.get_ptr_mut(0) {
-        // SAFETY: this CPU's word, which lives as long as the program. Volatile, so that the interrupt that reads it sees it.
-        unsafe { ptr::write_volatile(running, u32::from(is_running)) };
-    }
-}
-
-/// Returns whether the caller interrupts the first program at `inet_sock_set_state`, so that the kernel skipped that program.
-#[inline(always)]
-pub fn is_running() -> bool {
-    KMESH_RUNNING.get_ptr(0).is_some_and(|running| {
-        // SAFETY: as in `set_running`.
-        unsafe { ptr::read_volatile(running) != 0 }
-    })
-}
-
 #[btf_map]
 static KMESH_COUNTS: PerCpuArray<Counters, { counter::SLOTS }> = PerCpuArray::new();
 

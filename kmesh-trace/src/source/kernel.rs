@@ -41,10 +41,9 @@ const TRACEPOINTS: [(&str, &str); 3] = [
     ("kmesh_reset", "tcp_send_reset"),
     ("kmesh_state", CHANGE),
 ];
-/// Does what the first program at the same tracepoint was skipped for. The kernel calls programs in the order of attaching.
-const STATE_AGAIN: (&str, &str) = ("kmesh_state_again", CHANGE);
-/// The same at the other tracepoint, on kernels that preempt programs.
-const DESTROY_AGAIN: (&str, &str) = ("kmesh_destroy_again", DESTRUCTION);
+/// Do what those at the same tracepoints were skipped for, on kernels that preempt programs. The kernel calls them in the order of
+/// attaching.
+const AGAIN: [(&str, &str); 2] = [("kmesh_destroy_again", DESTRUCTION), ("kmesh_state_again", CHANGE)];
 const WALK: (&str, &str) = ("kmesh_walk", "task_file");
 /// The program that scans the sockets of a network namespace.
 const NETNS: (&str, &str) = ("kmesh_netns", "tcp");
@@ -150,8 +149,8 @@ impl Types {
 
     /// The programs at tracepoints that this kernel needs.
     fn tracepoints(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        let destroy_again = self.preempts_programs.then_some(DESTROY_AGAIN);
-        TRACEPOINTS.into_iter().chain(destroy_again).chain([STATE_AGAIN])
+        let again = self.preempts_programs.then_some(AGAIN);
+        TRACEPOINTS.into_iter().chain(again.into_iter().flatten())
     }
 
     /// Descriptors of those at this one.
