@@ -230,8 +230,10 @@ pub mod counter {
     pub const STATE_AGAIN: u32 = 4;
     /// The second program at `tcp_destroy_sock`.
     pub const DESTROY_AGAIN: u32 = 5;
+    /// The program at `inet_sk_error_report`.
+    pub const ERROR: u32 = 6;
     /// How many there are.
-    pub const SLOTS: usize = 6;
+    pub const SLOTS: usize = 7;
 }
 
 /// What one program counted on one CPU. Each number stands for itself: none is computed from another.

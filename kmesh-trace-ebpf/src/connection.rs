@@ -366,6 +366,35 @@ fn filtered(sock: Sock, old: u8, program: u32) {
     }
 }
 
+/// The kernel gives a connection up in a softirq on top of the program at `inet_sock_set_state`, and skips that program for it:
+/// `inet_sk_error_report` comes just before the change to CLOSE (timeouts, ICMP) or just after it (RST). The program of the
+/// connection may keep its socket for long and read the error, so the destroy fallback would come late and know less.
+#[inline(always)]
+pub fn failed(sock: Sock) {
+    let Some(connection) = kept::get(sock) else {
+        return;
+    };
+    if connection.phase != phase::LIVE || sock.sk_err() == 0 {
+        return;
+    }
+    match sock.skc_state() {
+        // An attempt with an error is over. An established connection may go on after an ICMP error.
+        old @ (state::SYN_SENT | state::SYN_RECV) => end(sock, connection, old, 0, counter::ERROR),
+        state::CLOSE => {
+            note_fin(sock, connection);
+            count(counter::ERROR, |counters| counters.second_chances += 1);
+            end(
+                sock,
+                connection,
+                connection.last_state,
+                FLAG_SECOND_CHANCE,
+                counter::ERROR,
+            );
+        }
+        _ => {}
+    }
+}
+
 /// The socket goes: `tcp_destroy_sock`. If its end has not been told, the kernel skipped the programs at its close. Attached twice
 /// as well where [`changed`] is: the second `program` ([`counter::DESTROY_AGAIN`]) finds an end where the first was run.
 #[inline(always)]

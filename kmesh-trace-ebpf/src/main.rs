@@ -31,11 +31,26 @@ mod programs {
     use kmesh_trace_common::counter;
 
     use crate::connection;
+    use crate::maps::{is_running, running};
     use crate::sock::{NetnsSock, Sock, TaskFile};
 
     #[btf_tracepoint(function = "inet_sock_set_state")]
     fn kmesh_state(ctx: BtfTracePointContext) -> i32 {
-        state(&ctx, counter::STATE)
+        running(|| state(&ctx, counter::STATE))
+    }
+
+    /// The kernel reports an error of a socket, and gives the connection up. For errors in a softirq on top of the program at
+    /// `inet_sock_set_state`, which the kernel then skips: see [`connection::failed`].
+    #[btf_tracepoint(function = "inet_sk_error_report")]
+    fn kmesh_error(ctx: BtfTracePointContext) -> i32 {
+        if is_running() {
+            // SAFETY: the hook's only argument is a `const struct sock *`, never null.
+            let sock = unsafe { Sock::from_argument(ctx.arg::<*const c_void>(0)) };
+            if sock.is_tcp() {
+                connection::failed(sock);
+            }
+        }
+        0
     }
 
     /// For kernels that preempt programs at tracepoints: see [`connection::changed`].

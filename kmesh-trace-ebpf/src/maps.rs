@@ -135,6 +135,35 @@ pub fn scratch() -> Option<*mut Walked> {
     KMESH_SCRATCH.get_ptr_mut(0)
 }
 
+/// Not 0 while the program at `inet_sock_set_state` runs on this CPU.
+#[btf_map]
+static KMESH_RUNNING: PerCpuArray<u32, 1> = PerCpuArray::new();
+
+/// Runs the program at `inet_sock_set_state`, and notes meanwhile that it runs on this CPU.
+#[inline(always)]
+pub fn running(program: impl FnOnce() -> i32) -> i32 {
+    let running = KMESH_RUNNING.get_ptr_mut(0);
+    let set = |value| {
+        if let Some(running) = running {
+            // SAFETY: this CPU's word, which lives as long as the program. Volatile, so that an interrupt sees it.
+            unsafe { ptr::write_volatile(running, value) };
+        }
+    };
+    set(1);
+    let result = program();
+    set(0);
+    result
+}
+
+/// Returns whether the caller interrupts the program at `inet_sock_set_state`.
+#[inline(always)]
+pub fn is_running() -> bool {
+    KMESH_RUNNING.get_ptr(0).is_some_and(|running| {
+        // SAFETY: this CPU's word, which lives as long as the program.
+        unsafe { ptr::read_volatile(running) != 0 }
+    })
+}
+
 #[btf_map]
 static KMESH_COUNTS: PerCpuArray<Counters, { counter::SLOTS }> = PerCpuArray::new();
 

@@ -44,6 +44,9 @@ const TRACEPOINTS: [(&str, &str); 3] = [
 /// Do what those at the same tracepoints were skipped for, on kernels that preempt programs. The kernel calls them in the order of
 /// attaching.
 const AGAIN: [(&str, &str); 2] = [("kmesh_destroy_again", DESTRUCTION), ("kmesh_state_again", CHANGE)];
+/// Reports errors that the program at the change of state was skipped for, on kernels that do not preempt programs and have the
+/// tracepoint (5.15).
+const ERROR: (&str, &str) = ("kmesh_error", "inet_sk_error_report");
 const WALK: (&str, &str) = ("kmesh_walk", "task_file");
 /// The program that scans the sockets of a network namespace.
 const NETNS: (&str, &str) = ("kmesh_netns", "tcp");
@@ -52,6 +55,7 @@ const HOOKS: &[&str] = &[
     "btf_trace_tcp_destroy_sock",
     "btf_trace_tcp_send_reset",
     "btf_trace_inet_sock_set_state",
+    "btf_trace_inet_sk_error_report",
     "bpf_iter_task_file",
     "bpf_iter_tcp",
 ];
@@ -213,7 +217,7 @@ pub struct Loaded {
 
 /// Loads the programs and opens their maps.
 pub fn load(types: &Types, options: &Options) -> Result<Loaded, StartError> {
-    let (mut ebpf, lists_netns, verifier_ns) = load_object(types, options)?;
+    let (mut ebpf, optional, verifier_ns) = load_object(types, options)?;
     let mut kernel = Kernel {
         ring: RingBuf::try_from(take_map(&mut ebpf, EVENTS)?).map_err(|error| failed("mapping the ring", &error))?,
         counts: PerCpuArray::try_from(take_map(&mut ebpf, COUNTS)?)
@@ -232,8 +236,8 @@ pub fn load(types: &Types, options: &Options) -> Result<Loaded, StartError> {
     Ok(Loaded {
         ebpf,
         kernel,
-        tracepoints: types.tracepoints().collect(),
-        lists_netns,
+        tracepoints: optional.tracepoint.into_iter().chain(types.tracepoints()).collect(),
+        lists_netns: optional.lists_netns,
     })
 }
 
@@ -277,9 +281,18 @@ pub fn start(types: &Types, options: &Options) -> Result<(Kernel, Walker), Start
     load(types, options)?.attach()
 }
 
-/// Makes the maps and loads the programs. Also returns whether the kernel lists the sockets of a network namespace, and how long
-/// it took to load the programs, ns.
-fn load_object(types: &Types, options: &Options) -> Result<(Ebpf, bool, u64), StartError> {
+/// The programs that a kernel may lack the hook for.
+#[derive(Default)]
+struct OptionalPrograms {
+    /// The program at a tracepoint, if it was loaded.
+    tracepoint: Option<(&'static str, &'static str)>,
+    /// Whether the program that scans the sockets of a network namespace was loaded.
+    lists_netns: bool,
+}
+
+/// Makes the maps and loads the programs. Also returns which optional programs there are, and how long it took to load the
+/// programs, ns.
+fn load_object(types: &Types, options: &Options) -> Result<(Ebpf, OptionalPrograms, u64), StartError> {
     let mut settings = Settings {
         opens: options.opens.into(),
         checks: options.checks,
@@ -301,8 +314,8 @@ fn load_object(types: &Types, options: &Options) -> Result<(Ebpf, bool, u64), St
         .load(OBJECT)
         .map_err(|error| failed("loading the maps", &error))?;
     let began_ns = monotonic_ns();
-    let lists_netns = verify(&mut ebpf, types)?;
-    Ok((ebpf, lists_netns, monotonic_ns() - began_ns))
+    let optional = verify(&mut ebpf, types)?;
+    Ok((ebpf, optional, monotonic_ns() - began_ns))
 }
 
 /// How full snapshots may make a ring of this size, bytes. On each CPU a task and an interrupt may both have just found room for a
@@ -317,15 +330,17 @@ fn snapshot_limit(ring_bytes: u32) -> u32 {
 }
 
 /// Loads the programs, each in a thread of its own: the kernel verifies them side by side, and one takes as long as all others.
-/// Returns whether the kernel lists the sockets of a network namespace.
-fn verify(ebpf: &mut Ebpf, types: &Types) -> Result<bool, StartError> {
+/// Returns the optional programs that the kernel accepted.
+fn verify(ebpf: &mut Ebpf, types: &Types) -> Result<OptionalPrograms, StartError> {
     let mut programs: BTreeMap<_, _> = ebpf.programs_mut().collect();
     thread::scope(|scope| {
         let netns = types.locks_listed_sockets.then_some(NETNS);
+        let error = (!types.preempts_programs).then_some(ERROR);
         let loads: Vec<_> = types
             .tracepoints()
             .chain([WALK])
             .chain(netns)
+            .chain(error)
             .map(|(name, hook)| {
                 let program = programs.remove(name).ok_or_else(|| no_program(name))?;
                 let load = thread::Builder::new()
@@ -334,18 +349,20 @@ fn verify(ebpf: &mut Ebpf, types: &Types) -> Result<bool, StartError> {
                 Ok::<_, StartError>((name, load))
             })
             .collect();
-        let mut lists_netns = false;
+        let mut optional = OptionalPrograms::default();
         for load in loads {
             let (name, load) = load?;
             let loaded = load.join().unwrap_or_else(|panic| resume_unwind(panic));
             if name == NETNS.0 {
                 // Where the kernel refuses it, tracing goes on: these sockets have no updates.
-                lists_netns = loaded.is_ok();
+                optional.lists_netns = loaded.is_ok();
+            } else if name == ERROR.0 {
+                optional.tracepoint = loaded.is_ok().then_some(ERROR);
             } else {
                 loaded?;
             }
         }
-        Ok(lists_netns)
+        Ok(optional)
     })
 }
 
