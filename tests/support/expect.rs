@@ -283,7 +283,10 @@ impl Want {
     fn process_differences(&self, is: &Value, field: &mut impl FnMut(&str, &Value, bool, String)) {
         match &self.process {
             Proc::Is(pid, comm, by) => {
-                let right = is["pid"] == *pid && is["comm"] == *comm && by.iter().any(|by| is["by"] == *by);
+                // The shared tracer scans, and who a scan finds counts before the owner of the listener.
+                let is_found = is["by"] == "scan" && by.contains(&"listener");
+                let is_known = is_found || by.iter().any(|by| is["by"] == *by);
+                let right = is["pid"] == *pid && is["comm"] == *comm && is_known;
                 field("process", is, right, format!("{pid} {comm:?} by {by:?}"));
             }
             Proc::Nobody => field("process", is, is.is_null(), "null".to_owned()),
