@@ -7,10 +7,10 @@ use std::num::NonZeroU64;
 use std::time::Instant;
 
 use crate::config::Events;
-use crate::deltas::{Delta, Deltas};
 use crate::filter::Filter;
+use crate::output::Sink;
 use crate::record::{Event, Lost, Record, Summary, WallTime};
-use crate::render::Sink;
+use crate::track::delta::{Delta, Deltas};
 
 /// The records that a run is about.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,10 +11,10 @@ use kmesh_trace::blocking_io::Blocking;
 use kmesh_trace::cli::{Cli, Command};
 use kmesh_trace::completions;
 use kmesh_trace::config::{Config, ConfigError, Environment, has_escapes};
-use kmesh_trace::exit::Exit;
-use kmesh_trace::note::say;
-use kmesh_trace::replay::{offline_names, open, replay};
-use kmesh_trace::schema::schema;
+use kmesh_trace::output::json::schema::schema;
+use kmesh_trace::output::stderr::say;
+use kmesh_trace::session::exit::Exit;
+use kmesh_trace::session::replay::{offline_names, open, replay};
 
 fn main() -> ExitCode {
     #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
@@ -124,7 +124,7 @@ fn refuse(error: &ConfigError) -> ! {
 
 #[cfg(target_os = "linux")]
 fn trace(config: &Config) -> Result<Exit> {
-    kmesh_trace::run::run(config)
+    kmesh_trace::session::live::run(config)
 }
 
 #[cfg(target_os = "linux")]
@@ -134,8 +134,8 @@ fn page_size() -> u32 {
 
 #[cfg(target_os = "linux")]
 fn check(cli: &Cli) -> Result<Exit> {
+    use kmesh_trace::kernel::preflight::{self, Finding};
     use kmesh_trace::names::sources;
-    use kmesh_trace::source::preflight::{self, Finding};
 
     let sources = config(cli).unwrap_or_else(|error| refuse(&error)).sources;
     let findings = preflight::check();

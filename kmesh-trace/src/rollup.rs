@@ -29,8 +29,8 @@ pub use groups::{Common, Row, Sums};
 pub use quantiles::{ERROR, QuantileSummary, Quantiles};
 pub use sort::{Sort, SortKey};
 
-use crate::deltas::Delta;
 use crate::record::{ConnId, Event, Record, WallTime};
+use crate::track::delta::Delta;
 use groups::Groups;
 use open::OpenConnections;
 

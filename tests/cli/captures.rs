@@ -37,8 +37,54 @@ const TABLE: [(&str, Case); 20] = [
     ("a full disk", full_disk),
 ];
 
-/// A trial a row.
+/// Other programs that read a capture, with the script that prints the number of its closes. `$1` is the capture. A program
+/// that is not installed is skipped; `pip install duckdb chdb` installs two of them.
+const READERS: [(&str, &str, &str); 3] = [
+    (
+        "zstdcat and jq",
+        "command -v zstdcat && command -v jq",
+        r#"zstdcat "$1" | jq -s 'map(select(.type == "conn" and .event == "close")) | length'"#,
+    ),
+    (
+        "DuckDB",
+        "python3 -c 'import duckdb'",
+        r#"python3 -c 'import duckdb, sys
+query = "select count(*) from read_json($file) where type = $type and event = $event"
+print(duckdb.execute(query, {"file": sys.argv[1], "type": "conn", "event": "close"}).fetchone()[0])' "$1""#,
+    ),
+    (
+        "ClickHouse",
+        "python3 -c 'import chdb'",
+        r#"python3 -c 'import chdb, sys
+where = "where type = \"conn\" and event = \"close\"".replace(chr(34), chr(39))
+named = "settings input_format_json_use_string_type_for_ambiguous_paths_in_named_tuples_inference_from_objects = 1"
+query = "select count() from file({0}{1}{0}, JSONEachRow) {2} {3}".format(chr(39), sys.argv[1], where, named)
+print(chdb.query(query, "CSV"))' "$1""#,
+    ),
+];
+
+fn reader(name: &'static str, probe: &str, script: &'static str) -> Trial {
+    let is_there = Command::new("sh")
+        .args(["-c", probe])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    let trial = Trial::test(format!("captures::read by {name}"), move || {
+        let printed = printed("sh", &["-c", script, "sh", text(incident())])?;
+        let closes: u64 = String::from_utf8(printed)?.trim().parse()?;
+        assert_eq!(closes, sum(&all_json()?, "delivered")?);
+        Ok(())
+    });
+    match is_there {
+        true => trial,
+        false => trial.with_kind(format!("skipped: no {name}")).with_ignored_flag(true),
+    }
+}
+
+/// A trial a row, and one for each other program.
 pub fn trials() -> Vec<Trial> {
+    let readers = READERS.map(|(name, probe, script)| reader(name, probe, script));
     TABLE
         .into_iter()
         .enumerate()
@@ -50,6 +96,7 @@ pub fn trials() -> Vec<Trial> {
                 run(&folder)
             })
         })
+        .chain(readers)
         .collect()
 }
 

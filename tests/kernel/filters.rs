@@ -6,12 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener
 use std::process::Command;
 use std::time::SystemTime;
 
-use kmesh_trace::clock::Clock;
-use kmesh_trace::decode::decode;
 use kmesh_trace::filter::{Ends, Filter, KernelFilter, Network, PortRange, Term, Terms};
+use kmesh_trace::kernel::loader::{Kernel, Options, Types, start};
 use kmesh_trace::record::{ConnId, Direction, Event, Family, Record};
-use kmesh_trace::source::kernel::{Kernel, Options, Types, start};
 use kmesh_trace::track::Tracker;
+use kmesh_trace::track::clock::Clock;
+use kmesh_trace::track::decode::decode;
 use kmesh_trace_common::{
     CHECK_ADDRESS, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT, Counters, Prefix,
 };

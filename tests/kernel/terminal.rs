@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kmesh_trace::config::parse_prompt_filter;
-use kmesh_trace::render::table::view::Begin;
-use kmesh_trace::render::term;
+use kmesh_trace::output::table::view::Begin;
+use kmesh_trace::output::term;
 use kmesh_trace::rollup::Key;
 use kmesh_trace::rollup::Sort;
 use nix::sys::signal::{Signal, kill};

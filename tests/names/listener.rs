@@ -14,7 +14,7 @@ use kmesh_trace::names::update::{
     Change, ControllerObject, EndpointsObject, Key, Kind, NodeObject, Object, PodObject, Scope, ServiceObject,
     SourceId, SourceUpdate,
 };
-use kmesh_trace::note::NamesFrom;
+use kmesh_trace::output::NameSourceStatus;
 
 use crate::stage::PATIENCE;
 
@@ -183,7 +183,7 @@ pub fn try_listen(arguments: &str) -> Result<Listener, String> {
         ControlFlow::Continue(())
     };
     let status = sources
-        .start(NamesFrom::default(), say, tell)
+        .start(NameSourceStatus::default(), say, tell)
         .map_err(|error| error.to_string())?;
     Ok(Listener {
         shared,

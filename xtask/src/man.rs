@@ -220,8 +220,8 @@ fn lint(root: &Path) -> Result<()> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use kmesh_trace::output::json::schema::schema;
     use kmesh_trace::record::Outcome;
-    use kmesh_trace::schema::schema;
     use serde_json::Value;
 
     use super::*;

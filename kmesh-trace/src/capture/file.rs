@@ -6,15 +6,15 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::Header;
 use super::compression::{Compression, Compressor};
 use crate::blocking_io::Blocking;
 use crate::config::{CapturePath, Rotation};
-use crate::deltas::Delta;
-use crate::note::say;
+use crate::output::json::contract::{ConnLine, HeaderLine, LostLine, SummaryLine};
+use crate::output::stderr::say;
+use crate::output::{Sink, append_line};
+use crate::record::Header;
 use crate::record::{Event, Lost, Record, Summary};
-use crate::render::{Sink, append_line};
-use crate::wire::{ConnLine, HeaderLine, LostLine, SummaryLine};
+use crate::track::delta::Delta;
 
 /// The number of uncompressed bytes that are written at once.
 const BLOCK: usize = 64 << 10;

@@ -1,6 +1,6 @@
 //! Lines of the JSON contract → records.
 //!
-//! The members are those that [`crate::wire`] writes. Members of later versions are ignored, and missing ones count as null,
+//! The members are those that [`crate::output::json::contract`] writes. Members of later versions are ignored, and missing ones count as null,
 //! so that saved output of any version can be replayed.
 
 use std::borrow::Cow;
@@ -13,13 +13,13 @@ use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, de};
 use serde_json::value::RawValue;
 
-use super::Header;
-use crate::errno::Errno;
+use crate::output::json::contract::VERSION;
+use crate::record::Header;
+use crate::record::errno::Errno;
 use crate::record::{
     self, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, LossReason, Lost, Names, Outcome, ProcessBy,
     Record, RunInfo, ServiceBy, Summary, Tcp, WallTime,
 };
-use crate::wire::VERSION;
 
 /// The maximum number of pods, Services and other names that are shared between records. Then they are shared anew.
 const MAX_SHARED: usize = 1 << 16;

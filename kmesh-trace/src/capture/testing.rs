@@ -1,7 +1,8 @@
 //! Captures in memory, for tests.
 
-use super::{Capture, Compression, Header};
-use crate::render::{Sink, testing};
+use super::{Capture, Compression};
+use crate::output::{Sink, testing};
+use crate::record::Header;
 
 pub(crate) fn header() -> Header {
     Header {

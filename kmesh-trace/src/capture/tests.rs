@@ -6,13 +6,13 @@ use super::Compression;
 use super::lines::{Damage, Lines, Step};
 use super::parse::{Line, Parser};
 use super::testing::{capture, header};
-use crate::deltas::Delta;
+use crate::output::json::contract::ConnLine;
+use crate::output::{Sink, append_line, testing};
 use crate::record::{
     Called, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, Labels, Names, Outcome, Pod, Process,
     ProcessBy, Record, Service, ServiceBy, Tcp, TcpState, WallTime, Workload,
 };
-use crate::render::{Sink, append_line, testing};
-use crate::wire::ConnLine;
+use crate::track::delta::Delta;
 
 const ALL: [Compression; 3] = [Compression::None, Compression::Gzip, Compression::Zstd];
 

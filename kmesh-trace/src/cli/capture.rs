@@ -10,7 +10,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use super::values::Size;
 use crate::record::WallTime;
-use crate::rfc3339;
+use crate::record::rfc3339;
 
 /// The minimum size of a rotated file.
 const MIN_ROTATED_BYTES: u64 = 64 << 10;

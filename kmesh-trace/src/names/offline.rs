@@ -95,8 +95,8 @@ mod tests {
 
     use super::*;
     use crate::names::update::{ContainerObject, PodObject};
+    use crate::output::testing::example;
     use crate::record::{Names, Pod};
-    use crate::render::testing::example;
 
     fn pod(name: &str, ip: &str, started: i64, container: char) -> Object {
         Object::Pod(PodObject {

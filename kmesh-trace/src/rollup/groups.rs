@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::group::{By, Group};
 use super::quantiles::Quantiles;
-use crate::deltas::Delta;
 use crate::record::{Event, Outcome, Record, Service};
+use crate::track::delta::Delta;
 
 /// Connections of a group that are told of one by one although they were not open at the window's end.
 const LISTED: u32 = 100;

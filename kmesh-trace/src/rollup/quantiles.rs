@@ -107,7 +107,7 @@ pub struct QuantileSummary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::render::testing;
+    use crate::output::testing;
 
     fn summary(values: &[u64]) -> Option<QuantileSummary> {
         let mut quantiles = Quantiles::default();

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::deltas::Deltas;
+use crate::output::testing;
 use crate::record::{ConnId, Direction, Event, Outcome, Tcp};
-use crate::render::testing;
+use crate::track::delta::Deltas;
 
 const SECOND: i64 = 1_000_000_000;
 
@@ -392,7 +392,7 @@ fn too_many_groups_fold_into_one() {
 
 #[test]
 fn groups_have_what_they_are_grouped_by() {
-    use crate::render::testing::{example, from_a_node, in_pods};
+    use crate::output::testing::{example, from_a_node, in_pods};
     let show = |keys: &[Key], record: &Record| {
         let place = |place: &Place| {
             let workload = place.workload.as_ref().map(|workload| Arc::clone(&workload.name));

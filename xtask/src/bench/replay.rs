@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use kmesh_trace::capture::lines::{Lines, Step};
 use kmesh_trace::capture::parse::{Line, Parser};
-use kmesh_trace::capture::{Capture, Compression, Header};
+use kmesh_trace::capture::{Capture, Compression};
 use kmesh_trace::config::Events;
-use kmesh_trace::deltas::Delta;
 use kmesh_trace::engine::{Engine, Selection};
 use kmesh_trace::filter::Filter;
-use kmesh_trace::record::{Record, WallTime};
-use kmesh_trace::render::{Json, Log, RollupJson, Sink, Stdout};
+use kmesh_trace::output::json::contract::ConnLine;
+use kmesh_trace::output::{Json, Log, RollupJson, Sink, Stdout};
+use kmesh_trace::record::{Header, Record, WallTime};
 use kmesh_trace::rollup::{By, Key, Settings};
-use kmesh_trace::wire::ConnLine;
+use kmesh_trace::track::delta::Delta;
 
 const ALL: Events = Events {
     close: true,

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use kmesh_trace::deltas::Deltas;
 use kmesh_trace::record::{Event, Record, WallTime};
 use kmesh_trace::rollup::{By, Key, Rollup, Settings, Window};
+use kmesh_trace::track::delta::Deltas;
 
 /// What it takes.
 #[derive(clap::Args)]

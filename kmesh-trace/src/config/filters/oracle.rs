@@ -9,10 +9,10 @@ use clap::Parser;
 
 use super::tests::process;
 use super::*;
+use crate::output::testing::{example, random};
 use crate::record::{
     Called, ContainerId, Direction, End, Event, Names, Outcome, Pod, Record, Service, ServiceBy, Workload,
 };
-use crate::render::testing::{example, random};
 
 const FLAGS: [&str; 29] = [
     "--namespace",

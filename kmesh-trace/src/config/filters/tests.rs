@@ -7,11 +7,11 @@ use clap::Parser;
 use super::*;
 use crate::config::Config;
 use crate::config::tests::{PLAIN, parsed};
+use crate::output::testing::{comm, example, random};
 use crate::record::{
     Called, ContainerId, Direction, Event, Names, Outcome, Pod, Process, ProcessBy, Record, Service, ServiceBy,
     Workload,
 };
-use crate::render::testing::{comm, example, random};
 
 fn filter(arguments: &str) -> Filter {
     Filter::from(&parsed(arguments).filters)

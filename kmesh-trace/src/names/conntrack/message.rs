@@ -176,7 +176,7 @@ fn find<'a>(attributes: &'a [u8], path: &[u16]) -> Option<&'a [u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::render::testing::random;
+    use crate::output::testing::random;
 
     fn hex(text: &str) -> Vec<u8> {
         let digits: Vec<_> = text.chars().filter(char::is_ascii_hexdigit).collect();

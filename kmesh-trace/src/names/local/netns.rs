@@ -23,7 +23,7 @@ use rustix::process::{Resource, getrlimit};
 use super::cgroup::{CgroupKind, CgroupPath, PodCgroup};
 use super::cgroup_tree::{Budget, Hierarchy, Lookup, mounts, path_text, read_start};
 use super::node;
-use crate::source::monotonic_of_boot_time;
+use crate::kernel::monotonic_of_boot_time;
 
 /// The time between two scans, whatever makes them necessary.
 const SCAN_INTERVAL: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@ use super::fields::{EVENT, OBJECT};
 use super::scan::{Found, Scanner};
 use super::{ObjectError, Writer, key_of_unusable, parse, resource_version};
 use crate::names::update::{Key, Kind, Object};
-use crate::render::sanitize::one_line;
+use crate::output::sanitize::one_line;
 use serde::Deserialize;
 
 pub use super::scan::ScanError;

@@ -7,7 +7,7 @@ use std::io;
 use http::StatusCode;
 use rustls::CertificateError;
 
-use crate::render::sanitize;
+use crate::output::sanitize;
 
 /// The longest text of somebody else in a message, in characters.
 const MAX_QUOTE: usize = 300;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::error::SourceError;
 use crate::names::objects::object_list::LeftOut;
-use crate::note::NamesFrom;
+use crate::output::NameSourceStatus;
 
 /// The time in which a named source must answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -108,7 +108,7 @@ impl SourceState {
 pub struct Health {
     sources: Vec<SourceState>,
     status: Arc<Status>,
-    names_from: NamesFrom,
+    names_from: NameSourceStatus,
     began: Instant,
     /// Whether the line about automatic sources is due.
     automatic_due: bool,
@@ -116,7 +116,7 @@ pub struct Health {
 
 impl Health {
     /// Returns the state at the start of the sources.
-    pub fn new(sources: Vec<SourceState>, status: Arc<Status>, names_from: NamesFrom, began: Instant) -> Self {
+    pub fn new(sources: Vec<SourceState>, status: Arc<Status>, names_from: NameSourceStatus, began: Instant) -> Self {
         let health = Self {
             automatic_due: sources.iter().any(|source| !source.named),
             sources,
@@ -324,7 +324,12 @@ mod tests {
                 .iter()
                 .map(|&(label, named)| SourceState::new(label.to_owned(), "word", named));
             Self {
-                health: Health::new(sources.collect(), Arc::clone(&status), NamesFrom::default(), began),
+                health: Health::new(
+                    sources.collect(),
+                    Arc::clone(&status),
+                    NameSourceStatus::default(),
+                    began,
+                ),
                 status,
                 began,
             }

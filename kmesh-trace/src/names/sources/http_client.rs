@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use http::header::{ACCEPT, AUTHORIZATION, HOST, USER_AGENT};
-use http::uri::Authority;
 use http::{HeaderName, HeaderValue, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Incoming};
@@ -45,11 +44,6 @@ pub struct HttpClient {
     pub credentials: Credentials,
     /// Headers of every request.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-}
-
-/// Whether nothing but a port follows the host. The library takes a port that is no number for none, and the default port for it.
-pub fn has_valid_port(authority: &Authority) -> bool {
-    authority.port_u16().is_some() || authority.as_str().ends_with(authority.host())
 }
 
 /// An open connection.

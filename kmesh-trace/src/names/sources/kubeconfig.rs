@@ -14,8 +14,9 @@ use serde::Deserialize;
 
 use super::credentials::{Credentials, Plugin};
 use super::error::{self, SourceError};
-use super::http_client::{HttpClient, has_valid_port};
+use super::http_client::HttpClient;
 use super::proxy::Proxy;
+use super::proxy::has_valid_port;
 use super::tls::{Identity, Pem, TlsSettings};
 use crate::config::ApiServer;
 use crate::names::objects::file::yaml_error;

@@ -44,7 +44,7 @@ use self::reporter::{Reporter, Store};
 use super::objects::file::{self, PodsFile};
 use super::update::{Kind, Scope, SourceId, SourceUpdate};
 use crate::config::{Origin, SourceConfig};
-use crate::note::NamesFrom;
+use crate::output::NameSourceStatus;
 use crate::record::WallTime;
 
 /// The shortest time between two lists that are requested of a kubelet or an API server.
@@ -125,7 +125,7 @@ impl Sources {
     /// user, and `names_from` the names of the sources that answer.
     pub fn start(
         self,
-        names_from: NamesFrom,
+        names_from: NameSourceStatus,
         say: impl Fn(StatusMessage) + Send + 'static,
         store: impl Fn(Vec<SourceUpdate>) -> ControlFlow<()> + Send + Sync + 'static,
     ) -> io::Result<Arc<Status>> {
@@ -370,7 +370,9 @@ mod tests {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         };
-        let status = sources.start(NamesFrom::default(), sender(messages), store).unwrap();
+        let status = sources
+            .start(NameSourceStatus::default(), sender(messages), store)
+            .unwrap();
         let update: Vec<SourceUpdate> = stored.recv().unwrap();
         assert_eq!(update[0].source, SourceId(2));
         let mut first = vec![said.recv().unwrap(), said.recv().unwrap()];

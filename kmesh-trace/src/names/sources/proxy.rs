@@ -15,7 +15,6 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::error::{self, SourceError};
-use super::http_client::has_valid_port;
 
 /// A proxy.
 #[derive(Clone)]
@@ -169,6 +168,12 @@ fn is_excluded(server: &Uri, no_proxy: &str) -> bool {
         };
         name == "*" || (matches && is_port)
     })
+}
+
+/// Returns whether nothing but a port follows the host. The library takes a port that is no number for none, and the default
+/// port for it.
+pub fn has_valid_port(authority: &Authority) -> bool {
+    authority.port_u16().is_some() || authority.as_str().ends_with(authority.host())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The merged view of all sources: pods, Services, nodes, owners. Pure: time and the facts of this node come in as values.
 
 mod budget;
+mod cached_match;
 mod doubts;
 mod interner;
 mod nodes;
@@ -8,6 +9,7 @@ mod owners;
 mod pods;
 mod reports;
 mod services;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod timeline;
@@ -23,9 +25,10 @@ use crate::record::{Direction, End, Pod, Record, WallTime};
 use doubts::Doubts;
 use nodes::Nodes;
 use owners::Owners;
-use pods::{PodRef, Pods, Shared};
+use pods::{PodRef, Pods};
 use reports::SourceSet;
 use services::Services;
+use shared::Shared;
 
 /// The number of kubelets' cgroup roots that are remembered. Only root makes them.
 const MAX_ROOTS: usize = 1_024;

@@ -7,10 +7,9 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::sync::Arc;
 
-use super::interner::Interner;
-use super::pods::Shared;
 use super::reports::Reports;
-use crate::names::update::{ControllerObject, ControllerRef, Kind, SourceId};
+use super::shared::{Controller, Shared};
+use crate::names::update::{ControllerObject, Kind, SourceId};
 use crate::record::{Labels, WallTime, Workload};
 
 /// The longest chain of controllers that is followed. Real chains have one link; a hostile chain may be a circle.
@@ -33,32 +32,6 @@ pub enum Owner {
     Nobody,
     /// The pod's controller, which its siblings share.
     By(Arc<Controller>),
-}
-
-/// A controller.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Controller {
-    kind: Arc<str>,
-    name: Arc<str>,
-    uid: Arc<str>,
-}
-
-impl Controller {
-    /// Returns the controller that an owner reference names.
-    pub fn new(reference: &ControllerRef, strings: &mut Interner<str>) -> Self {
-        Self {
-            kind: strings.intern(&*reference.kind),
-            name: strings.intern(&*reference.name),
-            uid: strings.intern(&*reference.uid),
-        }
-    }
-
-    fn workload(&self) -> Workload {
-        Workload {
-            kind: Arc::clone(&self.kind),
-            name: Arc::clone(&self.name),
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -203,7 +176,9 @@ fn cron_job(job: &str, started: Option<WallTime>) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::interner::Interner;
     use super::*;
+    use crate::names::update::ControllerRef;
 
     const SOURCE: SourceId = SourceId(0);
     /// 2024-02-20 12:00:10 UTC: 28,473,840 minutes and ten seconds after 1970.

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use super::budget::Budget;
+use super::cached_match::CachedMatch;
 use super::interner::Interner;
-use super::owners::{Controller, Owner, Owners};
+use super::owners::{Owner, Owners};
 use super::reports::{Reports, SourceSet};
-use super::services::CachedMatch;
+use super::shared::{Controller, Shared};
 use super::timeline::{OPEN, Span, Timeline};
 use crate::names::update::{self, Kind, PodObject, Scope, SourceId};
 use crate::record::{ContainerId, Labels, Pod, WallTime};
@@ -173,23 +173,6 @@ impl Entry {
     fn has_started_by(&self) -> Option<WallTime> {
         Some(self.started).filter(|&started| started != UNKNOWN).map(WallTime)
     }
-}
-
-/// What pods share, and the memory that they may take.
-#[derive(Debug, Default)]
-pub struct Shared {
-    /// Texts.
-    pub strings: Interner<str>,
-    /// The labels that the pods of a controller have in common.
-    pub labels: Interner<Labels>,
-    /// The names of containers that the pods of a controller have in common.
-    pub containers: Interner<[Arc<str>]>,
-    /// The controllers of pods.
-    pub controllers: Interner<Controller>,
-    /// The ports that the pods of a controller have in common.
-    pub ports: Interner<[(Arc<str>, u16)]>,
-    /// The memory of all objects.
-    pub budget: Budget,
 }
 
 /// All pods.

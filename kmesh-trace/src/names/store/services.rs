@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use super::pods::{PodRef, Pods, Shared};
+use super::cached_match::CachedMatch;
+use super::pods::{PodRef, Pods};
 use super::reports::{Reports, SourceSet};
+use super::shared::Shared;
 use super::timeline::{OPEN, Span, Timeline};
 use crate::names::update::{EndpointsObject, ServiceObject, SourceId, TargetPort};
 use crate::record::{Called, Pod, Service, ServiceBy, WallTime};
@@ -35,19 +37,6 @@ type Label = (Arc<str>, Arc<str>);
 struct At {
     service: u32,
     port: u16,
-}
-
-/// The result of a look-up that is remembered for a port of a pod, until a Service of the pod's namespace changes, or an
-/// endpoint at the pod's address.
-#[derive(Clone, Debug)]
-pub struct CachedMatch {
-    /// The port of the pod.
-    pub port: u16,
-    ip: IpAddr,
-    allowed: SourceSet,
-    /// The last change of the endpoints at the address, and of the namespace's selectors: number and time.
-    changed: [(u32, i64); 2],
-    found: Option<Called>,
 }
 
 #[derive(Debug)]

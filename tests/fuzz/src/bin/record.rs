@@ -1,8 +1,8 @@
 //! Records of the kernel's ring, through decoding and tracking.
 #![no_main]
 
-use kmesh_trace::clock::Clock;
-use kmesh_trace::decode::decode;
+use kmesh_trace::track::clock::Clock;
+use kmesh_trace::track::decode::decode;
 use kmesh_trace::track::Tracker;
 
 // Each record stands behind a byte: how many words long it is.

@@ -95,7 +95,7 @@ fn remove(directory: &Path) {
 
 fn now_ns() -> u64 {
     // A process's start is rounded up to a tick.
-    crate::source::monotonic_ns() + 1_000_000_000 / clock_ticks_per_second()
+    crate::kernel::monotonic_ns() + 1_000_000_000 / clock_ticks_per_second()
 }
 
 /// Each in a hierarchy of version 1 where there is one: this is for nodes that have no others.

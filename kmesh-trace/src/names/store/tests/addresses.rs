@@ -1,7 +1,7 @@
 //! Which pod had an address at a time.
 
 use super::*;
-use crate::render::testing::random;
+use crate::output::testing::random;
 
 /// What a source reports. Times in seconds.
 #[expect(clippy::large_enum_variant, reason = "a few in a table")]

@@ -3,8 +3,8 @@
 use super::*;
 use crate::names::fixture::{self, PODS, pod_ip};
 use crate::names::update::{ServiceObject, ServicePort, TargetPort};
-use crate::render::allocations::{allocations, live_bytes};
-use crate::render::testing::example;
+use crate::output::allocations::{allocations, live_bytes};
+use crate::output::testing::example;
 
 #[test]
 fn a_hundred_thousand_pods_and_twenty_thousand_services_fit() {

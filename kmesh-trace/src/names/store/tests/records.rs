@@ -3,7 +3,7 @@
 use super::*;
 use crate::names::local::cgroup::PodCgroup;
 use crate::names::update::{ServiceObject, ServicePort, TargetPort};
-use crate::render::testing::example;
+use crate::output::testing::example;
 
 const ROOT: &str = "/kubepods";
 const OTHER_ROOT: &str = "/docker/2b/kubelet/kubepods";

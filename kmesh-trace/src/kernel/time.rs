@@ -1,0 +1,172 @@
+//! Reading the clocks, and being told when somebody steps the wall clock.
+//!
+//! In a time namespace (Linux 5.6), this process sees the monotonic and the boot-time clock with an offset. The kernel's own
+//! times, in records and everywhere else that eBPF programs write them, have no offset. Only this file knows that there are two.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use rustix::time::{
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
+    timerfd_settime,
+};
+
+/// Where the kernel shows the offsets of the clocks in the time namespace of this process's children.
+const OFFSETS: &str = "/proc/self/timens_offsets";
+
+/// The offset of the monotonic clock in this process's time namespace, ns. A process stays in its namespace, and nobody can
+/// change the offsets of a namespace that has a process.
+static MONOTONIC_OFFSET_NS: LazyLock<i64> = LazyLock::new(|| {
+    let namespace = |name: &str| fs::metadata(format!("/proc/self/ns/{name}")).map(|metadata| metadata.ino());
+    match (namespace("time"), namespace("time_for_children")) {
+        (Ok(own), Ok(of_children)) if own == of_children => {
+            monotonic_offset_ns(&fs::read_to_string(OFFSETS).unwrap_or_default())
+        }
+        // The children's offsets say nothing of this process.
+        _ => 0,
+    }
+});
+
+/// Reads the offset of the monotonic clock: a line `monotonic SECONDS NANOSECONDS`. Without one there is none.
+fn monotonic_offset_ns(offsets: &str) -> i64 {
+    let offset = |line: &str| {
+        let mut words = line.split_whitespace();
+        if words.next()? != "monotonic" {
+            return None;
+        }
+        let (seconds, nanoseconds) = (words.next()?.parse::<i64>().ok()?, words.next()?.parse::<i64>().ok()?);
+        seconds.checked_mul(1_000_000_000)?.checked_add(nanoseconds)
+    };
+    offsets.lines().find_map(offset).unwrap_or(0)
+}
+
+/// Returns the processor time of the calling thread so far. The time by the clock would count what else the machine does.
+pub fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// The kernel's monotonic clock, ns: what `bpf_ktime_get_ns` reads.
+pub fn monotonic_ns() -> u64 {
+    kernel_monotonic_ns() as u64
+}
+
+fn kernel_monotonic_ns() -> i64 {
+    nanoseconds(clock_gettime(ClockId::Monotonic)) - *MONOTONIC_OFFSET_NS
+}
+
+/// Converts a time by the boot-time clock, as /proc shows it to this process, to the kernel's monotonic clock, ns.
+pub fn monotonic_of_boot_time(boot_time_ns: u64) -> u64 {
+    // The boot-time clock also counts while the machine is suspended, and may have an offset of its own.
+    let age = nanoseconds(clock_gettime(ClockId::Boottime)).saturating_sub_unsigned(boot_time_ns);
+    kernel_monotonic_ns().saturating_sub(age).max(0) as u64
+}
+
+/// Measures the wall clock less the monotonic one, ns.
+///
+/// The two cannot be read at one instant, so the wall clock is read between two readings of the other, several times, and
+/// the closest pair counts: an error of some tens of nanoseconds.
+pub fn measure_difference() -> i64 {
+    let reading = || {
+        let before = kernel_monotonic_ns();
+        let wall = nanoseconds(clock_gettime(ClockId::Realtime));
+        let after = kernel_monotonic_ns();
+        (after - before, wall - (before + (after - before) / 2))
+    };
+    (0..16).map(|_| reading()).min().map_or(0, |(_, difference)| difference)
+}
+
+fn nanoseconds(time: Timespec) -> i64 {
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
+}
+
+/// A descriptor that becomes readable when the wall clock is stepped; [`rearm`] it then.
+pub fn step_alarm() -> io::Result<OwnedFd> {
+    let alarm = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+    rearm(&alarm)?;
+    Ok(alarm)
+}
+
+/// Waits for the next step. The time itself is of no interest, only that the kernel cancels the wait at a step; so it is
+/// as late as can be.
+pub fn rearm(alarm: &OwnedFd) -> io::Result<()> {
+    let never = Timespec {
+        tv_sec: i32::MAX.into(),
+        tv_nsec: 0,
+    };
+    let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+    // The kernel reports a step between the last arming and this one as ECANCELED, and arms all the same.
+    match timerfd_settime(
+        alarm,
+        flags,
+        &Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: never,
+        },
+    ) {
+        Ok(_) => Ok(()),
+        Err(rustix::io::Errno::CANCELED) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{SystemTime, UNIX_EPOCH};
+
+    use super::*;
+    use crate::track::clock::Clock;
+
+    #[test]
+    fn offset_of_the_time_namespace_is_read() {
+        let cases = [
+            (
+                "monotonic      86400         0\nboottime           7         0\n",
+                86_400_000_000_000,
+            ),
+            (
+                "monotonic       -600         0\nboottime           0         0\n",
+                -600_000_000_000,
+            ),
+            (
+                "boottime           7         0\nmonotonic         -1 500000000\n",
+                -500_000_000,
+            ),
+            ("monotonic          x         0\n", 0),
+            ("", 0),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(monotonic_offset_ns(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn boot_time_of_now_is_monotonic_time_of_now() {
+        let before = monotonic_ns();
+        let now = monotonic_of_boot_time(nanoseconds(clock_gettime(ClockId::Boottime)) as u64);
+        // A millisecond for the time between the readings of the two clocks, in which the machine may suspend no further.
+        assert!(
+            before.saturating_sub(1_000_000) <= now && now <= monotonic_ns(),
+            "{before} {now}"
+        );
+    }
+
+    /// The wall clock at the same moment lies between two readings. A second covers its adjustment, not time that passes.
+    #[test]
+    fn measured_difference_converts_monotonic_time_to_wall_time() {
+        const TOLERANCE_NS: i64 = 1_000_000_000;
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as i64;
+        let clock = Clock::new(measure_difference());
+        let before = now();
+        let wall = clock.wall(monotonic_ns()).0;
+        let after = now();
+        assert!(
+            before - TOLERANCE_NS <= wall && wall <= after + TOLERANCE_NS,
+            "{wall} is not between {before} and {after}"
+        );
+    }
+}

@@ -1,0 +1,271 @@
+//! `kmesh-trace schema`: the JSON contract for machines.
+
+use crate::output::json::contract::{ConnLine, HeaderLine, LostLine, RollupLine, SummaryLine};
+use schemars::generate::SchemaSettings;
+
+/// The JSON Schema (draft 2020-12) of every line that `-o json` can print; exactly one of its alternatives fits a line.
+pub fn schema() -> serde_json::Value {
+    let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
+    let lines = [
+        generator.subschema_for::<ConnLine<'_>>(),
+        generator.subschema_for::<RollupLine<'_>>(),
+        generator.subschema_for::<HeaderLine<'_>>(),
+        generator.subschema_for::<LostLine<'_>>(),
+        generator.subschema_for::<SummaryLine<'_>>(),
+    ];
+    serde_json::json!({
+        "$schema": schemars::consts::meta_schemas::DRAFT2020_12,
+        "title": "kmesh-trace -o json",
+        "description": "One line of the output, told apart by its \"type\".",
+        "oneOf": lines,
+        "$defs": generator.take_definitions(true),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::Compression;
+    use crate::capture::testing::capture;
+    use crate::output::{Json, RollupJson, Sink, Stdout, testing};
+    use crate::record::{Outcome, Process, ProcessBy, Record, Tcp, TcpState};
+    use crate::rollup::{By, Key, Settings};
+    use clap::ValueEnum;
+    use serde_json::{Value, json};
+
+    fn validator() -> jsonschema::Validator {
+        jsonschema::options()
+            .should_validate_formats(true)
+            .build(&schema())
+            .unwrap()
+    }
+
+    fn rollup_settings(keys: &[Key], max_groups: usize) -> Settings {
+        Settings {
+            by: By::new(keys),
+            interval: std::time::Duration::from_secs(5),
+            max_groups,
+        }
+    }
+
+    /// Returns a line of each type, with every record of the tests.
+    fn lines() -> Vec<Value> {
+        let out = testing::Shared::default();
+        let mut json = Json::new(testing::ALL_EVENTS, &testing::info(), Stdout::to(out.clone()));
+        json.lost(&testing::lost()).unwrap();
+        json.summary(&testing::summary()).unwrap();
+        json.summary(&testing::clean_summary()).unwrap();
+        testing::deliver(Box::new(json), &testing::all());
+        for keys in [
+            &[Key::Workload][..],
+            &[Key::Node, Key::Namespace],
+            Key::value_variants(),
+        ] {
+            let settings = rollup_settings(keys, 5);
+            let rollup = RollupJson::new(settings, &testing::info(), Stdout::to(out.clone()));
+            testing::deliver(Box::new(rollup), &testing::all());
+        }
+        let mut bytes = out.bytes();
+        bytes.extend(capture(Compression::None, |_| ()));
+        serde_json::Deserializer::from_slice(&bytes)
+            .into_iter()
+            .map(Result::unwrap)
+            .collect()
+    }
+
+    #[test]
+    fn the_schema_is_one() {
+        jsonschema::draft202012::meta::validate(&schema()).unwrap();
+    }
+
+    #[test]
+    fn every_line_fits_the_schema() {
+        let validator = validator();
+        for line in lines() {
+            let errors: Vec<_> = validator.iter_errors(&line).map(|error| error.to_string()).collect();
+            assert!(errors.is_empty(), "{line}: {errors:?}");
+        }
+    }
+
+    #[test]
+    fn every_spelling_fits_the_schema() {
+        let validator = validator();
+        let fits = |record: Record| {
+            let line = serde_json::to_value(ConnLine::new(&record)).unwrap();
+            assert!(validator.is_valid(&line), "{record:?}");
+        };
+        let example = testing::example();
+        Outcome::ALL.iter().for_each(|&outcome| {
+            fits(Record {
+                outcome: Some(outcome),
+                ..example.clone()
+            })
+        });
+        (0..200).for_each(|errno| {
+            fits(Record {
+                errno: Some(errno),
+                ..example.clone()
+            })
+        });
+        for &state in TcpState::ALL {
+            fits(Record {
+                tcp: Tcp {
+                    old_state: Some(state),
+                    ..example.tcp
+                },
+                ..example.clone()
+            });
+        }
+        for &by in ProcessBy::ALL {
+            fits(Record {
+                process: Some(Process {
+                    pid: 1,
+                    comm: testing::comm(b"a"),
+                    by,
+                }),
+                ..example.clone()
+            });
+        }
+        for address in [
+            "[::]:0",
+            "[::1]:1",
+            "[::ffff:1.2.3.4]:2",
+            "[fe80::1]:3",
+            "[1:2:3:4:5:6:7:8]:4",
+            "0.0.0.0:5",
+        ] {
+            fits(Record {
+                src: address.parse().unwrap(),
+                ..example.clone()
+            });
+        }
+    }
+
+    #[test]
+    fn no_member_may_be_left_out_or_added() {
+        fn objects(value: &Value, at: &str, found: &mut Vec<String>) {
+            if let Value::Object(members) = value {
+                found.push(at.to_owned());
+                members
+                    .iter()
+                    .for_each(|(name, member)| objects(member, &format!("{at}/{name}"), found));
+            }
+        }
+        let validator = validator();
+        for line in lines() {
+            let mut places = Vec::new();
+            objects(&line, "", &mut places);
+            // Labels are whatever their pod has.
+            places.retain(|place| !place.ends_with("/labels") && place != "/outcomes");
+            for place in places {
+                let mut more = line.clone();
+                more.pointer_mut(&place).unwrap()["surprise"] = Value::Null;
+                assert!(!validator.is_valid(&more), "{place}: one more");
+                let names: Vec<_> = line
+                    .pointer(&place)
+                    .unwrap()
+                    .as_object()
+                    .unwrap()
+                    .keys()
+                    .cloned()
+                    .collect();
+                // What is about a pod is there only where there is one.
+                let is_optional = |name: &str| match &*place {
+                    "/src" | "/dst" => !matches!(name, "ip" | "port"),
+                    "/service" => name == "ambiguous",
+                    // Only what is grouped is there.
+                    "/group/src" | "/group/dst" => true,
+                    "/group" => !matches!(name, "direction" | "src" | "dst"),
+                    _ => false,
+                };
+                for name in names.into_iter().filter(|name| !is_optional(name)) {
+                    let mut less = line.clone();
+                    less.pointer_mut(&place).unwrap().as_object_mut().unwrap().remove(&name);
+                    assert!(!validator.is_valid(&less), "{place}: without {name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_values_do_not_fit() {
+        let all = lines();
+        let of_type = |kind: &str| all.iter().find(|line| line["type"] == kind).unwrap();
+        let (conn, lost, summary) = (of_type("conn"), of_type("lost"), of_type("summary"));
+        let rollup = of_type("rollup");
+        let cases = [
+            (conn, "/type", json!("lost")),
+            (conn, "/type", json!("Conn")),
+            (conn, "/v", json!(2)),
+            (conn, "/id", json!("")),
+            (conn, "/id", json!(7)),
+            (conn, "/event", json!("closed")),
+            (conn, "/time", json!("2024-09-14T08:19:26Z")),
+            (conn, "/time", json!("2024-09-14T08:19:26.552709932+00:00")),
+            (conn, "/time", json!("2024-13-14T08:19:26.552709932Z")),
+            (conn, "/time", Value::Null),
+            (conn, "/start", json!(0)),
+            (conn, "/duration_ns", json!(-1)),
+            (conn, "/duration_ns", json!(1.5)),
+            (conn, "/duration_ns", json!("1")),
+            (conn, "/observed_ns", Value::Null),
+            (conn, "/preexisting", Value::Null),
+            (conn, "/direction", json!("INBOUND")),
+            (conn, "/protocol", json!("udp")),
+            (conn, "/family", json!("ipv5")),
+            (conn, "/src", Value::Null),
+            (conn, "/src/ip", json!("10.0.0")),
+            (conn, "/src/ip", json!("[::1]")),
+            (conn, "/src/ip", json!("fe80::1%eth0")),
+            (conn, "/src/port", json!(65536)),
+            (conn, "/service", json!({})),
+            (conn, "/process/pid", json!(-1)),
+            (conn, "/process/by", json!("guess")),
+            (conn, "/local/netns", Value::Null),
+            (conn, "/outcome", json!("OK")),
+            (conn, "/errno", json!(111)),
+            (conn, "/errno", json!("refused")),
+            (conn, "/closed_by", json!("neither")),
+            (conn, "/security_policy", json!("tls")),
+            (conn, "/security_policy", Value::Null),
+            (conn, "/tcp/state", json!("close")),
+            (conn, "/tcp/ecn_flags", json!(256)),
+            (rollup, "/window_ns", json!(-1)),
+            (rollup, "/window_start", Value::Null),
+            (rollup, "/group", json!({})),
+            (rollup, "/group/direction", json!("up")),
+            (rollup, "/group/src", Value::Null),
+            (rollup, "/outcomes", json!({"failed": 1})),
+            (rollup, "/outcomes", json!({"ok": -1})),
+            (rollup, "/open", Value::Null),
+            (rollup, "/duration_quantiles_ns", json!({"p50": 1})),
+            (lost, "/type", json!("summary")),
+            (lost, "/lost_records", Value::Null),
+            (lost, "/reason", json!("")),
+            (lost, "/reason", json!("ring_full,")),
+            (lost, "/reason", json!("ring_full, program_skipped")),
+            (summary, "/node", Value::Null),
+            (summary, "/closes", json!(-1)),
+            (summary, "/reason", json!("bad luck")),
+        ];
+        let validator = validator();
+        for (line, pointer, wrong) in cases {
+            let mut line = line.clone();
+            *line.pointer_mut(pointer).unwrap() = wrong.clone();
+            assert!(!validator.is_valid(&line), "{pointer} = {wrong}");
+        }
+    }
+
+    /// The patterns alone must do for the validators that take formats for remarks.
+    #[test]
+    fn addresses_are_checked_without_formats_too() {
+        let lax = jsonschema::options()
+            .should_validate_formats(false)
+            .build(&schema())
+            .unwrap();
+        let mut line = lines().remove(0);
+        assert!(lax.is_valid(&line));
+        line["src"]["ip"] = json!("worker-1");
+        assert!(!lax.is_valid(&line));
+    }
+}

@@ -1,0 +1,148 @@
+//! `-o json --rollup`: one line a group and window.
+
+use std::io;
+
+use super::{Json, Sink, Stdout};
+use crate::config::Events;
+use crate::output::json::contract::RollupLine;
+use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
+use crate::rollup::{Rollup, Settings, Window};
+use crate::track::delta::Delta;
+
+/// Writes a line for each group of a window when the window is over; losses and summaries as [`Json`] does.
+pub struct RollupJson {
+    rollup: Rollup,
+    json: Json,
+}
+
+impl RollupJson {
+    /// Returns a sink for a run that `info` describes.
+    pub fn new(settings: Settings, info: &RunInfo, out: Stdout) -> Self {
+        Self {
+            rollup: Rollup::new(settings),
+            json: Json::new(Events::NONE, info, out),
+        }
+    }
+
+    fn print(&mut self, windows: &[Window]) -> io::Result<()> {
+        let mut rows = windows
+            .iter()
+            .flat_map(|window| window.rows.iter().map(move |row| RollupLine::new(window, row)));
+        rows.try_for_each(|line| self.json.line(&line))
+    }
+}
+
+impl Sink for RollupJson {
+    fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()> {
+        let windows = self.rollup.take(record, delta);
+        self.print(&windows)
+    }
+
+    fn needs_deltas(&self) -> bool {
+        true
+    }
+
+    fn filtered_close(&mut self, id: ConnId) {
+        self.rollup.filtered_close(id);
+    }
+
+    fn watermark(&mut self, until: WallTime) -> io::Result<()> {
+        let windows = self.rollup.watermark(until);
+        self.print(&windows)
+    }
+
+    fn lost(&mut self, lost: &Lost) -> io::Result<()> {
+        self.rollup.lost(lost.lost_records);
+        self.json.lost(lost)
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        self.json.summary(summary)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.json.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::testing;
+    use crate::rollup::{By, Key};
+    use std::time::Duration;
+
+    fn lines(keys: &[Key], max_groups: usize, records: &[Record]) -> String {
+        let settings = Settings {
+            by: By::new(keys),
+            interval: Duration::from_secs(5),
+            max_groups,
+        };
+        let out = testing::Shared::default();
+        let sink = RollupJson::new(settings, &testing::info(), Stdout::to(out.clone()));
+        testing::deliver(Box::new(sink), records);
+        out.text()
+    }
+
+    #[test]
+    fn a_window_is_the_contracts_line() {
+        let expected = concat!(
+            r#"{"type":"rollup","v":1,"time":"2024-09-14T08:19:30.000000000Z","#,
+            r#""window_start":"2024-09-14T08:19:25.000000000Z","window_ns":5000000000,"#,
+            r#""group":{"direction":"inbound","src":{"namespace":"istio-system","pod":"prometheus-5fb7f6f8d8-h9cts"},"#,
+            r#""dst":{"namespace":"echo-1-27855","workload":"productpage-v1","workload_kind":"Deployment"}},"#,
+            r#""open":0,"connecting":0,"opened":1,"closed":1,"failed":0,"outcomes":{"ok":1},"#,
+            r#""sent_bytes":5,"received_bytes":292,"#,
+            r#""duration_quantiles_ns":{"p50":2733902,"p95":2733902,"p99":2733902,"max":2733902},"#,
+            r#""connect_quantiles_ns":null,"srtt_quantiles_us":{"p50":120,"p95":120,"p99":120,"max":120},"#,
+            r#""retransmits":0,"lost_segments":0}"#,
+            "\n",
+        );
+        assert_eq!(lines(&[Key::Workload], 10, &[testing::in_pods()]), expected);
+    }
+
+    #[test]
+    fn groups_have_the_shape_of_a_connection() {
+        let mut other = testing::example();
+        other.id.cookie += 1;
+        other.dst.set_port(1);
+        let cases = [
+            (
+                &[Key::Service, Key::Process][..],
+                testing::in_pods(),
+                r#""group":{"direction":"inbound","src":{},"dst":{},"service":{"name":"productpage","namespace":"echo-1-27855","host":"productpage.echo-1-27855.svc.cluster.local"},"process":{"comm":"python3"}}"#,
+            ),
+            (
+                &[Key::Service],
+                testing::example(),
+                r#""group":{"direction":"inbound","src":{},"dst":{"ip":"10.244.0.13"},"service":null}"#,
+            ),
+            (
+                &[Key::Connection, Key::Outcome],
+                testing::refused(),
+                r#""group":{"id":"1000-2","direction":"outbound","src":{"ip":"fd00::1","port":40000},"dst":{"ip":"2001:db8::2","port":443},"outcome":"refused"}"#,
+            ),
+        ];
+        for (keys, record, expected) in cases {
+            let text = lines(keys, 10, &[record]);
+            assert!(text.contains(expected), "{text}");
+        }
+        let folded = lines(&[Key::Port], 1, &[testing::example(), other]);
+        let last = folded.lines().last().unwrap();
+        assert!(
+            last.contains(r#""group":{"direction":null,"src":{},"dst":{},"other":true}"#),
+            "{folded}"
+        );
+    }
+
+    #[test]
+    fn hostile_names_do_no_harm() {
+        let records: Vec<_> = testing::hostile_names()
+            .take(500)
+            .map(|name| testing::named(&name))
+            .collect();
+        for line in lines(&[Key::Process], 1000, &records).lines() {
+            assert!(testing::is_harmless(line), "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What is said on standard error: notes, and what a format of standard output has no line for.
+
+use std::io::{self, Write};
+
+use crate::blocking_io::Blocking;
+use crate::config::{Config, Verbosity};
+use crate::output::sanitize::one_line;
+use crate::output::{Sink, summary_text, term};
+use crate::record::{Lost, Record, RunInfo, Summary};
+use crate::track::delta::Delta;
+
+/// How a line goes on: with what to try.
+const CONTINUED: &str = "\n  ";
+
+/// One note, whatever others chose of its words; while a table hides standard error, on its last line, and once it is gone. That nobody reads it is no reason to
+/// stop.
+pub fn say(text: &str) {
+    let text = harmless(text);
+    if term::hold(&text) {
+        return;
+    }
+    _ = writeln!(Blocking(io::stderr()), "kmesh-trace: {text}");
+}
+
+/// Nothing in it drives a terminal, and no line of it begins as ours do.
+fn harmless(text: &str) -> String {
+    let lines: Vec<_> = text.split(CONTINUED).map(one_line).collect();
+    lines.join(CONTINUED)
+}
+
+/// The sink that reports losses and summaries on standard error, where the output has no lines for them.
+#[derive(Clone, Debug)]
+pub struct Reports {
+    verbosity: Verbosity,
+    info: RunInfo,
+}
+
+impl Reports {
+    /// Returns the sink for a run that `info` describes. `None` if the output has these lines itself.
+    pub fn new(config: &Config, info: &RunInfo) -> Option<Self> {
+        (!config.output.has_reports()).then(|| Self {
+            verbosity: config.verbosity,
+            info: info.clone(),
+        })
+    }
+}
+
+impl Sink for Reports {
+    fn record(&mut self, _: &Record, _: &Delta) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn lost(&mut self, lost: &Lost) -> io::Result<()> {
+        say(&summary_text::lost(lost));
+        Ok(())
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        if self.verbosity > Verbosity::Quiet {
+            say(&summary_text::summary(summary, &self.info));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn notes_drive_no_terminal_and_forge_no_other() {
+        let hostile = "item 1 (a\u{1b}]0;x\u{7}/b\u{202e}\nkmesh-trace: all is well):\n  try: this";
+        assert_eq!(
+            harmless(hostile),
+            "item 1 (a\\u001b]0;x\\u0007/b\\u202e\\u000akmesh-trace: all is well):\n  try: this"
+        );
+    }
+}

@@ -1,0 +1,28 @@
+//! Sessions: a live trace and a replay, which feed the same engine. Each wires the stages of the picture in the crate's
+//! documentation, and has what they need: signals, limits, threads, exit statuses.
+
+#[cfg(target_os = "linux")]
+pub mod account;
+pub mod exit;
+#[cfg(target_os = "linux")]
+pub mod live;
+pub mod outputs;
+#[cfg(target_os = "linux")]
+pub mod pipeline;
+pub mod replay;
+#[cfg(target_os = "linux")]
+pub mod writer;
+
+use std::io;
+
+use anyhow::{Error, anyhow};
+
+use crate::capture::CaptureError;
+
+/// Returns the error message for an error of a sink.
+fn explain(error: io::Error) -> Error {
+    if error.get_ref().is_some_and(|inner| inner.is::<CaptureError>()) {
+        return error.into();
+    }
+    anyhow!("cannot write to standard output: {error}\n  try: a place with room, or -o none")
+}

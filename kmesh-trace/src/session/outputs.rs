@@ -1,0 +1,58 @@
+//! The choice of sinks.
+
+use anyhow::{Context, Result};
+
+use crate::capture::Target;
+use crate::config::{Config, RollupConfig, parse_prompt_filter};
+use crate::output::NameSourceStatus;
+use crate::output::stderr::Reports;
+use crate::output::table::Feed;
+use crate::output::table::view::Begin;
+use crate::output::{Sink, stdout_sink, term};
+use crate::record::{Header, RunInfo};
+
+/// The sinks of a run, in the order in which records reach them.
+pub struct Outputs {
+    /// The sinks.
+    pub sinks: Vec<Box<dyn Sink>>,
+    /// The screen of a table in a terminal. While it is there nothing else may be written to the terminal.
+    pub screen: Option<term::Handle>,
+}
+
+/// Opens the outputs that `config` asks for. `quit` is called when the user at the screen quits.
+pub fn open(
+    config: &Config,
+    info: &RunInfo,
+    names: &NameSourceStatus,
+    capture: Option<(Target, Header)>,
+    quit: impl Fn() + Send + 'static,
+) -> Result<Outputs> {
+    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    let mut screen = None;
+    if let Some(rolled) = on_terminal(config) {
+        let begin = Begin {
+            by: rolled.by.clone(),
+            sort: rolled.sort,
+            top: rolled.top,
+            color: config.color,
+            parse: parse_prompt_filter,
+        };
+        let (window, asks, handle) = term::start(begin, quit).context("cannot use the terminal")?;
+        sinks.push(Box::new(Feed::new(rolled.settings, info, names, asks, window)));
+        screen = Some(handle);
+    } else {
+        sinks.extend(stdout_sink(config, info, names));
+    }
+    if let Some((target, header)) = capture {
+        sinks.push(Box::new(target.begin(header)?));
+    }
+    if let Some(reports) = Reports::new(config, info) {
+        sinks.push(Box::new(reports));
+    }
+    Ok(Outputs { sinks, screen })
+}
+
+/// Returns the settings of the table on the terminal, if one is wanted.
+fn on_terminal(config: &Config) -> Option<&RollupConfig> {
+    config.rollup.as_ref().filter(|rolled| rolled.on_terminal)
+}

@@ -1,0 +1,467 @@
+//! Messages from the kernel → finished records, in the order of time: decode, track, annotate. Then the [`Engine`] has them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use crate::engine::Engine;
+use crate::kernel::reader::{Complete, records};
+use crate::names::Annotator;
+use crate::names::local::cgroup_tree::CgroupTree;
+use crate::names::update::SourceUpdate;
+use crate::output::metrics::exposition::Values;
+use crate::record::{Counts, Record, WallTime};
+use crate::session::account::{Account, EventTime};
+use crate::track::clock::Clock;
+use crate::track::decode::{Event, decode};
+use crate::track::{SETTLE_NS, Tracker};
+
+/// The stages of live tracing before the engine.
+pub struct Pipeline {
+    began_ns: u64,
+    clock: Clock,
+    tracker: Tracker,
+    /// The end of `--duration`: CLOCK_MONOTONIC, ns.
+    until_ns: Option<u64>,
+    names: Annotator,
+    /// The engine that takes the records.
+    pub engine: Engine,
+    account: Account,
+    /// The gauges that no record sets.
+    gauges: Option<Arc<Values>>,
+    /// Counters for summaries that were asked for. A summary is made when all closes counted until then have come.
+    asked: VecDeque<Counts>,
+}
+
+impl Pipeline {
+    /// Returns a pipeline for a run that began at `began_ns` and whose `--duration` ends at `until_ns` (CLOCK_MONOTONIC, ns).
+    pub fn new(tracker: Tracker, began_ns: u64, until_ns: Option<u64>, clock: Clock, engine: Engine) -> Self {
+        Self {
+            began_ns,
+            clock,
+            tracker,
+            until_ns,
+            names: Annotator::without_sources(CgroupTree::open(None, || ())),
+            engine,
+            account: Account::default(),
+            gauges: None,
+            asked: VecDeque::new(),
+        }
+    }
+
+    /// Adds the names that `names` has.
+    pub fn with_names(mut self, names: Annotator) -> Self {
+        self.names = names;
+        self
+    }
+
+    /// Sets these gauges, too.
+    pub fn with_gauges(mut self, gauges: Option<Arc<Values>>) -> Self {
+        self.gauges = gauges;
+        self
+    }
+
+    /// Takes a step of the wall clock.
+    pub fn clock_stepped(&mut self, since_ns: u64, difference_ns: i64) {
+        self.clock.step(since_ns, difference_ns);
+    }
+
+    /// Takes the connections that were open when tracing began: records as in
+    /// [`crate::kernel::reader::Message::Records`].
+    pub fn baseline(&mut self, bytes: &[u8]) -> io::Result<()> {
+        for record in records(bytes) {
+            if let Ok(Event::Snapshot(mut snapshot)) = decode(record) {
+                snapshot.time_ns = self.began_ns;
+                self.engine.baseline(&self.tracker.record(&snapshot, &self.clock))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes records as in [`crate::kernel::reader::Message::Records`], and hands over what is settled and named. It is
+    /// `now_ns` (CLOCK_MONOTONIC).
+    pub fn take(&mut self, bytes: &[u8], complete: Complete, now_ns: u64) -> io::Result<()> {
+        self.hold(bytes);
+        // While the ring still holds records, use the newest record's time.
+        let ring_ns = complete.ring_empty_ns.unwrap_or_else(|| self.tracker.latest_ns());
+        let complete_ns = complete.walk_began_ns.map_or(ring_ns, |began_ns| ring_ns.min(began_ns));
+        self.emit(complete_ns, now_ns)?;
+        let settled = self.clock.wall(complete_ns.saturating_sub(SETTLE_NS));
+        // Records that wait for their names have not come yet.
+        let until = self
+            .names
+            .first_pending()
+            .map_or(settled, |(record, _)| settled.min(record.time));
+        self.engine.watermark(until)?;
+        self.engine.flush()
+    }
+
+    /// Takes updates of the name sources.
+    pub fn apply(&mut self, updates: &[SourceUpdate], now_ns: u64) -> io::Result<()> {
+        updates.iter().for_each(|update| self.names.apply(update));
+        self.release(now_ns)
+    }
+
+    /// Returns the longest time that a record has waited for a name, ns.
+    pub fn longest_wait_ns(&self) -> u64 {
+        self.names.longest_wait_ns()
+    }
+
+    /// Returns when [`Self::release`] is to be called, because the first record has waited for its name for long enough.
+    pub fn waits_until_ns(&self) -> Option<u64> {
+        self.names.first_pending().map(|(_, until_ns)| until_ns)
+    }
+
+    /// Hands over the records that need not wait for names any more.
+    pub fn release(&mut self, now_ns: u64) -> io::Result<()> {
+        self.emit_named(now_ns)?;
+        self.engine.flush()
+    }
+
+    /// Takes records, and hands over nothing yet.
+    pub fn hold(&mut self, bytes: &[u8]) {
+        for record in records(bytes) {
+            match decode(record) {
+                Ok(event) => self.tracker.take(event),
+                Err(_) => self.account.undecodable(),
+            }
+        }
+    }
+
+    /// Hands over all records but those that wait for their names: no more will come.
+    pub fn settle(&mut self, now_ns: u64) -> io::Result<()> {
+        self.emit(u64::MAX, now_ns)?;
+        self.engine.flush()
+    }
+
+    /// Hands over all records: no more records and names will come. The counters are those of the end.
+    pub fn finish(&mut self, counts: &Counts) -> io::Result<()> {
+        self.settle(u64::MAX)?;
+        self.release(u64::MAX)?;
+        // A replay knows of no later time, and must end the same windows.
+        self.engine.watermark(self.time(counts).time)?;
+        self.engine.watermark(WallTime::MAX)?;
+        self.lost(counts)?;
+        self.summary(counts)
+    }
+
+    fn emit(&mut self, complete_ns: u64, now_ns: u64) -> io::Result<()> {
+        while let Some((happened_ns, record)) = self.tracker.next(complete_ns, &self.clock) {
+            let is_late = self.until_ns.is_some_and(|until_ns| happened_ns > until_ns);
+            let now = self.clock.wall(now_ns);
+            if let Some((record, is_late)) = self.names.take(record, happened_ns, is_late, now, now_ns) {
+                self.hand_over(&record, is_late)?;
+            }
+            // The queue of records that wait stays within its bound, however many come at once.
+            if let Some((record, is_late)) = self.names.next(now, now_ns) {
+                self.hand_over(&record, is_late)?;
+            }
+        }
+        self.emit_named(now_ns)
+    }
+
+    fn emit_named(&mut self, now_ns: u64) -> io::Result<()> {
+        while let Some((record, is_late)) = self.names.next(self.clock.wall(now_ns), now_ns) {
+            self.hand_over(&record, is_late)?;
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self, record: &Record, is_late: bool) -> io::Result<()> {
+        self.engine.record(record, is_late)?;
+        if self.asked.is_empty() { Ok(()) } else { self.answer() }
+    }
+
+    /// Reports the records lost since the last report, if any.
+    pub fn lost(&mut self, counts: &Counts) -> io::Result<()> {
+        self.count(counts);
+        match self.account.lost(counts, self.time(counts).time) {
+            Some(lost) => self.engine.lost(&lost),
+            None => Ok(()),
+        }
+    }
+
+    /// Sets the gauges.
+    pub fn count(&self, counts: &Counts) {
+        if let Some(gauges) = &self.gauges {
+            gauges.set_lost(self.account.total(counts));
+            gauges.set_open(counts.open);
+            gauges.set_pods(self.names.pods());
+        }
+    }
+
+    /// Asks for a summary as of these counters. It comes between the records that were counted and those that were not.
+    pub fn ask(&mut self, counts: Counts) -> io::Result<()> {
+        self.asked.push_back(counts);
+        self.answer()
+    }
+
+    fn answer(&mut self) -> io::Result<()> {
+        while let Some(counts) = self.asked.front().copied()
+            && counts.told <= self.account.closes(self.engine.tally())
+        {
+            self.asked.pop_front();
+            self.summary(&counts)?;
+        }
+        Ok(())
+    }
+
+    fn summary(&mut self, counts: &Counts) -> io::Result<()> {
+        let summary = self.account.summary(counts, self.engine.tally(), self.time(counts));
+        self.engine.summary(&summary)
+    }
+
+    fn time(&self, counts: &Counts) -> EventTime {
+        EventTime {
+            time: self.clock.wall(counts.at_ns),
+            elapsed_ns: counts.at_ns.saturating_sub(self.began_ns),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::{Zeroable, bytes_of};
+    use kmesh_trace_common::{FLAG_ACTIVE, KIND_CLOSE, KIND_UPDATE, SK_DONE, Snapshot, state};
+
+    use std::io::Write;
+    use std::num::NonZeroU64;
+
+    use super::*;
+    use crate::config::Events;
+    use crate::engine::Selection;
+    use crate::filter::Filter;
+    use crate::output::Sink;
+    use crate::output::testing::Shared;
+    use crate::record::{self, LossReason, Lost, Summary};
+    use crate::track::delta::Delta;
+
+    const ALL: Events = Events {
+        close: true,
+        open: true,
+        update: true,
+    };
+    const CLOSES: Events = Events {
+        close: true,
+        open: false,
+        update: false,
+    };
+
+    /// A sink that keeps a letter for each line.
+    struct Letters(Shared);
+
+    impl Sink for Letters {
+        fn record(&mut self, record: &Record, _: &Delta) -> io::Result<()> {
+            let letter = match record.event {
+                record::Event::Close => "c",
+                _ => "u",
+            };
+            write!(self.0, "{letter}{} ", record.id.cookie)
+        }
+
+        fn lost(&mut self, lost: &Lost) -> io::Result<()> {
+            write!(self.0, "lost{} ", lost.lost_records)
+        }
+
+        fn summary(&mut self, _: &Summary) -> io::Result<()> {
+            write!(self.0, "end ")
+        }
+    }
+
+    fn all_of(events: Events) -> Selection {
+        Selection {
+            events,
+            filter: Filter::default(),
+            count: None,
+        }
+    }
+
+    struct Run {
+        pipeline: Pipeline,
+        out: Shared,
+    }
+
+    impl Run {
+        fn new(selection: Selection, until_ns: Option<u64>) -> Self {
+            let out = Shared::default();
+            let engine = Engine::new(selection, vec![Box::new(Letters(out.clone()))]);
+            let tracker = Tracker::new(0, "node".into());
+            Self {
+                pipeline: Pipeline::new(tracker, 0, until_ns, Clock::new(0), engine),
+                out,
+            }
+        }
+
+        fn close(&mut self, cookies: impl IntoIterator<Item = u64>) {
+            for cookie in cookies {
+                self.pipeline.hold(&record(KIND_CLOSE, cookie));
+            }
+        }
+
+        /// Ends the run, and returns its summary.
+        fn end(&mut self, counts: &Counts) -> Summary {
+            self.pipeline.finish(counts).unwrap();
+            let Pipeline { account, engine, .. } = &self.pipeline;
+            account.summary(counts, engine.tally(), self.pipeline.time(counts))
+        }
+    }
+
+    fn record(kind: u32, cookie: u64) -> Vec<u8> {
+        let snapshot = Snapshot {
+            kind,
+            cookie,
+            time_ns: cookie,
+            association: 1,
+            flags: FLAG_ACTIVE,
+            old_state: state::FIN_WAIT2,
+            sk_flags: SK_DONE,
+            ..Snapshot::zeroed()
+        };
+        let bytes = bytes_of(&snapshot);
+        [&(bytes.len() as u64).to_ne_bytes(), bytes].concat()
+    }
+
+    #[test]
+    fn closes_are_all_accounted_for() {
+        let selection = Selection {
+            count: NonZeroU64::new(3),
+            ..all_of(CLOSES)
+        };
+        let mut run = Run::new(selection, None);
+        run.close(1..=5);
+        run.pipeline.hold(&record(77, 9));
+        assert!(!run.pipeline.engine.is_full());
+        let counts = Counts {
+            closes: 10,
+            filtered: 1,
+            ring_full: 2,
+            skipped_at_most: 4,
+            ..Counts::default()
+        };
+        let summary = run.end(&counts);
+        assert!(run.pipeline.engine.is_full());
+        assert_eq!(
+            (summary.closes, summary.delivered, summary.after_limit, summary.filtered),
+            (14, 3, 2, 1)
+        );
+        assert_eq!((summary.lost_records, summary.lost_at_most), (7, 4));
+        let reasons = [
+            LossReason::RingFull,
+            LossReason::ProgramSkipped,
+            LossReason::Undecodable,
+        ];
+        assert_eq!(summary.reasons, reasons);
+        assert_eq!(run.out.text(), "c1 c2 c3 lost3 end ");
+        run.pipeline.lost(&counts).unwrap();
+        assert_eq!(run.out.text(), "c1 c2 c3 lost3 end ", "nothing new is lost");
+    }
+
+    #[test]
+    fn summary_on_demand_adds_up_while_more_is_coming() {
+        let mut run = Run::new(all_of(CLOSES), None);
+        run.close(1..=3);
+        run.pipeline
+            .ask(Counts {
+                closes: 4,
+                told: 2,
+                filtered: 2,
+                ..Counts::default()
+            })
+            .unwrap();
+        assert_eq!(run.out.text(), "");
+        run.end(&Counts::default());
+        assert_eq!(run.out.text(), "c1 c2 end c3 end ");
+    }
+
+    #[test]
+    fn closes_after_the_time_limit_are_not_delivered() {
+        let mut run = Run::new(all_of(CLOSES), Some(2));
+        run.close(1..=4);
+        assert_eq!(run.end(&Counts::default()).after_limit, 2);
+        assert_eq!(run.out.text(), "c1 c2 end ");
+    }
+
+    #[test]
+    fn updates_change_no_sum_of_closes() {
+        let mut run = Run::new(all_of(ALL), None);
+        run.pipeline.hold(&record(KIND_UPDATE, 1));
+        run.close([2]);
+        assert_eq!(run.end(&Counts::default()).delivered, 1);
+        assert_eq!(run.out.text(), "u1 c2 end ");
+    }
+
+    #[test]
+    fn closes_count_as_filtered_where_other_events_are_asked_for() {
+        let mut run = Run::new(all_of(Events { close: false, ..ALL }), None);
+        run.close([1]);
+        assert_eq!(run.end(&Counts::default()).filtered, 1);
+    }
+
+    #[test]
+    fn filtered_closes_do_not_count_against_the_limit() {
+        let selection = Selection {
+            events: ALL,
+            filter: Filter {
+                // All that these records differ in is their time, and so their duration.
+                min_duration_ns: Some(3),
+                ..Filter::default()
+            },
+            count: NonZeroU64::new(2),
+        };
+        let mut run = Run::new(selection, None);
+        run.close(1..=5);
+        // It does not pass, and it is no close, so it is in no sum.
+        run.pipeline.hold(&record(KIND_UPDATE, 1));
+        let counts = Counts {
+            closes: 12,
+            filtered: 7,
+            ..Counts::default()
+        };
+        let summary = run.end(&counts);
+        assert_eq!(run.out.text(), "c3 c4 end ");
+        assert_eq!(
+            (summary.delivered, summary.filtered, summary.after_limit),
+            (2, 7 + 2, 1),
+            "those that the kernel filtered out included"
+        );
+        assert_eq!(
+            summary.closes,
+            summary.delivered + summary.filtered + summary.lost_records + summary.after_limit
+        );
+    }
+
+    #[test]
+    fn filter_is_not_asked_after_the_limit() {
+        let selection = Selection {
+            filter: Filter {
+                failed: true,
+                ..Filter::default()
+            },
+            ..all_of(CLOSES)
+        };
+        let mut run = Run::new(selection, Some(2));
+        run.close(1..=5);
+        let summary = run.end(&Counts::default());
+        assert_eq!((summary.delivered, summary.filtered, summary.after_limit), (0, 2, 3));
+    }
+
+    #[test]
+    fn scan_holds_back_what_is_later() {
+        let mut run = Run::new(all_of(ALL), None);
+        let far = SETTLE_NS + 100;
+        let (first, last) = (record(KIND_CLOSE, 1), record(KIND_CLOSE, 60));
+        let scanning = Complete {
+            ring_empty_ns: Some(far),
+            walk_began_ns: Some(SETTLE_NS + 50),
+        };
+        run.pipeline.take(&[first, last].concat(), scanning, far).unwrap();
+        assert_eq!(run.out.text(), "c1 ");
+        run.pipeline.hold(&record(KIND_UPDATE, 55));
+        let scanned = Complete {
+            ring_empty_ns: Some(far),
+            walk_began_ns: None,
+        };
+        run.pipeline.take(&[], scanned, far).unwrap();
+        assert_eq!(run.out.text(), "c1 u55 c60 ");
+    }
+}

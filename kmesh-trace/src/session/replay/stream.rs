@@ -1,0 +1,323 @@
+//! One capture of a replay: its lines, one ahead, and what is wrong with it.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+
+use anyhow::{Context, Result, bail};
+
+use crate::blocking_io::Blocking;
+use crate::capture::lines::{Damage, Lines, Step};
+use crate::capture::parse::{Line, Parser};
+use crate::config::{CapturePath, TimeBound, TimeRange};
+use crate::output::stderr::say;
+use crate::record::Header;
+use crate::record::{Event, LossReason, Record, Summary, WallTime};
+
+/// The number of damaged places that are reported one by one.
+const MAX_REPORTED: u64 = 10;
+
+/// A capture, open.
+pub struct Input {
+    name: String,
+    source: Source,
+}
+
+enum Source {
+    Pipe(Box<dyn Read + Send>),
+    File(File),
+}
+
+impl Input {
+    /// Opens the capture at `place`.
+    pub fn open(place: &CapturePath) -> Result<Self> {
+        Ok(match place {
+            CapturePath::Pipe => Self {
+                name: "standard input".to_owned(),
+                source: Source::Pipe(Box::new(Blocking(io::stdin()))),
+            },
+            CapturePath::File(path) => {
+                let name = path.display().to_string();
+                let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
+                Self {
+                    source: Source::File(file),
+                    name,
+                }
+            }
+        })
+    }
+
+    /// Returns the time of the last line. It reads the whole file, and leaves it at its beginning.
+    fn last_time(&self) -> Result<Option<WallTime>> {
+        let Source::File(file) = &self.source else {
+            bail!(
+                "{}: its end is unknown: --since and --until take a time of day here, such as 2026-01-02T03:04:05Z",
+                self.name
+            );
+        };
+        let again = || {
+            format!(
+                "cannot read {} twice, as --since and --until before its end need",
+                self.name
+            )
+        };
+        let mut file = file.try_clone().with_context(again)?;
+        let begin = file.stream_position().with_context(again)?;
+        let mut lines = Lines::new(Blocking(&file)).with_context(again)?;
+        let mut parser = Parser::default();
+        let mut last = None;
+        loop {
+            match lines.next_line().with_context(again)? {
+                Step::Line(line) => {
+                    if let Ok(line) = parser.parse(line) {
+                        last = last.max(Some(time_of(&line)));
+                    }
+                }
+                Step::Damage(_) => {}
+                Step::End => break,
+            }
+        }
+        file.seek(io::SeekFrom::Start(begin)).with_context(again)?;
+        Ok(last)
+    }
+}
+
+/// Returns `range` with times in place of the durations before the end of the captures.
+pub fn resolve(range: &TimeRange<TimeBound>, inputs: &[Input]) -> Result<TimeRange<WallTime>> {
+    let mut end = None;
+    if range.is_relative() {
+        for input in inputs {
+            end = end.max(input.last_time()?);
+        }
+    }
+    let end = end.unwrap_or(WallTime::MAX);
+    Ok(range.map(|bound| match *bound {
+        TimeBound::At(time) => time,
+        TimeBound::BeforeEnd(duration) => WallTime(
+            end.0
+                .saturating_sub(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)),
+        ),
+    }))
+}
+
+/// A capture in the course of its replay.
+pub struct Stream {
+    name: String,
+    lines: Lines<Box<dyn Read + Send>>,
+    parser: Parser,
+    header: Option<Header>,
+    next: Option<Line>,
+    /// The time of the last line that [`Self::advance`] read.
+    time: WallTime,
+    /// No line follows.
+    has_ended: bool,
+    /// The rest is not wanted.
+    is_stopped: bool,
+    damages: u64,
+    is_cut_off: bool,
+    sound_lines: u64,
+    /// The number of closes that were replayed.
+    closes: u64,
+    lost: u64,
+    lost_reasons: Vec<LossReason>,
+    summary: Option<Summary>,
+}
+
+impl Stream {
+    /// Begins to read a capture.
+    pub fn new(input: Input) -> Result<Self> {
+        let Input { name, source } = input;
+        let source: Box<dyn Read + Send> = match source {
+            Source::Pipe(pipe) => pipe,
+            Source::File(file) => Box::new(Blocking(file)),
+        };
+        let lines = Lines::new(source).with_context(|| format!("cannot read {name}"))?;
+        Ok(Self {
+            name,
+            lines,
+            parser: Parser::default(),
+            header: None,
+            next: None,
+            time: WallTime(i64::MIN),
+            has_ended: false,
+            is_stopped: false,
+            damages: 0,
+            is_cut_off: false,
+            sound_lines: 0,
+            closes: 0,
+            lost: 0,
+            lost_reasons: Vec::new(),
+            summary: None,
+        })
+    }
+
+    /// Reads the next line that is sound. Headers are taken here.
+    pub fn advance(&mut self) -> Result<()> {
+        self.next = None;
+        while self.next.is_none() && !self.has_ended {
+            let step = self.lines.next_line();
+            let damage = match step.with_context(|| format!("cannot read {}", self.name))? {
+                Step::Line(line) => match self.parser.parse(line) {
+                    Ok(line) => {
+                        self.sound_lines += 1;
+                        self.take_line(line);
+                        continue;
+                    }
+                    Err(problem) => Damage::Line {
+                        number: self.lines.number(),
+                        problem,
+                    },
+                },
+                Step::Damage(damage) => damage,
+                Step::End => {
+                    self.has_ended = true;
+                    continue;
+                }
+            };
+            self.report(&damage);
+        }
+        Ok(())
+    }
+
+    fn take_line(&mut self, line: Line) {
+        // A line of a merged capture may be a little earlier than the one before it. Streams are merged by the latest time.
+        self.time = self.time.max(time_of(&line));
+        match line {
+            Line::Header(header) => {
+                self.header.get_or_insert(header);
+            }
+            line => self.next = Some(line),
+        }
+    }
+
+    fn report(&mut self, damage: &Damage) {
+        self.is_cut_off |= *damage == Damage::CutOff;
+        self.damages += 1;
+        if self.damages <= MAX_REPORTED {
+            say(&format!("{}: {damage}", self.name));
+        }
+    }
+
+    /// Returns the header, or what the first line tells of it.
+    pub fn header(&self) -> Header {
+        if let Some(header) = &self.header {
+            return header.clone();
+        }
+        let mut header = Header::unknown();
+        match &self.next {
+            Some(Line::Record(record)) => header.info.node = record.node.to_string(),
+            Some(Line::Summary(_, info)) => header.info.clone_from(info),
+            _ => {}
+        }
+        if self.next.is_some() {
+            header.start = self.time;
+        }
+        header
+    }
+
+    /// Returns whether a line waits to be taken.
+    pub fn has_line(&self) -> bool {
+        self.next.is_some() && !self.is_stopped
+    }
+
+    /// Returns the time of the line that waits, or of the last one.
+    pub fn time(&self) -> WallTime {
+        self.time
+    }
+
+    /// Takes the line that waits.
+    pub fn take(&mut self) -> Option<Line> {
+        let line = self.next.take();
+        match &line {
+            Some(Line::Lost(lost)) => {
+                self.lost = lost.lost_records_total;
+                self.lost_reasons.extend(&lost.reasons);
+                self.lost_reasons.sort_unstable();
+                self.lost_reasons.dedup();
+            }
+            Some(Line::Summary(summary, _)) => self.summary = Some(Summary::clone(summary)),
+            _ => {}
+        }
+        line
+    }
+
+    /// Counts a record that is replayed.
+    pub fn count(&mut self, record: &Record) {
+        self.closes += u64::from(record.event == Event::Close);
+    }
+
+    /// Ignores the rest.
+    pub fn stop(&mut self) {
+        self.is_stopped = true;
+    }
+
+    /// Returns whether `record` is the baseline of a connection: an update at the time when tracing began.
+    pub fn is_baseline(&self, record: &Record) -> bool {
+        let start = self.header.as_ref().map(|header| header.start);
+        record.event == Event::Update && record.preexisting && Some(record.time) == start
+    }
+
+    /// Returns the sums of the run. What was in the capture and is not there any more counts as lost; what earlier parts of a
+    /// rotated capture have does not count.
+    pub fn summary(&self) -> Summary {
+        let closes = self.closes;
+        let Some(of_run) = self.summary.as_ref().filter(|_| !self.is_stopped) else {
+            return Summary {
+                closes: closes.saturating_add(self.lost),
+                lost_records: self.lost,
+                reasons: self.lost_reasons.clone(),
+                ..Summary::zero(self.time)
+            };
+        };
+        let closes_before = self.header.as_ref().map_or(0, |header| header.closes_before);
+        let missing = of_run.delivered.saturating_sub(closes_before).saturating_sub(closes);
+        let mut reasons = of_run.reasons.clone();
+        if missing > 0 && !reasons.contains(&LossReason::Undecodable) {
+            reasons.push(LossReason::Undecodable);
+        }
+        Summary {
+            closes: of_run.closes.saturating_sub(closes_before),
+            lost_records: of_run.lost_records.saturating_add(missing),
+            reasons,
+            ..of_run.clone()
+        }
+    }
+
+    /// Fails if no line so far was one of a capture.
+    pub fn check_content(&self) -> Result<()> {
+        if self.sound_lines == 0 {
+            bail!(
+                "{}: no line of it is one of a capture\n  try: a file that -w wrote, or the saved output of -o json",
+                self.name
+            );
+        }
+        Ok(())
+    }
+
+    /// Reports what is wrong with the capture as a whole, and returns whether that makes the replay a failure.
+    pub fn report_end(&self) -> Result<bool> {
+        if self.damages > MAX_REPORTED {
+            say(&format!(
+                "{}: {} more such places",
+                self.name,
+                self.damages - MAX_REPORTED
+            ));
+        }
+        self.check_content()?;
+        if self.summary.is_none() && !self.is_cut_off && !self.is_stopped && self.header.is_some() {
+            say(&format!(
+                "{}: it has no summary: its tracer was killed or still writes, or it is an older part of a rotated capture",
+                self.name
+            ));
+        }
+        Ok(self.damages > 0)
+    }
+}
+
+fn time_of(line: &Line) -> WallTime {
+    match line {
+        Line::Header(header) => header.start,
+        Line::Record(record) => record.time,
+        Line::Lost(lost) => lost.time,
+        Line::Summary(summary, _) => summary.time,
+    }
+}

@@ -1,0 +1,189 @@
+//! The writer thread: it runs the pipeline and the sinks, and may have to wait for whoever reads standard output.
+
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::explain;
+use crate::config::Verbosity;
+use crate::kernel::monotonic_ns;
+use crate::kernel::reader::{Control, Message};
+use crate::output::stderr::say;
+use crate::output::summary_text;
+use crate::record::Counts;
+use crate::session::exit::Exit;
+use crate::session::pipeline::Pipeline;
+
+/// The thread's state.
+pub struct Writer {
+    /// Takes the messages.
+    pub pipeline: Pipeline,
+    /// How much goes to standard error.
+    pub verbosity: Verbosity,
+    /// Stops the run when `--count` is reached.
+    pub control: Arc<Control>,
+    /// Takes emptied buffers back to the reader.
+    pub spare: Sender<Vec<u8>>,
+    /// The number of lost `open` events that were reported.
+    pub lost_opens: u64,
+}
+
+impl Writer {
+    /// Runs until the last message, or until an output fails.
+    pub fn write(mut self, queue: &Receiver<Message>) -> Result<Exit> {
+        match self.write_all(queue) {
+            // The reader of standard output is gone, which is no failure.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                // A capture still gets its end. If it is the capture that has no reader, there is nothing to end.
+                _ = self.pipeline.engine.finish();
+                Ok(Exit::Ok)
+            }
+            Err(error) => Err(explain(error)),
+            Ok(()) => Ok(Exit::Ok),
+        }
+    }
+
+    fn write_all(&mut self, queue: &Receiver<Message>) -> io::Result<()> {
+        while let Some(message) = self.next(queue)? {
+            match message {
+                Message::Records { mut bytes, complete } => {
+                    self.pipeline.take(&bytes, complete, monotonic_ns())?;
+                    bytes.clear();
+                    // The reader may have ended.
+                    _ = self.spare.send(bytes);
+                }
+                Message::ClockStepped {
+                    since_ns,
+                    difference_ns,
+                } => self.pipeline.clock_stepped(since_ns, difference_ns),
+                Message::Names(updates) => self.pipeline.apply(&updates, monotonic_ns())?,
+                Message::Lost(counts) => self.lost(&counts)?,
+                Message::Counted(counts) => self.pipeline.count(&counts),
+                Message::Asked(counts) => self.pipeline.ask(counts)?,
+                Message::Walked(bytes) => self.pipeline.hold(&bytes),
+                Message::WalkFailed(error) => say(&format!(
+                    "warning: {error}: this interval has no updates for open connections"
+                )),
+                Message::ScanIsSlow { used, scan_interval } => say(&slow_scan_text(used, scan_interval)),
+                Message::OutputClosed => return Err(ErrorKind::BrokenPipe.into()),
+                Message::Ended(counts) => return self.end(queue, &counts),
+            }
+            self.stop_if_full();
+        }
+        Ok(())
+    }
+
+    fn stop_if_full(&self) {
+        if self.pipeline.engine.is_full() {
+            self.control.stop();
+        }
+    }
+
+    /// Returns the next message. Until it comes, records that have waited for their names for long enough are handed over,
+    /// and outputs are flushed when they must be.
+    fn next(&mut self, queue: &Receiver<Message>) -> io::Result<Option<Message>> {
+        loop {
+            let release = (self.pipeline.waits_until_ns())
+                .map(|until_ns| Duration::from_nanos(until_ns.saturating_sub(monotonic_ns())));
+            let flush = (self.pipeline.engine.flush_due()).map(|due| due.saturating_duration_since(Instant::now()));
+            let Some(left) = release.into_iter().chain(flush).min() else {
+                return Ok(queue.recv().ok());
+            };
+            match queue.recv_timeout(left) {
+                Ok(message) => return Ok(Some(message)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.pipeline.release(monotonic_ns())?;
+                    self.stop_if_full();
+                }
+            }
+        }
+    }
+
+    /// Ends the run. Only names still come, for as long as records wait for them.
+    fn end(&mut self, queue: &Receiver<Message>, counts: &Counts) -> io::Result<()> {
+        self.pipeline.settle(monotonic_ns())?;
+        while let Some(until_ns) = self.pipeline.waits_until_ns() {
+            let left = Duration::from_nanos(until_ns.saturating_sub(monotonic_ns()));
+            match queue.recv_timeout(left) {
+                Ok(Message::Names(updates)) => self.pipeline.apply(&updates, monotonic_ns())?,
+                Ok(Message::OutputClosed) => return Err(ErrorKind::BrokenPipe.into()),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => self.pipeline.release(monotonic_ns())?,
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.report_lost_opens(counts.lost_opens);
+        self.pipeline.finish(counts)?;
+        let wait_ns = self.pipeline.longest_wait_ns();
+        if wait_ns > 0 && self.verbosity == Verbosity::Verbose {
+            let wait_ms = wait_ns as f64 / 1e6;
+            say(&format!("records waited up to {wait_ms:.1} ms for names"));
+        }
+        self.pipeline.engine.finish()
+    }
+
+    fn lost(&mut self, counts: &Counts) -> io::Result<()> {
+        self.pipeline.lost(counts)?;
+        self.report_lost_opens(counts.lost_opens);
+        Ok(())
+    }
+
+    /// Reports lost `open` events on standard error: no output has a line for them.
+    fn report_lost_opens(&mut self, since_start: u64) {
+        let before = std::mem::replace(&mut self.lost_opens, since_start);
+        if since_start > before {
+            say(&summary_text::lost_opens(since_start - before, since_start));
+        }
+    }
+}
+
+fn slow_scan_text(used: Duration, scan_interval: Duration) -> String {
+    format!(
+        "socket scan took {} of processor time: the update interval is now {}",
+        duration_text(used),
+        duration_text(scan_interval)
+    )
+}
+
+/// Seconds with one decimal at most; milliseconds where those would say too little.
+fn duration_text(duration: Duration) -> String {
+    if duration < Duration::from_millis(100) {
+        return format!("{} ms", duration.as_millis());
+    }
+    let seconds = format!("{:.1}", duration.as_secs_f64());
+    format!("{} s", seconds.trim_end_matches(".0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_scan_is_reported_in_plain_units() {
+        let cases = [
+            (
+                900,
+                18_000,
+                "socket scan took 0.9 s of processor time: the update interval is now 18 s",
+            ),
+            (
+                14,
+                300,
+                "socket scan took 14 ms of processor time: the update interval is now 0.3 s",
+            ),
+            (
+                12_340,
+                250_000,
+                "socket scan took 12.3 s of processor time: the update interval is now 250 s",
+            ),
+        ];
+        for (used, interval, expected) in cases {
+            let text = slow_scan_text(Duration::from_millis(used), Duration::from_millis(interval));
+            assert_eq!(text, expected);
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! What each record adds to the last one of the same connection, so that the `update`s and the close together count every byte
+//! exactly once. Pure: time is that of the records.
+
+use std::collections::HashMap;
+
+use crate::record::{ConnId, Event, Record, WallTime};
+
+/// The maximum number of open connections. One beyond is counted whole when it closes: late, but still once.
+const MAX_CONNECTIONS: usize = 1 << 19;
+
+/// With [`MAX_CONNECTIONS`], a connection without a record for this long is forgotten: its close was lost. No connection
+/// that its program has closed lives as long.
+const STALE_AFTER_NS: i64 = 3_600_000_000_000;
+
+/// What a record adds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// The connection became established while tracing, and this is its first record that says so.
+    pub opened: bool,
+    /// Payload, bytes.
+    pub sent_bytes: u64,
+    /// Payload, bytes.
+    pub received_bytes: u64,
+    /// Segments sent again.
+    pub retransmits: u64,
+    /// Segments marked lost.
+    pub lost_segments: u64,
+    /// This is the first record of a connection that began before tracing: it may have moved all this in a year, and no rate
+    /// can be made of it.
+    pub is_past: bool,
+}
+
+/// The counters of a connection as of its last record.
+#[derive(Clone, Copy, Debug)]
+struct Totals {
+    sent_bytes: u64,
+    received_bytes: u64,
+    retransmits: u32,
+    lost_segments: u32,
+    established: bool,
+    time: WallTime,
+}
+
+impl Totals {
+    const NONE: Self = Self {
+        sent_bytes: 0,
+        received_bytes: 0,
+        retransmits: 0,
+        lost_segments: 0,
+        established: false,
+        time: WallTime(0),
+    };
+
+    fn of(record: &Record) -> Self {
+        Self {
+            sent_bytes: record.sent_bytes,
+            received_bytes: record.received_bytes,
+            retransmits: record.tcp.total_retrans,
+            lost_segments: record.tcp.lost,
+            established: record.established,
+            time: record.time,
+        }
+    }
+
+    /// The kernel's counters never fall. If one did, it would count as unchanged, and later by what it then has more.
+    fn max(self, before: Self) -> Self {
+        Self {
+            sent_bytes: self.sent_bytes.max(before.sent_bytes),
+            received_bytes: self.received_bytes.max(before.received_bytes),
+            retransmits: self.retransmits.max(before.retransmits),
+            lost_segments: self.lost_segments.max(before.lost_segments),
+            // A scan may have visited a socket just before its `open` was reported.
+            established: self.established || before.established,
+            time: self.time,
+        }
+    }
+
+    /// Returns the difference to `before`, no counter of which is larger.
+    fn since(self, before: Self) -> Delta {
+        Delta {
+            opened: self.established && !before.established,
+            sent_bytes: self.sent_bytes - before.sent_bytes,
+            received_bytes: self.received_bytes - before.received_bytes,
+            retransmits: u64::from(self.retransmits - before.retransmits),
+            lost_segments: u64::from(self.lost_segments - before.lost_segments),
+            is_past: false,
+        }
+    }
+
+    /// Returns the delta of the first record of a connection.
+    fn first(self, record: &Record) -> Delta {
+        // A connection that opens now was connecting when tracing began.
+        let is_past = record.preexisting && record.event != Event::Open;
+        let delta = self.since(Self::NONE);
+        Delta {
+            opened: delta.opened && !is_past,
+            is_past,
+            ..delta
+        }
+    }
+}
+
+/// The connections that have records and have not closed.
+#[derive(Debug, Default)]
+pub struct Deltas {
+    connections: HashMap<ConnId, Totals>,
+}
+
+impl Deltas {
+    /// Sets the counters of a connection that was open when tracing began. Later records count from there.
+    pub fn baseline(&mut self, record: &Record) {
+        if record.preexisting && self.has_capacity(record) {
+            self.connections.insert(record.id, Totals::of(record));
+        }
+    }
+
+    /// Returns what `record` adds.
+    pub fn take(&mut self, record: &Record) -> Delta {
+        let totals = Totals::of(record);
+        if record.event == Event::Close {
+            let before = self.connections.remove(&record.id);
+            return before.map_or_else(|| totals.first(record), |before| totals.max(before).since(before));
+        }
+        if let Some(before) = self.connections.get_mut(&record.id) {
+            let totals = totals.max(*before);
+            return totals.since(std::mem::replace(before, totals));
+        }
+        if !self.has_capacity(record) {
+            return Delta::default();
+        }
+        self.connections.insert(record.id, totals);
+        totals.first(record)
+    }
+
+    /// Forgets a connection whose close the filter does not pass.
+    pub fn forget(&mut self, id: ConnId) {
+        self.connections.remove(&id);
+    }
+
+    fn has_capacity(&mut self, record: &Record) -> bool {
+        if self.connections.len() >= MAX_CONNECTIONS {
+            let oldest = record.time.0.saturating_sub(STALE_AFTER_NS);
+            self.connections.retain(|_, totals| totals.time.0 > oldest);
+        }
+        self.connections.len() < MAX_CONNECTIONS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::testing;
+
+    fn record(event: Event, sent_bytes: u64, received_bytes: u64) -> Record {
+        Record {
+            event,
+            sent_bytes,
+            received_bytes,
+            established: true,
+            ..testing::example()
+        }
+    }
+
+    fn delta(opened: bool, sent_bytes: u64, received_bytes: u64) -> Delta {
+        Delta {
+            opened,
+            sent_bytes,
+            received_bytes,
+            ..Delta::default()
+        }
+    }
+
+    #[test]
+    fn updates_and_the_close_add_up_to_the_close() {
+        let mut deltas = Deltas::default();
+        let cases = [
+            (record(Event::Update, 10, 0), delta(true, 10, 0)),
+            (record(Event::Update, 10, 7), delta(false, 0, 7)),
+            (record(Event::Update, 9, 7), delta(false, 0, 0)),
+            (record(Event::Update, 12, 7), delta(false, 2, 0)),
+            (record(Event::Close, 30, 8), delta(false, 18, 1)),
+        ];
+        for (record, expected) in cases {
+            assert_eq!(deltas.take(&record), expected, "{record:?}");
+        }
+        assert!(deltas.connections.is_empty());
+    }
+
+    #[test]
+    fn first_record_that_is_a_close_counts_whole() {
+        let mut deltas = Deltas::default();
+        assert_eq!(deltas.take(&record(Event::Close, 5, 292)), delta(true, 5, 292));
+    }
+
+    #[test]
+    fn an_attempt_opens_once_it_is_established() {
+        let mut deltas = Deltas::default();
+        let attempt = Record {
+            established: false,
+            ..record(Event::Update, 0, 0)
+        };
+        assert_eq!(deltas.take(&attempt), delta(false, 0, 0));
+        assert_eq!(deltas.take(&record(Event::Open, 0, 0)), delta(true, 0, 0));
+        assert_eq!(deltas.take(&attempt), delta(false, 0, 0), "a walk that came before");
+        assert_eq!(deltas.take(&record(Event::Close, 1, 1)), delta(false, 1, 1));
+    }
+
+    #[test]
+    fn baseline_is_not_counted() {
+        let mut deltas = Deltas::default();
+        let old = |event, sent| Record {
+            preexisting: true,
+            ..record(event, sent, 0)
+        };
+        deltas.baseline(&old(Event::Update, 1_000));
+        assert_eq!(deltas.take(&old(Event::Update, 1_001)), delta(false, 1, 0));
+        assert_eq!(deltas.take(&old(Event::Close, 1_005)), delta(false, 4, 0));
+        let past = Delta {
+            is_past: true,
+            ..delta(false, 500, 0)
+        };
+        assert_eq!(deltas.take(&old(Event::Close, 500)), past, "no baseline");
+        assert_eq!(
+            deltas.take(&old(Event::Open, 0)),
+            delta(true, 0, 0),
+            "it was connecting then"
+        );
+    }
+
+    #[test]
+    fn attempts_of_one_socket_count_separately() {
+        let mut deltas = Deltas::default();
+        deltas.take(&record(Event::Update, 10, 0));
+        let mut second = record(Event::Close, 3, 0);
+        second.id.association = 2;
+        assert_eq!(deltas.take(&second), delta(true, 3, 0));
+    }
+
+    #[test]
+    fn beyond_capacity_everything_counts_once() {
+        let mut deltas = Deltas::default();
+        let one = |cookie: u64, event, sent| {
+            let mut record = record(event, sent, 0);
+            record.id.cookie = cookie;
+            record
+        };
+        for cookie in 0..MAX_CONNECTIONS as u64 {
+            deltas.take(&one(cookie, Event::Update, 1));
+        }
+        let late = MAX_CONNECTIONS as u64;
+        assert_eq!(deltas.take(&one(late, Event::Update, 4)), Delta::default());
+        assert_eq!(deltas.take(&one(late, Event::Close, 9)), delta(true, 9, 0));
+        let mut hours_later = one(late, Event::Update, 2);
+        hours_later.time.0 += 2 * STALE_AFTER_NS;
+        assert_eq!(deltas.take(&hours_later), delta(true, 2, 0));
+        assert_eq!(deltas.connections.len(), 1);
+    }
+}
