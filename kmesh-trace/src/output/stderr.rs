@@ -1,4 +1,4 @@
-//! What is said on standard error: notes, and what a format of standard output has no line for.
+//! Standard error: messages, and the reports that the output has no lines for.
 
 use std::io::{self, Write};
 
@@ -9,11 +9,11 @@ use crate::output::{Sink, summary_text, term};
 use crate::record::{Lost, Record, RunInfo, Summary};
 use crate::track::delta::Delta;
 
-/// How a line goes on: with what to try.
+/// Begins the line with a remedy.
 const CONTINUED: &str = "\n  ";
 
-/// One note, whatever others chose of its words; while a table hides standard error, on its last line, and once it is gone. That nobody reads it is no reason to
-/// stop.
+/// Prints a sanitized message to standard error. While the table is on screen, shows the message on the last line and prints it
+/// after the table closes. A standard error that nobody reads is no reason to stop.
 pub fn say(text: &str) {
     let text = harmless(text);
     if term::hold(&text) {
@@ -22,7 +22,8 @@ pub fn say(text: &str) {
     _ = writeln!(Blocking(io::stderr()), "kmesh-trace: {text}");
 }
 
-/// Nothing in it drives a terminal, and no line of it begins as ours do.
+/// Returns `text` without control characters, and with line breaks only before remedies: no part of it passes for another
+/// message.
 fn harmless(text: &str) -> String {
     let lines: Vec<_> = text.split(CONTINUED).map(one_line).collect();
     lines.join(CONTINUED)
