@@ -7,7 +7,7 @@ use kmesh_trace::track::Tracker;
 
 // Each record stands behind a byte: how many words long it is.
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let mut tracker = Tracker::new(0);
+    let mut tracker = Tracker::new(0, "node".into());
     let mut rest = bytes;
     while let Some((&words, behind)) = rest.split_first() {
         let (record, behind) = behind.split_at(behind.len().min(8 * usize::from(words)));
