@@ -1,5 +1,4 @@
-//! The run: wiring only. Each thread has one thing to wait for: the reader for the kernel, the writer for standard
-//! output, the walker for the next interval, keys and screen (of a table in a terminal) for a person, and this one for signals and the end of `--duration`.
+//! A live trace: wiring only. `docs/architecture.md` has the threads and what each waits for.
 
 use std::future::pending;
 use std::io;
@@ -7,7 +6,7 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::process::exit;
 use std::sync::Arc;
-use std::sync::mpsc::{channel, sync_channel};
+use std::sync::mpsc::{SyncSender, channel, sync_channel};
 use std::thread;
 
 use anyhow::{Context, Result};
@@ -38,7 +37,7 @@ use crate::output::metrics::server::Server;
 use crate::output::stderr::say;
 use crate::output::term::{self, Jobs};
 use crate::privileges::{self, Remaining};
-use crate::record::{Header, RunInfo};
+use crate::record::{Header, RunInfo, WallTime};
 use crate::session::exit::Exit;
 use crate::session::outputs::{self, Outputs};
 use crate::session::pipeline::Pipeline;
@@ -46,135 +45,58 @@ use crate::session::writer::Writer;
 use crate::track::clock::Clock;
 use crate::track::{SETTLE_NS, Tracker};
 
-/// Traces until told to stop.
+/// Traces until a signal, a limit or the reader of standard output ends it.
 pub fn run(config: &Config) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start")?;
-    // Before there is anything to be interrupted.
+    // Before there is anything to interrupt.
     let signals = {
         let _context = runtime.enter();
         Signals::new().context("cannot listen for signals")?
     };
-    // Likewise: there is no point in tracing what cannot be served.
-    let server = match &config.metrics {
-        Some(metrics) => Some(Server::bind(metrics.address)?),
-        None => None,
-    };
     let started_ns = monotonic_ns();
-    let loaded = match load_kernel(config) {
-        Ok(loaded) => loaded,
+    let (loaded, opened) = match open(config)? {
+        Ok(opened) => opened,
         Err(error) => return Ok(cannot_trace(&error)),
     };
-    let target = config.capture.as_ref();
-    let target = target.map(|CaptureConfig { path, rotation }| Target::create(path, *rotation));
-    let target = target.transpose()?;
-    let conntrack = match config.sources.is_empty() {
-        true => None,
-        false => Conntrack::open().ok(),
-    };
-    let scanner = config.needs_updates().then(Scanner::start).transpose()?;
-    // Before any other thread exists, which would keep what it has; and before anything is parsed that others wrote.
-    let remaining = Remaining {
-        names: !config.sources.is_empty(),
-        conntrack: conntrack.is_some(),
-        captures: config
-            .capture
-            .as_ref()
-            .is_some_and(|capture| capture.rotation.is_some()),
-    };
-    privileges::keep_remaining(remaining).context("cannot give up privileges")?;
     let sources = Sources::prepare(&config.sources)?;
-    let (kernel, walker, baseline) = match attach_kernel(loaded, config) {
+    let attached = match attach(loaded, config) {
         Ok(attached) => attached,
         Err(error) => return Ok(cannot_trace(&error)),
     };
-    let began_ns = kernel.began_ns;
-    let clock = Clock::new(measure_difference());
-    let info = RunInfo {
-        node: uname().nodename().to_string_lossy().into_owned(),
-        kernel: uname().release().to_string_lossy().into_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    if config.verbosity > Verbosity::Quiet {
-        say(&format!(
-            "tracing every TCP connection of {} that closes; Ctrl-C ends it",
-            info.node
-        ));
-    }
-    if config.verbosity > Verbosity::Quiet
-        && let Some(Missing { problem, remedy, .. }) = preflight::hidden_processes()
-    {
-        say(&format!("warning: {problem}\n  try: {remedy}"));
-    }
-    let metrics = config
-        .metrics
-        .as_ref()
-        .map(|metrics| Metrics::new(metrics.series.clone(), &info));
-    if let (Some(server), Some(metrics)) = (server, &metrics) {
-        if config.verbosity > Verbosity::Quiet {
-            say(&format!("serving metrics on http://{}/metrics", server.address));
-        }
-        server.serve(Exposition::new(metrics.values()))?;
-    }
+    let info = run_info();
+    report_start(config, &info);
+    let metrics = serve_metrics(config, &info, opened.server)?;
     if config.verbosity == Verbosity::Verbose {
-        let ready = (monotonic_ns() - started_ns) / 1_000_000;
-        say(&format!(
-            "kernel {}, ring of {} KiB, ready in {ready} ms, of which the verifier {} ms",
-            info.kernel,
-            config.ring_bytes >> 10,
-            kernel.verifier_ns / 1_000_000
-        ));
+        report_details(config, &info, &attached.kernel, started_ns);
     }
 
     let control = Arc::new(Control::new().context("cannot make an event descriptor")?);
+    let began_ns = attached.kernel.began_ns;
+    let clock = Clock::new(measure_difference());
     let (messages, queue) = sync_channel(QUEUE);
     let (spare, spares) = channel();
-    if let Some(scanner) = scanner {
+    if let Some(scanner) = opened.scanner {
         scanner.run(Scans {
-            walker,
+            walker: attached.walker,
             interval: config.interval,
             control: Arc::clone(&control),
             messages: messages.clone(),
         });
     }
-    let names = messages.clone();
-    let watched = if config.output == Output::None {
-        None
-    } else {
-        Some(standard_output()?)
+    let reader_queue = Queue {
+        messages: messages.clone(),
+        spare: spares,
     };
-    let reader = Reader::new(
-        kernel,
-        Arc::clone(&control),
-        Queue {
-            messages,
-            spare: spares,
-        },
-        watched,
-    );
-    thread::Builder::new()
-        .name("reader".to_owned())
-        .spawn(move || reader.run(SETTLE_NS))
-        .context("cannot start a thread")?;
+    start_reader(config, attached.kernel, Arc::clone(&control), reader_queue)?;
 
-    let selection = Selection {
-        events: config.events,
-        filter: config.filter.clone(),
-        count: config.count,
-    };
-    let names_from = NameSourceStatus::default();
-    let capture = target.map(|target| {
-        let header = Header {
-            info: info.clone(),
-            start: clock.wall(began_ns),
-            part: 0,
-            closes_before: 0,
-        };
-        (target, header)
-    });
-    let Outputs { mut sinks, screen } = outputs::open(config, &info, &names_from, capture, {
+    let status = NameSourceStatus::default();
+    let capture = opened
+        .target
+        .map(|target| (target, header(&info, clock.wall(began_ns))));
+    let Outputs { mut sinks, screen } = outputs::open(config, &info, &status, capture, {
         let control = Arc::clone(&control);
         move || control.stop()
     })?;
@@ -186,28 +108,15 @@ pub fn run(config: &Config) -> Result<Exit> {
     if let Some(metrics) = metrics {
         sinks.push(Box::new(metrics));
     }
-    let engine = Engine::new(selection, sinks);
     let until_ns = config
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
-    // An update without a change: the records that wait are looked at again.
-    let wake = {
-        let names = names.clone();
-        move || _ = names.send(Message::Names(Vec::new()))
-    };
-    let cgroups = CgroupTree::mounted(wake.clone());
-    let annotator = if config.sources.is_empty() {
-        Annotator::without_sources(cgroups)
-    } else {
-        let refresh = sources.refresh_request();
-        let refresh = Box::new(move || refresh.request());
-        Annotator::new(cgroups, PodNamespaces::new(wake), conntrack, refresh)
-    };
     let tracker = Tracker::new(began_ns, info.node.as_str().into());
+    let engine = Engine::new(selection(config), sinks);
     let mut pipeline = Pipeline::new(tracker, began_ns, until_ns, clock, engine)
-        .with_names(annotator)
+        .with_names(annotator(config, &sources, opened.conntrack, &messages))
         .with_gauges(gauges);
-    pipeline.baseline(&baseline).map_err(explain)?;
+    pipeline.baseline(&attached.baseline).map_err(explain)?;
     let writer = Writer {
         pipeline,
         verbosity: config.verbosity,
@@ -221,19 +130,181 @@ pub fn run(config: &Config) -> Result<Exit> {
         // The receiver is dropped only when the process is about to end.
         .spawn(move || _ = ended.send(writer.write(&queue)))
         .context("cannot start a thread")?;
-    let names_status = sources
-        .start(names_from, say_of_sources(config.verbosity), move |one| {
-            match names.send(Message::Names(one)) {
+    let names = sources
+        .start(
+            status,
+            say_of_sources(config.verbosity),
+            move |updates| match messages.send(Message::Names(updates)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
-            }
-        })
+            },
+        )
         .context("cannot start a thread")?;
     let exit = runtime.block_on(wait(config, &control, signals, jobs, end))?;
     Ok(match exit {
-        Exit::Ok if names_status.has_failed() => Exit::Failed,
+        Exit::Ok if names.has_failed() => Exit::Failed,
         exit => exit,
     })
+}
+
+/// What takes privileges to open.
+struct Opened {
+    server: Option<Server>,
+    target: Option<Target>,
+    conntrack: Option<Conntrack>,
+    /// The thread of the socket scans, which keeps privileges of its own.
+    scanner: Option<Scanner>,
+}
+
+/// Opens all that takes privileges, and then gives them up. The inner error is that of loading the programs.
+fn open(config: &Config) -> Result<Result<(Loaded, Opened), StartError>> {
+    let server = match &config.metrics {
+        Some(metrics) => Some(Server::bind(metrics.address)?),
+        None => None,
+    };
+    let loaded = match load_kernel(config) {
+        Ok(loaded) => loaded,
+        Err(error) => return Ok(Err(error)),
+    };
+    let target = config.capture.as_ref();
+    let target = target.map(|CaptureConfig { path, rotation }| Target::create(path, *rotation));
+    let opened = Opened {
+        server,
+        target: target.transpose()?,
+        conntrack: match config.sources.is_empty() {
+            true => None,
+            false => Conntrack::open().ok(),
+        },
+        scanner: config.needs_updates().then(Scanner::start).transpose()?,
+    };
+    // Before any other thread exists, which would keep what it has; and before anything is parsed that others wrote.
+    let remaining = Remaining {
+        names: !config.sources.is_empty(),
+        conntrack: opened.conntrack.is_some(),
+        captures: config
+            .capture
+            .as_ref()
+            .is_some_and(|capture| capture.rotation.is_some()),
+    };
+    privileges::keep_remaining(remaining).context("cannot give up privileges")?;
+    Ok(Ok((loaded, opened)))
+}
+
+/// The attached programs.
+struct Attached {
+    kernel: Kernel,
+    walker: Walker,
+    /// The counters of the connections that were open already, if they are needed.
+    baseline: Vec<u8>,
+}
+
+fn attach(loaded: Loaded, config: &Config) -> Result<Attached, StartError> {
+    let (kernel, mut walker) = loaded.attach()?;
+    // The first scan reports nothing.
+    scanner::scan(&mut walker, None, |_| ControlFlow::Continue(()))?;
+    let baseline = match config.needs_baseline() {
+        true => scanner::standing(&mut walker)?,
+        false => Vec::new(),
+    };
+    Ok(Attached {
+        kernel,
+        walker,
+        baseline,
+    })
+}
+
+fn run_info() -> RunInfo {
+    RunInfo {
+        node: uname().nodename().to_string_lossy().into_owned(),
+        kernel: uname().release().to_string_lossy().into_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+fn header(info: &RunInfo, start: WallTime) -> Header {
+    Header {
+        info: info.clone(),
+        start,
+        part: 0,
+        closes_before: 0,
+    }
+}
+
+fn selection(config: &Config) -> Selection {
+    Selection {
+        events: config.events,
+        filter: config.filter.clone(),
+        count: config.count,
+    }
+}
+
+/// Reports that tracing has begun, and what it does not see.
+fn report_start(config: &Config, info: &RunInfo) {
+    if config.verbosity == Verbosity::Quiet {
+        return;
+    }
+    say(&format!(
+        "tracing every TCP connection of {} that closes; Ctrl-C ends it",
+        info.node
+    ));
+    if let Some(Missing { problem, remedy, .. }) = preflight::hidden_processes() {
+        say(&format!("warning: {problem}\n  try: {remedy}"));
+    }
+}
+
+fn report_details(config: &Config, info: &RunInfo, kernel: &Kernel, started_ns: u64) {
+    let ready_ms = (monotonic_ns() - started_ns) / 1_000_000;
+    say(&format!(
+        "kernel {}, ring of {} KiB, ready in {ready_ms} ms, of which the verifier {} ms",
+        info.kernel,
+        config.ring_bytes >> 10,
+        kernel.verifier_ns / 1_000_000
+    ));
+}
+
+/// Serves metrics at `server`, if they are wanted.
+fn serve_metrics(config: &Config, info: &RunInfo, server: Option<Server>) -> Result<Option<Metrics>> {
+    let (Some(settings), Some(server)) = (&config.metrics, server) else {
+        return Ok(None);
+    };
+    let metrics = Metrics::new(settings.series.clone(), info);
+    if config.verbosity > Verbosity::Quiet {
+        say(&format!("serving metrics on http://{}/metrics", server.address));
+    }
+    server.serve(Exposition::new(metrics.values()))?;
+    Ok(Some(metrics))
+}
+
+/// Starts the thread that drains the ring.
+fn start_reader(config: &Config, kernel: Kernel, control: Arc<Control>, queue: Queue) -> Result<()> {
+    let watched = match config.output {
+        Output::None => None,
+        _ => Some(standard_output()?),
+    };
+    let reader = Reader::new(kernel, control, queue, watched);
+    thread::Builder::new()
+        .name("reader".to_owned())
+        .spawn(move || reader.run(SETTLE_NS))
+        .context("cannot start a thread")?;
+    Ok(())
+}
+
+/// Returns the stage that adds names. It wakes the writer by an empty update, so that records that wait are annotated again.
+fn annotator(
+    config: &Config,
+    sources: &Sources,
+    conntrack: Option<Conntrack>,
+    messages: &SyncSender<Message>,
+) -> Annotator {
+    let messages = messages.clone();
+    let wake = move || _ = messages.send(Message::Names(Vec::new()));
+    let cgroups = CgroupTree::mounted(wake.clone());
+    if config.sources.is_empty() {
+        return Annotator::without_sources(cgroups);
+    }
+    let refresh = sources.refresh_request();
+    let refresh = Box::new(move || refresh.request());
+    Annotator::new(cgroups, PodNamespaces::new(wake), conntrack, refresh)
 }
 
 fn say_of_sources(verbosity: Verbosity) -> impl Fn(StatusMessage) + Send {
@@ -263,18 +334,6 @@ fn load_kernel(config: &Config) -> Result<Loaded, StartError> {
         networks,
     };
     load(&Types::read()?, &options)
-}
-
-/// Also returns the counters of connections that were already open, as the baseline for metrics.
-fn attach_kernel(loaded: Loaded, config: &Config) -> Result<(Kernel, Walker, Vec<u8>), StartError> {
-    let (kernel, mut walker) = loaded.attach()?;
-    // The first scan reports nothing.
-    scanner::scan(&mut walker, None, |_| ControlFlow::Continue(()))?;
-    let baseline = match config.needs_baseline() {
-        true => scanner::standing(&mut walker)?,
-        false => Vec::new(),
-    };
-    Ok((kernel, walker, baseline))
 }
 
 fn standard_output() -> Result<OwnedFd> {
