@@ -306,8 +306,10 @@ impl End {
         }
         if self.ended.is_some() {
             let at = self.irs.map(|irs| after(irs, seq) + len);
-            if self.is_in_fin_wait2 && flags & RST == 0 && len > 0 && at.is_some_and(|at| at > self.next) {
-                self.data_in_fin_wait2();
+            if self.is_in_fin_wait2 && flags & RST != 0 && at == Some(self.next) {
+                self.met_fin_wait2("reset_by_peer");
+            } else if self.is_in_fin_wait2 && flags & RST == 0 && len > 0 && at.is_some_and(|at| at > self.next) {
+                self.met_fin_wait2("reset_by_local");
             }
             return;
         }
@@ -379,12 +381,12 @@ impl End {
         }
     }
 
-    /// Data came after the acknowledgement of an orphan's FIN. The kernel has mostly replaced the orphan by a time-wait stub then. But
+    /// Data or a RST came after the acknowledgement of an orphan's FIN. The kernel has mostly replaced the orphan by a time-wait stub then. But
     /// tcp_rcv_state_process() keeps an orphan in FIN_WAIT2 while it is owned by user, that is while close() still runs, and then the
-    /// data resets it. When close() is over, the calls do not show: a scan of descriptors can hold the file, and close it later.
-    fn data_in_fin_wait2(&mut self) {
+    /// segment resets it. When close() is over, the calls do not show: a scan of descriptors can hold the file, and close it later.
+    fn met_fin_wait2(&mut self, other_outcome: &'static str) {
         self.is_in_fin_wait2 = false;
-        self.other_outcome = Some("reset_by_local");
+        self.other_outcome = Some(other_outcome);
         if let Some((ending, _)) = &mut self.ended {
             ending.errno.push(Some("ECONNRESET"));
         }
@@ -1033,7 +1035,7 @@ impl End {
         let sent = (self.una - 1).clamp(0, self.written);
         let mut undecided = Vec::new();
         if self.other_outcome.is_some() {
-            undecided.push("outcome: data met an orphan in FIN_WAIT2, or the stub that took its place");
+            undecided.push("outcome: a segment met an orphan in FIN_WAIT2, or the stub that took its place");
         }
         if ending.errno.len() > 1 {
             undecided.push(
