@@ -159,8 +159,9 @@ pub fn shared() -> &'static Tracer {
         // Of an earlier run.
         _ = fs::remove_file(&capture);
         let capture = capture.to_str().expect("a path of this repository");
-        // What all scenarios and the rest of the machine do at once has room, however late the tracer has its turn.
-        Start::of_all(&["-o", "json", "--buffer", "64MiB", "--write", capture])
+        // What all scenarios and the rest of the machine do at once has room, however late the tracer has its turn. A capture has
+        // opens and updates, too.
+        Start::of_all(&["-o", "json", "--buffer", "256MiB", "--write", capture])
             .copy(File::create(lines).expect("a file for the lines"))
             .tracing()
     })
