@@ -161,7 +161,8 @@ pub fn shared() -> &'static Tracer {
         let capture = capture.to_str().expect("a path of this repository");
         // What all scenarios and the rest of the machine do at once has room, however late the tracer has its turn. A capture has
         // opens and updates, too.
-        Start::of_all(&["-o", "json", "--buffer", "256MiB", "--write", capture])
+        let buffer = if support::small() { "64MiB" } else { "256MiB" };
+        Start::of_all(&["-o", "json", "--buffer", buffer, "--write", capture])
             .copy(File::create(lines).expect("a file for the lines"))
             .tracing()
     })
