@@ -1,4 +1,4 @@
-//! The writer thread: it runs the pipeline and the sinks, and may have to wait for whoever reads standard output.
+//! The writer thread: it runs the pipeline and the sinks, and may have to wait for the reader of standard output.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;

@@ -75,7 +75,7 @@ impl Totals {
         }
     }
 
-    /// Returns the difference to `before`, no counter of which is larger.
+    /// Returns the difference to `before`. No counter of `before` may be larger.
     fn since(self, before: Self) -> Delta {
         Delta {
             opened: self.established && !before.established,

@@ -1,4 +1,4 @@
-//! Tests of which records each flag passes. The tests in `oracle` combine flags at random.
+//! Tests of each flag: the records that it passes. The tests in `oracle` combine flags at random.
 
 use std::sync::Arc;
 
