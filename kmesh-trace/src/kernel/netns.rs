@@ -1,7 +1,8 @@
 //! The network namespaces of other processes, for the part of a socket scan that reaches one namespace at a time.
 //!
-//! The kernel lists all sockets of a network namespace to a thread in that namespace, also those that no process holds. To enter a namespace takes
-//! CAP_SYS_ADMIN, and a process in it by which to find it (CAP_SYS_PTRACE, for processes with more capabilities).
+//! The kernel lists all sockets of a network namespace to a thread in that namespace, also those that no process holds. To enter
+//! a namespace takes CAP_SYS_ADMIN, and a process in it by which to find it (CAP_SYS_PTRACE, for processes with more
+//! capabilities).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
