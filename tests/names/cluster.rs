@@ -10,7 +10,7 @@ use kmesh_trace::names::update::{ControllerRef, Owner, TargetPort};
 use crate::Row;
 use crate::components::{self, Right};
 use crate::listener::{Listener, listen, try_listen};
-use crate::node::{a_kubelet_that_hangs, addresses, is_as_it_runs, write};
+use crate::node::{a_kubelet_that_hangs, is_as_it_runs, write};
 use crate::stage::{self, Killed, Stopped, api_server, kubectl, kubelet, value};
 
 /// Leave the API server and the kubelet as they are.
@@ -88,8 +88,9 @@ fn names(owner: &ControllerRef) -> (&str, &str) {
 
 fn pods_and_owners() {
     let listener = as_admin();
+    let running = |pod: &str| listener.wait(pod, |known| known.pod(pod).filter(|pod| is_as_it_runs(pod)).cloned());
     let owner = |pod: &str| {
-        let found = listener.wait(pod, |known| known.pod(pod).filter(|pod| is_as_it_runs(pod)).cloned());
+        let found = running(pod);
         let Owner::By(owner) = found.owner else {
             panic!("{pod} has an owner, not {:?}", found.owner)
         };
@@ -107,26 +108,24 @@ fn pods_and_owners() {
     );
     assert_eq!(names(&owner("db-0")), ("StatefulSet", "db"));
     assert_eq!(names(&owner("agent-")), ("DaemonSet", "agent"));
-    let once = listener.wait("the Job's pod", |known| known.pod("once-").cloned());
+    let once = listener.wait("the Job's pod", |known| known.pod("once-").filter(|pod| pod.terminal).cloned());
     assert!(
-        once.terminal && matches!(&once.owner, Owner::By(owner) if names(owner) == ("Job", "once")),
+        matches!(&once.owner, Owner::By(owner) if names(owner) == ("Job", "once")),
         "{once:?}"
     );
-    let bare = listener.wait("bare", |known| known.pod("bare").cloned());
+    let bare = running("bare");
     assert_eq!(
         (bare.owner.clone(), bare.service_account.as_deref()),
         (Owner::Nobody, Some("default"))
     );
-    assert!(is_as_it_runs(&bare), "{bare:?} {:?}", addresses());
-    // A static pod: its UID here is another than that of its cgroup, which it has as its hash.
-    let hostnet = listener.wait("a mirror", |known| known.pod("hostnet-").cloned());
+    // A static pod's mirror has its own UID; its hash annotation is the UID in the cgroup's name.
+    let hostnet = running("hostnet-");
     assert_ne!(hostnet.static_uid.as_ref(), Some(&hostnet.uid));
     assert_eq!(
         (hostnet.owner.clone(), hostnet.host_network),
         (Owner::Nobody, Some(true))
     );
-    assert!(is_as_it_runs(&hostnet), "{hostnet:?}");
-    let agent = listener.wait("an agent", |known| known.pod("agent-").cloned());
+    let agent = running("agent-");
     assert_eq!(
         (agent.host_network, agent.ips == hostnet.ips),
         (Some(true), true),

@@ -86,10 +86,10 @@ pub fn addresses() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// It has the addresses that the network plugin gave it, and all that is in its cgroup but for its sandbox are containers of
-/// it; those that have ended are in no cgroup.
+/// Returns whether the object shows the pod as it runs: its address (the one that the network plugin gave it, or the
+/// node's), and each container in its cgroup, where the sandbox is one more. A new pod's object has neither at first.
 pub fn is_as_it_runs(pod: &PodObject) -> bool {
-    let told: Vec<_> = pod.ips.iter().map(ToString::to_string).collect();
+    let ips: Vec<_> = pod.ips.iter().map(ToString::to_string).collect();
     let ids: Vec<_> = pod.containers.iter().filter_map(|container| container.id).collect();
     let uid = pod.static_uid.as_ref().unwrap_or(&pod.uid);
     let in_its_cgroup: BTreeSet<_> = cgroups()
@@ -103,7 +103,10 @@ pub fn is_as_it_runs(pod: &PodObject) -> bool {
         .count();
     known > 0
         && in_its_cgroup.len() == known + 1
-        && (pod.host_network == Some(true) || addresses().get(uid).is_some_and(|ip| told == [ip.as_str()]))
+        && match pod.host_network {
+            Some(true) => !ips.is_empty(),
+            _ => addresses().get(uid).is_some_and(|ip| ips == [ip.as_str()]),
+        }
 }
 
 /// Waits for the pod, as it runs.
