@@ -151,7 +151,6 @@ impl<L: Eq + Hash, V: Default> Table<L, V> {
 
 /// What the connections of a group did.
 #[derive(Debug, Default)]
-#[expect(missing_docs, reason = "each is the counter of that name")]
 pub struct Traffic {
     pub opened: AtomicU64,
     pub closed: AtomicU64,
