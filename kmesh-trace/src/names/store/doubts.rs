@@ -34,11 +34,11 @@ pub struct Doubts {
 }
 
 impl Doubts {
-    /// Raises a doubt at time `now`, because of a connection that started at `start`.
-    pub fn raise(&mut self, ip: IpAddr, start: WallTime, now: WallTime) {
+    /// Raises a doubt: a connection that started at `start` used the address at time `used`.
+    pub fn raise(&mut self, ip: IpAddr, start: WallTime, used: WallTime) {
         let doubt = self.by_ip.entry(ip).or_insert(Doubt {
             since: start.0,
-            raised: now,
+            raised: used,
             answered: SourceSet::default(),
         });
         doubt.since = doubt.since.min(start.0);

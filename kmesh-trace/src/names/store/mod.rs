@@ -195,7 +195,7 @@ impl Store {
             && !is_outside
             && !local.is_in_node_netns
         {
-            self.doubt_unless_known(&pod.uid, local_ip, start, now);
+            self.doubt_unless_known(&pod.uid, local_ip, start, record.time);
         }
         let local_pod = self.local_pod(local_ip, local, start, allowed);
         if let Some(backend) = local.backend
@@ -238,10 +238,10 @@ impl Store {
         };
     }
 
-    /// Raises a doubt about an address that a source lists for a pod, while a pod that no source knows uses it.
-    fn doubt_unless_known(&mut self, uid: &str, ip: IpAddr, start: WallTime, now: WallTime) {
+    /// Raises a doubt about an address that a source lists for a pod, while a pod that no source knows uses it, at time `used`.
+    fn doubt_unless_known(&mut self, uid: &str, ip: IpAddr, start: WallTime, used: WallTime) {
         if self.pods.find(uid).is_none() && self.pods.is_pod_address(ip) {
-            self.doubts.raise(ip, start, now);
+            self.doubts.raise(ip, start, used);
         }
     }
 
@@ -315,7 +315,7 @@ impl Store {
         Some(Found { reference, pod })
     }
 
-    fn dialled(&self, record: &Record, start: WallTime, allowed: SourceSet) -> Option<crate::record::Called> {
+    fn dialled(&self, record: &Record, start: WallTime, allowed: SourceSet) -> Option<crate::record::ServiceMatch> {
         let dialled = record.socket_dst();
         let is_node = self.nodes.at(dialled.ip()).is_some();
         // An address that was translated, whatever it is, may be a node's that no source lists.
