@@ -437,7 +437,7 @@ impl SharedNames {
         })
     }
 
-    fn service(&mut self, line: &Service<'_>) -> record::Called {
+    fn service(&mut self, line: &Service<'_>) -> record::ServiceMatch {
         let known = self.services.get(&*line.host.0);
         let known = known.filter(|service| *service.name == *line.name.0 && *service.namespace == *line.namespace.0);
         let service = match known {
@@ -455,7 +455,7 @@ impl SharedNames {
                 service
             }
         };
-        record::Called {
+        record::ServiceMatch {
             service,
             by: line.by,
             ambiguous: line.ambiguous,
@@ -494,8 +494,8 @@ impl std::str::FromStr for ConnId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parts = text
             .split_once('-')
-            .and_then(|(cookie, association)| Some((u64::from_str_radix(cookie, 16).ok()?, association.parse().ok()?)));
-        let (cookie, association) = parts.ok_or_else(|| format!("{text:?} is not the id of a connection"))?;
-        Ok(Self { cookie, association })
+            .and_then(|(cookie, attempt)| Some((u64::from_str_radix(cookie, 16).ok()?, attempt.parse().ok()?)));
+        let (cookie, attempt) = parts.ok_or_else(|| format!("{text:?} is not the id of a connection"))?;
+        Ok(Self { cookie, attempt })
     }
 }

@@ -9,8 +9,8 @@ use super::testing::{capture, header};
 use crate::output::json::contract::ConnLine;
 use crate::output::{Sink, append_line, testing};
 use crate::record::{
-    Called, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, Labels, Names, Outcome, Pod, Process,
-    ProcessBy, Record, Service, ServiceBy, Tcp, TcpState, WallTime, Workload,
+    ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, Labels, Names, Outcome, Pod, Process, ProcessBy,
+    Record, Service, ServiceBy, ServiceMatch, Tcp, TcpState, WallTime, Workload,
 };
 use crate::track::delta::Delta;
 
@@ -169,7 +169,7 @@ impl Chance {
         Record {
             id: ConnId {
                 cookie: self.number(),
-                association: self.narrow(),
+                attempt: self.narrow(),
             },
             event: self.one_of(Event::ALL),
             time: WallTime(self.number() as i64),
@@ -186,7 +186,7 @@ impl Chance {
             names: Names {
                 src: self.end(),
                 dst: self.end(),
-                service: self.maybe(|chance| Called {
+                service: self.maybe(|chance| ServiceMatch {
                     service: chance.one_of(&chance.services.clone()),
                     by: chance.one_of(ServiceBy::ALL),
                     ambiguous: chance.flag(),

@@ -414,7 +414,7 @@ impl Reader {
         Counts {
             at_ns: monotonic_ns(),
             closes: counted.closes,
-            told: counted.submitted,
+            submitted: counted.submitted,
             filtered: counted.filtered,
             lost_opens: counted.lost_opens,
             ring_full: counted.lost_ring,

@@ -11,8 +11,8 @@ use crate::config::Events;
 use crate::engine::{Engine, Selection};
 use crate::filter::Filter;
 use crate::record::{
-    Called, ClosedBy, Comm, ConnId, ContainerId, Direction, End, Event, Family, LossReason, Lost, Names, Outcome, Pod,
-    Process, ProcessBy, Record, RunInfo, Service, ServiceBy, Summary, Tcp, TcpState, WallTime, Workload,
+    ClosedBy, Comm, ConnId, ContainerId, Direction, End, Event, Family, LossReason, Lost, Names, Outcome, Pod, Process,
+    ProcessBy, Record, RunInfo, Service, ServiceBy, ServiceMatch, Summary, Tcp, TcpState, WallTime, Workload,
 };
 
 pub(crate) const ALL_EVENTS: Events = Events {
@@ -69,7 +69,7 @@ pub(crate) fn example() -> Record {
     Record {
         id: ConnId {
             cookie: 0x005f_2c81,
-            association: 1,
+            attempt: 1,
         },
         event: Event::Close,
         time: TIME,
@@ -125,7 +125,7 @@ pub(crate) fn refused() -> Record {
     Record {
         id: ConnId {
             cookie: 0x1000,
-            association: 2,
+            attempt: 2,
         },
         direction: Direction::Outbound,
         family: Family::Ipv6,
@@ -184,7 +184,7 @@ pub(crate) fn largest() -> Record {
     Record {
         id: ConnId {
             cookie: u64::MAX,
-            association: MAX,
+            attempt: MAX,
         },
         time: WallTime(i64::MAX),
         start: Some(WallTime(i64::MIN)),
@@ -249,7 +249,7 @@ pub(crate) fn in_pods() -> Record {
                 pod: Some(Arc::new(server)),
                 node: None,
             },
-            service: Some(Called {
+            service: Some(ServiceMatch {
                 service: Arc::new(Service {
                     namespace: "echo-1-27855".into(),
                     name: "productpage".into(),

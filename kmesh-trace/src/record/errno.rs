@@ -1,10 +1,11 @@
-//! Linux error numbers by their names.
+//! The symbolic names of Linux error numbers.
 //!
-//! A table of our own rather than the C library's: a capture made on Linux means the same wherever it is read.
+//! This table does not depend on the C library, so a capture from Linux reads the same on every system.
 
 use std::fmt;
 
-/// A Linux error number. Displayed by its symbolic name, `ECONNREFUSED`; one without a name as `E` and its number, `E4711`.
+/// A Linux error number. Displayed as its symbolic name (`ECONNREFUSED`), or if it has none, as `E` and the number
+/// (`E4711`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub u32);
 
@@ -32,9 +33,9 @@ impl fmt::Display for Errno {
     }
 }
 
-/// The symbolic name of an error number of x86-64, aarch64 and all others that use the generic table
-/// (`include/uapi/asm-generic/errno.h`, user API and so stable), and the one kernel-internal number that escapes to
-/// user space time and again.
+/// Returns the symbolic name of an error number. The table is `include/uapi/asm-generic/errno.h`, which x86-64, aarch64
+/// and most other architectures use, and which is a stable user API. It also has `ENOTSUPP`, a kernel-internal number
+/// that some calls leak to user space.
 pub const fn name(errno: u32) -> Option<&'static str> {
     Some(match errno {
         1 => "EPERM",
@@ -178,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_errors_of_the_contract_have_their_numbers() {
+    fn common_tcp_errors_have_linux_numbers() {
         let cases = [
             (13, "EACCES"),
             (32, "EPIPE"),
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_without_a_name_stay_readable() {
+    fn unnamed_errors_are_displayed_by_number() {
         for (errno, text) in [
             (0, "E0"),
             (41, "E41"),
@@ -213,9 +214,9 @@ mod tests {
         }
     }
 
-    /// The C library's text is the only other table at hand: both must know the same numbers.
+    /// The C library's messages are the only other table here. Both must know the same numbers.
     #[test]
-    fn the_table_has_no_gap() {
+    fn table_knows_the_same_numbers_as_the_c_library() {
         for errno in 1..=133 {
             let known = !std::io::Error::from_raw_os_error(errno)
                 .to_string()
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_stands_twice() {
+    fn names_are_unique() {
         let mut names: Vec<_> = (0..1000).filter_map(name).collect();
         let all = names.len();
         names.sort_unstable();

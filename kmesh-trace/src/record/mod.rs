@@ -1,27 +1,28 @@
-//! The domain: what one traced connection is, whatever it is read from or printed as.
+//! The domain types: what the tracer knows about a connection, whatever the input or output format.
 //!
-//! A [`Record`] shares its names and owns no other heap memory, so that making, queueing and ordering one allocates nothing.
+//! A [`Record`] shares its names by `Arc` and owns no other heap memory, so creating, queueing and sorting records
+//! allocates nothing.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// Spells an enumeration, once for the log, the JSON and its schema. The `match` makes a forgotten variant a compile
-/// error, so `ALL` is complete.
+/// Defines the text of each variant, for the log, the JSON and its schema. The `match` makes a forgotten variant a
+/// compile error, so `ALL` is complete.
 macro_rules! spelling {
     ($type:ident { $($variant:ident => $name:literal,)+ }) => {
         impl $type {
-            /// Every value there is.
+            /// All values, in the order of their declaration.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// As the log and the JSON spell it.
+            /// Returns the text of this value in the log and in JSON.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)+
                 }
             }
 
-            /// Returns the value that is spelled like this.
+            /// Returns the value whose text is `name`.
             pub fn from_name(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|value| value.name() == name)
             }
@@ -34,7 +35,7 @@ mod names;
 pub mod rfc3339;
 mod tcp;
 
-pub use names::{Called, End, Labels, Names, Pod, Service, ServiceBy, Workload};
+pub use names::{End, Labels, Names, Pod, Service, ServiceBy, ServiceMatch, Workload};
 pub use tcp::Tcp;
 
 /// Wall-clock time: nanoseconds since the Unix epoch, UTC.
@@ -42,34 +43,35 @@ pub use tcp::Tcp;
 pub struct WallTime(pub i64);
 
 impl WallTime {
-    /// After everything.
+    /// The latest possible time, after every record.
     pub const MAX: Self = Self(i64::MAX);
 }
 
-/// Names a connection for as long as the tracer runs: the socket's cookie, as `ss -e` shows it, and which association of
-/// that socket it is. Displayed as `5f2c81-1`.
+/// Identifies a connection within a run: the socket's cookie, as `ss -e` shows it, and the number of the connection
+/// attempt. Displayed as `5f2c81-1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId {
-    /// The socket's cookie.
+    /// The kernel's cookie of the socket.
     pub cookie: u64,
-    /// From 1; a socket that was refused and connects again has a second one.
-    pub association: u32,
+    /// The number of the attempt on this socket, from 1. A socket that was refused and connects again has a second
+    /// attempt.
+    pub attempt: u32,
 }
 
 impl fmt::Display for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:x}-{}", self.cookie, self.association)
+        write!(f, "{:x}-{}", self.cookie, self.attempt)
     }
 }
 
-/// What a record tells.
+/// The kind of event that a record reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The connection, or the attempt to connect, is over.
+    /// The connection closed, or the attempt to connect failed.
     Close,
-    /// It reached ESTABLISHED.
+    /// The connection reached ESTABLISHED.
     Open,
-    /// How it stands, some time in between.
+    /// The counters of a connection that is still open or connecting.
     Update,
 }
 
@@ -79,12 +81,12 @@ spelling!(Event {
     Update => "update",
 });
 
-/// Which end the traced socket is.
+/// The end of the connection that the traced socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
-    /// The server's: it was accepted.
+    /// The server's end: the socket was accepted.
     Inbound,
-    /// The client's: it called connect().
+    /// The client's end: the program called connect().
     Outbound,
 }
 
@@ -93,12 +95,10 @@ spelling!(Direction {
     Outbound => "outbound",
 });
 
-/// Address family on the wire; an IPv4-mapped socket is IPv4.
+/// The address family on the wire. An IPv4-mapped IPv6 socket is IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// IPv4.
     Ipv4,
-    /// IPv6.
     Ipv6,
 }
 
@@ -107,26 +107,26 @@ spelling!(Family {
     Ipv6 => "ipv6",
 });
 
-/// How a connection ended: `spec/records.md`, section 4.
+/// How a connection or an attempt to connect ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
-    /// This end finished cleanly.
+    /// This end closed cleanly.
     Ok,
     /// The SYN was answered by RST or by ICMP port unreachable.
     Refused,
     /// Nothing answered the SYN until the kernel gave up.
     ConnectTimeout,
-    /// The program gave up before it was connected, or the attempt was killed.
+    /// The program closed the socket before it was connected, or the attempt was killed.
     ConnectAborted,
-    /// ICMP unreachable or no neighbour.
+    /// ICMP reported the destination unreachable, or neighbor resolution failed.
     Unreachable,
-    /// RST received after connecting.
+    /// The peer sent a RST on an established connection.
     ResetByPeer,
-    /// This end sent RST.
+    /// This end sent a RST.
     ResetByLocal,
-    /// Connected; the peer stopped answering.
+    /// The peer of an established connection stopped answering.
     Timeout,
-    /// None of the above: a defect to look into.
+    /// None of the other outcomes. This is a defect of the tracer.
     Unknown,
 }
 
@@ -142,12 +142,12 @@ spelling!(Outcome {
     Unknown => "unknown",
 });
 
-/// Which end closed first, or reset.
+/// The end that closed first or sent the RST.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClosedBy {
-    /// The traced socket's.
+    /// The end of the traced socket.
     Local,
-    /// The other one.
+    /// The end on the other side.
     Peer,
 }
 
@@ -156,16 +156,16 @@ spelling!(ClosedBy {
     Peer => "peer",
 });
 
-/// How a process is known to own the socket.
+/// How the tracer found the process that owns a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProcessBy {
-    /// It called connect().
+    /// The process called connect().
     Connect,
-    /// It closed this end.
+    /// The process closed this end.
     Close,
-    /// It owns the listening socket.
+    /// The process owns the listening socket.
     Listener,
-    /// It held a descriptor of the socket when all were walked.
+    /// A socket scan found the process holding a descriptor of the socket.
     Scan,
 }
 
@@ -176,18 +176,20 @@ spelling!(ProcessBy {
     Scan => "scan",
 });
 
-/// The name of a process: at most 15 bytes that the process itself chose, so not necessarily UTF-8, nor harmless.
+/// The name of a process (`comm`): at most 15 bytes. The process chooses them, so they may be invalid UTF-8 or hostile
+/// to a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Comm(pub [u8; 16]);
 
 impl Comm {
-    /// The bytes before the first NUL.
+    /// Returns the bytes before the first NUL.
     pub fn as_bytes(&self) -> &[u8] {
         let end = self.0.iter().position(|&byte| byte == 0).unwrap_or(self.0.len());
         &self.0[..end]
     }
 
-    /// Returns the name that is printed as `text`. A byte that was no UTF-8 is printed as U+FFFD; which byte it was is lost.
+    /// Returns a name that prints as `text`. Each U+FFFD, which stands for invalid UTF-8, becomes the byte 0xff: the
+    /// original byte is not in the text.
     pub fn from_text(text: &str) -> Self {
         let mut bytes = [0; 16];
         let mut length = 0;
@@ -207,24 +209,24 @@ impl Comm {
     }
 }
 
-/// The id of a container: hexadecimal digits, as the runtime and `kubectl` print it.
+/// The ID of a container: 64 hexadecimal digits, as the runtime and `kubectl` print it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ContainerId([u8; Self::DIGITS]);
 
 impl ContainerId {
-    /// How many digits it has.
+    /// The number of digits.
     pub const DIGITS: usize = 64;
 
-    /// The id that `text` spells, in lower case and nothing else.
+    /// Parses an ID. Returns `None` unless `text` is 64 lowercase hexadecimal digits.
     pub fn new(text: &str) -> Option<Self> {
         let digits: [u8; Self::DIGITS] = text.as_bytes().try_into().ok()?;
         let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         digits.iter().all(is_digit).then_some(Self(digits))
     }
 
-    /// Its digits.
+    /// Returns the digits as text.
     pub fn as_str(&self) -> &str {
-        // Digits are all that there can be.
+        // `new` accepts only ASCII digits, so the conversion cannot fail.
         str::from_utf8(&self.0).unwrap_or_default()
     }
 }
@@ -235,21 +237,21 @@ impl fmt::Display for ContainerId {
     }
 }
 
-/// The process that a socket belongs to.
+/// The process that owns a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// In the initial pid namespace.
+    /// The process ID in the initial pid namespace.
     pub pid: u32,
-    /// Of the thread-group leader.
+    /// The name of the thread-group leader.
     pub comm: Comm,
-    /// How it is known.
+    /// How the tracer found the process.
     pub by: ProcessBy,
 }
 
-/// TCP states by the kernel's names.
+/// The TCP states, with the kernel's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpState {
-    /// Data can flow both ways.
+    /// The handshake is complete, and no end has closed.
     Established,
     /// A SYN was sent.
     SynSent,
@@ -259,13 +261,13 @@ pub enum TcpState {
     FinWait1,
     /// This end closed; its FIN is acknowledged.
     FinWait2,
-    /// Over.
+    /// The socket is closed.
     Close,
-    /// The peer closed.
+    /// The peer closed first, and this end is still open.
     CloseWait,
     /// The peer closed, then this end; its FIN is not acknowledged.
     LastAck,
-    /// Both closed at once.
+    /// Both ends closed at the same time.
     Closing,
 }
 
@@ -281,79 +283,79 @@ spelling!(TcpState {
     Closing => "CLOSING",
 });
 
-/// One event of one end of one connection.
+/// One event of one end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The same in all events of a connection.
+    /// The ID of the connection, which all its events share.
     pub id: ConnId,
-    /// What happened.
+    /// The kind of event.
     pub event: Event,
-    /// When it happened.
+    /// The time of the event.
     pub time: WallTime,
-    /// connect() for outbound, ESTABLISHED for inbound; none when it began before tracing did.
+    /// The time of connect() for outbound, of ESTABLISHED for inbound. `None` if the connection began before tracing.
     pub start: Option<WallTime>,
-    /// From `start` to `time`, ns, by the monotonic clock; none when it began before tracing did.
+    /// The time from `start` to `time` in ns, by the monotonic clock. `None` if the connection began before tracing.
     pub duration_ns: Option<u64>,
-    /// SYN sent → ESTABLISHED, ns, outbound only.
+    /// The time from sending the SYN to ESTABLISHED in ns, outbound only.
     pub connect_ns: Option<u64>,
-    /// It began before tracing did.
+    /// Whether the connection began before tracing.
     pub preexisting: bool,
-    /// `duration_ns`, or the time since tracing began, ns.
+    /// `duration_ns`, or if that is `None`, the time since tracing began, in ns.
     pub observed_ns: u64,
     /// The name of the node that the socket is on.
     pub node: Arc<str>,
-    /// Which end the traced socket is.
+    /// The end of the connection that the traced socket is.
     pub direction: Direction,
-    /// Of both addresses.
+    /// The address family of both ends.
     pub family: Family,
-    /// The client's end.
+    /// The address of the client.
     pub src: SocketAddr,
-    /// The server's end: the backend, where [`Names::original_dst`] was translated to it.
+    /// The address of the server. If [`Names::original_dst`] was translated, this is the backend.
     pub dst: SocketAddr,
-    /// What both ends are called.
+    /// The Kubernetes names of both ends.
     pub names: Names,
-    /// Whom the socket belongs to.
+    /// The process that owns the socket.
     pub process: Option<Process>,
-    /// Inode number of the socket's network namespace.
+    /// The inode number of the socket's network namespace.
     pub netns: u32,
-    /// Whether the initial user namespace owns that network namespace, so that only root chose its addresses. A capture does
-    /// not have it, and says yes.
+    /// Whether the initial user namespace owns that network namespace, so that only root could choose its addresses.
+    /// True for records from a capture, which does not store it.
     pub is_netns_of_root: bool,
-    /// The kernel's id of the socket's cgroup.
+    /// The kernel's ID of the socket's cgroup.
     pub cgroup_id: Option<u64>,
-    /// The container that this cgroup is of.
+    /// The container that owns this cgroup.
     pub container_id: Option<ContainerId>,
-    /// Payload that the peer acknowledged, bytes.
+    /// The payload that the peer acknowledged, in bytes.
     pub sent_bytes: u64,
-    /// Payload that arrived in order, bytes.
+    /// The payload that arrived in order, in bytes.
     pub received_bytes: u64,
-    /// Payload handed to the kernel and not acknowledged, bytes.
+    /// The payload that the program wrote and the peer has not acknowledged, in bytes.
     pub undelivered_bytes: u64,
-    /// It reached ESTABLISHED.
+    /// Whether the connection reached ESTABLISHED.
     pub established: bool,
-    /// How it ended; none while it has not.
+    /// How the connection ended. `None` while it is open or connecting.
     pub outcome: Option<Outcome>,
-    /// The socket's error, Linux's number.
+    /// The socket's error, as a Linux error number.
     pub errno: Option<u32>,
-    /// Who ended it.
+    /// The end that closed first or sent the RST.
     pub closed_by: Option<ClosedBy>,
-    /// The kernel's own counters.
+    /// The kernel's counters of the socket.
     pub tcp: Tcp,
 }
 
 impl Record {
-    /// The server's end as the socket has it: what the program dialled, or the listener's own address.
+    /// Returns the server's address on the socket: what the program dialled, or the listener's own address.
     pub fn socket_dst(&self) -> SocketAddr {
         self.names.original_dst.unwrap_or(self.dst)
     }
 
-    /// Whether the link is known to be mutual TLS: an HBONE tunnel is, by definition.
+    /// Returns whether the connection is certainly mutual TLS. An HBONE tunnel is mutual TLS by definition.
     pub fn is_mutual_tls(&self) -> bool {
         const HBONE_PORT: u16 = 15008;
         self.dst.port() == HBONE_PORT
     }
 
-    /// The traced socket's end.
+    /// Returns the names of the traced socket's end.
     pub fn local_end(&self) -> &End {
         match self.direction {
             Direction::Outbound => &self.names.src,
@@ -362,43 +364,43 @@ impl Record {
     }
 }
 
-/// What the kernel half has counted.
+/// The counters of the eBPF programs at one instant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// When: CLOCK_MONOTONIC, ns.
+    /// The instant: CLOCK_MONOTONIC, ns.
     pub at_ns: u64,
-    /// Closes that were told, sorted out or lost.
+    /// All closes: submitted, filtered out or lost.
     pub closes: u64,
-    /// Closes that were told: so many records of them are on the ring or have been.
-    pub told: u64,
-    /// Closes that the kernel half of the filters sorted out.
+    /// Closes whose record was submitted to the ring.
+    pub submitted: u64,
+    /// Closes that the kernel filter rejected.
     pub filtered: u64,
-    /// `open` events that the ring had no room for.
+    /// `open` events lost because the ring was full.
     pub lost_opens: u64,
-    /// Closes that the ring had no room for.
+    /// Closes lost because the ring was full.
     pub ring_full: u64,
-    /// Closes of sockets that the kernel had no storage for.
+    /// Closes lost because the socket had no BPF socket storage.
     pub no_storage: u64,
-    /// Closes that the kernel skipped the programs for, known for certain.
+    /// Closes that were certainly lost because the kernel skipped the programs.
     pub skipped: u64,
-    /// Further ones, at most.
+    /// An upper bound on further closes that were lost because the kernel skipped the programs.
     pub skipped_at_most: u64,
-    /// Connections known and not closed.
+    /// The connections that have not closed.
     pub open: u64,
-    /// How many of them the last socket scan did not reach. None if none has been made.
+    /// The part of `open` that the last socket scan did not reach. `None` before the first scan.
     pub not_scanned: Option<u64>,
 }
 
-/// Why records were lost.
+/// The reason for a loss of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LossReason {
-    /// The ring buffer had no room.
+    /// The ring buffer was full.
     RingFull,
-    /// No socket storage could be had (`net.core.optmem_max`, or no memory).
+    /// The kernel had no socket storage: `net.core.optmem_max` was reached, or memory was short.
     NoSocketStorage,
-    /// The kernel skipped the programs (an upper bound).
+    /// The kernel skipped the programs. The number of these losses is an upper bound.
     ProgramSkipped,
-    /// Bytes on the ring that are no record of ours.
+    /// The bytes on the ring were not a valid record.
     Undecodable,
 }
 
@@ -409,51 +411,51 @@ spelling!(LossReason {
     Undecodable => "undecodable",
 });
 
-/// Records lost since the last such report.
+/// A report of the records lost since the last report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
-    /// When it was found out.
+    /// The time when the tracer noticed the loss.
     pub time: WallTime,
-    /// Since the last report.
+    /// The records lost since the last report.
     pub lost_records: u64,
-    /// Since the start.
+    /// The records lost since tracing began.
     pub lost_records_total: u64,
-    /// Every reason among those since the last report, in order, without repeats.
+    /// The reasons for the losses since the last report, sorted, without duplicates.
     pub reasons: Vec<LossReason>,
 }
 
-/// How many of what, at the end or so far. `closes = delivered + filtered + lost_records + after_limit` at the end;
-/// each is counted on its own.
+/// The totals of a run, at its end or so far. At the end, `closes = delivered + filtered + lost_records + after_limit`.
+/// Each is counted separately.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// When it was made.
+    /// The time at which the totals were taken.
     pub time: WallTime,
-    /// All that the kernel saw end while tracing.
+    /// The connections that the kernel saw close while tracing.
     pub closes: u64,
-    /// Printed, or would have been but for `-o none`.
+    /// The closes that passed the filters and were sent to the sinks.
     pub delivered: u64,
-    /// Sorted out by filters.
+    /// The closes that the filters rejected.
     pub filtered: u64,
-    /// Lost, for every reason.
+    /// The lost closes, for all reasons.
     pub lost_records: u64,
-    /// Of `lost_records`, those that the kernel may have skipped without a trace: an upper bound.
+    /// The part of `lost_records` that is only an upper bound: the kernel may have skipped the programs.
     pub lost_at_most: u64,
-    /// Every reason among `lost_records`.
+    /// The reasons for `lost_records`.
     pub reasons: Vec<LossReason>,
-    /// Came after `--count` or `--duration` was reached.
+    /// The closes after `--count` or `--duration` was reached.
     pub after_limit: u64,
-    /// Delivered with an end that belongs to a pod of this node and has no name.
+    /// The delivered closes with an end that belongs to a pod of this node and has no name.
     pub unresolved: u64,
-    /// Connections known and not closed.
+    /// The connections that have not closed.
     pub open: u64,
-    /// How many of them the last socket scan did not reach. None if none was made.
+    /// The part of `open` that the last socket scan did not reach. `None` without a scan.
     pub not_scanned: Option<u64>,
-    /// Since tracing began, ns.
+    /// The time since tracing began, in ns.
     pub elapsed_ns: u64,
 }
 
 impl Summary {
-    /// Returns the summary of nothing.
+    /// Returns a summary with all totals zero.
     pub fn zero(time: WallTime) -> Self {
         Self {
             time,
@@ -471,7 +473,7 @@ impl Summary {
         }
     }
 
-    /// Adds the sums of another run. Both ran at the same time.
+    /// Adds the totals of a run that ran at the same time.
     pub fn add(&mut self, other: &Self) {
         for (sum, number) in [
             (&mut self.closes, other.closes),
@@ -496,14 +498,14 @@ impl Summary {
     }
 }
 
-/// What is the same for every line of a run.
+/// The facts that all lines of a run share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunInfo {
-    /// The node's name (its host name, unless a source knows better).
+    /// The node's name: its host name.
     pub node: String,
-    /// The kernel's release (`uname -r`).
+    /// The kernel's release, as `uname -r` prints it.
     pub kernel: String,
-    /// This tool's version.
+    /// The version of kmesh-trace.
     pub version: String,
 }
 
@@ -512,16 +514,16 @@ pub struct RunInfo {
 pub struct Header {
     /// The node, its kernel and the version of the tracer.
     pub info: RunInfo,
-    /// When tracing began. An update at this very time is a baseline: it says what a connection had moved before.
+    /// The time when tracing began. An update at exactly this time is a baseline: its counters are from before tracing.
     pub start: WallTime,
-    /// The number of the file among those of a rotated capture, from 0.
+    /// The index of this file in a rotated capture, from 0.
     pub part: u32,
     /// The number of closes in the parts before this one.
     pub closes_before: u64,
 }
 
 impl Header {
-    /// Returns the header of a capture that has none: saved `-o json` output.
+    /// Returns the header for input without a header line, such as saved `-o json` output.
     pub fn unknown() -> Self {
         let unknown = || "unknown".to_owned();
         Self {

@@ -1,65 +1,65 @@
-//! What the ends of a connection are called: pods, workloads, services, nodes.
+//! The Kubernetes names of the ends of a connection: pods, workloads, Services, nodes.
 //!
-//! All of it is shared (`Arc`): naming a record clones pointers and allocates nothing, and a name lives as long as a record
-//! that has it, however soon its pod is gone.
+//! Names are shared by `Arc`. Annotating a record clones pointers and allocates nothing. A name lives as long as a
+//! record uses it, even after its pod is gone.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// A pod, as far as it is known. Two that are equal in `uid` are the same pod.
+/// What the name sources know about a pod. Two values with the same `uid` are the same pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// `metadata.uid`.
+    /// The UID, from `metadata.uid`.
     pub uid: Arc<str>,
-    /// `metadata.namespace`.
+    /// The namespace, from `metadata.namespace`.
     pub namespace: Arc<str>,
-    /// `metadata.name`.
+    /// The name, from `metadata.name`.
     pub name: Arc<str>,
-    /// The controller that people name; none while no source knows it.
+    /// The controller that users know, such as the Deployment. `None` while no source knows it.
     pub workload: Option<Workload>,
-    /// `spec.serviceAccountName`.
+    /// The service account, from `spec.serviceAccountName`.
     pub service_account: Option<Arc<str>>,
-    /// `spec.nodeName`.
+    /// The node, from `spec.nodeName`.
     pub node: Option<Arc<str>>,
-    /// `spec.hostNetwork`.
+    /// Whether the pod uses its node's network, from `spec.hostNetwork`.
     pub host_network: Option<bool>,
-    /// `metadata.labels`; none while no source knows them.
+    /// The labels, from `metadata.labels`. `None` while no source knows them.
     pub labels: Option<Labels>,
 }
 
-/// A controller: a Deployment, a StatefulSet, a CronJob, whatever owns the pod in the end, or the pod itself.
+/// The topmost controller of a pod (a Deployment, a StatefulSet, a CronJob), or the pod itself if it has none.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Workload {
-    /// Its kind, as Kubernetes spells it: `Deployment`, `Pod`.
+    /// The kind, as Kubernetes spells it: `Deployment`, `Pod`.
     pub kind: Arc<str>,
-    /// Its name, in the pod's namespace.
+    /// The name, in the pod's namespace.
     pub name: Arc<str>,
 }
 
-/// Labels in the order of their keys, each key once.
+/// Labels, sorted by key. Each key occurs once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Labels(Arc<[(Arc<str>, Arc<str>)]>);
 
 impl Labels {
-    /// The value of a label.
+    /// Returns the value of the label `key`.
     pub fn get(&self, key: &str) -> Option<&str> {
         let found = self.0.binary_search_by(|(one, _)| (**one).cmp(key)).ok()?;
         Some(&self.0[found].1)
     }
 
-    /// All of them, as they are shared.
+    /// Iterates over the shared keys and values.
     pub fn shared(&self) -> impl Iterator<Item = &(Arc<str>, Arc<str>)> + Clone {
         self.0.iter()
     }
 
-    /// All of them.
+    /// Iterates over the keys and values.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (&**key, &**value))
     }
 }
 
 impl<S: Into<Arc<str>>> FromIterator<(S, S)> for Labels {
-    /// Of a key that comes twice the last value counts.
+    /// Collects labels. If a key occurs twice, the last value wins.
     fn from_iter<I: IntoIterator<Item = (S, S)>>(labels: I) -> Self {
         let sorted: std::collections::BTreeMap<Arc<str>, Arc<str>> = labels
             .into_iter()
@@ -69,25 +69,25 @@ impl<S: Into<Arc<str>>> FromIterator<(S, S)> for Labels {
     }
 }
 
-/// A Service.
+/// The identity of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Service {
-    /// `metadata.namespace`.
+    /// The namespace, from `metadata.namespace`.
     pub namespace: Arc<str>,
-    /// `metadata.name`.
+    /// The name, from `metadata.name`.
     pub name: Arc<str>,
-    /// Its DNS name: `name.namespace.svc.cluster.local`.
+    /// The DNS name: `name.namespace.svc.cluster.local`.
     pub host: Arc<str>,
 }
 
-/// How a connection's Service was found.
+/// How the Service of a connection was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServiceBy {
-    /// The client dialled its address: certain.
+    /// The client dialled the Service's ClusterIP. This is certain.
     Vip,
-    /// The server's pod is behind it, with that target port: likely.
+    /// The server's pod is a backend of the Service, with this target port. This is likely.
     TargetPort,
-    /// It is headless and the server's pod is one of its.
+    /// The Service is headless, and the server's pod is one of its backends.
     Headless,
 }
 
@@ -97,39 +97,39 @@ spelling!(ServiceBy {
     Headless => "headless",
 });
 
-/// The Service that was called.
+/// The Service that a client called.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Called {
-    /// Of several that match, the alphabetically first.
+pub struct ServiceMatch {
+    /// The Service. If several match, the alphabetically first.
     pub service: Arc<Service>,
-    /// How it was found.
+    /// How the Service was found.
     pub by: ServiceBy,
-    /// Whether several match.
+    /// Whether several Services match.
     pub ambiguous: bool,
 }
 
-/// What is known of one end besides its address.
+/// The names of one end of a connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct End {
-    /// The pod at that end, when the connection began.
+    /// The pod that had the address when the connection began.
     pub pod: Option<Arc<Pod>>,
-    /// The node whose own address this is; a pod's node is [`Pod::node`].
+    /// The node that has the address. The node of a pod is [`Pod::node`].
     pub node: Option<Arc<str>>,
 }
 
-/// All names of a connection. By default nothing is known.
+/// All names of a connection. The default has no names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
-    /// The client's end.
+    /// The names of the client.
     pub src: End,
-    /// The server's end.
+    /// The names of the server.
     pub dst: End,
-    /// The Service that was called.
-    pub service: Option<Called>,
-    /// What the client dialled, where that was translated on the way: then [`super::Record::dst`] is the backend.
+    /// The Service that the client called.
+    pub service: Option<ServiceMatch>,
+    /// The address that the client dialled, if it was translated. Then [`super::Record::dst`] is the backend.
     pub original_dst: Option<SocketAddr>,
-    /// The name of the local container.
+    /// The name of the container that owns the socket.
     pub container: Option<Arc<str>>,
-    /// An end belongs to a pod of this node and has no name.
+    /// Whether an end belongs to a pod of this node and has no name.
     pub unresolved: bool,
 }

@@ -1,4 +1,4 @@
-//! Times as text: RFC 3339, UTC, nine decimals.
+//! Times as text: RFC 3339 in UTC with nine decimals.
 
 use crate::record::WallTime;
 use chrono::{DateTime, Datelike, NaiveDate};
@@ -6,14 +6,14 @@ use chrono::{DateTime, Datelike, NaiveDate};
 const NANOS_PER_DAY: i64 = 86_400_000_000_000;
 const LENGTH: usize = "2026-01-02T03:04:05.123456789Z".len();
 
-/// A time written out, on the stack. Years have four digits: the 64 bits of a [`WallTime`] reach from 1677 to 2262.
+/// A formatted time, on the stack. Years have four digits, since a [`WallTime`] ranges from 1677 to 2262.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rfc3339([u8; LENGTH]);
 
 impl Rfc3339 {
-    /// Formats `time`.
+    /// Formats `time` as `2026-01-02T03:04:05.123456789Z`.
     pub fn new(time: WallTime) -> Self {
-        // 64 bits of nanoseconds are 106,752 days on either side of the epoch: no narrowing below loses a bit.
+        // 64 bits of nanoseconds are at most 106,752 days before or after the epoch, so no cast below truncates.
         let day = time.0.div_euclid(NANOS_PER_DAY) as i32;
         let nanos_of_day = time.0.rem_euclid(NANOS_PER_DAY) as u64;
         let second = (nanos_of_day / 1_000_000_000) as u32;
@@ -29,31 +29,31 @@ impl Rfc3339 {
         Self(text)
     }
 
-    /// `2026-01-02T03:04:05.123456789Z`.
+    /// Returns the whole text: `2026-01-02T03:04:05.123456789Z`.
     pub fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0).expect("made of ASCII alone")
+        std::str::from_utf8(&self.0).expect("only ASCII")
     }
 
-    /// `2026-01-02`.
+    /// Returns the date: `2026-01-02`.
     pub fn date(&self) -> &str {
         &self.as_str()[..10]
     }
 
-    /// `03:04:05.123456789`.
+    /// Returns the time of day: `03:04:05.123456789`.
     pub fn time_of_day(&self) -> &str {
         &self.as_str()[11..29]
     }
 }
 
-/// Parses a time of RFC 3339, with any offset and any number of decimals. `None` if it is none, or out of a [`WallTime`]'s
-/// range.
+/// Parses an RFC 3339 time, with any offset and any number of decimals. Returns `None` if the text is malformed or out
+/// of the range of a [`WallTime`].
 pub fn parse(text: &str) -> Option<WallTime> {
-    let nanos = parse_own(text.as_bytes()).or_else(|| DateTime::parse_from_rfc3339(text).ok()?.timestamp_nanos_opt());
+    let nanos = parse_fast(text.as_bytes()).or_else(|| DateTime::parse_from_rfc3339(text).ok()?.timestamp_nanos_opt());
     nanos.map(WallTime)
 }
 
-/// Parses what [`Rfc3339`] writes. A capture has some of these in every line.
-fn parse_own(text: &[u8]) -> Option<i64> {
+/// Parses the exact format of [`Rfc3339`]. Every line of a capture has several times, so this is a hot path.
+fn parse_fast(text: &[u8]) -> Option<i64> {
     let text: &[u8; LENGTH] = text.try_into().ok()?;
     let marks = [
         (4, b'-'),
@@ -79,7 +79,7 @@ fn parse_own(text: &[u8]) -> Option<i64> {
         return None;
     }
     let seconds = i64::from(date.to_epoch_days()) * 86_400 + i64::from(hour * 3600 + minute * 60 + second);
-    // In this order, the least time has no overflow on the way.
+    // This order of operations does not overflow for the earliest time.
     i128::from(seconds)
         .checked_mul(1_000_000_000)?
         .checked_add(i128::from(number(20, 29)?))?
@@ -87,10 +87,10 @@ fn parse_own(text: &[u8]) -> Option<i64> {
         .ok()
 }
 
-/// Fills `field` with the decimal digits of `number`, zeros in front.
+/// Fills `field` with the decimal digits of `number`, padded with zeros.
 fn digits(field: &mut [u8], mut number: u32) {
     for digit in field.iter_mut().rev() {
-        // Less than ten, so the narrowing keeps all of it.
+        // The remainder is less than ten, so the cast does not truncate.
         *digit = b'0' + (number % 10) as u8;
         number /= 10;
     }
@@ -118,17 +118,17 @@ mod tests {
                 "2024-02-29T00:00:00.000000000Z",
             ),
             (
-                "the last of a year",
+                "the last nanosecond of a year",
                 1_767_225_599_999_999_999,
                 "2025-12-31T23:59:59.999999999Z",
             ),
             (
-                "a century that leaps not",
+                "a century without a leap day",
                 4_107_542_400_000_000_000,
                 "2100-03-01T00:00:00.000000000Z",
             ),
-            ("the least", i64::MIN, "1677-09-21T00:12:43.145224192Z"),
-            ("the greatest", i64::MAX, "2262-04-11T23:47:16.854775807Z"),
+            ("the earliest", i64::MIN, "1677-09-21T00:12:43.145224192Z"),
+            ("the latest", i64::MAX, "2262-04-11T23:47:16.854775807Z"),
         ];
         for (name, nanos, text) in cases {
             assert_eq!(Rfc3339::new(WallTime(nanos)).as_str(), text, "{name}");
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn times_of_others_are_parsed() {
+    fn other_rfc3339_forms_are_parsed() {
         let time = Some(WallTime(1_726_301_966_500_000_000));
         let cases = [
             ("2024-09-14T08:19:26.5Z", time),
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_cut_where_the_log_needs_them() {
+    fn date_and_time_of_day_are_parts_of_the_text() {
         let time = Rfc3339::new(WallTime(1_726_301_966_552_709_932));
         assert_eq!((time.date(), time.time_of_day()), ("2024-09-14", "08:19:26.552709932"));
     }

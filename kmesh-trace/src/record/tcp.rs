@@ -1,4 +1,4 @@
-//! The kernel's counters in a record, generated from the table of `tcp_sock`.
+//! The kernel's counters in a record, generated from the table `tcp_fields!`.
 
 use kmesh_trace_common::unit::{self, Unit};
 use kmesh_trace_common::{Snapshot, tcp_fields};
@@ -13,23 +13,23 @@ macro_rules! tcp {
         reported { $($name:ident: $width:ident, $path:literal, $unit:ident, $description:tt;)* }
         internal { $($internal:tt)* }
     ) => {
-        /// The kernel's counters for the socket, raw but for the units in the names.
+        /// The kernel's counters of the socket, in the units that the names say.
         ///
         /// The JSON members are these fields, in this order.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
         #[schemars(
             deny_unknown_fields,
             rename = "tcp",
-            description = "The kernel's counters for the socket, raw but for the units in the names."
+            description = "The kernel's counters of the socket, in the units that the names say."
         )]
         pub struct Tcp {
-            /// The state after the event.
+            /// The TCP state after the event.
             pub state: TcpState,
-            /// The state before the event.
+            /// The TCP state before the event.
             pub old_state: Option<TcpState>,
             $(
                 #[doc = $description]
-                // Output that an older version printed lacks the newer ones.
+                // The output of an older version lacks the newer counters.
                 #[serde(default)]
                 pub $name: <unit::$unit as Unit<$width>>::Value,
             )*

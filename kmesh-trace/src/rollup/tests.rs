@@ -23,7 +23,7 @@ fn settings(keys: &[Key]) -> Settings {
 fn told(cookie: u64, event: Event, second: f64, sent_bytes: u64) -> Record {
     let example = testing::example();
     Record {
-        id: ConnId { cookie, association: 1 },
+        id: ConnId { cookie, attempt: 1 },
         event,
         time: WallTime((second * 1e9) as i64),
         direction: Direction::Outbound,

@@ -65,7 +65,7 @@ mod tests {
         assert_eq!(decode(bytes_of(&close)), Ok(Event::Snapshot(close)));
         let reset = Reset {
             kind: KIND_RESET,
-            association: 2,
+            attempt: 2,
             cookie: 7,
         };
         assert_eq!(decode(bytes_of(&reset)), Ok(Event::Reset(reset)));

@@ -232,7 +232,7 @@ mod tests {
         let mut deltas = Deltas::default();
         deltas.take(&record(Event::Update, 10, 0));
         let mut second = record(Event::Close, 3, 0);
-        second.id.association = 2;
+        second.id.attempt = 2;
         assert_eq!(deltas.take(&second), delta(true, 3, 0));
     }
 

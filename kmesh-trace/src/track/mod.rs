@@ -110,7 +110,7 @@ impl Tracker {
 
     fn settle(&mut self, reset: Reset) {
         let of_reset =
-            |held: &&mut Held| (held.snapshot.cookie, held.snapshot.association) == (reset.cookie, reset.association);
+            |held: &&mut Held| (held.snapshot.cookie, held.snapshot.attempt) == (reset.cookie, reset.attempt);
         if let Some(held) = self.held.iter_mut().rev().find(of_reset) {
             held.reset_sent = true;
         }
@@ -146,7 +146,7 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, node: &Arc<str>,
     Record {
         id: ConnId {
             cookie: snapshot.cookie,
-            association: snapshot.association,
+            attempt: snapshot.attempt,
         },
         event,
         time: clock.wall(snapshot.time_ns),

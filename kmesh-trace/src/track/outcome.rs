@@ -3,7 +3,7 @@
 //! programs at both ends were told).
 
 use kmesh_trace_common::{
-    FLAG_ACTIVE, FLAG_HELD, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_SECOND_CHANCE, SK_DEAD, SK_DONE, Snapshot, state,
+    FLAG_ACTIVE, FLAG_HELD_BY_PROCESS, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_FALLBACK, SK_DEAD, SK_DONE, Snapshot, state,
 };
 
 use crate::record::{ClosedBy, Outcome};
@@ -41,7 +41,7 @@ pub fn all_acknowledged(close: &Snapshot) -> bool {
 /// The state before CLOSE. Where the programs were skipped there it follows from the last state noted: of the changes that
 /// are not noted, a received FIN sets SOCK_DONE, and an acknowledged one moves `snd_una`.
 pub fn old_state(close: &Snapshot) -> u8 {
-    if close.flags & FLAG_SECOND_CHANCE == 0 {
+    if close.flags & FLAG_FALLBACK == 0 {
         return close.old_state;
     }
     let peer_closed = close.sk_flags & SK_DONE != 0;
@@ -59,7 +59,7 @@ pub fn is_half_open(snapshot: &Snapshot, old_state: u8) -> bool {
     match old_state {
         state::SYN_SENT | state::SYN_RECV => true,
         state::FIN_WAIT1 | state::CLOSING | state::LAST_ACK => {
-            let is_known = snapshot.flags & (FLAG_PREEXISTING | FLAG_SECOND_CHANCE) == 0;
+            let is_known = snapshot.flags & (FLAG_PREEXISTING | FLAG_FALLBACK) == 0;
             is_known && snapshot.established_ns == 0 && snapshot.bytes_acked == 0
         }
         _ => false,
@@ -122,14 +122,14 @@ fn final_error(close: &Snapshot, old_state: u8) -> u32 {
 
 /// Returns whether the program may have read the error before the socket was destroyed, so that the destroy fallback did not see it.
 fn is_error_lost(close: &Snapshot, old_state: u8, error: u32) -> bool {
-    if close.flags & FLAG_SECOND_CHANCE == 0 || error != 0 {
+    if close.flags & FLAG_FALLBACK == 0 || error != 0 {
         return false;
     }
     match old_state {
         // Segments and timers end an attempt with an error. Only close() ends it without one, and the kernel hardly ever skips a
         // program in a system call.
         state::SYN_SENT | state::SYN_RECV => true,
-        _ if close.flags & FLAG_HELD != 0 => !is_clean(close, old_state),
+        _ if close.flags & FLAG_HELD_BY_PROCESS != 0 => !is_clean(close, old_state),
         // Retransmission was under way, so it may have given up, or this end may have reset the connection.
         state::ESTABLISHED | state::CLOSE_WAIT => close.icsk_retransmits > 0,
         _ => false,
@@ -487,7 +487,7 @@ mod tests {
     #[test]
     fn destroy_fallback_without_an_error_does_not_guess_while_retransmitting() {
         let fallback = |icsk_retransmits| Snapshot {
-            flags: FLAG_SECOND_CHANCE,
+            flags: FLAG_FALLBACK,
             icsk_retransmits,
             ..established(ESTABLISHED)
         };
@@ -505,10 +505,10 @@ mod tests {
                 flags: flags | active,
                 ..Snapshot::zeroed()
             };
-            let lost = ending(&attempt(FLAG_SECOND_CHANCE, 0), false);
+            let lost = ending(&attempt(FLAG_FALLBACK, 0), false);
             assert_eq!((lost.outcome, lost.errno, lost.closed_by), (Unknown, None, None));
             // An error that nobody has read.
-            assert_ne!(ending(&attempt(FLAG_SECOND_CHANCE, ETIMEDOUT), false).outcome, Unknown);
+            assert_ne!(ending(&attempt(FLAG_FALLBACK, ETIMEDOUT), false).outcome, Unknown);
             // The program's own close(), which no program was skipped for.
             assert_ne!(ending(&attempt(0, 0), false).outcome, Unknown);
         }
@@ -517,7 +517,7 @@ mod tests {
             old_state: SYN_SENT,
             ee_origin: 2,
             ee_errno: ECONNREFUSED,
-            flags: FLAG_SECOND_CHANCE | FLAG_ACTIVE,
+            flags: FLAG_FALLBACK | FLAG_ACTIVE,
             ..Snapshot::zeroed()
         };
         assert_eq!(ending(&icmp, false).outcome, Refused);
@@ -526,7 +526,7 @@ mod tests {
     #[test]
     fn destroy_fallback_does_not_guess_what_a_program_read_of_its_held_socket() {
         let fallback = |noted, flags, sk_err, sk_flags| Snapshot {
-            flags: FLAG_SECOND_CHANCE | flags,
+            flags: FLAG_FALLBACK | flags,
             sk_err,
             sk_flags,
             write_seq: 10,
@@ -534,14 +534,14 @@ mod tests {
             ..established(noted)
         };
         for noted in [ESTABLISHED, FIN_WAIT1, FIN_WAIT2] {
-            let lost = fallback(noted, FLAG_HELD, 0, SK_DEAD);
+            let lost = fallback(noted, FLAG_HELD_BY_PROCESS, 0, SK_DEAD);
             assert_eq!(ending(&lost, false).outcome, Unknown, "{noted}");
-            let read_by_nobody = fallback(noted, FLAG_HELD, ECONNRESET, SK_DEAD);
+            let read_by_nobody = fallback(noted, FLAG_HELD_BY_PROCESS, ECONNRESET, SK_DEAD);
             assert_eq!(ending(&read_by_nobody, false).outcome, ResetByPeer, "{noted}");
         }
         // Both ends had closed: there was no error.
         for noted in [FIN_WAIT1, LAST_ACK] {
-            let clean = fallback(noted, FLAG_HELD, 0, SK_DEAD | SK_DONE);
+            let clean = fallback(noted, FLAG_HELD_BY_PROCESS, 0, SK_DEAD | SK_DONE);
             assert_eq!(ending(&clean, false).outcome, Ok, "{noted}");
         }
         // An orphan's error can be read by nobody, so there was none.
@@ -562,7 +562,7 @@ mod tests {
         ];
         for (name, noted, sk_flags, unacknowledged, expected) in cases {
             let close = Snapshot {
-                flags: FLAG_SECOND_CHANCE,
+                flags: FLAG_FALLBACK,
                 old_state: noted,
                 sk_flags,
                 write_seq: 100,

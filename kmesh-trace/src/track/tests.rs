@@ -14,7 +14,7 @@ fn close(cookie: u64, time_ns: u64) -> Snapshot {
     Snapshot {
         kind: KIND_CLOSE,
         cookie,
-        association: 1,
+        attempt: 1,
         time_ns,
         start_ns: 1,
         old_state: state::FIN_WAIT2,
@@ -62,16 +62,16 @@ fn nothing_comes_before_it_is_settled() {
 
 #[test]
 fn a_reset_settles_the_close_of_its_own_association_only() {
-    let reset = |cookie, association| {
+    let reset = |cookie, attempt| {
         decode::Event::Reset(Reset {
             kind: KIND_RESET,
-            association,
+            attempt,
             cookie,
         })
     };
     let mut tracker = Tracker::new(0, "node".into());
     let second = Snapshot {
-        association: 2,
+        attempt: 2,
         ..close(1, 20)
     };
     take(&mut tracker, &[close(1, 10), second, close(2, 30)]);

@@ -11,7 +11,7 @@ use super::tests::process;
 use super::*;
 use crate::output::testing::{example, random};
 use crate::record::{
-    Called, ContainerId, Direction, End, Event, Names, Outcome, Pod, Record, Service, ServiceBy, Workload,
+    ContainerId, Direction, End, Event, Names, Outcome, Pod, Record, Service, ServiceBy, ServiceMatch, Workload,
 };
 
 const FLAGS: [&str; 29] = [
@@ -217,7 +217,7 @@ impl<F: FnMut() -> u64> Dice<F> {
             dst: end(self),
             service: (self.below(2) == 0).then(|| {
                 let (namespace, name) = (self.one(&NAMESPACES), self.one(&PODS));
-                Called {
+                ServiceMatch {
                     service: Arc::new(Service {
                         namespace: namespace.into(),
                         name: name.into(),

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::config::tests::{PLAIN, parsed};
 use crate::output::testing::{comm, example, random};
 use crate::record::{
-    Called, ContainerId, Direction, Event, Names, Outcome, Pod, Process, ProcessBy, Record, Service, ServiceBy,
+    ContainerId, Direction, Event, Names, Outcome, Pod, Process, ProcessBy, Record, Service, ServiceBy, ServiceMatch,
     Workload,
 };
 
@@ -262,7 +262,7 @@ fn name_flags_match_pod_workload_service_or_labels() {
     // One connection from shop/web to data/db through a service, and one from outside to shop/web.
     web.names.src.pod = pod("shop", "Deployment", "web");
     web.names.dst.pod = pod("data", "StatefulSet", "db");
-    web.names.service = Some(Called {
+    web.names.service = Some(ServiceMatch {
         service: Arc::new(Service {
             namespace: "data".into(),
             name: "database".into(),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::reports::SourceSet;
-use crate::record::Called;
+use crate::record::ServiceMatch;
 
 /// The result of a look-up that is remembered for a port of a pod, until a Service of the pod's namespace changes, or an
 /// endpoint at the pod's address.
@@ -15,5 +15,5 @@ pub struct CachedMatch {
     pub(super) allowed: SourceSet,
     /// The last change of the endpoints at the address, and of the namespace's selectors: number and time.
     pub(super) changed: [(u32, i64); 2],
-    pub(super) found: Option<Called>,
+    pub(super) found: Option<ServiceMatch>,
 }

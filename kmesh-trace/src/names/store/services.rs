@@ -16,7 +16,7 @@ use super::reports::{Reports, SourceSet};
 use super::shared::Shared;
 use super::timeline::{OPEN, Span, Timeline};
 use crate::names::update::{EndpointsObject, ServiceObject, SourceId, TargetPort};
-use crate::record::{Called, Pod, Service, ServiceBy, WallTime};
+use crate::record::{Pod, Service, ServiceBy, ServiceMatch, WallTime};
 
 /// How long what a Service had is remembered, ns.
 const REMEMBERED_NS: i64 = 30 * 60 * 1_000_000_000;
@@ -386,7 +386,7 @@ impl Services {
         is_others: bool,
         time: WallTime,
         allowed: SourceSet,
-    ) -> Option<Called> {
+    ) -> Option<ServiceMatch> {
         let (ip, port) = (address.ip(), address.port());
         let at = |spans: &[Span<At>]| self.pick(spans, time, allowed, ServiceBy::Vip, |at| at.port == port);
         let cluster = self.cluster_ips.get(&ip);
@@ -411,7 +411,7 @@ impl Services {
         pods: &mut Pods,
         time: WallTime,
         allowed: SourceSet,
-    ) -> Option<Called> {
+    ) -> Option<ServiceMatch> {
         let (ip, port) = (address.ip(), address.port());
         let selectors = self.selectors.get(&pod.namespace);
         let selectors = selectors.map_or((0, i64::MIN), |selectors| selectors.changed);
@@ -451,7 +451,7 @@ impl Services {
         pods: &Pods,
         time: WallTime,
         allowed: SourceSet,
-    ) -> Option<Called> {
+    ) -> Option<ServiceMatch> {
         let endpoints = self.endpoints.get(&address.ip());
         let is_near = |at: &At| self.entries[at.service as usize].service.namespace == pod.namespace;
         let is_headless = |slot: u32| {
@@ -484,7 +484,7 @@ impl Services {
         allowed: SourceSet,
         by: ServiceBy,
         is_wanted: impl Fn(&At) -> bool,
-    ) -> Option<Called> {
+    ) -> Option<ServiceMatch> {
         let mut first: Option<&Entry> = None;
         let mut ambiguous = false;
         for span in spans
@@ -517,7 +517,7 @@ impl Services {
         allowed: SourceSet,
         by: ServiceBy,
         is_wanted: impl Fn(u32) -> bool,
-    ) -> Option<Called> {
+    ) -> Option<ServiceMatch> {
         let selectors = self.selectors.get(&pod.namespace)?;
         let labels = pod.labels.as_ref()?;
         let has = |(key, value): &(Arc<str>, Arc<str>)| labels.get(key) == Some(value);
@@ -612,8 +612,8 @@ impl Services {
 }
 
 impl Entry {
-    fn called(&self, by: ServiceBy, ambiguous: bool) -> Called {
-        Called {
+    fn called(&self, by: ServiceBy, ambiguous: bool) -> ServiceMatch {
+        ServiceMatch {
             service: Arc::clone(&self.service),
             by,
             ambiguous,

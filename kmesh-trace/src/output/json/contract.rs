@@ -238,8 +238,8 @@ struct Service<'a> {
     ambiguous: bool,
 }
 
-impl<'a> From<&'a record::Called> for Service<'a> {
-    fn from(called: &'a record::Called) -> Self {
+impl<'a> From<&'a record::ServiceMatch> for Service<'a> {
+    fn from(called: &'a record::ServiceMatch) -> Self {
         Self {
             name: &called.service.name,
             namespace: &called.service.namespace,

@@ -147,7 +147,7 @@ mod tests {
             ("outcome", testing::refused(), "/outcome", "refused".into()),
             ("errno by name", testing::refused(), "/errno", "ECONNREFUSED".into()),
             ("cgroup not known", testing::refused(), "/local/cgroup_id", Value::Null),
-            ("the second association", testing::refused(), "/id", "1000-2".into()),
+            ("the second attempt", testing::refused(), "/id", "1000-2".into()),
             ("no RTT sample", testing::refused(), "/tcp/srtt_us", Value::Null),
             ("preexisting", testing::preexisting(), "/preexisting", true.into()),
             ("no start", testing::preexisting(), "/start", Value::Null),

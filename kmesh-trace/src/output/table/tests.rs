@@ -38,7 +38,7 @@ fn begin() -> Begin {
 /// A close of a connection to `server`, so many windows after the first began.
 fn close(cookie: u64, window: i64, server: &str, outcome: Outcome, sent_bytes: u64) -> Record {
     Record {
-        id: ConnId { cookie, association: 1 },
+        id: ConnId { cookie, attempt: 1 },
         time: WallTime(BEGIN + window * 5 * SECOND + 1),
         direction: Direction::Outbound,
         src: "10.244.0.17:51842".parse().unwrap(),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::names::update::{EndpointsObject, ServiceObject, ServicePort, TargetPort};
-use crate::record::Called;
+use crate::record::ServiceMatch;
 
 /// Ports as `80:8080`, `80:http` or `80:8080:30080`.
 fn service(name: &str, ip: &str, selector: &str, ports: &[&str]) -> ServiceObject {
@@ -84,7 +84,7 @@ fn dialled(store: &Store, address: &str, at_node: bool, time: i64) -> String {
     )
 }
 
-fn text(called: Option<Called>) -> String {
+fn text(called: Option<ServiceMatch>) -> String {
     called.map_or_else(
         || "-".to_owned(),
         |called| {
