@@ -574,13 +574,13 @@ fn flipped(folder: &Path) -> Result<(), Failed> {
 fn foreign(folder: &Path) -> Result<(), Failed> {
     let file = folder.join("foreign");
     let cases: [(&[u8], &str); 7] = [
-        (b"", "no line of it is one of a capture"),
+        (b"", "not a capture: no line of the file is a record"),
         (b"{\"type\":\"conn\"}\n", "line 1: skipped: missing field"),
         (
             b"{\"type\":\"header\",\"v\":2}\n",
-            "line 1: skipped: it is of version 2",
+            "line 1: skipped: version 2 is not supported",
         ),
-        (b"accesslog: 2024\n", "line 1: skipped: it is not a line of kmesh-trace"),
+        (b"accesslog: 2024\n", "line 1: skipped: not a line of kmesh-trace"),
         (b"\x1f\x8b\x08\0", "cut off"),
         (&[0; 100_000], "cut off"),
         // A frame that wants a window of two terabytes.

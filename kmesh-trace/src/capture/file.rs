@@ -1,10 +1,12 @@
-//! Writing a capture: to a new file, to a row of files of bounded size, or to a pipe.
+//! Writes a capture to a new file, to rotated files of bounded size, or to a pipe.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use serde::Serialize;
 
 use super::compression::{Compression, Compressor};
 use crate::blocking_io::Blocking;
@@ -16,59 +18,62 @@ use crate::record::Header;
 use crate::record::{Event, Lost, Record, Summary};
 use crate::track::delta::Delta;
 
-/// The number of uncompressed bytes that are written at once.
-const BLOCK: usize = 64 << 10;
-/// The longest time that a line stays unwritten. Together with the time that a record takes to reach the capture this is well
-/// within a second.
-const MAX_AGE: Duration = Duration::from_millis(500);
+/// The number of uncompressed bytes in one write.
+const BLOCK_BYTES: usize = 64 << 10;
+/// The maximum time that a line stays in memory. A killed tracer may lose one second, which includes the time that a
+/// record takes to reach the capture.
+const MAX_LINE_AGE: Duration = Duration::from_millis(500);
 
-/// The error of a capture that cannot be written. It is the inner error of an [`io::Error`] of the same kind.
+/// The error of a write to a capture. It is the inner error of an [`io::Error`] of the same kind.
 #[derive(Debug)]
 pub struct CaptureError {
-    place: String,
+    /// The path of the file, or `standard output`.
+    path: String,
     source: io::Error,
 }
 
 impl fmt::Display for CaptureError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { place, source } = self;
+        let Self { path, source } = self;
         match source.kind() {
             ErrorKind::AlreadyExists => write!(
                 f,
-                "cannot write to {place}: it exists, and a capture is always a new file\n  try: another name, or remove it"
+                "cannot write to {path}: the file exists, and --write never overwrites a file\n  \
+                 try: another name, or remove the file"
             ),
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => write!(
                 f,
-                "cannot write to {place}: {source}; what it has so far can be replayed\n  try: a place with room, or --rotate SIZE,N"
+                "cannot write to {path}: {source}; the records so far can be replayed\n  \
+                 try: a file system with free space, or --rotate SIZE,N"
             ),
-            _ => write!(f, "cannot write to {place}: {source}"),
+            _ => write!(f, "cannot write to {path}: {source}"),
         }
     }
 }
 
 impl std::error::Error for CaptureError {}
 
-fn failed(place: impl fmt::Display, source: io::Error) -> io::Error {
-    let place = place.to_string();
-    io::Error::new(source.kind(), CaptureError { place, source })
+fn capture_error(path: impl fmt::Display, source: io::Error) -> io::Error {
+    let path = path.to_string();
+    io::Error::new(source.kind(), CaptureError { path, source })
 }
 
-/// Where the bytes go.
-enum Out {
+/// The destination of the bytes.
+enum Destination {
     Pipe(Box<dyn Write + Send>),
     File {
         file: File,
         path: PathBuf,
-        rotation: Option<Rotator>,
+        rotator: Option<Rotator>,
     },
 }
 
-/// Decides when a capture continues in a new file, and moves the older files out of its way.
+/// Decides when a capture continues in a new file, and renames the older files.
 struct Rotator {
     rotation: Rotation,
-    /// The size of the present file at which rotation is tried next.
+    /// The size of the current file at which the next rotation is due.
     next_at: u64,
-    /// The last rotation failed, and the user was told.
+    /// Whether the last rotation failed. The user has been warned.
     has_failed: bool,
 }
 
@@ -81,17 +86,17 @@ impl Rotator {
         }
     }
 
-    /// Returns whether another block of `block` bytes could be too much for a file of `written` bytes.
-    fn is_due(&self, written: u64, block: usize) -> bool {
-        // Incompressible data makes a block slightly larger, and the end of the frame follows it.
-        written + block as u64 * 9 / 8 + 1024 > self.next_at
+    /// Returns whether a file of `written` bytes could grow too large with another block of `block_bytes`.
+    fn is_due(&self, written: u64, block_bytes: usize) -> bool {
+        // Compression makes incompressible data slightly larger, and the end of the frame follows the block.
+        written + block_bytes as u64 * 9 / 8 + 1024 > self.next_at
     }
 
-    /// Opens the next file and writes `header` to it. `None` if that is impossible: the capture then continues in its present
-    /// file of `written` bytes, and rotation is tried again once that file has grown by another [`Rotation::size`].
+    /// Opens the next file and writes `header` to it. On failure, returns `None`: the capture continues in the current
+    /// file of `written` bytes, and the next rotation is due when this file has grown by another [`Rotation::size`].
     ///
-    /// Others may have write access to the folder: a directory or a file with one of our names, a full disk or a folder
-    /// that is gone must not end the tracer.
+    /// Other users may have write access to the folder. A directory or a file with one of our names, a full disk, or a
+    /// removed folder must not end the tracer.
     fn next_file(&mut self, path: &Path, header: &[u8], written: u64) -> Option<File> {
         match open_next(path, self.rotation.files, header) {
             Ok(file) => {
@@ -103,8 +108,8 @@ impl Rotator {
                 if !self.has_failed {
                     self.has_failed = true;
                     say(&format!(
-                        "warning: cannot rotate the capture: {error}; it goes on in its present file, which grows beyond \
-                         the size of --rotate\n  try: make room at {}, and keep others out of its folder",
+                        "warning: cannot rotate the capture: {error}; the current file grows beyond the size of \
+                         --rotate\n  try: make room at {}, and deny other users write access to the folder",
                         path.display()
                     ));
                 }
@@ -117,39 +122,39 @@ impl Rotator {
 /// The sink that writes a capture.
 pub struct Capture {
     header: Header,
-    out: Out,
+    destination: Destination,
     compression: Compression,
     compressor: Compressor,
-    /// Lines are compressed and written once they have this many bytes.
-    block: usize,
-    /// Lines that are not written yet.
+    /// The number of bytes of `lines` at which the lines are compressed and written.
+    block_bytes: usize,
+    /// The lines that are not written yet.
     lines: Vec<u8>,
-    /// Scratch memory for the compressed lines.
+    /// A buffer for the compressed lines.
     compressed: Vec<u8>,
-    /// The number of bytes in the present file.
+    /// The number of bytes in the current file.
     written: u64,
-    /// When the lines that are not written yet must be.
+    /// The deadline for writing `lines`.
     due: Option<Instant>,
-    /// The number of closes so far, in all parts.
+    /// The number of closes so far in all parts of the capture.
     closes: u64,
 }
 
-/// A place for a capture: open, and nothing written yet. Removes its file again if no capture begins there.
+/// An open, empty destination for a capture. Dropping the target removes the file, unless a capture started.
 pub struct Target {
-    out: Option<Out>,
+    destination: Option<Destination>,
     compression: Compression,
-    block: usize,
+    block_bytes: usize,
 }
 
 impl Target {
-    /// Creates the file. One that exists is never touched, a link never followed.
-    pub fn create(place: &CapturePath, rotation: Option<Rotation>) -> io::Result<Self> {
-        let path = match place {
+    /// Creates the file. An existing file is an error, and a link is never followed.
+    pub fn create(path: &CapturePath, rotation: Option<Rotation>) -> io::Result<Self> {
+        let path = match path {
             CapturePath::Pipe => {
                 return Ok(Self {
-                    out: Some(Out::Pipe(Box::new(Blocking(io::stdout())))),
+                    destination: Some(Destination::Pipe(Box::new(Blocking(io::stdout())))),
                     compression: Compression::None,
-                    block: BLOCK,
+                    block_bytes: BLOCK_BYTES,
                 });
             }
             CapturePath::File(path) => path,
@@ -157,25 +162,25 @@ impl Target {
         for age in 1..rotation.map_or(1, |rotation| rotation.files) {
             let older = aged(path, age);
             if older.symlink_metadata().is_ok() {
-                return Err(failed(older.display(), ErrorKind::AlreadyExists.into()));
+                return Err(capture_error(older.display(), ErrorKind::AlreadyExists.into()));
             }
         }
-        let block = rotation.map_or(BLOCK, |rotation| (rotation.size / 8) as usize);
+        let block_bytes = rotation.map_or(BLOCK_BYTES, |rotation| (rotation.size / 8) as usize);
         Ok(Self {
-            out: Some(Out::File {
+            destination: Some(Destination::File {
                 file: create(path)?,
                 path: path.clone(),
-                rotation: rotation.map(Rotator::new),
+                rotator: rotation.map(Rotator::new),
             }),
             compression: Compression::of(path),
-            block: block.min(BLOCK),
+            block_bytes: block_bytes.min(BLOCK_BYTES),
         })
     }
 
-    /// Begins a capture there.
-    pub fn begin(mut self, header: Header) -> io::Result<Capture> {
-        match self.out.take() {
-            Some(out) => Capture::begin(out, self.compression, self.block, header),
+    /// Starts a capture with `header` as its first line.
+    pub fn start(mut self, header: Header) -> io::Result<Capture> {
+        match self.destination.take() {
+            Some(destination) => Capture::start(destination, self.compression, self.block_bytes, header),
             None => Err(ErrorKind::NotFound.into()),
         }
     }
@@ -183,26 +188,31 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if let Some(Out::File { path, .. }) = &self.out {
+        if let Some(Destination::File { path, .. }) = &self.destination {
             _ = fs::remove_file(path);
         }
     }
 }
 
 impl Capture {
-    /// Begins a capture in anything that takes bytes.
+    /// Starts a capture whose bytes go to `out`.
     pub fn to(out: impl Write + Send + 'static, compression: Compression, header: Header) -> io::Result<Self> {
-        Self::begin(Out::Pipe(Box::new(out)), compression, BLOCK, header)
+        Self::start(Destination::Pipe(Box::new(out)), compression, BLOCK_BYTES, header)
     }
 
-    fn begin(out: Out, compression: Compression, block: usize, header: Header) -> io::Result<Self> {
+    fn start(
+        destination: Destination,
+        compression: Compression,
+        block_bytes: usize,
+        header: Header,
+    ) -> io::Result<Self> {
         let mut capture = Self {
             closes: header.closes_before,
             header,
-            out,
+            destination,
             compression,
             compressor: Compressor::new(compression)?,
-            block,
+            block_bytes,
             lines: Vec::new(),
             compressed: Vec::new(),
             written: 0,
@@ -213,17 +223,21 @@ impl Capture {
         Ok(capture)
     }
 
-    /// The header has a frame of its own, so that a new file can begin with it before the old one ends.
+    /// Returns the header line as a separate frame. A new file starts with it before the frame of the old file ends.
     fn header_frame(&self) -> io::Result<Vec<u8>> {
         let mut line = Vec::new();
         append_line(&mut line, &HeaderLine::from(&self.header))?;
         Compressor::frame(self.compression, &line)
     }
 
-    /// To be called after a line was appended.
-    fn appended(&mut self) -> io::Result<()> {
-        self.due.get_or_insert_with(|| Instant::now() + MAX_AGE);
-        if self.lines.len() < self.block {
+    fn append(&mut self, line: &impl Serialize) -> io::Result<()> {
+        append_line(&mut self.lines, line)?;
+        self.write_if_full()
+    }
+
+    fn write_if_full(&mut self) -> io::Result<()> {
+        self.due.get_or_insert_with(|| Instant::now() + MAX_LINE_AGE);
+        if self.lines.len() < self.block_bytes {
             return Ok(());
         }
         self.write_lines()?;
@@ -251,42 +265,42 @@ impl Capture {
         compressed.clear();
         let result = compress(&mut self.compressor, &mut compressed);
         let written = result
-            .map_err(|error| self.failed(error))
+            .map_err(|error| self.error(error))
             .and_then(|()| self.write(&compressed));
         self.compressed = compressed;
         written
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let written = match &mut self.out {
-            Out::Pipe(out) => out.write_all(bytes).and_then(|()| out.flush()),
-            Out::File { file, .. } => file.write_all(bytes).inspect_err(|_| {
-                // Half a block is of no use. The error is reported whether or not this works.
+        let written = match &mut self.destination {
+            Destination::Pipe(out) => out.write_all(bytes).and_then(|()| out.flush()),
+            Destination::File { file, .. } => file.write_all(bytes).inspect_err(|_| {
+                // Remove the part of the block that was written. The first error is the one to report.
                 _ = file.set_len(self.written);
             }),
         };
         self.written += bytes.len() as u64;
-        written.map_err(|error| self.failed(error))
+        written.map_err(|error| self.error(error))
     }
 
-    fn failed(&self, source: io::Error) -> io::Error {
-        match &self.out {
-            Out::Pipe(_) => failed("standard output", source),
-            Out::File { path, .. } => failed(path.display(), source),
+    fn error(&self, source: io::Error) -> io::Error {
+        match &self.destination {
+            Destination::Pipe(_) => capture_error("standard output", source),
+            Destination::File { path, .. } => capture_error(path.display(), source),
         }
     }
 
-    /// Continues in a new file, if another block might be too much for this one and a new file can be made.
+    /// Continues in a new file if the current one could grow too large with the next block.
     fn rotate_if_full(&mut self) -> io::Result<()> {
-        let Out::File {
+        let Destination::File {
             path,
-            rotation: Some(rotator),
+            rotator: Some(rotator),
             ..
-        } = &self.out
+        } = &self.destination
         else {
             return Ok(());
         };
-        if !rotator.is_due(self.written, self.block) {
+        if !rotator.is_due(self.written, self.block_bytes) {
             return Ok(());
         }
         let path = path.clone();
@@ -294,10 +308,9 @@ impl Capture {
         let closes_before = std::mem::replace(&mut self.header.closes_before, self.closes);
         self.header.part += 1;
         let header = self.header_frame()?;
-        let Out::File {
-            rotation: Some(rotator),
-            ..
-        } = &mut self.out
+        let Destination::File {
+            rotator: Some(rotator), ..
+        } = &mut self.destination
         else {
             return Ok(());
         };
@@ -305,9 +318,9 @@ impl Capture {
             (self.header.part, self.header.closes_before) = (part, closes_before);
             return Ok(());
         };
-        // The old file gets its end under whatever name it has now.
+        // `file` is still the old file, which has a new name.
         self.end_frame()?;
-        if let Out::File { file, .. } = &mut self.out {
+        if let Destination::File { file, .. } = &mut self.destination {
             *file = next;
         }
         self.written = header.len() as u64;
@@ -318,33 +331,31 @@ impl Capture {
 impl Sink for Capture {
     fn record(&mut self, record: &Record, _: &Delta) -> io::Result<()> {
         self.closes += u64::from(record.event == Event::Close);
-        append_line(&mut self.lines, &ConnLine::new(record))?;
-        self.appended()
+        self.append(&ConnLine::new(record))
     }
 
     fn baseline(&mut self, record: &Record) -> io::Result<()> {
-        append_line(&mut self.lines, &ConnLine::new(record))?;
-        self.appended()
+        self.append(&ConnLine::new(record))
     }
 
     fn lost(&mut self, lost: &Lost) -> io::Result<()> {
-        append_line(&mut self.lines, &LostLine::from(lost))?;
-        self.appended()
+        self.append(&LostLine::from(lost))
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
-        // A capture has every close that passes the filter, whether or not `--events` prints closes.
+        // A capture contains every close that passes the filter, even if `--events` does not print closes.
         let unprinted = self.closes.saturating_sub(summary.delivered);
         let summary = Summary {
             delivered: summary.delivered + unprinted,
             filtered: summary.filtered.saturating_sub(unprinted),
             ..summary.clone()
         };
-        append_line(&mut self.lines, &SummaryLine::new(&summary, &self.header.info))?;
-        self.appended()
+        let line = SummaryLine::new(&summary, &self.header.info);
+        append_line(&mut self.lines, &line)?;
+        self.write_if_full()
     }
 
-    /// Writes the lines that have waited for [`MAX_AGE`].
+    /// Writes the lines if they are older than [`MAX_LINE_AGE`].
     fn flush(&mut self) -> io::Result<()> {
         if self.due.is_some_and(|due| due <= Instant::now()) {
             self.write_lines()
@@ -363,7 +374,7 @@ impl Sink for Capture {
     }
 }
 
-/// The name of the file that is `age` rotations old: `path` itself for 0, `path.1` for 1.
+/// Returns the path of the file after `age` rotations: `path` itself for 0, `path.1` for 1.
 fn aged(path: &Path, age: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     if age > 0 {
@@ -372,21 +383,21 @@ fn aged(path: &Path, age: u32) -> PathBuf {
     name.into()
 }
 
-/// Makes every older file one rotation older, and a new file at `path` that begins with `header`.
+/// Renames every older file, and creates a new file at `path` that starts with `header`.
 fn open_next(path: &Path, files: u32, header: &[u8]) -> io::Result<File> {
-    make_room(path, files)?;
+    rename_files(path, files)?;
     let mut file = create(path)?;
     if let Err(error) = file.write_all(header) {
-        // An empty or half a header is of no use, and the next attempt needs the name.
+        // Remove the incomplete header, because the next attempt needs the name.
         _ = fs::remove_file(path);
-        return Err(failed(path.display(), error));
+        return Err(capture_error(path.display(), error));
     }
     Ok(file)
 }
 
-/// Renames the files so that `path` is free. A failed attempt loses no file, however often it is repeated: only names up to
-/// the first free one move, and the oldest file is replaced only if no name is free.
-fn make_room(path: &Path, files: u32) -> io::Result<()> {
+/// Renames the files so that `path` is free. Only the files before the first free name move. The oldest file is
+/// replaced only if no name is free, so repeated failures lose no file.
+fn rename_files(path: &Path, files: u32) -> io::Result<()> {
     let is_free = |age: &u32| {
         let metadata = aged(path, *age).symlink_metadata();
         metadata.is_err_and(|error| error.kind() == ErrorKind::NotFound)
@@ -394,9 +405,9 @@ fn make_room(path: &Path, files: u32) -> io::Result<()> {
     let free = (0..files).find(is_free).unwrap_or(files - 1);
     for age in (0..free).rev() {
         let (newer, older) = (aged(path, age), aged(path, age + 1));
-        fs::rename(&newer, &older).map_err(|why| {
-            let rename = format!("cannot rename {} to {}: {why}", newer.display(), older.display());
-            io::Error::new(why.kind(), rename)
+        fs::rename(&newer, &older).map_err(|error| {
+            let message = format!("cannot rename {} to {}: {error}", newer.display(), older.display());
+            io::Error::new(error.kind(), message)
         })?;
     }
     Ok(())
@@ -404,11 +415,11 @@ fn make_room(path: &Path, files: u32) -> io::Result<()> {
 
 fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    // POSIX: this fails where the name is a symbolic link, whatever it points to.
+    // O_CREAT with O_EXCL fails if the name is a symbolic link (POSIX).
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map_err(|why| failed(path.display(), why))
+    options.open(path).map_err(|error| capture_error(path.display(), error))
 }
 
 #[cfg(test)]
@@ -418,14 +429,14 @@ mod tests {
 
     const FILES: u32 = 3;
 
-    /// What stands in the folder before a rotation, and whether the rotation works. `d` is a directory.
+    /// The names in the folder before a rotation, and whether the rotation works. `x.1/d` makes `x.1` a directory.
     const CASES: [(&str, &[&str], bool); 8] = [
         ("the first rotation", &["x"], true),
         ("the last free name", &["x", "x.1"], true),
         ("all names taken by files", &["x", "x.1", "x.2"], true),
-        ("the present file was removed by another", &["x.1", "x.2"], true),
+        ("another program removed the current file", &["x.1", "x.2"], true),
         (
-            "a directory at the first older name, which moves on",
+            "a directory at the first older name, which is renamed",
             &["x", "x.1/d"],
             true,
         ),
@@ -440,7 +451,7 @@ mod tests {
         folder
     }
 
-    /// The files in `folder`, with what they hold; a directory holds nothing.
+    /// Returns the names in `folder` with the content of the files. A directory has empty content.
     fn listing(folder: &Path) -> Vec<(String, String)> {
         let entries = fs::read_dir(folder).into_iter().flatten().map(Result::unwrap);
         let mut all: Vec<_> = entries
@@ -484,27 +495,31 @@ mod tests {
     }
 
     #[test]
-    fn capture_goes_on_in_its_file_until_rotation_works_again() {
+    fn capture_continues_in_current_file_until_rotation_works() {
         let folder = folder("rotation-goes-on");
         fs::create_dir_all(folder.join("x.1")).unwrap();
         let path = folder.join("x");
         let rotation = Rotation { size: 4096, files: 2 };
         let mut capture = Capture::to(io::sink(), Compression::None, testing::header()).unwrap();
-        capture.out = Out::File {
+        capture.destination = Destination::File {
             file: create(&path).unwrap(),
             path: path.clone(),
-            rotation: Some(Rotator::new(rotation)),
+            rotator: Some(Rotator::new(rotation)),
         };
         let fill = |capture: &mut Capture, bytes: u64| {
             capture.written = bytes;
             capture.rotate_if_full().unwrap();
             capture.header.part
         };
-        capture.block = 0;
-        assert_eq!(fill(&mut capture, 4096), 0, "x.1 is in the way");
+        capture.block_bytes = 0;
+        assert_eq!(fill(&mut capture, 4096), 0, "x.1 is a directory");
         fs::remove_dir(folder.join("x.1")).unwrap();
-        assert_eq!(fill(&mut capture, 5000), 0, "not tried again at once");
-        assert_eq!(fill(&mut capture, 8192), 1, "tried again after another 4096 bytes");
+        assert_eq!(fill(&mut capture, 5000), 0, "the next attempt is not due yet");
+        assert_eq!(
+            fill(&mut capture, 8192),
+            1,
+            "the next attempt is due after another 4096 bytes"
+        );
         assert!(folder.join("x.1").is_file() && path.is_file());
         fs::remove_dir_all(&folder).unwrap();
     }

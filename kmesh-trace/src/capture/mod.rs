@@ -1,8 +1,8 @@
-//! Captures: the JSON lines of a run in a file, to be replayed later and elsewhere.
+//! Captures: files with the JSON lines of a run, which can be replayed later on any machine.
 //!
-//! A capture is the output of `-o json` with a [`Header`](crate::record::Header) as its first line: every event that passes the filters, the `lost`
-//! lines and the `summary`. The name of the file decides about [`Compression`]. [`file`] writes captures, [`lines`] reads
-//! lines of any compression, and [`parse`] makes records of lines.
+//! A capture is the output of `-o json` with a [`Header`](crate::record::Header) as its first line. It contains every
+//! event that passes the filters, the `lost` lines and the `summary`. The extension of the file name selects the
+//! [`Compression`]. [`file`] writes captures, [`lines`] decompresses their lines, and [`parse`] parses lines.
 
 mod compression;
 mod file;

@@ -1,7 +1,7 @@
-//! Lines of the JSON contract → records.
+//! Parses lines of the JSON contract into records.
 //!
-//! The members are those that [`crate::output::json::contract`] writes. Members of later versions are ignored, and missing ones count as null,
-//! so that saved output of any version can be replayed.
+//! [`crate::output::json::contract`] writes the same members. Unknown members are ignored, and a missing optional
+//! member counts as null, so that the saved output of other versions can be replayed.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -21,42 +21,35 @@ use crate::record::{
     Record, RunInfo, ServiceBy, Summary, Tcp, WallTime,
 };
 
-/// The maximum number of pods, Services and other names that are shared between records. Then they are shared anew.
+/// The maximum number of shared pods, of Services and of other names. A full table is cleared.
 const MAX_SHARED: usize = 1 << 16;
 
 /// A line of a capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
-    /// The first line.
     Header(Header),
-    /// An event of a connection.
     Record(Box<Record>),
-    /// Records that the tracer lost.
     Lost(Lost),
-    /// The sums of the run, and the tracer that made them.
+    /// The summary of the run, and the node and versions of its tracer.
     Summary(Box<Summary>, RunInfo),
 }
 
-/// Parses lines. It shares the names of pods and Services between records.
+/// Parses lines. Records with the same pod or Service share its names.
 #[derive(Debug, Default)]
 pub struct Parser {
     shared: SharedNames,
 }
 
 impl Parser {
-    /// Parses a line. The error says what is wrong with it.
+    /// Parses a line. The error is the reason why the line is skipped.
     pub fn parse(&mut self, line: &[u8]) -> Result<Line, String> {
-        let text = str::from_utf8(line).map_err(|_| "it is not UTF-8".to_owned())?;
-        // Nearly all lines begin like this. The order of members means nothing in JSON, so others are asked for their type.
+        let text = str::from_utf8(line).map_err(|_| "not UTF-8".to_owned())?;
+        // A fast path for the lines of this tool. A JSON object of another program may have its type anywhere.
         if text.starts_with(r#"{"type":"conn""#) {
             return self.record(text);
         }
-        let Kind { kind, v } = serde_json::from_str(text).map_err(|_| "it is not a line of kmesh-trace".to_owned())?;
-        if v != VERSION {
-            return Err(format!(
-                "it is of version {v}, and this program reads version {VERSION}"
-            ));
-        }
+        let Kind { kind, v } = serde_json::from_str(text).map_err(|_| "not a line of kmesh-trace".to_owned())?;
+        check_version(v)?;
         match &*kind.0 {
             "conn" => self.record(text),
             "header" => parse::<HeaderIn<'_>>(text).map(|line| Line::Header(line.into())),
@@ -68,14 +61,18 @@ impl Parser {
 
     fn record(&mut self, text: &str) -> Result<Line, String> {
         let line: Conn<'_> = parse(text)?;
-        if line.v != VERSION {
-            return Err(format!(
-                "it is of version {}, and this program reads version {VERSION}",
-                line.v
-            ));
-        }
+        check_version(line.v)?;
         Ok(Line::Record(Box::new(line.into_record(&mut self.shared)?)))
     }
+}
+
+fn check_version(version: u8) -> Result<(), String> {
+    if version == VERSION {
+        return Ok(());
+    }
+    Err(format!(
+        "version {version} is not supported: this program reads version {VERSION}"
+    ))
 }
 
 fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
@@ -166,7 +163,7 @@ impl From<LostIn<'_>> for Lost {
     }
 }
 
-/// Reasons of later versions are left out.
+/// Parses reasons separated by commas. Ignores unknown reasons, which other versions may have.
 fn reasons(text: Option<Text<'_>>) -> Vec<LossReason> {
     let text = text.unwrap_or_default().0;
     let mut reasons: Vec<_> = text.split(',').filter_map(LossReason::from_name).collect();
@@ -288,7 +285,7 @@ struct End<'a> {
     node: Option<Text<'a>>,
     #[serde(default)]
     host_network: Option<bool>,
-    /// The text of the object: it is compared with that of a pod that is known, and parsed if it differs.
+    /// The unparsed object. It is parsed only if it differs from the labels of the shared pod.
     #[serde(borrow, default)]
     labels: Option<&'a RawValue>,
 }
@@ -335,7 +332,7 @@ impl Conn<'_> {
             Direction::Outbound => &src.pod,
             Direction::Inbound => &dst.pod,
         };
-        // Lines do not say so. A socket in a container belongs to a pod of its node.
+        // Lines do not contain this. A socket in a container belongs to a pod of its node.
         let unresolved = container_id.is_some() && local_pod.is_none();
         let names = Names {
             src,
@@ -383,12 +380,12 @@ impl Conn<'_> {
     }
 }
 
-/// Names that records share, so that a record with names that came before allocates nothing.
+/// The names that records share, so that a record with known names allocates nothing.
 #[derive(Debug, Default)]
 struct SharedNames {
-    /// By UID, with the text of the labels.
+    /// The pods by UID, each with the JSON text of its labels.
     pods: HashMap<Box<str>, (Arc<record::Pod>, Box<str>)>,
-    /// By host.
+    /// The Services by their host.
     services: HashMap<Box<str>, Arc<record::Service>>,
     texts: HashSet<Arc<str>>,
 }

@@ -1,4 +1,4 @@
-//! Captures in memory, for tests.
+//! Captures in memory for tests.
 
 use super::{Capture, Compression};
 use crate::output::{Sink, testing};
@@ -13,7 +13,7 @@ pub(crate) fn header() -> Header {
     }
 }
 
-/// Returns a capture of what `fill` puts in.
+/// Returns the bytes of a capture that `fill` writes.
 pub(crate) fn capture(compression: Compression, fill: impl FnOnce(&mut Capture)) -> Vec<u8> {
     let out = testing::Shared::default();
     let mut capture = Capture::to(out.clone(), compression, header()).unwrap();

@@ -1,4 +1,4 @@
-//! What is written comes back, and what is sound in a damaged capture too.
+//! Tests that a replayed capture has the written records, and a damaged capture its intact records.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ fn json(record: &Record) -> String {
     String::from_utf8(line).unwrap()
 }
 
-/// Returns the lines of a capture, and what was skipped.
+/// Returns the lines of a capture, and the problems of the skipped parts.
 fn read(bytes: &[u8]) -> (Vec<Line>, Vec<String>) {
     let (mut lines, mut parser) = (Lines::new(bytes).unwrap(), Parser::default());
     let (mut all, mut skipped) = (Vec::new(), Vec::new());
@@ -54,7 +54,7 @@ fn records(lines: &[Line]) -> Vec<String> {
     lines.iter().filter_map(record).collect()
 }
 
-/// Records at random: any number, any name.
+/// Generates random records with any numbers and any names.
 struct Chance {
     next: Box<dyn FnMut() -> u64>,
     pods: Vec<Arc<Pod>>,
@@ -94,7 +94,7 @@ impl Chance {
         all[self.below(all.len())].clone()
     }
 
-    /// Small ones, large ones, and the edges.
+    /// Returns a number of a random magnitude, and often 0 or the maximum.
     fn number(&mut self) -> u64 {
         let width = self.below(65) as u32;
         match self.below(8) {
@@ -269,7 +269,7 @@ fn replayed_lines_are_the_same_bytes() {
 }
 
 #[test]
-fn losses_and_summaries_come_back() {
+fn losses_and_summaries_are_replayed() {
     let bytes = capture(Compression::Zstd, |capture| {
         capture.lost(&testing::lost()).unwrap();
         capture.record(&testing::example(), &Delta::default()).unwrap();
@@ -287,7 +287,7 @@ fn losses_and_summaries_come_back() {
 }
 
 #[test]
-fn closes_that_were_not_printed_are_delivered_to_the_capture() {
+fn summary_of_capture_counts_closes_that_were_not_printed() {
     let bytes = capture(Compression::None, |capture| {
         for _ in 0..5 {
             capture.record(&testing::example(), &Delta::default()).unwrap();
@@ -303,7 +303,7 @@ fn closes_that_were_not_printed_are_delivered_to_the_capture() {
 }
 
 #[test]
-fn names_are_shared_between_records() {
+fn records_share_pods_and_services() {
     let mut parser = Parser::default();
     let line = json(&testing::in_pods());
     let mut parse = |line: &str| match parser.parse(line.as_bytes()) {
@@ -319,18 +319,18 @@ fn names_are_shared_between_records() {
 }
 
 #[test]
-fn foreign_lines_are_refused_with_their_problem() {
+fn foreign_lines_are_refused_with_the_reason() {
     let conn = json(&testing::example());
     let cases = [
-        ("", "is not a line of kmesh-trace"),
-        ("null", "is not a line of kmesh-trace"),
-        ("{}", "is not a line of kmesh-trace"),
+        ("", "not a line of kmesh-trace"),
+        ("null", "not a line of kmesh-trace"),
+        ("{}", "not a line of kmesh-trace"),
         (
             r#"{"type":"rollup","v":1}"#,
             r#"a line of type "rollup" cannot be replayed"#,
         ),
         (r#"{"type":"conn","v":1}"#, "missing field `id`"),
-        (&conn.replace(r#""v":1"#, r#""v":2"#), "is of version 2"),
+        (&conn.replace(r#""v":1"#, r#""v":2"#), "version 2 is not supported"),
         (
             &conn.replace(r#""event":"close""#, r#""event":"opened""#),
             r#""opened""#,
@@ -352,7 +352,7 @@ fn foreign_lines_are_refused_with_their_problem() {
 }
 
 #[test]
-fn members_in_any_order_and_unknown_ones_are_read() {
+fn unknown_members_and_any_order_are_accepted() {
     let line = json(&testing::in_pods());
     let value: serde_json::Value = serde_json::from_str(&line).unwrap();
     // Members in alphabetical order.
@@ -377,18 +377,18 @@ fn damaged_compressed_capture_has_no_wrong_record() {
     let expected: Vec<_> = all.iter().map(json).collect();
     let mut random = testing::random(7);
     for compression in [Compression::Gzip, Compression::Zstd] {
-        let sound = of(compression, &all);
+        let intact = of(compression, &all);
         for _ in 0..300 {
-            let mut bytes = sound.clone();
+            let mut bytes = intact.clone();
             let at = random() as usize % bytes.len();
             bytes[at] ^= 1 << (random() % 8);
             let (lines, skipped) = read(&bytes);
             let is_whole = records(&lines) == expected;
-            // A bit can make a frame look unfinished, and then there is no checksum to compare.
+            // A changed bit can make a frame look cut off, and then its checksum is never verified.
             if skipped.iter().any(|problem| problem.starts_with("cut off")) {
                 continue;
             }
-            // A header of a frame has bits that mean nothing.
+            // The header of a frame has unused bits.
             assert!(is_whole || !skipped.is_empty(), "{compression:?}, byte {at}");
             assert!(
                 is_whole || records(&lines).is_empty(),
@@ -399,7 +399,7 @@ fn damaged_compressed_capture_has_no_wrong_record() {
 }
 
 #[test]
-fn random_bytes_are_no_capture() {
+fn random_bytes_contain_no_line() {
     let mut random = testing::random(1);
     for magic in [&b""[..], b"\x28\xb5\x2f\xfd", b"\x1f\x8b\x08"] {
         for length in 0..300 {
@@ -410,6 +410,6 @@ fn random_bytes_are_no_capture() {
     }
     assert_eq!(
         Damage::CutOff.to_string(),
-        "cut off at its end: its tracer was killed, or still writes"
+        "cut off at the end: the tracer was killed, or it still writes"
     );
 }

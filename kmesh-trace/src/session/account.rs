@@ -1,14 +1,14 @@
-//! The account of a live run: what the kernel counted and what became of its records.
+//! The account of a live run: the kernel's counters, and what happened to each record.
 
 use crate::engine::Tally;
 use crate::record::{Counts, LossReason, Lost, Summary, WallTime};
 
-/// A time of the run.
+/// An instant of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventTime {
-    /// By the wall clock.
+    /// The instant on the wall clock.
     pub time: WallTime,
-    /// Since tracing began, ns.
+    /// The nanoseconds since tracing began.
     pub elapsed_ns: u64,
 }
 
@@ -49,10 +49,10 @@ impl Losses {
     }
 }
 
-/// Counts losses, and makes reports of counters.
+/// Counts lost records, and creates the reports of losses and the summaries.
 #[derive(Debug, Default)]
 pub struct Account {
-    /// The losses that were reported.
+    /// The losses that reports already contain.
     reported: Losses,
     undecodable: u64,
 }
@@ -63,7 +63,7 @@ impl Account {
         self.undecodable += 1;
     }
 
-    /// Returns the number of closes that came from the kernel.
+    /// Returns the number of closes that the kernel delivered.
     pub fn closes(&self, tally: Tally) -> u64 {
         tally.closes() + self.undecodable
     }
@@ -73,7 +73,7 @@ impl Account {
         self.losses(counts).total()
     }
 
-    /// Returns the losses since the last report, if there are any.
+    /// Returns the losses since the last report, or `None` if nothing was lost since.
     pub fn lost(&mut self, counts: &Counts, time: WallTime) -> Option<Lost> {
         let losses = self.losses(counts);
         let new = losses.since(self.reported);
@@ -89,7 +89,7 @@ impl Account {
         })
     }
 
-    /// Returns the sums of the run so far.
+    /// Returns the summary of the run so far.
     pub fn summary(&self, counts: &Counts, tally: Tally, at: EventTime) -> Summary {
         let losses = self.losses(counts);
         let mut reasons = losses.reasons();

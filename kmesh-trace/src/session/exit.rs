@@ -1,18 +1,17 @@
-//! The exit statuses, as `spec/cli.md` promises them to scripts.
+//! The exit statuses, which are a promise to scripts.
 
 use std::process::ExitCode;
 
-/// How the program ends.
+/// The exit status of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// It ran and ended as asked: Ctrl-C, SIGTERM, a limit, a closed pipe.
+    /// The run ended as requested: Ctrl-C, SIGTERM, a limit, a closed pipe.
     Ok = 0,
-    /// It failed while running.
     Failed = 1,
-    /// The command line is wrong. `clap` exits with the same status on its own.
+    /// The command line is wrong. `clap` itself exits with the same status.
     Usage = 2,
-    /// This system cannot trace: privileges, the kernel, or its BTF.
+    /// This system cannot be traced: privileges, the kernel, or its BTF.
     CannotTrace = 3,
 }
 
@@ -27,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statuses_are_those_of_the_contract() {
+    fn statuses_match_the_contract() {
         let cases = [
             (Exit::Ok, 0),
             (Exit::Failed, 1),
@@ -35,7 +34,7 @@ mod tests {
             (Exit::CannotTrace, 3),
         ];
         for (exit, status) in cases {
-            // ExitCode has no way to ask for its number but to compare.
+            // ExitCode does not expose its number, but it can be compared.
             assert_eq!(ExitCode::from(exit), ExitCode::from(status), "{exit:?}");
         }
     }

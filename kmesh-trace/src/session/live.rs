@@ -1,4 +1,4 @@
-//! A live trace: wiring only. `docs/architecture.md` has the threads and what each waits for.
+//! The live session: opens, attaches and connects all stages. `docs/architecture.md` describes the threads.
 
 use std::future::pending;
 use std::io;
@@ -45,13 +45,13 @@ use crate::session::writer::Writer;
 use crate::track::clock::Clock;
 use crate::track::{SETTLE_NS, Tracker};
 
-/// Traces until a signal, a limit or the reader of standard output ends it.
+/// Traces until a signal, a limit or the reader of standard output ends the run.
 pub fn run(config: &Config) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start")?;
-    // Before there is anything to interrupt.
+    // From here on, a signal stops the run in order.
     let signals = {
         let _context = runtime.enter();
         Signals::new().context("cannot listen for signals")?
@@ -131,14 +131,12 @@ pub fn run(config: &Config) -> Result<Exit> {
         .spawn(move || _ = ended.send(writer.write(&queue)))
         .context("cannot start a thread")?;
     let names = sources
-        .start(
-            status,
-            say_of_sources(config.verbosity),
-            move |updates| match messages.send(Message::Names(updates)) {
+        .start(status, source_status(config.verbosity), move |updates| {
+            match messages.send(Message::Names(updates)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
-            },
-        )
+            }
+        })
         .context("cannot start a thread")?;
     let exit = runtime.block_on(wait(config, &control, signals, jobs, end))?;
     Ok(match exit {
@@ -147,16 +145,16 @@ pub fn run(config: &Config) -> Result<Exit> {
     })
 }
 
-/// What takes privileges to open.
+/// The files, sockets and threads that need privileges to open.
 struct Opened {
     server: Option<Server>,
     target: Option<Target>,
     conntrack: Option<Conntrack>,
-    /// The thread of the socket scans, which keeps privileges of its own.
+    /// The thread that scans sockets. It retains its own privileges.
     scanner: Option<Scanner>,
 }
 
-/// Opens all that takes privileges, and then gives them up. The inner error is that of loading the programs.
+/// Opens everything that needs privileges, and then gives the privileges up. The inner error is the loader's.
 fn open(config: &Config) -> Result<Result<(Loaded, Opened), StartError>> {
     let server = match &config.metrics {
         Some(metrics) => Some(Server::bind(metrics.address)?),
@@ -177,30 +175,29 @@ fn open(config: &Config) -> Result<Result<(Loaded, Opened), StartError>> {
         },
         scanner: config.needs_updates().then(Scanner::start).transpose()?,
     };
-    // Before any other thread exists, which would keep what it has; and before anything is parsed that others wrote.
+    // No other thread exists yet, which would retain its privileges. No file of another user has been parsed yet.
     let remaining = Remaining {
         names: !config.sources.is_empty(),
         conntrack: opened.conntrack.is_some(),
-        captures: config
+        rotation: config
             .capture
             .as_ref()
             .is_some_and(|capture| capture.rotation.is_some()),
     };
-    privileges::keep_remaining(remaining).context("cannot give up privileges")?;
+    privileges::limit_to_remaining(remaining).context("cannot give up privileges")?;
     Ok(Ok((loaded, opened)))
 }
 
-/// The attached programs.
 struct Attached {
     kernel: Kernel,
     walker: Walker,
-    /// The counters of the connections that were open already, if they are needed.
+    /// The counters of the connections that were already open; empty if no output needs them.
     baseline: Vec<u8>,
 }
 
 fn attach(loaded: Loaded, config: &Config) -> Result<Attached, StartError> {
     let (kernel, mut walker) = loaded.attach()?;
-    // The first scan reports nothing.
+    // The first scan only stores the state of the open connections, and reports nothing.
     scanner::scan(&mut walker, None, |_| ControlFlow::Continue(()))?;
     let baseline = match config.needs_baseline() {
         true => scanner::standing(&mut walker)?,
@@ -238,7 +235,7 @@ fn selection(config: &Config) -> Selection {
     }
 }
 
-/// Reports that tracing has begun, and what it does not see.
+/// Prints the start message, and a warning if some processes are hidden from the tracer.
 fn report_start(config: &Config, info: &RunInfo) {
     if config.verbosity == Verbosity::Quiet {
         return;
@@ -262,7 +259,7 @@ fn report_details(config: &Config, info: &RunInfo, kernel: &Kernel, started_ns: 
     ));
 }
 
-/// Serves metrics at `server`, if they are wanted.
+/// Starts to serve metrics, if `config` asks for them.
 fn serve_metrics(config: &Config, info: &RunInfo, server: Option<Server>) -> Result<Option<Metrics>> {
     let (Some(settings), Some(server)) = (&config.metrics, server) else {
         return Ok(None);
@@ -289,7 +286,7 @@ fn start_reader(config: &Config, kernel: Kernel, control: Arc<Control>, queue: Q
     Ok(())
 }
 
-/// Returns the stage that adds names. It wakes the writer by an empty update, so that records that wait are annotated again.
+/// Returns the stage that adds names. An empty update wakes the writer when pending records should be annotated again.
 fn annotator(
     config: &Config,
     sources: &Sources,
@@ -307,8 +304,9 @@ fn annotator(
     Annotator::new(cgroups, PodNamespaces::new(wake), conntrack, refresh)
 }
 
-fn say_of_sources(verbosity: Verbosity) -> impl Fn(StatusMessage) + Send {
-    move |line| match line {
+/// Returns a function that prints the status messages of name sources.
+fn source_status(verbosity: Verbosity) -> impl Fn(StatusMessage) + Send {
+    move |message| match message {
         StatusMessage::Note(text) if verbosity > Verbosity::Quiet => say(&text),
         StatusMessage::Note(_) => {}
         StatusMessage::Error(text) => say(&text),
@@ -323,14 +321,14 @@ fn cannot_trace(error: &StartError) -> Exit {
 fn load_kernel(config: &Config) -> Result<Loaded, StartError> {
     let KernelFilter {
         checks,
-        prefilter,
+        rules,
         networks,
     } = KernelFilter::of(&config.filter);
     let options = Options {
         ring_bytes: config.ring_bytes,
         opens: config.needs_opens(),
         checks,
-        prefilter,
+        rules,
         networks,
     };
     load(&Types::read()?, &options)
@@ -356,7 +354,7 @@ impl Signals {
     }
 }
 
-/// Until the writer has ended, whatever ends it.
+/// Handles signals and `--duration` until the writer thread ends, and returns the exit status.
 async fn wait(
     config: &Config,
     control: &Control,
@@ -371,30 +369,30 @@ async fn wait(
         }
     };
     tokio::pin!(limit);
-    let mut interrupted = false;
-    let mut limited = false;
+    let mut is_interrupted = false;
+    let mut is_limit_reached = false;
     loop {
         tokio::select! {
-            ended = &mut end => return ended.context("the writing thread died")?,
-            () = &mut limit, if !limited => {
-                limited = true;
+            ended = &mut end => return ended.context("the writer thread panicked")?,
+            () = &mut limit, if !is_limit_reached => {
+                is_limit_reached = true;
                 control.stop();
             }
             _ = signals.user.recv() => control.summarize(),
             () = jobs.obey() => {}
-            _ = signals.interrupt.recv() => end_or_leave(control, &mut interrupted),
-            _ = signals.terminate.recv() => end_or_leave(control, &mut interrupted),
+            _ = signals.interrupt.recv() => stop_or_exit(control, &mut is_interrupted),
+            _ = signals.terminate.recv() => stop_or_exit(control, &mut is_interrupted),
         }
     }
 }
 
-/// The first signal asks for an orderly end. At the second, whatever the first one waits for (a reader that does not
-/// read) is not waited for.
-fn end_or_leave(control: &Control, interrupted: &mut bool) {
-    if *interrupted {
+/// Stops the run in order at the first signal. Exits at once at the second one, for example if nobody reads standard
+/// output.
+fn stop_or_exit(control: &Control, is_interrupted: &mut bool) {
+    if *is_interrupted {
         term::leave();
         exit(Exit::Ok as i32);
     }
-    *interrupted = true;
+    *is_interrupted = true;
     control.stop();
 }

@@ -1,5 +1,5 @@
-//! Sessions: a live trace and a replay, which feed the same engine. Each wires the stages of the picture in the crate's
-//! documentation, and has what they need: signals, limits, threads, exit statuses.
+//! Sessions: a live trace and a replay. Both feed the same engine. A session connects the stages of the picture in the
+//! crate's documentation, and owns threads, signals, limits and the exit status.
 
 #[cfg(target_os = "linux")]
 pub mod account;
@@ -24,5 +24,5 @@ fn explain(error: io::Error) -> Error {
     if error.get_ref().is_some_and(|inner| inner.is::<CaptureError>()) {
         return error.into();
     }
-    anyhow!("cannot write to standard output: {error}\n  try: a place with room, or -o none")
+    anyhow!("cannot write to standard output: {error}\n  try: a file system with free space, or -o none")
 }

@@ -1,4 +1,4 @@
-//! The choice of sinks.
+//! Chooses the sinks of a run.
 
 use anyhow::{Context, Result};
 
@@ -13,13 +13,12 @@ use crate::record::{Header, RunInfo};
 
 /// The sinks of a run, in the order in which records reach them.
 pub struct Outputs {
-    /// The sinks.
     pub sinks: Vec<Box<dyn Sink>>,
-    /// The screen of a table in a terminal. While it is there nothing else may be written to the terminal.
+    /// The screen of a table on a terminal. While it exists, nothing else may write to the terminal.
     pub screen: Option<term::Handle>,
 }
 
-/// Opens the outputs that `config` asks for. `quit` is called when the user at the screen quits.
+/// Opens the outputs that `config` asks for. The table on the terminal calls `quit` when the user quits.
 pub fn open(
     config: &Config,
     info: &RunInfo,
@@ -29,22 +28,22 @@ pub fn open(
 ) -> Result<Outputs> {
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     let mut screen = None;
-    if let Some(rolled) = on_terminal(config) {
+    if let Some(rollup) = terminal_table(config) {
         let begin = Begin {
-            by: rolled.by.clone(),
-            sort: rolled.sort,
-            top: rolled.top,
+            by: rollup.by.clone(),
+            sort: rollup.sort,
+            top: rollup.top,
             color: config.color,
             parse: parse_prompt_filter,
         };
         let (window, asks, handle) = term::start(begin, quit).context("cannot use the terminal")?;
-        sinks.push(Box::new(Feed::new(rolled.settings, info, names, asks, window)));
+        sinks.push(Box::new(Feed::new(rollup.settings, info, names, asks, window)));
         screen = Some(handle);
     } else {
         sinks.extend(stdout_sink(config, info, names));
     }
     if let Some((target, header)) = capture {
-        sinks.push(Box::new(target.begin(header)?));
+        sinks.push(Box::new(target.start(header)?));
     }
     if let Some(reports) = Reports::new(config, info) {
         sinks.push(Box::new(reports));
@@ -52,7 +51,7 @@ pub fn open(
     Ok(Outputs { sinks, screen })
 }
 
-/// Returns the settings of the table on the terminal, if one is wanted.
-fn on_terminal(config: &Config) -> Option<&RollupConfig> {
-    config.rollup.as_ref().filter(|rolled| rolled.on_terminal)
+/// Returns the settings of the table on the terminal, if the run has one.
+fn terminal_table(config: &Config) -> Option<&RollupConfig> {
+    config.rollup.as_ref().filter(|rollup| rollup.on_terminal)
 }

@@ -1,4 +1,5 @@
-//! Messages from the kernel → finished records, in the order of time: decode, track, annotate. Then the [`Engine`] has them.
+//! The stages of live tracing: decodes and tracks the kernel's events, annotates the records, and feeds the [`Engine`]
+//! with them in the order of time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -24,17 +25,18 @@ pub struct Pipeline {
     /// The end of `--duration`: CLOCK_MONOTONIC, ns.
     until_ns: Option<u64>,
     names: Annotator,
-    /// The engine that takes the records.
     pub engine: Engine,
     account: Account,
-    /// The gauges that no record sets.
+    /// The metrics that come from counters, not from records.
     gauges: Option<Arc<Values>>,
-    /// Counters for summaries that were asked for. A summary is made when all closes counted until then have come.
-    asked: VecDeque<Counts>,
+    /// The counters of each requested summary. The summary is due when the engine has all closes that the counters
+    /// include.
+    requested: VecDeque<Counts>,
 }
 
 impl Pipeline {
-    /// Returns a pipeline for a run that began at `began_ns` and whose `--duration` ends at `until_ns` (CLOCK_MONOTONIC, ns).
+    /// Returns a pipeline for a run that began at `began_ns` and whose `--duration` ends at `until_ns`
+    /// (CLOCK_MONOTONIC, ns).
     pub fn new(tracker: Tracker, began_ns: u64, until_ns: Option<u64>, clock: Clock, engine: Engine) -> Self {
         Self {
             began_ns,
@@ -45,28 +47,28 @@ impl Pipeline {
             engine,
             account: Account::default(),
             gauges: None,
-            asked: VecDeque::new(),
+            requested: VecDeque::new(),
         }
     }
 
-    /// Adds the names that `names` has.
+    /// Sets the stage that adds names.
     pub fn with_names(mut self, names: Annotator) -> Self {
         self.names = names;
         self
     }
 
-    /// Sets these gauges, too.
+    /// Sets the metrics that [`Self::count`] updates.
     pub fn with_gauges(mut self, gauges: Option<Arc<Values>>) -> Self {
         self.gauges = gauges;
         self
     }
 
-    /// Takes a step of the wall clock.
+    /// Applies a step of the wall clock.
     pub fn clock_stepped(&mut self, since_ns: u64, difference_ns: i64) {
         self.clock.step(since_ns, difference_ns);
     }
 
-    /// Takes the connections that were open when tracing began: records as in
+    /// Gives the engine the counters of the connections that were open when tracing began. `bytes` are as in
     /// [`crate::kernel::reader::Message::Records`].
     pub fn baseline(&mut self, bytes: &[u8]) -> io::Result<()> {
         for record in records(bytes) {
@@ -78,8 +80,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Takes records as in [`crate::kernel::reader::Message::Records`], and hands over what is settled and named. It is
-    /// `now_ns` (CLOCK_MONOTONIC).
+    /// Takes records as in [`crate::kernel::reader::Message::Records`], and emits the records that are settled and
+    /// named. `now_ns` is the time of CLOCK_MONOTONIC.
     pub fn take(&mut self, bytes: &[u8], complete: Complete, now_ns: u64) -> io::Result<()> {
         self.hold(bytes);
         // While the ring still holds records, use the newest record's time.
@@ -87,7 +89,7 @@ impl Pipeline {
         let complete_ns = complete.walk_began_ns.map_or(ring_ns, |began_ns| ring_ns.min(began_ns));
         self.emit(complete_ns, now_ns)?;
         let settled = self.clock.wall(complete_ns.saturating_sub(SETTLE_NS));
-        // Records that wait for their names have not come yet.
+        // The sinks have not seen the records that still wait for names.
         let until = self
             .names
             .first_pending()
@@ -96,7 +98,7 @@ impl Pipeline {
         self.engine.flush()
     }
 
-    /// Takes updates of the name sources.
+    /// Applies updates of the name sources.
     pub fn apply(&mut self, updates: &[SourceUpdate], now_ns: u64) -> io::Result<()> {
         updates.iter().for_each(|update| self.names.apply(update));
         self.release(now_ns)
@@ -107,18 +109,19 @@ impl Pipeline {
         self.names.longest_wait_ns()
     }
 
-    /// Returns when [`Self::release`] is to be called, because the first record has waited for its name for long enough.
+    /// Returns when [`Self::release`] is due: the time at which the first pending record has waited long enough for its
+    /// name.
     pub fn waits_until_ns(&self) -> Option<u64> {
         self.names.first_pending().map(|(_, until_ns)| until_ns)
     }
 
-    /// Hands over the records that need not wait for names any more.
+    /// Emits the records that no longer need to wait for names.
     pub fn release(&mut self, now_ns: u64) -> io::Result<()> {
         self.emit_named(now_ns)?;
         self.engine.flush()
     }
 
-    /// Takes records, and hands over nothing yet.
+    /// Takes records, and emits nothing yet.
     pub fn hold(&mut self, bytes: &[u8]) {
         for record in records(bytes) {
             match decode(record) {
@@ -128,17 +131,17 @@ impl Pipeline {
         }
     }
 
-    /// Hands over all records but those that wait for their names: no more will come.
+    /// Emits all records except those that wait for names. The reader sends no more records.
     pub fn settle(&mut self, now_ns: u64) -> io::Result<()> {
         self.emit(u64::MAX, now_ns)?;
         self.engine.flush()
     }
 
-    /// Hands over all records: no more records and names will come. The counters are those of the end.
+    /// Emits all records and the final summary, whose counters are `counts`. No more records and names follow.
     pub fn finish(&mut self, counts: &Counts) -> io::Result<()> {
         self.settle(u64::MAX)?;
         self.release(u64::MAX)?;
-        // A replay knows of no later time, and must end the same windows.
+        // A replay ends its windows at the same time.
         self.engine.watermark(self.time(counts).time)?;
         self.engine.watermark(WallTime::MAX)?;
         self.lost(counts)?;
@@ -150,11 +153,11 @@ impl Pipeline {
             let is_late = self.until_ns.is_some_and(|until_ns| happened_ns > until_ns);
             let now = self.clock.wall(now_ns);
             if let Some((record, is_late)) = self.names.take(record, happened_ns, is_late, now, now_ns) {
-                self.hand_over(&record, is_late)?;
+                self.record(&record, is_late)?;
             }
-            // The queue of records that wait stays within its bound, however many come at once.
+            // One record out for each record in: the queue of pending records stays within its bound.
             if let Some((record, is_late)) = self.names.next(now, now_ns) {
-                self.hand_over(&record, is_late)?;
+                self.record(&record, is_late)?;
             }
         }
         self.emit_named(now_ns)
@@ -162,14 +165,14 @@ impl Pipeline {
 
     fn emit_named(&mut self, now_ns: u64) -> io::Result<()> {
         while let Some((record, is_late)) = self.names.next(self.clock.wall(now_ns), now_ns) {
-            self.hand_over(&record, is_late)?;
+            self.record(&record, is_late)?;
         }
         Ok(())
     }
 
-    fn hand_over(&mut self, record: &Record, is_late: bool) -> io::Result<()> {
+    fn record(&mut self, record: &Record, is_late: bool) -> io::Result<()> {
         self.engine.record(record, is_late)?;
-        if self.asked.is_empty() { Ok(()) } else { self.answer() }
+        self.emit_requested_summaries()
     }
 
     /// Reports the records lost since the last report, if any.
@@ -181,7 +184,7 @@ impl Pipeline {
         }
     }
 
-    /// Sets the gauges.
+    /// Updates the metrics that come from counters.
     pub fn count(&self, counts: &Counts) {
         if let Some(gauges) = &self.gauges {
             gauges.set_lost(self.account.total(counts));
@@ -190,17 +193,18 @@ impl Pipeline {
         }
     }
 
-    /// Asks for a summary as of these counters. It comes between the records that were counted and those that were not.
-    pub fn ask(&mut self, counts: Counts) -> io::Result<()> {
-        self.asked.push_back(counts);
-        self.answer()
+    /// Requests a summary with the counters `counts`. The summary comes after the last record that the counters
+    /// include.
+    pub fn request_summary(&mut self, counts: Counts) -> io::Result<()> {
+        self.requested.push_back(counts);
+        self.emit_requested_summaries()
     }
 
-    fn answer(&mut self) -> io::Result<()> {
-        while let Some(counts) = self.asked.front().copied()
-            && counts.told <= self.account.closes(self.engine.tally())
+    fn emit_requested_summaries(&mut self) -> io::Result<()> {
+        while let Some(counts) = self.requested.front().copied()
+            && counts.submitted <= self.account.closes(self.engine.tally())
         {
-            self.asked.pop_front();
+            self.requested.pop_front();
             self.summary(&counts)?;
         }
         Ok(())
@@ -247,7 +251,7 @@ mod tests {
         update: false,
     };
 
-    /// A sink that keeps a letter for each line.
+    /// A sink that writes one short word per call, for example `c1` for the close of the connection with cookie 1.
     struct Letters(Shared);
 
     impl Sink for Letters {
@@ -268,7 +272,7 @@ mod tests {
         }
     }
 
-    fn all_of(events: Events) -> Selection {
+    fn selection(events: Events) -> Selection {
         Selection {
             events,
             filter: Filter::default(),
@@ -311,7 +315,7 @@ mod tests {
             kind,
             cookie,
             time_ns: cookie,
-            association: 1,
+            attempt: 1,
             flags: FLAG_ACTIVE,
             old_state: state::FIN_WAIT2,
             sk_flags: SK_DONE,
@@ -322,10 +326,10 @@ mod tests {
     }
 
     #[test]
-    fn closes_are_all_accounted_for() {
+    fn summary_accounts_for_every_close() {
         let selection = Selection {
             count: NonZeroU64::new(3),
-            ..all_of(CLOSES)
+            ..selection(CLOSES)
         };
         let mut run = Run::new(selection, None);
         run.close(1..=5);
@@ -357,13 +361,13 @@ mod tests {
     }
 
     #[test]
-    fn summary_on_demand_adds_up_while_more_is_coming() {
-        let mut run = Run::new(all_of(CLOSES), None);
+    fn requested_summary_follows_last_counted_close() {
+        let mut run = Run::new(selection(CLOSES), None);
         run.close(1..=3);
         run.pipeline
-            .ask(Counts {
+            .request_summary(Counts {
                 closes: 4,
-                told: 2,
+                submitted: 2,
                 filtered: 2,
                 ..Counts::default()
             })
@@ -374,16 +378,16 @@ mod tests {
     }
 
     #[test]
-    fn closes_after_the_time_limit_are_not_delivered() {
-        let mut run = Run::new(all_of(CLOSES), Some(2));
+    fn closes_after_duration_are_not_delivered() {
+        let mut run = Run::new(selection(CLOSES), Some(2));
         run.close(1..=4);
         assert_eq!(run.end(&Counts::default()).after_limit, 2);
         assert_eq!(run.out.text(), "c1 c2 end ");
     }
 
     #[test]
-    fn updates_change_no_sum_of_closes() {
-        let mut run = Run::new(all_of(ALL), None);
+    fn updates_do_not_count_as_closes() {
+        let mut run = Run::new(selection(ALL), None);
         run.pipeline.hold(&record(KIND_UPDATE, 1));
         run.close([2]);
         assert_eq!(run.end(&Counts::default()).delivered, 1);
@@ -391,18 +395,18 @@ mod tests {
     }
 
     #[test]
-    fn closes_count_as_filtered_where_other_events_are_asked_for() {
-        let mut run = Run::new(all_of(Events { close: false, ..ALL }), None);
+    fn closes_count_as_filtered_if_events_exclude_close() {
+        let mut run = Run::new(selection(Events { close: false, ..ALL }), None);
         run.close([1]);
         assert_eq!(run.end(&Counts::default()).filtered, 1);
     }
 
     #[test]
-    fn filtered_closes_do_not_count_against_the_limit() {
+    fn filtered_closes_do_not_count_towards_count_limit() {
         let selection = Selection {
             events: ALL,
             filter: Filter {
-                // All that these records differ in is their time, and so their duration.
+                // These records differ only in their time, and so in their duration.
                 min_duration_ns: Some(3),
                 ..Filter::default()
             },
@@ -410,7 +414,7 @@ mod tests {
         };
         let mut run = Run::new(selection, None);
         run.close(1..=5);
-        // It does not pass, and it is no close, so it is in no sum.
+        // The filter rejects the update, and an update is not in the summary.
         run.pipeline.hold(&record(KIND_UPDATE, 1));
         let counts = Counts {
             closes: 12,
@@ -422,7 +426,7 @@ mod tests {
         assert_eq!(
             (summary.delivered, summary.filtered, summary.after_limit),
             (2, 7 + 2, 1),
-            "those that the kernel filtered out included"
+            "including 7 closes that the kernel filtered out"
         );
         assert_eq!(
             summary.closes,
@@ -431,13 +435,13 @@ mod tests {
     }
 
     #[test]
-    fn filter_is_not_asked_after_the_limit() {
+    fn closes_after_the_limit_are_not_filtered() {
         let selection = Selection {
             filter: Filter {
                 failed: true,
                 ..Filter::default()
             },
-            ..all_of(CLOSES)
+            ..selection(CLOSES)
         };
         let mut run = Run::new(selection, Some(2));
         run.close(1..=5);
@@ -446,8 +450,8 @@ mod tests {
     }
 
     #[test]
-    fn scan_holds_back_what_is_later() {
-        let mut run = Run::new(all_of(ALL), None);
+    fn records_later_than_running_scan_wait_for_its_updates() {
+        let mut run = Run::new(selection(ALL), None);
         let far = SETTLE_NS + 100;
         let (first, last) = (record(KIND_CLOSE, 1), record(KIND_CLOSE, 60));
         let scanning = Complete {

@@ -1,4 +1,5 @@
-//! `--read`: captures go through the same [`Engine`] as a live trace. Nothing here needs Linux.
+//! The replay session (`--read`): feeds the records of captures to the same [`Engine`] as a live trace. It runs on any
+//! system.
 
 mod stream;
 
@@ -29,7 +30,7 @@ use crate::record::{Event, Header, Record, Summary, WallTime};
 use crate::session::exit::Exit;
 use crate::session::outputs;
 
-/// The files of a replay: open, and nothing of them is parsed yet.
+/// The open files of a replay. Nothing of them has been parsed yet.
 pub struct Files {
     inputs: Vec<stream::Input>,
     target: Option<Target>,
@@ -46,21 +47,21 @@ pub fn open(config: &Config) -> Result<Files> {
     })
 }
 
-/// Replays captures, and adds the names of a pods file.
+/// Replays captures, and adds the names of a pods file to their records.
 pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> Result<Exit> {
     let range = stream::resolve(&config.range, &files.inputs)?;
     let mut streams = files.inputs.into_iter().map(Stream::new).collect::<Result<Vec<_>>>()?;
     for stream in &mut streams {
         stream.advance()?;
     }
-    // A capture of a replay begins only if there is something to replay.
+    // A file that is no capture is an error before `--write` creates a header.
     if let [stream] = &streams[..] {
         stream.check_content()?;
     }
     let header = merged_header(&streams);
     if config.verbosity == Verbosity::Verbose {
         say(&format!(
-            "{}: of kmesh-trace {:?}, kernel {:?}",
+            "{}: written by kmesh-trace {:?}, kernel {:?}",
             header.info.node, header.info.version, header.info.kernel
         ));
     }
@@ -91,7 +92,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         duration: config.duration,
         stop: Arc::clone(&stop),
         quits: outputs.screen.is_some().then_some(quits),
-        began: None,
+        start: None,
         latest: header.start,
         skipped: 0,
     };
@@ -112,7 +113,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
     runtime.block_on(wait(end, &stop, &quit, jobs))
 }
 
-/// Returns the header for what the streams make together.
+/// Returns the header of the merged streams: all nodes, and the earliest start.
 fn merged_header(streams: &[Stream]) -> Header {
     let mut headers = streams.iter().map(Stream::header);
     let mut merged = headers.next().unwrap_or_else(Header::unknown);
@@ -125,7 +126,8 @@ fn merged_header(streams: &[Stream]) -> Header {
     merged
 }
 
-/// Reads `--pods-file`. It was saved at an unknown time, so its pods count by when they started.
+/// Reads `--pods-file`. The time at which the file was saved is unknown, so a pod owns its address from its start time
+/// on.
 pub fn offline_names(config: &Config) -> Result<Option<OfflineNames>> {
     let file = config.sources.iter().find_map(|source| match &source.origin {
         Origin::File(path) => Some(path),
@@ -139,7 +141,7 @@ pub fn offline_names(config: &Config) -> Result<Option<OfflineNames>> {
     Ok(Some(OfflineNames::new(file.objects)))
 }
 
-/// Waits for the end. The first interrupt ends the replay in order, the second one at once.
+/// Waits for the end of the replay. The first interrupt stops the replay in order, the second one exits at once.
 async fn wait(
     mut end: oneshot::Receiver<Result<Exit>>,
     stop: &AtomicBool,
@@ -148,14 +150,14 @@ async fn wait(
 ) -> Result<Exit> {
     loop {
         tokio::select! {
-            ended = &mut end => return ended.context("the replaying thread died")?,
+            ended = &mut end => return ended.context("the replay thread panicked")?,
             () = jobs.obey() => {}
             () = interrupted() => {
                 if stop.swap(true, Ordering::Relaxed) {
                     term::leave();
                     exit(Exit::Ok as i32);
                 }
-                // It fails when the replay has ended already.
+                // This fails if the replay has already ended.
                 _ = quit.send(());
             }
         }
@@ -184,32 +186,32 @@ async fn interrupted() {
     }
 }
 
-/// Feeds the engine with the lines of the streams, in the order of their times.
+/// The replay thread: feeds the engine with the lines of the streams, in the order of their times.
 struct Replay {
     streams: Vec<Stream>,
-    /// There is more than one stream.
+    /// Whether there is more than one stream.
     is_merged: bool,
     /// The names of the pods file.
     offline: Option<OfflineNames>,
     engine: Engine,
-    /// The part that is replayed.
+    /// The part of the captures that is replayed.
     range: TimeRange<WallTime>,
     duration: Option<Duration>,
     stop: Arc<AtomicBool>,
-    /// Says when the user at the screen quits, if there is a screen.
+    /// Receives a value when the user quits the table on the terminal. `None` without such a table.
     quits: Option<Receiver<()>>,
-    /// When the replayed part began.
-    began: Option<WallTime>,
-    /// The time of the last line.
+    /// The time of the first replayed record.
+    start: Option<WallTime>,
+    /// The time of the last replayed line.
     latest: WallTime,
-    /// The number of closes outside of the range.
+    /// The number of closes outside of `range`.
     skipped: u64,
 }
 
 impl Replay {
     fn run(mut self) -> Result<Exit> {
         match self.replay() {
-            // The reader of standard output is gone, which is no failure.
+            // The reader of standard output closed it, which is a normal end.
             Err(Failure::Output(error)) if error.kind() == ErrorKind::BrokenPipe => {
                 _ = self.engine.finish();
                 return Ok(Exit::Ok);
@@ -228,7 +230,7 @@ impl Replay {
     }
 
     fn replay(&mut self) -> Result<(), Failure> {
-        let mut is_summed = false;
+        let mut ends_with_summary = false;
         while let Some(index) = self.first_stream() {
             let stream = &mut self.streams[index];
             let Some(line) = stream.take() else { break };
@@ -237,11 +239,11 @@ impl Replay {
                 Line::Record(record) => {
                     if self.is_over(&record) {
                         self.streams.iter_mut().for_each(Stream::stop);
-                        is_summed = false;
+                        ends_with_summary = false;
                         break;
                     }
                     self.latest = time;
-                    is_summed = false;
+                    ends_with_summary = false;
                     self.record(index, &record)?;
                 }
                 Line::Lost(lost) => {
@@ -251,12 +253,12 @@ impl Replay {
                 Line::Summary(..) => {
                     self.latest = time;
                     self.streams[index].advance().map_err(Failure::Input)?;
-                    // The sums of several streams come at the end, in one.
+                    // Several streams have one merged summary at the end.
                     if !self.is_merged {
                         if !self.streams[index].has_line() {
                             self.end_windows()?;
                         }
-                        is_summed = true;
+                        ends_with_summary = true;
                         let summary = self.with_tally(self.streams[index].summary());
                         self.engine.summary(&summary)?;
                     }
@@ -266,14 +268,14 @@ impl Replay {
             }
             self.streams[index].advance().map_err(Failure::Input)?;
         }
-        if !is_summed {
+        if !ends_with_summary {
             self.end_windows()?;
             let summary = self.merged_summary();
             self.engine.summary(&summary)?;
         }
         self.engine.finish()?;
         if let Some(quits) = &self.quits {
-            // It fails when there is no screen any more.
+            // This fails if the screen is gone.
             _ = quits.recv();
         }
         Ok(())
@@ -285,7 +287,7 @@ impl Replay {
             self.streams[index].count(record);
             return Ok(());
         }
-        self.began.get_or_insert(record.time);
+        self.start.get_or_insert(record.time);
         self.streams[index].count(record);
         if self.streams[index].is_baseline(record) {
             return self.engine.baseline(record);
@@ -303,50 +305,54 @@ impl Replay {
     }
 
     fn is_over(&self, record: &Record) -> bool {
-        let is_late = self.duration.zip(self.began).is_some_and(|(duration, began)| {
-            i128::from(record.time.0) - i128::from(began.0) > duration.as_nanos() as i128
+        let is_late = self.duration.zip(self.start).is_some_and(|(duration, start)| {
+            i128::from(record.time.0) - i128::from(start.0) > duration.as_nanos() as i128
         });
         is_late || self.engine.is_full() || self.stop.load(Ordering::Relaxed) || self.range.is_after(record.time)
     }
 
-    /// Ends the windows as the live run did.
+    /// Ends the windows of rollups at the same times as the live run did.
     fn end_windows(&mut self) -> io::Result<()> {
         self.engine.watermark(self.latest)?;
         self.engine.watermark(WallTime::MAX)
     }
 
-    /// Adds what became of the records here to the sums of a stream.
-    fn with_tally(&self, of_run: Summary) -> Summary {
+    /// Returns `recorded`, the summary of a stream, with the counts of this replay's filters and limits.
+    fn with_tally(&self, recorded: Summary) -> Summary {
         let tally = self.engine.tally();
         let is_whole = tally.filtered + tally.after_limit + self.skipped == 0;
         Summary {
             delivered: tally.delivered,
-            filtered: of_run
+            filtered: recorded
                 .filtered
                 .saturating_add(tally.filtered)
                 .saturating_add(self.skipped),
-            after_limit: of_run.after_limit.saturating_add(tally.after_limit),
-            // Lines do not say which records are unresolved, so that a part of them can only be estimated.
-            unresolved: if is_whole { of_run.unresolved } else { tally.unresolved },
-            ..of_run
+            after_limit: recorded.after_limit.saturating_add(tally.after_limit),
+            // Lines do not contain which records are unresolved, so the number for a part of a capture is an estimate.
+            unresolved: if is_whole {
+                recorded.unresolved
+            } else {
+                tally.unresolved
+            },
+            ..recorded
         }
     }
 
-    /// Returns the sums of all streams, with what there is of a stream that has no summary.
+    /// Returns the sum of the summaries of all streams.
     fn merged_summary(&self) -> Summary {
         let mut merged = Summary::zero(self.latest);
         for summary in self.streams.iter().map(Stream::summary) {
             merged.add(&summary);
         }
-        let began = self.began.unwrap_or(self.latest);
+        let start = self.start.unwrap_or(self.latest);
         if merged.elapsed_ns == 0 {
-            merged.elapsed_ns = self.latest.0.saturating_sub(began.0).try_into().unwrap_or(0);
+            merged.elapsed_ns = self.latest.0.saturating_sub(start.0).try_into().unwrap_or(0);
         }
         self.with_tally(merged)
     }
 }
 
-/// The side that failed.
+/// The side of the replay that failed.
 enum Failure {
     Input(anyhow::Error),
     Output(io::Error),

@@ -1,4 +1,4 @@
-//! The writer thread: it runs the pipeline and the sinks, and may have to wait for the reader of standard output.
+//! The writer thread: runs the pipeline and the sinks. No other thread waits for the reader of standard output.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -17,27 +17,25 @@ use crate::record::Counts;
 use crate::session::exit::Exit;
 use crate::session::pipeline::Pipeline;
 
-/// The thread's state.
+/// The state of the writer thread.
 pub struct Writer {
-    /// Takes the messages.
     pub pipeline: Pipeline,
-    /// How much goes to standard error.
     pub verbosity: Verbosity,
     /// Stops the run when `--count` is reached.
     pub control: Arc<Control>,
-    /// Takes emptied buffers back to the reader.
+    /// Returns empty buffers to the reader.
     pub spare: Sender<Vec<u8>>,
-    /// The number of lost `open` events that were reported.
+    /// The number of lost `open` events that messages already reported.
     pub lost_opens: u64,
 }
 
 impl Writer {
-    /// Runs until the last message, or until an output fails.
+    /// Runs until the last message of the queue, or until an output fails.
     pub fn write(mut self, queue: &Receiver<Message>) -> Result<Exit> {
         match self.write_all(queue) {
-            // The reader of standard output is gone, which is no failure.
+            // The reader of standard output closed it, which is a normal end.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
-                // A capture still gets its end. If it is the capture that has no reader, there is nothing to end.
+                // Finish the capture. This fails if the capture itself goes to standard output.
                 _ = self.pipeline.engine.finish();
                 Ok(Exit::Ok)
             }
@@ -62,7 +60,7 @@ impl Writer {
                 Message::Names(updates) => self.pipeline.apply(&updates, monotonic_ns())?,
                 Message::Lost(counts) => self.lost(&counts)?,
                 Message::Counted(counts) => self.pipeline.count(&counts),
-                Message::Asked(counts) => self.pipeline.ask(counts)?,
+                Message::Asked(counts) => self.pipeline.request_summary(counts)?,
                 Message::Walked(bytes) => self.pipeline.hold(&bytes),
                 Message::WalkFailed(error) => say(&format!(
                     "warning: {error}: this interval has no updates for open connections"
@@ -82,8 +80,8 @@ impl Writer {
         }
     }
 
-    /// Returns the next message. Until it comes, records that have waited for their names for long enough are handed over,
-    /// and outputs are flushed when they must be.
+    /// Returns the next message. Meanwhile, emits records whose time to wait for names is over, and flushes outputs
+    /// when due.
     fn next(&mut self, queue: &Receiver<Message>) -> io::Result<Option<Message>> {
         loop {
             let release = (self.pipeline.waits_until_ns())
@@ -103,7 +101,7 @@ impl Writer {
         }
     }
 
-    /// Ends the run. Only names still come, for as long as records wait for them.
+    /// Ends the run. Waits for names as long as records wait for them; the reader sends nothing more.
     fn end(&mut self, queue: &Receiver<Message>, counts: &Counts) -> io::Result<()> {
         self.pipeline.settle(monotonic_ns())?;
         while let Some(until_ns) = self.pipeline.waits_until_ns() {
@@ -132,11 +130,11 @@ impl Writer {
         Ok(())
     }
 
-    /// Reports lost `open` events on standard error: no output has a line for them.
+    /// Reports lost `open` events on standard error, because no output has a line for them.
     fn report_lost_opens(&mut self, since_start: u64) {
-        let before = std::mem::replace(&mut self.lost_opens, since_start);
-        if since_start > before {
-            say(&summary_text::lost_opens(since_start - before, since_start));
+        let reported = std::mem::replace(&mut self.lost_opens, since_start);
+        if since_start > reported {
+            say(&summary_text::lost_opens(since_start - reported, since_start));
         }
     }
 }
@@ -149,7 +147,7 @@ fn slow_scan_text(used: Duration, scan_interval: Duration) -> String {
     )
 }
 
-/// Seconds with one decimal at most; milliseconds where those would say too little.
+/// Formats seconds with at most one decimal, or milliseconds below 0.1 s.
 fn duration_text(duration: Duration) -> String {
     if duration < Duration::from_millis(100) {
         return format!("{} ms", duration.as_millis());
@@ -163,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slow_scan_is_reported_in_plain_units() {
+    fn slow_scan_message_has_plain_units() {
         let cases = [
             (
                 900,

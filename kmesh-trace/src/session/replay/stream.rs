@@ -1,4 +1,4 @@
-//! One capture of a replay: its lines, one ahead, and what is wrong with it.
+//! One capture of a replay: the stream of its lines, and the damage that the stream contains.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -16,7 +16,6 @@ use crate::record::{Event, LossReason, Record, Summary, WallTime};
 /// The number of damaged places that are reported one by one.
 const MAX_REPORTED: u64 = 10;
 
-/// A capture, open.
 pub struct Input {
     name: String,
     source: Source,
@@ -28,9 +27,9 @@ enum Source {
 }
 
 impl Input {
-    /// Opens the capture at `place`.
-    pub fn open(place: &CapturePath) -> Result<Self> {
-        Ok(match place {
+    /// Opens the capture at `path`.
+    pub fn open(path: &CapturePath) -> Result<Self> {
+        Ok(match path {
             CapturePath::Pipe => Self {
                 name: "standard input".to_owned(),
                 source: Source::Pipe(Box::new(Blocking(io::stdin()))),
@@ -46,27 +45,28 @@ impl Input {
         })
     }
 
-    /// Returns the time of the last line. It reads the whole file, and leaves it at its beginning.
+    /// Returns the time of the last line. Reads the whole file, and rewinds the file afterwards.
     fn last_time(&self) -> Result<Option<WallTime>> {
         let Source::File(file) = &self.source else {
             bail!(
-                "{}: its end is unknown: --since and --until take a time of day here, such as 2026-01-02T03:04:05Z",
+                "{}: the end of a pipe is unknown, so --since and --until cannot count from it\n  \
+                 try: a time such as 2026-01-02T03:04:05Z",
                 self.name
             );
         };
-        let again = || {
+        let context = || {
             format!(
-                "cannot read {} twice, as --since and --until before its end need",
+                "cannot find the end of {}, from which --since or --until counts",
                 self.name
             )
         };
-        let mut file = file.try_clone().with_context(again)?;
-        let begin = file.stream_position().with_context(again)?;
-        let mut lines = Lines::new(Blocking(&file)).with_context(again)?;
+        let mut file = file.try_clone().with_context(context)?;
+        let start = file.stream_position().with_context(context)?;
+        let mut lines = Lines::new(Blocking(&file)).with_context(context)?;
         let mut parser = Parser::default();
         let mut last = None;
         loop {
-            match lines.next_line().with_context(again)? {
+            match lines.next_line().with_context(context)? {
                 Step::Line(line) => {
                     if let Ok(line) = parser.parse(line) {
                         last = last.max(Some(time_of(&line)));
@@ -76,12 +76,12 @@ impl Input {
                 Step::End => break,
             }
         }
-        file.seek(io::SeekFrom::Start(begin)).with_context(again)?;
+        file.seek(io::SeekFrom::Start(start)).with_context(context)?;
         Ok(last)
     }
 }
 
-/// Returns `range` with times in place of the durations before the end of the captures.
+/// Returns `range` with each duration before the end of the captures replaced by its time.
 pub fn resolve(range: &TimeRange<TimeBound>, inputs: &[Input]) -> Result<TimeRange<WallTime>> {
     let mut end = None;
     if range.is_relative() {
@@ -99,7 +99,7 @@ pub fn resolve(range: &TimeRange<TimeBound>, inputs: &[Input]) -> Result<TimeRan
     }))
 }
 
-/// A capture in the course of its replay.
+/// A capture that is being replayed.
 pub struct Stream {
     name: String,
     lines: Lines<Box<dyn Read + Send>>,
@@ -108,14 +108,15 @@ pub struct Stream {
     next: Option<Line>,
     /// The time of the last line that [`Self::advance`] read.
     time: WallTime,
-    /// No line follows.
     has_ended: bool,
-    /// The rest is not wanted.
+    /// Whether the rest of the capture is ignored.
     is_stopped: bool,
+    /// The number of damaged places.
     damages: u64,
     is_cut_off: bool,
-    sound_lines: u64,
-    /// The number of closes that were replayed.
+    /// The number of valid lines so far.
+    valid_lines: u64,
+    /// The number of closes so far.
     closes: u64,
     lost: u64,
     lost_reasons: Vec<LossReason>,
@@ -123,7 +124,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Begins to read a capture.
+    /// Starts to read a capture.
     pub fn new(input: Input) -> Result<Self> {
         let Input { name, source } = input;
         let source: Box<dyn Read + Send> = match source {
@@ -142,7 +143,7 @@ impl Stream {
             is_stopped: false,
             damages: 0,
             is_cut_off: false,
-            sound_lines: 0,
+            valid_lines: 0,
             closes: 0,
             lost: 0,
             lost_reasons: Vec::new(),
@@ -150,7 +151,7 @@ impl Stream {
         })
     }
 
-    /// Reads the next line that is sound. Headers are taken here.
+    /// Reads the next valid line that is not a header.
     pub fn advance(&mut self) -> Result<()> {
         self.next = None;
         while self.next.is_none() && !self.has_ended {
@@ -158,8 +159,8 @@ impl Stream {
             let damage = match step.with_context(|| format!("cannot read {}", self.name))? {
                 Step::Line(line) => match self.parser.parse(line) {
                     Ok(line) => {
-                        self.sound_lines += 1;
-                        self.take_line(line);
+                        self.valid_lines += 1;
+                        self.store(line);
                         continue;
                     }
                     Err(problem) => Damage::Line {
@@ -178,8 +179,9 @@ impl Stream {
         Ok(())
     }
 
-    fn take_line(&mut self, line: Line) {
-        // A line of a merged capture may be a little earlier than the one before it. Streams are merged by the latest time.
+    fn store(&mut self, line: Line) {
+        // A line of a merged capture may be slightly earlier than its predecessor. Streams are merged by the latest
+        // time.
         self.time = self.time.max(time_of(&line));
         match line {
             Line::Header(header) => {
@@ -197,7 +199,7 @@ impl Stream {
         }
     }
 
-    /// Returns the header, or what the first line tells of it.
+    /// Returns the header, or a header with the node and time of the first line.
     pub fn header(&self) -> Header {
         if let Some(header) = &self.header {
             return header.clone();
@@ -214,17 +216,17 @@ impl Stream {
         header
     }
 
-    /// Returns whether a line waits to be taken.
+    /// Returns whether [`Self::take`] returns a line.
     pub fn has_line(&self) -> bool {
         self.next.is_some() && !self.is_stopped
     }
 
-    /// Returns the time of the line that waits, or of the last one.
+    /// Returns the time of the latest line that was read.
     pub fn time(&self) -> WallTime {
         self.time
     }
 
-    /// Takes the line that waits.
+    /// Takes the line that [`Self::advance`] read.
     pub fn take(&mut self) -> Option<Line> {
         let line = self.next.take();
         match &line {
@@ -240,12 +242,12 @@ impl Stream {
         line
     }
 
-    /// Counts a record that is replayed.
+    /// Counts `record` if it is a close.
     pub fn count(&mut self, record: &Record) {
         self.closes += u64::from(record.event == Event::Close);
     }
 
-    /// Ignores the rest.
+    /// Ignores the rest of the capture.
     pub fn stop(&mut self) {
         self.is_stopped = true;
     }
@@ -256,11 +258,11 @@ impl Stream {
         record.event == Event::Update && record.preexisting && Some(record.time) == start
     }
 
-    /// Returns the sums of the run. What was in the capture and is not there any more counts as lost; what earlier parts of a
-    /// rotated capture have does not count.
+    /// Returns the summary of the capture. Records that are missing from the capture count as lost. The records of
+    /// earlier parts of a rotated capture do not count.
     pub fn summary(&self) -> Summary {
         let closes = self.closes;
-        let Some(of_run) = self.summary.as_ref().filter(|_| !self.is_stopped) else {
+        let Some(recorded) = self.summary.as_ref().filter(|_| !self.is_stopped) else {
             return Summary {
                 closes: closes.saturating_add(self.lost),
                 lost_records: self.lost,
@@ -269,35 +271,36 @@ impl Stream {
             };
         };
         let closes_before = self.header.as_ref().map_or(0, |header| header.closes_before);
-        let missing = of_run.delivered.saturating_sub(closes_before).saturating_sub(closes);
-        let mut reasons = of_run.reasons.clone();
+        let missing = recorded.delivered.saturating_sub(closes_before).saturating_sub(closes);
+        let mut reasons = recorded.reasons.clone();
         if missing > 0 && !reasons.contains(&LossReason::Undecodable) {
             reasons.push(LossReason::Undecodable);
         }
         Summary {
-            closes: of_run.closes.saturating_sub(closes_before),
-            lost_records: of_run.lost_records.saturating_add(missing),
+            closes: recorded.closes.saturating_sub(closes_before),
+            lost_records: recorded.lost_records.saturating_add(missing),
             reasons,
-            ..of_run.clone()
+            ..recorded.clone()
         }
     }
 
-    /// Fails if no line so far was one of a capture.
+    /// Returns an error if no line so far is a line of a capture.
     pub fn check_content(&self) -> Result<()> {
-        if self.sound_lines == 0 {
+        if self.valid_lines == 0 {
             bail!(
-                "{}: no line of it is one of a capture\n  try: a file that -w wrote, or the saved output of -o json",
+                "{}: not a capture: no line of the file is a record\n  \
+                 try: a file that -w wrote, or saved output of -o json",
                 self.name
             );
         }
         Ok(())
     }
 
-    /// Reports what is wrong with the capture as a whole, and returns whether that makes the replay a failure.
+    /// Reports problems of the whole capture. Returns whether the replay counts as failed.
     pub fn report_end(&self) -> Result<bool> {
         if self.damages > MAX_REPORTED {
             say(&format!(
-                "{}: {} more such places",
+                "{}: {} more damaged places",
                 self.name,
                 self.damages - MAX_REPORTED
             ));
@@ -305,7 +308,8 @@ impl Stream {
         self.check_content()?;
         if self.summary.is_none() && !self.is_cut_off && !self.is_stopped && self.header.is_some() {
             say(&format!(
-                "{}: it has no summary: its tracer was killed or still writes, or it is an older part of a rotated capture",
+                "{}: no summary: the tracer was killed, it still writes, or the file is an older part of a rotated \
+                 capture",
                 self.name
             ));
         }
