@@ -1,11 +1,11 @@
-//! Reading and writing that waits, whatever the descriptor's flags.
+//! Blocking reads and writes on descriptors that may be non-blocking.
 //!
-//! `O_NONBLOCK` belongs to the open file, not to the descriptor: a task runner that set it for itself on a pipe or a terminal has
-//! set it for the tool too. `EAGAIN` then means later, not never.
+//! `O_NONBLOCK` belongs to the open file, not to the descriptor. If another program sets it on a shared pipe or
+//! terminal, the calls of this program fail with `EAGAIN`, too. Here they wait and try again.
 
 use std::io::{self, ErrorKind, Read, Write};
 
-/// A stream whose calls wait until they can read or write.
+/// A stream whose reads and writes block.
 #[derive(Debug)]
 pub struct Blocking<T>(pub T);
 
@@ -20,7 +20,7 @@ mod wait {
     pub trait Descriptor: AsFd {}
     impl<T: AsFd> Descriptor for T {}
 
-    /// Waits until a call of this kind can do something, be it to fail.
+    /// Waits until a read or write does not return `EAGAIN`.
     fn ready(stream: &impl AsFd, flags: PollFlags) -> io::Result<()> {
         match poll(&mut [PollFd::new(stream, flags)], None) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
@@ -64,7 +64,7 @@ impl<T: Read + wait::Descriptor> Read for Blocking<T> {
     }
 }
 
-/// `write_all` and `write_fmt` are made of these two, so nothing that was taken is written twice.
+/// `write_all` and `write_fmt` use these two methods, so they write no byte twice.
 impl<T: Write + wait::Descriptor> Write for Blocking<T> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
@@ -96,9 +96,9 @@ mod tests {
 
     use super::*;
 
-    /// A pipe takes 64 KiB, and gives nothing until something is written: both ends have to wait.
+    /// The data is larger than the buffer of the pipe (64 KiB), so both ends have to wait.
     #[test]
-    fn nonblocking_pipe_takes_and_gives_all() {
+    fn nonblocking_pipe_transfers_all_bytes() {
         let bytes: Vec<u8> = (0..1_000_000_u32).map(|number| number as u8).collect();
         let (reader, writer) = std::io::pipe().unwrap();
         ioctl_fionbio(reader.as_fd(), true).unwrap();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn reader_that_is_gone_ends_the_wait() {
+    fn waiting_write_fails_when_the_reader_closes() {
         let (reader, writer) = std::io::pipe().unwrap();
         ioctl_fionbio(writer.as_fd(), true).unwrap();
         let mut writer = Blocking(writer);

@@ -1,4 +1,4 @@
-//! `kmesh-trace completions`: completion scripts of shells, generated from the definition of the command line.
+//! `kmesh-trace completions`: generates shell completion scripts from the definition of the command line.
 
 use std::io::{self, Write};
 
@@ -12,7 +12,7 @@ pub fn write(shell: Shell, out: &mut dyn Write) -> io::Result<()> {
     let mut command = Cli::command();
     let name = command.get_name().to_owned();
     command.set_bin_name(name);
-    // Building adds the flags that clap generates, such as --help of the subcommands.
+    // `build` adds the flags that clap generates, such as --help of the subcommands.
     command.build();
     match shell {
         Shell::Bash => shells::Bash.try_generate(&command, out),

@@ -1,6 +1,7 @@
-//! Finished records → sinks: limits, the filter, tallies, and what each record adds.
+//! Feeds the sinks with finished records: applies the limits and the filter, counts, and computes the delta of each
+//! record.
 //!
-//! Live tracing and replay feed the same engine. It has no clock and no kernel: time comes in as a value.
+//! Live tracing and replay use the same engine. The engine is pure: time is an argument.
 
 use std::io;
 use std::num::NonZeroU64;
@@ -12,10 +13,10 @@ use crate::output::Sink;
 use crate::record::{Event, Lost, Record, Summary, WallTime};
 use crate::track::delta::{Delta, Deltas};
 
-/// The records that a run is about.
+/// The records that a run delivers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
-    /// The events that count as delivered.
+    /// The events that count as delivered. Sinks get the other events, too.
     pub events: Events,
     /// The filter that connections must pass.
     pub filter: Filter,
@@ -23,18 +24,18 @@ pub struct Selection {
     pub count: Option<NonZeroU64>,
 }
 
-/// The number of records by what happened to them. All but `printed` count closes.
+/// The number of records by their fate. All fields except `printed` count closes only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Delivered records of every event.
+    /// The delivered records of every event.
     pub printed: u64,
-    /// Delivered to the sinks.
+    /// The closes that were delivered.
     pub delivered: u64,
-    /// Filtered out, or of an event that was not asked for.
+    /// The closes that the filter rejects, or that the selected events exclude.
     pub filtered: u64,
-    /// After `--count` or `--duration` was reached.
+    /// The closes after `--count` or `--duration` was reached.
     pub after_limit: u64,
-    /// Delivered with an end that belongs to a pod of this node and has no name.
+    /// The delivered closes with a pod of this node whose name is unknown.
     pub unresolved: u64,
 }
 
@@ -45,12 +46,12 @@ impl Tally {
     }
 }
 
-/// Feeds the sinks.
+/// The stage that filters and counts records, and feeds the sinks.
 pub struct Engine {
     selection: Selection,
-    /// No filter was given.
+    /// Whether the filter passes every record.
     passes_all: bool,
-    /// What each record adds, if a sink needs it.
+    /// Computes the delta of each record, if a sink needs deltas.
     deltas: Option<Deltas>,
     sinks: Vec<Box<dyn Sink>>,
     tally: Tally,
@@ -68,7 +69,7 @@ impl Engine {
         }
     }
 
-    /// Returns what the records so far came to.
+    /// Returns the numbers of records so far.
     pub fn tally(&self) -> Tally {
         self.tally
     }
@@ -80,7 +81,7 @@ impl Engine {
             .is_some_and(|count| self.tally.printed >= count.get())
     }
 
-    /// Takes the counters of a connection that was open when tracing began, as an update at that time.
+    /// Takes the counters of a connection that was open when tracing began. `record` is an update at that time.
     pub fn baseline(&mut self, record: &Record) -> io::Result<()> {
         if !self.passes(record) {
             return Ok(());
@@ -91,10 +92,10 @@ impl Engine {
         self.for_each(|sink| sink.baseline(record))
     }
 
-    /// Takes the next record in the order of time. `is_late`: it happened after `--duration` was over.
+    /// Takes the next record in the order of time. `is_late` is true for a record after the end of `--duration`.
     pub fn record(&mut self, record: &Record, is_late: bool) -> io::Result<()> {
         let close = u64::from(record.event == Event::Close);
-        // The limit comes first: what would have been filtered out counts as `after_limit` too.
+        // The limit comes before the filter, so `after_limit` includes closes that the filter rejects.
         if self.is_full() || is_late {
             self.tally.after_limit += close;
             return Ok(());
@@ -135,35 +136,35 @@ impl Engine {
         })
     }
 
-    /// Takes that all records of what happened before `until` have come.
+    /// Tells the sinks that no more records before `until` follow.
     pub fn watermark(&mut self, until: WallTime) -> io::Result<()> {
         self.for_each(|sink| sink.watermark(until))
     }
 
-    /// Takes a loss of records.
+    /// Reports a loss of records to the sinks.
     pub fn lost(&mut self, lost: &Lost) -> io::Result<()> {
         self.for_each(|sink| sink.lost(lost))?;
         self.flush()
     }
 
-    /// Takes the sums of the run, at its end or so far.
+    /// Gives a summary to the sinks, at the end of the run or on request.
     pub fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         self.flush()?;
         self.for_each(|sink| sink.summary(summary))?;
         self.flush()
     }
 
-    /// Lets no output wait for more.
+    /// Flushes the unwritten data of every sink.
     pub fn flush(&mut self) -> io::Result<()> {
         self.for_each(|sink| sink.flush())
     }
 
-    /// Returns when [`Self::flush`] must be called, if nothing else calls it until then.
+    /// Returns the deadline of the next [`Self::flush`], if a sink has unwritten data.
     pub fn flush_due(&self) -> Option<Instant> {
         self.sinks.iter().filter_map(|sink| sink.flush_due()).min()
     }
 
-    /// Ends every output, also after one of them has failed. Returns the first error.
+    /// Finishes every sink, even if one fails. Returns the first error.
     pub fn finish(&mut self) -> io::Result<()> {
         let results: Vec<_> = self.sinks.iter_mut().map(|sink| sink.finish()).collect();
         results.into_iter().collect()

@@ -4,26 +4,26 @@
 //!                       Kubernetes sources ── updates ──▶ name store
 //!                                                            │
 //! kernel ──ring──▶ reader ──queue──▶ decode ──▶ track ──▶ annotate ──▶ filter ──▶ sinks
-//! (eBPF)                     ▲                  (Record)              (pure;      ├─ log / json / table / rollup ─▶ stdout
+//! (eBPF)                     ▲                  (Record)              (pure;      ├─ log, short, json, table ─▶ stdout
 //!    └─ socket scanner ──────┘                                         Delta)     ├─ capture file
 //!                                                                                 └─ metrics
 //! capture file or JSON stream ──▶ parse ──▶ Record ────────────────────▶ filter ──▶ sinks        (--read)
 //! ```
 //!
-//! - [`record`] is the domain. Every module knows it.
-//! - [`cli`] has the flags, and [`config`] validated settings made of them.
-//! - [`kernel`] has the kernel's side: [`kernel::loader`] (the only file that names aya), [`kernel::reader`],
-//!   [`kernel::scanner`].
-//! - [`track`] makes records of the kernel's events: [`track::decode`], [`track::outcome`], [`track::delta`]. It is pure, and
-//!   so are [`filter`] and [`rollup`]: time comes in as a value.
-//! - [`names`] adds the names of pods, Services and nodes.
-//! - [`engine`] filters records, computes what each adds, and feeds the sinks.
-//! - [`output`] has the sinks: each implements [`output::Sink`]. [`capture`] writes captures, as one more sink, and parses
-//!   them.
-//! - [`session`] wires these for a live trace and for a replay.
+//! - [`record`] defines the domain types. Every module uses them.
+//! - [`cli`] defines the flags, and [`config`] turns them into validated settings.
+//! - [`kernel`] loads the eBPF programs and reads their events: [`kernel::loader`] (the only file that names aya),
+//!   [`kernel::reader`], [`kernel::scanner`].
+//! - [`track`] turns the events into records: [`track::decode`], [`track::outcome`], [`track::delta`]. Like [`filter`]
+//!   and [`rollup`], it is pure: time is an argument.
+//! - [`names`] adds the names of pods, Services and nodes to records.
+//! - [`engine`] filters records, computes the delta of each record, and feeds the sinks.
+//! - [`output`] contains the sinks, which implement [`output::Sink`]. [`capture`] contains one more sink, which writes
+//!   captures, and parses captures.
+//! - [`session`] connects these stages for a live trace and for a replay.
 //!
-//! A replay is built for any system, live tracing for Linux alone. `docs/architecture.md` has the threads and the life of a
-//! connection.
+//! A replay works on any system, live tracing only on Linux. `docs/architecture.md` describes the threads and the life
+//! of a connection.
 
 pub mod blocking_io;
 pub mod capture;

@@ -1,4 +1,4 @@
-//! `kmesh-trace`: give up privileges, parse, run, exit status.
+//! The main function: drops privileges, parses the command line, runs, and returns the exit status.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
@@ -18,9 +18,8 @@ use kmesh_trace::session::replay::{offline_names, open, replay};
 
 fn main() -> ExitCode {
     #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
-    kmesh_trace::nss::load_nothing();
-    let ended = limit_privileges(Stage::Start).and_then(|()| run(&parse()));
-    match ended {
+    kmesh_trace::nss::use_static_modules();
+    match limit_privileges(Stage::Start).and_then(|()| run(&parse())) {
         Ok(exit) => exit.into(),
         Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
         Err(error) => {
@@ -30,7 +29,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Parses the command line. What `clap` prints itself has styles only where the terminal has escape sequences.
+/// Parses the command line. The messages of `clap` have colors only on a terminal with escape sequences.
 fn parse() -> Cli {
     let term = env::var_os("TERM");
     let styles = match has_escapes(term.as_deref()) {
@@ -43,7 +42,7 @@ fn parse() -> Cli {
 
 fn run(cli: &Cli) -> Result<Exit> {
     match cli.command {
-        None => main_job(&config(cli).unwrap_or_else(|error| refuse(&error))),
+        None => trace_or_replay(&config(cli).unwrap_or_else(|error| refuse(&error))),
         Some(Command::Check) => check(cli),
         Some(Command::Schema) => print_schema(),
         Some(Command::Completions { shell }) => completions::write(shell, &mut Blocking(io::stdout()))
@@ -52,7 +51,7 @@ fn run(cli: &Cli) -> Result<Exit> {
     }
 }
 
-fn main_job(config: &Config) -> Result<Exit> {
+fn trace_or_replay(config: &Config) -> Result<Exit> {
     if config.read.is_empty() {
         return trace(config);
     }
@@ -67,35 +66,38 @@ fn main_job(config: &Config) -> Result<Exit> {
     replay(config, files, names)
 }
 
-/// What is still to be done, by the privileges that it takes. Tracing has stages of its own.
+/// A stage of a run that needs fewer privileges than the stage before. A live trace has its own stages.
 #[derive(Clone, Copy)]
 enum Stage {
-    /// Arguments are parsed, and files and sockets opened.
+    /// Parses arguments, and opens files and sockets.
     Start,
-    /// A pods file is opened and parsed for a replay.
-    PodsFile { is_rotated: bool },
-    /// A capture is read.
-    Replay { is_rotated: bool },
-    /// Name sources are asked once, by `check`.
+    /// Opens and parses a pods file for a replay.
+    PodsFile {
+        is_rotated: bool,
+    },
+    Replay {
+        is_rotated: bool,
+    },
+    /// Requests names from each source once, for `check`.
     #[cfg(target_os = "linux")]
     CheckNames,
 }
 
 #[cfg(target_os = "linux")]
 fn limit_privileges(stage: Stage) -> Result<()> {
-    use kmesh_trace::privileges::{keep_for_start, keep_only};
+    use kmesh_trace::privileges::{limit_to, limit_to_possible_needs};
     use rustix::thread::CapabilitySet;
 
-    // A rotated capture creates files until the end.
+    // Rotation creates files until the end of the run.
     let rotation = |is_rotated| match is_rotated {
         true => CapabilitySet::DAC_OVERRIDE,
         false => CapabilitySet::empty(),
     };
     match stage {
-        Stage::Start => keep_for_start(),
-        Stage::PodsFile { is_rotated } => keep_only(CapabilitySet::DAC_READ_SEARCH | rotation(is_rotated)),
-        Stage::Replay { is_rotated } => keep_only(rotation(is_rotated)),
-        Stage::CheckNames => keep_only(CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_PTRACE),
+        Stage::Start => limit_to_possible_needs(),
+        Stage::PodsFile { is_rotated } => limit_to(CapabilitySet::DAC_READ_SEARCH | rotation(is_rotated)),
+        Stage::Replay { is_rotated } => limit_to(rotation(is_rotated)),
+        Stage::CheckNames => limit_to(CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_PTRACE),
     }
     .context("cannot give up privileges")
 }
@@ -117,7 +119,7 @@ fn config(cli: &Cli) -> Result<Config, ConfigError> {
     Config::new(cli, environment)
 }
 
-/// Prints the error in the form of clap's own errors and exits with status 2.
+/// Prints the error in the format of clap's errors, and exits with status 2.
 fn refuse(error: &ConfigError) -> ! {
     Cli::command().error(ErrorKind::ArgumentConflict, error).exit()
 }
@@ -156,7 +158,7 @@ fn trace(_: &Config) -> Result<Exit> {
     cannot_trace()
 }
 
-/// Of a ring buffer that there is not.
+/// Returns a page size that nothing uses: only Linux has the ring buffer.
 #[cfg(not(target_os = "linux"))]
 fn page_size() -> u32 {
     4096

@@ -1,25 +1,26 @@
-//! Look-ups of the C library (addresses of names, users) in a statically linked file.
+//! Name service look-ups (hosts, users) of a statically linked glibc.
 //!
-//! glibc does them by the modules that `/etc/nsswitch.conf` names, which it loads. A static file would load those of the
-//! system that it runs on, made for another glibc: where there are none, or no C library at all, nothing is found, and
-//! where they do not fit anything may happen. The modules `files` and `dns` are part of the file itself (glibc 2.34 or
-//! newer built it), and are all that an API server's name takes: `/etc/hosts`, and the servers in `/etc/resolv.conf`.
+//! glibc loads the modules that `/etc/nsswitch.conf` names. A static executable would load the modules of the system
+//! that it runs on, which belong to another version of glibc: the look-up fails, or the process crashes. glibc 2.34 and
+//! newer contain the modules `files` and `dns`, which are enough for the name of an API server: they read `/etc/hosts`
+//! and ask the servers in `/etc/resolv.conf`.
 
 use std::ffi::{CStr, c_char, c_int};
 
 unsafe extern "C" {
-    /// Declared in glibc's `nss.h`.
+    /// The function is declared in glibc's `nss.h`.
     fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
 }
 
-/// What is looked up, and where: a host by the HTTP client, the user's home folder where `HOME` is not set.
-const LOOKUPS: [(&CStr, &CStr); 2] = [(c"hosts", c"files dns"), (c"passwd", c"files")];
+/// The databases that the tool uses, and their modules. The HTTP client looks up hosts; `passwd` has the home folder of
+/// the user if `HOME` is not set.
+const MODULES: [(&CStr, &CStr); 2] = [(c"hosts", c"files dns"), (c"passwd", c"files")];
 
-/// Keeps to the modules that are part of this file, whatever `/etc/nsswitch.conf` says. Wanted once, before any look-up.
-pub fn load_nothing() {
-    for (database, services) in LOOKUPS {
-        // SAFETY: both are strings that end with NUL, which glibc copies what it needs of. It fails for want of memory alone,
-        // and then leaves things as they were.
+/// Makes glibc use only the modules that it contains. Call this function before any look-up.
+pub fn use_static_modules() {
+    for (database, services) in MODULES {
+        // SAFETY: both arguments are strings that end with NUL, and glibc copies them. The call fails only if memory is
+        // exhausted, and then it changes nothing.
         _ = unsafe { __nss_configure_lookup(database.as_ptr(), services.as_ptr()) };
     }
 }

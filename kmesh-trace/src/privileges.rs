@@ -1,9 +1,11 @@
-//! The capabilities of this process: at each stage no more than the rest of the run needs.
+//! Limits the capabilities of this process. At each stage, the process has only the capabilities that the rest of the
+//! run needs.
 //!
-//! [`keep_for_start`] comes before the arguments are parsed. Once the programs are loaded and everything that others protect is
-//! open, [`keep_remaining`] leaves what tracing needs; only then are files parsed that others may have written (kubeconfig,
-//! pods file). The thread that scans open sockets keeps more ([`keep_for_scans`]): it parses nothing. A replay needs no capability
-//! once its files are open ([`keep_only`]).
+//! 1. [`limit_to_possible_needs`] runs before the arguments are parsed.
+//! 2. [`limit_to_remaining`] runs when the programs are loaded and all protected files and sockets are open. Only then
+//!    does the process parse files that other users may have written (kubeconfig, pods file).
+//! 3. The thread that scans sockets retains more ([`limit_to_scans`]), because it parses nothing.
+//! 4. A replay needs no capability when its files are open ([`limit_to`]).
 
 use std::sync::OnceLock;
 
@@ -13,94 +15,91 @@ use rustix::thread::{
     set_capabilities, set_no_new_privs,
 };
 
-/// The stage up to which a capability is needed.
+/// The stage at which a capability is no longer needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NeededUntil {
-    /// The programs are loaded, and all files and sockets open.
+    /// The programs are loaded, and all files and sockets are open.
     Loaded,
     /// The end of tracing.
     End,
-    /// The end of tracing, with name sources.
+    /// The end of tracing, if there are name sources.
     NamesResolved,
-    /// The end of tracing, if connection tracking can be asked.
+    /// The end of tracing, if the tool reads connection tracking.
     Translated,
-    /// The end of tracing, if captures are rotated.
+    /// The end of tracing, if the capture is rotated.
     Rotated,
 }
 
-/// A capability, and what it is for.
+/// A capability and its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need {
-    /// Which.
     pub capability: CapabilitySet,
-    /// Its name.
     pub name: &'static str,
-    /// What for.
+    /// The purpose as a verb phrase, for the messages of `check`.
     pub purpose: &'static str,
-    /// The stage up to which it is needed.
     pub until: NeededUntil,
 }
 
-/// Without these there is no tracing.
+/// The capabilities that tracing requires.
 pub const NEEDS: [Need; 2] = [
     Need {
         capability: CapabilitySet::BPF,
         name: "CAP_BPF",
-        purpose: "loads the eBPF programs, reads their counters, walks the open sockets",
+        purpose: "loads the eBPF programs, reads their counters, scans the open sockets",
         until: NeededUntil::End,
     },
     Need {
         capability: CapabilitySet::PERFMON,
         name: "CAP_PERFMON",
-        purpose: "lets the programs read the kernel's sockets; given up once they are loaded",
+        purpose: "lets the programs read the kernel's sockets; dropped after they are loaded",
         until: NeededUntil::Loaded,
     },
 ];
 
-/// Without these something else is missing, which may not be wanted.
-pub const HELPS: [Need; 5] = [
+/// The capabilities that only some features require.
+pub const OPTIONAL_NEEDS: [Need; 5] = [
     Need {
         capability: CapabilitySet::SYS_PTRACE,
         name: "CAP_SYS_PTRACE",
-        purpose: "tells whose a network namespace is: the node's own, or a pod's by its processes",
+        purpose: "finds the owner of a network namespace: the node, or a pod by its processes",
         until: NeededUntil::NamesResolved,
     },
     Need {
         capability: CapabilitySet::NET_ADMIN,
         name: "CAP_NET_ADMIN",
-        purpose: "asks connection tracking which pod is behind a Service's address",
+        purpose: "reads from connection tracking which pod is behind a Service's address",
         until: NeededUntil::Translated,
     },
     Need {
         capability: CapabilitySet::SYS_ADMIN,
         name: "CAP_SYS_ADMIN",
-        purpose: "asks that from outside of the node's network namespace; and, with CAP_SYS_PTRACE, lets updates tell of \
+        purpose: "reads connection tracking from outside the node's network namespace; with CAP_SYS_PTRACE, also scans \
                   connections that no process holds, in all network namespaces",
         until: NeededUntil::Loaded,
     },
     Need {
         capability: CapabilitySet::DAC_READ_SEARCH,
         name: "CAP_DAC_READ_SEARCH",
-        purpose: "reads what sources of names have in other users' files, and finds cgroups by id",
+        purpose: "reads files of other users for name sources, and finds cgroups by id",
         until: NeededUntil::NamesResolved,
     },
     Need {
         capability: CapabilitySet::DAC_OVERRIDE,
         name: "CAP_DAC_OVERRIDE",
-        purpose: "rotates captures in another user's folder",
+        purpose: "rotates a capture in another user's folder",
         until: NeededUntil::Rotated,
     },
 ];
 
-/// The parts of the rest of the run that need capabilities, besides tracing itself.
+/// The features of the rest of a run that need optional capabilities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Remaining {
-    /// Name sources are asked.
+    /// Whether there are name sources.
     pub names: bool,
-    /// Connection tracking is asked.
+    /// Whether the tool reads connection tracking.
     pub conntrack: bool,
-    /// Captures are rotated.
-    pub captures: bool,
+    /// Whether the capture is rotated.
+    pub rotation: bool,
 }
 
 impl Remaining {
@@ -110,23 +109,23 @@ impl Remaining {
             NeededUntil::End => true,
             NeededUntil::NamesResolved => self.names,
             NeededUntil::Translated => self.conntrack,
-            NeededUntil::Rotated => self.captures,
+            NeededUntil::Rotated => self.rotation,
         }
     }
 }
 
-/// Binds a port below 1024 for `--metrics`.
+/// Allows a port below 1024 for `--metrics`.
 const FOR_PORT: CapabilitySet = CapabilitySet::NET_BIND_SERVICE;
 
-/// What a program that this one starts (a kubeconfig's credential plugin) can have, where it has a use for it: it reads the
+/// The capabilities that a child process (the credential plugin of a kubeconfig) may have. It may need to read the
 /// files of the user who wrote the kubeconfig.
 const FOR_CHILDREN: CapabilitySet = CapabilitySet::DAC_READ_SEARCH;
 
-/// The effective capabilities that this process was started with.
+/// The effective capabilities at the start of this process.
 static AT_START: OnceLock<CapabilitySet> = OnceLock::new();
 
-/// Returns whether this process was started with the capability. CAP_SYS_ADMIN stands for those in [`NEEDS`], as in the
-/// kernel. None if the kernel does not tell.
+/// Returns whether this process was started with the capability, or `None` if the kernel does not report capabilities.
+/// As in the kernel, CAP_SYS_ADMIN includes the capabilities of [`NEEDS`].
 pub fn has(need: &Need) -> Option<bool> {
     let stand_in = if NEEDS.contains(need) {
         CapabilitySet::SYS_ADMIN
@@ -141,54 +140,55 @@ pub fn has(need: &Need) -> Option<bool> {
     Some(effective.intersects(need.capability | stand_in))
 }
 
-/// Keeps the capabilities that some run could need, and lets no program that is started have more than [`FOR_CHILDREN`].
-/// To be called before anything else, while this is the only thread.
-pub fn keep_for_start() -> io::Result<()> {
-    let held = capabilities(None)?;
-    AT_START.get_or_init(|| held.effective);
+/// Drops the capabilities that no run needs, and limits child processes to [`FOR_CHILDREN`]. Call this function before
+/// any thread starts.
+pub fn limit_to_possible_needs() -> io::Result<()> {
+    let current = capabilities(None)?;
+    AT_START.get_or_init(|| current.effective);
     set_no_new_privs(true)?;
-    // A kernel that has no ambient capabilities has none to clear.
+    // This fails on a kernel without ambient capabilities, which has none to clear.
     _ = clear_ambient_capability_set();
     for capability in CapabilitySet::all().difference(FOR_CHILDREN).iter() {
-        // Without CAP_SETPCAP the bounding set stays, and no-new-privileges alone limits other programs.
+        // This fails without CAP_SETPCAP. Then only no-new-privileges limits child processes.
         _ = remove_capability_from_bounding_set(capability);
     }
-    let all = NEEDS.iter().chain(&HELPS).map(|need| need.capability);
-    keep_only(all.collect::<CapabilitySet>() | FOR_PORT)
+    let all = NEEDS.iter().chain(&OPTIONAL_NEEDS).map(|need| need.capability);
+    limit_to(all.collect::<CapabilitySet>() | FOR_PORT)
 }
 
-/// Keeps what the rest of a run that traces needs, in this thread and in those that it starts from now on.
-pub fn keep_remaining(remaining: Remaining) -> io::Result<()> {
-    let held = capabilities(None)?.permitted;
+/// Drops the capabilities that the rest of a live trace does not need, in this thread and in the threads that it starts
+/// later.
+pub fn limit_to_remaining(remaining: Remaining) -> io::Result<()> {
+    let permitted = capabilities(None)?.permitted;
     let needs = NEEDS.iter().filter(|need| remaining.needs(need)).map(|need| {
-        // A process that was started with CAP_SYS_ADMIN in its place keeps that.
-        if held.contains(need.capability) {
+        // CAP_SYS_ADMIN may have replaced the capability at the start.
+        if permitted.contains(need.capability) {
             need.capability
         } else {
             CapabilitySet::SYS_ADMIN
         }
     });
-    let helps = HELPS
+    let optional_needs = OPTIONAL_NEEDS
         .iter()
         .filter(|need| remaining.needs(need))
         .map(|need| need.capability);
-    keep_only(needs.chain(helps).collect())
+    limit_to(needs.chain(optional_needs).collect())
 }
 
-/// Keeps what the scan of open sockets in all network namespaces takes, in this thread alone. It is no barrier to an attacker who
-/// takes over the process, since threads share their memory.
-pub fn keep_for_scans() -> io::Result<()> {
-    keep_only(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE)
+/// Drops the capabilities that scans of sockets in all network namespaces do not need, in this thread alone. This does
+/// not stop an attacker who controls the process, because threads share their memory.
+pub fn limit_to_scans() -> io::Result<()> {
+    limit_to(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE)
 }
 
-/// Keeps these capabilities at most, in this thread and in those that it starts from now on.
-pub fn keep_only(capabilities_to_keep: CapabilitySet) -> io::Result<()> {
-    let keep = capabilities(None)?.permitted & capabilities_to_keep;
+/// Drops all capabilities except `allowed`, in this thread and in the threads that it starts later.
+pub fn limit_to(allowed: CapabilitySet) -> io::Result<()> {
+    let remaining = capabilities(None)?.permitted & allowed;
     set_capabilities(
         None,
         CapabilitySets {
-            effective: keep,
-            permitted: keep,
+            effective: remaining,
+            permitted: remaining,
             inheritable: CapabilitySet::empty(),
         },
     )

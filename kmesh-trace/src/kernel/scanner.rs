@@ -50,7 +50,7 @@ impl Scanner {
         thread::Builder::new()
             .name("kmesh-walk".to_owned())
             .spawn(move || {
-                let kept = privileges::keep_for_scans();
+                let kept = privileges::limit_to_scans();
                 let is_limited = kept.is_ok();
                 // The starting thread waits for it.
                 _ = started.send(kept);

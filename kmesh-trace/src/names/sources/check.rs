@@ -13,7 +13,7 @@ use super::reporter::{Reporter, Store};
 use super::{cri, kubelet, label, podlogs};
 use crate::config::{Origin, SourceConfig};
 use crate::names::update::{Change, Kind, Scope, SourceId, SourceUpdate};
-use crate::privileges::{HELPS, has};
+use crate::privileges::{OPTIONAL_NEEDS, has};
 
 /// The longest time for one source.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -22,10 +22,10 @@ const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn check(sources: &[SourceConfig]) -> std::io::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut text = String::new();
-    for help in HELPS {
-        let found = if has(&help) == Some(true) { "ok" } else { "no" };
+    for need in OPTIONAL_NEEDS {
+        let found = if has(&need) == Some(true) { "ok" } else { "no" };
         // Writing to a string cannot fail.
-        _ = writeln!(text, "{found:<9}{:<20}{}", help.name, help.purpose);
+        _ = writeln!(text, "{found:<9}{:<20}{}", need.name, need.purpose);
     }
     for source in sources {
         // A line must not name a socket that is not the one that answers.
