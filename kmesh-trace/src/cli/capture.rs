@@ -25,11 +25,11 @@ const MAX_ROTATED_FILES: u32 = 1000;
 pub struct Capture {
     /// Record every event to a new file (-: standard output)
     ///
-    /// The file has the lines of -o json: every event that passes the filters, opens and updates included, with its names,
-    /// whatever --output and --events print. zstdcat and jq read it, and --read replays it. The name decides the
-    /// compression: .zst zstd, .gz gzip, anything else none. A tracer that is killed loses at most its last second. Only the
-    /// owner can read the file. An existing file is an error, and links are not followed. With -, add -o none, because
-    /// standard output can hold only one of the two.
+    /// The file has the lines of -o json: every event that passes the filters, opens and updates included, with its
+    /// names, whatever --output and --events print. zstdcat and jq read it, and --read replays it. The name decides the
+    /// compression: .zst zstd, .gz gzip, anything else none. A tracer that is killed loses at most its last second.
+    /// Only the owner can read the file. An existing file is an error, and links are not followed. With -, add -o none,
+    /// because standard output can hold only one of the two.
     ///
     /// Example: kmesh-trace --write incident.jsonl.zst
     #[arg(short, long, value_name = "FILE", value_parser = OsStringValueParser::new().map(CapturePath::from))]
@@ -37,10 +37,10 @@ pub struct Capture {
 
     /// Replay a capture or saved JSON (-: standard input)
     ///
-    /// Saved JSON is what -o json printed.
-    /// A replay runs on any machine, without privileges, with any output and any filter. Repeat the flag to merge captures by
-    /// time. The compression is found by content. --duration and --count count the times and records of the captures.
-    /// --pods-file can add missing names. A damaged part is reported and skipped, and the exit status is then 1.
+    /// Saved JSON is what -o json printed. A replay runs on any machine, without privileges, with any output and any
+    /// filter. Repeat the flag to merge captures by time. The compression is found by content. --duration and --count
+    /// count the times and records of the captures. --pods-file can add missing names. A damaged part is reported and
+    /// skipped, and the exit status is then 1.
     ///
     /// Example: kmesh-trace --read incident.jsonl.zst --failed
     #[arg(short, long, value_name = "FILE", value_parser = OsStringValueParser::new().map(CapturePath::from))]
@@ -65,8 +65,8 @@ pub struct Capture {
 
     /// Rotate after SIZE, retain N files [default N: 10]
     ///
-    /// FILE is the newest file, FILE.1 the one before, and so on. The oldest is removed. Each file can be read alone. If a
-    /// new file cannot be created, a warning gives the reason, and the capture goes on in the current file.
+    /// FILE is the newest file, FILE.1 the one before, and so on. The oldest is removed. Each file can be read alone.
+    /// If a new file cannot be created, a warning gives the reason, and the capture goes on in the current file.
     ///
     /// Example: kmesh-trace --write node.jsonl.zst --rotate 100M,5
     #[arg(long, value_name = "SIZE[,N]", requires = "write")]
@@ -76,9 +76,8 @@ pub struct Capture {
 /// A limit of the replayed part of a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeBound {
-    /// This time.
     At(WallTime),
-    /// This long before the end of the capture.
+    /// A time before the end of the captures.
     BeforeEnd(Duration),
 }
 

@@ -60,8 +60,8 @@ pub struct Filters {
 
     /// Match the workload of a pod at either end
     ///
-    /// A workload is name or Kind/name. It is the controller of the pod: a Deployment, a StatefulSet, a DaemonSet, a CronJob,
-    /// a Job, an object of another kind, or the Pod itself.
+    /// A workload is name or Kind/name. It is the controller of the pod: a Deployment, a StatefulSet, a DaemonSet, a
+    /// CronJob, a Job, an object of another kind, or the Pod itself.
     ///
     /// Example: kmesh-trace --workload web,'CronJob/*'
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -89,8 +89,8 @@ pub struct Filters {
 
     /// Match the labels of a pod at either end
     ///
-    /// The grammar is kubectl's: a=b, a==b, a!=b, a in (x,y), a notin (x,y), a, !a, a>1, a<9. A comma means AND, and so does
-    /// a repeated flag: the labels of one pod must satisfy every requirement.
+    /// The grammar is kubectl's: a=b, a==b, a!=b, a in (x,y), a notin (x,y), a, !a, a>1, a<9. A comma means AND, and so
+    /// does a repeated flag: the labels of one pod must satisfy every requirement.
     ///
     /// Example: kmesh-trace -l 'app=web,tier!=db'
     #[arg(short = 'l', long, value_name = "LABELS")]
@@ -170,8 +170,8 @@ pub struct Filters {
 
     /// Match the name of the local process
     ///
-    /// The kernel stores the first 15 bytes of a name. Upper and lower case differ. A * can replace a comma, which separates
-    /// values.
+    /// The kernel stores the first 15 bytes of a name. Upper and lower case differ. A * can replace a comma, which
+    /// separates values.
     ///
     /// Example: kmesh-trace --comm nginx,'kube*'
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -188,18 +188,18 @@ pub struct Filters {
     /// inbound is the server's end, outbound the client's. A connection within this node has both.
     ///
     /// Example: kmesh-trace --direction outbound
-    #[arg(long, value_name = "DIRECTION", value_delimiter = ',', value_parser = NameParser(Direction::ALL, Direction::name))]
-    #[arg(hide_possible_values = true)]
+    #[arg(long, value_name = "DIRECTION", value_delimiter = ',', hide_possible_values = true)]
+    #[arg(value_parser = NameParser(Direction::ALL, Direction::name))]
     pub direction: Vec<Term<Direction>>,
 
     /// Match how the connection ended, for example ok
     ///
-    /// The outcomes are ok, refused, connect_timeout, connect_aborted, unreachable, reset_by_peer, reset_by_local, timeout
-    /// and unknown.
+    /// The outcomes are ok, refused, connect_timeout, connect_aborted, unreachable, reset_by_peer, reset_by_local,
+    /// timeout and unknown.
     ///
     /// Example: kmesh-trace --outcome refused,connect_timeout
-    #[arg(long, value_name = "OUTCOME", value_delimiter = ',', value_parser = NameParser(Outcome::ALL, Outcome::name))]
-    #[arg(hide_possible_values = true)]
+    #[arg(long, value_name = "OUTCOME", value_delimiter = ',', hide_possible_values = true)]
+    #[arg(value_parser = NameParser(Outcome::ALL, Outcome::name))]
     pub outcome: Vec<Term<Outcome>>,
 
     /// Match every outcome except ok

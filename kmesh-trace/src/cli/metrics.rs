@@ -28,9 +28,9 @@ pub struct Metrics {
 
     /// Set the levels
     ///
-    /// A level is the detail of the labels. workload: Kmesh's families kmesh_tcp_workload_*, kmesh_tcp_retrans_total and kmesh_tcp_packet_loss_total. service:
-    /// the families kmesh_tcp_*. connection: the families kmesh_tcp_connection_*, which are four series per connection: use
-    /// this level for debugging, not in production.
+    /// A level is the detail of the labels. workload: Kmesh's families kmesh_tcp_workload_*, kmesh_tcp_retrans_total
+    /// and kmesh_tcp_packet_loss_total. service: the families kmesh_tcp_*. connection: the families
+    /// kmesh_tcp_connection_*, which are four series per connection: use this level for debugging, not in production.
     ///
     /// Example: kmesh-trace --metrics 15020 --metrics-level workload
     #[arg(

@@ -1,7 +1,7 @@
 //! The command line: types for `clap` that hold each argument as a typed value.
 //!
-//! Each value is checked while it is parsed, so that `clap` names the flag in the error. [`crate::config`] decides what the
-//! arguments mean together.
+//! Each value is checked while it is parsed, so that `clap` names the flag in the error. [`crate::config`] decides what
+//! the arguments mean together.
 
 mod capture;
 mod filters;
@@ -100,8 +100,9 @@ After any exit, the kernel holds nothing of this program.";
 #[command(
     name = "kmesh-trace",
     version,
-    long_about = "Trace every TCP connection that closes on this node, and every failed attempt to connect, in all network \
-                  namespaces: client and server, bytes in each direction, duration, and how the connection ended.\n\n\
+    long_about = "Trace every TCP connection that closes on this node, and every failed attempt to connect, in all \
+                  network namespaces: client and server, bytes in each direction, duration, and how the connection \
+                  ended.\n\n\
                   Requires Linux 5.12 or later with BTF, and root or CAP_BPF and CAP_PERFMON.",
     help_template = HELP_TEMPLATE,
     override_usage = "kmesh-trace [OPTIONS | COMMAND]",
@@ -119,9 +120,9 @@ pub struct Cli {
 
     /// Print log, json, table or none
     ///
-    /// log: access-log lines that begin with Kmesh's fields. json: one object per line, as `kmesh-trace schema` describes.
-    /// table: a live table of groups of connections, or blocks of lines if standard output is not a terminal. none: nothing
-    /// but the summary on standard error.
+    /// log: access-log lines that begin with Kmesh's fields. json: one object per line, as `kmesh-trace schema`
+    /// describes. table: a live table of groups of connections, or blocks of lines if standard output is not a
+    /// terminal. none: nothing but the summary on standard error.
     ///
     /// Example: kmesh-trace -o json | jq .
     #[arg(
@@ -135,8 +136,8 @@ pub struct Cli {
 
     /// Print close, open or update events
     ///
-    /// close: a connection ended, or an attempt to connect failed. open: a connection was established. update: the counters
-    /// of each open connection and each waiting attempt, after each --interval.
+    /// close: a connection ended, or an attempt to connect failed. open: a connection was established. update: the
+    /// counters of each open connection and each waiting attempt, after each --interval.
     ///
     /// Example: kmesh-trace --events open,close
     #[arg(
@@ -150,8 +151,8 @@ pub struct Cli {
 
     /// Set the time between updates
     ///
-    /// The interval is also the length of a window of the table and of rollups. If a scan of all open sockets takes more than
-    /// 5 % of the interval, updates come less often, and a message on standard error says how often.
+    /// The interval is also the length of a window of the table and of rollups. If a scan of all open sockets takes
+    /// more than 5 % of the interval, updates come less often, and a message on standard error says how often.
     ///
     /// Example: kmesh-trace --events update --interval 1s
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::interval)]
@@ -195,8 +196,8 @@ pub struct Cli {
 
     /// Set the kernel's ring buffer size
     ///
-    /// Units: k, M and G are powers of 1000; Ki, Mi and Gi are powers of 1024. The size is rounded up to a power of two of at
-    /// least one page. The maximum is 1GiB. Records that do not fit into the buffer are lost and counted.
+    /// Units: k, M and G are powers of 1000; Ki, Mi and Gi are powers of 1024. The size is rounded up to a power of two
+    /// of at least one page. The maximum is 1GiB. Records that do not fit into the buffer are lost and counted.
     ///
     /// Example: kmesh-trace --buffer 64MiB
     #[arg(long, value_name = "SIZE", default_value = "8MiB")]

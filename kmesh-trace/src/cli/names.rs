@@ -15,12 +15,12 @@ const PODS_PATH: &str = "/pods";
 pub struct Names {
     /// Ask the container runtime for this node's pods
     ///
-    /// SOCKET is the runtime's CRI socket. The default is the usual socket of containerd or CRI-O. The runtime knows labels
-    /// and addresses of pods, but no owners and no services.
+    /// SOCKET is the runtime's CRI socket. The default is the usual socket of containerd or CRI-O. The runtime knows
+    /// labels and addresses of pods, but no owners and no services.
     ///
-    /// Without any of these flags, names come from sources on this node that need no personal credentials: the container
-    /// runtime, the kubelet (in a pod, with the pod's service account) and the kubelet's pod log folders. Tracing starts at
-    /// once, and names are added as they arrive.
+    /// Without any of these flags, names come from sources on this node that need no personal credentials: the
+    /// container runtime, the kubelet (in a pod, with the pod's service account) and the kubelet's pod log folders.
+    /// Tracing starts at once, and names are added as they arrive.
     ///
     /// Example: kmesh-trace --cri=/run/crio/crio.sock
     #[arg(long, value_name = "SOCKET", require_equals = true)]
@@ -28,8 +28,8 @@ pub struct Names {
 
     /// Ask the kubelet for this node's pods
     ///
-    /// The default URL is https://127.0.0.1:10250/pods. Read-only ports (http://…:10255) work, too. The kubelet requires the
-    /// permission to get nodes/pods, or nodes/proxy in older clusters.
+    /// The default URL is https://127.0.0.1:10250/pods. Read-only ports (http://…:10255) work, too. The kubelet
+    /// requires the permission to get nodes/pods, or nodes/proxy in older clusters.
     ///
     /// Example: kmesh-trace --kubelet=https://10.0.0.5:10250/pods --kubelet-insecure
     #[arg(long, value_name = "URL", require_equals = true, value_parser = kubelet_url)]
@@ -37,8 +37,8 @@ pub struct Names {
 
     /// Send the token in FILE to the kubelet
     ///
-    /// The file is read again when the token rotates. In a pod, the default is the token of the service account. A token is
-    /// never sent to a kubelet on another machine whose certificate is not verified.
+    /// The file is read again when the token rotates. In a pod, the default is the token of the service account. A
+    /// token is never sent to a kubelet on another machine whose certificate is not verified.
     ///
     /// Example: kmesh-trace --kubelet --kubelet-token /run/token
     #[arg(long, value_name = "FILE", requires = "kubelet", conflicts_with = "kubelet_cert")]
@@ -46,8 +46,8 @@ pub struct Names {
 
     /// Verify the kubelet with the CAs in FILE
     ///
-    /// The default is the cluster's CA, from the pod's service account or /etc/kubernetes/pki/ca.crt, and then the CAs of this
-    /// system.
+    /// The default is the cluster's CA, from the pod's service account or /etc/kubernetes/pki/ca.crt, and then the CAs
+    /// of this system.
     ///
     /// Example: kmesh-trace --kubelet --kubelet-ca /etc/kubernetes/pki/ca.crt
     #[arg(long, value_name = "FILE", requires = "kubelet", conflicts_with = "kubelet_insecure")]
@@ -75,9 +75,9 @@ pub struct Names {
 
     /// Watch the API server for the whole cluster's names
     ///
-    /// PATH is a kubeconfig. The default is $KUBECONFIG, then ~/.kube/config, then the service account of the pod that runs
-    /// this program. Required permissions: list and watch pods, services, endpointslices (endpoints in older clusters),
-    /// replicasets, jobs and nodes. Names whose permission is missing are left out.
+    /// PATH is a kubeconfig. The default is $KUBECONFIG, then ~/.kube/config, then the service account of the pod that
+    /// runs this program. Required permissions: list and watch pods, services, endpointslices (endpoints in older
+    /// clusters), replicasets, jobs and nodes. Names whose permission is missing are left out.
     ///
     /// Example: kmesh-trace --kubeconfig=admin.conf
     #[arg(long, value_name = "PATH", require_equals = true)]
@@ -115,8 +115,8 @@ pub struct Names {
     pub no_resolve: bool,
 }
 
-/// Parses the URL of a kubelet. The default scheme is https, the default port 10250 (10255 for http), and the default path
-/// `/pods`.
+/// Parses the URL of a kubelet. The default scheme is https, the default port 10250 (10255 for http), and the default
+/// path `/pods`.
 fn kubelet_url(text: &str) -> Result<Uri, String> {
     const EXPECTED: &str = "write https://HOST:10250/pods, or http://HOST:10255/pods for the read-only port";
     let with_scheme = if text.contains("://") {

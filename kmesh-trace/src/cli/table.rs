@@ -23,9 +23,9 @@ pub struct Table {
 
     /// Group connections by these keys [default: workload]
     ///
-    /// The keys are workload, service, pod, namespace, node, process, ip, port (the server's), outcome and connection. An end
-    /// without a workload or pod is grouped by its pod, node or address. So is a server without a service. Inbound and
-    /// outbound records are always in separate groups.
+    /// The keys are workload, service, pod, namespace, node, process, ip, port (the server's), outcome and connection.
+    /// An end without a workload or pod is grouped by its pod, node or address. So is a server without a service.
+    /// Inbound and outbound records are always in separate groups.
     ///
     /// Example: kmesh-trace -o table --by service,port
     #[arg(long, value_name = "KEY", value_delimiter = ',', hide_possible_values = true)]
@@ -33,8 +33,8 @@ pub struct Table {
 
     /// Sort the table by this key [default: -bytes]
     ///
-    /// A leading - puts the largest first. The keys are those of a rollup line (open, connecting, opened, closed, failed,
-    /// sent_bytes, received_bytes, duration_quantiles_ns, connect_quantiles_ns, srtt_quantiles_us, retransmits,
+    /// A leading - puts the largest first. The keys are those of a rollup line (open, connecting, opened, closed,
+    /// failed, sent_bytes, received_bytes, duration_quantiles_ns, connect_quantiles_ns, srtt_quantiles_us, retransmits,
     /// lost_segments, group), and bytes for both directions. Quantiles are compared by their p95.
     ///
     /// Example: kmesh-trace -o table --sort -failed

@@ -106,8 +106,8 @@ impl FromStr for Size {
 pub struct BufferSize(u32);
 
 impl BufferSize {
-    /// Returns the smallest size of a ring buffer that the kernel accepts and that is not below this size: a power of two
-    /// of at least one page.
+    /// Returns the smallest size of a ring buffer that the kernel accepts and that is not below this size: a power of
+    /// two of at least one page.
     pub fn ring_bytes(self, page_size: u32) -> u32 {
         self.0.max(page_size).next_power_of_two()
     }

@@ -8,9 +8,7 @@ use crate::record::WallTime;
 /// A range of time. Both limits belong to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeRange<T> {
-    /// The first time.
     pub since: Option<T>,
-    /// The last time.
     pub until: Option<T>,
 }
 

@@ -21,7 +21,6 @@ impl Events {
         update: true,
     };
 
-    /// No event.
     pub const NONE: Self = Self {
         close: false,
         open: false,

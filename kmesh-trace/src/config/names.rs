@@ -103,7 +103,8 @@ impl Kubelet {
 /// The credentials of an API server, and what is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiServer {
-    /// The path of a kubeconfig. The default is the kubeconfig that kubectl would use, or else the pod's service account.
+    /// The path of a kubeconfig. The default is the kubeconfig that kubectl would use, or else the pod's service
+    /// account.
     pub kubeconfig: Option<PathBuf>,
     /// The context to use instead of the current one.
     pub context: Option<String>,
@@ -187,8 +188,8 @@ fn kubelet(url: Option<&Uri>, flags: &Names) -> Result<Kubelet, ConfigError> {
             "--kubelet-insecure"
         };
         return Err(ConfigError::new(format!(
-            "--kubelet-token cannot be used with {unverified}: a token is sent to another machine only if the kubelet's \
-             certificate is verified"
+            "--kubelet-token cannot be used with {unverified}: a token is sent to another machine only if the \
+             kubelet's certificate is verified"
         )));
     }
     Ok(kubelet)

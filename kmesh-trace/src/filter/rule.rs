@@ -1,7 +1,7 @@
 //! What a filter means: a pure rule over finished records. The kernel filter may only reject what this rule rejects.
 //!
-//! Every flag must pass. A flag passes when one of its positive terms matches, or it has none, and no negated term matches.
-//! An unknown property (the process of a socket, the outcome of an open connection) matches no term.
+//! Every flag must pass. A flag passes when one of its positive terms matches, or it has none, and no negated term
+//! matches. An unknown property (the process of a socket, the outcome of an open connection) matches no term.
 //!
 //! Addresses and ports are those of the socket: for a translated outbound connection, what the program dialled.
 
@@ -95,7 +95,8 @@ pub struct Filter {
     pub ports: Ends<PortRange>,
     /// The terms of `--ip`, `--from-ip` and `--to-ip`.
     pub networks: Ends<Network>,
-    /// The terms of `--namespace`, `--from-namespace` and `--to-namespace`. A service's namespace belongs to the server.
+    /// The terms of `--namespace`, `--from-namespace` and `--to-namespace`. A service's namespace belongs to the
+    /// server.
     pub namespaces: Ends<NamePattern>,
     /// The terms of `--pod`, `--from-pod` and `--to-pod`.
     pub pods: Ends<PodPattern>,
@@ -121,8 +122,8 @@ pub struct Filter {
     pub failed: bool,
     /// Whether the connection must have been established (`--established-only`).
     pub established_only: bool,
-    /// The minimum of [`Record::observed_ns`] (`--min-duration`). A connection that was open before tracing began counts from
-    /// the start of tracing.
+    /// The minimum of [`Record::observed_ns`] (`--min-duration`). A connection that was open before tracing began
+    /// counts from the start of tracing.
     pub min_duration_ns: Option<u64>,
     /// The minimum number of bytes of both directions together (`--min-bytes`).
     pub min_bytes: Option<u64>,

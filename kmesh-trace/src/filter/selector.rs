@@ -1,7 +1,8 @@
 //! Label selectors, with the grammar and the meaning of kubectl's `--selector`.
 //!
-//! A selector is a list of requirements, separated by commas: `a`, `!a`, `a=b`, `a==b`, `a!=b`, `a in (x,y)`, `a notin (x,y)`,
-//! `a>1`, `a<9`. All of them must hold. A missing label satisfies `!a`, `a!=b` and `a notin (x,y)`, and nothing else.
+//! A selector is a list of requirements, separated by commas: `a`, `!a`, `a=b`, `a==b`, `a!=b`, `a in (x,y)`, `a notin
+//! (x,y)`, `a>1`, `a<9`. All of them must hold. A missing label satisfies `!a`, `a!=b` and `a notin (x,y)`, and nothing
+//! else.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -269,7 +270,8 @@ fn check_value(value: &str) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!(
-            "{value} is not the value of a label: up to {MAX_LABEL_CHARACTERS} letters and digits, with - _ . between them"
+            "{value} is not the value of a label: up to {MAX_LABEL_CHARACTERS} letters and digits, with - _ . between \
+             them"
         ))
     }
 }

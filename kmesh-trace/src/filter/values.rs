@@ -43,9 +43,7 @@ impl<T: FromStr<Err = String>> FromStr for Term<T> {
 /// A range of ports, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRange {
-    /// The lowest port.
     pub first: u16,
-    /// The highest port.
     pub last: u16,
 }
 
@@ -148,8 +146,8 @@ impl FromStr for Pid {
 
 /// A pattern of process names.
 ///
-/// The pattern matches bytes, not characters, because the kernel cuts a name after 15 bytes, even within a character. A `*`
-/// can replace bytes that are not UTF-8, and a `,` or `*` of the name.
+/// The pattern matches bytes, not characters, because the kernel cuts a name after 15 bytes, even within a character. A
+/// `*` can replace bytes that are not UTF-8, and a `,` or `*` of the name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommPattern(Glob);
 
@@ -186,7 +184,8 @@ impl Glob {
 
     /// Returns whether the pattern matches all of `name`, in at most `pattern.len() * name.len()` steps.
     ///
-    /// Each `*` first matches as few bytes as possible. When the rest of the pattern fails, the last `*` takes one more byte.
+    /// Each `*` first matches as few bytes as possible. When the rest of the pattern fails, the last `*` takes one more
+    /// byte.
     pub(super) fn matches(&self, name: &[u8]) -> bool {
         let pattern = self.0.as_bytes();
         let (mut in_pattern, mut in_name) = (0, 0);

@@ -1,5 +1,5 @@
-//! A second implementation of the filter flags, as simple as possible, over the text of the flags. For thousands of random
-//! filters, it must pass the same records as [`Filter`].
+//! A second implementation of the filter flags, as simple as possible, over the text of the flags. For thousands of
+//! random filters, it must pass the same records as [`Filter`].
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
