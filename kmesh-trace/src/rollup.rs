@@ -24,7 +24,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use group::{By, Group, Key, Place};
+pub use group::{By, Group, GroupEnd, Key};
 pub use groups::{Common, Row, Sums};
 pub use quantiles::{ERROR, QuantileSummary, Quantiles};
 pub use sort::{Sort, SortKey};
@@ -136,8 +136,8 @@ impl Rollup {
         self.advance(until)
     }
 
-    /// Takes that a connection has ended, by a close that is not counted here.
-    pub fn filtered_close(&mut self, id: ConnId) {
+    /// Forgets a connection that no longer passes the filter.
+    pub fn exclude(&mut self, id: ConnId) {
         self.open.remove(id);
     }
 

@@ -1,4 +1,4 @@
-//! Proves that renderers allocate nothing once they are warm.
+//! Counts allocations, and tests that sinks allocate nothing in the steady state.
 
 use super::{Json, Log, Sink, Stdout, testing};
 use crate::capture::lines::{Lines, Step};
@@ -11,18 +11,19 @@ use std::cell::Cell;
 use std::io;
 
 thread_local! {
-    /// By this thread: tests run beside each other.
+    /// The allocations of this thread. Tests run in parallel threads.
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-    /// What is given back by another thread than took it makes this wrong.
+    /// Wrong if one thread frees memory that another one allocated.
     static LIVE_BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Allocations of this thread so far.
+/// Returns the number of allocations of this thread so far.
 pub(crate) fn allocations() -> usize {
     ALLOCATIONS.get()
 }
 
-/// Bytes that this thread has taken and not given back, as an allocator rounds them: to sixteen, and eight for itself.
+/// Returns the bytes that this thread has allocated and not freed. Each allocation counts as in common allocators: plus
+/// a header of 8 bytes, rounded up to 16.
 pub(crate) fn live_bytes() -> usize {
     LIVE_BYTES.get()
 }
@@ -36,31 +37,31 @@ struct Counting;
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-// SAFETY: every call goes to the system's allocator with the arguments it came with; the count beside it is a plain
-// thread-local without a destructor, which allocates nothing itself. `realloc` comes down to these by default.
+// SAFETY: every call is forwarded to the system allocator with its arguments. The counters are thread-locals without a
+// destructor, so they do not allocate. The default `realloc` calls these functions.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
         LIVE_BYTES.set(LIVE_BYTES.get().wrapping_add(rounded(layout)));
-        // SAFETY: the caller's promise about `layout` is the one asked for here.
+        // SAFETY: the caller guarantees what `System.alloc` requires of `layout`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         LIVE_BYTES.set(LIVE_BYTES.get().wrapping_sub(rounded(layout)));
-        // SAFETY: `memory` came from `alloc` above with this layout, so from the system's allocator.
+        // SAFETY: `memory` came from `alloc` above with this layout, so from the system allocator.
         unsafe { System.dealloc(memory, layout) }
     }
 }
 
-/// How often `act` allocates.
+/// Returns the number of allocations in `act`.
 pub(crate) fn allocations_of(act: impl FnOnce()) -> usize {
     let before = allocations();
     act();
     allocations() - before
 }
 
-/// Returns the outputs that print records one by one.
+/// Returns the sinks that print records one by one.
 fn sinks() -> [Box<dyn Sink>; 4] {
     let out = || Stdout::to(io::sink());
     [
@@ -84,7 +85,7 @@ fn warm_sink_allocates_nothing() {
                 sink.finish().unwrap();
             })
         };
-        assert!(deliver() > 0, "the count counts");
+        assert!(deliver() > 0, "the first pass must allocate, or the counter is broken");
         deliver();
         assert_eq!(deliver(), 0, "sink {index}");
     }
@@ -115,7 +116,7 @@ fn warm_replay_allocates_a_record_at_most() {
             before = allocations();
         }
     }
-    // The record itself is in a box. Some memory may still have to grow.
+    // The parser boxes each record. Some buffers may still grow.
     let allocated = allocations() - before;
     assert_eq!(count, 5000);
     assert!((2500..2510).contains(&allocated), "{allocated}");

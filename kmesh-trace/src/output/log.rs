@@ -1,5 +1,5 @@
-//! `-o log`: the access log. Kmesh's fields first, in its order and spelling, then ours; a reader of Kmesh's log that
-//! stops after `duration` reads this one.
+//! `-o log`: the access log. Kmesh's fields come first, with its names and order, then the tool's own. A parser of
+//! Kmesh's log that stops after `duration` can read this log.
 
 use super::sanitize::{Lossy, json_string};
 use super::{Sink, Stdout};
@@ -11,12 +11,12 @@ use crate::track::delta::Delta;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
-/// What stands for a value that is not known.
+/// The text of an unknown value.
 const UNKNOWN: &str = "-";
 const RED: &str = "\x1b[31m";
 const RESET: &str = "\x1b[0m";
 
-/// Writes access-log lines.
+/// The sink that writes access-log lines.
 pub struct Log {
     events: Events,
     color: bool,
@@ -24,8 +24,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Returns a sink that prints `events`. With `color`, the outcome of a failed connection is coloured; the text is the
-    /// same.
+    /// Returns a sink that prints `events`. `color` colors the outcome of a failed connection and does not change the
+    /// text.
     pub fn new(events: Events, color: bool, out: Stdout) -> Self {
         Self { events, color, out }
     }
@@ -51,7 +51,7 @@ impl Sink for Log {
     }
 }
 
-/// Appends a line to the text.
+/// Appends one line to the buffer.
 struct Line<'a>(&'a mut Vec<u8>);
 
 impl Line<'_> {
@@ -83,7 +83,7 @@ impl Line<'_> {
         self.milliseconds(record.duration_ns.unwrap_or(record.observed_ns));
     }
 
-    fn own_fields(&mut self, record: &Record, alarm: bool) {
+    fn own_fields(&mut self, record: &Record, is_red: bool) {
         self.text(", start_time=");
         self.known(record.start, |line, start| line.text(Rfc3339::new(start).as_str()));
         self.text(", state=");
@@ -97,11 +97,11 @@ impl Line<'_> {
         self.text(", min_rtt=");
         self.known(record.tcp.rtt_min_us, Self::microseconds);
         self.text(", outcome=");
-        self.red_if(alarm, |line| line.name(record.outcome.map(Outcome::name)));
+        self.red_if(is_red, |line| line.name(record.outcome.map(Outcome::name)));
         self.text(", closed_by=");
         self.name(record.closed_by.map(|end| end.name()));
         self.text(", errno=");
-        self.red_if(alarm && record.errno.is_some(), |line| {
+        self.red_if(is_red && record.errno.is_some(), |line| {
             line.known(record.errno, Self::errno)
         });
         self.text(", established=");
@@ -149,7 +149,8 @@ impl Line<'_> {
         self.text(if flag { "true" } else { "false" });
     }
 
-    /// `10.0.0.1:80`, `[::1]:80`. Not `SocketAddr`'s own Display, which would add an interface to some addresses.
+    /// Writes `10.0.0.1:80` or `[::1]:80`. The `Display` of `SocketAddr` would add the interface of a link-local
+    /// address.
     fn address(&mut self, address: SocketAddr) {
         match address.ip() {
             IpAddr::V4(ip) => {
@@ -169,13 +170,13 @@ impl Line<'_> {
         self.text("us");
     }
 
-    /// Milliseconds with as many of six decimals as there are to tell.
+    /// Writes milliseconds with up to six decimals and no trailing zeros.
     fn milliseconds(&mut self, nanoseconds: u64) {
         const NS_IN_MS: u64 = 1_000_000;
         self.number(nanoseconds / NS_IN_MS);
         let fraction = nanoseconds % NS_IN_MS;
         if fraction != 0 {
-            // The leading 1 keeps the zeros that follow it in their places.
+            // The leading 1 keeps the zeros after it.
             let mut digits = itoa::Buffer::new();
             let decimals = digits.format(NS_IN_MS + fraction)[1..].trim_end_matches('0');
             self.text(".");
@@ -188,7 +189,7 @@ impl Line<'_> {
         self.display(format_args!("{}", Errno(errno)));
     }
 
-    /// `comm/pid`, quoted as a whole where the process chose a name that could pass for something else.
+    /// Writes `comm/pid`, quoted as a whole if the name is not plain.
     fn process(&mut self, process: &Process) {
         let comm = process.comm.as_bytes();
         if comm.iter().all(|&byte| is_plain(byte)) {
@@ -200,14 +201,14 @@ impl Line<'_> {
         }
     }
 
-    fn pod(&mut self, pod: Option<&Pod>, name_is: &str, namespace_is: &str) {
-        self.text(name_is);
+    fn pod(&mut self, pod: Option<&Pod>, name_key: &str, namespace_key: &str) {
+        self.text(name_key);
         self.known(pod, |line, pod| line.value(&pod.name));
-        self.text(namespace_is);
+        self.text(namespace_key);
         self.known(pod, |line, pod| line.value(&pod.namespace));
     }
 
-    /// A name, quoted where it could pass for something else.
+    /// Writes a name, quoted if it is not plain.
     fn value(&mut self, name: &str) {
         if !name.is_empty() && name != UNKNOWN && name.bytes().all(is_plain) {
             self.text(name);
@@ -218,11 +219,11 @@ impl Line<'_> {
 
     fn display(&mut self, text: std::fmt::Arguments<'_>) {
         let written = self.0.write_fmt(text);
-        debug_assert!(written.is_ok(), "memory takes all");
+        debug_assert!(written.is_ok(), "writing to a Vec cannot fail");
     }
 }
 
-/// Whether a value may hold this byte without quotes.
+/// Returns whether this byte may stand in a value without quotes.
 fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"._:/[]@-".contains(&byte)
 }
@@ -247,7 +248,7 @@ mod tests {
         out.text()
     }
 
-    /// Takes a line apart as a reader of the contract would, knowing no more than that a value may be a JSON string.
+    /// Parses a line into fields, as a reader of the contract would: a value may be a JSON string.
     fn fields(line: &str) -> Vec<(String, String)> {
         let mut rest = line.strip_prefix("accesslog: ").unwrap();
         let mut fields = Vec::new();
@@ -274,14 +275,14 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_the_contracts_example() {
+    fn example_record_prints_the_documented_line() {
         assert_eq!(render(false, &testing::example()), EXAMPLE);
     }
 
     #[test]
-    fn names_stand_where_kmesh_has_them() {
+    fn names_stand_in_kmesh_fields() {
         let line = render(false, &testing::in_pods());
-        // The line of the contract, which is one that Kmesh printed.
+        // A line that Kmesh printed.
         let expected = "accesslog: 2024-09-14 08:19:26.552709932 +0000 UTC src.addr=10.244.0.17:51842, \
              src.workload=prometheus-5fb7f6f8d8-h9cts, src.namespace=istio-system, dst.addr=10.244.0.13:9080, \
              dst.service=productpage.echo-1-27855.svc.cluster.local, dst.workload=productpage-v1-8499c849b9-bz9t9, \
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_cannot_forge_a_field() {
+    fn hostile_pod_name_cannot_forge_a_field() {
         let mut record = testing::in_pods();
         for name in ["x, dst.service=forged", "-", "", "a\x1b[2J", "a\nb"] {
             let pod = record.names.src.pod.as_deref().cloned().unwrap();
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_attempt_reads_so() {
+    fn refused_attempt_prints_the_documented_line() {
         let expected = "accesslog: 2024-09-14 08:19:26.552709932 +0000 UTC src.addr=[fd00::1]:40000, src.workload=-, \
             src.namespace=-, dst.addr=[2001:db8::2]:443, dst.service=-, dst.workload=-, dst.namespace=-, \
             direction=OUTBOUND, sent_bytes=0, received_bytes=0, duration=2.733902ms, \
@@ -326,18 +327,13 @@ mod tests {
         let mut scoped = testing::refused();
         scoped.src = std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), 1, 0, 3).into();
         let cases = [
-            ("loss is what was ever lost", lossy.clone(), "packet_loss", "7"),
+            ("cumulative loss", lossy.clone(), "packet_loss", "7"),
             ("retransmissions", lossy.clone(), "retransmissions", "9"),
             ("undelivered", lossy.clone(), "undelivered_bytes", "1099511627776"),
             ("connect in milliseconds", lossy, "connect", "0.182331ms"),
             ("no interface in addresses", scoped, "src.addr", "[fe80::1]:1"),
-            (
-                "observed for want of a duration",
-                testing::preexisting(),
-                "duration",
-                "5000ms",
-            ),
-            ("told to be so", testing::preexisting(), "preexisting", "true"),
+            ("observed duration", testing::preexisting(), "duration", "5000ms"),
+            ("preexisting", testing::preexisting(), "preexisting", "true"),
             ("no start", testing::preexisting(), "start_time", "-"),
             ("no state", testing::preexisting(), "state", "-"),
             ("closed by neither", testing::preexisting(), "closed_by", "-"),
@@ -369,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_milliseconds_without_trailing_zeros() {
+    fn duration_is_milliseconds_without_trailing_zeros() {
         let cases = [
             (0, "0ms"),
             (1, "0.000001ms"),
@@ -391,10 +387,10 @@ mod tests {
     }
 
     #[test]
-    fn names_are_quoted_as_soon_as_they_are_not_plain() {
+    fn process_name_is_quoted_unless_plain() {
         let cases: [(&str, &[u8], &str); 12] = [
             ("plain", b"python3", "process=python3/4711,"),
-            ("all that is plain", b"A.z_0:/[]@-", "process=A.z_0:/[]@-/4711,"),
+            ("all plain characters", b"A.z_0:/[]@-", "process=A.z_0:/[]@-/4711,"),
             ("empty", b"", "process=/4711,"),
             ("a space", b"tmux: server", r#"process="tmux: server/4711","#),
             ("a comma", b"a,b", r#"process="a,b/4711","#),
@@ -402,9 +398,13 @@ mod tests {
             ("a quote", br#"a"b"#, r#"process="a\"b/4711","#),
             ("parentheses", b"(sd-pam)", r#"process="(sd-pam)/4711","#),
             ("a line feed", b"a\nb", r#"process="a\u000ab/4711","#),
-            ("a terminal's", b"\x1b[2J\x7f", r#"process="\u001b[2J\u007f/4711","#),
-            ("letters of others", "naïve".as_bytes(), r#"process="naïve/4711","#),
-            ("no UTF-8", b"a\xff", "process=\"a\u{fffd}/4711\","),
+            (
+                "an escape sequence",
+                b"\x1b[2J\x7f",
+                r#"process="\u001b[2J\u007f/4711","#,
+            ),
+            ("a non-ASCII letter", "naïve".as_bytes(), r#"process="naïve/4711","#),
+            ("invalid UTF-8", b"a\xff", "process=\"a\u{fffd}/4711\","),
         ];
         for (name, comm, expected) in cases {
             let line = render(false, &testing::named(comm));
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_names_forge_no_field_and_do_no_harm() {
+    fn hostile_process_name_cannot_forge_a_field() {
         let plain = fields(EXAMPLE);
         assert_eq!(plain.len(), 26);
         for name in testing::hostile_names() {
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_names_of_kubernetes_too() {
+    fn hostile_kubernetes_name_cannot_forge_a_field() {
         let keys = |line: &str| fields(line).into_iter().map(|(key, _)| key).collect::<Vec<_>>();
         let plain = render(false, &testing::in_pods());
         for name in testing::hostile_texts() {
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_cut_after_duration_is_kmeshs() {
+    fn fields_up_to_duration_are_kmesh_fields() {
         let line = render(false, &testing::example());
         let kmesh = &line[..line.find(", start_time=").unwrap()];
         assert!(kmesh.ends_with("duration=2.733902ms"));
@@ -470,11 +470,11 @@ mod tests {
     }
 
     #[test]
-    fn colour_marks_failures_and_changes_no_word() {
+    fn color_marks_failures_and_does_not_change_the_text() {
         assert_eq!(render(true, &testing::example()), EXAMPLE);
-        let coloured = render(true, &testing::refused());
-        assert!(coloured.contains("outcome=\x1b[31mrefused\x1b[0m, "), "{coloured}");
-        assert!(coloured.contains("errno=\x1b[31mECONNREFUSED\x1b[0m, "), "{coloured}");
+        let colored = render(true, &testing::refused());
+        assert!(colored.contains("outcome=\x1b[31mrefused\x1b[0m, "), "{colored}");
+        assert!(colored.contains("errno=\x1b[31mECONNREFUSED\x1b[0m, "), "{colored}");
         for record in testing::all() {
             let stripped = render(true, &record).replace(RED, "").replace(RESET, "");
             assert_eq!(stripped, render(false, &record));

@@ -1,8 +1,8 @@
-//! Metrics for Prometheus: what records add to which series, and who may ask for them.
+//! Prometheus metrics: counts records in series, and serves the series over HTTP.
 //!
-//! [`Metrics`] is told of every record that passes the filters, in the thread that delivers them, and adds to values that
-//! [`exposition`] reads and [`server`] serves, in a thread of its own. In the steady state a record costs one look-up, one
-//! lock that nobody else holds but for a scrape a second, and no allocation.
+//! [`Metrics`] is a sink, so it runs in the writer thread. It updates [`Values`], which [`exposition`] renders as text
+//! and [`server`] serves in a separate thread. In the steady state a record costs one map look-up, one lock that only a
+//! scrape contends for, and no allocation.
 
 mod encode;
 pub mod exposition;
@@ -24,17 +24,18 @@ use crate::output::Sink;
 use crate::record::{ConnId, Direction, Event, Outcome, Pod, Record, RunInfo, Service, WallTime};
 use crate::track::delta::Delta;
 use exposition::Values;
-use labels::{Labels, Pair};
-use series::{Group, Room, Table, Timing, Traffic};
+use labels::{Labels, PairLabels};
+use series::{SeriesBudget, SeriesGroup, SeriesTable, Timing, Traffic};
 
-/// Pairs of ends whose series are remembered. Then all are looked up anew.
-const MOST_ROUTES: usize = 1 << 15;
+/// The maximum number of label keys whose series are cached. Beyond it the cache is emptied.
+const MAX_CACHED_KEYS: usize = 1 << 15;
 
-type TrafficGroup = Arc<Group<Labels, Traffic>>;
+type TrafficGroup = Arc<SeriesGroup<Labels, Traffic>>;
 
-/// Whatever decides about the labels of a record, compared by address: names are shared, and the same as long as they live.
+/// The properties of a record that decide its labels. Names are compared by their addresses in memory, since they are
+/// shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Route {
+struct LabelKey {
     direction: Direction,
     src: Option<usize>,
     dst: Option<(usize, IpAddr)>,
@@ -42,73 +43,73 @@ struct Route {
     is_mutual_tls: bool,
 }
 
-/// Where the records of a route count.
+/// The series that records with one [`LabelKey`] count in.
 #[derive(Debug)]
-struct Place {
-    /// These keep the addresses of the route from being given to another, and tell when the pods are gone.
+struct CachedSeries {
+    /// Weak references keep the allocator from reusing the addresses in the key, and show when a pod is gone.
     src: Option<Weak<Pod>>,
     dst: Option<Weak<Pod>>,
     service: Option<Weak<Service>>,
     traffic: [Option<TrafficGroup>; 2],
-    timing: Arc<Group<Pair, Timing>>,
-    /// Some of it in the series of all the rest.
-    is_folded: bool,
+    timing: Arc<SeriesGroup<PairLabels, Timing>>,
+    /// Whether a series is the overflow series, because the budget was exhausted.
+    is_overflow: bool,
 }
 
-impl Place {
-    fn lives(&self) -> bool {
+impl CachedSeries {
+    fn is_alive(&self) -> bool {
         let pods = [&self.src, &self.dst].into_iter().flatten();
         let service = self.service.iter().map(Weak::strong_count);
         pods.map(Weak::strong_count).chain(service).all(|owners| owners > 0)
     }
 }
 
-/// Counts records.
+/// The sink that counts records in series.
 #[derive(Debug)]
 pub struct Metrics {
     settings: SeriesConfig,
     values: Arc<Values>,
-    routes: HashMap<Route, Place>,
-    /// The series of the connections that are open, at [`Level::Connection`].
+    cached: HashMap<LabelKey, CachedSeries>,
+    /// The series of open connections, at [`Level::Connection`].
     connections: HashMap<ConnId, TrafficGroup>,
-    tidied: WallTime,
+    expired_at: WallTime,
 }
 
 impl Metrics {
-    /// Nothing is counted yet.
+    /// Returns a sink whose series are all empty.
     pub fn new(settings: SeriesConfig, info: &RunInfo) -> Self {
         let compat = settings.common.compat;
         let values = Arc::new(Values {
-            turn: Mutex::new(()),
-            room: Room::new(settings.max_series),
+            lock: Mutex::new(()),
+            budget: SeriesBudget::new(settings.max_series),
             compat,
             version: info.version.clone(),
-            workload: Table::new(exposition::series_of_workload(compat)),
-            service: Table::new(exposition::series_of_service(compat)),
-            connection: Table::new(exposition::SERIES_OF_CONNECTION),
-            pairs: Table::new(Timing::SERIES),
+            workload: SeriesTable::new(exposition::series_of_workload(compat)),
+            service: SeriesTable::new(exposition::series_of_service(compat)),
+            connection: SeriesTable::new(exposition::SERIES_OF_CONNECTION),
+            pairs: SeriesTable::new(Timing::SERIES),
             outcomes: [const { AtomicU64::new(0) }; Outcome::ALL.len()],
             lost: AtomicU64::new(0),
             unresolved: AtomicU64::new(0),
-            folded: AtomicU64::new(0),
+            overflow: AtomicU64::new(0),
             open: AtomicI64::new(0),
             pods: AtomicI64::new(0),
         });
         Self {
             settings,
             values,
-            routes: HashMap::new(),
+            cached: HashMap::new(),
             connections: HashMap::new(),
-            tidied: WallTime(i64::MIN),
+            expired_at: WallTime(i64::MIN),
         }
     }
 
-    /// What is counted, for whoever scrapes it.
+    /// Returns the values, shared with the exposition.
     pub fn values(&self) -> Arc<Values> {
         Arc::clone(&self.values)
     }
 
-    fn close(&self, record: &Record) {
+    fn count_close(&self, record: &Record) {
         let outcome = Outcome::ALL.iter().position(|one| Some(*one) == record.outcome);
         if let Some(count) = outcome.and_then(|outcome| self.values.outcomes.get(outcome)) {
             count.fetch_add(1, Ordering::Relaxed);
@@ -118,56 +119,56 @@ impl Metrics {
         }
     }
 
-    fn place(&self, record: &Record) -> Place {
+    fn series(&self, record: &Record) -> CachedSeries {
         let Values {
-            room,
+            budget,
             workload,
             service,
             pairs,
             ..
         } = &*self.values;
-        let mut is_folded = false;
-        let mut traffic = |table: &Table<Labels, Traffic>, level| {
+        let mut is_overflow = false;
+        let mut traffic = |table: &SeriesTable<Labels, Traffic>, level| {
             self.settings.levels.contains(&level).then(|| {
                 let labels = Labels::new(record, level, &self.settings.common);
-                table.group(labels, room).unwrap_or_else(|| {
-                    is_folded = true;
-                    table.folded(Labels::folded(record.direction, level))
+                table.group(labels, budget).unwrap_or_else(|| {
+                    is_overflow = true;
+                    table.overflow(Labels::overflow(record.direction, level))
                 })
             })
         };
         let traffic = [traffic(workload, Level::Workload), traffic(service, Level::Service)];
-        let timing = pairs.group(Pair::new(record), room).unwrap_or_else(|| {
-            is_folded = true;
-            pairs.folded(Pair::folded(record.direction))
+        let timing = pairs.group(PairLabels::new(record), budget).unwrap_or_else(|| {
+            is_overflow = true;
+            pairs.overflow(PairLabels::overflow(record.direction))
         });
         let names = &record.names;
-        Place {
+        CachedSeries {
             src: names.src.pod.as_ref().map(Arc::downgrade),
             dst: names.dst.pod.as_ref().map(Arc::downgrade),
             service: names.service.as_ref().map(|called| Arc::downgrade(&called.service)),
             traffic,
             timing,
-            is_folded,
+            is_overflow,
         }
     }
 
-    /// Counts a record in the series of its own connection, and tells whether that had no room.
-    fn one_by_one(&mut self, record: &Record, delta: &Delta) -> bool {
+    /// Counts a record in the series of its connection. Returns whether that is the overflow series.
+    fn count_connection(&mut self, record: &Record, delta: &Delta) -> bool {
         let table = &self.values.connection;
-        let known = self.connections.remove(&record.id);
-        let group = known.or_else(|| {
+        let existing = self.connections.remove(&record.id);
+        let group = existing.or_else(|| {
             let labels = Labels::new(record, Level::Connection, &self.settings.common);
-            table.group(labels, &self.values.room)
+            table.group(labels, &self.values.budget)
         });
-        let is_folded = group.is_none();
-        let group = group.unwrap_or_else(|| table.folded(Labels::folded(record.direction, Level::Connection)));
+        let is_overflow = group.is_none();
+        let group = group.unwrap_or_else(|| table.overflow(Labels::overflow(record.direction, Level::Connection)));
         group.values.add(record, delta);
-        group.told(record.time);
-        if !is_folded && record.event != Event::Close {
+        group.touch(record.time);
+        if !is_overflow && record.event != Event::Close {
             self.connections.insert(record.id, group);
         }
-        is_folded
+        is_overflow
     }
 }
 
@@ -177,39 +178,39 @@ impl Sink for Metrics {
     }
 
     fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()> {
-        // What it moved before tracing, another tracer may have counted.
+        // Another tracer may have counted the bytes from before tracing.
         let delta = match delta.is_past {
             true => Delta::default(),
             false => *delta,
         };
         let values = Arc::clone(&self.values);
-        let _turn = values.turn();
+        let _guard = values.lock();
         if record.event == Event::Close {
-            self.close(record);
+            self.count_close(record);
         }
-        let route = route(record);
-        if !self.routes.contains_key(&route) {
-            let place = self.place(record);
-            if self.routes.len() >= MOST_ROUTES {
-                self.routes.clear();
+        let key = label_key(record);
+        if !self.cached.contains_key(&key) {
+            let series = self.series(record);
+            if self.cached.len() >= MAX_CACHED_KEYS {
+                self.cached.clear();
             }
-            self.routes.insert(route, place);
+            self.cached.insert(key, series);
         }
-        let mut is_folded = false;
-        if let Some(place) = self.routes.get(&route) {
-            for group in place.traffic.iter().flatten() {
+        let mut is_overflow = false;
+        if let Some(series) = self.cached.get(&key) {
+            for group in series.traffic.iter().flatten() {
                 group.values.add(record, &delta);
-                group.told(record.time);
+                group.touch(record.time);
             }
-            place.timing.values.add(record, &delta);
-            place.timing.told(record.time);
-            is_folded = place.is_folded;
+            series.timing.values.add(record, &delta);
+            series.timing.touch(record.time);
+            is_overflow = series.is_overflow;
         }
         if self.settings.levels.contains(&Level::Connection) {
-            is_folded |= self.one_by_one(record, &delta);
+            is_overflow |= self.count_connection(record, &delta);
         }
-        if is_folded {
-            self.values.folded.fetch_add(1, Ordering::Relaxed);
+        if is_overflow {
+            self.values.overflow.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -217,17 +218,17 @@ impl Sink for Metrics {
     fn watermark(&mut self, now: WallTime) -> io::Result<()> {
         let idle_ns = i64::try_from(self.settings.idle.as_nanos()).unwrap_or(i64::MAX);
         let every_ns = (idle_ns / 8).min(5_000_000_000);
-        if now.0.saturating_sub(self.tidied.0) < every_ns {
+        if now.0.saturating_sub(self.expired_at.0) < every_ns {
             return Ok(());
         }
-        self.tidied = now;
+        self.expired_at = now;
         let since = WallTime(now.0.saturating_sub(idle_ns));
-        // What had no room may have some now.
-        self.routes.retain(|_, place| place.lives() && !place.is_folded);
-        // Its close was lost: what is open is told of each interval.
-        self.connections.retain(|_, group| group.last_told() >= since);
+        // Overflow keys are looked up again, since the budget may have room now.
+        self.cached.retain(|_, series| series.is_alive() && !series.is_overflow);
+        // An open connection has an update each interval. If this one has none, its close was lost.
+        self.connections.retain(|_, group| group.last_touched() >= since);
         let Values {
-            room,
+            budget,
             workload,
             service,
             connection,
@@ -235,16 +236,16 @@ impl Sink for Metrics {
             ..
         } = &*self.values;
         for table in [workload, service, connection] {
-            table.expire(since, room);
+            table.expire(since, budget);
         }
-        pairs.expire(since, room);
+        pairs.expire(since, budget);
         Ok(())
     }
 }
 
-fn route(record: &Record) -> Route {
+fn label_key(record: &Record) -> LabelKey {
     let names = &record.names;
-    Route {
+    LabelKey {
         direction: record.direction,
         src: names.src.pod.as_ref().map(|pod| Arc::as_ptr(pod).addr()),
         dst: names

@@ -1,8 +1,8 @@
-//! Which sources of names have answered.
+//! The status of the name sources, for the table's header.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The text about the sources of names in the table's header. Clones share it.
+/// The text about the name sources. Clones share it.
 #[derive(Clone, Debug)]
 pub struct NameSourceStatus(Arc<Mutex<String>>);
 
@@ -13,7 +13,7 @@ impl Default for NameSourceStatus {
 }
 
 impl NameSourceStatus {
-    /// Sets the sources that have answered. `is_any_awaited`: others may still answer.
+    /// Sets the sources that have answered. `is_any_awaited`: whether other sources may still answer.
     pub fn set(&self, sources: &[&str], is_any_awaited: bool) {
         let text = match sources {
             [] if is_any_awaited => "no names yet".to_owned(),
@@ -23,7 +23,7 @@ impl NameSourceStatus {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }
 
-    /// Returns the text.
+    /// Returns the text, such as `names: cri, kubelet`.
     pub fn text(&self) -> String {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

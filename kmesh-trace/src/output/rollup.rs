@@ -1,4 +1,4 @@
-//! `-o json --rollup`: one line a group and window.
+//! `-o json --rollup`: one line per group and window.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
 use crate::rollup::{Rollup, Settings, Window};
 use crate::track::delta::Delta;
 
-/// Writes a line for each group of a window when the window is over; losses and summaries as [`Json`] does.
+/// The sink that writes a line for each group at the end of a window. It writes losses and summaries like [`Json`].
 pub struct RollupJson {
     rollup: Rollup,
     json: Json,
@@ -42,8 +42,8 @@ impl Sink for RollupJson {
         true
     }
 
-    fn filtered_close(&mut self, id: ConnId) {
-        self.rollup.filtered_close(id);
+    fn exclude(&mut self, id: ConnId) {
+        self.rollup.exclude(id);
     }
 
     fn watermark(&mut self, until: WallTime) -> io::Result<()> {
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_the_contracts_line() {
+    fn window_prints_the_documented_line() {
         let expected = concat!(
             r#"{"type":"rollup","v":1,"time":"2024-09-14T08:19:30.000000000Z","#,
             r#""window_start":"2024-09-14T08:19:25.000000000Z","window_ns":5000000000,"#,
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_have_the_shape_of_a_connection() {
+    fn group_has_the_shape_of_a_conn_line() {
         let mut other = testing::example();
         other.id.cookie += 1;
         other.dst.set_port(1);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_names_do_no_harm() {
+    fn hostile_process_name_is_escaped() {
         let records: Vec<_> = testing::hostile_names()
             .take(500)
             .map(|name| testing::named(&name))

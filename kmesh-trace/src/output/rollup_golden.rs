@@ -1,4 +1,4 @@
-//! Records that were printed once, read again and rolled up: the same lines each time, byte for byte.
+//! Rolls saved records up, and compares the lines with a golden file.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use crate::record::{Record, WallTime};
 use crate::rollup::{By, Key, Settings};
 use crate::track::delta::Deltas;
 
-/// What `-o json --events open,update,close` printed of a web server, its clients, a port where nobody listened and one
-/// where nobody answered.
+/// Output of `-o json --events open,update,close` on a node with a web server, its clients, a closed port and a port
+/// that did not answer.
 const RECORDS: &str = include_str!("../../../tests/data/rollup/records.jsonl");
-/// What `-o json --rollup --by port,process --interval 1s` must make of it.
+/// The expected output of `-o json --rollup --by port,process --interval 1s`.
 const ROLLUPS: &str = include_str!("../../../tests/data/rollup/rollups.jsonl");
 
 fn records() -> Vec<Record> {
@@ -47,7 +47,7 @@ fn rolled_up(records: &[Record], every: usize) -> String {
 }
 
 #[test]
-fn saved_records_roll_up_the_same_each_time() {
+fn saved_records_roll_up_to_the_golden_lines() {
     let records = records();
     for every in [1, 7, usize::MAX] {
         let lines = rolled_up(&records, every);

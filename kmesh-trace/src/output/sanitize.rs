@@ -1,14 +1,14 @@
-//! Text that others choose, made harmless: the names of processes, and whatever else is not ours.
+//! Escapes text that others control, such as process and pod names.
 //!
-//! Everything becomes a JSON string that decodes to the exact text and whose own bytes can neither drive a terminal nor
-//! turn the reading direction of a line. Where the text is no UTF-8, U+FFFD stands for what is broken.
+//! The result is a JSON string that decodes to the exact text. Its bytes cannot control a terminal or change the
+//! reading direction of a line. U+FFFD replaces invalid UTF-8.
 
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write};
 
-/// Bytes that are meant as text, displayed as [`String::from_utf8_lossy`] would have them, without a copy.
+/// Displays bytes like [`String::from_utf8_lossy`], without a copy.
 #[derive(Clone, Copy, Debug)]
 pub struct Lossy<'a>(pub &'a [u8]);
 
@@ -24,22 +24,21 @@ impl fmt::Display for Lossy<'_> {
     }
 }
 
-/// Writes `text` as a JSON string, quotes included, that is harmless in a log and on a terminal.
+/// Appends `text` as a JSON string with quotes. It is harmless in a log and on a terminal.
 pub fn json_string(out: &mut Vec<u8>, text: &impl fmt::Display) {
     use serde::Serializer as _;
-    // Neither a Vec nor a string can fail, and no Display of ours does.
+    // Writing to a Vec cannot fail, and our Display implementations do not fail.
     let written = Serializer::with_formatter(out, Harmless).collect_str(text);
     debug_assert!(written.is_ok(), "{written:?}");
 }
 
-/// Compact JSON as `serde_json` writes it, with `\u` escapes for all that [`is_harmful`].
+/// Compact JSON as `serde_json` writes it, with `\u` escapes for every character that [`is_harmful`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Harmless;
 
 impl Formatter for Harmless {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
-        // What serde_json itself escapes is not in a fragment any more: of ASCII only DEL is left to look for, and most
-        // names are ASCII.
+        // serde_json has removed the characters that it escapes itself. The only other harmful ASCII character is DEL.
         if fragment.bytes().all(|byte| byte < 0x7f) {
             return out.write_all(fragment.as_bytes());
         }
@@ -52,7 +51,7 @@ impl Formatter for Harmless {
         out.write_all(&fragment.as_bytes()[written..])
     }
 
-    /// `\u000a` where JSON would allow `\n` as well: the contract knows one spelling.
+    /// Writes `\u000a` instead of `\n`: the contract has one form for all control characters.
     fn write_char_escape<W: ?Sized + Write>(&mut self, out: &mut W, char_escape: CharEscape) -> io::Result<()> {
         let control = match char_escape {
             CharEscape::Quote => return out.write_all(br#"\""#),
@@ -69,7 +68,8 @@ impl Formatter for Harmless {
     }
 }
 
-/// The text as one line that is harmless on a terminal: `\u` escapes for all that [`is_harmful`], as in JSON.
+/// Returns `text` as one line that is harmless on a terminal, with `\u` escapes for every character that
+/// [`is_harmful`].
 pub fn one_line(text: &str) -> Cow<'_, str> {
     if !text.contains(is_harmful) {
         return text.into();
@@ -86,14 +86,14 @@ pub fn one_line(text: &str) -> Cow<'_, str> {
     line.into()
 }
 
-/// Whether a character can do harm when it is shown: C0, DEL, C1 (together Unicode's `Cc`), and the marks that change
+/// Returns whether a character can do harm on a terminal: C0, DEL and C1 (Unicode's `Cc`), and the marks that change
 /// the reading direction.
 pub fn is_harmful(char: char) -> bool {
     char.is_control()
         || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Every harmful character is in the basic plane, so one escape does.
+/// Writes a `\u` escape. Every harmful character is in the basic plane, so one escape is enough.
 fn escape<W: ?Sized + Write>(out: &mut W, char: char) -> io::Result<()> {
     write!(out, "\\u{:04x}", u32::from(char))
 }
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn text_becomes_harmless_json() {
+    fn json_string_escapes_harmful_characters() {
         let cases: [(&str, &[u8], &str); 17] = [
             ("plain", b"nginx", r#""nginx""#),
             ("empty", b"", r#""""#),
@@ -125,9 +125,13 @@ mod tests {
             ("direction override", "a\u{202e}b".as_bytes(), r#""a\u202eb""#),
             ("direction isolate at the end", "a\u{2066}".as_bytes(), r#""a\u2066""#),
             ("Arabic letter mark at the start", "\u{61c}a".as_bytes(), r#""\u061ca""#),
-            ("other letters stay", "café-日本-🦀".as_bytes(), r#""café-日本-🦀""#),
-            ("no UTF-8", b"a\xff\xfeb", "\"a\u{fffd}\u{fffd}b\""),
-            ("UTF-8 cut short", b"a\xf0\x9f\xa6", "\"a\u{fffd}\""),
+            (
+                "other letters are unchanged",
+                "café-日本-🦀".as_bytes(),
+                r#""café-日本-🦀""#,
+            ),
+            ("invalid UTF-8", b"a\xff\xfeb", "\"a\u{fffd}\u{fffd}b\""),
+            ("truncated UTF-8", b"a\xf0\x9f\xa6", "\"a\u{fffd}\""),
         ];
         for (name, bytes, json) in cases {
             assert_eq!(quoted(bytes), json, "{name}");
@@ -137,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_stays_one() {
+    fn one_line_has_no_control_characters() {
         assert_eq!(one_line("plain – 日本"), "plain – 日本");
         assert_eq!(
             one_line("a\u{1b}[2J\nb\u{202e}\u{9b}c"),
@@ -146,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn every_character_survives_and_only_the_listed_are_escaped() {
+    fn only_harmful_characters_are_escaped_and_all_decode() {
         let listed = |c: u32| {
             c < 0x20
                 || (0x7f..=0x9f).contains(&c)

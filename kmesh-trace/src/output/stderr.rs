@@ -1,4 +1,4 @@
-//! Standard error: messages, and the reports that the output has no lines for.
+//! Messages on standard error, and reports of losses and summaries for formats without such lines.
 
 use std::io::{self, Write};
 
@@ -9,27 +9,32 @@ use crate::output::{Sink, summary_text, term};
 use crate::record::{Lost, Record, RunInfo, Summary};
 use crate::track::delta::Delta;
 
-/// Begins the line with a remedy.
+/// The start of a line with a remedy.
 const CONTINUED: &str = "\n  ";
 
-/// Prints a sanitized message to standard error. While the table is on screen, shows the message on the last line and prints it
-/// after the table closes. A standard error that nobody reads is no reason to stop.
-pub fn say(text: &str) {
+/// Prints a warning, like [`status`].
+pub fn warn(text: &str) {
+    status(&format!("warning: {text}"));
+}
+
+/// Prints a sanitized message to standard error. While the table is on screen, shows the message on the last line and
+/// prints it after the table closes. Ignores errors, so that a closed standard error does not stop the run.
+pub fn status(text: &str) {
     let text = harmless(text);
-    if term::hold(&text) {
+    if term::defer(&text) {
         return;
     }
     _ = writeln!(Blocking(io::stderr()), "kmesh-trace: {text}");
 }
 
-/// Returns `text` without control characters, and with line breaks only before remedies: no part of it passes for another
-/// message.
+/// Escapes control characters in `text`, except the line breaks before remedies, so that no part of it looks like
+/// another message.
 fn harmless(text: &str) -> String {
     let lines: Vec<_> = text.split(CONTINUED).map(one_line).collect();
     lines.join(CONTINUED)
 }
 
-/// The sink that reports losses and summaries on standard error, where the output has no lines for them.
+/// The sink that reports losses and summaries on standard error, if the output format has no lines for them.
 #[derive(Clone, Debug)]
 pub struct Reports {
     verbosity: Verbosity,
@@ -37,7 +42,8 @@ pub struct Reports {
 }
 
 impl Reports {
-    /// Returns the sink for a run that `info` describes. `None` if the output has these lines itself.
+    /// Returns the sink for a run that `info` describes. `None` if the output format has lines for losses and
+    /// summaries.
     pub fn new(config: &Config, info: &RunInfo) -> Option<Self> {
         (!config.output.has_reports()).then(|| Self {
             verbosity: config.verbosity,
@@ -52,13 +58,13 @@ impl Sink for Reports {
     }
 
     fn lost(&mut self, lost: &Lost) -> io::Result<()> {
-        say(&summary_text::lost(lost));
+        status(&summary_text::lost(lost));
         Ok(())
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         if self.verbosity > Verbosity::Quiet {
-            say(&summary_text::summary(summary, &self.info));
+            status(&summary_text::summary(summary, &self.info));
         }
         Ok(())
     }
@@ -69,7 +75,7 @@ mod tests {
     use super::harmless;
 
     #[test]
-    fn notes_drive_no_terminal_and_forge_no_other() {
+    fn message_cannot_control_the_terminal_or_forge_a_message() {
         let hostile = "item 1 (a\u{1b}]0;x\u{7}/b\u{202e}\nkmesh-trace: all is well):\n  try: this";
         assert_eq!(
             harmless(hostile),

@@ -1,13 +1,13 @@
-//! Standard output, written in large pieces.
+//! Buffered standard output.
 
 use std::io::{self, Write};
 
 use crate::blocking_io::Blocking;
 
-/// The number of bytes that are written at once, unless a flush comes before.
+/// The size of the buffer in bytes. Text is written when the buffer is full or flushed.
 const BLOCK: usize = 64 << 10;
 
-/// Collects text for standard output.
+/// Buffers text for standard output.
 pub struct Stdout {
     text: Vec<u8>,
     out: Box<dyn Write + Send>,
@@ -20,7 +20,7 @@ impl Stdout {
         Self::to(Blocking(io::stdout()))
     }
 
-    /// Returns a stand-in for standard output.
+    /// Returns a buffer that writes to `out`, for tests.
     pub fn to(out: impl Write + Send + 'static) -> Self {
         Self {
             text: Vec::new(),
@@ -28,17 +28,17 @@ impl Stdout {
         }
     }
 
-    /// Returns the text that is not written yet, for a whole number of lines to be appended. [`Self::appended`] follows.
+    /// Returns the buffer. The caller appends whole lines and then calls [`Self::appended`].
     pub fn text(&mut self) -> &mut Vec<u8> {
         &mut self.text
     }
 
-    /// Writes the text if there is much of it.
+    /// Writes the buffer if it is full.
     pub fn appended(&mut self) -> io::Result<()> {
         if self.text.len() >= BLOCK { self.flush() } else { Ok(()) }
     }
 
-    /// Writes the text.
+    /// Writes all text in the buffer.
     pub fn flush(&mut self) -> io::Result<()> {
         if self.text.is_empty() {
             return Ok(());

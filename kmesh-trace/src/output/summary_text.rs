@@ -1,41 +1,38 @@
-//! Losses and sums in words, a line each without its end: for standard error, where the format has no lines for them.
+//! Losses and summaries as messages for standard error, without a line end.
 
 use super::sanitize::one_line;
 use crate::record::{LossReason, Lost, RunInfo, Summary};
 use std::fmt::Write;
 use std::time::Duration;
 
-/// `lost 12 records, 40 since the start: the ring buffer was full (--buffer makes it larger)`.
+/// Returns `lost 12 records, 40 since the start: the ring buffer was full (--buffer makes it larger)`.
 pub fn lost(lost: &Lost) -> String {
     let at_most = if lost.reasons.contains(&LossReason::ProgramSkipped) {
         "at most "
     } else {
         ""
     };
-    let mut words = format!("lost {at_most}{}", counted(lost.lost_records, "record"));
+    let mut text = format!("lost {at_most}{}", counted(lost.lost_records, "record"));
     if lost.lost_records_total != lost.lost_records {
-        push(
-            &mut words,
-            format_args!(", {} since the start", lost.lost_records_total),
-        );
+        push(&mut text, format_args!(", {} since the start", lost.lost_records_total));
     }
-    push_reasons(&mut words, &lost.reasons);
-    words
+    push_reasons(&mut text, &lost.reasons);
+    text
 }
 
-/// `lost 3 openings, 9 since the start: the ring buffer was full (--buffer makes it larger)`. The sums, which are over
-/// closes, have no place for them.
+/// Returns `lost 3 open events, 9 since the start: the ring buffer was full (--buffer makes it larger)`. The summary
+/// counts only closes.
 pub fn lost_opens(lost: u64, since_start: u64) -> String {
-    let mut words = format!("lost {}", counted(lost, "opening"));
+    let mut text = format!("lost {}", counted(lost, "open event"));
     if since_start != lost {
-        push(&mut words, format_args!(", {since_start} since the start"));
+        push(&mut text, format_args!(", {since_start} since the start"));
     }
-    push_reasons(&mut words, &[LossReason::RingFull]);
-    words
+    push_reasons(&mut text, &[LossReason::RingFull]);
+    text
 }
 
-/// `1200 connections closed on worker-1 in 12.3s: 1190 delivered, 0 filtered, 10 lost, 0 after the limit; 7 still open`,
-/// and why some were lost.
+/// Returns `1200 connections closed on worker-1 in 12.3s: 1190 delivered, 0 filtered, 10 lost, 0 after the limit; 7
+/// still open` and the reasons for losses.
 pub fn summary(summary: &Summary, info: &RunInfo) -> String {
     let Summary {
         closes,
@@ -46,7 +43,7 @@ pub fn summary(summary: &Summary, info: &RunInfo) -> String {
         open,
         ..
     } = summary;
-    let mut words = format!(
+    let mut text = format!(
         "{} closed on {} in {}: {delivered} delivered, {filtered} filtered, {lost_records} lost, {after_limit} after \
          the limit; {open} still open",
         counted(*closes, "connection"),
@@ -57,30 +54,30 @@ pub fn summary(summary: &Summary, info: &RunInfo) -> String {
         && not_scanned > 0
     {
         push(
-            &mut words,
+            &mut text,
             format_args!(", {not_scanned} of them not reached by socket scans"),
         );
     }
     if summary.unresolved > 0 {
         push(
-            &mut words,
+            &mut text,
             format_args!("; {} delivered without a pod's name", summary.unresolved),
         );
     }
     if summary.lost_at_most > 0 {
         push(
-            &mut words,
+            &mut text,
             format_args!("; {} of the lost are an upper bound", summary.lost_at_most),
         );
     }
-    push_reasons(&mut words, &summary.reasons);
-    words
+    push_reasons(&mut text, &summary.reasons);
+    text
 }
 
-fn push_reasons(words: &mut String, reasons: &[LossReason]) {
+fn push_reasons(text: &mut String, reasons: &[LossReason]) {
     for (index, reason) in reasons.iter().enumerate() {
-        words.push_str(if index == 0 { ": " } else { ", " });
-        words.push_str(match reason {
+        text.push_str(if index == 0 { ": " } else { ", " });
+        text.push_str(match reason {
             LossReason::RingFull => "the ring buffer was full (--buffer makes it larger)",
             LossReason::NoSocketStorage => "the kernel had no socket storage (sysctl net.core.optmem_max)",
             LossReason::ProgramSkipped => "the kernel skipped the tracer",
@@ -93,7 +90,7 @@ fn counted(number: u64, thing: &str) -> String {
     format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
-/// To the millisecond below a minute, to the second above: more is noise in a sentence.
+/// Returns the time in milliseconds below a minute, in seconds from there on.
 fn elapsed(nanoseconds: u64) -> String {
     let elapsed = Duration::from_nanos(nanoseconds);
     if elapsed < Duration::from_secs(60) {
@@ -106,9 +103,9 @@ fn elapsed(nanoseconds: u64) -> String {
     }
 }
 
-fn push(words: &mut String, text: std::fmt::Arguments<'_>) {
-    let written = words.write_fmt(text);
-    debug_assert!(written.is_ok(), "memory takes all");
+fn push(text: &mut String, more: std::fmt::Arguments<'_>) {
+    let written = text.write_fmt(more);
+    debug_assert!(written.is_ok(), "writing to a string cannot fail");
 }
 
 #[cfg(test)]
@@ -117,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn losses_in_words() {
+    fn loss_text_names_count_total_and_reasons() {
         let cases = [
             (
                 testing::lost(),
@@ -141,20 +138,23 @@ mod tests {
                 "lost 12 records, 40 since the start: some were damaged",
             ),
         ];
-        for (lost, words) in cases {
-            assert_eq!(super::lost(&lost), words);
+        for (lost, text) in cases {
+            assert_eq!(super::lost(&lost), text);
         }
     }
 
     #[test]
-    fn lost_openings_in_words() {
+    fn lost_open_events_have_their_own_text() {
         let why = "the ring buffer was full (--buffer makes it larger)";
-        assert_eq!(lost_opens(1, 1), format!("lost 1 opening: {why}"));
-        assert_eq!(lost_opens(3, 9), format!("lost 3 openings, 9 since the start: {why}"));
+        assert_eq!(lost_opens(1, 1), format!("lost 1 open event: {why}"));
+        assert_eq!(
+            lost_opens(3, 9),
+            format!("lost 3 open events, 9 since the start: {why}")
+        );
     }
 
     #[test]
-    fn sums_in_words() {
+    fn summary_text_names_every_total() {
         let one = Summary {
             closes: 1,
             delivered: 1,
@@ -179,13 +179,13 @@ mod tests {
                  was full (--buffer makes it larger), the kernel skipped the tracer",
             ),
         ];
-        for (summary, words) in cases {
-            assert_eq!(super::summary(&summary, &testing::info()), words);
+        for (summary, text) in cases {
+            assert_eq!(super::summary(&summary, &testing::info()), text);
         }
     }
 
     #[test]
-    fn times_are_as_exact_as_one_reads_them() {
+    fn elapsed_time_has_milliseconds_below_a_minute() {
         let cases = [
             (0, "0s"),
             (1, "0s"),
@@ -200,12 +200,12 @@ mod tests {
     }
 
     #[test]
-    fn a_host_name_cannot_drive_the_terminal() {
+    fn hostile_host_name_cannot_control_the_terminal() {
         let info = RunInfo {
             node: "a\x1b[2J\nb".to_owned(),
             ..testing::info()
         };
-        let words = summary(&testing::summary(), &info);
-        assert!(testing::is_harmless(&words) && !words.contains('\n'), "{words:?}");
+        let text = summary(&testing::summary(), &info);
+        assert!(testing::is_harmless(&text) && !text.contains('\n'), "{text:?}");
     }
 }

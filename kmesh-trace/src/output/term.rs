@@ -297,7 +297,7 @@ pub fn leave() {
 }
 
 /// Keeps what is to be said on standard error until the screen is gone, if it is there. False: say it now.
-pub fn hold(text: &str) -> bool {
+pub fn defer(text: &str) -> bool {
     match &mut *lock(&HELD) {
         None => false,
         Some(held) => {

@@ -1,4 +1,4 @@
-//! Records for the tests of all renderers.
+//! Records and helpers for the tests of all sinks.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,7 @@ pub(crate) const ALL_EVENTS: Events = Events {
     update: true,
 };
 
-/// A writer whose bytes can be read while others write. Clones share them.
+/// A writer into memory. Clones share the bytes.
 #[derive(Clone, Default)]
 pub(crate) struct Shared(Arc<Mutex<Vec<u8>>>);
 
@@ -61,10 +61,10 @@ pub(crate) fn deliver(sink: Box<dyn Sink>, records: &[Record]) {
     engine.finish().unwrap();
 }
 
-/// 2024-09-14T08:19:26.552709932Z, the time of the contract's example.
+/// 2024-09-14T08:19:26.552709932Z, the time in the contract's example.
 pub(crate) const TIME: WallTime = WallTime(1_726_301_966_552_709_932);
 
-/// The connection of the contract's examples.
+/// Returns the connection of the contract's examples.
 pub(crate) fn example() -> Record {
     Record {
         id: ConnId {
@@ -119,7 +119,7 @@ pub(crate) fn example() -> Record {
     }
 }
 
-/// An attempt that was refused, of a process that nobody knows.
+/// Returns an attempt that was refused, of an unknown process.
 pub(crate) fn refused() -> Record {
     let example = example();
     Record {
@@ -149,7 +149,7 @@ pub(crate) fn refused() -> Record {
     }
 }
 
-/// One that was there before the tracer, with every fact missing that can be.
+/// Returns a connection from before the tracer, in which every optional fact is missing.
 pub(crate) fn preexisting() -> Record {
     let example = example();
     Record {
@@ -178,7 +178,7 @@ fn every_bit_set() -> Snapshot {
     snapshot
 }
 
-/// A record with every number at its largest, and a connect time.
+/// Returns a record in which every number is the maximum.
 pub(crate) fn largest() -> Record {
     const MAX: u32 = u32::MAX;
     Record {
@@ -217,7 +217,7 @@ pub(crate) fn largest() -> Record {
     }
 }
 
-/// The connection of the contract's examples with all its names.
+/// Returns the connection of the contract's examples with all its names.
 pub(crate) fn in_pods() -> Record {
     let pod = |namespace: &str, name: &str, workload: Option<&str>, labels: Option<&[(&str, &str)]>| Pod {
         uid: format!("uid-of-{name}").into(),
@@ -266,7 +266,7 @@ pub(crate) fn in_pods() -> Record {
     }
 }
 
-/// All names that Kubernetes gives are this.
+/// Returns a record in which all Kubernetes names are `name`.
 pub(crate) fn in_pods_called(name: &str) -> Record {
     let mut record = in_pods();
     let pod = Pod {
@@ -295,14 +295,14 @@ pub(crate) fn in_pods_called(name: &str) -> Record {
     record
 }
 
-/// From a node's own address, to one that nobody knows.
+/// Returns a connection from a node's address to an unknown address.
 pub(crate) fn from_a_node() -> Record {
     let mut record = example();
     record.names.src.node = Some("worker-2".into());
     record
 }
 
-/// The records above.
+/// Returns all records of this file.
 pub(crate) fn all() -> Vec<Record> {
     vec![example(), refused(), preexisting(), largest(), in_pods(), from_a_node()]
 }
@@ -333,7 +333,7 @@ pub(crate) fn summary() -> Summary {
     }
 }
 
-/// What a run without a mishap ends with.
+/// Returns the summary of a run without losses.
 pub(crate) fn clean_summary() -> Summary {
     Summary {
         delivered: 100,
@@ -357,7 +357,7 @@ pub(crate) fn info() -> RunInfo {
     }
 }
 
-/// A name that the kernel would keep of `bytes`: the first fifteen.
+/// Returns the process name that the kernel stores of `bytes`: the first fifteen bytes.
 pub(crate) fn comm(bytes: &[u8]) -> Comm {
     let mut comm = [0; 16];
     let kept = bytes.len().min(15);
@@ -365,7 +365,7 @@ pub(crate) fn comm(bytes: &[u8]) -> Comm {
     Comm(comm)
 }
 
-/// The example, of a process of that name.
+/// Returns the example with the process name `bytes`.
 pub(crate) fn named(bytes: &[u8]) -> Record {
     Record {
         process: Some(Process {
@@ -377,7 +377,7 @@ pub(crate) fn named(bytes: &[u8]) -> Record {
     }
 }
 
-/// Numbers at random, the same from the same seed: SplitMix64.
+/// Returns a random number generator (SplitMix64). The same seed gives the same numbers.
 pub(crate) fn random(seed: u64) -> impl FnMut() -> u64 {
     let mut state = seed;
     move || {
@@ -388,8 +388,7 @@ pub(crate) fn random(seed: u64) -> impl FnMut() -> u64 {
     }
 }
 
-/// Names at random, from a fixed seed: any bytes, and those that mean something to a log, to JSON or to a terminal much
-/// more often than their share.
+/// Returns random names from a fixed seed. Bytes with a meaning in a log, in JSON or on a terminal are frequent.
 pub(crate) fn hostile_names() -> impl Iterator<Item = Vec<u8>> {
     const PIECES: [&[u8]; 16] = [
         b"\n",
@@ -426,14 +425,14 @@ pub(crate) fn hostile_names() -> impl Iterator<Item = Vec<u8>> {
     .take(20_000)
 }
 
-/// The same as text, and a very long one.
+/// Returns hostile names as text, and a very long one.
 pub(crate) fn hostile_texts() -> impl Iterator<Item = String> {
     let long = "\u{202e}\u{1b}]0;".repeat(10_000);
     let texts = hostile_names().map(|name| String::from_utf8_lossy(&name).into_owned());
     texts.take(2_000).chain([long])
 }
 
-/// Whether output as a whole is harmless but for its line ends.
+/// Returns whether `text` is harmless except for its line end.
 pub(crate) fn is_harmless(text: &str) -> bool {
     !text.trim_end_matches('\n').contains(super::sanitize::is_harmful)
 }

@@ -58,7 +58,7 @@ impl By {
 
     /// The group of `record`.
     pub fn group(self, record: &Record) -> Group {
-        let (mut src, mut dst) = (Place::default(), Place::default());
+        let (mut src, mut dst) = (GroupEnd::default(), GroupEnd::default());
         let names = &record.names;
         let ends = [(&mut src, &names.src, record.src), (&mut dst, &names.dst, record.dst)];
         for (place, end, address) in ends {
@@ -84,7 +84,7 @@ impl By {
         }
     }
 
-    fn place(self, place: &mut Place, end: &End, address: SocketAddr) {
+    fn place(self, place: &mut GroupEnd, end: &End, address: SocketAddr) {
         if self.has(Key::Workload) {
             place.stand_in_for_workload(end, address);
         }
@@ -115,9 +115,9 @@ pub struct Group {
     /// the group of all that `--max-groups` has no room for.
     pub direction: Option<Direction>,
     /// The client.
-    pub src: Place,
+    pub src: GroupEnd,
     /// The server.
-    pub dst: Place,
+    pub dst: GroupEnd,
     /// The Service that was called, if any.
     pub service: Option<Option<Arc<Service>>>,
     /// The name of the process, if it is known.
@@ -142,7 +142,7 @@ impl Group {
 
 /// What is grouped of one end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
+pub struct GroupEnd {
     /// A pod's namespace.
     pub namespace: Option<Arc<str>>,
     /// Its workload.
@@ -157,7 +157,7 @@ pub struct Place {
     pub port: Option<u16>,
 }
 
-impl Place {
+impl GroupEnd {
     fn stand_in_for_workload(&mut self, end: &End, address: SocketAddr) {
         match end.pod.as_deref() {
             Some(pod) if pod.workload.is_some() => {

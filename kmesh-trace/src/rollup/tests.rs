@@ -293,7 +293,7 @@ fn close_that_a_filter_drops_ends_the_connection() {
     for record in &records[..2] {
         rollup.take(record);
     }
-    rollup.rollup.filtered_close(records[0].id);
+    rollup.rollup.exclude(records[0].id);
     assert_eq!(open_in(&windows(&mut rollup, &records[2..])), [1, 2, 2, 2, 2, 2, 2]);
 }
 
@@ -394,7 +394,7 @@ fn too_many_groups_fold_into_one() {
 fn groups_have_what_they_are_grouped_by() {
     use crate::output::testing::{example, from_a_node, in_pods};
     let show = |keys: &[Key], record: &Record| {
-        let place = |place: &Place| {
+        let place = |place: &GroupEnd| {
             let workload = place.workload.as_ref().map(|workload| Arc::clone(&workload.name));
             let parts = [place.namespace.clone(), workload, place.pod.clone(), place.node.clone()];
             let mut parts: Vec<_> = parts.into_iter().flatten().map(|part| part.to_string()).collect();

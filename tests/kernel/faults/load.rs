@@ -10,30 +10,28 @@ use std::time::SystemTime;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::Table;
-use crate::many::{Seen, crowd_while, crowds, of_json};
+use crate::Topic;
+use crate::stress::{Seen, crowd_while, crowds, of_json};
 use crate::signals::check_accounted;
-use crate::support::expect::{CLOCK_ERROR, moment};
+use crate::support::expect::{CLOCK_ERROR, parse_time};
 use crate::support::probe::Need;
 use crate::support::tracer::Tracer;
-use crate::support::{net, patience, small};
+use crate::support::{is_small_vm, net, test_timeout};
 
 /// Adds the trials.
-pub fn add(table: Table) -> Table {
-    table.own("two_tracers_under_load", &[], two_tracers_under_load).own(
-        "overflow_while_it_reads",
-        &[Need::Big],
-        overflow_while_it_reads,
-    )
+pub fn add(topic: Topic) -> Topic {
+    topic
+        .standalone("two_tracers_under_load", &[], two_tracers_under_load)
+        .standalone("overflow_while_it_reads", &[Need::FullSize], overflow_while_it_reads)
 }
 
 /// What a tracer told of the calling thread's namespace, and of when.
 fn told(tracer: &Tracer) -> Arc<Mutex<Vec<(Seen, SystemTime)>>> {
     let told = Arc::new(Mutex::new(Vec::new()));
-    tracer.store.fold(net::inode(), {
+    tracer.output.watch_with(net::current_netns(), {
         let told = Arc::clone(&told);
         move |record| {
-            let time = moment(&record["time"]).expect("a time");
+            let time = parse_time(&record["time"]).expect("a time");
             told.lock().unwrap().push((of_json(record), time));
         }
     });
@@ -43,10 +41,10 @@ fn told(tracer: &Tracer) -> Arc<Mutex<Vec<(Seen, SystemTime)>>> {
 /// Four threads connect until one of two tracers has been interrupted and is gone. The other tells each end; the
 /// interrupted one each that was over by then, and none that was not.
 fn two_tracers_under_load() {
-    let least = if small() { 150 } else { 5_000 };
-    let servers: [Ipv4Addr; 4] = std::array::from_fn(|number| net::address(number as u8));
+    let least = if is_small_vm() { 150 } else { 5_000 };
+    let servers: [Ipv4Addr; 4] = std::array::from_fn(|number| net::loopback_v4(number as u8));
     // Room for all of it, however late a tracer has its turn.
-    let args = ["--buffer", "64MiB", "--to-ip", &net::list(&servers)];
+    let args = ["--buffer", "64MiB", "--to-ip", &net::comma_separated(&servers)];
     let (stays, goes) = (Tracer::json(&args), Tracer::json(&args));
     let (of_stays, of_goes) = (told(&stays), told(&goes));
     let gone = AtomicBool::new(false);
@@ -65,10 +63,10 @@ fn two_tracers_under_load() {
             .iter()
             .map(|&server| scope.spawn(move || load(server)))
             .collect();
-        let begun = halfway.recv_timeout(patience());
+        let begun = halfway.recv_timeout(test_timeout());
         let interrupted = SystemTime::now();
         goes.signal(Signal::SIGINT);
-        let ended = goes.ended_within(patience());
+        let ended = goes.ended_within(test_timeout());
         // Whatever has failed, the load must end.
         gone.store(true, Ordering::Relaxed);
         assert!(begun.is_ok() && ended, "{begun:?}, ended: {ended}");
@@ -77,7 +75,7 @@ fn two_tracers_under_load() {
     });
     let (stays, goes) = (stays.interrupt(), goes.wait());
     for end in [&stays, &goes] {
-        end.check_whole();
+        end.check_lossless();
     }
     let (of_stays, of_goes) = (of_stays.lock().unwrap(), of_goes.lock().unwrap());
     let seen = |told: &[(Seen, SystemTime)]| counts(told.iter().map(|(seen, _)| seen.clone()));
@@ -126,8 +124,8 @@ fn differences(
 /// opening told or counted, and what is told is right.
 fn overflow_while_it_reads() {
     const EACH: usize = 6_000;
-    let servers: [Ipv4Addr; 2] = std::array::from_fn(|number| net::address(number as u8));
-    let (both, not_the_second) = (net::list(&servers), format!("!{}", servers[1]));
+    let servers: [Ipv4Addr; 2] = std::array::from_fn(|number| net::loopback_v4(number as u8));
+    let (both, not_the_second) = (net::comma_separated(&servers), format!("!{}", servers[1]));
     let args = [
         "--buffer",
         "4096",
@@ -137,13 +135,13 @@ fn overflow_while_it_reads() {
         "200ms",
     ];
     let tracer = Tracer::json(&[&args[..], &["--to-ip", &both, "--ip", &not_the_second]].concat());
-    tracer.store.keep(net::inode());
+    tracer.output.watch(net::current_netns());
     let made = crowds(&servers, EACH);
     let (wanted, sorted_out): (Vec<_>, Vec<_>) = made.into_iter().partition(|seen| seen.is_to(servers[0]));
     let end = tracer.interrupt();
-    let sums = end.check();
+    let totals = end.check();
 
-    let records = end.store.records(net::inode());
+    let records = end.output.records(net::current_netns());
     let of = |event: &str| {
         records
             .iter()
@@ -152,12 +150,12 @@ fn overflow_while_it_reads() {
             .collect::<Vec<_>>()
     };
     let (opens, closes) = (of("open"), of("close"));
-    assert!(sums.lost > 0 && !closes.is_empty() && !opens.is_empty(), "{sums:?}");
+    assert!(totals.lost > 0 && !closes.is_empty() && !opens.is_empty(), "{totals:?}");
     // Other programs' ends are among the filtered.
-    assert!(sums.filtered >= sorted_out.len() as u64, "{sums:?}");
-    check_accounted(&sums, wanted.len(), closes.len());
-    assert_eq!(sums.open, 0, "{sums:?}");
-    let lost_opens = usize::try_from(openings_lost(&end.stderr)).unwrap();
+    assert!(totals.filtered >= sorted_out.len() as u64, "{totals:?}");
+    check_accounted(&totals, wanted.len(), closes.len());
+    assert_eq!(totals.open, 0, "{totals:?}");
+    let lost_opens = usize::try_from(lost_open_events(&end.stderr)).unwrap();
     assert_eq!(opens.len() + lost_opens, wanted.len(), "each end opens once");
 
     let wanted: HashSet<_> = wanted.into_iter().collect();
@@ -190,8 +188,8 @@ fn overflow_while_it_reads() {
             .collect();
         panic!("events of one end: {its:#?}");
     }
-    let elapsed_ns = end.store.summaries()[0]["elapsed_ns"].as_u64().unwrap();
-    lines_add_up(&end.store.lost(), sums.lost, elapsed_ns);
+    let elapsed_ns = end.output.summaries()[0]["elapsed_ns"].as_u64().unwrap();
+    lines_add_up(&end.output.lost_lines(), totals.lost, elapsed_ns);
 }
 
 /// The `lost` lines: one a second of the tracer's life at most, and a last one; their sum is that of the summary.
@@ -213,9 +211,9 @@ fn lines_add_up(lines: &[Value], lost: u64, elapsed_ns: u64) {
     );
 }
 
-/// Openings that the tracer says were lost, in all: `lost 3 openings, 9 since the start: …`.
-fn openings_lost(stderr: &[String]) -> u64 {
+/// Returns the number of lost `open` events that standard error reports: `lost 3 open events, 9 since the start: …`.
+fn lost_open_events(stderr: &[String]) -> u64 {
     let lines = stderr.iter().filter_map(|line| line.strip_prefix("kmesh-trace: lost "));
-    let number = |line: &str| line.split(" opening").next()?.parse::<u64>().ok();
+    let number = |line: &str| line.split(" open event").next()?.parse::<u64>().ok();
     lines.filter_map(number).sum()
 }

@@ -1,9 +1,8 @@
-//! The JSON contract: one type a line type, its members in the order in which they are printed.
+//! The JSON contract: one type for each line type, with members in the order in which they are printed.
 //!
-//! These are types of their own, so that the domain can change without the contract noticing. Only the kernel's counters are
-//! the domain's own, [`record::Tcp`]: one table in `kmesh-trace-common` lists them. Members that a later release fills are null
-//! by type until then. [`crate::output::json::schema`] is made from the same types: what is printed and what
-//! is promised cannot drift apart.
+//! These types are separate from the domain types, so that the domain can change without changing the contract. Only
+//! the kernel's counters are shared, as [`record::Tcp`]: one table in `kmesh-trace-common` lists them.
+//! [`crate::output::json::schema`] is generated from the same types, so the output always matches the schema.
 
 mod rollup;
 mod values;
@@ -24,80 +23,80 @@ use crate::record::{
 };
 use values::{Reasons, Text, ip_schema};
 
-/// Raised when a member changes or goes; a new member is compatible.
+/// The version of the contract. It increases when a member changes or is removed, not when one is added.
 pub const VERSION: u8 = 1;
 
 /// One event of one end of one TCP connection.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "conn")]
 pub struct ConnLine<'a> {
-    /// The line's type.
+    /// The type of the line.
     #[serde(rename = "type")]
     #[schemars(extend("const" = "conn"))]
     kind: &'static str,
-    /// Version of the contract.
+    /// The version of the contract.
     #[schemars(extend("const" = VERSION))]
     v: u8,
-    /// Unique within a run, the same in all events of a connection.
+    /// The ID of the connection: unique within a run, the same in all events of a connection.
     #[schemars(length(min = 1))]
     id: Text<record::ConnId>,
-    /// What happened.
+    /// The kind of event.
     event: Event,
-    /// When it happened.
+    /// The time of the event.
     time: WallTime,
-    /// connect() for outbound, ESTABLISHED for inbound; null when it began before tracing did.
+    /// The time of connect() for outbound, of ESTABLISHED for inbound; null if the connection began before tracing.
     start: Option<WallTime>,
-    /// From start to time; null when it began before tracing did.
+    /// The time from start to time; null if the connection began before tracing.
     duration_ns: Option<u64>,
-    /// SYN sent to ESTABLISHED, outbound only.
+    /// The time from sending the SYN to ESTABLISHED, outbound only.
     connect_ns: Option<u64>,
-    /// It began before tracing did.
+    /// The connection began before tracing.
     preexisting: bool,
-    /// duration_ns, or the time since tracing began.
+    /// duration_ns, or if that is null, the time since tracing began.
     observed_ns: u64,
-    /// The node that the socket is on.
+    /// The node of the socket.
     node: &'a str,
-    /// Which end was traced.
+    /// The end that was traced: inbound is the server's, outbound the client's.
     direction: Direction,
-    /// The transport.
+    /// The transport protocol, always tcp.
     #[schemars(extend("const" = "tcp"))]
     protocol: &'static str,
-    /// On the wire: an IPv4-mapped socket is ipv4.
+    /// The address family on the wire. An IPv4-mapped IPv6 socket is ipv4.
     family: Family,
-    /// The client.
+    /// The client's end.
     src: End<'a>,
-    /// The server.
+    /// The server's end.
     dst: End<'a>,
-    /// The Service that was called.
+    /// The Service that the client called.
     service: Option<Service<'a>>,
-    /// What the client dialled, where that was translated on the way.
-    original_dst: Option<Dialled>,
-    /// Whom the socket belongs to; null where nobody is known for certain.
+    /// The address that the client dialled, if it was translated.
+    original_dst: Option<DialledAddress>,
+    /// The process that owns the socket; null if it is not certain.
     process: Option<Process<'a>>,
-    /// Where the socket lives.
+    /// The network namespace, cgroup and container of the socket.
     local: Local<'a>,
-    /// Payload that the peer acknowledged.
+    /// The payload that the peer acknowledged.
     sent_bytes: u64,
-    /// Payload that arrived in order.
+    /// The payload that arrived in order.
     received_bytes: u64,
-    /// Payload handed to the kernel and never acknowledged.
+    /// The payload that the program wrote and the peer did not acknowledge.
     undelivered_bytes: u64,
-    /// It reached ESTABLISHED.
+    /// The connection reached ESTABLISHED.
     established: bool,
-    /// How it ended.
+    /// How the connection ended; null while it is open or connecting.
     outcome: Option<Outcome>,
-    /// The socket's error.
+    /// The socket's error, by its symbolic name.
     errno: Option<Errno>,
-    /// Which end closed first, or reset.
+    /// The end that closed first or sent the RST.
     closed_by: Option<ClosedBy>,
-    /// Known to be encrypted and authenticated, or not known.
+    /// Whether the connection is certainly encrypted and authenticated.
     security_policy: SecurityPolicy,
-    /// The kernel's own counters.
+    /// The kernel's counters of the socket.
     tcp: &'a record::Tcp,
 }
 
 impl<'a> ConnLine<'a> {
-    /// The line of `record`.
+    /// Returns the line of `record`.
     pub fn new(record: &'a Record) -> Self {
         Self {
             kind: "conn",
@@ -117,7 +116,7 @@ impl<'a> ConnLine<'a> {
             src: End::new(record.src, &record.names.src),
             dst: End::new(record.dst, &record.names.dst),
             service: record.names.service.as_ref().map(Service::from),
-            original_dst: record.names.original_dst.map(Dialled::from),
+            original_dst: record.names.original_dst.map(DialledAddress::from),
             process: record.process.as_ref().map(Process::from),
             local: Local {
                 netns: record.netns,
@@ -138,40 +137,40 @@ impl<'a> ConnLine<'a> {
     }
 }
 
-/// One end of a connection. What is about a pod is there only where there is one; null where it is not known.
+/// One end of a connection. Members about a pod exist only if the end is a pod; they are null if unknown.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "end")]
 struct End<'a> {
-    /// Its address.
+    /// The address of this end.
     #[schemars(schema_with = "ip_schema")]
     ip: IpAddr,
-    /// Its port.
+    /// The port of this end.
     port: u16,
-    /// The pod's namespace.
+    /// The namespace of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     namespace: Option<&'a str>,
-    /// The pod there, when the connection began.
+    /// The pod that had the address when the connection began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pod: Option<&'a str>,
-    /// The pod's UID.
+    /// The UID of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pod_uid: Option<&'a str>,
-    /// The controller that people name; the pod itself where there is none.
+    /// The controller that users know, such as the Deployment; the pod itself if it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     workload: Option<Option<&'a str>>,
-    /// Its kind: Deployment, StatefulSet, Pod.
+    /// The kind of the workload: Deployment, StatefulSet, Pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     workload_kind: Option<Option<&'a str>>,
-    /// The pod's service account.
+    /// The service account of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     service_account: Option<Option<&'a str>>,
-    /// The pod's node; of an end that is no pod, the node whose own address this is.
+    /// The node of the pod. If the end is not a pod, the node that has this address.
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<Option<&'a str>>,
-    /// Whether the pod shares its node's network.
+    /// Whether the pod uses its node's network.
     #[serde(skip_serializing_if = "Option::is_none")]
     host_network: Option<Option<bool>>,
-    /// The pod's labels.
+    /// The labels of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<Option<Labels<'a>>>,
 }
@@ -199,7 +198,7 @@ impl<'a> End<'a> {
     }
 }
 
-/// A pod's labels, as one object.
+/// The labels of a pod, as one object.
 #[derive(Debug)]
 struct Labels<'a>(&'a record::Labels);
 
@@ -219,20 +218,20 @@ impl JsonSchema for Labels<'_> {
     }
 }
 
-/// The Service that was called.
+/// The Service that the client called.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "service")]
 struct Service<'a> {
-    /// Its name.
+    /// The name of the Service.
     name: &'a str,
-    /// Its namespace.
+    /// The namespace of the Service.
     namespace: &'a str,
-    /// Its DNS name.
+    /// The DNS name of the Service.
     host: &'a str,
-    /// vip: its address was dialled, which is certain. target_port: the server's pod is behind it, with that port.
-    /// headless: the server's pod is one of its.
+    /// vip: the client dialled the ClusterIP, which is certain. target_port: the server's pod is a backend of the
+    /// Service with this target port. headless: the server's pod is a backend of this headless Service.
     by: ServiceBy,
-    /// Several match, and this is the alphabetically first.
+    /// Several Services match, and this one is the alphabetically first.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schemars(extend("const" = true))]
     ambiguous: bool,
@@ -250,18 +249,18 @@ impl<'a> From<&'a record::ServiceMatch> for Service<'a> {
     }
 }
 
-/// An address that was dialled.
+/// The address that the client dialled.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "dialled")]
-struct Dialled {
-    /// The address.
+struct DialledAddress {
+    /// The dialled IP address.
     #[schemars(schema_with = "ip_schema")]
     ip: IpAddr,
-    /// The port.
+    /// The dialled port.
     port: u16,
 }
 
-impl From<SocketAddr> for Dialled {
+impl From<SocketAddr> for DialledAddress {
     fn from(address: SocketAddr) -> Self {
         Self {
             ip: address.ip(),
@@ -270,15 +269,15 @@ impl From<SocketAddr> for Dialled {
     }
 }
 
-/// The process that a socket belongs to.
+/// The process that owns the socket.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "process")]
 struct Process<'a> {
-    /// In the initial pid namespace.
+    /// The process ID in the initial pid namespace.
     pid: u32,
-    /// Of the thread-group leader; chosen by the process itself.
+    /// The name of the thread-group leader, which the process itself chooses.
     comm: Text<Lossy<'a>>,
-    /// How it is known.
+    /// How the process was found.
     by: ProcessBy,
 }
 
@@ -292,28 +291,28 @@ impl<'a> From<&'a record::Process> for Process<'a> {
     }
 }
 
-/// What the socket itself tells of where it lives.
+/// The network namespace, cgroup and container of a socket.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "local")]
 struct Local<'a> {
-    /// Inode number of its network namespace.
+    /// The inode number of the network namespace.
     netns: u32,
-    /// The kernel's id of its cgroup.
+    /// The kernel's ID of the cgroup.
     cgroup_id: Option<u64>,
-    /// The container's id.
+    /// The ID of the container.
     container_id: Option<Text<record::ContainerId>>,
-    /// The container's name.
+    /// The name of the container.
     container: Option<&'a str>,
 }
 
-/// Whether a connection is known to be encrypted and authenticated.
+/// Whether a connection is certainly encrypted and authenticated.
 #[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "security_policy")]
 enum SecurityPolicy {
-    /// It is: HBONE.
+    /// The connection is an HBONE tunnel, which is mutual TLS by definition.
     MutualTls,
-    /// Nothing is known.
+    /// It is unknown whether the connection is encrypted.
     Unknown,
 }
 
@@ -327,24 +326,24 @@ impl SecurityPolicy {
     }
 }
 
-/// Records were lost; at most one such line a second.
+/// A report of lost records, at most once a second.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "lost")]
 pub struct LostLine<'a> {
-    /// The line's type.
+    /// The type of the line.
     #[serde(rename = "type")]
     #[schemars(extend("const" = "lost"))]
     kind: &'static str,
-    /// Version of the contract.
+    /// The version of the contract.
     #[schemars(extend("const" = VERSION))]
     v: u8,
-    /// When it was found out.
+    /// The time when the tracer noticed the loss.
     time: WallTime,
-    /// Since the last such line.
+    /// The records lost since the last such line.
     lost_records: u64,
-    /// Since the start.
+    /// The records lost since tracing began.
     lost_records_total: u64,
-    /// Why, joined by commas.
+    /// The reasons, separated by commas.
     reason: Reasons<'a>,
 }
 
@@ -365,26 +364,26 @@ impl<'a> From<&'a Lost> for LostLine<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "header")]
 pub struct HeaderLine<'a> {
-    /// The line's type.
+    /// The type of the line.
     #[serde(rename = "type")]
     #[schemars(extend("const" = "header"))]
     kind: &'static str,
-    /// Version of the contract.
+    /// The version of the contract.
     #[schemars(extend("const" = VERSION))]
     v: u8,
-    /// When tracing began.
+    /// The time when tracing began.
     time: WallTime,
-    /// When tracing began. An update at this very time says what a connection had moved before.
+    /// The time when tracing began. An update at exactly this time has the counters from before tracing.
     start: WallTime,
-    /// The node's name.
+    /// The name of the node.
     node: &'a str,
-    /// The kernel's release.
+    /// The release of the kernel.
     kernel: &'a str,
     /// The version of kmesh-trace.
     version: &'a str,
-    /// The number of the file among those of a rotated capture, from 0.
+    /// The index of this file in a rotated capture, from 0.
     part: u32,
-    /// The number of closes in the parts before.
+    /// The number of closes in the parts before this one.
     closes_before: u64,
 }
 
@@ -404,52 +403,51 @@ impl<'a> From<&'a Header> for HeaderLine<'a> {
     }
 }
 
-/// How many of what, at the end or so far: closes = delivered + filtered + lost_records + after_limit at the end.
+/// The totals of a run, at its end or so far. At the end, closes = delivered + filtered + lost_records + after_limit.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "summary")]
 pub struct SummaryLine<'a> {
-    /// The line's type.
+    /// The type of the line.
     #[serde(rename = "type")]
     #[schemars(extend("const" = "summary"))]
     kind: &'static str,
-    /// Version of the contract.
+    /// The version of the contract.
     #[schemars(extend("const" = VERSION))]
     v: u8,
-    /// When it was made.
+    /// The time at which the totals were taken.
     time: WallTime,
-    /// All that the kernel saw end while tracing.
+    /// The connections that the kernel saw close while tracing.
     closes: u64,
-    /// Printed.
+    /// The closes that were printed.
     delivered: u64,
-    /// Sorted out by filters.
+    /// The closes that the filters rejected.
     filtered: u64,
-    /// Lost, for every reason.
+    /// The lost closes, for all reasons.
     lost_records: u64,
-    /// Came after --count or --duration was reached.
+    /// The closes after --count or --duration was reached.
     after_limit: u64,
-    /// Delivered with an end that belongs to a pod of this node and has no name.
+    /// The delivered closes with an end that belongs to a pod of this node and has no name.
     unresolved: u64,
-    /// Known and not closed.
+    /// The connections that have not closed.
     open: u64,
-    /// How many of them the last socket scan did not reach; null when none was made.
+    /// The part of open that the last socket scan did not reach; null without a scan.
     not_scanned: Option<u64>,
-    /// Since tracing began.
+    /// The time since tracing began.
     elapsed_ns: u64,
-    /// The node's name.
+    /// The name of the node.
     node: &'a str,
-    /// The kernel's release.
+    /// The release of the kernel.
     kernel: &'a str,
     /// The version of kmesh-trace.
     version: &'a str,
-    /// How many of lost_records are an upper bound only: the kernel may have skipped the tracer there, and does not
-    /// tell of what.
+    /// The part of lost_records that is only an upper bound: the kernel may have skipped the tracer.
     lost_at_most: u64,
-    /// Why records were lost, joined by commas; null when none was.
+    /// The reasons for lost_records, separated by commas; null if nothing was lost.
     reason: Option<Reasons<'a>>,
 }
 
 impl<'a> SummaryLine<'a> {
-    /// The line of `summary`.
+    /// Returns the line of `summary`.
     pub fn new(summary: &'a Summary, info: &'a RunInfo) -> Self {
         Self {
             kind: "summary",

@@ -1,4 +1,4 @@
-//! `-o json`: one object a line, as [`crate::output::json::contract`] has it.
+//! `-o json`: one JSON object per line. [`crate::output::json::contract`] defines the objects.
 
 mod writer;
 
@@ -13,7 +13,7 @@ use crate::track::delta::Delta;
 use serde::Serialize;
 use std::io;
 
-/// Writes a JSON line for each record, loss and summary.
+/// The sink that writes a JSON line for each record, loss and summary.
 pub struct Json {
     events: Events,
     info: RunInfo,
@@ -58,7 +58,7 @@ impl Sink for Json {
     }
 }
 
-/// Appends `value` as a line of JSON: the whole line or, with an error, nothing.
+/// Appends `value` as a line of JSON. On an error, `text` is unchanged.
 pub fn append_line(text: &mut Vec<u8>, value: &impl Serialize) -> io::Result<()> {
     let length = text.len();
     writer::append(text, value).inspect_err(|_| text.truncate(length))?;
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_the_contracts_example() {
+    fn example_record_prints_the_documented_line() {
         let expected = concat!(
             r#"{"type":"conn","v":1,"id":"5f2c81-1","event":"close","time":"2024-09-14T08:19:26.552709932Z","#,
             r#""start":"2024-09-14T08:19:26.549976030Z","duration_ns":2733902,"connect_ns":null,"preexisting":false,"#,
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_of_the_contract() {
+    fn names_stand_in_their_members() {
         let line = conn(&testing::in_pods());
         let expected = concat!(
             r#""src":{"ip":"10.244.0.17","port":51842,"namespace":"istio-system","pod":"prometheus-5fb7f6f8d8-h9cts","#,
@@ -133,9 +133,9 @@ mod tests {
     }
 
     #[test]
-    fn facts_stand_where_they_belong() {
+    fn members_have_their_values() {
         let cases = [
-            ("an absent process", testing::refused(), "/process", Value::Null),
+            ("no process", testing::refused(), "/process", Value::Null),
             (
                 "IPv6 without brackets",
                 testing::refused(),
@@ -146,14 +146,14 @@ mod tests {
             ("direction", testing::refused(), "/direction", "outbound".into()),
             ("outcome", testing::refused(), "/outcome", "refused".into()),
             ("errno by name", testing::refused(), "/errno", "ECONNREFUSED".into()),
-            ("cgroup not known", testing::refused(), "/local/cgroup_id", Value::Null),
-            ("the second attempt", testing::refused(), "/id", "1000-2".into()),
+            ("unknown cgroup", testing::refused(), "/local/cgroup_id", Value::Null),
+            ("second attempt", testing::refused(), "/id", "1000-2".into()),
             ("no RTT sample", testing::refused(), "/tcp/srtt_us", Value::Null),
             ("preexisting", testing::preexisting(), "/preexisting", true.into()),
             ("no start", testing::preexisting(), "/start", Value::Null),
             ("no duration", testing::preexisting(), "/duration_ns", Value::Null),
             (
-                "observed all the same",
+                "observed duration",
                 testing::preexisting(),
                 "/observed_ns",
                 5_000_000_000_u64.into(),
@@ -183,21 +183,21 @@ mod tests {
     }
 
     #[test]
-    fn only_the_servers_port_makes_hbone() {
+    fn only_server_port_15008_is_hbone() {
         let mut record = testing::example();
         record.src.set_port(15008);
         assert!(conn(&record).contains(r#""security_policy":"unknown""#));
     }
 
     #[test]
-    fn an_interface_is_no_part_of_an_address() {
+    fn address_has_no_interface() {
         let mut record = testing::refused();
         record.src = std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), 1, 0, 3).into();
         assert!(conn(&record).contains(r#""src":{"ip":"fe80::1","port":1}"#));
     }
 
     #[test]
-    fn every_outcome_and_state_has_its_spelling() {
+    fn outcomes_and_states_have_documented_names() {
         let outcomes = [
             "ok",
             "refused",
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn losses_and_sums_have_lines() {
+    fn losses_and_summaries_print_the_documented_lines() {
         let lost = line(|json| json.lost(&testing::lost()));
         let expected = concat!(
             r#"{"type":"lost","v":1,"time":"2024-09-14T08:19:26.552709932Z","lost_records":12,"#,
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_names_decode_exactly_and_do_no_harm() {
+    fn hostile_process_name_is_escaped_and_decodes_exactly() {
         for name in testing::hostile_names() {
             let line = conn(&testing::named(&name));
             assert!(testing::is_harmless(&line), "{line:?}");
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_names_of_kubernetes_too() {
+    fn hostile_kubernetes_name_is_escaped_and_decodes_exactly() {
         for name in testing::hostile_texts() {
             let line = conn(&testing::in_pods_called(&name));
             assert!(testing::is_harmless(&line), "{line:?}");
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_never_torn() {
+    fn every_write_ends_with_a_whole_line() {
         struct Pieces(testing::Shared);
         impl io::Write for Pieces {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -1,9 +1,9 @@
-//! `kmesh-trace schema`: the JSON contract for machines.
+//! `kmesh-trace schema`: the JSON Schema of all lines.
 
 use crate::output::json::contract::{ConnLine, HeaderLine, LostLine, RollupLine, SummaryLine};
 use schemars::generate::SchemaSettings;
 
-/// The JSON Schema (draft 2020-12) of every line that `-o json` can print; exactly one of its alternatives fits a line.
+/// Returns the JSON Schema (draft 2020-12) of the lines of `-o json`. Exactly one of its alternatives fits a line.
 pub fn schema() -> serde_json::Value {
     let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
     let lines = [
@@ -16,7 +16,7 @@ pub fn schema() -> serde_json::Value {
     serde_json::json!({
         "$schema": schemars::consts::meta_schemas::DRAFT2020_12,
         "title": "kmesh-trace -o json",
-        "description": "One line of the output, told apart by its \"type\".",
+        "description": "One line of the output. Its \"type\" says which kind.",
         "oneOf": lines,
         "$defs": generator.take_definitions(true),
     })
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn the_schema_is_one() {
+    fn schema_is_valid_json_schema() {
         jsonschema::draft202012::meta::validate(&schema()).unwrap();
     }
 
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_fits_the_schema() {
+    fn every_enumeration_value_fits_the_schema() {
         let validator = validator();
         let fits = |record: Record| {
             let line = serde_json::to_value(ConnLine::new(&record)).unwrap();
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn no_member_may_be_left_out_or_added() {
+    fn missing_or_additional_member_does_not_fit() {
         fn objects(value: &Value, at: &str, found: &mut Vec<String>) {
             if let Value::Object(members) = value {
                 found.push(at.to_owned());
@@ -155,7 +155,7 @@ mod tests {
         for line in lines() {
             let mut places = Vec::new();
             objects(&line, "", &mut places);
-            // Labels are whatever their pod has.
+            // Labels and outcomes have arbitrary members.
             places.retain(|place| !place.ends_with("/labels") && place != "/outcomes");
             for place in places {
                 let mut more = line.clone();
@@ -169,11 +169,11 @@ mod tests {
                     .keys()
                     .cloned()
                     .collect();
-                // What is about a pod is there only where there is one.
+                // Members about a pod exist only if the end is a pod.
                 let is_optional = |name: &str| match &*place {
                     "/src" | "/dst" => !matches!(name, "ip" | "port"),
                     "/service" => name == "ambiguous",
-                    // Only what is grouped is there.
+                    // A group has only the grouped facts.
                     "/group/src" | "/group/dst" => true,
                     "/group" => !matches!(name, "direction" | "src" | "dst"),
                     _ => false,
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_do_not_fit() {
+    fn wrong_value_does_not_fit() {
         let all = lines();
         let of_type = |kind: &str| all.iter().find(|line| line["type"] == kind).unwrap();
         let (conn, lost, summary) = (of_type("conn"), of_type("lost"), of_type("summary"));
@@ -256,9 +256,9 @@ mod tests {
         }
     }
 
-    /// The patterns alone must do for the validators that take formats for remarks.
+    /// Many validators ignore formats.
     #[test]
-    fn addresses_are_checked_without_formats_too() {
+    fn addresses_are_checked_without_formats() {
         let lax = jsonschema::options()
             .should_validate_formats(false)
             .build(&schema())

@@ -1,11 +1,11 @@
-//! Families of one series without labels.
+//! Encoders for metrics without labels.
 
 use std::fmt;
 
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-/// A counter without labels. `_total` is added to its name.
+/// Encodes a counter. The encoder appends `_total` to its name.
 pub(super) fn counter(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -16,7 +16,7 @@ pub(super) fn counter(
     family.encode_counter::<NoLabelSet, _, f64>(&value, None)
 }
 
-/// A gauge without labels.
+/// Encodes a gauge.
 pub(super) fn gauge(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
     let mut family = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
     family.encode_gauge(&value)

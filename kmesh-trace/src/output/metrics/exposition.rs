@@ -1,4 +1,4 @@
-//! The families as text. What they are called and what they say is in one place, here.
+//! The metrics as text. The names and help texts of all metrics are here.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -12,31 +12,31 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::encode::{counter, gauge};
-use super::labels::{Flagged, Labels, Pair};
+use super::labels::{Labels, LabelsWithFlags, PairLabels};
 use super::process;
-use super::series::{Group, Room, Table, Timing, Traffic};
+use super::series::{SeriesBudget, SeriesGroup, SeriesTable, Timing, Traffic};
 use crate::record::Outcome;
 
-/// How the response calls it: what Prometheus asks for first.
+/// The content type of the response. Prometheus prefers this format.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// All values, shared between whoever counts and whoever scrapes. Nothing is behind the lock: it is held while a record is
-/// added and while all is read, so that a scrape sees all of a record or nothing, in every family.
+/// All values, shared between the sink and the exposition. The lock guards no data: the sink holds it while it counts a
+/// record, and a scrape while it reads, so that a scrape sees a record in all its series or in none.
 #[derive(Debug)]
 pub struct Values {
-    pub(super) turn: Mutex<()>,
-    pub(super) room: Room,
+    pub(super) lock: Mutex<()>,
+    pub(super) budget: SeriesBudget,
     pub(super) compat: bool,
     pub(super) version: String,
-    pub(super) workload: Table<Labels, Traffic>,
-    pub(super) service: Table<Labels, Traffic>,
-    pub(super) connection: Table<Labels, Traffic>,
-    pub(super) pairs: Table<Pair, Timing>,
+    pub(super) workload: SeriesTable<Labels, Traffic>,
+    pub(super) service: SeriesTable<Labels, Traffic>,
+    pub(super) connection: SeriesTable<Labels, Traffic>,
+    pub(super) pairs: SeriesTable<PairLabels, Timing>,
     /// In the order of [`Outcome::ALL`].
     pub(super) outcomes: [AtomicU64; Outcome::ALL.len()],
     pub(super) lost: AtomicU64,
     pub(super) unresolved: AtomicU64,
-    pub(super) folded: AtomicU64,
+    pub(super) overflow: AtomicU64,
     pub(super) open: AtomicI64,
     pub(super) pods: AtomicI64,
 }
@@ -60,7 +60,7 @@ impl Values {
     }
 }
 
-/// Encodes them, and keeps how large that was.
+/// Renders the values as text. Remembers the size of the last text for the next buffer.
 #[derive(Debug)]
 pub struct Exposition {
     values: Arc<Values>,
@@ -69,7 +69,7 @@ pub struct Exposition {
 }
 
 impl Exposition {
-    /// Of these values.
+    /// Returns an exposition of `values`.
     pub fn new(values: Arc<Values>) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Arc::clone(&values)));
@@ -80,10 +80,10 @@ impl Exposition {
         }
     }
 
-    /// All families, as OpenMetrics text.
+    /// Returns all metrics as OpenMetrics text.
     pub fn text(&mut self) -> String {
         let mut text = String::with_capacity(self.size + self.size / 8);
-        let _turn = self.values.turn();
+        let _guard = self.values.lock();
         // Writing to a string cannot fail.
         _ = encode(&mut text, &self.registry);
         self.size = text.len();
@@ -91,105 +91,110 @@ impl Exposition {
     }
 }
 
-/// One count of what was seen.
+/// Selects a counter of a group.
 type Count = fn(&Traffic) -> &AtomicU64;
 
-/// A family of counters: its name, its help, and where its value is.
+/// A counter metric: its name, its help, and its value.
 type Family = (&'static str, &'static str, Count);
 
 const WORKLOAD: [Family; 6] = [
     (
         "kmesh_tcp_workload_connections_opened",
         "Connections established, to a workload",
-        |of| &of.opened,
+        |traffic| &traffic.opened,
     ),
     (
         "kmesh_tcp_workload_connections_closed",
         "Established connections that ended, to a workload",
-        |of| &of.closed,
+        |traffic| &traffic.closed,
     ),
     (
         "kmesh_tcp_workload_received_bytes",
         "Payload received at the reporter's end, bytes",
-        |of| &of.received_bytes,
+        |traffic| &traffic.received_bytes,
     ),
     (
         "kmesh_tcp_workload_sent_bytes",
         "Payload sent from the reporter's end and acknowledged, bytes",
-        |of| &of.sent_bytes,
+        |traffic| &traffic.sent_bytes,
     ),
-    ("kmesh_tcp_retrans", "Segments sent again by the reporter's end", |of| {
-        &of.retransmits
-    }),
+    (
+        "kmesh_tcp_retrans",
+        "Segments sent again by the reporter's end",
+        |traffic| &traffic.retransmits,
+    ),
     (
         "kmesh_tcp_packet_loss",
         "Segments that the reporter's end marked lost",
-        |of| &of.lost_segments,
+        |traffic| &traffic.lost_segments,
     ),
 ];
 const SERVICE: [Family; 4] = [
     (
         "kmesh_tcp_connections_opened",
         "Connections established, to a Service",
-        |of| &of.opened,
+        |traffic| &traffic.opened,
     ),
     (
         "kmesh_tcp_connections_closed",
         "Established connections that ended, to a Service",
-        |of| &of.closed,
+        |traffic| &traffic.closed,
     ),
     (
         "kmesh_tcp_received_bytes",
         "Payload received at the reporter's end, bytes",
-        |of| &of.received_bytes,
+        |traffic| &traffic.received_bytes,
     ),
     (
         "kmesh_tcp_sent_bytes",
         "Payload sent from the reporter's end and acknowledged, bytes",
-        |of| &of.sent_bytes,
+        |traffic| &traffic.sent_bytes,
     ),
 ];
 const CONNECTION: [Family; 4] = [
     (
         "kmesh_tcp_connection_sent_bytes",
         "Payload sent from the reporter's end and acknowledged, bytes",
-        |of| &of.sent_bytes,
+        |traffic| &traffic.sent_bytes,
     ),
     (
         "kmesh_tcp_connection_received_bytes",
         "Payload received at the reporter's end, bytes",
-        |of| &of.received_bytes,
+        |traffic| &traffic.received_bytes,
     ),
     (
         "kmesh_tcp_connection_packet_lost",
         "Segments that the reporter's end marked lost",
-        |of| &of.lost_segments,
+        |traffic| &traffic.lost_segments,
     ),
     (
         "kmesh_tcp_connection_retrans",
         "Segments sent again by the reporter's end",
-        |of| &of.retransmits,
+        |traffic| &traffic.retransmits,
     ),
 ];
-/// Two series each: never connected, and ended by a reset or a time limit.
-const FAILED: [(&str, Count); 2] = [("UF", |of| &of.failed_connecting), ("UC", |of| &of.failed_connected)];
+/// The two series of failures: attempts that never connected, and connections that ended with a reset or a timeout.
+const FAILED: [(&str, Count); 2] = [
+    ("UF", |traffic| &traffic.failed_connecting),
+    ("UC", |traffic| &traffic.failed_connected),
+];
 const FAILED_HELP: &str =
-    "Attempts that never connected (UF) and connections that ended by a reset or a time limit (UC)";
+    "Attempts that never connected (UF) and connections that ended with a reset or a timeout (UC)";
 
-/// Series that a workload or a Service makes.
+/// Returns the number of series of one label set at the workload level.
 pub(super) fn series_of_workload(compat: bool) -> usize {
     WORKLOAD.len() + FAILED.len() * (1 + usize::from(compat))
 }
 
-/// Likewise.
+/// Returns the number of series of one label set at the service level.
 pub(super) fn series_of_service(compat: bool) -> usize {
     SERVICE.len() + FAILED.len() * (1 + usize::from(compat))
 }
 
-/// Likewise, of one connection.
+/// The number of series of one connection.
 pub(super) const SERIES_OF_CONNECTION: usize = CONNECTION.len();
 
-type Groups = [Arc<Group<Labels, Traffic>>];
+type Groups = [Arc<SeriesGroup<Labels, Traffic>>];
 
 impl Collector for Values {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
@@ -207,64 +212,61 @@ impl Collector for Values {
             failed(to, "kmesh_tcp_conntections_failed", &service)?;
         }
         families(to, &CONNECTION, &self.connection.all())?;
-        self.histograms(to)?;
-        self.own(to)?;
+        self.encode_histograms(to)?;
+        self.encode_own(to)?;
         process::encode(to)
     }
 }
 
 impl Values {
-    /// Held, nobody else adds or reads.
-    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Locks out the sink and all other scrapes.
+    pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn histograms(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    fn encode_histograms(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let pairs = self.pairs.all();
-        let mut one = |name, help, which: fn(&Timing) -> &Histogram, is_of: fn(&Pair) -> bool| {
+        let mut encode = |name, help, histogram: fn(&Timing) -> &Histogram, has_it: fn(&PairLabels) -> bool| {
             let mut family = to.encode_descriptor(name, help, None, MetricType::Histogram)?;
-            for pair in pairs.iter().filter(|pair| is_of(&pair.labels)) {
-                which(&pair.values).encode(family.encode_family(&*pair.labels)?)?;
+            for pair in pairs.iter().filter(|pair| has_it(&pair.labels)) {
+                histogram(&pair.values).encode(family.encode_family(&*pair.labels)?)?;
             }
             Ok(())
         };
-        let help = "From the SYN sent to the connection established, at the client's end, seconds";
-        one(
+        let help = "From sending the SYN to the established connection, at the client's end, seconds";
+        encode(
             "kmesh_trace_connect_duration_seconds",
             help,
-            |of| &of.connect,
-            Pair::is_of_client,
+            |timing| &timing.connect,
+            PairLabels::is_of_client,
         )?;
-        let help = "From the beginning of a connection to its end, seconds";
-        one(
+        let help = "From the start of a connection to its close, seconds";
+        encode(
             "kmesh_trace_connection_duration_seconds",
             help,
-            |of| &of.duration,
+            |timing| &timing.duration,
             |_| true,
         )
     }
 
-    fn own(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Connections and attempts that ended, by how";
+    /// Encodes the metrics about the tracer itself.
+    fn encode_own(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Connections and attempts that ended, by outcome";
         let mut outcomes = to.encode_descriptor("kmesh_trace_outcomes", help, None, MetricType::Counter)?;
         for (outcome, count) in Outcome::ALL.iter().zip(&self.outcomes) {
             value(&mut outcomes, &[("outcome", outcome.name())], count)?;
         }
         let counters = [
-            (
-                "kmesh_trace_lost_records",
-                "Records lost, for whatever reason",
-                &self.lost,
-            ),
+            ("kmesh_trace_lost_records", "Records lost, for any reason", &self.lost),
             (
                 "kmesh_trace_unresolved",
-                "Records with an end that is a pod of this node and has no name",
+                "Records with an end that belongs to a pod of this node and has no name",
                 &self.unresolved,
             ),
             (
                 "kmesh_trace_metrics_folded",
-                "Records counted in series of all the rest, for want of room",
-                &self.folded,
+                "Records counted in overflow series, because the limit on series was reached",
+                &self.overflow,
             ),
         ];
         for (name, help, count) in counters {
@@ -273,29 +275,34 @@ impl Values {
         let gauges = [
             (
                 "kmesh_trace_open_connections",
-                "Connections and attempts known and not ended",
+                "Connections and attempts that have not ended",
                 &self.open,
             ),
-            ("kmesh_trace_pods", "Pods known", &self.pods),
+            ("kmesh_trace_pods", "Pods that the name sources know", &self.pods),
         ];
         for (name, help, count) in gauges {
             gauge(to, name, help, count.load(Ordering::Relaxed) as f64)?;
         }
         let labels = [("version", &*self.version)];
-        let mut build = to.encode_descriptor("kmesh_trace_build_info", "This program", None, MetricType::Gauge)?;
+        let mut build = to.encode_descriptor(
+            "kmesh_trace_build_info",
+            "The version of kmesh-trace",
+            None,
+            MetricType::Gauge,
+        )?;
         build.encode_family(&labels)?.encode_gauge(&1_i64)
     }
 }
 
 fn families(to: &mut DescriptorEncoder<'_>, families: &[Family], groups: &Groups) -> fmt::Result {
-    for (name, help, which) in families {
+    for (name, help, count) in families {
         let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
         for group in groups {
-            let labels = Flagged {
+            let labels = LabelsWithFlags {
                 labels: &group.labels,
                 flags: "-",
             };
-            value(&mut family, &labels, which(&group.values))?;
+            value(&mut family, &labels, count(&group.values))?;
         }
     }
     Ok(())
@@ -304,24 +311,24 @@ fn families(to: &mut DescriptorEncoder<'_>, families: &[Family], groups: &Groups
 fn failed(to: &mut DescriptorEncoder<'_>, name: &str, groups: &Groups) -> fmt::Result {
     let mut family = to.encode_descriptor(name, FAILED_HELP, None, MetricType::Counter)?;
     for group in groups {
-        if group.labels.is_folded() {
+        if group.labels.is_overflow() {
             let both = FAILED
                 .iter()
-                .map(|(_, which)| which(&group.values).load(Ordering::Relaxed));
+                .map(|(_, count)| count(&group.values).load(Ordering::Relaxed));
             let both = AtomicU64::new(both.sum());
-            let labels = Flagged {
+            let labels = LabelsWithFlags {
                 labels: &group.labels,
                 flags: "-",
             };
             value(&mut family, &labels, &both)?;
             continue;
         }
-        for (flags, which) in FAILED {
-            let labels = Flagged {
+        for (flags, count) in FAILED {
+            let labels = LabelsWithFlags {
                 labels: &group.labels,
                 flags,
             };
-            value(&mut family, &labels, which(&group.values))?;
+            value(&mut family, &labels, count(&group.values))?;
         }
     }
     Ok(())

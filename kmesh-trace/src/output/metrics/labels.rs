@@ -1,4 +1,4 @@
-//! Label sets: Kmesh's names and order.
+//! Label sets, with Kmesh's names and order.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,14 +10,14 @@ use crate::config::{CommonLabels, Level};
 use crate::record::rfc3339::Rfc3339;
 use crate::record::{Direction, Pod, Record, Service};
 
-/// What is not known.
+/// The value of a label whose value is unknown.
 const UNKNOWN: &str = "-";
-/// What all labels of a folded series say.
+/// The value of every label of an overflow series.
 const OTHER: &str = "other";
 
-/// One end of a connection.
+/// The labels of one end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Party {
+struct EndLabels {
     workload: Arc<str>,
     namespace: Arc<str>,
     canonical_service: Arc<str>,
@@ -26,7 +26,7 @@ struct Party {
     cluster: Arc<str>,
 }
 
-impl Party {
+impl EndLabels {
     fn all(value: &Arc<str>) -> Self {
         Self {
             workload: value.clone(),
@@ -78,8 +78,8 @@ impl Party {
     }
 }
 
-/// The names of the labels of one end.
-struct PartyNames {
+/// The label names of one end.
+struct EndLabelNames {
     workload: &'static str,
     canonical_service: &'static str,
     canonical_revision: &'static str,
@@ -90,7 +90,7 @@ struct PartyNames {
     cluster: &'static str,
 }
 
-const SOURCE: PartyNames = PartyNames {
+const SOURCE: EndLabelNames = EndLabelNames {
     workload: "source_workload",
     canonical_service: "source_canonical_service",
     canonical_revision: "source_canonical_revision",
@@ -101,7 +101,7 @@ const SOURCE: PartyNames = PartyNames {
     cluster: "source_cluster",
 };
 
-const DESTINATION: PartyNames = PartyNames {
+const DESTINATION: EndLabelNames = EndLabelNames {
     workload: "destination_workload",
     canonical_service: "destination_canonical_service",
     canonical_revision: "destination_canonical_revision",
@@ -112,14 +112,14 @@ const DESTINATION: PartyNames = PartyNames {
     cluster: "destination_cluster",
 };
 
-impl Party {
-    fn encode(&self, names: &PartyNames, to: &mut LabelSetEncoder<'_>) -> fmt::Result {
+impl EndLabels {
+    fn encode(&self, names: &EndLabelNames, to: &mut LabelSetEncoder<'_>) -> fmt::Result {
         put(to, names.workload, &self.workload)?;
         put(to, names.canonical_service, &self.canonical_service)?;
         put(to, names.canonical_revision, &self.canonical_revision)?;
         put(to, names.namespace, &self.namespace)?;
         put(to, names.principal, &self.principal)?;
-        // As in Kmesh these two say the same as the canonical ones.
+        // As in Kmesh, these two have the values of the canonical labels.
         put(to, names.app, &self.canonical_service)?;
         put(to, names.version, &self.canonical_revision)?;
         put(to, names.cluster, &self.cluster)
@@ -130,15 +130,15 @@ fn put(to: &mut LabelSetEncoder<'_>, name: &str, value: &str) -> fmt::Result {
     (name, value).encode(to.encode_label())
 }
 
-/// The destination as a pod: `destination_pod_*`.
+/// The labels of the destination pod: `destination_pod_*`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct PodPlace {
+struct PodLabels {
     address: Arc<str>,
     namespace: Arc<str>,
     name: Arc<str>,
 }
 
-impl PodPlace {
+impl PodLabels {
     fn new(record: &Record) -> Self {
         let unknown: Arc<str> = UNKNOWN.into();
         match &record.names.dst.pod {
@@ -156,15 +156,15 @@ impl PodPlace {
     }
 }
 
-/// The destination as a Service: `destination_service*`.
+/// The labels of the destination Service: `destination_service*`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct ServicePlace {
+struct ServiceLabels {
     host: Arc<str>,
     namespace: Arc<str>,
     name: Arc<str>,
 }
 
-impl ServicePlace {
+impl ServiceLabels {
     fn new(service: Option<&Service>) -> Self {
         let unknown: Arc<str> = UNKNOWN.into();
         match service {
@@ -182,42 +182,42 @@ impl ServicePlace {
     }
 }
 
-/// One connection.
+/// The labels of a single connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct ConnectionPlace {
+struct ConnectionLabels {
     start_time: Arc<str>,
     source: Arc<str>,
     destination: Arc<str>,
 }
 
-/// The labels of a series of a level.
+/// The labels of a series at a [`Level`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Labels {
     reporter: &'static str,
-    source: Party,
-    destination: Party,
-    pod: Option<PodPlace>,
-    service: Option<ServicePlace>,
-    connection: Option<ConnectionPlace>,
+    source: EndLabels,
+    destination: EndLabels,
+    pod: Option<PodLabels>,
+    service: Option<ServiceLabels>,
+    connection: Option<ConnectionLabels>,
     protocol: &'static str,
     policy: &'static str,
 }
 
 impl Labels {
-    /// Those of `record` at `level`.
+    /// Returns the labels of `record` at `level`.
     pub fn new(record: &Record, level: Level, common: &CommonLabels) -> Self {
         let is_mutual_tls = record.is_mutual_tls();
-        let party = |pod: &Option<Arc<Pod>>| Party::new(pod.as_deref(), is_mutual_tls, common);
+        let end = |pod: &Option<Arc<Pod>>| EndLabels::new(pod.as_deref(), is_mutual_tls, common);
         let (names, dst) = (&record.names, record.dst);
-        let pod = || PodPlace::new(record);
-        let service = || ServicePlace::new(names.service.as_ref().map(|called| &*called.service));
+        let pod = || PodLabels::new(record);
+        let service = || ServiceLabels::new(names.service.as_ref().map(|called| &*called.service));
         Self {
             reporter: reporter(record.direction),
-            source: party(&names.src.pod),
-            destination: party(&names.dst.pod),
+            source: end(&names.src.pod),
+            destination: end(&names.dst.pod),
             pod: (level != Level::Service).then(pod),
             service: (level != Level::Workload).then(service),
-            connection: (level == Level::Connection).then(|| ConnectionPlace {
+            connection: (level == Level::Connection).then(|| ConnectionLabels {
                 start_time: record
                     .start
                     .map_or(UNKNOWN.into(), |start| Rfc3339::new(start).as_str().into()),
@@ -233,27 +233,27 @@ impl Labels {
         }
     }
 
-    /// Those of all the rest.
-    pub fn folded(direction: Direction, level: Level) -> Self {
+    /// Returns the labels of the overflow series at `level`.
+    pub fn overflow(direction: Direction, level: Level) -> Self {
         let other: Arc<str> = OTHER.into();
         let three = || (other.clone(), other.clone(), other.clone());
         Self {
             reporter: reporter(direction),
-            source: Party::all(&other),
-            destination: Party::all(&other),
+            source: EndLabels::all(&other),
+            destination: EndLabels::all(&other),
             pod: (level != Level::Service)
                 .then(three)
-                .map(|(address, namespace, name)| PodPlace {
+                .map(|(address, namespace, name)| PodLabels {
                     address,
                     namespace,
                     name,
                 }),
             service: (level != Level::Workload)
                 .then(three)
-                .map(|(host, namespace, name)| ServicePlace { host, namespace, name }),
+                .map(|(host, namespace, name)| ServiceLabels { host, namespace, name }),
             connection: (level == Level::Connection)
                 .then(three)
-                .map(|(start_time, source, destination)| ConnectionPlace {
+                .map(|(start_time, source, destination)| ConnectionLabels {
                     start_time,
                     source,
                     destination,
@@ -263,8 +263,8 @@ impl Labels {
         }
     }
 
-    /// Whether they are those of all the rest.
-    pub fn is_folded(&self) -> bool {
+    /// Returns whether these are the labels of an overflow series.
+    pub fn is_overflow(&self) -> bool {
         self.protocol == OTHER
     }
 }
@@ -273,7 +273,7 @@ fn address(of: SocketAddr) -> Arc<str> {
     of.to_string().into()
 }
 
-/// `reporter`: at which end it was traced.
+/// Returns the value of the label `reporter`: the end that was traced.
 pub fn reporter(direction: Direction) -> &'static str {
     match direction {
         Direction::Inbound => "destination",
@@ -281,15 +281,14 @@ pub fn reporter(direction: Direction) -> &'static str {
     }
 }
 
-/// Labels together with `response_flags`.
-pub struct Flagged<'a> {
-    /// The labels.
+/// Labels and the value of `response_flags`.
+pub struct LabelsWithFlags<'a> {
     pub labels: &'a Labels,
-    /// `-`, `UF` or `UC`.
+    /// The response flags: `-`, `UF` or `UC`.
     pub flags: &'static str,
 }
 
-impl EncodeLabelSet for Flagged<'_> {
+impl EncodeLabelSet for LabelsWithFlags<'_> {
     fn encode(&self, to: &mut LabelSetEncoder<'_>) -> fmt::Result {
         let labels = self.labels;
         put(to, "reporter", labels.reporter)?;
@@ -311,22 +310,22 @@ impl EncodeLabelSet for Flagged<'_> {
         }
         labels.destination.encode(&DESTINATION, to)?;
         put(to, "request_protocol", labels.protocol)?;
-        let flags = if labels.is_folded() { OTHER } else { self.flags };
+        let flags = if labels.is_overflow() { OTHER } else { self.flags };
         put(to, "response_flags", flags)?;
         put(to, "connection_security_policy", labels.policy)
     }
 }
 
-/// The labels of the histograms.
+/// The labels of the histograms: the workloads of both ends.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Pair {
+pub struct PairLabels {
     reporter: &'static str,
     source: (Arc<str>, Arc<str>),
     destination: (Arc<str>, Arc<str>),
 }
 
-impl Pair {
-    /// Those of `record`.
+impl PairLabels {
+    /// Returns the labels of `record`.
     pub fn new(record: &Record) -> Self {
         let workload = |pod: Option<&Pod>| -> (Arc<str>, Arc<str>) {
             let name = pod
@@ -342,13 +341,13 @@ impl Pair {
         }
     }
 
-    /// Whether they are of the end that connects: only there it is known how long that took.
+    /// Returns whether the client's end was traced. Only that end measures the handshake.
     pub fn is_of_client(&self) -> bool {
         self.reporter == reporter(Direction::Outbound)
     }
 
-    /// Those of all the rest.
-    pub fn folded(direction: Direction) -> Self {
+    /// Returns the labels of the overflow series.
+    pub fn overflow(direction: Direction) -> Self {
         Self {
             reporter: reporter(direction),
             source: (OTHER.into(), OTHER.into()),
@@ -357,7 +356,7 @@ impl Pair {
     }
 }
 
-impl EncodeLabelSet for Pair {
+impl EncodeLabelSet for PairLabels {
     fn encode(&self, to: &mut LabelSetEncoder<'_>) -> fmt::Result {
         put(to, "reporter", self.reporter)?;
         put(to, SOURCE.workload, &self.source.0)?;

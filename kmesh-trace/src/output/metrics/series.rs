@@ -1,5 +1,5 @@
-//! Series, kept while somebody may still add to them. Whoever adds holds a series itself and needs no lock; a scrape takes
-//! the lock of a table for as long as it takes to copy pointers.
+//! Series and the tables that hold them. The sink holds series by `Arc` and adds to them without a lock. A scrape locks
+//! a table only to copy the pointers.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -11,137 +11,136 @@ use prometheus_client::metrics::histogram::Histogram;
 use crate::record::{Event, Outcome, Record, WallTime};
 use crate::track::delta::Delta;
 
-/// What has one label set.
+/// The series that share one label set.
 #[derive(Debug)]
-pub struct Group<L, V> {
-    /// It.
+pub struct SeriesGroup<L, V> {
     pub labels: Arc<L>,
-    /// Its values.
     pub values: V,
-    /// When it was last added to: [`WallTime`].
-    told: AtomicI64,
+    /// The [`WallTime`] of the last record.
+    touched: AtomicI64,
 }
 
-impl<L, V> Group<L, V> {
-    /// It is added to.
-    pub fn told(&self, at: WallTime) {
-        self.told.store(at.0, Ordering::Relaxed);
+impl<L, V> SeriesGroup<L, V> {
+    /// Sets the time of the last record.
+    pub fn touch(&self, at: WallTime) {
+        self.touched.store(at.0, Ordering::Relaxed);
     }
 
-    /// When it was last added to.
-    pub fn last_told(&self) -> WallTime {
-        WallTime(self.told.load(Ordering::Relaxed))
+    /// Returns the time of the last record.
+    pub fn last_touched(&self) -> WallTime {
+        WallTime(self.touched.load(Ordering::Relaxed))
     }
 }
 
-/// How many series there may be, of all tables together.
+/// The limit on the number of series of all tables together.
 #[derive(Debug)]
-pub struct Room {
-    most: usize,
+pub struct SeriesBudget {
+    max: usize,
     used: AtomicUsize,
 }
 
-impl Room {
-    /// For so many.
-    pub fn new(most: usize) -> Self {
+impl SeriesBudget {
+    /// Returns a budget of `max` series.
+    pub fn new(max: usize) -> Self {
         Self {
-            most,
+            max,
             used: AtomicUsize::new(0),
         }
     }
 
-    fn take(&self, series: usize) -> bool {
-        let take = |used: usize| used.checked_add(series).filter(|used| *used <= self.most);
+    /// Reserves `series`. Returns whether the budget allows them.
+    fn reserve(&self, series: usize) -> bool {
+        let reserve = |used: usize| used.checked_add(series).filter(|used| *used <= self.max);
         self.used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve)
             .is_ok()
     }
 
-    /// Whether nothing takes any.
+    /// Returns whether nothing is reserved.
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.used.load(Ordering::Relaxed) == 0
     }
 
-    fn give(&self, series: usize) {
+    fn release(&self, series: usize) {
         self.used.fetch_sub(series, Ordering::Relaxed);
     }
 }
 
-/// The groups of one kind, each once.
+/// The series groups of one kind, by their labels.
 #[derive(Debug)]
-pub struct Table<L, V> {
+pub struct SeriesTable<L, V> {
     groups: Mutex<Groups<L, V>>,
-    /// Series a group.
+    /// The number of series in each group.
     series: usize,
 }
 
 #[derive(Debug)]
 struct Groups<L, V> {
-    known: HashMap<Arc<L>, Arc<Group<L, V>>>,
-    /// Those of all the rest: one a reporter. They stay.
-    rest: Vec<Arc<Group<L, V>>>,
+    by_labels: HashMap<Arc<L>, Arc<SeriesGroup<L, V>>>,
+    /// The overflow groups, one for each reporter. They never expire.
+    overflow: Vec<Arc<SeriesGroup<L, V>>>,
 }
 
-fn new<L, V: Default>(labels: Arc<L>) -> Arc<Group<L, V>> {
-    Arc::new(Group {
+fn new_group<L, V: Default>(labels: Arc<L>) -> Arc<SeriesGroup<L, V>> {
+    Arc::new(SeriesGroup {
         labels,
         values: V::default(),
-        told: AtomicI64::new(0),
+        touched: AtomicI64::new(0),
     })
 }
 
-impl<L: Eq + Hash, V: Default> Table<L, V> {
-    /// An empty one. A group of it makes so many series.
+impl<L: Eq + Hash, V: Default> SeriesTable<L, V> {
+    /// Returns an empty table, whose groups have `series` series each.
     pub fn new(series: usize) -> Self {
         Self {
             groups: Mutex::new(Groups {
-                known: HashMap::new(),
-                rest: Vec::new(),
+                by_labels: HashMap::new(),
+                overflow: Vec::new(),
             }),
             series,
         }
     }
 
-    /// The group of these labels, if there is one or there is room for it.
-    pub fn group(&self, labels: L, room: &Room) -> Option<Arc<Group<L, V>>> {
+    /// Returns the group with `labels`, created if needed. `None` if the budget does not allow another group.
+    pub fn group(&self, labels: L, budget: &SeriesBudget) -> Option<Arc<SeriesGroup<L, V>>> {
         let mut groups = self.lock();
-        if let Some(group) = groups.known.get(&labels) {
+        if let Some(group) = groups.by_labels.get(&labels) {
             return Some(Arc::clone(group));
         }
-        if !room.take(self.series) {
+        if !budget.reserve(self.series) {
             return None;
         }
         let labels = Arc::new(labels);
-        let group = new(Arc::clone(&labels));
-        groups.known.insert(labels, Arc::clone(&group));
+        let group = new_group(Arc::clone(&labels));
+        groups.by_labels.insert(labels, Arc::clone(&group));
         Some(group)
     }
 
-    /// The group of these labels, which are those of all the rest.
-    pub fn folded(&self, labels: L) -> Arc<Group<L, V>> {
+    /// Returns the overflow group with `labels`. It is not part of the budget.
+    pub fn overflow(&self, labels: L) -> Arc<SeriesGroup<L, V>> {
         let mut groups = self.lock();
-        if let Some(group) = groups.rest.iter().find(|group| *group.labels == labels) {
+        if let Some(group) = groups.overflow.iter().find(|group| *group.labels == labels) {
             return Arc::clone(group);
         }
-        let group = new(Arc::new(labels));
-        groups.rest.push(Arc::clone(&group));
+        let group = new_group(Arc::new(labels));
+        groups.overflow.push(Arc::clone(&group));
         group
     }
 
-    /// All there are.
-    pub fn all(&self) -> Vec<Arc<Group<L, V>>> {
+    /// Returns all groups.
+    pub fn all(&self) -> Vec<Arc<SeriesGroup<L, V>>> {
         let groups = self.lock();
-        groups.known.values().chain(&groups.rest).cloned().collect()
+        groups.by_labels.values().chain(&groups.overflow).cloned().collect()
     }
 
-    /// Drops what nobody holds and what has not been added to since then.
-    pub fn expire(&self, since: WallTime, room: &Room) {
+    /// Drops the groups that nobody holds and that have no record since `since`.
+    pub fn expire(&self, since: WallTime, budget: &SeriesBudget) {
         let mut groups = self.lock();
-        let before = groups.known.len();
-        let stays = |group: &Arc<Group<L, V>>| Arc::strong_count(group) > 1 || group.last_told() >= since;
-        groups.known.retain(|_, group| stays(group));
-        room.give((before - groups.known.len()) * self.series);
+        let before = groups.by_labels.len();
+        let stays = |group: &Arc<SeriesGroup<L, V>>| Arc::strong_count(group) > 1 || group.last_touched() >= since;
+        groups.by_labels.retain(|_, group| stays(group));
+        budget.release((before - groups.by_labels.len()) * self.series);
     }
 
     fn lock(&self) -> MutexGuard<'_, Groups<L, V>> {
@@ -149,23 +148,23 @@ impl<L: Eq + Hash, V: Default> Table<L, V> {
     }
 }
 
-/// What the connections of a group did.
+/// The counters of a group of connections.
 #[derive(Debug, Default)]
 pub struct Traffic {
     pub opened: AtomicU64,
     pub closed: AtomicU64,
     pub sent_bytes: AtomicU64,
     pub received_bytes: AtomicU64,
-    /// Never connected.
+    /// Attempts that never connected.
     pub failed_connecting: AtomicU64,
-    /// Ended by a reset or a time limit.
+    /// Connections that ended with a reset or a timeout.
     pub failed_connected: AtomicU64,
     pub retransmits: AtomicU64,
     pub lost_segments: AtomicU64,
 }
 
 impl Traffic {
-    /// Adds what a record adds.
+    /// Counts a record.
     pub fn add(&self, record: &Record, delta: &Delta) {
         add(&self.opened, delta.opened.into());
         add(&self.sent_bytes, delta.sent_bytes);
@@ -187,35 +186,36 @@ impl Traffic {
 }
 
 fn add(counter: &AtomicU64, more: u64) {
-    // Nearly all of these are zero nearly always.
+    // Most deltas are zero, and an atomic addition costs more than this check.
     if more > 0 {
         counter.fetch_add(more, Ordering::Relaxed);
     }
 }
 
-/// Seconds: a handshake is a round trip, on this node or across the world, or a SYN sent again after 1, 3, 7 s.
+/// Bucket bounds in seconds. A handshake takes one round trip (local or intercontinental), or longer if the SYN is sent
+/// again after 1, 3 or 7 s.
 const CONNECT: [f64; 14] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0,
 ];
-/// Seconds: from a request to a stream of a day.
+/// Bucket bounds in seconds, from a single request to a stream of one day.
 const DURATION: [f64; 14] = [
     0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3_600.0, 86_400.0,
 ];
 
-/// How long the connections of a group took.
+/// The histograms of a group of connections.
 #[derive(Debug)]
 pub struct Timing {
-    /// To connect, s.
+    /// The duration of the handshake, in seconds.
     pub connect: Histogram,
-    /// From beginning to end, s.
+    /// The duration of the connection, in seconds.
     pub duration: Histogram,
 }
 
 impl Timing {
-    /// Series that one makes: buckets, the one without a bound, sum and count.
+    /// The number of series: for each histogram its buckets, the `+Inf` bucket, the sum and the count.
     pub const SERIES: usize = CONNECT.len() + DURATION.len() + 6;
 
-    /// Adds what a record adds.
+    /// Counts a record.
     pub fn add(&self, record: &Record, delta: &Delta) {
         let seconds = |ns: u64| ns as f64 / 1e9;
         if let Some(ns) = record.connect_ns.filter(|_| delta.opened) {

@@ -1,7 +1,7 @@
-//! Serves the metrics over HTTP: one request a connection, and ten seconds for it.
+//! Serves the metrics over HTTP: one request per connection, within ten seconds.
 //!
-//! Scrapers share what they cost. Connections are bounded in number and in the kernel memory of each, and all of them
-//! together hold at most [`MAX_TEXTS`] texts. A slow or hostile scraper thus costs its own connection and nothing else.
+//! The number of connections and the kernel memory of each are bounded, and all connections together hold at most
+//! [`MAX_TEXTS`] texts. A slow or hostile scraper therefore delays only its own connection.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -33,7 +33,7 @@ use tokio::time::{sleep, timeout};
 
 use super::exposition::{self, Exposition};
 
-/// Where they are; the second path is Kmesh's.
+/// The paths of the metrics. The second one is Kmesh's.
 const PATHS: [&str; 2] = ["/metrics", "/status/metric"];
 /// Time from the start of a connection to its last byte. Prometheus waits as long by default.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,8 +41,8 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The maximum size of a request, and of what the kernel buffers of one.
 const MAX_REQUEST_BYTES: usize = 16 << 10;
-/// The maximum number of bytes that the kernel buffers of a response (it doubles the figure for its own use). Enough for
-/// 25 MB/s at a round-trip time of 10 ms.
+/// The maximum number of bytes that the kernel buffers of a response (it doubles the figure for its own use). Enough
+/// for 25 MB/s at a round-trip time of 10 ms.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 /// The maximum number of connections. A new one takes the place of another, see [`Connections::victim`].
 const MAX_CONNECTIONS: usize = 64;
@@ -53,7 +53,7 @@ const TEXT_LIFETIME: Duration = Duration::from_secs(1);
 /// Time to wait when the system has no descriptor or memory for a connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
-/// Why the address cannot be served on.
+/// The error of an address that the server cannot listen on.
 #[derive(Debug, Error)]
 #[error("cannot serve metrics on {address}: {error}\n  try: {remedy}")]
 pub struct BindError {
@@ -67,7 +67,7 @@ impl BindError {
         let port = address.port();
         let remedy = match error.kind() {
             io::ErrorKind::AddrInUse => {
-                format!("another port with --metrics, or see who has this one: ss -ltnp 'sport = :{port}'")
+                format!("another port with --metrics; ss -ltnp 'sport = :{port}' shows who uses this one")
             }
             io::ErrorKind::AddrNotAvailable => {
                 "an address of this machine, or 0.0.0.0 or [::] for all of them".to_owned()
@@ -79,24 +79,24 @@ impl BindError {
     }
 }
 
-/// A port that is taken, and not served yet.
+/// A listening socket that does not accept connections yet.
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
-    /// Where it listens; with port 0, the system has chosen one.
+    /// The address of the socket. If the requested port was 0, the system has chosen a port.
     pub address: SocketAddr,
 }
 
 impl Server {
-    /// Takes the port.
+    /// Binds the listening socket.
     pub fn bind(address: SocketAddr) -> Result<Self, BindError> {
         let bind = || {
             let listener = TcpListener::bind(address)?;
             listener.set_nonblocking(true)?;
-            // Accepted sockets inherit these. The kernel may refuse none of them; without one it only buffers more.
+            // Accepted sockets inherit these options. Without them the kernel only buffers more, so errors are ignored.
             _ = set_socket_recv_buffer_size(&listener, MAX_REQUEST_BYTES);
             _ = set_socket_send_buffer_size(&listener, SEND_BUFFER_BYTES);
-            // What a client does not fetch in time is dropped even after this end has closed.
+            // Also after this end has closed, the kernel drops a response that the client does not read in time.
             _ = set_tcp_user_timeout(&listener, RESPONSE_TIMEOUT.as_millis() as u32);
             let address = listener.local_addr()?;
             Ok(Self { listener, address })
@@ -104,7 +104,7 @@ impl Server {
         bind().map_err(|error| BindError::new(address, error))
     }
 
-    /// Serves for as long as the process runs, in a thread of its own.
+    /// Serves in a separate thread until the process ends.
     pub fn serve(self, exposition: Exposition) -> Result<()> {
         let runtime = Builder::new_current_thread()
             .enable_all()
@@ -132,7 +132,7 @@ async fn accept(listener: &tokio::net::TcpListener, texts: Arc<Texts>) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => connections.start(stream, peer.ip(), &texts),
-            // The client is already gone.
+            // The client has closed the connection already.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(_) => {
                 connections.remove_finished();
@@ -148,9 +148,9 @@ async fn accept(listener: &tokio::net::TcpListener, texts: Arc<Texts>) {
 struct Connections(VecDeque<Connection>);
 
 struct Connection {
-    /// The network of the scraper.
+    /// The network of the client.
     client: IpAddr,
-    /// Whether its request has been read.
+    /// Whether the server has read its request.
     has_asked: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
@@ -185,8 +185,8 @@ impl Connections {
         }
     }
 
-    /// Returns the index of the connection that has to make room: of the client with the most connections, the oldest one
-    /// without a request, or else the oldest. A client that opens many connections thus displaces its own.
+    /// Returns the index of the connection to close: of the client with the most connections, the oldest without a
+    /// request, or else the oldest. A client that opens many connections thus displaces its own.
     fn victim(connections: &[(IpAddr, bool)]) -> Option<usize> {
         let count = |client: IpAddr| connections.iter().filter(|(other, _)| *other == client).count();
         let indices = 0..connections.len();
@@ -223,7 +223,7 @@ async fn answer(stream: TcpStream, texts: Arc<Texts>, has_asked: Arc<AtomicBool>
         poll_fn(|context| connection.poll_without_shutdown(context)),
     )
     .await;
-    // An error within the time is the client's, and has been answered.
+    // An error before the timeout is the client's, and hyper has answered it.
     if served.is_ok() {
         _ = set_socket_linger(connection.into_parts().io.inner(), None);
     }
@@ -251,7 +251,7 @@ fn respond(request: &Request<Incoming>, texts: &Texts) -> Response<Full<Bytes>> 
     response
 }
 
-/// The rendered texts: each is made once, and shared by everyone who asks within [`TEXT_LIFETIME`].
+/// The rendered texts. All requests within [`TEXT_LIFETIME`] share one text.
 struct Texts(Mutex<Rendered>);
 
 struct Rendered {
@@ -280,8 +280,8 @@ impl Texts {
     }
 }
 
-/// Returns the newest text; renders it anew if it is too old, and if scrapers hold less than [`MAX_TEXTS`]. Otherwise a text
-/// grows older until [`RESPONSE_TIMEOUT`] ends the connection of a slow scraper.
+/// Returns the newest text. Renders a new one if the newest is too old and scrapers hold fewer than [`MAX_TEXTS`].
+/// Otherwise the text grows older until [`RESPONSE_TIMEOUT`] ends the connection of a slow scraper.
 fn fresh(texts: &mut VecDeque<Text>, now: Instant, render: impl FnOnce() -> String) -> Bytes {
     let is_old = |text: &Text| now.saturating_duration_since(text.rendered_at) >= TEXT_LIFETIME;
     if texts.back().is_none_or(is_old) {
@@ -319,14 +319,14 @@ mod tests {
         let quick = [(0, "1"), (999, "1"), (1000, "2"), (5000, "3")];
         for (millis, expected) in quick {
             assert_eq!(scrape(&mut texts, millis), expected, "{millis}");
-            assert_eq!(texts.len(), 1, "what nobody reads is dropped");
+            assert_eq!(texts.len(), 1, "a text without a reader is dropped");
         }
         let slow = |texts: &VecDeque<Text>| texts.back().map(|text| text.bytes.clone());
         let first = slow(&texts);
         assert_eq!(scrape(&mut texts, 6000), "4");
         let second = slow(&texts);
         for millis in [7000, 8000, 9000] {
-            assert_eq!(scrape(&mut texts, millis), "4", "two are held: no third");
+            assert_eq!(scrape(&mut texts, millis), "4", "no third text while two are held");
         }
         drop(first);
         assert_eq!(scrape(&mut texts, 10_000), "5");

@@ -1,4 +1,4 @@
-//! The exposition of records whose labels are known, read back.
+//! Parses the exposition of records and compares series with values that are written out here.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use crate::output::allocations::allocations_of;
 use crate::output::testing;
 use crate::track::delta::Deltas;
 
-/// Series by name and labels.
-type Read = BTreeMap<String, f64>;
+/// The values of series, by name and labels.
+type Scrape = BTreeMap<String, f64>;
 
 fn settings() -> SeriesConfig {
     SeriesConfig {
@@ -28,7 +28,7 @@ fn settings() -> SeriesConfig {
     }
 }
 
-/// Metrics with the deltas of their records.
+/// A sink with the deltas of its records.
 struct Run {
     metrics: Metrics,
     deltas: Deltas,
@@ -60,11 +60,11 @@ fn text(metrics: &Run) -> String {
     Exposition::new(metrics.values()).text()
 }
 
-fn read(metrics: &Run) -> Read {
+fn scrape(metrics: &Run) -> Scrape {
     parsed(&text(metrics))
 }
 
-fn parsed(text: &str) -> Read {
+fn parsed(text: &str) -> Scrape {
     let series = text.lines().filter(|line| !line.starts_with('#'));
     series
         .map(|line| {
@@ -74,33 +74,34 @@ fn parsed(text: &str) -> Read {
         .collect()
 }
 
-/// The sum of the series of a family whose labels have all of these.
-fn sum(read: &Read, family: &str, labels: &[&str]) -> f64 {
-    let is_it =
+/// Returns the sum of the series of a family that have all of `labels`.
+fn sum(scrape: &Scrape, family: &str, labels: &[&str]) -> f64 {
+    let is_match =
         |series: &str| series.split('{').next() == Some(family) && labels.iter().all(|label| series.contains(label));
-    read.iter()
-        .filter(|(series, _)| is_it(series))
+    scrape
+        .iter()
+        .filter(|(series, _)| is_match(series))
         .map(|(_, value)| value)
         .sum()
 }
 
-/// Of which connection-related series there are.
-fn count(read: &Read) -> usize {
-    read.keys().filter(|series| series.contains("reporter=")).count()
+/// Returns the number of series about connections.
+fn count(scrape: &Scrape) -> usize {
+    scrape.keys().filter(|series| series.contains("reporter=")).count()
 }
 
-/// The contract's connection: what its labels are is written out here by hand.
+/// The labels of the connection in the contract's examples.
 const LABELS: &str = r#"reporter="destination",source_workload="-",source_canonical_service="-",source_canonical_revision="latest",source_workload_namespace="istio-system",source_principal="-",source_app="-",source_version="latest",source_cluster="Kubernetes",PLACEdestination_workload="productpage-v1",destination_canonical_service="productpage",destination_canonical_revision="v1",destination_workload_namespace="echo-1-27855",destination_principal="-",destination_app="productpage",destination_version="v1",destination_cluster="Kubernetes",request_protocol="tcp",response_flags="-",connection_security_policy="unknown""#;
 const POD: &str = r#"destination_pod_address="10.244.0.13",destination_pod_namespace="echo-1-27855",destination_pod_name="productpage-v1-8499c849b9-bz9t9","#;
 const SERVICE: &str = r#"destination_service="productpage.echo-1-27855.svc.cluster.local",destination_service_namespace="echo-1-27855",destination_service_name="productpage","#;
 
 #[test]
-fn every_family_has_kmeshs_name_and_labels() {
+fn metrics_have_kmesh_names_and_labels() {
     let mut settings = settings();
     settings.levels.push(Level::Connection);
     let mut metrics = metrics(settings);
     metrics.record(&testing::in_pods());
-    let read = read(&metrics);
+    let scrape = scrape(&metrics);
     let (pod, service) = (LABELS.replace("PLACE", POD), LABELS.replace("PLACE", SERVICE));
     let one = LABELS.replace("PLACE", &format!("{POD}{SERVICE}")).replacen(
         "source_workload",
@@ -128,48 +129,48 @@ fn every_family_has_kmeshs_name_and_labels() {
     ];
     for (family, labels, value) in cases {
         let series = format!("{family}{{{labels}}}");
-        assert_eq!(read.get(&series), Some(&value), "{series}\n{read:#?}");
+        assert_eq!(scrape.get(&series), Some(&value), "{series}\n{scrape:#?}");
     }
-    assert_eq!(sum(&read, "kmesh_trace_outcomes_total", &[r#"outcome="ok""#]), 1.0);
+    assert_eq!(sum(&scrape, "kmesh_trace_outcomes_total", &[r#"outcome="ok""#]), 1.0);
     let pair = r#"source_workload="-",source_workload_namespace="istio-system",destination_workload="productpage-v1",destination_workload_namespace="echo-1-27855""#;
     let count = "kmesh_trace_connection_duration_seconds_count";
-    assert_eq!(sum(&read, count, &[pair, r#"reporter="destination""#]), 1.0);
+    assert_eq!(sum(&scrape, count, &[pair, r#"reporter="destination""#]), 1.0);
     assert_eq!(
-        sum(&read, "kmesh_trace_connection_duration_seconds_sum", &[pair]),
+        sum(&scrape, "kmesh_trace_connection_duration_seconds_sum", &[pair]),
         0.002_733_902
     );
-    assert_eq!(sum(&read, "kmesh_trace_connect_duration_seconds_count", &[]), 0.0);
+    assert_eq!(sum(&scrape, "kmesh_trace_connect_duration_seconds_count", &[]), 0.0);
     for name in [
         "process_cpu_seconds_total",
         "process_resident_memory_bytes",
         "process_start_time_seconds",
     ] {
-        assert!(read.contains_key(name), "{name}");
+        assert!(scrape.contains_key(name), "{name}");
     }
     assert!(!text(&metrics).contains("conntections"));
     assert!(text(&metrics).ends_with("# EOF\n"));
 }
 
 #[test]
-fn compat_spells_and_claims_as_kmesh_does() {
+fn compat_repeats_kmesh_spelling_and_security_policy() {
     let mut settings = settings();
     settings.common.compat = true;
     let mut metrics = metrics(settings);
     metrics.record(&testing::refused());
-    let read = read(&metrics);
+    let scrape = scrape(&metrics);
     for name in ["connections", "conntections"] {
         for family in ["kmesh_tcp_workload_", "kmesh_tcp_"] {
             let family = format!("{family}{name}_failed_total");
-            assert_eq!(sum(&read, &family, &[r#"response_flags="UF""#]), 1.0, "{family}");
+            assert_eq!(sum(&scrape, &family, &[r#"response_flags="UF""#]), 1.0, "{family}");
         }
     }
-    let with_policy = read.keys().filter(|series| series.contains("policy="));
+    let with_policy = scrape.keys().filter(|series| series.contains("policy="));
     assert!(with_policy.clone().count() > 0);
     with_policy.for_each(|series| assert!(series.contains(r#"policy="mutual_tls""#), "{series}"));
 }
 
 #[test]
-fn failures_never_connected_or_were_cut_off() {
+fn failed_attempts_are_uf_and_failed_connections_uc() {
     let cases = [
         (Outcome::Refused, false, "UF"),
         (Outcome::ConnectTimeout, false, "UF"),
@@ -187,46 +188,46 @@ fn failures_never_connected_or_were_cut_off() {
             established,
             ..testing::in_pods()
         });
-        let read = read(&metrics);
+        let scrape = scrape(&metrics);
         let (failed, all) = (
             "kmesh_tcp_connections_failed_total",
             format!("response_flags={flags:?}"),
         );
-        assert_eq!(sum(&read, failed, &[&all]), 1.0, "{outcome:?}");
-        assert_eq!(sum(&read, failed, &[]), 1.0, "{outcome:?}");
+        assert_eq!(sum(&scrape, failed, &[&all]), 1.0, "{outcome:?}");
+        assert_eq!(sum(&scrape, failed, &[]), 1.0, "{outcome:?}");
         let opened = f64::from(u8::from(established));
         assert_eq!(
-            sum(&read, "kmesh_tcp_connections_opened_total", &[]),
+            sum(&scrape, "kmesh_tcp_connections_opened_total", &[]),
             opened,
             "{outcome:?}"
         );
         assert_eq!(
-            sum(&read, "kmesh_tcp_connections_closed_total", &[]),
+            sum(&scrape, "kmesh_tcp_connections_closed_total", &[]),
             opened,
             "{outcome:?}"
         );
         let label = format!("outcome={:?}", outcome.name());
-        assert_eq!(sum(&read, "kmesh_trace_outcomes_total", &[&label]), 1.0);
+        assert_eq!(sum(&scrape, "kmesh_trace_outcomes_total", &[&label]), 1.0);
     }
 }
 
 #[test]
-fn principals_are_named_only_where_the_link_is_known_to_be_mutual_tls() {
+fn principal_is_known_only_with_mutual_tls() {
     let mut metrics = metrics(settings());
     let mut record = testing::in_pods();
     record.dst.set_port(15008);
     metrics.record(&record);
-    let read = read(&metrics);
+    let scrape = scrape(&metrics);
     let labels = [
         r#"destination_principal="spiffe://cluster.local/ns/echo-1-27855/sa/productpage-v1""#,
         r#"source_principal="-""#,
         r#"connection_security_policy="mutual_tls""#,
     ];
-    assert_eq!(sum(&read, "kmesh_tcp_sent_bytes_total", &labels), 5.0);
+    assert_eq!(sum(&scrape, "kmesh_tcp_sent_bytes_total", &labels), 5.0);
 }
 
 #[test]
-fn levels_can_be_switched() {
+fn each_level_has_its_own_series() {
     let families = [
         (Level::Workload, "kmesh_tcp_workload_sent_bytes_total"),
         (Level::Service, "kmesh_tcp_sent_bytes_total"),
@@ -238,15 +239,15 @@ fn levels_can_be_switched() {
             ..settings()
         });
         metrics.record(&testing::in_pods());
-        let read = read(&metrics);
+        let scrape = scrape(&metrics);
         for (other, family) in families {
             let expected = if other == level { 5.0 } else { 0.0 };
-            assert_eq!(sum(&read, family, &[]), expected, "{level:?}: {family}");
+            assert_eq!(sum(&scrape, family, &[]), expected, "{level:?}: {family}");
         }
     }
 }
 
-/// Updates and closes of `connections` connections, in an order of chance.
+/// Returns random updates and the closes of `connections` connections.
 fn scattered(connections: u64) -> impl Iterator<Item = Record> {
     let mut next = testing::random(7);
     (0..connections).flat_map(move |cookie| {
@@ -284,28 +285,28 @@ fn bytes_are_counted_once_at_every_level() {
         };
         metrics.record(&record);
     }
-    let read = read(&metrics);
+    let scrape = scrape(&metrics);
     for family in [
         "kmesh_tcp_workload_sent_bytes_total",
         "kmesh_tcp_sent_bytes_total",
         "kmesh_tcp_connection_sent_bytes_total",
     ] {
-        assert_eq!(sum(&read, family, &[]), sent as f64, "{family}");
+        assert_eq!(sum(&scrape, family, &[]), sent as f64, "{family}");
     }
-    assert_eq!(sum(&read, "kmesh_tcp_connections_opened_total", &[]), 2_000.0);
+    assert_eq!(sum(&scrape, "kmesh_tcp_connections_opened_total", &[]), 2_000.0);
     assert!(
         sum(
-            &read,
+            &scrape,
             "kmesh_tcp_connection_sent_bytes_total",
             &[r#"start_time="other""#]
         ) > 0.0
     );
-    assert!(sum(&read, "kmesh_trace_metrics_folded_total", &[]) > 1_900.0);
-    // Those of all the rest come on top: of two reporters, five kinds at most.
-    assert!(count(&read) <= 200 + 4, "{}", count(&read));
+    assert!(sum(&scrape, "kmesh_trace_metrics_folded_total", &[]) > 1_900.0);
+    // The overflow series are not part of the budget.
+    assert!(count(&scrape) <= 200 + 4, "{}", count(&scrape));
 }
 
-/// A pod for each number.
+/// Returns a record of pod `number`.
 fn from_pod(number: u64) -> Record {
     let mut record = testing::in_pods();
     let pod = record.names.dst.pod.as_deref().unwrap().clone();
@@ -317,10 +318,10 @@ fn from_pod(number: u64) -> Record {
     record
 }
 
-/// Several times as many destinations as there are routes and series.
+/// There are several times more destinations than cached keys and series.
 #[test]
-fn many_destinations_fold_into_what_there_is_room_for() {
-    const DESTINATIONS: u64 = 6 * MOST_ROUTES as u64;
+fn destinations_beyond_the_budget_count_in_overflow_series() {
+    const DESTINATIONS: u64 = 6 * MAX_CACHED_KEYS as u64;
     let sent = 5.0 * DESTINATIONS as f64;
     let mut metrics = metrics(SeriesConfig {
         max_series: 1_000,
@@ -332,18 +333,18 @@ fn many_destinations_fold_into_what_there_is_room_for() {
             metrics.watermark(testing::TIME);
         }
     }
-    let read = read(&metrics);
-    assert!(count(&read) <= 1_000 + 8 + 6 + Timing::SERIES, "{}", count(&read));
-    assert!(metrics.metrics.routes.len() <= MOST_ROUTES);
-    assert_eq!(sum(&read, "kmesh_tcp_workload_sent_bytes_total", &[]), sent);
+    let scrape = scrape(&metrics);
+    assert!(count(&scrape) <= 1_000 + 8 + 6 + Timing::SERIES, "{}", count(&scrape));
+    assert!(metrics.metrics.cached.len() <= MAX_CACHED_KEYS);
+    assert_eq!(sum(&scrape, "kmesh_tcp_workload_sent_bytes_total", &[]), sent);
     let rest = [r#"destination_pod_name="other""#, r#"reporter="destination""#];
-    assert!(sum(&read, "kmesh_tcp_workload_sent_bytes_total", &rest) > 0.98 * sent);
+    assert!(sum(&scrape, "kmesh_tcp_workload_sent_bytes_total", &rest) > 0.98 * sent);
     let text = text(&metrics);
-    let folded = text
+    let overflow = text
         .lines()
         .find(|line| line.contains(r#"destination_pod_name="other""#))
         .unwrap();
-    let labels = folded
+    let labels = overflow
         .split(['{', '}'])
         .nth(1)
         .unwrap()
@@ -355,23 +356,23 @@ fn many_destinations_fold_into_what_there_is_room_for() {
 }
 
 #[test]
-fn a_series_goes_when_its_pods_are_gone_and_it_is_idle() {
+fn series_expires_when_idle_and_its_pods_are_gone() {
     let mut metrics = metrics(settings());
     let after = |seconds: i64| WallTime(testing::TIME.0 + seconds * 1_000_000_000);
     let record = from_pod(1);
     metrics.record(&record);
     metrics.watermark(after(10_000));
     assert_eq!(
-        sum(&read(&metrics), "kmesh_tcp_workload_sent_bytes_total", &[]),
+        sum(&scrape(&metrics), "kmesh_tcp_workload_sent_bytes_total", &[]),
         5.0,
-        "its pod lives"
+        "its pod is alive"
     );
     drop(record);
     let mut other = from_pod(2);
     other.time = after(20_000);
     metrics.record(&other);
     metrics.watermark(after(20_300));
-    let left = read(&metrics);
+    let left = scrape(&metrics);
     assert_eq!(
         sum(&left, "kmesh_tcp_workload_sent_bytes_total", &["pod-1"]),
         0.0,
@@ -381,16 +382,16 @@ fn a_series_goes_when_its_pods_are_gone_and_it_is_idle() {
     drop(other);
     metrics.watermark(after(20_400));
     assert!(
-        sum(&read(&metrics), "kmesh_tcp_workload_sent_bytes_total", &["pod-2"]) > 0.0,
+        sum(&scrape(&metrics), "kmesh_tcp_workload_sent_bytes_total", &["pod-2"]) > 0.0,
         "not idle yet"
     );
     metrics.watermark(after(21_000));
-    assert_eq!(count(&read(&metrics)), 0);
-    assert!(metrics.values().room.is_empty());
+    assert_eq!(count(&scrape(&metrics)), 0);
+    assert!(metrics.values().budget.is_empty());
 }
 
 #[test]
-fn names_that_others_choose_stay_within_their_quotes() {
+fn hostile_pod_name_stays_within_its_quotes() {
     let mut metrics = metrics(settings());
     let mut record = testing::in_pods();
     let pod = record.names.dst.pod.as_deref().unwrap().clone();
@@ -405,35 +406,38 @@ fn names_that_others_choose_stay_within_their_quotes() {
 }
 
 #[test]
-fn a_record_of_known_ends_allocates_nothing() {
+fn record_with_cached_series_allocates_nothing() {
     let mut metrics = metrics(settings());
     let mut records = testing::all();
     records.extend(scattered(100));
     let mut record_all = || allocations_of(|| records.iter().for_each(|record| metrics.record(record)));
-    assert!(record_all() > 0, "the count counts");
+    assert!(
+        record_all() > 0,
+        "the first pass must allocate, or the counter is broken"
+    );
     assert_eq!(record_all(), 0);
 }
 
-/// A scrape shows each record whole or not at all, so all families agree. Records keep coming until several scrapes have seen
-/// different numbers of them.
+/// All series of a scrape agree on the number of records. Records keep coming until several scrapes have seen different
+/// numbers of them.
 #[test]
-fn a_scrape_has_no_half_records() {
+fn scrape_counts_a_record_in_all_series_or_none() {
     const SCRAPES: usize = 20;
     let mut metrics = metrics(settings());
     let mut exposition = Exposition::new(metrics.values());
     let is_enough = AtomicBool::new(false);
     let mut seen = 0.0;
     let mut scrape = || {
-        let read = parsed(&exposition.text());
-        let count = sum(&read, "kmesh_trace_outcomes_total", &[]);
+        let scrape = parsed(&exposition.text());
+        let count = sum(&scrape, "kmesh_trace_outcomes_total", &[]);
         for family in [
             "kmesh_tcp_workload_connections_closed_total",
             "kmesh_tcp_connections_closed_total",
             "kmesh_trace_connection_duration_seconds_count",
         ] {
-            assert_eq!(sum(&read, family, &[]), count, "{family}");
+            assert_eq!(sum(&scrape, family, &[]), count, "{family}");
         }
-        assert_eq!(sum(&read, "kmesh_tcp_sent_bytes_total", &[]), 5.0 * count);
+        assert_eq!(sum(&scrape, "kmesh_tcp_sent_bytes_total", &[]), 5.0 * count);
         let has_more = count > seen;
         seen = count;
         has_more
@@ -448,7 +452,7 @@ fn a_scrape_has_no_half_records() {
             }
             record.id.cookie
         });
-        // A failed scrape must not leave the other thread at work for ever.
+        // A failed assertion must also end the other thread.
         let scraped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let mut different = 0;
             while different < SCRAPES && !records.is_finished() {

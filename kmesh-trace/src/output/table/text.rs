@@ -8,7 +8,7 @@ use unicode_width::UnicodeWidthStr;
 
 use crate::output::sanitize::{Lossy, is_harmful};
 use crate::record::{Outcome, Service};
-use crate::rollup::{Group, Place, Row};
+use crate::rollup::{Group, GroupEnd, Row};
 
 /// Stands for what was left out.
 const GAP: &str = "…";
@@ -18,8 +18,8 @@ pub fn width(text: &str) -> usize {
     text.width()
 }
 
-/// `text` in at most so many columns: what is left out is in the middle, since names differ at both ends. What is seen as
-/// one character is never cut.
+/// `text` in at most so many columns: what is left out is in the middle, since names differ at both ends. What is seen
+/// as one character is never cut.
 pub fn shorten(text: &str, most: usize) -> String {
     if width(text) <= most {
         return text.to_owned();
@@ -97,8 +97,8 @@ pub fn client(row: &Row) -> Name {
     with_process(place(&group.src, None), group, crate::record::Direction::Outbound)
 }
 
-/// The server of a row: the Service, if all called the same, else the workload or what stands for it; and the port, if it
-/// is the same for all.
+/// The server of a row: the Service, if all called the same, else the workload or what stands for it; and the port, if
+/// it is the same for all.
 pub fn server(row: &Row) -> Name {
     let group = &row.group;
     if group.is_other() {
@@ -134,7 +134,7 @@ fn with_process(mut name: Name, group: &Group, end: crate::record::Direction) ->
     name
 }
 
-fn place(place: &Place, port: Option<u16>) -> Name {
+fn place(place: &GroupEnd, port: Option<u16>) -> Name {
     let port = place.port.or(port);
     let within = |name: &str| match &place.namespace {
         Some(namespace) => harmless(&format!("{namespace}/{name}")),
@@ -142,19 +142,19 @@ fn place(place: &Place, port: Option<u16>) -> Name {
     };
     let suffix = port.map(|port| format!(":{port}")).unwrap_or_default();
     let name = match place {
-        Place { ip: Some(ip), .. } => match (ip, port) {
+        GroupEnd { ip: Some(ip), .. } => match (ip, port) {
             (IpAddr::V6(_), Some(port)) => {
                 let whole = SocketAddr::new(*ip, port).to_string();
                 whole.strip_suffix(&suffix).unwrap_or(&whole).to_owned()
             }
             _ => ip.to_string(),
         },
-        Place { pod: Some(pod), .. } => within(pod),
-        Place {
+        GroupEnd { pod: Some(pod), .. } => within(pod),
+        GroupEnd {
             workload: Some(workload),
             ..
         } => within(&workload.name),
-        Place {
+        GroupEnd {
             namespace: Some(namespace),
             node,
             ..
@@ -166,7 +166,7 @@ fn place(place: &Place, port: Option<u16>) -> Name {
             }
             name
         }
-        Place { node: Some(node), .. } => harmless(node),
+        GroupEnd { node: Some(node), .. } => harmless(node),
         _ => if port.is_some() { "*" } else { "-" }.to_owned(),
     };
     Name { name, suffix }

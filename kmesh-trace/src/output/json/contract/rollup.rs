@@ -1,4 +1,4 @@
-//! `rollup` lines.
+//! The JSON contract of `rollup` lines.
 
 use std::net::IpAddr;
 
@@ -17,51 +17,54 @@ use crate::rollup::{self, QuantileSummary, Quantiles, Row, Sums, Window};
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "rollup")]
 pub struct RollupLine<'a> {
-    /// The line's type.
+    /// The type of the line.
     #[serde(rename = "type")]
     #[schemars(extend("const" = "rollup"))]
     kind: &'static str,
-    /// Version of the contract.
+    /// The version of the contract.
     #[schemars(extend("const" = VERSION))]
     v: u8,
-    /// When the window ended.
+    /// The end of the window.
     time: WallTime,
-    /// When it began.
+    /// The start of the window.
     window_start: WallTime,
-    /// How long it was.
+    /// The length of the window.
     window_ns: u64,
-    /// What the connections have in common.
+    /// The facts that the connections of the group share.
     group: Group<'a>,
-    /// Established and not closed when the window ended.
+    /// Connections that were established and not closed when the window ended.
     open: u64,
-    /// Attempts that were neither established nor over when it ended.
+    /// Attempts that were waiting for an answer when the window ended.
     connecting: u64,
-    /// Became established.
+    /// Connections that were established in the window.
     opened: u64,
-    /// Ended, attempts that failed included.
+    /// Connections and attempts that ended in the window.
     closed: u64,
-    /// Ended with any outcome but ok.
+    /// Connections and attempts that ended with an outcome other than ok.
     failed: u64,
-    /// How many ended how.
+    /// The number of ended connections by outcome.
     outcomes: Outcomes<'a>,
-    /// Payload that the peers acknowledged in the window, of connections that stay open, too.
+    /// The payload that the peers acknowledged in the window. Open connections count, too.
     sent_bytes: u64,
-    /// Payload that arrived in it.
+    /// The payload that arrived in the window.
     received_bytes: u64,
-    /// Of those that ended and whose beginning was seen: from start to end. Within 1 %, exact up to 64 of them.
-    duration_quantiles_ns: Option<QuantilesNs>,
-    /// Of those that became established at the client's end: SYN sent to ESTABLISHED. Likewise.
-    connect_quantiles_ns: Option<QuantilesNs>,
-    /// Of those that were updated or ended: smoothed round-trip time. Likewise.
-    srtt_quantiles_us: Option<QuantilesNs>,
-    /// Segments sent again in the window.
+    /// The duration of the connections that ended and whose start was traced. Quantiles are exact for up to 64 values,
+    /// then within 1 %.
+    duration_quantiles_ns: Option<QuantileValues>,
+    /// The time from sending the SYN to ESTABLISHED, of outbound connections that were established. Quantiles are exact
+    /// for up to 64 values, then within 1 %.
+    connect_quantiles_ns: Option<QuantileValues>,
+    /// The smoothed round-trip time of the connections with an update or a close. Quantiles are exact for up to 64
+    /// values, then within 1 %.
+    srtt_quantiles_us: Option<QuantileValues>,
+    /// The segments that were retransmitted in the window.
     retransmits: u64,
-    /// Segments marked lost in it.
+    /// The segments that were marked lost in the window.
     lost_segments: u64,
 }
 
 impl<'a> RollupLine<'a> {
-    /// The line of a row of `window`.
+    /// Returns the line of a row of `window`.
     pub fn new(window: &Window, row: &'a Row) -> Self {
         let sums = &row.sums;
         Self {
@@ -88,49 +91,49 @@ impl<'a> RollupLine<'a> {
     }
 }
 
-fn quantiles(quantiles: &Quantiles) -> Option<QuantilesNs> {
-    quantiles.summary().map(QuantilesNs::from)
+fn quantiles(quantiles: &Quantiles) -> Option<QuantileValues> {
+    quantiles.summary().map(QuantileValues::from)
 }
 
-/// Half of the values, 95 and 99 of 100 are not larger; and the largest, exactly.
+/// The median, the 95th and 99th percentile, and the exact maximum.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "quantiles")]
-struct QuantilesNs {
+struct QuantileValues {
     p50: u64,
     p95: u64,
     p99: u64,
     max: u64,
 }
 
-impl From<QuantileSummary> for QuantilesNs {
+impl From<QuantileSummary> for QuantileValues {
     fn from(QuantileSummary { p50, p95, p99, max }: QuantileSummary) -> Self {
         Self { p50, p95, p99, max }
     }
 }
 
-/// A conn of which only the grouped facts are there, null where they are not known.
+/// The shape of a conn line with only the grouped facts. Unknown facts are null.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "group")]
 struct Group<'a> {
-    /// The connection.
+    /// The ID of the connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<Text<record::ConnId>>,
-    /// Which end was traced; null only in the group of all others.
+    /// The end that was traced; null only in the group other.
     direction: Option<Direction>,
-    /// The client; what is grouped of it.
-    src: Place<'a>,
-    /// The server, likewise.
-    dst: Place<'a>,
-    /// The Service that was called.
+    /// The grouped facts of the client.
+    src: GroupEnd<'a>,
+    /// The grouped facts of the server.
+    dst: GroupEnd<'a>,
+    /// The Service that the clients called.
     #[serde(skip_serializing_if = "Option::is_none")]
     service: Option<Option<Service<'a>>>,
-    /// The process that the sockets belong to.
+    /// The process that owns the sockets.
     #[serde(skip_serializing_if = "Option::is_none")]
     process: Option<Option<Process<'a>>>,
-    /// How they ended; null while they have not.
+    /// How the connections ended; null while they have not.
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<Option<Outcome>>,
-    /// True in the group of all that --max-groups had no room for.
+    /// True for the group that counts the connections beyond --max-groups.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schemars(extend("const" = true))]
     other: bool,
@@ -141,8 +144,8 @@ impl<'a> From<&'a rollup::Group> for Group<'a> {
         Self {
             id: group.id.map(Text),
             direction: group.direction,
-            src: Place::from(&group.src),
-            dst: Place::from(&group.dst),
+            src: GroupEnd::from(&group.src),
+            dst: GroupEnd::from(&group.dst),
             service: group.service.as_ref().map(|service| {
                 service.as_deref().map(|service| Service {
                     name: &service.name,
@@ -161,70 +164,70 @@ impl<'a> From<&'a rollup::Group> for Group<'a> {
     }
 }
 
-/// What is grouped of one end. The address, or the node whose address it is, stands for a pod or workload that is none.
+/// The grouped facts of one end. An end without a pod or workload is grouped by its node or address.
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(deny_unknown_fields, rename = "place")]
-struct Place<'a> {
-    /// Its address.
+#[schemars(deny_unknown_fields, rename = "group_end")]
+struct GroupEnd<'a> {
+    /// The address of this end.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "ip_schema")]
     ip: Option<IpAddr>,
-    /// Its port.
+    /// The port of this end.
     #[serde(skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
-    /// The pod's namespace.
+    /// The namespace of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     namespace: Option<&'a str>,
-    /// The pod.
+    /// The name of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pod: Option<&'a str>,
-    /// The controller that people name.
+    /// The controller that users know, such as the Deployment.
     #[serde(skip_serializing_if = "Option::is_none")]
     workload: Option<&'a str>,
-    /// Its kind.
+    /// The kind of the workload.
     #[serde(skip_serializing_if = "Option::is_none")]
     workload_kind: Option<&'a str>,
-    /// The node.
+    /// The name of the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<&'a str>,
 }
 
-impl<'a> From<&'a rollup::Place> for Place<'a> {
-    fn from(place: &'a rollup::Place) -> Self {
-        let workload = place.workload.as_ref();
+impl<'a> From<&'a rollup::GroupEnd> for GroupEnd<'a> {
+    fn from(end: &'a rollup::GroupEnd) -> Self {
+        let workload = end.workload.as_ref();
         Self {
-            ip: place.ip,
-            port: place.port,
-            namespace: place.namespace.as_deref(),
-            pod: place.pod.as_deref(),
+            ip: end.ip,
+            port: end.port,
+            namespace: end.namespace.as_deref(),
+            pod: end.pod.as_deref(),
             workload: workload.map(|workload| &*workload.name),
             workload_kind: workload.map(|workload| &*workload.kind),
-            node: place.node.as_deref(),
+            node: end.node.as_deref(),
         }
     }
 }
 
-/// The Service that was called.
+/// The Service that the clients called.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "group_service")]
 struct Service<'a> {
-    /// Its name.
+    /// The name of the Service.
     name: &'a str,
-    /// Its namespace.
+    /// The namespace of the Service.
     namespace: &'a str,
-    /// Its DNS name.
+    /// The DNS name of the Service.
     host: &'a str,
 }
 
-/// Processes of one name.
+/// The processes with one name.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "group_process")]
 struct Process<'a> {
-    /// Of the thread-group leader; chosen by the process itself.
+    /// The name of the thread-group leader, which the process itself chooses.
     comm: Text<Lossy<'a>>,
 }
 
-/// How many ended how, in one object; what there was none of is not in it.
+/// The number of ended connections by outcome, as one object. Outcomes that did not occur are left out.
 #[derive(Debug)]
 struct Outcomes<'a>(&'a Sums);
 

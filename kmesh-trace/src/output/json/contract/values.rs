@@ -1,4 +1,4 @@
-//! How single values stand in lines, and in their schema.
+//! The JSON form and schema of single values.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::record::{
     ClosedBy, Direction, Event, Family, LossReason, Outcome, ProcessBy, ServiceBy, TcpState, WallTime,
 };
 
-/// Whatever is displayed, as a JSON string.
+/// A value whose `Display` text is the JSON string.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<T>(pub T);
 
@@ -37,7 +37,7 @@ impl<T> JsonSchema for Text<T> {
     }
 }
 
-/// Reasons of a loss, joined by commas.
+/// The reasons of a loss, separated by commas.
 #[derive(Clone, Copy, Debug)]
 pub struct Reasons<'a>(pub &'a [LossReason]);
 
@@ -80,7 +80,7 @@ impl Serialize for WallTime {
 
 impl<'de> Deserialize<'de> for WallTime {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Spelled("a time of RFC 3339", rfc3339::parse))
+        deserializer.deserialize_str(ParsedText("an RFC 3339 time", rfc3339::parse))
     }
 }
 
@@ -91,7 +91,7 @@ impl JsonSchema for WallTime {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "RFC 3339, UTC, nine decimals.",
+            "description": "A time: RFC 3339, UTC, nine decimals.",
             "type": "string",
             "format": "date-time",
             "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{9}Z$",
@@ -107,7 +107,7 @@ impl Serialize for Errno {
 
 impl<'de> Deserialize<'de> for Errno {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Spelled("the name of an error", Errno::from_name))
+        deserializer.deserialize_str(ParsedText("the name of an error", Errno::from_name))
     }
 }
 
@@ -118,17 +118,17 @@ impl JsonSchema for Errno {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "Linux's symbolic name of an error; E and the number where there is no name.",
+            "description": "The symbolic name of a Linux error; E and the number if it has no name.",
             "type": "string",
             "pattern": "^E[A-Z0-9]+$",
         })
     }
 }
 
-/// Reads a value from a string: what the value is called, and the function that knows its spelling.
-struct Spelled<F>(&'static str, F);
+/// Deserializes a value from a string: a description of the value, and its parser.
+struct ParsedText<F>(&'static str, F);
 
-impl<T, F: Fn(&str) -> Option<T>> Visitor<'_> for Spelled<F> {
+impl<T, F: Fn(&str) -> Option<T>> Visitor<'_> for ParsedText<F> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -140,19 +140,19 @@ impl<T, F: Fn(&str) -> Option<T>> Visitor<'_> for Spelled<F> {
     }
 }
 
-/// Makes enumerations of the domain strings on the wire, spelled as everywhere.
+/// Makes the enumerations of the domain strings in JSON, with their usual names.
 macro_rules! enumerations {
     ($($type:ident as $name:literal,)+) => {$(
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                // A variant, since its name is ours: whoever writes it need not look for what is to be escaped.
+                // As a variant, because our writer does not check variant names for characters to escape.
                 serializer.serialize_unit_variant($name, *self as u32, self.name())
             }
         }
 
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.deserialize_str(Spelled(concat!("a value of ", $name), $type::from_name))
+                deserializer.deserialize_str(ParsedText(concat!("a value of ", $name), $type::from_name))
             }
         }
 
@@ -180,7 +180,7 @@ enumerations! {
     TcpState as "tcp_state",
 }
 
-/// An address of either family. The patterns say it again for the many validators that do not look at formats.
+/// Returns the schema of an IP address. Many validators ignore `format`, so there is also a pattern.
 pub fn ip_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string",
