@@ -1,8 +1,9 @@
-//! What the eBPF programs and user space tell each other, defined once.
+//! The types that the eBPF programs and user space exchange.
 //!
-//! Every type here is `#[repr(C)]`, free of implicit padding (`bytemuck::Pod` refuses any) and of a size asserted at
-//! compile time. Numbers are in the CPU's byte order, which both sides share, unless a field says otherwise.
+//! Every type is `#[repr(C)]` without implicit padding (`bytemuck::Pod` refuses any), and its size is asserted at
+//! compile time. Numbers are in the CPU's byte order unless a field says otherwise.
 #![no_std]
+#![deny(missing_docs)]
 
 mod tcp;
 
@@ -10,37 +11,39 @@ use bytemuck::{Pod, Zeroable};
 
 pub use tcp::{TcpOffsets, unit};
 
-/// `Snapshot::kind`: the association ended.
+/// `Snapshot::kind`: the connection attempt ended.
 pub const KIND_CLOSE: u32 = 1;
-/// `Reset::kind` of a [`Reset`].
+/// `Reset::kind` of every [`Reset`].
 pub const KIND_RESET: u32 = 2;
-/// `Snapshot::kind`: the association was established.
+/// `Snapshot::kind`: the connection was established.
 pub const KIND_OPEN: u32 = 3;
-/// `Snapshot::kind`: a walk met the association, connecting, connected or closing.
+/// `Snapshot::kind`: a socket scan found the connection, which may be connecting, connected or closing.
 pub const KIND_UPDATE: u32 = 4;
 
 /// `Snapshot::flags`: this socket called connect().
 pub const FLAG_ACTIVE: u8 = 1 << 0;
-/// `Snapshot::flags`: the association began before the tracer did, so its times are not known.
+/// `Snapshot::flags`: the connection attempt is older than the tracer, so its start time is unknown.
 pub const FLAG_PREEXISTING: u8 = 1 << 1;
-/// `Snapshot::flags`: the kernel skipped the program at the change to CLOSE, and the socket's destruction made it good.
-/// `Snapshot::old_state` is then the state last noted, not the state before CLOSE.
-pub const FLAG_SECOND_CHANCE: u8 = 1 << 2;
+/// `Snapshot::flags`: the kernel skipped the state program at the change to CLOSE, and a fallback program reported the
+/// close: the one at `tcp_destroy_sock` or at `inet_sk_error_report`. `Snapshot::old_state` is then the last state that
+/// a program stored, not necessarily the state before CLOSE.
+pub const FLAG_FALLBACK: u8 = 1 << 2;
 /// `Snapshot::flags`: the initial user namespace owns the socket's network namespace, so only root chose its addresses.
 pub const FLAG_ROOT_NETNS: u8 = 1 << 3;
 /// `Snapshot::flags`: this end sent a RST in FIN_WAIT2, before the change to CLOSE.
 pub const FLAG_RESET_SENT: u8 = 1 << 4;
-/// `Snapshot::flags`, with [`FLAG_SECOND_CHANCE`]: no system call ended the connection, and a program held the socket then. So the
-/// kernel set an error, unless both ends had closed, and the program may have read it.
-pub const FLAG_HELD: u8 = 1 << 5;
+/// `Snapshot::flags`, with [`FLAG_FALLBACK`]: no system call ended the connection, and a process held the socket until
+/// a system call destroyed it. So the kernel set an error, unless both ends had closed, and the process may have read
+/// the error.
+pub const FLAG_HELD_BY_PROCESS: u8 = 1 << 5;
 
-/// How the owner of a socket is known. A later finding replaces an earlier one only if its number is higher.
+/// How the owner of a socket was found. A higher number replaces a lower one.
 pub mod owner {
-    /// Nobody is known.
+    /// The owner is unknown.
     pub const NONE: u8 = 0;
-    /// The owner of the listening socket that this one was accepted from.
+    /// The process that owns the listening socket that accepted this one.
     pub const LISTENER: u8 = 1;
-    /// A process that held a descriptor of the socket when all were walked.
+    /// A process that held a descriptor of the socket during a socket scan.
     pub const SCAN: u8 = 2;
     /// The process that closed or shut down this end.
     pub const CLOSE: u8 = 3;
@@ -48,61 +51,61 @@ pub mod owner {
     pub const CONNECT: u8 = 4;
 }
 
-/// TCP states, with the kernel's numbers (`include/net/tcp_states.h`, stable since they are user API).
+/// TCP states, with the kernel's numbers (`include/net/tcp_states.h`, part of the stable user API).
 pub mod state {
-    /// Data can flow both ways.
+    /// Data can flow in both directions.
     pub const ESTABLISHED: u8 = 1;
-    /// A SYN was sent.
+    /// This end sent a SYN.
     pub const SYN_SENT: u8 = 2;
-    /// A SYN was received.
+    /// This end received a SYN.
     pub const SYN_RECV: u8 = 3;
-    /// This end closed; its FIN is not acknowledged.
+    /// This end closed first; its FIN is not acknowledged.
     pub const FIN_WAIT1: u8 = 4;
-    /// This end closed; its FIN is acknowledged.
+    /// This end closed first; its FIN is acknowledged.
     pub const FIN_WAIT2: u8 = 5;
-    /// The stub that remains for a minute.
+    /// The stub that the kernel keeps for a minute after the close.
     pub const TIME_WAIT: u8 = 6;
-    /// No connection.
+    /// The socket has no connection.
     pub const CLOSE: u8 = 7;
-    /// The peer closed.
+    /// The peer closed; this end did not.
     pub const CLOSE_WAIT: u8 = 8;
-    /// The peer closed, then this end; its FIN is not acknowledged.
+    /// The peer closed, then this end closed; this end's FIN is not acknowledged.
     pub const LAST_ACK: u8 = 9;
-    /// Listening.
+    /// The socket is a listener.
     pub const LISTEN: u8 = 10;
-    /// Both closed at once.
+    /// Both ends closed at the same time.
     pub const CLOSING: u8 = 11;
 }
 
-/// `Snapshot::sk_flags`, bit 0: the socket has no process any more (SOCK_DEAD).
+/// `Snapshot::sk_flags`, bit 0: no process holds the socket any more (SOCK_DEAD).
 pub const SK_DEAD: u8 = 1 << 0;
-/// `Snapshot::sk_flags`, bit 1: the peer's FIN was received (SOCK_DONE).
+/// `Snapshot::sk_flags`, bit 1: this end received the peer's FIN (SOCK_DONE).
 pub const SK_DONE: u8 = 1 << 1;
 
 /// The process that owns a socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Owner {
-    /// The process id (the kernel's tgid) in the initial pid namespace; 0 when nobody is known.
+    /// The process id (the kernel's tgid) in the initial pid namespace; 0 when the owner is unknown.
     pub pid: u32,
-    /// How it is known: a number of [`owner`].
+    /// How the owner was found: a number of [`owner`].
     pub by: u8,
-    /// Always 0.
+    /// Padding that is always 0.
     pub pad: [u8; 3],
     /// The name of the thread-group leader, NUL-terminated, not necessarily UTF-8.
     pub comm: [u8; 16],
 }
 
-/// The bytes of all fields of [`Snapshot`] that are not generated. A wrong number does not compile: `Pod` forbids padding.
+/// The total size of the fields of [`Snapshot`] that are not generated. A wrong number does not compile: `Pod` forbids
+/// padding.
 const FIXED_BYTES: usize = 138;
 
-/// Returns the number of fields that have these paths.
 const fn count(paths: &[&str]) -> usize {
     paths.len()
 }
 
-/// Defines the snapshot, with a field for each member of `tcp_sock` that records report. The fields of one width stand
-/// together, so that no padding is between them.
+/// Defines [`Snapshot`], with a field for each member of `tcp_sock` that records report. Fields of the same width stand
+/// together, so that there is no padding between them.
 macro_rules! snapshot {
     (
         reported {$(
@@ -119,7 +122,7 @@ macro_rules! snapshot {
 
         const PAD_BYTES: usize = (FIXED_BYTES + GENERATED_BYTES).next_multiple_of(8) - FIXED_BYTES - GENERATED_BYTES;
 
-        /// An association as the kernel saw it at an event: just before the change to CLOSE, for one that ended.
+        /// The state of a connection attempt at an event. A close shows the state just before the change to CLOSE.
         #[repr(C)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
         pub struct Snapshot {
@@ -127,43 +130,44 @@ macro_rules! snapshot {
             pub kind: u32,
             /// Inode number of the socket's network namespace.
             pub netns: u32,
-            /// When it happened: CLOCK_MONOTONIC, ns.
+            /// The time of the event: CLOCK_MONOTONIC, ns.
             pub time_ns: u64,
-            /// When connect() sent the SYN, or the accepted socket was established: CLOCK_MONOTONIC, ns; 0 when not known.
+            /// The time when connect() sent the SYN, or when the accepted socket was established: CLOCK_MONOTONIC, ns;
+            /// 0 if unknown.
             pub start_ns: u64,
-            /// When it was established: CLOCK_MONOTONIC, ns; 0 when never or not known.
+            /// The time when the connection was established: CLOCK_MONOTONIC, ns; 0 if never, or unknown.
             pub established_ns: u64,
             /// The socket's cookie, as `ss -e` shows it.
             pub cookie: u64,
-            /// The id of the socket's cgroup (v2); 0 when not known.
+            /// The id of the socket's cgroup (v2); 0 if unknown.
             pub cgroup_id: u64,
-            /// This end's address as IPv6, IPv4-mapped for IPv4; network order.
+            /// The address of this end as IPv6, IPv4-mapped for IPv4; network order.
             pub local_addr: [u8; 16],
-            /// The peer's address, likewise.
+            /// The address of the peer as IPv6, IPv4-mapped for IPv4; network order.
             pub peer_addr: [u8; 16],
-            /// This end's port.
+            /// The port of this end.
             pub local_port: u16,
-            /// The peer's port.
+            /// The port of the peer.
             pub peer_port: u16,
-            /// AF_INET (2) or AF_INET6 (10).
+            /// The family of the socket: AF_INET (2) or AF_INET6 (10).
             pub family: u16,
-            /// The state before the event: a number of [`state`]. Of an update, the present one.
+            /// The state before the event: a number of [`state`]. The current state for an update.
             pub old_state: u8,
-            /// `FLAG_*`.
+            /// The flags of the connection, as bits `FLAG_*`.
             pub flags: u8,
-            /// Which association of this socket it is, from 1 (a refused socket may connect again).
-            pub association: u32,
-            /// `sock.sk_err`; 0 where close() itself ended the association, since a pending error is then not the cause.
+            /// The number of the connection attempt of this socket, from 1. A refused socket may connect again.
+            pub attempt: u32,
+            /// `sock.sk_err`; 0 if close() itself ended the attempt, since a pending error is then not the cause.
             pub sk_err: u32,
-            /// `ee_errno` of the newest buffer on the error queue; 0 when there is none.
+            /// `ee_errno` of the newest buffer on the error queue; 0 if the queue is empty.
             pub ee_errno: u32,
             /// `tcp_sock.linger2`, ticks; negative: do not wait for the peer's FIN.
             pub linger2: i32,
-            /// Who owns the socket.
+            /// The process that owns the socket.
             pub owner: Owner,
-            /// `tcp_sock.write_seq`: one past the last byte that the program handed over.
+            /// `tcp_sock.write_seq`: the sequence number after the last byte that the program wrote.
             pub write_seq: u32,
-            /// `sock.sk_err_soft`: the error that retransmission gives up with.
+            /// `sock.sk_err_soft`: the error that the kernel sets when it gives up retransmitting.
             pub sk_err_soft: u32,
             $($(
                 #[doc = concat!("`tcp_sock.", $path64, "`: ", $description)]
@@ -181,11 +185,11 @@ macro_rules! snapshot {
                 #[doc = concat!("`tcp_sock.", $path8, "`: ", $description)]
                 pub $name: u8,
             )?)*
-            /// `sock.sk_flags`, the low byte: `SK_*`.
+            /// The low byte of `sock.sk_flags`: bits `SK_*`.
             pub sk_flags: u8,
-            /// `ee_origin` of the newest buffer on the error queue: 2 ICMP, 3 ICMPv6.
+            /// `ee_origin` of the newest buffer on the error queue: 2 is ICMP, 3 is ICMPv6.
             pub ee_origin: u8,
-            /// Padding; not written.
+            /// Padding that is not written.
             pub pad: [u8; PAD_BYTES],
         }
     };
@@ -193,30 +197,31 @@ macro_rules! snapshot {
 
 tcp_fields!(snapshot);
 
-/// What a walk tells of one association.
+/// The update of one connection that a socket scan writes to its output.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct Walked {
-    /// Of the snapshot, bytes.
+pub struct ScanRecord {
+    /// The size of `snapshot`, bytes.
     pub length: u64,
-    /// [`KIND_UPDATE`].
+    /// A snapshot of [`KIND_UPDATE`].
     pub snapshot: Snapshot,
 }
 
-/// A RST that this end sent because of the segment that closed it. It follows the [`Snapshot`] of that, which alone cannot tell.
+/// A RST that this end sent because of the segment that closed the connection. It follows the [`Snapshot`] of that
+/// close, which alone does not show how the connection ended.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Reset {
-    /// [`KIND_RESET`].
+    /// The kind of record: [`KIND_RESET`].
     pub kind: u32,
-    /// [`Snapshot::association`].
-    pub association: u32,
-    /// [`Snapshot::cookie`].
+    /// [`Snapshot::attempt`] of the close.
+    pub attempt: u32,
+    /// [`Snapshot::cookie`] of the close.
     pub cookie: u64,
 }
 
-/// Which program counts: each has counters of its own on each CPU. The kernel never runs a program on top of itself on
-/// one CPU, but it does run one on top of another; so nothing has to be added atomically.
+/// The programs that count. Each has its own [`Counters`] on each CPU, so no addition has to be atomic: the kernel may
+/// run one program on top of another on a CPU, but never a program on top of itself.
 pub mod counter {
     /// The program at `inet_sock_set_state`.
     pub const STATE: u32 = 0;
@@ -224,51 +229,54 @@ pub mod counter {
     pub const DESTROY: u32 = 1;
     /// The program at `tcp_send_reset`.
     pub const RESET: u32 = 2;
-    /// The socket scans, over descriptors and over the sockets of network namespaces: never at the same time.
-    pub const WALK: u32 = 3;
-    /// The second program at `inet_sock_set_state`.
-    pub const STATE_AGAIN: u32 = 4;
-    /// The second program at `tcp_destroy_sock`.
-    pub const DESTROY_AGAIN: u32 = 5;
+    /// The programs of a socket scan: over descriptors, and over the sockets of network namespaces. They never run at
+    /// the same time.
+    pub const SCAN: u32 = 3;
+    /// The backup program at `inet_sock_set_state`.
+    pub const STATE_BACKUP: u32 = 4;
+    /// The backup program at `tcp_destroy_sock`.
+    pub const DESTROY_BACKUP: u32 = 5;
     /// The program at `inet_sk_error_report`.
     pub const ERROR: u32 = 6;
-    /// How many there are.
-    pub const SLOTS: usize = 7;
+    /// The number of programs that count.
+    pub const PROGRAMS: usize = 7;
 }
 
-/// What one program counted on one CPU. Each number stands for itself: none is computed from another.
+/// The counters of one program on one CPU. No counter is computed from another.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Counters {
-    /// Associations that ended while tracing.
+    /// Connection attempts that ended while tracing.
     pub closes: u64,
-    /// [`Snapshot`] records of closes handed to the ring.
+    /// [`Snapshot`] records of closes that were submitted to the ring.
     pub submitted: u64,
-    /// Closes that the ring had no room for.
+    /// Closes that were lost because the ring was full.
     pub lost_ring: u64,
-    /// Closes of associations that no socket storage could be had for.
+    /// Closes that were lost because the kernel could not allocate socket storage.
     pub lost_storage: u64,
-    /// Closes that the kernel skipped the programs for, found out when the same socket connected again, or went without any
-    /// program having been run for it.
+    /// Closes that were lost because the kernel skipped the programs. A program counts such a close when the same
+    /// socket connects again, or when a socket that no program has seen is destroyed.
     pub lost_skipped: u64,
-    /// Closes found only at the socket's destruction: the kernel had skipped the program at the change to CLOSE.
-    pub second_chances: u64,
-    /// Closes that the kernel half of the filters sorted out.
+    /// Closes that a fallback program found, since the kernel had skipped the state program at the change to CLOSE.
+    pub fallback_closes: u64,
+    /// Closes that the kernel filter filtered out.
     pub filtered: u64,
-    /// [`Snapshot`] records of associations established, handed to the ring.
+    /// [`Snapshot`] records of established connections that were submitted to the ring.
     pub opens: u64,
-    /// The same, that the ring had no room for.
+    /// Records of established connections that were lost because the ring was full.
     pub lost_opens: u64,
-    /// [`Reset`] records handed to the ring.
+    /// [`Reset`] records that were submitted to the ring.
     pub resets: u64,
-    /// Associations begun or found, less those ended: a gauge, in which one CPU's part may be negative.
+    /// A gauge of the open connections: attempts that began or were found, minus attempts that ended. The part of one
+    /// CPU may be negative.
     pub open: i64,
-    /// Visits of socket scans to associations that [`Self::open`] counts, each association once a scan.
+    /// Visits of socket scans to connections that [`Self::open`] counts, at most one visit for each connection and
+    /// scan.
     pub visited: u64,
 }
 
-/// Byte offsets into the kernel's structures, found in the running kernel's BTF. All are plain byte offsets from the
-/// start of the structure named, with every enclosing member added up; [`ABSENT`] where the kernel has no such member.
+/// Byte offsets of members in the kernel's structures, found in the running kernel's BTF. Each offset counts from the
+/// start of the named structure, not from an enclosing member. [`ABSENT`] stands for a member that the kernel lacks.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Offsets {
@@ -280,7 +288,7 @@ pub struct Offsets {
     pub skc_num: u32,
     /// `sock_common.skc_dport` in `sock` (be16).
     pub skc_dport: u32,
-    /// `sock_common.skc_cookie` in `sock` (u64): 0 in a socket whose cookie nobody has asked for.
+    /// `sock_common.skc_cookie` in `sock` (u64): 0 until a program asks for the cookie.
     pub skc_cookie: u32,
     /// `sock_common.skc_daddr` in `sock` (be32).
     pub skc_daddr: u32,
@@ -296,25 +304,25 @@ pub struct Offsets {
     pub skc_flags: u32,
     /// `net.ns.inum` in `net` (u32).
     pub net_inum: u32,
-    /// `net.ipv4.sysctl_tcp_fastopen` in `net`, its low byte.
+    /// The low byte of `net.ipv4.sysctl_tcp_fastopen` in `net`.
     pub sysctl_tcp_fastopen: u32,
     /// `net.user_ns` in `net` (pointer to `user_namespace`).
     pub net_user_ns: u32,
-    /// `user_namespace.level` (int): 0 for the initial one.
+    /// `user_namespace.level` (int): 0 for the initial namespace.
     pub user_ns_level: u32,
-    /// `sock.sk_protocol` (u16).
+    /// `sock.sk_protocol` (u16): the IP protocol.
     pub sk_protocol: u32,
-    /// `sock.sk_err` (int).
+    /// `sock.sk_err` (int): the pending error.
     pub sk_err: u32,
-    /// `sock.sk_err_soft` (int): the error that retransmission gives up with.
+    /// `sock.sk_err_soft` (int): the error that the kernel sets when it gives up retransmitting.
     pub sk_err_soft: u32,
-    /// `sock.sk_socket` (pointer to `socket`): null in a socket that no program has, or not yet.
+    /// `sock.sk_socket` (pointer to `socket`): null if no process holds the socket.
     pub sk_socket: u32,
-    /// `sock.sk_shutdown` (u8).
+    /// `sock.sk_shutdown` (u8): the directions that are shut down.
     pub sk_shutdown: u32,
-    /// `sock.sk_max_ack_backlog` (u32): above 0 in a socket that was accepted.
+    /// `sock.sk_max_ack_backlog` (u32): above 0 in an accepted socket.
     pub sk_max_ack_backlog: u32,
-    /// `sock.sk_error_queue` (the list's head).
+    /// `sock.sk_error_queue` (the head of the list).
     pub sk_error_queue: u32,
     /// `sk_buff_head.prev` (pointer to `sk_buff`).
     pub sk_buff_head_prev: u32,
@@ -326,98 +334,102 @@ pub struct Offsets {
     pub sk_cgroup: u32,
     /// `cgroup.kn` (pointer to `kernfs_node`).
     pub cgroup_kn: u32,
-    /// `kernfs_node.id` (u64).
+    /// `kernfs_node.id` (u64): the id of the cgroup.
     pub kn_id: u32,
-    /// `tcp_sock.tcp_clock_cache` (u64, ns of CLOCK_MONOTONIC): when the kernel began with the last segment.
+    /// `tcp_sock.tcp_clock_cache` (u64, CLOCK_MONOTONIC, ns): the time when the kernel began to process the last
+    /// segment.
     pub tcp_clock_cache: u32,
-    /// The byte of `tcp_sock` with the bit [`Settings::fastopen_connect_bit`]. [`ABSENT`] where BTF does not show it.
+    /// The byte of `tcp_sock` with the bit [`ProgramConfig::fastopen_connect_bit`]. [`ABSENT`] if BTF does not show it.
     pub fastopen_connect: u32,
-    /// The byte of `tcp_sock` with the bit [`Settings::transparent_bit`]. [`ABSENT`] where BTF does not show it.
+    /// The byte of `tcp_sock` with the bit [`ProgramConfig::transparent_bit`]. [`ABSENT`] if BTF does not show it.
     pub transparent: u32,
-    /// `sock.sk_lock.owned` (int): a program is inside the socket.
+    /// `sock.sk_lock.owned` (int): not 0 while a system call holds the socket's lock.
     pub sk_lock_owned: u32,
-    /// `sock.sk_lock.slock` (u32): the kernel's receive path is inside the socket. [`ABSENT`] where it is no plain lock.
+    /// `sock.sk_lock.slock` (u32): not 0 while the receive path or a timer holds the spinlock. [`ABSENT`] if it is no
+    /// plain spinlock.
     pub sk_lock_slock: u32,
     /// `socket.sk` (pointer to `sock`).
     pub socket_sk: u32,
-    /// `task_struct.flags` (u32).
+    /// `task_struct.flags` (u32): bits `PF_*`.
     pub task_flags: u32,
-    /// `task_struct.pid` (int), of the thread.
+    /// `task_struct.pid` (int): the id of the thread.
     pub task_pid: u32,
-    /// `task_struct.tgid` (int).
+    /// `task_struct.tgid` (int): the id of the process.
     pub task_tgid: u32,
     /// `task_struct.group_leader` (pointer to `task_struct`).
     pub task_group_leader: u32,
-    /// `task_struct.comm` (16 bytes).
+    /// `task_struct.comm` (16 bytes): the name of the thread.
     pub task_comm: u32,
-    /// The byte of `task_struct` with the bit [`Settings::compat_bit`]. [`ABSENT`] where all system calls have the same numbers.
+    /// The byte of `task_struct` with the bit [`ProgramConfig::compat_bit`]. [`ABSENT`] if all tasks use the same
+    /// system call numbers.
     pub task_compat: u32,
-    /// The number of the system call in `pt_regs` (int). [`ABSENT`] where it is not known.
+    /// The number of the system call in `pt_regs` (int). [`ABSENT`] if unknown.
     pub system_call: u32,
-    /// Members of `tcp_sock`.
+    /// The offsets of the members of `tcp_sock`.
     pub tcp: TcpOffsets,
 }
 
-/// What is settled before loading: the verifier sees constants, and drops what they rule out.
+/// The configuration of the programs, which user space sets before loading. The verifier sees constants and removes the
+/// code that they rule out.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct Settings {
-    /// Whether to tell that associations were established.
-    pub opens: u32,
-    /// Which checks of a [`Prefilter`] there are: `CHECK_*`; 0 when all passes.
-    pub checks: u32,
-    /// 1 where the kernel may put a program aside with its task.
-    pub preempted: u32,
-    /// The bytes of the ring that [`Snapshot`] records may fill. The rest is for [`Reset`] records: each belongs to a [`Snapshot`]
-    /// that is in the ring already.
+pub struct ProgramConfig {
+    /// 1 if the programs report established connections.
+    pub reports_opens: u32,
+    /// The enabled checks of [`FilterRules`], as bits `CHECK_*`; 0 if every connection passes.
+    pub filter_checks: u32,
+    /// 1 if the kernel may preempt a program at a tracepoint (since 7.0).
+    pub preempts_programs: u32,
+    /// The number of bytes of the ring that [`Snapshot`] records may fill. The rest is reserved for [`Reset`] records,
+    /// each of which belongs to a [`Snapshot`] in the ring.
     pub snapshot_limit: u32,
-    /// The bit of `tcp_sock.fastopen_connect` in its byte: connect() has not sent the SYN, the first write does.
+    /// The mask of `tcp_sock.fastopen_connect` in its byte: connect() has not sent the SYN, the first write does.
     pub fastopen_connect_bit: u8,
-    /// The bit of IP_TRANSPARENT in its byte.
+    /// The mask of IP_TRANSPARENT in its byte.
     pub transparent_bit: u8,
-    /// The bit of its byte that a task has whose system calls have the numbers of [`Settings::compat_closing_calls`].
+    /// The mask of the bit of a task whose system calls have the numbers of [`Self::compat_closing_calls`].
     pub compat_bit: u8,
-    /// Padding; always 0.
+    /// Padding that is always 0.
     pub pad: [u8; 5],
-    /// Which system calls can close a file of the process that makes them: bit `number % 64` of word `number / 64`.
+    /// The system calls that can close a file of the calling process: bit `number % 64` of word `number / 64`.
     pub closing_calls: SystemCalls,
-    /// The same set by the numbers that 32-bit programs use.
+    /// The same system calls by their numbers in 32-bit programs.
     pub compat_closing_calls: SystemCalls,
 }
 
-/// A set of system calls, of numbers below 512.
+/// A set of system call numbers below 512.
 pub type SystemCalls = [u64; 8];
 
-/// `Settings::checks`: the family.
+/// `ProgramConfig::filter_checks`: check the family.
 pub const CHECK_FAMILY: u32 = 1 << 0;
-/// `Settings::checks`: the direction.
+/// `ProgramConfig::filter_checks`: check the direction.
 pub const CHECK_DIRECTION: u32 = 1 << 1;
-/// `Settings::checks`: the server's port.
+/// `ProgramConfig::filter_checks`: check the server's port.
 pub const CHECK_SERVER_PORT: u32 = 1 << 2;
-/// `Settings::checks`: the client's port.
+/// `ProgramConfig::filter_checks`: check the client's port.
 pub const CHECK_CLIENT_PORT: u32 = 1 << 3;
-/// `Settings::checks`: addresses.
+/// `ProgramConfig::filter_checks`: check the addresses.
 pub const CHECK_ADDRESS: u32 = 1 << 4;
 
-/// `Prefilter::families`: IPv4, IPv4-mapped sockets included.
+/// `FilterRules::families`: IPv4, IPv4-mapped sockets included.
 pub const FAMILY_IPV4: u32 = 1 << 0;
-/// `Prefilter::families`: IPv6.
+/// `FilterRules::families`: IPv6 without IPv4-mapped sockets.
 pub const FAMILY_IPV6: u32 = 1 << 1;
-/// `Prefilter::directions`: sockets that were accepted.
+/// `FilterRules::directions`: sockets that a listener accepted.
 pub const DIRECTION_INBOUND: u32 = 1 << 0;
-/// `Prefilter::directions`: sockets that connected.
+/// `FilterRules::directions`: sockets that called connect().
 pub const DIRECTION_OUTBOUND: u32 = 1 << 1;
 
-/// What a network says about the addresses in it, in bits: which terms of the filter contain it. A trie finds only the
-/// longest prefix that an address has, so each network says what all networks around it say as well.
+/// The filter terms that contain a network, as bits: the value of a [`Prefix`] in the trie. The trie returns only the
+/// longest prefix of an address, so each value also has the bits of all networks around its own.
 pub mod term {
-    /// A value of the flag for either end.
+    /// The flag for either end has a value that contains the network.
     pub const EITHER: u32 = 1 << 0;
-    /// One of the flag for the client.
+    /// The flag for the client has a value that contains the network.
     pub const CLIENT: u32 = 1 << 1;
-    /// One of the flag for the server.
+    /// The flag for the server has a value that contains the network.
     pub const SERVER: u32 = 1 << 2;
-    /// How far to the left the same bits of negated values stand.
+    /// The left shift of these bits for negated values.
     pub const NEGATED: u32 = 3;
 }
 
@@ -425,32 +437,33 @@ pub mod term {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 pub struct Prefix {
-    /// Bits of `address` that count: 0 to 128.
+    /// The length of the prefix in bits: 0 to 128.
     pub bits: u32,
-    /// As IPv6, IPv4-mapped for IPv4; network order.
+    /// The address as IPv6, IPv4-mapped for IPv4; network order.
     pub address: [u8; 16],
 }
 
-/// The kernel half of the filters: an association is sorted out when it is certain that the filters will. Only the parts
-/// that [`Settings::checks`] names count.
+/// The connections that the kernel filter passes. It drops a connection only if the filter in user space is certain to
+/// drop it. The programs ignore the fields that [`ProgramConfig::filter_checks`] does not enable.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct Prefilter {
-    /// `FAMILY_*`.
+pub struct FilterRules {
+    /// The families that pass, as bits `FAMILY_*`.
     pub families: u32,
-    /// `DIRECTION_*`.
+    /// The directions that pass, as bits `DIRECTION_*`.
     pub directions: u32,
-    /// Which flags about addresses have values that are not negated, so that one must match: bits of [`term`].
+    /// The address flags with values that are not negated, as bits of [`term`]. Each of these flags must have a value
+    /// that matches.
     pub must_match: u32,
-    /// Always 0.
+    /// Padding that is always 0.
     pub pad: u32,
-    /// Bit `port % 64` of word `port / 64`: the server's port passes.
+    /// The server ports that pass: bit `port % 64` of word `port / 64`.
     pub server_ports: [u64; 1024],
-    /// Likewise for the client's.
+    /// The client ports that pass: bit `port % 64` of word `port / 64`.
     pub client_ports: [u64; 1024],
 }
 
-/// An offset of a member that the running kernel does not have.
+/// The offset of a member that the running kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
 const _: () = {
@@ -458,6 +471,6 @@ const _: () = {
     assert!(size_of::<Snapshot>() == 264);
     assert!(size_of::<Reset>() == 16);
     assert!(size_of::<Prefix>() == 20);
-    assert!(size_of::<Prefilter>() == 16 + 2 * 8192);
+    assert!(size_of::<FilterRules>() == 16 + 2 * 8192);
     assert!(size_of::<Counters>() == 96);
 };

@@ -1,53 +1,54 @@
-//! The kernel half of the filters: an optimisation. What user space makes of a finished record is what a filter means;
-//! here a connection is sorted out, before anything is kept of it, only when it is certain that user space would.
+//! The kernel filter, an optimization. It drops a connection before the programs store anything, but only if the filter
+//! in user space is certain to drop the record. The filter in user space defines what the flags mean.
 
 use core::ptr;
 
 use kmesh_trace_common::{
     CHECK_ADDRESS, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT, DIRECTION_INBOUND,
-    DIRECTION_OUTBOUND, FAMILY_IPV4, FAMILY_IPV6, Prefilter, term,
+    DIRECTION_OUTBOUND, FAMILY_IPV4, FAMILY_IPV6, FilterRules, term,
 };
 
-use crate::maps::{KMESH_FILTER, checks, terms_of};
+use crate::maps::{KMESH_FILTER, filter_checks, terms_of};
 use crate::sock::{Address, Sock};
 
-/// Whether a connection is certain to be sorted out. `outbound`: this socket connected. What is not known yet (a port or
-/// an address that connect() has still to choose) is taken to pass.
+/// Returns whether the filter is certain to drop a connection. `outbound`: this socket called connect(). An unknown
+/// port or address, which connect() has still to choose, passes.
 #[inline(always)]
 pub fn rejects(sock: Sock, outbound: bool) -> bool {
-    // The verifier knows this number, and drops the call when it is 0.
-    checks() != 0 && is_rejected(sock, outbound)
+    // The verifier knows this number, and removes the call if it is 0.
+    filter_checks() != 0 && is_rejected(sock, outbound)
 }
 
-/// Whether a connection is certain to be sorted out whichever end this socket is, by ports alone: they stay what they are
-/// from when both are known. So nothing is stored of it but, at most, [`crate::kept::phase::FILTERED`].
+/// Returns whether the filter is certain to drop a connection by its ports alone, whichever end this socket is. Ports
+/// do not change once both are known, so at most [`crate::conn_state::phase::FILTERED`] is stored for such a
+/// connection.
 #[inline(always)]
 pub fn rejects_either_way(sock: Sock) -> bool {
-    if checks() & CHECK_SERVER_PORT == 0 {
+    if filter_checks() & CHECK_SERVER_PORT == 0 {
         return false;
     }
     let Some(filter) = KMESH_FILTER.get_ptr(0) else {
         return false;
     };
-    // SAFETY: user space writes it before attaching.
+    // SAFETY: user space writes the rules before it attaches the programs.
     let ports = unsafe { &(*filter).server_ports };
     let peer = sock.peer_port();
-    if peer == 0 || has(ports, peer) {
+    if peer == 0 || contains(ports, peer) {
         return false;
     }
     let local = sock.local_port();
-    local != 0 && !has(ports, local)
+    local != 0 && !contains(ports, local)
 }
 
-/// Not inlined: it is long, and asked in many places.
+// Not inlined, because it is long and has many callers.
 #[inline(never)]
 fn is_rejected(sock: Sock, outbound: bool) -> bool {
-    let checks = checks();
+    let checks = filter_checks();
     let Some(filter) = KMESH_FILTER.get_ptr(0) else {
         return false;
     };
-    // SAFETY: user space writes it before attaching.
-    let filter: &Prefilter = unsafe { &*filter };
+    // SAFETY: user space writes the rules before it attaches the programs.
+    let filter: &FilterRules = unsafe { &*filter };
     let direction = if outbound {
         DIRECTION_OUTBOUND
     } else {
@@ -58,13 +59,13 @@ fn is_rejected(sock: Sock, outbound: bool) -> bool {
     }
     if checks & CHECK_SERVER_PORT != 0 {
         let port = if outbound { sock.peer_port() } else { sock.local_port() };
-        if port != 0 && !has(&filter.server_ports, port) {
+        if port != 0 && !contains(&filter.server_ports, port) {
             return true;
         }
     }
     if checks & CHECK_CLIENT_PORT != 0 {
         let port = if outbound { sock.local_port() } else { sock.peer_port() };
-        if port != 0 && !has(&filter.client_ports, port) {
+        if port != 0 && !contains(&filter.client_ports, port) {
             return true;
         }
     }
@@ -83,58 +84,59 @@ fn is_rejected(sock: Sock, outbound: bool) -> bool {
     false
 }
 
-/// Whether a listener's children are certain to be sorted out, so that it needs no storage for them to copy.
+/// Returns whether the filter is certain to drop all children of a listener, so that it needs no storage for them to
+/// copy.
 #[inline(always)]
 pub fn rejects_children(listener: Sock) -> bool {
-    let checks = checks();
+    let checks = filter_checks();
     if checks & (CHECK_DIRECTION | CHECK_SERVER_PORT) == 0 {
         return false;
     }
     let Some(filter) = KMESH_FILTER.get_ptr(0) else {
         return false;
     };
-    // SAFETY: as above.
-    let filter: &Prefilter = unsafe { &*filter };
+    // SAFETY: user space writes the rules before it attaches the programs.
+    let filter: &FilterRules = unsafe { &*filter };
     let port = listener.local_port();
     checks & CHECK_DIRECTION != 0 && filter.directions & DIRECTION_INBOUND == 0
         || checks & CHECK_SERVER_PORT != 0
             && port != 0
-            && !has(&filter.server_ports, port)
+            && !contains(&filter.server_ports, port)
             && !listener.is_transparent()
 }
 
-/// Returns whether a listener's child has all that the filter checks from the moment when it is made: [`rejects_children`] has
-/// judged it for good. Its peer's address and port come later, and with IP_TRANSPARENT its own too.
+/// Returns whether [`rejects_children`] of the listener has decided for this new child. A child gets its peer's address
+/// and port later, and with IP_TRANSPARENT its own too.
 #[inline(always)]
-pub fn is_known_of_children(child: Sock) -> bool {
-    let checks = checks();
+pub fn is_decided_by_listener(child: Sock) -> bool {
+    let checks = filter_checks();
     checks & !(CHECK_DIRECTION | CHECK_SERVER_PORT) == 0 && (checks & CHECK_SERVER_PORT == 0 || !child.is_transparent())
 }
 
 #[inline(always)]
-fn has(ports: &[u64; 1024], port: u16) -> bool {
-    // SAFETY: a 16-bit number divided by 64 is below 1024. Volatile, so that the compiler adds no check of its own.
+fn contains(ports: &[u64; 1024], port: u16) -> bool {
+    // SAFETY: a 16-bit number divided by 64 is below 1024. Volatile, so that the compiler adds no bounds check.
     let word = unsafe { ptr::read_volatile(ports.as_ptr().add(usize::from(port >> 6))) };
     word >> (port & 63) & 1 != 0
 }
 
 #[inline(always)]
-fn rejects_addresses(filter: &Prefilter, local: Address, peer: Address, outbound: bool) -> bool {
+fn rejects_addresses(filter: &FilterRules, local: Address, peer: Address, outbound: bool) -> bool {
     let (client, server) = if outbound { (local, peer) } else { (peer, local) };
     let (client, server) = (terms(client), terms(server));
-    // The bits of each flag as its own end has them, the bits of the flag for either end as one of the two has them.
+    // A flag for one end counts for that end only. The flag for either end counts if one of the ends matches.
     let matched = (client | server) & terms_for(term::EITHER)
         | client & terms_for(term::CLIENT)
         | server & terms_for(term::SERVER);
     matched >> term::NEGATED != 0 || filter.must_match & !matched != 0
 }
 
-/// A flag's bits, negated values and others.
+/// Returns the bits of a flag for plain and for negated values.
 const fn terms_for(flag: u32) -> u32 {
     flag | flag << term::NEGATED
 }
 
-/// Which terms contain the address. What is not known yet may match, but is no reason to sort out.
+/// Returns the terms that contain `address`. An unknown address matches every term, and no negated one, so it passes.
 #[inline(always)]
 fn terms(address: Address) -> u32 {
     if address.is_unspecified() {

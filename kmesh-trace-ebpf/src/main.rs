@@ -1,25 +1,38 @@
-//! The eBPF programs of kmesh-trace: attach points only, one short function each.
+//! The eBPF programs of kmesh-trace: the attach points, each a short function.
 //!
-//! A connection's life is carried by one hook, `inet_sock_set_state`; [`connection`] tells that story. `tcp_destroy_sock`
-//! is the second chance for closes that the kernel skipped the first program for, `tcp_send_reset` settles what a close
-//! alone cannot tell, and the iterators `task_file` and `tcp` seed the sockets that were open before.
+//! `inet_sock_set_state` carries the life of a connection ([`connection`]). The programs at `tcp_destroy_sock` and
+//! `inet_sk_error_report` report closes for which the kernel skipped the state program ([`fallback`]). The program at
+//! `tcp_send_reset` reports the RST that decides how a connection ended. The iterators `task_file` and `tcp` scan the
+//! open sockets ([`scan`]).
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
+mod conn_state;
+#[cfg(target_arch = "bpf")]
 mod connection;
+#[cfg(target_arch = "bpf")]
+mod fallback;
 #[cfg(target_arch = "bpf")]
 mod filter;
 #[cfg(target_arch = "bpf")]
-mod kept;
+mod iterator;
+#[cfg(target_arch = "bpf")]
+mod layout;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod record;
 #[cfg(target_arch = "bpf")]
+mod scan;
+#[cfg(target_arch = "bpf")]
 mod sock;
+#[cfg(target_arch = "bpf")]
+mod storage;
+#[cfg(target_arch = "bpf")]
+mod task;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
@@ -30,42 +43,43 @@ mod programs {
 
     use kmesh_trace_common::counter;
 
-    use crate::connection;
-    use crate::maps::{is_running, running};
-    use crate::sock::{NetnsSock, Sock, TaskFile};
+    use crate::iterator::{NetnsSock, TaskFile};
+    use crate::maps::{is_state_program_running, run_state_program};
+    use crate::sock::Sock;
+    use crate::{connection, fallback, scan};
 
     #[btf_tracepoint(function = "inet_sock_set_state")]
     fn kmesh_state(ctx: BtfTracePointContext) -> i32 {
-        running(|| state(&ctx, counter::STATE))
+        run_state_program(|| state(&ctx, counter::STATE))
     }
 
-    /// The kernel reports an error of a socket, and gives the connection up. For errors in a softirq on top of the program at
-    /// `inet_sock_set_state`, which the kernel then skips: see [`connection::failed`].
+    /// Reports errors in a softirq that interrupts `kmesh_state`. The kernel then skips `kmesh_state` for the change to
+    /// CLOSE: see [`fallback::error_reported`].
     #[btf_tracepoint(function = "inet_sk_error_report")]
     fn kmesh_error(ctx: BtfTracePointContext) -> i32 {
-        if is_running() {
+        if is_state_program_running() {
             // SAFETY: the hook's only argument is a `const struct sock *`, never null.
-            let sock = unsafe { Sock::from_argument(ctx.arg::<*const c_void>(0)) };
+            let sock = unsafe { Sock::from_pointer(ctx.arg::<*const c_void>(0)) };
             if sock.is_tcp() {
-                connection::failed(sock);
+                fallback::error_reported(sock);
             }
         }
         0
     }
 
-    /// For kernels that preempt programs at tracepoints: see [`connection::changed`].
+    /// The backup of `kmesh_state`, for kernels that preempt programs: see [`connection::state_changed`].
     #[btf_tracepoint(function = "inet_sock_set_state")]
-    fn kmesh_state_again(ctx: BtfTracePointContext) -> i32 {
-        state(&ctx, counter::STATE_AGAIN)
+    fn kmesh_state_backup(ctx: BtfTracePointContext) -> i32 {
+        state(&ctx, counter::STATE_BACKUP)
     }
 
     #[inline(always)]
     fn state(ctx: &BtfTracePointContext, program: u32) -> i32 {
         // SAFETY: the hook's first argument is a `const struct sock *`, never null.
-        let sock = unsafe { Sock::from_argument(ctx.arg::<*const c_void>(0)) };
+        let sock = unsafe { Sock::from_pointer(ctx.arg::<*const c_void>(0)) };
         let (old, new) = (ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8);
-        if connection::matters(old, new) && sock.is_tcp() {
-            connection::changed(sock, old, new, program);
+        if connection::is_relevant(old, new) && sock.is_tcp() {
+            connection::state_changed(sock, old, new, program);
         }
         0
     }
@@ -75,16 +89,16 @@ mod programs {
         destroy(&ctx, counter::DESTROY)
     }
 
-    /// As above.
+    /// The backup of `kmesh_destroy`, for kernels that preempt programs.
     #[btf_tracepoint(function = "tcp_destroy_sock")]
-    fn kmesh_destroy_again(ctx: BtfTracePointContext) -> i32 {
-        destroy(&ctx, counter::DESTROY_AGAIN)
+    fn kmesh_destroy_backup(ctx: BtfTracePointContext) -> i32 {
+        destroy(&ctx, counter::DESTROY_BACKUP)
     }
 
     #[inline(always)]
     fn destroy(ctx: &BtfTracePointContext, program: u32) -> i32 {
         // SAFETY: the hook's only argument is a `struct sock *`, never null.
-        connection::destroyed(unsafe { Sock::from_argument(ctx.arg::<*const c_void>(0)) }, program);
+        fallback::socket_destroyed(unsafe { Sock::from_pointer(ctx.arg::<*const c_void>(0)) }, program);
         0
     }
 
@@ -93,31 +107,31 @@ mod programs {
         let argument = ctx.arg::<*const c_void>(0);
         if !argument.is_null() {
             // SAFETY: the hook's first argument is a `const struct sock *`, not null here.
-            connection::reset_sent(unsafe { Sock::from_argument(argument) });
+            connection::reset_sent(unsafe { Sock::from_pointer(argument) });
         }
         0
     }
 
-    /// aya has no attribute for iterators: the section's name tells the loader what this is.
+    // aya has no attribute for iterators. The loader finds the program's type by the section's name.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "iter/task_file")]
-    fn kmesh_walk(ctx: *mut c_void) -> i32 {
+    fn kmesh_scan_fds(ctx: *mut c_void) -> i32 {
         // SAFETY: the kernel calls a program of this section with a `struct bpf_iter__task_file *`.
         let visit = unsafe { TaskFile::from_context(ctx) };
         if let (Some(task), Some(sock)) = (visit.task(), visit.tcp_sock()) {
-            connection::met(visit, sock, task);
+            scan::visit_descriptor(visit, sock, task);
         }
         0
     }
 
-    /// For the sockets that no descriptor of a process leads to.
+    /// Scans the sockets of a network namespace, which finds sockets without a descriptor too.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "iter/tcp")]
-    fn kmesh_netns(ctx: *mut c_void) -> i32 {
+    fn kmesh_scan_netns(ctx: *mut c_void) -> i32 {
         // SAFETY: the kernel calls a program of this section with a `struct bpf_iter__tcp *`.
         let visit = unsafe { NetnsSock::from_context(ctx) };
         if let Some(sock) = visit.tcp_sock() {
-            connection::found_in_netns(visit, sock);
+            scan::visit_netns_socket(visit, sock);
         }
         0
     }

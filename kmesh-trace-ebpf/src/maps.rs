@@ -1,4 +1,4 @@
-//! The maps that all programs share: the ring that carries records, the filter, and the counters.
+//! The maps that all programs share: the ring of records, the kernel filter, the counters; and the configuration.
 
 use core::ffi::c_void;
 use core::ptr;
@@ -7,145 +7,150 @@ use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
 use aya_ebpf::btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_ringbuf_query};
 use aya_ebpf::macros::btf_map;
-use kmesh_trace_common::{Counters, Prefilter, Settings, Snapshot, Walked, counter};
+use kmesh_trace_common::{Counters, FilterRules, ProgramConfig, ScanRecord, Snapshot, counter};
 
 use crate::sock::{Address, Sock};
 
-/// The records. User space sets the size.
+/// The ring of records. User space sets the size.
 #[btf_map]
 pub static KMESH_EVENTS: RingBuf<Snapshot, 4096> = RingBuf::new();
 
-/// Written by user space before attaching.
+/// The rules of the kernel filter. User space writes them before it attaches the programs.
 #[btf_map]
-pub static KMESH_FILTER: Array<Prefilter, 1> = Array::new();
+pub static KMESH_FILTER: Array<FilterRules, 1> = Array::new();
 
-/// What the filter's networks say; written likewise. User space sets the size.
+/// The networks of the kernel filter, each with the terms that contain it. User space sets the size, and writes the
+/// networks before it attaches the programs.
 #[btf_map]
 static KMESH_NETWORKS: LpmTrie<[u8; 16], u32, 1> = LpmTrie::new();
 
-/// A key of the networks, its address where words can be written.
+/// A key of `KMESH_NETWORKS` behind padding, so that its address is aligned and can be written as two words.
 #[repr(C)]
-struct Whole {
+struct AlignedKey {
     pad: u32,
     bits: u32,
     address: [u64; 2],
 }
 
-/// Which terms of the filter contain an address: bits of [`kmesh_trace_common::term`].
+/// Returns the terms of the filter that contain `address`, as bits of [`kmesh_trace_common::term`].
 #[inline(always)]
 pub fn terms_of(address: Address) -> u32 {
-    let key = Whole {
+    let key = AlignedKey {
         pad: 0,
         bits: 128,
         address: address.0,
     };
     let map = (&raw const KMESH_NETWORKS).cast_mut().cast::<c_void>();
-    // SAFETY: a map whose keys are 20 bytes, which `bits` and `address` are, and whose values are `u32`; the kernel returns
-    // null or a value, which stays readable for as long as the program runs.
+    // SAFETY: the keys of the map are 20 bytes, which `bits` and `address` are, and its values are `u32`. The kernel
+    // returns null or a value, which stays readable while the program runs.
     unsafe {
         let terms = bpf_map_lookup_elem(map, (&raw const key.bits).cast()).cast::<u32>();
         if terms.is_null() { 0 } else { ptr::read_volatile(terms) }
     }
 }
 
-/// Where a walk puts together what it tells: too large for the stack.
+/// The buffer in which a socket scan builds a record, which is too large for the stack.
 #[btf_map]
-static KMESH_SCRATCH: PerCpuArray<Walked, 1> = PerCpuArray::new();
+static KMESH_SCRATCH: PerCpuArray<ScanRecord, 1> = PerCpuArray::new();
 
-/// Written by user space before loading.
+/// The configuration, which user space writes before it loads the programs.
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings { ..ZERO };
+static CONFIG: ProgramConfig = ProgramConfig { ..ZERO };
 
-// SAFETY: Settings is a structure of plain numbers.
-const ZERO: Settings = unsafe { core::mem::zeroed() };
+// SAFETY: ProgramConfig consists of plain numbers.
+const ZERO: ProgramConfig = unsafe { core::mem::zeroed() };
 
-/// Which checks of the filter there are: `CHECK_*`.
-#[inline(always)]
-pub fn checks() -> u32 {
-    // SAFETY: a read of a static. Volatile, because what the compiler sees there is not what user space wrote.
-    unsafe { ptr::read_volatile(&raw const SETTINGS.checks) }
+/// Reads a field of [`CONFIG`]. Volatile, because the compiler sees zeros instead of the values that user space writes.
+macro_rules! config {
+    ($field:ident) => {
+        // SAFETY: a volatile read of a field of a static.
+        unsafe { ptr::read_volatile(&raw const CONFIG.$field) }
+    };
 }
 
-/// Whether to tell that associations were established.
+/// Returns the enabled checks of the kernel filter, as bits `CHECK_*`.
 #[inline(always)]
-pub fn tells_opens() -> bool {
-    // SAFETY: as above.
-    unsafe { ptr::read_volatile(&raw const SETTINGS.opens) != 0 }
+pub fn filter_checks() -> u32 {
+    config!(filter_checks)
 }
 
-/// Whether the kernel may put a program aside with its task, so that there are second ones.
+/// Returns whether the programs report established connections.
 #[inline(always)]
-pub fn is_preempted() -> bool {
-    // SAFETY: as above. The verifier knows it, and drops what is only for the other kernels.
-    unsafe { ptr::read_volatile(&raw const SETTINGS.preempted) != 0 }
+pub fn reports_opens() -> bool {
+    config!(reports_opens) != 0
 }
 
-/// The bit of `tcp_sock.fastopen_connect` in its byte.
+/// Returns whether the kernel may preempt a program, so that backup programs are attached. The verifier knows the value
+/// and removes the code for other kernels.
+#[inline(always)]
+pub fn preempts_programs() -> bool {
+    config!(preempts_programs) != 0
+}
+
+/// Returns the mask of `tcp_sock.fastopen_connect` in its byte.
 #[inline(always)]
 pub fn fastopen_connect_bit() -> u8 {
-    // SAFETY: a volatile read of a static.
-    unsafe { ptr::read_volatile(&raw const SETTINGS.fastopen_connect_bit) }
+    config!(fastopen_connect_bit)
 }
 
-/// The bit of IP_TRANSPARENT in its byte.
+/// Returns the mask of IP_TRANSPARENT in its byte.
 #[inline(always)]
 pub fn transparent_bit() -> u8 {
-    // SAFETY: a volatile read of a static.
-    unsafe { ptr::read_volatile(&raw const SETTINGS.transparent_bit) }
+    config!(transparent_bit)
 }
 
-/// The bit of a task whose system calls have other numbers.
+/// Returns the mask of the bit that marks a task with 32-bit system call numbers.
 #[inline(always)]
 pub fn compat_bit() -> u8 {
-    // SAFETY: a volatile read of a static.
-    unsafe { ptr::read_volatile(&raw const SETTINGS.compat_bit) }
+    config!(compat_bit)
 }
 
-/// Returns whether a system call can close a file of the process that makes it.
+/// Returns whether a system call can close a file of the calling process. `compat`: the number is a 32-bit one.
 #[inline(always)]
 pub fn can_close(system_call: u32, compat: bool) -> bool {
     if system_call >= 512 {
         return false;
     }
     let calls = if compat {
-        (&raw const SETTINGS.compat_closing_calls).cast::<u64>()
+        (&raw const CONFIG.compat_closing_calls).cast::<u64>()
     } else {
-        (&raw const SETTINGS.closing_calls).cast::<u64>()
+        (&raw const CONFIG.closing_calls).cast::<u64>()
     };
     // SAFETY: a number below 512 divided by 64 is below 8.
     let word = unsafe { ptr::read_volatile(calls.add(system_call as usize >> 6)) };
     word >> (system_call & 63) & 1 != 0
 }
 
-/// Returns whether the ring has room for one more [`Snapshot`], and beyond it for the [`Reset`]s of those that it has.
+/// Returns whether the ring has capacity for one more [`Snapshot`]. The rest of the ring is reserved for [`Reset`]
+/// records.
 ///
 /// [`Reset`]: kmesh_trace_common::Reset
 #[inline(always)]
-pub fn has_room() -> bool {
-    // SAFETY: a volatile read of a static.
-    let limit = unsafe { ptr::read_volatile(&raw const SETTINGS.snapshot_limit) };
+pub fn has_capacity() -> bool {
+    let limit = config!(snapshot_limit);
     let map = (&raw const KMESH_EVENTS).cast_mut().cast::<c_void>();
-    // SAFETY: a map of this kind.
+    // SAFETY: the map is a ring buffer.
     unsafe { bpf_ringbuf_query(map, BPF_RB_AVAIL_DATA.into()) <= u64::from(limit) }
 }
 
-/// Where this CPU's walk puts together what it tells.
+/// Returns this CPU's buffer for the record of a socket scan.
 #[inline(always)]
-pub fn scratch() -> Option<*mut Walked> {
+pub fn scan_buffer() -> Option<*mut ScanRecord> {
     KMESH_SCRATCH.get_ptr_mut(0)
 }
 
-/// Not 0 while the program at `inet_sock_set_state` runs on this CPU.
+/// Not 0 while `kmesh_state` runs on this CPU.
 #[btf_map]
 static KMESH_RUNNING: PerCpuArray<u32, 1> = PerCpuArray::new();
 
-/// Runs the program at `inet_sock_set_state`, and notes meanwhile that it runs on this CPU.
+/// Runs `kmesh_state`, and marks it as running on this CPU meanwhile.
 #[inline(always)]
-pub fn running(program: impl FnOnce() -> i32) -> i32 {
+pub fn run_state_program(program: impl FnOnce() -> i32) -> i32 {
     let running = KMESH_RUNNING.get_ptr_mut(0);
     let set = |value| {
         if let Some(running) = running {
-            // SAFETY: this CPU's word, which lives as long as the program. Volatile, so that an interrupt sees it.
+            // SAFETY: this CPU's word, which lives as long as the program. Volatile, so that an interrupt sees the
+            // value.
             unsafe { ptr::write_volatile(running, value) };
         }
     };
@@ -155,9 +160,9 @@ pub fn running(program: impl FnOnce() -> i32) -> i32 {
     result
 }
 
-/// Returns whether the caller interrupts the program at `inet_sock_set_state`.
+/// Returns whether the caller interrupts `kmesh_state`.
 #[inline(always)]
-pub fn is_running() -> bool {
+pub fn is_state_program_running() -> bool {
     KMESH_RUNNING.get_ptr(0).is_some_and(|running| {
         // SAFETY: this CPU's word, which lives as long as the program.
         unsafe { ptr::read_volatile(running) != 0 }
@@ -165,62 +170,66 @@ pub fn is_running() -> bool {
 }
 
 #[btf_map]
-static KMESH_COUNTS: PerCpuArray<Counters, { counter::SLOTS }> = PerCpuArray::new();
+static KMESH_COUNTERS: PerCpuArray<Counters, { counter::PROGRAMS }> = PerCpuArray::new();
 
-/// Counts for one program; see [`counter`].
+/// Changes the counters of `program`, a number of [`counter`], on this CPU.
 #[inline(always)]
-pub fn count(slot: u32, add: impl FnOnce(&mut Counters)) {
-    if let Some(counters) = KMESH_COUNTS.get_ptr_mut(slot) {
-        // SAFETY: this CPU's slot of this program, which cannot run on top of itself.
+pub fn count(program: u32, add: impl FnOnce(&mut Counters)) {
+    if let Some(counters) = KMESH_COUNTERS.get_ptr_mut(program) {
+        // SAFETY: this CPU's counters of this program, which cannot run on top of itself.
         add(unsafe { &mut *counters });
     }
 }
 
-/// The number of the present socket scan, from 1; user space writes it between scans. The first scan only stores what it
-/// finds; all others also report it.
+/// The number of the current socket scan, from 1, which user space writes between scans. The first scan only stores the
+/// connections that it finds; the others also report them.
 #[btf_map]
-static KMESH_WALK: Array<u32, 1> = Array::new();
+static KMESH_SCAN: Array<u32, 1> = Array::new();
 
-/// Returns the number of the present socket scan.
+/// Returns the number of the current socket scan.
 #[inline(always)]
 pub fn scan_number() -> u32 {
-    // SAFETY: a slot of an array that lives as long as the program, and a whole word.
-    KMESH_WALK
+    // SAFETY: an aligned word of an array that lives as long as the program.
+    KMESH_SCAN
         .get_ptr(0)
         .map_or(0, |slot| unsafe { ptr::read_volatile(slot) })
 }
 
-/// The cookies of sockets whose connection began when no storage could be had. Such a socket looks like one that was open
-/// before the tracer. The map forgets the oldest when it is full: whoever fills it only hides sockets without storage, which are
-/// the filler's own.
+/// The cookies of sockets whose connection has no storage, because the kernel could not allocate it. Without this map
+/// such a socket would pass for one that is older than the tracer. A full map drops the oldest cookie; a process that
+/// fills it hides only its own sockets.
 #[btf_map]
-static KMESH_UNSTORED: LruHashMap<u64, u32, 4096> = LruHashMap::new();
+static KMESH_STORAGE_FAILED: LruHashMap<u64, u32, 4096> = LruHashMap::new();
 
-/// Remembers that the connection of this socket has no storage.
+/// Marks the connection of this socket as one without storage.
 #[inline(always)]
-pub fn note_unstored(sock: Sock) {
-    // Where this fails, its end counts as that of a connection from before the tracer.
-    _ = KMESH_UNSTORED.insert(sock.cookie(), 1, 0);
+pub fn mark_storage_failed(sock: Sock) {
+    // If this fails too, the close counts as that of a connection from before the tracer.
+    _ = KMESH_STORAGE_FAILED.insert(sock.cookie(), 1, 0);
 }
 
-/// Returns whether the connection of this socket began without storage.
+/// Returns whether the kernel could not allocate storage for the connection of this socket.
 #[inline(always)]
-pub fn is_unstored(sock: Sock) -> bool {
+pub fn has_storage_failed(sock: Sock) -> bool {
+    // `mark_storage_failed` gives the socket a cookie.
     let cookie = sock.skc_cookie();
-    // Noting it gave the socket its cookie.
-    cookie != 0 && KMESH_UNSTORED.get_ptr(cookie).is_some()
+    cookie != 0 && KMESH_STORAGE_FAILED.get_ptr(cookie).is_some()
 }
 
-/// Since when all programs are attached (CLOCK_MONOTONIC, ns); 0 before. Written by user space.
+/// The time when all programs were attached (CLOCK_MONOTONIC, ns), which user space writes; 0 before.
 #[btf_map]
-static KMESH_BEGAN: Array<u64, 1> = Array::new();
+static KMESH_ATTACHED: Array<u64, 1> = Array::new();
 
-/// Since when a socket that any segment came or went for can only be missed where the kernel skips the programs.
+/// Returns the time when all programs were attached; `u64::MAX` before. A socket that sent or received a segment since
+/// then can be unknown only because the kernel skipped the programs.
 #[inline(always)]
-pub fn began_ns() -> u64 {
-    // SAFETY: a slot of an array that lives as long as the program, and a whole word.
-    match KMESH_BEGAN.get_ptr(0).map(|slot| unsafe { ptr::read_volatile(slot) }) {
+pub fn attached_ns() -> u64 {
+    // SAFETY: an aligned word of an array that lives as long as the program.
+    match KMESH_ATTACHED
+        .get_ptr(0)
+        .map(|slot| unsafe { ptr::read_volatile(slot) })
+    {
         None | Some(0) => u64::MAX,
-        Some(began) => began,
+        Some(attached) => attached,
     }
 }

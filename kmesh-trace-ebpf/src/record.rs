@@ -1,22 +1,24 @@
-//! Records, written where they are to stand, field by field.
+//! The records, written into the ring or the scan buffer field by field.
 
 use core::ptr;
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use kmesh_trace_common::{
     FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_ROOT_NETNS, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE,
     Reset, Snapshot, counter, state, tcp_fields,
 };
 
-use crate::kept::{self, Connection, Scanned, owner_words, phase};
-use crate::maps::{KMESH_EVENTS, count, has_room, scratch, tells_opens};
-use crate::sock::{IteratorOutput, Sock, Tcp, error_details};
+use crate::conn_state::{ConnState, ScanView, owner_words, phase};
+use crate::connection::now;
+use crate::iterator::IteratorOutput;
+use crate::maps::{KMESH_EVENTS, count, has_capacity, reports_opens, scan_buffer};
+use crate::sock::{Sock, Tcp, error_details};
+use crate::storage;
 
-/// How often a walk tries to read a socket that is in use before it takes what it has.
-const TRIES: u32 = 24;
+/// The maximum number of times that a scan reads the counters of a socket that is in use.
+const MAX_READS: u32 = 24;
 
-/// Writes fields where they are to stand.
+/// Writes fields of a record.
 macro_rules! put {
     ($record:expr; $($field:ident: $value:expr,)*) => {
         $(
@@ -27,8 +29,8 @@ macro_rules! put {
     };
 }
 
-/// What a record tells besides the socket's own fields.
-struct Event {
+/// The fields of a record that do not come from the socket or its state alone.
+struct EventFields {
     kind: u32,
     old_state: u8,
     flags: u8,
@@ -37,18 +39,19 @@ struct Event {
     ee_origin: u8,
 }
 
-/// The end of an association.
-pub struct Ended {
+/// The close of a connection attempt, not reported yet.
+pub struct Close {
     sock: Sock,
     tcp: Tcp,
-    event: Event,
+    event: EventFields,
 }
 
-/// What ended; none if it was no association: no SYN was sent. `segs_before`: [`Connection::segs_before`].
+/// Reads the close of an attempt; `None` if no SYN was sent, so that there was no attempt. `segs_out_before`:
+/// [`ConnState::segs_out_before`].
 #[inline(always)]
-pub fn ended(sock: Sock, stale_error: u64, segs_before: u32, old_state: u8, flags: u8) -> Option<Ended> {
+pub fn read_close(sock: Sock, stale_error: u64, segs_out_before: u32, old_state: u8, flags: u8) -> Option<Close> {
     let tcp = sock.tcp()?;
-    // What ends it otherwise does so at once, so what is pending when close() does is not the cause.
+    // Any other cause ends the connection at once, so an error that is still pending at close() is not the cause.
     let sk_err = if sock.is_ended_by_close(old_state) {
         0
     } else {
@@ -56,21 +59,21 @@ pub fn ended(sock: Sock, stale_error: u64, segs_before: u32, old_state: u8, flag
     };
     let (mut ee_errno, mut ee_origin) = (0, 0);
     if old_state == state::SYN_SENT {
-        if tcp.segs_out() == segs_before {
+        if tcp.segs_out() == segs_out_before {
             return None;
         }
         if sk_err == 0 {
-            // ICMP that met a socket in use by its program: only the error queue knows.
+            // If ICMP arrived while a system call held the socket, only the error queue has the error.
             let newest = sock.newest_error();
             if newest != 0 && newest != stale_error {
                 (ee_errno, ee_origin) = error_details(newest);
             }
         }
     }
-    Some(Ended {
+    Some(Close {
         sock,
         tcp,
-        event: Event {
+        event: EventFields {
             kind: KIND_CLOSE,
             old_state,
             flags,
@@ -83,45 +86,45 @@ pub fn ended(sock: Sock, stale_error: u64, segs_before: u32, old_state: u8, flag
 
 #[inline(always)]
 fn reserve() -> Option<RingBufEntry<Snapshot>> {
-    if has_room() {
+    if has_capacity() {
         KMESH_EVENTS.reserve_untyped::<Snapshot>(0)
     } else {
         None
     }
 }
 
-/// Tells of the end of an association, or counts that it could not be told; and that it is not open any more.
+/// Submits the record of a close, or counts it as lost. Also counts that the connection is no longer open.
 #[inline(always)]
-pub fn close(ended: &Ended, connection: &Connection, slot: u32) {
+pub fn report_close(close: &Close, conn: &ConnState, program: u32) {
     let Some(mut entry) = reserve() else {
-        return count(slot, |counters| {
+        return count(program, |counters| {
             counters.open -= 1;
             counters.closes += 1;
             counters.lost_ring += 1;
         });
     };
-    fill(entry.as_mut_ptr(), ended.sock, ended.tcp, connection, &ended.event);
+    fill(entry.as_mut_ptr(), close.sock, close.tcp, conn, &close.event);
     put! { entry.as_mut_ptr(); time_ns: now(), }
-    // Default wake-up: the reader is woken only when it has read all there was before, so once a batch.
+    // With these flags the kernel wakes the reader only if it has read all earlier records: once for each batch.
     entry.submit(0);
-    count(slot, |counters| {
+    count(program, |counters| {
         counters.open -= 1;
         counters.closes += 1;
         counters.submitted += 1;
     });
 }
 
-/// Tells that an association was established, if that is wanted.
+/// Reports that a connection was established, if the configuration says so.
 #[inline(always)]
-pub fn open(sock: Sock, connection: &Connection, old_state: u8, slot: u32) {
-    if !tells_opens() {
+pub fn report_open(sock: Sock, conn: &ConnState, old_state: u8, program: u32) {
+    if !reports_opens() {
         return;
     }
     let Some(tcp) = sock.tcp() else { return };
     let Some(mut entry) = reserve() else {
-        return count(slot, |counters| counters.lost_opens += 1);
+        return count(program, |counters| counters.lost_opens += 1);
     };
-    let event = Event {
+    let event = EventFields {
         kind: KIND_OPEN,
         old_state,
         flags: 0,
@@ -129,28 +132,28 @@ pub fn open(sock: Sock, connection: &Connection, old_state: u8, slot: u32) {
         ee_errno: 0,
         ee_origin: 0,
     };
-    fill(entry.as_mut_ptr(), sock, tcp, connection, &event);
+    fill(entry.as_mut_ptr(), sock, tcp, conn, &event);
     put! { entry.as_mut_ptr(); time_ns: now(), }
     entry.submit(0);
-    count(slot, |counters| counters.opens += 1);
+    count(program, |counters| counters.opens += 1);
 }
 
-/// Tells a walk, once, how an association stands.
+/// Writes the update of a connection to the output of a scan, and marks the connection as visited.
 ///
-/// Unless the scan holds the socket's lock (`is_locked`), what its bytes are computed from is read until nothing was inside the
-/// socket before or after and nothing moved; a FIN that is counted already but not yet noted would otherwise pass for a byte of
-/// payload.
+/// Unless the scan holds the socket's lock (`is_locked`), it reads the counters of the payload again until the socket
+/// was unlocked before and after, and no counter changed. Otherwise a FIN that is already counted, but not yet in the
+/// state, would pass for a byte of payload.
 #[inline(always)]
-pub fn update(output: IteratorOutput, sock: Sock, connection: Scanned, walk: u32, is_locked: bool) {
-    let (Some(tcp), Some(walked)) = (sock.tcp(), scratch()) else {
+pub fn report_update(output: IteratorOutput, sock: Sock, conn: ScanView, scan: u32, is_locked: bool) {
+    let (Some(tcp), Some(buffer)) = (sock.tcp(), scan_buffer()) else {
         return;
     };
-    // SAFETY: this CPU's own.
+    // SAFETY: this CPU's buffer.
     let record = unsafe {
-        (*walked).length = size_of::<Snapshot>() as u64;
-        &raw mut (*walked).snapshot
+        (*buffer).length = size_of::<Snapshot>() as u64;
+        &raw mut (*buffer).snapshot
     };
-    let event = Event {
+    let event = EventFields {
         kind: KIND_UPDATE,
         old_state: 0,
         flags: 0,
@@ -158,114 +161,113 @@ pub fn update(output: IteratorOutput, sock: Sock, connection: Scanned, walk: u32
         ee_errno: 0,
         ee_origin: 0,
     };
-    fill(record, sock, tcp, connection.as_ptr(), &event);
-    for _ in 0..TRIES {
+    fill(record, sock, tcp, conn.as_ptr(), &event);
+    for _ in 0..MAX_READS {
         let locked = sock.lock();
         let state = sock.skc_state();
-        fill_bytes(record, sock, tcp);
-        // SAFETY: this CPU's own.
+        fill_payload(record, sock, tcp);
+        // SAFETY: this CPU's buffer.
         let read = unsafe {
             (*record).old_state = state;
             &*record
         };
-        // In one number: the verifier goes through each way out of each try.
-        let moved = read.bytes_acked ^ tcp.bytes_acked()
+        // One number, because the verifier checks each way out of each read.
+        let changed = read.bytes_acked ^ tcp.bytes_acked()
             | read.bytes_received ^ tcp.bytes_received()
             | u64::from(read.snd_una ^ tcp.snd_una())
             | u64::from(read.write_seq ^ tcp.write_seq())
             | u64::from(read.sk_flags ^ sock.skc_flags() as u8)
             | u64::from(state ^ sock.skc_state());
-        if is_locked || moved | locked | sock.lock() == 0 {
+        if is_locked || changed | locked | sock.lock() == 0 {
             break;
         }
     }
-    // Timed after the state was read: whatever it came from has its time, too.
+    // Read the clock after the state, so that the time of the change to this state is earlier.
     put! { record; time_ns: now(), }
-    // SAFETY: this CPU's own.
+    // SAFETY: this CPU's buffer.
     if unsafe { (*record).old_state } == state::CLOSE {
-        // Its end is told elsewhere.
+        // The program at the state change reports the close.
         return;
     }
-    // Looked up again, so that the verifier need not go through all of the above for each place where it may be kept.
-    let Some(connection) = kept::scanned(sock) else { return };
-    // The kernel changes the state only once the programs have been run: what looks open may have been told as ended before
-    // this was read, and what looks as if it were connecting as established. Both are noted first and timed then; here it is
-    // the other way round. The next walk tells what is left of it.
-    let (phase_now, association, established_ns) = (
-        connection.phase(),
-        connection.association(),
-        connection.established_ns(),
-    );
-    // SAFETY: this CPU's own.
-    let (told, is_connecting) = unsafe {
-        let told = (*record).association;
-        (told, matches!((*record).old_state, state::SYN_SENT | state::SYN_RECV))
+    // A second look-up, so that the verifier does not check the code above once for each kind of storage.
+    let Some(conn) = storage::get_for_scan(sock) else {
+        return;
     };
-    if phase_now != phase::LIVE || association != told {
+    // The kernel changes the state after it runs the programs. So a socket that looks open may already be reported as
+    // closed, and one that looks as if it were connecting as established. The programs store the phase before they read
+    // the clock, and the scan reads the clock before the phase. So the scan sees the new phase and skips the update. If
+    // the connection is still open, the next scan reports it.
+    let (phase_now, attempt, established_ns) = (conn.phase(), conn.attempt(), conn.established_ns());
+    // SAFETY: this CPU's buffer.
+    let (record_attempt, is_connecting) = unsafe {
+        let is_connecting = matches!((*record).old_state, state::SYN_SENT | state::SYN_RECV);
+        ((*record).attempt, is_connecting)
+    };
+    if phase_now != phase::LIVE || attempt != record_attempt {
         return;
     }
     if !(is_connecting && established_ns != 0) {
-        // SAFETY: this CPU's own.
+        // SAFETY: this CPU's buffer.
         let is_written = unsafe {
             (*record).established_ns = established_ns;
-            output.write(&*walked)
+            output.write(&*buffer)
         };
         if !is_written {
-            // There is no room now. The kernel calls again for the same socket.
+            // The buffer of the output is full. The kernel visits the same socket again.
             return;
         }
     }
-    connection.set_visited(walk);
+    conn.set_visited(scan);
 }
 
-/// Tells of the RST that settles how a connection ended.
+/// Reports the RST that decides how a connection ended.
 #[inline(always)]
-pub fn reset(sock: Sock, connection: &Connection) {
+pub fn report_reset(sock: Sock, conn: &ConnState) {
     let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Reset>(0) else {
-        // `has_room` kept some for it.
+        // `has_capacity` reserves space for it.
         return;
     };
     entry.write(Reset {
         kind: KIND_RESET,
-        association: connection.association,
+        attempt: conn.attempt,
         cookie: sock.cookie(),
     });
     entry.submit(0);
     count(counter::RESET, |counters| counters.resets += 1);
 }
 
-/// All but the time.
+/// Writes all fields but the time.
 #[inline(always)]
-fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: *const Connection, event: &Event) {
+fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, conn: *const ConnState, event: &EventFields) {
     let root_netns = if tcp.sock().is_netns_of_root() {
         FLAG_ROOT_NETNS
     } else {
         0
     };
-    // What is kept comes first, and is not asked again: all else the verifier then need not go through for each place where
-    // that may be.
-    let owner = owner_words(connection);
-    // SAFETY: a field of a whole record, three words at a multiple of 8.
+    // Read the stored state first, and only once. The verifier then does not check the rest once for each kind of
+    // storage.
+    let owner = owner_words(conn);
+    // SAFETY: a field of a whole record: three words at multiples of 8.
     unsafe {
         let to = (&raw mut (*record).owner).cast::<u64>();
         ptr::write_volatile(to, owner[0]);
         ptr::write_volatile(to.add(1), owner[1]);
         ptr::write_volatile(to.add(2), owner[2]);
     }
-    // SAFETY: fields of what is stored of a socket, which lives longer than this run of the program. Volatile, because a scan
-    // reads them while another CPU writes them.
-    let (start_ns, established_ns, association, flags) = unsafe {
+    // SAFETY: fields of a value that lives as long as the socket, longer than this run of the program. Volatile,
+    // because a scan reads them while another CPU writes them.
+    let (start_ns, established_ns, attempt, flags) = unsafe {
         (
-            ptr::read_volatile(&raw const (*connection).start_ns),
-            ptr::read_volatile(&raw const (*connection).established_ns),
-            ptr::read_volatile(&raw const (*connection).association),
-            ptr::read_volatile(&raw const (*connection).flags),
+            ptr::read_volatile(&raw const (*conn).start_ns),
+            ptr::read_volatile(&raw const (*conn).established_ns),
+            ptr::read_volatile(&raw const (*conn).attempt),
+            ptr::read_volatile(&raw const (*conn).flags),
         )
     };
     put! { record;
         start_ns: start_ns,
         established_ns: established_ns,
-        association: association,
+        attempt: attempt,
         flags: flags & (FLAG_ACTIVE | FLAG_PREEXISTING | FLAG_RESET_SENT) | event.flags | root_netns,
     }
     put_tcp(record, tcp);
@@ -288,12 +290,12 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, connection: *const Connecti
     }
     // SAFETY: fields of a whole record, each at a multiple of 8.
     unsafe {
-        put_halves(&raw mut (*record).local_addr, sock.local_address().0);
-        put_halves(&raw mut (*record).peer_addr, sock.peer_address().0);
+        put_words(&raw mut (*record).local_addr, sock.local_address().0);
+        put_words(&raw mut (*record).peer_addr, sock.peer_address().0);
     }
 }
 
-/// Defines the function that writes what records report of `tcp_sock`.
+/// Defines the function that writes the members of `tcp_sock` that records report.
 macro_rules! put_tcp {
     (
         reported { $($name:ident: $width:ident, $path:literal, $unit:ident, $description:literal;)* }
@@ -308,9 +310,9 @@ macro_rules! put_tcp {
 
 tcp_fields!(put_tcp);
 
-/// Writes again what the bytes of both ways are computed from.
+/// Writes the fields from which the payload in both directions is computed.
 #[inline(always)]
-fn fill_bytes(record: *mut Snapshot, sock: Sock, tcp: Tcp) {
+fn fill_payload(record: *mut Snapshot, sock: Sock, tcp: Tcp) {
     put! { record;
         bytes_acked: tcp.bytes_acked(),
         bytes_received: tcp.bytes_received(),
@@ -322,23 +324,17 @@ fn fill_bytes(record: *mut Snapshot, sock: Sock, tcp: Tcp) {
     }
 }
 
-/// Writes 16 bytes as two words: the compiler would otherwise write them one by one.
+/// Writes 16 bytes as two words. The compiler would write single bytes.
 ///
 /// # Safety
 ///
-/// `bytes` stands at a multiple of 8.
+/// `bytes` points to a multiple of 8.
 #[inline(always)]
-pub unsafe fn put_halves(bytes: *mut [u8; 16], halves: [u64; 2]) {
+pub unsafe fn put_words(bytes: *mut [u8; 16], words: [u64; 2]) {
     let to = bytes.cast::<u64>();
     // SAFETY: the caller's promise.
     unsafe {
-        ptr::write_volatile(to, halves[0]);
-        ptr::write_volatile(to.add(1), halves[1]);
+        ptr::write_volatile(to, words[0]);
+        ptr::write_volatile(to.add(1), words[1]);
     }
-}
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: no arguments.
-    unsafe { bpf_ktime_get_ns() }
 }

@@ -1,5 +1,6 @@
-//! The kernel filter: the conditions of a [`Filter`] on ports, addresses, family and direction, in the form that the eBPF
-//! programs check. It is an optimization: it may pass records that the filter rejects later, but never the other way round.
+//! The kernel filter: the conditions of a [`Filter`] on ports, addresses, family and direction, in the form that the
+//! eBPF programs check. It is an optimization: it may pass records that the filter rejects later, but never the other
+//! way round.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,7 +9,7 @@ use bytemuck::Zeroable;
 use ipnet::IpNet;
 use kmesh_trace_common::{
     CHECK_ADDRESS, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT, DIRECTION_INBOUND,
-    DIRECTION_OUTBOUND, FAMILY_IPV4, FAMILY_IPV6, Prefilter, Prefix, term,
+    DIRECTION_OUTBOUND, FAMILY_IPV4, FAMILY_IPV6, FilterRules, Prefix, term,
 };
 
 use super::rule::{Ends, Filter, Terms};
@@ -24,7 +25,7 @@ pub struct KernelFilter {
     /// The enabled checks, as bits `CHECK_*`. Fields of a disabled check are ignored.
     pub checks: u32,
     /// The ports, families and directions that pass.
-    pub prefilter: Box<Prefilter>,
+    pub rules: Box<FilterRules>,
     /// The networks of all terms, each with the bits of [`term`] of the terms that contain it.
     pub networks: Vec<(Prefix, u32)>,
 }
@@ -33,36 +34,36 @@ impl KernelFilter {
     /// Creates the kernel filter of `filter`.
     pub fn of(filter: &Filter) -> Self {
         let mut checks = 0;
-        let mut prefilter = pass_all();
+        let mut rules = pass_all();
         if let Some(family) = filter.family {
             checks |= CHECK_FAMILY;
-            prefilter.families = match family {
+            rules.families = match family {
                 Family::Ipv4 => FAMILY_IPV4,
                 Family::Ipv6 => FAMILY_IPV6,
             };
         }
         if !filter.direction.is_empty() {
             checks |= CHECK_DIRECTION;
-            prefilter.directions = 0;
+            rules.directions = 0;
             for (direction, bit) in [
                 (Direction::Inbound, DIRECTION_INBOUND),
                 (Direction::Outbound, DIRECTION_OUTBOUND),
             ] {
                 if filter.direction.pass(|&passing| passing == direction) {
-                    prefilter.directions |= bit;
+                    rules.directions |= bit;
                 }
             }
         }
         let ports = &filter.ports;
         if !(ports.bare.is_empty() && ports.to.is_empty()) {
             checks |= CHECK_SERVER_PORT;
-            prefilter.server_ports = port_set(|port| {
+            rules.server_ports = port_set(|port| {
                 ports.bare.pass(|range| range.contains(port)) && ports.to.pass(|range| range.contains(port))
             });
         }
         if !ports.from.is_empty() {
             checks |= CHECK_CLIENT_PORT;
-            prefilter.client_ports = port_set(|port| ports.from.pass(|range| range.contains(port)));
+            rules.client_ports = port_set(|port| ports.from.pass(|range| range.contains(port)));
         }
         let networks = &filter.networks;
         let flags = network_terms(networks);
@@ -71,25 +72,25 @@ impl KernelFilter {
         }
         for (flag, terms) in flags {
             if !terms.any.is_empty() {
-                prefilter.must_match |= flag;
+                rules.must_match |= flag;
             }
         }
         Self {
             checks,
-            prefilter,
+            rules,
             networks: network_bits(networks),
         }
     }
 }
 
 /// Returns a filter that passes every connection.
-fn pass_all() -> Box<Prefilter> {
-    let mut prefilter = Box::new(Prefilter::zeroed());
-    prefilter.families = FAMILY_IPV4 | FAMILY_IPV6;
-    prefilter.directions = DIRECTION_INBOUND | DIRECTION_OUTBOUND;
-    prefilter.server_ports = [u64::MAX; 1024];
-    prefilter.client_ports = [u64::MAX; 1024];
-    prefilter
+fn pass_all() -> Box<FilterRules> {
+    let mut rules = Box::new(FilterRules::zeroed());
+    rules.families = FAMILY_IPV4 | FAMILY_IPV6;
+    rules.directions = DIRECTION_INBOUND | DIRECTION_OUTBOUND;
+    rules.server_ports = [u64::MAX; 1024];
+    rules.client_ports = [u64::MAX; 1024];
+    rules
 }
 
 fn port_set(passes: impl Fn(u16) -> bool) -> [u64; 1024] {
@@ -172,7 +173,7 @@ mod tests {
         filter.ports.to = [range("84-65535", false)].into_iter().collect();
         let kernel_filter = KernelFilter::of(&filter);
         assert_eq!(kernel_filter.checks, CHECK_SERVER_PORT);
-        let has = |port: u16| kernel_filter.prefilter.server_ports[usize::from(port) / 64] >> (port % 64) & 1 == 1;
+        let has = |port: u16| kernel_filter.rules.server_ports[usize::from(port) / 64] >> (port % 64) & 1 == 1;
         let ports: Vec<u16> = (0..=u16::MAX).filter(|&port| has(port)).collect();
         assert_eq!(ports, [84, 86, 87, 88, 89, 90]);
     }
@@ -186,7 +187,7 @@ mod tests {
         filter.networks.to.any = networks(&["0.0.0.0/0", "fd00::/8"]);
         let kernel_filter = KernelFilter::of(&filter);
         assert_eq!(kernel_filter.checks, CHECK_ADDRESS);
-        assert_eq!(kernel_filter.prefilter.must_match, term::EITHER | term::SERVER);
+        assert_eq!(kernel_filter.rules.must_match, term::EITHER | term::SERVER);
         let bits = |text: &str| {
             let network = prefix(text.parse::<Network>().unwrap().0);
             let found = kernel_filter.networks.iter().find(|(prefix, _)| *prefix == network);

@@ -16,7 +16,7 @@ use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, Iter, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use bytemuck::Zeroable as _;
-use kmesh_trace_common::{Counters, Prefilter, Prefix, Reset, Settings, Snapshot, Walked};
+use kmesh_trace_common::{Counters, FilterRules, Prefix, Reset, ProgramConfig, Snapshot, ScanRecord};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -43,13 +43,13 @@ const TRACEPOINTS: [(&str, &str); 3] = [
 ];
 /// Do what those at the same tracepoints were skipped for, on kernels that preempt programs. The kernel calls them in the order of
 /// attaching.
-const AGAIN: [(&str, &str); 2] = [("kmesh_destroy_again", DESTRUCTION), ("kmesh_state_again", CHANGE)];
+const AGAIN: [(&str, &str); 2] = [("kmesh_destroy_backup", DESTRUCTION), ("kmesh_state_backup", CHANGE)];
 /// Reports errors that the program at the change of state was skipped for, on kernels that do not preempt programs and have the
 /// tracepoint (5.15).
 const ERROR: (&str, &str) = ("kmesh_error", "inet_sk_error_report");
-const WALK: (&str, &str) = ("kmesh_walk", "task_file");
+const WALK: (&str, &str) = ("kmesh_scan_fds", "task_file");
 /// The program that scans the sockets of a network namespace.
-const NETNS: (&str, &str) = ("kmesh_netns", "tcp");
+const NETNS: (&str, &str) = ("kmesh_scan_netns", "tcp");
 /// What the kernel's types name those hooks.
 const HOOKS: &[&str] = &[
     "btf_trace_tcp_destroy_sock",
@@ -62,11 +62,11 @@ const HOOKS: &[&str] = &[
 /// Bytes read of a walk at once.
 const WALK_BUFFER: usize = 64 << 10;
 const EVENTS: &str = "KMESH_EVENTS";
-const COUNTS: &str = "KMESH_COUNTS";
+const COUNTS: &str = "KMESH_COUNTERS";
 const FILTER: &str = "KMESH_FILTER";
 const NETWORKS: &str = "KMESH_NETWORKS";
-const WALKS: &str = "KMESH_WALK";
-const BEGAN: &str = "KMESH_BEGAN";
+const WALKS: &str = "KMESH_SCAN";
+const BEGAN: &str = "KMESH_ATTACHED";
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("KMESH_TRACE_EBPF_OBJECT"));
 
@@ -111,7 +111,7 @@ unsafe impl aya::Pod for Slot {}
 /// The filter, likewise.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct Filter(Prefilter);
+struct Filter(FilterRules);
 
 // SAFETY: plain numbers, without padding.
 unsafe impl aya::Pod for Filter {}
@@ -171,10 +171,10 @@ pub struct Options {
     pub ring_bytes: u32,
     /// Whether to tell that associations were established.
     pub opens: bool,
-    /// Which checks of `prefilter` count: `CHECK_*`.
+    /// Which checks of `rules` count: `CHECK_*`.
     pub checks: u32,
     /// The kernel half of the filters.
-    pub prefilter: Box<Prefilter>,
+    pub rules: Box<FilterRules>,
     /// What its networks say: bits of [`kmesh_trace_common::term`].
     pub networks: Vec<(Prefix, u32)>,
 }
@@ -232,7 +232,7 @@ pub fn load(types: &Types, options: &Options) -> Result<Loaded, StartError> {
         began_ns: 0,
         verifier_ns,
     };
-    kernel.set_filter(&options.prefilter, &options.networks)?;
+    kernel.set_filter(&options.rules, &options.networks)?;
     Ok(Loaded {
         ebpf,
         kernel,
@@ -291,19 +291,19 @@ struct OptionalPrograms {
 /// Makes the maps and loads the programs. Also returns which optional programs there are, and how long it took to load the
 /// programs, ns.
 fn load_object(types: &Types, options: &Options) -> Result<(Ebpf, OptionalPrograms, u64), StartError> {
-    let mut settings = Settings {
-        opens: options.opens.into(),
-        checks: options.checks,
-        preempted: types.preempts_programs.into(),
+    let mut config = ProgramConfig {
+        reports_opens: options.opens.into(),
+        filter_checks: options.checks,
+        preempts_programs: types.preempts_programs.into(),
         snapshot_limit: snapshot_limit(options.ring_bytes),
-        ..Settings::zeroed()
+        ..ProgramConfig::zeroed()
     };
-    types.layout.complete(&mut settings);
+    types.layout.complete(&mut config);
     let mut ebpf = loader()
         // The offsets are found already.
         .btf(None)
         .override_global("OFFSETS", bytemuck::bytes_of(&types.layout.offsets), true)
-        .override_global("SETTINGS", bytemuck::bytes_of(&settings), true)
+        .override_global("CONFIG", bytemuck::bytes_of(&config), true)
         .map_max_entries(EVENTS, options.ring_bytes)
         .map_max_entries(
             NETWORKS,
@@ -394,10 +394,10 @@ fn loader<'a>() -> EbpfLoader<'a> {
 impl Kernel {
     /// Sets the kernel half of the filters. The checks stay those it was loaded with, and there can be no more networks
     /// than there were then.
-    pub fn set_filter(&mut self, prefilter: &Prefilter, networks: &[(Prefix, u32)]) -> Result<(), StartError> {
+    pub fn set_filter(&mut self, rules: &FilterRules, networks: &[(Prefix, u32)]) -> Result<(), StartError> {
         const DOING: &str = "setting the filter";
         self.filter
-            .set(0, Filter(*prefilter), 0)
+            .set(0, Filter(*rules), 0)
             .map_err(|error| failed(DOING, &error))?;
         let old: Result<Vec<_>, _> = self.networks.keys().collect();
         for key in old.map_err(|error| failed(DOING, &error))? {
@@ -440,7 +440,7 @@ impl Kernel {
     /// and the second chance too. The connection still counts as open then. (One that was never counted as open is found when
     /// its socket goes.) `counted`: the counters of the same moment.
     pub fn closes_skipped(&self, counted: &Counters) -> u64 {
-        let made_good = counted.second_chances + counted.lost_skipped;
+        let made_good = counted.fallback_closes + counted.lost_skipped;
         let least = |programs: &[OwnedFd]| programs.iter().map(skipped_runs).min().unwrap_or(0);
         least(&self.at_change)
             .saturating_sub(made_good)
@@ -529,7 +529,7 @@ impl Walker {
                 Err(error) => return Err(failed(WALKING, &error)),
             }
             let mut rest = Vec::with_capacity(WALK_BUFFER);
-            let whole = bytes.len() - bytes.len() % size_of::<Walked>();
+            let whole = bytes.len() - bytes.len() % size_of::<ScanRecord>();
             rest.extend_from_slice(&bytes[whole..]);
             bytes.truncate(whole);
             if !bytes.is_empty() && take(bytes).is_break() {
@@ -581,7 +581,7 @@ fn add(sum: &mut Counters, other: &Counters) {
         lost_ring,
         lost_storage,
         lost_skipped,
-        second_chances,
+        fallback_closes,
         filtered,
         opens,
         lost_opens,
@@ -594,7 +594,7 @@ fn add(sum: &mut Counters, other: &Counters) {
     sum.lost_ring += lost_ring;
     sum.lost_storage += lost_storage;
     sum.lost_skipped += lost_skipped;
-    sum.second_chances += second_chances;
+    sum.fallback_closes += fallback_closes;
     sum.filtered += filtered;
     sum.opens += opens;
     sum.lost_opens += lost_opens;

@@ -1,7 +1,7 @@
 //! Which members of the kernel's structures the programs read, and where the running kernel has them.
 
 use kmesh_trace_common::unit::{self, Unit};
-use kmesh_trace_common::{ABSENT, Offsets, Settings, TcpOffsets, tcp_fields};
+use kmesh_trace_common::{ABSENT, Offsets, ProgramConfig, TcpOffsets, tcp_fields};
 
 use super::btf::{Bit, Btf, BtfError};
 use super::system_calls;
@@ -76,14 +76,14 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Writes the bits and the system calls into the programs' settings.
-    pub fn complete(&self, settings: &mut Settings) {
+    /// Writes the bits and the system calls into the programs' config.
+    pub fn complete(&self, config: &mut ProgramConfig) {
         let mask = |bit: Option<Bit>| bit.map_or(0, |bit| bit.mask);
-        settings.fastopen_connect_bit = mask(self.fastopen_connect);
-        settings.transparent_bit = mask(self.transparent);
-        settings.compat_bit = mask(self.compat);
-        settings.closing_calls = system_calls::CLOSING;
-        settings.compat_closing_calls = system_calls::COMPAT_CLOSING;
+        config.fastopen_connect_bit = mask(self.fastopen_connect);
+        config.transparent_bit = mask(self.transparent);
+        config.compat_bit = mask(self.compat);
+        config.closing_calls = system_calls::CLOSING;
+        config.compat_closing_calls = system_calls::COMPAT_CLOSING;
     }
 }
 

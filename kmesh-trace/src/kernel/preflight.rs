@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use bytemuck::Zeroable;
-use kmesh_trace_common::Prefilter;
+use kmesh_trace_common::FilterRules;
 
 use crate::names::local::node;
 use crate::privileges::{NEEDS, has};
@@ -60,7 +60,7 @@ pub fn check() -> Vec<Finding> {
             ring_bytes: 1 << 16,
             opens: true,
             checks: 0,
-            prefilter: Box::new(Prefilter::zeroed()),
+            rules: Box::new(FilterRules::zeroed()),
             networks: Vec::new(),
         };
         let traced = start(&types, &options).and_then(|(kernel, mut walker)| {

@@ -48,7 +48,7 @@ impl Scanner {
         let (sender, receiver) = channel::<Scans>();
         let (started, start) = channel();
         thread::Builder::new()
-            .name("kmesh-walk".to_owned())
+            .name("kmesh-scan".to_owned())
             .spawn(move || {
                 let kept = privileges::limit_to_scans();
                 let is_limited = kept.is_ok();

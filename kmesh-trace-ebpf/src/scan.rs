@@ -1,0 +1,122 @@
+//! Socket scans: the visits of the iterators to open sockets.
+
+use kmesh_trace_common::{FLAG_ACTIVE, counter, owner, state};
+
+use crate::conn_state::{CREATED_BY_SCAN, ConnState, ScanView, phase};
+use crate::connection::{looks_connected, preexisting_state};
+use crate::filter::{rejects, rejects_children};
+use crate::iterator::{IteratorOutput, NetnsSock, TaskFile};
+use crate::maps::{count, has_storage_failed, scan_number};
+use crate::record;
+use crate::sock::Sock;
+use crate::storage;
+use crate::task::Task;
+
+/// Visits a socket among the descriptors of a process: `iter/task_file`. The iterator does not hold the socket's lock,
+/// so a program may handle a state change of the socket on another CPU at the same time: see [`ScanView`].
+#[inline(always)]
+pub fn visit_descriptor(visit: TaskFile, sock: Sock, task: Task) {
+    let state = sock.skc_state();
+    if state == state::LISTEN {
+        return visit_listener(sock, task);
+    }
+    if state == state::CLOSE {
+        return;
+    }
+    let conn = match storage::get_for_scan(sock) {
+        Some(conn) => {
+            if conn.found_owner().1 < owner::SCAN {
+                conn.set_found_owner(task, owner::SCAN, scan_number());
+            }
+            conn
+        }
+        None => match track_found(sock, Some(task), state) {
+            Some(conn) => conn,
+            None => return,
+        },
+    };
+    visit_connection(visit.output(), sock, state, conn, false);
+}
+
+/// Visits a socket of a network namespace: `iter/tcp`. It may have no descriptor: no process has accepted it yet, its
+/// process has closed it, it is on its way to another process, or the kernel uses it itself. The iterator holds the
+/// socket's lock.
+#[inline(always)]
+pub fn visit_netns_socket(visit: NetnsSock, sock: Sock) {
+    let state = sock.skc_state();
+    if matches!(state, state::LISTEN | state::CLOSE) {
+        return;
+    }
+    if let Some(conn) = storage::get_for_scan(sock).or_else(|| track_found(sock, None, state)) {
+        visit_connection(visit.output(), sock, state, conn, true);
+    }
+}
+
+/// Reports an open connection and counts the visit. A scan does this once for each connection, which may have several
+/// descriptors.
+#[inline(always)]
+fn visit_connection(output: IteratorOutput, sock: Sock, state: u8, conn: ScanView, is_locked: bool) {
+    let scan = scan_number();
+    if conn.phase() != phase::LIVE || conn.visited_scan() == scan {
+        return;
+    }
+    // The first scan only stores what it finds. An attempt begins when its SYN is sent.
+    if scan > 1 && (state != state::SYN_SENT || sock.tcp().is_some_and(|tcp| tcp.segs_out() != conn.segs_out_before()))
+    {
+        record::report_update(output, sock, conn, scan, is_locked);
+    } else {
+        conn.set_visited(scan);
+    }
+}
+
+/// Starts to track a socket that is older than the tracer. `task`: a process that has a descriptor of it.
+#[inline(always)]
+fn track_found(sock: Sock, task: Option<Task>, state: u8) -> Option<ScanView> {
+    if has_storage_failed(sock) {
+        return None;
+    }
+    let is_active = state == state::SYN_SENT || looks_connected(sock);
+    let is_rejected = rejects(sock, is_active);
+    // If the socket still shows at its close that it connected, or was accepted, it needs no state until then.
+    if is_rejected && (!is_active || looks_connected(sock)) {
+        return None;
+    }
+    let mut initial = preexisting_state(sock);
+    if is_active {
+        initial.flags |= FLAG_ACTIVE;
+    }
+    if is_rejected {
+        initial.phase = phase::FILTERED;
+        initial.flags &= !CREATED_BY_SCAN;
+    }
+    initial.last_state = state;
+    if let Some(task) = task {
+        ScanView::new(&mut initial).set_found_owner(task, owner::SCAN, scan_number());
+    }
+    // A state change may create the storage at the same time. The kernel then returns the same storage to both.
+    let conn = storage::get_or_create_for_scan(sock, &initial)?;
+    if conn.flags() & CREATED_BY_SCAN != 0 {
+        count(counter::SCAN, |counters| counters.open += 1);
+    }
+    Some(conn)
+}
+
+/// Stores the owner of a listening socket, which its children inherit.
+#[inline(always)]
+fn visit_listener(sock: Sock, task: Task) {
+    if rejects_children(sock) {
+        return;
+    }
+    let mut initial = ConnState::NEW;
+    initial.phase = phase::LISTENER;
+    initial.last_seen_state = state::LISTEN;
+    if let Some(conn) = storage::get_or_create_for_scan(sock, &initial) {
+        let scan = scan_number();
+        let ((pid, by), is_first) = (conn.found_owner(), conn.found_owner_scan() != scan);
+        // If several processes hold a listener, its owner is the one that called listen(), else the first one found.
+        // Process 1 listens for other processes and hands the listener on, so any other process replaces it.
+        if is_first || by != owner::LISTENER || pid == 1 || conn.owner_pid() == task.task_tgid() {
+            conn.set_found_owner(task, owner::LISTENER, scan);
+        }
+    }
+}
