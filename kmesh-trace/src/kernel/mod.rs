@@ -1,7 +1,8 @@
-//! The kernel's side of live tracing.
+//! The part of live tracing that talks to the kernel.
 //!
-//! [`loader`] loads, attaches and drains the programs, and is the only file that names aya. [`reader`] drains the ring in a
-//! thread of its own, so that nothing blocks between the ring and the queue behind it. [`scanner`] scans the open sockets.
+//! [`loader`] loads, attaches and drains the eBPF programs; only this module names aya. [`reader`] is the thread that
+//! drains the ring into the queue. [`scanner`] is the thread that scans the open sockets. [`preflight`] checks whether
+//! this system can trace.
 
 mod btf;
 pub mod loader;

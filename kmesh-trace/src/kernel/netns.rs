@@ -1,8 +1,7 @@
-//! The network namespaces of other processes, for the part of a socket scan that reaches one namespace at a time.
+//! The network namespaces of other processes, which a socket scan enters one after another.
 //!
-//! The kernel lists all sockets of a network namespace to a thread in that namespace, also those that no process holds. To enter
-//! a namespace takes CAP_SYS_ADMIN, and a process in it by which to find it (CAP_SYS_PTRACE, for processes with more
-//! capabilities).
+//! A thread in a network namespace can list all its sockets, also those that no process holds. To enter a namespace, a
+//! thread needs CAP_SYS_ADMIN and a process in the namespace (CAP_SYS_PTRACE if that process has more capabilities).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -15,35 +14,36 @@ use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::loader::{StartError, Take, Walker};
+use super::loader::{ScanPrograms, StartError, Take};
 use super::time::processor_time;
 
-/// The namespaces that the calling thread can enter. Belongs to the thread that made it.
+/// The network namespaces of other processes. Only the thread that created this value may use it.
 #[derive(Debug)]
 pub struct OtherNamespaces {
     /// The thread's own namespace, to which it returns.
     own: File,
     own_inode: u64,
-    progress: Progress,
-    /// The processor time that one namespace took. For each, the kernel goes through its whole table of sockets.
+    order: ScanOrder,
+    /// The processor time that the last namespace took. For each namespace, the kernel reads its whole table of
+    /// sockets.
     cost: Duration,
 }
 
-/// Which namespaces to scan first, by inode number.
+/// The order in which to scan namespaces, by inode number.
 #[derive(Debug, Default)]
-struct Progress {
-    /// Those scanned at least once.
+struct ScanOrder {
+    /// The namespaces scanned at least once.
     scanned: BTreeSet<u64>,
-    /// Those where the last scan found a connection that it had not found by any descriptor.
+    /// The namespaces where the last scan found a connection without a descriptor.
     productive: BTreeSet<u64>,
-    /// The one scanned last.
+    /// The namespace scanned last.
     last: u64,
-    /// Whether all that there were at first have been scanned.
+    /// Whether all namespaces of the first scan have been scanned.
     is_first_round_over: bool,
 }
 
 impl OtherNamespaces {
-    /// Fails where the calling thread may enter no namespace.
+    /// Fails if the calling thread may not enter a network namespace.
     pub fn new() -> io::Result<Self> {
         let own = File::open("/proc/thread-self/ns/net")?;
         let own_inode = own.metadata()?.st_ino();
@@ -51,49 +51,50 @@ impl OtherNamespaces {
         Ok(Self {
             own,
             own_inode,
-            progress: Progress::default(),
+            order: ScanOrder::default(),
             cost: Duration::ZERO,
         })
     }
 
-    /// Scans as many namespaces as it takes to reach all open connections, and those that it has never scanned; but only one where
-    /// the next would bring the thread's processor time beyond `deadline`. The next scan goes on there.
+    /// Scans namespaces until all open connections are visited, and all namespaces that it has never scanned. Scans at
+    /// least one, and no other that would take the thread's processor time beyond `deadline`. The next scan continues
+    /// there.
     pub fn scan(
         &mut self,
-        walker: &mut Walker,
+        programs: &mut ScanPrograms,
         deadline: Duration,
         take: Take<'_>,
     ) -> Result<ControlFlow<()>, StartError> {
-        if self.progress.is_first_round_over && walker.unvisited()? == 0 {
+        if self.order.is_first_round_over && programs.unvisited()? == 0 {
             return Ok(ControlFlow::Continue(()));
         }
-        let scanned = self.scan_inside(walker, deadline, take);
+        let scanned = self.scan_inside(programs, deadline, take);
         enter(&self.own).map_err(|error| StartError::Failed {
-            doing: "returning to the tool's own network namespace",
-            why: error.to_string(),
+            action: "return to the tool's own network namespace",
+            reason: error.to_string(),
         })?;
         scanned
     }
 
     fn scan_inside(
         &mut self,
-        walker: &mut Walker,
+        programs: &mut ScanPrograms,
         deadline: Duration,
         take: Take<'_>,
     ) -> Result<ControlFlow<()>, StartError> {
         let mut is_first = true;
         let namespaces = namespaces();
-        // A number may be another namespace's later.
-        self.progress.forget_all_but(&namespaces);
-        for inode in self.progress.order(&namespaces) {
-            if inode == self.own_inode || walker.unvisited()? == 0 && self.progress.scanned.contains(&inode) {
+        // The kernel may reuse an inode number.
+        self.order.retain(&namespaces);
+        for inode in self.order.sorted(&namespaces) {
+            if inode == self.own_inode || programs.unvisited()? == 0 && self.order.scanned.contains(&inode) {
                 continue;
             }
             let began = processor_time();
             if !is_first && began.saturating_add(self.cost) > deadline {
                 return Ok(ControlFlow::Continue(()));
             }
-            // Its process may have ended.
+            // The process of this path may have ended.
             let namespace = namespaces.get(&inode).and_then(|path| File::open(path).ok());
             let is_inside = namespace.is_some_and(|namespace| {
                 let is_same = namespace.metadata().is_ok_and(|metadata| metadata.st_ino() == inode);
@@ -103,38 +104,40 @@ impl OtherNamespaces {
                 continue;
             }
             is_first = false;
-            let before = walker.visited()?;
-            if walker.scan_netns(take)?.is_break() {
+            let before = programs.visited()?;
+            if programs.scan_netns(take)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
-            self.progress.note(inode, walker.visited()? > before);
+            self.order.add(inode, programs.visited()? > before);
             self.cost = processor_time().saturating_sub(began);
         }
-        self.progress.is_first_round_over = true;
+        self.order.is_first_round_over = true;
         Ok(ControlFlow::Continue(()))
     }
 }
 
-impl Progress {
-    fn forget_all_but(&mut self, namespaces: &BTreeMap<u64, PathBuf>) {
+impl ScanOrder {
+    /// Removes all other namespaces.
+    fn retain(&mut self, namespaces: &BTreeMap<u64, PathBuf>) {
         self.scanned.retain(|inode| namespaces.contains_key(inode));
         self.productive.retain(|inode| namespaces.contains_key(inode));
     }
 
-    /// Returns the namespaces, the productive ones first, then those behind the one that was scanned last.
-    fn order(&self, namespaces: &BTreeMap<u64, PathBuf>) -> Vec<u64> {
+    /// Returns the namespaces: the productive ones, then those after the last one scanned, then the rest.
+    fn sorted(&self, namespaces: &BTreeMap<u64, PathBuf>) -> Vec<u64> {
         let mut order: Vec<_> = namespaces.keys().copied().collect();
         order.sort_by_key(|inode| (!self.productive.contains(inode), *inode <= self.last, *inode));
         order
     }
 
-    fn note(&mut self, inode: u64, is_productive: bool) {
+    /// Adds a scanned namespace.
+    fn add(&mut self, inode: u64, is_productive: bool) {
         self.scanned.insert(inode);
         if is_productive {
             self.productive.insert(inode);
         } else {
             self.productive.remove(&inode);
-            // The productive ones come first whichever was the last.
+            // A productive namespace comes first anyway.
             self.last = inode;
         }
     }
@@ -147,7 +150,7 @@ fn enter(namespace: &File) -> io::Result<()> {
     )?)
 }
 
-/// Returns the network namespaces of all processes that are visible, and the file of a process that leads to each.
+/// Returns the network namespaces of all visible processes by inode number, each with the file of one process.
 fn namespaces() -> BTreeMap<u64, PathBuf> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let is_process = |name: &std::ffi::OsStr| name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
@@ -172,30 +175,30 @@ mod tests {
     }
 
     #[test]
-    fn scan_goes_on_behind_the_namespace_that_it_scanned_last() {
-        let mut progress = Progress::default();
+    fn next_scan_continues_after_last_namespace() {
+        let mut order = ScanOrder::default();
         let namespaces = of(&[1, 2, 3, 4]);
-        assert_eq!(progress.order(&namespaces), [1, 2, 3, 4]);
-        progress.note(1, false);
-        progress.note(2, false);
-        assert_eq!(progress.order(&namespaces), [3, 4, 1, 2]);
+        assert_eq!(order.sorted(&namespaces), [1, 2, 3, 4]);
+        order.add(1, false);
+        order.add(2, false);
+        assert_eq!(order.sorted(&namespaces), [3, 4, 1, 2]);
     }
 
     #[test]
-    fn productive_namespaces_come_first_while_they_exist() {
-        let mut progress = Progress::default();
-        progress.note(2, false);
-        progress.note(3, true);
-        assert_eq!(progress.order(&of(&[1, 2, 3, 4])), [3, 4, 1, 2]);
-        progress.forget_all_but(&of(&[1, 2]));
-        assert_eq!(progress.order(&of(&[1, 2, 3])), [3, 1, 2]);
-        progress.note(3, true);
-        progress.note(3, false);
-        assert_eq!(progress.order(&of(&[1, 2, 3, 4])), [4, 1, 2, 3]);
+    fn productive_namespaces_come_first() {
+        let mut order = ScanOrder::default();
+        order.add(2, false);
+        order.add(3, true);
+        assert_eq!(order.sorted(&of(&[1, 2, 3, 4])), [3, 4, 1, 2]);
+        order.retain(&of(&[1, 2]));
+        assert_eq!(order.sorted(&of(&[1, 2, 3])), [3, 1, 2]);
+        order.add(3, true);
+        order.add(3, false);
+        assert_eq!(order.sorted(&of(&[1, 2, 3, 4])), [4, 1, 2, 3]);
     }
 
     #[test]
-    fn own_namespace_is_among_those_of_all_processes() {
+    fn namespaces_include_own_namespace() {
         let own = File::open("/proc/self/ns/net").unwrap().metadata().unwrap().st_ino();
         assert!(namespaces().contains_key(&own));
     }

@@ -1,4 +1,4 @@
-//! Which members of the kernel's structures the programs read, and where the running kernel has them.
+//! The members of the kernel's structures that the programs read, and their offsets in the running kernel.
 
 use kmesh_trace_common::unit::{self, Unit};
 use kmesh_trace_common::{ABSENT, Offsets, ProgramConfig, TcpOffsets, tcp_fields};
@@ -6,7 +6,7 @@ use kmesh_trace_common::{ABSENT, Offsets, ProgramConfig, TcpOffsets, tcp_fields}
 use super::btf::{Bit, Btf, BtfError};
 use super::system_calls;
 
-/// The structures that [`find`] looks into.
+/// The structures in which [`find`] looks up members.
 pub const STRUCTURES: &[&str] = &[
     "sock",
     "net",
@@ -24,37 +24,38 @@ pub const STRUCTURES: &[&str] = &[
     TCP_ITERATOR,
 ];
 
-/// The state of the iterator over the TCP sockets of a network namespace, since it locks each of them.
+/// The state of the iterator over the TCP sockets of a network namespace, in kernels whose iterator locks each socket.
 const TCP_ITERATOR: &str = "bpf_tcp_iter_state";
 
-/// What guards the calls of programs at tracepoints, where these are not called with preemption off.
+/// The per-CPU variable that guards the calls of programs at tracepoints, in kernels that do not disable preemption for
+/// them.
 const TRACEPOINT_GUARD: &str = "tracepoint_srcu_srcu_data";
 
-/// The variables that [`preempts_programs`] looks for.
+/// The variables that [`preempts_programs`] looks up.
 pub const VARIABLES: &[&str] = &[TRACEPOINT_GUARD];
 
-/// The bit of `inet_sock.inet_flags` for IP_TRANSPARENT, since that is no bit-field any more (6.6).
+/// The bit of IP_TRANSPARENT in `inet_sock.inet_flags` (6.6). Older kernels have a bit-field instead.
 const TRANSPARENT: &str = "INET_FLAGS_TRANSPARENT";
 
-/// The helper that finds a task's registers (5.15).
+/// The helper that returns a task's registers (5.15).
 const TASK_REGISTERS: &str = "BPF_FUNC_task_pt_regs";
 
-/// The enumerators that [`find`] looks for.
+/// The enumerators that [`find`] looks up.
 pub const ENUMERATORS: &[&str] = &[TRANSPARENT, TASK_REGISTERS];
 
-/// Whether this kernel may preempt a program at a tracepoint (7.0). Earlier kernels had a variable of that name for another
-/// use, but no such kind of reader.
+/// Returns whether this kernel may preempt a program at a tracepoint (7.0). Earlier kernels use a variable of the same
+/// name for something else, but have no `srcu_reader_flavor`.
 pub fn preempts_programs(btf: &Btf<'_>) -> bool {
     btf.has_variable(TRACEPOINT_GUARD) && btf.offset("srcu_data", "srcu_reader_flavor", 4).is_ok()
 }
 
-/// Returns whether the iterator over the TCP sockets of a network namespace locks each socket that it lists (5.15).
+/// Returns whether the iterator over the TCP sockets of a network namespace locks each socket (5.15).
 pub fn locks_listed_sockets(btf: &Btf<'_>) -> bool {
     btf.low_byte(TCP_ITERATOR, "cur_sk").is_ok()
 }
 
-/// Fills each field of [`Offsets`] from `structure`, `path`, size in bytes. Every field is named here, or this does not
-/// compile.
+/// Fills each field of [`Offsets`]. A line of the first block looks up a structure, a path and a size in bytes; a line
+/// of the second block is an expression. Names every field, so that a new one does not compile without its line here.
 macro_rules! offsets {
     (
         $btf:expr;
@@ -65,10 +66,9 @@ macro_rules! offsets {
     };
 }
 
-/// The layout of this kernel's structures.
+/// The layout of the running kernel's structures.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
-    /// The offsets of the members that the programs read.
     pub offsets: Offsets,
     fastopen_connect: Option<Bit>,
     transparent: Option<Bit>,
@@ -76,7 +76,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Writes the bits and the system calls into the programs' config.
+    /// Writes the masks of the bits, and the system calls, into the programs' configuration.
     pub fn complete(&self, config: &mut ProgramConfig) {
         let mask = |bit: Option<Bit>| bit.map_or(0, |bit| bit.mask);
         config.fastopen_connect_bit = mask(self.fastopen_connect);
@@ -87,7 +87,7 @@ impl Layout {
     }
 }
 
-/// Looks all of them up in the kernel's BTF. Fails with the first that this kernel lacks and that records cannot do without.
+/// Looks up all members in the kernel's BTF. Fails if the kernel lacks one that records need.
 pub fn find(btf: &Btf<'_>) -> Result<Layout, BtfError> {
     let transparent = match btf.enumerator(TRANSPARENT) {
         Some(number) => btf
@@ -112,7 +112,7 @@ pub fn find(btf: &Btf<'_>) -> Result<Layout, BtfError> {
 
 fn find_offsets(btf: &Btf<'_>, fastopen_connect: u32, transparent: u32, compat: u32) -> Result<Offsets, BtfError> {
     let cb = btf.offset("sk_buff", "cb", 48)?;
-    // Kernels without cgroups have none of these.
+    // A kernel without cgroups has none of the three members.
     let cgroup = btf.offset("sock", "sk_cgrp_data.cgroup", 8);
     offsets! { btf; {
         skc_family: "sock", "__sk_common.skc_family", 2;
@@ -147,19 +147,19 @@ fn find_offsets(btf: &Btf<'_>, fastopen_connect: u32, transparent: u32, compat: 
         fastopen_connect: fastopen_connect;
         transparent: transparent;
         task_compat: compat;
-        // The helper that finds the registers came later than the oldest kernel that works.
+        // The oldest supported kernel lacks the helper.
         system_call: match btf.enumerator(TASK_REGISTERS) {
             Some(_) => btf.low_byte("pt_regs", system_calls::NUMBER_MEMBER).unwrap_or(ABSENT),
             None => ABSENT,
         };
         sysctl_tcp_fastopen: btf.low_byte("net", "ipv4.sysctl_tcp_fastopen")?;
-        // Its size depends on the kind of lock in it.
+        // Its size depends on the lock in it.
         sk_error_queue: btf.low_byte("sock", "sk_error_queue")?;
-        // Kernels with PREEMPT_RT have another kind of lock there.
+        // A kernel with PREEMPT_RT has another kind of lock.
         sk_lock_slock: btf.offset("sock", "sk_lock.slock.rlock.raw_lock", 4).unwrap_or(ABSENT);
         skb_ee_errno: cb + btf.offset("sock_exterr_skb", "ee.ee_errno", 4)?;
         skb_ee_origin: cb + btf.offset("sock_exterr_skb", "ee.ee_origin", 1)?;
-        // Only a saving.
+        // Without it, the programs read the clock instead.
         tcp_clock_cache: btf.offset("tcp_sock", "tcp_clock_cache", 8).unwrap_or(ABSENT);
         sk_cgroup: cgroup.clone().unwrap_or(ABSENT);
         cgroup_kn: if cgroup.is_ok() { btf.offset("cgroup", "kn", 8)? } else { ABSENT };
@@ -168,7 +168,7 @@ fn find_offsets(btf: &Btf<'_>, fastopen_connect: u32, transparent: u32, compat: 
     } }
 }
 
-/// Defines the function that looks up all members in the table of `tcp_sock`.
+/// Defines the function that looks up all members of the table of `tcp_sock`.
 macro_rules! find_tcp_offsets {
     (
         reported { $($name:ident: $width:ident, $path:literal, $unit:ident, $description:literal;)* }
@@ -185,7 +185,7 @@ macro_rules! find_tcp_offsets {
 
 tcp_fields!(find_tcp_offsets);
 
-/// Looks up a member of `tcp_sock` that records report.
+/// Looks up a member of `tcp_sock` that records report; [`ABSENT`] if the kernel lacks it and may.
 fn find_reported<Raw, U: Unit<Raw>>(btf: &Btf<'_>, path: &str) -> Result<u32, BtfError> {
     let offset = btf.offset("tcp_sock", path, size_of::<Raw>() as u32);
     if U::IS_OPTIONAL {

@@ -1,6 +1,7 @@
-//! Can this system trace, and if not, why not and what to do: found by trying, not by version numbers.
+//! Checks whether this system can trace, by trying it; if not, says why and what to do.
 
 use std::fmt::Write as _;
+use std::ops::ControlFlow;
 
 use bytemuck::Zeroable;
 use kmesh_trace_common::FilterRules;
@@ -8,54 +9,52 @@ use kmesh_trace_common::FilterRules;
 use crate::names::local::node;
 use crate::privileges::{NEEDS, has};
 
-use std::ops::ControlFlow;
-
-use super::loader::{BTF_PATH, Options, StartError, Types, start};
+use super::loader::{BTF_PATH, KernelTypes, Options, StartError, start};
 use super::scanner;
 
-/// The kernels this is made for: the first with cookies of sockets for tracing programs.
-const FLOOR: (u32, u32) = (5, 12);
+/// The oldest supported kernel: the first in which tracing programs can read socket cookies.
+const OLDEST_KERNEL: (u32, u32) = (5, 12);
 
-/// One requirement.
+/// The result of checking one requirement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What is required.
-    pub what: &'static str,
-    /// What was found; or what is missing, and what to do.
-    pub found: Result<String, Missing>,
+    /// The name of the requirement.
+    pub requirement: &'static str,
+    /// A description of what was found, or the problem.
+    pub result: Result<String, Missing>,
 }
 
 /// A requirement that is not met.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
-    /// In one line.
+    /// The problem, in one line.
     pub problem: String,
-    /// In one line.
+    /// The steps that solve the problem, in one line.
     pub remedy: String,
-    /// Whether tracing goes on without it, and shows less.
+    /// Whether tracing works without it, with less information.
     pub is_optional: bool,
 }
 
 impl Finding {
-    /// Whether this system cannot trace for it.
+    /// Returns whether this system cannot trace because of it.
     pub fn is_fatal(&self) -> bool {
-        self.found.as_ref().is_err_and(|missing| !missing.is_optional)
+        self.result.as_ref().is_err_and(|missing| !missing.is_optional)
     }
 }
 
-/// Goes through all requirements, as far as each can be tried without the one before.
+/// Checks all requirements. Skips a requirement that depends on an unmet one.
 pub fn check() -> Vec<Finding> {
-    let mut findings: Vec<Finding> = privileges().collect();
-    let types = Types::read();
+    let mut findings: Vec<Finding> = check_privileges().collect();
+    let types = KernelTypes::read();
     findings.push(Finding {
-        what: "kernel types",
-        found: match &types {
-            Ok(_) => Ok(format!("{BTF_PATH} has all that records need")),
+        requirement: "kernel types",
+        result: match &types {
+            Ok(_) => Ok(format!("{BTF_PATH} has all types that records need")),
             Err(error) => Err(missing(error)),
         },
     });
     if let Ok(types) = types {
-        // The least ring that every page size allows.
+        // The smallest ring that every page size allows.
         let options = Options {
             ring_bytes: 1 << 16,
             opens: true,
@@ -63,22 +62,22 @@ pub fn check() -> Vec<Finding> {
             rules: Box::new(FilterRules::zeroed()),
             networks: Vec::new(),
         };
-        let traced = start(&types, &options).and_then(|(kernel, mut walker)| {
-            scanner::scan(&mut walker, None, |_| ControlFlow::Continue(()))?;
-            Ok(kernel)
+        let traced = start(&types, &options).and_then(|(programs, mut scan_programs)| {
+            scanner::scan(&mut scan_programs, None, |_| ControlFlow::Continue(()))?;
+            Ok(programs)
         });
         findings.push(Finding {
-            what: "programs",
-            found: match &traced {
+            requirement: "programs",
+            result: match &traced {
                 Ok(_) => Ok("loaded and attached".to_owned()),
                 Err(error) => Err(missing(error)),
             },
         });
         if traced.is_ok() {
             findings.push(Finding {
-                what: "open sockets",
-                found: match hidden_processes() {
-                    None => Ok("scanned, those of all processes".to_owned()),
+                requirement: "open sockets",
+                result: match hidden_processes() {
+                    None => Ok("scanned for all processes".to_owned()),
                     Some(missing) => Err(missing),
                 },
             });
@@ -87,31 +86,32 @@ pub fn check() -> Vec<Finding> {
     findings
 }
 
-/// Returns what is not seen where some processes of the machine are hidden from this one, and what to do.
+/// Returns the problem if some processes of the machine are hidden from this one.
 pub fn hidden_processes() -> Option<Missing> {
     (!node::sees_all_processes()).then(|| Missing {
         problem:
-            "processes outside of this pid namespace are hidden: their sockets from before the start have no process, \
-                  their open connections no updates outside of this network namespace, and process 1 is taken to be in the node's network namespace"
+            "processes outside of this pid namespace are hidden: sockets opened before the start have no process, \
+                  connections in other network namespaces have no updates, and process 1 is assumed to be in the \
+                  node's network namespace"
                 .to_owned(),
         remedy: "run it in the node's pid namespace (hostPID: true in a pod, --pid=host in a container)".to_owned(),
         is_optional: true,
     })
 }
 
-/// One a capability.
-fn privileges() -> impl Iterator<Item = Finding> {
+/// Checks each required capability.
+fn check_privileges() -> impl Iterator<Item = Finding> {
     NEEDS.iter().map(|need| Finding {
-        what: need.name,
-        found: match has(need) {
+        requirement: need.name,
+        result: match has(need) {
             Some(true) => Ok(need.purpose.to_owned()),
             Some(false) => Err(Missing {
-                problem: format!("is missing; it {}", need.purpose),
+                problem: format!("missing; it {}", need.purpose),
                 remedy: REMEDY_PRIVILEGES.to_owned(),
                 is_optional: false,
             }),
             None => Ok(format!(
-                "{} (whether it is there, the kernel does not tell)",
+                "{} (the kernel does not report whether it is there)",
                 need.purpose
             )),
         },
@@ -120,26 +120,26 @@ fn privileges() -> impl Iterator<Item = Finding> {
 
 const REMEDY_PRIVILEGES: &str = "run it as root (sudo), or with CAP_BPF and CAP_PERFMON";
 
-/// What is missing when the tracer did not start, and what to do.
+/// Returns the problem behind an error of the start.
 pub fn missing(error: &StartError) -> Missing {
     let (problem, remedy) = match error {
         StartError::NotPermitted => match NEEDS.iter().any(|need| has(need) == Some(false)) {
             true => ("needs CAP_BPF and CAP_PERFMON (or root)".to_owned(), REMEDY_PRIVILEGES.to_owned()),
             false => (
-                "the kernel refuses eBPF although the privileges are there".to_owned(),
-                "look for a container's seccomp or AppArmor profile, or kernel lockdown (/sys/kernel/security/lockdown)"
+                "the kernel refuses eBPF although this process has the privileges".to_owned(),
+                "check the container's seccomp or AppArmor profile, and kernel lockdown (/sys/kernel/security/lockdown)"
                     .to_owned(),
             ),
         },
         StartError::NoBtf(_) => (
             error.to_string(),
-            "a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed, and /sys mounted (distributions have both)".to_owned(),
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, and mount /sys (distributions do both)".to_owned(),
         ),
         StartError::Btf(_) | StartError::Refused { .. } => {
             (error.to_string(), remedy_for_kernel(&release()))
         }
         StartError::Failed { .. } => {
-            (error.to_string(), "see whether memory, descriptors and the size of --buffer suffice".to_owned())
+            (error.to_string(), "check free memory, the limit of open files, and --buffer".to_owned())
         }
     };
     Missing {
@@ -149,43 +149,48 @@ pub fn missing(error: &StartError) -> Missing {
     }
 }
 
-/// Why tracing cannot start, in two lines.
+/// Returns the message about an error of the start: the problem, and what to try.
 pub fn explain(error: &StartError) -> String {
     let Missing { problem, remedy, .. } = missing(error);
     format!("cannot load the tracer: {problem}\n  try: {remedy}      details: kmesh-trace check")
 }
 
-/// The findings, a line each.
+/// Returns the report of `kmesh-trace check`: a line for each finding.
 pub fn report(findings: &[Finding]) -> String {
     let mut text = String::new();
-    for Finding { what, found } in findings {
+    for Finding { requirement, result } in findings {
         // Writing to a string cannot fail.
-        _ = match found {
-            Ok(found) => writeln!(text, "ok       {what:<14}{found}"),
+        _ = match result {
+            Ok(found) => writeln!(text, "ok       {requirement:<14}{found}"),
             Err(Missing {
                 problem,
                 remedy,
                 is_optional,
             }) => {
                 let mark = if *is_optional { "limited" } else { "MISSING" };
-                writeln!(text, "{mark}  {what:<14}{problem}; {remedy}")
+                writeln!(text, "{mark}  {requirement:<14}{problem}; {remedy}")
             }
         };
     }
     text
 }
 
-/// What to do where this kernel's programs or types are not as they must be.
+/// Returns what to do if the kernel refuses a program or lacks a type.
 fn remedy_for_kernel(release: &str) -> String {
     match version(release) {
-        Some(version) if version >= FLOOR => {
-            format!("report this with the kernel's release ({release}) and its configuration: it is new enough")
+        Some(version) if version >= OLDEST_KERNEL => {
+            format!(
+                "report this bug with the kernel's release ({release}) and its configuration: the kernel is new enough"
+            )
         }
-        _ => format!("a kernel from {}.{} on is needed; this is {release}", FLOOR.0, FLOOR.1),
+        _ => format!(
+            "use Linux {}.{} or newer; this is {release}",
+            OLDEST_KERNEL.0, OLDEST_KERNEL.1
+        ),
     }
 }
 
-/// The first two numbers of a kernel's release, such as `6.1.0-rt`.
+/// Returns the first two numbers of a kernel's release, such as `6.1.0-rt`.
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
@@ -200,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_old_kernel_is_blamed_for_its_age() {
+    fn remedy_asks_for_newer_kernel_only_if_kernel_is_old() {
         for (release, is_old) in [
             ("5.10.0-28-amd64", true),
             ("5.11", true),
@@ -210,11 +215,7 @@ mod tests {
             ("unknown", true),
         ] {
             let remedy = remedy_for_kernel(release);
-            assert_eq!(
-                remedy.starts_with("a kernel from 5.12 on is needed"),
-                is_old,
-                "{remedy}"
-            );
+            assert_eq!(remedy.starts_with("use Linux 5.12 or newer"), is_old, "{remedy}");
             assert!(remedy.contains(release), "{remedy}");
         }
     }

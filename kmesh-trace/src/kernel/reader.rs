@@ -1,10 +1,11 @@
-//! The thread that drains the kernel's ring into a bounded queue, and does nothing else: it waits for nobody.
+//! The thread that drains the kernel's ring into a bounded queue.
 //!
-//! When the queue is full, records stay on the ring; when the ring is full too, the kernel counts each one lost. So all
-//! buffers are used before anything is lost, and there is one place that counts losses.
+//! If the queue is full, records stay in the ring; if the ring is full too, the kernel counts each record as lost. So
+//! all buffers are used before a record is lost, and only the kernel counts losses.
 //!
-//! The ring wakes this thread only for the first record after it has read all before. While records come, it looks by
-//! the clock instead, and so takes many at each look; a quiet node costs no look but the one every [`IDLE`].
+//! The ring wakes this thread only for the first record after the thread has read all earlier ones. While records come,
+//! the thread polls the ring by a timer instead, and so reads many records at each poll. On a quiet node it polls every
+//! [`IDLE`].
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,77 +22,79 @@ use crate::record::Counts;
 
 use crate::names::update::SourceUpdate;
 
-use super::loader::Kernel;
+use super::loader::Programs;
 use super::time::{measure_difference, monotonic_ns, rearm, step_alarm};
 
-/// Between looks at the ring while records come. Short enough to be felt by nobody, long enough to make a wake-up rare
-/// beside the records it brings.
-const TICK: Duration = Duration::from_millis(5);
-/// Between looks at the counters when nothing comes: a loss may leave nothing on the ring.
+/// The time between polls of the ring while records come: too short to notice, but long enough that each wake-up brings
+/// many records.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// The time between polls of the counters while no records come. A loss may leave no record in the ring.
 const IDLE: Duration = Duration::from_secs(5);
-/// Between looks at the counters while records come.
-const COUNTING: Duration = Duration::from_secs(1);
-/// How long the end waits for records that the counters promise. It is over at once unless a CPU stands still.
-const LAST_RECORDS: Duration = Duration::from_secs(2);
-/// How often the counters are read in the hope that they agree.
-const READS: usize = 1000;
-/// Bytes of records in one message.
-const BATCH: usize = 64 << 10;
-/// Messages in the queue: 4 MiB of records.
-pub const QUEUE: usize = 64;
+/// The time between polls of the counters while records come.
+const ACTIVE: Duration = Duration::from_secs(1);
+/// The maximum time to wait at the end for submitted records. The wait is long only if a CPU stands still.
+const LAST_RECORDS_TIMEOUT: Duration = Duration::from_secs(2);
+/// The maximum number of times that the counters are read until they agree.
+const MAX_COUNTER_READS: usize = 1000;
+/// The number of bytes of records that fill one message.
+const BATCH_BYTES: usize = 64 << 10;
+/// The capacity of the queue in messages: 4 MiB of records.
+pub const QUEUE_CAPACITY: usize = 64;
 
-/// What the reader tells, in order.
+/// A message of the queue that the writer reads.
 #[derive(Debug)]
 pub enum Message {
-    /// Records from the ring, each behind its length in bytes (u64).
+    /// Records from the ring.
     Records {
-        /// See [`records`].
+        /// Records in the form that [`records`] reads.
         bytes: Vec<u8>,
-        /// How far the telling has come.
-        complete: Complete,
+        progress: Progress,
     },
-    /// Records from a walk, likewise. How far they go is told by what follows from the ring.
-    Walked(Vec<u8>),
-    /// A walk came to no end.
-    WalkFailed(String),
-    /// Socket scans are made less often than the update interval says: one takes too long. Sent once.
+    /// Records of a socket scan, in the form that [`records`] reads. The next [`Message::Records`] has their progress.
+    ScanRecords(Vec<u8>),
+    /// A socket scan failed.
+    ScanFailed(String),
+    /// Scans take so long that they run less often than the update interval says. Sent once.
     ScanIsSlow {
         /// The processor time that the scan used.
         used: Duration,
         /// The time between scans from now on.
         scan_interval: Duration,
     },
-    /// The wall clock was stepped: from `since_ns` (CLOCK_MONOTONIC) on, it is `difference_ns` ahead of the monotonic one.
+    /// The wall clock was stepped.
     ClockStepped {
-        /// CLOCK_MONOTONIC, ns.
+        /// The time of the step: CLOCK_MONOTONIC, ns.
         since_ns: u64,
-        /// ns.
+        /// The wall clock minus CLOCK_MONOTONIC after the step, ns.
         difference_ns: i64,
     },
-    /// A source of names tells.
+    /// Updates of the name sources.
     Names(Vec<SourceUpdate>),
-    /// More was lost.
+    /// Every name source has answered once or failed, and the updates of its first answer were sent.
+    NamesSettled,
+    /// More records were lost.
     Lost(Counts),
-    /// What was counted by the end of a walk.
-    Counted(Counts),
-    /// [`Control::summarize`] was called.
-    Asked(Counts),
-    /// The program that reads standard output has gone.
+    /// An interval, and its scan, ended.
+    IntervalEnded(Counts),
+    /// The counters at a call of [`Control::request_summary`].
+    SummaryRequested(Counts),
+    /// The process that reads standard output closed it.
     OutputClosed,
-    /// [`Control::stop`] was called, and these are the last counts; nothing follows.
+    /// [`Control::stop`] was called. This is the last message.
     Ended(Counts),
 }
 
-/// Until when (CLOCK_MONOTONIC, ns) all that happened has been told, but for what a CPU was still writing.
+/// The time until which the writer has the record of every event, except those that a CPU is still writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Complete {
-    /// When the ring was last seen empty; none while it is not, and then its records go as far as the latest of them.
+pub struct Progress {
+    /// The last time when the ring was empty: CLOCK_MONOTONIC, ns. `None` while the ring still holds records; then use
+    /// the newest record's time.
     pub ring_empty_ns: Option<u64>,
-    /// Since when a walk has been under way, of which more is to come.
-    pub walk_began_ns: Option<u64>,
+    /// The time when the current socket scan began: CLOCK_MONOTONIC, ns. More of its records follow.
+    pub scan_began_ns: Option<u64>,
 }
 
-/// The records of a [`Message::Records`].
+/// Iterates over the records of a message. In front of each record is its length in bytes (u64).
 pub fn records(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (length, rest) = bytes.split_first_chunk()?;
@@ -101,73 +104,71 @@ pub fn records(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// What the rest of the program asks of the reader, from any thread.
+/// The requests of other threads to the reader.
 #[derive(Debug)]
 pub struct Control {
     wake: OwnedFd,
     stop: AtomicBool,
-    summarize: AtomicBool,
-    /// CLOCK_MONOTONIC, ns; 0 when no walk is under way.
-    walk_began_ns: AtomicU64,
-    /// A walk or an interval has ended, and what was told until then has still to settle.
-    walked: AtomicBool,
-    /// How many open connections the last scan did not reach; [`NO_SCAN`] before the first one.
+    summary_requested: AtomicBool,
+    /// CLOCK_MONOTONIC, ns; 0 while no scan runs.
+    scan_began_ns: AtomicU64,
+    /// Whether an interval, or a scan, ended whose events have still to settle.
+    interval_ended: AtomicBool,
+    /// The number of open connections that the last scan did not visit; [`NO_SCAN`] before the first one ends.
     not_scanned: AtomicU64,
 }
 
-/// No scan has come to its end yet.
 const NO_SCAN: u64 = u64::MAX;
 
 impl Control {
-    /// Nothing is asked yet.
     pub fn new() -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self {
             wake,
             stop: AtomicBool::new(false),
-            summarize: AtomicBool::new(false),
-            walk_began_ns: AtomicU64::new(0),
-            walked: AtomicBool::new(false),
+            summary_requested: AtomicBool::new(false),
+            scan_began_ns: AtomicU64::new(0),
+            interval_ended: AtomicBool::new(false),
             not_scanned: AtomicU64::new(NO_SCAN),
         })
     }
 
-    /// Detach, tell what the kernel has recorded until then, and end.
+    /// Makes the reader detach the programs, send the records that the kernel has, and end.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.wake();
     }
 
-    /// Tell the counts so far.
-    pub fn summarize(&self) {
-        self.summarize.store(true, Ordering::Release);
+    /// Makes the reader send [`Message::SummaryRequested`].
+    pub fn request_summary(&self) {
+        self.summary_requested.store(true, Ordering::Release);
         self.wake();
     }
 
-    /// A walk tells of nothing before `now_ns`.
-    pub(super) fn walk_began(&self, now_ns: u64) {
-        self.walk_began_ns.store(now_ns, Ordering::Release);
+    /// Reports that a scan begins, whose records are later than `now_ns`.
+    pub(super) fn scan_began(&self, now_ns: u64) {
+        self.scan_began_ns.store(now_ns, Ordering::Release);
     }
 
-    /// All that the walk had to tell is in the queue.
-    pub(super) fn walk_ended(&self) {
-        self.walk_began_ns.store(0, Ordering::Release);
+    /// Reports that all records of the scan are in the queue.
+    pub(super) fn scan_ended(&self) {
+        self.scan_began_ns.store(0, Ordering::Release);
         self.interval_ended();
     }
 
-    /// A scan has come to its end, and did not reach so many of the open connections.
-    pub(super) fn scanned_all_but(&self, not_scanned: u64) {
+    /// Sets the number of open connections that the last scan did not visit.
+    pub(super) fn set_not_scanned(&self, not_scanned: u64) {
         self.not_scanned.store(not_scanned, Ordering::Release);
     }
 
-    /// What happened until now is to be told even if it is nothing.
+    /// Makes the reader report its progress, even if there are no records.
     pub(super) fn interval_ended(&self) {
-        self.walked.store(true, Ordering::Release);
+        self.interval_ended.store(true, Ordering::Release);
         self.wake();
     }
 
-    fn walk_under_way(&self) -> Option<u64> {
-        Some(self.walk_began_ns.load(Ordering::Acquire)).filter(|&began_ns| began_ns != 0)
+    fn current_scan_began_ns(&self) -> Option<u64> {
+        Some(self.scan_began_ns.load(Ordering::Acquire)).filter(|&began_ns| began_ns != 0)
     }
 
     fn not_scanned(&self) -> Option<u64> {
@@ -175,73 +176,73 @@ impl Control {
     }
 
     fn wake(&self) {
-        // It fails only if it would overflow, and then the reader is being woken already.
+        // This fails only if the counter would overflow, and then the reader is awake.
         _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// Whether [`Self::stop`] was called.
-    pub(super) fn stopped(&self) -> bool {
+    /// Returns whether [`Self::stop`] was called.
+    pub(super) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 }
 
-/// The reader's side of the queue.
+/// The reader's end of the queue.
 #[derive(Debug)]
 pub struct Queue {
-    /// To the rest.
     pub messages: SyncSender<Message>,
-    /// Buffers that come back empty.
+    /// Empty buffers that the writer returns.
     pub spare: Receiver<Vec<u8>>,
 }
 
-/// Nobody reads the queue any more.
-struct Abandoned;
+/// The writer has ended, so no thread reads the queue.
+struct QueueClosed;
 
-/// The thread's state.
 pub struct Reader {
-    kernel: Kernel,
+    programs: Programs,
     control: Arc<Control>,
     queue: Queue,
-    /// Told of when its reader goes.
+    /// Standard output, to notice that its reader closed it.
     output: Option<OwnedFd>,
+    /// A descriptor that reports steps of the wall clock.
     step_alarm: Option<OwnedFd>,
     batch: Vec<u8>,
-    /// Records taken from the ring.
+    /// The number of records taken from the ring.
     taken: u64,
-    /// The losses last told.
+    /// The number of losses in the last [`Message::Lost`].
     lost: u64,
-    detached: bool,
+    is_detached: bool,
 }
 
-/// Whether records were taken that the writer cannot know to be settled.
+/// The time when the records sent so far settle, until the writer knows that this time has passed.
 #[derive(Debug, Default)]
 struct Unsettled {
     until_ns: Option<u64>,
 }
 
 impl Unsettled {
-    fn any(&self) -> bool {
+    fn is_pending(&self) -> bool {
         self.until_ns.is_some()
     }
 
-    /// Records were taken that will all be settled at `until_ns`.
-    fn took(&mut self, until_ns: u64) {
+    /// All records sent so far settle at `until_ns`.
+    fn set(&mut self, until_ns: u64) {
         self.until_ns = Some(until_ns);
     }
 
-    /// The writer was told of a look at the ring. That it has become late does not settle anything: only such a look does.
-    fn looked(&mut self, now_ns: u64) {
+    /// The writer has the progress of a poll of the ring at `now_ns`. Only such a poll settles records, not the passing
+    /// of time.
+    fn polled(&mut self, now_ns: u64) {
         self.until_ns = self.until_ns.filter(|&until_ns| now_ns < until_ns);
     }
 }
 
 impl Reader {
-    /// `output`: standard output, if the program writes to it.
-    pub fn new(kernel: Kernel, control: Arc<Control>, queue: Queue, output: Option<OwnedFd>) -> Self {
-        // Without an alarm the wall clock is taken to run evenly.
+    /// Creates the reader. `output`: standard output, if the tool writes to it.
+    pub fn new(programs: Programs, control: Arc<Control>, queue: Queue, output: Option<OwnedFd>) -> Self {
+        // Without the alarm, steps of the wall clock go unnoticed.
         let step_alarm = step_alarm().ok();
         Self {
-            kernel,
+            programs,
             control,
             queue,
             output,
@@ -249,65 +250,65 @@ impl Reader {
             batch: Vec::new(),
             taken: 0,
             lost: 0,
-            detached: false,
+            is_detached: false,
         }
     }
 
-    /// Runs until [`Control::stop`], or until nobody reads the queue. A record is complete `settle_ns` after it was made.
+    /// Runs until [`Control::stop`], or until the writer ends. A record settles `settle_ns` after its event.
     pub fn run(mut self, settle_ns: u64) {
-        // An error here means that the other end has gone, and knows why.
+        // The writer that closed the queue reports the error.
         if self.read(settle_ns).is_ok() {
             _ = self.finish();
         }
     }
 
-    fn read(&mut self, settle_ns: u64) -> Result<(), Abandoned> {
+    fn read(&mut self, settle_ns: u64) -> Result<(), QueueClosed> {
         let mut unsettled = Unsettled::default();
         let mut counted_ns = monotonic_ns();
-        let mut active = true;
-        while !self.control.stopped() {
-            let settling = unsettled.any();
-            if settling {
-                self.wait(false, TICK)?;
+        let mut is_active = true;
+        while !self.control.is_stopped() {
+            let is_settling = unsettled.is_pending();
+            if is_settling {
+                self.wait(false, POLL_INTERVAL)?;
             } else {
-                self.wait(true, if active { COUNTING } else { IDLE })?;
+                self.wait(true, if is_active { ACTIVE } else { IDLE })?;
             }
-            if self.control.summarize.swap(false, Ordering::AcqRel) {
+            if self.control.summary_requested.swap(false, Ordering::AcqRel) {
                 let counts = self.counts();
-                self.send(Message::Asked(counts))?;
+                self.send(Message::SummaryRequested(counts))?;
             }
             let now_ns = monotonic_ns();
             let before = self.taken;
-            self.drain(now_ns, settling)?;
-            unsettled.looked(now_ns);
-            // The last walk's end is only now known to be followed by a look at the ring.
-            let walked = self.control.walked.swap(false, Ordering::AcqRel);
-            if walked {
+            self.drain(now_ns, is_settling)?;
+            unsettled.polled(now_ns);
+            // The writer can settle a scan only by a poll of the ring after the scan.
+            let interval_ended = self.control.interval_ended.swap(false, Ordering::AcqRel);
+            if interval_ended {
                 let counts = self.counts();
-                self.send(Message::Counted(counts))?;
+                self.send(Message::IntervalEnded(counts))?;
             }
-            if self.taken != before || walked {
-                unsettled.took(now_ns + settle_ns + TICK.as_nanos() as u64);
-                active = true;
+            if self.taken != before || interval_ended {
+                unsettled.set(now_ns + settle_ns + POLL_INTERVAL.as_nanos() as u64);
+                is_active = true;
             }
-            let due = if active { COUNTING } else { IDLE };
-            if now_ns.saturating_sub(counted_ns) >= due.as_nanos() as u64 {
+            let count_interval = if is_active { ACTIVE } else { IDLE };
+            if now_ns.saturating_sub(counted_ns) >= count_interval.as_nanos() as u64 {
                 counted_ns = now_ns;
-                active = self.taken != before;
-                self.tell_losses()?;
+                is_active = self.taken != before;
+                self.report_losses()?;
             }
         }
         Ok(())
     }
 
-    /// Detaches, and tells what the kernel has recorded until then.
-    fn finish(&mut self) -> Result<(), Abandoned> {
+    /// Detaches the programs, and sends the records that the kernel has.
+    fn finish(&mut self) -> Result<(), QueueClosed> {
         self.detach();
-        let deadline = monotonic_ns() + LAST_RECORDS.as_nanos() as u64;
+        let deadline = monotonic_ns() + LAST_RECORDS_TIMEOUT.as_nanos() as u64;
         loop {
-            let counted = self.kernel.counters().unwrap_or_default();
+            let counters = self.programs.counters().unwrap_or_default();
             self.drain(monotonic_ns(), false)?;
-            if self.taken >= counted.submitted + counted.resets || monotonic_ns() > deadline {
+            if self.taken >= counters.submitted + counters.resets || monotonic_ns() > deadline {
                 break;
             }
             std::thread::yield_now();
@@ -317,16 +318,17 @@ impl Reader {
     }
 
     fn detach(&mut self) {
-        if !self.detached {
-            self.detached = true;
-            self.kernel.detach();
+        if !self.is_detached {
+            self.is_detached = true;
+            self.programs.detach();
         }
     }
 
-    /// Waits for anything to do, at most so long. Takes note of a stepped wall clock and of an output that nobody reads.
-    fn wait(&mut self, for_records: bool, at_most: Duration) -> Result<(), Abandoned> {
+    /// Waits for a request, or for records if `for_records`; at most for `timeout`. Reports a step of the wall clock
+    /// and a closed output.
+    fn wait(&mut self, for_records: bool, timeout: Duration) -> Result<(), QueueClosed> {
         let nothing = || PollFlags::empty();
-        let ring = self.kernel.ring_fd();
+        let ring = self.programs.ring_fd();
         let control = self.control.wake.as_fd();
         let mut fds = [
             PollFd::from_borrowed_fd(control, PollFlags::IN),
@@ -339,14 +341,14 @@ impl Reader {
                     nothing()
                 },
             ),
-            // Only that it is broken is of interest, which is always told.
+            // poll() always reports that the other end is closed.
             PollFd::from_borrowed_fd(self.output.as_ref().map_or(control, AsFd::as_fd), nothing()),
         ];
         let timeout = Timespec {
-            tv_sec: at_most.as_secs() as i64,
-            tv_nsec: at_most.subsec_nanos().into(),
+            tv_sec: timeout.as_secs() as i64,
+            tv_nsec: timeout.subsec_nanos().into(),
         };
-        // Interrupted, or whatever: the next look tells.
+        // After an error, such as EINTR, the next poll finds what this one missed.
         if poll(&mut fds, Some(&timeout)).unwrap_or(0) == 0 {
             return Ok(());
         }
@@ -371,34 +373,34 @@ impl Reader {
         Ok(())
     }
 
-    /// Sends all records on the ring. `even_if_none`: that there are none is news, since some are waiting to settle.
-    fn drain(&mut self, now_ns: u64, even_if_none: bool) -> Result<(), Abandoned> {
+    /// Sends all records of the ring. `even_if_empty`: also reports the progress of an empty ring, because sent records
+    /// have still to settle.
+    fn drain(&mut self, now_ns: u64, even_if_empty: bool) -> Result<(), QueueClosed> {
         loop {
             let (batch, taken) = (&mut self.batch, &mut self.taken);
-            let empty = self.kernel.drain(|record| {
+            let is_empty = self.programs.drain(|record| {
                 *taken += 1;
                 batch.extend_from_slice(&(record.len() as u64).to_ne_bytes());
                 batch.extend_from_slice(record);
-                batch.len() < BATCH
+                batch.len() < BATCH_BYTES
             });
-            if self.batch.is_empty() && !even_if_none {
+            if self.batch.is_empty() && !even_if_empty {
                 return Ok(());
             }
             let spare = self.queue.spare.try_recv().unwrap_or_default();
             let bytes = std::mem::replace(&mut self.batch, spare);
-            let walk_began_ns = self.control.walk_under_way();
-            let complete = Complete {
-                ring_empty_ns: empty.then_some(now_ns),
-                walk_began_ns,
+            let progress = Progress {
+                ring_empty_ns: is_empty.then_some(now_ns),
+                scan_began_ns: self.control.current_scan_began_ns(),
             };
-            self.send(Message::Records { bytes, complete })?;
-            if empty {
+            self.send(Message::Records { bytes, progress })?;
+            if is_empty {
                 return Ok(());
             }
         }
     }
 
-    fn tell_losses(&mut self) -> Result<(), Abandoned> {
+    fn report_losses(&mut self) -> Result<(), QueueClosed> {
         let counts = self.counts();
         let lost = counts.ring_full + counts.no_storage + counts.skipped + counts.lost_opens;
         if lost != self.lost {
@@ -409,52 +411,53 @@ impl Reader {
     }
 
     fn counts(&self) -> Counts {
-        let counted = self.settled_counters();
-        let open = counted.open.try_into().unwrap_or(0);
+        let counters = self.consistent_counters();
+        let open = counters.open.try_into().unwrap_or(0);
         Counts {
             at_ns: monotonic_ns(),
-            closes: counted.closes,
-            submitted: counted.submitted,
-            filtered: counted.filtered,
-            lost_opens: counted.lost_opens,
-            ring_full: counted.lost_ring,
-            no_storage: counted.lost_storage,
-            skipped: counted.lost_skipped,
-            skipped_at_most: self.kernel.closes_skipped(&counted),
+            closes: counters.closes,
+            submitted: counters.submitted,
+            filtered: counters.filtered,
+            lost_opens: counters.lost_opens,
+            ring_full: counters.lost_ring,
+            no_storage: counters.lost_storage,
+            skipped: counters.lost_skipped,
+            skipped_at_most: self.programs.closes_skipped(&counters),
             open,
-            // Some of them may have ended since.
+            // Some of these connections may have ended since the scan.
             not_scanned: self.control.not_scanned().map(|not_scanned| not_scanned.min(open)),
         }
     }
 
-    /// The counters, of which each adds one close in more than one place, and not at one instant: read until they agree.
-    fn settled_counters(&self) -> Counters {
-        let read = || self.kernel.counters().unwrap_or_default();
-        let agree = |counted: &Counters| {
+    /// Returns the counters. Each close changes several of them, not at the same instant, so they are read until they
+    /// agree.
+    fn consistent_counters(&self) -> Counters {
+        let read = || self.programs.counters().unwrap_or_default();
+        let agree = |counters: &Counters| {
             let parts = [
-                counted.submitted,
-                counted.lost_ring,
-                counted.lost_storage,
-                counted.lost_skipped,
-                counted.filtered,
+                counters.submitted,
+                counters.lost_ring,
+                counters.lost_storage,
+                counters.lost_skipped,
+                counters.filtered,
             ];
-            counted.closes == parts.iter().sum::<u64>()
+            counters.closes == parts.iter().sum::<u64>()
         };
-        (0..READS).map(|_| read()).find(agree).unwrap_or_else(read)
+        (0..MAX_COUNTER_READS).map(|_| read()).find(agree).unwrap_or_else(read)
     }
 
-    /// Waits for room in the queue. Meanwhile records stay on the ring.
-    fn send(&mut self, mut message: Message) -> Result<(), Abandoned> {
+    /// Sends a message. Waits while the queue is full; meanwhile records stay in the ring.
+    fn send(&mut self, mut message: Message) -> Result<(), QueueClosed> {
         loop {
             message = match self.queue.messages.try_send(message) {
                 Ok(()) => return Ok(()),
-                Err(TrySendError::Disconnected(_)) => return Err(Abandoned),
+                Err(TrySendError::Disconnected(_)) => return Err(QueueClosed),
                 Err(TrySendError::Full(message)) => message,
             };
-            if self.control.stopped() {
+            if self.control.is_stopped() {
                 self.detach();
             }
-            std::thread::sleep(TICK);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }
@@ -464,13 +467,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_are_settled_by_a_look_however_late() {
+    fn only_a_poll_settles_records() {
         let mut unsettled = Unsettled::default();
-        assert!(!unsettled.any());
-        unsettled.took(150);
-        unsettled.looked(149);
-        assert!(unsettled.any());
-        unsettled.looked(90_000);
-        assert!(!unsettled.any());
+        assert!(!unsettled.is_pending());
+        unsettled.set(150);
+        unsettled.polled(149);
+        assert!(unsettled.is_pending());
+        unsettled.polled(90_000);
+        assert!(!unsettled.is_pending());
     }
 }

@@ -1,11 +1,11 @@
-//! The thread that walks over the open sockets each interval and tells how they stand, off the draining path.
+//! The thread that scans the open sockets at each interval, and so does not delay the reader.
 //!
-//! Intervals are aligned to the wall clock, and a walk is made just before each ends: so what it tells belongs to that
-//! interval, and a rollup's windows end with what was open then.
+//! Intervals are aligned to the wall clock, and a scan runs just before an interval ends. So its updates belong to that
+//! interval, and a rollup's window ends with the connections that are open then.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, SyncSender, channel};
+use std::sync::mpsc::{SendError, Sender, SyncSender, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,133 +13,143 @@ use anyhow::Context as _;
 
 use crate::privileges;
 
-use super::loader::{StartError, Walker};
+use super::loader::{ScanPrograms, StartError};
 use super::monotonic_ns;
 use super::netns::OtherNamespaces;
 use super::reader::{Control, Message};
 use super::time::processor_time;
 
-/// How long before the end of an interval a walk begins at least: some for the machine to wake up, some for the walk.
-const AHEAD: Duration = Duration::from_millis(50);
+/// The minimum time before the end of an interval at which its scan begins: for the machine to wake up, and for the
+/// scan.
+const MIN_LEAD: Duration = Duration::from_millis(50);
 
-/// The share of the update interval that socket scans may take of one processor: one part in so many, 5 %. What a scan takes
-/// grows with the descriptors of all processes, so any of them could make it the node's main work.
+/// The maximum share of one processor that scans may take: 1 / 20, or 5 %. The time of a scan grows with the
+/// descriptors of all processes, so any process could make the scan the node's main work.
 const MAX_SHARE: u32 = 20;
 
-/// The thread that scans, which waits for its task. It begins before the others give up the capabilities that only it keeps.
+/// The scanner thread, which waits for its task. It starts before the tool gives up the capabilities that only this
+/// thread keeps.
 #[derive(Debug)]
-pub struct Scanner(Sender<Scans>);
+pub struct Scanner(Sender<ScanTask>);
 
-/// What a [`Scanner`] scans, when and for whom.
-pub struct Scans {
-    /// The programs in the kernel.
-    pub walker: Walker,
+/// The task of a [`Scanner`].
+pub struct ScanTask {
+    pub programs: ScanPrograms,
     /// The time between scans.
     pub interval: Duration,
-    /// Ends the thread.
     pub control: Arc<Control>,
-    /// Get what the scans report.
+    /// Receives the records of the scans.
     pub messages: SyncSender<Message>,
 }
 
 impl Scanner {
-    /// Starts the thread.
     pub fn start() -> anyhow::Result<Self> {
-        let (sender, receiver) = channel::<Scans>();
+        let (sender, receiver) = channel::<ScanTask>();
         let (started, start) = channel();
         thread::Builder::new()
             .name("kmesh-scan".to_owned())
             .spawn(move || {
-                let kept = privileges::limit_to_scans();
-                let is_limited = kept.is_ok();
+                let limited = privileges::limit_to_scans();
+                let is_limited = limited.is_ok();
                 // The starting thread waits for it.
-                _ = started.send(kept);
-                if is_limited && let Ok(scans) = receiver.recv() {
-                    run(scans.walker, scans.interval, &scans.control, &scans.messages);
+                _ = started.send(limited);
+                if is_limited && let Ok(task) = receiver.recv() {
+                    // The writer that closed the queue reports the error.
+                    _ = task.run();
                 }
             })
             .context("cannot start a thread")?;
         start
             .recv()
-            .context("the scanning thread died")?
+            .context("the scanner thread panicked")?
             .context("cannot give up privileges")?;
         Ok(Self(sender))
     }
 
-    /// Lets the thread scan.
-    pub fn run(self, scans: Scans) {
+    /// Makes the thread run `task`.
+    pub fn run(self, task: ScanTask) {
         // The thread waits until this is dropped.
-        _ = self.0.send(scans);
+        _ = self.0.send(task);
     }
 }
 
-/// Scans the sockets at the end of each `interval` until [`Control::stop`] or until nobody reads `messages`; less often if scans
-/// take too long for that. A scan that comes too late delays the next one; none is made up for.
-fn run(mut walker: Walker, interval: Duration, control: &Control, messages: &SyncSender<Message>) {
-    let mut took = Duration::ZERO;
-    let mut scan_interval = interval;
-    let mut is_reported = false;
-    // Without CAP_SYS_ADMIN there is only the tool's own.
-    let mut namespaces = OtherNamespaces::new().ok();
-    loop {
-        // Where the last scan took long, the next one begins the earlier.
-        let ahead = (AHEAD + took * 2).min(interval / 4);
-        let now = wall_clock();
-        thread::sleep(
-            until_end(interval, now)
-                .checked_sub(ahead)
-                .unwrap_or_else(|| until_end(interval, now) + interval - ahead),
-        );
-        if control.stopped() {
-            return;
-        }
-        let began = Instant::now();
-        let now = wall_clock();
-        if until_end(scan_interval, now) <= until_end(interval, now) {
-            let used = processor_time();
-            // What the ring tells of later than this waits for what the walk tells of.
-            control.walk_began(monotonic_ns());
-            let deadline = used.saturating_add(scan_interval / MAX_SHARE);
-            let others = namespaces.as_mut().map(|namespaces| (namespaces, deadline));
-            let scanned = scan(&mut walker, others, |bytes| {
-                if messages.send(Message::Walked(bytes)).is_ok() {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                }
-            });
-            if let Ok(Some(not_scanned)) = scanned {
-                control.scanned_all_but(not_scanned);
+impl ScanTask {
+    /// Scans the sockets at the end of each interval, until [`Control::stop`] or until no thread reads the messages. If
+    /// scans take too long, scans less often. A scan that is late delays the next one; missed scans are not repeated.
+    fn run(mut self) -> Result<(), SendError<Message>> {
+        let mut took = Duration::ZERO;
+        let mut scan_interval = self.interval;
+        let mut is_reported = false;
+        // Without CAP_SYS_ADMIN, scans reach only the tool's own network namespace.
+        let mut namespaces = OtherNamespaces::new().ok();
+        loop {
+            // The longer the last scan took, the earlier the next one begins.
+            let lead = (MIN_LEAD + took * 2).min(self.interval / 4);
+            self.sleep_until_before_end(lead);
+            if self.control.is_stopped() {
+                return Ok(());
             }
-            control.walk_ended();
-            if let Err(error) = scanned
-                && messages.send(Message::WalkFailed(error.to_string())).is_err()
-            {
-                return;
-            }
-            let used = processor_time().saturating_sub(used);
-            scan_interval = interval_for(interval, used);
-            if scan_interval > interval && !std::mem::replace(&mut is_reported, true) {
-                let message = Message::ScanIsSlow { used, scan_interval };
-                if messages.send(message).is_err() {
-                    return;
+            let began = Instant::now();
+            let now = wall_clock();
+            if until_end(scan_interval, now) <= until_end(self.interval, now) {
+                let used = self.scan(scan_interval, namespaces.as_mut())?;
+                scan_interval = interval_for(self.interval, used);
+                if scan_interval > self.interval && !std::mem::replace(&mut is_reported, true) {
+                    self.messages.send(Message::ScanIsSlow { used, scan_interval })?;
                 }
             }
+            took = began.elapsed();
+            if took < lead {
+                // The reader reports the end of the interval even without records.
+                thread::sleep(until_end(self.interval, wall_clock()).min(lead));
+                self.control.interval_ended();
+            }
         }
-        took = began.elapsed();
-        if took < ahead {
-            // The interval's end is told even where nothing else is.
-            thread::sleep(until_end(interval, wall_clock()).min(ahead));
-            control.interval_ended();
+    }
+
+    /// Sleeps until `lead` before the end of an interval: the current one, or the next one if it is too late for the
+    /// current one.
+    fn sleep_until_before_end(&self, lead: Duration) {
+        let remaining = until_end(self.interval, wall_clock());
+        let sleep = remaining.checked_sub(lead);
+        thread::sleep(sleep.unwrap_or_else(|| remaining + self.interval - lead));
+    }
+
+    /// Scans the sockets once, and reports the end of the scan. Returns the processor time that it used.
+    fn scan(
+        &mut self,
+        scan_interval: Duration,
+        namespaces: Option<&mut OtherNamespaces>,
+    ) -> Result<Duration, SendError<Message>> {
+        let began = processor_time();
+        // Until the scan ends, the writer holds events from the ring that are later than this.
+        self.control.scan_began(monotonic_ns());
+        let deadline = began.saturating_add(scan_interval / MAX_SHARE);
+        let others = namespaces.map(|namespaces| (namespaces, deadline));
+        let messages = &self.messages;
+        let scanned = scan(&mut self.programs, others, |bytes| {
+            if messages.send(Message::ScanRecords(bytes)).is_ok() {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+        if let Ok(Some(not_scanned)) = scanned {
+            self.control.set_not_scanned(not_scanned);
         }
+        self.control.scan_ended();
+        if let Err(error) = scanned {
+            self.messages.send(Message::ScanFailed(error.to_string()))?;
+        }
+        Ok(processor_time().saturating_sub(began))
     }
 }
 
-/// Returns the time between socket scans that use so much processor time each: the least multiple of `interval` of which that
-/// is no more than one part in [`MAX_SHARE`]. Scans thus still come at the ends of intervals.
+/// Returns the time between scans that use this much processor time each: the smallest multiple of `interval` that
+/// keeps them within [`MAX_SHARE`]. So scans still run at the ends of intervals.
 fn interval_for(interval: Duration, used: Duration) -> Duration {
-    let least = used.as_nanos() * u128::from(MAX_SHARE);
-    let multiple = least.div_ceil(interval.as_nanos().max(1)).max(1);
+    let minimum = used.as_nanos() * u128::from(MAX_SHARE);
+    let multiple = minimum.div_ceil(interval.as_nanos().max(1)).max(1);
     interval.saturating_mul(u32::try_from(multiple).unwrap_or(u32::MAX))
 }
 
@@ -147,44 +157,45 @@ fn wall_clock() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The time from `now` until the present interval ends, by the wall clock.
+/// Returns the time from `now`, a time of the wall clock, until the current interval ends.
 fn until_end(interval: Duration, now: Duration) -> Duration {
     let passed = now.as_nanos() % interval.as_nanos().max(1);
-    // A remainder is less than the interval, which fits.
+    // The remainder is less than the interval, so it fits.
     interval.saturating_sub(Duration::from_nanos(passed.try_into().unwrap_or(u64::MAX)))
 }
 
-/// Scans all open connections once: those with a descriptor, then the others of the tool's own network namespace, then those of
-/// other namespaces, as far as the thread's processor time stays below a deadline. Skips what cannot find any more. Returns the
-/// number of open connections that the scan did not reach, unless `take` ended it.
+/// Scans all open connections once: those with a descriptor, then the others of the tool's own network namespace, then
+/// the others of `others`, until the thread's processor time reaches the deadline. Skips scans that cannot find more
+/// connections. Returns the number of open connections that the scan did not visit; `None` if `take` ended the scan.
 pub fn scan(
-    walker: &mut Walker,
+    programs: &mut ScanPrograms,
     others: Option<(&mut OtherNamespaces, Duration)>,
     mut take: impl FnMut(Vec<u8>) -> ControlFlow<()>,
 ) -> Result<Option<u64>, StartError> {
-    walker.begin()?;
-    if walker.scan_descriptors(&mut take)?.is_break() {
+    programs.begin()?;
+    if programs.scan_descriptors(&mut take)?.is_break() {
         return Ok(None);
     }
-    if walker.lists_netns() {
-        // Connections from before the tracer do not count as open until a scan has found them.
-        let is_due = walker.is_first_scan() || walker.unvisited()? > 0;
-        if is_due && walker.scan_netns(&mut take)?.is_break() {
+    if programs.scans_netns() {
+        // A connection that is older than the tracer does not count as open until a scan has found it.
+        let is_needed = programs.is_first_scan() || programs.unvisited()? > 0;
+        if is_needed && programs.scan_netns(&mut take)?.is_break() {
             return Ok(None);
         }
         if let Some((namespaces, deadline)) = others
-            && namespaces.scan(walker, deadline, &mut take)?.is_break()
+            && namespaces.scan(programs, deadline, &mut take)?.is_break()
         {
             return Ok(None);
         }
     }
-    walker.unvisited().map(Some)
+    programs.unvisited().map(Some)
 }
 
-/// How the open connections stand, as in [`Message::Walked`].
-pub fn standing(walker: &mut Walker) -> Result<Vec<u8>, StartError> {
+/// Scans the open connections of the tool's own network namespace, and those with a descriptor. Returns their records
+/// as in [`Message::ScanRecords`].
+pub fn scan_to_bytes(programs: &mut ScanPrograms) -> Result<Vec<u8>, StartError> {
     let mut all = Vec::new();
-    scan(walker, None, |bytes| {
+    scan(programs, None, |bytes| {
         all.extend_from_slice(&bytes);
         ControlFlow::Continue(())
     })?;
@@ -216,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn longer_interval_ends_with_a_short_one() {
+    fn longer_scan_interval_ends_with_an_update_interval() {
         let short = Duration::from_secs(5);
         let due: Vec<_> = (0..40)
             .filter(|second| {

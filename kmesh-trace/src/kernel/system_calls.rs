@@ -1,7 +1,7 @@
-//! The numbers of the system calls that can close a file of the process that makes them (`asm/unistd.h` of each architecture).
+//! The numbers of the system calls that can close a file of the calling process (`asm/unistd.h` of each architecture).
 //!
-//! All others that let go of a file last, such as `readlink` of `/proc/PID/fd/N`, have only looked at a file of another process.
-//! Ends of processes are known otherwise.
+//! Other system calls that drop the last reference to a file, such as `readlink` of `/proc/PID/fd/N`, have only
+//! inspected a file of another process. The programs recognize an exiting process by its flags.
 
 use kmesh_trace_common::SystemCalls;
 
@@ -19,15 +19,16 @@ const fn set(numbers: &[u32]) -> SystemCalls {
 mod numbers {
     use super::{SystemCalls, set};
 
-    /// The member of `pt_regs` with the number.
+    /// The member of `pt_regs` with the system call number.
     pub const NUMBER_MEMBER: &str = "orig_ax";
     /// The member of `task_struct` with the bit of a 32-bit system call (`TS_COMPAT`).
     pub const COMPAT_MEMBER: &str = "thread_info.status";
     /// The number of that bit.
     pub const COMPAT_BIT: u32 = 1;
-    /// close, dup2, connect, shutdown, execve, dup3, execveat, io_uring_enter, close_range.
+    /// The numbers of close, dup2, connect, shutdown, execve, dup3, execveat, io_uring_enter, close_range.
     pub const CLOSING: SystemCalls = set(&[3, 33, 42, 48, 59, 292, 322, 426, 436]);
-    /// Of i386: close, execve, dup2, socketcall, dup3, execveat, connect, shutdown, io_uring_enter, close_range.
+    /// The i386 numbers of close, execve, dup2, socketcall, dup3, execveat, connect, shutdown, io_uring_enter,
+    /// close_range.
     pub const COMPAT_CLOSING: SystemCalls = set(&[6, 11, 63, 102, 330, 358, 362, 373, 426, 436]);
 }
 
@@ -35,15 +36,15 @@ mod numbers {
 mod numbers {
     use super::{SystemCalls, set};
 
-    /// The member of `pt_regs` with the number.
+    /// The member of `pt_regs` with the system call number.
     pub const NUMBER_MEMBER: &str = "syscallno";
     /// The member of `task_struct` with the bit of a 32-bit program (`TIF_32BIT`).
     pub const COMPAT_MEMBER: &str = "thread_info.flags";
     /// The number of that bit.
     pub const COMPAT_BIT: u32 = 22;
-    /// dup3, close, connect, shutdown, execve, execveat, io_uring_enter, close_range.
+    /// The numbers of dup3, close, connect, shutdown, execve, execveat, io_uring_enter, close_range.
     pub const CLOSING: SystemCalls = set(&[24, 57, 203, 210, 221, 281, 426, 436]);
-    /// Of arm: close, execve, dup2, connect, shutdown, dup3, execveat, io_uring_enter, close_range.
+    /// The arm numbers of close, execve, dup2, connect, shutdown, dup3, execveat, io_uring_enter, close_range.
     pub const COMPAT_CLOSING: SystemCalls = set(&[6, 11, 63, 283, 293, 358, 387, 426, 436]);
 }
 
@@ -55,7 +56,7 @@ mod tests {
 
     #[test]
     #[cfg(target_arch = "x86_64")]
-    fn numbers_are_those_of_the_c_library() {
+    fn numbers_match_the_c_library() {
         use nix::libc;
         let has = |number: i64| CLOSING[number as usize / 64] >> (number % 64) & 1 == 1;
         for number in [

@@ -1,7 +1,7 @@
-//! Reading the clocks, and being told when somebody steps the wall clock.
+//! Reads the clocks, and reports steps of the wall clock.
 //!
-//! In a time namespace (Linux 5.6), this process sees the monotonic and the boot-time clock with an offset. The kernel's own
-//! times, in records and everywhere else that eBPF programs write them, have no offset. Only this file knows that there are two.
+//! In a time namespace (Linux 5.6), this process sees the monotonic and the boot-time clock with an offset. The times
+//! of the kernel, and so those that eBPF programs write, have no offset. Only this file knows the difference.
 
 use std::fs;
 use std::io;
@@ -15,23 +15,23 @@ use rustix::time::{
     timerfd_settime,
 };
 
-/// Where the kernel shows the offsets of the clocks in the time namespace of this process's children.
+/// The file with the clock offsets of the time namespace of this process's children.
 const OFFSETS: &str = "/proc/self/timens_offsets";
 
-/// The offset of the monotonic clock in this process's time namespace, ns. A process stays in its namespace, and nobody can
-/// change the offsets of a namespace that has a process.
+/// The offset of the monotonic clock in this process's time namespace, ns. It is constant: a process stays in its
+/// namespace, and the kernel does not change the offsets of a namespace that has a process.
 static MONOTONIC_OFFSET_NS: LazyLock<i64> = LazyLock::new(|| {
     let namespace = |name: &str| fs::metadata(format!("/proc/self/ns/{name}")).map(|metadata| metadata.ino());
     match (namespace("time"), namespace("time_for_children")) {
         (Ok(own), Ok(of_children)) if own == of_children => {
             monotonic_offset_ns(&fs::read_to_string(OFFSETS).unwrap_or_default())
         }
-        // The children's offsets say nothing of this process.
+        // The children are in another namespace, so their offsets do not apply to this process.
         _ => 0,
     }
 });
 
-/// Reads the offset of the monotonic clock: a line `monotonic SECONDS NANOSECONDS`. Without one there is none.
+/// Parses the offset of the monotonic clock from a line `monotonic SECONDS NANOSECONDS`. Returns 0 without such a line.
 fn monotonic_offset_ns(offsets: &str) -> i64 {
     let offset = |line: &str| {
         let mut words = line.split_whitespace();
@@ -44,13 +44,14 @@ fn monotonic_offset_ns(offsets: &str) -> i64 {
     offsets.lines().find_map(offset).unwrap_or(0)
 }
 
-/// Returns the processor time of the calling thread so far. The time by the clock would count what else the machine does.
+/// Returns the processor time of the calling thread so far. Unlike elapsed time, it does not depend on the load of the
+/// machine.
 pub fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap_or_default()
 }
 
-/// The kernel's monotonic clock, ns: what `bpf_ktime_get_ns` reads.
+/// Returns the kernel's monotonic clock, ns, as `bpf_ktime_get_ns` reads it.
 pub fn monotonic_ns() -> u64 {
     kernel_monotonic_ns() as u64
 }
@@ -59,17 +60,17 @@ fn kernel_monotonic_ns() -> i64 {
     nanoseconds(clock_gettime(ClockId::Monotonic)) - *MONOTONIC_OFFSET_NS
 }
 
-/// Converts a time by the boot-time clock, as /proc shows it to this process, to the kernel's monotonic clock, ns.
+/// Converts a time of the boot-time clock, as /proc shows it to this process, to the kernel's monotonic clock, ns.
 pub fn monotonic_of_boot_time(boot_time_ns: u64) -> u64 {
     // The boot-time clock also counts while the machine is suspended, and may have an offset of its own.
     let age = nanoseconds(clock_gettime(ClockId::Boottime)).saturating_sub_unsigned(boot_time_ns);
     kernel_monotonic_ns().saturating_sub(age).max(0) as u64
 }
 
-/// Measures the wall clock less the monotonic one, ns.
+/// Returns the wall clock minus the kernel's monotonic clock, ns.
 ///
-/// The two cannot be read at one instant, so the wall clock is read between two readings of the other, several times, and
-/// the closest pair counts: an error of some tens of nanoseconds.
+/// The two clocks cannot be read at the same instant. So this function reads the wall clock between two readings of the
+/// monotonic clock, several times, and uses the closest pair. The error is some tens of nanoseconds.
 pub fn measure_difference() -> i64 {
     let reading = || {
         let before = kernel_monotonic_ns();
@@ -84,22 +85,21 @@ fn nanoseconds(time: Timespec) -> i64 {
     time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
-/// A descriptor that becomes readable when the wall clock is stepped; [`rearm`] it then.
+/// Returns a descriptor that becomes readable when the wall clock is stepped. Call [`rearm`] then.
 pub fn step_alarm() -> io::Result<OwnedFd> {
     let alarm = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
     rearm(&alarm)?;
     Ok(alarm)
 }
 
-/// Waits for the next step. The time itself is of no interest, only that the kernel cancels the wait at a step; so it is
-/// as late as can be.
+/// Arms the descriptor for the next step. The kernel cancels the timer at a step, so its time is as late as possible.
 pub fn rearm(alarm: &OwnedFd) -> io::Result<()> {
     let never = Timespec {
         tv_sec: i32::MAX.into(),
         tv_nsec: 0,
     };
     let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
-    // The kernel reports a step between the last arming and this one as ECANCELED, and arms all the same.
+    // ECANCELED reports a step between the last arming and this one. The kernel arms the timer anyway.
     match timerfd_settime(
         alarm,
         flags,
@@ -122,7 +122,7 @@ mod tests {
     use crate::track::clock::Clock;
 
     #[test]
-    fn offset_of_the_time_namespace_is_read() {
+    fn offset_of_time_namespace_is_parsed() {
         let cases = [
             (
                 "monotonic      86400         0\nboottime           7         0\n",
@@ -145,17 +145,18 @@ mod tests {
     }
 
     #[test]
-    fn boot_time_of_now_is_monotonic_time_of_now() {
+    fn current_boot_time_converts_to_current_monotonic_time() {
         let before = monotonic_ns();
         let now = monotonic_of_boot_time(nanoseconds(clock_gettime(ClockId::Boottime)) as u64);
-        // A millisecond for the time between the readings of the two clocks, in which the machine may suspend no further.
+        // The two clocks are not read at the same instant: allow a millisecond.
         assert!(
             before.saturating_sub(1_000_000) <= now && now <= monotonic_ns(),
             "{before} {now}"
         );
     }
 
-    /// The wall clock at the same moment lies between two readings. A second covers its adjustment, not time that passes.
+    /// The converted time lies between two readings of the wall clock. The tolerance is for adjustments of the wall
+    /// clock.
     #[test]
     fn measured_difference_converts_monotonic_time_to_wall_time() {
         const TOLERANCE_NS: i64 = 1_000_000_000;

@@ -1,29 +1,29 @@
-//! From the kernel's monotonic clock to the wall clock.
+//! Converts times of the kernel's monotonic clock to the wall clock.
 //!
-//! Both run at the same rate (NTP slews both alike), so their difference is constant until somebody steps the wall clock.
-//! Each step adds one entry here; a time is converted by the difference that held at that time.
+//! Both clocks run at the same rate (NTP slews both), so their difference is constant until the wall clock is stepped.
+//! Each step adds an entry here. A time is converted by the difference that applied at that time.
 
 use crate::record::WallTime;
 
-/// The differences between the two clocks, by when each began to hold.
+/// The differences between the two clocks over time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clock {
-    /// (since when on the monotonic clock, what to add), ns; in order, never empty.
+    /// The start of each span on the monotonic clock, and the difference from then on, ns; in order, never empty.
     spans: Vec<(u64, i64)>,
 }
 
-/// Steps kept. A clock stepped more often than this within a connection's life is past telling.
+/// The maximum number of spans. The times before the oldest span are converted by its difference.
 const MAX_SPANS: usize = 64;
 
 impl Clock {
-    /// A clock of which only the present difference is known.
+    /// Creates a clock that has never been stepped.
     pub fn new(difference_ns: i64) -> Self {
         Self {
             spans: vec![(0, difference_ns)],
         }
     }
 
-    /// From `since` (monotonic, ns) on, the difference is this one.
+    /// Sets the difference from `since` (monotonic, ns) on.
     pub fn step(&mut self, since: u64, difference_ns: i64) {
         if self.spans.len() == MAX_SPANS {
             self.spans.remove(0);
@@ -32,7 +32,7 @@ impl Clock {
         self.spans.push((since, difference_ns));
     }
 
-    /// What the wall clock showed then.
+    /// Returns the time of the wall clock at a time of the monotonic clock.
     pub fn wall(&self, monotonic_ns: u64) -> WallTime {
         let span = self.spans.iter().rev().find(|(since, _)| *since <= monotonic_ns);
         let difference = span.or(self.spans.first()).map_or(0, |&(_, difference)| difference);
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_time_is_converted_by_the_difference_of_its_day() {
+    fn time_is_converted_by_difference_of_its_span() {
         let mut clock = Clock::new(1_000);
         clock.step(50, -500);
         clock.step(80, 7);
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn any_number_of_steps_is_bounded() {
+    fn number_of_spans_is_bounded() {
         let mut clock = Clock::new(0);
         for step in 1..=1_000 {
             clock.step(step, step as i64);

@@ -1,45 +1,37 @@
-//! Bytes from the ring → events. Pure: what is no record of ours is an error that the caller counts.
+//! Decodes the bytes of the ring into events.
 
 use bytemuck::{Pod, pod_read_unaligned};
 use kmesh_trace_common::{KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE, Reset, Snapshot};
 use thiserror::Error;
 
-/// What the eBPF side tells.
+/// An event that the eBPF programs report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(
     clippy::large_enum_variant,
-    reason = "nearly all are of the large kind, and a box is an allocation a record"
+    reason = "nearly all events are snapshots, and a box is an allocation for each record"
 )]
-pub enum Event {
-    /// An association was established, ended, or met by a walk.
+pub enum KernelEvent {
+    /// A connection was established, ended, or visited by a socket scan.
     Snapshot(Snapshot),
-    /// A RST was sent that settles how an association ended.
+    /// This end sent a RST that decides how a connection ended.
     Reset(Reset),
 }
 
-/// Bytes that are no record.
+/// The reason why bytes are not a record.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum DecodeError {
-    /// No such kind of record.
-    #[error("a record of unknown kind {0}")]
+    #[error("a record has the unknown kind {0}")]
     UnknownKind(u32),
-    /// Too short or too long for its kind.
-    #[error("a record of kind {kind} with {length} bytes")]
-    WrongLength {
-        /// Its first word.
-        kind: u32,
-        /// Bytes.
-        length: usize,
-    },
+    #[error("a record of kind {kind} has the wrong length of {length} bytes")]
+    WrongLength { kind: u32, length: usize },
 }
 
-/// Decodes one record.
-pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
+pub fn decode(bytes: &[u8]) -> Result<KernelEvent, DecodeError> {
     let length = bytes.len();
     let kind: u32 = bytes.first_chunk().map(|word| u32::from_ne_bytes(*word)).unwrap_or(0);
     match kind {
-        KIND_CLOSE | KIND_OPEN | KIND_UPDATE => read(bytes).map(Event::Snapshot),
-        KIND_RESET => read(bytes).map(Event::Reset),
+        KIND_CLOSE | KIND_OPEN | KIND_UPDATE => read(bytes).map(KernelEvent::Snapshot),
+        KIND_RESET => read(bytes).map(KernelEvent::Reset),
         _ => return Err(DecodeError::UnknownKind(kind)),
     }
     .ok_or(DecodeError::WrongLength { kind, length })
@@ -56,23 +48,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_read() {
+    fn records_are_decoded() {
         let close = Snapshot {
             kind: KIND_CLOSE,
             cookie: 7,
             ..Snapshot::zeroed()
         };
-        assert_eq!(decode(bytes_of(&close)), Ok(Event::Snapshot(close)));
+        assert_eq!(decode(bytes_of(&close)), Ok(KernelEvent::Snapshot(close)));
         let reset = Reset {
             kind: KIND_RESET,
             attempt: 2,
             cookie: 7,
         };
-        assert_eq!(decode(bytes_of(&reset)), Ok(Event::Reset(reset)));
+        assert_eq!(decode(bytes_of(&reset)), Ok(KernelEvent::Reset(reset)));
     }
 
     #[test]
-    fn anything_else_is_an_error_and_no_panic() {
+    fn invalid_bytes_are_an_error() {
         let close = Snapshot {
             kind: KIND_CLOSE,
             ..Snapshot::zeroed()
@@ -92,8 +84,8 @@ mod tests {
                 length: size_of::<Snapshot>() + 1
             })
         );
-        // The ring lends unaligned bytes to nobody, but a file might.
+        // Unaligned bytes do not come from the ring, but may come from a file.
         let shifted = [&[0], whole].concat();
-        assert_eq!(decode(&shifted[1..]), Ok(Event::Snapshot(close)));
+        assert_eq!(decode(&shifted[1..]), Ok(KernelEvent::Snapshot(close)));
     }
 }

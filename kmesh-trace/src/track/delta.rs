@@ -1,33 +1,31 @@
-//! What each record adds to the last one of the same connection, so that the `update`s and the close together count every byte
-//! exactly once. Pure: time is that of the records.
+//! Computes what each record adds to the last record of the same connection, so that the updates and the close together
+//! count every byte exactly once. Pure: time comes from the records.
 
 use std::collections::HashMap;
 
 use crate::record::{ConnId, Event, Record, WallTime};
 
-/// The maximum number of open connections. One beyond is counted whole when it closes: late, but still once.
+/// The maximum number of stored connections. The delta of any further connection comes in whole with its close.
 const MAX_CONNECTIONS: usize = 1 << 19;
 
-/// With [`MAX_CONNECTIONS`], a connection without a record for this long is forgotten: its close was lost. No connection
-/// that its program has closed lives as long.
+/// At [`MAX_CONNECTIONS`], connections without a record for this long are removed, because their closes were lost. No
+/// connection lives that long after its process closed it.
 const STALE_AFTER_NS: i64 = 3_600_000_000_000;
 
-/// What a record adds.
+/// What a record adds to the last record of its connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Delta {
-    /// The connection became established while tracing, and this is its first record that says so.
+    /// Whether the connection became established while tracing, and this is its first record since then.
     pub opened: bool,
-    /// Payload, bytes.
+    /// The payload sent, bytes.
     pub sent_bytes: u64,
-    /// Payload, bytes.
+    /// The payload received, bytes.
     pub received_bytes: u64,
-    /// Segments sent again.
     pub retransmits: u64,
-    /// Segments marked lost.
     pub lost_segments: u64,
-    /// This is the first record of a connection that began before tracing: it may have moved all this in a year, and no rate
-    /// can be made of it.
-    pub is_past: bool,
+    /// Whether this is the first record of a preexisting connection without a baseline. Its bytes may have taken a
+    /// year, so rates must not include them.
+    pub has_no_baseline: bool,
 }
 
 /// The counters of a connection as of its last record.
@@ -62,7 +60,7 @@ impl Totals {
         }
     }
 
-    /// The kernel's counters never fall. If one did, it would count as unchanged, and later by what it then has more.
+    /// Returns the larger of each counter. The kernel's counters never fall; if one did, the delta would be 0.
     fn max(self, before: Self) -> Self {
         Self {
             sent_bytes: self.sent_bytes.max(before.sent_bytes),
@@ -83,31 +81,31 @@ impl Totals {
             received_bytes: self.received_bytes - before.received_bytes,
             retransmits: u64::from(self.retransmits - before.retransmits),
             lost_segments: u64::from(self.lost_segments - before.lost_segments),
-            is_past: false,
+            has_no_baseline: false,
         }
     }
 
     /// Returns the delta of the first record of a connection.
     fn first(self, record: &Record) -> Delta {
-        // A connection that opens now was connecting when tracing began.
-        let is_past = record.preexisting && record.event != Event::Open;
+        // A connection that opens now was connecting when tracing began, so all its bytes are new.
+        let has_no_baseline = record.preexisting && record.event != Event::Open;
         let delta = self.since(Self::NONE);
         Delta {
-            opened: delta.opened && !is_past,
-            is_past,
+            opened: delta.opened && !has_no_baseline,
+            has_no_baseline,
             ..delta
         }
     }
 }
 
-/// The connections that have records and have not closed.
+/// The counters of all connections that have records and have not closed.
 #[derive(Debug, Default)]
 pub struct Deltas {
     connections: HashMap<ConnId, Totals>,
 }
 
 impl Deltas {
-    /// Sets the counters of a connection that was open when tracing began. Later records count from there.
+    /// Sets the counters of a preexisting connection as its baseline.
     pub fn baseline(&mut self, record: &Record) {
         if record.preexisting && self.has_capacity(record) {
             self.connections.insert(record.id, Totals::of(record));
@@ -132,7 +130,7 @@ impl Deltas {
         totals.first(record)
     }
 
-    /// Forgets a connection whose close the filter does not pass.
+    /// Removes a connection whose close the filter rejects.
     pub fn forget(&mut self, id: ConnId) {
         self.connections.remove(&id);
     }
@@ -171,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn updates_and_the_close_add_up_to_the_close() {
+    fn deltas_of_connection_add_up_to_close() {
         let mut deltas = Deltas::default();
         let cases = [
             (record(Event::Update, 10, 0), delta(true, 10, 0)),
@@ -187,13 +185,13 @@ mod tests {
     }
 
     #[test]
-    fn first_record_that_is_a_close_counts_whole() {
+    fn close_without_earlier_record_counts_whole() {
         let mut deltas = Deltas::default();
         assert_eq!(deltas.take(&record(Event::Close, 5, 292)), delta(true, 5, 292));
     }
 
     #[test]
-    fn an_attempt_opens_once_it_is_established() {
+    fn attempt_opens_when_established() {
         let mut deltas = Deltas::default();
         let attempt = Record {
             established: false,
@@ -201,12 +199,16 @@ mod tests {
         };
         assert_eq!(deltas.take(&attempt), delta(false, 0, 0));
         assert_eq!(deltas.take(&record(Event::Open, 0, 0)), delta(true, 0, 0));
-        assert_eq!(deltas.take(&attempt), delta(false, 0, 0), "a walk that came before");
+        assert_eq!(
+            deltas.take(&attempt),
+            delta(false, 0, 0),
+            "an update from before the open"
+        );
         assert_eq!(deltas.take(&record(Event::Close, 1, 1)), delta(false, 1, 1));
     }
 
     #[test]
-    fn baseline_is_not_counted() {
+    fn delta_does_not_count_baseline() {
         let mut deltas = Deltas::default();
         let old = |event, sent| Record {
             preexisting: true,
@@ -216,14 +218,14 @@ mod tests {
         assert_eq!(deltas.take(&old(Event::Update, 1_001)), delta(false, 1, 0));
         assert_eq!(deltas.take(&old(Event::Close, 1_005)), delta(false, 4, 0));
         let past = Delta {
-            is_past: true,
+            has_no_baseline: true,
             ..delta(false, 500, 0)
         };
         assert_eq!(deltas.take(&old(Event::Close, 500)), past, "no baseline");
         assert_eq!(
             deltas.take(&old(Event::Open, 0)),
             delta(true, 0, 0),
-            "it was connecting then"
+            "it was connecting when tracing began"
         );
     }
 

@@ -1,7 +1,7 @@
-//! Events → records, in the order of time. Pure: time comes in as a value.
+//! Turns the kernel's events into records, in the order of time. Pure: time comes in as a value.
 //!
-//! Two things need a short wait. A close may be followed by a RST that settles how it ended, and CPUs put their records on
-//! the ring a little out of order. So each event is held for [`SETTLE_NS`] of the kernel's time.
+//! Each event waits for [`SETTLE_NS`] of the kernel's time, for two reasons. A RST may follow a close and decide how
+//! the connection ended. And the records of several CPUs come slightly out of order.
 
 pub mod clock;
 pub mod decode;
@@ -18,27 +18,27 @@ use kmesh_trace_common::{
 };
 
 use self::clock::Clock;
+use self::decode::KernelEvent;
 use crate::record::{Comm, ConnId, Direction, Event, Family, Names, Process, ProcessBy, Record, Tcp, TcpState};
 
-/// How long an event is held, ns. The RST that a close causes is sent in the same run of the kernel's receive path, within
-/// microseconds; the rest allows for a virtual CPU that is taken away in between.
+/// The time that an event waits, ns. The kernel sends the RST of a close in the same run of its receive path, within
+/// microseconds. The rest is for a virtual CPU that the hypervisor preempts in between.
 pub const SETTLE_NS: u64 = 5_000_000;
 
 /// Turns events into records.
 #[derive(Debug)]
 pub struct Tracker {
-    /// When tracing began: CLOCK_MONOTONIC, ns.
+    /// The time when tracing began: CLOCK_MONOTONIC, ns.
     began_ns: u64,
-    /// The name of this node.
     node: Arc<str>,
-    /// In the order of their times.
-    held: VecDeque<Held>,
-    /// The latest time seen.
+    /// The snapshots that wait, in the order of their times.
+    pending: VecDeque<Pending>,
+    /// The latest time of an event from the ring: CLOCK_MONOTONIC, ns.
     latest_ns: u64,
 }
 
 #[derive(Debug)]
-struct Held {
+struct Pending {
     snapshot: Snapshot,
     reset_sent: bool,
 }
@@ -49,70 +49,71 @@ impl Tracker {
         Self {
             began_ns,
             node,
-            held: VecDeque::new(),
+            pending: VecDeque::new(),
             latest_ns: 0,
         }
     }
 
-    /// Takes one event.
-    pub fn take(&mut self, event: decode::Event) {
+    pub fn take(&mut self, event: KernelEvent) {
         match event {
-            decode::Event::Snapshot(snapshot) => self.hold(snapshot),
-            decode::Event::Reset(reset) => self.settle(reset),
+            KernelEvent::Snapshot(snapshot) => self.add(snapshot),
+            KernelEvent::Reset(reset) => self.mark_reset(reset),
         }
     }
 
-    /// The latest time of an event, CLOCK_MONOTONIC, ns.
+    /// Returns the latest time of an event from the ring: CLOCK_MONOTONIC, ns.
     pub fn latest_ns(&self) -> u64 {
         self.latest_ns
     }
 
-    /// The next event, in the order of time, if everything up to `complete_ns` has been taken and it can change no more.
-    /// With it, its time on the monotonic clock.
+    /// Returns the next record, in the order of time, and its time on the monotonic clock; `None` if an event may still
+    /// change or precede it. All events until `complete_ns` have been added.
     pub fn next(&mut self, complete_ns: u64, clock: &Clock) -> Option<(u64, Record)> {
-        let first = self.held.front()?;
+        let first = self.pending.front()?;
         if first.snapshot.time_ns.saturating_add(SETTLE_NS) > complete_ns {
             return None;
         }
-        let Held { snapshot, reset_sent } = self.held.pop_front()?;
-        Some((snapshot.time_ns, self.make(&snapshot, reset_sent, clock)))
+        let Pending { snapshot, reset_sent } = self.pending.pop_front()?;
+        Some((snapshot.time_ns, self.to_record(&snapshot, reset_sent, clock)))
     }
 
-    /// What a snapshot says at once, as a record.
+    /// Returns the record of a snapshot without waiting.
     pub fn record(&self, snapshot: &Snapshot, clock: &Clock) -> Record {
-        self.make(snapshot, false, clock)
+        self.to_record(snapshot, false, clock)
     }
 
-    fn make(&self, snapshot: &Snapshot, reset_sent: bool, clock: &Clock) -> Record {
+    fn to_record(&self, snapshot: &Snapshot, reset_sent: bool, clock: &Clock) -> Record {
         record(snapshot, reset_sent, self.began_ns, &self.node, clock)
     }
 
-    fn hold(&mut self, snapshot: Snapshot) {
-        // A walk's snapshots come all at once, some time after; what the ring has told is told as far as its own latest.
+    fn add(&mut self, snapshot: Snapshot) {
+        // The snapshots of a scan come late, so they do not show the progress of the ring.
         if snapshot.kind != KIND_UPDATE {
             self.latest_ns = self.latest_ns.max(snapshot.time_ns);
         }
-        // Nearly always the last one.
-        let later = match self.held.back() {
+        // Most snapshots come in order.
+        let position = match self.pending.back() {
             Some(last) if last.snapshot.time_ns > snapshot.time_ns => self
-                .held
-                .partition_point(|held| held.snapshot.time_ns <= snapshot.time_ns),
-            _ => self.held.len(),
+                .pending
+                .partition_point(|pending| pending.snapshot.time_ns <= snapshot.time_ns),
+            _ => self.pending.len(),
         };
-        self.held.insert(
-            later,
-            Held {
+        self.pending.insert(
+            position,
+            Pending {
                 snapshot,
                 reset_sent: false,
             },
         );
     }
 
-    fn settle(&mut self, reset: Reset) {
-        let of_reset =
-            |held: &&mut Held| (held.snapshot.cookie, held.snapshot.attempt) == (reset.cookie, reset.attempt);
-        if let Some(held) = self.held.iter_mut().rev().find(of_reset) {
-            held.reset_sent = true;
+    /// Marks the close that the reset belongs to.
+    fn mark_reset(&mut self, reset: Reset) {
+        let is_of_reset = |pending: &&mut Pending| {
+            (pending.snapshot.cookie, pending.snapshot.attempt) == (reset.cookie, reset.attempt)
+        };
+        if let Some(pending) = self.pending.iter_mut().rev().find(is_of_reset) {
+            pending.reset_sent = true;
         }
     }
 }
@@ -123,9 +124,9 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, node: &Arc<str>,
         KIND_UPDATE => (Event::Update, snapshot.old_state, None),
         _ => (Event::Close, state::CLOSE, Some(outcome::ending(snapshot, reset_sent))),
     };
-    // The state whose rules hold for what has been counted so far.
+    // The state whose rules apply to the counters.
     let counted_state = ending.as_ref().map_or(state, |ending| ending.old_state);
-    // A walk meets no change of state.
+    // A scan reports no state change.
     let old_state = match event {
         Event::Close => tcp_state(counted_state),
         Event::Open => tcp_state(snapshot.old_state),
@@ -136,8 +137,8 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, node: &Arc<str>,
     let start_ns = (!preexisting).then_some(snapshot.start_ns);
     let since = |then: u64| snapshot.time_ns.saturating_sub(then);
     let bytes = payload(snapshot, counted_state, active);
-    let local = end(snapshot.local_addr, snapshot.local_port);
-    let peer = end(snapshot.peer_addr, snapshot.peer_port);
+    let local = endpoint(snapshot.local_addr, snapshot.local_port);
+    let peer = endpoint(snapshot.peer_addr, snapshot.peer_port);
     let (direction, src, dst) = if active {
         (Direction::Outbound, local, peer)
     } else {
@@ -185,8 +186,9 @@ struct Payload {
     undelivered: u64,
 }
 
-/// The exact payload. The kernel's counters also count an active open's SYN and both FINs: a FIN of this end once it is
-/// acknowledged, the peer's once it is received. (Verified on 6.18 against what programs wrote and read.)
+/// Returns the exact payload. The kernel's counters also count the SYN of connect() and both FINs: this end's FIN when
+/// it is acknowledged, the peer's FIN when it is received. (Verified on 6.18 against the bytes that programs wrote and
+/// read.)
 fn payload(snapshot: &Snapshot, old_state: u8, active: bool) -> Payload {
     let fin_sent = matches!(
         old_state,
@@ -196,7 +198,7 @@ fn payload(snapshot: &Snapshot, old_state: u8, active: bool) -> Payload {
     let syn_acknowledged = active && snapshot.bytes_acked > 0;
     let fin_acknowledged = fin_sent && all_acknowledged;
     let fin_pending = fin_sent && !all_acknowledged;
-    // A client that got a SYN for its SYN is in SYN_RECV, and may be closed there.
+    // A client that received a SYN for its SYN is in SYN_RECV, and may be closed there.
     let connecting = old_state == state::SYN_SENT || active && outcome::is_half_open(snapshot, old_state);
     let syn_pending = connecting && !all_acknowledged;
     let fin_received = snapshot.sk_flags & SK_DONE != 0;
@@ -215,14 +217,14 @@ fn payload(snapshot: &Snapshot, old_state: u8, active: bool) -> Payload {
     }
 }
 
-/// An address and port. IPv4 comes IPv4-mapped, whatever the socket's own family.
-fn end(address: [u8; 16], port: u16) -> SocketAddr {
+/// Returns the address and port of an end. The programs write IPv4 as IPv4-mapped, whatever the socket's family.
+fn endpoint(address: [u8; 16], port: u16) -> SocketAddr {
     let ip: IpAddr = Ipv6Addr::from(address).to_canonical();
     SocketAddr::new(ip, port)
 }
 
-fn process(found: &Owner) -> Option<Process> {
-    let by = match found.by {
+fn process(owner: &Owner) -> Option<Process> {
+    let by = match owner.by {
         owner::CONNECT => ProcessBy::Connect,
         owner::CLOSE => ProcessBy::Close,
         owner::SCAN => ProcessBy::Scan,
@@ -230,8 +232,8 @@ fn process(found: &Owner) -> Option<Process> {
         _ => return None,
     };
     Some(Process {
-        pid: found.pid,
-        comm: Comm(found.comm),
+        pid: owner.pid,
+        comm: Comm(owner.comm),
         by,
     })
 }

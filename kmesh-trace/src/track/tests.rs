@@ -25,7 +25,7 @@ fn close(cookie: u64, time_ns: u64) -> Snapshot {
 
 fn take(tracker: &mut Tracker, snapshots: &[Snapshot]) {
     for snapshot in snapshots {
-        tracker.take(decode::Event::Snapshot(*snapshot));
+        tracker.take(KernelEvent::Snapshot(*snapshot));
     }
 }
 
@@ -37,7 +37,7 @@ fn all(tracker: &mut Tracker, complete_ns: u64) -> Vec<Record> {
 }
 
 #[test]
-fn records_come_in_the_order_of_time_however_they_are_told() {
+fn records_come_in_order_of_time() {
     let mut tracker = Tracker::new(0, "node".into());
     take(
         &mut tracker,
@@ -52,7 +52,7 @@ fn records_come_in_the_order_of_time_however_they_are_told() {
 }
 
 #[test]
-fn nothing_comes_before_it_is_settled() {
+fn records_wait_until_settled() {
     let mut tracker = Tracker::new(0, "node".into());
     take(&mut tracker, &[close(1, 10 * MS), close(2, 12 * MS)]);
     assert_eq!(all(&mut tracker, 10 * MS + SETTLE_NS - 1).len(), 0);
@@ -61,9 +61,9 @@ fn nothing_comes_before_it_is_settled() {
 }
 
 #[test]
-fn a_reset_settles_the_close_of_its_own_association_only() {
+fn reset_changes_only_close_of_its_attempt() {
     let reset = |cookie, attempt| {
-        decode::Event::Reset(Reset {
+        KernelEvent::Reset(Reset {
             kind: KIND_RESET,
             attempt,
             cookie,
@@ -88,7 +88,7 @@ fn a_reset_settles_the_close_of_its_own_association_only() {
 }
 
 #[test]
-fn a_walk_says_nothing_of_how_far_the_ring_has_told() {
+fn scan_does_not_advance_latest_time() {
     let mut tracker = Tracker::new(0, "node".into());
     take(
         &mut tracker,
@@ -104,7 +104,7 @@ fn a_walk_says_nothing_of_how_far_the_ring_has_told() {
 }
 
 #[test]
-fn times_of_a_connection() {
+fn times_are_converted_to_wall_clock() {
     let clock = Clock::new(1_000);
     let base = Snapshot {
         flags: FLAG_ACTIVE,
@@ -132,7 +132,7 @@ fn times_of_a_connection() {
     });
     assert_eq!((never.connect_ns, never.established), (None, false));
 
-    // No kernel says so; a record that does gets no time, rather than a wrong one.
+    // No kernel reports this. The record has no time instead of a wrong one.
     let backwards = record_of(&Snapshot {
         established_ns: base.start_ns - 1,
         ..base
@@ -152,11 +152,11 @@ fn times_of_a_connection() {
     assert_eq!(before.observed_ns, 100);
 }
 
-/// 1,000 bytes sent and 300 received, as the kernel counts them in each state.
+/// 1,000 bytes are sent and 300 received, as the kernel counts them in each state.
 #[test]
-fn payload_is_counted_without_syn_and_fin() {
+fn payload_excludes_syn_and_fin() {
     struct Case(&'static str, u8, bool, u64, u64, u32, u8, (u64, u64, u64));
-    // Acknowledged, received, sequence numbers not acknowledged, flags → sent, received, undelivered.
+    // Acknowledged, received, unacknowledged sequence numbers, flags → sent, received, undelivered.
     let cases = [
         Case(
             "client closed first",
@@ -209,7 +209,7 @@ fn payload_is_counted_without_syn_and_fin() {
             (1000, 300, 200),
         ),
         Case(
-            "both at once",
+            "both ends closed at once",
             state::CLOSING,
             true,
             1002,
@@ -293,7 +293,7 @@ fn payload_is_counted_without_syn_and_fin() {
 }
 
 #[test]
-fn ends_are_named_by_who_connected() {
+fn client_is_source() {
     let address = |last: u8| Ipv6Addr::from_bits(0xffff_0a00_0000 + u128::from(last)).octets();
     let snapshot = Snapshot {
         local_addr: address(1),
@@ -332,7 +332,7 @@ fn ends_are_named_by_who_connected() {
 }
 
 #[test]
-fn what_is_open_has_no_ending() {
+fn open_connection_has_no_outcome() {
     let clock = Clock::new(0);
     for (kind, old_state, event, now, before, established) in [
         (

@@ -1,0 +1,131 @@
+//! The iterator programs of a socket scan.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use aya::Ebpf;
+use aya::maps::{Array, MapData};
+use aya::programs::Iter;
+use kmesh_trace_common::{Counters, ScanRecord};
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
+
+use super::error::{StartError, failed, refused};
+use super::programs::{CounterMap, sum};
+use super::{ProgramSpec, SCAN_FDS, SCAN_NETNS, program_mut};
+
+const SCAN: &str = "scan the open sockets";
+
+/// The maximum number of bytes of one read from an iterator.
+const READ_BYTES: usize = 64 << 10;
+
+/// The function that takes the records of a scan: whole records in the form of [`crate::kernel::reader::records`]. It
+/// may end the scan.
+pub type Take<'a> = &'a mut dyn FnMut(Vec<u8>) -> ControlFlow<()>;
+
+/// The programs that scan the open sockets. Separate from [`super::Programs`], so that draining the ring does not wait
+/// for a scan.
+pub struct ScanPrograms {
+    ebpf: Ebpf,
+    number_map: Array<MapData, u32>,
+    /// The number of the current scan, from 1.
+    number: u32,
+    counters: Arc<CounterMap>,
+    /// The visits of all earlier scans.
+    visited_before: u64,
+    scans_netns: bool,
+}
+
+impl ScanPrograms {
+    pub(super) fn new(
+        ebpf: Ebpf,
+        number_map: Array<MapData, u32>,
+        counters: Arc<CounterMap>,
+        scans_netns: bool,
+    ) -> Self {
+        Self {
+            ebpf,
+            number_map,
+            number: 0,
+            counters,
+            visited_before: 0,
+            scans_netns,
+        }
+    }
+
+    /// Begins a scan, which visits each connection once, whatever the calls until the next one scan.
+    pub fn begin(&mut self) -> Result<(), StartError> {
+        self.number += 1;
+        self.number_map
+            .set(0, self.number, 0)
+            .map_err(|error| failed(SCAN, &error))?;
+        self.visited_before = self.counters()?.visited;
+        Ok(())
+    }
+
+    /// Scans the descriptors of all processes.
+    pub fn scan_descriptors(&mut self, take: Take<'_>) -> Result<ControlFlow<()>, StartError> {
+        self.scan(SCAN_FDS, take)
+    }
+
+    /// Scans the TCP sockets of the calling thread's network namespace.
+    pub fn scan_netns(&mut self, take: Take<'_>) -> Result<ControlFlow<()>, StartError> {
+        self.scan(SCAN_NETNS, take)
+    }
+
+    /// Returns whether [`Self::scan_netns`] works on this kernel.
+    pub fn scans_netns(&self) -> bool {
+        self.scans_netns
+    }
+
+    /// Returns whether the current scan is the first, which only stores the connections that it finds.
+    pub fn is_first_scan(&self) -> bool {
+        self.number == 1
+    }
+
+    /// Returns the number of connections that the current scan has visited so far.
+    pub fn visited(&self) -> Result<u64, StartError> {
+        Ok(self.counters()?.visited.saturating_sub(self.visited_before))
+    }
+
+    /// Returns the number of open connections that the current scan has not visited. Connections that begin or end
+    /// during the scan make it slightly inexact.
+    pub fn unvisited(&self) -> Result<u64, StartError> {
+        let Counters { open, visited, .. } = self.counters()?;
+        let open = u64::try_from(open).unwrap_or(0);
+        Ok(open.saturating_sub(visited.saturating_sub(self.visited_before)))
+    }
+
+    fn counters(&self) -> Result<Counters, StartError> {
+        sum(&self.counters).map_err(|error| failed(SCAN, &error))
+    }
+
+    /// Runs an iterator to its end.
+    fn scan(&mut self, ProgramSpec { name, hook }: ProgramSpec, take: Take<'_>) -> Result<ControlFlow<()>, StartError> {
+        let program = program_mut::<Iter>(&mut self.ebpf, name)?;
+        let link = program.attach().map_err(|error| refused(hook, &error))?;
+        let file = program
+            .take_link(link)
+            .map_err(|error| refused(hook, &error))?
+            .into_file()
+            .map_err(|error| failed(SCAN, &error))?;
+        let mut bytes = Vec::with_capacity(READ_BYTES);
+        loop {
+            match rustix::io::read(&file, spare_capacity(&mut bytes)) {
+                Ok(0) => return Ok(ControlFlow::Continue(())),
+                Ok(_) => {}
+                // The kernel returns EAGAIN after a million objects without output.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(failed(SCAN, &error)),
+            }
+            let mut rest = Vec::with_capacity(READ_BYTES);
+            let whole = bytes.len() - bytes.len() % size_of::<ScanRecord>();
+            rest.extend_from_slice(&bytes[whole..]);
+            bytes.truncate(whole);
+            if !bytes.is_empty() && take(bytes).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            bytes = rest;
+        }
+    }
+}
