@@ -179,7 +179,7 @@ impl Sink for Metrics {
 
     fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()> {
         // Another tracer may have counted the bytes from before tracing.
-        let delta = match delta.is_past {
+        let delta = match delta.has_no_baseline {
             true => Delta::default(),
             false => *delta,
         };
