@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::config::Events;
 use crate::filter::Filter;
 use crate::output::Sink;
-use crate::record::{Event, Lost, Record, Summary, WallTime};
+use crate::record::{ConnId, Event, Lost, Record, Summary, WallTime};
 use crate::track::delta::{Delta, Deltas};
 
 /// The records that a run delivers.
@@ -74,6 +74,11 @@ impl Engine {
         self.tally
     }
 
+    /// Returns the filter that records must pass.
+    pub fn filter(&self) -> &Filter {
+        &self.selection.filter
+    }
+
     /// Returns whether `--count` is reached.
     pub fn is_full(&self) -> bool {
         self.selection
@@ -94,18 +99,13 @@ impl Engine {
 
     /// Takes the next record in the order of time. `is_late` is true for a record after the end of `--duration`.
     pub fn record(&mut self, record: &Record, is_late: bool) -> io::Result<()> {
+        if !self.passes(record) {
+            return self.reject(record, is_late);
+        }
         let close = u64::from(record.event == Event::Close);
-        // The limit comes before the filter, so `after_limit` includes closes that the filter rejects.
         if self.is_full() || is_late {
             self.tally.after_limit += close;
             return Ok(());
-        }
-        if !self.passes(record) {
-            self.tally.filtered += close;
-            return match record.event {
-                Event::Close => self.filtered_close(record),
-                _ => Ok(()),
-            };
         }
         let delta = self
             .deltas
@@ -122,16 +122,32 @@ impl Engine {
         Ok(())
     }
 
+    /// Takes the next record as [`Self::record`] does, but as one that the filter rejects. Closes after a limit count
+    /// as such.
+    pub fn reject(&mut self, record: &Record, is_late: bool) -> io::Result<()> {
+        let close = u64::from(record.event == Event::Close);
+        if self.is_full() || is_late {
+            self.tally.after_limit += close;
+            return Ok(());
+        }
+        self.tally.filtered += close;
+        if record.event == Event::Close || self.selection.filter.is_revocable() {
+            self.exclude(record.id)?;
+        }
+        Ok(())
+    }
+
     fn passes(&self, record: &Record) -> bool {
         self.passes_all || self.selection.filter.passes(record)
     }
 
-    fn filtered_close(&mut self, record: &Record) -> io::Result<()> {
+    /// Makes the deltas and the sinks forget a connection that no longer passes the filter.
+    fn exclude(&mut self, id: ConnId) -> io::Result<()> {
         if let Some(deltas) = &mut self.deltas {
-            deltas.forget(record.id);
+            deltas.forget(id);
         }
         self.for_each(|sink| {
-            sink.filtered_close(record.id);
+            sink.exclude(id);
             Ok(())
         })
     }

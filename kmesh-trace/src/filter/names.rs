@@ -1,5 +1,6 @@
 //! Values of filters by Kubernetes names. `*` matches any characters.
 
+use std::fmt;
 use std::str::FromStr;
 
 use super::values::Glob;
@@ -16,6 +17,12 @@ impl NamePattern {
     /// Returns whether the pattern matches `name`.
     pub fn matches(&self, name: &str) -> bool {
         self.0.matches(name.as_bytes())
+    }
+}
+
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
     }
 }
 
@@ -42,6 +49,13 @@ fn split_prefix(text: &str) -> (Option<&str>, &str) {
     }
 }
 
+fn write_qualified(f: &mut fmt::Formatter<'_>, prefix: Option<&impl fmt::Display>, name: &NamePattern) -> fmt::Result {
+    match prefix {
+        Some(prefix) => write!(f, "{prefix}/{name}"),
+        None => write!(f, "{name}"),
+    }
+}
+
 /// A pattern of pods: `name` or `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodPattern {
@@ -54,6 +68,12 @@ impl PodPattern {
     pub fn matches(&self, pod: &Pod) -> bool {
         let namespace = self.namespace.as_ref();
         self.name.matches(&pod.name) && namespace.is_none_or(|namespace| namespace.matches(&pod.namespace))
+    }
+}
+
+impl fmt::Display for PodPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_qualified(f, self.namespace.as_ref(), &self.name)
     }
 }
 
@@ -83,6 +103,12 @@ impl WorkloadPattern {
         let kind = self.kind.as_ref();
         self.name.matches(&workload.name)
             && kind.is_none_or(|kind| kind.matches(workload.kind.to_ascii_lowercase().as_bytes()))
+    }
+}
+
+impl fmt::Display for WorkloadPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_qualified(f, self.kind.as_ref(), &self.name)
     }
 }
 
@@ -123,6 +149,15 @@ impl ServicePattern {
                 name.matches(&service.name) && namespace.is_none_or(|namespace| namespace.matches(&service.namespace))
             }
             Self::Host(host) => host.matches(&service.host),
+        }
+    }
+}
+
+impl fmt::Display for ServicePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(namespace, name) => write_qualified(f, namespace.as_ref(), name),
+            Self::Host(host) => write!(f, "{host}"),
         }
     }
 }

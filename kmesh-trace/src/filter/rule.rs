@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use super::names::{NamePattern, PodPattern, ServicePattern, WorkloadPattern};
 use super::selector::Selector;
 use super::values::{CommPattern, ContainerPrefix, Network, Pid, PortRange, Term};
-use crate::record::{Direction, Family, Names, Outcome, Pod, Record};
+use crate::record::{Direction, Event, Family, Names, Outcome, Pod, Record};
 
 /// The terms of one flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +77,13 @@ impl<T> Default for Ends<T> {
     }
 }
 
+impl<T> Ends<T> {
+    /// Returns whether none of the flags was given.
+    pub fn is_empty(&self) -> bool {
+        self.bare.is_empty() && self.from.is_empty() && self.to.is_empty()
+    }
+}
+
 /// The label selectors. Their grammar has its own negation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selectors {
@@ -118,8 +125,11 @@ pub struct Filter {
     pub container: Terms<ContainerPrefix>,
     /// The terms of `--outcome`.
     pub outcome: Terms<Outcome>,
-    /// Whether the record must have an outcome other than `ok` (`--failed`).
+    /// Whether the connection must have failed (`--failed`): its outcome is not `ok`, or it has been connecting for
+    /// longer than [`LONG_CONNECT_NS`].
     pub failed: bool,
+    /// Whether the record must be an attempt that is still waiting for an answer (`--connecting`).
+    pub connecting: bool,
     /// Whether the connection must have been established (`--established-only`).
     pub established_only: bool,
     /// The minimum of [`Record::observed_ns`] (`--min-duration`). A connection that was open before tracing began
@@ -129,7 +139,28 @@ pub struct Filter {
     pub min_bytes: Option<u64>,
 }
 
+/// The time after which an attempt to connect counts as failed, although it may still succeed: by then the kernel has
+/// sent a second SYN.
+const LONG_CONNECT_NS: u64 = 1_000_000_000;
+
 impl Filter {
+    /// Returns whether a connection may stop passing the filter while it is open: an attempt that passes may succeed.
+    pub fn is_revocable(&self) -> bool {
+        self.failed || self.connecting
+    }
+
+    /// Returns whether the filter has values that are names of namespaces, pods, workloads or services.
+    pub fn has_names(&self) -> bool {
+        let Self {
+            namespaces,
+            pods,
+            workloads,
+            service,
+            ..
+        } = self;
+        !(namespaces.is_empty() && pods.is_empty() && workloads.is_empty() && service.is_empty())
+    }
+
     /// Returns whether `record` meets all conditions.
     pub fn passes(&self, record: &Record) -> bool {
         self.family.is_none_or(|family| record.family == family)
@@ -201,8 +232,14 @@ impl Filter {
     }
 
     fn passes_outcome(&self, record: &Record) -> bool {
+        let is_connecting = record.event == Event::Update && record.outcome.is_none() && !record.established;
+        let has_failed = match record.outcome {
+            Some(outcome) => outcome != Outcome::Ok,
+            None => is_connecting && record.observed_ns > LONG_CONNECT_NS,
+        };
         self.outcome.pass(|&outcome| record.outcome == Some(outcome))
-            && (!self.failed || record.outcome.is_some_and(|outcome| outcome != Outcome::Ok))
+            && (!self.failed || has_failed)
+            && (!self.connecting || is_connecting)
             && (!self.established_only || record.established)
     }
 }

@@ -1,5 +1,6 @@
 //! Values of filters by ports, addresses, processes and containers.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -175,6 +176,12 @@ impl FromStr for CommPattern {
 /// A glob pattern; `*` matches any sequence of bytes, including the empty one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Glob(String);
+
+impl fmt::Display for Glob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 impl Glob {
     /// Creates the pattern from its text.

@@ -1,0 +1,354 @@
+//! `-o short`: one line per connection, for people at a terminal.
+//!
+//! ```text
+//! 07:22:29.310  shop/checkout (checkout/4711) → shop/payments 10.244.0.30:8443  ok  4.1ms  sent 113 B  received 13 B
+//! ```
+//!
+//! The line has the time of day (UTC), the client and the server, and what happened. The process stands beside the end
+//! whose socket was traced. A server has its address, too; the ephemeral port of the client is in the other outputs.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use super::outcome_text::outcome_text;
+use super::sanitize::{Lossy, one_line};
+use super::table::units;
+use super::{Sink, Stdout};
+use crate::config::Events;
+use crate::record::errno::Errno;
+use crate::record::rfc3339::Rfc3339;
+use crate::record::{Direction, End, Event, Outcome, Process, Record};
+use crate::track::delta::Delta;
+
+const RED: &str = "\x1b[31m";
+const RESET: &str = "\x1b[0m";
+/// The length of `07:22:29.104`.
+const TIME_LENGTH: usize = 12;
+/// The errors that the texts of outcomes already imply: ECONNRESET, ETIMEDOUT, ECONNREFUSED.
+const IMPLIED_ERRORS: [u32; 3] = [104, 110, 111];
+
+/// The sink that writes short lines. People read them, so it may allocate for each record.
+pub struct Short {
+    events: Events,
+    color: bool,
+    out: Stdout,
+}
+
+impl Short {
+    /// Returns a sink that prints `events`. With `color`, the outcome of a failed connection is red.
+    pub fn new(events: Events, color: bool, out: Stdout) -> Self {
+        Self { events, color, out }
+    }
+}
+
+impl Sink for Short {
+    fn record(&mut self, record: &Record, _: &Delta) -> io::Result<()> {
+        if !self.events.has(record.event) {
+            return Ok(());
+        }
+        let color = self.color;
+        writeln!(self.out.text(), "{}", Line { record, color })?;
+        self.out.appended()
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// A record that displays as a short line.
+struct Line<'a> {
+    record: &'a Record,
+    color: bool,
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = Rfc3339::new(self.record.time);
+        let time_of_day = time.time_of_day();
+        f.write_str(time_of_day.get(..TIME_LENGTH).unwrap_or(time_of_day))?;
+        self.ends(f)?;
+        self.state(f)?;
+        if self.record.established {
+            let Record {
+                sent_bytes,
+                received_bytes,
+                ..
+            } = self.record;
+            write!(f, "  sent {}  received {}", size(*sent_bytes), size(*received_bytes))?;
+        }
+        self.explanation(f)
+    }
+}
+
+impl Line<'_> {
+    fn ends(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Record {
+            names,
+            src,
+            dst,
+            process,
+            ..
+        } = self.record;
+        let is_outbound = self.record.direction == Direction::Outbound;
+        match end_name(&names.src) {
+            Some(client) => write!(f, "  {client}")?,
+            None => write!(f, "  {}", src.ip())?,
+        }
+        if is_outbound {
+            write_process(f, process.as_ref())?;
+        }
+        f.write_str(" → ")?;
+        let service = names.service.as_ref().map(|called| &called.service);
+        let service = service.map(|service| qualified(&service.namespace, &service.name));
+        if let Some(server) = service.or_else(|| end_name(&names.dst)) {
+            write!(f, "{server} ")?;
+        }
+        // `SocketAddr` itself would add the interface to some IPv6 addresses.
+        match dst.ip() {
+            std::net::IpAddr::V4(ip) => write!(f, "{ip}:{}", dst.port())?,
+            std::net::IpAddr::V6(ip) => write!(f, "[{ip}]:{}", dst.port())?,
+        }
+        if !is_outbound {
+            write_process(f, process.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// Writes the outcome and the duration, or the state of a connection that has not ended.
+    fn state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = self.record;
+        let Some(outcome) = record.outcome else {
+            return match (record.event, record.connect_ns) {
+                (Event::Open, Some(connect_ns)) => write!(f, "  opened after {}", duration(connect_ns)),
+                (Event::Open, None) => f.write_str("  opened"),
+                _ if record.established => write!(f, "  open for {}", Lasted(record)),
+                _ => write!(f, "  connecting for {}", Lasted(record)),
+            };
+        };
+        let is_red = self.color && outcome != Outcome::Ok;
+        let (red, reset) = if is_red { (RED, RESET) } else { ("", "") };
+        let separator = match outcome {
+            Outcome::ConnectTimeout | Outcome::ConnectAborted | Outcome::Unreachable | Outcome::Timeout => " after ",
+            _ => "  ",
+        };
+        let text = outcome_text(outcome);
+        write!(f, "  {red}{text}{reset}{separator}{}", Lasted(record))
+    }
+
+    /// Writes what explains a failure or a delay.
+    fn explanation(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = self.record;
+        let retransmits = record.tcp.total_retrans;
+        let is_unanswered = match record.outcome {
+            Some(outcome) => matches!(outcome, Outcome::ConnectTimeout | Outcome::ConnectAborted),
+            None => record.event == Event::Update,
+        };
+        if record.established {
+            if retransmits > 0 {
+                write!(f, "  {retransmits} retransmitted")?;
+            }
+        } else if is_unanswered {
+            let syns = retransmits.saturating_add(1);
+            write!(f, "  {syns} SYN{} unanswered", if syns == 1 { "" } else { "s" })?;
+        }
+        if record.undelivered_bytes > 0 {
+            write!(f, "  undelivered {}", size(record.undelivered_bytes))?;
+        }
+        match record.errno {
+            Some(errno) if !IMPLIED_ERRORS.contains(&errno) => write!(f, "  {}", Errno(errno)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The duration of a connection. `>` marks one that began before tracing, whose duration is longer than shown.
+struct Lasted<'a>(&'a Record);
+
+impl fmt::Display for Lasted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.duration_ns {
+            Some(ns) => f.write_str(&duration(ns)),
+            None => write!(f, ">{}", duration(self.0.observed_ns)),
+        }
+    }
+}
+
+/// Returns the workload, pod or node of an end.
+fn end_name(end: &End) -> Option<String> {
+    match (end.pod.as_deref(), &end.node) {
+        (Some(pod), _) => {
+            let workload = pod.workload.as_ref().map(|workload| &workload.name);
+            Some(qualified(&pod.namespace, workload.unwrap_or(&pod.name)))
+        }
+        (None, Some(node)) => Some(one_line(node).into_owned()),
+        (None, None) => None,
+    }
+}
+
+fn qualified(namespace: &str, name: &str) -> String {
+    format!("{}/{}", one_line(namespace), one_line(name))
+}
+
+fn write_process(f: &mut fmt::Formatter<'_>, process: Option<&Process>) -> fmt::Result {
+    match process {
+        Some(process) => {
+            let comm = Lossy(process.comm.as_bytes()).to_string();
+            write!(f, " ({}/{})", one_line(&comm), process.pid)
+        }
+        None => f.write_str(" (?)"),
+    }
+}
+
+/// Formats a duration as in `0.09ms`, `4.1ms` and `12s`.
+fn duration(nanoseconds: u64) -> String {
+    match nanoseconds {
+        0..995_000 => format!("{:.2}ms", nanoseconds as f64 / 1e6),
+        _ => units::time(nanoseconds.max(1_000_000)),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    units::size(bytes as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{self, comm};
+    use super::*;
+    use crate::record::ProcessBy;
+
+    fn print(color: bool, record: &Record) -> String {
+        let out = testing::Shared::default();
+        let mut short = Short::new(testing::ALL_EVENTS, color, Stdout::to(out.clone()));
+        short.record(record, &Delta::default()).unwrap();
+        short.flush().unwrap();
+        out.text()
+    }
+
+    /// Returns the line without the time.
+    fn line(record: &Record) -> String {
+        let text = print(false, record);
+        text.strip_prefix("08:19:26.552  ").unwrap().trim_end().to_owned()
+    }
+
+    fn attempt(outcome: Option<Outcome>) -> Record {
+        let mut record = Record {
+            src: "10.0.0.1:40000".parse().unwrap(),
+            dst: "10.0.0.2:443".parse().unwrap(),
+            process: Some(Process {
+                pid: 7,
+                comm: comm(b"curl"),
+                by: ProcessBy::Connect,
+            }),
+            outcome,
+            errno: None,
+            duration_ns: Some(250_000_000),
+            ..testing::refused()
+        };
+        record.tcp.total_retrans = 0;
+        record
+    }
+
+    #[test]
+    fn line_has_ends_outcome_duration_and_bytes() {
+        let mut inbound = testing::example();
+        inbound.tcp.total_retrans = 3;
+        inbound.undelivered_bytes = 12 << 10;
+        let mut killed = attempt(Some(Outcome::ConnectAborted));
+        (killed.errno, killed.tcp.total_retrans) = (Some(103), 5);
+        let mut unreachable = attempt(Some(Outcome::Unreachable));
+        (unreachable.errno, unreachable.duration_ns) = (Some(113), Some(3_070_000_000));
+        let mut open = testing::example();
+        (open.event, open.outcome, open.connect_ns) = (Event::Open, None, Some(140_000));
+        let mut update = testing::preexisting();
+        (update.event, update.outcome) = (Event::Update, None);
+        let mut connecting = attempt(None);
+        connecting.event = Event::Update;
+        let cases = [
+            (
+                testing::example(),
+                "10.244.0.17 → 10.244.0.13:9080 (python3/4711)  ok  2.7ms  sent 5 B  received 292 B",
+            ),
+            (
+                inbound,
+                "10.244.0.17 → 10.244.0.13:9080 (python3/4711)  ok  2.7ms  sent 5 B  received 292 B  3 retransmitted  \
+                 undelivered 12.0 KiB",
+            ),
+            (
+                testing::refused(),
+                "fd00::1 (?) → [2001:db8::2]:443  refused by peer  2.7ms",
+            ),
+            (
+                attempt(Some(Outcome::ConnectTimeout)),
+                "10.0.0.1 (curl/7) → 10.0.0.2:443  connect timeout after 250ms  1 SYN unanswered",
+            ),
+            (
+                killed,
+                "10.0.0.1 (curl/7) → 10.0.0.2:443  connect aborted after 250ms  6 SYNs unanswered  ECONNABORTED",
+            ),
+            (
+                unreachable,
+                "10.0.0.1 (curl/7) → 10.0.0.2:443  unreachable after 3.1s  EHOSTUNREACH",
+            ),
+            (
+                open,
+                "10.244.0.17 → 10.244.0.13:9080 (python3/4711)  opened after 0.14ms  sent 5 B  received 292 B",
+            ),
+            (
+                update,
+                "10.244.0.17 → 10.244.0.13:9080 (?)  open for >5.0s  sent 5 B  received 292 B",
+            ),
+            (
+                connecting,
+                "10.0.0.1 (curl/7) → 10.0.0.2:443  connecting for 250ms  1 SYN unanswered",
+            ),
+        ];
+        for (record, expected) in cases {
+            assert_eq!(line(&record), expected);
+        }
+    }
+
+    #[test]
+    fn names_replace_the_address_of_the_client_and_stand_before_that_of_the_server() {
+        assert_eq!(
+            line(&testing::in_pods()),
+            "istio-system/prometheus-5fb7f6f8d8-h9cts → echo-1-27855/productpage 10.244.0.13:9080 (python3/4711)  ok  \
+             2.7ms  sent 5 B  received 292 B"
+        );
+        let mut without_service = testing::in_pods();
+        without_service.names.service = None;
+        assert!(line(&without_service).contains(" → echo-1-27855/productpage-v1 10.244.0.13:9080 "));
+    }
+
+    #[test]
+    fn only_the_outcome_of_a_failure_is_red() {
+        assert!(print(true, &testing::refused()).contains("  \x1b[31mrefused by peer\x1b[0m  2.7ms"));
+        assert!(!print(true, &testing::example()).contains('\x1b'));
+    }
+
+    #[test]
+    fn hostile_names_cannot_control_the_terminal() {
+        for name in testing::hostile_names().take(500) {
+            let text = print(false, &testing::named(&name));
+            let line = text.strip_suffix('\n').unwrap();
+            assert!(!line.contains(super::super::sanitize::is_harmful), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn durations_are_in_ms_or_longer_units() {
+        let cases = [
+            (0, "0.00ms"),
+            (90_400, "0.09ms"),
+            (994_999, "0.99ms"),
+            (995_000, "1.0ms"),
+            (4_100_000, "4.1ms"),
+            (250_000_000, "250ms"),
+            (131_000_000_000, "2.2m"),
+        ];
+        for (nanoseconds, expected) in cases {
+            assert_eq!(duration(nanoseconds), expected);
+        }
+    }
+}
