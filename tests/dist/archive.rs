@@ -35,7 +35,7 @@ fn archive() -> PathBuf {
 
 /// As whoever gets it would.
 pub fn unpack() -> PathBuf {
-    let to = support::scratch().join("unpacked");
+    let to = support::scratch_dir().join("unpacked");
     _ = fs::remove_dir_all(&to);
     fs::create_dir_all(&to).unwrap();
     output(Command::new("tar").arg("-xzf").arg(archive()).arg("-C").arg(&to));

@@ -10,8 +10,8 @@ use std::thread;
 use libtest_mimic::Trial;
 
 use crate::roots::{SYSTEMS, enter, missing, only_the_file, told};
-use crate::support::patience;
-use crate::support::tracer::Start;
+use crate::support::test_timeout;
+use crate::support::tracer::TracerCommand;
 use crate::trial;
 
 /// The name in the kubeconfig, its one address, and the API server's port.
@@ -52,7 +52,7 @@ pub fn trials() -> Vec<Trial> {
             fs::create_dir_all(root.join("elsewhere/.kube")).unwrap();
             fs::write(root.join("elsewhere/.kube/config"), "").unwrap();
             let told = told(&root, &["proc", "sys"], &["/kmesh-trace", "check"]);
-            assert!(told.contains("/elsewhere/.kube/config is there"), "{told}");
+            assert!(told.contains("/elsewhere/.kube/config exists"), "{told}");
         }),
         trial(
             "debian_11::finds_hosts_by_dns",
@@ -95,10 +95,10 @@ fn is_asked(root: &Path) {
     let mut command = enter(root, &["proc", "sys"]);
     command.args(["/kmesh-trace", "--kubeconfig=/kubeconfig"]);
     // The filter keeps out what else this machine does.
-    let tracer = Start::called(command, &["-o", "json", "--ip", &ADDRESS.to_string()]).tracing();
+    let tracer = TracerCommand::from_command(command, &["-o", "json", "--ip", &ADDRESS.to_string()]).start();
     let (path, host) = asked
-        .recv_timeout(patience())
-        .unwrap_or_else(|_| panic!("nobody asked; the tool said {:?}", tracer.said()));
+        .recv_timeout(test_timeout())
+        .unwrap_or_else(|_| panic!("nobody asked; the tool said {:?}", tracer.stderr_lines()));
     assert!(path.starts_with("/api"), "{path}");
     assert_eq!(host, format!("{NAME}:{PORT}"));
     tracer.interrupt().check();
@@ -135,7 +135,8 @@ fn api_server() -> mpsc::Receiver<(String, String)> {
     told
 }
 
-/// A name server of this network namespace that knows [`NAME`] and nothing else. Tells of each name that it is asked for.
+/// A name server of this network namespace that knows [`NAME`] and nothing else. Tells of each name that it is asked
+/// for.
 fn answer_dns() -> mpsc::Receiver<String> {
     let (tell, told) = mpsc::channel();
     let socket = UdpSocket::bind("127.0.0.53:53").unwrap();

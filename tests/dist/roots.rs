@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use crate::support::probe::NAMESPACES;
-use crate::support::{net, scratch};
+use crate::support::{net, scratch_dir};
 use crate::{output, tool};
 
 /// A system whose root can be had.
@@ -43,7 +43,7 @@ pub const SYSTEMS: [System; 3] = [
 
 /// A folder with the file, and empty ones where the kernel's own file systems go.
 pub fn only_the_file(name: &str) -> PathBuf {
-    let root = scratch().join(name);
+    let root = scratch_dir().join(name);
     _ = fs::remove_dir_all(&root);
     with_file(root)
 }
@@ -74,7 +74,7 @@ fn busybox() -> Result<PathBuf, String> {
 
 /// Its packages, with one of the modules that look names up, from another glibc than the file's. Kept between runs.
 static DEBIAN_11: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
-    let root = scratch().join("debian-11");
+    let root = scratch_dir().join("debian-11");
     let whole = root.join("whole");
     if !whole.exists() {
         _ = fs::remove_dir_all(&root);
@@ -97,8 +97,8 @@ pub fn missing() -> Result<(), String> {
     NAMESPACES.clone()
 }
 
-/// What starts a command in a root, where of the kernel's file systems these are mounted. It is the tool's own process in the
-/// end, and the mounts go with it.
+/// What starts a command in a root, where of the kernel's file systems these are mounted. It is the tool's own process
+/// in the end, and the mounts go with it.
 pub fn enter(root: &Path, mounted: &[&str]) -> Command {
     let script = "root=$1 mounted=$2; shift 2
         for one in $mounted; do mount --rbind /$one \"$root/$one\" || exit; done

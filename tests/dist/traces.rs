@@ -7,9 +7,10 @@ use std::path::Path;
 use libtest_mimic::Trial;
 
 use crate::roots::{SYSTEMS, enter, missing, only_the_file, told};
-use crate::support::expect::{Proc, Scene};
+use crate::support::expect::Owner;
+use crate::support::record_view::RecordView;
 use crate::support::sock::{drain, exchange, pair_with};
-use crate::support::tracer::Start;
+use crate::support::tracer::TracerCommand;
 use crate::{output, tool, trial};
 
 /// The trials.
@@ -69,19 +70,19 @@ fn traces(root: &Path, mounted: &[&str], start: &[&str]) {
     const SERVER: &str = "127.77.99.1";
     let mut command = enter(root, mounted);
     command.args(start);
-    let tracer = Start::with(command, &["-o", "json", "--ip", SERVER]).tracing();
-    let scene = Scene::new(&tracer.store);
+    let tracer = TracerCommand::wrapped_by(command, &["-o", "json", "--ip", SERVER]).start();
+    let view = RecordView::new(&tracer.output);
     let pair = pair_with(&TcpListener::bind((SERVER, 0)).unwrap());
     exchange(&pair, 1000, 300);
     drop(pair.client);
     assert_eq!(drain(&pair.server), 0);
     drop(pair.server);
-    let me = || Proc::me(&["connect", "close"]);
-    scene.expect_among_others(&[
+    let me = || Owner::this_process(&["connect", "close"]);
+    view.expect_among_others(&[
         pair.truth.outbound().bytes(1000, 300).ok("local").process(me()),
         pair.truth.inbound().bytes(300, 1000).ok("peer").process(me()),
     ]);
     let end = tracer.interrupt();
-    end.check_whole();
-    assert_eq!(end.store.records(scene.netns()).len(), 2);
+    end.check_lossless();
+    assert_eq!(end.output.records(view.netns()).len(), 2);
 }

@@ -1,615 +1,507 @@
-//! Every way in which a connection ends that both ends have made.
+//! The ways in which an established connection ends, by FIN or RST of either end.
 
 use std::net::{Shutdown, TcpListener, TcpStream};
 
 use nix::errno::Errno;
 use nix::libc;
 
-use crate::Table;
-use crate::support::expect::{Scene, Want};
+use crate::Topic;
+use crate::support::expect::Expected;
 use crate::support::net;
 use crate::support::probe::Need;
+use crate::support::record_view::RecordView;
 use crate::support::sock::{
-    Pair, Span, Truth, V, bound, drain, error_of, exchange, fin_acknowledged, flushed, give, in_flight, listen, pair,
-    pair_with, reset, set_linger2, set_option, take, tcp_info, timed, wait_error, wait_until,
+    IpVersion, Pair, Truth, accept, bound_socket, connect, drain, exchange, exchanged_pair, listen, pair, recv, reset,
+    send, set_option, set_tcp_option, take_error, timed, wait_acknowledged, wait_fin_acknowledged, wait_pending_error,
+    wait_until,
 };
+use crate::support::tcp_info::TcpInfo;
 
-/// The trials.
-pub fn table() -> Table {
-    Table::new("closing")
-        .both("client_first", &[], client_first)
-        .both("server_first", &[], server_first)
-        .both("at_once", &[Need::Nft], at_once)
-        .both("client_half", &[], client_half)
-        .both("server_half", &[], server_half)
-        .both("shutdown_only", &[], shutdown_only)
-        .both("client_reset", &[], client_reset)
-        .both("server_reset", &[], server_reset)
-        .both("client_unread", &[], client_unread)
-        .both("server_unread", &[], server_unread)
-        .both("reset_after_fin", &[], reset_after_fin)
-        .both("reset_meets_half", &[], reset_meets_half)
-        .both("reset_for_fin", &[Need::Nft], reset_for_fin)
-        .both("unread_after_half", &[], unread_after_half)
-        .both("reset_undelivered", &[Need::Nft], reset_undelivered)
-        .both("data_meets_stub", &[], data_meets_stub)
-        .both("data_meets_stub_at_once", &[], data_meets_stub_at_once)
-        .both("pending_icmp_error", &[Need::Nft], pending_icmp_error)
-        .both("data_meets_unsent_fin", &[], data_meets_unsent_fin)
-        .both("data_meets_unanswered_fin", &[Need::Nft], data_meets_unanswered_fin)
-        .both("data_carries_last_ack", &[Need::Nft], data_carries_last_ack)
-        .both("listener_closed", &[], listener_closed)
-        .both("listener_closed_after_client", &[], listener_closed_after_client)
-        .both("same_addresses", &[], same_addresses)
-        .shared("fin_wait2_given_up", &[], fin_wait2_given_up)
+pub fn topic() -> Topic {
+    const NFT: &[Need] = &[Need::Nft];
+    Topic::new("closing")
+        .both_versions("client_closes_first", &[], client_closes_first)
+        .both_versions("server_closes_first", &[], server_closes_first)
+        .both_versions("both_close_at_once", NFT, both_close_at_once)
+        .both_versions("client_half_closes", &[], client_half_closes)
+        .both_versions("server_half_closes", &[], server_half_closes)
+        .both_versions("shutdown_of_both_ends", &[], shutdown_of_both_ends)
+        .both_versions("client_resets", &[], client_resets)
+        .both_versions("server_resets", &[], server_resets)
+        .both_versions("client_has_unread_data", &[], client_has_unread_data)
+        .both_versions("server_has_unread_data", &[], server_has_unread_data)
+        .both_versions("rst_to_time_wait", &[], rst_to_time_wait)
+        .both_versions("rst_in_fin_wait2", &[], rst_in_fin_wait2)
+        .both_versions("rst_in_fin_wait1", NFT, rst_in_fin_wait1)
+        .both_versions("rst_in_close_wait", &[], rst_in_close_wait)
+        .both_versions("undelivered_bytes_at_reset", NFT, undelivered_bytes_at_reset)
+        .both_versions("data_to_time_wait", &[], data_to_time_wait)
+        .both_versions("data_to_time_wait_at_once", &[], data_to_time_wait_at_once)
+        .both_versions("pending_icmp_error", NFT, pending_icmp_error)
+        .both_versions("data_before_fin_is_sent", &[], data_before_fin_is_sent)
+        .both_versions("data_before_fin_arrives", NFT, data_before_fin_arrives)
+        .both_versions("data_with_ack_of_fin", NFT, data_with_ack_of_fin)
+        .both_versions("listener_closes", &[], listener_closes)
+        .both_versions("listener_closes_after_client", &[], listener_closes_after_client)
+        .both_versions("same_addresses_50_times", &[], same_addresses_50_times)
+        .both_versions("fin_wait2_without_linger", &[], fin_wait2_without_linger)
 }
 
-fn client_first(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    drop(pair.client);
-    assert_eq!(drain(&pair.server), 0);
-    drop(pair.server);
-    scene.expect(&[
-        pair.truth
-            .outbound()
-            .bytes(1000, 300)
-            .ok("local")
-            .states(&["FIN_WAIT2"]),
-        pair.truth.inbound().bytes(300, 1000).ok("peer"),
-    ]);
+/// The expected records of both ends of [`exchanged_pair`].
+fn ends(truth: &Truth) -> (Expected, Expected) {
+    (truth.outbound().bytes(1000, 300), truth.inbound().bytes(300, 1000))
 }
 
-fn server_first(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    drop(pair.server);
-    assert_eq!(drain(&pair.client), 0);
-    drop(pair.client);
-    scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).ok("peer"),
-        pair.truth.inbound().bytes(300, 1000).ok("local").states(&["FIN_WAIT2"]),
-    ]);
+fn client_closes_first(view: &RecordView, version: IpVersion) {
+    let (client, server) = ends(&exchanged_pair(version).close_client_first());
+    view.expect(&[client.ok("local").old_states(&["FIN_WAIT2"]), server.ok("peer")]);
 }
 
-/// Each has closed before it sees the other's FIN: both FINs are lost at first, and cross when they are sent again.
-fn at_once(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    flushed(&pair.server);
+fn server_closes_first(view: &RecordView, version: IpVersion) {
+    let (client, server) = ends(&exchanged_pair(version).close_server_first());
+    view.expect(&[client.ok("peer"), server.ok("local").old_states(&["FIN_WAIT2"])]);
+}
+
+/// Each end closes before it receives the other's FIN: both FINs are lost at first, and cross when they are
+/// retransmitted.
+fn both_close_at_once(view: &RecordView, version: IpVersion) {
+    let pair = exchanged_pair(version);
     let port = pair.truth.dst.port();
-    net::rules(&[
+    net::set_packet_filter(&[
         &format!("tcp dport {port} tcp flags & fin == fin drop"),
         &format!("tcp sport {port} tcp flags & fin == fin drop"),
     ]);
+    let (client, server) = ends(&pair.truth);
     drop((pair.client, pair.server));
-    net::rules(&[]);
-    scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).ok("local"),
-        pair.truth.inbound().bytes(300, 1000).ok("local"),
-    ]);
+    net::set_packet_filter(&[]);
+    view.expect(&[client.ok("local"), server.ok("local")]);
 }
 
-fn client_half(scene: &Scene, v: V) {
-    let pair = pair(v);
-    give(&pair.client, 1000);
+fn client_half_closes(view: &RecordView, version: IpVersion) {
+    let pair = pair(version);
+    send(&pair.client, 1000);
     pair.client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(drain(&pair.server), 1000);
-    give(&pair.server, 300);
+    send(&pair.server, 300);
     drop(pair.server);
     assert_eq!(drain(&pair.client), 300);
     drop(pair.client);
-    scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).ok("local"),
-        pair.truth.inbound().bytes(300, 1000).ok("peer"),
-    ]);
+    let (client, server) = ends(&pair.truth);
+    view.expect(&[client.ok("local"), server.ok("peer")]);
 }
 
-fn server_half(scene: &Scene, v: V) {
-    let pair = pair(v);
-    give(&pair.server, 300);
+fn server_half_closes(view: &RecordView, version: IpVersion) {
+    let pair = pair(version);
+    send(&pair.server, 300);
     pair.server.shutdown(Shutdown::Write).unwrap();
     assert_eq!(drain(&pair.client), 300);
-    give(&pair.client, 1000);
+    send(&pair.client, 1000);
     drop(pair.client);
     assert_eq!(drain(&pair.server), 1000);
     drop(pair.server);
-    scene.expect(&[
-        pair.truth.outbound().bytes(1000, 300).ok("peer"),
-        pair.truth.inbound().bytes(300, 1000).ok("local"),
-    ]);
+    let (client, server) = ends(&pair.truth);
+    view.expect(&[client.ok("peer"), server.ok("local")]);
 }
 
-/// Both directions are shut down long before the descriptors are closed: the connection is over at the second FIN, and the
-/// records do not wait for close().
-fn shutdown_only(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 10, 20);
+/// Both ends shut down long before they close. The connection ends with the second FIN, and the records do not wait for
+/// close().
+fn shutdown_of_both_ends(view: &RecordView, version: IpVersion) {
+    let pair = exchanged_pair(version);
     pair.client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(drain(&pair.server), 0);
     pair.server.shutdown(Shutdown::Write).unwrap();
     assert_eq!(drain(&pair.client), 0);
-    scene.expect(&[
-        pair.truth.outbound().bytes(10, 20).ok("local"),
-        pair.truth.inbound().bytes(20, 10).ok("peer"),
-    ]);
+    let (client, server) = ends(&pair.truth);
+    view.expect(&[client.ok("local"), server.ok("peer")]);
     drop((pair.client, pair.server));
-    scene.expect_nothing();
+    view.expect_nothing();
 }
 
-/// SO_LINGER with zero: RST in place of FIN.
-fn client_reset(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    flushed(&pair.server);
+/// SO_LINGER of zero: a RST instead of a FIN.
+fn client_resets(view: &RecordView, version: IpVersion) {
+    let pair = exchanged_pair(version);
     reset(pair.client);
-    assert_eq!(error_of(&pair.server), Errno::ECONNRESET);
-    scene.expect(&[
-        pair.truth
-            .outbound()
-            .bytes(1000, 300)
-            .reset_by_local()
-            .states(&["ESTABLISHED"]),
-        pair.truth
-            .inbound()
-            .bytes(300, 1000)
+    assert_eq!(take_error(&pair.server), Errno::ECONNRESET);
+    let (client, server) = ends(&pair.truth);
+    view.expect(&[
+        client.reset_by_local().old_states(&["ESTABLISHED"]),
+        server
             .reset_by_peer()
-            .states(&["ESTABLISHED"])
-            .by(&["listener"]),
+            .old_states(&["ESTABLISHED"])
+            .found_by(&["listener"]),
     ]);
 }
 
-fn server_reset(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    flushed(&pair.server);
+fn server_resets(view: &RecordView, version: IpVersion) {
+    let pair = exchanged_pair(version);
     reset(pair.server);
-    assert_eq!(error_of(&pair.client), Errno::ECONNRESET);
-    scene.expect(&[
-        pair.truth
-            .outbound()
-            .bytes(1000, 300)
-            .reset_by_peer()
-            .states(&["ESTABLISHED"]),
-        pair.truth
-            .inbound()
-            .bytes(300, 1000)
-            .reset_by_local()
-            .states(&["ESTABLISHED"]),
+    assert_eq!(take_error(&pair.client), Errno::ECONNRESET);
+    let (client, server) = ends(&pair.truth);
+    view.expect(&[
+        client.reset_by_peer().old_states(&["ESTABLISHED"]),
+        server.reset_by_local().old_states(&["ESTABLISHED"]),
     ]);
 }
 
-/// close() with data that the program never read says RST. The data had arrived, and counts.
-fn client_unread(scene: &Scene, v: V) {
-    let pair = pair(v);
+/// close() with unread data sends a RST. The data had arrived, and counts as received.
+fn client_has_unread_data(view: &RecordView, version: IpVersion) {
+    let pair = pair(version);
     exchange(&pair, 1000, 0);
-    give(&pair.server, 300);
-    flushed(&pair.client);
-    flushed(&pair.server);
+    send(&pair.server, 300);
+    wait_acknowledged(&pair.client);
+    wait_acknowledged(&pair.server);
     drop(pair.client);
-    assert_eq!(error_of(&pair.server), Errno::ECONNRESET);
-    scene.expect(&[
-        pair.truth
-            .outbound()
-            .bytes(1000, 300)
-            .reset_by_local()
-            .states(&["ESTABLISHED"]),
-        pair.truth.inbound().bytes(300, 1000).reset_by_peer().by(&["listener"]),
+    assert_eq!(take_error(&pair.server), Errno::ECONNRESET);
+    let (client, server) = ends(&pair.truth);
+    view.expect(&[
+        client.reset_by_local().old_states(&["ESTABLISHED"]),
+        server.reset_by_peer().found_by(&["listener"]),
     ]);
 }
 
-fn server_unread(scene: &Scene, v: V) {
-    let pair = pair(v);
-    give(&pair.client, 1000);
-    flushed(&pair.client);
+fn server_has_unread_data(view: &RecordView, version: IpVersion) {
+    let pair = pair(version);
+    send(&pair.client, 1000);
+    wait_acknowledged(&pair.client);
     drop(pair.server);
-    assert_eq!(error_of(&pair.client), Errno::ECONNRESET);
-    scene.expect(&[
+    assert_eq!(take_error(&pair.client), Errno::ECONNRESET);
+    view.expect(&[
         pair.truth.outbound().bytes(1000, 0).reset_by_peer(),
         pair.truth
             .inbound()
             .bytes(0, 1000)
             .reset_by_local()
-            .states(&["ESTABLISHED"]),
+            .old_states(&["ESTABLISHED"]),
     ]);
 }
 
-/// The server answers the client's FIN with RST. The client's socket has left for a time-wait stub by then and never knows.
-/// (The acknowledgement of a FIN may wait for 40 ms, so the test waits for the record.)
-fn reset_after_fin(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
+/// The server answers the client's FIN with a RST. By then the client's socket is a time-wait socket, and its record is
+/// printed. (The ACK of a FIN may be delayed by 40 ms, so the test waits for the record.)
+fn rst_to_time_wait(view: &RecordView, version: IpVersion) {
+    let pair = exchanged_pair(version);
+    let (client, server) = ends(&pair.truth);
     drop(pair.client);
     assert_eq!(drain(&pair.server), 0);
-    scene.expect(&[pair.truth.outbound().bytes(1000, 300).ok("local")]);
+    view.expect(&[client.ok("local")]);
     reset(pair.server);
-    scene.expect(&[pair
-        .truth
-        .inbound()
-        .bytes(300, 1000)
+    view.expect(&[server
         .ended("reset_by_local", None, Some("peer"))
-        .states(&["CLOSE_WAIT"])]);
+        .old_states(&["CLOSE_WAIT"])]);
 }
 
-/// As before, but the client has only shut down and is there to be reset.
-fn reset_meets_half(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
+/// The server answers the client's FIN with a RST while the client, which has only shut down, is in FIN_WAIT2.
+fn rst_in_fin_wait2(view: &RecordView, version: IpVersion) {
+    let pair = exchanged_pair(version);
     pair.client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(drain(&pair.server), 0);
-    fin_acknowledged(&pair.client);
+    wait_fin_acknowledged(&pair.client);
     reset(pair.server);
-    assert_eq!(error_of(&pair.client), Errno::ECONNRESET);
-    scene.expect(&[
-        pair.truth
-            .outbound()
-            .bytes(1000, 300)
-            .ended("reset_by_peer", Some("ECONNRESET"), Some("local"))
-            .states(&["FIN_WAIT2"]),
-        pair.truth
-            .inbound()
-            .bytes(300, 1000)
-            .ended("reset_by_local", None, Some("peer"))
-            .states(&["CLOSE_WAIT"]),
-    ]);
+    assert_eq!(take_error(&pair.client), Errno::ECONNRESET);
+    expect_reset_after_fin(view, &pair.truth, &["FIN_WAIT2"]);
 }
 
-/// As before, but the RST comes in place of the acknowledgement: the client is still in FIN_WAIT1, and an orphan.
-fn reset_for_fin(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    flushed(&pair.server);
-    no_bare_acknowledgements(&pair);
+/// The server's RST arrives instead of the ACK of the client's FIN. The client is an orphan in FIN_WAIT1.
+fn rst_in_fin_wait1(view: &RecordView, version: IpVersion) {
+    let pair = exchanged_pair(version);
+    drop_bare_acks(&pair);
     drop(pair.client);
     assert_eq!(drain(&pair.server), 0);
     reset(pair.server);
-    scene.expect(&[
-        pair.truth
-            .outbound()
-            .bytes(1000, 300)
+    expect_reset_after_fin(view, &pair.truth, &["FIN_WAIT1"]);
+}
+
+/// The server resets after the client's FIN, which the client sees in this state.
+fn expect_reset_after_fin(view: &RecordView, truth: &Truth, client_states: &'static [&'static str]) {
+    let (client, server) = ends(truth);
+    view.expect(&[
+        client
             .ended("reset_by_peer", Some("ECONNRESET"), Some("local"))
-            .states(&["FIN_WAIT1"]),
-        pair.truth
-            .inbound()
-            .bytes(300, 1000)
+            .old_states(client_states),
+        server
             .ended("reset_by_local", None, Some("peer"))
-            .states(&["CLOSE_WAIT"]),
+            .old_states(&["CLOSE_WAIT"]),
     ]);
 }
 
-/// What the server sends without data, FIN or RST is lost from now on.
-fn no_bare_acknowledgements(pair: &Pair) {
-    // Headers alone: 20 or 40, and 32.
-    let bare = if pair.truth.dst.is_ipv4() { 52 } else { 72 };
+/// Drops the server's segments that have no data, FIN or RST.
+fn drop_bare_acks(pair: &Pair) {
+    // The length of the headers: 20 or 40, and 32.
+    let headers = if pair.truth.dst.is_ipv4() { 52 } else { 72 };
     let port = pair.truth.dst.port();
-    net::rules(&[&format!(
-        "tcp sport {port} tcp flags & (fin | rst | ack) == ack meta length {bare} drop"
+    net::set_packet_filter(&[&format!(
+        "tcp sport {port} tcp flags & (fin | rst | ack) == ack meta length {headers} drop"
     )]);
 }
 
-/// The client shuts down, then closes with unread data: RST, which meets the server in CLOSE_WAIT, where its name is EPIPE.
-fn unread_after_half(scene: &Scene, v: V) {
-    let pair = pair(v);
+/// The client shuts down, then closes with unread data. The RST arrives at the server in CLOSE_WAIT, where the kernel
+/// sets EPIPE.
+fn rst_in_close_wait(view: &RecordView, version: IpVersion) {
+    let pair = pair(version);
     pair.client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(drain(&pair.server), 0);
-    give(&pair.server, 300);
-    flushed(&pair.server);
+    send(&pair.server, 300);
+    wait_acknowledged(&pair.server);
     drop(pair.client);
-    assert_eq!(error_of(&pair.server), Errno::EPIPE);
-    scene.expect(&[
+    assert_eq!(take_error(&pair.server), Errno::EPIPE);
+    view.expect(&[
         pair.truth
             .outbound()
             .bytes(0, 300)
             .reset_by_local()
-            .states(&["FIN_WAIT2"]),
+            .old_states(&["FIN_WAIT2"]),
         pair.truth
             .inbound()
             .bytes(300, 0)
             .ended("reset_by_peer", Some("EPIPE"), Some("peer"))
-            .states(&["CLOSE_WAIT"])
-            .by(&["listener"]),
+            .old_states(&["CLOSE_WAIT"])
+            .found_by(&["listener"]),
     ]);
 }
 
-/// What was handed to the kernel and never acknowledged is `undelivered`, at the client's end and at the server's.
-fn reset_undelivered(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    flushed(&pair.server);
+/// Bytes that were written and never acknowledged count as `undelivered_bytes`, at both ends.
+fn undelivered_bytes_at_reset(view: &RecordView, version: IpVersion) {
+    let pair = exchanged_pair(version);
     let port = pair.truth.dst.port();
-    net::rules(&[&format!("tcp dport {port} drop"), &format!("tcp sport {port} drop")]);
-    give(&pair.client, 5000);
-    give(&pair.server, 7000);
+    net::set_packet_filter(&[&format!("tcp dport {port} drop"), &format!("tcp sport {port} drop")]);
+    send(&pair.client, 5000);
+    send(&pair.server, 7000);
     reset(pair.client);
     reset(pair.server);
-    scene.expect(&[
-        pair.truth
-            .outbound()
-            .bytes(1000, 300)
-            .undelivered(5000)
-            .reset_by_local(),
-        pair.truth.inbound().bytes(300, 1000).undelivered(7000).reset_by_local(),
+    let (client, server) = ends(&pair.truth);
+    view.expect(&[
+        client.undelivered(5000).reset_by_local(),
+        server.undelivered(7000).reset_by_local(),
     ]);
 }
 
-/// Data for a client that has closed cleanly and left for a time-wait stub. The stub answers RST; the client's own record
-/// was complete before, and stays `ok`.
-fn data_meets_stub(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
+/// The server sends data after the client has closed cleanly. The client's time-wait socket answers with a RST. The
+/// client's record was complete before, and stays `ok`.
+fn data_to_time_wait(view: &RecordView, version: IpVersion) {
+    let pair = exchanged_pair(version);
+    let (client, server) = ends(&pair.truth);
     drop(pair.client);
     assert_eq!(drain(&pair.server), 0);
-    scene.expect(&[pair.truth.outbound().bytes(1000, 300).ok("local")]);
-    give(&pair.server, 100);
-    assert_eq!(error_of(&pair.server), Errno::EPIPE);
-    scene.expect(&[pair
-        .truth
-        .inbound()
-        .bytes(300, 1000)
-        .undelivered(100)
-        .ended("reset_by_peer", Some("EPIPE"), Some("peer"))
-        .by(&["listener"])]);
+    view.expect(&[client.ok("local")]);
+    send(&pair.server, 100);
+    assert_eq!(take_error(&pair.server), Errno::EPIPE);
+    view.expect(&[data_after_fin(server).found_by(&["listener"])]);
 }
 
-/// The same before the client's record can have come: the RST of the stub is no part of it, however soon it follows. And with the
-/// client's end on the other side: the server closes first, and the client sends.
-fn data_meets_stub_at_once(scene: &Scene, v: V) {
+/// The record of an end that sent 100 bytes to a time-wait socket.
+fn data_after_fin(end: Expected) -> Expected {
+    end.undelivered(100).ended("reset_by_peer", Some("EPIPE"), Some("peer"))
+}
+
+/// The data follows before the record of the end that closed first can have come. The RST of the time-wait socket must
+/// not be part of that record, however soon it follows. Either end closes first.
+fn data_to_time_wait_at_once(view: &RecordView, version: IpVersion) {
     for round in 0..50 {
-        let pair = pair(v);
-        let (first, second) = match round % 2 {
-            0 => (pair.client, pair.server),
-            _ => (pair.server, pair.client),
+        let client_closes_first = round % 2 == 0;
+        let pair = pair(version);
+        let (first, second) = if client_closes_first {
+            (pair.client, pair.server)
+        } else {
+            (pair.server, pair.client)
         };
-        // Data that carried the acknowledgement of the FIN would still meet the socket.
+        // Data that carries the ACK of the FIN would still reach the socket.
         first.shutdown(Shutdown::Write).unwrap();
         assert_eq!(drain(&second), 0);
-        fin_acknowledged(&first);
+        wait_fin_acknowledged(&first);
         drop(first);
-        give(&second, 100);
-        assert_eq!(error_of(&second), Errno::EPIPE);
-        let (outbound, inbound) = (pair.truth.outbound(), pair.truth.inbound());
-        let reset = |end: Want| end.undelivered(100).ended("reset_by_peer", Some("EPIPE"), Some("peer"));
-        scene.expect(&match round % 2 {
-            0 => [outbound.ok("local"), reset(inbound).by(&["listener"])],
-            _ => [reset(outbound), inbound.ok("local")],
+        send(&second, 100);
+        assert_eq!(take_error(&second), Errno::EPIPE);
+        let (client, server) = (pair.truth.outbound(), pair.truth.inbound());
+        view.expect(&if client_closes_first {
+            [client.ok("local"), data_after_fin(server).found_by(&["listener"])]
+        } else {
+            [data_after_fin(client), server.ok("local")]
         });
     }
 }
 
-/// ICMP in the middle of a connection whose client wants to know (IP_RECVERR): an error is pending, nothing has ended. Both ends
-/// close as if it had not been.
-fn pending_icmp_error(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    flushed(&pair.server);
+/// An ICMP error on an established connection whose client has set IP_RECVERR: the error is pending, and ends nothing.
+/// Both ends then close cleanly.
+fn pending_icmp_error(view: &RecordView, version: IpVersion) {
     const CLOSE_WAIT: u8 = 8;
-    let (level, option) = match v {
-        V::Four => (libc::IPPROTO_IP, libc::IP_RECVERR),
-        V::Six => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+    let pair = exchanged_pair(version);
+    let (level, option, reject) = match version {
+        IpVersion::V4 => (libc::IPPROTO_IP, libc::IP_RECVERR, "icmp type host-unreachable"),
+        IpVersion::V6 => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR, "icmpv6 type addr-unreachable"),
     };
     set_option(&pair.client, level, option, 1);
-    let kind = match v {
-        V::Four => "icmp type host-unreachable",
-        V::Six => "icmpv6 type addr-unreachable",
-    };
-    net::rules(&[&format!("tcp dport {} reject with {kind}", pair.truth.dst.port())]);
-    // What is on its way when the answer comes has the socket locked; what the timer sends again has not.
-    give(&pair.client, 10);
-    wait_error(&pair.client);
-    net::rules(&[]);
-    take(&pair.server, 10);
+    net::set_packet_filter(&[&format!("tcp dport {} reject with {reject}", pair.truth.dst.port())]);
+    // The answer to the first segment finds the socket locked, the answer to its retransmission does not.
+    send(&pair.client, 10);
+    wait_pending_error(&pair.client);
+    net::set_packet_filter(&[]);
+    recv(&pair.server, 10);
     drop(pair.server);
-    // To read would take the error away.
-    wait_until("the FIN is here", || tcp_info(&pair.client).tcpi_state == CLOSE_WAIT);
+    // A read would take the error.
+    wait_until("the FIN has arrived", || {
+        TcpInfo::read(&pair.client).state() == CLOSE_WAIT
+    });
     drop(pair.client);
-    scene.expect(&[
+    view.expect(&[
         pair.truth.outbound().bytes(1010, 300).ok("peer"),
         pair.truth.inbound().bytes(300, 1010).ok("local"),
     ]);
 }
 
-/// The client closes while the server's window is full: its FIN waits behind data. Data of the server meets a socket that
-/// nobody reads any more, and the kernel resets: `reset_by_local`, though it puts ECONNRESET on the socket as if it had
-/// received the RST.
-fn data_meets_unsent_fin(scene: &Scene, v: V) {
-    let pair = pair(v);
+/// The client closes while the server's window is full, so its FIN waits behind data. The server's data then reaches a
+/// socket that no process reads, and the client's kernel resets: `reset_by_local`, although it sets ECONNRESET on its
+/// socket.
+fn data_before_fin_is_sent(view: &RecordView, version: IpVersion) {
+    let pair = pair(version);
     pair.client.set_nonblocking(true).unwrap();
     let mut written = 0;
-    while let Ok(got) = std::io::Write::write(&mut &pair.client, &[1; 65536]) {
-        written += got as u64;
+    while let Ok(count) = std::io::Write::write(&mut &pair.client, &[1; 65536]) {
+        written += count as u64;
     }
-    // The server's kernel takes what its window allows and acknowledges it; then nothing moves.
-    wait_until("the window is full", || in_flight(&pair.client) == 0);
+    // The server's kernel acknowledges what fits into its window. Then nothing moves.
+    wait_until("the window is full", || TcpInfo::read(&pair.client).unacked() == 0);
     drop(pair.client);
-    give(&pair.server, 100);
-    // The error says that the RST is in. What came before is still there to be read.
-    assert_eq!(error_of(&pair.server), Errno::ECONNRESET);
+    send(&pair.server, 100);
+    // The error shows that the RST has arrived. The server can still read the data before it.
+    assert_eq!(take_error(&pair.server), Errno::ECONNRESET);
     let arrived = drain(&pair.server) as u64;
     assert!(arrived < written, "the window was never full");
-    scene.expect(&[
+    view.expect(&[
         pair.truth
             .outbound()
             .bytes(arrived, 0)
             .undelivered(written - arrived)
             .ended("reset_by_local", Some("ECONNRESET"), Some("local"))
-            .states(&["FIN_WAIT1"]),
+            .old_states(&["FIN_WAIT1"]),
         pair.truth
             .inbound()
             .bytes(0, arrived)
             .undelivered(100)
             .reset_by_peer()
-            .by(&["listener"]),
+            .found_by(&["listener"]),
     ]);
 }
 
-/// As before, but the FIN was sent and lost.
-fn data_meets_unanswered_fin(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    flushed(&pair.server);
-    net::rules(&[&format!(
+/// The client's FIN is lost, and the server sends data to a socket that no process reads: the client's kernel resets.
+fn data_before_fin_arrives(view: &RecordView, version: IpVersion) {
+    let pair = exchanged_pair(version);
+    net::set_packet_filter(&[&format!(
         "tcp dport {} tcp flags & fin == fin drop",
         pair.truth.dst.port()
     )]);
     drop(pair.client);
-    give(&pair.server, 100);
-    assert_eq!(error_of(&pair.server), Errno::ECONNRESET);
-    scene.expect(&[
-        pair.truth
-            .outbound()
-            .bytes(1000, 300)
+    send(&pair.server, 100);
+    assert_eq!(take_error(&pair.server), Errno::ECONNRESET);
+    let (client, server) = ends(&pair.truth);
+    view.expect(&[
+        client
             .ended("reset_by_local", Some("ECONNRESET"), Some("local"))
-            .states(&["FIN_WAIT1"]),
-        pair.truth
-            .inbound()
-            .bytes(300, 1000)
-            .undelivered(100)
-            .reset_by_peer()
-            .by(&["listener"]),
+            .old_states(&["FIN_WAIT1"]),
+        server.undelivered(100).reset_by_peer().found_by(&["listener"]),
     ]);
 }
 
-/// The acknowledgement of the client's FIN comes with data: the kernel enters FIN_WAIT2, closes without an error as if all
-/// were well, and sends RST.
-fn data_carries_last_ack(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    flushed(&pair.server);
-    no_bare_acknowledgements(&pair);
+/// The ACK of the client's FIN carries data. The kernel enters FIN_WAIT2, closes the socket without an error, and sends
+/// a RST.
+fn data_with_ack_of_fin(view: &RecordView, version: IpVersion) {
+    let pair = exchanged_pair(version);
+    drop_bare_acks(&pair);
     drop(pair.client);
     assert_eq!(drain(&pair.server), 0);
-    give(&pair.server, 100);
-    assert_eq!(error_of(&pair.server), Errno::EPIPE);
-    scene.expect(&[
-        pair.truth
-            .outbound()
-            .bytes(1000, 300)
-            .reset_by_local()
-            .states(&["FIN_WAIT2"]),
-        pair.truth
-            .inbound()
-            .bytes(300, 1000)
-            .undelivered(100)
-            .ended("reset_by_peer", Some("EPIPE"), Some("peer"))
-            .by(&["listener"]),
+    send(&pair.server, 100);
+    assert_eq!(take_error(&pair.server), Errno::EPIPE);
+    let (client, server) = ends(&pair.truth);
+    view.expect(&[
+        client.reset_by_local().old_states(&["FIN_WAIT2"]),
+        data_after_fin(server).found_by(&["listener"]),
     ]);
 }
 
-/// Three connections wait in a listener's queue when it closes: they are reset. Server ends exist without accept().
-fn listener_closed(scene: &Scene, v: V) {
-    let listener = listen(v);
+/// Three connections wait in the accept queue when their listener closes: they are reset. The server's ends have
+/// records although no process accepted them.
+fn listener_closes(view: &RecordView, version: IpVersion) {
+    let listener = listen(version);
     let dst = listener.local_addr().unwrap();
-    let mut wants = Vec::new();
-    let clients: Vec<TcpStream> = (0..3)
-        .map(|at| {
+    let mut expected = Vec::new();
+    let clients: Vec<TcpStream> = [0, 100, 200]
+        .into_iter()
+        .map(|bytes| {
             let (client, connect) = timed(|| TcpStream::connect(dst).unwrap());
-            let src = client.local_addr().unwrap();
-            give(&client, at * 100);
-            flushed(&client);
-            let truth = Truth {
-                src,
-                dst,
-                connect,
-                open: connect,
-            };
-            wants.push(truth.outbound().bytes(at as u64 * 100, 0).reset_by_peer());
-            // The closing program has never held them, and yet it is who ended them.
-            wants.push(
+            send(&client, bytes);
+            wait_acknowledged(&client);
+            let truth = Truth::not_accepted(client.local_addr().unwrap(), dst, connect);
+            expected.push(truth.outbound().bytes(bytes as u64, 0).reset_by_peer());
+            // The process that closes the listener ends the connections, although it never had them.
+            expected.push(
                 truth
                     .inbound()
-                    .bytes(0, at as u64 * 100)
+                    .bytes(0, bytes as u64)
                     .reset_by_local()
-                    .by(&["close", "listener"]),
+                    .found_by(&["close", "listener"]),
             );
             client
         })
         .collect();
     drop(listener);
     for client in &clients {
-        assert_eq!(error_of(client), Errno::ECONNRESET);
+        assert_eq!(take_error(client), Errno::ECONNRESET);
     }
-    scene.expect(&wants);
+    view.expect(&expected);
 }
 
-/// The client has been and gone before anybody accepted it.
-fn listener_closed_after_client(scene: &Scene, v: V) {
-    let listener = listen(v);
+/// The client connects, sends and closes before the listener closes.
+fn listener_closes_after_client(view: &RecordView, version: IpVersion) {
+    let listener = listen(version);
     let dst = listener.local_addr().unwrap();
     let (client, connect) = timed(|| TcpStream::connect(dst).unwrap());
-    let truth = Truth {
-        src: client.local_addr().unwrap(),
-        dst,
-        connect,
-        open: connect,
-    };
-    give(&client, 100);
+    let truth = Truth::not_accepted(client.local_addr().unwrap(), dst, connect);
+    send(&client, 100);
     drop(client);
-    scene.expect(&[truth.outbound().bytes(100, 0).ok("local")]);
+    view.expect(&[truth.outbound().bytes(100, 0).ok("local")]);
     drop(listener);
-    scene.expect(&[truth
+    view.expect(&[truth
         .inbound()
         .bytes(0, 100)
         .ended("reset_by_local", None, Some("peer"))
-        .states(&["CLOSE_WAIT"])
-        .by(&["close", "listener"])]);
+        .old_states(&["CLOSE_WAIT"])
+        .found_by(&["close", "listener"])]);
 }
 
-/// One pair of addresses and ports, fifty connections through it, one right after another: each record with its own bytes.
-fn same_addresses(scene: &Scene, v: V) {
-    let listener: TcpListener = listen(v);
+/// Fifty connections with the same addresses and ports, one right after another. Each record has the bytes of its
+/// connection.
+fn same_addresses_50_times(view: &RecordView, version: IpVersion) {
+    let listener: TcpListener = listen(version);
     let dst = listener.local_addr().unwrap();
-    let mut src = v.at(0);
-    let mut wants = Vec::new();
+    let mut src = version.at(0);
+    let mut expected = Vec::new();
     for round in 1..=50 {
-        let socket = bound(src);
-        let (client, connect) = timed(|| {
-            socket.connect(&dst.into()).unwrap();
-            TcpStream::from(socket)
-        });
-        src = client.local_addr().unwrap();
-        let (server, _) = listener.accept().unwrap();
-        let open = Span {
-            before: connect.before,
-            after: std::time::SystemTime::now(),
-        };
-        give(&client, round);
-        take(&server, round);
-        give(&server, 1000 - round);
-        take(&client, 1000 - round);
-        flushed(&client);
-        flushed(&server);
-        let truth = Truth {
-            src,
-            dst,
-            connect,
-            open,
-        };
+        let socket = bound_socket(src);
+        let connect = connect(&socket, dst);
+        let pair = accept(&listener, socket.into(), connect);
+        src = pair.truth.src;
+        exchange(&pair, round, 1000 - round);
+        wait_acknowledged(&pair.client);
+        wait_acknowledged(&pair.server);
         let (up, down) = (round as u64, 1000 - round as u64);
-        wants.push(truth.outbound().bytes(up, down).reset_by_local());
-        wants.push(truth.inbound().bytes(down, up).reset_by_peer().by(&["listener"]));
-        reset(client);
-        assert_eq!(error_of(&server), Errno::ECONNRESET);
+        expected.push(pair.truth.outbound().bytes(up, down).reset_by_local());
+        let server = pair.truth.inbound().bytes(down, up).reset_by_peer();
+        expected.push(server.found_by(&["listener"]));
+        reset(pair.client);
+        assert_eq!(take_error(&pair.server), Errno::ECONNRESET);
     }
-    scene.expect(&wants);
+    view.expect(&expected);
 }
 
-/// The client gives up waiting for the server's FIN (TCP_LINGER2 below zero: at once, with RST).
-fn fin_wait2_given_up(scene: &Scene) {
-    let pair = pair_with(&listen(V::Four));
-    exchange(&pair, 1000, 300);
-    set_linger2(&pair.client, -1);
+/// With a negative TCP_LINGER2, the client does not wait for the server's FIN in FIN_WAIT2, but sends a RST.
+fn fin_wait2_without_linger(view: &RecordView, version: IpVersion) {
+    let pair = exchanged_pair(version);
+    set_tcp_option(&pair.client, libc::TCP_LINGER2, -1);
     drop(pair.client);
-    assert_eq!(error_of(&pair.server), Errno::EPIPE);
-    scene.expect(&[
-        pair.truth
-            .outbound()
-            .bytes(1000, 300)
-            .reset_by_local()
-            .states(&["FIN_WAIT2"]),
-        pair.truth
-            .inbound()
-            .bytes(300, 1000)
+    assert_eq!(take_error(&pair.server), Errno::EPIPE);
+    let (client, server) = ends(&pair.truth);
+    view.expect(&[
+        client.reset_by_local().old_states(&["FIN_WAIT2"]),
+        server
             .ended("reset_by_peer", Some("EPIPE"), Some("peer"))
-            .by(&["listener"]),
+            .found_by(&["listener"]),
     ]);
 }

@@ -1,7 +1,7 @@
-//! `open` and `update` events: what is told of a connection before it ends.
+//! `open` and `update` events: the records of a connection before it ends.
 
 use std::collections::HashMap;
-use std::net::TcpStream;
+use std::net::Shutdown;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,66 +10,85 @@ use std::time::SystemTime;
 use nix::errno::Errno;
 use serde_json::Value;
 
-use crate::Table;
-use crate::support::expect::{CLOCK_ERROR, Scene, moment};
+use crate::Topic;
+use crate::support::expect::{CLOCK_ERROR, parse_time};
 use crate::support::net;
+use crate::support::output::ReceivedRecord;
 use crate::support::probe::Need;
-use crate::support::sock::{ClosedPort, V, dial, drain, exchange, flushed, give, listen, pair, pair_with, take};
-use crate::support::store::Rec;
+use crate::support::sock::{
+    ClosedPort, IpVersion, connect_nonblocking, drain, exchange, exchanged_pair, listen, pair, pair_with, send,
+    wait_acknowledged,
+};
 use crate::support::tracer::Tracer;
 
-/// The trials.
-pub fn table() -> Table {
-    Table::new("events")
-        .own("open_then_close_ipv4", &[], || open_then_close(V::Four))
-        .own("open_then_close_ipv6", &[], || open_then_close(V::Six))
-        .own("refused_never_opens", &[], refused_never_opens)
-        .own("watched_for_ten_windows", &[], watched_for_ten_windows)
-        .own("watched_under_load", &[], watched_under_load)
-        .own("still_connecting", &[Need::Nft], still_connecting)
-        .own("open_before", &[], open_before)
-        .own("many_descriptors", &[], many_descriptors)
-        .own("only_updates", &[], only_updates)
+pub fn topic() -> Topic {
+    Topic::new("events")
+        .standalone_both_versions("open_matches_close", &[], open_matches_close)
+        .standalone("refused_attempt_has_no_open", &[], refused_attempt_has_no_open)
+        .standalone("updates_equal_the_bytes_so_far", &[], updates_equal_the_bytes_so_far)
+        .standalone("updates_under_load_never_fall", &[], updates_under_load_never_fall)
+        .standalone("connecting_has_updates", &[Need::Nft], connecting_has_updates)
+        .standalone("preexisting_has_updates", &[], preexisting_has_updates)
+        .standalone("two_descriptors_make_one_update", &[], two_descriptors_make_one_update)
+        .standalone("updates_without_closes", &[], updates_without_closes)
 }
 
-const ALL: [&str; 4] = ["--events", "open,update,close", "--interval", "200ms"];
+const ALL_EVENTS: [&str; 4] = ["--events", "open,update,close", "--interval", "200ms"];
 
-fn named(records: &[Rec], event: &str, direction: &str) -> Vec<Value> {
-    let is_it = |rec: &&Rec| rec.value["event"] == event && rec.value["direction"] == direction;
-    records.iter().filter(is_it).map(|rec| rec.value.clone()).collect()
+/// Starts a tracer that watches the calling thread's namespace.
+fn start(args: &[&str]) -> Tracer {
+    let tracer = Tracer::json(args);
+    tracer.output.watch(net::current_netns());
+    tracer
 }
 
-fn number(value: &Value, field: &str) -> u64 {
-    value[field].as_u64().unwrap_or_else(|| panic!("{field} of {value}"))
+fn is_event(value: &Value, event: &str, direction: &str) -> bool {
+    value["event"] == event && value["direction"] == direction
 }
 
-/// Waits for the close of both ends, and gives all records.
-fn until_closed(scene: &Scene, tracer: &Tracer) -> Vec<Rec> {
-    let both = |records: &[Rec]| {
-        let closed = records.iter().filter(|rec| rec.value["event"] == "close").count();
-        (closed == 2).then(|| records.to_vec())
-    };
-    tracer.store.wait(scene.netns(), both).unwrap()
+/// The records of one event and one direction.
+fn of_event(records: &[ReceivedRecord], event: &str, direction: &str) -> Vec<Value> {
+    let values = records.iter().map(|record| &record.value);
+    values
+        .filter(|value| is_event(value, event, direction))
+        .cloned()
+        .collect()
 }
 
-fn open_then_close(v: V) {
-    let tracer = Tracer::json(&["--events", "open,close"]);
-    let scene = Scene::new(&tracer.store);
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    drop(pair.client);
-    assert_eq!(drain(&pair.server), 0);
-    drop(pair.server);
-    let records = until_closed(&scene, &tracer);
+/// Waits for this number of updates of one direction, and returns all of them.
+fn wait_updates(tracer: &Tracer, count: usize, direction: &str) -> Vec<Value> {
+    let netns = net::current_netns();
+    let is_update = |value: &Value| is_event(value, "update", direction);
+    tracer.output.wait_matching(netns, count, is_update)
+}
+
+fn number(value: &Value, member: &str) -> u64 {
+    value[member].as_u64().unwrap_or_else(|| panic!("{member} of {value}"))
+}
+
+/// Waits until both ends of a connection have closed, and returns all records.
+fn wait_closed(tracer: &Tracer) -> Vec<ReceivedRecord> {
+    let netns = net::current_netns();
+    tracer.output.wait_matching(netns, 2, |value| value["event"] == "close");
+    tracer.output.records(netns)
+}
+
+/// The only record of one event and one direction.
+fn only(records: &[ReceivedRecord], event: &str, direction: &str) -> Value {
+    let mut found = of_event(records, event, direction);
+    assert_eq!(found.len(), 1, "{event}, {direction}: {found:?}");
+    found.remove(0)
+}
+
+fn open_matches_close(version: IpVersion) {
+    let tracer = start(&["--events", "open,close"]);
+    let truth = exchanged_pair(version).close_client_first();
+    let records = wait_closed(&tracer);
     assert_eq!(records.len(), 4, "two ends, two events each");
     for (direction, old_state) in [("outbound", "SYN_SENT"), ("inbound", "SYN_RECV")] {
-        let [open] = &named(&records, "open", direction)[..] else {
-            panic!("one open, {direction}")
-        };
-        let [close] = &named(&records, "close", direction)[..] else {
-            panic!("one close, {direction}")
-        };
-        for field in [
+        let open = only(&records, "open", direction);
+        let close = only(&records, "close", direction);
+        for member in [
             "id",
             "src",
             "dst",
@@ -79,223 +98,177 @@ fn open_then_close(v: V) {
             "direction",
             "preexisting",
         ] {
-            assert_eq!(open[field], close[field], "{field}");
+            assert_eq!(open[member], close[member], "{member}");
         }
-        for field in ["outcome", "errno", "closed_by"] {
-            assert_eq!(open[field], Value::Null, "{field}");
+        for member in ["outcome", "errno", "closed_by"] {
+            assert_eq!(open[member], Value::Null, "{member}");
         }
         assert_eq!(open["established"], true);
-        assert_eq!(
-            (&open["tcp"]["state"], &open["tcp"]["old_state"]),
-            (&"ESTABLISHED".into(), &old_state.into())
-        );
-        for field in ["sent_bytes", "received_bytes"] {
-            assert_eq!(open[field], 0, "{field}");
+        assert_eq!(open["tcp"]["state"], "ESTABLISHED");
+        assert_eq!(open["tcp"]["old_state"], old_state);
+        for member in ["sent_bytes", "received_bytes"] {
+            assert_eq!(open[member], 0, "{member}");
         }
-        let at = moment(&open["time"]).unwrap();
-        let open = pair.truth.open;
+        let time = parse_time(&open["time"]).unwrap();
+        let span = truth.open;
         assert!(
-            at >= open.before - CLOCK_ERROR && at <= open.after + CLOCK_ERROR,
-            "opened at {at:?}, not in {open:?}"
+            time >= span.before - CLOCK_ERROR && time <= span.after + CLOCK_ERROR,
+            "opened at {time:?}, not in {span:?}"
         );
     }
-    tracer.interrupt().check_whole();
+    tracer.interrupt().check_lossless();
 }
 
-fn refused_never_opens() {
-    let tracer = Tracer::json(&["--events", "open,close"]);
-    let scene = Scene::new(&tracer.store);
+fn refused_attempt_has_no_open() {
+    let tracer = start(&["--events", "open,close"]);
     let closed = ClosedPort::new();
-    let attempt = dial(V::Four.at(0), closed.at(V::Four));
-    assert_eq!(attempt.said, Errno::EINPROGRESS);
-    let after = pair(V::Four);
-    drop(after);
-    let five = |records: &[Rec]| (records.len() >= 5).then(|| records.to_vec());
-    let records = tracer.store.wait(scene.netns(), five).unwrap();
+    let attempt = connect_nonblocking(IpVersion::V4.at(0), closed.at(IpVersion::V4));
+    assert_eq!(attempt.errno, Errno::EINPROGRESS);
+    drop(pair(IpVersion::V4));
+    // The attempt's close, and two events of each end of the later connection.
+    let records = tracer.output.wait_matching(net::current_netns(), 5, |_| true);
     let port = attempt.truth.dst.port();
-    let told: Vec<_> = records.iter().filter(|rec| rec.value["dst"]["port"] == port).collect();
-    let [only] = &told[..] else {
-        panic!("one record of the attempt: {}", told.len())
+    let of_attempt: Vec<_> = records.iter().filter(|value| value["dst"]["port"] == port).collect();
+    let [record] = of_attempt[..] else {
+        panic!("records of the attempt: {of_attempt:?}")
     };
     assert_eq!(
-        (&only.value["event"], &only.value["outcome"]),
+        (&record["event"], &record["outcome"]),
         (&"close".into(), &"refused".into())
     );
-    tracer.interrupt().check_whole();
+    tracer.interrupt().check_lossless();
 }
 
-/// In each window some bytes move; what is told after that and before the next bytes is exactly the sum so far.
-fn watched_for_ten_windows() {
-    let tracer = Tracer::json(&ALL);
-    let scene = Scene::new(&tracer.store);
-    let pair = pair(V::Four);
+/// Bytes move in ten steps. The first update after a step, before the next one, has exactly the sum so far.
+fn updates_equal_the_bytes_so_far() {
+    let tracer = start(&ALL_EVENTS);
+    let pair = pair(IpVersion::V4);
     let (mut up, mut down) = (0, 0);
     for step in 1..=10_u64 {
         let (more_up, more_down) = (1000 * step, 77 * step);
         exchange(&pair, more_up as usize, more_down as usize);
         (up, down) = (up + more_up, down + more_down);
-        flushed(&pair.client);
-        flushed(&pair.server);
-        let settled = SystemTime::now();
-        let told = |records: &[Rec]| {
-            let later = |direction| {
-                let all = named(records, "update", direction);
-                all.into_iter()
-                    .find(|value| moment(&value["time"]).is_some_and(|time| time > settled + CLOCK_ERROR))
+        wait_acknowledged(&pair.client);
+        wait_acknowledged(&pair.server);
+        let acknowledged = SystemTime::now();
+        for (direction, bytes) in [("outbound", (up, down)), ("inbound", (down, up))] {
+            let is_later = |value: &Value| {
+                let time = parse_time(&value["time"]);
+                is_event(value, "update", direction) && time.is_some_and(|time| time > acknowledged + CLOCK_ERROR)
             };
-            Some((later("outbound")?, later("inbound")?))
-        };
-        let (outbound, inbound) = tracer.store.wait(scene.netns(), told).unwrap();
-        assert_eq!(
-            (number(&outbound, "sent_bytes"), number(&outbound, "received_bytes")),
-            (up, down),
-            "step {step}"
-        );
-        assert_eq!(
-            (number(&inbound, "sent_bytes"), number(&inbound, "received_bytes")),
-            (down, up),
-            "step {step}"
-        );
-        assert_eq!(
-            (&outbound["tcp"]["state"], &outbound["tcp"]["old_state"]),
-            (&"ESTABLISHED".into(), &Value::Null)
-        );
+            let update = &tracer.output.wait_matching(net::current_netns(), 1, is_later)[0];
+            let actual = (number(update, "sent_bytes"), number(update, "received_bytes"));
+            assert_eq!(actual, bytes, "step {step}");
+            assert_eq!(update["tcp"]["state"], "ESTABLISHED");
+            assert_eq!(update["tcp"]["old_state"], Value::Null);
+        }
     }
-    drop(pair.client);
-    assert_eq!(drain(&pair.server), 0);
-    drop(pair.server);
-    let records = until_closed(&scene, &tracer);
+    pair.close_client_first();
+    let records = wait_closed(&tracer);
     for direction in ["outbound", "inbound"] {
-        in_step(&records, direction);
+        check_counters_never_fall(&records, direction);
     }
-    tracer.interrupt().check_whole();
+    tracer.interrupt().check_lossless();
 }
 
-/// Totals never fall, never exceed those of the close, and all events are of one id.
-fn in_step(records: &[Rec], direction: &str) -> usize {
-    let updates = named(records, "update", direction);
-    let [close] = &named(records, "close", direction)[..] else {
-        panic!("one close, {direction}")
-    };
-    let mut last = (0, 0, 0);
-    for value in updates.iter().chain([close]) {
-        let now = (
-            number(value, "sent_bytes"),
-            number(value, "received_bytes"),
-            number(value, "duration_ns"),
-        );
-        assert!(
-            now.0 >= last.0 && now.1 >= last.1 && now.2 >= last.2,
-            "{last:?} then {now:?}: {value}"
-        );
+/// Checks that the counters of updates never fall, that none is above the close's, and that all have the same id.
+/// Returns the number of updates.
+fn check_counters_never_fall(records: &[ReceivedRecord], direction: &str) -> usize {
+    let updates = of_event(records, "update", direction);
+    let close = only(records, "close", direction);
+    let mut last = [0; 3];
+    for value in updates.iter().chain([&close]) {
+        let counters = ["sent_bytes", "received_bytes", "duration_ns"].map(|member| number(value, member));
+        let never_falls = counters.iter().zip(last).all(|(now, last)| *now >= last);
+        assert!(never_falls, "{last:?} then {counters:?}: {value}");
         assert_eq!(value["id"], close["id"]);
         assert_eq!(value["start"], close["start"]);
-        last = now;
+        last = counters;
     }
     updates.len()
 }
 
-/// Bytes move all the time, as fast as they can, and the connection ends in the midst of it.
-fn watched_under_load() {
-    let tracer = Tracer::json(&["--events", "update,close", "--interval", "100ms"]);
-    let scene = Scene::new(&tracer.store);
-    let pair = pair(V::Four);
-    let enough = AtomicBool::new(false);
+/// Bytes move all the time, as fast as possible, until the connection ends.
+fn updates_under_load_never_fall() {
+    let tracer = start(&["--events", "update,close", "--interval", "100ms"]);
+    let pair = pair(IpVersion::V4);
+    let is_enough = AtomicBool::new(false);
     thread::scope(|threads| {
-        let reading = threads.spawn(|| drain(&pair.server));
-        let writing = threads.spawn(|| {
+        let reader = threads.spawn(|| drain(&pair.server));
+        let writer = threads.spawn(|| {
             let mut written = 0;
-            while !enough.load(Ordering::Relaxed) {
-                give(&pair.client, 60_000);
+            while !is_enough.load(Ordering::Relaxed) {
+                send(&pair.client, 60_000);
                 written += 60_000;
             }
-            pair.client.shutdown(std::net::Shutdown::Write).unwrap();
+            pair.client.shutdown(Shutdown::Write).unwrap();
             written
         });
-        let ten = |records: &[Rec]| (named(records, "update", "outbound").len() >= 10).then_some(());
-        tracer.store.wait(scene.netns(), ten).unwrap();
-        enough.store(true, Ordering::Relaxed);
-        let written: usize = writing.join().unwrap();
-        assert_eq!(reading.join().unwrap(), written);
+        wait_updates(&tracer, 10, "outbound");
+        is_enough.store(true, Ordering::Relaxed);
+        let written: usize = writer.join().unwrap();
+        assert_eq!(reader.join().unwrap(), written);
     });
     drop(pair);
-    let records = until_closed(&scene, &tracer);
+    let records = wait_closed(&tracer);
     for direction in ["outbound", "inbound"] {
-        assert!(in_step(&records, direction) >= 9);
+        assert!(check_counters_never_fall(&records, direction) >= 9);
     }
-    tracer.interrupt().check_whole();
+    tracer.interrupt().check_lossless();
 }
 
-/// An attempt that nothing answers is told of while it hangs.
-fn still_connecting() {
-    let tracer = Tracer::json(&ALL);
-    let scene = Scene::new(&tracer.store);
-    let port = ClosedPort::new();
-    net::rules(&[&format!("tcp dport {} drop", port.number())]);
-    let attempt = dial(V::Four.at(0), port.at(V::Four));
-    let two = |records: &[Rec]| (named(records, "update", "outbound").len() >= 2).then(|| records.to_vec());
-    let hanging = tracer.store.wait(scene.netns(), two).unwrap();
+/// An unanswered attempt has updates until it ends.
+fn connecting_has_updates() {
+    let tracer = start(&ALL_EVENTS);
+    let closed = ClosedPort::blackhole();
+    let attempt = connect_nonblocking(IpVersion::V4.at(0), closed.at(IpVersion::V4));
+    let updates = wait_updates(&tracer, 2, "outbound");
     drop(attempt.socket);
-    let ended = |records: &[Rec]| named(records, "close", "outbound").pop();
-    let close = tracer.store.wait(scene.netns(), ended).unwrap();
+    let is_close = |value: &Value| is_event(value, "close", "outbound");
+    let close = &tracer.output.wait_matching(net::current_netns(), 1, is_close)[0];
     assert_eq!(close["outcome"], "connect_aborted");
-    for update in named(&hanging, "update", "outbound") {
-        assert_eq!(
-            (&update["established"], &update["tcp"]["state"]),
-            (&false.into(), &"SYN_SENT".into())
-        );
+    for update in updates {
+        assert_eq!(update["established"], false);
+        assert_eq!(update["tcp"]["state"], "SYN_SENT");
         assert_eq!(update["id"], close["id"]);
         assert_eq!(update["outcome"], Value::Null);
     }
-    tracer.interrupt().check_whole();
+    tracer.interrupt().check_lossless();
 }
 
-fn open_before() {
-    let pair = pair(V::Four);
-    exchange(&pair, 1000, 300);
-    let tracer = Tracer::json(&ALL);
-    let scene = Scene::new(&tracer.store);
-    let told = |records: &[Rec]| {
-        Some((
-            named(records, "update", "outbound").pop()?,
-            named(records, "update", "inbound").pop()?,
-        ))
-    };
-    let (outbound, inbound) = tracer.store.wait(scene.netns(), told).unwrap();
-    for (value, sent, received) in [(&outbound, 1000, 300), (&inbound, 300, 1000)] {
-        assert_eq!(
-            (number(value, "sent_bytes"), number(value, "received_bytes")),
-            (sent, received)
-        );
-        assert_eq!((&value["preexisting"], &value["start"]), (&true.into(), &Value::Null));
-        assert_eq!(value["process"]["pid"], std::process::id());
+fn preexisting_has_updates() {
+    let pair = exchanged_pair(IpVersion::V4);
+    let tracer = start(&ALL_EVENTS);
+    let outbound = wait_updates(&tracer, 1, "outbound").remove(0);
+    let inbound = wait_updates(&tracer, 1, "inbound").remove(0);
+    for (update, sent, received) in [(&outbound, 1000, 300), (&inbound, 300, 1000)] {
+        let bytes = (number(update, "sent_bytes"), number(update, "received_bytes"));
+        assert_eq!(bytes, (sent, received));
+        assert_eq!((&update["preexisting"], &update["start"]), (&true.into(), &Value::Null));
+        assert_eq!(update["process"]["pid"], std::process::id());
     }
-    drop(pair.client);
-    assert_eq!(drain(&pair.server), 0);
-    drop(pair.server);
-    let records = until_closed(&scene, &tracer);
-    let close = named(&records, "close", "outbound").pop().unwrap();
+    pair.close_client_first();
+    let close = only(&wait_closed(&tracer), "close", "outbound");
     assert_eq!(outbound["id"], close["id"]);
-    tracer.interrupt().check_whole();
+    tracer.interrupt().check_lossless();
 }
 
-/// Each client is held by two descriptors, each server by one: both are told once a walk, so as often as each other.
-fn many_descriptors() {
+/// Two descriptors lead to each client and one to each server. A scan reports each of them once.
+fn two_descriptors_make_one_update() {
     const PAIRS: usize = 50;
-    let tracer = Tracer::json(&ALL);
-    let scene = Scene::new(&tracer.store);
-    let listener = listen(V::Four);
+    let tracer = start(&ALL_EVENTS);
+    let listener = listen(IpVersion::V4);
     let pairs: Vec<_> = (0..PAIRS).map(|_| pair_with(&listener)).collect();
     let copies: Vec<_> = pairs
         .iter()
         .map(|pair| pair.client.as_fd().try_clone_to_owned().unwrap())
         .collect();
     let opened = SystemTime::now() + CLOCK_ERROR;
-    // By the client's port: the updates of the client's end and of the server's end, since all were open.
-    let updates = |records: &[Rec]| {
+    // The number of updates of the client and of the server since all were open, by the client's port.
+    let count_updates = |records: &[ReceivedRecord]| {
         let mut updates: HashMap<u64, [usize; 2]> = HashMap::new();
-        for value in records.iter().map(|rec| &rec.value) {
-            if value["event"] == "update" && moment(&value["time"]).unwrap() > opened {
+        for value in records.iter().map(|record| &record.value) {
+            if value["event"] == "update" && parse_time(&value["time"]).unwrap() > opened {
                 let end = usize::from(value["direction"] == "inbound");
                 updates.entry(number(&value["src"], "port")).or_default()[end] += 1;
             }
@@ -303,36 +276,28 @@ fn many_descriptors() {
         let servers = updates.values().map(|[_, server]| *server);
         (servers.filter(|&count| count >= 4).count() == PAIRS).then_some(updates)
     };
-    let updates = tracer.store.wait(scene.netns(), updates).unwrap();
+    let updates = tracer.output.wait(net::current_netns(), count_updates).unwrap();
     drop((pairs, copies));
     assert_eq!(updates.len(), PAIRS);
     for (port, [client, server]) in updates {
-        // The first walk and the last one may have met only one of them.
+        // The first and the last scan may have reported only one end so far.
         assert!(
             client.abs_diff(server) <= 1,
             "port {port}: {client} updates of the client, {server} of the server"
         );
     }
-    tracer.interrupt().check_whole();
+    tracer.interrupt().check_lossless();
 }
 
-/// Who asks for updates only gets no close, and the sum says so.
-fn only_updates() {
-    let tracer = Tracer::json(&["--events", "update", "--interval", "100ms"]);
-    let scene = Scene::new(&tracer.store);
-    let pair = pair(V::Four);
-    talk(&pair.client, &pair.server);
-    let some = |records: &[Rec]| (!named(records, "update", "outbound").is_empty()).then_some(());
-    tracer.store.wait(scene.netns(), some).unwrap();
+/// With `--events update` no close is delivered, and the summary counts the closes as filtered.
+fn updates_without_closes() {
+    let tracer = start(&["--events", "update", "--interval", "100ms"]);
+    let pair = pair(IpVersion::V4);
+    exchange(&pair, 10, 0);
+    wait_updates(&tracer, 1, "outbound");
     drop(pair);
-    let end = tracer.interrupt();
-    let sums = end.check();
-    assert_eq!(sums.delivered, 0);
-    assert!(sums.filtered >= 2, "{sums:?}");
-    assert_eq!(sums.closes, sums.filtered + sums.lost);
-}
-
-fn talk(client: &TcpStream, server: &TcpStream) {
-    give(client, 10);
-    take(server, 10);
+    let totals = tracer.interrupt().check();
+    assert_eq!(totals.delivered, 0);
+    assert!(totals.filtered >= 2, "{totals:?}");
+    assert_eq!(totals.closes, totals.filtered + totals.lost);
 }

@@ -1,42 +1,51 @@
-//! How the tool starts, where its output goes, and how it says no.
+//! How the tool starts and fails, and where its output goes.
 
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
-use crate::signals::traffic;
 use crate::support::actor::Actor;
-use crate::support::expect::{Scene, own_comm};
+use crate::support::expect::own_comm;
 use crate::support::net;
-use crate::support::sock::{V, drain, exchange, pair, wait_until};
-use crate::support::tracer::{Start, Tracer, binary};
-use crate::{Table, shared};
+use crate::support::record_view::RecordView;
+use crate::support::sock::{IpVersion, drain, exchanged_pair, wait_until};
+use crate::support::tracer::{Tracer, TracerCommand, binary};
+use crate::support::traffic::make_traffic;
+use crate::{Topic, shared_tracer};
 
-/// The trials.
-pub fn table() -> Table {
-    Table::new("lifecycle")
-        .own("closed_pipe_log", &[], || closed_pipe("log"))
-        .own("closed_pipe_json", &[], || closed_pipe("json"))
-        .own("full_disk", &[], full_disk)
-        .own("ordinary_user", &[], ordinary_user)
-        .own("without_btf", &[], without_btf)
-        .own("wrong_arguments", &[], wrong_arguments)
-        .own("two_tracers", &[], two_tracers)
-        .own("log_lines", &[], log_lines)
-        .own("no_output", &[], no_output)
-        .own("quiet", &[], quiet)
-        .own("verbose", &[], verbose)
-        .own("summary", &[], summary)
+pub fn topic() -> Topic {
+    Topic::new("lifecycle")
+        .standalone("closed_pipe_ends_the_log", &[], || closed_pipe_ends_the_tracer("log"))
+        .standalone("closed_pipe_ends_the_json", &[], || closed_pipe_ends_the_tracer("json"))
+        .standalone("full_disk_is_an_error", &[], full_disk_is_an_error)
+        .standalone(
+            "missing_capabilities_are_reported",
+            &[],
+            missing_capabilities_are_reported,
+        )
+        .standalone("missing_btf_is_reported", &[], missing_btf_is_reported)
+        .standalone("invalid_arguments_exit_with_2", &[], invalid_arguments_exit_with_2)
+        .standalone("two_tracers_print_the_same", &[], two_tracers_print_the_same)
+        .standalone(
+            "log_lines_are_complete_and_escaped",
+            &[],
+            log_lines_are_complete_and_escaped,
+        )
+        .standalone("no_output_prints_a_summary_text", &[], no_output_prints_a_summary_text)
+        .standalone("quiet_prints_no_messages", &[], quiet_prints_no_messages)
+        .standalone("verbose_prints_more_messages", &[], verbose_prints_more_messages)
+        .standalone("summary_describes_the_node", &[], summary_describes_the_node)
 }
 
-/// `kmesh-trace | head -1`
-fn closed_pipe(format: &str) {
+/// As in `kmesh-trace | head -1`: status 0 and no error.
+fn closed_pipe_ends_the_tracer(format: &str) {
     let (reader, writer) = std::io::pipe().unwrap();
-    let tracer = Start::new(&["-o", format]).stdout(writer).tracing();
-    traffic(1);
+    let tracer = TracerCommand::new(&["-o", format]).stdout(writer).start();
+    make_traffic(1);
     let mut reader = BufReader::new(reader);
     let mut line = String::new();
     assert!(
@@ -44,32 +53,32 @@ fn closed_pipe(format: &str) {
         "{line:?}"
     );
     drop(reader);
-    traffic(1);
-    let end = tracer.wait();
-    assert_eq!(end.status.code(), Some(0), "{:?}", end.stderr);
-    let noise = |line: &String| ["rror", "anic", "ipe"].iter().any(|word| line.contains(word));
-    assert!(!end.stderr.iter().any(noise), "{:?}", end.stderr);
+    make_traffic(1);
+    let exit = tracer.wait();
+    assert_eq!(exit.status.code(), Some(0), "{:?}", exit.stderr);
+    let is_error = |line: &String| ["rror", "anic", "ipe"].iter().any(|part| line.contains(part));
+    assert!(!exit.stderr.iter().any(is_error), "{:?}", exit.stderr);
 }
 
-fn full_disk() {
+fn full_disk_is_an_error() {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-    let tracer = Start::new(&["-o", "json"]).stdout(full).tracing();
-    traffic(1);
-    let end = tracer.wait();
-    assert_eq!(end.status.code(), Some(1), "{:?}", end.stderr);
-    let errors: Vec<_> = end
+    let tracer = TracerCommand::new(&["-o", "json"]).stdout(full).start();
+    make_traffic(1);
+    let exit = tracer.wait();
+    assert_eq!(exit.status.code(), Some(1), "{:?}", exit.stderr);
+    let errors: Vec<_> = exit
         .stderr
         .iter()
         .filter(|line| line.contains("standard output"))
         .collect();
-    assert_eq!(errors.len(), 1, "one clear error: {:?}", end.stderr);
+    assert_eq!(errors.len(), 1, "one clear error: {:?}", exit.stderr);
     assert!(errors[0].to_lowercase().contains("no space left"), "{errors:?}");
 }
 
-/// A copy of the binary where anybody can run it.
-struct Copy(PathBuf);
+/// A copy of the binary that any user can run. Dropping it removes the copy.
+struct BinaryCopy(PathBuf);
 
-impl Copy {
+impl BinaryCopy {
     fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("kmesh-trace-{name}-{}", std::process::id()));
         std::fs::copy(binary(), &path).expect("copy the binary");
@@ -77,8 +86,8 @@ impl Copy {
         Self(path)
     }
 
-    /// Runs it to its end as nobody.
-    fn run(&self, arguments: &[&str]) -> Output {
+    /// Runs the tool as the user nobody, and waits until it exits.
+    fn run_as_nobody(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(&self.0);
         command
             .args(arguments)
@@ -90,7 +99,7 @@ impl Copy {
     }
 }
 
-impl Drop for Copy {
+impl Drop for BinaryCopy {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
@@ -100,22 +109,22 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn ordinary_user() {
-    let binary = Copy::new("user");
-    let output = binary.run(&[]);
-    let said = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(3), "{said}");
+fn missing_capabilities_are_reported() {
+    let binary = BinaryCopy::new("user");
+    let output = binary.run_as_nobody(&[]);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
     assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
     assert!(
-        said.contains("CAP_BPF") && said.contains("CAP_PERFMON"),
-        "what is missing: {said}"
+        stderr.contains("CAP_BPF") && stderr.contains("CAP_PERFMON"),
+        "what is missing: {stderr}"
     );
-    assert!(said.contains("sudo"), "what to do: {said}");
+    assert!(stderr.contains("sudo"), "what to do: {stderr}");
     assert!(
-        said.lines().count() <= 3 && said.starts_with("kmesh-trace: "),
-        "short: {said}"
+        stderr.lines().count() <= 3 && stderr.starts_with("kmesh-trace: "),
+        "short: {stderr}"
     );
-    let check = binary.run(&["check"]);
+    let check = binary.run_as_nobody(&["check"]);
     assert_eq!(
         check.status.code(),
         Some(3),
@@ -123,15 +132,15 @@ fn ordinary_user() {
         text(&check.stdout),
         text(&check.stderr)
     );
-    for fine in [&["schema"][..], &["-h"], &["--help"], &["--version"]] {
-        let output = binary.run(fine);
-        assert_eq!(output.status.code(), Some(0), "{fine:?}: {}", text(&output.stderr));
-        assert!(!output.stdout.is_empty(), "{fine:?}");
+    for args in [&["schema"][..], &["-h"], &["--help"], &["--version"]] {
+        let output = binary.run_as_nobody(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output.stderr));
+        assert!(!output.stdout.is_empty(), "{args:?}");
     }
 }
 
-/// The kernel's types are hidden, as on a kernel built without them.
-fn without_btf() {
+/// A tmpfs hides the kernel's BTF, as if the kernel was built without it.
+fn missing_btf_is_reported() {
     for (arguments, status) in [("", 3), ("check", 3), ("schema", 0)] {
         let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" $1";
         let output = Command::new("unshare")
@@ -141,20 +150,19 @@ fn without_btf() {
             .stdin(Stdio::null())
             .output()
             .expect("unshare");
-        let (told, said) = (text(&output.stdout), text(&output.stderr));
-        assert_eq!(output.status.code(), Some(status), "{arguments}: {told}{said}");
+        let all = text(&output.stdout) + &text(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{arguments}: {all}");
         if status == 3 {
-            let all = told + &said;
             assert!(all.contains("/sys/kernel/btf/vmlinux"), "what is missing: {all}");
             assert!(all.contains("CONFIG_DEBUG_INFO_BTF"), "what to do: {all}");
         }
     }
 }
 
-/// Refused before anything else is looked at: nobody, who may load nothing, is told the same.
-fn wrong_arguments() {
-    let binary = Copy::new("arguments");
-    for wrong in [
+/// Also for a user without capabilities: arguments are checked before everything else.
+fn invalid_arguments_exit_with_2() {
+    let binary = BinaryCopy::new("arguments");
+    for args in [
         &["--no-such-flag"][..],
         &["no-such-command"],
         &["-o", "xml"],
@@ -165,67 +173,63 @@ fn wrong_arguments() {
         &["--buffer", "big"],
         &["--color", "blue"],
     ] {
-        let output = binary.run(wrong);
-        let said = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {said}");
-        assert!(output.stdout.is_empty() && !said.is_empty(), "{wrong:?}: {said}");
-        assert!(!said.contains("panicked"), "{wrong:?}: {said}");
+        let output = binary.run_as_nobody(args);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(output.stdout.is_empty() && !stderr.is_empty(), "{args:?}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
     }
 }
 
-fn two_tracers() {
-    let beside = Scene::of_new_namespace(&shared().store);
-    let own = Tracer::json(&[]);
-    let scene = Scene::new(&own.store);
-    let pair = pair(V::Four);
-    exchange(&pair, 1000, 300);
-    drop(pair.client);
-    assert_eq!(drain(&pair.server), 0);
-    drop(pair.server);
-    let wants = [
-        pair.truth.outbound().bytes(1000, 300).ok("local"),
-        pair.truth.inbound().bytes(300, 1000).ok("peer"),
+fn two_tracers_print_the_same() {
+    let of_shared = RecordView::of_new_namespace(&shared_tracer().output);
+    let tracer = Tracer::json(&[]);
+    let view = RecordView::new(&tracer.output);
+    let truth = exchanged_pair(IpVersion::V4).close_client_first();
+    let expected = [
+        truth.outbound().bytes(1000, 300).ok("local"),
+        truth.inbound().bytes(300, 1000).ok("peer"),
     ];
-    scene.expect(&wants);
-    // Such as the other scene's marker.
-    beside.expect_among_others(&wants);
-    drop(scene);
-    own.interrupt().check_whole();
+    view.expect(&expected);
+    // The other view's marker also has records.
+    of_shared.expect_among_others(&expected);
+    drop(view);
+    tracer.interrupt().check_lossless();
 }
 
-/// The log is one whole line a record, whatever a process calls itself, and its fields are the record's.
-fn log_lines() {
+/// Each record is one complete line with the right fields, whatever the name of its process.
+fn log_lines_are_complete_and_escaped() {
     let lines = Arc::new(Mutex::new(Vec::new()));
-    let tracer = Start::new(&[])
-        .lines({
+    let tracer = TracerCommand::new(&[])
+        .on_line({
             let lines = Arc::clone(&lines);
             move |line| lines.lock().unwrap().push(line.to_vec())
         })
-        .tracing();
+        .start();
     let actor = Actor::start();
     let hostile = b"x\n\x1b[2J, \"y=z";
-    actor.ask(&format!(
-        "name {}",
+    actor.run(&format!(
+        "set_comm {}",
         hostile.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
     ));
-    let listener = std::net::TcpListener::bind((net::address(0), 0)).unwrap();
+    let listener = TcpListener::bind((net::loopback_v4(0), 0)).unwrap();
     let dst = listener.local_addr().unwrap();
     let src = actor.connect("s", dst);
     let (server, _) = listener.accept().unwrap();
-    actor.ask("write s 7");
-    actor.ask("close s");
+    actor.run("write s 7");
+    actor.run("close s");
     assert_eq!(drain(&server), 7);
     drop(server);
     let ours = || {
         let all = lines.lock().unwrap();
-        let mine = |line: &&Vec<u8>| text(line).contains(&format!("dst.addr={dst},"));
-        all.iter().filter(mine).cloned().collect::<Vec<_>>()
+        let is_ours = |line: &&Vec<u8>| text(line).contains(&format!("dst.addr={dst},"));
+        all.iter().filter(is_ours).cloned().collect::<Vec<_>>()
     };
-    wait_until("both lines are there", || ours().len() >= 2);
+    wait_until("both lines are printed", || ours().len() >= 2);
     let pid = actor.pid();
-    let me = format!("{}/{}", own_comm(), std::process::id());
-    let end = tracer.interrupt();
-    assert_eq!(end.status.code(), Some(0), "{:?}", end.stderr);
+    let own_process = format!("{}/{}", own_comm(), std::process::id());
+    let exit = tracer.interrupt();
+    assert_eq!(exit.status.code(), Some(0), "{:?}", exit.stderr);
     for line in lines.lock().unwrap().iter() {
         let line = std::str::from_utf8(line).expect("UTF-8");
         assert!(line.starts_with("accesslog: ") && line.ends_with('\n'), "{line:?}");
@@ -243,17 +247,20 @@ fn log_lines() {
              dst.workload=-, dst.namespace=-, direction="
         );
         assert!(line.contains(&start), "{line}");
-        let (ours, process) = if line.contains("direction=OUTBOUND") {
+        let (bytes, process) = if line.contains("direction=OUTBOUND") {
             (
                 "sent_bytes=7, received_bytes=0, duration=",
                 format!(r#"process="x\u000a\u001b[2J, \"y=z/{pid}""#),
             )
         } else {
-            ("sent_bytes=0, received_bytes=7, duration=", format!("process={me}"))
+            (
+                "sent_bytes=0, received_bytes=7, duration=",
+                format!("process={own_process}"),
+            )
         };
-        // Either spelling of a newline is JSON.
+        // JSON has two ways to escape a newline.
         let line = line.replace(r"\n", r"\u000a").replace(r"\u001B", r"\u001b");
-        assert!(line.contains(ours), "{ours} in {line}");
+        assert!(line.contains(bytes), "{bytes} in {line}");
         assert!(line.contains(&process), "{process} in {line}");
         assert!(
             line.contains(", outcome=ok, closed_by=") && line.contains("errno=-, established=true"),
@@ -266,30 +273,30 @@ fn log_lines() {
     }
 }
 
-/// The words of the summary go to standard error when standard output is not JSON.
-fn no_output() {
-    let printed = Arc::new(Mutex::new(Vec::new()));
-    let tracer = Start::new(&["-o", "none"])
-        .lines({
-            let printed = Arc::clone(&printed);
-            move |line| printed.lock().unwrap().extend_from_slice(line)
+/// Without JSON, the summary goes to standard error as text.
+fn no_output_prints_a_summary_text() {
+    let output = Arc::new(Mutex::new(Vec::new()));
+    let tracer = TracerCommand::new(&["-o", "none"])
+        .on_line({
+            let output = Arc::clone(&output);
+            move |line| output.lock().unwrap().extend_from_slice(line)
         })
-        .tracing();
-    let before = tracer.said().len();
-    traffic(3);
-    let end = tracer.interrupt();
-    assert_eq!(end.status.code(), Some(0), "{:?}", end.stderr);
-    assert_eq!(text(&printed.lock().unwrap()), "");
-    let words = end.stderr[before..].join("\n");
+        .start();
+    let before = tracer.stderr_lines().len();
+    make_traffic(3);
+    let exit = tracer.interrupt();
+    assert_eq!(exit.status.code(), Some(0), "{:?}", exit.stderr);
+    assert_eq!(text(&output.lock().unwrap()), "");
+    let summary = exit.stderr[before..].join("\n");
     assert!(
-        words.contains("delivered") && words.contains("lost"),
-        "the summary in words: {:?}",
-        end.stderr
+        summary.contains("delivered") && summary.contains("lost"),
+        "the summary as text: {:?}",
+        exit.stderr
     );
 }
 
-/// Nothing on standard error when all is well.
-fn quiet() {
+/// With -q, standard error has errors alone.
+fn quiet_prints_no_messages() {
     for format in ["json", "log"] {
         let mut command = Command::new(binary());
         command
@@ -299,17 +306,17 @@ fn quiet() {
             .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
-        // It does not say when it is ready, so connections are made until it shows one.
-        let (shown, wait) = std::sync::mpsc::channel();
+        // The tool does not report that it traces, so the test makes connections until one is printed.
+        let (printed, wait) = std::sync::mpsc::channel();
         let reader = std::thread::spawn(move || {
             let mut first = String::new();
             lines.read_line(&mut first).unwrap();
-            shown.send(()).unwrap();
+            printed.send(()).unwrap();
             let mut rest = String::new();
             lines.read_to_string(&mut rest).unwrap();
         });
-        wait_until("a connection shows", || {
-            traffic(1);
+        wait_until("a connection is printed", || {
+            make_traffic(1);
             wait.try_recv().is_ok()
         });
         nix::sys::signal::kill(
@@ -324,12 +331,12 @@ fn quiet() {
     }
 }
 
-fn verbose() {
+fn verbose_prints_more_messages() {
     let plain = Tracer::json(&[]);
     let verbose = Tracer::json(&["-v"]);
     let (plain, verbose) = (plain.interrupt(), verbose.interrupt());
-    plain.check_whole();
-    verbose.check_whole();
+    plain.check_lossless();
+    verbose.check_lossless();
     assert!(
         verbose.stderr.len() > plain.stderr.len(),
         "{:?} and {:?}",
@@ -338,13 +345,12 @@ fn verbose() {
     );
 }
 
-/// What the summary says of where it ran.
-fn summary() {
+fn summary_describes_the_node() {
     let tracer = Tracer::json(&[]);
-    traffic(1);
-    let end = tracer.interrupt();
-    end.check_whole();
-    let summary = &end.store.summaries()[0];
+    make_traffic(1);
+    let exit = tracer.interrupt();
+    exit.check_lossless();
+    let summary = &exit.output.summaries()[0];
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert_eq!(summary["kernel"], kernel.trim());
     assert!(

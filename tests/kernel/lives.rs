@@ -27,20 +27,20 @@ use self::capture::Packet;
 use self::model::{Expected, Truth, follow};
 use self::run::{Life, PORTS, first_port};
 use self::world::{Side, World, networks};
+use crate::Topic;
 use crate::support::actor::Actor;
 use crate::support::bpf;
-use crate::support::expect::moment;
+use crate::support::expect::parse_time;
+use crate::support::output::{ReceivedRecord, TracerOutput};
 use crate::support::probe::Need;
 use crate::support::random::Random;
-use crate::support::sock::V;
-use crate::support::store::{Rec, Store};
-use crate::support::tracer::{Start, Tracer};
-use crate::support::{patience, small};
-use crate::{Table, message};
+use crate::support::sock::IpVersion;
+use crate::support::tracer::{Tracer, TracerCommand};
+use crate::support::{is_small_vm, panic_message, test_timeout};
 
 /// The trials.
-pub fn table() -> Table {
-    Table::new("lives").own("random_lives", &[Need::Nft, Need::Veth], random_lives)
+pub fn topic() -> Topic {
+    Topic::new("lives").standalone("random_lives", &[Need::Nft, Need::Veth], random_lives)
 }
 
 const DEFAULT_LIVES: u64 = 100;
@@ -96,7 +96,7 @@ impl Watcher {
     fn start(name: &'static str, args: &[&str], passes: fn(&Expected) -> bool) -> Self {
         let own = networks();
         let args = [&["-o", "json", "--ip", &own, "--buffer", "16MiB"], args].concat();
-        let tracer = Start::of_all(&args).tracing();
+        let tracer = TracerCommand::for_all_connections(&args).start();
         let scans = name.contains("--events");
         Self {
             name,
@@ -124,8 +124,8 @@ impl Watcher {
         ]
     }
 
-    fn store(&self) -> &Store {
-        &self.tracer.store
+    fn store(&self) -> &TracerOutput {
+        &self.tracer.output
     }
 }
 
@@ -184,7 +184,7 @@ impl Failures {
 }
 
 fn random_lives() {
-    let default = if small() { SMALL_LIVES } else { DEFAULT_LIVES };
+    let default = if is_small_vm() { SMALL_LIVES } else { DEFAULT_LIVES };
     let lives = number("KMESH_TRACE_LIVES").unwrap_or(default);
     let seed = number("KMESH_TRACE_LIVES_SEED").unwrap_or(DEFAULT_SEED);
     let first = number("KMESH_TRACE_LIVES_FIRST").unwrap_or(0);
@@ -201,7 +201,7 @@ fn random_lives() {
         let to = (from + BATCH).min(first + lives);
         for watcher in &watchers {
             for side in [Side::Near, Side::Far] {
-                watcher.store().keep(world.inode(side));
+                watcher.store().watch(world.inode(side));
             }
         }
         let batch = batch(&world, &helpers, seed, from..to, &mut failures);
@@ -236,10 +236,10 @@ fn random_lives() {
     for watcher in watchers {
         let (incomplete, missing) = (watcher.incomplete.take(), watcher.missing.take());
         let skipped = bpf::skipped_runs(watcher.tracer.pid);
-        let sums = watcher.tracer.interrupt().check();
-        let account = format!("runs that the kernel skipped: {skipped:?}; {sums:?}");
+        let totals = watcher.tracer.interrupt().check();
+        let account = format!("runs that the kernel skipped: {skipped:?}; {totals:?}");
         println!("[{}] {account}", watcher.name);
-        let lost = (sums.lost, sums.lost_at_most, sums.open);
+        let lost = (totals.lost, totals.lost_at_most, totals.open);
         let is_explained = (incomplete.len() + missing.len()) as u64 <= skipped.values().sum();
         if !is_explained || lost != (missing.len() as u64, 0, 0) {
             let kind = format!("incomplete and missing records [{}]", watcher.name);
@@ -301,9 +301,9 @@ fn batch(
                                 number,
                                 format!(
                                     "LIFE, {name}: {}",
-                                    kind_of(message(&*panic).lines().next().unwrap_or_default())
+                                    kind_of(panic_message(&*panic).lines().next().unwrap_or_default())
                                 ),
-                                format!("{}\n{}", message(&*panic), life.text()),
+                                format!("{}\n{}", panic_message(&*panic), life.text()),
                             )),
                         }
                         life.finish();
@@ -365,7 +365,7 @@ fn block_of(port: u16) -> Option<u16> {
 fn wait_ended() {
     let began = Instant::now();
     while has_sockets() {
-        assert!(began.elapsed() < patience(), "sockets that do not end");
+        assert!(began.elapsed() < test_timeout(), "sockets that do not end");
         // To read them all takes a while.
         thread::sleep(Duration::from_millis(20));
     }
@@ -383,15 +383,15 @@ fn has_sockets() -> bool {
 }
 
 /// All records of a side so far: those before the ones of a connection that is made for this alone.
-fn records(world: &World, store: &Store, side: Side) -> Vec<Rec> {
+fn records(world: &World, store: &TracerOutput, side: Side) -> Vec<ReceivedRecord> {
     let netns = world.inode(side);
     world.within(side, || {
-        let at = V::Four.at(MARKER_PORT);
+        let at = IpVersion::V4.at(MARKER_PORT);
         let listener = TcpListener::bind(at).expect("the marker's listener");
         let client = TcpStream::connect(at).expect("the marker's connection");
         let port = client.local_addr().expect("its address").port();
         drop((listener.accept().expect("accept the marker"), client));
-        let is_marker = |record: &Rec| {
+        let is_marker = |record: &ReceivedRecord| {
             record.value["src"]["port"] == port
                 && record.value["dst"]["port"] == MARKER_PORT
                 && record.value["event"] == "close"
@@ -406,8 +406,8 @@ fn records(world: &World, store: &Store, side: Side) -> Vec<Rec> {
 }
 
 /// The records of a batch, by the first port of each life.
-fn by_life(world: &World, store: &Store) -> BTreeMap<u16, Vec<(Side, Rec)>> {
-    let mut lives = BTreeMap::<u16, Vec<(Side, Rec)>>::new();
+fn by_life(world: &World, store: &TracerOutput) -> BTreeMap<u16, Vec<(Side, ReceivedRecord)>> {
+    let mut lives = BTreeMap::<u16, Vec<(Side, ReceivedRecord)>>::new();
     for side in [Side::Near, Side::Far] {
         for record in records(world, store, side) {
             // Of an earlier batch's end.
@@ -440,10 +440,10 @@ impl Done {
 }
 
 /// Compares a life's records with what they must say.
-fn check(watcher: &Watcher, done: &Done, records: &[(Side, Rec)], failures: &mut Failures) {
+fn check(watcher: &Watcher, done: &Done, records: &[(Side, ReceivedRecord)], failures: &mut Failures) {
     let all: Vec<&Value> = records.iter().map(|(_, record)| &record.value).collect();
-    let is_close = |record: &&(Side, Rec)| record.1.value["event"] == "close";
-    let mut left: Vec<&(Side, Rec)> = records.iter().filter(is_close).collect();
+    let is_close = |record: &&(Side, ReceivedRecord)| record.1.value["event"] == "close";
+    let mut left: Vec<&(Side, ReceivedRecord)> = records.iter().filter(is_close).collect();
     // The ids of attempts, and whether they connected.
     let mut attempts = HashMap::new();
     let mut fail = |kind: String, what: &str| {
@@ -474,10 +474,10 @@ fn check(watcher: &Watcher, done: &Done, records: &[(Side, Rec)], failures: &mut
                 .filter(|(_, (side, record))| *side == expected.side && of_these(&record.value))
         };
         // Of several attempts between the same addresses: the one that this record suits best.
-        let faults = |record: &Rec| differences(expected, record, watcher.scans).len();
+        let faults = |record: &ReceivedRecord| differences(expected, record, watcher.scans).len();
         let best = candidates().min_by_key(|(_, (_, record))| faults(record));
         // What suits a later attempt with the same addresses better is no record of one that may have none.
-        let is_anothers = |record: &Rec| {
+        let is_anothers = |record: &ReceivedRecord| {
             let is_better = |other: &&Expected| {
                 (other.src, other.dst, other.side) == (expected.src, expected.dst, expected.side)
                     && other.end > expected.end
@@ -540,7 +540,7 @@ fn address(end: &Value) -> Option<SocketAddr> {
 }
 
 /// What a record says otherwise: the field with both values where they are names, and the whole of it.
-fn differences(expected: &Expected, record: &Rec, scans: bool) -> Vec<(String, String)> {
+fn differences(expected: &Expected, record: &ReceivedRecord, scans: bool) -> Vec<(String, String)> {
     let value = &record.value;
     let mut wrong = Vec::new();
     let mut exact = |name: &str, wanted: Value| {
@@ -598,18 +598,18 @@ fn differences(expected: &Expected, record: &Rec, scans: bool) -> Vec<(String, S
     wrong
 }
 
-fn time_differences(expected: &Expected, record: &Rec) -> Vec<(String, String)> {
+fn time_differences(expected: &Expected, record: &ReceivedRecord) -> Vec<(String, String)> {
     let value = &record.value;
     let mut wrong = Vec::new();
-    let (start, time) = (moment(&value["start"]), moment(&value["time"]));
+    let (start, time) = (parse_time(&value["start"]), parse_time(&value["time"]));
     if !start.is_some_and(|start| expected.starts(start)) {
         let what = format!("start is {}, not within {:?}", value["start"], expected.start);
         wrong.push(("start".to_owned(), what));
     }
-    if !time.is_some_and(|time| expected.end <= time && time <= record.seen + Duration::from_millis(1)) {
+    if !time.is_some_and(|time| expected.end <= time && time <= record.received_at + Duration::from_millis(1)) {
         let what = format!(
             "time is {}, not from {:?} to {:?}",
-            value["time"], expected.end, record.seen
+            value["time"], expected.end, record.received_at
         );
         wrong.push(("time".to_owned(), what));
     }

@@ -1,45 +1,44 @@
-//! The kernel suite: real sockets in network namespaces of their own, of which each test knows the truth itself (what it
-//! wrote and read, what its calls returned, its ports and its pid), against the records of the real tool.
+//! The kernel suite: real sockets in network namespaces, compared with the records of the real tool. Each test knows
+//! the truth from its own system calls: what it wrote and read, what its calls returned, its ports and its pid.
 //!
-//! Needs root. What cannot run here is found out beforehand, shown as skipped with the reason, and counted.
+//! Needs root. A scenario that cannot run on this machine shows as skipped with the reason, and is counted.
 //! `KMESH_TRACE_BIN` names another binary to test, `KMESH_TRACE_TEST_SMALL=1` is for small virtual machines, and
 //! `KMESH_TRACE_TEST_SMOKE=1` selects one scenario of each topic.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "the counts are for the terminal"
+    reason = "the suite reports its results on the terminal"
 )]
 
 #[path = "../support/mod.rs"]
 mod support;
 
-mod before;
-mod bounds;
-mod bytes;
+mod byte_counts;
 mod captures;
 mod closing;
+mod edge_cases;
 mod events;
-mod failing;
+mod failures;
 mod faults;
 mod filters;
-mod killed;
 mod lifecycle;
 mod lives;
-mod many;
 mod metrics;
 mod names;
 mod namespaces;
+mod preexisting;
 mod privileges;
 mod process;
 mod rollups;
+mod security;
 mod signals;
-mod special;
+mod socket_destroy;
+mod stress;
 mod tenants;
 mod terminal;
-mod unheld;
+mod without_process;
 
-use std::any::Any;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -50,157 +49,202 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 use serde_json::Value;
-use support::expect::Scene;
 use support::probe::{self, Need};
-use support::sock::V;
-use support::tracer::{self, Start, Tracer};
-use support::{actor, bpf, net};
+use support::record_view::RecordView;
+use support::sock::IpVersion;
+use support::tracer::{self, Tracer, TracerCommand};
+use support::{actor, bpf, net, panic_message};
 
-/// One scenario of each topic: each takes seconds on an emulated processor, and together they use most of the programs' code.
+/// One scenario of each topic. Each takes seconds on an emulated CPU, and together they run most of the programs' code.
 const SMOKE: &[&str] = &[
-    "before::open_ipv4",
-    "bounds::directory_at_rotated_name_does_not_end_tracing",
-    "bytes::up_only_ipv6",
-    "captures::all_events_and_summaries_on_demand",
-    "closing::client_first_ipv4",
-    "events::open_then_close_ipv6",
-    "failing::refused_by_reset_ipv4",
-    "faults::few_descriptors",
-    "filters::a_listener_that_connects",
-    "killed::client_ipv4",
-    "lifecycle::log_lines",
+    "byte_counts::client_sends_ipv6",
+    "captures::replay_equals_live_output",
+    "closing::client_closes_first_ipv4",
+    "edge_cases::self_connect_is_one_record_ipv6",
+    "events::open_matches_close_ipv6",
+    "failures::connect_refused_by_rst_ipv4",
+    "faults::descriptor_limit_is_reported",
+    "filters::listener_that_connects_is_filtered_by_peer_port",
+    "lifecycle::log_lines_are_complete_and_escaped",
     "lives::random_lives",
-    "many::places_are_given_back",
-    "metrics::equal_what_was_moved",
-    "names::filters_by_pod_and_container",
-    "namespaces::time_namespace",
-    "privileges::the_rest_is_given_up",
-    "process::two_processes_ipv4",
-    "rollups::still_connecting",
-    "signals::interrupt",
-    "special::to_itself_ipv6",
+    "metrics::counters_equal_traffic",
+    "names::pod_and_container_filters_pass_every_connection",
+    "namespaces::time_namespace_does_not_shift_times",
+    "preexisting::open_connection_ipv4",
+    "privileges::unneeded_capabilities_are_dropped",
+    "process::each_end_names_its_process_ipv4",
+    "rollups::connecting_counts_as_connecting",
+    "security::directory_at_rotated_name_does_not_end_tracing",
+    "signals::interrupt_prints_all_records",
+    "socket_destroy::client_ipv4",
+    "stress::client_slots_are_reused",
     "tenants::transparent_socket_does_not_take_an_address",
     "terminal::quitting_restores_the_screen",
-    "unheld::never_accepted_ipv4",
+    "without_process::never_accepted_ipv4",
 ];
 
-/// One trial.
+/// A test of the suite.
 pub struct Scenario {
     name: String,
     needs: &'static [Need],
     run: Box<dyn FnOnce() + Send>,
 }
 
-/// The trials of one module.
-pub struct Table {
-    topic: &'static str,
-    rows: Vec<Scenario>,
+/// The scenarios of one module.
+pub struct Topic {
+    name: &'static str,
+    scenarios: Vec<Scenario>,
 }
 
-impl Table {
-    /// An empty one.
-    pub fn new(topic: &'static str) -> Self {
+impl Topic {
+    pub fn new(name: &'static str) -> Self {
         Self {
-            topic,
-            rows: Vec::new(),
+            name,
+            scenarios: Vec::new(),
         }
     }
 
-    /// A scenario with a tracer of its own, or none.
-    pub fn own(mut self, name: &str, needs: &'static [Need], run: fn()) -> Self {
-        self.rows.push(Scenario {
-            name: format!("{}::{name}", self.topic),
+    /// Adds a scenario that starts its own tracers.
+    pub fn standalone(self, name: &str, needs: &'static [Need], run: fn()) -> Self {
+        self.add(name, needs, run)
+    }
+
+    /// Adds a scenario for each IP version that starts its own tracers.
+    pub fn standalone_both_versions(self, name: &str, needs: &'static [Need], run: fn(IpVersion)) -> Self {
+        let versions = [IpVersion::V4, IpVersion::V6];
+        versions.into_iter().fold(self, |topic, version| {
+            topic.add(&format!("{name}_{}", version.name()), needs, move || run(version))
+        })
+    }
+
+    /// Adds a scenario that views its namespace through the shared tracer.
+    pub fn shared(self, name: &str, needs: &'static [Need], run: fn(&RecordView)) -> Self {
+        self.add(name, needs, move || {
+            run(&RecordView::of_new_namespace(&shared_tracer().output));
+        })
+    }
+
+    /// Adds a scenario for each IP version that views its namespace through the shared tracer.
+    pub fn both_versions(self, name: &str, needs: &'static [Need], run: fn(&RecordView, IpVersion)) -> Self {
+        let versions = [IpVersion::V4, IpVersion::V6];
+        versions.into_iter().fold(self, |topic, version| {
+            topic.add(&format!("{name}_{}", version.name()), needs, move || {
+                run(&RecordView::of_new_namespace(&shared_tracer().output), version);
+            })
+        })
+    }
+
+    fn add(mut self, name: &str, needs: &'static [Need], run: impl FnOnce() + Send + 'static) -> Self {
+        self.scenarios.push(Scenario {
+            name: format!("{}::{name}", self.name),
             needs,
             run: Box::new(run),
         });
         self
     }
 
-    /// A scenario that looks at its namespace through the shared tracer.
-    pub fn shared(mut self, name: &str, needs: &'static [Need], run: fn(&Scene)) -> Self {
-        let run = Box::new(move || run(&Scene::of_new_namespace(&shared().store)));
-        self.rows.push(Scenario {
-            name: format!("{}::{name}", self.topic),
-            needs,
-            run,
-        });
-        self
-    }
-
-    /// The same for IPv4 and IPv6.
-    pub fn both(mut self, name: &str, needs: &'static [Need], run: fn(&Scene, V)) -> Self {
-        for v in [V::Four, V::Six] {
-            let run = Box::new(move || run(&Scene::of_new_namespace(&shared().store), v));
-            self.rows.push(Scenario {
-                name: format!("{}::{name}_{}", self.topic, v.name()),
-                needs,
-                run,
-            });
-        }
-        self
-    }
-
-    /// All scenarios, or the one of them that is in [`SMOKE`].
+    /// Returns all scenarios, or only the one in [`SMOKE`].
     fn selected(mut self) -> Vec<Scenario> {
         if support::is_set("KMESH_TRACE_TEST_SMOKE") {
-            self.rows.retain(|scenario| SMOKE.contains(&scenario.name.as_str()));
-            assert_eq!(self.rows.len(), 1, "scenarios of {} in SMOKE", self.topic);
+            self.scenarios
+                .retain(|scenario| SMOKE.contains(&scenario.name.as_str()));
+            assert_eq!(self.scenarios.len(), 1, "scenarios of {} in SMOKE", self.name);
         }
-        self.rows
+        self.scenarios
     }
 }
 
-static SHARED: OnceLock<Tracer> = OnceLock::new();
+/// The topics in the order in which they run.
+fn topics() -> impl Iterator<Item = Topic> {
+    [
+        // First, since one of them waits for a minute.
+        faults::topic(),
+        closing::topic(),
+        failures::topic(),
+        socket_destroy::topic(),
+        byte_counts::topic(),
+        captures::topic(),
+        process::topic(),
+        edge_cases::topic(),
+        preexisting::topic(),
+        security::topic(),
+        events::topic(),
+        filters::topic(),
+        stress::topic(),
+        metrics::topic(),
+        privileges::topic(),
+        rollups::topic(),
+        terminal::topic(),
+        without_process::topic(),
+        names::topic(),
+        namespaces::topic(),
+        tenants::topic(),
+        lives::topic(),
+        lifecycle::topic(),
+        signals::topic(),
+    ]
+    .into_iter()
+}
 
-/// The one tracer that most scenarios look through, as a node's tracer would see them: all at once. Started at first use.
-pub fn shared() -> &'static Tracer {
-    SHARED.get_or_init(|| {
-        let (capture, lines) = kept();
-        // Of an earlier run.
+static SHARED_TRACER: OnceLock<Tracer> = OnceLock::new();
+
+/// Returns the tracer that most scenarios share, as all workloads of a node share one. Starts it at its first use.
+pub fn shared_tracer() -> &'static Tracer {
+    SHARED_TRACER.get_or_init(|| {
+        let (capture, lines) = shared_files();
+        // An earlier run may have left it.
         _ = fs::remove_file(&capture);
-        let capture = capture.to_str().expect("a path of this repository");
-        // What all scenarios and the rest of the machine do at once has room, however late the tracer has its turn. A capture has
-        // opens and updates, too.
-        let buffer = if support::small() { "64MiB" } else { "256MiB" };
-        Start::of_all(&["-o", "json", "--buffer", buffer, "--write", capture])
-            .copy(File::create(lines).expect("a file for the lines"))
-            .tracing()
+        let capture = capture.to_str().expect("a path in UTF-8");
+        // Large enough for everything that happens on the machine while the tracer does not get a processor. With a
+        // capture the kernel also reports opens and updates.
+        let buffer = if support::is_small_vm() { "64MiB" } else { "256MiB" };
+        TracerCommand::for_all_connections(&["-o", "json", "--buffer", buffer, "--write", capture])
+            .copy_to(File::create(lines).expect("a file for the lines"))
+            .start()
     })
 }
 
-/// Where the shared tracer's capture is, and its lines as they came.
-fn kept() -> (PathBuf, PathBuf) {
-    let folder = support::scratch();
+/// Returns the paths of the shared tracer's capture and of its standard output.
+fn shared_files() -> (PathBuf, PathBuf) {
+    let folder = support::scratch_dir();
     (folder.join("shared.jsonl.zst"), folder.join("shared.jsonl"))
 }
 
-/// What the capture tells is what the live trace told, to the byte.
+/// Checks that a replay of the shared tracer's capture prints the same bytes as the live trace.
 fn check_replay() {
-    let (capture, lines) = kept();
-    let live = fs::read(lines).expect("the lines as they came");
+    let (capture, lines) = shared_files();
+    let live = fs::read(lines).expect("the tracer's standard output");
     let replay = Command::new(tracer::binary())
         .args([OsStr::new("--read"), capture.as_os_str()])
         .args(["-o", "json"])
         .output()
         .expect("replay the capture");
-    let said = String::from_utf8_lossy(&replay.stderr);
-    assert!(replay.status.success() && said.is_empty(), "{}: {said}", replay.status);
-    let differs = replay.stdout.iter().zip(&live).position(|(told, live)| told != live);
-    assert_eq!(differs, None, "the replay differs at this byte");
-    assert_eq!(replay.stdout.len(), live.len(), "the replay is as long");
+    let stderr = String::from_utf8_lossy(&replay.stderr);
+    assert!(
+        replay.status.success() && stderr.is_empty(),
+        "{}: {stderr}",
+        replay.status
+    );
+    let difference = replay
+        .stdout
+        .iter()
+        .zip(&live)
+        .position(|(replayed, live)| replayed != live);
+    assert_eq!(difference, None, "the replay differs at this byte");
+    assert_eq!(replay.stdout.len(), live.len(), "the length of the replay");
     let bytes = fs::metadata(&capture).expect("the capture").len();
     println!("shared tracer: {} bytes of JSON, {bytes} as a capture", live.len());
 }
 
-/// Held for writing by scenarios that run alone, for reading by all others.
+/// An exclusive scenario holds it for writing, each other scenario for reading.
 static MACHINE: RwLock<()> = RwLock::new(());
 
-/// How long each scenario took.
+/// The duration of each scenario.
 static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
 
 fn trial((number, scenario): (u32, Scenario)) -> Trial {
     let Scenario { name, needs, run } = scenario;
-    match probe::missing(needs) {
+    match probe::check(needs) {
         Err(why) => {
             let kind = format!("skipped: {}", why.lines().next().unwrap_or_default());
             Trial::test(name, move || Err(Failed::from(why)))
@@ -208,60 +252,49 @@ fn trial((number, scenario): (u32, Scenario)) -> Trial {
                 .with_ignored_flag(true)
         }
         Ok(()) => Trial::test(name.clone(), move || {
-            let alone = needs
-                .contains(&Need::Alone)
-                .then(|| MACHINE.write().unwrap_or_else(PoisonError::into_inner));
-            let among = alone
-                .is_none()
-                .then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
-            let began = Instant::now();
-            let claimed = || {
+            let is_exclusive = needs.contains(&Need::Exclusive);
+            let exclusive = is_exclusive.then(|| MACHINE.write().unwrap_or_else(PoisonError::into_inner));
+            let shared = (!is_exclusive).then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
+            let start = Instant::now();
+            let run_with_addresses = || {
                 net::claim_addresses(number);
                 net::add_to_loopback(net::loopback_v6());
                 run();
             };
-            let result = net::in_namespace(&name, claimed).map_err(|panic| Failed::from(message(&*panic)));
-            drop((alone, among));
+            let result =
+                net::in_namespace(&name, run_with_addresses).map_err(|panic| Failed::from(panic_message(&*panic)));
+            drop((exclusive, shared));
             let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
-            times.push((began.elapsed(), name));
+            times.push((start.elapsed(), name));
             result
         }),
     }
 }
 
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("a panic without text").to_owned()
-}
-
-/// Ends the shared tracer and adds it up. None when no scenario used it.
-fn last_check() -> Option<Result<(), String>> {
-    let tracer = SHARED.get()?;
+/// Stops the shared tracer, and checks its summary and its capture. None if no scenario used it.
+fn check_shared_tracer() -> Option<Result<(), String>> {
+    let tracer = SHARED_TRACER.get()?;
     let run = || {
         println!(
             "shared tracer: runs that the kernel skipped, by program: {:?}",
             bpf::skipped_runs(tracer.pid)
         );
-        tracer.signal(nix::sys::signal::Signal::SIGINT);
-        let end = tracer.wait();
-        let sums = end.check();
-        println!("shared tracer: {sums:?}");
-        // One scenario makes connections that cannot be stored, for this tracer as for its own. No other may be lost.
-        let without_storage = bounds::WITHOUT_STORAGE.load(Ordering::Relaxed);
-        let lost = end.store.lost();
+        let exit = tracer.interrupt();
+        let totals = exit.check();
+        println!("shared tracer: {totals:?}");
+        // One scenario makes connections that no tracer can store. No other connection may be lost.
+        let without_storage = security::WITHOUT_STORAGE.load(Ordering::Relaxed);
+        let lost = exit.output.lost_lines();
         let is_expected = |line: &Value| line["reason"] == "no_socket_storage";
         assert!(lost.iter().all(is_expected), "{lost:?}");
         assert!(
-            sums.lost <= without_storage,
+            totals.lost <= without_storage,
             "{} lost, {without_storage} without storage",
-            sums.lost
+            totals.lost
         );
         check_replay();
     };
-    Some(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).map_err(|panic| message(&*panic)))
+    Some(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).map_err(|panic| panic_message(&*panic)))
 }
 
 fn main() -> ExitCode {
@@ -275,12 +308,13 @@ fn main() -> ExitCode {
         _ => {}
     }
     let mut arguments = Arguments::from_args();
-    // The scenarios mostly wait for the kernel's timers, not for a processor.
+    // Most scenarios wait for the kernel's timers, not for a processor.
     arguments.test_threads.get_or_insert(8);
     std::panic::set_hook(Box::new(|info| {
-        // At once: what libtest-mimic tells at the end is lost with a machine that is ended before.
+        // Immediately: libtest-mimic reports failures at the end, which is too late if the virtual machine stops
+        // before.
         if let Some(at) = info.location() {
-            let why = message(info.payload());
+            let why = panic_message(info.payload());
             eprintln!(
                 "{}: failed at {at}: {}",
                 std::thread::current().name().unwrap_or("a thread"),
@@ -288,36 +322,9 @@ fn main() -> ExitCode {
             );
         }
     }));
-    let tables = [
-        // First, since one of them waits for a minute.
-        faults::table(),
-        closing::table(),
-        failing::table(),
-        killed::table(),
-        bytes::table(),
-        captures::table(),
-        process::table(),
-        special::table(),
-        before::table(),
-        bounds::table(),
-        events::table(),
-        filters::table(),
-        many::table(),
-        metrics::table(),
-        privileges::table(),
-        rollups::table(),
-        terminal::table(),
-        unheld::table(),
-        names::table(),
-        namespaces::table(),
-        tenants::table(),
-        lives::table(),
-        lifecycle::table(),
-        signals::table(),
-    ];
-    let mut scenarios: Vec<_> = tables.into_iter().flat_map(Table::selected).collect();
-    // Those that run alone come last: each of them waits until no other runs, and meanwhile no other begins.
-    scenarios.sort_by_key(|scenario| scenario.needs.contains(&Need::Alone));
+    let mut scenarios: Vec<_> = topics().flat_map(Topic::selected).collect();
+    // Exclusive scenarios run last: each waits until no other runs, and meanwhile no other starts.
+    scenarios.sort_by_key(|scenario| scenario.needs.contains(&Need::Exclusive));
     let trials = (0..).zip(scenarios).map(trial).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if arguments.list {
@@ -336,15 +343,16 @@ fn print_slowest() {
 }
 
 fn conclude(conclusion: &Conclusion) -> ExitCode {
+    const CHECK: &str = "the shared tracer's stream, summary and replay, over all scenarios";
     let (mut passed, mut failed) = (conclusion.num_passed, conclusion.num_failed);
-    match last_check() {
+    match check_shared_tracer() {
         None => {}
         Some(Ok(())) => {
-            println!("the shared tracer's stream, sum and replay, over all scenarios ... ok");
+            println!("{CHECK} ... ok");
             passed += 1;
         }
         Some(Err(why)) => {
-            println!("the shared tracer's stream, sum and replay, over all scenarios ... FAILED\n{why}");
+            println!("{CHECK} ... FAILED\n{why}");
             failed += 1;
         }
     }

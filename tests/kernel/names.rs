@@ -1,5 +1,5 @@
-//! Names of real sockets: processes in cgroups as a kubelet and a runtime make them, in network namespaces as a network plugin
-//! makes them, their traffic translated as kube-proxy does.
+//! Names of real sockets. The test creates cgroups as a kubelet and a runtime do, network namespaces as a network
+//! plugin does, and address translations as kube-proxy does.
 
 use std::fs;
 use std::os::linux::fs::MetadataExt as _;
@@ -7,24 +7,35 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::Table;
+use crate::Topic;
 use crate::support::actor::Actor;
 use crate::support::probe::Need;
 use crate::support::sock::wait_until;
-use crate::support::tracer::{Start, Tracer};
+use crate::support::tracer::{Tracer, TracerCommand};
 use crate::support::{net, node};
 
-/// The trials.
-pub fn table() -> Table {
+pub fn topic() -> Topic {
     let needs = &[Need::Nft, Need::Veth, Need::Cgroup2, Need::Unshare];
-    Table::new("names")
-        .own("pods_services_and_translations", needs, pods_services_and_translations)
-        .own("a_container_that_is_gone", needs, a_container_that_is_gone)
-        .own("filters_by_pod_and_container", needs, filters_by_pod_and_container)
-        .own(
-            "translation_of_another_namespace",
+    Topic::new("names")
+        .standalone(
+            "pods_and_services_behind_translations",
             needs,
-            translation_of_another_namespace,
+            pods_and_services_behind_translations,
+        )
+        .standalone(
+            "removed_container_still_has_its_name",
+            needs,
+            removed_container_still_has_its_name,
+        )
+        .standalone(
+            "pod_and_container_filters_pass_every_connection",
+            needs,
+            pod_and_container_filters_pass_every_connection,
+        )
+        .standalone(
+            "translation_applies_to_its_namespace_alone",
+            needs,
+            translation_applies_to_its_namespace_alone,
         )
 }
 
@@ -33,14 +44,14 @@ const DB: &str = "10.1.0.6";
 const CLUSTER_IP: &str = "10.96.0.1";
 const NODE_IP: &str = "10.9.0.1";
 
-/// A node in the calling thread's namespace.
+/// A node whose network namespace is the calling thread's.
 struct Node {
     cgroups: PathBuf,
     pods_file: PathBuf,
     objects: Vec<Value>,
 }
 
-/// A pod of one container of one process.
+/// A pod with one container and one process.
 struct Pod {
     actor: Actor,
     uid: String,
@@ -51,9 +62,9 @@ struct Pod {
 
 impl Node {
     fn new(name: &str) -> Self {
-        net::sysctl("net.ipv4.ip_forward", "1");
+        net::set_sysctl("net.ipv4.ip_forward", "1");
         net::run("ip", &["addr", "add", &format!("{NODE_IP}/32"), "dev", "lo"]);
-        // A node has a route to anywhere; that is looked up before the translation.
+        // As on a node, which has a default route: the kernel looks up the route before the translation.
         net::run(
             "ip",
             &["route", "add", &format!("{CLUSTER_IP}/32"), "dev", "lo", "src", NODE_IP],
@@ -69,9 +80,9 @@ impl Node {
         }
     }
 
-    /// A pod with a network namespace of its own, wired to the node's.
+    /// Creates a pod with its own network namespace, which has a veth to the node's.
     fn pod(&mut self, name: &str, ip: &str) -> Pod {
-        let actor = node::wired_actor(name, ip);
+        let actor = node::actor_with_veth(name, ip);
         let number = self.objects.len();
         let uid = format!("{:08x}-0000-4000-8000-{number:012x}", std::process::id());
         let id = format!("{:056x}{number:08x}", std::process::id());
@@ -91,8 +102,8 @@ impl Node {
         }
     }
 
-    /// What sources would tell, and a tracer that has been told.
-    fn traced(&mut self, args: &[&str]) -> Tracer {
+    /// Writes a pods file with all objects, and starts a tracer that has read it.
+    fn start_tracer(&mut self, args: &[&str]) -> Tracer {
         self.objects.push(
             json!({"kind": "Service", "metadata": {"name": "database", "namespace": "shop"},
             "spec": {"clusterIP": CLUSTER_IP, "selector": {"app": "db"},
@@ -101,8 +112,8 @@ impl Node {
         let list = json!({"kind": "List", "apiVersion": "v1", "items": self.objects});
         fs::write(&self.pods_file, list.to_string()).unwrap();
         let file = self.pods_file.to_str().unwrap();
-        let tracer = Start::on_node(&[&["-o", "json", "--pods-file", file], args].concat()).tracing();
-        tracer.wait_said("kmesh-trace: names come from");
+        let tracer = TracerCommand::on_node(&[&["-o", "json", "--pods-file", file], args].concat()).start();
+        tracer.wait_stderr("kmesh-trace: names come from");
         tracer
     }
 }
@@ -115,7 +126,7 @@ impl Drop for Node {
 }
 
 impl Pod {
-    /// Puts its process into its container's cgroup, as a runtime does, before it makes any socket.
+    /// Moves the process into the container's cgroup, as a runtime does, before it creates a socket.
     fn start(&self) {
         node::move_into(&self.container(), &self.actor);
     }
@@ -125,19 +136,20 @@ impl Pod {
     }
 }
 
-/// Whether the tracer, a node's, watches the directory with this inode number.
+/// Whether the tracer of a node watches the directory with this inode number.
 fn is_watched_by(tracer: &Tracer, inode: u64) -> bool {
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", tracer.pid)).unwrap();
     let descriptors = fs::read_dir(format!("/proc/{}/fdinfo", children.trim())).unwrap();
     descriptors.flatten().any(|descriptor| {
-        let told = fs::read_to_string(descriptor.path()).unwrap_or_default();
-        told.lines()
+        let info = fs::read_to_string(descriptor.path()).unwrap_or_default();
+        info.lines()
             .filter(|line| line.starts_with("inotify "))
             .any(|line| line.contains(&format!(" ino:{inode:x} ")))
     })
 }
 
-fn translate() {
+/// Adds the translations of the Service, as kube-proxy does.
+fn add_translations() {
     let rules = [
         format!("ip daddr {CLUSTER_IP} tcp dport 80 dnat to {DB}:8080"),
         format!("ip daddr {NODE_IP} tcp dport 30080 dnat to {DB}:8080"),
@@ -156,35 +168,26 @@ fn translate() {
     }
 }
 
-/// One short connection, the server's end accepted by `server`: the client's own address.
-fn call(client: &Actor, server: &Actor, to: &str) -> String {
+/// Makes a short connection from `client` to `server`, and returns the client's address.
+fn connect(client: &Actor, server: &Actor, to: &str) -> String {
     let from = client.connect("c", to.parse().unwrap());
-    server.ask("accept l s");
-    client.ask("write c 3");
-    server.ask("read s 3");
-    client.ask("close c");
-    server.ask("eof s");
-    server.ask("close s");
+    server.run("accept l s");
+    client.run("write c 3");
+    server.run("read s 3");
+    client.run("close c");
+    server.run("eof s");
+    server.run("close s");
     from.to_string()
 }
 
-/// The record of the end whose client has this address.
-fn record(tracer: &Tracer, netns: u64, direction: &str, client: &str) -> Value {
+/// Waits for the record of this direction whose client has this address.
+fn wait_record(tracer: &Tracer, netns: u64, direction: &str, client: &str) -> Value {
     let is_it = |value: &Value| {
         let src = &value["src"];
         let address = format!("{}:{}", src["ip"].as_str().unwrap_or_default(), src["port"]);
         value["direction"] == direction && address == client
     };
-    tracer
-        .store
-        .wait(netns, |records| {
-            records
-                .iter()
-                .map(|record| &record.value)
-                .find(|value| is_it(value))
-                .cloned()
-        })
-        .unwrap_or_else(|error| panic!("{direction} of {client}: {error}"))
+    tracer.output.wait_matching(netns, 1, is_it).remove(0)
 }
 
 #[track_caller]
@@ -198,19 +201,19 @@ fn check(record: &Value, expected: &[(&str, Value)]) {
     }
 }
 
-fn pods_services_and_translations() {
+fn pods_and_services_behind_translations() {
     let mut node = Node::new("pods");
     let (web, db) = (node.pod("web", WEB), node.pod("db", DB));
-    let tracer = node.traced(&[]);
-    let own = Actor::start();
-    let nodes = net::inode();
-    for netns in [web.netns, db.netns, nodes] {
-        tracer.store.keep(netns);
+    let tracer = node.start_tracer(&[]);
+    let node_process = Actor::start();
+    let node_netns = net::current_netns();
+    for netns in [web.netns, db.netns, node_netns] {
+        tracer.output.watch(netns);
     }
-    // Only now, so that the tracer must have watched.
+    // After the tracer has started, so that it must watch cgroups.
     web.start();
     db.start();
-    translate();
+    add_translations();
     db.actor.listen("l", format!("{DB}:8080").parse().unwrap());
 
     let server = |by: &str| {
@@ -231,7 +234,7 @@ fn pods_services_and_translations() {
         ("/local/container", json!("main")),
         ("/local/container_id", json!(web.id)),
     ];
-    let dialled = |to: &str| match to.split_once(':') {
+    let original_dst = |to: &str| match to.split_once(':') {
         Some((ip, port)) if ip != DB => json!({"ip": ip, "port": port.parse::<u16>().unwrap()}),
         _ => Value::Null,
     };
@@ -240,12 +243,12 @@ fn pods_services_and_translations() {
         (format!("{CLUSTER_IP}:80"), "vip"),
         (format!("{NODE_IP}:30080"), "vip"),
     ] {
-        let from = call(&web.actor, &db.actor, &to);
-        let outbound = record(&tracer, web.netns, "outbound", &from);
+        let from = connect(&web.actor, &db.actor, &to);
+        let outbound = wait_record(&tracer, web.netns, "outbound", &from);
         check(&outbound, &server(by));
         check(&outbound, &client);
-        check(&outbound, &[("/original_dst", dialled(&to))]);
-        let inbound = record(&tracer, db.netns, "inbound", &from);
+        check(&outbound, &[("/original_dst", original_dst(&to))]);
+        let inbound = wait_record(&tracer, db.netns, "inbound", &from);
         check(&inbound, &server("target_port"));
         check(
             &inbound,
@@ -256,32 +259,32 @@ fn pods_services_and_translations() {
             ],
         );
 
-        // The same from the node itself, which is no pod.
-        let from = call(&own, &db.actor, &to);
-        let outbound = record(&tracer, nodes, "outbound", &from);
+        // A process of the node itself, which is in no pod.
+        let from = connect(&node_process, &db.actor, &to);
+        let outbound = wait_record(&tracer, node_netns, "outbound", &from);
         check(&outbound, &server(by));
         check(
             &outbound,
             &[
                 ("/src/pod", Value::Null),
                 ("/local/container", Value::Null),
-                ("/original_dst", dialled(&to)),
+                ("/original_dst", original_dst(&to)),
             ],
         );
     }
     tracer.signal(nix::sys::signal::Signal::SIGTERM);
-    drop((web, db, own));
+    drop((web, db, node_process));
 }
 
-/// Its process is killed with its connection open, and its cgroup removed at once.
-fn a_container_that_is_gone() {
+/// The process is killed with an open connection, and its cgroup is removed immediately.
+fn removed_container_still_has_its_name() {
     let mut node = Node::new("gone");
     let (web, db) = (node.pod("web", WEB), node.pod("db", DB));
-    let tracer = node.traced(&[]);
-    tracer.store.keep(web.netns);
+    let tracer = node.start_tracer(&[]);
+    tracer.output.watch(web.netns);
     web.start();
     db.start();
-    // The tracer takes in directories in the order in which they are made, and watches pods, not containers.
+    // The tracer reads directories in the order of their creation, and watches the cgroups of pods, not of containers.
     let later_pod = node.cgroups.join(format!(
         "kubepods/besteffort/pod{}",
         web.uid.replace("-0000-", "-ffff-")
@@ -296,14 +299,14 @@ fn a_container_that_is_gone() {
         .actor
         .connect("c", format!("{DB}:8080").parse().unwrap())
         .to_string();
-    db.actor.ask("accept l s");
+    db.actor.run("accept l s");
     let Pod { actor, cgroup, .. } = web;
     actor.kill();
     node::remove_cgroup(&cgroup);
-    assert!(!cgroup.exists(), "the cgroup stays");
-    db.actor.ask("eof s");
-    db.actor.ask("close s");
-    let outbound = record(&tracer, web.netns, "outbound", &from);
+    assert!(!cgroup.exists(), "the cgroup still exists");
+    db.actor.run("eof s");
+    db.actor.run("close s");
+    let outbound = wait_record(&tracer, web.netns, "outbound", &from);
     check(
         &outbound,
         &[
@@ -316,8 +319,8 @@ fn a_container_that_is_gone() {
 }
 
 /// Filters by pod, namespace and container pass the right ends of every connection, the first one included.
-fn filters_by_pod_and_container() {
-    const CALLS: u64 = 10;
+fn pod_and_container_filters_pass_every_connection() {
+    const CONNECTIONS: u64 = 10;
     let mut node = Node::new("own");
     let (web, db) = (node.pod("web", WEB), node.pod("db", DB));
     web.start();
@@ -325,7 +328,7 @@ fn filters_by_pod_and_container() {
     web.actor.listen("l", format!("{WEB}:8080").parse().unwrap());
     db.actor.listen("l", format!("{DB}:8080").parse().unwrap());
     let (to_web, to_db) = (format!("{WEB}:8080"), format!("{DB}:8080"));
-    // The flags, and how many ends of a connection web → db and db → web pass.
+    // The flags, and the number of ends that pass of a connection web → db and of db → web.
     type Case<'a> = (&'a [&'a str], u64, u64);
     let cases: [Case; 6] = [
         (&["--from-pod", "web-0"], 2, 0),
@@ -336,45 +339,45 @@ fn filters_by_pod_and_container() {
         (&["--container", &web.id], 1, 1),
     ];
     for (args, from_web, from_db) in cases {
-        let tracer = node.traced(args);
-        tracer.store.keep(web.netns);
-        tracer.store.keep(db.netns);
-        for _ in 0..CALLS {
-            call(&db.actor, &web.actor, &to_web);
-            call(&web.actor, &db.actor, &to_db);
+        let tracer = node.start_tracer(args);
+        tracer.output.watch(web.netns);
+        tracer.output.watch(db.netns);
+        for _ in 0..CONNECTIONS {
+            connect(&db.actor, &web.actor, &to_web);
+            connect(&web.actor, &db.actor, &to_db);
         }
-        let count = (from_web + from_db) * CALLS;
-        let records = || tracer.store.records(web.netns).len() + tracer.store.records(db.netns).len();
-        wait_until("records that pass", || records() as u64 >= count);
+        let count = (from_web + from_db) * CONNECTIONS;
+        let records = || tracer.output.records(web.netns).len() + tracer.output.records(db.netns).len();
+        wait_until("the records that pass are printed", || records() as u64 >= count);
         assert_eq!(records() as u64, count, "{args:?}");
         tracer.signal(nix::sys::signal::Signal::SIGTERM);
     }
 }
 
-/// The node's namespace remembers a translated connection. A namespace that is no pod's uses the same four numbers, and nothing
-/// translates there.
-fn translation_of_another_namespace() {
+/// The node's namespace tracks a translated connection. Another namespace, which is of no pod, has a connection with
+/// the same addresses and ports, and no translation.
+fn translation_applies_to_its_namespace_alone() {
     let mut node = Node::new("elsewhere");
     let db = node.pod("db", DB);
-    let tracer = node.traced(&[]);
-    let (own, elsewhere) = (Actor::start(), node::wired_actor("elsewhere", "10.1.0.9"));
-    let (nodes, others) = (net::inode(), node::netns_of(&elsewhere));
-    for netns in [nodes, others, db.netns] {
-        tracer.store.keep(netns);
+    let tracer = node.start_tracer(&[]);
+    let (node_process, elsewhere) = (Actor::start(), node::actor_with_veth("elsewhere", "10.1.0.9"));
+    let (node_netns, other_netns) = (net::current_netns(), node::netns_of(&elsewhere));
+    for netns in [node_netns, other_netns, db.netns] {
+        tracer.output.watch(netns);
     }
     db.start();
-    translate();
+    add_translations();
     db.actor.listen("l", format!("{DB}:8080").parse().unwrap());
     let (from, to) = (format!("{NODE_IP}:40123"), format!("{CLUSTER_IP}:80"));
-    let once = |server: &Actor, client: &Actor| {
-        client.ask(&format!("connect_from c {from} {to}"));
-        server.ask("accept l s");
-        client.ask("close c");
-        server.ask("eof s");
-        server.ask("close s");
+    let connect_once = |server: &Actor, client: &Actor| {
+        client.run(&format!("connect_from c {from} {to}"));
+        server.run("accept l s");
+        client.run("close c");
+        server.run("eof s");
+        server.run("close s");
     };
-    once(&db.actor, &own);
-    let translated = record(&tracer, nodes, "outbound", &from);
+    connect_once(&db.actor, &node_process);
+    let translated = wait_record(&tracer, node_netns, "outbound", &from);
     check(
         &translated,
         &[
@@ -382,13 +385,13 @@ fn translation_of_another_namespace() {
             ("/original_dst", json!({"ip": CLUSTER_IP, "port": 80})),
         ],
     );
-    // The same numbers, served on the spot.
+    // The same addresses and ports, without a translation.
     for ip in [NODE_IP, CLUSTER_IP] {
         node::run_ip(&elsewhere, &format!("addr add {ip}/32 dev lo"));
     }
     elsewhere.listen("l", to.parse().unwrap());
-    once(&elsewhere, &elsewhere);
-    let direct = record(&tracer, others, "outbound", &from);
+    connect_once(&elsewhere, &elsewhere);
+    let direct = wait_record(&tracer, other_netns, "outbound", &from);
     check(
         &direct,
         &[
@@ -399,5 +402,5 @@ fn translation_of_another_namespace() {
         ],
     );
     tracer.signal(nix::sys::signal::Signal::SIGTERM);
-    drop((db, own, elsewhere));
+    drop((db, node_process, elsewhere));
 }

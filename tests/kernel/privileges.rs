@@ -1,49 +1,60 @@
-//! Capabilities: those that are named suffice, each is needed, and none is kept that is not.
+//! Capabilities: the documented ones are enough, each is needed, and the tool drops the others.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::Table;
-use crate::support::expect::Scene;
-use crate::support::sock::{V, drain, exchange, pair, wait_until};
-use crate::support::tracer::{End, Start, Tracer, binary};
+use serde_json::Value;
+
+use crate::Topic;
+use crate::support::sock::{IpVersion, exchanged_pair, wait_until};
+use crate::support::tracer::{Tracer, TracerCommand, TracerExit, binary};
 use crate::support::{net, probe::Need, scrape};
 
-/// The trials.
-pub fn table() -> Table {
-    Table::new("privileges")
-        .own("the_named_ones_suffice", &[Need::Setpriv], the_named_ones_suffice)
-        .own("each_is_needed", &[Need::Setpriv], each_is_needed)
-        .own("the_rest_is_given_up", &[], the_rest_is_given_up)
-        .own(
-            "check_tells_what_each_is_for",
+pub fn topic() -> Topic {
+    Topic::new("privileges")
+        .standalone(
+            "documented_capabilities_are_enough",
             &[Need::Setpriv],
-            check_tells_what_each_is_for,
+            documented_capabilities_are_enough,
+        )
+        .standalone(
+            "each_documented_capability_is_needed",
+            &[Need::Setpriv],
+            each_documented_capability_is_needed,
+        )
+        .standalone(
+            "unneeded_capabilities_are_dropped",
+            &[],
+            unneeded_capabilities_are_dropped,
+        )
+        .standalone(
+            "check_reports_each_capability",
+            &[Need::Setpriv],
+            check_reports_each_capability,
         )
 }
 
-/// As `check` and the DaemonSet name them.
+/// The capabilities that `check` and the DaemonSet name.
 pub const NEEDED: [&str; 2] = ["bpf", "perfmon"];
 
-/// A copy that anybody may run.
+/// A copy of the binary that any user can run. Dropping it removes the copy.
 pub struct Program(PathBuf);
 
 impl Program {
-    /// In the folder for temporary files, until it is dropped.
     pub fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("kmesh-trace-{}-{}", std::process::id(), net::inode()));
+        let path = std::env::temp_dir().join(format!("kmesh-trace-{}-{}", std::process::id(), net::current_netns()));
         fs::copy(binary(), &path).expect("copy the program");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("let anybody run it");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("make it executable");
         Self(path)
     }
 
-    /// It, run by nobody with these capabilities alone.
+    /// Returns a command that runs the binary as the user nobody with exactly these capabilities.
     pub fn with(&self, capabilities: &[&str]) -> Command {
         let list = |capabilities: &[&str]| {
-            let plus = capabilities.iter().map(|one| format!(",+{one}"));
-            format!("-all{}", plus.collect::<String>())
+            let added = capabilities.iter().map(|name| format!(",+{name}"));
+            format!("-all{}", added.collect::<String>())
         };
         let list = list(capabilities);
         let mut command = Command::new("setpriv");
@@ -67,7 +78,8 @@ impl Drop for Program {
     }
 }
 
-fn the_named_ones_suffice() {
+/// Records, updates and metrics work.
+fn documented_capabilities_are_enough() {
     let program = Program::new();
     let args = [
         "-o",
@@ -79,41 +91,28 @@ fn the_named_ones_suffice() {
         "--interval",
         "200ms",
     ];
-    let tracer = Start::with(program.with(&NEEDED), &args).tracing();
-    let scene = Scene::new(&tracer.store);
-    let pair = pair(V::Four);
-    exchange(&pair, 1000, 300);
-    // Walks go on, and counters are read, after the rest has been given up.
-    let two = |records: &[crate::support::store::Rec]| {
-        let updates = records
-            .iter()
-            .filter(|record| record.value["event"] == "update")
-            .count();
-        (updates >= 6).then_some(())
-    };
-    tracer.store.wait(scene.netns(), two).unwrap();
+    let tracer = TracerCommand::wrapped_by(program.with(&NEEDED), &args).start();
+    let netns = net::current_netns();
+    tracer.output.watch(netns);
+    let pair = exchanged_pair(IpVersion::V4);
+    // Scans go on, and counters are read, after the tool has dropped capabilities.
+    let is_update = |value: &Value| value["event"] == "update";
+    tracer.output.wait_matching(netns, 6, is_update);
     assert!(scrape::scrape(scrape::address(&tracer)).sum("kmesh_trace_open_connections", &[]) >= 2.0);
-    drop(pair.client);
-    assert_eq!(drain(&pair.server), 0);
-    drop(pair.server);
-    let closes = |records: &[crate::support::store::Rec]| {
-        // The scrape was a connection, too.
-        let ended = |record: &&crate::support::store::Rec| {
-            record.value["event"] == "close" && record.value["dst"]["port"] == pair.truth.dst.port()
-        };
-        (records.iter().filter(ended).count() == 2).then_some(())
-    };
-    tracer.store.wait(scene.netns(), closes).unwrap();
-    let said = tracer.said();
-    assert!(!said.iter().any(|line| line.contains("warning")), "{said:?}");
-    tracer.interrupt().check_whole();
+    // The scrape is also a connection.
+    let port = pair.close_client_first().dst.port();
+    let is_close = |value: &Value| value["event"] == "close" && value["dst"]["port"] == port;
+    tracer.output.wait_matching(netns, 2, is_close);
+    let stderr = tracer.stderr_lines();
+    assert!(!stderr.iter().any(|line| line.contains("warning")), "{stderr:?}");
+    tracer.interrupt().check_lossless();
 }
 
-fn each_is_needed() {
+fn each_documented_capability_is_needed() {
     let program = Program::new();
     for without in NEEDED {
-        let left: Vec<_> = NEEDED.into_iter().filter(|one| *one != without).collect();
-        let End { status, stderr, .. } = Start::with(program.with(&left), &[]).spawn().wait();
+        let others: Vec<_> = NEEDED.into_iter().filter(|name| *name != without).collect();
+        let TracerExit { status, stderr, .. } = TracerCommand::wrapped_by(program.with(&others), &[]).spawn().wait();
         assert_eq!(status.code(), Some(3), "without {without}: {stderr:?}");
         assert!(
             stderr.join("\n").contains("CAP_BPF and CAP_PERFMON"),
@@ -122,14 +121,14 @@ fn each_is_needed() {
     }
 }
 
-/// (its name, its capabilities, no-new-privileges) of each thread that can still run the program's code.
+/// Returns the name, the capabilities and no_new_privs of each thread that can still run code of the tool.
 fn threads(tracer: &Tracer) -> Vec<(String, u64, String)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", tracer.pid)).unwrap();
     tasks
         .filter_map(|task| {
             let task = task.unwrap().path();
             let status = fs::read_to_string(task.join("status")).ok()?;
-            // Last, so that it is known of the thread whose status was read.
+            // Last, so that it is true for the status that was read.
             if is_exiting(&fs::read_to_string(task.join("stat")).ok()?) {
                 return None;
             }
@@ -144,25 +143,25 @@ fn threads(tracer: &Tracer) -> Vec<(String, u64, String)> {
         .collect()
 }
 
-/// By its `/proc/PID/task/TID/stat`, whether a thread has made its last system call and is only being taken down by the kernel.
-/// That begins before whoever joins it is woken, and ends some time after.
+/// Whether a thread with this `/proc/PID/task/TID/stat` is exiting. It makes no system calls any more, but has an entry
+/// in /proc until some time after the thread that joins it goes on.
 fn is_exiting(stat: &str) -> bool {
     const PF_EXITING: u32 = 4;
-    // Behind the name, which may contain anything: the state, then the flags in the seventh place.
+    // After the name, which may contain any bytes: the state is the first field, the flags are the seventh.
     let (_, fields) = stat.rsplit_once(") ").unwrap();
     let flags: u32 = fields.split(' ').nth(6).unwrap().parse().unwrap();
     flags & PF_EXITING != 0
 }
 
-/// From the moment on when the tool says that it traces, for each thread that it has or starts.
-fn the_rest_is_given_up() {
+/// From the time when the tool reports that it traces, for each of its threads.
+fn unneeded_capabilities_are_dropped() {
     const BPF: u64 = 1 << 39;
     const SYS_PTRACE: u64 = 1 << 19;
     const DAC_READ_SEARCH: u64 = 1 << 2;
     const DAC_OVERRIDE: u64 = 1 << 1;
     const NET_ADMIN: u64 = 1 << 12;
     const SYS_ADMIN: u64 = 1 << 21;
-    let folder = std::env::temp_dir().join(format!("kmesh-trace-{}-{}", std::process::id(), net::inode()));
+    let folder = std::env::temp_dir().join(format!("kmesh-trace-{}-{}", std::process::id(), net::current_netns()));
     fs::create_dir_all(&folder).unwrap();
     let [capture, rotated, pods] = ["x.jsonl.zst", "y.jsonl.zst", "pods.json"].map(|name| folder.join(name));
     fs::write(
@@ -184,16 +183,16 @@ fn the_rest_is_given_up() {
     for (args, count, expected) in cases {
         let all = [&args[..], &["-o", "json", "--metrics", "0"]].concat();
         let tracer = match args.first() {
-            Some(&"--pods-file") => Start::resolving(&all),
-            _ => Start::new(&all),
+            Some(&"--pods-file") => TracerCommand::with_names(&all),
+            _ => TracerCommand::new(&all),
         }
-        .tracing();
-        wait_until("all threads", || {
+        .start();
+        wait_until("all threads exist", || {
             let threads = threads(&tracer);
             for (name, capabilities, no_new_privileges) in &threads {
-                // Updates are wanted. One thread enters network namespaces, and parses nothing.
+                // The scanner thread enters network namespaces, and parses nothing.
                 let expected = match name.as_str() {
-                    "kmesh-walk" => BPF | SYS_ADMIN | SYS_PTRACE,
+                    "kmesh-scan" => BPF | SYS_ADMIN | SYS_PTRACE,
                     _ => expected,
                 };
                 assert_eq!(*capabilities, expected, "{args:?}: {name}: {capabilities:x}");
@@ -201,26 +200,26 @@ fn the_rest_is_given_up() {
             }
             threads.len() >= count
         });
-        tracer.interrupt().check_whole();
+        tracer.interrupt().check_lossless();
     }
     fs::remove_dir_all(&folder).unwrap_or_default();
 }
 
-fn check_tells_what_each_is_for() {
+fn check_reports_each_capability() {
     let program = Program::new();
     let check = |capabilities: &[&str]| {
         let output = program.with(capabilities).arg("check").output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
     };
-    let (status, told) = check(&NEEDED);
-    assert_eq!(status, Some(0), "{told}");
+    let (status, stdout) = check(&NEEDED);
+    assert_eq!(status, Some(0), "{stdout}");
     assert!(
-        told.contains("ok       CAP_BPF ") && told.contains("ok       CAP_PERFMON "),
-        "{told}"
+        stdout.contains("ok       CAP_BPF ") && stdout.contains("ok       CAP_PERFMON "),
+        "{stdout}"
     );
-    let (status, told) = check(&["perfmon"]);
-    assert_eq!(status, Some(3), "{told}");
-    assert!(told.contains("MISSING  CAP_BPF "), "{told}");
-    assert!(told.contains("no       CAP_SYS_PTRACE "), "{told}");
-    assert!(told.contains("ok       CAP_PERFMON "), "{told}");
+    let (status, stdout) = check(&["perfmon"]);
+    assert_eq!(status, Some(3), "{stdout}");
+    assert!(stdout.contains("MISSING  CAP_BPF "), "{stdout}");
+    assert!(stdout.contains("no       CAP_SYS_PTRACE "), "{stdout}");
+    assert!(stdout.contains("ok       CAP_PERFMON "), "{stdout}");
 }

@@ -1,319 +1,314 @@
-//! Whose connection it was.
+//! The process that a record names: the one that connected, closed or listened.
 
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
-use std::time::SystemTime;
 
-use crate::Table;
-use crate::support::actor::Actor;
-use crate::support::expect::{Proc, Scene, Want};
-use crate::support::small;
-use crate::support::sock::{
-    Span, Truth, V, dissolve, drain, error_of, exchange, flushed, give, listen, pair, reset, take, timed,
-};
-use crate::support::store::Rec;
-use crate::support::tracer::Tracer;
 use nix::errno::Errno;
+use serde_json::Value;
 use socket2::Socket;
 
-/// The trials.
-pub fn table() -> Table {
-    Table::new("process")
-        .both("two_processes", &[], two_processes)
-        .both("exit_without_close", &[], exit_without_close)
-        .both("killed_client", &[], killed_client)
-        .both("killed_server", &[], killed_server)
-        .both("killed_with_unread", &[], killed_with_unread)
-        .both("killed_server_with_unread", &[], killed_server_with_unread)
-        .both("reset_names_the_listener", &[], reset_names_the_listener)
-        .both("inherited_client", &[], inherited_client)
-        .both("inherited_server", &[], inherited_server)
-        .both("passed_client", &[], passed_client)
-        .both("passed_server", &[], passed_server)
-        .both("any_name_may_close", &[], any_name_may_close)
-        .own("lookers_close_nothing", &[], lookers_close_nothing)
-        .both("listener_of_an_earlier_life", &[], listener_of_an_earlier_life)
-        .own("handed_on_listener", &[], handed_on_listener)
-        .both("passed_listener", &[], passed_listener)
-        .both("passed_server_reset", &[], passed_server_reset)
-        .both("connector_gone", &[], connector_gone)
-        .both("shared_by_two", &[], shared_by_two)
-        .shared("thread_name", &[], thread_name)
-        .shared("hostile_names", &[], hostile_names)
+use crate::Topic;
+use crate::support::actor::Actor;
+use crate::support::expect::{Expected, Owner};
+use crate::support::is_small_vm;
+use crate::support::output::ReceivedRecord;
+use crate::support::record_view::RecordView;
+use crate::support::sock::{
+    IpVersion, Pair, Truth, disconnect, drain, exchanged_pair, listen, pair, recv, reset, send, take_error, timed,
+    wait_acknowledged,
+};
+use crate::support::tracer::Tracer;
+
+pub fn topic() -> Topic {
+    Topic::new("process")
+        .both_versions("each_end_names_its_process", &[], each_end_names_its_process)
+        .both_versions("exit_without_close", &[], exit_without_close)
+        .both_versions("killed_client", &[], killed_client)
+        .both_versions("killed_server", &[], killed_server)
+        .both_versions("killed_client_with_unread_data", &[], killed_client_with_unread_data)
+        .both_versions("killed_server_with_unread_data", &[], killed_server_with_unread_data)
+        .both_versions("reset_server_names_the_listener", &[], reset_server_names_the_listener)
+        .both_versions("client_inherited_by_child", &[], client_inherited_by_child)
+        .both_versions("server_inherited_by_child", &[], server_inherited_by_child)
+        .both_versions("client_passed_over_unix_socket", &[], client_passed_over_unix_socket)
+        .both_versions("server_passed_over_unix_socket", &[], server_passed_over_unix_socket)
+        .both_versions("closer_named_like_the_scanner", &[], closer_named_like_the_scanner)
+        .standalone("reading_proc_fd_closes_nothing", &[], reading_proc_fd_closes_nothing)
+        .both_versions("reused_socket_listens_elsewhere", &[], reused_socket_listens_elsewhere)
+        .standalone("listener_handed_over", &[], listener_handed_over)
+        .both_versions(
+            "worker_accepts_from_passed_listener",
+            &[],
+            worker_accepts_from_passed_listener,
+        )
+        .both_versions("passed_server_is_reset", &[], passed_server_is_reset)
+        .both_versions("connecting_process_is_gone", &[], connecting_process_is_gone)
+        .both_versions("last_of_two_closes_counts", &[], last_of_two_closes_counts)
+        .shared("thread_name_is_not_used", &[], thread_name_is_not_used)
+        .shared("hostile_process_names", &[], hostile_process_names)
 }
 
-fn named(name: &str) -> Actor {
+/// Starts a helper process with this name.
+fn start_named(name: &str) -> Actor {
     let actor = Actor::start();
-    rename(&actor, name.as_bytes());
+    set_comm(&actor, name.as_bytes());
     actor
 }
 
-fn rename(actor: &Actor, name: &[u8]) {
+fn start_both() -> (Actor, Actor) {
+    (start_named("the client"), start_named("the server"))
+}
+
+fn set_comm(actor: &Actor, name: &[u8]) {
     let hex: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
-    actor.ask(&format!("name {hex}"));
-    assert_eq!(actor.comm(), name, "the actor's own name");
+    actor.run(&format!("set_comm {hex}"));
+    assert_eq!(actor.comm(), name, "the actor's name");
 }
 
-fn is(actor: &Actor, by: &'static [&'static str]) -> Proc {
-    Proc::Is(actor.pid(), String::from_utf8_lossy(&actor.comm()).into_owned(), by)
+fn owner(actor: &Actor, by: &'static [&'static str]) -> Owner {
+    Owner::Process(actor.pid(), String::from_utf8_lossy(&actor.comm()).into_owned(), by)
 }
 
-/// `client` connects to `server`, which accepts, both under the name `s`.
-fn meet(client: &Actor, server: &Actor, v: V) -> Truth {
-    let dst = server.listen("l", v.at(0));
-    let before = SystemTime::now();
-    let src = client.connect("s", dst);
-    let connect = Span {
-        before,
-        after: SystemTime::now(),
-    };
-    assert_eq!(server.ask("accept l s"), src.to_string());
-    Truth {
-        src,
-        dst,
-        connect,
-        open: Span {
-            before,
-            after: SystemTime::now(),
-        },
-    }
+/// Connects two processes. Each names its end `s`.
+fn connect_both(client: &Actor, server: &Actor, version: IpVersion) -> Truth {
+    let dst = server.listen("l", version.at(0));
+    let (src, connect) = timed(|| client.connect("s", dst));
+    assert_eq!(server.run("accept l s"), src.to_string());
+    Truth::accepted_now(src, dst, connect)
 }
 
-/// 1000 bytes up, 300 down, all read.
-fn talk(client: &Actor, server: &Actor) {
-    client.ask("write s 1000");
-    server.ask("read s 1000");
-    server.ask("write s 300");
-    client.ask("read s 300");
+/// Sends 1000 bytes up and 300 down, all of which are read.
+fn exchange_both(client: &Actor, server: &Actor) {
+    client.run("write s 1000");
+    server.run("read s 1000");
+    server.run("write s 300");
+    client.run("read s 300");
 }
 
-fn ends(truth: &Truth) -> (Want, Want) {
+/// Closes the client, then the server.
+fn close_both(client: &Actor, server: &Actor) {
+    client.run("close s");
+    assert_eq!(server.run("eof s"), "0");
+    server.run("close s");
+}
+
+/// The expected records of a connection with 1000 bytes up and 300 down.
+fn ends(truth: &Truth) -> (Expected, Expected) {
     (truth.outbound().bytes(1000, 300), truth.inbound().bytes(300, 1000))
 }
 
-fn two_processes(scene: &Scene, v: V) {
-    let (client, server) = (named("the client"), named("the server"));
-    let truth = meet(&client, &server, v);
-    talk(&client, &server);
-    client.ask("close s");
-    assert_eq!(server.ask("eof s"), "0");
-    server.ask("close s");
-    let (out, inn) = ends(&truth);
-    scene.expect(&[
-        out.ok("local").process(is(&client, &["connect"])),
-        inn.ok("peer").process(is(&server, &["close"])),
+/// Connects two processes, exchanges data, closes the client first, and compares both records.
+fn check_both(view: &RecordView, client: &Actor, server: &Actor, version: IpVersion) {
+    let truth = connect_both(client, server, version);
+    exchange_both(client, server);
+    close_both(client, server);
+    expect_both(view, &truth, client, server);
+}
+
+/// Expects that `client` connected and closed first, and that `server` closed.
+fn expect_both(view: &RecordView, truth: &Truth, client: &Actor, server: &Actor) {
+    let (outbound, inbound) = ends(truth);
+    view.expect(&[
+        outbound.ok("local").process(owner(client, &["connect"])),
+        inbound.ok("peer").process(owner(server, &["close"])),
     ]);
 }
 
-/// The kernel closes what a process leaves open.
-fn exit_without_close(scene: &Scene, v: V) {
-    let (client, server) = (named("the client"), named("the server"));
-    let truth = meet(&client, &server, v);
-    talk(&client, &server);
-    let (by_client, by_server) = (is(&client, &["connect"]), is(&server, &["close"]));
+fn each_end_names_its_process(view: &RecordView, version: IpVersion) {
+    let (client, server) = start_both();
+    check_both(view, &client, &server, version);
+}
+
+/// The kernel closes the sockets of a process that exits.
+fn exit_without_close(view: &RecordView, version: IpVersion) {
+    let (client, server) = start_both();
+    let truth = connect_both(&client, &server, version);
+    exchange_both(&client, &server);
+    let (client_owner, server_owner) = (owner(&client, &["connect"]), owner(&server, &["close"]));
     server.exit();
-    assert_eq!(client.ask("eof s"), "0");
+    assert_eq!(client.run("eof s"), "0");
     client.exit();
-    let (out, inn) = ends(&truth);
-    scene.expect(&[out.ok("peer").process(by_client), inn.ok("local").process(by_server)]);
-}
-
-fn killed_client(scene: &Scene, v: V) {
-    let (client, server) = (named("the client"), named("the server"));
-    let truth = meet(&client, &server, v);
-    talk(&client, &server);
-    let by_client = is(&client, &["connect"]);
-    client.kill();
-    assert_eq!(server.ask("eof s"), "0");
-    server.ask("close s");
-    let (out, inn) = ends(&truth);
-    scene.expect(&[
-        out.ok("local").process(by_client),
-        inn.ok("peer").process(is(&server, &["close"])),
+    let (outbound, inbound) = ends(&truth);
+    view.expect(&[
+        outbound.ok("peer").process(client_owner),
+        inbound.ok("local").process(server_owner),
     ]);
 }
 
-fn killed_server(scene: &Scene, v: V) {
-    let (client, server) = (named("the client"), named("the server"));
-    let truth = meet(&client, &server, v);
-    talk(&client, &server);
-    let by_server = is(&server, &["close"]);
+fn killed_client(view: &RecordView, version: IpVersion) {
+    let (client, server) = start_both();
+    let truth = connect_both(&client, &server, version);
+    exchange_both(&client, &server);
+    let client_owner = owner(&client, &["connect"]);
+    client.kill();
+    assert_eq!(server.run("eof s"), "0");
+    server.run("close s");
+    let (outbound, inbound) = ends(&truth);
+    view.expect(&[
+        outbound.ok("local").process(client_owner),
+        inbound.ok("peer").process(owner(&server, &["close"])),
+    ]);
+}
+
+fn killed_server(view: &RecordView, version: IpVersion) {
+    let (client, server) = start_both();
+    let truth = connect_both(&client, &server, version);
+    exchange_both(&client, &server);
+    let server_owner = owner(&server, &["close"]);
     server.kill();
-    assert_eq!(client.ask("eof s"), "0");
-    client.ask("close s");
-    let (out, inn) = ends(&truth);
-    scene.expect(&[
-        out.ok("peer").process(is(&client, &["connect"])),
-        inn.ok("local").process(by_server),
+    assert_eq!(client.run("eof s"), "0");
+    client.run("close s");
+    let (outbound, inbound) = ends(&truth);
+    view.expect(&[
+        outbound.ok("peer").process(owner(&client, &["connect"])),
+        inbound.ok("local").process(server_owner),
     ]);
 }
 
-/// What it had not read makes the kernel reset.
-fn killed_with_unread(scene: &Scene, v: V) {
-    let server = listen(v);
-    let client = named("the client");
-    let before = SystemTime::now();
-    let src = client.connect("s", server.local_addr().unwrap());
-    let connect = Span {
-        before,
-        after: SystemTime::now(),
-    };
-    let (socket, _) = server.accept().unwrap();
-    let open = Span {
-        before,
-        after: SystemTime::now(),
-    };
-    let truth = Truth {
-        src,
-        dst: server.local_addr().unwrap(),
-        connect,
-        open,
-    };
-    client.ask("write s 1000");
-    take(&socket, 1000);
-    give(&socket, 300);
-    flushed(&socket);
-    let by_client = is(&client, &["connect"]);
+/// The kernel resets the connection of a process that is killed with unread data.
+fn killed_client_with_unread_data(view: &RecordView, version: IpVersion) {
+    let listener = listen(version);
+    let dst = listener.local_addr().unwrap();
+    let client = start_named("the client");
+    let (src, connect) = timed(|| client.connect("s", dst));
+    let (server, _) = listener.accept().unwrap();
+    let truth = Truth::accepted_now(src, dst, connect);
+    client.run("write s 1000");
+    recv(&server, 1000);
+    send(&server, 300);
+    wait_acknowledged(&server);
+    let client_owner = owner(&client, &["connect"]);
     client.kill();
-    assert_eq!(error_of(&socket), Errno::ECONNRESET);
-    let (out, inn) = ends(&truth);
-    scene.expect(&[
-        out.reset_by_local().process(by_client),
-        inn.reset_by_peer().by(&["listener"]),
+    assert_eq!(take_error(&server), Errno::ECONNRESET);
+    let (outbound, inbound) = ends(&truth);
+    view.expect(&[
+        outbound.reset_by_local().process(client_owner),
+        inbound.reset_by_peer().found_by(&["listener"]),
     ]);
 }
 
-fn killed_server_with_unread(scene: &Scene, v: V) {
-    let server = named("the server");
-    let dst = server.listen("l", v.at(0));
+fn killed_server_with_unread_data(view: &RecordView, version: IpVersion) {
+    let server = start_named("the server");
+    let dst = server.listen("l", version.at(0));
     let (client, connect) = timed(|| TcpStream::connect(dst).unwrap());
-    server.ask("accept l s");
-    let open = Span {
-        before: connect.before,
-        after: SystemTime::now(),
-    };
-    let truth = Truth {
-        src: client.local_addr().unwrap(),
-        dst,
-        connect,
-        open,
-    };
-    give(&client, 1000);
-    flushed(&client);
-    let by_server = is(&server, &["close"]);
+    server.run("accept l s");
+    let truth = Truth::accepted_now(client.local_addr().unwrap(), dst, connect);
+    send(&client, 1000);
+    wait_acknowledged(&client);
+    let server_owner = owner(&server, &["close"]);
     server.kill();
-    assert_eq!(error_of(&client), Errno::ECONNRESET);
-    scene.expect(&[
+    assert_eq!(take_error(&client), Errno::ECONNRESET);
+    view.expect(&[
         truth.outbound().bytes(1000, 0).reset_by_peer(),
-        truth.inbound().bytes(0, 1000).reset_by_local().process(by_server),
+        truth.inbound().bytes(0, 1000).reset_by_local().process(server_owner),
     ]);
 }
 
-/// Nobody of the server's side did anything at the end.
-fn reset_names_the_listener(scene: &Scene, v: V) {
-    let (client, server) = (named("the client"), named("the server"));
-    let truth = meet(&client, &server, v);
-    talk(&client, &server);
-    client.ask("linger0 s");
-    client.ask("close s");
-    let (out, inn) = ends(&truth);
-    scene.expect(&[
-        out.reset_by_local().process(is(&client, &["connect"])),
-        inn.reset_by_peer().process(is(&server, &["listener"])),
+/// No process of the server closes the connection, so its record names the process that listens.
+fn reset_server_names_the_listener(view: &RecordView, version: IpVersion) {
+    let (client, server) = start_both();
+    let truth = connect_both(&client, &server, version);
+    exchange_both(&client, &server);
+    client.run("linger0 s");
+    client.run("close s");
+    let (outbound, inbound) = ends(&truth);
+    view.expect(&[
+        outbound.reset_by_local().process(owner(&client, &["connect"])),
+        inbound.reset_by_peer().process(owner(&server, &["listener"])),
     ]);
 }
 
-/// Through fork and exec, as a shell gives a socket to a program. It stays the connection of who connected.
-fn inherited_client(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    let child = Actor::inheriting(pair.client.into());
-    child.ask("inherited s");
-    child.ask("close s");
-    assert_eq!(drain(&pair.server), 0);
-    drop(pair.server);
-    let (out, inn) = ends(&pair.truth);
-    scene.expect(&[out.ok("local"), inn.ok("peer")]);
+/// A child inherits the socket through fork and exec, as from a shell. The record names the process that connected.
+fn client_inherited_by_child(view: &RecordView, version: IpVersion) {
+    let Pair { client, server, truth } = exchanged_pair(version);
+    let child = Actor::inheriting(client.into());
+    child.run("adopt_stdout s");
+    child.run("close s");
+    assert_eq!(drain(&server), 0);
+    drop(server);
+    let (outbound, inbound) = ends(&truth);
+    view.expect(&[outbound.ok("local"), inbound.ok("peer")]);
 }
 
-/// As inetd does it: one accepts, another serves.
-fn inherited_server(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    let child = Actor::inheriting(pair.server.into());
-    rename(&child, b"the child");
-    child.ask("inherited s");
-    child.ask("close s");
-    assert_eq!(drain(&pair.client), 0);
-    drop(pair.client);
-    let (out, inn) = ends(&pair.truth);
-    scene.expect(&[out.ok("peer"), inn.ok("local").process(is(&child, &["close"]))]);
+/// One process accepts and another serves, as with inetd.
+fn server_inherited_by_child(view: &RecordView, version: IpVersion) {
+    let Pair { client, server, truth } = exchanged_pair(version);
+    let child = Actor::inheriting(server.into());
+    set_comm(&child, b"the child");
+    child.run("adopt_stdout s");
+    child.run("close s");
+    assert_eq!(drain(&client), 0);
+    drop(client);
+    let (outbound, inbound) = ends(&truth);
+    view.expect(&[
+        outbound.ok("peer"),
+        inbound.ok("local").process(owner(&child, &["close"])),
+    ]);
 }
 
-/// Over a Unix socket.
-fn passed_client(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    let other = named("another");
-    other.hand("take s", &OwnedFd::from(pair.client));
-    other.ask("close s");
-    assert_eq!(drain(&pair.server), 0);
-    drop(pair.server);
-    let (out, inn) = ends(&pair.truth);
-    scene.expect(&[out.ok("local"), inn.ok("peer")]);
+fn client_passed_over_unix_socket(view: &RecordView, version: IpVersion) {
+    let Pair { client, server, truth } = exchanged_pair(version);
+    let other = start_named("another");
+    other.run_with_fd("receive_fd s", &OwnedFd::from(client));
+    other.run("close s");
+    assert_eq!(drain(&server), 0);
+    drop(server);
+    let (outbound, inbound) = ends(&truth);
+    view.expect(&[outbound.ok("local"), inbound.ok("peer")]);
 }
 
-fn passed_server(scene: &Scene, v: V) {
-    let (other, truth) = closed_by_another(v, "another");
-    let (out, inn) = ends(&truth);
-    scene.expect(&[out.ok("peer"), inn.ok("local").process(is(&other, &["close"]))]);
+fn server_passed_over_unix_socket(view: &RecordView, version: IpVersion) {
+    check_closed_by(view, version, "another");
 }
 
-/// The server's end of a connection of this process is handed to one of that name, which closes it.
-fn closed_by_another(v: V, name: &str) -> (Actor, Truth) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    let other = named(name);
-    other.hand("take s", &OwnedFd::from(pair.server));
-    other.ask("close s");
-    assert_eq!(drain(&pair.client), 0);
-    drop(pair.client);
-    (other, pair.truth)
+/// A process may have the name of the tool's scanner thread, and closes like any other.
+fn closer_named_like_the_scanner(view: &RecordView, version: IpVersion) {
+    check_closed_by(view, version, "kmesh-scan");
 }
 
-/// The name of this tool's own thread that looks at descriptors is nothing special.
-fn any_name_may_close(scene: &Scene, v: V) {
-    let (other, truth) = closed_by_another(v, "kmesh-walk");
-    let (out, inn) = ends(&truth);
-    scene.expect(&[out.ok("peer"), inn.ok("local").process(is(&other, &["close"]))]);
+/// Passes the server's end to a process with this name, which closes it and is named by the record.
+fn check_closed_by(view: &RecordView, version: IpVersion, name: &str) {
+    let Pair { client, server, truth } = exchanged_pair(version);
+    let other = start_named(name);
+    other.run_with_fd("receive_fd s", &OwnedFd::from(server));
+    other.run("close s");
+    assert_eq!(drain(&client), 0);
+    drop(client);
+    let (outbound, inbound) = ends(&truth);
+    view.expect(&[
+        outbound.ok("peer"),
+        inbound.ok("local").process(owner(&other, &["close"])),
+    ]);
 }
 
-/// Two processes look at the descriptors of a server all the time, as `ls -l /proc/PID/fd` and `ss -p` do. Each look holds the file
-/// for a moment, and may be the last to let go of it: that is no close.
-fn lookers_close_nothing() {
-    let rounds = if small() { 300 } else { 2000 };
+/// Two processes read `/proc/PID/fd` of a server all the time, as `ls -l /proc/PID/fd` and `ss -p` do. Each read holds
+/// the file for a moment and may release it last. The record must not name the reader.
+fn reading_proc_fd_closes_nothing() {
+    let rounds = if is_small_vm() { 300 } else { 2000 };
     let tracer = Tracer::json(&[]);
-    let scene = Scene::new(&tracer.store);
-    let (server, lookers) = (named("the server"), [named("looker 1"), named("looker 2")]);
-    let dst = server.listen("l", V::Four.at(0));
-    for looker in &lookers {
-        looker.begin(&format!("look {}", server.pid()));
+    let view = RecordView::new(&tracer.output);
+    let (server, readers) = (
+        start_named("the server"),
+        [start_named("reader 1"), start_named("reader 2")],
+    );
+    let dst = server.listen("l", IpVersion::V4.at(0));
+    for reader in &readers {
+        reader.start_command(&format!("read_fds {}", server.pid()));
     }
     for _ in 0..rounds {
         let client = TcpStream::connect(dst).unwrap();
-        server.ask("accept l s");
-        server.ask("close s");
+        server.run("accept l s");
+        server.run("close s");
         drain(&client);
     }
-    // That ends the look.
-    let (pid, comm) = (server.pid(), server.comm());
-    let records = scene.wait_count(2 * rounds);
+    let (pid, comm) = (server.pid(), String::from_utf8(server.comm()).unwrap());
+    let records = view.wait_count(2 * rounds);
+    // The readers end with the server.
     server.exit();
-    for looker in lookers {
-        assert_ne!(looker.done(), "0", "a looker that saw nothing");
+    for reader in readers {
+        assert_ne!(reader.wait_result(), "0", "a reader that read no descriptor");
     }
-    let comm = String::from_utf8(comm).unwrap();
-    for Rec { value, .. } in records {
+    for ReceivedRecord { value, .. } in records {
         if value["direction"] == "inbound" {
             let process = &value["process"];
             assert!(process["pid"] == pid && process["comm"] == *comm, "{value}");
@@ -321,214 +316,160 @@ fn lookers_close_nothing() {
     }
 }
 
-/// A socket that connected after it had listened, and one that was accepted: each is dissolved and then listens, in another process.
-/// Its children are of the one that listens.
-fn listener_of_an_earlier_life(scene: &Scene, v: V) {
-    let listener = listen(v);
-    let connected = v.socket();
-    connected.bind(&v.at(0).into()).unwrap();
+/// A socket that has listened and connected, and one that was accepted, are disconnected. Each then listens in another
+/// process. Its connections name the process that listens.
+fn reused_socket_listens_elsewhere(view: &RecordView, version: IpVersion) {
+    let listener = listen(version);
+    let connected = version.socket();
+    connected.bind(&version.at(0).into()).unwrap();
     connected.listen(1).unwrap();
-    dissolve(&connected);
+    disconnect(&connected);
     connected.connect(&listener.local_addr().unwrap().into()).unwrap();
     let (accepted, _) = listener.accept().unwrap();
-    dissolve(&connected);
-    dissolve(&accepted);
+    disconnect(&connected);
+    disconnect(&accepted);
     for socket in [connected, accepted.into()] {
-        check_listener(scene, v, socket);
+        check_listener(view, version, socket);
     }
 }
 
-fn check_listener(scene: &Scene, v: V, socket: Socket) {
-    let other = named("the listener");
-    other.hand("take l", &OwnedFd::from(socket));
-    let dst: SocketAddr = other.ask(&format!("listen_again l {}", v.at(0))).parse().unwrap();
-    let before = SystemTime::now();
-    let client = TcpStream::connect(dst).unwrap();
-    let open = Span {
-        before,
-        after: SystemTime::now(),
-    };
-    let truth = Truth {
-        src: client.local_addr().unwrap(),
-        dst,
-        connect: open,
-        open,
-    };
-    other.ask("accept l s");
+/// Passes the socket to another process, which listens and accepts a connection that is reset.
+fn check_listener(view: &RecordView, version: IpVersion, socket: Socket) {
+    let other = start_named("the listener");
+    other.run_with_fd("receive_fd l", &OwnedFd::from(socket));
+    let listening = other.run(&format!("bind_and_listen l {}", version.at(0)));
+    let dst: SocketAddr = listening.parse().unwrap();
+    let (client, connect) = timed(|| TcpStream::connect(dst).unwrap());
+    let truth = Truth::not_accepted(client.local_addr().unwrap(), dst, connect);
+    other.run("accept l s");
     reset(client);
-    let inbound = truth.inbound().reset_by_peer().process(is(&other, &["listener"]));
-    scene.expect_among_others(&[inbound]);
+    let inbound = truth.inbound().reset_by_peer().process(owner(&other, &["listener"]));
+    view.expect_among_others(&[inbound]);
 }
 
-/// A listener that its process hands to another, as systemd and programs that restart do: after the next scan, its connections are of
-/// the one that has it.
-fn handed_on_listener() {
+/// A process hands its listener to another, as systemd and programs that restart do. After the next scan, connections
+/// name the process that has the listener.
+fn listener_handed_over() {
     let tracer = Tracer::json(&["--events", "open,update,close", "--interval", "200ms"]);
-    let scene = Scene::new(&tracer.store);
-    let (first, second) = (named("first"), named("second"));
-    let dst = first.listen("l", V::Four.at(0));
-    second.hand("take l", &first.fetch("give l"));
-    let witness = pair(V::Four);
-    let updates = |count: usize| {
-        let enough = |records: &[Rec]| {
-            let updates = records.iter().filter(|rec| rec.value["event"] == "update");
-            (updates.count() >= count).then_some(())
-        };
-        tracer.store.wait(scene.netns(), enough).unwrap();
+    let view = RecordView::new(&tracer.output);
+    let (first, second) = (start_named("first"), start_named("second"));
+    let dst = first.listen("l", IpVersion::V4.at(0));
+    second.run_with_fd("receive_fd l", &first.run_for_fd("send_fd l"));
+    // Its updates show that scans have ended.
+    let scanned = pair(IpVersion::V4);
+    let wait_updates = |count: usize| {
+        let is_update = |value: &Value| value["event"] == "update";
+        tracer.output.wait_matching(view.netns(), count, is_update);
     };
-    // While both have it, it is of the one that called listen().
-    updates(6);
-    let of_listener = |server: &Actor| {
+    let check_owner = |server: &Actor| {
         let client = TcpStream::connect(dst).unwrap();
-        server.ask("accept l s");
+        server.run("accept l s");
         let src = client.local_addr().unwrap();
         reset(client);
-        let process = is(server, &["listener"]);
-        let closed = |records: &[Rec]| {
-            let of_it = records.iter().find(|rec| {
-                let value = &rec.value;
-                value["event"] == "close" && value["direction"] == "inbound" && value["src"]["port"] == src.port()
-            });
-            of_it.map(|rec| rec.value["process"].clone())
+        let is_close = |value: &Value| {
+            value["event"] == "close" && value["direction"] == "inbound" && value["src"]["port"] == src.port()
         };
-        (tracer.store.wait(scene.netns(), closed).unwrap(), process)
-    };
-    let check = |(found, wanted): (serde_json::Value, Proc)| {
-        let Proc::Is(pid, ..) = wanted else { unreachable!() };
+        let close = tracer.output.wait_matching(view.netns(), 1, is_close).remove(0);
+        let process = &close["process"];
         assert_eq!(
-            (&found["pid"], &found["by"]),
-            (&pid.into(), &"listener".into()),
-            "{found}"
+            (&process["pid"], &process["by"]),
+            (&server.pid().into(), &"listener".into()),
+            "{close}"
         );
     };
-    check(of_listener(&first));
-    let before = tracer.store.records(scene.netns()).len();
+    // While both processes have it, the one that called listen() counts.
+    wait_updates(6);
+    check_owner(&first);
+    let before = tracer.output.records(view.netns()).len();
     first.exit();
-    // Two more scans: one may have been under way.
-    updates(before + 6);
-    check(of_listener(&second));
-    drop(witness);
-    drop(scene);
+    // Two more scans: one may have begun before.
+    wait_updates(before + 6);
+    check_owner(&second);
+    drop(scanned);
+    drop(view);
     assert!(tracer.interrupt().status.success());
 }
 
-/// A worker of a server that listens before it divides: the worker accepts and closes.
-fn passed_listener(scene: &Scene, v: V) {
-    let (client, worker) = (named("the client"), named("the worker"));
-    let listener = listen(v);
+/// A worker accepts from a listener that another process opened, and closes.
+fn worker_accepts_from_passed_listener(view: &RecordView, version: IpVersion) {
+    let (client, worker) = (start_named("the client"), start_named("the worker"));
+    let listener = listen(version);
     let dst = listener.local_addr().unwrap();
-    worker.hand("take l", &OwnedFd::from(listener));
-    let before = SystemTime::now();
-    let src = client.connect("s", dst);
-    let connect = Span {
-        before,
-        after: SystemTime::now(),
-    };
-    worker.ask("accept l s");
-    let truth = Truth {
-        src,
-        dst,
-        connect,
-        open: Span {
-            before,
-            after: SystemTime::now(),
-        },
-    };
-    talk(&client, &worker);
-    client.ask("close s");
-    assert_eq!(worker.ask("eof s"), "0");
-    worker.ask("close s");
-    let (out, inn) = ends(&truth);
-    scene.expect(&[
-        out.ok("local").process(is(&client, &["connect"])),
-        inn.ok("peer").process(is(&worker, &["close"])),
+    worker.run_with_fd("receive_fd l", &OwnedFd::from(listener));
+    let (src, connect) = timed(|| client.connect("s", dst));
+    worker.run("accept l s");
+    let truth = Truth::accepted_now(src, dst, connect);
+    exchange_both(&client, &worker);
+    close_both(&client, &worker);
+    expect_both(view, &truth, &client, &worker);
+}
+
+/// The process that has the server's end does not close it, and no scan finds it: the record names the process that
+/// listened.
+fn passed_server_is_reset(view: &RecordView, version: IpVersion) {
+    let Pair { client, server, truth } = exchanged_pair(version);
+    let other = start_named("another");
+    other.run_with_fd("receive_fd s", &OwnedFd::from(server));
+    reset(client);
+    let (outbound, inbound) = ends(&truth);
+    view.expect(&[
+        outbound.reset_by_local(),
+        inbound.reset_by_peer().found_by(&["listener"]),
     ]);
 }
 
-/// Nobody closed it and nobody looked who holds it: what is left is who listened.
-fn passed_server_reset(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    flushed(&pair.server);
-    let other = named("another");
-    other.hand("take s", &OwnedFd::from(pair.server));
-    reset(pair.client);
-    let (out, inn) = ends(&pair.truth);
-    scene.expect(&[out.reset_by_local(), inn.reset_by_peer().by(&["listener"])]);
-}
-
-/// Who connected has passed the socket on and is gone when it closes.
-fn connector_gone(scene: &Scene, v: V) {
-    let (client, server) = (named("the client"), named("the server"));
-    let truth = meet(&client, &server, v);
-    talk(&client, &server);
-    let socket = client.fetch("give s");
-    let by_client = is(&client, &["connect"]);
+/// The process that connected has passed the socket on, and has exited when the socket is closed.
+fn connecting_process_is_gone(view: &RecordView, version: IpVersion) {
+    let (client, server) = start_both();
+    let truth = connect_both(&client, &server, version);
+    exchange_both(&client, &server);
+    let socket = client.run_for_fd("send_fd s");
+    let client_owner = owner(&client, &["connect"]);
     client.exit();
     drop(socket);
-    assert_eq!(server.ask("eof s"), "0");
-    server.ask("close s");
-    let (out, inn) = ends(&truth);
-    scene.expect(&[
-        out.ok("local").process(by_client),
-        inn.ok("peer").process(is(&server, &["close"])),
+    assert_eq!(server.run("eof s"), "0");
+    server.run("close s");
+    let (outbound, inbound) = ends(&truth);
+    view.expect(&[
+        outbound.ok("local").process(client_owner),
+        inbound.ok("peer").process(owner(&server, &["close"])),
     ]);
 }
 
-/// Two processes hold the accepted socket. The first close() ends nothing; the last one does.
-fn shared_by_two(scene: &Scene, v: V) {
-    let pair = pair(v);
-    exchange(&pair, 1000, 300);
-    let (first, last) = (named("the first"), named("the last"));
-    let server = OwnedFd::from(pair.server);
-    first.hand("take s", &server);
-    last.hand("take s", &server);
+/// Two processes have the server's end. The first close() ends nothing, the last one ends the connection.
+fn last_of_two_closes_counts(view: &RecordView, version: IpVersion) {
+    let Pair { client, server, truth } = exchanged_pair(version);
+    let (first, last) = (start_named("the first"), start_named("the last"));
+    let server = OwnedFd::from(server);
+    first.run_with_fd("receive_fd s", &server);
+    last.run_with_fd("receive_fd s", &server);
     drop(server);
-    first.ask("close s");
-    scene.expect_nothing();
-    last.ask("close s");
-    assert_eq!(drain(&pair.client), 0);
-    drop(pair.client);
-    let (out, inn) = ends(&pair.truth);
-    scene.expect(&[out.ok("peer"), inn.ok("local").process(is(&last, &["close"]))]);
-}
-
-/// A thread has a name of its own; the record has the process's.
-fn thread_name(scene: &Scene) {
-    let (client, server) = (named("the leader"), named("the server"));
-    let dst = server.listen("l", V::Four.at(0));
-    let before = SystemTime::now();
-    let src = client
-        .ask(&format!("connect_in_thread s {dst} a_thread"))
-        .parse()
-        .unwrap();
-    let connect = Span {
-        before,
-        after: SystemTime::now(),
-    };
-    server.ask("accept l s");
-    let truth = Truth {
-        src,
-        dst,
-        connect,
-        open: Span {
-            before,
-            after: SystemTime::now(),
-        },
-    };
-    talk(&client, &server);
-    client.ask("close s");
-    assert_eq!(server.ask("eof s"), "0");
-    server.ask("close s");
-    let (out, inn) = ends(&truth);
-    scene.expect(&[
-        out.ok("local").process(is(&client, &["connect"])),
-        inn.ok("peer").process(is(&server, &["close"])),
+    first.run("close s");
+    view.expect_nothing();
+    last.run("close s");
+    assert_eq!(drain(&client), 0);
+    drop(client);
+    let (outbound, inbound) = ends(&truth);
+    view.expect(&[
+        outbound.ok("peer"),
+        inbound.ok("local").process(owner(&last, &["close"])),
     ]);
 }
 
-/// A process may call itself what it likes. The JSON is valid and says so; nothing of it reaches a terminal raw.
-fn hostile_names(scene: &Scene) {
+/// The thread that connects has another name than its process, which the record has.
+fn thread_name_is_not_used(view: &RecordView) {
+    let (client, server) = (start_named("the leader"), start_named("the server"));
+    let dst = server.listen("l", IpVersion::V4.at(0));
+    let (src, connect) = timed(|| client.run(&format!("connect_in_thread s {dst} a_thread")));
+    server.run("accept l s");
+    let truth = Truth::accepted_now(src.parse().unwrap(), dst, connect);
+    exchange_both(&client, &server);
+    close_both(&client, &server);
+    expect_both(view, &truth, &client, &server);
+}
+
+/// A process may have any bytes as its name. The JSON is valid, and has the name.
+fn hostile_process_names(view: &RecordView) {
     for name in [
         b"a\nb\tc\r".as_slice(),
         b"\"quote\\d\"",
@@ -542,17 +483,8 @@ fn hostile_names(scene: &Scene) {
         b"fifteen bytes!!",
     ] {
         let (client, server) = (Actor::start(), Actor::start());
-        rename(&client, name);
-        rename(&server, name);
-        let truth = meet(&client, &server, V::Four);
-        talk(&client, &server);
-        client.ask("close s");
-        assert_eq!(server.ask("eof s"), "0");
-        server.ask("close s");
-        let (out, inn) = ends(&truth);
-        scene.expect(&[
-            out.ok("local").process(is(&client, &["connect"])),
-            inn.ok("peer").process(is(&server, &["close"])),
-        ]);
+        set_comm(&client, name);
+        set_comm(&server, name);
+        check_both(view, &client, &server, IpVersion::V4);
     }
 }

@@ -1,4 +1,4 @@
-//! Rollups of real traffic: windows add up to what the test itself wrote and read.
+//! Rollups of real traffic: the windows add up to what the test wrote and read.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
@@ -6,79 +6,94 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::Table;
-use crate::many::crowds;
+use crate::Topic;
 use crate::support::probe::Need;
-use crate::support::sock::{ClosedPort, V, dial, drain, exchange, pair_with};
-use crate::support::tracer::{Start, Tracer};
-use crate::support::{net, patience, schema, small};
+use crate::support::sock::{ClosedPort, IpVersion, connect_nonblocking, exchange, pair_with};
+use crate::support::tracer::{Tracer, TracerCommand};
+use crate::support::traffic::random_traffic_to_all;
+use crate::support::{is_small_vm, net, schema, test_timeout};
 
-/// The trials.
-pub fn table() -> Table {
-    Table::new("rollups")
-        .own("a_stream_over_windows", &[], a_stream_over_windows)
-        .own("still_connecting", &[Need::Nft], still_connecting)
-        .own("never_accepted", &[], never_accepted)
-        .own("fifty_thousand", &[], fifty_thousand)
+pub fn topic() -> Topic {
+    Topic::new("rollups")
+        .standalone("windows_add_up_to_the_traffic", &[], windows_add_up_to_the_traffic)
+        .standalone(
+            "connecting_counts_as_connecting",
+            &[Need::Nft],
+            connecting_counts_as_connecting,
+        )
+        .standalone("never_accepted_stays_open", &[], never_accepted_stays_open)
+        .standalone("50_000_connections", &[], fifty_thousand_connections)
 }
 
 /// The `rollup` lines of a tracer.
 #[derive(Default)]
-pub struct Lines {
-    all: Mutex<Vec<Value>>,
-    news: Condvar,
+pub struct RollupLines {
+    lines: Mutex<Vec<Value>>,
+    changed: Condvar,
 }
 
-impl Lines {
-    /// Waits until `found` finds what it looks for among them.
-    pub fn wait<T>(&self, found: impl Fn(&[Value]) -> Option<T>) -> T {
-        let mut all = self.all.lock().unwrap();
+impl RollupLines {
+    fn push(&self, line: Value) {
+        self.lines.lock().unwrap().push(line);
+        self.changed.notify_all();
+    }
+
+    /// Waits until `find` returns something, as long as lines come.
+    pub fn wait<T>(&self, find: impl Fn(&[Value]) -> Option<T>) -> T {
+        let mut lines = self.lines.lock().unwrap();
         loop {
-            if let Some(value) = found(&all) {
+            if let Some(value) = find(&lines) {
                 return value;
             }
-            // For as long as they keep coming.
-            let (lines, waited) = self.news.wait_timeout(all, patience()).unwrap();
-            assert!(!waited.timed_out(), "nothing more in {:?}: {lines:#?}", patience());
-            all = lines;
+            let (now, result) = self.changed.wait_timeout(lines, test_timeout()).unwrap();
+            assert!(!result.timed_out(), "no line for {:?}: {now:#?}", test_timeout());
+            lines = now;
         }
     }
 
-    fn sum(&self, field: &str) -> u64 {
-        self.all.lock().unwrap().iter().map(|line| number(line, field)).sum()
+    /// Waits until a member's sum over all lines is `expected`.
+    fn wait_sum(&self, member: &str, expected: u64) {
+        self.wait(|lines| (sum(lines, member) == expected).then_some(()));
+    }
+
+    fn sum(&self, member: &str) -> u64 {
+        sum(&*self.lines.lock().unwrap(), member)
     }
 }
 
-/// A field that is a number.
-pub fn number(line: &Value, field: &str) -> u64 {
-    line[field].as_u64().unwrap_or_else(|| panic!("{field} of {line}"))
+/// Returns a number of a line.
+pub fn number(line: &Value, member: &str) -> u64 {
+    line[member].as_u64().unwrap_or_else(|| panic!("{member} of {line}"))
 }
 
-/// A tracer that rolls up, and its lines. The summary is not among them.
-pub fn rolling(args: &[&str]) -> (Tracer, Arc<Lines>) {
-    let lines = Arc::new(Lines::default());
-    let tracer = Start::new(&[&["-o", "json", "--rollup"], args].concat())
-        .lines({
+fn sum<'a>(lines: impl IntoIterator<Item = &'a Value>, member: &str) -> u64 {
+    lines.into_iter().map(|line| number(line, member)).sum()
+}
+
+/// Starts a tracer that prints rollups, and collects them.
+pub fn start_rollup(args: &[&str]) -> (Tracer, Arc<RollupLines>) {
+    let lines = Arc::new(RollupLines::default());
+    let tracer = TracerCommand::new(&[&["-o", "json", "--rollup"], args].concat())
+        .on_line({
             let lines = Arc::clone(&lines);
             move |line| {
                 let value: Value = serde_json::from_slice(line).expect("JSON");
                 schema::check(&value).unwrap_or_else(|error| panic!("{error}: {value}"));
                 if value["type"] == "rollup" {
-                    lines.all.lock().unwrap().push(value);
-                    lines.news.notify_all();
+                    lines.push(value);
                 }
             }
         })
-        .tracing();
+        .start();
     (tracer, lines)
 }
 
-/// What moves is told while the connection is open: of each exchange before the next begins.
-fn a_stream_over_windows() {
-    let server = net::address(0);
+/// The traffic of an open connection is in the windows before it closes: the test waits for the bytes of each exchange.
+fn windows_add_up_to_the_traffic() {
+    let server = net::loopback_v4(0);
     let listener = TcpListener::bind((server, 0)).unwrap();
-    // In windows of five seconds, as it is without a flag.
-    let (tracer, lines) = rolling(&["--by", "connection", "--to-ip", &server.to_string()]);
+    // The default windows of five seconds.
+    let (tracer, lines) = start_rollup(&["--by", "connection", "--to-ip", &server.to_string()]);
     let window = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() / 5;
     let earliest = window();
     let pair = pair_with(&listener);
@@ -87,24 +102,20 @@ fn a_stream_over_windows() {
     for _ in 0..3 {
         exchange(&pair, 12_345, 77);
         (up, down) = (up + 12_345, down + 77);
-        let sum = |lines: &[Value]| lines.iter().map(|line| number(line, "sent_bytes")).sum::<u64>();
-        lines.wait(|lines| (sum(lines) == up + down).then_some(()));
+        lines.wait_sum("sent_bytes", up + down);
     }
     let last = window();
-    drop(pair.client);
-    assert_eq!(drain(&pair.server), 0);
-    drop(pair.server);
+    pair.close_client_first();
     let latest = window();
-    let both = |lines: &[Value]| (lines.iter().map(|line| number(line, "closed")).sum::<u64>() == 2).then_some(());
-    lines.wait(both);
+    lines.wait_sum("closed", 2);
     assert!(tracer.interrupt().status.success());
     for (direction, sent, received) in [("outbound", up, down), ("inbound", down, up)] {
-        let all = lines.all.lock().unwrap();
+        let all = lines.lines.lock().unwrap();
         let windows: Vec<_> = all
             .iter()
             .filter(|line| line["group"]["direction"] == direction)
             .collect();
-        let sum = |field: &str| windows.iter().map(|line| number(line, field)).sum::<u64>();
+        let sum = |member: &str| sum(windows.iter().copied(), member);
         assert_eq!(
             (sum("sent_bytes"), sum("received_bytes")),
             (sent, received),
@@ -121,72 +132,72 @@ fn a_stream_over_windows() {
         let (last, before) = windows.split_last().unwrap();
         assert!(before.iter().all(|line| number(line, "open") == 1), "{before:#?}");
         assert_eq!(number(last, "open"), 0);
-        let moving = before.iter().filter(|line| number(line, "sent_bytes") > 0).count();
-        assert!(moving >= 3, "three exchanges, each told before the next: {before:#?}");
+        let with_traffic = before.iter().filter(|line| number(line, "sent_bytes") > 0).count();
+        assert!(with_traffic >= 3, "three exchanges in three windows: {before:#?}");
     }
 }
 
-fn still_connecting() {
-    let closed = ClosedPort::new();
-    let to = closed.at(V::Four);
-    net::rules(&[&format!("tcp dport {} drop", to.port())]);
-    let port = to.port().to_string();
-    let (tracer, lines) = rolling(&["--interval", "200ms", "--by", "port", "--port", &port]);
-    let attempt = dial(V::Four.at(0), to);
-    lines.wait(|lines| (lines.iter().filter(|line| number(line, "connecting") == 1).count() >= 2).then_some(()));
+fn connecting_counts_as_connecting() {
+    let closed = ClosedPort::blackhole();
+    let port = closed.number().to_string();
+    let (tracer, lines) = start_rollup(&["--interval", "200ms", "--by", "port", "--port", &port]);
+    let attempt = connect_nonblocking(IpVersion::V4.at(0), closed.at(IpVersion::V4));
+    lines.wait(|lines| {
+        let connecting = lines.iter().filter(|line| number(line, "connecting") == 1);
+        (connecting.count() >= 2).then_some(())
+    });
     drop(attempt.socket);
     let line = lines.wait(|lines| lines.iter().find(|line| number(line, "closed") == 1).cloned());
     assert_eq!((number(&line, "failed"), number(&line, "connecting")), (1, 0), "{line}");
     assert_eq!(line["outcomes"], json!({"connect_aborted": 1}));
-    assert_eq!(line["group"]["dst"]["port"], to.port());
+    assert_eq!(line["group"]["dst"]["port"], closed.number());
     assert_eq!(lines.sum("opened") + lines.sum("open"), 0);
     assert!(tracer.interrupt().status.success());
 }
 
-/// A server that hangs: no descriptor leads to its ends, so no scan reaches them. They stay open in every window, until they end.
-fn never_accepted() {
+/// A server that never accepts: no descriptor leads to its ends. They are open in every window until they end.
+fn never_accepted_stays_open() {
     const CLIENTS: u64 = 10;
-    let listener = TcpListener::bind((net::address(0), 0)).unwrap();
+    let listener = TcpListener::bind((net::loopback_v4(0), 0)).unwrap();
     let to = listener.local_addr().unwrap();
     let port = to.port().to_string();
-    let (tracer, lines) = rolling(&["--interval", "300ms", "--by", "port", "--port", &port]);
+    let (tracer, lines) = start_rollup(&["--interval", "300ms", "--by", "port", "--port", &port]);
     let clients: Vec<_> = (0..CLIENTS).map(|_| TcpStream::connect(to).unwrap()).collect();
-    let open = |lines: &[Value], direction: &str| -> Vec<(String, u64)> {
+    // The windows of a direction: when each starts, and its open connections.
+    let windows = |lines: &[Value], direction: &str| -> Vec<(String, u64)> {
         let of_direction = lines.iter().filter(|line| line["group"]["direction"] == direction);
         of_direction
             .map(|line| (line["window_start"].as_str().unwrap().to_owned(), number(line, "open")))
             .collect()
     };
-    // Scans of the clients' ends make windows. The server's ends need more than three windows.
-    let all = lines.wait(|lines| {
-        let full = open(lines, "outbound")
-            .iter()
-            .filter(|(_, open)| *open == CLIENTS)
-            .count();
-        (full >= 10).then(|| lines.to_vec())
+    let all_open = |windows: Vec<(String, u64)>| -> Vec<(String, u64)> {
+        windows.into_iter().filter(|(_, open)| *open == CLIENTS).collect()
+    };
+    // Updates of the clients' ends make windows. The server's ends are in more than three windows.
+    let lines_so_far = lines.wait(|lines| {
+        let windows = all_open(windows(lines, "outbound"));
+        (windows.len() >= 10).then(|| lines.to_vec())
     });
-    let (outbound, inbound) = (open(&all, "outbound"), open(&all, "inbound"));
-    let full: Vec<_> = outbound.iter().filter(|(_, open)| *open == CLIENTS).collect();
-    // Of the last window the other group may not have been printed yet.
-    for window in &full[1..full.len() - 1] {
+    let outbound = all_open(windows(&lines_so_far, "outbound"));
+    let inbound = windows(&lines_so_far, "inbound");
+    // The inbound group of the last window may not be printed yet.
+    for window in &outbound[1..outbound.len() - 1] {
         assert!(inbound.contains(window), "{window:?} of {inbound:?}");
     }
     drop((clients, listener));
     lines.wait(|lines| {
         let inbound = lines.iter().filter(|line| line["group"]["direction"] == "inbound");
-        (inbound.map(|line| number(line, "closed")).sum::<u64>() == CLIENTS).then_some(())
+        (sum(inbound, "closed") == CLIENTS).then_some(())
     });
     assert!(tracer.interrupt().status.success());
-    let last = open(&lines.all.lock().unwrap(), "inbound").pop();
+    let last = windows(&lines.lines.lock().unwrap(), "inbound").pop();
     assert!(last.as_ref().is_some_and(|(_, open)| *open == 0), "{last:?}");
 }
 
-/// The sums over all groups and windows are those over all records, and those that the test knows.
-fn fifty_thousand() {
-    let servers: [Ipv4Addr; 4] = std::array::from_fn(|number| net::address(number as u8));
-    let only = ["--to-ip", &net::list(&servers)];
-    // A test that looks at two hundred thousand lines is slower than the tracer; what waits for it has room.
-    let every = [
+/// Starts a tracer that prints all events, and collects what a rollup counts of each.
+fn start_all_events(only: &[&str]) -> (Tracer, Arc<RollupLines>) {
+    // The test is slower than the tracer, whose records wait in this buffer.
+    let args = [
         "-o",
         "json",
         "--events",
@@ -196,24 +207,30 @@ fn fifty_thousand() {
         "--buffer",
         "256MiB",
     ];
-    // Looked at lightly: what each line must be like is other tests' affair, and these are two hundred thousand.
-    let records = Arc::new(Lines::default());
-    let tracer = Start::new(&[&every[..], &only[..]].concat())
-        .lines({
-            let records = Arc::clone(&records);
+    let events = Arc::new(RollupLines::default());
+    let tracer = TracerCommand::new(&[&args[..], only].concat())
+        .on_line({
+            let events = Arc::clone(&events);
             move |line| {
                 let line: Value = serde_json::from_slice(line).expect("JSON");
-                let kept = match line["event"].as_str() {
+                let (sent, received) = (&line["sent_bytes"], &line["received_bytes"]);
+                events.push(match line["event"].as_str() {
                     Some("open") => json!({"opened": 1, "closed": 0, "sent_bytes": 0, "received_bytes": 0}),
-                    Some("close") => json!({"opened": 0, "closed": 1, "sent_bytes": line["sent_bytes"], "received_bytes": line["received_bytes"]}),
+                    Some("close") => json!({"opened": 0, "closed": 1, "sent_bytes": sent, "received_bytes": received}),
                     _ => return,
-                };
-                records.all.lock().unwrap().push(kept);
-                records.news.notify_all();
+                });
             }
         })
-        .tracing();
-    let by = [
+        .start();
+    (tracer, events)
+}
+
+/// The sums over all groups and windows equal the sums over all records, and the traffic.
+fn fifty_thousand_connections() {
+    let servers: [Ipv4Addr; 4] = std::array::from_fn(|number| net::loopback_v4(number as u8));
+    let only = ["--to-ip", &net::comma_separated(&servers)];
+    let (tracer, events) = start_all_events(&only);
+    let args = [
         "--by",
         "ip,process",
         "--interval",
@@ -223,27 +240,22 @@ fn fifty_thousand() {
         "--buffer",
         "256MiB",
     ];
-    let (rolling, lines) = rolling(&[&by[..], &only].concat());
-    let each = if small() { 500 } else { 12_500 };
-    let wanted = crowds(&servers, each);
-    let count = wanted.len() as u64;
-    // Their ends are the test's to wait for; the sums are looked at afterwards.
-    let closed = |count: u64| {
-        move |lines: &[Value]| (lines.iter().map(|line| number(line, "closed")).sum::<u64>() == count).then_some(())
-    };
-    lines.wait(closed(count));
+    let (rollup, lines) = start_rollup(&[&args[..], &only].concat());
+    let per_server = if is_small_vm() { 500 } else { 12_500 };
+    let ends = random_traffic_to_all(&servers, per_server);
+    let count = ends.len() as u64;
+    lines.wait_sum("closed", count);
     assert!(tracer.interrupt().status.success());
-    assert!(rolling.interrupt().status.success());
-    let (sent, received): (u64, u64) = wanted.iter().fold((0, 0), |(sent, received), one| {
-        (sent + one.sent, received + one.received)
-    });
-    for lines in [&records, &lines] {
+    assert!(rollup.interrupt().status.success());
+    let sent: u64 = ends.iter().map(|end| end.sent).sum();
+    let received: u64 = ends.iter().map(|end| end.received).sum();
+    for lines in [&events, &lines] {
         assert_eq!((lines.sum("closed"), lines.sum("opened")), (count, count));
         assert_eq!((lines.sum("sent_bytes"), lines.sum("received_bytes")), (sent, received));
     }
     assert_eq!(lines.sum("failed"), 0);
-    let all = lines.all.lock().unwrap();
-    // Eight groups were offered, four addresses from each end.
-    assert!(all.iter().any(|line| line["group"]["other"] == true));
-    assert_eq!(number(all.last().unwrap(), "open"), 0);
+    let lines = lines.lines.lock().unwrap();
+    // Three groups of eight: four addresses at each end.
+    assert!(lines.iter().any(|line| line["group"]["other"] == true));
+    assert_eq!(number(lines.last().unwrap(), "open"), 0);
 }

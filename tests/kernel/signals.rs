@@ -1,197 +1,181 @@
-//! Signals, limits, and readers that do not keep up: what is lost is counted.
+//! Signals, `--duration` and `--count`, and losses when nothing reads the ring buffer or standard output.
 
-use std::net::TcpListener;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::Table;
-use crate::support::expect::Scene;
-use crate::support::sock::{V, drain, exchange, listen, pair, pair_with, wait_ended, wait_until};
-use crate::support::tracer::{Start, Sums, Tracer};
-use crate::support::{bpf, net, small};
+use crate::Topic;
+use crate::support::record_view::RecordView;
+use crate::support::sock::{IpVersion, pair, wait_until};
+use crate::support::tracer::{Totals, Tracer, TracerCommand};
+use crate::support::traffic::make_traffic;
+use crate::support::{bpf, is_small_vm, net, test_timeout};
 
-/// The trials.
-pub fn table() -> Table {
-    Table::new("signals")
-        .own("interrupt", &[], || ends_by(Signal::SIGINT))
-        .own("terminate", &[], || ends_by(Signal::SIGTERM))
-        .own("interrupted_twice", &[], interrupted_twice)
-        .own("killed_leaves_nothing", &[], killed_leaves_nothing)
-        .own("summary_on_demand", &[], summary_on_demand)
-        .own("duration", &[], duration)
-        .own("count", &[], count)
-        .own("overflow_4096", &[], || overflow("4096"))
-        .own("overflow_64Ki", &[], || overflow("64Ki"))
-        .own("stalled_reader", &[], stalled_reader)
+pub fn topic() -> Topic {
+    Topic::new("signals")
+        .standalone("interrupt_prints_all_records", &[], || {
+            signal_prints_all_records(Signal::SIGINT);
+        })
+        .standalone("terminate_prints_all_records", &[], || {
+            signal_prints_all_records(Signal::SIGTERM);
+        })
+        .standalone(
+            "second_interrupt_ends_a_blocked_tracer",
+            &[],
+            second_interrupt_ends_a_blocked_tracer,
+        )
+        .standalone("sigkill_leaves_no_bpf_objects", &[], sigkill_leaves_no_bpf_objects)
+        .standalone("sigusr1_prints_a_summary", &[], sigusr1_prints_a_summary)
+        .standalone("duration", &[], duration)
+        .standalone("count", &[], count)
+        .standalone("ring_overflow_with_4096_bytes", &[], || {
+            ring_overflow_is_counted("4096")
+        })
+        .standalone("ring_overflow_with_64_kib", &[], || ring_overflow_is_counted("64Ki"))
+        .standalone("blocked_stdout_is_counted", &[], blocked_stdout_is_counted)
 }
 
-/// `count` connections to the scenario's loopback address, both ends closed cleanly and ended.
-pub fn traffic(count: usize) {
-    let listener = listen(V::Four);
-    traffic_through(&listener, count);
-    wait_ended(listener.local_addr().expect("its address").port());
-}
-
-/// Connections to this listener, both ends closed cleanly.
-pub fn traffic_through(listener: &TcpListener, count: usize) {
-    for _ in 0..count {
-        let pair = pair_with(listener);
-        exchange(&pair, 10, 20);
-        drop(pair.client);
-        assert_eq!(drain(&pair.server), 0);
-    }
-}
-
-/// The summary is the last line, it adds up, and what the kernel had recorded before the signal is all there.
-fn ends_by(signal: Signal) {
+/// After the signal the tracer prints all records that the kernel had before, then one summary.
+fn signal_prints_all_records(signal: Signal) {
     let tracer = Tracer::json(&[]);
-    tracer.store.keep(net::inode());
+    tracer.output.watch(net::current_netns());
     let objects = bpf::objects_of(tracer.pid);
-    traffic(50);
+    make_traffic(50);
     tracer.signal(signal);
-    let end = tracer.wait();
-    end.check_whole();
-    assert_eq!(end.store.summaries().len(), 1);
-    assert_eq!(end.store.records(net::inode()).len(), 100, "recorded before the signal");
-    wait_until("the kernel has let go", || bpf::alive(&objects).is_empty());
+    let exit = tracer.wait();
+    exit.check_lossless();
+    assert_eq!(exit.output.summaries().len(), 1);
+    assert_eq!(exit.output.records(net::current_netns()).len(), 100);
+    wait_until("the kernel has removed all objects", || {
+        bpf::existing(&objects).is_empty()
+    });
 }
 
-/// Standard output takes nothing, so the first interrupt cannot finish; another ends it all the same.
-fn interrupted_twice() {
+/// Nothing reads standard output, so the first interrupt cannot print all records. Another interrupt ends the tracer.
+fn second_interrupt_ends_a_blocked_tracer() {
     let (reader, writer) = std::io::pipe().unwrap();
-    let tracer = Start::new(&["-o", "json"]).stdout(writer).tracing();
-    traffic(300);
+    let tracer = TracerCommand::new(&["-o", "json"]).stdout(writer).start();
+    make_traffic(300);
     tracer.signal(Signal::SIGINT);
-    let deadline = Instant::now() + crate::support::patience();
-    // How soon the first one is seen is the scheduler's affair, and two that come too close are one; so, like a person, again.
+    let deadline = Instant::now() + test_timeout();
+    // The tracer may see the first signal late, and two that are pending at once are one. So a user sends it again.
     while !tracer.ended_within(Duration::from_millis(200)) {
-        assert!(Instant::now() < deadline, "it hangs");
+        assert!(Instant::now() < deadline, "the tracer hangs");
         tracer.signal(Signal::SIGINT);
     }
     drop(reader);
-    let end = tracer.wait();
-    assert!(
-        !end.stderr.iter().any(|line| line.contains("panicked")),
-        "{:?}",
-        end.stderr
-    );
+    let exit = tracer.wait();
+    let panicked = exit.stderr.iter().any(|line| line.contains("panicked"));
+    assert!(!panicked, "{:?}", exit.stderr);
 }
 
-/// After SIGKILL no program, map or link of it is left in the kernel.
-fn killed_leaves_nothing() {
+fn sigkill_leaves_no_bpf_objects() {
     let tracer = Tracer::json(&[]);
     let objects = bpf::objects_of(tracer.pid);
-    let kinds = |kind| objects.iter().filter(|object| object.kind == kind).count();
+    let count = |kind| objects.iter().filter(|object| object.kind == kind).count();
     assert!(
-        kinds(bpf::Kind::Program) > 0 && kinds(bpf::Kind::Map) > 0,
-        "it has {objects:?}"
+        count(bpf::Kind::Program) > 0 && count(bpf::Kind::Map) > 0,
+        "the tracer has {objects:?}"
     );
-    assert_eq!(bpf::alive(&objects).len(), objects.len(), "the ids are right");
+    assert_eq!(bpf::existing(&objects).len(), objects.len(), "the IDs are right");
     tracer.signal(Signal::SIGKILL);
-    let end = tracer.wait();
-    assert!(!end.status.success());
-    // The kernel lets go in its own time, from a worker.
-    wait_until("the kernel has let go", || bpf::alive(&objects).is_empty());
+    assert!(!tracer.wait().status.success());
+    // A kernel worker removes them later.
+    wait_until("the kernel has removed all objects", || {
+        bpf::existing(&objects).is_empty()
+    });
 }
 
-/// SIGUSR1: the sum so far, and on it goes.
-fn summary_on_demand() {
+/// SIGUSR1 prints a summary of the records so far, and tracing goes on.
+fn sigusr1_prints_a_summary() {
     let tracer = Tracer::json(&[]);
-    let scene = Scene::new(&tracer.store);
-    for asked in 1..=2 {
-        let pair = pair(V::Four);
-        drop(pair.client);
-        drop(pair.server);
-        scene.expect(&[pair.truth.outbound().ok("local"), pair.truth.inbound().ok("peer")]);
-        tracer.signal(Signal::SIGUSR1);
-        let summaries = tracer.store.wait_summaries(asked).unwrap();
-        let sums = Sums::of(&summaries[asked - 1]);
-        sums.check();
-        // With the markers of the scene, four ends a round.
-        assert!(sums.delivered >= 4 * asked as u64, "{sums:?}");
+    let view = RecordView::new(&tracer.output);
+    for round in 1..=2 {
+        view.expect_clean_close(pair(IpVersion::V4), 0, 0);
+        let totals = Totals::from_summary(&tracer.request_summary());
+        totals.check();
+        // With the view's markers, four ends a round.
+        assert!(totals.delivered >= 4 * round, "{totals:?}");
     }
-    let end = tracer.interrupt();
-    end.check_whole();
-    assert_eq!(end.store.summaries().len(), 3);
+    let exit = tracer.interrupt();
+    exit.check_lossless();
+    assert_eq!(exit.output.summaries().len(), 3);
 }
 
 fn duration() {
     let started = Instant::now();
     let tracer = Tracer::json(&["--duration", "1500ms"]);
-    traffic(1);
-    let end = tracer.wait();
+    make_traffic(1);
+    let exit = tracer.wait();
     assert!(started.elapsed() >= Duration::from_millis(1500));
-    end.check_whole();
-    let elapsed = end.store.summaries()[0]["elapsed_ns"].as_u64().unwrap();
+    exit.check_lossless();
+    let elapsed = exit.output.summaries()[0]["elapsed_ns"].as_u64().unwrap();
     assert!(elapsed >= 1_500_000_000, "{elapsed}");
 }
 
-/// Five lines, however many connections end before it can stop.
+/// Exactly five records, although more connections end before the tracer stops.
 fn count() {
-    let server = net::address(0);
+    let server = net::loopback_v4(0);
     let tracer = Tracer::json(&["--count", "5", "--to-ip", &server.to_string()]);
     tracer.signal(Signal::SIGSTOP);
-    traffic(20);
+    make_traffic(20);
     tracer.signal(Signal::SIGCONT);
-    let sums = tracer.wait().check_whole();
-    assert_eq!(sums.delivered, 5);
-    assert!(sums.closes >= 40 && sums.after_limit >= 35, "{sums:?}");
+    let totals = tracer.wait().check_lossless();
+    assert_eq!(totals.delivered, 5);
+    assert!(totals.closes >= 40 && totals.after_limit >= 35, "{totals:?}");
 }
 
-/// All `made` ends of the connections that the filter passes are either delivered or counted as lost. What other programs do is
-/// among the filtered.
-pub fn check_accounted(sums: &Sums, made: usize, delivered: usize) {
-    assert_eq!(sums.delivered, delivered as u64, "{sums:?}");
-    assert_eq!(sums.delivered + sums.lost, made as u64, "{made} ends made: {sums:?}");
-}
-
-/// The tracer is stopped, so nobody empties the ring.
-fn overflow(buffer: &str) {
-    let made = if small() { 600 } else { 5000 };
-    let server = net::address(0);
-    let tracer = Tracer::json(&["--buffer", buffer, "--to-ip", &server.to_string()]);
-    tracer.store.keep(net::inode());
-    tracer.signal(Signal::SIGSTOP);
-    traffic(made);
-    tracer.signal(Signal::SIGCONT);
-    let end = tracer.interrupt();
-    let sums = end.check();
-    assert!(sums.lost > 0, "nothing lost with --buffer {buffer}: {sums:?}");
-    let lost = end.store.lost();
-    assert!(!lost.is_empty(), "no lost line");
-    let said: u64 = lost.iter().map(|line| line["lost_records"].as_u64().unwrap()).sum();
+/// Checks that each of the `made` ends that pass the filter is delivered or counted as lost. Other programs'
+/// connections count as filtered.
+pub fn check_all_counted(totals: &Totals, made: usize, delivered: usize) {
+    assert_eq!(totals.delivered, delivered as u64, "{totals:?}");
     assert_eq!(
-        lost.last().unwrap()["lost_records_total"],
-        said,
-        "the lost lines' own sum"
+        totals.delivered + totals.lost,
+        made as u64,
+        "{made} ends made: {totals:?}"
     );
-    assert!(
-        lost.iter()
-            .all(|line| !line["reason"].as_str().unwrap_or_default().is_empty()),
-        "{lost:?}"
-    );
-    check_accounted(&sums, 2 * made, end.store.records(net::inode()).len());
 }
 
-/// Nobody reads while more connections end than ring, queue and pipe have room for. The tracer stays, and counts what it could not
-/// keep.
-fn stalled_reader() {
-    // 16,000 records of 360 bytes at least; the queue takes 4 MiB of them.
+/// While the tracer is stopped, nothing reads the ring buffer.
+fn ring_overflow_is_counted(buffer: &str) {
+    let made = if is_small_vm() { 600 } else { 5000 };
+    let server = net::loopback_v4(0);
+    let tracer = Tracer::json(&["--buffer", buffer, "--to-ip", &server.to_string()]);
+    tracer.output.watch(net::current_netns());
+    tracer.signal(Signal::SIGSTOP);
+    make_traffic(made);
+    tracer.signal(Signal::SIGCONT);
+    let exit = tracer.interrupt();
+    let totals = exit.check();
+    assert!(totals.lost > 0, "nothing lost with --buffer {buffer}: {totals:?}");
+    let lines = exit.output.lost_lines();
+    let last = lines.last().expect("a lost line");
+    let sum: u64 = lines.iter().map(|line| line["lost_records"].as_u64().unwrap()).sum();
+    assert_eq!(last["lost_records_total"], sum, "the sum of the lost lines");
+    let has_reason = |line: &serde_json::Value| line["reason"].as_str().is_some_and(|reason| !reason.is_empty());
+    assert!(lines.iter().all(has_reason), "{lines:?}");
+    check_all_counted(&totals, 2 * made, exit.output.records(net::current_netns()).len());
+}
+
+/// Nothing reads standard output while more connections end than the ring buffer, the queue and the pipe can hold. The
+/// tracer goes on, and counts the records that it lost.
+fn blocked_stdout_is_counted() {
+    // 16,000 records of at least 360 bytes. The queue holds 4 MiB.
     const MADE: usize = 8_000;
-    let server = net::address(0);
+    let server = net::loopback_v4(0);
     let (open, gate) = mpsc::channel();
     let args = ["-o", "json", "--buffer", "64Ki", "--to-ip", &server.to_string()];
-    let tracer = Start::new(&args).gate(gate).tracing();
-    tracer.store.keep(net::inode());
-    traffic(MADE);
-    assert!(!tracer.ended_within(Duration::ZERO), "it went away");
+    let tracer = TracerCommand::new(&args).read_after(gate).start();
+    tracer.output.watch(net::current_netns());
+    make_traffic(MADE);
+    assert!(!tracer.ended_within(Duration::ZERO), "the tracer has exited");
     open.send(()).unwrap();
-    // Once it prints again, new records come too, unless they are among the lost.
-    traffic(10);
-    let end = tracer.interrupt();
-    let sums = end.check();
-    assert!(sums.lost > 0, "{sums:?}");
-    check_accounted(&sums, 2 * (MADE + 10), end.store.records(net::inode()).len());
+    // The tracer now prints again: new records come, unless they are lost.
+    make_traffic(10);
+    let exit = tracer.interrupt();
+    let totals = exit.check();
+    assert!(totals.lost > 0, "{totals:?}");
+    let delivered = exit.output.records(net::current_netns()).len();
+    check_all_counted(&totals, 2 * (MADE + 10), delivered);
 }

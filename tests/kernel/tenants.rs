@@ -15,7 +15,7 @@ mod secrets;
 mod services;
 mod traffic;
 
-use crate::Table;
+use crate::Topic;
 use crate::support::probe::Need;
 
 /// What pods need.
@@ -23,27 +23,27 @@ const PODS: &[Need] = &[Need::Veth, Need::Cgroup2, Need::Unshare];
 /// What pods behind a Service need.
 const SERVICES: &[Need] = &[Need::Nft, Need::Veth, Need::Cgroup2, Need::Unshare];
 /// What a scenario of tens of megabytes needs.
-const BIG: &[Need] = &[Need::Veth, Need::Cgroup2, Need::Unshare, Need::Big];
+const BIG: &[Need] = &[Need::Veth, Need::Cgroup2, Need::Unshare, Need::FullSize];
 /// What a scenario needs that makes more cgroups than other tracers would bear.
 const ALONE: &[Need] = &[
     Need::Nft,
     Need::Veth,
     Need::Cgroup2,
     Need::Unshare,
-    Need::Big,
-    Need::Alone,
+    Need::FullSize,
+    Need::Exclusive,
 ];
 
 /// Adds a trial for each function, named after it.
 macro_rules! trials {
     ($table:expr, $($needs:ident: $($module:ident::$name:ident),* $(,)?;)*) => {
-        $table $($(.own(stringify!($name), $needs, $module::$name))*)*
+        $table $($(.standalone(stringify!($name), $needs, $module::$name))*)*
     };
 }
 
 /// The trials.
-pub fn table() -> Table {
-    trials!(Table::new("tenants"),
+pub fn topic() -> Topic {
+    trials!(Topic::new("tenants"),
         PODS:
             identity::annotation_does_not_take_another_pods_identity,
             identity::annotation_does_not_take_an_identity_in_a_replay,

@@ -15,35 +15,35 @@ use kmesh_trace::rollup::Sort;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::Table;
-use crate::signals::traffic_through;
+use crate::Topic;
 use crate::support::probe::Need;
 use crate::support::scrape::scrape;
-use crate::support::sock::{V, exchange, free_port, listen, pair_with, wait_until};
+use crate::support::sock::{IpVersion, exchange, free_port, listen, pair_with, wait_until};
 use crate::support::tracer::binary;
-use crate::support::{bpf, net, patience};
+use crate::support::traffic::make_traffic_to;
+use crate::support::{bpf, net, test_timeout};
 
 /// The trials.
-pub fn table() -> Table {
-    Table::new("terminal")
-        .own("sizes_and_keys", &[Need::Tmux], sizes_and_keys)
-        .own(
+pub fn topic() -> Topic {
+    Topic::new("terminal")
+        .standalone("sizes_and_keys", &[Need::Tmux], sizes_and_keys)
+        .standalone(
             "quitting_restores_the_screen",
             &[Need::Tmux],
             quitting_restores_the_screen,
         )
-        .own(
+        .standalone(
             "a_panic_restores_the_screen",
             &[Need::Tmux],
             a_panic_restores_the_screen,
         )
-        .own("suspended_and_resumed", &[Need::Tmux], suspended_and_resumed)
-        .own(
+        .standalone("suspended_and_resumed", &[Need::Tmux], suspended_and_resumed)
+        .standalone(
             "a_terminal_that_does_not_read",
             &[Need::Tmux],
             a_terminal_that_does_not_read,
         )
-        .own("a_terminal_that_goes", &[Need::Tmux], a_terminal_that_goes)
+        .standalone("a_terminal_that_goes", &[Need::Tmux], a_terminal_that_goes)
 }
 
 /// A terminal of its own, with a shell in it.
@@ -111,7 +111,7 @@ impl Terminal {
 
     /// Waits for a screen like this.
     fn wait(&self, what: &str, is_it: impl Fn(&str) -> bool) -> String {
-        let deadline = Instant::now() + patience();
+        let deadline = Instant::now() + test_timeout();
         loop {
             let screen = self.screen();
             if is_it(&screen) {
@@ -174,7 +174,7 @@ fn sizes_and_keys() {
     let [first, second] = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
     let ports = [&first, &second].map(|listener| listener.local_addr().unwrap().port());
     let terminal = Terminal::open(80, 24);
-    let metrics = free_port(V::Four);
+    let metrics = free_port(IpVersion::V4);
     terminal.table(&format!(
         "--by ip,port --interval 300ms --metrics {metrics} --port {},{}",
         ports[0], ports[1]
@@ -198,8 +198,8 @@ fn sizes_and_keys() {
     });
     terminal.resize(80, 24);
     terminal.wait("80 columns", |screen| !screen.contains("P95") && both(screen));
-    // Traffic is seen while the connection stays open; and while it goes on, since a rate is that of one interval, which may be
-    // over before the screen is looked at.
+    // Traffic is seen while the connection stays open; and while it goes on, since a rate is that of one interval,
+    // which may be over before the screen is looked at.
     terminal.wait("a rate", |screen| {
         exchange(&stays[0], 50_000, 100);
         screen
@@ -211,7 +211,7 @@ fn sizes_and_keys() {
     let paused = terminal.wait("the pause", |screen| screen.contains("PAUSED"));
     let counted = |name: &str| scrape(local(metrics)).sum(name, &[]);
     let ended = counted("kmesh_trace_outcomes_total");
-    traffic_through(&first, 50);
+    make_traffic_to(&first, 50);
     wait_until("the ends are counted", || {
         counted("kmesh_trace_outcomes_total") >= ended + 100.0
     });
@@ -333,7 +333,7 @@ fn a_terminal_that_goes() {
     assert!(!objects.is_empty());
     drop(terminal);
     wait_until("the tracer has ended", || kill(tracer, None).is_err());
-    wait_until("the kernel has let go", || bpf::alive(&objects).is_empty());
+    wait_until("the kernel has let go", || bpf::existing(&objects).is_empty());
 }
 
 fn suspended_and_resumed() {
@@ -365,15 +365,15 @@ fn suspended_and_resumed() {
     terminal.is_restored();
 }
 
-/// The terminal stands still while 20,000 ends come, a fiftieth of which has room on the ring: none is lost, and memory stays.
-/// The metrics show that each batch has been taken in, with the terminal as it is, before the next one is made.
+/// The terminal stands still while 20,000 ends come, a fiftieth of which has room on the ring: none is lost, and memory
+/// stays. The metrics show that each batch has been taken in, with the terminal as it is, before the next one is made.
 fn a_terminal_that_does_not_read() {
     const BATCHES: u32 = 50;
     const BATCH: usize = 200;
-    let server = net::address(0);
-    let listener = listen(V::Four);
+    let server = net::loopback_v4(0);
+    let listener = listen(IpVersion::V4);
     let terminal = Terminal::open(80, 24);
-    let metrics = free_port(V::Four);
+    let metrics = free_port(IpVersion::V4);
     terminal.table(&format!(
         "--interval 100ms --by connection --buffer 256Ki --metrics {metrics} --to-ip {server}"
     ));
@@ -386,7 +386,7 @@ fn a_terminal_that_does_not_read() {
     };
     kill(tmux, Signal::SIGSTOP).unwrap();
     for batch in 1..=BATCHES {
-        traffic_through(&listener, BATCH);
+        make_traffic_to(&listener, BATCH);
         let made = f64::from(batch) * 2.0 * BATCH as f64;
         wait_until("the batch is counted", || {
             scrape(local(metrics)).sum("kmesh_trace_outcomes_total", &[]) == made

@@ -13,7 +13,7 @@ use crate::listener::listen;
 use crate::node::{by_certificate, running};
 use crate::stage::{self, kubelet};
 use crate::support::net;
-use crate::support::tracer::{End, Start, Tracer, binary};
+use crate::support::tracer::{TracerExit, Tracer, TracerCommand, binary};
 
 /// Want nothing that is started for them.
 pub const ALONE: &[Row] = &[
@@ -43,30 +43,30 @@ fn run(arguments: &str) -> (Option<i32>, String, String) {
 
 /// Starts the tool, and keeps the records of this network namespace.
 fn start(arguments: &str) -> Tracer {
-    let tracer = Start::resolving(&arguments.split_whitespace().collect::<Vec<_>>()).spawn();
-    tracer.store.keep(net::inode());
+    let tracer = TracerCommand::with_names(&arguments.split_whitespace().collect::<Vec<_>>()).spawn();
+    tracer.output.watch(net::current_netns());
     tracer
 }
 
-/// Traces until a connection made meanwhile has its record and standard error has a line that begins so, if one is given.
-/// Returns how the tool ended after an interrupt.
-fn trace_until(arguments: &str, line: Option<&str>) -> End {
+/// Traces until a connection made meanwhile has its record and standard error has a line that begins so, if one is
+/// given. Returns how the tool ended after an interrupt.
+fn trace_until(arguments: &str, line: Option<&str>) -> TracerExit {
     let tracer = start(arguments);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     stage::wait_until("a record of a connection", || {
         drop((TcpStream::connect(address).unwrap(), listener.accept().unwrap()));
-        let records = tracer.store.records(net::inode());
+        let records = tracer.output.records(net::current_netns());
         records
             .iter()
             .any(|record| record.value["dst"]["port"] == address.port())
     });
     if let Some(line) = line {
-        tracer.wait_said(&format!("kmesh-trace: {line}"));
+        tracer.wait_stderr(&format!("kmesh-trace: {line}"));
     }
     tracer.signal(Signal::SIGINT);
     let end = tracer.wait_within(stage::PATIENCE);
-    assert_eq!(end.store.faults(), [""; 0]);
+    assert_eq!(end.output.stream_errors(), [""; 0]);
     end
 }
 
@@ -128,8 +128,8 @@ fn what_check_tells() {
     }
 }
 
-/// A client connects to a pod all the time, and each record of it can name the pod. Prints how soon after the start of the tool
-/// the first named record came, for each source.
+/// A client connects to a pod all the time, and each record of it can name the pod. Prints how soon after the start of
+/// the tool the first named record came, for each source.
 fn first_names() {
     const BETWEEN: Duration = Duration::from_millis(2);
     stage::node();
@@ -149,12 +149,12 @@ fn first_names() {
     for (what, source) in [("the container runtime", cri), ("the kubelet", by_certificate())] {
         let began = SystemTime::now();
         let tracer = start(&format!("-o json -q {source}"));
-        let found = tracer.store.wait(net::inode(), |records| {
+        let found = tracer.output.wait(net::current_netns(), |records| {
             let mut of_pod = records.iter().filter(|record| {
                 let to = &record.value["dst"];
                 to["ip"] == ip.to_string() && to["port"] == 8080
             });
-            let first = of_pod.clone().next()?.seen;
+            let first = of_pod.clone().next()?.received_at;
             let nameless = of_pod.clone().take_while(|record| record.value["dst"]["pod"].is_null());
             let nameless = nameless.count();
             Some((first, nameless, of_pod.nth(nameless)?.clone()))
@@ -169,7 +169,7 @@ fn first_names() {
         println!(
             "{what}: first record {} ms after the start, first name {} ms, {nameless} without before it",
             after(first),
-            after(named.seen)
+            after(named.received_at)
         );
         tracer.signal(Signal::SIGINT);
         tracer.wait_within(stage::PATIENCE).check();

@@ -1,5 +1,6 @@
-//! Other processes with sockets. The test binary runs itself again with a hidden argument and obeys the commands that come
-//! over a socket pair; descriptors travel over it too. (A fork of a threaded process could do little more than crash.)
+//! Helper processes with sockets. The test binary runs itself again with a hidden argument, and executes the commands
+//! that it gets over a socket pair. File descriptors travel over it, too. (After a fork, a process with threads could
+//! do little.)
 
 use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
@@ -7,6 +8,8 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
+use std::time::Duration;
 
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
@@ -16,32 +19,33 @@ use nix::sys::socket::{
 };
 use socket2::{Protocol, SockAddr, SockRef, Socket};
 
-use super::sock::{address, stream_socket};
+use super::sock::{local_address, stream_socket};
 
 /// The hidden argument.
 pub const ARGUMENT: &str = "__actor";
 
-/// Another process.
+/// A helper process. Dropping it kills it.
 pub struct Actor {
     child: Child,
-    wire: OwnedFd,
+    channel: OwnedFd,
 }
 
 impl Actor {
-    /// Starts one in the calling thread's network namespace.
+    /// Starts a process in the calling thread's network namespace.
     pub fn start() -> Self {
-        Self::start_with(Stdio::null())
+        Self::spawn(Command::new("/proc/self/exe"), Stdio::null())
     }
 
-    /// Starts one that inherits `descriptor` through fork and exec, as its standard output. It finds it by `inherited`.
+    /// Starts a process that inherits `descriptor` as its standard output, through fork and exec. The command
+    /// `adopt_stdout` makes a socket of it.
     pub fn inheriting(descriptor: OwnedFd) -> Self {
-        Self::start_with(descriptor.into())
+        Self::spawn(Command::new("/proc/self/exe"), descriptor.into())
     }
 
-    /// Starts one in a user namespace and a network namespace that it makes itself, as a process without any capability may.
+    /// Starts a process in new user and network namespaces, which a process without capabilities may create.
     pub fn in_user_namespace() -> Self {
         let mut command = Command::new("/proc/self/exe");
-        // SAFETY: one system call and one short write, which may be made between fork and exec.
+        // SAFETY: a system call and a short write to a file, which are allowed between fork and exec.
         unsafe {
             command.pre_exec(|| {
                 unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?;
@@ -51,143 +55,133 @@ impl Actor {
         Self::spawn(command, Stdio::null())
     }
 
-    fn start_with(stdout: Stdio) -> Self {
-        Self::spawn(Command::new("/proc/self/exe"), stdout)
-    }
-
     fn spawn(mut command: Command, stdout: Stdio) -> Self {
-        let (wire, far) =
+        let (channel, stdin) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).expect("socketpair");
         let child = command
             .arg0(ARGUMENT)
             .arg(ARGUMENT)
-            .stdin(far)
+            .stdin(stdin)
             .stdout(stdout)
             .spawn()
             .expect("start an actor");
-        let actor = Self { child, wire };
-        assert_eq!(actor.ask("hello"), "");
+        let actor = Self { child, channel };
+        assert_eq!(actor.run("hello"), "");
         actor
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The name of its main thread, as the kernel has it now.
+    /// Returns the name of the main thread.
     pub fn comm(&self) -> Vec<u8> {
         let mut comm = std::fs::read(format!("/proc/{}/comm", self.pid())).expect("the actor's comm");
         comm.pop();
         comm
     }
 
-    /// Gives a command that must work and returns its answer.
-    pub fn ask(&self, command: &str) -> String {
-        self.tell(command, None);
-        self.answer(command).0
+    /// Runs a command, which must succeed, and returns its result.
+    pub fn run(&self, command: &str) -> String {
+        self.send_command(command, None);
+        self.receive_result(command).0
     }
 
-    /// Gives a command together with a descriptor (`take NAME`).
-    pub fn hand(&self, command: &str, descriptor: &OwnedFd) -> String {
-        self.tell(command, Some(descriptor.as_raw_fd()));
-        self.answer(command).0
+    /// Runs a command that gets a descriptor (`receive_fd NAME`).
+    pub fn run_with_fd(&self, command: &str, descriptor: &OwnedFd) -> String {
+        self.send_command(command, Some(descriptor.as_raw_fd()));
+        self.receive_result(command).0
     }
 
-    /// Asks for a copy of a descriptor (`give NAME`).
-    pub fn fetch(&self, command: &str) -> OwnedFd {
-        self.tell(command, None);
-        self.answer(command).1.expect("a descriptor")
+    /// Runs a command that returns a copy of a descriptor (`send_fd NAME`).
+    pub fn run_for_fd(&self, command: &str) -> OwnedFd {
+        self.send_command(command, None);
+        self.receive_result(command).1.expect("a descriptor")
     }
 
-    /// Gives a command whose answer [`Self::done`] waits for.
-    pub fn begin(&self, command: &str) {
-        self.tell(command, None);
+    /// Starts a command whose result [`Self::wait_result`] waits for.
+    pub fn start_command(&self, command: &str) {
+        self.send_command(command, None);
     }
 
-    /// The answer to [`Self::begin`].
-    pub fn done(&self) -> String {
-        self.answer("what was begun").0
+    /// Waits for the result of [`Self::start_command`].
+    pub fn wait_result(&self) -> String {
+        self.receive_result("the started command").0
     }
 
-    /// Connects: the actor's own address.
+    /// Connects a socket, and returns its local address.
     pub fn connect(&self, name: &str, to: SocketAddr) -> SocketAddr {
-        self.ask(&format!("connect {name} {to}")).parse().expect("an address")
+        self.run(&format!("connect {name} {to}")).parse().expect("an address")
     }
 
-    /// Listens: the address.
+    /// Listens, and returns the listener's address.
     pub fn listen(&self, name: &str, at: SocketAddr) -> SocketAddr {
-        self.ask(&format!("listen {name} {at}")).parse().expect("an address")
+        self.run(&format!("listen {name} {at}")).parse().expect("an address")
     }
 
-    /// Lets it end without closing anything, and waits until it has.
+    /// Makes the process exit without closing its sockets, and waits until it has.
     pub fn exit(mut self) {
-        self.tell("exit", None);
+        self.send_command("exit", None);
         self.child.wait().expect("wait for the actor");
     }
 
-    /// Kills it with SIGKILL, and waits until it is gone.
+    /// Kills the process with SIGKILL, and waits until it has ended.
     pub fn kill(mut self) {
         self.child.kill().expect("kill the actor");
         self.child.wait().expect("wait for the actor");
     }
 
-    fn tell(&self, command: &str, descriptor: Option<RawFd>) {
-        send(self.wire.as_raw_fd(), command.as_bytes(), descriptor);
+    fn send_command(&self, command: &str, descriptor: Option<RawFd>) {
+        send(self.channel.as_raw_fd(), command.as_bytes(), descriptor);
     }
 
-    fn answer(&self, command: &str) -> (String, Option<OwnedFd>) {
-        let (answer, descriptor) =
-            receive(self.wire.as_raw_fd()).unwrap_or_else(|| panic!("{command}: the actor is gone"));
-        match answer.split_once(' ') {
+    fn receive_result(&self, command: &str) -> (String, Option<OwnedFd>) {
+        let (result, descriptor) =
+            receive(self.channel.as_raw_fd()).unwrap_or_else(|| panic!("{command}: the actor has ended"));
+        match result.split_once(' ') {
             Some(("ok", rest)) => (rest.to_owned(), descriptor),
-            _ => panic!("{command}: {answer}"),
+            _ => panic!("{command}: {result}"),
         }
     }
 }
 
 impl Drop for Actor {
     fn drop(&mut self) {
-        // After exit() or kill() both fail, and that is fine.
+        // Both fail after exit() or kill().
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-fn send(wire: RawFd, text: &[u8], descriptor: Option<RawFd>) {
+fn send(channel: RawFd, text: &[u8], descriptor: Option<RawFd>) {
     let fds: Vec<RawFd> = descriptor.into_iter().collect();
     let rights = [ControlMessage::ScmRights(&fds)];
     let rights = if fds.is_empty() { &rights[..0] } else { &rights[..] };
-    sendmsg::<()>(wire, &[IoSlice::new(text)], rights, MsgFlags::MSG_NOSIGNAL, None).expect("sendmsg to the actor");
+    sendmsg::<()>(channel, &[IoSlice::new(text)], rights, MsgFlags::MSG_NOSIGNAL, None).expect("sendmsg to the actor");
 }
 
-fn receive(wire: RawFd) -> Option<(String, Option<OwnedFd>)> {
+fn receive(channel: RawFd) -> Option<(String, Option<OwnedFd>)> {
     let mut buffer = [0; 4096];
     let mut space = nix::cmsg_space!([RawFd; 1]);
     let mut slices = [IoSliceMut::new(&mut buffer)];
-    let message = recvmsg::<()>(wire, &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).ok()?;
+    let message = recvmsg::<()>(channel, &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).ok()?;
     let length = message.bytes;
     let mut descriptor = None;
     for control in message.cmsgs().ok()? {
         if let ControlMessageOwned::ScmRights(fds) = control {
-            // SAFETY: the kernel has just put this descriptor into our table, and nobody else knows its number.
+            // SAFETY: the kernel has just added this descriptor to the table, and nothing else knows its number.
             descriptor = fds.first().map(|&fd| unsafe { OwnedFd::from_raw_fd(fd) });
         }
     }
     (length > 0).then(|| (String::from_utf8_lossy(&buffer[..length]).into_owned(), descriptor))
 }
 
-/// The actor's whole life: obey until the other end of standard input is gone.
+/// The main function of a helper process: executes commands until the other end of standard input is closed.
 pub fn main() -> std::io::Result<()> {
-    let mut sockets = HashMap::new();
-    let mut held = Vec::new();
-    let mut children = Vec::new();
+    let mut process = Process::default();
     while let Some((command, descriptor)) = receive(0) {
         let words: Vec<&str> = command.split(' ').collect();
-        if words[0] == "exit" {
-            std::process::exit(0);
-        }
-        match obey(&mut sockets, &mut held, &mut children, &words, descriptor) {
+        match process.execute(&words, descriptor) {
             Ok(Reply::Text(text)) => send(0, format!("ok {text}").as_bytes(), None),
             Ok(Reply::Descriptor(fd)) => send(0, b"ok ", Some(fd)),
             Err(error) => send(0, format!("error {error}").as_bytes(), None),
@@ -201,20 +195,202 @@ enum Reply {
     Descriptor(RawFd),
 }
 
-/// Both ends of so many connections to one listener. What moves each way follows from the client's port.
-struct Held(Vec<(TcpStream, TcpStream)>);
+/// The state of a helper process.
+#[derive(Default)]
+struct Process {
+    /// Sockets by their names in commands.
+    sockets: HashMap<String, Socket>,
+    connections: Vec<Connections>,
+    /// Children of `fork`. Closing its pipe ends a child.
+    children: Vec<(nix::unistd::Pid, OwnedFd)>,
+}
 
-impl Held {
-    fn new(at: SocketAddr, count: usize) -> std::io::Result<(Self, SocketAddr)> {
-        // Two descriptors each; root may have more than it was given.
-        let enough = (2 * count + 100) as u64;
-        setrlimit(Resource::RLIMIT_NOFILE, enough, enough)?;
+impl Process {
+    fn execute(&mut self, words: &[&str], descriptor: Option<OwnedFd>) -> std::io::Result<Reply> {
+        let mut text = String::new();
+        match *words {
+            ["hello"] => {}
+            ["exit"] => std::process::exit(0),
+            ["set_comm", hex] => set_comm(hex),
+            // The kernel closes all sockets. The program that starts then reads the next command.
+            ["exec"] => return Err(Command::new("/proc/self/exe").arg0(ARGUMENT).arg(ARGUMENT).exec()),
+            ["fork", name] => text = self.fork(name)?,
+            ["reap"] => self.reap()?,
+            ["read_fds", pid] => text = read_fds(pid).to_string(),
+            ["open_connections", at, count] => {
+                let (connections, at) = Connections::open(parse(at)?, parse(count)?)?;
+                self.connections.push(connections);
+                text = at.to_string();
+            }
+            ["close_connections"] => self.connections.drain(..).try_for_each(Connections::close)?,
+            ["send_fd", name] => return Ok(Reply::Descriptor(self.sockets[name].as_raw_fd())),
+            ["receive_fd", name] => {
+                let socket = descriptor.expect("a descriptor with the message").into();
+                self.sockets.insert(name.to_owned(), socket);
+            }
+            ["adopt_stdout", name] => {
+                // SAFETY: standard output is the socket that the parent passed, and this program never prints.
+                let socket = unsafe { OwnedFd::from_raw_fd(1) }.into();
+                self.sockets.insert(name.to_owned(), socket);
+            }
+            ["close", name] => drop(self.sockets.remove(name)),
+            _ => text = self.execute_on_socket(words)?,
+        }
+        Ok(Reply::Text(text))
+    }
+
+    /// Executes the commands that make system calls on sockets.
+    fn execute_on_socket(&mut self, words: &[&str]) -> std::io::Result<String> {
+        match *words {
+            ["listen", name, at] => {
+                let at = parse(at)?;
+                let socket = stream_socket(at, Protocol::TCP);
+                socket.set_reuse_address(true)?;
+                self.add(name, socket);
+                self.bind_and_listen(name, at)
+            }
+            ["bind_and_listen", name, at] => self.bind_and_listen(name, parse(at)?),
+            ["listen_bound", name] => self.sockets[name].listen(128).map(|()| String::new()),
+            ["connect", name, to] => Ok(self.add(name, connect(parse(to)?)?)),
+            ["connect_from", name, from, to] => {
+                let from = parse(from)?;
+                let socket = stream_socket(from, Protocol::TCP);
+                socket.bind(&SockAddr::from(from))?;
+                socket.connect(&SockAddr::from(parse::<SocketAddr>(to)?))?;
+                Ok(self.add(name, socket))
+            }
+            // `from` need not be an address of this machine. Its owner gets the answer to the SYN.
+            ["connect_nonblocking", name, from, to] => {
+                let from = parse(from)?;
+                let socket = stream_socket(from, Protocol::TCP);
+                socket.set_ip_transparent_v4(true)?;
+                socket.bind(&SockAddr::from(from))?;
+                socket.set_nonblocking(true)?;
+                match socket.connect(&SockAddr::from(parse::<SocketAddr>(to)?)) {
+                    Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+                    other => other?,
+                }
+                Ok(self.add(name, socket))
+            }
+            ["connect_in_thread", name, to, thread] => {
+                let to = parse(to)?;
+                let thread = std::thread::Builder::new().name(thread.to_owned());
+                let socket = thread
+                    .spawn(move || connect(to))?
+                    .join()
+                    .expect("the connecting thread")?;
+                Ok(self.add(name, socket))
+            }
+            ["accept", listener, name] => {
+                let (socket, peer) = self.sockets[listener].accept()?;
+                self.add(name, socket);
+                Ok(peer.as_socket().expect("an IP address").to_string())
+            }
+            ["write", name, count] => (&self.sockets[name])
+                .write_all(&vec![0x5a; parse(count)?])
+                .map(|()| String::new()),
+            ["read", name, count] => (&self.sockets[name])
+                .read_exact(&mut vec![0; parse(count)?])
+                .map(|()| String::new()),
+            // Reads until the end of the stream: the number of bytes.
+            ["eof", name] => Ok((&self.sockets[name]).read_to_end(&mut Vec::new())?.to_string()),
+            ["shutdown", name] => self.sockets[name].shutdown(Shutdown::Write).map(|()| String::new()),
+            ["linger0", name] => SockRef::from(&self.sockets[name])
+                .set_linger(Some(Duration::ZERO))
+                .map(|()| String::new()),
+            _ => Err(std::io::Error::other(format!("no such command: {words:?}"))),
+        }
+    }
+
+    /// Adds a socket, and returns its local address.
+    fn add(&mut self, name: &str, socket: Socket) -> String {
+        let address = local_address(&socket).to_string();
+        self.sockets.insert(name.to_owned(), socket);
+        address
+    }
+
+    fn bind_and_listen(&self, name: &str, at: SocketAddr) -> std::io::Result<String> {
+        let socket = &self.sockets[name];
+        socket.bind(&SockAddr::from(at))?;
+        socket.listen(128)?;
+        Ok(local_address(socket).to_string())
+    }
+
+    /// Leaves the socket to a child process, and returns the child's pid.
+    fn fork(&mut self, name: &str) -> std::io::Result<String> {
+        let (child_end, parent_end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        // SAFETY: this process has one thread, and the child makes only system calls.
+        match unsafe { nix::unistd::fork() }? {
+            nix::unistd::ForkResult::Child => {
+                drop(parent_end);
+                // Returns when the parent drops its end.
+                let _ = nix::unistd::read(&child_end, &mut [0]);
+                // SAFETY: it ends this process immediately.
+                unsafe { libc::_exit(0) };
+            }
+            nix::unistd::ForkResult::Parent { child } => {
+                drop(self.sockets.remove(name));
+                self.children.push((child, parent_end));
+                Ok(child.to_string())
+            }
+        }
+    }
+
+    /// Ends the children, and waits for them.
+    fn reap(&mut self) -> std::io::Result<()> {
+        for (child, pipe) in self.children.drain(..) {
+            drop(pipe);
+            nix::sys::wait::waitpid(child, None)?;
+        }
+        Ok(())
+    }
+}
+
+fn parse<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(word: &str) -> std::io::Result<T> {
+    word.parse().map_err(std::io::Error::other)
+}
+
+fn connect(to: SocketAddr) -> std::io::Result<Socket> {
+    let socket = stream_socket(to, Protocol::TCP);
+    socket.connect(&SockAddr::from(to))?;
+    Ok(socket)
+}
+
+/// Reads the links of all descriptors of a process until the process has ended. Returns the number of links read.
+fn read_fds(pid: &str) -> usize {
+    let mut links = 0;
+    while let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) {
+        let is_link = |entry: &std::fs::DirEntry| std::fs::read_link(entry.path()).is_ok();
+        links += entries.flatten().filter(is_link).count();
+    }
+    links
+}
+
+/// Sets the name of the main thread to bytes that need not be text.
+fn set_comm(hex: &str) {
+    let mut name: Vec<u8> = (0..hex.len() / 2)
+        .map(|at| u8::from_str_radix(&hex[at * 2..at * 2 + 2], 16).expect("hexadecimal"))
+        .collect();
+    name.push(0);
+    // SAFETY: PR_SET_NAME reads a string that ends with NUL, as `name` does.
+    let result = unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+    assert_eq!(result, 0, "PR_SET_NAME");
+}
+
+/// Both ends of many connections to one listener. The payload of each follows from the client's port.
+struct Connections(Vec<(TcpStream, TcpStream)>);
+
+impl Connections {
+    fn open(at: SocketAddr, count: usize) -> std::io::Result<(Self, SocketAddr)> {
+        // Two descriptors for each. Root may raise the limit.
+        let descriptors = (2 * count + 100) as u64;
+        setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors)?;
         let listener = TcpListener::bind(at)?;
         let at = listener.local_addr()?;
         let mut pairs = Vec::with_capacity(count);
         for _ in 0..count {
             let (mut client, mut server) = (TcpStream::connect(at)?, listener.accept()?.0);
-            let (up, down) = held_bytes(client.local_addr()?.port());
+            let (up, down) = payload_by_port(client.local_addr()?.port());
             let mut buffer = [0; 256];
             client.write_all(&buffer[..up])?;
             server.read_exact(&mut buffer[..up])?;
@@ -225,8 +401,8 @@ impl Held {
         Ok((Self(pairs), at))
     }
 
-    /// The clients close first.
-    fn release(self) -> std::io::Result<()> {
+    /// Closes each client, then its server.
+    fn close(self) -> std::io::Result<()> {
         for (client, mut server) in self.0 {
             drop(client);
             let rest = server.read(&mut [0])?;
@@ -236,176 +412,7 @@ impl Held {
     }
 }
 
-/// What a held connection's client has sent, and received, by its port.
-pub fn held_bytes(port: u16) -> (usize, usize) {
+/// Returns what the client of an `open_connections` connection with this port has sent and received.
+pub fn payload_by_port(port: u16) -> (usize, usize) {
     (1 + usize::from(port) % 101, 1 + usize::from(port) % 31)
-}
-
-fn obey(
-    sockets: &mut HashMap<String, Socket>,
-    held: &mut Vec<Held>,
-    children: &mut Vec<(nix::unistd::Pid, OwnedFd)>,
-    words: &[&str],
-    descriptor: Option<OwnedFd>,
-) -> std::io::Result<Reply> {
-    let named = |sockets: &HashMap<String, Socket>, name: &str| sockets[name].try_clone();
-    let mut text = String::new();
-    match *words {
-        ["hello"] => {}
-        ["name", hex] => set_comm(hex),
-        ["listen", name, at] => {
-            let at: SocketAddr = at.parse().map_err(std::io::Error::other)?;
-            let socket = stream_socket(at, Protocol::TCP);
-            socket.set_reuse_address(true)?;
-            socket.bind(&SockAddr::from(at))?;
-            socket.listen(128)?;
-            text = address(&socket).to_string();
-            sockets.insert(name.to_owned(), socket);
-        }
-        // A socket that came from elsewhere, at this address.
-        ["listen_again", name, at] => {
-            let at: SocketAddr = at.parse().map_err(std::io::Error::other)?;
-            sockets[name].bind(&SockAddr::from(at))?;
-            sockets[name].listen(128)?;
-            text = address(&sockets[name]).to_string();
-        }
-        // Reads the links of all its descriptors until that process is gone: how many.
-        ["look", pid] => {
-            let mut links = 0;
-            let folder = format!("/proc/{pid}/fd");
-            while let Ok(entries) = std::fs::read_dir(&folder) {
-                links += entries
-                    .flatten()
-                    .filter(|entry| std::fs::read_link(entry.path()).is_ok())
-                    .count();
-            }
-            text = links.to_string();
-        }
-        // A socket that came from elsewhere, at the address that it has.
-        ["listen_here", name] => sockets[name].listen(128)?,
-        ["connect", name, to] => {
-            let socket = connect(to)?;
-            text = address(&socket).to_string();
-            sockets.insert(name.to_owned(), socket);
-        }
-        ["connect_from", name, from, to] => {
-            let from: SocketAddr = from.parse().map_err(std::io::Error::other)?;
-            let to: SocketAddr = to.parse().map_err(std::io::Error::other)?;
-            let socket = stream_socket(from, Protocol::TCP);
-            socket.bind(&SockAddr::from(from))?;
-            socket.connect(&SockAddr::from(to))?;
-            text = address(&socket).to_string();
-            sockets.insert(name.to_owned(), socket);
-        }
-        // From an address that need not be this machine's. The answer to the SYN goes to who has that address.
-        ["attempt", name, from, to] => {
-            let from: SocketAddr = from.parse().map_err(std::io::Error::other)?;
-            let to: SocketAddr = to.parse().map_err(std::io::Error::other)?;
-            let socket = stream_socket(from, Protocol::TCP);
-            socket.set_ip_transparent_v4(true)?;
-            socket.bind(&SockAddr::from(from))?;
-            socket.set_nonblocking(true)?;
-            match socket.connect(&SockAddr::from(to)) {
-                Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
-                other => other?,
-            }
-            text = address(&socket).to_string();
-            sockets.insert(name.to_owned(), socket);
-        }
-        ["connect_in_thread", name, to, thread] => {
-            let to = to.to_owned();
-            let builder = std::thread::Builder::new().name(thread.to_owned());
-            let socket = builder
-                .spawn(move || connect(&to))?
-                .join()
-                .expect("the connecting thread")?;
-            text = address(&socket).to_string();
-            sockets.insert(name.to_owned(), socket);
-        }
-        ["accept", listener, name] => {
-            let (socket, peer) = named(sockets, listener)?.accept()?;
-            text = peer.as_socket().expect("an IP address").to_string();
-            sockets.insert(name.to_owned(), socket);
-        }
-        ["write", name, count] => {
-            named(sockets, name)?.write_all(&vec![0x5a; count.parse().map_err(std::io::Error::other)?])?;
-        }
-        ["read", name, count] => {
-            named(sockets, name)?.read_exact(&mut vec![0; count.parse().map_err(std::io::Error::other)?])?;
-        }
-        ["eof", name] => {
-            let mut all = Vec::new();
-            text = named(sockets, name)?.read_to_end(&mut all)?.to_string();
-        }
-        ["shutdown", name] => sockets[name].shutdown(Shutdown::Write)?,
-        ["linger0", name] => SockRef::from(&sockets[name]).set_linger(Some(std::time::Duration::ZERO))?,
-        ["close", name] => drop(sockets.remove(name)),
-        ["fork", name] => {
-            let (end, own) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-            // SAFETY: this process has one thread, and the child makes only system calls.
-            match unsafe { nix::unistd::fork() }? {
-                nix::unistd::ForkResult::Child => {
-                    drop(own);
-                    // Until the parent drops its end.
-                    let _ = nix::unistd::read(&end, &mut [0]);
-                    // SAFETY: it ends this process at once.
-                    unsafe { libc::_exit(0) };
-                }
-                nix::unistd::ForkResult::Parent { child } => {
-                    drop(sockets.remove(name));
-                    text = child.to_string();
-                    children.push((child, own));
-                }
-            }
-        }
-        ["reap"] => {
-            for (child, end) in children.drain(..) {
-                drop(end);
-                nix::sys::wait::waitpid(child, None)?;
-            }
-        }
-        // The kernel closes all sockets. The program that comes then reads the next command.
-        ["exec"] => return Err(Command::new("/proc/self/exe").arg0(ARGUMENT).arg(ARGUMENT).exec()),
-        ["hold", at, count] => {
-            let parsed = (
-                at.parse().map_err(std::io::Error::other)?,
-                count.parse().map_err(std::io::Error::other)?,
-            );
-            let (all, at) = Held::new(parsed.0, parsed.1)?;
-            held.push(all);
-            text = at.to_string();
-        }
-        ["release"] => held.drain(..).try_for_each(Held::release)?,
-        ["give", name] => return Ok(Reply::Descriptor(sockets[name].as_raw_fd())),
-        ["take", name] => {
-            sockets.insert(
-                name.to_owned(),
-                descriptor.expect("a descriptor with the message").into(),
-            );
-        }
-        ["inherited", name] => {
-            // SAFETY: standard output is what the parent put there, and this program never prints.
-            sockets.insert(name.to_owned(), unsafe { OwnedFd::from_raw_fd(1) }.into());
-        }
-        _ => return Err(std::io::Error::other(format!("no such command: {words:?}"))),
-    }
-    Ok(Reply::Text(text))
-}
-
-fn connect(to: &str) -> std::io::Result<Socket> {
-    let to: SocketAddr = to.parse().map_err(std::io::Error::other)?;
-    let socket = stream_socket(to, Protocol::TCP);
-    socket.connect(&SockAddr::from(to))?;
-    Ok(socket)
-}
-
-/// Names the main thread, with bytes that need not be text.
-fn set_comm(hex: &str) {
-    let mut name: Vec<u8> = (0..hex.len() / 2)
-        .map(|at| u8::from_str_radix(&hex[at * 2..at * 2 + 2], 16).expect("hexadecimal"))
-        .collect();
-    name.push(0);
-    // SAFETY: PR_SET_NAME reads a string that ends with NUL, which `name` is.
-    let done = unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
-    assert_eq!(done, 0, "PR_SET_NAME");
 }

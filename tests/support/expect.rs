@@ -1,215 +1,206 @@
-//! What records must say, and the comparison.
+//! The record that a test expects of a connection's end, and its comparison with the record that the tracer printed.
 
-use std::cell::RefCell;
-use std::collections::HashSet;
-use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::ops::RangeInclusive;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::net;
-use super::sock::{Span, Truth, V};
-use super::store::{Rec, Store};
+use super::output::ReceivedRecord;
+use super::sock::{Span, Truth};
 
-/// The largest error of the tool's wall-clock times. The kernel stamps an event by the monotonic clock, and the tool adds the
-/// difference between the two clocks, which it measures to within microseconds. How busy the machine is adds nothing: an event
-/// lies between two readings of the test's clock, before and after it.
+/// The maximum error of the tool's wall-clock times. The kernel timestamps an event with the monotonic clock, and the
+/// tool adds the difference of the two clocks, which it measures to within microseconds. A busy machine adds no error:
+/// the test reads the clock before and after an event.
 pub const CLOCK_ERROR: Duration = Duration::from_millis(1);
 
-/// Which process a record must name.
+/// The process that a record must name.
 #[derive(Clone, Debug)]
-pub enum Proc {
-    /// This one; known in one of these ways.
-    Is(u32, String, &'static [&'static str]),
-    /// None.
-    Nobody,
-    /// None, or one of these processes, however known.
-    NobodyOr(u32),
-    /// Compared by the test itself.
-    Unchecked,
+pub enum Owner {
+    /// A process by its pid and name, found in one of these ways (`process.by`).
+    Process(u32, String, &'static [&'static str]),
+    /// No process.
+    Unknown,
+    /// No process, or the one with this pid.
+    UnknownOr(u32),
 }
 
-impl Proc {
-    /// The test's own process.
-    pub fn me(by: &'static [&'static str]) -> Self {
-        Self::Is(std::process::id(), own_comm(), by)
+impl Owner {
+    /// The test's own process, found in one of these ways.
+    pub fn this_process(by: &'static [&'static str]) -> Self {
+        Self::Process(std::process::id(), own_comm(), by)
     }
 }
 
-/// The name of this process: its thread-group leader's.
+/// Returns the name of the test's process, which is the name of its main thread.
 pub fn own_comm() -> String {
     let mut comm = std::fs::read_to_string(format!("/proc/{}/comm", std::process::id())).expect("own comm");
     comm.pop();
     comm
 }
 
-/// One record that must come.
+/// An expected `close` record. [`Truth::outbound`] and [`Truth::inbound`] make one, the other methods change it.
 #[derive(Clone, Debug)]
-pub struct Want {
-    /// `outbound` or `inbound`.
+pub struct Expected {
     pub direction: &'static str,
-    /// A port of zero stands for any: the kernel's choice, of which the test has no way to know.
+    /// Its port is zero where the kernel chose the port and the test cannot know it.
     pub src: SocketAddr,
-    /// The server.
     pub dst: SocketAddr,
-    /// Exact.
-    pub sent: u64,
-    /// Exact.
-    pub received: u64,
-    /// Exact, where the range has one number. A range only where the kernel decides and does not tell.
-    pub undelivered: RangeInclusive<u64>,
-    /// The outcome.
     pub outcome: &'static str,
-    /// Any of these.
-    pub errno: &'static [Option<&'static str>],
-    /// Who closed, which counts only where a test can know it: not for MPTCP.
-    pub any_closer: bool,
-    /// Who closed.
-    pub closed_by: Option<&'static str>,
-    /// Whether its handshake ended counts only where a test can know it.
-    pub any_handshake: bool,
-    /// Whether it ever connected.
-    pub established: bool,
-    /// The owner.
-    pub process: Proc,
-    /// Whether it was there before the tracer.
-    pub preexisting: bool,
-    /// Any of these; empty: not looked at.
-    pub old_state: &'static [&'static str],
-    /// Between which moments it began; not looked at when preexisting.
-    pub start: Span,
-    /// It ended after this moment.
-    pub end: SystemTime,
-    /// Whether `connect_ns` is a number, where that does not follow from the rest.
-    pub connect: Option<bool>,
+    sent: u64,
+    received: u64,
+    undelivered: u64,
+    /// Each of these is right.
+    errnos: Vec<Option<&'static str>>,
+    /// `None` where a test cannot know `closed_by`.
+    closed_by: Option<Option<&'static str>>,
+    /// `None` where a test cannot know `established`.
+    established: Option<bool>,
+    process: Owner,
+    preexisting: bool,
+    /// Each of these is right for `tcp.old_state`; if empty, any is.
+    old_states: &'static [&'static str],
+    /// When the connection started. Not compared if it is preexisting.
+    start: Span,
+    /// The connection ended after this time.
+    earliest_end: SystemTime,
 }
 
 impl Truth {
-    /// The client's record: connected by this process, and all of zero until said otherwise.
-    pub fn outbound(&self) -> Want {
-        Want {
+    /// The client's record: no bytes, and this process as its owner.
+    pub fn outbound(&self) -> Expected {
+        Expected {
             direction: "outbound",
             src: self.src,
             dst: self.dst,
+            outcome: "ok",
             sent: 0,
             received: 0,
-            undelivered: 0..=0,
-            outcome: "ok",
-            errno: &[None],
-            any_closer: false,
-            any_handshake: false,
-            closed_by: None,
-            established: true,
-            process: Proc::me(&["connect"]),
+            undelivered: 0,
+            errnos: vec![None],
+            closed_by: Some(None),
+            established: Some(true),
+            process: Owner::this_process(&["connect"]),
             preexisting: false,
-            old_state: &[],
+            old_states: &[],
             start: self.connect,
-            end: self.connect.after,
-            connect: None,
+            earliest_end: self.connect.after,
         }
     }
 
-    /// The server's record: closed by this process.
-    pub fn inbound(&self) -> Want {
-        Want {
+    /// The server's record: no bytes, closed by this process.
+    pub fn inbound(&self) -> Expected {
+        Expected {
             direction: "inbound",
-            process: Proc::me(&["close"]),
+            process: Owner::this_process(&["close"]),
             start: self.open,
-            end: self.open.before,
+            earliest_end: self.open.before,
             ..self.outbound()
         }
     }
 }
 
-impl Want {
-    /// Payload each way, as this end sees it.
+impl Expected {
+    /// Sets the payload that this end sent and received.
     pub fn bytes(self, sent: u64, received: u64) -> Self {
         Self { sent, received, ..self }
     }
 
-    /// Payload that never arrived.
-    pub fn undelivered(self, count: u64) -> Self {
-        Self {
-            undelivered: count..=count,
-            ..self
-        }
+    /// Sets the payload that was written and never acknowledged.
+    pub fn undelivered(self, undelivered: u64) -> Self {
+        Self { undelivered, ..self }
     }
 
-    /// Ended cleanly, this end or the peer first.
+    /// The connection ends cleanly. `closed_by` is the end that closes first.
     pub fn ok(self, closed_by: &'static str) -> Self {
-        let old_state: &[_] = if closed_by == "local" {
+        let old_states: &[_] = if closed_by == "local" {
             &["FIN_WAIT2", "CLOSING"]
         } else {
             &["LAST_ACK"]
         };
-        Self {
-            outcome: "ok",
-            closed_by: Some(closed_by),
-            old_state,
-            ..self
-        }
+        self.ended("ok", None, Some(closed_by)).old_states(old_states)
     }
 
-    /// Any other end of a connection.
+    /// The connection ends in any other way.
     pub fn ended(self, outcome: &'static str, errno: Option<&'static str>, closed_by: Option<&'static str>) -> Self {
-        let errno = match errno {
-            None => &[None],
-            Some("ECONNRESET") => &[Some("ECONNRESET")],
-            Some("EPIPE") => &[Some("EPIPE")],
-            Some("ECONNABORTED") => &[Some("ECONNABORTED")],
-            Some("ECONNREFUSED") => &[Some("ECONNREFUSED")],
-            Some("ETIMEDOUT") => &[Some("ETIMEDOUT")],
-            Some("EHOSTUNREACH") => &[Some("EHOSTUNREACH")],
-            Some("ENETUNREACH") => &[Some("ENETUNREACH")],
-            Some("EACCES") => &[Some("EACCES")] as &[_],
-            Some(other) => panic!("{other} is not in this list yet"),
-        };
         Self {
             outcome,
-            errno,
-            closed_by,
+            errnos: vec![errno],
+            closed_by: Some(closed_by),
             ..self
         }
     }
 
-    /// RST from the peer, met in a state where the kernel says ECONNRESET.
+    /// A RST from the peer ends the connection, with ECONNRESET.
     pub fn reset_by_peer(self) -> Self {
         self.ended("reset_by_peer", Some("ECONNRESET"), Some("peer"))
     }
 
-    /// RST to the peer, with no error of this end's own.
+    /// This end sends a RST, and has no error itself.
     pub fn reset_by_local(self) -> Self {
         self.ended("reset_by_local", None, Some("local"))
     }
 
-    /// An attempt that never connected. What refuses it may come within connect(), long before that returns.
-    pub fn failed(self, outcome: &'static str, errno: Option<&'static str>, closed_by: Option<&'static str>) -> Self {
+    /// The attempt never connects. The answer that ends it may come long before connect() returns.
+    pub fn connect_failed(
+        self,
+        outcome: &'static str,
+        errno: Option<&'static str>,
+        closed_by: Option<&'static str>,
+    ) -> Self {
+        let failed = self.ended(outcome, errno, closed_by).old_states(&["SYN_SENT"]);
         Self {
-            established: false,
-            end: self.start.before,
-            old_state: &["SYN_SENT"],
-            ..self.ended(outcome, errno, closed_by)
+            established: Some(false),
+            earliest_end: failed.start.before,
+            ..failed
         }
     }
 
-    /// The owner.
-    pub fn process(self, process: Proc) -> Self {
+    /// Allows another errno, too.
+    pub fn or_errno(mut self, errno: &'static str) -> Self {
+        self.errnos.push(Some(errno));
+        self
+    }
+
+    /// Allows any `closed_by`.
+    pub fn any_closed_by(self) -> Self {
+        Self {
+            closed_by: None,
+            ..self
+        }
+    }
+
+    /// The handshake never ends.
+    pub fn not_established(self) -> Self {
+        Self {
+            established: Some(false),
+            ..self
+        }
+    }
+
+    /// Allows any `established`.
+    pub fn any_established(self) -> Self {
+        Self {
+            established: None,
+            ..self
+        }
+    }
+
+    /// Sets the process that owns the connection.
+    pub fn process(self, process: Owner) -> Self {
         Self { process, ..self }
     }
 
-    /// The test's own process, known so.
-    pub fn by(self, by: &'static [&'static str]) -> Self {
-        self.process(Proc::me(by))
+    /// This process owns the connection, and the tool found it in one of these ways.
+    pub fn found_by(self, by: &'static [&'static str]) -> Self {
+        self.process(Owner::this_process(by))
     }
 
-    /// The state that it closed from.
-    pub fn states(self, old_state: &'static [&'static str]) -> Self {
-        Self { old_state, ..self }
+    /// Sets the states that the connection may have closed from.
+    pub fn old_states(self, old_states: &'static [&'static str]) -> Self {
+        Self { old_states, ..self }
     }
 
-    /// It was there before the tracer.
+    /// The connection was open before the tracer started.
     pub fn preexisting(self) -> Self {
         Self {
             preexisting: true,
@@ -217,160 +208,133 @@ impl Want {
         }
     }
 
-    fn is_for(&self, record: &Value) -> bool {
-        record["direction"] == self.direction && same(&record["dst"], self.dst) && same(&record["src"], self.src)
+    /// Whether a record is about this end of this connection.
+    pub fn is_same_end(&self, record: &Value) -> bool {
+        record["direction"] == self.direction
+            && is_address(&record["dst"], self.dst)
+            && is_address(&record["src"], self.src)
     }
 
-    /// What the record says otherwise. Empty when it is right.
-    pub fn differences(&self, record: &Rec) -> Vec<String> {
-        let mut wrong = Vec::new();
+    /// Compares a record. Returns a line for each member that is wrong.
+    pub fn differences(&self, record: &ReceivedRecord) -> Vec<String> {
         let value = &record.value;
-        let mut field = |name: &str, is: &Value, right: bool, wanted: String| {
-            if !right {
-                wrong.push(format!("{name} is {is}, not {wanted}"));
-            }
+        let mut differences = Differences(Vec::new());
+        let mut exact = |name: &str, expected: Value| {
+            let is_right = value[name] == expected;
+            differences.check(name, &value[name], is_right, expected);
         };
-        let mut exact =
-            |name: &str, wanted: Value| field(name, &value[name], value[name] == wanted, wanted.to_string());
         exact("event", json!("close"));
         exact("protocol", json!("tcp"));
         exact("family", json!(if self.dst.is_ipv4() { "ipv4" } else { "ipv6" }));
         exact("sent_bytes", json!(self.sent));
         exact("received_bytes", json!(self.received));
+        exact("undelivered_bytes", json!(self.undelivered));
         exact("outcome", json!(self.outcome));
-        if !self.any_closer {
-            exact("closed_by", json!(self.closed_by));
-        }
-        if !self.any_handshake {
-            exact("established", json!(self.established));
-        }
         exact("preexisting", json!(self.preexisting));
+        if let Some(closed_by) = self.closed_by {
+            exact("closed_by", json!(closed_by));
+        }
+        if let Some(established) = self.established {
+            exact("established", json!(established));
+        }
+        let is_hbone = self.dst.port() == 15008;
         exact(
             "security_policy",
-            json!(if self.dst.port() == 15008 {
-                "mutual_tls"
-            } else {
-                "unknown"
-            }),
+            json!(if is_hbone { "mutual_tls" } else { "unknown" }),
         );
-        let undelivered = &value["undelivered_bytes"];
-        let right = undelivered
-            .as_u64()
-            .is_some_and(|count| self.undelivered.contains(&count));
-        field(
-            "undelivered_bytes",
-            undelivered,
-            right,
-            format!("{:?}", self.undelivered),
-        );
-        let errno = &value["errno"];
-        field(
-            "errno",
-            errno,
-            self.errno.iter().any(|wanted| *errno == json!(wanted)),
-            format!("{:?}", self.errno),
-        );
-        let tcp = &value["tcp"];
-        field("tcp.state", &tcp["state"], tcp["state"] == "CLOSE", "CLOSE".to_owned());
-        let state = &tcp["old_state"];
-        let right = self.old_state.is_empty() || self.old_state.iter().any(|wanted| state == wanted);
-        field("tcp.old_state", state, right, format!("{:?}", self.old_state));
-        self.process_differences(&value["process"], &mut field);
-        self.time_differences(record, &mut field);
-        wrong
+        let is_right = self.errnos.iter().any(|errno| value["errno"] == json!(errno));
+        differences.check("errno", &value["errno"], is_right, format!("{:?}", self.errnos));
+        let (state, old_state) = (&value["tcp"]["state"], &value["tcp"]["old_state"]);
+        differences.check("tcp.state", state, state == "CLOSE", "CLOSE");
+        let is_right = self.old_states.is_empty() || self.old_states.iter().any(|expected| old_state == expected);
+        differences.check("tcp.old_state", old_state, is_right, format!("{:?}", self.old_states));
+        self.compare_process(&value["process"], &mut differences);
+        self.compare_times(record, &mut differences);
+        differences.0
     }
 
-    fn process_differences(&self, is: &Value, field: &mut impl FnMut(&str, &Value, bool, String)) {
-        match &self.process {
-            Proc::Is(pid, comm, by) => {
-                // The shared tracer scans, and who a scan finds counts before the owner of the listener.
-                let is_found = is["by"] == "scan" && by.contains(&"listener");
-                let is_known = is_found || by.iter().any(|by| is["by"] == *by);
-                let right = is["pid"] == *pid && is["comm"] == *comm && is_known;
-                field("process", is, right, format!("{pid} {comm:?} by {by:?}"));
+    fn compare_process(&self, process: &Value, differences: &mut Differences) {
+        let (is_right, expected) = match &self.process {
+            Owner::Process(pid, comm, by) => {
+                // The shared tracer scans sockets, and the process that a scan finds takes precedence over the
+                // listener's owner.
+                let is_found_by_scan = process["by"] == "scan" && by.contains(&"listener");
+                let is_found = is_found_by_scan || by.iter().any(|by| process["by"] == *by);
+                let is_right = process["pid"] == *pid && process["comm"] == *comm && is_found;
+                (is_right, format!("{pid} {comm:?} by {by:?}"))
             }
-            Proc::Nobody => field("process", is, is.is_null(), "null".to_owned()),
-            Proc::NobodyOr(pid) => field(
-                "process",
-                is,
-                is.is_null() || is["pid"] == *pid,
-                format!("null or {pid}"),
-            ),
-            Proc::Unchecked => {}
-        }
+            Owner::Unknown => (process.is_null(), "null".to_owned()),
+            Owner::UnknownOr(pid) => (process.is_null() || process["pid"] == *pid, format!("null or {pid}")),
+        };
+        differences.check("process", process, is_right, expected);
     }
 
-    fn time_differences(&self, record: &Rec, field: &mut impl FnMut(&str, &Value, bool, String)) {
+    fn compare_times(&self, record: &ReceivedRecord, differences: &mut Differences) {
         let value = &record.value;
-        let time = moment(&value["time"]);
-        let right = time.is_some_and(|time| time >= self.end - CLOCK_ERROR && time <= record.seen + CLOCK_ERROR);
-        field(
-            "time",
-            &value["time"],
-            right,
-            format!("from {} to {}", text(self.end), text(record.seen)),
-        );
+        let within = |time: Option<SystemTime>, earliest: SystemTime, latest: SystemTime| {
+            time.is_some_and(|time| time >= earliest - CLOCK_ERROR && time <= latest + CLOCK_ERROR)
+        };
+        let between = |earliest, latest| format!("between {} and {}", format_time(earliest), format_time(latest));
+        let time = parse_time(&value["time"]);
+        let is_right = within(time, self.earliest_end, record.received_at);
+        let expected = between(self.earliest_end, record.received_at);
+        differences.check("time", &value["time"], is_right, expected);
         let (observed, duration) = (&value["observed_ns"], &value["duration_ns"]);
         let (start, connect) = (&value["start"], &value["connect_ns"]);
-        let known = self
-            .connect
-            .unwrap_or(self.direction == "outbound" && self.established && !self.preexisting);
-        field(
-            "connect_ns",
-            connect,
-            connect.is_u64() == known,
-            if known { "a number" } else { "null" }.to_owned(),
-        );
+        let has_connect = self.direction == "outbound" && self.established == Some(true) && !self.preexisting;
+        let expected = if has_connect { "a number" } else { "null" };
+        differences.check("connect_ns", connect, connect.is_u64() == has_connect, expected);
         if self.preexisting {
-            field("start", start, start.is_null(), "null".to_owned());
-            field("duration_ns", duration, duration.is_null(), "null".to_owned());
-            field("observed_ns", observed, observed.is_u64(), "a number".to_owned());
+            differences.check("start", start, start.is_null(), "null");
+            differences.check("duration_ns", duration, duration.is_null(), "null");
+            differences.check("observed_ns", observed, observed.is_u64(), "a number");
             return;
         }
-        let began = moment(start);
-        let right = began
-            .is_some_and(|began| began >= self.start.before - CLOCK_ERROR && began <= self.start.after + CLOCK_ERROR);
-        field(
-            "start",
-            start,
-            right,
-            format!("from {} to {}", text(self.start.before), text(self.start.after)),
-        );
-        field(
+        let started = parse_time(start);
+        let is_right = within(started, self.start.before, self.start.after);
+        differences.check("start", start, is_right, between(self.start.before, self.start.after));
+        differences.check(
             "observed_ns",
             observed,
             observed == duration,
             format!("duration_ns, {duration}"),
         );
-        let lasted = began
+        let elapsed = started
             .zip(time)
-            .and_then(|(began, time)| time.duration_since(began).ok());
-        let right = lasted
+            .and_then(|(start, time)| time.duration_since(start).ok());
+        let is_right = elapsed
             .zip(duration.as_u64())
-            .is_some_and(|(lasted, duration)| lasted.abs_diff(Duration::from_nanos(duration)) <= CLOCK_ERROR);
-        field("duration_ns", duration, right, format!("time - start, {lasted:?}"));
-        if let (Some(connect), Some(duration)) = (connect.as_u64(), duration.as_u64()) {
-            field(
-                "connect_ns",
-                &value["connect_ns"],
-                connect <= duration,
-                format!("at most {duration}"),
-            );
-            let most = self.start.after.duration_since(self.start.before).unwrap_or_default() + CLOCK_ERROR;
-            let right = self.connect.is_some() || Duration::from_nanos(connect) <= most;
-            field("connect_ns", &value["connect_ns"], right, format!("at most {most:?}"));
+            .is_some_and(|(elapsed, duration)| elapsed.abs_diff(Duration::from_nanos(duration)) <= CLOCK_ERROR);
+        differences.check("duration_ns", duration, is_right, format!("time - start, {elapsed:?}"));
+        if let (Some(connect_ns), Some(duration)) = (connect.as_u64(), duration.as_u64()) {
+            let span = self.start.after.duration_since(self.start.before).unwrap_or_default();
+            let max = Duration::from_nanos(duration).min(span + CLOCK_ERROR);
+            let is_right = Duration::from_nanos(connect_ns) <= max;
+            differences.check("connect_ns", connect, is_right, format!("at most {max:?}"));
         }
     }
 }
 
-fn same(end: &Value, address: SocketAddr) -> bool {
+/// A line for each member of a record that is wrong.
+struct Differences(Vec<String>);
+
+impl Differences {
+    fn check(&mut self, name: &str, actual: &Value, is_right: bool, expected: impl std::fmt::Display) {
+        if !is_right {
+            self.0.push(format!("{name} is {actual}, not {expected}"));
+        }
+    }
+}
+
+/// Whether `src` or `dst` of a record is this address. A port of zero matches any port.
+pub fn is_address(end: &Value, address: SocketAddr) -> bool {
     let ip = end["ip"].as_str().and_then(|ip| ip.parse::<IpAddr>().ok());
     let port = end["port"].as_u64().unwrap_or(0);
     ip == Some(address.ip()) && port != 0 && (address.port() == 0 || port == u64::from(address.port()))
 }
 
-/// A time as the JSON spells it.
-pub fn text(time: SystemTime) -> String {
+/// Formats a time as the JSON does.
+pub fn format_time(time: SystemTime) -> String {
     let nanos = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     format!(
         "{:?}",
@@ -378,168 +342,9 @@ pub fn text(time: SystemTime) -> String {
     )
 }
 
-/// A time of the JSON.
-pub fn moment(time: &Value) -> Option<SystemTime> {
+/// Parses a time of the JSON.
+pub fn parse_time(time: &Value) -> Option<SystemTime> {
     let time = chrono::DateTime::parse_from_rfc3339(time.as_str()?).ok()?;
     let nanos = u64::try_from(time.timestamp_nanos_opt()?).ok()?;
     Some(UNIX_EPOCH + Duration::from_nanos(nanos))
-}
-
-/// One scenario's view of a tracer: the records of its own namespace.
-pub struct Scene<'a> {
-    store: &'a Store,
-    netns: u64,
-    /// Records that an earlier look has dealt with.
-    done: RefCell<HashSet<usize>>,
-}
-
-impl<'a> Scene<'a> {
-    /// The calling thread's namespace as `store` sees it, from now on.
-    pub fn new(store: &'a Store) -> Self {
-        let netns = net::inode();
-        store.keep(netns);
-        Self {
-            store,
-            netns,
-            done: RefCell::default(),
-        }
-    }
-
-    /// The same for a namespace that has just been made. The kernel may have given it the number of one that is gone, whose
-    /// last records are still on their way: they are none of this one's.
-    pub fn of_new_namespace(store: &'a Store) -> Self {
-        let scene = Self::new(store);
-        {
-            let mut done = scene.done.borrow_mut();
-            let marker = scene.mark(&mut done);
-            done.extend(0..=marker);
-        }
-        scene
-    }
-
-    /// Its namespace.
-    pub fn netns(&self) -> u64 {
-        self.netns
-    }
-
-    /// Exactly these records come, in any order, and no other. Returns them in the order of `wants`.
-    pub fn expect(&self, wants: &[Want]) -> Vec<Value> {
-        let mut done = self.done.borrow_mut();
-        let found = self.find(wants, &mut done);
-        let marker = self.mark(&mut done);
-        let records = self.store.records(self.netns);
-        let mut report = compare(wants, &found, &records);
-        for (at, record) in records.iter().enumerate().take(marker) {
-            if !done.contains(&at) {
-                let _ = writeln!(report, "a record too many: {}", record.value);
-            }
-        }
-        done.extend(0..marker);
-        assert!(report.is_empty(), "{report}");
-        found.into_iter().map(|at| records[at].value.clone()).collect()
-    }
-
-    /// These records come, in any order, among others.
-    pub fn expect_among_others(&self, wants: &[Want]) {
-        let found = self.find(wants, &mut self.done.borrow_mut());
-        let report = compare(wants, &found, &self.store.records(self.netns));
-        assert!(report.is_empty(), "{report}");
-    }
-
-    /// Where they are.
-    fn find(&self, wants: &[Want], done: &mut HashSet<usize>) -> Vec<usize> {
-        let found = self.store.wait(self.netns, |records| assign(wants, records, done));
-        let found = found.unwrap_or_else(|why| self.missing(&why, wants, done));
-        done.extend(&found);
-        found
-    }
-
-    /// Nothing comes.
-    pub fn expect_nothing(&self) {
-        self.expect(&[]);
-    }
-
-    /// All records that no earlier look has dealt with, once there are so many.
-    pub fn wait_count(&self, count: usize) -> Vec<Rec> {
-        let done = self.done.borrow();
-        let enough = |records: &[Rec]| {
-            let new = |at: &usize| !done.contains(at);
-            let all: Vec<usize> = (0..records.len()).filter(new).collect();
-            (all.len() >= count).then(|| all.into_iter().map(|at| records[at].clone()).collect())
-        };
-        self.store
-            .wait(self.netns, enough)
-            .unwrap_or_else(|why| panic!("{count} records: {why}"))
-    }
-
-    /// Makes a connection for no other purpose than its records. Output is in the order of time, so once they are here all
-    /// that came before is here as well: how a test knows that nothing more comes, without waiting for nothing.
-    fn mark(&self, done: &mut HashSet<usize>) -> usize {
-        let listener = TcpListener::bind(V::Four.at(0)).expect("the marker's listener");
-        let dst = listener.local_addr().expect("the marker's address");
-        let client = TcpStream::connect(dst).expect("the marker's connection");
-        drop((listener.accept().expect("accept the marker"), client));
-        let both = self.store.wait(self.netns, |records| {
-            let new = |at: &usize| !done.contains(at) && same(&records[*at].value["dst"], dst);
-            let ends: Vec<usize> = (0..records.len()).filter(new).collect();
-            (ends.len() == 2).then_some(ends)
-        });
-        let both = both.unwrap_or_else(|why| panic!("the marker's records did not come: {why}"));
-        done.extend(&both);
-        both[0].max(both[1])
-    }
-
-    fn missing(&self, why: &str, wants: &[Want], done: &HashSet<usize>) -> ! {
-        let records = self.store.records(self.netns);
-        let mut report = format!("records did not come: {why}. Wanted:\n");
-        for want in wants {
-            let _ = writeln!(
-                report,
-                "    {} {} → {} {}",
-                want.direction, want.src, want.dst, want.outcome
-            );
-        }
-        report.push_str("There were:\n");
-        for (at, record) in records.iter().enumerate() {
-            if !done.contains(&at) {
-                let _ = writeln!(report, "    {}", record.value);
-            }
-        }
-        panic!("{report}");
-    }
-}
-
-impl Drop for Scene<'_> {
-    fn drop(&mut self) {
-        self.store.forget(self.netns);
-    }
-}
-
-/// What is wrong with the records at `found`.
-fn compare(wants: &[Want], found: &[usize], records: &[Rec]) -> String {
-    let mut report = String::new();
-    for (want, &at) in wants.iter().zip(found) {
-        let wrong = want.differences(&records[at]);
-        if !wrong.is_empty() {
-            let _ = writeln!(report, "{} of {} → {}:", want.direction, want.src, want.dst);
-            for line in wrong {
-                let _ = writeln!(report, "    {line}");
-            }
-            let _ = writeln!(report, "    {}", records[at].value);
-        }
-    }
-    report
-}
-
-/// A record for each want, in the order of time where several have the same addresses.
-fn assign(wants: &[Want], records: &[Rec], done: &HashSet<usize>) -> Option<Vec<usize>> {
-    let mut taken = done.clone();
-    wants
-        .iter()
-        .map(|want| {
-            let at = (0..records.len()).find(|at| !taken.contains(at) && want.is_for(&records[*at].value))?;
-            taken.insert(at);
-            Some(at)
-        })
-        .collect()
 }

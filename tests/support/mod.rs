@@ -1,26 +1,36 @@
-//! What the suites that make real sockets share: namespaces, actors, the tracer as a child process, and the comparison of
-//! its records with what a test knows on its own.
+//! Shared by the suites that make real sockets: namespaces, helper processes, the tracer as a child process, and the
+//! comparison of its records with what the test knows from its own system calls.
 
 pub mod actor;
 pub mod bpf;
 pub mod expect;
+pub mod memory_limit;
 pub mod net;
 pub mod node;
+pub mod output;
 pub mod probe;
 pub mod random;
+pub mod record_view;
 pub mod schema;
 pub mod scrape;
 pub mod sock;
-pub mod store;
+pub mod tcp_info;
 pub mod tracer;
+pub mod traffic;
 
+use std::any::Any;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where files of this run go: beside what was built, or where that is not (in a test machine), where all such files go.
-pub fn scratch() -> PathBuf {
-    let beside = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    if beside.is_dir() { beside } else { std::env::temp_dir() }
+/// Returns the directory for files of a run: Cargo's, or the system's where Cargo's does not exist (in a virtual
+/// machine).
+pub fn scratch_dir() -> PathBuf {
+    let of_cargo = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    if of_cargo.is_dir() {
+        of_cargo
+    } else {
+        std::env::temp_dir()
+    }
 }
 
 /// Whether an environment variable is 1.
@@ -28,14 +38,15 @@ pub fn is_set(variable: &str) -> bool {
     std::env::var_os(variable).is_some_and(|value| value == "1")
 }
 
-/// True in the small virtual machines (an emulated CPU, little memory): the same scenarios, the heavy ones smaller.
-pub fn small() -> bool {
+/// Whether the suite runs in a small virtual machine (emulated CPU, little memory). The large scenarios are then
+/// smaller.
+pub fn is_small_vm() -> bool {
     is_set("KMESH_TRACE_TEST_SMALL")
 }
 
-/// The most memory that a process has had, KiB, without what it has of files: in a small machine those are in memory, and
-/// the programs are large.
-pub fn peak_kib(pid: nix::unistd::Pid) -> u64 {
+/// Returns the peak memory of a process in KiB, without pages of files. In a small virtual machine the files are in
+/// memory, and the programs are large.
+pub fn peak_memory_kib(pid: nix::unistd::Pid) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the status of a process");
     let kib = |field: &str| -> u64 {
         let line = status.lines().find_map(|line| line.strip_prefix(field));
@@ -45,7 +56,14 @@ pub fn peak_kib(pid: nix::unistd::Pid) -> u64 {
     kib("VmHWM:").saturating_sub(kib("RssFile:") + kib("RssShmem:"))
 }
 
-/// How long to wait for what must come, however busy the machine. Only a failing test ever waits this long.
-pub fn patience() -> Duration {
-    Duration::from_secs(if small() { 600 } else { 120 })
+/// Returns the text of a panic.
+pub fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic without text").to_owned()
+}
+
+/// Returns how long to wait for an event that must come, on the busiest machine. Only a failing test waits this long.
+pub fn test_timeout() -> Duration {
+    Duration::from_secs(if is_small_vm() { 600 } else { 120 })
 }

@@ -1,4 +1,4 @@
-//! Network namespaces, one a test, and the commands that shape them.
+//! Network namespaces, one for each test, and the commands that configure them.
 
 use std::cell::Cell;
 use std::io::Write as _;
@@ -9,11 +9,11 @@ use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 
-/// Runs `body` on a thread of its own in a new network namespace with its loopback up. The namespace goes with the last
-/// socket and thread in it. Threads and processes started from `body` are born into it.
+/// Runs `body` on a new thread in a new network namespace whose loopback is up. The namespace exists until its last
+/// socket and thread are gone. Threads and processes that `body` starts are in the same namespace.
 ///
-/// The thread has a table of descriptors of its own too. A process that is started inherits all descriptors of the table until
-/// it has called exec, so with one table for all, a command of one scenario could be the last to close the socket of another.
+/// The thread also has its own table of file descriptors. A new process inherits all descriptors until it calls exec:
+/// with one table for all scenarios, a command of one scenario could be the last to close the socket of another.
 pub fn in_namespace<T: Send>(name: &str, body: impl FnOnce() -> T + Send) -> thread::Result<T> {
     thread::scope(|scope| {
         thread::Builder::new()
@@ -28,8 +28,8 @@ pub fn in_namespace<T: Send>(name: &str, body: impl FnOnce() -> T + Send) -> thr
     })
 }
 
-/// The inode number of the calling thread's network namespace: what records call `local.netns`.
-pub fn inode() -> u64 {
+/// Returns the inode number of the calling thread's network namespace: `local.netns` in records.
+pub fn current_netns() -> u64 {
     std::fs::metadata("/proc/thread-self/ns/net")
         .expect("/proc/thread-self/ns/net")
         .st_ino()
@@ -40,15 +40,15 @@ thread_local! {
     static SCENARIO: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
-/// Gives the calling thread addresses that nobody else on this machine has: no other scenario, and no other run of the suite. A
-/// tracer whose filter passes only [`networks`] traces this scenario's connections alone. Until then the addresses are those that
-/// everybody has.
+/// Gives the calling thread addresses that no other scenario and no other run of the suite uses, so that a tracer that
+/// traces only [`scenario_networks`] sees this scenario's connections alone. A thread without claimed addresses uses
+/// 127.0.0.1 and ::1.
 pub fn claim_addresses(scenario: u32) {
     assert!(scenario < 512, "too many scenarios");
     SCENARIO.set(Some(scenario));
 }
 
-/// Gives the loopback an IPv6 address, and waits until the kernel has added the route to it.
+/// Adds an IPv6 address to the loopback, and waits until the kernel has added the route to it.
 pub fn add_to_loopback(address: Ipv6Addr) {
     run("ip", &["addr", "add", &format!("{address}/128"), "dev", "lo", "nodad"]);
     super::sock::wait_until("the address has a route", || {
@@ -57,53 +57,53 @@ pub fn add_to_loopback(address: Ipv6Addr) {
     });
 }
 
-/// The scenario's address of the IPv6 loopback, which has one address where IPv4 has a network. `::1` for who claimed none.
+/// Returns the scenario's address on the IPv6 loopback, or `::1` if the thread has claimed no addresses.
 pub fn loopback_v6() -> Ipv6Addr {
-    claimed().map_or(Ipv6Addr::LOCALHOST, |_| address_v6(0x100))
+    claimed_numbers().map_or(Ipv6Addr::LOCALHOST, |_| scenario_v6(0x100))
 }
 
-/// Whether the calling thread's scenario has addresses of its own.
-pub fn has_own_addresses() -> bool {
-    claimed().is_some()
+/// Whether the calling thread has claimed addresses.
+pub fn has_claimed_addresses() -> bool {
+    claimed_numbers().is_some()
 }
 
-/// The run's number and the scenario's.
-fn claimed() -> Option<(u32, u32)> {
-    // Never zero, which is the network of 127.0.0.1.
+/// The number of the run and of the scenario.
+fn claimed_numbers() -> Option<(u32, u32)> {
+    // Never zero, which would be the network of 127.0.0.1.
     SCENARIO.get().map(|scenario| (1 + std::process::id() % 2047, scenario))
 }
 
-/// The scenario's loopback address of this number, below 16. Address 0 is the one that [`super::sock::V`] means.
-pub fn address(number: u8) -> Ipv4Addr {
+/// Returns one of the scenario's sixteen IPv4 loopback addresses. [`super::sock::IpVersion`] uses number 0.
+pub fn loopback_v4(number: u8) -> Ipv4Addr {
     assert!(number < 16, "a scenario has sixteen addresses");
-    match claimed() {
+    match claimed_numbers() {
         None => Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + u32::from(number)),
         Some((run, scenario)) => Ipv4Addr::from(127 << 24 | run << 13 | scenario << 4 | u32::from(number)),
     }
 }
 
-/// The scenario's IPv6 address of this number, for [`add_to_loopback`].
-pub fn address_v6(number: u16) -> Ipv6Addr {
-    let (run, scenario) = claimed().expect("a scenario");
+/// Returns an IPv6 address of the scenario, which [`add_to_loopback`] configures.
+pub fn scenario_v6(number: u16) -> Ipv6Addr {
+    let (run, scenario) = claimed_numbers().expect("a scenario");
     Ipv6Addr::new(0xfd77, run as u16, scenario as u16, 0, 0, 0, 0, number)
 }
 
-/// The two networks that hold all addresses of the scenario and nothing else.
-pub fn networks() -> [String; 2] {
-    [format!("{}/28", address(0)), format!("{}/48", address_v6(0))]
+/// Returns the two networks that contain all addresses of the scenario and no others.
+pub fn scenario_networks() -> [String; 2] {
+    [format!("{}/28", loopback_v4(0)), format!("{}/48", scenario_v6(0))]
 }
 
-/// These addresses as the value of a flag.
-pub fn list(addresses: &[Ipv4Addr]) -> String {
+/// Joins addresses with commas, as flags take them.
+pub fn comma_separated(addresses: &[Ipv4Addr]) -> String {
     addresses.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// Runs a command in the calling thread's namespace and returns what it printed.
+/// Runs a command in the calling thread's namespace and returns its standard output. Panics if the command fails.
 pub fn run(program: &str, args: &[&str]) -> String {
     try_run(program, args).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// As [`run`], for probing.
+/// Runs a command in the calling thread's namespace and returns its standard output, or why it failed.
 pub fn try_run(program: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new(program)
         .args(args)
@@ -113,35 +113,24 @@ pub fn try_run(program: &str, args: &[&str]) -> Result<String, String> {
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
-        Err(format!(
-            "{program} {}: {}",
-            args.join(" "),
-            String::from_utf8_lossy(&output.stderr).trim()
-        ))
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        Err(format!("{program} {}: {}", args.join(" "), stderr.trim()))
     }
 }
 
 /// Sets a `net.*` sysctl of the calling thread's namespace.
-pub fn sysctl(name: &str, value: &str) {
+pub fn set_sysctl(name: &str, value: &str) {
     let path = format!("/proc/sys/{}", name.replace('.', "/"));
     std::fs::write(&path, value).unwrap_or_else(|error| panic!("{path} = {value}: {error}"));
 }
 
-/// Replaces the rules of the namespace's only chain, which sees every packet that arrives (loopback's too).
-pub fn rules(rules: &[&str]) {
-    try_rules(rules).unwrap_or_else(|error| panic!("{error}"));
+/// Replaces the rules of the namespace's packet filter, which sees every packet that arrives, also on the loopback.
+pub fn set_packet_filter(rules: &[&str]) {
+    try_set_packet_filter(rules).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Hands connections to `port`, of whatever address, to a transparent listener (TPROXY).
-pub fn transparent_proxy(port: u16, listener: SocketAddrV4) -> Result<(), String> {
-    let chain = "add table ip proxy\nadd chain ip proxy c { type filter hook prerouting priority mangle; }";
-    nft(&format!(
-        "{chain}\nadd rule ip proxy c tcp dport {port} tproxy to {listener} accept\n"
-    ))
-}
-
-/// As [`rules`], for probing.
-pub fn try_rules(rules: &[&str]) -> Result<(), String> {
+/// Replaces the rules of the namespace's packet filter, or returns why that failed.
+pub fn try_set_packet_filter(rules: &[&str]) -> Result<(), String> {
     let script = format!(
         "add table inet t\nadd chain inet t c {{ type filter hook input priority 0; }}\nflush chain inet t c\n{}",
         rules
@@ -152,19 +141,26 @@ pub fn try_rules(rules: &[&str]) -> Result<(), String> {
     nft(&script)
 }
 
+/// Redirects connections to `port`, on any address, to a transparent listener (TPROXY).
+pub fn transparent_proxy(port: u16, listener: SocketAddrV4) -> Result<(), String> {
+    let chain = "add table ip proxy\nadd chain ip proxy c { type filter hook prerouting priority mangle; }";
+    nft(&format!(
+        "{chain}\nadd rule ip proxy c tcp dport {port} tproxy to {listener} accept\n"
+    ))
+}
+
 fn nft(script: &str) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("nft: {error}");
     let mut nft = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| format!("nft: {error}"))?;
-    nft.stdin
-        .take()
-        .expect("nft's stdin")
-        .write_all(script.as_bytes())
-        .map_err(|error| format!("nft: {error}"))?;
-    let output = nft.wait_with_output().map_err(|error| format!("nft: {error}"))?;
+        .map_err(failed)?;
+    let mut stdin = nft.stdin.take().expect("nft's stdin");
+    stdin.write_all(script.as_bytes()).map_err(failed)?;
+    drop(stdin);
+    let output = nft.wait_with_output().map_err(failed)?;
     if output.status.success() {
         Ok(())
     } else {
@@ -172,9 +168,9 @@ fn nft(script: &str) -> Result<(), String> {
     }
 }
 
-/// A veth pair with both ends up in the calling thread's namespace, addresses on the first only: the second end is a wire
-/// with nobody at it.
-pub fn dead_wire() {
+/// Creates a veth pair in the calling thread's namespace with addresses on one end only, so that no neighbour answers
+/// on it.
+pub fn unanswered_veth() {
     run("ip", &["link", "add", "wire0", "type", "veth", "peer", "name", "wire1"]);
     run("ip", &["addr", "add", "10.9.0.1/24", "dev", "wire0"]);
     run("ip", &["addr", "add", "fd09::1/64", "dev", "wire0", "nodad"]);

@@ -1,4 +1,4 @@
-//! Parts of a node: cgroups of version 2, and network namespaces that are wired to the calling thread's namespace.
+//! Parts of a node: cgroups (version 2), and network namespaces with a veth to the calling thread's namespace.
 
 use std::fs;
 use std::os::linux::fs::MetadataExt as _;
@@ -9,18 +9,15 @@ use nix::sched::{CloneFlags, unshare};
 use super::actor::Actor;
 use super::net;
 
-/// The node's address on each wire to a pod.
+/// The node's address on the veth of each pod.
 pub const GATEWAY: &str = "10.1.0.1";
 
-/// Returns where cgroups of version 2 are mounted.
+/// Returns the mount point of cgroup v2.
 pub fn cgroup2() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/self/mounts").expect("the mounts");
-    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
-    let path = mount.and_then(|line| line.split(' ').nth(1));
-    path.expect("a mount of cgroup v2").into()
+    super::probe::cgroup2_mount().expect("a mount of cgroup v2")
 }
 
-/// Removes a cgroup and all cgroups below it. The kernel takes a process out of its cgroup a moment after the process ends.
+/// Removes a cgroup and its descendants. Retries, since a process leaves its cgroup only some time after it has ended.
 pub fn remove_cgroup(cgroup: &Path) {
     for child in fs::read_dir(cgroup).into_iter().flatten().flatten() {
         if child.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -34,31 +31,31 @@ pub fn remove_cgroup(cgroup: &Path) {
     }
 }
 
-/// Moves a process into a cgroup, which is made if it does not exist.
+/// Moves a process into a cgroup, which is created if it does not exist.
 pub fn move_into(cgroup: &Path, process: &Actor) {
-    fs::create_dir_all(cgroup).expect("make a cgroup");
+    fs::create_dir_all(cgroup).expect("create a cgroup");
     fs::write(cgroup.join("cgroup.procs"), process.pid().to_string()).expect("move a process into a cgroup");
 }
 
-/// Starts a process in a new network namespace with the address `ip`, which the calling thread's namespace routes to.
-pub fn wired_actor(name: &str, ip: &str) -> Actor {
-    // With this thread's table of descriptors, which the actor's socket pair is in.
+/// Starts a process in a new network namespace that has the address `ip` and a veth to the calling thread's namespace.
+pub fn actor_with_veth(name: &str, ip: &str) -> Actor {
+    // The new thread shares this thread's table of descriptors, which has the actor's socket pair.
     let start = || {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
         Actor::start()
     };
     let actor = std::thread::scope(|scope| scope.spawn(start).join()).expect("a thread that starts an actor");
     let pid = actor.pid().to_string();
-    let wire = format!("v-{name}");
+    let veth = format!("v-{name}");
     net::run(
         "ip",
         &[
-            "link", "add", &wire, "type", "veth", "peer", "name", "eth0", "netns", &pid,
+            "link", "add", &veth, "type", "veth", "peer", "name", "eth0", "netns", &pid,
         ],
     );
-    net::run("ip", &["addr", "add", &format!("{GATEWAY}/32"), "dev", &wire]);
-    net::run("ip", &["link", "set", &wire, "up"]);
-    net::run("ip", &["route", "add", &format!("{ip}/32"), "dev", &wire]);
+    net::run("ip", &["addr", "add", &format!("{GATEWAY}/32"), "dev", &veth]);
+    net::run("ip", &["link", "set", &veth, "up"]);
+    net::run("ip", &["route", "add", &format!("{ip}/32"), "dev", &veth]);
     for command in [
         "link set lo up".to_owned(),
         format!("addr add {ip}/32 dev eth0"),

@@ -1,63 +1,66 @@
-//! What can run here, found out beforehand by trying it.
+//! What a scenario needs of the machine, and whether this machine has it. Each answer comes from trying it.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::net;
-use super::sock::{self, V};
+use super::sock::{self, IpVersion};
 
-/// Something that a scenario cannot do without.
+/// Something that a scenario cannot run without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// Packet filter rules.
+    /// nftables: packet filter rules.
     Nft,
-    /// Packet filter rules that hand connections to a transparent listener.
+    /// nftables rules that redirect connections to a transparent listener.
     Tproxy,
-    /// `ss -K`: CONFIG_INET_DIAG_DESTROY and iproute2.
-    Kill,
+    /// `ss -K`: iproute2, and a kernel with CONFIG_INET_DIAG_DESTROY.
+    SocketDestroy,
     /// Virtual Ethernet.
     Veth,
-    /// Cgroups of version 2, to make some in.
+    /// Writable cgroups of version 2.
     Cgroup2,
-    /// Cgroups that limit memory, of either version, to make some in.
+    /// Writable cgroups, of either version, that limit memory.
     MemoryCgroup,
     /// MPTCP sockets.
     Mptcp,
-    /// `unshare`, which makes a namespace of processes.
+    /// `unshare`, which creates a pid namespace.
     Unshare,
-    /// `unshare` that makes a time namespace with clocks that are behind.
+    /// `unshare` that creates a time namespace, with clocks that are behind.
     TimeNamespace,
-    /// `setpriv`, which knows the capabilities that are needed.
+    /// `setpriv` that knows CAP_BPF and CAP_PERFMON.
     Setpriv,
     /// io_uring.
     IoUring,
-    /// A terminal: tmux.
+    /// tmux, as a terminal.
     Tmux,
-    /// Time and memory of a real machine.
-    Big,
-    /// A wall clock that may be stepped: that of a machine of its own.
+    /// The speed and memory of a real machine.
+    FullSize,
+    /// A wall clock that the test may set: a dedicated machine.
     StepClock,
-    /// A kernel that preempts eBPF programs, with a scheduler that may be changed: that of a machine of its own.
-    PutAside,
-    /// No other scenario at the same time: it needs the machine's processors.
-    Alone,
+    /// A kernel that preempts eBPF programs, and a scheduler that the test may configure: a dedicated machine.
+    Preemption,
+    /// No other scenario at the same time, since this one needs the machine's processors or its global state.
+    Exclusive,
 }
 
-/// Root, and namespaces: without these nothing runs.
-pub static NAMESPACES: LazyLock<Result<(), String>> = LazyLock::new(|| {
+type Probe = LazyLock<Result<(), String>>;
+
+/// Root and network namespaces: no scenario runs without them.
+pub static NAMESPACES: Probe = LazyLock::new(|| {
     if !nix::unistd::geteuid().is_root() {
         return Err("needs root".to_owned());
     }
     net::in_namespace("probe", || ()).map_err(|_| "no network namespaces, or no ip command".to_owned())
 });
 
-static NFT: LazyLock<Result<(), String>> = LazyLock::new(|| {
-    inside(|| {
-        net::try_rules(&[
+static NFT: Probe = LazyLock::new(|| {
+    in_namespace(|| {
+        net::try_set_packet_filter(&[
             "tcp dport 9 numgen random mod 100 < 20 drop",
             "tcp dport 9 reject with icmp type host-unreachable",
             "tcp dport 9 reject with icmpv6 type port-unreachable",
@@ -65,103 +68,102 @@ static NFT: LazyLock<Result<(), String>> = LazyLock::new(|| {
     })
 });
 
-static TPROXY: LazyLock<Result<(), String>> =
-    LazyLock::new(|| inside(|| net::transparent_proxy(9, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 10))));
+static TPROXY: Probe =
+    LazyLock::new(|| in_namespace(|| net::transparent_proxy(9, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 10))));
 
-static KILL: LazyLock<Result<(), String>> = LazyLock::new(|| {
-    inside(|| {
-        let pair = sock::pair(V::Four);
+static SOCKET_DESTROY: Probe = LazyLock::new(|| {
+    in_namespace(|| {
+        let pair = sock::pair(IpVersion::V4);
         net::try_run(
             "ss",
             &["-K", "-t", "-n", "-a", &format!("dport = :{}", pair.truth.dst.port())],
         )?;
-        // The kernel has destroyed the socket by the time it answers ss.
+        // When ss returns, the kernel has destroyed the socket.
         match pair.client.take_error() {
             Ok(Some(error)) if error.kind() == std::io::ErrorKind::ConnectionAborted => Ok(()),
-            other => Err(format!("ss -K kills nothing here ({other:?})")),
+            other => Err(format!("ss -K destroys no socket here ({other:?})")),
         }
     })
 });
 
-static VETH: LazyLock<Result<(), String>> =
-    LazyLock::new(|| inside(|| net::try_run("ip", &["link", "add", "type", "veth"]).map(drop)));
+static VETH: Probe = LazyLock::new(|| in_namespace(|| net::try_run("ip", &["link", "add", "type", "veth"]).map(drop)));
 
-static CGROUP2: LazyLock<Result<(), String>> = LazyLock::new(|| {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(|error| error.to_string())?;
-    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
-    let mount = mount
-        .and_then(|line| line.split(' ').nth(1))
-        .ok_or("cgroups of version 2 are not mounted")?;
-    let probe = std::path::Path::new(mount).join(format!("kmesh-trace-probe-{}", std::process::id()));
-    std::fs::create_dir(&probe)
-        .and_then(|()| std::fs::remove_dir(&probe))
-        .map_err(|error| format!("cannot make a cgroup below {mount}: {error}"))
+static CGROUP2: Probe = LazyLock::new(|| {
+    let mount = cgroup2_mount().ok_or("cgroups of version 2 are not mounted")?;
+    with_new_cgroup(&mount, |_| ())
 });
 
-/// Where cgroups that limit memory can be made.
-pub static MEMORY_CGROUP: LazyLock<Result<std::path::PathBuf, String>> = LazyLock::new(|| {
+/// Returns the mount point of cgroup v2.
+pub fn cgroup2_mount() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let mut mounts = mounts.lines().map(|line| line.split(' '));
+    let mut mount = mounts.find(|mount| mount.clone().nth(2) == Some("cgroup2"))?;
+    mount.nth(1).map(PathBuf::from)
+}
+
+/// The mount point of cgroups that limit memory.
+pub static MEMORY_CGROUP: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
     let mounts = std::fs::read_to_string("/proc/self/mounts").map_err(|error| error.to_string())?;
     let fields = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let places = mounts.lines().map(fields).filter(|mount| match &*mount[2] {
+    let hierarchies = mounts.lines().map(fields).filter(|mount| match &*mount[2] {
         "cgroup" => mount[3].split(',').any(|controller| controller == "memory"),
         kind => kind == "cgroup2",
     });
     let mut problem = "no cgroups are mounted".to_owned();
-    for place in places {
-        let place = std::path::PathBuf::from(&place[1]);
-        let probe = place.join(format!("kmesh-trace-memory-{}", std::process::id()));
-        if let Err(error) = std::fs::create_dir(&probe) {
-            problem = format!("cannot make a cgroup in {}: {error}", place.display());
-            continue;
+    for hierarchy in hierarchies {
+        let hierarchy = PathBuf::from(&hierarchy[1]);
+        let limits = |cgroup: &Path| {
+            let mut files = ["memory.max", "memory.limit_in_bytes"].iter();
+            files.any(|name| cgroup.join(name).exists())
+        };
+        match with_new_cgroup(&hierarchy, limits) {
+            Ok(true) => return Ok(hierarchy),
+            Ok(false) => problem = format!("cgroups in {} do not limit memory", hierarchy.display()),
+            Err(error) => problem = error,
         }
-        let limits = ["memory.max", "memory.limit_in_bytes"]
-            .iter()
-            .any(|name| probe.join(name).exists());
-        std::fs::remove_dir(&probe).map_err(|error| error.to_string())?;
-        if limits {
-            return Ok(place);
-        }
-        problem = format!("cgroups in {} do not limit memory", place.display());
     }
     Err(problem)
 });
 
-static MPTCP: LazyLock<Result<(), String>> = LazyLock::new(|| {
-    inside(|| {
+/// Creates a cgroup, calls `inspect` with its path, and removes it.
+fn with_new_cgroup<T>(hierarchy: &Path, inspect: impl FnOnce(&Path) -> T) -> Result<T, String> {
+    let cgroup = hierarchy.join(format!("kmesh-trace-probe-{}", std::process::id()));
+    std::fs::create_dir(&cgroup)
+        .map_err(|error| format!("cannot create a cgroup in {}: {error}", hierarchy.display()))?;
+    let result = inspect(&cgroup);
+    std::fs::remove_dir(&cgroup).map_err(|error| error.to_string())?;
+    Ok(result)
+}
+
+static MPTCP: Probe = LazyLock::new(|| {
+    in_namespace(|| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP));
         socket.map(drop).map_err(|error| format!("no MPTCP: {error}"))
     })
 });
 
-static SETPRIV: LazyLock<Result<(), String>> = LazyLock::new(|| {
+static SETPRIV: Probe = LazyLock::new(|| {
     let set = "-all,+bpf,+perfmon";
     let args = ["--inh-caps", set, "--ambient-caps", set, "--bounding-set", set, "true"];
     net::try_run("setpriv", &args).map(drop)
 });
 
-static UNSHARE: LazyLock<Result<(), String>> = LazyLock::new(|| {
+static UNSHARE: Probe = LazyLock::new(|| {
     let args = ["--pid", "--fork", "--kill-child", "--mount-proc", "true"];
     net::try_run("unshare", &args).map(drop)
 });
 
-static TIME_NAMESPACE: LazyLock<Result<(), String>> = LazyLock::new(|| {
-    let args = [
-        "--time",
-        "--monotonic=-60",
-        "--boottime=-60",
-        "--fork",
-        "--kill-child",
-        "true",
-    ];
-    net::try_run("unshare", &args).map(drop)
+static TIME_NAMESPACE: Probe = LazyLock::new(|| {
+    let args = "--time --monotonic=-60 --boottime=-60 --fork --kill-child true";
+    net::try_run("unshare", &args.split(' ').collect::<Vec<_>>()).map(drop)
 });
 
-static IO_URING: LazyLock<Result<(), String>> = LazyLock::new(|| {
+static IO_URING: Probe = LazyLock::new(|| {
     let ring = io_uring_setup().map_err(|error| format!("no io_uring: {error}"))?;
     set_io_uring_file(&ring, Some(0)).map_err(|error| format!("no files in io_uring: {error}"))
 });
 
-/// Makes a ring of io_uring.
+/// Creates an io_uring instance.
 pub fn io_uring_setup() -> std::io::Result<OwnedFd> {
     // `struct io_uring_params`, all zero.
     let mut parameters = [0_u64; 15];
@@ -170,11 +172,11 @@ pub fn io_uring_setup() -> std::io::Result<OwnedFd> {
     if ring < 0 {
         return Err(std::io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just put this descriptor into our table, and nobody else knows its number.
+    // SAFETY: the kernel has just added this descriptor to the table, and nothing else knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(ring).expect("a descriptor")) })
 }
 
-/// Makes this the only file of a ring, or takes the file out.
+/// Registers a file as the only one of a ring, or unregisters all.
 pub fn set_io_uring_file(ring: &OwnedFd, file: Option<RawFd>) -> std::io::Result<()> {
     /// `IORING_REGISTER_FILES`.
     const REGISTER_FILES: u32 = 2;
@@ -186,16 +188,16 @@ pub fn set_io_uring_file(ring: &OwnedFd, file: Option<RawFd>) -> std::io::Result
         (UNREGISTER_FILES, 0)
     };
     let first = file.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the kernel reads as many descriptors as it is told.
-    let done = unsafe { libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), operation, first, count) };
-    if done < 0 {
+    // SAFETY: the kernel reads `count` descriptors at `first`.
+    let result = unsafe { libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), operation, first, count) };
+    if result < 0 {
         Err(std::io::Error::last_os_error())
     } else {
         Ok(())
     }
 }
 
-static TMUX: LazyLock<Result<(), String>> = LazyLock::new(|| {
+static TMUX: Probe = LazyLock::new(|| {
     net::try_run("bash", &["--version"])?;
     let server = format!("kmesh-trace-probe-{}", std::process::id());
     let tmux = |args: &[&str]| net::try_run("tmux", &[&["-L", &server, "-f", "/dev/null"], args].concat());
@@ -203,19 +205,19 @@ static TMUX: LazyLock<Result<(), String>> = LazyLock::new(|| {
     tmux(&["kill-server"]).map(drop)
 });
 
-fn inside(probe: impl FnOnce() -> Result<(), String> + Send) -> Result<(), String> {
-    net::in_namespace("probe", probe).unwrap_or_else(|_| Err("the probe itself failed".to_owned()))
+fn in_namespace(probe: impl FnOnce() -> Result<(), String> + Send) -> Result<(), String> {
+    net::in_namespace("probe", probe).unwrap_or_else(|_| Err("the probe panicked".to_owned()))
 }
 
-/// Checks that this variable permits a scenario to change the whole machine's state.
-fn allowed(variable: &str) -> Result<(), String> {
+/// Checks that an environment variable permits a scenario to change the state of the whole machine.
+fn check_permission(variable: &str) -> Result<(), String> {
     super::is_set(variable)
         .then_some(())
         .ok_or_else(|| format!("{variable} is not set"))
 }
 
-/// Before Linux 7.0 an eBPF program at a tracepoint runs to its end once it has begun.
-fn preempts_programs() -> Result<(), String> {
+/// Checks that the kernel preempts eBPF programs at tracepoints, as Linux does since 7.0.
+fn check_preemption() -> Result<(), String> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").map_err(|error| error.to_string())?;
     let major = release.split('.').next().and_then(|major| major.parse::<u32>().ok());
     let preempts = major.is_some_and(|major| major >= 7);
@@ -224,14 +226,14 @@ fn preempts_programs() -> Result<(), String> {
         .ok_or_else(|| format!("Linux {} does not preempt eBPF programs", release.trim()))
 }
 
-/// Why a scenario with these needs cannot run here.
-pub fn missing(needs: &[Need]) -> Result<(), String> {
+/// Checks that this machine has everything that a scenario needs. Returns what is missing.
+pub fn check(needs: &[Need]) -> Result<(), String> {
     NAMESPACES.clone()?;
     for need in needs {
         match need {
             Need::Nft => NFT.clone()?,
             Need::Tproxy => TPROXY.clone()?,
-            Need::Kill => KILL.clone()?,
+            Need::SocketDestroy => SOCKET_DESTROY.clone()?,
             Need::Veth => VETH.clone()?,
             Need::Cgroup2 => CGROUP2.clone()?,
             Need::MemoryCgroup => MEMORY_CGROUP.clone().map(drop)?,
@@ -241,13 +243,13 @@ pub fn missing(needs: &[Need]) -> Result<(), String> {
             Need::Setpriv => SETPRIV.clone()?,
             Need::IoUring => IO_URING.clone()?,
             Need::Tmux => TMUX.clone()?,
-            Need::Big if super::small() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),
-            Need::StepClock => allowed("KMESH_TRACE_TEST_STEP_CLOCK")?,
-            Need::PutAside => {
-                allowed("KMESH_TRACE_TEST_PUT_ASIDE")?;
-                preempts_programs()?;
+            Need::FullSize if super::is_small_vm() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),
+            Need::StepClock => check_permission("KMESH_TRACE_TEST_STEP_CLOCK")?,
+            Need::Preemption => {
+                check_permission("KMESH_TRACE_TEST_PREEMPT")?;
+                check_preemption()?;
             }
-            Need::Big | Need::Alone => {}
+            Need::FullSize | Need::Exclusive => {}
         }
     }
     Ok(())

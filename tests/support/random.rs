@@ -4,12 +4,12 @@
 pub struct Random(u64);
 
 impl Random {
-    /// Starts from this seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// Starts from a seed and from the number of one of several parts of a test, so that each part runs alone with the same numbers.
+    /// Creates the generator of one part of a test, so that a part that runs alone gets the same numbers as in the
+    /// whole test.
     pub fn of_part(seed: u64, part: u64) -> Self {
         let mut random = Self(seed ^ part.wrapping_mul(0xd6e8_feb8_6659_fd93));
         random.next();
@@ -29,12 +29,12 @@ impl Random {
         self.next() % end
     }
 
-    /// Returns true once in `times`.
-    pub fn one_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
+    /// Returns true with a probability of one in `odds`.
+    pub fn one_in(&mut self, odds: u64) -> bool {
+        self.below(odds) == 0
     }
 
-    /// Returns one of these.
+    /// Returns a random element.
     pub fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[self.below(all.len() as u64) as usize]
     }

@@ -1,4 +1,4 @@
-//! The tool's own JSON Schema, which every line that any test sees must obey.
+//! The tool's JSON Schema. Every line that a test reads must conform to it.
 
 use std::process::Command;
 use std::sync::LazyLock;
@@ -20,7 +20,7 @@ static SCHEMA: LazyLock<Validator> = LazyLock::new(|| {
     jsonschema::validator_for(&schema).expect("kmesh-trace schema prints a JSON Schema")
 });
 
-/// What is wrong with a line, by the schema.
+/// Validates a line, and returns all violations of the schema as text.
 pub fn check(line: &Value) -> Result<(), String> {
     let errors: Vec<String> = SCHEMA
         .iter_errors(line)

@@ -1,9 +1,9 @@
-//! Sockets, and what a test knows about the connections that it makes.
+//! TCP sockets, and what a test knows about the connections that it makes.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -11,129 +11,163 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use super::net;
+use super::tcp_info::TcpInfo;
 
-/// The family that a scenario runs with.
+/// The IP version that a scenario runs with.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum V {
-    /// IPv4.
-    Four,
-    /// IPv6.
-    Six,
+pub enum IpVersion {
+    V4,
+    V6,
 }
 
-impl V {
-    /// As the records spell it.
+impl IpVersion {
+    /// Returns the version as records spell it in `family`.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Four => "ipv4",
-            Self::Six => "ipv6",
+            Self::V4 => "ipv4",
+            Self::V6 => "ipv6",
         }
     }
 
-    /// The scenario's loopback address of IPv4, or the one of IPv6.
+    /// Returns the scenario's loopback address.
     pub fn loopback(self) -> IpAddr {
         match self {
-            Self::Four => net::address(0).into(),
-            Self::Six => net::loopback_v6().into(),
+            Self::V4 => net::loopback_v4(0).into(),
+            Self::V6 => net::loopback_v6().into(),
         }
     }
 
-    /// A loopback address with this port.
+    /// Returns the scenario's loopback address with this port.
     pub fn at(self, port: u16) -> SocketAddr {
         SocketAddr::new(self.loopback(), port)
     }
 
-    /// A TCP socket of this family.
+    /// Creates a TCP socket.
     pub fn socket(self) -> Socket {
         stream_socket(self.at(0), Protocol::TCP)
     }
 }
 
-/// A stream socket of the family of `addr`.
+/// Creates a stream socket for the IP version of `addr`.
 pub fn stream_socket(addr: SocketAddr, protocol: Protocol) -> Socket {
     Socket::new(Domain::for_address(addr), Type::STREAM, Some(protocol)).expect("socket()")
 }
 
-/// Two moments that something happened between.
+/// The times just before and just after an event.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
-    /// Before it.
     pub before: SystemTime,
-    /// After it.
     pub after: SystemTime,
 }
 
-/// Runs `act`, and tells when.
-pub fn timed<T>(act: impl FnOnce() -> T) -> (T, Span) {
-    let before = SystemTime::now();
-    let value = act();
-    (
-        value,
-        Span {
-            before,
+impl Span {
+    /// Extends the span to the present.
+    pub fn until_now(self) -> Self {
+        Self {
             after: SystemTime::now(),
-        },
-    )
+            ..self
+        }
+    }
 }
 
-/// What the test knows of a connection: who called whom, and when.
+/// Runs `action`, and returns its result and when it ran.
+pub fn timed<T>(action: impl FnOnce() -> T) -> (T, Span) {
+    let before = SystemTime::now();
+    let result = action();
+    let after = SystemTime::now();
+    (result, Span { before, after })
+}
+
+/// What the test itself knows about a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Truth {
     /// The client's address.
     pub src: SocketAddr,
-    /// The server's.
+    /// The server's address.
     pub dst: SocketAddr,
-    /// The client's connect().
+    /// The time of the client's connect().
     pub connect: Span,
-    /// From before the connect() until after the accept().
+    /// The time from before the connect() until after the accept(). Equal to `connect` if nobody accepts.
     pub open: Span,
+}
+
+impl Truth {
+    /// A connection, or an attempt, that nobody accepts.
+    pub fn not_accepted(src: SocketAddr, dst: SocketAddr, connect: Span) -> Self {
+        Self {
+            src,
+            dst,
+            connect,
+            open: connect,
+        }
+    }
+
+    /// A connection whose server has just accepted it.
+    pub fn accepted_now(src: SocketAddr, dst: SocketAddr, connect: Span) -> Self {
+        Self {
+            src,
+            dst,
+            connect,
+            open: connect.until_now(),
+        }
+    }
 }
 
 /// Both ends of a connection in this process.
 pub struct Pair {
-    /// The end that connected.
     pub client: TcpStream,
-    /// The end that was accepted.
     pub server: TcpStream,
-    /// What the records must say.
     pub truth: Truth,
 }
 
-/// A listener at a free port of the loopback.
-pub fn listen(v: V) -> TcpListener {
-    TcpListener::bind(v.at(0)).expect("listen on the loopback")
+impl Pair {
+    /// Closes the client, then the server once it has read the end of the stream. Neither may have unread data.
+    pub fn close_client_first(self) -> Truth {
+        drop(self.client);
+        assert_eq!(drain(&self.server), 0);
+        self.truth
+    }
+
+    /// Closes the server, then the client once it has read the end of the stream. Neither may have unread data.
+    pub fn close_server_first(self) -> Truth {
+        drop(self.server);
+        assert_eq!(drain(&self.client), 0);
+        self.truth
+    }
+}
+
+/// Listens on a free port of the loopback.
+pub fn listen(version: IpVersion) -> TcpListener {
+    TcpListener::bind(version.at(0)).expect("listen on the loopback")
 }
 
 /// Connects to `listener` and accepts.
 pub fn pair_with(listener: &TcpListener) -> Pair {
     let dst = listener.local_addr().expect("the listener's address");
     let (client, connect) = timed(|| TcpStream::connect(dst).expect("connect"));
+    accept(listener, client, connect)
+}
+
+/// Accepts the connection that `client` has just made.
+pub fn accept(listener: &TcpListener, client: TcpStream, connect: Span) -> Pair {
     let (server, peer) = listener.accept().expect("accept");
     let src = client.local_addr().expect("the client's address");
-    assert_eq!(peer, src, "accepted someone else");
-    let open = Span {
-        before: connect.before,
-        after: SystemTime::now(),
-    };
+    assert_eq!(peer, src, "accepted another client");
+    let dst = listener.local_addr().expect("the listener's address");
     Pair {
         client,
         server,
-        truth: Truth {
-            src,
-            dst,
-            connect,
-            open,
-        },
+        truth: Truth::accepted_now(src, dst, connect),
     }
 }
 
-/// A connection over the loopback.
-pub fn pair(v: V) -> Pair {
-    pair_with(&listen(v))
+/// Makes a connection over the loopback.
+pub fn pair(version: IpVersion) -> Pair {
+    pair_with(&listen(version))
 }
 
 /// Sends `count` bytes.
-pub fn give(mut to: &TcpStream, count: usize) {
+pub fn send(mut to: &TcpStream, count: usize) {
     static CHUNK: [u8; 65536] = [0x5a; 65536];
     let mut left = count;
     while left > 0 {
@@ -144,7 +178,7 @@ pub fn give(mut to: &TcpStream, count: usize) {
 }
 
 /// Receives exactly `count` bytes.
-pub fn take(mut from: &TcpStream, count: usize) {
+pub fn recv(mut from: &TcpStream, count: usize) {
     let mut buffer = vec![0; 65536.min(count.max(1))];
     let mut left = count;
     while left > 0 {
@@ -155,7 +189,7 @@ pub fn take(mut from: &TcpStream, count: usize) {
     }
 }
 
-/// Reads until the end of the stream, and tells how much there was.
+/// Reads until the end of the stream, and returns the number of bytes read.
 pub fn drain(mut from: &TcpStream) -> usize {
     let mut buffer = [0; 65536];
     let mut all = 0;
@@ -167,38 +201,48 @@ pub fn drain(mut from: &TcpStream) -> usize {
     }
 }
 
-/// Sends over and back, each received before the next step, so that both ends have it acknowledged or in order.
+/// Sends `up` bytes to the server and `down` bytes back. Each end reads what it gets before the next step.
 pub fn exchange(pair: &Pair, up: usize, down: usize) {
-    give(&pair.client, up);
-    take(&pair.server, up);
-    give(&pair.server, down);
-    take(&pair.client, down);
+    send(&pair.client, up);
+    recv(&pair.server, up);
+    send(&pair.server, down);
+    recv(&pair.client, down);
 }
 
-/// Waits until all that was written is acknowledged: SIOCOUTQ at zero. The kernel has no event for it, so this yields.
-pub fn flushed(socket: &TcpStream) {
-    wait_until("everything is acknowledged", || unacknowledged(socket) == 0);
+/// Makes a connection on which 1000 bytes went up and 300 down, all of it acknowledged.
+pub fn exchanged_pair(version: IpVersion) -> Pair {
+    let pair = pair(version);
+    exchange(&pair, 1000, 300);
+    wait_acknowledged(&pair.server);
+    pair
 }
 
-/// Bytes written and not yet acknowledged.
-pub fn unacknowledged(socket: &TcpStream) -> usize {
-    use std::os::fd::AsRawFd as _;
+/// Waits until the peer has acknowledged all written bytes.
+pub fn wait_acknowledged(socket: &TcpStream) {
+    wait_until("everything is acknowledged", || unacknowledged_bytes(socket) == 0);
+}
+
+/// Returns the number of bytes that were written and are not acknowledged (SIOCOUTQ).
+fn unacknowledged_bytes(socket: &TcpStream) -> libc::c_int {
     nix::ioctl_read_bad!(outq, libc::TIOCOUTQ, libc::c_int);
-    let mut left = 0;
+    let mut bytes = 0;
     // SAFETY: the descriptor is open for as long as `socket` is borrowed, and TIOCOUTQ writes one int.
-    unsafe { outq(socket.as_raw_fd(), &raw mut left) }.expect("SIOCOUTQ");
-    usize::try_from(left).expect("a count")
+    unsafe { outq(socket.as_raw_fd(), &raw mut bytes) }.expect("SIOCOUTQ");
+    bytes
 }
 
-/// Waits until a fact that has no event comes true: polls it, at first all the time, then once a millisecond, so that many
-/// waiting tests leave the processors to what they wait for.
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    const EAGER: u32 = 100;
-    let start = std::time::Instant::now();
+/// Waits for a condition that has no event. Polls continuously at first, then once a millisecond, so that many waiting
+/// tests leave the processors to what they wait for.
+pub fn wait_until(condition: &str, mut is_met: impl FnMut() -> bool) {
+    const EAGER_POLLS: u32 = 100;
+    let start = Instant::now();
     let mut polls = 0;
-    while !is_so() {
-        assert!(start.elapsed() < super::patience(), "waited in vain until {what}");
-        if polls < EAGER {
+    while !is_met() {
+        assert!(
+            start.elapsed() < super::test_timeout(),
+            "timeout: waited until {condition}"
+        );
+        if polls < EAGER_POLLS {
             std::thread::yield_now();
         } else {
             std::thread::sleep(Duration::from_millis(1));
@@ -207,15 +251,15 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until every connection with this port at either end, in the calling thread's namespace, has ended at both ends.
-/// close() returns before that: the last segments are still on their way where the kernel is busy.
-pub fn wait_ended(port: u16) {
-    wait_until("all connections have ended", || states(port).is_empty());
+/// Waits until both ends of every connection with this port, in the calling thread's namespace, have ended. close()
+/// returns before that: on a busy machine the last segments are still on their way.
+pub fn wait_all_closed(port: u16) {
+    wait_until("all connections have ended", || connection_states(port).is_empty());
 }
 
-/// The states of the namespace's connections with this port at either end, as `/proc/net/tcp` numbers them. Listeners and
-/// time-wait stubs are no connections.
-pub fn states(port: u16) -> Vec<u8> {
+/// Returns the states of the namespace's connections with this port at either end, numbered as in `/proc/net/tcp`.
+/// Listeners and time-wait sockets are not connections.
+pub fn connection_states(port: u16) -> Vec<u8> {
     const TIME_WAIT: u8 = 6;
     const LISTEN: u8 = 10;
     let mut states = Vec::new();
@@ -226,16 +270,14 @@ pub fn states(port: u16) -> Vec<u8> {
             // sl, local address, remote address, state.
             let fields: Vec<&str> = line.split_whitespace().take(4).collect();
             let [_, local, remote, state] = fields[..] else {
-                panic!("no connection: {line}")
+                panic!("not a socket: {line}")
             };
-            let is_port = |end: &str| {
-                end.rsplit(':')
-                    .next()
-                    .and_then(|text| u16::from_str_radix(text, 16).ok())
-                    == Some(port)
+            let has_port = |end: &str| {
+                let hex = end.rsplit(':').next();
+                hex.and_then(|hex| u16::from_str_radix(hex, 16).ok()) == Some(port)
             };
             let state = u8::from_str_radix(state, 16).expect("a state");
-            if (is_port(local) || is_port(remote)) && ![TIME_WAIT, LISTEN].contains(&state) {
+            if (has_port(local) || has_port(remote)) && ![TIME_WAIT, LISTEN].contains(&state) {
                 states.push(state);
             }
         }
@@ -243,7 +285,7 @@ pub fn states(port: u16) -> Vec<u8> {
     states
 }
 
-/// Closes so that the peer gets a RST.
+/// Closes with a RST (SO_LINGER of zero).
 pub fn reset(socket: TcpStream) {
     SockRef::from(&socket)
         .set_linger(Some(Duration::ZERO))
@@ -251,111 +293,100 @@ pub fn reset(socket: TcpStream) {
     drop(socket);
 }
 
-/// connect() to AF_UNSPEC, which resets a connection and makes the socket new.
-pub fn dissolve(socket: &impl AsRawFd) {
+/// Disconnects: connect() to AF_UNSPEC resets a connection, and makes the socket usable again.
+pub fn disconnect(socket: &impl AsRawFd) {
     let unspecified = libc::sockaddr {
         sa_family: libc::AF_UNSPEC as libc::sa_family_t,
         sa_data: [0; 14],
     };
-    let size = libc::socklen_t::try_from(size_of_val(&unspecified)).unwrap();
+    let size = libc::socklen_t::try_from(size_of_val(&unspecified)).expect("a small size");
     // SAFETY: the descriptor is open while `socket` is borrowed, and the address lives through the call.
-    let done = unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, size) };
-    assert_eq!(done, 0, "AF_UNSPEC: {}", std::io::Error::last_os_error());
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, size) };
+    assert_eq!(result, 0, "AF_UNSPEC: {}", std::io::Error::last_os_error());
 }
 
-/// The error that the kernel has for the program: SO_ERROR, or what a read says. Waits until there is one.
-pub fn error_of(socket: &TcpStream) -> Errno {
-    ready(socket, PollFlags::POLLERR);
+/// Waits for an error on the socket, and takes it (SO_ERROR).
+pub fn take_error(socket: &TcpStream) -> Errno {
+    wait_pending_error(socket);
     let error = socket.take_error().expect("SO_ERROR").expect("an error on the socket");
     Errno::from_raw(error.raw_os_error().expect("an errno"))
 }
 
-/// Waits until there is an error, and leaves it there.
-pub fn wait_error(socket: &TcpStream) {
-    ready(socket, PollFlags::POLLERR);
-}
-
-/// Waits until one of `events` comes (errors and hang-ups always count).
-fn ready(socket: &TcpStream, events: PollFlags) {
-    let mut fds = [PollFd::new(socket.as_fd(), events)];
-    let limit = PollTimeout::try_from(super::patience()).expect("a poll timeout");
+/// Waits for an error on the socket, and leaves it there.
+pub fn wait_pending_error(socket: &TcpStream) {
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLERR)];
+    let limit = PollTimeout::try_from(super::test_timeout()).expect("a poll timeout");
     loop {
         match poll(&mut fds, limit) {
             Err(Errno::EINTR) => {}
-            other => return assert!(other.expect("poll") > 0, "poll: nothing came"),
+            other => return assert!(other.expect("poll") > 0, "timeout: no error on the socket"),
         }
     }
 }
 
-/// An attempt under way, and what is known of it.
-pub struct Dial {
-    /// The socket, non-blocking.
+/// A non-blocking connection attempt.
+pub struct Attempt {
     pub socket: TcpStream,
-    /// What connect() said.
-    pub said: Errno,
-    /// Its records. `open` is only the connect() here.
+    /// What connect() returned.
+    pub errno: Errno,
     pub truth: Truth,
 }
 
-/// A non-blocking connect() from a bound port, so that the port is known however it ends.
-pub fn dial(from: SocketAddr, to: SocketAddr) -> Dial {
-    dial_with(from, to, |_| ())
+/// Starts a non-blocking connect(). The socket is bound before, so that its port is known even if the attempt fails.
+pub fn connect_nonblocking(from: SocketAddr, to: SocketAddr) -> Attempt {
+    connect_nonblocking_with(from, to, |_| ())
 }
 
-/// As [`dial`], with socket options set before.
-pub fn dial_with(from: SocketAddr, to: SocketAddr, options: impl FnOnce(&Socket)) -> Dial {
-    let socket = bound(from);
-    options(&socket);
+/// Starts a non-blocking connect() with socket options.
+pub fn connect_nonblocking_with(from: SocketAddr, to: SocketAddr, set_options: impl FnOnce(&Socket)) -> Attempt {
+    let socket = bound_socket(from);
+    set_options(&socket);
     socket.set_nonblocking(true).expect("O_NONBLOCK");
-    let src = address(&socket);
-    let (said, connect) = timed(|| errno_of(socket.connect(&SockAddr::from(to))));
-    Dial {
+    let src = local_address(&socket);
+    let (errno, connect) = connect_errno(&socket, to);
+    Attempt {
         socket: socket.into(),
-        said,
-        truth: Truth {
-            src,
-            dst: to,
-            connect,
-            open: connect,
-        },
+        errno,
+        truth: Truth::not_accepted(src, to, connect),
     }
 }
 
-/// A blocking connect() from a bound port that must fail: what it said, and its truth.
-pub fn dial_blocking(from: SocketAddr, to: SocketAddr, options: impl FnOnce(&Socket)) -> (Errno, Truth) {
-    let socket = bound(from);
-    options(&socket);
-    let src = address(&socket);
-    let (said, connect) = timed(|| errno_of(socket.connect(&SockAddr::from(to))));
-    (
-        said,
-        Truth {
-            src,
-            dst: to,
-            connect,
-            open: connect,
-        },
-    )
+/// Makes a blocking connect() that must fail. Returns the error.
+pub fn connect_blocking(from: SocketAddr, to: SocketAddr, set_options: impl FnOnce(&Socket)) -> (Errno, Truth) {
+    let socket = bound_socket(from);
+    set_options(&socket);
+    let src = local_address(&socket);
+    let (errno, connect) = connect_errno(&socket, to);
+    (errno, Truth::not_accepted(src, to, connect))
 }
 
-/// A socket bound to `from`. A port of zero becomes a free one.
-pub fn bound(from: SocketAddr) -> Socket {
+/// Calls connect(), and returns its error (zero for success) and its time.
+pub fn connect_errno(socket: &Socket, to: SocketAddr) -> (Errno, Span) {
+    timed(|| errno_of(socket.connect(&SockAddr::from(to))))
+}
+
+/// Calls connect(), which must succeed, and returns its time.
+pub fn connect(socket: &Socket, to: SocketAddr) -> Span {
+    let (errno, connect) = connect_errno(socket, to);
+    assert_eq!(errno, Errno::from_raw(0), "connect to {to}");
+    connect
+}
+
+/// Creates a socket that is bound to `from`. The kernel replaces a port of zero by a free one.
+pub fn bound_socket(from: SocketAddr) -> Socket {
     let socket = stream_socket(from, Protocol::TCP);
     socket.set_reuse_address(true).expect("SO_REUSEADDR");
     socket.bind(&SockAddr::from(from)).expect("bind");
     socket
 }
 
-/// Its own address.
-pub fn address(socket: &Socket) -> SocketAddr {
-    socket
-        .local_addr()
-        .expect("getsockname")
-        .as_socket()
-        .expect("an IP address")
+/// Returns the socket's local address.
+pub fn local_address(socket: &Socket) -> SocketAddr {
+    let address = socket.local_addr().expect("getsockname");
+    address.as_socket().expect("an IP address")
 }
 
-/// The errno of a call, zero for success.
+/// Returns the errno of a call, zero for success.
 pub fn errno_of<T>(result: std::io::Result<T>) -> Errno {
     match result {
         Ok(_) => Errno::from_raw(0),
@@ -363,22 +394,19 @@ pub fn errno_of<T>(result: std::io::Result<T>) -> Errno {
     }
 }
 
-/// A port that was free a moment ago, for a program that is about to listen there.
-pub fn free_port(v: V) -> u16 {
-    listen(v).local_addr().expect("its address").port()
+/// Returns a port that is free now, for a program that is about to listen on it.
+pub fn free_port(version: IpVersion) -> u16 {
+    listen(version).local_addr().expect("the listener's address").port()
 }
 
-/// A port of all addresses that nobody listens on. The kernel gives it to no other socket until this is dropped.
-///
-/// Were the port only free, the kernel could give it to another socket of the test, such as the listener of
-/// [`super::expect::Scene`]'s marker, to which a packet filter's rule about this port would then apply.
+/// A port that nobody listens on, at any address. The kernel assigns it to no other socket until this is dropped: a
+/// packet filter's rule for the port cannot affect another connection of the test.
 pub struct ClosedPort {
-    /// Bound, not listening: a SYN is answered with a RST.
+    /// Bound, but not listening: the kernel answers a SYN with a RST.
     holder: Socket,
 }
 
 impl ClosedPort {
-    /// Takes a free one.
     pub fn new() -> Self {
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
         let holder = stream_socket(any, Protocol::TCP);
@@ -387,23 +415,24 @@ impl ClosedPort {
         Self { holder }
     }
 
-    /// Its number.
+    /// A closed port whose SYNs the packet filter drops. Replaces the namespace's packet filter.
+    pub fn blackhole() -> Self {
+        let port = Self::new();
+        net::set_packet_filter(&[&format!("tcp dport {} drop", port.number())]);
+        port
+    }
+
     pub fn number(&self) -> u16 {
-        address(&self.holder).port()
+        local_address(&self.holder).port()
     }
 
-    /// The loopback address with this port.
-    pub fn at(&self, v: V) -> SocketAddr {
-        v.at(self.number())
+    /// Returns the loopback address with this port.
+    pub fn at(&self, version: IpVersion) -> SocketAddr {
+        version.at(self.number())
     }
 }
 
-/// TCP_LINGER2: how long an orphan waits in FIN_WAIT2. Below zero: not at all.
-pub fn set_linger2(socket: &TcpStream, seconds: i32) {
-    set_tcp_option(socket, libc::TCP_LINGER2, seconds);
-}
-
-/// An integer option of IPPROTO_TCP that no crate has a name for.
+/// Sets an integer option of IPPROTO_TCP.
 pub fn set_tcp_option(socket: &impl AsRawFd, option: i32, value: i32) {
     set_option(socket, libc::IPPROTO_TCP, option, value);
 }
@@ -412,96 +441,19 @@ pub fn set_tcp_option(socket: &impl AsRawFd, option: i32, value: i32) {
 pub fn set_option(socket: &impl AsRawFd, level: i32, option: i32, value: i32) {
     let size = libc::socklen_t::try_from(size_of::<i32>()).expect("four");
     // SAFETY: the descriptor is open while `socket` is borrowed, and `value` is an int that lives through the call.
-    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), size) };
-    assert_eq!(done, 0, "setsockopt {option}: {}", std::io::Error::last_os_error());
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), size) };
+    assert_eq!(result, 0, "setsockopt {option}: {}", std::io::Error::last_os_error());
 }
 
-/// Segments sent and not yet acknowledged, by TCP_INFO.
-pub fn in_flight(socket: &TcpStream) -> u32 {
-    tcp_info(socket).tcpi_unacked
-}
-
-/// The kernel's own account of a connection.
-pub fn tcp_info(socket: &impl AsRawFd) -> libc::tcp_info {
-    // SAFETY: `tcp_info` is integers only, for which zeros are a value.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut size = libc::socklen_t::try_from(size_of_val(&info)).expect("a small size");
-    // SAFETY: the descriptor is open while `socket` is borrowed; the kernel writes at most `size` bytes to `info`.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut size,
-        )
-    };
-    assert_eq!(done, 0, "TCP_INFO: {}", std::io::Error::last_os_error());
-    info
-}
-
-/// The bytes of TCP_INFO. The C library's structure ends before the last counters.
-#[derive(Clone, Copy)]
-pub struct TcpInfo([u8; 256]);
-
-impl TcpInfo {
-    /// Returns what the kernel says of `socket`.
-    pub fn of(socket: &impl AsRawFd) -> Self {
-        let mut info = [0; 256];
-        let mut size = libc::socklen_t::try_from(info.len()).expect("a small size");
-        // SAFETY: the descriptor is open while `socket` is borrowed; the kernel writes at most `size` bytes to `info`.
-        let done = unsafe {
-            libc::getsockopt(
-                socket.as_raw_fd(),
-                libc::IPPROTO_TCP,
-                libc::TCP_INFO,
-                info.as_mut_ptr().cast(),
-                &raw mut size,
-            )
-        };
-        assert_eq!(done, 0, "TCP_INFO: {}", std::io::Error::last_os_error());
-        Self(info)
-    }
-
-    fn u64_at(&self, at: usize) -> u64 {
-        u64::from_ne_bytes(self.0[at..at + 8].try_into().expect("eight bytes"))
-    }
-
-    /// Returns `tcpi_state`.
-    pub fn state(&self) -> u8 {
-        self.0[0]
-    }
-
-    /// Returns `tcpi_total_retrans`.
-    pub fn total_retrans(&self) -> u32 {
-        u32::from_ne_bytes(self.0[100..104].try_into().expect("four bytes"))
-    }
-
-    /// Returns `tcpi_bytes_received`, the peer's FIN included.
-    pub fn bytes_received(&self) -> u64 {
-        self.u64_at(128)
-    }
-
-    /// Returns `tcpi_bytes_sent`.
-    pub fn bytes_sent(&self) -> u64 {
-        self.u64_at(200)
-    }
-
-    /// Returns `tcpi_bytes_retrans`.
-    pub fn bytes_retrans(&self) -> u64 {
-        self.u64_at(208)
-    }
-}
-
-/// Waits until a RST has ended this end.
+/// Waits until this end has no connection any more, for example since a RST arrived.
 pub fn wait_closed(socket: &TcpStream) {
     const CLOSE: u8 = 7;
-    wait_until("the connection has ended", || tcp_info(socket).tcpi_state == CLOSE);
+    wait_until("the connection has ended", || TcpInfo::read(socket).state() == CLOSE);
 }
 
-/// Waits until the peer has acknowledged the FIN of a shutdown(): FIN_WAIT2. That may take it 40 ms, in the hope of data to
-/// send along.
-pub fn fin_acknowledged(socket: &TcpStream) {
+/// Waits until the peer has acknowledged the FIN of a shutdown(): FIN_WAIT2. The acknowledgement may be delayed by 40
+/// ms.
+pub fn wait_fin_acknowledged(socket: &TcpStream) {
     const FIN_WAIT2: u8 = 5;
-    wait_until("the FIN is acknowledged", || tcp_info(socket).tcpi_state == FIN_WAIT2);
+    wait_until("the FIN is acknowledged", || TcpInfo::read(socket).state() == FIN_WAIT2);
 }

@@ -1,11 +1,11 @@
-//! The tool as a child process: started, listened to, and ended.
+//! The tool as a child process.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,106 +15,106 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 use serde_json::Value;
 
-use super::store::Store;
-use super::{net, patience, small};
+use super::output::TracerOutput;
+use super::{is_small_vm, net, test_timeout};
 
-/// The program under test.
+/// Returns the path of the program under test.
 pub fn binary() -> OsString {
     std::env::var_os("KMESH_TRACE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_kmesh-trace").into())
 }
 
-/// What a tracer said on standard error.
+/// The lines that a tracer has printed on standard error.
 #[derive(Default)]
-struct Said {
-    lines: Mutex<(Vec<String>, bool)>,
-    news: Condvar,
+struct Stderr {
+    state: Mutex<StderrState>,
+    changed: Condvar,
 }
 
-impl Said {
-    fn listen(&self, from: impl Read) {
+#[derive(Default)]
+struct StderrState {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+impl Stderr {
+    fn read(&self, from: impl Read) {
         for line in BufReader::new(from).split(b'\n') {
             let Ok(line) = line else { break };
-            self.lines
-                .lock()
-                .unwrap()
-                .0
-                .push(String::from_utf8_lossy(&line).into_owned());
-            self.news.notify_all();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            self.state.lock().unwrap().lines.push(line);
+            self.changed.notify_all();
         }
-        self.lines.lock().unwrap().1 = true;
-        self.news.notify_all();
+        self.state.lock().unwrap().ended = true;
+        self.changed.notify_all();
     }
 
     fn wait(&self, is_it: impl Fn(&str) -> bool) -> Result<String, String> {
-        let deadline = Instant::now() + patience();
-        let mut lines = self.lines.lock().unwrap();
+        let deadline = Instant::now() + test_timeout();
+        let mut state = self.state.lock().unwrap();
         loop {
-            if let Some(line) = lines.0.iter().find(|line| is_it(line)) {
+            if let Some(line) = state.lines.iter().find(|line| is_it(line)) {
                 return Ok(line.clone());
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if lines.1 || left.is_zero() {
-                return Err(format!(
-                    "the awaited line did not come on standard error, which says: {:?}",
-                    lines.0
-                ));
+            if state.ended || left.is_zero() {
+                return Err(format!("no such line on standard error: {:?}", state.lines));
             }
-            lines = self.news.wait_timeout(lines, left).unwrap().0;
+            state = self.changed.wait_timeout(state, left).unwrap().0;
         }
     }
 }
 
-/// The flag that passes this scenario's connections alone, whatever other programs do meanwhile. None on a small virtual machine,
-/// which has no other programs: there the tool runs without a filter.
-fn only_own() -> Option<String> {
-    (!small() && net::has_own_addresses()).then(|| format!("--ip={}", net::networks().join(",")))
+/// The flag with which the tool traces this scenario's connections alone, whatever other programs do. None in a small
+/// virtual machine, which runs no other programs: there the tool runs without a filter.
+fn scenario_filter() -> Option<String> {
+    (!is_small_vm() && net::has_claimed_addresses()).then(|| format!("--ip={}", net::scenario_networks().join(",")))
 }
 
-/// How to start a tracer.
-pub struct Start {
+/// Configures and starts a tracer. Standard output is read as JSON lines, unless a method changes that.
+pub struct TracerCommand {
     command: Command,
-    reader: Reader,
-    gate: Option<mpsc::Receiver<()>>,
-    copy: Option<File>,
+    reader: StdoutReader,
+    read_after: Option<mpsc::Receiver<()>>,
+    copy_to: Option<File>,
 }
 
-/// Gets each line with its end.
-type Look = Box<dyn FnMut(&[u8]) + Send>;
+/// Gets each line, including its newline.
+type OnLine = Box<dyn FnMut(&[u8]) + Send>;
 
-enum Reader {
+enum StdoutReader {
     Json,
-    Text(Look),
-    Nobody,
+    Text(OnLine),
+    None,
 }
 
-impl Start {
-    /// The tool with these arguments, for this scenario's connections alone, and without names, since to ask for them makes
-    /// connections of its own; its standard output is read as JSON lines.
+impl TracerCommand {
+    /// The tool without names (to ask for names makes connections), for this scenario's connections alone.
     pub fn new(args: &[&str]) -> Self {
-        Self::with(Command::new(binary()), args)
+        Self::wrapped_by(Command::new(binary()), args)
     }
 
-    /// The same, started by a command that ends with the tool.
-    pub fn with(command: Command, args: &[&str]) -> Self {
-        let own = only_own();
-        let own: Vec<&str> = own.iter().map(String::as_str).collect();
-        Self::called(command, &[&["--no-resolve"], &own[..], args].concat())
+    /// The tool without names, for this scenario's connections alone, started by a command that ends with the tool's
+    /// path.
+    pub fn wrapped_by(command: Command, args: &[&str]) -> Self {
+        let filter = scenario_filter();
+        let filter: Vec<&str> = filter.iter().map(String::as_str).collect();
+        Self::from_command(command, &[&["--no-resolve"], &filter[..], args].concat())
     }
 
-    /// The tool with these arguments, for all connections of this machine.
-    pub fn of_all(args: &[&str]) -> Self {
-        Self::called(Command::new(binary()), &[&["--no-resolve"], args].concat())
+    /// The tool without names, for all connections of this machine.
+    pub fn for_all_connections(args: &[&str]) -> Self {
+        Self::from_command(Command::new(binary()), &[&["--no-resolve"], args].concat())
     }
 
-    /// The tool with a source of names among its arguments, for this scenario's connections alone.
-    pub fn resolving(args: &[&str]) -> Self {
-        let own = only_own();
-        let own: Vec<&str> = own.iter().map(String::as_str).collect();
-        Self::called(Command::new(binary()), &[&own[..], args].concat())
+    /// The tool with a name source among its arguments, for this scenario's connections alone.
+    pub fn with_names(args: &[&str]) -> Self {
+        let filter = scenario_filter();
+        let filter: Vec<&str> = filter.iter().map(String::as_str).collect();
+        Self::from_command(Command::new(binary()), &[&filter[..], args].concat())
     }
 
-    /// A command that ends with the tool, and whatever arguments.
-    pub fn called(mut command: Command, args: &[&str]) -> Self {
+    /// A command that ends with the tool's path, and exactly these arguments.
+    pub fn from_command(mut command: Command, args: &[&str]) -> Self {
         command
             .args(args)
             .stdin(Stdio::null())
@@ -122,98 +122,75 @@ impl Start {
             .stderr(Stdio::piped());
         Self {
             command,
-            reader: Reader::Json,
-            gate: None,
-            copy: None,
+            reader: StdoutReader::Json,
+            read_after: None,
+            copy_to: None,
         }
     }
 
-    /// As on a node whose network namespace is the calling thread's: the tool is the first process of a pid namespace.
+    /// The tool as on a node whose network namespace is the calling thread's: in a pid namespace in which it is the
+    /// first process.
     pub fn on_node(args: &[&str]) -> Self {
-        let mut start = Self::of_all(&[]);
         let mut command = Command::new("unshare");
         command
             .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
-            .arg(binary())
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        start.command = command;
-        start
+            .arg(binary());
+        Self::from_command(command, args)
     }
 
-    /// The tool has this environment variable.
+    /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
         self
     }
 
-    /// Standard output is this, and not read here.
+    /// Redirects standard output, which is then not read here.
     pub fn stdout(mut self, to: impl Into<Stdio>) -> Self {
         self.command.stdout(to);
-        self.reader = Reader::Nobody;
+        self.reader = StdoutReader::None;
         self
     }
 
-    /// Standard output is read only once something comes through `gate`.
-    pub fn gate(mut self, gate: mpsc::Receiver<()>) -> Self {
-        self.gate = Some(gate);
+    /// Reads standard output only after a message on `gate`.
+    pub fn read_after(mut self, gate: mpsc::Receiver<()>) -> Self {
+        self.read_after = Some(gate);
         self
     }
 
-    /// JSON lines go there, too, as they are.
-    pub fn copy(mut self, to: File) -> Self {
-        self.copy = Some(to);
+    /// Copies the JSON lines to a file as well.
+    pub fn copy_to(mut self, file: File) -> Self {
+        self.copy_to = Some(file);
         self
     }
 
-    /// Standard output is text: `look` gets each line with its end.
-    pub fn lines(mut self, look: impl FnMut(&[u8]) + Send + 'static) -> Self {
-        self.reader = Reader::Text(Box::new(look));
+    /// Reads standard output as text: calls `on_line` with each line, including its newline.
+    pub fn on_line(mut self, on_line: impl FnMut(&[u8]) + Send + 'static) -> Self {
+        self.reader = StdoutReader::Text(Box::new(on_line));
         self
     }
 
-    /// Starts it without waiting for anything.
+    /// Starts the tool without waiting for anything.
     pub fn spawn(mut self) -> Tracer {
         let mut child = self
             .command
             .spawn()
             .unwrap_or_else(|error| panic!("start {:?}: {error}", binary()));
-        let store = Arc::new(Store::default());
-        let said = Arc::new(Said::default());
+        let output = Arc::new(TracerOutput::default());
+        let stderr = Arc::new(Stderr::default());
         let mut threads = Vec::new();
-        let stderr = child.stderr.take().expect("standard error is a pipe");
-        threads.push(spawn("stderr", {
-            let said = Arc::clone(&said);
-            move || said.listen(stderr)
+        let stderr_pipe = child.stderr.take().expect("standard error is a pipe");
+        threads.push(spawn_thread("stderr", {
+            let stderr = Arc::clone(&stderr);
+            move || stderr.read(stderr_pipe)
         }));
-        let stdout = child.stdout.take();
-        match (self.reader, stdout) {
-            (Reader::Json, Some(stdout)) => {
-                // Two threads, so that a slow check never makes the tracer's pipe full: that would be a test of another thing.
-                let (lines, checks) = mpsc::channel();
-                let (gate, mut copy) = (self.gate, self.copy);
-                threads.push(spawn("stdout", move || {
-                    // A test that has failed opens no gate, and needs no reader.
-                    if gate.is_none_or(|gate| gate.recv().is_ok()) {
-                        each_line(stdout, |line| {
-                            let sent = lines.send((line.to_vec(), SystemTime::now())).is_ok();
-                            sent && copy.as_mut().is_none_or(|copy| copy.write_all(line).is_ok())
-                        });
-                    }
-                }));
-                let store = Arc::clone(&store);
-                threads.push(spawn("check", move || {
-                    for (line, seen) in checks {
-                        store.ingest(&line, seen);
-                    }
-                    store.end();
-                }));
+        match (self.reader, child.stdout.take()) {
+            (StdoutReader::Json, Some(stdout)) => {
+                let (gate, copy_to) = (self.read_after, self.copy_to);
+                threads.extend(read_json(stdout, gate, copy_to, Arc::clone(&output)));
             }
-            (Reader::Text(mut look), Some(stdout)) => threads.push(spawn("stdout", move || {
+            (StdoutReader::Text(mut on_line), Some(stdout)) => threads.push(spawn_thread("stdout", move || {
                 each_line(stdout, |line| {
-                    look(line);
+                    on_line(line);
                     true
                 });
             })),
@@ -223,99 +200,128 @@ impl Start {
         Tracer {
             child: Mutex::new(child),
             pid,
-            store,
-            said,
+            output,
+            stderr,
             threads: Mutex::new(threads),
-            over: AtomicBool::new(false),
+            has_exited: AtomicBool::new(false),
         }
     }
 
-    /// Starts it and waits until it captures: hooks attached, sockets that were open before seen.
-    pub fn tracing(self) -> Tracer {
+    /// Starts the tool and waits until it traces: all programs are attached, and the sockets that are open are known.
+    pub fn start(self) -> Tracer {
         let tracer = self.spawn();
-        tracer.wait_said("kmesh-trace: tracing");
+        tracer.wait_stderr("kmesh-trace: tracing");
         tracer
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     thread::Builder::new()
         .name(name.to_owned())
         .spawn(body)
         .expect("spawn a thread")
 }
 
-/// Hands each line, with its end, to `look`, until that says enough.
-fn each_line(from: impl Read, mut look: impl FnMut(&[u8]) -> bool) {
+/// Starts the threads that read and check JSON lines. Two threads: a slow check must not fill the tracer's pipe.
+fn read_json(
+    stdout: impl Read + Send + 'static,
+    gate: Option<mpsc::Receiver<()>>,
+    mut copy_to: Option<File>,
+    output: Arc<TracerOutput>,
+) -> [JoinHandle<()>; 2] {
+    let (lines, received) = mpsc::channel();
+    let reader = spawn_thread("stdout", move || {
+        // A test that has failed opens no gate, and needs no reader.
+        if gate.is_none_or(|gate| gate.recv().is_ok()) {
+            each_line(stdout, |line| {
+                let is_sent = lines.send((line.to_vec(), SystemTime::now())).is_ok();
+                is_sent && copy_to.as_mut().is_none_or(|file| file.write_all(line).is_ok())
+            });
+        }
+    });
+    let checker = spawn_thread("check", move || {
+        for (line, received_at) in received {
+            output.add_line(&line, received_at);
+        }
+        output.end();
+    });
+    [reader, checker]
+}
+
+/// Calls `on_line` with each line, including its newline, until it returns false.
+fn each_line(from: impl Read, mut on_line: impl FnMut(&[u8]) -> bool) {
     let mut from = BufReader::with_capacity(1 << 20, from);
     let mut line = Vec::new();
     loop {
         line.clear();
         match from.read_until(b'\n', &mut line) {
-            Ok(got) if got > 0 && look(&line) => {}
+            Ok(got) if got > 0 && on_line(&line) => {}
             _ => return,
         }
     }
 }
 
-/// A running tracer.
+/// A tracer that runs. Dropping it kills it.
 pub struct Tracer {
     child: Mutex<Child>,
-    /// Its process.
     pub pid: Pid,
-    /// What it printed.
-    pub store: Arc<Store>,
-    said: Arc<Said>,
+    pub output: Arc<TracerOutput>,
+    stderr: Arc<Stderr>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    over: AtomicBool,
+    has_exited: AtomicBool,
 }
 
-/// How a tracer ended.
-pub struct End {
-    /// Its exit status.
+/// A tracer that has exited.
+pub struct TracerExit {
     pub status: ExitStatus,
-    /// What it said on standard error, a line each.
+    /// The lines of standard error.
     pub stderr: Vec<String>,
-    /// What it printed on standard output.
-    pub store: Arc<Store>,
+    pub output: Arc<TracerOutput>,
 }
 
 impl Tracer {
-    /// A JSON tracer that captures by the time this returns.
+    /// Starts a tracer that prints JSON, and waits until it traces.
     pub fn json(args: &[&str]) -> Self {
-        Start::new(&[&["-o", "json"], args].concat()).tracing()
+        TracerCommand::new(&[&["-o", "json"], args].concat()).start()
     }
 
-    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid, signal).expect("signal the tracer");
     }
 
-    /// Waits for a line on standard error that starts so.
-    pub fn wait_said(&self, prefix: &str) -> String {
-        self.said
+    /// Waits for a line on standard error that starts with `prefix`.
+    pub fn wait_stderr(&self, prefix: &str) -> String {
+        self.stderr
             .wait(|line| line.starts_with(prefix))
             .unwrap_or_else(|error| panic!("{prefix:?}: {error}"))
     }
 
-    /// Waits for a line on standard error with these words in it.
-    pub fn wait_said_with(&self, words: &str) -> String {
-        self.said
-            .wait(|line| line.contains(words))
-            .unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    /// Waits for a line on standard error that contains `text`.
+    pub fn wait_stderr_containing(&self, text: &str) -> String {
+        self.stderr
+            .wait(|line| line.contains(text))
+            .unwrap_or_else(|error| panic!("{text:?}: {error}"))
     }
 
-    /// What it said so far.
-    pub fn said(&self) -> Vec<String> {
-        self.said.lines.lock().unwrap().0.clone()
+    /// Returns the lines on standard error so far.
+    pub fn stderr_lines(&self) -> Vec<String> {
+        self.stderr.state.lock().unwrap().lines.clone()
     }
 
-    /// Waits for it to end by itself.
-    pub fn wait(&self) -> End {
-        self.wait_within(patience())
+    /// Requests a summary (SIGUSR1), and waits for it.
+    pub fn request_summary(&self) -> Value {
+        let count = self.output.summaries().len();
+        self.signal(Signal::SIGUSR1);
+        let mut summaries = self.output.wait_summaries(count + 1).expect("a summary");
+        summaries.swap_remove(count)
     }
 
-    /// Whether it ends by itself within this time.
+    /// Waits until the tracer exits.
+    pub fn wait(&self) -> TracerExit {
+        self.wait_within(test_timeout())
+    }
+
+    /// Waits up to `limit` for the tracer to exit. Returns whether it has.
     pub fn ended_within(&self, limit: Duration) -> bool {
         let pid = rustix::process::Pid::from_child(&self.child.lock().unwrap());
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("pidfd_open");
@@ -323,29 +329,28 @@ impl Tracer {
         poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)).expect("poll") > 0
     }
 
-    /// Waits this long at most. It is killed and the test fails when it takes longer.
-    pub fn wait_within(&self, limit: Duration) -> End {
+    /// Waits until the tracer exits. Fails the test after `limit`.
+    pub fn wait_within(&self, limit: Duration) -> TracerExit {
         assert!(
             self.ended_within(limit),
-            "the tracer still runs after {limit:?}; it said {:?}",
-            self.said()
+            "the tracer still runs after {limit:?}, standard error: {:?}",
+            self.stderr_lines()
         );
         let mut child = self.child.lock().unwrap();
         let status = child.wait().expect("wait for the tracer");
-        self.over.store(true, Ordering::Relaxed);
+        self.has_exited.store(true, Ordering::Relaxed);
         for thread in self.threads.lock().unwrap().drain(..) {
             thread.join().expect("a reader thread");
         }
-        let stderr = self.said();
-        End {
+        TracerExit {
             status,
-            stderr,
-            store: Arc::clone(&self.store),
+            stderr: self.stderr_lines(),
+            output: Arc::clone(&self.output),
         }
     }
 
-    /// Interrupts it and waits.
-    pub fn interrupt(&self) -> End {
+    /// Interrupts the tracer and waits until it exits.
+    pub fn interrupt(&self) -> TracerExit {
         self.signal(Signal::SIGINT);
         self.wait()
     }
@@ -353,37 +358,28 @@ impl Tracer {
 
 impl Drop for Tracer {
     fn drop(&mut self) {
-        if !self.over.load(Ordering::Relaxed) {
-            // A test has failed already; nothing may stay behind it.
-            let mut child = self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !self.has_exited.load(Ordering::Relaxed) {
+            let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 }
 
-/// What a tracer's summary says.
+/// The counts of a summary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sums {
-    /// All that the kernel saw end.
+pub struct Totals {
     pub closes: u64,
-    /// Printed.
     pub delivered: u64,
-    /// Sorted out.
     pub filtered: u64,
-    /// Missed.
     pub lost: u64,
-    /// Of these, the ones that may have been missed.
     pub lost_at_most: u64,
-    /// Came after a limit.
     pub after_limit: u64,
-    /// Not closed at the end.
     pub open: u64,
 }
 
-impl Sums {
-    /// From a `summary` line.
-    pub fn of(summary: &Value) -> Self {
+impl Totals {
+    pub fn from_summary(summary: &Value) -> Self {
         let count = |name: &str| {
             summary[name]
                 .as_u64()
@@ -400,7 +396,7 @@ impl Sums {
         }
     }
 
-    /// The sum that must add up in every run.
+    /// Checks that every close is counted in exactly one way.
     pub fn check(&self) {
         let parts = self.delivered + self.filtered + self.lost + self.after_limit;
         assert_eq!(
@@ -410,45 +406,42 @@ impl Sums {
     }
 }
 
-impl End {
-    /// That it ended well, the stream without fault, the last line one summary whose sum adds up and which counts what was
-    /// really printed.
-    pub fn check(&self) -> Sums {
+impl TracerExit {
+    /// Checks that the tracer succeeded, that the stream has no error, and that the summary adds up and counts the
+    /// records that were printed.
+    pub fn check(&self) -> Totals {
         assert!(
             self.status.success(),
             "{}, standard error: {:?}",
             self.status,
             self.stderr
         );
-        let faults = self.store.faults();
+        let errors = self.output.stream_errors();
         assert!(
-            faults.is_empty(),
-            "{} faults in the stream, first: {:?}",
-            faults.len(),
-            &faults[..faults.len().min(5)]
+            errors.is_empty(),
+            "{} errors in the stream, first: {:?}",
+            errors.len(),
+            &errors[..errors.len().min(5)]
         );
-        let sums = Sums::of(self.store.summaries().last().expect("a summary"));
-        sums.check();
-        assert_eq!(sums.delivered, self.store.conns(), "delivered = conn lines printed");
-        let lines: u64 = self
-            .store
-            .lost()
-            .iter()
-            .map(|line| line["lost_records"].as_u64().unwrap_or(0))
-            .sum();
-        assert!(lines <= sums.lost, "lost lines say {lines}, the summary {}", sums.lost);
-        sums
+        let totals = Totals::from_summary(self.output.summaries().last().expect("a summary"));
+        totals.check();
+        assert_eq!(totals.delivered, self.output.close_count(), "delivered = close records");
+        let lost_lines = self.output.lost_lines();
+        let lost = lost_lines.iter().map(|line| line["lost_records"].as_u64().unwrap_or(0));
+        let lost: u64 = lost.sum();
+        assert!(lost <= totals.lost, "lost lines: {lost}, summary: {}", totals.lost);
+        totals
     }
 
-    /// As [`End::check`], with nothing lost either.
-    pub fn check_whole(&self) -> Sums {
-        let sums = self.check();
+    /// Checks the same as [`TracerExit::check`], and that no record was lost.
+    pub fn check_lossless(&self) -> Totals {
+        let totals = self.check();
         assert_eq!(
-            sums.lost,
+            totals.lost,
             0,
-            "nothing may be lost here: {sums:?}, {:?}",
-            self.store.lost()
+            "no record may be lost: {totals:?}, {:?}",
+            self.output.lost_lines()
         );
-        sums
+        totals
     }
 }

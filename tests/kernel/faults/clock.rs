@@ -1,25 +1,25 @@
-//! A wall clock that somebody steps.
+//! A wall clock that an administrator or a time service steps.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use serde_json::Value;
 
-use crate::rollups::{Lines, number, rolling};
-use crate::support::expect::{CLOCK_ERROR, moment};
+use crate::rollups::{RollupLines, number, start_rollup};
+use crate::support::expect::{CLOCK_ERROR, parse_time};
 use crate::support::net;
+use crate::support::output::ReceivedRecord;
 use crate::support::probe::Need;
-use crate::support::sock::{Span, Truth, V, drain, exchange, pair, timed};
-use crate::support::store::Rec;
+use crate::support::sock::{IpVersion, Span, Truth, exchanged_pair, pair, timed};
 use crate::support::tracer::Tracer;
-use crate::{Table, shared};
+use crate::{Topic, shared_tracer};
 
-/// Adds the trials.
-pub fn add(table: Table) -> Table {
-    table.own(
-        "clock_stepped_back_and_on",
-        &[Need::StepClock, Need::Alone],
-        stepped_back_and_on,
+/// Adds the scenarios.
+pub fn add(topic: Topic) -> Topic {
+    topic.standalone(
+        "clock_stepped_back_and_forward",
+        &[Need::StepClock, Need::Exclusive],
+        clock_stepped_back_and_forward,
     )
 }
 
@@ -33,7 +33,7 @@ fn time_of(clock: ClockId) -> Duration {
     )
 }
 
-/// The wall clock, put right when dropped.
+/// The wall clock. Dropping it sets the clock right.
 struct WallClock {
     ahead_of_monotonic: Duration,
 }
@@ -61,131 +61,122 @@ impl Drop for WallClock {
     }
 }
 
-/// Both ends of a connection. The kernel may give a listener's port away again: both ports are looked at.
-fn ends(tracer: &Tracer, truth: &Truth) -> [Rec; 2] {
-    let both = |records: &[Rec]| {
-        let of_it = |direction: &str| {
-            let is_it = |rec: &&Rec| {
-                let [src, dst] = ["src", "dst"].map(|end| &rec.value[end]["port"]);
-                *src == truth.src.port() && *dst == truth.dst.port() && rec.value["direction"] == direction
+/// Waits for the records of both ends. Compares both ports, since the kernel may assign a listener's port again.
+fn wait_records(tracer: &Tracer, truth: &Truth) -> [ReceivedRecord; 2] {
+    let find_both = |records: &[ReceivedRecord]| {
+        let find = |direction: &str| {
+            let is_it = |record: &&ReceivedRecord| {
+                let [src, dst] = ["src", "dst"].map(|end| &record.value[end]["port"]);
+                *src == truth.src.port() && *dst == truth.dst.port() && record.value["direction"] == direction
             };
             records.iter().find(is_it).cloned()
         };
-        Some([of_it("outbound")?, of_it("inbound")?])
+        Some([find("outbound")?, find("inbound")?])
     };
-    tracer.store.wait(net::inode(), both).unwrap()
+    tracer.output.wait(net::current_netns(), find_both).unwrap()
 }
 
-/// A connection's truth, and when it was closed.
+/// Makes a connection and closes it. Returns also when it closed.
 fn connection() -> (Truth, Span) {
-    let pair = pair(V::Four);
-    exchange(&pair, 1000, 300);
-    let ((), closed) = timed(|| {
-        drop(pair.client);
-        assert_eq!(drain(&pair.server), 0);
-        drop(pair.server);
-    });
-    (pair.truth, closed)
+    let pair = exchanged_pair(IpVersion::V4);
+    timed(|| pair.close_client_first())
 }
 
-/// A connection of which all times are right by the clock as it is now.
-fn right(tracer: &Tracer) -> (Truth, Span) {
+/// Makes a connection whose records must have the right times by the present clock.
+fn check_connection(tracer: &Tracer) -> (Truth, Span) {
     let (truth, closed) = connection();
-    let wants = [
+    let expected = [
         truth.outbound().bytes(1000, 300).ok("local"),
         truth.inbound().bytes(300, 1000).ok("peer"),
     ];
-    let records = ends(tracer, &truth);
-    for (want, record) in wants.iter().zip(&records) {
-        assert_eq!(want.differences(record), Vec::<String>::new(), "{}", record.value);
+    let records = wait_records(tracer, &truth);
+    for (expected, record) in expected.iter().zip(&records) {
+        assert_eq!(expected.differences(record), Vec::<String>::new(), "{}", record.value);
     }
     (truth, closed)
 }
 
-fn within(time: &Value, earliest: SystemTime, latest: SystemTime) -> bool {
-    moment(time).is_some_and(|time| time >= earliest - CLOCK_ERROR && time <= latest + CLOCK_ERROR)
+fn is_within(time: &Value, earliest: SystemTime, latest: SystemTime) -> bool {
+    parse_time(time).is_some_and(|time| time >= earliest - CLOCK_ERROR && time <= latest + CLOCK_ERROR)
 }
 
-/// An hour back, and an hour on. What happened before a step has the times of before, what happened after it those of
-/// after; a connection over a step has one of each, and lasted as long as it did.
-fn stepped_back_and_on() {
-    // There for its capture, which must tell all this again.
-    shared();
+/// The clock is stepped an hour back, then an hour forward. Each event has the time of the clock at the event, and the
+/// duration of a connection over a step is right.
+fn clock_stepped_back_and_forward() {
+    // Its capture is replayed at the end of the suite and must have the same records.
+    shared_tracer();
     let clock = WallClock::new();
     let tracer = Tracer::json(&[]);
-    tracer.store.keep(net::inode());
-    let (rollup, lines) = rolling(&["--interval", "1s", "--by", "connection"]);
-    let mut told = vec![right(&tracer)];
+    tracer.output.watch(net::current_netns());
+    let (rollup, lines) = start_rollup(&["--interval", "1s", "--by", "connection"]);
+    let mut connections = vec![check_connection(&tracer)];
     for slow in [HOUR, Duration::ZERO] {
-        let began = Instant::now();
-        let older = pair(V::Four);
+        let start = Instant::now();
+        let over_step = pair(IpVersion::V4);
         let opened = Instant::now();
         if slow == HOUR {
-            tracer.store.set_back();
-            shared().store.set_back();
+            tracer.output.allow_clock_step_back();
+            shared_tracer().output.allow_clock_step_back();
         }
         clock.set_slow_by(slow);
-        noticed(&tracer, slow == HOUR);
-        told.push(right(&tracer));
-        let least = opened.elapsed();
-        let ((), closed) = timed(|| {
-            drop(older.client);
-            assert_eq!(drain(&older.server), 0);
-            drop(older.server);
-        });
-        for record in ends(&tracer, &older.truth) {
-            let most = began.elapsed();
+        check_first_after_step(&tracer, slow == HOUR);
+        connections.push(check_connection(&tracer));
+        let min = opened.elapsed();
+        let (truth, closed) = timed(|| over_step.close_client_first());
+        for record in wait_records(&tracer, &truth) {
+            let max = start.elapsed();
             let value = &record.value;
             assert!(
-                within(&value["start"], older.truth.open.before, older.truth.open.after),
+                is_within(&value["start"], truth.open.before, truth.open.after),
                 "{value}"
             );
             assert!(
-                within(&value["time"], closed.before, record.seen),
+                is_within(&value["time"], closed.before, record.received_at),
                 "{closed:?}: {value}"
             );
-            let lasted = Duration::from_nanos(value["duration_ns"].as_u64().unwrap());
-            assert!(lasted >= least && lasted <= most, "{least:?} to {most:?}: {value}");
+            let duration = Duration::from_nanos(value["duration_ns"].as_u64().unwrap());
+            assert!(duration >= min && duration <= max, "{min:?} to {max:?}: {value}");
         }
-        told.push(right(&tracer));
+        connections.push(check_connection(&tracer));
     }
-    tracer.interrupt().check_whole();
-    windows(&lines, &told);
+    tracer.interrupt().check_lossless();
+    check_windows(&lines, &connections);
     assert!(rollup.interrupt().status.success());
 }
 
-/// Until the tracer has been told of the step, which takes the kernel a moment, the clock of before counts: for the first
-/// connection either may, and no other. Its record comes later than that moment.
-fn noticed(tracer: &Tracer, back: bool) {
+/// The kernel reports a step to the tracer a moment later. Until then, the tracer uses the clock before the step: the
+/// times of the first connection may be by either clock, and no others.
+fn check_first_after_step(tracer: &Tracer, is_back: bool) {
     let (truth, closed) = connection();
-    let before = |time: SystemTime| if back { time + HOUR } else { time - HOUR };
-    for record in ends(tracer, &truth) {
+    let by_old_clock = |time: SystemTime| if is_back { time + HOUR } else { time - HOUR };
+    for record in wait_records(tracer, &truth) {
         let value = &record.value;
         for (time, span) in [(&value["start"], truth.open), (&value["time"], closed)] {
-            let latest = span.after.max(record.seen);
-            let right = within(time, span.before, latest) || within(time, before(span.before), before(latest));
-            assert!(right, "{span:?}: {value}");
+            let latest = span.after.max(record.received_at);
+            let is_right = is_within(time, span.before, latest)
+                || is_within(time, by_old_clock(span.before), by_old_clock(latest));
+            assert!(is_right, "{span:?}: {value}");
         }
     }
 }
 
-/// Each end counts once, in the window of its end; or, where it was told late by less than a window, in the one after.
-fn windows(lines: &Lines, told: &[(Truth, Span)]) {
+/// Each end counts once, in the window of its close, or in the next one if the close was reported late.
+fn check_windows(lines: &RollupLines, connections: &[(Truth, Span)]) {
     const WINDOW: Duration = Duration::from_secs(1);
-    for (truth, closed) in told {
-        let its = |line: &&Value| {
+    for (truth, closed) in connections {
+        let is_close = |line: &&Value| {
             let [src, dst] = ["src", "dst"].map(|end| &line["group"][end]["port"]);
             *src == truth.src.port() && *dst == truth.dst.port() && number(line, "closed") > 0
         };
         let found = lines.wait(|lines| {
-            let found: Vec<_> = lines.iter().filter(its).cloned().collect();
+            let found: Vec<_> = lines.iter().filter(is_close).cloned().collect();
             (found.len() >= 2).then_some(found)
         });
         assert_eq!(found.len(), 2, "{found:#?}");
         for line in &found {
             assert_eq!(number(line, "closed"), 1, "{line}");
             assert!(
-                within(&line["window_start"], closed.before - WINDOW, closed.after + WINDOW),
+                is_within(&line["window_start"], closed.before - WINDOW, closed.after + WINDOW),
                 "{closed:?}: {line}"
             );
         }

@@ -1,4 +1,4 @@
-//! More than a tracer, its ring or its walk is usually asked for.
+//! Two tracers under load, and more load than a small ring buffer can take.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -11,119 +11,130 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::Topic;
-use crate::stress::{Seen, crowd_while, crowds, of_json};
-use crate::signals::check_accounted;
+use crate::signals::check_all_counted;
 use crate::support::expect::{CLOCK_ERROR, parse_time};
+use crate::support::output::ReceivedRecord;
 use crate::support::probe::Need;
-use crate::support::tracer::Tracer;
+use crate::support::tracer::{Tracer, TracerExit};
+use crate::support::traffic::{CompactRecord, random_traffic_to_all, random_traffic_while};
 use crate::support::{is_small_vm, net, test_timeout};
 
-/// Adds the trials.
+/// Adds the scenarios.
 pub fn add(topic: Topic) -> Topic {
     topic
-        .standalone("two_tracers_under_load", &[], two_tracers_under_load)
-        .standalone("overflow_while_it_reads", &[Need::FullSize], overflow_while_it_reads)
+        .standalone("interrupting_one_of_two_tracers", &[], interrupting_one_of_two_tracers)
+        .standalone("ring_overflow_under_load", &[Need::FullSize], ring_overflow_under_load)
 }
 
-/// What a tracer told of the calling thread's namespace, and of when.
-fn told(tracer: &Tracer) -> Arc<Mutex<Vec<(Seen, SystemTime)>>> {
-    let told = Arc::new(Mutex::new(Vec::new()));
+type TimedRecords = Vec<(CompactRecord, SystemTime)>;
+
+/// Collects a tracer's records of the calling thread's namespace, with their times.
+fn collect(tracer: &Tracer) -> Arc<Mutex<TimedRecords>> {
+    let records = Arc::new(Mutex::new(Vec::new()));
     tracer.output.watch_with(net::current_netns(), {
-        let told = Arc::clone(&told);
+        let records = Arc::clone(&records);
         move |record| {
             let time = parse_time(&record["time"]).expect("a time");
-            told.lock().unwrap().push((of_json(record), time));
+            records.lock().unwrap().push((CompactRecord::from_json(record), time));
         }
     });
-    told
+    records
 }
 
-/// Four threads connect until one of two tracers has been interrupted and is gone. The other tells each end; the
-/// interrupted one each that was over by then, and none that was not.
-fn two_tracers_under_load() {
-    let least = if is_small_vm() { 150 } else { 5_000 };
-    let servers: [Ipv4Addr; 4] = std::array::from_fn(|number| net::loopback_v4(number as u8));
-    // Room for all of it, however late a tracer has its turn.
-    let args = ["--buffer", "64MiB", "--to-ip", &net::comma_separated(&servers)];
-    let (stays, goes) = (Tracer::json(&args), Tracer::json(&args));
-    let (of_stays, of_goes) = (told(&stays), told(&goes));
-    let gone = AtomicBool::new(false);
+/// Makes connections from a thread for each server. Interrupts `tracer` halfway, and goes on until it has exited.
+/// Returns the expected records and the time of the interrupt.
+fn interrupt_under_load(tracer: &Tracer, servers: &[Ipv4Addr]) -> (Vec<CompactRecord>, SystemTime) {
+    let min = if is_small_vm() { 150 } else { 5_000 };
+    let has_exited = AtomicBool::new(false);
     let (half, halfway) = mpsc::channel();
-    let (wanted, interrupted) = thread::scope(|scope| {
-        let (gone, half) = (&gone, &half);
+    thread::scope(|scope| {
+        let (has_exited, half) = (&has_exited, &half);
         let load = move |server| {
-            crowd_while(server, |made| {
-                if server == servers[0] && made == least / 2 {
-                    half.send(()).expect("the test listens");
+            random_traffic_while(server, |made| {
+                if server == servers[0] && made == min / 2 {
+                    half.send(()).expect("the test waits");
                 }
-                made < least || !gone.load(Ordering::Relaxed)
+                made < min || !has_exited.load(Ordering::Relaxed)
             })
         };
         let threads: Vec<_> = servers
             .iter()
             .map(|&server| scope.spawn(move || load(server)))
             .collect();
-        let begun = halfway.recv_timeout(test_timeout());
+        let half = halfway.recv_timeout(test_timeout());
         let interrupted = SystemTime::now();
-        goes.signal(Signal::SIGINT);
-        let ended = goes.ended_within(test_timeout());
-        // Whatever has failed, the load must end.
-        gone.store(true, Ordering::Relaxed);
-        assert!(begun.is_ok() && ended, "{begun:?}, ended: {ended}");
-        let made = threads.into_iter().map(|thread| thread.join().expect("a crowd"));
-        (counts(made.flatten()), interrupted)
-    });
-    let (stays, goes) = (stays.interrupt(), goes.wait());
-    for end in [&stays, &goes] {
-        end.check_lossless();
-    }
-    let (of_stays, of_goes) = (of_stays.lock().unwrap(), of_goes.lock().unwrap());
-    let seen = |told: &[(Seen, SystemTime)]| counts(told.iter().map(|(seen, _)| seen.clone()));
-    let (by_stays, by_goes) = (seen(&of_stays), seen(&of_goes));
-    let wrong = differences(&by_stays, &wanted, |told, made| told != made);
-    assert!(wrong.is_empty(), "of the one that stays: {wrong:#?}");
-    let wrong = differences(&by_goes, &wanted, |told, made| told > made);
-    assert!(wrong.is_empty(), "of the interrupted one: {wrong:#?}");
-    // The tracer that stays knows when each was over.
-    let over = interrupted - CLOCK_ERROR;
-    let missing: Vec<_> = of_stays
+        tracer.signal(Signal::SIGINT);
+        let ended = tracer.ended_within(test_timeout());
+        // The load must end even if the test has failed.
+        has_exited.store(true, Ordering::Relaxed);
+        assert!(half.is_ok() && ended, "{half:?}, ended: {ended}");
+        let records = threads.into_iter().map(|thread| thread.join().expect("traffic"));
+        (records.flatten().collect(), interrupted)
+    })
+}
+
+/// Four threads make connections until one of two tracers has been interrupted and has exited. The other one prints
+/// each end. The interrupted one prints each end that had closed before the interrupt, and none that did not close.
+fn interrupting_one_of_two_tracers() {
+    let servers: [Ipv4Addr; 4] = std::array::from_fn(|number| net::loopback_v4(number as u8));
+    // Room for all records while a tracer does not get a processor.
+    let args = ["--buffer", "64MiB", "--to-ip", &net::comma_separated(&servers)];
+    let (other, interrupted) = (Tracer::json(&args), Tracer::json(&args));
+    let (of_other, of_interrupted) = (collect(&other), collect(&interrupted));
+    let (expected, interrupted_at) = interrupt_under_load(&interrupted, &servers);
+    other.interrupt().check_lossless();
+    interrupted.wait().check_lossless();
+    let expected = counts(expected.into_iter());
+    let (of_other, of_interrupted) = (of_other.lock().unwrap(), of_interrupted.lock().unwrap());
+    let count = |records: &TimedRecords| counts(records.iter().map(|(record, _)| record.clone()));
+    let (by_other, by_interrupted) = (count(&of_other), count(&of_interrupted));
+    let wrong = differences(&by_other, &expected, |printed, made| printed != made);
+    assert!(wrong.is_empty(), "of the other tracer: {wrong:#?}");
+    let wrong = differences(&by_interrupted, &expected, |printed, made| printed > made);
+    assert!(wrong.is_empty(), "of the interrupted tracer: {wrong:#?}");
+    // The other tracer has the times of all closes.
+    let closed_before = interrupted_at - CLOCK_ERROR;
+    let missing: Vec<_> = of_other
         .iter()
-        .filter(|(seen, time)| *time < over && !by_goes.contains_key(seen))
+        .filter(|(record, time)| *time < closed_before && !by_interrupted.contains_key(record))
         .take(6)
         .collect();
     assert!(
         missing.is_empty(),
-        "over before it was interrupted at {interrupted:?}: {missing:#?}"
+        "closed before the interrupt at {interrupted_at:?}: {missing:#?}"
     );
-    assert!(of_goes.len() < of_stays.len(), "the load went on without it");
+    assert!(
+        of_interrupted.len() < of_other.len(),
+        "the load went on after the interrupt"
+    );
 }
 
-/// Returns how often each end occurs: a port may be used again for the same number of bytes.
-fn counts(ends: impl Iterator<Item = Seen>) -> HashMap<Seen, usize> {
+/// Counts how often each record occurs: a port may be used again, for the same number of bytes.
+fn counts(records: impl Iterator<Item = CompactRecord>) -> HashMap<CompactRecord, usize> {
     let mut counts = HashMap::new();
-    ends.for_each(|end| *counts.entry(end).or_default() += 1);
+    records.for_each(|record| *counts.entry(record).or_default() += 1);
     counts
 }
 
-/// Returns some of the ends whose numbers differ: as a tracer recorded them, and as they were made.
+/// Returns up to six of the records whose counts differ, with the printed and the expected count.
 fn differences(
-    recorded: &HashMap<Seen, usize>,
-    made: &HashMap<Seen, usize>,
+    printed: &HashMap<CompactRecord, usize>,
+    expected: &HashMap<CompactRecord, usize>,
     differ: impl Fn(usize, usize) -> bool,
-) -> Vec<(Seen, usize, usize)> {
-    let number = |counts: &HashMap<Seen, usize>, end: &Seen| counts.get(end).copied().unwrap_or(0);
-    let ends = made.keys().chain(recorded.keys());
-    let numbers = ends.map(|end| (end.clone(), number(recorded, end), number(made, end)));
-    numbers
-        .filter(|(_, recorded, made)| differ(*recorded, *made))
+) -> Vec<(CompactRecord, usize, usize)> {
+    let count = |counts: &HashMap<CompactRecord, usize>, record| counts.get(record).copied().unwrap_or(0);
+    let records = expected.keys().chain(printed.keys());
+    let counts = records.map(|record| (record.clone(), count(printed, record), count(expected, record)));
+    counts
+        .filter(|(_, printed, expected)| differ(*printed, *expected))
         .take(6)
         .collect()
 }
 
-/// Looks at the ring every 5 ms, and it takes ten records: most are lost. Each end is told, sorted out or counted, each
-/// opening told or counted, and what is told is right.
-fn overflow_while_it_reads() {
-    const EACH: usize = 6_000;
+/// The tracer reads the ring buffer every 5 ms, and the buffer holds ten events: most are lost. Each close is printed,
+/// filtered out or counted as lost, each open is printed or counted as lost, and what is printed is right.
+fn ring_overflow_under_load() {
+    const PER_SERVER: usize = 6_000;
     let servers: [Ipv4Addr; 2] = std::array::from_fn(|number| net::loopback_v4(number as u8));
     let (both, not_the_second) = (net::comma_separated(&servers), format!("!{}", servers[1]));
     let args = [
@@ -136,73 +147,68 @@ fn overflow_while_it_reads() {
     ];
     let tracer = Tracer::json(&[&args[..], &["--to-ip", &both, "--ip", &not_the_second]].concat());
     tracer.output.watch(net::current_netns());
-    let made = crowds(&servers, EACH);
-    let (wanted, sorted_out): (Vec<_>, Vec<_>) = made.into_iter().partition(|seen| seen.is_to(servers[0]));
-    let end = tracer.interrupt();
-    let totals = end.check();
+    let made = random_traffic_to_all(&servers, PER_SERVER);
+    let (expected, filtered_out): (Vec<_>, Vec<_>) = made.into_iter().partition(|end| end.is_to(servers[0]));
+    let exit = tracer.interrupt();
+    let totals = exit.check();
 
-    let records = end.output.records(net::current_netns());
-    let of = |event: &str| {
-        records
-            .iter()
-            .map(|rec| &rec.value)
-            .filter(|value| value["event"] == event)
-            .collect::<Vec<_>>()
+    let records = exit.output.records(net::current_netns());
+    let of_event = |event: &str| {
+        let values = records.iter().map(|record| &record.value);
+        values.filter(|value| value["event"] == event).collect::<Vec<_>>()
     };
-    let (opens, closes) = (of("open"), of("close"));
+    let (opens, closes) = (of_event("open"), of_event("close"));
     assert!(totals.lost > 0 && !closes.is_empty() && !opens.is_empty(), "{totals:?}");
-    // Other programs' ends are among the filtered.
-    assert!(totals.filtered >= sorted_out.len() as u64, "{totals:?}");
-    check_accounted(&totals, wanted.len(), closes.len());
+    // Other programs' connections are also filtered out.
+    assert!(totals.filtered >= filtered_out.len() as u64, "{totals:?}");
+    check_all_counted(&totals, expected.len(), closes.len());
     assert_eq!(totals.open, 0, "{totals:?}");
-    let lost_opens = usize::try_from(lost_open_events(&end.stderr)).unwrap();
-    assert_eq!(opens.len() + lost_opens, wanted.len(), "each end opens once");
+    let lost_opens = usize::try_from(lost_open_events(&exit.stderr)).unwrap();
+    assert_eq!(opens.len() + lost_opens, expected.len(), "each end opens once");
 
-    let wanted: HashSet<_> = wanted.into_iter().collect();
+    let expected: HashSet<_> = expected.into_iter().collect();
     let wrong: Vec<_> = closes
         .iter()
-        .filter(|close| !wanted.contains(&of_json(close)))
+        .filter(|close| !expected.contains(&CompactRecord::from_json(close)))
         .take(3)
         .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
-    let mut events: HashMap<&str, Vec<&str>> = HashMap::new();
-    for record in &records {
-        let text = |field: &str| record.value[field].as_str().unwrap();
-        let event = match text("event") {
-            "update" if record.value["established"] == false => "connecting",
-            event => event,
-        };
-        events.entry(text("id")).or_default().push(event);
-    }
-    let in_order = |events: &Vec<&str>| {
-        const ORDER: [&str; 4] = ["connecting", "open", "update", "close"];
-        let count = |event| events.iter().filter(|&&is| is == event).count();
-        let once = count("open") <= 1 && count("close") <= 1;
-        once && events.is_sorted_by_key(|event| ORDER.iter().position(|is| is == event))
-    };
-    if let Some((id, _)) = events.iter().find(|(_, events)| !in_order(events)) {
-        let its: Vec<_> = records
-            .iter()
-            .map(|rec| &rec.value)
-            .filter(|value| value["id"] == *id)
-            .collect();
-        panic!("events of one end: {its:#?}");
-    }
-    let elapsed_ns = end.output.summaries()[0]["elapsed_ns"].as_u64().unwrap();
-    lines_add_up(&end.output.lost_lines(), totals.lost, elapsed_ns);
+    check_order_of_events(&records);
+    check_lost_lines(&exit, totals.lost);
 }
 
-/// The `lost` lines: one a second of the tracer's life at most, and a last one; their sum is that of the summary.
-fn lines_add_up(lines: &[Value], lost: u64, elapsed_ns: u64) {
-    let said: u64 = lines.iter().map(|line| line["lost_records"].as_u64().unwrap()).sum();
+/// Checks that each end has at most one open and one close, and all events in order.
+fn check_order_of_events(records: &[ReceivedRecord]) {
+    const ORDER: [&str; 4] = ["connecting", "open", "update", "close"];
+    let mut ends: HashMap<&str, Vec<&str>> = HashMap::new();
+    for ReceivedRecord { value, .. } in records {
+        let text = |member: &str| value[member].as_str().unwrap();
+        let event = match text("event") {
+            "update" if value["established"] == false => "connecting",
+            event => event,
+        };
+        ends.entry(text("id")).or_default().push(event);
+    }
+    for (id, events) in ends {
+        let count = |event| events.iter().filter(|&&is| is == event).count();
+        let is_in_order = events.is_sorted_by_key(|event| ORDER.iter().position(|is| is == event));
+        if !is_in_order || count("open") > 1 || count("close") > 1 {
+            let of_end = records.iter().map(|record| &record.value);
+            let of_end: Vec<_> = of_end.filter(|value| value["id"] == *id).collect();
+            panic!("events of one end: {of_end:#?}");
+        }
+    }
+}
+
+/// Checks the `lost` lines: at most one for each second and a last one, whose sum is the summary's count.
+fn check_lost_lines(exit: &TracerExit, lost: u64) {
+    let lines = exit.output.lost_lines();
+    let sum: u64 = lines.iter().map(|line| line["lost_records"].as_u64().unwrap()).sum();
     let last = lines.last().expect("a lost line");
-    assert_eq!((&last["lost_records_total"], said), (&lost.into(), lost), "{last}");
-    assert!(
-        lines
-            .iter()
-            .all(|line| line["reason"].as_str().is_some_and(|reason| reason.contains("ring"))),
-        "{lines:?}"
-    );
+    assert_eq!((&last["lost_records_total"], sum), (&lost.into(), lost), "{last}");
+    let names_the_ring = |line: &Value| line["reason"].as_str().is_some_and(|reason| reason.contains("ring"));
+    assert!(lines.iter().all(names_the_ring), "{lines:?}");
+    let elapsed_ns = exit.output.summaries()[0]["elapsed_ns"].as_u64().unwrap();
     let seconds = elapsed_ns / 1_000_000_000;
     assert!(
         lines.len() as u64 <= seconds + 1,

@@ -13,7 +13,7 @@ use nix::sys::socket::{
     sockopt::ReceiveTimestampns,
 };
 
-use crate::support::expect::text;
+use crate::support::expect::format_time;
 
 /// A bit of the TCP header.
 pub const FIN: u8 = 1;
@@ -64,7 +64,7 @@ pub enum Kind {
 
 impl fmt::Display for Packet {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} {} > {}", text(self.time), self.from, self.to)?;
+        write!(out, "{} {} > {}", format_time(self.time), self.from, self.to)?;
         match self.kind {
             Kind::Tcp { seq, ack, flags, len } => {
                 let name = |bit: u8, name: &'static str| if flags & bit != 0 { name } else { "" };

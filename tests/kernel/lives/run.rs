@@ -12,9 +12,10 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::world::{Side, Verdict, World};
 use crate::support::actor::Actor;
-use crate::support::expect::text;
-use crate::support::patience;
-use crate::support::sock::{Span, TcpInfo, errno_of, timed, wait_until};
+use crate::support::expect::format_time;
+use crate::support::sock::{Span, errno_of, timed, wait_until};
+use crate::support::tcp_info::TcpInfo;
+use crate::support::test_timeout;
 
 /// Ports of one life.
 pub const PORTS: u16 = 8;
@@ -100,7 +101,7 @@ impl fmt::Display for Call {
         write!(
             out,
             "{} socket {}: {} = ",
-            text(self.time.before),
+            format_time(self.time.before),
             self.socket,
             self.text
         )?;
@@ -240,9 +241,9 @@ impl<'a> Life<'a> {
     ) -> Result<u64, Errno> {
         let of = self.socks[socket].socket.as_ref().expect("an open socket");
         let asked = SystemTime::now();
-        let before = Some(TcpInfo::of(of).state());
+        let before = Some(TcpInfo::read(of).state());
         let (result, time) = timed(|| call(of));
-        let after = Some(TcpInfo::of(of).state());
+        let after = Some(TcpInfo::read(of).state());
         self.calls.push(Call {
             time,
             socket,
@@ -323,10 +324,10 @@ impl<'a> Life<'a> {
     pub fn listen_elsewhere(&mut self, socket: Id) {
         let (helper, name) = (self.helper, self.shared_name());
         let copy = OwnedFd::from(self.open(socket).try_clone().expect("dup"));
-        helper.hand(&format!("take {name}"), &copy);
+        helper.run_with_fd(&format!("receive_fd {name}"), &copy);
         drop(copy);
         let result = self.log(socket, Act::Listen, "SCM_RIGHTS, listen(128)".to_owned(), |_| {
-            helper.ask(&format!("listen_here {name}"));
+            helper.run(&format!("listen_bound {name}"));
             Ok(0)
         });
         assert_eq!(result, Ok(0), "listen");
@@ -464,17 +465,17 @@ impl<'a> Life<'a> {
         let (helper, name) = (self.helper, format!("life{}", self.number));
         // It may change until then.
         call.before = None;
-        helper.hand(&format!("take {name}"), &OwnedFd::from(open));
+        helper.run_with_fd(&format!("receive_fd {name}"), &OwnedFd::from(open));
         call.pid = match how {
-            Elsewhere::Forked => helper.ask(&format!("fork {name}")).parse().expect("a pid"),
+            Elsewhere::Forked => helper.run(&format!("fork {name}")).parse().expect("a pid"),
             Elsewhere::Passed | Elsewhere::Executed => helper.pid(),
         };
         ((), call.time) = timed(|| match how {
-            Elsewhere::Passed => drop(helper.ask(&format!("close {name}"))),
-            Elsewhere::Forked => drop(helper.ask("reap")),
+            Elsewhere::Passed => drop(helper.run(&format!("close {name}"))),
+            Elsewhere::Forked => drop(helper.run("reap")),
             Elsewhere::Executed => {
-                helper.begin("exec");
-                helper.ask("hello");
+                helper.start_command("exec");
+                helper.run("hello");
             }
         });
         self.calls.push(call);
@@ -483,10 +484,10 @@ impl<'a> Life<'a> {
     /// The socket, and its last call, whose time is not known yet.
     fn last_close(&mut self, socket: Id, text: &str) -> (Socket, Call) {
         if std::mem::take(&mut self.socks[socket].shared) {
-            self.helper.ask(&format!("close {}", self.shared_name()));
+            self.helper.run(&format!("close {}", self.shared_name()));
         }
         let asked = SystemTime::now();
-        let before = TcpInfo::of(self.open(socket)).state();
+        let before = TcpInfo::read(self.open(socket)).state();
         let unread = self.unread(socket);
         let sock = &mut self.socks[socket];
         let call = Call {
@@ -512,7 +513,7 @@ impl<'a> Life<'a> {
     /// connect() to AF_UNSPEC.
     pub fn dissolve(&mut self, socket: Id) {
         let result = self.log(socket, Act::Dissolve, "connect(AF_UNSPEC)".to_owned(), |of| {
-            crate::support::sock::dissolve(of);
+            crate::support::sock::disconnect(of);
             Ok(0)
         });
         assert_eq!(result, Ok(0), "AF_UNSPEC");
@@ -526,7 +527,7 @@ impl<'a> Life<'a> {
         let (accepted, time) = timed(|| self.open(listener).accept());
         let (socket, peer) = accepted.expect("accept");
         let peer = plain(peer.as_socket().expect("an IP address"));
-        let state = TcpInfo::of(&socket).state();
+        let state = TcpInfo::read(&socket).state();
         let id = self.add(socket, side, None, verdict);
         self.socks[id].no_fin_wait2 = no_fin_wait2;
         self.learn_local(id);
@@ -546,7 +547,7 @@ impl<'a> Life<'a> {
 
     /// Waits for an error or a hang-up, and reads SO_ERROR.
     pub fn error(&mut self, socket: Id) -> Option<Errno> {
-        let limit = PollTimeout::try_from(patience()).expect("a poll timeout");
+        let limit = PollTimeout::try_from(test_timeout()).expect("a poll timeout");
         let count = poll(&mut [PollFd::new(self.open(socket).as_fd(), PollFlags::POLLERR)], limit).expect("poll");
         assert!(count > 0, "no error came");
         let result = self.log(socket, Act::Error, "getsockopt(SO_ERROR)".to_owned(), |of| {
@@ -567,14 +568,14 @@ impl<'a> Life<'a> {
 
     /// Its state.
     pub fn state(&self, socket: Id) -> u8 {
-        TcpInfo::of(self.open(socket)).state()
+        TcpInfo::read(self.open(socket)).state()
     }
 
     /// Waits until all that `from` has written in this connection has come in at `to`, or that has ended.
     pub fn delivered(&self, from: Id, to: Id) {
         let written = self.socks[from].written;
         wait_until(&format!("socket {to} has all from {from}"), || {
-            let info = TcpInfo::of(self.open(to));
+            let info = TcpInfo::read(self.open(to));
             info.bytes_received() >= written || info.state() == state::CLOSE
         });
     }
@@ -599,7 +600,7 @@ impl<'a> Life<'a> {
 
     /// `tcpi_total_retrans`.
     pub fn sent_again_so_far(&self, socket: Id) -> u32 {
-        TcpInfo::of(self.open(socket)).total_retrans()
+        TcpInfo::read(self.open(socket)).total_retrans()
     }
 
     /// Lets time pass, on the record.

@@ -88,7 +88,7 @@ pub struct World {
 
 /// The scenario's IPv4 address of this number, of no loopback network.
 fn of_ipv4(number: u8) -> Ipv4Addr {
-    let [_, a, b, c] = net::address(number).octets();
+    let [_, a, b, c] = net::loopback_v4(number).octets();
     Ipv4Addr::new(10, a, b, c)
 }
 
@@ -96,7 +96,7 @@ fn of_ipv4(number: u8) -> Ipv4Addr {
 fn claimed(side: Side, of_ipv6: bool) -> IpAddr {
     let number = if side == Side::Near { 1 } else { 2 };
     if of_ipv6 {
-        net::address_v6(number).into()
+        net::scenario_v6(number).into()
     } else {
         of_ipv4(number as u8).into()
     }
@@ -104,7 +104,7 @@ fn claimed(side: Side, of_ipv6: bool) -> IpAddr {
 
 /// The networks of all lives and of the scenario's markers, for `--ip`.
 pub fn networks() -> String {
-    format!("{}/28,{}", of_ipv4(0), net::networks().join(","))
+    format!("{}/28,{}", of_ipv4(0), net::scenario_networks().join(","))
 }
 
 fn shape() {
@@ -113,25 +113,25 @@ fn shape() {
         rules.push(format!("ip dscp {} {four}", verdict as u8));
         rules.push(format!("ip6 dscp {} {six}", verdict as u8));
     }
-    net::rules(&rules.iter().map(String::as_str).collect::<Vec<_>>());
+    net::set_packet_filter(&rules.iter().map(String::as_str).collect::<Vec<_>>());
     // Fast Open for clients and servers, without cookies.
-    net::sysctl("net.ipv4.tcp_fastopen", "519");
+    net::set_sysctl("net.ipv4.tcp_fastopen", "519");
     // A life has ports of its own below these.
-    net::sysctl("net.ipv4.ip_local_port_range", "40000 65000");
+    net::set_sysctl("net.ipv4.ip_local_port_range", "40000 65000");
     // An end that dies in SYN_RECV does so within seconds.
-    net::sysctl("net.ipv4.tcp_synack_retries", "1");
+    net::set_sysctl("net.ipv4.tcp_synack_retries", "1");
     // No limit on ICMP errors, neither for one peer nor for all.
-    net::sysctl("net.ipv4.icmp_ratelimit", "0");
-    net::sysctl("net.ipv4.icmp_ratemask", "0");
-    net::sysctl("net.ipv6.icmp.ratelimit", "0");
-    net::sysctl("net.ipv6.icmp.ratemask", "255");
+    net::set_sysctl("net.ipv4.icmp_ratelimit", "0");
+    net::set_sysctl("net.ipv4.icmp_ratemask", "0");
+    net::set_sysctl("net.ipv6.icmp.ratelimit", "0");
+    net::set_sysctl("net.ipv6.icmp.ratemask", "255");
 }
 
 impl World {
     /// Makes the calling thread's namespace the near one.
     pub fn new() -> Self {
         let space = || File::open("/proc/thread-self/ns/net").expect("the namespace");
-        let (near, near_inode) = (space(), net::inode());
+        let (near, near_inode) = (space(), net::current_netns());
         shape();
         let (made, far) = mpsc::channel();
         let (life, over) = mpsc::channel::<()>();
@@ -146,7 +146,7 @@ impl World {
                 &["addr", "add", &format!("{address_v6}/64"), "dev", "far", "nodad"],
             );
             shape();
-            made.send((space(), net::inode())).expect("the scenario waits");
+            made.send((space(), net::current_netns())).expect("the scenario waits");
             _ = over.recv();
         });
         let (far, far_inode) = far.recv().expect("the far namespace");

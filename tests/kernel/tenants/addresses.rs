@@ -23,8 +23,8 @@ const ANY_PORT: u16 = 9000;
 
 /// Sends a SYN to `server` with the address `victim` as its source, and gives up. Returns the address and port.
 pub fn attempt(actor: &Actor, victim: &str, server: &Pod) -> String {
-    let from = actor.ask(&format!("attempt t {victim}:0 {}", server.server()));
-    actor.ask("close t");
+    let from = actor.run(&format!("connect_nonblocking t {victim}:0 {}", server.server()));
+    actor.run("close t");
     from
 }
 
@@ -35,9 +35,9 @@ pub fn connect_within(actor: &Actor, victim: &str) -> String {
     let at = format!("{victim}:{ANY_PORT}").parse().unwrap();
     actor.listen("ul", at);
     let from = actor.connect("uc", at).to_string();
-    actor.ask("accept ul us");
+    actor.run("accept ul us");
     for socket in ["uc", "us", "ul"] {
-        actor.ask(&format!("close {socket}"));
+        actor.run(&format!("close {socket}"));
     }
     support::run_ip(actor, &format!("addr del {victim}/32 dev lo"));
     from
@@ -185,7 +185,7 @@ pub fn user_namespace_of_a_known_pod_does_not_take_an_address() {
     let within = Actor::in_user_namespace();
     support::move_into(&stage.thief.cgroup, &within);
     let netns = support::netns_of(&within);
-    tracer.tracer.store.keep(netns);
+    tracer.tracer.output.watch(netns);
     for victim in [&stage.web, &stage.db] {
         let from = connect_within(&within, &victim.ip);
         check_end(
@@ -212,7 +212,7 @@ pub fn user_namespace_of_an_unknown_pod_puts_an_address_in_doubt() {
     let within = Actor::in_user_namespace();
     support::move_into(&unknown.cgroup, &within);
     let netns = support::netns_of(&within);
-    tracer.tracer.store.keep(netns);
+    tracer.tracer.output.watch(netns);
     let from = connect_within(&within, &stage.web.ip);
     check_is_not(&record(&tracer.tracer, netns, "outbound", &from), "src", &stage.web);
     check_is_not(&record(&tracer.tracer, netns, "inbound", &from), "dst", &stage.web);
@@ -234,7 +234,7 @@ pub fn user_namespace_outside_of_pods_does_not_take_an_address() {
         let within = Actor::in_user_namespace();
         support::move_into(&cgroup, &within);
         let netns = support::netns_of(&within);
-        tracer.tracer.store.keep(netns);
+        tracer.tracer.output.watch(netns);
         for victim in [&stage.web, &stage.db] {
             let from = connect_within(&within, &victim.ip);
             let records = ["outbound", "inbound"].map(|direction| record(&tracer.tracer, netns, direction, &from));

@@ -131,15 +131,15 @@ impl Pods {
     /// One connection of the attacker from the address of the next of its pods.
     fn call_from(&self, number: u32) {
         let (client, server) = (&self.crowd, &self.server.actor);
-        client.ask(&format!(
+        client.run(&format!(
             "connect_from c {}:0 {}",
             client_ip(number),
             self.server.server()
         ));
-        server.ask("accept l s");
-        client.ask("close c");
-        server.ask("eof s");
-        server.ask("close s");
+        server.run("accept l s");
+        client.run("close c");
+        server.run("eof s");
+        server.run("close s");
     }
 
     /// One connection of the attacker from a cgroup that comes and goes.

@@ -11,7 +11,7 @@ use super::cluster::Cluster;
 use super::identity::{Source, keep, traced, wait_for_names};
 use super::node::{Driver, MALL, Node, SHOP, new_ids};
 use super::traffic::{CERTAIN, Call, check_call, check_end, check_is_not};
-use crate::support::{net, node as support, peak_kib};
+use crate::support::{net, node as support, peak_memory_kib};
 
 /// Gives a cgroup and all below it to a user, as a runtime gives a container its own cgroup.
 pub fn delegate(cgroup: &Path) {
@@ -49,6 +49,7 @@ pub fn nested_cgroup_does_not_name_another_pod() {
     let cluster = Cluster::of([web.object(), db.object(), thief.object()]);
     let tracer = traced(&node, &cluster, Source::File, &[]);
     keep(&tracer, &[&web, &db, &thief]);
+    wait_for_names(&tracer, &web, &db);
     for (driver, victim) in [
         (Driver::Cgroupfs, &web),
         (Driver::Systemd, &web),
@@ -79,6 +80,7 @@ pub fn cgroup_of_a_user_does_not_name_a_pod() {
     let cluster = Cluster::of([web.object(), db.object()]);
     let tracer = traced(&node, &cluster, Source::File, &[]);
     keep(&tracer, &[&web, &db, &loner]);
+    wait_for_names(&tracer, &web, &db);
     let make_owned = |directory: &Path| chown(directory, Some(1000), Some(1000)).unwrap();
     let make_writable = |directory: &Path| fs::set_permissions(directory, fs::Permissions::from_mode(0o777)).unwrap();
     type Way<'a> = (&'a str, &'a dyn Fn(&Path));
@@ -149,7 +151,7 @@ fn cost_beside(empty: usize) -> (u64, f64) {
         check_call(&tracer.tracer, &web, &db);
     }
     let share = (tracer.cpu_time() - before).as_secs_f64() / began.elapsed().as_secs_f64();
-    let kib = peak_kib(tracer.tool());
+    let kib = peak_memory_kib(tracer.tool());
     tracer.stop();
     drop(empty);
     (kib, share)

@@ -58,7 +58,7 @@ fn only_the_sources_cluster_is_named(name: &str, source: Source, of_source: &str
     let ours = Pods::new(&node, of_source);
     // The other node is a network namespace of its own, with its own routes to the same addresses.
     let (others, _router) = in_another_namespace(|| {
-        net::sysctl("net.ipv4.ip_forward", "1");
+        net::set_sysctl("net.ipv4.ip_forward", "1");
         (Pods::new(&node, of_other), Actor::start())
     });
     ours.db.listen();

@@ -38,7 +38,7 @@ pub fn traced(node: &Node, cluster: &Arc<Cluster>, source: Source, args: &[&str]
     };
     let tracer = node.trace(&[&[&*flag], args].concat());
     if let Source::File = source {
-        tracer.tracer.wait_said("kmesh-trace: names come from");
+        tracer.tracer.wait_stderr("kmesh-trace: names come from");
     }
     tracer
 }
@@ -62,7 +62,7 @@ pub fn wait_for_names(tracer: &NodeTracer, client: &Pod, server: &Pod) {
 
 /// Keeps the records of these pods.
 pub fn keep(tracer: &NodeTracer, pods: &[&Pod]) {
-    pods.iter().for_each(|pod| tracer.tracer.store.keep(pod.netns));
+    pods.iter().for_each(|pod| tracer.tracer.output.watch(pod.netns));
 }
 
 /// What a tenant may write into its own pod to claim the UID of another pod.
@@ -238,7 +238,7 @@ pub fn wrong_name_of_a_moment_does_not_exclude_a_pod() {
     until("the connections of shop are shown again", || {
         let from: std::net::SocketAddr = call().from.parse().unwrap();
         all.tracer
-            .store
+            .output
             .wait(web.netns, |records| {
                 records
                     .iter()
@@ -246,7 +246,7 @@ pub fn wrong_name_of_a_moment_does_not_exclude_a_pod() {
                     .then_some(())
             })
             .unwrap();
-        (!of_shop.tracer.store.records(web.netns).is_empty()).then_some(())
+        (!of_shop.tracer.output.records(web.netns).is_empty()).then_some(())
     });
     (0..5).for_each(|_| call().check(&of_shop.tracer, CERTAIN));
     cluster.end();

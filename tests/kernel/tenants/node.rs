@@ -11,10 +11,10 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::cluster::NODE_NAME;
-use crate::faults::Limited;
 use crate::support::actor::Actor;
-use crate::support::tracer::{Start, Sums, Tracer, binary};
-use crate::support::{net, node, patience, scratch};
+use crate::support::memory_limit::MemoryLimit;
+use crate::support::tracer::{Totals, Tracer, TracerCommand, binary};
+use crate::support::{net, node, scratch_dir, test_timeout};
 
 /// The tenant whose records and names nobody else may touch.
 pub const SHOP: &str = "shop";
@@ -91,16 +91,16 @@ impl Node {
         let unique = format!("kmesh-trace-test-{}-{name}", std::process::id());
         let node = Self {
             cgroups: node::cgroup2().join(&unique),
-            folder: scratch().join(&unique),
+            folder: scratch_dir().join(&unique),
             number,
             pods: AtomicU32::new(0),
         };
         fs::create_dir_all(&node.folder).unwrap();
         fs::create_dir_all(&node.cgroups).unwrap();
-        net::sysctl("net.ipv4.ip_forward", "1");
+        net::set_sysctl("net.ipv4.ip_forward", "1");
         // A kubelet's node lets through what claims another address unless somebody set this.
-        net::sysctl("net.ipv4.conf.all.rp_filter", "0");
-        net::sysctl("net.ipv4.conf.default.rp_filter", "0");
+        net::set_sysctl("net.ipv4.conf.all.rp_filter", "0");
+        net::set_sysctl("net.ipv4.conf.default.rp_filter", "0");
         net::run("ip", &["addr", "add", &format!("{}/32", node.ip()), "dev", "lo"]);
         node
     }
@@ -138,7 +138,7 @@ impl Node {
     pub fn wired_actor(&self, ip: &str) -> Actor {
         static MADE: AtomicU32 = AtomicU32::new(0);
         // A wire goes a while after its pod.
-        node::wired_actor(&MADE.fetch_add(1, Ordering::Relaxed).to_string(), ip)
+        node::actor_with_veth(&MADE.fetch_add(1, Ordering::Relaxed).to_string(), ip)
     }
 
     /// Describes a pod of this process, which stays in its cgroup.
@@ -195,7 +195,7 @@ impl Node {
     }
 
     /// Starts a tracer that may have this much memory.
-    pub fn trace_within(&self, limit: Option<&Limited>, args: &[&str]) -> NodeTracer {
+    pub fn trace_within(&self, limit: Option<&MemoryLimit>, args: &[&str]) -> NodeTracer {
         let unshare = PathBuf::from("unshare");
         let mut command = limit.map_or_else(|| Command::new(&unshare), |limit| limit.command(&unshare));
         command
@@ -203,7 +203,8 @@ impl Node {
             .arg(binary())
             .env("NODE_NAME", NODE_NAME);
         let network = self.pod_network();
-        let tracer = Start::called(command, &[&["-v", "-o", "json", "--ip", &network], args].concat()).tracing();
+        let tracer =
+            TracerCommand::from_command(command, &[&["-v", "-o", "json", "--ip", &network], args].concat()).start();
         NodeTracer { tracer }
     }
 }
@@ -273,7 +274,7 @@ impl NodeTracer {
         let children = format!("/proc/{0}/task/{0}/children", self.tracer.pid);
         let child = fs::read_to_string(children).unwrap_or_default();
         let pid = child.trim().parse();
-        Pid::from_raw(pid.unwrap_or_else(|_| panic!("the tool has ended: {:?}", self.tracer.said())))
+        Pid::from_raw(pid.unwrap_or_else(|_| panic!("the tool has ended: {:?}", self.tracer.stderr_lines())))
     }
 
     /// The processor time that the tool has used.
@@ -287,16 +288,16 @@ impl NodeTracer {
 
     /// Whether any record has waited for names. Known once it has ended.
     pub fn has_waited(&self) -> bool {
-        longest_wait_ms(&self.tracer.said()) > 0.0
+        longest_wait_ms(&self.tracer.stderr_lines()) > 0.0
     }
 
     /// Asks it to stop, and checks that it ended well, lost nothing, and let no record wait for names longer than it may.
-    pub fn stop(&self) -> Sums {
+    pub fn stop(&self) -> Totals {
         kill(self.tool(), Signal::SIGINT).unwrap();
         let end = self.tracer.wait();
         let wait_ms = longest_wait_ms(&end.stderr);
         assert!(wait_ms <= MAX_WAIT_MS, "{wait_ms} ms");
-        end.check_whole()
+        end.check_lossless()
     }
 }
 
@@ -314,7 +315,7 @@ fn longest_wait_ms(said: &[String]) -> f64 {
 
 /// Repeats `attempt` until it succeeds. Only a failing test ever waits to the end.
 pub fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + patience();
+    let deadline = Instant::now() + test_timeout();
     loop {
         if let Some(done) = attempt() {
             return done;

@@ -7,21 +7,21 @@ use serde_json::json;
 use super::cluster::{Cluster, NODE_NAME};
 use super::identity::{keep, wait_for_names};
 use super::node::{Driver, MALL, Node, NodeTracer, Pod, SHOP, new_ids};
-use crate::faults::Limited;
-use crate::support::peak_kib;
+use crate::support::memory_limit::MemoryLimit;
+use crate::support::peak_memory_kib;
 use crate::support::probe::MEMORY_CGROUP;
 
 /// The memory limit of the manifests in `deploy/`.
 pub const LIMIT: u64 = 256 << 20;
 
 /// A cgroup with the manifests' limit, where one can be made.
-pub fn limit() -> Option<Limited> {
-    MEMORY_CGROUP.is_ok().then(|| Limited::new(LIMIT))
+pub fn limit() -> Option<MemoryLimit> {
+    MEMORY_CGROUP.is_ok().then(|| MemoryLimit::new(LIMIT))
 }
 
 /// Checks that the tracer runs, and has never had more memory than the limit.
 pub fn check_memory(tracer: &NodeTracer) {
-    let kib = peak_kib(tracer.tool());
+    let kib = peak_memory_kib(tracer.tool());
     println!("{kib} KiB at most");
     assert!(kib < LIMIT >> 10, "{kib} KiB");
 }

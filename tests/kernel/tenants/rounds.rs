@@ -15,8 +15,8 @@ use super::node::{Driver, Node, NodeTracer, Pod, SHOP};
 use super::services::slice;
 use super::traffic::{CERTAIN, Call, Doubt, failure};
 use crate::support::node as support;
+use crate::support::output::ReceivedRecord;
 use crate::support::random::Random;
-use crate::support::store::Rec;
 
 const DEFAULT_ROUNDS: u64 = 50;
 const DEFAULT_SEED: u64 = 20_260_102;
@@ -149,7 +149,7 @@ impl Tracers {
     /// No record of an attacker's socket has a name of the victim at its local end.
     fn check_attacker(&self, netns: u64, victim: &Victim) {
         for tracer in self.all() {
-            for Rec { value, .. } in tracer.tracer.store.records(netns) {
+            for ReceivedRecord { value, .. } in tracer.tracer.output.records(netns) {
                 let local = if value["direction"] == "outbound" { "src" } else { "dst" };
                 for pod in victim.all() {
                     super::traffic::check_is_not(&value, local, pod);
@@ -194,7 +194,7 @@ impl Run {
             attacker
                 .namespaces()
                 .iter()
-                .for_each(|netns| tracer.tracer.store.keep(*netns));
+                .for_each(|netns| tracer.tracer.output.watch(*netns));
             wait_for_names(tracer, &victim.web, &victim.db);
         }
         Self {

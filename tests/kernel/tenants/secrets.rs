@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::cluster::Cluster;
 use super::node::{Driver, Node, SHOP};
 use super::traffic::Call;
-use crate::support::tracer::{Start, binary};
+use crate::support::tracer::{TracerCommand, binary};
 
 /// A part of each secret of these tests.
 const SECRET: &str = "c2VjcmV0LXRva2Vu";
@@ -96,8 +96,8 @@ fn asked_of_kubelet(node: &Node, args: &[&str]) -> Vec<String> {
     command.args(["--mount", "sh", "-c", AS_IN_A_POD, SECRET]).arg(binary());
     let network = node.pod_network();
     let args = [&["-o", "json", "--ip", &network, &*flag], args].concat();
-    let tracer = Start::called(command, &args).tracing();
-    tracer.store.keep(web.netns);
+    let tracer = TracerCommand::from_command(command, &args).start();
+    tracer.output.watch(web.netns);
     web.listen();
     // Its pod is not in any list until then: the kubelet has answered.
     super::node::until("the name of a pod", || {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::cluster::Cluster;
-use super::identity::{Source, keep, traced};
+use super::identity::{Source, keep, traced, wait_for_names};
 use super::node::{Driver, MALL, NODE_PORT, Node, PORT, Pod, SERVICE_PORT, SHOP};
 use super::traffic::{CERTAIN, Call, failure};
 
@@ -46,6 +46,7 @@ fn check_beside(name: &str, claim: impl Fn(&Node, &Pod) -> Vec<Value>) {
         let cluster = Cluster::of(known.iter().cloned().chain(slices).chain(claim(&node, &db)));
         let tracer = traced(&node, &cluster, Source::File, &[]);
         keep(&tracer, &[&web, &db]);
+        wait_for_names(&tracer, &web, &db);
         let dialled = format!("{}:{NODE_PORT}", node.ip());
         for way in ["own address", "cluster IP", "node port"] {
             let call = match way {

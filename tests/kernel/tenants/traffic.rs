@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 
 use super::node::{Node, Pod, SERVICE_PORT};
-use crate::support::expect::moment;
-use crate::support::store::Rec;
+use crate::support::expect::parse_time;
+use crate::support::output::ReceivedRecord;
 use crate::support::tracer::Tracer;
 
 /// How long naming may hold a record.
@@ -69,8 +69,8 @@ impl<'a> Call<'a> {
     pub fn dial(client: &'a Pod, server: &'a Pod, dialled: &str) -> Self {
         let (opened, since) = (Instant::now(), SystemTime::now());
         let from = format!("{}:{}", client.ip, next_port());
-        client.actor.ask(&format!("connect_from c {from} {dialled}"));
-        server.actor.ask("accept l s");
+        client.actor.run(&format!("connect_from c {from} {dialled}"));
+        server.actor.run("accept l s");
         Self {
             client,
             server,
@@ -91,11 +91,11 @@ impl<'a> Call<'a> {
 
     /// Sends a few bytes and closes both ends, the client's first.
     pub fn close(&self) {
-        self.client.actor.ask("write c 3");
-        self.server.actor.ask("read s 3");
-        self.client.actor.ask("close c");
-        self.server.actor.ask("eof s");
-        self.server.actor.ask("close s");
+        self.client.actor.run("write c 3");
+        self.server.actor.run("read s 3");
+        self.client.actor.run("close c");
+        self.server.actor.run("eof s");
+        self.server.actor.run("close s");
     }
 
     /// Waits for the client's record.
@@ -149,7 +149,7 @@ impl<'a> Call<'a> {
 pub fn failure(check: impl FnOnce()) -> Option<String> {
     catch_unwind(AssertUnwindSafe(check))
         .err()
-        .map(|panic| crate::message(&*panic))
+        .map(|panic| crate::support::panic_message(&*panic))
 }
 
 /// Opens a connection, closes it, and checks its records.
@@ -177,8 +177,8 @@ pub fn record(tracer: &Tracer, netns: u64, direction: &str, client: &str) -> Val
 fn record_since(tracer: &Tracer, netns: u64, direction: &str, client: &str, since: SystemTime) -> Value {
     // The tool reads the clock in turns with the kernel's own.
     let since = since.checked_sub(Duration::from_millis(50)).unwrap_or(since);
-    let is_it = |rec: &&Rec| {
-        if moment(&rec.value["time"]).is_none_or(|time| time < since) {
+    let is_it = |rec: &&ReceivedRecord| {
+        if parse_time(&rec.value["time"]).is_none_or(|time| time < since) {
             return false;
         }
         let src = &rec.value["src"];
@@ -186,10 +186,10 @@ fn record_since(tracer: &Tracer, netns: u64, direction: &str, client: &str, sinc
         rec.value["direction"] == direction && address == client
     };
     let found = tracer
-        .store
+        .output
         .wait(netns, |records| records.iter().rev().find(is_it).cloned());
     let rec = found.unwrap_or_else(|error| panic!("{direction} of {client} is lost: {error}"));
-    let held = moment(&rec.value["time"]).and_then(|time| rec.seen.duration_since(time).ok());
+    let held = parse_time(&rec.value["time"]).and_then(|time| rec.received_at.duration_since(time).ok());
     assert!(
         held.is_none_or(|held| held < HOLD + BUSY),
         "held for {held:?}: {}",
