@@ -1,4 +1,4 @@
-//! Every query of every dashboard, executed by a Prometheus that has scraped known traffic, and its number compared.
+//! Each query of each dashboard has the right result in a Prometheus that has scraped known traffic.
 
 use std::fs;
 use std::io::Read as _;
@@ -8,36 +8,34 @@ use serde_json::Value;
 
 use crate::folder;
 use crate::prometheus::Prometheus;
-use crate::rates::{send, tracer};
+use crate::rates::{make_connections, start_tracer};
 use crate::support::net;
 use crate::support::scrape::address;
-use crate::support::sock::{V, drain, exchange, free_port, give, pair_with, wait_until};
+use crate::support::sock::{IpVersion, exchange, free_port, pair_with, send, wait_until};
 
 const SERVER: &str = "127.77.11.1";
-/// What happens in the window, at each end.
+/// Connections that end cleanly in the window, and the bytes of each.
 const OK: f64 = 30.0;
 const UP: f64 = 1_000.0;
 const DOWN: f64 = 4_000.0;
 const REFUSED: f64 = 7.0;
 const RESET: f64 = 5.0;
-/// Bytes that a connection that is reset brought across before.
+/// Bytes of each connection that is reset.
 const RESET_UP: f64 = 10.0;
-/// Opened in the window and not closed.
+/// Connections that are opened in the window and not closed.
 const OPEN: f64 = 3.0;
 
-/// What a query must give.
-enum Want {
-    /// A rate that makes up this much in the window.
+/// The expected result of a query.
+enum Expected {
+    /// A rate, or an increase, with this total over the window.
     Total(f64),
-    /// This value.
-    Value(f64),
-    /// At least this.
+    Exactly(f64),
     AtLeast(f64),
 }
-use Want::{AtLeast, Total, Value as Exactly};
+use Expected::{AtLeast, Exactly, Total};
 
-/// By title; what is in two dashboards means the same in both.
-fn wanted(title: &str) -> Want {
+/// Returns the expected result of the queries of a panel. A title means the same in all dashboards.
+fn expected_result(title: &str) -> Expected {
     let opened = OK + RESET + OPEN;
     match title {
         "Connections opened" | "Handshakes" => Total(opened),
@@ -57,20 +55,20 @@ fn wanted(title: &str) -> Want {
         "Tracer: processor" => AtLeast(1e-6),
         "Tracer: memory" => AtLeast(1e6),
         "Tracer: series" => AtLeast(60.0),
-        _ => panic!("no number is known for the panel {title:?}"),
+        _ => panic!("no expected result for the panel {title:?}"),
     }
 }
 
-/// Panels that show increases, where others show rates.
+/// Whether a query computes an increase, as opposed to a rate.
 fn is_increase(query: &str) -> bool {
     query.contains("increase(")
 }
 
 fn reset(listener: &TcpListener) {
     let pair = pair_with(listener);
-    give(&pair.client, RESET_UP as usize);
+    send(&pair.client, RESET_UP as usize);
     drop(pair.server);
-    wait_until("the reset", || (&pair.client).read(&mut [0]).is_err());
+    wait_until("the RST arrives", || (&pair.client).read(&mut [0]).is_err());
 }
 
 fn refuse() {
@@ -80,42 +78,41 @@ fn refuse() {
 
 /// Keeps the kernel from retransmitting in this network namespace, however late a busy machine acknowledges a segment.
 fn never_retransmit() {
-    net::sysctl("net.ipv4.tcp_early_retrans", "0");
+    net::set_sysctl("net.ipv4.tcp_early_retrans", "0");
     for destination in ["127.0.0.0/8", "127.0.0.1"] {
         let change = ["route", "change", "table", "local", "local", destination, "dev", "lo"];
         net::run("ip", &[&change[..], &["src", "127.0.0.1", "rto_min", "60s"]].concat());
     }
 }
 
-/// Traffic of every kind that the panels show; no names, so that all is one group.
-pub fn show_what_was_sent() {
+/// Makes traffic of each kind that the panels show. The tracer has no names, so all of it is one group.
+pub fn queries_equal_traffic() {
     never_retransmit();
     let listener = TcpListener::bind((SERVER, 0)).unwrap();
-    let tracer = tracer(free_port(V::Four), SERVER);
+    let tracer = start_tracer(free_port(IpVersion::V4), SERVER);
     let prometheus = Prometheus::scraping(address(&tracer));
     let ends = "sum(kmesh_trace_outcomes_total)";
-    // Series begin before the window does.
-    send(&listener, 1, 100);
+    // The series must exist before the window.
+    make_connections(&listener, 1, 100);
     reset(&listener);
     refuse();
-    prometheus.until(ends, 5.0);
-    let from = prometheus.until("kmesh_trace_build_info", 1.0);
+    prometheus.wait_for(ends, 5.0);
+    let from = prometheus.wait_for("kmesh_trace_build_info", 1.0);
 
     for _ in 0..OK as usize {
         let pair = pair_with(&listener);
         exchange(&pair, UP as usize, DOWN as usize);
-        drop(pair.client);
-        assert_eq!(drain(&pair.server), 0);
+        pair.close_client_first();
     }
     (0..RESET as usize).for_each(|_| reset(&listener));
     (0..REFUSED as usize).for_each(|_| refuse());
     let open: Vec<_> = (0..OPEN as usize).map(|_| pair_with(&listener)).collect();
-    prometheus.until(ends, 5.0 + 2.0 * (OK + RESET) + REFUSED);
+    prometheus.wait_for(ends, 5.0 + 2.0 * (OK + RESET) + REFUSED);
     let opened = r#"sum(kmesh_tcp_connections_opened_total{reporter="source"})"#;
-    prometheus.until(opened, 2.0 + OK + RESET + OPEN);
+    prometheus.wait_for(opened, 2.0 + OK + RESET + OPEN);
     let opened = r#"sum(kmesh_tcp_connections_opened_total{reporter="destination"})"#;
-    prometheus.until(opened, 2.0 + OK + RESET + OPEN);
-    let until = prometheus.until("kmesh_trace_build_info", 1.0);
+    prometheus.wait_for(opened, 2.0 + OK + RESET + OPEN);
+    let until = prometheus.wait_for("kmesh_trace_build_info", 1.0);
 
     let window = ((until - from) * 1000.0).round();
     let mut queries = 0;
@@ -125,25 +122,25 @@ pub fn show_what_was_sent() {
         for panel in dashboard["panels"].as_array().unwrap() {
             let title = panel["title"].as_str().unwrap();
             for target in panel["targets"].as_array().unwrap() {
-                let query = resolved(target["expr"].as_str().unwrap(), window);
+                let query = replace_variables(target["expr"].as_str().unwrap(), window);
                 let samples = prometheus.query(&query, Some(until));
-                assert!(!samples.is_empty(), "{name}, {title}: nothing: {query}");
-                // Of a histogram's buckets the last has all.
-                let is_it = |labels: &Value| labels.get("le").is_none_or(|bound| bound == "+Inf");
+                assert!(!samples.is_empty(), "{name}, {title}: no samples: {query}");
+                // The last bucket of a histogram counts everything.
+                let is_total = |labels: &Value| labels.get("le").is_none_or(|bound| bound == "+Inf");
                 let got: f64 = samples
                     .iter()
-                    .filter(|(labels, _)| is_it(labels))
+                    .filter(|(labels, _)| is_total(labels))
                     .map(|(_, value)| value)
                     .sum();
                 let seconds = if is_increase(&query) { 1.0 } else { window / 1000.0 };
-                let (is_right, want) = match wanted(title) {
+                let (is_right, expected) = match expected_result(title) {
                     Total(total) => ((got * seconds - total).abs() < 1e-6 * total.max(1.0), total),
                     Exactly(value) => ((got - value).abs() < 1e-9, value),
-                    AtLeast(least) => (got >= least, least),
+                    AtLeast(min) => (got >= min, min),
                 };
                 assert!(
                     is_right,
-                    "{name}, {title}: {got} in place of {want} (window {window} ms): {query}\n{samples:?}"
+                    "{name}, {title}: {got} instead of {expected} (window {window} ms): {query}\n{samples:?}"
                 );
                 queries += 1;
             }
@@ -162,8 +159,8 @@ pub fn show_what_was_sent() {
     tracer.interrupt();
 }
 
-/// A query with what Grafana would put in place of its variables.
-fn resolved(query: &str, window: f64) -> String {
+/// Replaces the variables of a query as Grafana does.
+fn replace_variables(query: &str, window: f64) -> String {
     let query = query
         .replace("$__rate_interval", &format!("{window}ms"))
         .replace("$reporter", "source")

@@ -1,11 +1,11 @@
-//! What is in `deploy/`, against the real things: rules through promtool, dashboards through a Prometheus that scrapes the
-//! tool under traffic, manifests through an API server.
+//! The files in `deploy/` in real programs: rules in promtool, dashboards in a Prometheus that scrapes the tool, manifests in an API
+//! server.
 //!
-//! Needs root, Debian's `prometheus`, and for the manifests the components that `K8S_BIN` names or `../shared/k8s` has. What
-//! cannot run here is shown as skipped with the reason, and counted.
+//! Needs root, Debian's `prometheus`, and for the manifests the Kubernetes programs in `K8S_BIN` or `../shared/k8s`. A test that
+//! cannot run shows as skipped with the reason, and is counted.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
-#![expect(clippy::print_stdout, reason = "the counts are for the terminal")]
-#![expect(dead_code, reason = "the support is made for several suites")]
+#![expect(clippy::print_stdout, reason = "the suite reports its results on the terminal")]
+#![expect(dead_code, reason = "each suite uses a part of the shared modules")]
 
 #[path = "../names/components.rs"]
 mod components;
@@ -22,55 +22,49 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use support::net;
 use support::probe::NAMESPACES;
+use support::{net, panic_message};
 
-/// Why a trial cannot run here, if it cannot.
-type Missing = Result<(), String>;
-
-/// `deploy/` of this repository.
+/// Returns the path of `deploy/`.
 fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy"))
 }
 
-fn trial(name: &'static str, missing: Missing, run: fn()) -> Trial {
-    match missing {
+/// Returns a test that is skipped if `requirements` is an error.
+fn trial(name: &'static str, requirements: Result<(), String>, run: fn()) -> Trial {
+    match requirements {
         Err(why) => Trial::test(name, || Ok(()))
             .with_kind(format!("skipped: {why}"))
             .with_ignored_flag(true),
         Ok(()) => Trial::test(name, move || {
-            net::in_namespace(name, run).map_err(|panic| {
-                let text = panic.downcast_ref::<String>().cloned();
-                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-                Failed::from(text.unwrap_or_default())
-            })
+            net::in_namespace(name, run).map_err(|panic| Failed::from(panic_message(&*panic)))
         }),
     }
 }
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    let prometheus = || prometheus::missing().and_then(|()| NAMESPACES.clone());
+    let prometheus = || prometheus::check_installed().and_then(|()| NAMESPACES.clone());
     let trials = vec![
         trial("rules::are_valid", prometheus(), rules::are_valid),
-        trial("rules::do_what_they_say", prometheus(), rules::do_what_they_say),
+        trial("rules::pass_their_tests", prometheus(), rules::pass_their_tests),
         trial(
-            "rates::match_what_was_sent_over_restarts",
+            "rates::equal_traffic_over_restarts",
             prometheus(),
-            rates::over_restarts,
+            rates::equal_traffic_over_restarts,
         ),
         trial(
-            "dashboards::show_what_was_sent",
+            "dashboards::queries_equal_traffic",
             prometheus(),
-            dashboards::show_what_was_sent,
+            dashboards::queries_equal_traffic,
         ),
         trial(
-            "manifests::are_taken_by_an_api_server",
-            manifests::missing(),
-            manifests::applied,
+            "manifests::grant_exactly_the_documented_rights",
+            manifests::check_requirements(),
+            manifests::grant_exactly_the_documented_rights,
         ),
     ];
-    // Each has a Prometheus or an API server of its own, and waits for it most of the time.
+    // Each test starts its own Prometheus or API server, and mostly waits for it.
     arguments.test_threads.get_or_insert(trials.len());
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {

@@ -1,4 +1,4 @@
-//! The manifests, given to a real API server, and what the account may do then.
+//! The manifests in a real API server, and the rights that they grant.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,8 +9,8 @@ use crate::support::sock::wait_until;
 
 const PROGRAMS: &[&str] = &["etcd", "kube-apiserver", "kubectl"];
 
-/// Why no API server can be started here.
-pub fn missing() -> Result<(), String> {
+/// Checks that an API server can be started.
+pub fn check_requirements() -> Result<(), String> {
     crate::support::probe::NAMESPACES.clone()?;
     components::find(PROGRAMS).map(drop)
 }
@@ -34,7 +34,7 @@ impl ApiServer {
         server
     }
 
-    /// What kubectl says, as the administrator. It knows of no other server.
+    /// Runs kubectl as the administrator of this server.
     fn kubectl(&self, args: &[&str]) -> Result<String, String> {
         let mut kubectl = Command::new(self.components.join("kubectl"));
         kubectl
@@ -51,8 +51,8 @@ impl ApiServer {
             .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     }
 
-    /// Waits until the tracer's account has exactly the rights `granted` of these two sets. The server takes a moment to see a
-    /// new role.
+    /// Waits until the tracer's account has the rights `granted`, and checks that it has none of `denied`. The server applies a new
+    /// role with a delay.
     fn wait_for_rights(&self, granted: &[Right<'_>], denied: &[Right<'_>]) {
         let account = "system:serviceaccount:kmesh-trace:kmesh-trace";
         let groups = [
@@ -62,21 +62,21 @@ impl ApiServer {
         ];
         let rights = [granted, denied].concat();
         let mut has = Vec::new();
-        let questions: Vec<_> = rights
+        let reviews: Vec<_> = rights
             .iter()
             .map(|right| components::review(account, &groups, *right))
             .collect();
         wait_until(&format!("{granted:?} are granted"), || {
-            has = components::answers(&self.folder, &questions).unwrap();
+            has = components::answers(&self.folder, &reviews).unwrap();
             has[..granted.len()].iter().all(|granted| *granted)
         });
-        let too_much: Vec<_> = rights
+        let excess: Vec<_> = rights
             .iter()
             .zip(&has)
             .skip(granted.len())
             .filter(|(_, has)| **has)
             .collect();
-        assert!(too_much.is_empty(), "{too_much:?}");
+        assert!(excess.is_empty(), "{excess:?}");
     }
 }
 
@@ -89,7 +89,7 @@ impl Drop for ApiServer {
     }
 }
 
-/// The rights that the role in `rbac-cluster.yaml` grants.
+/// The rights that `rbac-cluster.yaml` grants.
 const CLUSTER: [Right<'_>; 14] = [
     ("list", "pods"),
     ("watch", "pods"),
@@ -118,8 +118,8 @@ const NEVER: [Right<'_>; 8] = [
     ("impersonate", "users"),
 ];
 
-/// They are taken as they stand, and each role grants what it says and no more.
-pub fn applied() {
+/// The server accepts all manifests, and each role grants exactly the documented rights.
+pub fn grant_exactly_the_documented_rights() {
     let api = ApiServer::start();
     let manifests = folder().join("kubernetes");
     let definition = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/podmonitor-crd.yaml");
@@ -142,7 +142,7 @@ pub fn applied() {
     api.wait_for_rights(&[pods, proxy], &denied(&CLUSTER));
     api.apply(&manifests.join("rbac-cluster.yaml"));
     api.wait_for_rights(&[&[pods, proxy], &CLUSTER[..]].concat(), &denied(&[]));
-    // What the server has made of it.
+    // The DaemonSet after defaulting.
     let read = |path: &str| {
         let jsonpath = format!("jsonpath={{{path}}}");
         api.kubectl(&["-n", "kmesh-trace", "get", "daemonset", "kmesh-trace", "-o", &jsonpath])

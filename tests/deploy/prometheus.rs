@@ -1,4 +1,4 @@
-//! A Prometheus of a test's own.
+//! A Prometheus server.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -11,17 +11,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::support::net;
-use crate::support::sock::{V, free_port, wait_until};
+use crate::support::sock::{IpVersion, free_port, wait_until};
 
-const BETWEEN_QUESTIONS: Duration = Duration::from_millis(100);
+/// The pause between two queries, so that Prometheus gets the processor.
+const QUERY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Both programs come in one package.
-pub fn missing() -> Result<(), String> {
+/// Checks that both programs of the Debian package are installed.
+pub fn check_installed() -> Result<(), String> {
     net::try_run("promtool", &["--version"])?;
     net::try_run("prometheus", &["--version"]).map(drop)
 }
 
-/// A running one.
+/// A Prometheus server. Dropping it kills it and removes its data.
 pub struct Prometheus {
     folder: PathBuf,
     address: SocketAddr,
@@ -29,12 +30,12 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts it; it scrapes `target` every second, and evaluates the rules of `deploy/`.
+    /// Starts a server that scrapes `target` every second, and evaluates the rules of `deploy/`.
     pub fn scraping(target: SocketAddr) -> Self {
         let folder = std::env::temp_dir().join(format!(
             "kmesh-trace-prometheus-{}-{}",
             std::process::id(),
-            net::inode()
+            net::current_netns()
         ));
         fs::create_dir_all(&folder).unwrap();
         let rules = crate::folder().join("prometheus/rules.yaml");
@@ -45,52 +46,51 @@ impl Prometheus {
             rules.canonicalize().unwrap().display()
         );
         fs::write(folder.join("prometheus.yml"), config).unwrap();
-        let address = V::Four.at(free_port(V::Four));
+        let address = IpVersion::V4.at(free_port(IpVersion::V4));
         let child = start(&folder, address);
-        let started = Self { folder, address, child };
-        started.wait_ready();
-        started
+        let prometheus = Self { folder, address, child };
+        prometheus.wait_ready();
+        prometheus
     }
 
-    /// Stops it.
     pub fn stop(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Starts it again, with what it has stored.
-    pub fn start_again(&mut self) {
+    /// Starts the server again with its data.
+    pub fn restart(&mut self) {
         self.child = start(&self.folder, self.address);
         self.wait_ready();
     }
 
     fn wait_ready(&self) {
-        wait_until("Prometheus", || {
-            thread::sleep(BETWEEN_QUESTIONS);
-            self.get("/-/ready").is_ok_and(|answer| answer.contains("is Ready"))
+        wait_until("Prometheus is ready", || {
+            thread::sleep(QUERY_PAUSE);
+            self.get("/-/ready").is_ok_and(|response| response.contains("is Ready"))
         });
     }
 
     fn get(&self, path: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(self.address)?;
-        // In HTTP/1.0 no answer comes in chunks.
+        // An HTTP/1.0 response is not chunked.
         write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        let mut response = String::new();
+        stream.read_to_string(&mut response)?;
+        Ok(response)
     }
 
-    /// `/api/v1` and what follows: its data.
+    /// Requests `/api/v1` with this path, and returns the data.
     pub fn api(&self, path: &str) -> Value {
-        let answer = self.get(&format!("/api/v1{path}")).unwrap();
-        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        let response = self.get(&format!("/api/v1{path}")).unwrap();
+        let body = response.split_once("\r\n\r\n").unwrap().1;
         let mut value: Value = serde_json::from_str(body).unwrap();
         assert_eq!(value["status"], "success", "{path}: {value}");
         value["data"].take()
     }
 
-    /// What a query gives, now or at that time: labels and value of each sample.
+    /// Runs a query for the present or for a time. Returns the labels and the value of each sample.
     pub fn query(&self, query: &str, at: Option<f64>) -> Vec<(Value, f64)> {
         let encoded: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
         let at = at.map(|at| format!("&time={at:.3}")).unwrap_or_default();
@@ -106,29 +106,28 @@ impl Prometheus {
             .collect()
     }
 
-    /// The sum of its samples.
+    /// Returns the sum of the samples of a query.
     pub fn sum(&self, query: &str, at: Option<f64>) -> f64 {
         self.query(query, at).iter().map(|(_, value)| value).sum()
     }
 
     /// Waits until the sum of a query has this value, and returns the time of a scrape that shows it.
-    pub fn until(&self, query: &str, value: f64) -> f64 {
+    pub fn wait_for(&self, query: &str, value: f64) -> f64 {
         let mut last = f64::NAN;
         let mut scraped = None;
         wait_until(&format!("{query} = {value}"), || {
-            // Both at the same time. A scrape that fails in between leaves no sample for the second.
+            // Both queries for the same time. After a failed scrape the second has no sample.
             let now = Some(now());
             last = self.sum(query, now);
             scraped = self
                 .query(&format!("timestamp({query})"), now)
                 .first()
                 .map(|(_, time)| *time);
-            let is_so = last == value && scraped.is_some();
-            if !is_so {
-                // Prometheus needs the processor more than these questions do.
-                thread::sleep(BETWEEN_QUESTIONS);
+            let is_met = last == value && scraped.is_some();
+            if !is_met {
+                thread::sleep(QUERY_PAUSE);
             }
-            is_so
+            is_met
         });
         scraped.unwrap_or_else(|| panic!("{query} is {last}"))
     }
@@ -151,7 +150,7 @@ fn start(folder: &Path, address: SocketAddr) -> Child {
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
-        // After stop() there is nothing to end.
+        // After stop() the process has ended.
         self.child.kill().unwrap_or_default();
         _ = self.child.wait();
         fs::remove_dir_all(&self.folder).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The rules, through promtool.
+//! The recording and alerting rules in promtool.
 
 use crate::folder;
 use crate::support::net;
@@ -8,12 +8,11 @@ fn promtool(command: &[&str], file: &str) {
     net::run("promtool", &[command, &[path.to_str().unwrap()]].concat());
 }
 
-/// They are rules.
 pub fn are_valid() {
     promtool(&["check", "rules"], "rules.yaml");
 }
 
-/// Given series, they compute and alert as their tests say.
-pub fn do_what_they_say() {
+/// Runs the unit tests in `rules-test.yaml`.
+pub fn pass_their_tests() {
     promtool(&["test", "rules"], "rules-test.yaml");
 }
