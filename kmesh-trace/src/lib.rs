@@ -12,7 +12,7 @@
 //!
 //! - [`record`] defines the domain types. Every module uses them.
 //! - [`cli`] defines the flags, and [`config`] turns them into validated settings.
-//! - [`kernel`] loads the eBPF programs and reads their events: [`kernel::loader`] (the only file that names aya),
+//! - [`kernel`] loads the eBPF programs and reads their events: [`kernel::loader`] (the only module that names aya),
 //!   [`kernel::reader`], [`kernel::scanner`].
 //! - [`track`] turns the events into records: [`track::decode`], [`track::outcome`], [`track::delta`]. Like [`filter`]
 //!   and [`rollup`], it is pure: time is an argument.
@@ -22,8 +22,21 @@
 //!   captures, and parses captures.
 //! - [`session`] connects these stages for a live trace and for a replay.
 //!
-//! A replay works on any system, live tracing only on Linux. `docs/architecture.md` describes the threads and the life
-//! of a connection.
+//! A replay works on any system, live tracing only on Linux.
+//!
+//! # Where to start
+//!
+//! | to … | read |
+//! |---|---|
+//! | follow one connection from the kernel to a line | `docs/architecture.md`, then [`session::live`] |
+//! | learn how an outcome is decided | [`track::outcome`] |
+//! | add an output | [`output::Sink`] |
+//! | add a filter | [`cli::Filters`], then [`filter`] |
+//! | add a name source | [`names::sources`] |
+//! | add a counter of the kernel | `tcp_fields!` in `kmesh-trace-common/src/tcp.rs` |
+//! | change an eBPF program | `kmesh-trace-ebpf/src/main.rs` |
+//!
+//! `docs/glossary.md` defines the terms, `CONTRIBUTING.md` says how to test a change.
 
 pub mod blocking_io;
 pub mod capture;
@@ -38,6 +51,7 @@ pub mod names;
 #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
 pub mod nss;
 pub mod output;
+pub mod own_connections;
 #[cfg(target_os = "linux")]
 pub mod privileges;
 pub mod record;

@@ -8,11 +8,11 @@ use anyhow::{Context, Result};
 use clap::error::ErrorKind;
 use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use kmesh_trace::blocking_io::Blocking;
-use kmesh_trace::cli::{Cli, Command};
+use kmesh_trace::cli::{Cli, Command, with_hint};
 use kmesh_trace::completions;
 use kmesh_trace::config::{Config, ConfigError, Environment, has_escapes};
 use kmesh_trace::output::json::schema::schema;
-use kmesh_trace::output::stderr::say;
+use kmesh_trace::output::stderr::status;
 use kmesh_trace::session::exit::Exit;
 use kmesh_trace::session::replay::{offline_names, open, replay};
 
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
         Err(error) => {
-            say(&format!("{error:#}"));
+            status(&format!("{error:#}"));
             Exit::Failed.into()
         }
     }
@@ -36,8 +36,9 @@ fn parse() -> Cli {
         true => ColorChoice::Auto,
         false => ColorChoice::Never,
     };
-    let matches = Cli::command().color(styles).get_matches();
-    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    let matches = Cli::command().color(styles).try_get_matches();
+    let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    cli.unwrap_or_else(|error| with_hint(error).exit())
 }
 
 fn run(cli: &Cli) -> Result<Exit> {
@@ -171,7 +172,7 @@ fn check(_: &Cli) -> Result<Exit> {
 
 #[cfg(not(target_os = "linux"))]
 fn cannot_trace() -> Result<Exit> {
-    say("cannot trace: this is not Linux\n  try: --read FILE, which replays a capture anywhere");
+    status("cannot trace: this is not Linux\n  try: --read FILE, which replays a capture anywhere");
     Ok(Exit::CannotTrace)
 }
 

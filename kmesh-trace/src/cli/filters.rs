@@ -26,6 +26,14 @@ pub struct Filters {
     #[arg(short, long, value_name = "NAME", value_delimiter = ',')]
     pub namespace: Vec<Term<NamePattern>>,
 
+    /// Match all namespaces, as without --namespace
+    ///
+    /// kubectl has the same flag.
+    ///
+    /// Example: kmesh-trace -A --failed
+    #[arg(short = 'A', long, conflicts_with_all = ["namespace", "from_namespace", "to_namespace"])]
+    pub all_namespaces: bool,
+
     /// Match the namespace of the client's pod
     ///
     /// Example: kmesh-trace --from-namespace shop
@@ -195,18 +203,30 @@ pub struct Filters {
     /// Match how the connection ended, for example ok
     ///
     /// The outcomes are ok, refused, connect_timeout, connect_aborted, unreachable, reset_by_peer, reset_by_local,
-    /// timeout and unknown.
+    /// timeout and unknown. reset means both kinds of resets. The texts of -o short and of the table, such as 'reset by
+    /// peer', are accepted, too.
     ///
     /// Example: kmesh-trace --outcome refused,connect_timeout
     #[arg(long, value_name = "OUTCOME", value_delimiter = ',', hide_possible_values = true)]
-    #[arg(value_parser = NameParser(Outcome::ALL, Outcome::name))]
-    pub outcome: Vec<Term<Outcome>>,
+    #[arg(value_parser = OutcomeParser)]
+    pub outcome: Vec<Term<OutcomeName>>,
 
     /// Match every outcome except ok
+    ///
+    /// Updates, the table and rollups include attempts to connect that have been waiting for an answer for longer than
+    /// 1 s.
     ///
     /// Example: kmesh-trace -n shop --failed
     #[arg(long)]
     pub failed: bool,
+
+    /// Match attempts that wait for an answer
+    ///
+    /// Only updates show them, so this flag requires --events update, -o table, --rollup, --write or --metrics.
+    ///
+    /// Example: kmesh-trace --connecting --events update
+    #[arg(long, conflicts_with_all = ["outcome", "failed", "established_only"])]
+    pub connecting: bool,
 
     /// Skip attempts that never connected
     ///
@@ -244,6 +264,59 @@ fn min_duration(text: &str) -> Result<Duration, String> {
     values::time(text, "100ms, 2s or 1h")
 }
 
+/// A name that `--outcome` accepts, as the outcomes that it means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutcomeName(pub &'static [Outcome]);
+
+/// The name that means both kinds of resets.
+const RESET: (&str, &[Outcome]) = ("reset", &[Outcome::ResetByPeer, Outcome::ResetByLocal]);
+
+/// Parses an outcome by its name in records, or by its text for people: `reset_by_peer` or `reset by peer`.
+#[derive(Clone, Copy, Debug)]
+struct OutcomeParser;
+
+impl OutcomeParser {
+    fn names() -> impl Iterator<Item = (&'static str, &'static [Outcome])> {
+        let outcomes = Outcome::ALL.iter();
+        let names = outcomes.map(|outcome| (outcome.name(), std::slice::from_ref(outcome)));
+        names.chain([RESET])
+    }
+}
+
+impl TypedValueParser for OutcomeParser {
+    type Value = Term<OutcomeName>;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<Self::Value, Error> {
+        let (negated, text) = split_negation(value);
+        // A value that is not UTF-8 is refused below, because no name matches.
+        let name = text.to_str().map(|text| text.replace([' ', '-'], "_").to_lowercase());
+        let name = match name.as_deref() {
+            Some("refused_by_peer") => OsStr::new("refused"),
+            Some(name) => OsStr::new(name),
+            None => text,
+        };
+        let possible = Self::names().map(|(name, _)| PossibleValue::new(name));
+        let parser = PossibleValuesParser::new(possible).try_map(|name| {
+            let found = Self::names().find(|(known, _)| *known == name);
+            found.map(|(_, outcomes)| OutcomeName(outcomes)).ok_or("unknown name")
+        });
+        let value = parser.parse_ref(command, arg, name)?;
+        Ok(Term { negated, value })
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(Self::names().map(|(name, _)| PossibleValue::new(name))))
+    }
+}
+
+/// Splits off a leading `!`.
+fn split_negation(value: &OsStr) -> (bool, &OsStr) {
+    match value.to_str().and_then(|value| value.strip_prefix('!')) {
+        Some(value) => (true, OsStr::new(value)),
+        None => (false, value),
+    }
+}
+
 /// Parses a term whose value is one of these, by its name. An error suggests the name that is most similar.
 #[derive(Clone, Copy, Debug)]
 struct NameParser<T: 'static>(&'static [T], fn(T) -> &'static str);
@@ -259,10 +332,7 @@ impl<T: Copy + Send + Sync + 'static> TypedValueParser for NameParser<T> {
 
     fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<Self::Value, Error> {
         // A value that is not UTF-8 is refused below, because no name matches.
-        let (negated, name) = match value.to_str().and_then(|value| value.strip_prefix('!')) {
-            Some(name) => (true, OsStr::new(name)),
-            None => (false, value),
-        };
+        let (negated, name) = split_negation(value);
         let Self(values, name_of) = *self;
         let parser = PossibleValuesParser::new(self.names()).try_map(move |name| {
             let value = values.iter().find(|&&value| name_of(value) == name);

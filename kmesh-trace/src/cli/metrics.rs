@@ -26,7 +26,7 @@ pub struct Metrics {
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub metrics: Option<SocketAddr>,
 
-    /// Set the levels
+    /// Set detail levels
     ///
     /// A level is the detail of the labels. workload: Kmesh's families kmesh_tcp_workload_*, kmesh_tcp_retrans_total
     /// and kmesh_tcp_packet_loss_total. service: the families kmesh_tcp_*. connection: the families
@@ -66,7 +66,7 @@ pub struct Metrics {
     #[arg(long)]
     pub metrics_compat: bool,
 
-    /// Set the cluster's label
+    /// Set the cluster label
     ///
     /// The labels source_cluster and destination_cluster have this value.
     ///

@@ -5,6 +5,7 @@
 
 mod capture;
 mod filters;
+mod hints;
 mod metrics;
 mod names;
 mod table;
@@ -13,11 +14,12 @@ mod tests;
 mod values;
 
 pub use capture::{Capture, CapturePath, Rotation, TimeBound};
-pub use filters::{Filters, PromptFilter};
+pub use filters::{Filters, OutcomeName, PromptFilter};
+pub use hints::with_hint;
 pub use metrics::{Level, Metrics};
 pub use names::Names;
 pub use table::Table;
-pub use values::{BufferSize, Color, EventName, Output, Shell, Size};
+pub use values::{BufferSize, Color, EventName, Interval, Output, Shell, Size};
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -39,7 +41,7 @@ Examples:
           Print one line for every connection that closes, until Ctrl-C
   kmesh-trace -o json --duration 60s > closed.jsonl
           Save one minute of connections as JSON
-  kmesh-trace -o json | jq -r 'select(.outcome != \"ok\") | .process.comm'
+  kmesh-trace --failed -o json | jq -r 'select(.type == \"conn\").process.comm'
           Print the processes whose connections fail
   kmesh-trace -o table --by service --sort -failed
           Show the services that fail most in a live table (press ? for keys)
@@ -55,6 +57,8 @@ Examples:
           except from one address
   kmesh-trace -n shop --failed
           Print what failed in or out of one namespace
+  kmesh-trace --events update --interval 1s --connecting
+          Print attempts to connect that wait for an answer, each second
   kmesh-trace --from-workload Deployment/web --service shop/database
           Print connections of one Deployment to one service
   kmesh-trace --comm 'nginx*' --direction inbound --min-duration 2s
@@ -110,7 +114,6 @@ After any exit, the kernel holds nothing of this program.";
     after_long_help = EXAMPLES_AND_STATUS,
     args_conflicts_with_subcommands = true,
     args_override_self = true,
-    disable_help_subcommand = true,
     max_term_width = 100
 )]
 pub struct Cli {
@@ -118,21 +121,16 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// Print log, json, table or none
+    /// Print short (default), log, json, table, none
     ///
-    /// log: access-log lines that begin with Kmesh's fields. json: one object per line, as `kmesh-trace schema`
-    /// describes. table: a live table of groups of connections, or blocks of lines if standard output is not a
-    /// terminal. none: nothing but the summary on standard error.
+    /// log: access-log lines that begin with Kmesh's fields. short: one short line per connection, for people. json:
+    /// one object per line, as `kmesh-trace schema` describes. table: a live table of groups of connections, or blocks
+    /// of lines if standard output is not a terminal. none: nothing but the summary on standard error. The default is
+    /// short on a terminal, and log in a file or a pipe.
     ///
     /// Example: kmesh-trace -o json | jq .
-    #[arg(
-        short,
-        long,
-        value_name = "FORMAT",
-        default_value = "log",
-        hide_possible_values = true
-    )]
-    pub output: Output,
+    #[arg(short, long, value_name = "FORMAT", hide_possible_values = true)]
+    pub output: Option<Output>,
 
     /// Print close, open or update events
     ///
@@ -151,12 +149,13 @@ pub struct Cli {
 
     /// Set the time between updates
     ///
-    /// The interval is also the length of a window of the table and of rollups. If a scan of all open sockets takes
-    /// more than 5 % of the interval, updates come less often, and a message on standard error says how often.
+    /// The interval is also the length of a window of the table and of rollups. all: one window for the whole run. A
+    /// number without a unit is in seconds. If a scan of all open sockets takes more than 5 % of the interval, updates
+    /// come less often, and a message on standard error says how often.
     ///
     /// Example: kmesh-trace --events update --interval 1s
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::interval)]
-    pub interval: Duration,
+    pub interval: Interval,
 
     /// Color the output: auto, always or never
     ///
@@ -165,6 +164,15 @@ pub struct Cli {
     /// Example: kmesh-trace --color always | less -R
     #[arg(long, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
     pub color: Color,
+
+    /// Trace this tool's own connections, too
+    ///
+    /// By default, the connections of this process to the kubelet, to the API server and from scrapers of its metrics
+    /// are filtered out, on both ends. Their closes count as filtered in the summary.
+    ///
+    /// Example: kmesh-trace --include-self --port 10250
+    #[arg(long)]
+    pub include_self: bool,
 
     /// Print only errors and losses to standard error
     ///
@@ -186,12 +194,12 @@ pub struct Cli {
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
     pub duration: Option<Duration>,
 
-    /// Stop after N records
+    /// Stop after N records [default: never]
     ///
     /// Later records are not printed. The summary still counts their connections.
     ///
     /// Example: kmesh-trace --failed --count 10
-    #[arg(long, value_name = "N", value_parser = values::count)]
+    #[arg(long, value_name = "N", short_alias = 'c', value_parser = values::count)]
     pub count: Option<NonZeroU64>,
 
     /// Set the kernel's ring buffer size

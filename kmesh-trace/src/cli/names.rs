@@ -22,8 +22,8 @@ pub struct Names {
     /// container runtime, the kubelet (in a pod, with the pod's service account) and the kubelet's pod log folders.
     /// Tracing starts at once, and names are added as they arrive.
     ///
-    /// Example: kmesh-trace --cri=/run/crio/crio.sock
-    #[arg(long, value_name = "SOCKET", require_equals = true)]
+    /// Example: kmesh-trace --cri /run/crio/crio.sock
+    #[arg(long, value_name = "SOCKET")]
     pub cri: Option<Option<PathBuf>>,
 
     /// Ask the kubelet for this node's pods
@@ -31,8 +31,8 @@ pub struct Names {
     /// The default URL is https://127.0.0.1:10250/pods. Read-only ports (http://…:10255) work, too. The kubelet
     /// requires the permission to get nodes/pods, or nodes/proxy in older clusters.
     ///
-    /// Example: kmesh-trace --kubelet=https://10.0.0.5:10250/pods --kubelet-insecure
-    #[arg(long, value_name = "URL", require_equals = true, value_parser = kubelet_url)]
+    /// Example: kmesh-trace --kubelet https://10.0.0.5:10250/pods --kubelet-insecure
+    #[arg(long, value_name = "URL", value_parser = kubelet_url)]
     pub kubelet: Option<Option<Uri>>,
 
     /// Send the token in FILE to the kubelet
@@ -79,8 +79,8 @@ pub struct Names {
     /// runs this program. Required permissions: list and watch pods, services, endpointslices (endpoints in older
     /// clusters), replicasets, jobs and nodes. Names whose permission is missing are left out.
     ///
-    /// Example: kmesh-trace --kubeconfig=admin.conf
-    #[arg(long, value_name = "PATH", require_equals = true)]
+    /// Example: kmesh-trace --kubeconfig admin.conf
+    #[arg(long, value_name = "PATH")]
     pub kubeconfig: Option<Option<PathBuf>>,
 
     /// Use this context [default: the current context]
@@ -96,7 +96,7 @@ pub struct Names {
     /// Services are still those of the whole cluster. The credentials of a node allow only this. The node's name is
     /// $NODE_NAME, or else the host name in lower case.
     ///
-    /// Example: kmesh-trace --kubeconfig=/etc/kubernetes/kubelet.conf --this-node
+    /// Example: kmesh-trace --kubeconfig /etc/kubernetes/kubelet.conf --this-node
     #[arg(long, requires = "kubeconfig")]
     pub this_node: bool,
 

@@ -23,7 +23,8 @@ pub struct Table {
 
     /// Group connections by these keys [default: workload]
     ///
-    /// The keys are workload, service, pod, namespace, node, process, ip, port (the server's), outcome and connection.
+    /// The keys are workload, service, pod, namespace, node, process (the name), pid, ip, port (the server's), outcome
+    /// and connection.
     /// An end without a workload or pod is grouped by its pod, node or address. So is a server without a service.
     /// Inbound and outbound records are always in separate groups.
     ///
@@ -35,7 +36,8 @@ pub struct Table {
     ///
     /// A leading - puts the largest first. The keys are those of a rollup line (open, connecting, opened, closed,
     /// failed, sent_bytes, received_bytes, duration_quantiles_ns, connect_quantiles_ns, srtt_quantiles_us, retransmits,
-    /// lost_segments, group), and bytes for both directions. Quantiles are compared by their p95.
+    /// lost_segments, group), bytes for both directions, and the titles of the table's columns. Bytes are those of the
+    /// table's rates, and quantiles are compared by their p95.
     ///
     /// Example: kmesh-trace -o table --sort -failed
     #[arg(long, value_name = "[-]KEY", allow_hyphen_values = true)]

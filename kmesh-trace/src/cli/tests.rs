@@ -131,6 +131,11 @@ fn valid_arguments_are_accepted() {
         "-6 --ip ::1,fd00::/8 --from-ip !::2 --to-ip ::",
         "--pid 1,2 --comm n*,!nginx --container containerd://3f9A",
         "--direction inbound --outcome !ok,timeout --failed --established-only",
+        "--outcome reset,!refused_by_peer,Reset-By-Peer",
+        "--connecting --events update",
+        "-A --failed",
+        "-o short --include-self --interval 1",
+        "--cri /run/x.sock --kubelet https://10.0.0.5:10250/pods --kubeconfig k --this-node",
         "--min-duration 1s500ms --min-bytes 64Ki",
         "-o table --by workload,port --by outcome --sort -failed --top 5 --max-groups 1",
         "-o table --sort bytes",
@@ -149,7 +154,8 @@ fn valid_arguments_are_accepted() {
     for arguments in accepted {
         assert!(parse(arguments).is_ok(), "{arguments}");
     }
-    assert_eq!(parse("-o json -o log").unwrap().output, Output::Log);
+    assert_eq!(parse("-o json -o log").unwrap().output, Some(Output::Log));
+    assert_eq!(parse("-c 3").unwrap().count, parse("--count 3").unwrap().count);
     assert_eq!(parse("check").unwrap().command, Some(Command::Check));
     assert_eq!(parse("schema").unwrap().command, Some(Command::Schema));
 }
@@ -160,7 +166,7 @@ fn wrong_argument_is_refused_with_status_2_and_its_flag() {
         (
             "-o yaml",
             ErrorKind::InvalidValue,
-            &["--output", "yaml", "log, json, table, none"],
+            &["--output", "yaml", "log, short, json, table, none"],
         ),
         ("-o jsno", ErrorKind::InvalidValue, &["--output", "similar", "json"]),
         ("-o", ErrorKind::InvalidValue, &["--output"]),

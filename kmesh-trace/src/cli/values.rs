@@ -19,6 +19,8 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 pub enum Output {
     /// Access-log lines that begin with Kmesh's fields
     Log,
+    /// One short line per connection, for people at a terminal
+    Short,
     /// One JSON object per line (see kmesh-trace schema)
     Json,
     /// A table of groups of connections, redrawn every interval
@@ -139,11 +141,26 @@ pub(super) fn count(text: &str) -> Result<NonZeroU64, String> {
     }
 }
 
-/// Parses the value of `--interval`.
-pub(super) fn interval(text: &str) -> Result<Duration, String> {
-    match time(text, "500ms, 5s or 1m")? {
+/// The value of `--interval`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interval {
+    Every(Duration),
+    /// One window for the whole run.
+    All,
+}
+
+/// Parses the value of `--interval`. As in other tools, a number without a unit is in seconds.
+pub(super) fn interval(text: &str) -> Result<Interval, String> {
+    if text == "all" {
+        return Ok(Interval::All);
+    }
+    let with_unit = match text.parse::<u64>() {
+        Ok(seconds) => format!("{seconds}s"),
+        Err(_) => text.to_owned(),
+    };
+    match time(&with_unit, "500ms, 5s, 1m or all")? {
         interval if interval < MIN_INTERVAL => Err("the minimum is 100ms".to_owned()),
-        interval => Ok(interval),
+        interval => Ok(Interval::Every(interval)),
     }
 }
 
@@ -247,7 +264,9 @@ mod tests {
             (count("18446744073709551616").map(drop), "whole number"),
             (interval("99ms").map(drop), "minimum is 100ms"),
             (interval("11years").map(drop), "ten years"),
-            (interval("5").map(drop), "write 500ms"),
+            (interval("5x").map(drop), "write 500ms"),
+            (interval("0").map(drop), "minimum is 100ms"),
+            (interval("99999999999").map(drop), "ten years"),
             (duration("0s").map(drop), "more than 0s"),
             (duration("0ms").map(drop), "more than 0s"),
             (duration("11years").map(drop), "ten years"),
@@ -260,7 +279,9 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         assert_eq!(count("7"), Ok(NonZeroU64::new(7).unwrap()));
-        assert_eq!(interval("100ms"), Ok(MIN_INTERVAL));
+        assert_eq!(interval("100ms"), Ok(Interval::Every(MIN_INTERVAL)));
+        assert_eq!(interval("1"), Ok(Interval::Every(Duration::from_secs(1))));
+        assert_eq!(interval("all"), Ok(Interval::All));
         assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("50ms"), Ok(Duration::from_millis(50)));
     }

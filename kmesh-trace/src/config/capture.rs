@@ -51,13 +51,17 @@ pub struct CaptureConfig {
     pub rotation: Option<Rotation>,
 }
 
-pub(super) fn capture(cli: &Cli, environment: Environment<'_>) -> Result<Option<CaptureConfig>, ConfigError> {
+pub(super) fn capture(
+    cli: &Cli,
+    output: Output,
+    environment: Environment<'_>,
+) -> Result<Option<CaptureConfig>, ConfigError> {
     let Some(path) = cli.capture.write.clone() else {
         return Ok(None);
     };
     let rotation = cli.capture.rotate;
     if path == CapturePath::Pipe {
-        if cli.output != Output::None {
+        if output != Output::None {
             return Err(ConfigError::new(
                 "--write - cannot be used with --output: both write to standard output; add -o none",
             ));
@@ -85,7 +89,8 @@ mod tests {
     #[test]
     fn capture_on_standard_output_needs_all_of_it() {
         let refused = |arguments: &str, environment| {
-            let config = capture(&parsed(arguments), environment);
+            let cli = parsed(arguments);
+            let config = capture(&cli, cli.output.unwrap_or(Output::Log), environment);
             config.err().map(|error| error.to_string())
         };
         let terminal = Environment {
@@ -93,6 +98,7 @@ mod tests {
             ..PLAIN
         };
         assert!(refused("-w - -o json", PLAIN).unwrap().contains("-o none"));
+        assert!(refused("-w -", PLAIN).unwrap().contains("-o none"));
         assert!(refused("-w - -o none", terminal).unwrap().contains("terminal"));
         assert!(refused("-w - -o none --rotate 1M", PLAIN).unwrap().contains("--rotate"));
         assert_eq!(refused("-w - -o none", PLAIN), None);

@@ -60,12 +60,16 @@ pub struct Config {
     pub capture: Option<CaptureConfig>,
     /// The format of standard output.
     pub output: Output,
+    /// Whether `output` is the default, because no flag selects a format.
+    pub is_default_output: bool,
     /// The events that are printed.
     pub events: Events,
     /// How records are grouped; `None` prints each record.
     pub rollup: Option<RollupConfig>,
     /// The conditions that a record must meet.
     pub filter: Filter,
+    /// Whether the connections of this process pass the filter, too.
+    pub include_self: bool,
     /// The sources of names; empty with `--no-resolve`.
     pub sources: Vec<SourceConfig>,
     /// The time between updates, and the length of a window.
@@ -87,32 +91,45 @@ pub struct Config {
 impl Config {
     /// Resolves `cli` in `environment`, or returns which flags cannot be used together.
     pub fn new(cli: &Cli, environment: Environment<'_>) -> Result<Self, ConfigError> {
-        let rollup = rollup::rollup(cli, environment)?;
+        let output = cli.output.unwrap_or(match environment.stdout_is_terminal {
+            true => Output::Short,
+            false => Output::Log,
+        });
+        let rollup = rollup::rollup(cli, output, environment)?;
         // A window counts open connections, so rollups need every event.
         let events = match rollup {
             Some(_) => Events::ALL,
             None => Events::new(&cli.events),
         };
-        Ok(Self {
+        let config = Self {
             read: cli.capture.read.clone(),
             range: TimeRange {
                 since: cli.capture.since,
                 until: cli.capture.until,
             },
-            capture: capture::capture(cli, environment)?,
-            output: cli.output,
+            capture: capture::capture(cli, output, environment)?,
+            output,
+            is_default_output: cli.output.is_none(),
             events,
             rollup,
             filter: filters::filter(cli)?,
+            include_self: cli.include_self,
             sources: names::sources(&cli.names)?,
-            interval: cli.interval,
-            color: matches!(cli.output, Output::Log | Output::Table) && environment.has_color(cli.color),
+            interval: rollup::update_interval(cli),
+            color: matches!(output, Output::Log | Output::Short | Output::Table) && environment.has_color(cli.color),
             duration: cli.duration,
             count: cli.count,
             ring_bytes: cli.buffer.ring_bytes(environment.page_size),
             verbosity: Verbosity::new(cli.quiet, cli.verbose),
             metrics: metrics::metrics(&cli.metrics),
-        })
+        };
+        if config.filter.connecting && !config.needs_updates() {
+            return Err(ConfigError::new(
+                "--connecting requires --events update, -o table, --rollup, --write or --metrics: only updates show \
+                 attempts that are waiting",
+            ));
+        }
+        Ok(config)
     }
 
     /// Returns whether `open` events are needed. A capture has them whatever is printed.

@@ -2,17 +2,21 @@
 
 use super::environment::Environment;
 use super::error::ConfigError;
-use crate::cli::{Cli, Output};
-use crate::rollup::{By, Key, Settings, Sort};
+use std::time::Duration;
+
+use crate::cli::{Cli, Interval, Output, Table};
+use crate::rollup::{By, Key, RollupSettings, Sort};
 
 /// The number of groups of a window without `--max-groups`.
 const DEFAULT_MAX_GROUPS: usize = 10_000;
+/// The time between updates with `--interval all`.
+const UPDATE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The settings of a run that groups records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RollupConfig {
     /// The groups and windows.
-    pub settings: Settings,
+    pub settings: RollupSettings,
     /// The keys of the groups, in the order of the command line.
     pub by: Vec<Key>,
     /// The order of the table's rows.
@@ -21,38 +25,60 @@ pub struct RollupConfig {
     pub top: Option<usize>,
     /// Whether the table is drawn in place on a terminal.
     pub on_terminal: bool,
+    /// Whether the table on a terminal starts with the totals of the run (`--interval all`).
+    pub totals: bool,
 }
 
-pub(super) fn rollup(cli: &Cli, environment: Environment<'_>) -> Result<Option<RollupConfig>, ConfigError> {
+pub(super) fn rollup(
+    cli: &Cli,
+    output: Output,
+    environment: Environment<'_>,
+) -> Result<Option<RollupConfig>, ConfigError> {
     let flags = &cli.table;
-    let is_table = cli.output == Output::Table;
-    check_output(cli)?;
+    let is_table = output == Output::Table;
+    check_output(flags, output)?;
+    let is_one_window = cli.interval == Interval::All;
     if !(is_table || flags.rollup) {
+        if is_one_window {
+            return Err(ConfigError::new(
+                "--interval all requires -o table, or -o json with --rollup",
+            ));
+        }
         return Ok(None);
     }
+    let on_terminal = is_table && environment.is_interactive();
     let by = if flags.by.is_empty() {
         vec![Key::Workload]
     } else {
         flags.by.clone()
     };
     Ok(Some(RollupConfig {
-        settings: Settings {
+        settings: RollupSettings {
             by: By::new(&by),
-            interval: cli.interval,
+            // On a terminal, windows show the totals while they grow.
+            interval: (on_terminal || !is_one_window).then(|| update_interval(cli)),
             max_groups: flags.max_groups.unwrap_or(DEFAULT_MAX_GROUPS),
         },
         by,
         sort: flags.sort.unwrap_or_default(),
         top: flags.top.map(usize::from),
-        on_terminal: is_table && environment.is_interactive(),
+        on_terminal,
+        totals: is_one_window,
     }))
 }
 
+/// Returns the time between updates.
+pub(super) fn update_interval(cli: &Cli) -> Duration {
+    match cli.interval {
+        Interval::Every(interval) => interval,
+        Interval::All => UPDATE_INTERVAL,
+    }
+}
+
 /// Refuses flags that have no effect with the chosen output.
-fn check_output(cli: &Cli) -> Result<(), ConfigError> {
-    let flags = &cli.table;
-    let is_table = cli.output == Output::Table;
-    if flags.rollup && cli.output != Output::Json {
+fn check_output(flags: &Table, output: Output) -> Result<(), ConfigError> {
+    let is_table = output == Output::Table;
+    if flags.rollup && output != Output::Json {
         return Err(ConfigError::new(
             "--rollup requires -o json; -o table groups records without it",
         ));
@@ -79,6 +105,9 @@ fn check_output(cli: &Cli) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
     use crate::config::Config;
     use crate::config::tests::{PLAIN, parsed};
 
@@ -92,11 +121,36 @@ mod tests {
             ("--sort -failed", "--sort requires -o table"),
             ("-o json --by pod", "--by requires -o table, or -o json with --rollup"),
             ("--max-groups 3", "--max-groups requires"),
+            ("--interval all", "--interval all requires -o table"),
+            ("-o json --interval all", "--interval all requires -o table"),
         ];
         for (arguments, part) in cases {
             let error = Config::new(&parsed(arguments), PLAIN).unwrap_err().to_string();
             assert!(error.contains(part), "{arguments}: {error}");
         }
+    }
+
+    #[test]
+    fn interval_all_is_one_window() {
+        let config = |arguments: &str, environment| Config::new(&parsed(arguments), environment).unwrap();
+        let rollup = |arguments: &str, environment| config(arguments, environment).rollup.unwrap();
+        for arguments in ["-o table --interval all", "-o json --rollup --interval all"] {
+            assert_eq!(rollup(arguments, PLAIN).settings.interval, None, "{arguments}");
+        }
+        assert_eq!(config("-o table --interval all", PLAIN).interval, UPDATE_INTERVAL);
+        let terminal = Environment {
+            stdin_is_terminal: true,
+            stdout_is_terminal: true,
+            term: Some(OsStr::new("xterm")),
+            ..PLAIN
+        };
+        let table = rollup("-o table --interval all", terminal);
+        assert_eq!((table.settings.interval, table.totals), (Some(UPDATE_INTERVAL), true));
+        let table = rollup("-o table --interval 2s", terminal);
+        assert_eq!(
+            (table.settings.interval, table.totals),
+            (Some(Duration::from_secs(2)), false)
+        );
     }
 
     #[test]

@@ -40,9 +40,11 @@ fn bare_command_has_documented_defaults() {
         },
         capture: None,
         output: Output::Log,
+        is_default_output: true,
         events: CLOSES,
         rollup: None,
         filter: Filter::default(),
+        include_self: false,
         sources: names::sources(&Default::default()).unwrap(),
         interval: Duration::from_secs(5),
         color: false,
@@ -65,9 +67,11 @@ fn flags_set_their_settings() {
         },
         capture: None,
         output: Output::None,
+        is_default_output: false,
         events: CLOSES,
         rollup: None,
         filter: Filter::default(),
+        include_self: false,
         sources: names::sources(&Default::default()).unwrap(),
         interval: Duration::from_secs(5),
         color: false,
@@ -83,6 +87,38 @@ fn flags_set_their_settings() {
     );
     assert_eq!(config("-q", PLAIN).verbosity, Verbosity::Quiet);
     assert!(config("-o json", PLAIN).output.has_reports());
+}
+
+#[test]
+fn default_output_is_short_on_a_terminal_and_log_elsewhere() {
+    let terminal = Environment {
+        stdout_is_terminal: true,
+        ..PLAIN
+    };
+    let output = |arguments, environment| {
+        let config = config(arguments, environment);
+        (config.output, config.is_default_output)
+    };
+    assert_eq!(output("", terminal), (Output::Short, true));
+    assert_eq!(output("-r x", terminal), (Output::Short, true));
+    assert_eq!(output("", PLAIN), (Output::Log, true));
+    assert_eq!(output("-o log", terminal), (Output::Log, false));
+}
+
+#[test]
+fn connecting_requires_an_output_of_updates() {
+    for (arguments, is_accepted) in [
+        ("--connecting", false),
+        ("--connecting -o json --events open", false),
+        ("--connecting --events update,close", true),
+        ("--connecting -o table", true),
+        ("--connecting -o json --rollup", true),
+        ("--connecting -w x", true),
+        ("--connecting -o none --metrics 0", true),
+    ] {
+        let config = Config::new(&parsed(arguments), PLAIN);
+        assert_eq!(config.is_ok(), is_accepted, "{arguments}: {config:?}");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Outputs. Each is a [`Sink`]: it takes records, has no clock, looks nothing up and knows no other output.
+//! The outputs. Each one is a [`Sink`]: it consumes records, and has no clock and no access to other outputs.
 
 #[cfg(test)]
 pub(crate) mod allocations;
@@ -7,10 +7,12 @@ mod log;
 #[cfg(target_os = "linux")]
 pub mod metrics;
 mod name_source_status;
+pub mod outcome_text;
 mod rollup;
 #[cfg(test)]
 mod rollup_golden;
 pub mod sanitize;
+mod short;
 pub mod stderr;
 mod stdout;
 pub mod summary_text;
@@ -26,63 +28,64 @@ pub use json::{Json, append_line};
 pub use log::Log;
 pub use name_source_status::NameSourceStatus;
 pub use rollup::RollupJson;
+pub use short::Short;
 pub use stdout::Stdout;
 
-use crate::config::{Config, Output, RollupConfig};
+use crate::config::{Config, Output};
 use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
 use crate::track::delta::Delta;
 
-/// Consumes records. In the steady state a record allocates nothing.
+/// Consumes records. In the steady state, a record must not allocate.
 pub trait Sink: Send {
-    /// Takes a record that passes the filter, and what it adds to the last one of its connection: nothing, if no sink
-    /// [needs deltas](Self::needs_deltas).
+    /// Consumes a record that passes the filter. `delta` is the difference to the last record of the connection; it is
+    /// zero if no sink [needs deltas](Self::needs_deltas).
     fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()>;
 
-    /// Returns whether the sink uses deltas. They cost memory for each open connection.
+    /// Returns whether the sink uses deltas. They use memory for each open connection.
     fn needs_deltas(&self) -> bool {
         false
     }
 
-    /// Takes the counters of a connection that was open when tracing began.
+    /// Consumes the counters of a connection that was open when tracing began.
     fn baseline(&mut self, _record: &Record) -> io::Result<()> {
         Ok(())
     }
 
-    /// Takes that a connection ended by a close that does not pass the filter.
-    fn filtered_close(&mut self, _id: ConnId) {}
+    /// Forgets a connection: its close does not pass the filter, or its attempt to connect no longer does.
+    fn exclude(&mut self, _id: ConnId) {}
 
-    /// Takes that all records of what happened before `until` have come. At the end that is [`WallTime::MAX`].
+    /// Reports that all records before `until` were delivered. At the end of the run, `until` is [`WallTime::MAX`].
     fn watermark(&mut self, _until: WallTime) -> io::Result<()> {
         Ok(())
     }
 
-    /// Takes a loss of records.
+    /// Consumes a report of lost records.
     fn lost(&mut self, _lost: &Lost) -> io::Result<()> {
         Ok(())
     }
 
-    /// Takes the sums of the run, at its end or so far.
+    /// Consumes the totals of the run, at its end or so far.
     fn summary(&mut self, _summary: &Summary) -> io::Result<()> {
         Ok(())
     }
 
-    /// Writes what must not wait for more.
+    /// Writes buffered output that must not wait.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 
-    /// Returns when [`Self::flush`] must be called, if nothing else calls it until then.
+    /// Returns the time by which [`Self::flush`] must be called, if nothing else calls it before.
     fn flush_due(&self) -> Option<Instant> {
         None
     }
 
-    /// Ends the output. Nothing else comes.
+    /// Ends the output. No other call follows.
     fn finish(&mut self) -> io::Result<()> {
         self.flush()
     }
 }
 
-/// Returns the sink that writes to standard output, if any does. A table on a terminal is another one.
+/// Returns the sink that writes to standard output, if there is one. A table on a terminal is a separate sink.
 pub fn stdout_sink(config: &Config, info: &RunInfo, names: &NameSourceStatus) -> Option<Box<dyn Sink>> {
     sink(config, info, names, Stdout::new())
 }
@@ -90,22 +93,10 @@ pub fn stdout_sink(config: &Config, info: &RunInfo, names: &NameSourceStatus) ->
 fn sink(config: &Config, info: &RunInfo, names: &NameSourceStatus, out: Stdout) -> Option<Box<dyn Sink>> {
     Some(match (config.output, &config.rollup) {
         (Output::Log, _) => Box::new(Log::new(config.events, config.color, out)),
-        (Output::Json, Some(rolled)) => Box::new(RollupJson::new(rolled.settings, info, out)),
+        (Output::Short, _) => Box::new(Short::new(config.events, config.color, out)),
+        (Output::Json, Some(rollup)) => Box::new(RollupJson::new(rollup.settings, info, out)),
         (Output::Json, None) => Box::new(Json::new(config.events, info, out)),
-        (Output::Table, Some(rolled)) => {
-            let RollupConfig {
-                settings, sort, top, ..
-            } = rolled;
-            Box::new(table::Blocks::new(
-                *settings,
-                *sort,
-                *top,
-                config.color,
-                info,
-                names,
-                out,
-            ))
-        }
+        (Output::Table, Some(rollup)) => Box::new(table::TextTable::new(rollup, config.color, info, names, out)),
         (Output::None | Output::Table, _) => return None,
     })
 }

@@ -4,9 +4,10 @@ use std::future::pending;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::process::exit;
-use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, channel, sync_channel};
+use std::sync::{Arc, Once};
 use std::thread;
 
 use anyhow::{Context, Result};
@@ -20,22 +21,24 @@ use crate::capture::Target;
 use crate::config::{CaptureConfig, Config, Output, Verbosity};
 use crate::engine::{Engine, Selection};
 use crate::filter::KernelFilter;
-use crate::kernel::loader::{Kernel, Loaded, Options, StartError, Types, Walker, load};
+use crate::kernel::loader::{KernelTypes, LoadedPrograms, Options, Programs, ScanPrograms, StartError, load};
 use crate::kernel::preflight::Missing;
-use crate::kernel::reader::{Control, Message, QUEUE, Queue, Reader};
-use crate::kernel::scanner::{self, Scanner, Scans};
+use crate::kernel::reader::{Control, Message, QUEUE_CAPACITY, Queue, Reader};
+use crate::kernel::scanner::{self, ScanTask, Scanner};
 use crate::kernel::{measure_difference, monotonic_ns, preflight};
 use crate::names::Annotator;
 use crate::names::conntrack::Conntrack;
 use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::local::netns::PodNamespaces;
+use crate::names::local::node;
 use crate::names::sources::{Sources, StatusMessage};
 use crate::output::NameSourceStatus;
 use crate::output::metrics::Metrics;
 use crate::output::metrics::exposition::Exposition;
 use crate::output::metrics::server::Server;
-use crate::output::stderr::say;
-use crate::output::term::{self, Jobs};
+use crate::output::stderr::{status, warn};
+use crate::output::term::{self, JobControl};
+use crate::own_connections::OwnConnections;
 use crate::privileges::{self, Remaining};
 use crate::record::{Header, RunInfo, WallTime};
 use crate::session::exit::Exit;
@@ -70,17 +73,17 @@ pub fn run(config: &Config) -> Result<Exit> {
     report_start(config, &info);
     let metrics = serve_metrics(config, &info, opened.server)?;
     if config.verbosity == Verbosity::Verbose {
-        report_details(config, &info, &attached.kernel, started_ns);
+        report_details(config, &info, &attached.programs, started_ns);
     }
 
     let control = Arc::new(Control::new().context("cannot make an event descriptor")?);
-    let began_ns = attached.kernel.began_ns;
+    let began_ns = attached.programs.began_ns;
     let clock = Clock::new(measure_difference());
-    let (messages, queue) = sync_channel(QUEUE);
+    let (messages, queue) = sync_channel(QUEUE_CAPACITY);
     let (spare, spares) = channel();
     if let Some(scanner) = opened.scanner {
-        scanner.run(Scans {
-            walker: attached.walker,
+        scanner.run(ScanTask {
+            programs: attached.scan_programs,
             interval: config.interval,
             control: Arc::clone(&control),
             messages: messages.clone(),
@@ -90,7 +93,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         messages: messages.clone(),
         spare: spares,
     };
-    start_reader(config, attached.kernel, Arc::clone(&control), reader_queue)?;
+    start_reader(config, attached.programs, Arc::clone(&control), reader_queue)?;
 
     let status = NameSourceStatus::default();
     let capture = opened
@@ -102,7 +105,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     })?;
     let jobs = {
         let _context = runtime.enter();
-        Jobs::of(screen).context("cannot listen for signals")?
+        JobControl::new(screen).context("cannot listen for signals")?
     };
     let gauges = metrics.as_ref().map(Metrics::values);
     if let Some(metrics) = metrics {
@@ -115,6 +118,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     let engine = Engine::new(selection(config), sinks);
     let mut pipeline = Pipeline::new(tracker, began_ns, until_ns, clock, engine)
         .with_names(annotator(config, &sources, opened.conntrack, &messages))
+        .without_own_connections(own_connections(config))
         .with_gauges(gauges);
     pipeline.baseline(&attached.baseline).map_err(explain)?;
     let writer = Writer {
@@ -130,8 +134,9 @@ pub fn run(config: &Config) -> Result<Exit> {
         // The receiver is dropped only when the process is about to end.
         .spawn(move || _ = ended.send(writer.write(&queue)))
         .context("cannot start a thread")?;
+    let emit = source_status(config.verbosity, status.clone(), messages.clone());
     let names = sources
-        .start(status, source_status(config.verbosity), move |updates| {
+        .start(status, emit, move |updates| {
             match messages.send(Message::Names(updates)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
@@ -155,7 +160,7 @@ struct Opened {
 }
 
 /// Opens everything that needs privileges, and then gives the privileges up. The inner error is the loader's.
-fn open(config: &Config) -> Result<Result<(Loaded, Opened), StartError>> {
+fn open(config: &Config) -> Result<Result<(LoadedPrograms, Opened), StartError>> {
     let server = match &config.metrics {
         Some(metrics) => Some(Server::bind(metrics.address)?),
         None => None,
@@ -189,23 +194,23 @@ fn open(config: &Config) -> Result<Result<(Loaded, Opened), StartError>> {
 }
 
 struct Attached {
-    kernel: Kernel,
-    walker: Walker,
+    programs: Programs,
+    scan_programs: ScanPrograms,
     /// The counters of the connections that were already open; empty if no output needs them.
     baseline: Vec<u8>,
 }
 
-fn attach(loaded: Loaded, config: &Config) -> Result<Attached, StartError> {
-    let (kernel, mut walker) = loaded.attach()?;
+fn attach(loaded: LoadedPrograms, config: &Config) -> Result<Attached, StartError> {
+    let (programs, mut scan_programs) = loaded.attach()?;
     // The first scan only stores the state of the open connections, and reports nothing.
-    scanner::scan(&mut walker, None, |_| ControlFlow::Continue(()))?;
+    scanner::scan(&mut scan_programs, None, |_| ControlFlow::Continue(()))?;
     let baseline = match config.needs_baseline() {
-        true => scanner::standing(&mut walker)?,
+        true => scanner::scan_to_bytes(&mut scan_programs)?,
         false => Vec::new(),
     };
     Ok(Attached {
-        kernel,
-        walker,
+        programs,
+        scan_programs,
         baseline,
     })
 }
@@ -240,22 +245,26 @@ fn report_start(config: &Config, info: &RunInfo) {
     if config.verbosity == Verbosity::Quiet {
         return;
     }
-    say(&format!(
-        "tracing every TCP connection of {} that closes; Ctrl-C ends it",
+    let hint = match config.is_default_output && config.output == Output::Short {
+        true => "; -o log prints the whole access log",
+        false => "",
+    };
+    status(&format!(
+        "tracing every TCP connection of {} that closes; Ctrl-C ends it{hint}",
         info.node
     ));
     if let Some(Missing { problem, remedy, .. }) = preflight::hidden_processes() {
-        say(&format!("warning: {problem}\n  try: {remedy}"));
+        warn(&format!("{problem}\n  try: {remedy}"));
     }
 }
 
-fn report_details(config: &Config, info: &RunInfo, kernel: &Kernel, started_ns: u64) {
+fn report_details(config: &Config, info: &RunInfo, programs: &Programs, started_ns: u64) {
     let ready_ms = (monotonic_ns() - started_ns) / 1_000_000;
-    say(&format!(
+    status(&format!(
         "kernel {}, ring of {} KiB, ready in {ready_ms} ms, of which the verifier {} ms",
         info.kernel,
         config.ring_bytes >> 10,
-        kernel.verifier_ns / 1_000_000
+        programs.verifier_ns / 1_000_000
     ));
 }
 
@@ -266,19 +275,19 @@ fn serve_metrics(config: &Config, info: &RunInfo, server: Option<Server>) -> Res
     };
     let metrics = Metrics::new(settings.series.clone(), info);
     if config.verbosity > Verbosity::Quiet {
-        say(&format!("serving metrics on http://{}/metrics", server.address));
+        status(&format!("serving metrics on http://{}/metrics", server.address));
     }
     server.serve(Exposition::new(metrics.values()))?;
     Ok(Some(metrics))
 }
 
 /// Starts the thread that drains the ring.
-fn start_reader(config: &Config, kernel: Kernel, control: Arc<Control>, queue: Queue) -> Result<()> {
+fn start_reader(config: &Config, programs: Programs, control: Arc<Control>, queue: Queue) -> Result<()> {
     let watched = match config.output {
         Output::None => None,
         _ => Some(standard_output()?),
     };
-    let reader = Reader::new(kernel, control, queue, watched);
+    let reader = Reader::new(programs, control, queue, watched);
     thread::Builder::new()
         .name("reader".to_owned())
         .spawn(move || reader.run(SETTLE_NS))
@@ -304,21 +313,43 @@ fn annotator(
     Annotator::new(cgroups, PodNamespaces::new(wake), conntrack, refresh)
 }
 
-/// Returns a function that prints the status messages of name sources.
-fn source_status(verbosity: Verbosity) -> impl Fn(StatusMessage) + Send {
-    move |message| match message {
-        StatusMessage::Note(text) if verbosity > Verbosity::Quiet => say(&text),
-        StatusMessage::Note(_) => {}
-        StatusMessage::Error(text) => say(&text),
+/// Returns how to recognize the connections of this process, unless `--include-self` keeps them.
+fn own_connections(config: &Config) -> Option<OwnConnections> {
+    let netns = std::fs::metadata("/proc/self/ns/net").ok();
+    (!config.include_self).then(|| OwnConnections {
+        pid: node::sees_all_processes().then(std::process::id),
+        // The kernel's inode numbers of namespaces have 32 bits.
+        netns: netns.map(|file| file.ino() as u32),
+    })
+}
+
+/// Returns a function that prints the status messages of name sources. When no source is awaited any more, the function
+/// tells the writer.
+fn source_status(
+    verbosity: Verbosity,
+    names: NameSourceStatus,
+    messages: SyncSender<Message>,
+) -> impl Fn(StatusMessage) + Send {
+    let settled = Once::new();
+    move |message| {
+        match message {
+            StatusMessage::Note(text) if verbosity > Verbosity::Quiet => status(&text),
+            StatusMessage::Note(_) => {}
+            StatusMessage::Error(text) => status(&text),
+        }
+        if !names.is_any_awaited() {
+            // The send fails only at the end of the run.
+            settled.call_once(|| _ = messages.send(Message::NamesSettled));
+        }
     }
 }
 
 fn cannot_trace(error: &StartError) -> Exit {
-    say(&preflight::explain(error));
+    status(&preflight::explain(error));
     Exit::CannotTrace
 }
 
-fn load_kernel(config: &Config) -> Result<Loaded, StartError> {
+fn load_kernel(config: &Config) -> Result<LoadedPrograms, StartError> {
     let KernelFilter {
         checks,
         rules,
@@ -331,7 +362,7 @@ fn load_kernel(config: &Config) -> Result<Loaded, StartError> {
         rules,
         networks,
     };
-    load(&Types::read()?, &options)
+    load(&KernelTypes::read()?, &options)
 }
 
 fn standard_output() -> Result<OwnedFd> {
@@ -359,7 +390,7 @@ async fn wait(
     config: &Config,
     control: &Control,
     mut signals: Signals,
-    mut jobs: Jobs,
+    mut jobs: JobControl,
     mut end: oneshot::Receiver<Result<Exit>>,
 ) -> Result<Exit> {
     let limit = async {
@@ -378,8 +409,8 @@ async fn wait(
                 is_limit_reached = true;
                 control.stop();
             }
-            _ = signals.user.recv() => control.summarize(),
-            () = jobs.obey() => {}
+            _ = signals.user.recv() => control.request_summary(),
+            () = jobs.handle_next() => {}
             _ = signals.interrupt.recv() => stop_or_exit(control, &mut is_interrupted),
             _ = signals.terminate.recv() => stop_or_exit(control, &mut is_interrupted),
         }

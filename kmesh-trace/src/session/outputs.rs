@@ -6,16 +6,18 @@ use crate::capture::Target;
 use crate::config::{Config, RollupConfig, parse_prompt_filter};
 use crate::output::NameSourceStatus;
 use crate::output::stderr::Reports;
-use crate::output::table::Feed;
-use crate::output::table::view::Begin;
-use crate::output::{Sink, stdout_sink, term};
+use crate::output::table::TuiTable;
+use crate::output::table::history::SharedHistory;
+use crate::output::table::view::ViewOptions;
+use crate::output::term::{self, TableScreen};
+use crate::output::{Sink, stdout_sink};
 use crate::record::{Header, RunInfo};
 
 /// The sinks of a run, in the order in which records reach them.
 pub struct Outputs {
     pub sinks: Vec<Box<dyn Sink>>,
     /// The screen of a table on a terminal. While it exists, nothing else may write to the terminal.
-    pub screen: Option<term::Handle>,
+    pub screen: Option<term::SignalHandle>,
 }
 
 /// Opens the outputs that `config` asks for. The table on the terminal calls `quit` when the user quits.
@@ -29,16 +31,19 @@ pub fn open(
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     let mut screen = None;
     if let Some(rollup) = terminal_table(config) {
-        let begin = Begin {
+        let options = ViewOptions {
             by: rollup.by.clone(),
             sort: rollup.sort,
             top: rollup.top,
             color: config.color,
-            parse: parse_prompt_filter,
+            totals: rollup.totals,
+            parse_filter: parse_prompt_filter,
         };
-        let (window, asks, handle) = term::start(begin, quit).context("cannot use the terminal")?;
-        sinks.push(Box::new(Feed::new(rollup.settings, info, names, asks, window)));
-        screen = Some(handle);
+        let history = SharedHistory::new(rollup.settings.max_groups);
+        let TableScreen { screen: window, commands, signals } =
+            term::start(options, history.clone(), quit).context("cannot use the terminal")?;
+        sinks.push(Box::new(TuiTable::new(rollup, info, names, history, commands, window)));
+        screen = Some(signals);
     } else {
         sinks.extend(stdout_sink(config, info, names));
     }

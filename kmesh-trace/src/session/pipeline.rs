@@ -6,15 +6,17 @@ use std::io;
 use std::sync::Arc;
 
 use crate::engine::Engine;
-use crate::kernel::reader::{Complete, records};
+use crate::filter::KnownNames;
+use crate::kernel::reader::{Progress, records};
 use crate::names::Annotator;
 use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::update::SourceUpdate;
 use crate::output::metrics::exposition::Values;
+use crate::own_connections::OwnConnections;
 use crate::record::{Counts, Record, WallTime};
 use crate::session::account::{Account, EventTime};
 use crate::track::clock::Clock;
-use crate::track::decode::{Event, decode};
+use crate::track::decode::{KernelEvent, decode};
 use crate::track::{SETTLE_NS, Tracker};
 
 /// The stages of live tracing before the engine.
@@ -25,6 +27,8 @@ pub struct Pipeline {
     /// The end of `--duration`: CLOCK_MONOTONIC, ns.
     until_ns: Option<u64>,
     names: Annotator,
+    /// The connections of this process, which are filtered out.
+    own: Option<OwnConnections>,
     pub engine: Engine,
     account: Account,
     /// The metrics that come from counters, not from records.
@@ -44,6 +48,7 @@ impl Pipeline {
             tracker,
             until_ns,
             names: Annotator::without_sources(CgroupTree::open(None, || ())),
+            own: None,
             engine,
             account: Account::default(),
             gauges: None,
@@ -54,6 +59,12 @@ impl Pipeline {
     /// Sets the stage that adds names.
     pub fn with_names(mut self, names: Annotator) -> Self {
         self.names = names;
+        self
+    }
+
+    /// Filters out the connections of this process.
+    pub fn without_own_connections(mut self, own: Option<OwnConnections>) -> Self {
+        self.own = own;
         self
     }
 
@@ -72,7 +83,7 @@ impl Pipeline {
     /// [`crate::kernel::reader::Message::Records`].
     pub fn baseline(&mut self, bytes: &[u8]) -> io::Result<()> {
         for record in records(bytes) {
-            if let Ok(Event::Snapshot(mut snapshot)) = decode(record) {
+            if let Ok(KernelEvent::Snapshot(mut snapshot)) = decode(record) {
                 snapshot.time_ns = self.began_ns;
                 self.engine.baseline(&self.tracker.record(&snapshot, &self.clock))?;
             }
@@ -82,11 +93,11 @@ impl Pipeline {
 
     /// Takes records as in [`crate::kernel::reader::Message::Records`], and emits the records that are settled and
     /// named. `now_ns` is the time of CLOCK_MONOTONIC.
-    pub fn take(&mut self, bytes: &[u8], complete: Complete, now_ns: u64) -> io::Result<()> {
+    pub fn take(&mut self, bytes: &[u8], progress: Progress, now_ns: u64) -> io::Result<()> {
         self.hold(bytes);
         // While the ring still holds records, use the newest record's time.
-        let ring_ns = complete.ring_empty_ns.unwrap_or_else(|| self.tracker.latest_ns());
-        let complete_ns = complete.walk_began_ns.map_or(ring_ns, |began_ns| ring_ns.min(began_ns));
+        let ring_ns = progress.ring_empty_ns.unwrap_or_else(|| self.tracker.latest_ns());
+        let complete_ns = progress.scan_began_ns.map_or(ring_ns, |began_ns| ring_ns.min(began_ns));
         self.emit(complete_ns, now_ns)?;
         let settled = self.clock.wall(complete_ns.saturating_sub(SETTLE_NS));
         // The sinks have not seen the records that still wait for names.
@@ -102,6 +113,20 @@ impl Pipeline {
     pub fn apply(&mut self, updates: &[SourceUpdate], now_ns: u64) -> io::Result<()> {
         updates.iter().for_each(|update| self.names.apply(update));
         self.release(now_ns)
+    }
+
+    /// Returns a warning for each name in the filter that no source knows.
+    pub fn unknown_names(&mut self) -> Vec<String> {
+        let filter = self.engine.filter();
+        if !filter.has_names() {
+            return Vec::new();
+        }
+        let mut known = KnownNames::default();
+        if let Some(store) = self.names.store() {
+            store.for_each_pod(|pod| known.add_pod(pod));
+            store.for_each_service(|service| known.add_service(service));
+        }
+        known.warnings(filter)
     }
 
     /// Returns the longest time that a record has waited for a name, ns.
@@ -171,7 +196,11 @@ impl Pipeline {
     }
 
     fn record(&mut self, record: &Record, is_late: bool) -> io::Result<()> {
-        self.engine.record(record, is_late)?;
+        if self.own.is_some_and(|own| own.contain(record)) {
+            self.engine.reject(record, is_late)?;
+        } else {
+            self.engine.record(record, is_late)?;
+        }
         self.emit_requested_summaries()
     }
 
@@ -454,16 +483,16 @@ mod tests {
         let mut run = Run::new(selection(ALL), None);
         let far = SETTLE_NS + 100;
         let (first, last) = (record(KIND_CLOSE, 1), record(KIND_CLOSE, 60));
-        let scanning = Complete {
+        let scanning = Progress {
             ring_empty_ns: Some(far),
-            walk_began_ns: Some(SETTLE_NS + 50),
+            scan_began_ns: Some(SETTLE_NS + 50),
         };
         run.pipeline.take(&[first, last].concat(), scanning, far).unwrap();
         assert_eq!(run.out.text(), "c1 ");
         run.pipeline.hold(&record(KIND_UPDATE, 55));
-        let scanned = Complete {
+        let scanned = Progress {
             ring_empty_ns: Some(far),
-            walk_began_ns: None,
+            scan_began_ns: None,
         };
         run.pipeline.take(&[], scanned, far).unwrap();
         assert_eq!(run.out.text(), "c1 u55 c60 ");

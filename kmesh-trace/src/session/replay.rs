@@ -21,11 +21,12 @@ use crate::capture::Target;
 use crate::capture::parse::Line;
 use crate::config::{CaptureConfig, Config, Origin, TimeRange, Verbosity};
 use crate::engine::{Engine, Selection};
+use crate::filter::KnownNames;
 use crate::names::objects::file;
 use crate::names::offline::OfflineNames;
 use crate::output::NameSourceStatus;
-use crate::output::stderr::say;
-use crate::output::term::{self, Jobs};
+use crate::output::stderr::{status, warn};
+use crate::output::term::{self, JobControl};
 use crate::record::{Event, Header, Record, Summary, WallTime};
 use crate::session::exit::Exit;
 use crate::session::outputs;
@@ -60,7 +61,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
     }
     let header = merged_header(&streams);
     if config.verbosity == Verbosity::Verbose {
-        say(&format!(
+        status(&format!(
             "{}: written by kmesh-trace {:?}, kernel {:?}",
             header.info.node, header.info.version, header.info.kernel
         ));
@@ -95,6 +96,8 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         start: None,
         latest: header.start,
         skipped: 0,
+        known: config.filter.has_names().then(KnownNames::default),
+        verbosity: config.verbosity,
     };
     let (ended, end) = oneshot::channel();
     thread::Builder::new()
@@ -108,7 +111,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         .context("cannot start")?;
     let jobs = {
         let _context = runtime.enter();
-        Jobs::of(outputs.screen).context("cannot listen for signals")?
+        JobControl::new(outputs.screen).context("cannot listen for signals")?
     };
     runtime.block_on(wait(end, &stop, &quit, jobs))
 }
@@ -136,7 +139,7 @@ pub fn offline_names(config: &Config) -> Result<Option<OfflineNames>> {
     let Some(path) = file else { return Ok(None) };
     let file = file::read(path)?;
     if config.verbosity > Verbosity::Quiet {
-        say(&format!("names come from {} ({file})", path.display()));
+        status(&format!("names come from {} ({file})", path.display()));
     }
     Ok(Some(OfflineNames::new(file.objects)))
 }
@@ -146,12 +149,12 @@ async fn wait(
     mut end: oneshot::Receiver<Result<Exit>>,
     stop: &AtomicBool,
     quit: &Sender<()>,
-    mut jobs: Jobs,
+    mut jobs: JobControl,
 ) -> Result<Exit> {
     loop {
         tokio::select! {
             ended = &mut end => return ended.context("the replay thread panicked")?,
-            () = jobs.obey() => {}
+            () = jobs.handle_next() => {}
             () = interrupted() => {
                 if stop.swap(true, Ordering::Relaxed) {
                     term::leave();
@@ -206,6 +209,9 @@ struct Replay {
     latest: WallTime,
     /// The number of closes outside of `range`.
     skipped: u64,
+    /// The names in the captures, if the filter has names.
+    known: Option<KnownNames>,
+    verbosity: Verbosity,
 }
 
 impl Replay {
@@ -220,6 +226,7 @@ impl Replay {
             Err(Failure::Input(error)) => return Err(error),
             Ok(()) => {}
         }
+        self.warn_of_unknown_names();
         let mut exit = Exit::Ok;
         for stream in &self.streams {
             if stream.report_end()? {
@@ -292,9 +299,21 @@ impl Replay {
         if self.streams[index].is_baseline(record) {
             return self.engine.baseline(record);
         }
-        match &mut self.offline {
-            Some(offline) => self.engine.record(&offline.annotate(record), false),
-            None => self.engine.record(record, false),
+        let annotated = self.offline.as_mut().map(|offline| offline.annotate(record));
+        let record = annotated.as_ref().unwrap_or(record);
+        if let Some(known) = &mut self.known {
+            known.add_record(record);
+        }
+        self.engine.record(record, false)
+    }
+
+    /// Warns of names in the filter that no record of the captures has.
+    fn warn_of_unknown_names(&self) {
+        if self.verbosity > Verbosity::Quiet
+            && let Some(known) = &self.known
+        {
+            let warnings = known.warnings(self.engine.filter());
+            warnings.iter().for_each(|warning| warn(warning));
         }
     }
 

@@ -11,7 +11,7 @@ use super::explain;
 use crate::config::Verbosity;
 use crate::kernel::monotonic_ns;
 use crate::kernel::reader::{Control, Message};
-use crate::output::stderr::say;
+use crate::output::stderr::{status, warn};
 use crate::output::summary_text;
 use crate::record::Counts;
 use crate::session::exit::Exit;
@@ -47,8 +47,8 @@ impl Writer {
     fn write_all(&mut self, queue: &Receiver<Message>) -> io::Result<()> {
         while let Some(message) = self.next(queue)? {
             match message {
-                Message::Records { mut bytes, complete } => {
-                    self.pipeline.take(&bytes, complete, monotonic_ns())?;
+                Message::Records { mut bytes, progress } => {
+                    self.pipeline.take(&bytes, progress, monotonic_ns())?;
                     bytes.clear();
                     // The reader may have ended.
                     _ = self.spare.send(bytes);
@@ -58,14 +58,15 @@ impl Writer {
                     difference_ns,
                 } => self.pipeline.clock_stepped(since_ns, difference_ns),
                 Message::Names(updates) => self.pipeline.apply(&updates, monotonic_ns())?,
+                Message::NamesSettled => self.warn_of_unknown_names(),
                 Message::Lost(counts) => self.lost(&counts)?,
-                Message::Counted(counts) => self.pipeline.count(&counts),
-                Message::Asked(counts) => self.pipeline.request_summary(counts)?,
-                Message::Walked(bytes) => self.pipeline.hold(&bytes),
-                Message::WalkFailed(error) => say(&format!(
-                    "warning: {error}: this interval has no updates for open connections"
-                )),
-                Message::ScanIsSlow { used, scan_interval } => say(&slow_scan_text(used, scan_interval)),
+                Message::IntervalEnded(counts) => self.pipeline.count(&counts),
+                Message::SummaryRequested(counts) => self.pipeline.request_summary(counts)?,
+                Message::ScanRecords(bytes) => self.pipeline.hold(&bytes),
+                Message::ScanFailed(error) => {
+                    warn(&format!("{error}: this interval has no updates for open connections"))
+                }
+                Message::ScanIsSlow { used, scan_interval } => status(&slow_scan_text(used, scan_interval)),
                 Message::OutputClosed => return Err(ErrorKind::BrokenPipe.into()),
                 Message::Ended(counts) => return self.end(queue, &counts),
             }
@@ -119,9 +120,16 @@ impl Writer {
         let wait_ns = self.pipeline.longest_wait_ns();
         if wait_ns > 0 && self.verbosity == Verbosity::Verbose {
             let wait_ms = wait_ns as f64 / 1e6;
-            say(&format!("records waited up to {wait_ms:.1} ms for names"));
+            status(&format!("records waited up to {wait_ms:.1} ms for names"));
         }
         self.pipeline.engine.finish()
+    }
+
+    /// Warns of names in the filter that no source knows.
+    fn warn_of_unknown_names(&mut self) {
+        if self.verbosity > Verbosity::Quiet {
+            self.pipeline.unknown_names().iter().for_each(|warning| warn(warning));
+        }
     }
 
     fn lost(&mut self, counts: &Counts) -> io::Result<()> {
@@ -134,7 +142,7 @@ impl Writer {
     fn report_lost_opens(&mut self, since_start: u64) {
         let reported = std::mem::replace(&mut self.lost_opens, since_start);
         if since_start > reported {
-            say(&summary_text::lost_opens(since_start - reported, since_start));
+            status(&summary_text::lost_opens(since_start - reported, since_start));
         }
     }
 }

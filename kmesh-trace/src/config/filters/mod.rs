@@ -2,15 +2,16 @@
 
 #[cfg(test)]
 mod oracle;
+mod prompt;
 #[cfg(test)]
 mod tests;
 
-use clap::Parser;
+pub use prompt::parse_prompt_filter;
 
 use super::error::ConfigError;
-use crate::cli::{Cli, Filters, PromptFilter};
+use crate::cli::{Cli, Filters, OutcomeName};
 use crate::filter::{Ends, Filter, Network, Selector, Selectors, Term};
-use crate::record::Family;
+use crate::record::{Family, Outcome};
 
 /// Returns the filter of the command line, or which flags cannot be used together.
 pub(super) fn filter(cli: &Cli) -> Result<Filter, ConfigError> {
@@ -23,19 +24,6 @@ pub(super) fn filter(cli: &Cli) -> Result<Filter, ConfigError> {
     }
     let filter = Filter::from(&cli.filters);
     check_family(&filter)?;
-    Ok(filter)
-}
-
-/// Parses the filter flags that a user types at the prompt of the live table.
-pub fn parse_prompt_filter(text: &str) -> Result<Filter, String> {
-    let typed = PromptFilter::try_parse_from(text.split_whitespace()).map_err(|error| {
-        // The prompt has one line, so the usage that follows is left out.
-        let error = error.to_string();
-        let first = error.lines().next().unwrap_or_default();
-        first.strip_prefix("error: ").unwrap_or(first).to_owned()
-    })?;
-    let filter = Filter::from(&typed.filters);
-    check_family(&filter).map_err(|error| error.to_string())?;
     Ok(filter)
 }
 
@@ -107,14 +95,21 @@ impl From<&Filters> for Filter {
             pid: flags.pid.iter().copied().collect(),
             comm: flags.comm.iter().cloned().collect(),
             container: flags.container.iter().cloned().collect(),
-            outcome: flags.outcome.iter().copied().collect(),
+            outcome: flags.outcome.iter().flat_map(outcomes).collect(),
             failed: flags.failed,
+            connecting: flags.connecting,
             established_only: flags.established_only,
             // The parser limits the time to ten years, whose nanoseconds fit into 64 bits.
             min_duration_ns: flags.min_duration.map(|min| min.as_nanos() as u64),
             min_bytes: flags.min_bytes.map(|min| min.0),
         }
     }
+}
+
+/// Returns a term for each outcome that the name of an outcome means.
+fn outcomes(term: &Term<OutcomeName>) -> impl Iterator<Item = Term<Outcome>> {
+    let Term { negated, value } = *term;
+    value.0.iter().map(move |&value| Term { negated, value })
 }
 
 fn ends<T: Clone>(bare: &[Term<T>], from: &[Term<T>], to: &[Term<T>]) -> Ends<T> {

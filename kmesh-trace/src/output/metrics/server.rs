@@ -32,6 +32,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::exposition::{self, Exposition};
+use crate::own_connections;
 
 /// The paths of the metrics. The second one is Kmesh's.
 const PATHS: [&str; 2] = ["/metrics", "/status/metric"];
@@ -131,7 +132,12 @@ async fn accept(listener: &tokio::net::TcpListener, texts: Arc<Texts>) {
     let mut connections = Connections::default();
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => connections.start(stream, peer.ip(), &texts),
+            Ok((stream, peer)) => {
+                if let Ok(address) = stream.local_addr() {
+                    own_connections::add(peer, address);
+                }
+                connections.start(stream, peer.ip(), &texts);
+            }
             // The client has closed the connection already.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(_) => {

@@ -1,15 +1,15 @@
 //! One capture of a replay: the stream of its lines, and the damage that the stream contains.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, ErrorKind, Read, Seek};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::blocking_io::Blocking;
 use crate::capture::lines::{Damage, Lines, Step};
 use crate::capture::parse::{Line, Parser};
 use crate::config::{CapturePath, TimeBound, TimeRange};
-use crate::output::stderr::say;
+use crate::output::stderr::status;
 use crate::record::Header;
 use crate::record::{Event, LossReason, Record, Summary, WallTime};
 
@@ -36,7 +36,7 @@ impl Input {
             },
             CapturePath::File(path) => {
                 let name = path.display().to_string();
-                let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
+                let file = File::open(path).map_err(|error| cannot_read(&name, &error))?;
                 Self {
                     source: Source::File(file),
                     name,
@@ -79,6 +79,15 @@ impl Input {
         file.seek(io::SeekFrom::Start(start)).with_context(context)?;
         Ok(last)
     }
+}
+
+/// Returns the error of a capture that cannot be opened. Only its owner can read the file that `--write` created.
+fn cannot_read(name: &str, error: &io::Error) -> anyhow::Error {
+    let remedy = match error.kind() {
+        ErrorKind::PermissionDenied => format!("\n  try: sudo cat {name} | kmesh-trace --read -"),
+        _ => String::new(),
+    };
+    anyhow!("cannot read {name}: {error}{remedy}")
 }
 
 /// Returns `range` with each duration before the end of the captures replaced by its time.
@@ -195,7 +204,7 @@ impl Stream {
         self.is_cut_off |= *damage == Damage::CutOff;
         self.damages += 1;
         if self.damages <= MAX_REPORTED {
-            say(&format!("{}: {damage}", self.name));
+            status(&format!("{}: {damage}", self.name));
         }
     }
 
@@ -299,7 +308,7 @@ impl Stream {
     /// Reports problems of the whole capture. Returns whether the replay counts as failed.
     pub fn report_end(&self) -> Result<bool> {
         if self.damages > MAX_REPORTED {
-            say(&format!(
+            status(&format!(
                 "{}: {} more damaged places",
                 self.name,
                 self.damages - MAX_REPORTED
@@ -307,7 +316,7 @@ impl Stream {
         }
         self.check_content()?;
         if self.summary.is_none() && !self.is_cut_off && !self.is_stopped && self.header.is_some() {
-            say(&format!(
+            status(&format!(
                 "{}: no summary: the tracer was killed, it still writes, or the file is an older part of a rotated \
                  capture",
                 self.name
