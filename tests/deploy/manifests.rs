@@ -51,8 +51,8 @@ impl ApiServer {
             .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     }
 
-    /// Waits until the tracer's account has the rights `granted`, and checks that it has none of `denied`. The server applies a new
-    /// role with a delay.
+    /// Waits until the tracer's account has the rights `granted`, and checks that it has none of `denied`. The server
+    /// applies a new role with a delay.
     fn wait_for_rights(&self, granted: &[Right<'_>], denied: &[Right<'_>]) {
         let account = "system:serviceaccount:kmesh-trace:kmesh-trace";
         let groups = [
@@ -67,7 +67,7 @@ impl ApiServer {
             .map(|right| components::review(account, &groups, *right))
             .collect();
         wait_until(&format!("{granted:?} are granted"), || {
-            has = components::answers(&self.folder, &reviews).unwrap();
+            has = components::are_allowed(&self.folder, &reviews).unwrap();
             has[..granted.len()].iter().all(|granted| *granted)
         });
         let excess: Vec<_> = rights

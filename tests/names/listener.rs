@@ -1,5 +1,5 @@
-//! The sources, as the command line starts them, and what they have told so far: a reader of the facts that does with them
-//! what their definition says, and nothing else.
+//! The name sources as the command line starts them, and the objects of their updates so far. This is a separate
+//! implementation of what an update means.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -16,22 +16,22 @@ use kmesh_trace::names::update::{
 };
 use kmesh_trace::output::NameSourceStatus;
 
-use crate::stage::PATIENCE;
+use crate::fixture::TEST_TIMEOUT;
 
-/// What is known now, by what it is named by.
+/// The objects that exist according to the updates so far, and the status messages.
 #[derive(Default)]
-pub struct Known {
-    facts: HashMap<(SourceId, Key), Object>,
-    /// Not in the list that is under way.
-    absent: HashMap<(SourceId, Scope), HashSet<Key>>,
-    /// Whole lists so far.
+pub struct Objects {
+    objects: HashMap<(SourceId, Key), Object>,
+    /// Objects that a running list has not contained so far.
+    unlisted: HashMap<(SourceId, Scope), HashSet<Key>>,
+    /// The number of complete lists.
     pub lists: usize,
-    /// On standard error.
+    /// The status messages, without the prefix.
     pub lines: Vec<String>,
 }
 
-fn key(fact: &Object) -> (Kind, Key) {
-    match fact {
+fn key(object: &Object) -> (Kind, Key) {
+    match object {
         Object::Pod(pod) => (Kind::Pods, Key::Pod(pod.uid.clone())),
         Object::Service(one) => (Kind::Services, Key::Service(one.namespace.clone(), one.name.clone())),
         Object::Endpoints(one) => (Kind::Endpoints, Key::Endpoints(one.namespace.clone(), one.name.clone())),
@@ -40,114 +40,109 @@ fn key(fact: &Object) -> (Kind, Key) {
     }
 }
 
-/// Whether a list of this scope would have the object.
-fn is_in(scope: &Scope, fact: &Object) -> bool {
+/// Whether a list of this scope contains the object.
+fn is_in(scope: &Scope, object: &Object) -> bool {
     match scope {
-        Scope::All(kind) => key(fact).0 == *kind,
-        Scope::PodsOfNode(node) => matches!(fact, Object::Pod(pod) if pod.node.as_ref() == Some(node)),
+        Scope::All(kind) => key(object).0 == *kind,
+        Scope::PodsOfNode(node) => matches!(object, Object::Pod(pod) if pod.node.as_ref() == Some(node)),
     }
 }
 
-impl Known {
-    fn take(&mut self, SourceUpdate { source, change, .. }: SourceUpdate) {
+impl Objects {
+    fn apply(&mut self, SourceUpdate { source, change, .. }: SourceUpdate) {
         match change {
             Change::ListStart(scope) => {
-                let listed = |(one, fact): (&(SourceId, Key), &Object)| {
-                    (one.0 == source && is_in(&scope, fact)).then(|| one.1.clone())
+                let listed = |(one, object): (&(SourceId, Key), &Object)| {
+                    (one.0 == source && is_in(&scope, object)).then(|| one.1.clone())
                 };
-                let absent = self.facts.iter().filter_map(listed).collect();
-                self.absent.insert((source, scope), absent);
+                let unlisted = self.objects.iter().filter_map(listed).collect();
+                self.unlisted.insert((source, scope), unlisted);
             }
-            Change::Upsert(fact) => {
-                let (_, key) = key(&fact);
-                for ((_, _), absent) in self.absent.iter_mut().filter(|((one, _), _)| *one == source) {
-                    absent.remove(&key);
+            Change::Upsert(object) => {
+                let (_, key) = key(&object);
+                for ((_, _), unlisted) in self.unlisted.iter_mut().filter(|((one, _), _)| *one == source) {
+                    unlisted.remove(&key);
                 }
-                self.facts.insert((source, key), fact);
+                self.objects.insert((source, key), object);
             }
             Change::ListEnd(scope) => {
-                for key in self.absent.remove(&(source, scope)).expect("a list that had begun") {
-                    self.facts.remove(&(source, key));
+                for key in self.unlisted.remove(&(source, scope)).expect("a list that has begun") {
+                    self.objects.remove(&(source, key));
                 }
                 self.lists += 1;
             }
-            Change::Delete(key) => _ = self.facts.remove(&(source, key)),
+            Change::Delete(key) => _ = self.objects.remove(&(source, key)),
         }
     }
 
-    /// The pods.
     pub fn pods(&self) -> impl Iterator<Item = &PodObject> {
-        self.facts.values().filter_map(|fact| match fact {
+        self.objects.values().filter_map(|object| match object {
             Object::Pod(pod) => Some(pod),
             _ => None,
         })
     }
 
-    /// The pod whose name begins so.
+    /// Returns a pod whose name starts with `name`.
     pub fn pod(&self, name: &str) -> Option<&PodObject> {
         self.pods().find(|pod| pod.name.starts_with(name))
     }
 
-    /// A Service.
     pub fn service(&self, name: &str) -> Option<&ServiceObject> {
-        self.facts.values().find_map(|fact| match fact {
+        self.objects.values().find_map(|object| match object {
             Object::Service(service) if service.name == name => Some(service),
             _ => None,
         })
     }
 
-    /// The endpoints of a Service.
     pub fn endpoints(&self, service: &str) -> Option<&EndpointsObject> {
-        self.facts.values().find_map(|fact| match fact {
+        self.objects.values().find_map(|object| match object {
             Object::Endpoints(endpoints) if endpoints.service == service => Some(endpoints),
             _ => None,
         })
     }
 
-    /// A controller.
     pub fn controller(&self, uid: &str) -> Option<&ControllerObject> {
-        self.facts.values().find_map(|fact| match fact {
+        self.objects.values().find_map(|object| match object {
             Object::Controller(controller) if controller.uid == uid => Some(controller),
             _ => None,
         })
     }
 
-    /// The nodes.
     pub fn nodes(&self) -> Vec<&NodeObject> {
-        let nodes = self.facts.values().filter_map(|fact| match fact {
+        let nodes = self.objects.values().filter_map(|object| match object {
             Object::Node(node) => Some(node),
             _ => None,
         });
         nodes.collect()
     }
 
-    /// The first line that has this in it.
-    pub fn line(&self, part: &str) -> Option<&str> {
+    /// Returns the first status message that contains `part`.
+    fn find_line(&self, part: &str) -> Option<&str> {
         self.lines.iter().map(String::as_str).find(|line| line.contains(part))
     }
 }
 
 #[derive(Default)]
 struct Shared {
-    known: Mutex<Known>,
-    news: Condvar,
-    over: Mutex<bool>,
+    objects: Mutex<Objects>,
+    changed: Condvar,
+    is_stopped: Mutex<bool>,
 }
 
-/// Sources at work.
-pub struct Listener {
+/// Running sources. Dropping this stops them.
+pub struct SourceListener {
     shared: Arc<Shared>,
     refresh: RefreshRequest,
     status: Arc<Status>,
 }
 
-/// Starts the sources of this command line.
-pub fn listen(arguments: &str) -> Listener {
-    try_listen(arguments).unwrap_or_else(|error| panic!("{arguments}: {error}"))
+/// Starts the sources of a command line.
+pub fn start_sources(arguments: &str) -> SourceListener {
+    try_start_sources(arguments).unwrap_or_else(|error| panic!("{arguments}: {error}"))
 }
 
-/// Starts them, unless something is wrong with them beforehand.
-pub fn try_listen(arguments: &str) -> Result<Listener, String> {
+/// Starts the sources of a command line, or returns why that failed.
+pub fn try_start_sources(arguments: &str) -> Result<SourceListener, String> {
     let environment = Environment {
         stdin_is_terminal: false,
         term: None,
@@ -161,80 +156,83 @@ pub fn try_listen(arguments: &str) -> Result<Listener, String> {
     let sources = Sources::prepare(&config.sources).map_err(|error| format!("{error:#}"))?;
     let shared = Arc::new(Shared::default());
     let refresh = sources.refresh_request();
-    let (of_lines, of_news) = (Arc::clone(&shared), Arc::clone(&shared));
-    let say = move |line| {
-        let (StatusMessage::Note(text) | StatusMessage::Error(text)) = line;
-        of_lines
-            .known
+    let (for_status, for_updates) = (Arc::clone(&shared), Arc::clone(&shared));
+    let on_status = move |message| {
+        let (StatusMessage::Note(text) | StatusMessage::Error(text)) = message;
+        for_status
+            .objects
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .lines
             .push(text);
-        of_lines.news.notify_all();
+        for_status.changed.notify_all();
     };
-    let tell = move |told: Vec<SourceUpdate>| {
-        if *of_news.over.lock().unwrap() {
+    let on_updates = move |updates: Vec<SourceUpdate>| {
+        if *for_updates.is_stopped.lock().unwrap() {
             return ControlFlow::Break(());
         }
-        let mut known = of_news.known.lock().unwrap_or_else(PoisonError::into_inner);
-        told.into_iter().for_each(|one| known.take(one));
-        drop(known);
-        of_news.news.notify_all();
+        let mut objects = for_updates.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        updates.into_iter().for_each(|update| objects.apply(update));
+        drop(objects);
+        for_updates.changed.notify_all();
         ControlFlow::Continue(())
     };
     let status = sources
-        .start(NameSourceStatus::default(), say, tell)
+        .start(NameSourceStatus::default(), on_status, on_updates)
         .map_err(|error| error.to_string())?;
-    Ok(Listener {
+    Ok(SourceListener {
         shared,
         refresh,
         status,
     })
 }
 
-impl Listener {
-    /// Waits until this finds what it looks for.
-    pub fn wait<T>(&self, what: &str, mut find: impl FnMut(&Known) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
-        let mut known = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
+impl SourceListener {
+    /// Waits until `find` returns something.
+    pub fn wait<T>(&self, what: &str, mut find: impl FnMut(&Objects) -> Option<T>) -> T {
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        let mut objects = self.shared.objects.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(found) = find(&known) {
+            if let Some(found) = find(&objects) {
                 return found;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let pods: Vec<_> = known.pods().map(|pod| (&pod.namespace, &pod.name, &pod.ips)).collect();
+                let pods: Vec<_> = objects
+                    .pods()
+                    .map(|pod| (&pod.namespace, &pod.name, &pod.ips))
+                    .collect();
                 panic!(
-                    "{what} did not come within {} s: {:?} {pods:?}",
-                    PATIENCE.as_secs(),
-                    known.lines
+                    "timeout: waited {} s for {what}: {:?} {pods:?}",
+                    TEST_TIMEOUT.as_secs(),
+                    objects.lines
                 );
             }
-            known = self
+            objects = self
                 .shared
-                .news
-                .wait_timeout(known, left)
+                .changed
+                .wait_timeout(objects, left)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
     }
 
-    /// Waits for a line with this in it.
-    pub fn line(&self, part: &str) -> String {
-        self.wait(part, |known| known.line(part).map(str::to_owned))
+    /// Waits for a status message that contains `part`.
+    pub fn wait_line(&self, part: &str) -> String {
+        self.wait(part, |objects| objects.find_line(part).map(str::to_owned))
     }
 
-    /// All lines so far.
+    /// Returns the status messages so far.
     pub fn lines(&self) -> Vec<String> {
         self.shared
-            .known
+            .objects
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .lines
             .clone()
     }
 
-    /// All lines so far but those about a source that answers late, which is the machine's affair.
+    /// Returns the status messages so far, without those about a late response, which depend on the machine's load.
     pub fn lines_without_delays(&self) -> Vec<String> {
         let is_delay = |line: &str| {
             line.starts_with("names come again from")
@@ -244,19 +242,19 @@ impl Listener {
         self.lines().into_iter().filter(|line| !is_delay(line)).collect()
     }
 
-    /// An unknown container turned up.
+    /// Requests a refresh, as for an unknown container.
     pub fn refresh(&self) {
         self.refresh.request();
     }
 
-    /// Whether the run would end with status 1.
+    /// Whether the tool would now exit with status 1.
     pub fn has_failed(&self) -> bool {
         self.status.has_failed()
     }
 }
 
-impl Drop for Listener {
+impl Drop for SourceListener {
     fn drop(&mut self) {
-        *self.shared.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.shared.is_stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 }

@@ -1,4 +1,4 @@
-//! A kubelet by itself, with static pods alone.
+//! A kubelet with static pods and without an API server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,45 +9,48 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use kmesh_trace::names::update::{Owner, PodObject};
 
 use crate::Row;
-use crate::listener::{Known, Listener, listen, try_listen};
-use crate::stage::{self, Stopped, folder, kubelet, wait_until};
+use crate::fixture::{self, KilledProcess, StoppedProcess, folder, kubelet, wait_until};
+use crate::listener::{Objects, SourceListener, start_sources, try_start_sources};
 
-/// Want nothing that is started for them.
-pub const ALONE: &[Row] = &[("node::nobody_listens", nobody_listens)];
+/// Need no kubelet.
+pub const WITHOUT_KUBELET: &[Row] = &[("node::connection_refused_is_an_error", connection_refused_is_an_error)];
 
-/// Leave the kubelet as it is.
-pub const BESIDE_OTHERS: &[Row] = &[
+/// Do not change the kubelet.
+pub const PARALLEL: &[Row] = &[
     (
         "node::kubelet_with_a_client_certificate",
         kubelet_with_a_client_certificate,
     ),
     ("node::read_only_port", read_only_port),
     ("node::container_runtime", container_runtime),
-    ("node::log_folders", log_folders),
-    ("node::a_pod_that_comes_and_goes", a_pod_that_comes_and_goes),
-    ("node::self_made_certificate", self_made_certificate),
+    ("node::log_folders_by_default", log_folders_by_default),
+    ("node::pod_is_created_and_deleted", pod_is_created_and_deleted),
     (
-        "node::self_made_certificate_that_is_trusted",
-        self_made_certificate_that_is_trusted,
+        "node::self_signed_certificate_is_rejected",
+        self_signed_certificate_is_rejected,
     ),
-    ("node::no_credentials", no_credentials),
     (
-        "node::plain_http_where_https_is_spoken",
-        plain_http_where_https_is_spoken,
+        "node::self_signed_certificate_can_be_trusted",
+        self_signed_certificate_can_be_trusted,
     ),
-    ("node::no_pod_list", no_pod_list),
+    (
+        "node::missing_credentials_are_reported",
+        missing_credentials_are_reported,
+    ),
+    ("node::http_to_https_port_is_reported", http_to_https_port_is_reported),
+    ("node::other_responses_are_reported", other_responses_are_reported),
 ];
 
 /// Stop the kubelet.
-pub const BY_ITSELF: &[Row] = &[("node::a_kubelet_that_goes_away", a_kubelet_that_goes_away)];
+pub const SEQUENTIAL: &[Row] = &[("node::killed_kubelet_is_reported", killed_kubelet_is_reported)];
 
-/// With the certificate that the script has made.
-pub fn by_certificate() -> String {
+/// Returns the flags for the kubelet with the client certificate of the script.
+pub fn kubelet_flags() -> String {
     let pki = kubelet().join("pki").display().to_string();
     format!("--kubelet --kubelet-cert {pki}/client.crt --kubelet-key {pki}/client.key --kubelet-insecure")
 }
 
-/// The cgroups of pods: the container's directory, below the pod's.
+/// Returns the UID of the pod and the ID of each container that has a cgroup.
 fn cgroups() -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut left = vec![PathBuf::from("/sys/fs/cgroup")];
@@ -72,11 +75,11 @@ fn cgroups() -> Vec<(String, String)> {
     found
 }
 
-/// By pod, the address that the network plugin gave its sandbox.
+/// Returns the address that the network plugin assigned to each pod.
 pub fn addresses() -> BTreeMap<String, String> {
     let cgroups = cgroups();
-    let given = fs::read_dir(kubelet().join("cni/ipam/kmesh")).unwrap().flatten();
-    given
+    let assigned = fs::read_dir(kubelet().join("cni/ipam/kmesh")).unwrap().flatten();
+    assigned
         .filter_map(|entry| {
             let sandbox = fs::read_to_string(entry.path()).ok()?;
             let sandbox = sandbox.lines().next()?.trim();
@@ -86,43 +89,43 @@ pub fn addresses() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Returns whether the object shows the pod as it runs: its address (the one that the network plugin gave it, or the
-/// node's), and each container in its cgroup, where the sandbox is one more. A new pod's object has neither at first.
-pub fn is_as_it_runs(pod: &PodObject) -> bool {
+/// Whether the object describes the pod as it runs: it has the address that the network plugin assigned, or the node's,
+/// and each container of the pod's cgroup except the sandbox. A new pod's object has neither at first.
+pub fn is_current(pod: &PodObject) -> bool {
     let ips: Vec<_> = pod.ips.iter().map(ToString::to_string).collect();
     let ids: Vec<_> = pod.containers.iter().filter_map(|container| container.id).collect();
     let uid = pod.static_uid.as_ref().unwrap_or(&pod.uid);
-    let in_its_cgroup: BTreeSet<_> = cgroups()
+    let in_cgroup: BTreeSet<_> = cgroups()
         .into_iter()
         .filter(|(pod, _)| pod == uid)
         .map(|(_, id)| id)
         .collect();
-    let known = in_its_cgroup
+    let described = in_cgroup
         .iter()
         .filter(|id| ids.iter().any(|one| one.as_str() == id.as_str()))
         .count();
-    known > 0
-        && in_its_cgroup.len() == known + 1
+    described > 0
+        && in_cgroup.len() == described + 1
         && match pod.host_network {
             Some(true) => !ips.is_empty(),
             _ => addresses().get(uid).is_some_and(|ip| ips == [ip.as_str()]),
         }
 }
 
-/// Waits for the pod, as it runs.
-pub fn running(listener: &Listener, name: &str) -> PodObject {
-    listener.wait(name, |known: &Known| {
-        listener.refresh();
-        known.pod(name).filter(|pod| is_as_it_runs(pod)).cloned()
+/// Waits until the object of a pod describes it as it runs.
+pub fn wait_running(sources: &SourceListener, name: &str) -> PodObject {
+    sources.wait(name, |objects: &Objects| {
+        sources.refresh();
+        objects.pod(name).filter(|pod| is_current(pod)).cloned()
     })
 }
 
-/// What the manifests say, whoever tells it.
-fn check_pods(listener: &Listener) {
-    // Its containers start one after the other.
-    let web = listener.wait("web with both containers", |known| {
-        listener.refresh();
-        let web = known.pod("web").filter(|pod| is_as_it_runs(pod))?;
+/// Compares the pods with their manifests.
+fn check_pods(sources: &SourceListener) {
+    // The containers start one after the other.
+    let web = sources.wait("web with both containers", |objects| {
+        sources.refresh();
+        let web = objects.pod("web").filter(|pod| is_current(pod))?;
         let ids = web.containers.iter().filter_map(|container| container.id);
         (ids.count() == 2).then(|| web.clone())
     });
@@ -135,19 +138,19 @@ fn check_pods(listener: &Listener) {
     containers.sort_unstable();
     assert_eq!(containers, ["httpd", "sidecar"]);
     assert_eq!(web.static_uid.as_ref(), Some(&web.uid));
-    let client = running(listener, "client");
+    let client = wait_running(sources, "client");
     assert!(
         client.containers.iter().any(|container| container.name == "init"),
         "{client:?}"
     );
-    let hostnet = running(listener, "hostnet");
+    let hostnet = wait_running(sources, "hostnet");
     assert_eq!((&*hostnet.namespace, hostnet.host_network), ("kube-system", Some(true)));
     assert!(web.started < Some(kmesh_trace::record::WallTime(i64::MAX)) && web.started.is_some());
 }
 
-fn check_kubelet(listener: &Listener) {
-    check_pods(listener);
-    let web = running(listener, "web");
+fn check_kubelet(sources: &SourceListener) {
+    check_pods(sources);
+    let web = wait_running(sources, "web");
     let httpd = web
         .containers
         .iter()
@@ -155,12 +158,12 @@ fn check_kubelet(listener: &Listener) {
         .unwrap();
     assert_eq!(httpd.ports, [("http".to_owned(), 8080)]);
     assert_eq!((web.owner, web.terminal), (Owner::Nobody, false));
-    let job = listener.wait("the end of the pod job", |known| {
-        listener.refresh();
-        known.pod("job").filter(|pod| pod.terminal).cloned()
+    let job = sources.wait("the end of the pod job", |objects| {
+        sources.refresh();
+        objects.pod("job").filter(|pod| pod.terminal).cloned()
     });
     assert_eq!(job.namespace, "default");
-    let noimage = listener.wait("noimage", |known| known.pod("noimage").cloned());
+    let noimage = sources.wait("noimage", |objects| objects.pod("noimage").cloned());
     assert_eq!(
         noimage.containers.iter().filter_map(|container| container.id).count(),
         0
@@ -168,77 +171,77 @@ fn check_kubelet(listener: &Listener) {
 }
 
 fn kubelet_with_a_client_certificate() {
-    stage::node();
-    let listener = listen(&by_certificate());
-    check_kubelet(&listener);
-    listener.line("names come from");
+    fixture::start_node();
+    let sources = start_sources(&kubelet_flags());
+    check_kubelet(&sources);
+    sources.wait_line("names come from");
     assert_eq!(
-        listener.lines_without_delays(),
+        sources.lines_without_delays(),
         ["names come from the kubelet at https://127.0.0.1:10250/pods"]
     );
-    assert!(!listener.has_failed());
+    assert!(!sources.has_failed());
 }
 
 fn read_only_port() {
-    stage::node();
-    check_kubelet(&listen("--kubelet=http://127.0.0.1:10255"));
+    fixture::start_node();
+    check_kubelet(&start_sources("--kubelet=http://127.0.0.1:10255"));
 }
 
 fn container_runtime() {
-    stage::node();
+    fixture::start_node();
     let socket = kubelet().join("containerd.sock");
-    let listener = listen(&format!("--cri={}", socket.display()));
-    check_pods(&listener);
-    assert_eq!(running(&listener, "web").owner, Owner::Unknown);
-    listener.line("names come from");
+    let sources = start_sources(&format!("--cri={}", socket.display()));
+    check_pods(&sources);
+    assert_eq!(wait_running(&sources, "web").owner, Owner::Unknown);
+    sources.wait_line("names come from");
     assert_eq!(
-        listener.lines_without_delays(),
+        sources.lines_without_delays(),
         [format!("names come from the container runtime at {}", socket.display())]
     );
 }
 
-fn log_folders() {
-    stage::node();
-    let listener = listen("");
-    // Folders of pods that have gone may be there as well, of earlier runs too.
-    let web = listener.wait("web", |known| {
-        listener.refresh();
+fn log_folders_by_default() {
+    fixture::start_node();
+    let sources = start_sources("");
+    // Folders of deleted pods, also of earlier runs, may still exist.
+    let web = sources.wait("web", |objects| {
+        sources.refresh();
         let cgroups = cgroups();
         let runs = |pod: &&PodObject| cgroups.iter().any(|(uid, _)| *uid == pod.uid);
-        known
+        objects
             .pods()
             .filter(|pod| pod.name.starts_with("web"))
             .find(runs)
             .cloned()
     });
     assert_eq!((&*web.namespace, web.host_network), ("shop", None));
-    // Of the kubelet, which has a certificate of its own making, nothing is taken, and nothing is given to it.
-    let line = listener.line("names come from");
+    // The kubelet has a self-signed certificate, so the tool sends it no credentials and uses no response.
+    let line = sources.wait_line("names come from");
     assert!(
         line.contains("the log folders in /var/log/pods") && line.contains("not from"),
         "{line}"
     );
-    assert!(!listener.has_failed(), "none was named");
+    assert!(!sources.has_failed(), "no source was requested");
 }
 
-fn a_pod_that_comes_and_goes() {
-    stage::node();
+fn pod_is_created_and_deleted() {
+    fixture::start_node();
     let manifest = kubelet().join("manifests/late.yaml");
-    let by_runtime = listen(&format!("--cri={}", kubelet().join("containerd.sock").display()));
-    let by_kubelet = listen(&by_certificate());
-    running(&by_runtime, "web");
-    running(&by_kubelet, "web");
+    let by_runtime = start_sources(&format!("--cri={}", kubelet().join("containerd.sock").display()));
+    let by_kubelet = start_sources(&kubelet_flags());
+    wait_running(&by_runtime, "web");
+    wait_running(&by_kubelet, "web");
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: late, namespace: shop}\nspec:\n  \
                terminationGracePeriodSeconds: 1\n  containers:\n  \
                - {name: main, image: \"kmesh.local/busybox:1\", imagePullPolicy: Never, command: [/bin/sh, -c, \"sleep 3600\"]}\n";
     fs::write(&manifest, pod).unwrap();
-    let late = running(&by_runtime, "late");
-    assert_eq!(running(&by_kubelet, "late").ips, late.ips);
+    let late = wait_running(&by_runtime, "late");
+    assert_eq!(wait_running(&by_kubelet, "late").ips, late.ips);
     fs::remove_file(&manifest).unwrap();
-    for listener in [&by_runtime, &by_kubelet] {
-        listener.wait("the late pod to have gone", |known| {
-            listener.refresh();
-            known
+    for sources in [&by_runtime, &by_kubelet] {
+        sources.wait("the end of the late pod", |objects| {
+            sources.refresh();
+            objects
                 .pod("late")
                 .is_none_or(|pod| pod.ips.is_empty() || pod.terminal)
                 .then_some(())
@@ -246,111 +249,111 @@ fn a_pod_that_comes_and_goes() {
     }
 }
 
-/// A named source that is refused: why, at once; and that it is an error after ten seconds.
-fn refused(arguments: &str, parts: &[&str]) {
-    let listener = listen(arguments);
-    let line = listener.line("warning: no names yet from");
+/// Checks that a source fails with these texts.
+fn check_fails(arguments: &str, parts: &[&str]) {
+    let sources = start_sources(arguments);
+    let line = sources.wait_line("warning: no names yet from");
     assert!(parts.iter().all(|part| line.contains(part)), "{line}");
-    assert!(listener.has_failed(), "a run that ended now");
+    assert!(sources.has_failed(), "the exit status would be 1");
 }
 
-fn self_made_certificate() {
-    stage::node();
+fn self_signed_certificate_is_rejected() {
+    fixture::start_node();
     let pki = kubelet().join("pki").display().to_string();
-    refused(
+    check_fails(
         &format!("--kubelet --kubelet-ca {pki}/ca.crt --kubelet-cert {pki}/client.crt --kubelet-key {pki}/client.key"),
         &["the server's certificate", "--kubelet-insecure"],
     );
 }
 
-fn self_made_certificate_that_is_trusted() {
-    stage::node();
+fn self_signed_certificate_can_be_trusted() {
+    fixture::start_node();
     let pki = kubelet().join("pki").display().to_string();
-    // It is for the node's name, and is asked for at 127.0.0.1.
+    // The certificate has the node's name, and the URL has 127.0.0.1.
     let arguments = format!(
         "--kubelet --kubelet-ca {pki}/kubelet/kubelet.crt --kubelet-cert {pki}/client.crt --kubelet-key {pki}/client.key"
     );
-    running(&listen(&arguments), "web");
+    wait_running(&start_sources(&arguments), "web");
 }
 
-fn no_credentials() {
-    stage::node();
-    refused("--kubelet --kubelet-insecure", &["401", "--kubelet-token"]);
+fn missing_credentials_are_reported() {
+    fixture::start_node();
+    check_fails("--kubelet --kubelet-insecure", &["401", "--kubelet-token"]);
 }
 
-fn plain_http_where_https_is_spoken() {
-    stage::node();
-    refused("--kubelet=http://127.0.0.1:10250", &["https"]);
+fn http_to_https_port_is_reported() {
+    fixture::start_node();
+    check_fails("--kubelet=http://127.0.0.1:10250", &["https"]);
 }
 
-fn no_pod_list() {
+fn other_responses_are_reported() {
     const STATISTICS: &str = "http://127.0.0.1:10255/stats/summary";
-    stage::node();
-    // A kubelet that has just started has none, and answers 500.
+    fixture::start_node();
+    // A new kubelet has none and answers 500.
     wait_until("the kubelet has statistics", || {
-        let asked = Command::new("curl").args(["-sf", STATISTICS]).output();
-        asked.unwrap().status.success()
+        let response = Command::new("curl").args(["-sf", STATISTICS]).output();
+        response.unwrap().status.success()
     });
-    refused(&format!("--kubelet={STATISTICS}"), &["no PodList"]);
-    refused("--kubelet=http://127.0.0.1:10255/nothing", &["404"]);
+    check_fails(&format!("--kubelet={STATISTICS}"), &["no PodList"]);
+    check_fails("--kubelet=http://127.0.0.1:10255/nothing", &["404"]);
 }
 
-fn nobody_listens() {
-    let listener = listen("--kubelet=https://127.0.0.1:1");
-    let line = listener.line("warning: no names yet from");
+fn connection_refused_is_an_error() {
+    let sources = start_sources("--kubelet=https://127.0.0.1:1");
+    let line = sources.wait_line("warning: no names yet from");
     assert!(line.contains("Connection refused"), "{line}");
-    let line = listener.line("error: no names from");
+    let line = sources.wait_line("error: no names from");
     assert!(
         line.contains("in the first 10 s") && line.contains("Connection refused"),
         "{line}"
     );
-    let listener = listen("--cri=/nonexistent.sock");
-    let line = listener.line("warning: no names yet from");
+    let sources = start_sources("--cri=/nonexistent.sock");
+    let line = sources.wait_line("warning: no names yet from");
     assert!(
         line.contains("/nonexistent.sock") && line.contains("No such file"),
         "{line}"
     );
-    let missing = try_listen("--kubelet --kubelet-token /nonexistent --kubelet-insecure");
+    let missing = try_start_sources("--kubelet --kubelet-token /nonexistent --kubelet-insecure");
     assert!(missing.is_err_and(|error| error.contains("--kubelet-token")));
 }
 
-/// In a cluster, where the API server hangs at the same time: each costs ten seconds.
-pub fn a_kubelet_that_hangs() {
-    stage::cluster();
-    let stopped = Stopped::process(&kubelet(), "kubelet");
-    let listener = listen(&by_certificate());
-    let line = listener.line("error: no names from");
+/// Runs in the cluster, in parallel with the hanging API server: each takes ten seconds.
+pub fn hanging_kubelet_is_an_error() {
+    fixture::start_cluster();
+    let stopped = StoppedProcess::new(&kubelet(), "kubelet");
+    let sources = start_sources(&kubelet_flags());
+    let line = sources.wait_line("error: no names from");
     assert!(line.contains("in the first 10 s"), "{line}");
-    assert!(listener.has_failed());
+    assert!(sources.has_failed());
     drop(stopped);
-    listener.wait("web", |known| known.pod("web").map(drop));
-    assert!(listener.has_failed(), "it was late all the same");
+    sources.wait("web", |objects| objects.pod("web").map(drop));
+    assert!(sources.has_failed(), "the kubelet answered too late");
 }
 
-fn a_kubelet_that_goes_away() {
-    stage::node();
-    let listener = listen(&by_certificate());
-    running(&listener, "web");
-    let killed = stage::Killed::process(&kubelet(), "kubelet");
-    wait_until("the kubelet to be missed", || {
-        listener.refresh();
-        listener
+fn killed_kubelet_is_reported() {
+    fixture::start_node();
+    let sources = start_sources(&kubelet_flags());
+    wait_running(&sources, "web");
+    let killed = KilledProcess::new(&kubelet(), "kubelet");
+    wait_until("the failed requests are reported", || {
+        sources.refresh();
+        sources
             .lines()
             .iter()
             .any(|line| line.contains("no updates from") && line.contains("Connection refused"))
     });
     assert!(
-        listener.wait("what was known", |known| Some(known.pod("web").is_some())),
-        "it is still true"
+        sources.wait("the pods", |objects| Some(objects.pod("web").is_some())),
+        "the pods are still known"
     );
-    killed.revive();
-    listener.line("names come again from");
-    running(&listener, "web");
-    assert!(!listener.has_failed(), "it had answered in time");
+    killed.restart();
+    sources.wait_line("names come again from");
+    wait_running(&sources, "web");
+    assert!(!sources.has_failed(), "the kubelet had answered in time");
 }
 
-/// Makes a new file of this run, whose name ends so.
-pub fn write(name: &str, text: &str) -> String {
+/// Writes a new file whose name ends with `name`, and returns its path.
+pub fn write_file(name: &str, text: &str) -> String {
     static FILES: AtomicU32 = AtomicU32::new(0);
     let number = FILES.fetch_add(1, Ordering::Relaxed);
     let path = folder(&format!("{number}-{name}"));

@@ -1,4 +1,4 @@
-//! The tool itself, with sources at work.
+//! The tool with name sources.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
@@ -9,30 +9,30 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 
 use crate::Row;
-use crate::listener::listen;
-use crate::node::{by_certificate, running};
-use crate::stage::{self, kubelet};
+use crate::fixture::{self, kubelet};
+use crate::listener::start_sources;
+use crate::node::{kubelet_flags, wait_running};
 use crate::support::net;
-use crate::support::tracer::{TracerExit, Tracer, TracerCommand, binary};
+use crate::support::tracer::{Tracer, TracerCommand, TracerExit, binary};
 
-/// Want nothing that is started for them.
-pub const ALONE: &[Row] = &[
-    ("traced::a_source_that_does_not_answer", a_source_that_does_not_answer),
+/// Need no kubelet.
+pub const WITHOUT_KUBELET: &[Row] = &[
+    ("traced::unreachable_source_is_an_error", unreachable_source_is_an_error),
     (
-        "traced::a_source_that_had_no_time_to_answer",
-        a_source_that_had_no_time_to_answer,
+        "traced::early_interrupt_before_names_is_an_error",
+        early_interrupt_before_names_is_an_error,
     ),
-    ("traced::files_that_are_no_good", files_that_are_no_good),
+    ("traced::invalid_files_are_errors", invalid_files_are_errors),
 ];
 
-/// Want the kubelet.
-pub const WITH_A_NODE: &[Row] = &[
-    ("traced::a_source_that_answers", a_source_that_answers),
-    ("traced::what_check_tells", what_check_tells),
-    ("traced::first_names", first_names),
+/// Need the kubelet.
+pub const SEQUENTIAL: &[Row] = &[
+    ("traced::names_come_from_the_runtime", names_come_from_the_runtime),
+    ("traced::check_reports_name_sources", check_reports_name_sources),
+    ("traced::time_to_first_name", time_to_first_name),
 ];
 
-/// Runs the tool to its end.
+/// Runs the tool until it exits. Returns the status, standard output and standard error.
 fn run(arguments: &str) -> (Option<i32>, String, String) {
     let mut tool = Command::new(binary());
     tool.args(arguments.split_whitespace()).stdin(Stdio::null());
@@ -41,20 +41,20 @@ fn run(arguments: &str) -> (Option<i32>, String, String) {
     (status.code(), text(stdout), text(stderr))
 }
 
-/// Starts the tool, and keeps the records of this network namespace.
+/// Starts the tool, and watches the records of this network namespace.
 fn start(arguments: &str) -> Tracer {
     let tracer = TracerCommand::with_names(&arguments.split_whitespace().collect::<Vec<_>>()).spawn();
     tracer.output.watch(net::current_netns());
     tracer
 }
 
-/// Traces until a connection made meanwhile has its record and standard error has a line that begins so, if one is
-/// given. Returns how the tool ended after an interrupt.
+/// Traces until a new connection has its record and standard error has a line that starts with `line`, then interrupts
+/// the tool.
 fn trace_until(arguments: &str, line: Option<&str>) -> TracerExit {
     let tracer = start(arguments);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    stage::wait_until("a record of a connection", || {
+    fixture::wait_until("a connection has its record", || {
         drop((TcpStream::connect(address).unwrap(), listener.accept().unwrap()));
         let records = tracer.output.records(net::current_netns());
         records
@@ -65,89 +65,92 @@ fn trace_until(arguments: &str, line: Option<&str>) -> TracerExit {
         tracer.wait_stderr(&format!("kmesh-trace: {line}"));
     }
     tracer.signal(Signal::SIGINT);
-    let end = tracer.wait_within(stage::PATIENCE);
-    assert_eq!(end.output.stream_errors(), [""; 0]);
-    end
+    let exit = tracer.wait_within(fixture::TEST_TIMEOUT);
+    assert_eq!(exit.output.stream_errors(), [""; 0]);
+    exit
 }
 
-fn a_source_that_answers() {
-    stage::node();
+fn names_come_from_the_runtime() {
+    fixture::start_node();
     let socket = kubelet().join("containerd.sock");
     let arguments = format!("-o json --cri={}", socket.display());
-    let end = trace_until(&arguments, Some("names come from the container runtime"));
-    end.check();
+    let exit = trace_until(&arguments, Some("names come from the container runtime"));
+    exit.check();
 }
 
-fn a_source_that_does_not_answer() {
+fn unreachable_source_is_an_error() {
     let error = "error: no names from the kubelet at https://127.0.0.1:1/pods in the first 10 s";
-    let end = trace_until("-o json -q --kubelet=https://127.0.0.1:1", Some(error));
-    assert_eq!(end.status.code(), Some(1), "{:?}", end.stderr);
-    assert_eq!(end.stderr.len(), 1, "quiet, but for the error: {:?}", end.stderr);
-    assert!(end.stderr[0].contains("Connection refused"), "{:?}", end.stderr);
+    let exit = trace_until("-o json -q --kubelet=https://127.0.0.1:1", Some(error));
+    assert_eq!(exit.status.code(), Some(1), "{:?}", exit.stderr);
+    assert_eq!(exit.stderr.len(), 1, "the error alone: {:?}", exit.stderr);
+    assert!(exit.stderr[0].contains("Connection refused"), "{:?}", exit.stderr);
 }
 
-fn a_source_that_had_no_time_to_answer() {
+fn early_interrupt_before_names_is_an_error() {
     let warning = "warning: no names yet from";
-    let end = trace_until("-o json --kubelet=https://127.0.0.1:1", Some(warning));
-    assert_eq!(end.status.code(), Some(1), "{:?}", end.stderr);
-    let end = trace_until("-o json --no-resolve", None);
-    end.check();
-    let of_names = end.stderr.iter().find(|line| line.contains("names"));
-    assert_eq!(of_names, None);
+    let exit = trace_until("-o json --kubelet=https://127.0.0.1:1", Some(warning));
+    assert_eq!(exit.status.code(), Some(1), "{:?}", exit.stderr);
+    let exit = trace_until("-o json --no-resolve", None);
+    exit.check();
+    let about_names = exit.stderr.iter().find(|line| line.contains("names"));
+    assert_eq!(about_names, None);
 }
 
-fn files_that_are_no_good() {
-    let no_list = crate::node::write("no-list.json", r#"{"kind":"Status","status":"Failure"}"#);
+fn invalid_files_are_errors() {
+    let no_list = crate::node::write_file("no-list.json", r#"{"kind":"Status","status":"Failure"}"#);
     for (arguments, part) in [
         ("--pods-file /nonexistent".to_owned(), "No such file"),
         (format!("--pods-file {no_list}"), "none that names need"),
         ("--kubeconfig=/nonexistent".to_owned(), "No such file"),
     ] {
-        let (status, told, said) = run(&arguments);
+        let (status, stdout, stderr) = run(&arguments);
         assert_eq!(
-            (status, told.as_str()),
+            (status, stdout.as_str()),
             (Some(1), ""),
-            "before anything is traced: {said}"
+            "before tracing starts: {stderr}"
         );
-        assert!(said.contains(part) && said.lines().count() <= 3, "{said}");
+        assert!(stderr.contains(part) && stderr.lines().count() <= 3, "{stderr}");
     }
 }
 
-fn what_check_tells() {
-    stage::node();
-    let (status, told, said) = run("check");
-    assert_eq!(status, Some(0), "names are no requirement: {told}{said}");
+fn check_reports_name_sources() {
+    fixture::start_node();
+    let (status, stdout, stderr) = run("check");
+    assert_eq!(status, Some(0), "names are not required: {stdout}{stderr}");
     for part in [
         "the container runtime",
         "the kubelet at",
         "/var/log/pods: ",
         "--kubeconfig",
     ] {
-        let line = told.lines().find(|line| line.contains(part));
-        assert!(line.is_some_and(|line| line.contains("names")), "{part}: {told}");
+        let line = stdout.lines().find(|line| line.contains(part));
+        assert!(line.is_some_and(|line| line.contains("names")), "{part}: {stdout}");
     }
 }
 
-/// A client connects to a pod all the time, and each record of it can name the pod. Prints how soon after the start of
-/// the tool the first named record came, for each source.
-fn first_names() {
-    const BETWEEN: Duration = Duration::from_millis(2);
-    stage::node();
+/// A client connects to a pod all the time. Prints the time from the start of the tool until the first record with the
+/// pod's name, for each source.
+fn time_to_first_name() {
+    const PAUSE: Duration = Duration::from_millis(2);
+    fixture::start_node();
     let socket = kubelet().join("containerd.sock");
     let cri = format!("--cri={}", socket.display());
-    let ip: Ipv4Addr = running(&listen(&cri), "web").ips[0].to_string().parse().unwrap();
-    let over = Arc::new(AtomicBool::new(false));
+    let ip: Ipv4Addr = wait_running(&start_sources(&cri), "web").ips[0]
+        .to_string()
+        .parse()
+        .unwrap();
+    let is_over = Arc::new(AtomicBool::new(false));
     let client = std::thread::spawn({
-        let over = Arc::clone(&over);
+        let is_over = Arc::clone(&is_over);
         move || {
-            while !over.load(Ordering::Relaxed) {
+            while !is_over.load(Ordering::Relaxed) {
                 drop(TcpStream::connect((ip, 8080)));
-                std::thread::sleep(BETWEEN);
+                std::thread::sleep(PAUSE);
             }
         }
     });
-    for (what, source) in [("the container runtime", cri), ("the kubelet", by_certificate())] {
-        let began = SystemTime::now();
+    for (name, source) in [("the container runtime", cri), ("the kubelet", kubelet_flags())] {
+        let start_time = SystemTime::now();
         let tracer = start(&format!("-o json -q {source}"));
         let found = tracer.output.wait(net::current_netns(), |records| {
             let mut of_pod = records.iter().filter(|record| {
@@ -155,25 +158,25 @@ fn first_names() {
                 to["ip"] == ip.to_string() && to["port"] == 8080
             });
             let first = of_pod.clone().next()?.received_at;
-            let nameless = of_pod.clone().take_while(|record| record.value["dst"]["pod"].is_null());
-            let nameless = nameless.count();
-            Some((first, nameless, of_pod.nth(nameless)?.clone()))
+            let unnamed = of_pod.clone().take_while(|record| record.value["dst"]["pod"].is_null());
+            let unnamed = unnamed.count();
+            Some((first, unnamed, of_pod.nth(unnamed)?.clone()))
         });
-        let (first, nameless, named) = found.unwrap_or_else(|error| panic!("no name of {what}: {error}"));
+        let (first, unnamed, named) = found.unwrap_or_else(|error| panic!("no name from {name}: {error}"));
         assert!(
             named.value["dst"]["pod"].as_str().unwrap().starts_with("web"),
             "{}",
             named.value
         );
-        let after = |time: SystemTime| time.duration_since(began).unwrap_or_default().as_millis();
+        let after = |time: SystemTime| time.duration_since(start_time).unwrap_or_default().as_millis();
         println!(
-            "{what}: first record {} ms after the start, first name {} ms, {nameless} without before it",
+            "{name}: first record after {} ms, first name after {} ms, {unnamed} records without a name before",
             after(first),
             after(named.received_at)
         );
         tracer.signal(Signal::SIGINT);
-        tracer.wait_within(stage::PATIENCE).check();
+        tracer.wait_within(fixture::TEST_TIMEOUT).check();
     }
-    over.store(true, Ordering::Relaxed);
+    is_over.store(true, Ordering::Relaxed);
     client.join().unwrap();
 }

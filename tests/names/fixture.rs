@@ -1,4 +1,4 @@
-//! The kubelet and the API server that trials ask: started when the first trial wants them, and stopped at the end.
+//! The kubelet and the API server that tests use. They start when the first test needs them, and stop at the end.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -13,10 +13,10 @@ use nix::unistd::Pid;
 
 use crate::components::{self, run};
 
-/// How long to wait for what must come. Only a failing test ever waits this long.
-pub const PATIENCE: Duration = Duration::from_secs(600);
+/// How long to wait for an event that must come. Only a failing test waits this long.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Every program that this suite starts.
+/// The programs that this suite starts.
 const PROGRAMS: &[&str] = &[
     "busybox",
     "containerd",
@@ -30,23 +30,23 @@ const PROGRAMS: &[&str] = &[
     "runc",
 ];
 
-/// Where the components are; or why they cannot be had.
+/// Returns the folder with the programs, or why there is none.
 pub fn components() -> Result<&'static Path, &'static str> {
     static FOUND: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| components::find(PROGRAMS));
     FOUND.as_ref().map(PathBuf::as_path).map_err(String::as_str)
 }
 
-/// A folder of this run, with a short name: sockets are in it.
+/// Returns the path of a file or folder of this run. It is short, since sockets are in it.
 pub fn folder(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("kmn{}/{name}", std::process::id()))
 }
 
-/// The kubelet's.
+/// Returns the kubelet's folder.
 pub fn kubelet() -> PathBuf {
     folder("k")
 }
 
-/// The API server's.
+/// Returns the API server's folder.
 pub fn api_server() -> PathBuf {
     folder("a")
 }
@@ -55,8 +55,8 @@ fn script(name: &str) -> Command {
     components::script(name, components().unwrap())
 }
 
-/// Starts a kubelet without an API server, with its static pods. No trial wants it once there is a cluster.
-pub fn node() {
+/// Starts a kubelet with static pods and without an API server. No test needs it after [`start_cluster`].
+pub fn start_node() {
     static NODE: LazyLock<Result<String, String>> = LazyLock::new(|| {
         let mut up = script("kubelet-up.sh");
         up.arg(kubelet());
@@ -65,7 +65,7 @@ pub fn node() {
     NODE.as_ref().unwrap();
 }
 
-/// Starts an API server, to which no kubelet has come yet.
+/// Starts an API server without a kubelet.
 fn start_api_server() {
     static API_SERVER: LazyLock<Result<String, String>> = LazyLock::new(|| {
         let mut up = script("apiserver-up.sh");
@@ -75,20 +75,20 @@ fn start_api_server() {
     API_SERVER.as_ref().unwrap();
 }
 
-/// Starts what a whole run wants sooner or later, while trials run that want none of it.
+/// Starts the kubelet and the API server in the background of the tests that need neither.
 pub fn start_all() {
     thread::scope(|scope| {
-        scope.spawn(node);
+        scope.spawn(start_node);
         scope.spawn(start_api_server);
     });
 }
 
-/// Starts an API server and a kubelet that is registered there, and waits for the pods of both.
-pub fn cluster() {
+/// Starts an API server and a kubelet that is registered there, and waits for all pods.
+pub fn start_cluster() {
     static CLUSTER: LazyLock<Result<String, String>> = LazyLock::new(|| {
         start_api_server();
         register_kubelet()?;
-        // A scheduler that has found no node tries again only after seconds.
+        // A scheduler that finds no node retries only after seconds.
         try_kubectl(&["wait", "--timeout=600s", "--for=condition=ready", "node", "--all"])?;
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/support/k8s/demo.yaml");
         try_kubectl(&["create", "-f", demo.to_str().unwrap()])?;
@@ -107,11 +107,11 @@ pub fn cluster() {
     CLUSTER.as_ref().unwrap();
 }
 
-/// Starts a kubelet for the API server. The pods of the one before go on.
+/// Restarts the kubelet with the API server. Its static pods go on.
 fn register_kubelet() -> Result<String, String> {
     let pid_file = kubelet().join("kubelet.pid");
     if pid_file.exists() {
-        Killed::process(&kubelet(), "kubelet");
+        KilledProcess::new(&kubelet(), "kubelet");
         fs::remove_file(pid_file).unwrap();
     }
     let mut up = script("kubelet-up.sh");
@@ -121,8 +121,8 @@ fn register_kubelet() -> Result<String, String> {
     run(up)
 }
 
-/// Stops all that runs.
-pub fn clear() {
+/// Stops all programs and removes their files.
+pub fn stop_all() {
     for (name, folder) in [("kubelet-down.sh", kubelet()), ("apiserver-down.sh", api_server())] {
         if folder.exists() {
             let mut down = script(name);
@@ -135,19 +135,19 @@ pub fn clear() {
     _ = fs::remove_dir_all(folder(""));
 }
 
-/// What kubectl says, as an administrator.
+/// Runs kubectl as the administrator, which must succeed.
 pub fn kubectl(arguments: &[&str]) -> String {
     try_kubectl(arguments).unwrap()
 }
 
-/// What kubectl says, or why it fails.
+/// Runs kubectl as the administrator. Returns its output, or why it failed.
 pub fn try_kubectl(arguments: &[&str]) -> Result<String, String> {
     let mut kubectl = kubectl_command();
     kubectl.args(arguments);
     run(kubectl)
 }
 
-/// A kubectl of the administrator's that knows of no other server.
+/// Returns a kubectl command with the administrator's kubeconfig alone.
 pub fn kubectl_command() -> Command {
     let mut kubectl = Command::new(components().unwrap().join("kubectl"));
     kubectl
@@ -158,73 +158,70 @@ pub fn kubectl_command() -> Command {
     kubectl
 }
 
-/// A value of one object.
+/// Returns the value of an object at this JSONPath.
 pub fn value(object: &[&str], path: &str) -> String {
     let path = format!("jsonpath={path}");
     kubectl(&[&["get", "-o", &path], object].concat())
 }
 
-/// A process that a script started.
-fn pid(of: &Path, name: &str) -> Pid {
-    let text = fs::read_to_string(of.join(format!("{name}.pid"))).unwrap();
+/// Returns the pid of a process that a script started in this folder.
+fn pid(folder: &Path, name: &str) -> Pid {
+    let text = fs::read_to_string(folder.join(format!("{name}.pid"))).unwrap();
     Pid::from_raw(text.trim().parse().unwrap())
 }
 
-/// Stands still as long as this lives.
-pub struct Stopped(Pid);
+/// A process that is stopped (SIGSTOP). Dropping this continues it.
+pub struct StoppedProcess(Pid);
 
-impl Stopped {
-    /// One that the script started in that folder.
-    pub fn process(of: &Path, name: &str) -> Self {
-        let pid = pid(of, name);
+impl StoppedProcess {
+    /// Stops a process that a script started in this folder.
+    pub fn new(folder: &Path, name: &str) -> Self {
+        let pid = pid(folder, name);
         kill(pid, Signal::SIGSTOP).unwrap();
         Self(pid)
     }
 }
 
-impl Drop for Stopped {
+impl Drop for StoppedProcess {
     fn drop(&mut self) {
         _ = kill(self.0, Signal::SIGCONT);
     }
 }
 
-/// A process that was killed, and can be started again as it was.
-pub struct Killed {
-    of: PathBuf,
+/// A process that was killed, and can be restarted.
+pub struct KilledProcess {
+    folder: PathBuf,
     name: String,
     arguments: Vec<String>,
 }
 
-impl Killed {
-    /// One that the script started in that folder.
-    pub fn process(of: &Path, name: &str) -> Self {
-        let pid = pid(of, name);
+impl KilledProcess {
+    /// Kills a process that a script started in this folder.
+    pub fn new(folder: &Path, name: &str) -> Self {
+        let pid = pid(folder, name);
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
         let arguments = line.split(|&byte| byte == 0).filter(|argument| !argument.is_empty());
         let arguments = arguments
             .map(|argument| String::from_utf8(argument.to_vec()).unwrap())
             .collect();
         kill(pid, Signal::SIGKILL).unwrap();
-        wait_until("the killed process to be gone", || {
+        wait_until("the killed process has ended", || {
             let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             state.is_empty() || state.contains(") Z ")
         });
         Self {
-            of: of.to_owned(),
+            folder: folder.to_owned(),
             name: name.to_owned(),
             arguments,
         }
     }
 
-    /// Starts it again.
-    #[expect(
-        clippy::zombie_processes,
-        reason = "it goes on as the one before did, until the script that ends both"
-    )]
-    pub fn revive(self) {
+    /// Starts the process again with the same arguments.
+    #[expect(clippy::zombie_processes, reason = "the script that stops the program ends it")]
+    pub fn restart(self) {
         let log = fs::OpenOptions::new()
             .append(true)
-            .open(self.of.join(format!("{}.log", self.name)));
+            .open(self.folder.join(format!("{}.log", self.name)));
         let log = log.unwrap();
         let mut command = Command::new(&self.arguments[0]);
         command
@@ -233,18 +230,18 @@ impl Killed {
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         let child = command.process_group(0).spawn().unwrap();
-        fs::write(self.of.join(format!("{}.pid", self.name)), child.id().to_string()).unwrap();
+        fs::write(self.folder.join(format!("{}.pid", self.name)), child.id().to_string()).unwrap();
     }
 }
 
-/// Looks time and again until it is so.
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
+/// Polls a condition until it is met.
+pub fn wait_until(condition: &str, mut is_met: impl FnMut() -> bool) {
+    let deadline = Instant::now() + TEST_TIMEOUT;
+    while !is_met() {
         assert!(
             Instant::now() < deadline,
-            "waited for {what} for {} s",
-            PATIENCE.as_secs()
+            "timeout: waited {} s until {condition}",
+            TEST_TIMEOUT.as_secs()
         );
         thread::sleep(Duration::from_millis(50));
     }
