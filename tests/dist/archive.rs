@@ -1,4 +1,4 @@
-//! What is in the archive.
+//! The contents of the archive.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,18 +8,13 @@ use libtest_mimic::Trial;
 
 use crate::{UNPACKED, output, support, tool, trial};
 
-/// The trials.
 pub fn trials() -> Vec<Trial> {
     vec![
-        trial("archive::sums_hold", || Ok(()), sums_hold),
-        trial(
-            "archive::tells_nothing_of_its_maker",
-            || Ok(()),
-            tells_nothing_of_its_maker,
-        ),
-        trial("archive::completions_are_the_tool's", || Ok(()), completions),
-        trial("archive::manual_is_the_repository's", || Ok(()), manual),
-        trial("archive::names_what_is_linked_in", || Ok(()), third_party),
+        trial("archive::checksums_are_right", || Ok(()), checksums_are_right),
+        trial("archive::is_reproducible", || Ok(()), is_reproducible),
+        trial("archive::completions_equal_the_tools_output", || Ok(()), completions),
+        trial("archive::manual_equals_the_repositorys", || Ok(()), manual),
+        trial("archive::lists_linked_libraries", || Ok(()), third_party),
     ]
 }
 
@@ -33,7 +28,7 @@ fn archive() -> PathBuf {
     entries.find(is_archive).expect("an archive in KMESH_TRACE_DIST")
 }
 
-/// As whoever gets it would.
+/// Unpacks the archive, and returns its folder.
 pub fn unpack() -> PathBuf {
     let to = support::scratch_dir().join("unpacked");
     _ = fs::remove_dir_all(&to);
@@ -41,22 +36,22 @@ pub fn unpack() -> PathBuf {
     output(Command::new("tar").arg("-xzf").arg(archive()).arg("-C").arg(&to));
     let mut entries = fs::read_dir(&to).unwrap().map(|entry| entry.unwrap().path());
     let (folder, more) = (entries.next().expect("a folder"), entries.next());
-    assert_eq!(more, None, "an archive holds one folder");
+    assert_eq!(more, None, "the archive has one folder");
     folder
 }
 
-fn sums_hold() {
+fn checksums_are_right() {
     let check = |folder: &Path| {
-        let told = output(
+        let lines = output(
             Command::new("sha256sum")
                 .args(["--check", "--strict", "SHA256SUMS"])
                 .current_dir(folder),
         );
-        assert!(told.lines().all(|line| line.ends_with(": OK")), "{told}");
-        told.lines().count()
+        assert!(lines.lines().all(|line| line.ends_with(": OK")), "{lines}");
+        lines.lines().count()
     };
     assert_eq!(check(&folder()), 1, "the archive");
-    // All but the sums themselves.
+    // All files but SHA256SUMS itself.
     assert_eq!(check(&UNPACKED), files(&UNPACKED) - 1);
 }
 
@@ -65,7 +60,8 @@ fn files(folder: &Path) -> usize {
     entries.map(|path| if path.is_dir() { files(&path) } else { 1 }).sum()
 }
 
-fn tells_nothing_of_its_maker() {
+/// The archive has no user names and no times of the machine that built it.
+fn is_reproducible() {
     let list = output(
         Command::new("tar")
             .args(["--numeric-owner", "--full-time", "--utc", "-tvzf"])
@@ -88,7 +84,7 @@ fn tells_nothing_of_its_maker() {
     }
     let names: Vec<_> = entries.iter().map(|entry| entry[5]).collect();
     assert!(names.is_sorted(), "{names:?}");
-    // Nor does gzip tell a name or a time: no flags, and four zero bytes.
+    // The gzip header has no name and no time: no flags, and four zero bytes.
     let head = fs::read(archive()).unwrap();
     assert_eq!(head[..8], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0]);
 }
@@ -99,9 +95,9 @@ fn completions() {
         ("zsh", "_kmesh-trace"),
         ("fish", "kmesh-trace.fish"),
     ] {
-        let made = output(Command::new(tool()).args(["completions", shell]));
+        let printed = output(Command::new(tool()).args(["completions", shell]));
         let packed = fs::read_to_string(UNPACKED.join("completions").join(name)).unwrap();
-        assert_eq!(made, packed, "{shell}");
+        assert_eq!(printed, packed, "{shell}");
     }
 }
 
@@ -130,7 +126,7 @@ fn third_party() {
     ] {
         assert!(text.contains(part), "{part}");
     }
-    // Neither what only tests use, nor what runs while it is built.
+    // No libraries of tests or of build scripts.
     for part in ["\nlibtest-mimic ", "\nserde_derive "] {
         assert!(!text.contains(part), "{part}");
     }

@@ -1,17 +1,18 @@
-//! The suite of what `cargo xtask dist` makes: the archive, and its one file in the roots of other systems.
+//! The dist suite: the archive that `cargo xtask dist` makes, and its static binary in the root file systems of other
+//! systems.
 //!
-//! `KMESH_TRACE_DIST` names the folder with the archive; `cargo xtask dist --test` sets it. Needs root to enter other roots.
-//! What cannot run here is shown as skipped with the reason, and counted.
+//! `KMESH_TRACE_DIST` names the folder with the archive; `cargo xtask dist --test` sets it. Needs root for chroot. A test
+//! that cannot run shows as skipped with the reason, and is counted.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
-#![expect(clippy::print_stdout, reason = "the counts are for the terminal")]
-#![expect(dead_code, reason = "the support is made for several suites")]
+#![expect(clippy::print_stdout, reason = "the suite reports its results on the terminal")]
+#![expect(dead_code, reason = "each suite uses a part of the shared modules")]
 
 #[path = "../support/mod.rs"]
 mod support;
 
 mod archive;
-mod file;
-mod names;
+mod binary;
+mod host_names;
 mod roots;
 mod traces;
 
@@ -20,47 +21,45 @@ use std::process::{Command, ExitCode};
 use std::sync::LazyLock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use support::net;
 use support::probe::NAMESPACES;
+use support::{net, panic_message};
 
-/// What was made, unpacked: the folder in the archive.
+/// The folder of the unpacked archive.
 static UNPACKED: LazyLock<PathBuf> = LazyLock::new(archive::unpack);
 
-/// The file under test.
+/// Returns the path of the binary under test.
 fn tool() -> PathBuf {
     UNPACKED.join("kmesh-trace")
 }
 
-/// Runs a command that must succeed, for what it prints.
+/// Runs a command that must succeed, and returns its standard output.
 fn output(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}: {said}", output.status);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}: {stderr}", output.status);
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A trial that is skipped where `missing` says why. It says so only when the trial is about to run: a root of another system
-/// takes a minute to make.
+/// Returns a test that is skipped if `check_requirements` fails. That is checked right before the test runs, since it
+/// may take a minute to create a root file system.
 fn trial(
     name: &str,
-    missing: impl FnOnce() -> Result<(), String> + Send + 'static,
+    check_requirements: impl FnOnce() -> Result<(), String> + Send + 'static,
     run: impl FnOnce() + Send + 'static,
 ) -> Trial {
     Trial::ignorable_test(name, || {
-        if let Err(why) = missing() {
+        if let Err(why) = check_requirements() {
             return Ok(Completion::ignored_with(format!("skipped: {why}")));
         }
-        // Each in a network namespace of its own, where there can be some.
+        // In a separate network namespace, if the machine permits that.
         let run = std::panic::AssertUnwindSafe(run);
-        let ended = match *NAMESPACES {
+        let result = match *NAMESPACES {
             Ok(()) => net::in_namespace("trial", run),
             Err(_) => std::panic::catch_unwind(run),
         };
-        ended.map(|()| Completion::Completed).map_err(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            Failed::from(text.unwrap_or_default())
-        })
+        result
+            .map(|()| Completion::Completed)
+            .map_err(|panic| Failed::from(panic_message(&*panic)))
     })
 }
 
@@ -72,9 +71,9 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let mut trials = archive::trials();
-    trials.extend(file::trials());
+    trials.extend(binary::trials());
     trials.extend(traces::trials());
-    trials.extend(names::trials());
+    trials.extend(host_names::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
         println!(

@@ -1,4 +1,4 @@
-//! Roots of other systems, with the file in them.
+//! Root file systems of other systems, with the binary.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,23 +10,23 @@ use crate::support::probe::NAMESPACES;
 use crate::support::{net, scratch_dir};
 use crate::{output, tool};
 
-/// A system whose root can be had.
+/// A system with a root file system.
 pub struct System {
-    /// In names of trials.
+    /// Its name in names of tests.
     pub name: &'static str,
-    /// Makes a root of it, or says why there is none.
+    /// Creates its root file system, or returns why that failed.
     pub root: fn() -> Result<PathBuf, String>,
-    /// The command in it that starts the tool: itself, or the system's shell.
+    /// The command that starts the tool: the binary itself, or the system's shell.
     pub start: &'static [&'static str],
 }
 
 const SHELL: &[&str] = &["/bin/sh", "-c", "exec \"$0\" \"$@\"", "/kmesh-trace"];
 
-/// From none at all to a whole one, older than what built the file.
+/// An empty system, a small one, and a complete one that is older than the build system.
 pub const SYSTEMS: [System; 3] = [
     System {
-        name: "only_the_file",
-        root: || Ok(only_the_file("only-the-file")),
+        name: "empty_root",
+        root: || Ok(empty_root("empty-root")),
         start: &["/kmesh-trace"],
     },
     System {
@@ -41,14 +41,14 @@ pub const SYSTEMS: [System; 3] = [
     },
 ];
 
-/// A folder with the file, and empty ones where the kernel's own file systems go.
-pub fn only_the_file(name: &str) -> PathBuf {
+/// Creates a root with the binary and the empty folders /proc and /sys.
+pub fn empty_root(name: &str) -> PathBuf {
     let root = scratch_dir().join(name);
     _ = fs::remove_dir_all(&root);
-    with_file(root)
+    add_binary(root)
 }
 
-fn with_file(root: PathBuf) -> PathBuf {
+fn add_binary(root: PathBuf) -> PathBuf {
     for folder in ["proc", "sys"] {
         fs::create_dir_all(root.join(folder)).unwrap();
     }
@@ -61,7 +61,7 @@ fn busybox() -> Result<PathBuf, String> {
         .into_iter()
         .find(|path| Path::new(path).exists());
     let found = found.ok_or("no busybox (Debian: busybox-static)")?;
-    let root = only_the_file("busybox");
+    let root = empty_root("busybox");
     fs::create_dir(root.join("bin")).unwrap();
     fs::copy(found, root.join("bin/busybox")).unwrap();
     symlink("busybox", root.join("bin/sh")).unwrap();
@@ -72,36 +72,36 @@ fn busybox() -> Result<PathBuf, String> {
     }
 }
 
-/// Its packages, with one of the modules that look names up, from another glibc than the file's. Kept between runs.
+/// Debian 11 with an NSS module, which is of another glibc than the binary's. Later runs use it again.
 static DEBIAN_11: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
     let root = scratch_dir().join("debian-11");
-    let whole = root.join("whole");
-    if !whole.exists() {
+    let complete = root.join("complete");
+    if !complete.exists() {
         _ = fs::remove_dir_all(&root);
         let arguments = ["--variant=minbase", "--include=libnss-myhostname", "bullseye"];
         net::try_run("debootstrap", &[&arguments[..], &[root.to_str().unwrap()]].concat()).map_err(|why| {
             format!(
-                "Debian 11 cannot be had: {}",
+                "cannot create Debian 11: {}",
                 why.lines().next_back().unwrap_or_default()
             )
         })?;
-        fs::write(whole, "").unwrap();
+        fs::write(complete, "").unwrap();
     }
     let version = fs::read_to_string(root.join("etc/debian_version")).unwrap();
     assert!(version.starts_with("11."), "{version}");
-    Ok(with_file(root))
+    Ok(add_binary(root))
 });
 
-/// Why no root can be entered here.
-pub fn missing() -> Result<(), String> {
+/// Checks that a test can use chroot.
+pub fn check_requirements() -> Result<(), String> {
     NAMESPACES.clone()
 }
 
-/// What starts a command in a root, where of the kernel's file systems these are mounted. It is the tool's own process
-/// in the end, and the mounts go with it.
+/// Returns a command that runs its arguments in a root, with these file systems of the kernel. The command's process
+/// becomes the tool's, and its end removes the mounts.
 pub fn enter(root: &Path, mounted: &[&str]) -> Command {
     let script = "root=$1 mounted=$2; shift 2
-        for one in $mounted; do mount --rbind /$one \"$root/$one\" || exit; done
+        for name in $mounted; do mount --rbind /$name \"$root/$name\" || exit; done
         exec chroot \"$root\" \"$@\"";
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", script, "sh"]);
@@ -112,7 +112,7 @@ pub fn enter(root: &Path, mounted: &[&str]) -> Command {
     command
 }
 
-/// What the tool prints in a root, when it succeeds.
-pub fn told(root: &Path, mounted: &[&str], arguments: &[&str]) -> String {
+/// Runs a command in a root, and returns its standard output.
+pub fn run_in(root: &Path, mounted: &[&str], arguments: &[&str]) -> String {
     output(enter(root, mounted).args(arguments))
 }

@@ -1,4 +1,4 @@
-//! The file in each of the roots: it runs there, and it traces.
+//! The binary runs and traces in each root.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -6,67 +6,65 @@ use std::path::Path;
 
 use libtest_mimic::Trial;
 
-use crate::roots::{SYSTEMS, enter, missing, only_the_file, told};
+use crate::roots::{SYSTEMS, check_requirements, empty_root, enter, run_in};
 use crate::support::expect::Owner;
 use crate::support::record_view::RecordView;
-use crate::support::sock::{drain, exchange, pair_with};
+use crate::support::sock::{exchange, pair_with};
 use crate::support::tracer::TracerCommand;
 use crate::{output, tool, trial};
 
-/// The trials.
 pub fn trials() -> Vec<Trial> {
-    let mut trials = vec![trial("only_the_file::wants_sys_alone", missing, || {
-        traces(&only_the_file("wants-sys"), &["sys"], &["/kmesh-trace"]);
+    let mut trials = vec![trial("empty_root::traces_with_sys_alone", check_requirements, || {
+        check_traces(&empty_root("only-sys"), &["sys"], &["/kmesh-trace"]);
     })];
     for system in &SYSTEMS {
-        let root = || missing().and_then(|()| (system.root)());
+        let root = || check_requirements().and_then(|()| (system.root)());
         let mut add = |what: &str, run: fn(&Path, &'static [&'static str])| {
             let name = format!("{}::{what}", system.name);
-            let missing = move || root().map(drop);
-            trials.push(trial(&name, missing, move || run(&root().unwrap(), system.start)));
+            let has_root = move || root().map(drop);
+            trials.push(trial(&name, has_root, move || run(&root().unwrap(), system.start)));
         };
-        add("tells_its_version", version);
-        add("replays", replays);
-        add("checks", checks);
-        add("traces", |root, start| traces(root, &["proc", "sys"], start));
+        add("prints_its_version", check_version);
+        add("replays", check_replay);
+        add("passes_check", check_check);
+        add("traces", |root, start| check_traces(root, &["proc", "sys"], start));
     }
     trials
 }
 
-fn version(root: &Path, start: &[&str]) {
-    let told = told(root, &[], &[start, &["--version"]].concat());
-    assert_eq!(told, format!("kmesh-trace {}\n", env!("CARGO_PKG_VERSION")));
+fn check_version(root: &Path, start: &[&str]) {
+    let output = run_in(root, &[], &[start, &["--version"]].concat());
+    assert_eq!(output, format!("kmesh-trace {}\n", env!("CARGO_PKG_VERSION")));
 }
 
-fn replays(root: &Path, start: &[&str]) {
+fn check_replay(root: &Path, start: &[&str]) {
     let incident = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.jsonl.zst");
     let arguments = ["--read", "-", "-o", "json"];
-    let there = output(
+    let in_root = output(
         enter(root, &[])
             .args(start)
             .args(arguments)
             .stdin(File::open(incident).unwrap()),
     );
-    assert!(there.lines().count() > 100, "{there}");
-    // As on the system that built it.
-    let here = output(
+    assert!(in_root.lines().count() > 100, "{in_root}");
+    let outside = output(
         std::process::Command::new(tool())
             .args(arguments)
             .stdin(File::open(incident).unwrap()),
     );
-    assert!(there == here, "{there}");
+    assert!(in_root == outside, "{in_root}");
 }
 
-fn checks(root: &Path, start: &[&str]) {
-    let told = told(root, &["proc", "sys"], &[start, &["check"]].concat());
+fn check_check(root: &Path, start: &[&str]) {
+    let output = run_in(root, &["proc", "sys"], &[start, &["check"]].concat());
     assert!(
-        told.lines().next().is_some_and(|line| line.starts_with("ok ")),
-        "{told}"
+        output.lines().next().is_some_and(|line| line.starts_with("ok ")),
+        "{output}"
     );
 }
 
-/// Traces one connection: both records come, and no other. The filter keeps out what else this machine does.
-fn traces(root: &Path, mounted: &[&str], start: &[&str]) {
+/// Traces one connection: there are two records. The filter rejects other programs' connections.
+fn check_traces(root: &Path, mounted: &[&str], start: &[&str]) {
     const SERVER: &str = "127.77.99.1";
     let mut command = enter(root, mounted);
     command.args(start);
@@ -74,15 +72,13 @@ fn traces(root: &Path, mounted: &[&str], start: &[&str]) {
     let view = RecordView::new(&tracer.output);
     let pair = pair_with(&TcpListener::bind((SERVER, 0)).unwrap());
     exchange(&pair, 1000, 300);
-    drop(pair.client);
-    assert_eq!(drain(&pair.server), 0);
-    drop(pair.server);
-    let me = || Owner::this_process(&["connect", "close"]);
+    let truth = pair.close_client_first();
+    let owner = || Owner::this_process(&["connect", "close"]);
     view.expect_among_others(&[
-        pair.truth.outbound().bytes(1000, 300).ok("local").process(me()),
-        pair.truth.inbound().bytes(300, 1000).ok("peer").process(me()),
+        truth.outbound().bytes(1000, 300).ok("local").process(owner()),
+        truth.inbound().bytes(300, 1000).ok("peer").process(owner()),
     ]);
-    let end = tracer.interrupt();
-    end.check_lossless();
-    assert_eq!(end.output.records(view.netns()).len(), 2);
+    let exit = tracer.interrupt();
+    exit.check_lossless();
+    assert_eq!(exit.output.records(view.netns()).len(), 2);
 }
