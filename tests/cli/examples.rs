@@ -1,17 +1,22 @@
-//! The command lines that the README and the manual show, run as they stand there: live ones on the recorded incident.
+//! Runs the command lines of the README, the manual and `--help`. Those that trace replay the recorded incident
+//! instead.
 
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
-use clap::CommandFactory as _;
+use clap::{CommandFactory as _, Parser as _};
 use kmesh_trace::cli::Cli;
 use libtest_mimic::{Failed, Trial};
 
-/// In place of the tool: what would trace is told from the capture, whose end comes by itself.
-const INSTEAD: &str = r#"#!/bin/sh
+/// The recorded incident.
+pub const CAPTURE: &str = "tests/data/incident.jsonl.zst";
+
+/// A program in place of the tool. It replays the capture if the arguments would trace, and ignores `--duration`, since
+/// a capture ends by itself.
+const REPLAY: &str = r#"#!/bin/sh
 replay=yes
 for word; do
     shift
@@ -26,32 +31,35 @@ done
 exec "$TOOL" "$@"
 "#;
 
-/// A trial a command line or block of some.
+/// Returns a trial for each command, and the trials of the flags.
 pub fn trials() -> Vec<Trial> {
     let readme = read("README.md");
     let manual = read("man/kmesh-trace.8");
-    let (blocks, console) = (blocks(&manual), console(&readme));
-    let counts = [("the manual", blocks.len()), ("the README", console.len())];
+    let (blocks, console) = (blocks(&manual), [console(&readme), shell_blocks(&readme)].concat());
+    let help = help_examples();
+    let counts = [
+        ("the manual", blocks.len()),
+        ("the README", console.len()),
+        ("--help", help.len()),
+    ];
     let mut trials: Vec<_> = blocks
         .into_iter()
         .chain(console)
+        .chain(help)
         .enumerate()
         .map(|(number, script)| {
             let first = script.lines().next().unwrap_or_default();
             let name = format!("examples::{number} {}", first.chars().take(60).collect::<String>());
-            let missing = ["bash", "jq"].into_iter().find(|program| !is_here(program));
-            match missing {
-                Some(program) => Trial::test(name, || Ok(()))
-                    .with_kind(format!("skipped: {program} is missing"))
-                    .with_ignored_flag(true),
-                None => Trial::test(name, move || runs(number, &script)),
-            }
+            needing(&["bash", "jq"], Trial::test(name, move || runs(number, &script)))
         })
         .collect();
-    trials.push(Trial::test("examples::are found in both files", move || {
+    trials.push(Trial::test("examples::are found in each document", move || {
         are_found(counts)
     }));
-    trials.push(Trial::test("examples::the README's table", the_readmes_table));
+    trials.push(needing(
+        &["tmux", "bash"],
+        Trial::test("examples::the README's table", the_readmes_table),
+    ));
     trials.push(Trial::test("examples::flags that are shown exist", shown_flags_exist));
     trials.push(Trial::test(
         "examples::every flag is in the manual",
@@ -60,7 +68,7 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-fn repository() -> PathBuf {
+pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
@@ -68,16 +76,22 @@ fn read(file: &str) -> String {
     fs::read_to_string(repository().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
-fn is_here(program: &str) -> bool {
-    Command::new(program)
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
+/// Skips a trial if one of these programs is not installed.
+pub fn needing(programs: &[&str], trial: Trial) -> Trial {
+    match programs.iter().find(|program| !is_here(program)) {
+        Some(program) => trial
+            .with_kind(format!("skipped: {program} is missing"))
+            .with_ignored_flag(true),
+        None => trial,
+    }
 }
 
-/// The blocks of the manual that begin with the tool, as a shell would get them.
+fn is_here(program: &str) -> bool {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders).any(|folder| folder.join(program).is_file())
+}
+
+/// Returns the blocks of the manual that begin with `kmesh-trace`, without roff escapes.
 fn blocks(manual: &str) -> Vec<String> {
     let parts = manual.split("\n.nf\n").skip(1);
     let blocks = parts.filter_map(|part| part.split_once("\n.fi"));
@@ -98,26 +112,117 @@ fn blocks(manual: &str) -> Vec<String> {
         .collect()
 }
 
-/// What the README types at a prompt.
+/// Returns the commands after the README's prompts. A command goes on after a line that ends with a backslash or a
+/// pipe.
 fn console(readme: &str) -> Vec<String> {
-    let lines = readme.lines().filter_map(|line| line.strip_prefix("# kmesh-trace "));
-    lines.map(|rest| format!("kmesh-trace {rest}")).collect()
+    let mut commands = Vec::new();
+    let mut lines = readme.lines();
+    while let Some(line) = lines.next() {
+        let Some(rest) = line.strip_prefix("# kmesh-trace ") else {
+            continue;
+        };
+        let mut command = format!("kmesh-trace {rest}");
+        while command.ends_with(['\\', '|']) {
+            command.push('\n');
+            command.push_str(lines.next().unwrap_or_default());
+        }
+        commands.push(command);
+    }
+    commands
 }
 
-/// Fails when an edit of a file's layout hides its examples from the search above.
-fn are_found(counts: [(&str, usize); 2]) -> Result<(), Failed> {
+/// Returns the README's shell blocks that begin with `kmesh-trace`.
+fn shell_blocks(readme: &str) -> Vec<String> {
+    let blocks = readme.split("\n```sh\n").skip(1);
+    let blocks = blocks.filter_map(|block| Some(block.split_once("\n```")?.0.to_owned()));
+    blocks.filter(|block| block.starts_with("kmesh-trace")).collect()
+}
+
+/// Returns the examples of `--help`: those of the flags, and those at the end.
+fn help_examples() -> Vec<String> {
+    let mut command = Cli::command();
+    let end = command.get_after_long_help().map(ToString::to_string);
+    command.build();
+    let flags = command.get_arguments().filter_map(|flag| flag.get_long_help());
+    let help: String = flags.map(|help| format!("{help}\n")).chain(end).collect();
+    let lines = help.lines();
+    lines
+        .filter_map(|line| line.strip_prefix("Example: ").or(line.strip_prefix("  ")))
+        .filter(|line| line.starts_with("kmesh-trace") || line.starts_with("kubectl"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Fails when an edit of a document's layout hides its examples from the search above.
+fn are_found(counts: [(&str, usize); 3]) -> Result<(), Failed> {
     match counts.iter().find(|(_, count)| *count < 3) {
-        Some((file, count)) => Err(format!("{count} command lines in {file}").into()),
+        Some((document, count)) => Err(format!("{count} command lines in {document}").into()),
         None => Ok(()),
     }
 }
 
-fn runs(number: usize, script: &str) -> Result<(), Failed> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("examples-{number}"));
+/// Fails if a filter of jq does not select the connections. The last line of JSON is the summary.
+fn selects_connections(script: &str) -> Result<(), Failed> {
+    match script.contains("jq -") && !script.contains(".type == \"conn\"") {
+        true => Err(format!("jq also gets the summary: {script}").into()),
+        false => Ok(()),
+    }
+}
+
+/// Parses the arguments of each `kmesh-trace` in a script as the tool does.
+fn parses(script: &str) -> Result<(), Failed> {
+    // The functions replace programs. The shell splits the arguments.
+    const FUNCTIONS: &str = r#"
+kmesh-trace() { printf '%s\n' kmesh-trace "$@" '' >>command-lines; }
+kubectl() { :; }
+ssh() { shift; "$@"; }
+"#;
+    let folder = new_folder(&format!("parsed-examples-{:?}", std::thread::current().id()))?;
+    fs::write(folder.join("command-lines"), "")?;
+    Command::new("bash")
+        .args(["-c", &format!("{FUNCTIONS}{script}")])
+        .current_dir(&folder)
+        .stdin(Stdio::null())
+        .output()?;
+    for arguments in fs::read_to_string(folder.join("command-lines"))?.split_terminator("\n\n") {
+        Cli::try_parse_from(arguments.lines()).map_err(|error| format!("{script}\n{error}"))?;
+    }
+    Ok(())
+}
+
+/// Returns whether a replay can run the script: it needs no name sources, no kernel, no other program and no free port.
+fn is_replayable(script: &str) -> bool {
+    let needs = [
+        "--cri",
+        "--kube",
+        "--context",
+        "--this-node",
+        "--buffer",
+        "--metrics",
+        "kubectl",
+        "kmesh-trace check",
+    ];
+    !needs.iter().any(|need| script.contains(need))
+}
+
+/// Returns a new, empty folder for the files of one test.
+pub fn new_folder(name: &str) -> Result<PathBuf, Failed> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// Runs a script in this folder. In it, `kmesh-trace` replays the recorded incident instead of tracing, and `ssh` runs
+/// its command on this machine.
+pub fn shell(folder: &Path, script: &str) -> Result<Output, Failed> {
     let programs = folder.join("bin");
     fs::create_dir_all(&programs)?;
-    for (name, text) in [("kmesh-trace", INSTEAD), ("ssh", "#!/bin/sh\nshift\nexec \"$@\"\n")] {
+    for (name, text) in [
+        ("kmesh-trace", REPLAY),
+        ("ssh", "#!/bin/sh\nshift\nexec \"$@\"\n"),
+        ("less", "#!/bin/sh\nexec cat\n"),
+    ] {
         let file = programs.join(name);
         fs::write(&file, text)?;
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
@@ -127,42 +232,62 @@ fn runs(number: usize, script: &str) -> Result<(), Failed> {
     path.push(std::env::var_os("PATH").unwrap_or_default());
     let output = Command::new("bash")
         .args(["-euo", "pipefail", "-c", script])
-        .current_dir(&folder)
+        .current_dir(folder)
         .env("PATH", path)
         .env("TOOL", env!("CARGO_BIN_EXE_kmesh-trace"))
-        .env(
-            "CAPTURE",
-            fs::canonicalize(repository().join("tests/data/incident.jsonl.zst"))?,
-        )
+        .env("CAPTURE", fs::canonicalize(repository().join(CAPTURE))?)
         .stdin(Stdio::null())
         .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() || said.contains("error") {
-        return Err(format!("{script}\n{}: {said}", output.status).into());
+    Ok(output)
+}
+
+fn runs(number: usize, script: &str) -> Result<(), Failed> {
+    selects_connections(script)?;
+    parses(script)?;
+    if !is_replayable(script) {
+        return Ok(());
+    }
+    let folder = new_folder(&format!("examples-{number}"))?;
+    if !script.contains("--write incident.jsonl.zst") {
+        fs::copy(repository().join(CAPTURE), folder.join("incident.jsonl.zst"))?;
+    }
+    for (file, copy) in [
+        (CAPTURE, "a.jsonl.zst"),
+        (CAPTURE, "b.jsonl.zst"),
+        ("tests/data/shop.json", "pods.json"),
+    ] {
+        fs::copy(repository().join(file), folder.join(copy))?;
+    }
+    let output = shell(&folder, script)?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() || errors.contains("error") {
+        return Err(format!("{script}\n{}: {errors}", output.status).into());
     }
     Ok(())
 }
 
-/// What the README shows under its third command is what that prints.
+/// The README's picture of the table is what a terminal shows.
 fn the_readmes_table() -> Result<(), Failed> {
     let readme = read("README.md");
     let (_, rest) = readme.split_once("cargo run --release -- ").ok_or("no such command")?;
     let (arguments, rest) = rest.split_once('\n').ok_or("no end of the line")?;
     let shown = rest.split("```").nth(2).ok_or("no block after it")?.trim();
-    let output = Command::new(env!("CARGO_BIN_EXE_kmesh-trace"))
+    let output = Command::new("tests/readme/table.sh")
         .args(arguments.split_whitespace())
         .current_dir(repository())
+        .env("KMESH_TRACE_BIN", env!("CARGO_BIN_EXE_kmesh-trace"))
         .stdin(Stdio::null())
         .output()?;
-    let told = String::from_utf8(output.stdout)?;
-    if told.contains(shown) {
+    let screen = String::from_utf8(output.stdout)?;
+    if output.status.success() && screen.trim() == shown {
         Ok(())
     } else {
-        Err(format!("{arguments} prints\n{told}\nand the README shows\n{shown}").into())
+        let errors = String::from_utf8_lossy(&output.stderr);
+        Err(format!("{arguments} shows\n{screen}{errors}\nand the README shows\n{shown}").into())
     }
 }
 
-/// All long flags of the tool.
+/// Returns all long flags of the tool and its subcommands.
 fn flags() -> Vec<String> {
     let mut command = Cli::command();
     command.build();
@@ -179,7 +304,7 @@ fn shown_flags_exist() -> Result<(), Failed> {
     let known = flags();
     for file in ["README.md", "man/kmesh-trace.8"] {
         let text = read(file).replace("\\-", "-");
-        // What others are told on the same line is theirs.
+        // These lines have flags of other programs.
         let lines = text
             .lines()
             .filter(|line| !line.contains("cargo ") && !line.contains("xtask"));

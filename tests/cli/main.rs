@@ -5,6 +5,7 @@ mod arguments;
 mod captures;
 mod completions;
 mod examples;
+mod recipes;
 
 use std::process::ExitCode;
 
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
         .chain(captures::trials())
         .chain(completions::trials())
         .chain(examples::trials())
+        .chain(recipes::trials())
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The README's incidents: makes each in a network namespace of its own, asks kmesh-trace about it with one command line, and
-# prints the command and what it really said, as the README shows it.
-#   sudo tests/readme/incidents.sh            (needs python3, jq, ip, nft; KMESH_TRACE_BIN names another binary)
+# Makes the incidents of the README, each in its own network namespace, and prints each command with its real output, as the
+# README shows them. The first block is the README's first example.
+#   sudo tests/readme/incidents.sh
+# It needs python3, jq, ip, nft and script. KMESH_TRACE_BIN names another binary.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -15,17 +16,19 @@ cleanup() {
     rm -rf "$work"
 }
 trap cleanup EXIT
-# The commands are shown as one would type them; this notes whom to interrupt.
-printf '#!/bin/sh\necho $$ >%s/pid\nexec %s "$@"\n' "$work" "$tool" >"$work/kmesh-trace"
+# The commands call `kmesh-trace`. This wrapper notes its process ID, and traces the addresses of the incidents only: other
+# connections of this machine would be in the output, too.
+printf '#!/bin/sh\necho $$ >%s/pid\nexec %s --no-resolve --to-ip 127.0.0.0/28 "$@" 2>%s/messages\n' "$work" "$tool" "$work" \
+    >"$work/kmesh-trace"
 chmod +x "$work/kmesh-trace"
-# The system's own python: a version manager's takes seconds to start.
-export PATH=$work:/usr/bin:/bin:$PATH
+# /usr/bin first: the shim of a Python version manager takes seconds to start.
+export PATH=$work:/usr/bin:/bin:$PATH NO_COLOR=1
 
 inside() {
     ip netns exec "$namespace" "$@"
 }
 
-# in_python NAME CODE: runs it as a process of that name, with what every incident's code uses.
+# in_python NAME CODE: runs the code as a process of that name, with functions to listen and dial.
 in_python() {
     inside python3 -c "
 import socket, threading, time
@@ -33,52 +36,75 @@ open('/proc/self/comm', 'w').write('$1')
 def listen(address, port, backlog=64):
     s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     s.bind((address, port)); s.listen(backlog); return s
-def dial(address, port):
-    return socket.create_connection((address, port))
+def dial(address, port, timeout=None):
+    return socket.create_connection((address, port), timeout)
+def refused(address, port):
+    try: dial(address, port)
+    except ConnectionRefusedError: time.sleep(0.3)
 $2"
 }
 
-# listening PORT: waits until somebody does.
+# listening PORT: waits until a socket listens on the port.
 listening() {
     until inside ss -Hltn "sport = :$1" | grep -q .; do sleep 0.05; done
 }
 
-# incident TITLE COMMAND: what it says about what incident_traffic does meanwhile.
+# incident TITLE COMMAND: runs the command in a terminal while the function `traffic` makes the incident.
 incident() {
     ip netns add "$namespace"
     inside ip link set lo up
-    printf '\n**%s**\n\n```console\n# %s\n' "$1" "$2"
-    bash -c "$2" 2>"$work/said" >"$work/out" &
+    [ -z "$1" ] || printf '\n### %s\n\n' "$1"
+    printf '```console\n# %s\n' "$2"
+    script --quiet --return --command "$2" /dev/null >"$work/out" </dev/null &
     local command=$!
-    until grep -q tracing "$work/said"; do
-        kill -0 $command 2>/dev/null || { cat "$work/said" >&2; exit 1; }
+    until grep -q tracing "$work/messages" 2>/dev/null; do
+        kill -0 $command 2>/dev/null || { cat "$work/messages" "$work/out" >&2; exit 1; }
         sleep 0.05
     done
     traffic >/dev/null
     kill -INT "$(cat "$work/pid")"
     wait $command
-    cat "$work/out"
+    tr -d '\r' <"$work/out"
     echo '```'
+    rm "$work/messages"
     ip netns pids "$namespace" | xargs -r kill 2>/dev/null || true
     ip netns del "$namespace"
 }
 
 traffic() {
-    in_python checkout '
-for _ in range(3):
-    try: dial("127.0.0.1", 8080)
-    except ConnectionRefusedError: time.sleep(0.3)' &
+    in_python checkout 'for _ in range(2): refused("127.0.0.5", 5432)'
+    in_python billing 'refused("127.0.0.9", 8080)'
+}
+incident "" "kmesh-trace --failed"
+
+traffic() {
+    in_python checkout 'for _ in range(3): refused("127.0.0.1", 8080)' &
     local one=$!
-    in_python billing '
-try: dial("127.0.0.9", 8080)
-except ConnectionRefusedError: pass'
+    in_python billing 'refused("127.0.0.9", 8080)'
     wait $one
 }
 incident "A service refuses: whom?" \
-    "kmesh-trace --outcome refused -o json | jq -r 'select(.type == \"conn\") | \"\\(.process.comm) \\(.process.pid) → \\(.dst.ip):\\(.dst.port)  \\(.errno)\"'"
+    "kmesh-trace --outcome refused"
 
 traffic() {
-    # Every second SYN to the port is lost, so its answer takes the second that the kernel waits before the next.
+    # The filter drops every SYN.
+    inside nft -f - <<'RULES'
+table inet t {
+    chain c { type filter hook input priority 0; tcp dport 9000 drop; }
+}
+RULES
+    in_python storefront '
+for _ in range(2):
+    try: dial("127.0.0.3", 9000, 3.2)
+    except TimeoutError: pass' &
+    local one=$!
+    wait $one
+}
+incident "Attempts hang: which, and is anybody answering?" \
+    "kmesh-trace --connecting --events update,close --interval 2s"
+
+traffic() {
+    # The filter drops every second SYN. The kernel sends the next one after a second.
     inside nft -f - <<'RULES'
 table inet t {
     chain c { type filter hook input priority 0; tcp dport 9090 tcp flags & (syn|ack) == syn numgen inc mod 2 0 drop; }
@@ -93,8 +119,9 @@ for _ in range(2): s.accept()[0].close()' &
 for _ in range(2): dial("127.0.0.1", 9090).recv(1)'
     wait $one
 }
-incident "Handshakes are slow: whose?" \
-    "kmesh-trace --direction outbound -o json | jq -r 'select(.connect_ns > 1e8) | \"\\(.process.comm) → \\(.dst.ip):\\(.dst.port)  \\(.connect_ns / 1e6 | floor) ms, \\(.tcp.total_retrans) retransmitted\"'"
+incident "Handshakes are slow: which, and were SYNs lost?" \
+    "kmesh-trace --direction outbound -o json | jq -r 'select(.type == \"conn\" and .connect_ns > 1e8) |
+  \"\\(.process.comm) → \\(.dst.ip):\\(.dst.port)  \\(.connect_ns / 1e6 | floor) ms, \\(.tcp.total_retrans) retransmitted\"'"
 
 traffic() {
     in_python server '
@@ -102,14 +129,14 @@ s = listen("127.0.0.1", 6379); kept = [s.accept() for _ in range(3)]; time.sleep
     listening 6379
     in_python worker '
 leaked = [dial("127.0.0.1", 6379) for _ in range(3)]; leaked[0].send(b"PING"); time.sleep(60)' &
-    # Until a window begins in which they are older than asked for.
-    sleep 8
+    # Until the first interval in which the connections are old enough.
+    sleep 6
 }
-incident "Connections leak: who holds idle ones?" \
-    "kmesh-trace --events update --interval 2s --min-duration 3s --direction outbound -o json | jq -r 'select(.type == \"conn\") | \"\\(.process.comm) \\(.process.pid) → port \\(.dst.port)  open \\(.duration_ns / 1e9 | floor) s, \\(.sent_bytes + .received_bytes) bytes\"'"
+incident "Connections leak: which process holds them?" \
+    "kmesh-trace --events update --interval 2s --min-duration 3s --direction outbound"
 
 traffic() {
-    # The server gives up requests over its limit: it closes without reading them, which the kernel answers with a RST.
+    # The server closes some connections without reading the request. The kernel answers that with a RST.
     in_python server '
 s = listen("127.0.0.1", 8443)
 for number in range(20):
@@ -129,7 +156,8 @@ threads = [threading.Thread(target=one) for _ in range(20)]
     wait $one
 }
 incident "Resets under load: who sends them?" \
-    "kmesh-trace --to-port 8443 --direction outbound -o json | jq -r 'select(.type == \"conn\") | \"\\(.process.comm) → port \\(.dst.port)  \\(.outcome), closed by \\(.closed_by)\"' | sort | uniq -c"
+    "kmesh-trace --to-port 8443 --direction outbound -o json | jq -r 'select(.type == \"conn\") |
+  \"\\(.process.comm) → port \\(.dst.port)  \\(.outcome), closed by \\(.closed_by)\"' | sort | uniq -c"
 
 traffic() {
     in_python server '
@@ -143,5 +171,6 @@ for _ in range(2): dial("127.0.0.5", 5432).recv(1)'
     in_python worker '
 dial("127.0.0.5", 5432).recv(1)'
 }
-incident "Who talks to the database?" \
-    "kmesh-trace --to-ip 127.0.0.5 --to-port 5432 --direction outbound -o json | jq -r 'select(.type == \"conn\") | .process.comm' | sort | uniq -c"
+incident "Who uses the database?" \
+    "kmesh-trace --to-ip 127.0.0.5 --to-port 5432 --direction outbound -o json |
+  jq -r 'select(.type == \"conn\") | .process.comm' | sort | uniq -c"

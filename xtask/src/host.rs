@@ -56,11 +56,17 @@ pub const SHELLS: &[Need] = &[
     },
 ];
 
-/// What the README's examples and the manual's pipe into.
-pub const EXAMPLES: &[Need] = &[Need {
-    program: "jq",
-    package: "jq",
-}];
+/// The programs that the examples of the README, the manual and `examples/` call.
+pub const EXAMPLES: &[Need] = &[
+    Need {
+        program: "jq",
+        package: "jq",
+    },
+    Need {
+        program: "zstdcat",
+        package: "zstd",
+    },
+];
 
 /// What scrapes the tool and executes the queries of `deploy/`.
 pub const PROMETHEUS: &[Need] = &[

@@ -158,7 +158,7 @@ fn test(kernel: &Kernel, build: &Build, folder: &Path, args: &Args) -> Result<Ve
 fn test_steps(args: &Args) -> Vec<Step> {
     const ASIDE: &str = "put_aside";
     let tests = |args: &[String]| test_step("tests", "KMESH_TRACE_TEST_STEP_CLOCK=1", args);
-    let aside = || test_step(ASIDE, "KMESH_TRACE_TEST_PUT_ASIDE=1", &[ASIDE.to_owned()]);
+    let aside = || test_step(ASIDE, "KMESH_TRACE_TEST_PREEMPT=1", &[ASIDE.to_owned()]);
     match args.args.as_slice() {
         _ if args.smoke => vec![test_step("smoke", "KMESH_TRACE_TEST_SMOKE=1", &[])],
         [] => vec![tests(&["--skip".to_owned(), ASIDE.to_owned()]), aside()],

@@ -12,7 +12,7 @@ use super::compression::{Compression, Compressor};
 use crate::blocking_io::Blocking;
 use crate::config::{CapturePath, Rotation};
 use crate::output::json::contract::{ConnLine, HeaderLine, LostLine, SummaryLine};
-use crate::output::stderr::say;
+use crate::output::stderr::warn;
 use crate::output::{Sink, append_line};
 use crate::record::Header;
 use crate::record::{Event, Lost, Record, Summary};
@@ -107,8 +107,7 @@ impl Rotator {
                 self.next_at = written + self.rotation.size;
                 if !self.has_failed {
                     self.has_failed = true;
-                    say(&format!(
-                        "warning: cannot rotate the capture: {error}; the current file grows beyond the size of \
+                    warn(&format!("cannot rotate the capture: {error}; the current file grows beyond the size of \
                          --rotate\n  try: make room at {}, and deny other users write access to the folder",
                         path.display()
                     ));

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::conntrack::Conntrack;
-use super::local::cgroup_tree::{CgroupTree, Lookup};
+use super::local::Lookup;
+use super::local::cgroup_tree::CgroupTree;
 use super::local::netns::PodNamespaces;
 use super::pending::{Pending, Questions};
 use super::store::{LocalContext, Store};
@@ -16,19 +17,18 @@ use crate::record::{ConnId, Direction, Event, Record, WallTime};
 
 /// The number of open connections whose translated address is remembered.
 const MAX_TRANSLATED: usize = 65_536;
-
 /// The time between two checks of a kubelet's cgroup root, ns.
 const ROOT_CHECK_NS: u64 = 20_000_000;
 /// The number of roots whose last check is remembered. Only root makes them.
 const MAX_ROOT_CHECKS: usize = 1_024;
 
-/// A record that passes through.
-struct Passing {
+/// A record on its way through the annotator.
+struct HeldRecord {
     record: Record,
     local: LocalContext,
-    /// When it happened (CLOCK_MONOTONIC, ns).
+    /// The time of its event (CLOCK_MONOTONIC, ns).
     happened_ns: u64,
-    /// Whether it happened after `--duration` was over.
+    /// Whether the event was after the end of `--duration`.
     is_late: bool,
 }
 
@@ -45,13 +45,18 @@ enum Question {
 
 /// Adds names to records.
 pub struct Annotator {
+    pending: Pending<HeldRecord, Question>,
+    resolver: Resolver,
+}
+
+struct Resolver {
     cgroups: CgroupTree,
-    pending: Pending<Passing, Question>,
-    resolver: Option<Resolver>,
+    /// `None` without sources of names: then only the ids of containers are known.
+    cluster: Option<Cluster>,
 }
 
 /// What exists only where there are sources of names.
-struct Resolver {
+struct Cluster {
     store: Store,
     namespaces: PodNamespaces,
     conntrack: Option<Conntrack>,
@@ -59,7 +64,7 @@ struct Resolver {
     translated: HashMap<ConnId, Option<SocketAddr>>,
     /// When the pods below each kubelet's cgroup root were last compared with those that sources list.
     root_checks: HashMap<Arc<str>, u64>,
-    /// Asks the sources for this node's pods again.
+    /// Requests that the sources list this node's pods again.
     refresh: Box<dyn FnMut() + Send>,
 }
 
@@ -73,42 +78,39 @@ impl Annotator {
     /// Returns an annotator that knows no names but the ids of containers.
     pub fn without_sources(cgroups: CgroupTree) -> Self {
         Self {
-            cgroups,
             pending: Pending::default(),
-            resolver: None,
+            resolver: Resolver { cgroups, cluster: None },
         }
     }
 
-    /// Returns an annotator for the reports of sources. `refresh` asks them for this node's pods again.
+    /// Returns an annotator for the reports of sources. `refresh` requests that they list this node's pods again.
     pub fn new(
         cgroups: CgroupTree,
         namespaces: PodNamespaces,
         conntrack: Option<Conntrack>,
         refresh: Box<dyn FnMut() + Send>,
     ) -> Self {
-        let resolver = Resolver {
+        let mut annotator = Self::without_sources(cgroups);
+        annotator.resolver.cluster = Some(Cluster {
             store: Store::default(),
             namespaces,
             conntrack,
             translated: HashMap::new(),
             root_checks: HashMap::new(),
             refresh,
-        };
-        Self {
-            resolver: Some(resolver),
-            ..Self::without_sources(cgroups)
-        }
+        });
+        annotator
     }
 
     /// Takes a change that a source reports.
     pub fn apply(&mut self, update: &SourceUpdate) {
-        if let Some(resolver) = &mut self.resolver {
-            resolver.store.apply(update);
+        if let Some(cluster) = &mut self.resolver.cluster {
+            cluster.store.apply(update);
         }
     }
 
-    /// Takes the next record, which happened at `happened_ns`, at the time `now_ns` (CLOCK_MONOTONIC) or `now`. The record is
-    /// returned at once, or by [`Self::next`] within 200 ms.
+    /// Takes the next record, whose event was at `happened_ns`, at the time `now_ns` (CLOCK_MONOTONIC) or `now`. The
+    /// record is returned at once, or by [`Self::next`] within 200 ms.
     pub fn take(
         &mut self,
         record: Record,
@@ -121,45 +123,43 @@ impl Annotator {
             is_netns_of_root: record.is_netns_of_root,
             ..LocalContext::default()
         };
-        if let Some(resolver) = &mut self.resolver {
-            local.is_in_node_netns = resolver.namespaces.is_nodes(record.netns);
-            local.backend = resolver.backend(&record, now_ns.saturating_sub(happened_ns));
+        if let Some(cluster) = &mut self.resolver.cluster {
+            local.is_in_node_netns = cluster.namespaces.is_nodes(record.netns);
+            local.backend = cluster.backend(&record, now_ns.saturating_sub(happened_ns));
         }
-        let mut passing = Passing {
+        let mut held = HeldRecord {
             record,
             local,
             happened_ns,
             is_late,
         };
-        let Self {
-            cgroups,
-            pending,
-            resolver,
-        } = self;
-        let question = open_question(cgroups, resolver.as_mut(), &mut passing, &mut pending.questions, now_ns);
-        if question.is_some() || !pending.is_empty() {
-            pending.push(passing, question, now_ns);
+        let question = self
+            .resolver
+            .open_question(&mut held, &mut self.pending.questions, now_ns);
+        if question.is_some() || !self.pending.is_empty() {
+            self.pending.push(held, question, now_ns);
             return None;
         }
-        Some(annotated(resolver.as_mut(), passing, now))
+        Some(self.resolver.annotate(held, now))
     }
 
     /// Returns the next record that waited, if it need not wait any more.
     pub fn next(&mut self, now: WallTime, now_ns: u64) -> Option<(Record, bool)> {
-        let Self {
-            cgroups,
-            pending,
-            resolver,
-        } = self;
-        let passing = pending.pop(now_ns, |passing, questions| {
-            open_question(cgroups, resolver.as_mut(), passing, questions, now_ns).is_none()
+        let resolver = &mut self.resolver;
+        let held = self.pending.pop(now_ns, |held, questions| {
+            resolver.open_question(held, questions, now_ns).is_none()
         })?;
-        Some(annotated(resolver.as_mut(), passing, now))
+        Some(resolver.annotate(held, now))
+    }
+
+    /// Returns the objects that sources report. `None` without sources.
+    pub fn store(&mut self) -> Option<&mut Store> {
+        Some(&mut self.resolver.cluster.as_mut()?.store)
     }
 
     /// Returns the number of pods that sources report.
     pub fn pods(&self) -> usize {
-        self.resolver.as_ref().map_or(0, |resolver| resolver.store.pods())
+        self.resolver.cluster.as_ref().map_or(0, |cluster| cluster.store.pods())
     }
 
     /// Returns the longest time that a record has waited for a name, ns.
@@ -169,83 +169,74 @@ impl Annotator {
 
     /// Returns the first record that waits, and the time until which it waits at most (CLOCK_MONOTONIC, ns).
     pub fn first_pending(&self) -> Option<(&Record, u64)> {
-        let (passing, until_ns) = self.pending.first()?;
-        Some((&passing.record, until_ns))
+        let (held, until_ns) = self.pending.first()?;
+        Some((&held.record, until_ns))
     }
 }
 
-fn annotated(resolver: Option<&mut Resolver>, passing: Passing, now: WallTime) -> (Record, bool) {
-    let Passing {
-        mut record,
-        local,
-        is_late,
-        ..
-    } = passing;
-    match resolver {
-        Some(resolver) => resolver.store.annotate(&mut record, &local, now),
-        None => record.container_id = local.owner.and_then(|owner| owner.container),
+impl Resolver {
+    fn annotate(&mut self, held: HeldRecord, now: WallTime) -> (Record, bool) {
+        let HeldRecord { mut record, local, .. } = held;
+        match &mut self.cluster {
+            Some(cluster) => cluster.store.annotate(&mut record, &local, now),
+            None => record.container_id = local.owner.and_then(|owner| owner.container),
+        }
+        (record, held.is_late)
     }
-    (record, is_late)
-}
 
-/// Fills in what the kernel says of the record's socket. Returns the question that is open, if any, after asking it.
-fn open_question(
-    cgroups: &mut CgroupTree,
-    resolver: Option<&mut Resolver>,
-    passing: &mut Passing,
-    questions: &mut Questions<Question>,
-    now_ns: u64,
-) -> Option<Question> {
-    let Passing { record, local, .. } = passing;
-    if local.owner.is_none()
-        && let Some(id) = record.cgroup_id
-    {
-        match cgroups.lookup(id) {
-            Lookup::Known(owner) => {
-                local.owner = owner;
-                local.is_netns_of_root = record.is_netns_of_root;
-            }
-            Lookup::Pending => {
+    /// Completes what the kernel vouches for about the record's socket. Returns the question that is open, if any,
+    /// after asking it.
+    fn open_question(
+        &mut self,
+        held: &mut HeldRecord,
+        questions: &mut Questions<Question>,
+        now_ns: u64,
+    ) -> Option<Question> {
+        let HeldRecord { record, local, .. } = held;
+        if local.owner.is_none()
+            && let Some(id) = record.cgroup_id
+        {
+            let Lookup::Known(owner) = self.cgroups.lookup(id) else {
                 // It may be a container's: until that is known, no address names the local end.
                 local.is_netns_of_root = false;
                 let question = Question::Cgroup(id);
                 questions.ask(&question, now_ns);
                 return Some(question);
-            }
+            };
+            local.owner = owner;
+            local.is_netns_of_root = record.is_netns_of_root;
         }
+        let cluster = self.cluster.as_mut()?;
+        let question = cluster.question(&self.cgroups, held, now_ns)?;
+        if questions.ask(&question, now_ns) && matches!(question, Question::Pod(_)) {
+            (cluster.refresh)();
+        }
+        Some(question)
     }
-    let resolver = resolver?;
-    let question = resolver.question(cgroups, passing, now_ns)?;
-    if questions.ask(&question, now_ns)
-        && let Question::Pod(_) = question
-    {
-        (resolver.refresh)();
-    }
-    Some(question)
 }
 
-impl Resolver {
-    /// Returns the backend to which the node translated the address that the record's client dialled. Asked once a connection,
-    /// `late_ns` after the record's event.
+impl Cluster {
+    /// Returns the backend to which the node translated the address that the record's client dialled. Looked up once a
+    /// connection, `late_ns` after the record's event.
     fn backend(&mut self, record: &Record, late_ns: u64) -> Option<SocketAddr> {
         let conntrack = self.conntrack.as_mut()?;
         let (ip, dialled) = (record.dst.ip(), record.dst);
         if record.direction == Direction::Inbound || ip.is_loopback() || self.store.is_pod_address(ip, record) {
             return None;
         }
+        let known = match record.event {
+            Event::Close => self.translated.remove(&record.id),
+            _ => self.translated.get(&record.id).copied(),
+        };
+        if let Some(backend) = known {
+            return backend;
+        }
         let since_start = record
             .duration_ns
             .map(|ns| Duration::from_nanos(ns.saturating_add(late_ns)));
-        if record.event == Event::Close {
-            let known = self.translated.remove(&record.id);
-            return known.unwrap_or_else(|| conntrack.backend(record.src, dialled, since_start));
-        }
-        if let Some(&known) = self.translated.get(&record.id) {
-            return known;
-        }
         let backend = conntrack.backend(record.src, dialled, since_start);
-        // While it connects, the entry may not be there yet.
-        if record.established {
+        // While the client connects, the entry may not exist yet.
+        if record.event != Event::Close && record.established {
             if self.translated.len() >= MAX_TRANSLATED {
                 self.translated.clear();
             }
@@ -255,8 +246,8 @@ impl Resolver {
     }
 
     /// Returns the question that is open once the owner of the record's cgroup is known.
-    fn question(&mut self, cgroups: &CgroupTree, passing: &mut Passing, now_ns: u64) -> Option<Question> {
-        let Passing { record, local, .. } = passing;
+    fn question(&mut self, cgroups: &CgroupTree, held: &mut HeldRecord, now_ns: u64) -> Option<Question> {
+        let HeldRecord { record, local, .. } = held;
         if let Some(pod) = local.owner.as_ref().and_then(|owner| owner.pod.as_ref()) {
             if self.store.knows(&pod.uid) {
                 return None;
@@ -266,7 +257,7 @@ impl Resolver {
         }
         let is_in_container = local.owner.as_ref().is_some_and(|owner| owner.container.is_some());
         if !local.is_in_node_netns && !is_in_container && local.netns_pod.is_none() {
-            match self.namespaces.pod_of(record.netns, passing.happened_ns) {
+            match self.namespaces.pod_of(record.netns, held.happened_ns) {
                 Lookup::Known(pod) => local.netns_pod = pod,
                 Lookup::Pending => return Some(Question::Netns(record.netns)),
             }
@@ -274,7 +265,7 @@ impl Resolver {
         None
     }
 
-    /// Looks whether a source lists any pod below a kubelet's cgroup root, now and then.
+    /// Checks now and then whether a source lists any pod below a kubelet's cgroup root.
     fn check_root(&mut self, cgroups: &CgroupTree, root: &Arc<str>, now_ns: u64) {
         let checked_ns = self.root_checks.get(root).copied().unwrap_or(0);
         if self.store.owns_root(root) || now_ns.saturating_sub(checked_ns) < ROOT_CHECK_NS {
@@ -284,7 +275,7 @@ impl Resolver {
             self.root_checks.insert(Arc::clone(root), now_ns);
         }
         for uid in cgroups.pods_under(root) {
-            self.store.see_pod_under(root, &uid);
+            self.store.add_pod_under(root, &uid);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Where the kernel translated a dialled address to: connection tracking, asked over netlink.
+//! The backend to which the kernel translated a dialled address, from connection tracking over netlink.
 //!
-//! kube-proxy translates in the node's network namespace, even for a pod's connection, so one socket there serves all. A
-//! question and its answer are one system call each; nothing waits.
+//! kube-proxy translates in the node's network namespace, even for a pod's connection, so one socket there serves
+//! all. A request and its answer are one system call each; nothing waits.
 
 mod message;
 mod timeouts;
@@ -20,26 +20,26 @@ use rustix::net::{
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use self::message::Entry;
+use self::message::ConntrackEntry;
 use self::timeouts::Timeouts;
 use super::local::node;
 
-/// Between looks whether connections are tracked at all.
-const LOOKS: Duration = Duration::from_secs(5);
+/// The time between two checks whether the kernel tracks connections at all.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A way to ask.
+/// The connection tracking of the node's network namespace.
 #[derive(Debug)]
 pub struct Conntrack {
     socket: OwnedFd,
     timeouts: Timeouts,
     sequence: u32,
-    /// Whether the kernel tracks connections, as of when.
+    /// Whether the kernel tracks connections, and when that was checked.
     tracks: Option<(bool, Instant)>,
 }
 
 impl Conntrack {
-    /// In the node's namespace. Errors: it cannot be
-    /// entered (CAP_SYS_ADMIN), or not asked (CAP_NET_ADMIN).
+    /// Opens a socket in the node's namespace. It is an error if the namespace cannot be entered (CAP_SYS_ADMIN), or
+    /// its connection tracking cannot be read (CAP_NET_ADMIN).
     pub fn open() -> io::Result<Self> {
         let (socket, timeouts) = match node::network_namespace() {
             Some(node) if !node.is_own => Self::open_in(File::open(node.path)?)?,
@@ -52,13 +52,13 @@ impl Conntrack {
             tracks: None,
         };
         if opened.is_tracking() {
-            let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
-            opened.ask(nobody, nobody)?;
+            let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
+            opened.find(unspecified, unspecified)?;
         }
         Ok(opened)
     }
 
-    /// A thread of its own goes there, so that no other one has to.
+    /// Opens the socket in a separate thread, which enters the namespace, so that no other thread has to.
     fn open_in(namespace: File) -> io::Result<(OwnedFd, Timeouts)> {
         thread::spawn(move || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -68,8 +68,9 @@ impl Conntrack {
         .map_err(|_| io::Error::other("the thread died"))?
     }
 
-    /// Returns the address to which the node translated what `client` dialled; `None` when it did not, when nothing is known, or
-    /// when the entry ended before this connection, which started `since_start` ago, had sent anything.
+    /// Returns the address to which the node translated `dialled` for `client`. `None` when the node did not
+    /// translate it, when there is no entry, or when the entry ended before this connection, which started
+    /// `since_start` ago.
     pub fn backend(
         &mut self,
         client: SocketAddr,
@@ -79,16 +80,16 @@ impl Conntrack {
         if !self.is_tracking() {
             return None;
         }
-        let entry = self.ask(client, dialled).ok().flatten()?;
+        let entry = self.find(client, dialled).ok().flatten()?;
         let is_earlier = since_start.is_some_and(|since_start| self.timeouts.ended_before(&entry, since_start));
         (entry.backend != dialled && !is_earlier).then_some(entry.backend)
     }
 
-    /// Asked without tracking, the kernel would load its modules.
+    /// Returns whether the kernel tracks connections. Without that, a request would make it load its modules.
     fn is_tracking(&mut self) -> bool {
         match self.tracks {
             Some((true, _)) => true,
-            Some((false, at)) if at.elapsed() < LOOKS => false,
+            Some((false, at)) if at.elapsed() < CHECK_INTERVAL => false,
             _ => {
                 let tracks = Path::new("/sys/module/nf_conntrack").exists();
                 self.tracks = Some((tracks, Instant::now()));
@@ -97,14 +98,14 @@ impl Conntrack {
         }
     }
 
-    fn ask(&mut self, client: SocketAddr, dialled: SocketAddr) -> io::Result<Option<Entry>> {
+    /// Returns the entry of a connection.
+    fn find(&mut self, client: SocketAddr, dialled: SocketAddr) -> io::Result<Option<ConntrackEntry>> {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut buffer = [0; message::LONGEST_QUESTION];
-        let question = message::question(&mut buffer, self.sequence, client, dialled);
-        send(&self.socket, question, SendFlags::empty())?;
+        let request = message::request(self.sequence, client, dialled);
+        send(&self.socket, &request, SendFlags::empty())?;
         let mut answer = [0; 8192];
         loop {
-            // The kernel has answered before the question's call returned.
+            // The kernel answers before send() returns.
             let (received, _) = match recv(&self.socket, &mut answer, RecvFlags::DONTWAIT) {
                 Ok(received) => received,
                 Err(Errno::INTR) => continue,
@@ -112,10 +113,10 @@ impl Conntrack {
                 Err(error) => return Err(error.into()),
             };
             match message::answer(&answer[..received], self.sequence) {
-                message::Answer::Found(entry) => return Ok(Some(entry)),
-                message::Answer::Refused(errno) if errno == Errno::NOENT.raw_os_error() => return Ok(None),
-                message::Answer::Refused(errno) => return Err(io::Error::from_raw_os_error(errno)),
-                message::Answer::Other => {}
+                message::KernelAnswer::Found(entry) => return Ok(Some(entry)),
+                message::KernelAnswer::Refused(errno) if errno == Errno::NOENT.raw_os_error() => return Ok(None),
+                message::KernelAnswer::Refused(errno) => return Err(io::Error::from_raw_os_error(errno)),
+                message::KernelAnswer::Other => {}
             }
         }
     }

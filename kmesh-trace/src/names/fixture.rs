@@ -1,4 +1,4 @@
-//! A large cluster that is none, for tests and benchmarks: what sources tell of it.
+//! The objects of a large cluster, for tests and benchmarks.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,14 +9,12 @@ use super::update::{
 };
 use crate::record::{ContainerId, WallTime};
 
-/// Pods.
 pub const PODS: u32 = 100_000;
-/// Services, each with five of the pods behind it.
+/// The number of Services. Each has five of the pods behind it.
 pub const SERVICES: u32 = 20_000;
-/// When it is told.
-pub const TOLD: WallTime = WallTime(1_000_000);
-/// Nodes.
 pub const NODES: u32 = 1_000;
+/// The time at which a source reports the objects.
+pub const REPORTED_AT: WallTime = WallTime(1_000_000);
 
 fn ip(net: u32, number: u32) -> IpAddr {
     IpAddr::from((net + number).to_be_bytes())
@@ -26,44 +24,52 @@ fn uid(kind: u32, number: u32) -> String {
     format!("{kind:08x}-1111-4111-8111-{number:012x}")
 }
 
-fn pair(key: &str, value: String) -> (String, String) {
-    (key.to_owned(), value)
+fn pair(key: &str, value: impl Into<String>) -> (String, String) {
+    (key.to_owned(), value.into())
 }
 
-/// The address of a pod.
+fn namespace(app: u32) -> String {
+    format!("team-{}", app % 200)
+}
+
 pub fn pod_ip(number: u32) -> IpAddr {
     ip(0x0a01_0000, number)
 }
 
-/// The address of a Service, whose port is 80.
+/// Returns the address of a Service, whose port is 80.
 pub fn service_ip(number: u32) -> IpAddr {
     ip(0x0a60_0000, number)
 }
 
-/// Five pods of one ReplicaSet each, but that every tenth is of a StatefulSet, whose pods each have a label of their own.
+/// Returns a pod. Five pods have the same controller: a ReplicaSet, but every tenth is a StatefulSet, whose pods each
+/// have their own label.
 pub fn pod(number: u32) -> PodObject {
     let app = number / 5;
-    let stateful = app.is_multiple_of(10);
-    let (kind, owner) = match stateful {
-        true => ("StatefulSet", format!("application-{app}")),
-        false => ("ReplicaSet", format!("application-{app}-5fb7f6f8d8")),
+    let (kind, owner) = match app % 10 {
+        0 => ("StatefulSet", format!("application-{app}")),
+        _ => ("ReplicaSet", format!("application-{app}-5fb7f6f8d8")),
     };
     let name = format!("{owner}-{number:05}");
-    let own = match stateful {
-        true => pair("statefulset.kubernetes.io/pod-name", name.clone()),
-        false => pair("pod-template-hash", "5fb7f6f8d8".to_owned()),
+    let of_controller = match app % 10 {
+        0 => pair("statefulset.kubernetes.io/pod-name", &name),
+        _ => pair("pod-template-hash", "5fb7f6f8d8"),
+    };
+    let container = |name: &str| ContainerObject {
+        name: name.to_owned(),
+        id: ContainerId::new(&format!("{number:064x}")),
+        ports: vec![("http".to_owned(), 8080)],
     };
     PodObject {
         uid: uid(1, number),
         static_uid: None,
-        namespace: format!("team-{}", app % 200),
+        namespace: namespace(app),
         name,
         labels: Some(vec![
             pair("app.kubernetes.io/name", format!("application-{app}")),
             pair("app.kubernetes.io/part-of", format!("product-{}", app % 50)),
-            pair("app.kubernetes.io/version", "1.2.3".to_owned()),
+            pair("app.kubernetes.io/version", "1.2.3"),
             pair("app.kubernetes.io/component", format!("tier-{}", app % 3)),
-            own,
+            of_controller,
         ]),
         node: Some(format!("worker-{}", number % NODES)),
         host_network: Some(false),
@@ -76,18 +82,11 @@ pub fn pod(number: u32) -> PodObject {
         ips: vec![pod_ip(number)],
         started: Some(WallTime(i64::from(number))),
         terminal: false,
-        containers: ["main", "proxy"]
-            .map(|name| ContainerObject {
-                name: name.to_owned(),
-                id: ContainerId::new(&format!("{number:064x}")),
-                ports: vec![("http".to_owned(), 8080)],
-            })
-            .into(),
+        containers: ["main", "proxy"].map(container).into(),
     }
 }
 
-/// All of it.
-pub fn facts() -> impl Iterator<Item = Object> {
+pub fn objects() -> impl Iterator<Item = Object> {
     let nodes = (0..NODES).map(|number| {
         Object::Node(NodeObject {
             name: format!("worker-{number}"),
@@ -97,7 +96,7 @@ pub fn facts() -> impl Iterator<Item = Object> {
     let controllers = (0..PODS / 5).map(|app| {
         Object::Controller(ControllerObject {
             kind: Kind::ReplicaSets,
-            namespace: format!("team-{}", app % 200),
+            namespace: namespace(app),
             uid: uid(2, app),
             owner: (app % 10 != 0).then(|| ControllerRef {
                 kind: "Deployment".to_owned(),
@@ -108,7 +107,7 @@ pub fn facts() -> impl Iterator<Item = Object> {
     });
     let services = (0..SERVICES).map(|app| {
         Object::Service(ServiceObject {
-            namespace: format!("team-{}", app % 200),
+            namespace: namespace(app),
             name: format!("application-{app}"),
             cluster_ips: vec![service_ip(app)],
             selector: vec![pair("app.kubernetes.io/name", format!("application-{app}"))],
@@ -124,7 +123,7 @@ pub fn facts() -> impl Iterator<Item = Object> {
     let endpoints = (0..SERVICES).map(|app| {
         let addresses = (app * 5..app * 5 + 5).map(|pod| SocketAddr::new(pod_ip(pod), 8080));
         Object::Endpoints(EndpointsObject {
-            namespace: format!("team-{}", app % 200),
+            namespace: namespace(app),
             name: format!("application-{app}-x7k2p"),
             service: format!("application-{app}"),
             addresses: addresses.collect(),
@@ -134,14 +133,14 @@ pub fn facts() -> impl Iterator<Item = Object> {
     nodes.chain(controllers).chain(services).chain(endpoints).chain(pods)
 }
 
-/// What a source has told of these, at [`TOLD`].
-pub fn told(facts: impl Iterator<Item = Object>) -> Store {
+/// Returns a store with these objects, which a source reports at [`REPORTED_AT`].
+pub fn store(objects: impl Iterator<Item = Object>) -> Store {
     let mut store = Store::default();
-    for fact in facts {
+    for object in objects {
         store.apply(&SourceUpdate {
             source: SourceId(0),
-            at: TOLD,
-            change: Change::Upsert(fact),
+            at: REPORTED_AT,
+            change: Change::Upsert(object),
         });
     }
     store

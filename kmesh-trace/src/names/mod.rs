@@ -6,9 +6,9 @@
 //! local (cgroups, network namespaces), conntrack
 //! ```
 //!
-//! [`sources`] read Kubernetes objects from the container runtime, the kubelet, the API server and files. [`store`] merges
-//! their updates and is pure. [`local`] and [`conntrack`] read what this node's kernel vouches for. [`Annotator`] joins them
-//! for a live trace; [`offline`] adds names to a capture.
+//! [`sources`] read Kubernetes objects from the container runtime, the kubelet, the API server and files. [`store`]
+//! merges their updates and is pure. [`local`] and [`conntrack`] read the facts that this node's kernel vouches for.
+//! [`Annotator`] joins them for a live trace; [`offline`] adds names to a capture.
 
 #[cfg(target_os = "linux")]
 mod annotate;

@@ -1,5 +1,5 @@
-//! Adds names to a capture, from the objects of a cluster that were saved later. Names of the capture stay: they were right at
-//! the time.
+//! Adds names to the records of a capture, from the objects of a cluster that were saved later. Names in the capture
+//! stay: they were right at the time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::record::{ContainerId, Direction, End, Record, WallTime};
 /// A time after all records of a capture.
 const LATER: WallTime = WallTime(i64::MAX - 1);
 
-/// The saved objects.
+/// The names from saved objects.
 #[derive(Debug)]
 pub struct OfflineNames {
     store: Store,
@@ -20,21 +20,19 @@ pub struct OfflineNames {
 }
 
 impl OfflineNames {
-    /// Returns the names that `objects` give, which were saved after all records that are to be named.
+    /// Returns names from objects that were saved after all records.
     pub fn new(objects: impl IntoIterator<Item = Object>) -> Self {
         let mut store = Store::default();
         let mut owners = HashMap::new();
-        // The node's cgroups are those of another time: all pods count as pods of one kubelet.
+        // The node's cgroups are gone: all pods count as pods of one kubelet.
         let root: Arc<str> = "".into();
         for object in objects {
             if let Object::Pod(pod) = &object {
-                let uid: Arc<str> = pod.uid.as_str().into();
+                let (root, uid) = (Arc::clone(&root), pod.uid.as_str().into());
+                let pod_cgroup = PodCgroup { root, uid };
                 for id in pod.containers.iter().filter_map(|container| container.id) {
                     let owner = CgroupOwner {
-                        pod: Some(PodCgroup {
-                            root: Arc::clone(&root),
-                            uid: Arc::clone(&uid),
-                        }),
+                        pod: Some(pod_cgroup.clone()),
                         container: Some(id),
                     };
                     owners.insert(id, Arc::new(owner));
@@ -49,7 +47,7 @@ impl OfflineNames {
         Self { store, owners }
     }
 
-    /// Returns `record` with more names.
+    /// Returns `record` with the names that it lacks.
     pub fn annotate(&mut self, record: &Record) -> Record {
         let mut named = record.clone();
         let local = LocalContext {
@@ -77,7 +75,7 @@ impl OfflineNames {
     }
 }
 
-/// Keeps the name of the capture, unless more is known of the same pod now.
+/// Restores the name in the capture, unless the objects have more about the same pod.
 fn complete(known: &End, found: &mut End) {
     let more_is_known = match (&known.pod, &found.pod) {
         (Some(known), Some(found)) => known.uid == found.uid && known.workload.is_none(),
@@ -140,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_names_its_pod_of_that_time() {
+    fn address_names_its_pod_of_that_time() {
         let objects = [
             pod("early", "10.0.0.1", 100, 'a'),
             pod("late", "10.0.0.2", 5_000_000_000, 'b'),
@@ -152,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_names_its_pod_whatever_the_address() {
+    fn container_names_its_pod_whatever_the_address() {
         let mut offline = OfflineNames::new([pod("host", "10.0.0.1", 100, 'a'), pod("other", "192.168.0.1", 100, 'c')]);
         let record = Record {
             container_id: ContainerId::new(&"a".repeat(64)),
@@ -170,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_the_capture_stay() {
+    fn names_in_the_capture_stay() {
         let captured = |uid: &str| {
             Some(Arc::new(Pod {
                 uid: uid.into(),
@@ -189,7 +187,7 @@ mod tests {
         let objects = [pod("one", "10.0.0.1", 100, 'a'), pod("two", "10.0.0.2", 100, 'b')];
         let mut offline = OfflineNames::new(objects);
         assert_eq!(names(&offline.annotate(&record)), expected([Some("captured"), None]));
-        // Of the same pod, the objects know the controller besides.
+        // The objects have the controller of the same pod.
         record.names.src.pod = captured("uid-of-one");
         assert_eq!(names(&offline.annotate(&record)), expected([Some("one"), None]));
     }

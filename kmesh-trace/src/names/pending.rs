@@ -1,24 +1,24 @@
 //! Records that wait for the first answer about their own pod. Pure.
 //!
-//! A record waits for 200 ms at most, and all records stay in their order. No pod can hold up the records of others: beyond
-//! its share of the queue, its own records no longer wait.
+//! A record waits for 200 ms at most, and all records stay in their order. No pod can delay the records of others:
+//! beyond its share of the queue, its own records no longer wait.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
 /// The longest wait of a record, ns.
 const MAX_WAIT_NS: u64 = 200_000_000;
-/// The number of records that may wait. Beyond it, the first one goes out with what is known.
+/// The number of records that may wait. Beyond it, the first one is emitted with the names that are known.
 const MAX_RECORDS: usize = 4096;
 /// The number of records that may wait for one answer.
 const MAX_RECORDS_EACH: usize = 512;
-/// How long it is remembered that nobody knew an answer, ns.
+/// How long a question without answer is remembered, ns.
 const FORGET_NS: u64 = 60_000_000_000;
 /// The number of questions that are remembered.
 const MAX_QUESTIONS: usize = 4096;
 
 #[derive(Debug)]
-struct Question {
+struct QuestionState {
     asked_ns: u64,
     /// The number of records that wait for the answer.
     records: usize,
@@ -34,24 +34,24 @@ struct Waiter<T, K> {
 
 /// The questions that are open, by what they ask for.
 #[derive(Debug)]
-pub struct Questions<K>(HashMap<K, Question>);
+pub struct Questions<K>(HashMap<K, QuestionState>);
 
 impl<K: Clone + Eq + Hash> Questions<K> {
-    /// Takes note of a question. Returns whether it is new, so that it is worth asking.
+    /// Records a question. Returns whether it is new, so that it is worth asking.
     pub fn ask(&mut self, question: &K, now_ns: u64) -> bool {
         if let Some(known) = self.0.get_mut(question) {
-            if now_ns.saturating_sub(known.asked_ns) < FORGET_NS {
-                return false;
+            let is_new = now_ns.saturating_sub(known.asked_ns) >= FORGET_NS;
+            if is_new {
+                known.asked_ns = now_ns;
             }
-            known.asked_ns = now_ns;
-            return true;
+            return is_new;
         }
         if self.0.len() >= MAX_QUESTIONS {
             self.0.retain(|_, known| known.records > 0);
         }
         if self.0.len() < MAX_QUESTIONS {
             let (asked_ns, records) = (now_ns, 0);
-            self.0.insert(question.clone(), Question { asked_ns, records });
+            self.0.insert(question.clone(), QuestionState { asked_ns, records });
         }
         true
     }
@@ -109,7 +109,7 @@ impl<T, K: Clone + Eq + Hash> Pending<T, K> {
             return None;
         }
         let first = queue.pop_front()?;
-        // A thread that has its turn late makes no record wait for its name.
+        // The delay of a thread that is scheduled late is no wait for a name.
         self.due_ns = self.due_ns.max(first.deadline_ns);
         let waited_ns = now_ns.min(self.due_ns).saturating_sub(first.pushed_ns);
         self.longest_wait_ns = self.longest_wait_ns.max(waited_ns);
@@ -124,7 +124,7 @@ impl<T, K: Clone + Eq + Hash> Pending<T, K> {
         self.queue.front().map(|first| (&first.record, first.deadline_ns))
     }
 
-    /// Returns the longest time that a record has waited for a name, its own or that of one before it, ns.
+    /// Returns the longest time that a record has waited for its own name or for that of an earlier record, ns.
     pub fn longest_wait_ns(&self) -> u64 {
         self.longest_wait_ns
     }
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_waits_for_its_answer_and_keeps_its_place() {
+    fn record_waits_for_its_answer_in_order() {
         let mut pending = Queue::default();
         push(&mut pending, 1, None, 0);
         assert!(push(&mut pending, 2, Some("a"), 0));
@@ -171,10 +171,14 @@ mod tests {
         assert_eq!(pop(&mut pending, 201 * MS, &["b"]), [5]);
         assert!(pending.is_empty());
         push(&mut pending, 6, Some("a"), 300 * MS);
-        assert_eq!(pop(&mut pending, 300 * MS, &[]), [6], "nobody knew it a moment ago");
+        assert_eq!(
+            pop(&mut pending, 300 * MS, &[]),
+            [6],
+            "there was no answer a moment ago"
+        );
         assert!(
             push(&mut pending, 7, Some("a"), FORGET_NS),
-            "a minute later it is asked again"
+            "asked again a minute later"
         );
     }
 
@@ -197,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_releases_its_records_at_once() {
+    fn answer_releases_its_records_at_once() {
         let mut pending = Queue::default();
         push(&mut pending, 1, Some("a"), 0);
         push(&mut pending, 2, Some("b"), 0);
@@ -206,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_with_many_records_does_not_hold_up_others() {
+    fn pod_with_many_records_does_not_delay_others() {
         let mut pending = Queue::default();
         let count = MAX_RECORDS_EACH as u32 + 10;
         (0..count).for_each(|number| _ = push(&mut pending, number, Some("a"), 0));
@@ -217,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_queue_and_the_questions_are_bounded() {
+    fn queue_and_questions_are_bounded() {
         let mut pending = Pending::<u64, u64>::default();
         for number in 0..MAX_RECORDS as u64 + 10 {
             pending.questions.ask(&(number / 100), 0);

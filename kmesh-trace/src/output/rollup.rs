@@ -6,7 +6,7 @@ use super::{Json, Sink, Stdout};
 use crate::config::Events;
 use crate::output::json::contract::RollupLine;
 use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
-use crate::rollup::{Rollup, Settings, Window};
+use crate::rollup::{Rollup, RollupSettings, Window};
 use crate::track::delta::Delta;
 
 /// The sink that writes a line for each group at the end of a window. It writes losses and summaries like [`Json`].
@@ -17,7 +17,7 @@ pub struct RollupJson {
 
 impl RollupJson {
     /// Returns a sink for a run that `info` describes.
-    pub fn new(settings: Settings, info: &RunInfo, out: Stdout) -> Self {
+    pub fn new(settings: RollupSettings, info: &RunInfo, out: Stdout) -> Self {
         Self {
             rollup: Rollup::new(settings),
             json: Json::new(Events::NONE, info, out),
@@ -73,9 +73,9 @@ mod tests {
     use std::time::Duration;
 
     fn lines(keys: &[Key], max_groups: usize, records: &[Record]) -> String {
-        let settings = Settings {
+        let settings = RollupSettings {
             by: By::new(keys),
-            interval: Duration::from_secs(5),
+            interval: Some(Duration::from_secs(5)),
             max_groups,
         };
         let out = testing::Shared::default();
@@ -111,6 +111,21 @@ mod tests {
                 &[Key::Service, Key::Process][..],
                 testing::in_pods(),
                 r#""group":{"direction":"inbound","src":{},"dst":{},"service":{"name":"productpage","namespace":"echo-1-27855","host":"productpage.echo-1-27855.svc.cluster.local"},"process":{"comm":"python3"}}"#,
+            ),
+            (
+                &[Key::Pid],
+                testing::example(),
+                r#""group":{"direction":"inbound","src":{},"dst":{},"process":{"pid":4711}}"#,
+            ),
+            (
+                &[Key::Pid, Key::Process],
+                testing::example(),
+                r#""process":{"comm":"python3","pid":4711}}"#,
+            ),
+            (
+                &[Key::Pid],
+                testing::refused(),
+                r#""process":null}"#,
             ),
             (
                 &[Key::Service],

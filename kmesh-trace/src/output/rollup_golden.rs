@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{RollupJson, Sink, Stdout, testing};
 use crate::capture::parse::{Line, Parser};
 use crate::record::{Record, WallTime};
-use crate::rollup::{By, Key, Settings};
+use crate::rollup::{By, Key, RollupSettings};
 use crate::track::delta::Deltas;
 
 /// Output of `-o json --events open,update,close` on a node with a web server, its clients, a closed port and a port
@@ -27,9 +27,9 @@ fn records() -> Vec<Record> {
 
 /// Returns the rollups of the records, with a watermark before each `every`th record.
 fn rolled_up(records: &[Record], every: usize) -> String {
-    let settings = Settings {
+    let settings = RollupSettings {
         by: By::new(&[Key::Port, Key::Process]),
-        interval: Duration::from_secs(1),
+        interval: Some(Duration::from_secs(1)),
         max_groups: 10_000,
     };
     let out = testing::Shared::default();

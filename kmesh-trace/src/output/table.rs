@@ -1,108 +1,145 @@
 //! `-o table`: what groups of connections do, window by window.
 //!
-//! On a terminal, [`Feed`] hands each window to [`super::term`]'s thread and takes what its keys ask for; otherwise
-//! [`Blocks`] prints it. Neither ever waits for a person.
+//! On a terminal, [`TuiTable`] adds each window to the [`History`](history::History), which the thread of [`super::term`]
+//! shows. Otherwise [`TextTable`] prints it. Neither waits for the user.
 
 mod columns;
 mod header;
+mod help;
+pub mod history;
+mod prompt;
+mod quiet;
 #[cfg(test)]
 mod tests;
 mod text;
-mod units;
+pub(super) mod units;
 pub mod view;
 
 use std::io::{self, Write};
 use std::sync::mpsc::Receiver;
 
 use super::{Sink, Stdout};
+use crate::config::RollupConfig;
 use crate::filter::Filter;
 use crate::output::NameSourceStatus;
-use crate::record::rfc3339::Rfc3339;
 use crate::record::{ConnId, Lost, Record, RunInfo, WallTime};
-use crate::rollup::{Rollup, Row, Settings, Sort, Window};
+use crate::rollup::{By, Key, Rollup, Row, Sort, Window};
 use crate::track::delta::Delta;
-use columns::{Change, Layout, PLAIN_WIDTH, Shown};
-use view::{Ask, compared};
+use columns::{Layout, PLAIN_WIDTH, ShownRow};
+use history::SharedHistory;
+use quiet::{KnownGroups, RowRef, TableRow};
+use view::UiCommand;
 
-/// Connections that are told of one by one in a window, for who looks at those of a group.
-const CONNECTIONS: usize = 5_000;
+/// The maximum number of connections of a window that are listed for the page of a group.
+const MAX_CONNECTIONS: usize = 5_000;
 
-/// A window, and what the header says besides.
-#[derive(Clone, Debug)]
-pub struct Told {
-    /// The window.
-    pub window: Window,
-    /// The node's name.
-    pub node: String,
-    /// Where names come from.
-    pub names: String,
-    /// Since the first window began, ns.
-    pub elapsed_ns: u64,
-    /// Since the start.
-    pub lost_records: u64,
+/// The time that rates refer to.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    pub from: WallTime,
+    pub until: WallTime,
+    /// Whether tracing began or ended within the window.
+    pub is_partial: bool,
 }
 
-/// What of a table outlives its windows.
-#[derive(Debug)]
-struct Course {
-    node: String,
-    began: Option<WallTime>,
-    lost_records: u64,
-    names: NameSourceStatus,
-}
-
-impl Course {
-    fn new(info: &RunInfo, names: &NameSourceStatus) -> Self {
+impl Span {
+    fn of(window: &Window) -> Self {
         Self {
-            node: info.node.clone(),
-            began: None,
-            lost_records: 0,
-            names: names.clone(),
+            from: window.covered_from,
+            until: window.covered_until,
+            is_partial: window.is_partial(),
         }
     }
 
-    fn tell(&mut self, window: Window) -> Told {
-        let began = *self.began.get_or_insert(window.start);
-        Told {
-            elapsed_ns: window.end().0.saturating_sub(began.0).try_into().unwrap_or(0),
-            window,
+    fn covered_ns(&self) -> u64 {
+        self.until.0.saturating_sub(self.from.0).try_into().unwrap_or(0)
+    }
+}
+
+/// A window as the table shows it.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// The number of the frame in the run.
+    number: u64,
+    span: Span,
+    rows: Vec<TableRow>,
+    /// The connections of the window, for the pages of groups.
+    connections: Vec<Row>,
+    node: String,
+    /// The text about the name sources.
+    names: String,
+    /// The time since tracing began, ns.
+    elapsed_ns: u64,
+    /// The number of records lost since tracing began.
+    lost_records: u64,
+}
+
+impl Frame {
+    /// Returns the number of all rows.
+    fn len(&self) -> usize {
+        self.rows.len() + self.connections.len()
+    }
+}
+
+/// The state of a table that spans its windows.
+#[derive(Debug)]
+struct Session {
+    node: String,
+    names: NameSourceStatus,
+    /// The first instant that was traced.
+    began: Option<WallTime>,
+    lost_records: u64,
+    groups: KnownGroups,
+}
+
+impl Session {
+    fn new(info: &RunInfo, names: &NameSourceStatus) -> Self {
+        Self {
+            node: info.node.clone(),
+            names: names.clone(),
+            began: None,
+            lost_records: 0,
+            groups: KnownGroups::default(),
+        }
+    }
+
+    fn frame(&mut self, window: Window) -> Frame {
+        let span = Span::of(&window);
+        let began = *self.began.get_or_insert(span.from);
+        Frame {
+            number: 0,
+            span,
+            rows: self.groups.add(window.rows),
+            connections: window.connections,
             node: self.node.clone(),
             names: self.names.text(),
+            elapsed_ns: span.until.0.saturating_sub(began.0).try_into().unwrap_or(0),
             lost_records: self.lost_records,
         }
     }
 }
 
-/// The table without a terminal: a block of lines a window, the same for the same records.
-pub struct Blocks {
+/// The table without a terminal: one block of lines per window.
+pub struct TextTable {
     rollup: Rollup,
-    course: Course,
+    session: Session,
     sort: Sort,
-    top: usize,
+    max_rows: usize,
+    layout: Layout,
     color: bool,
-    before: Vec<Row>,
     out: Stdout,
 }
 
-impl Blocks {
-    /// Blocks of at most `top` rows.
-    pub fn new(
-        settings: Settings,
-        sort: Sort,
-        top: Option<usize>,
-        color: bool,
-        info: &RunInfo,
-        names: &NameSourceStatus,
-        out: Stdout,
-    ) -> Self {
+impl TextTable {
+    pub fn new(config: &RollupConfig, color: bool, info: &RunInfo, names: &NameSourceStatus, out: Stdout) -> Self {
         Self {
-            rollup: Rollup::new(settings),
-            course: Course::new(info, names),
-            out,
-            sort,
-            top: top.unwrap_or(usize::MAX),
+            rollup: Rollup::new(config.settings),
+            session: Session::new(info, names),
+            sort: config.sort,
+            max_rows: config.top.unwrap_or(usize::MAX),
+            layout: layout(PLAIN_WIDTH, config.settings.by),
             color,
-            before: Vec::new(),
+            out,
         }
     }
 
@@ -111,44 +148,29 @@ impl Blocks {
     }
 
     fn print_block(&mut self, window: Window) -> io::Result<()> {
-        if window.rows.is_empty() && self.before.is_empty() {
+        let frame = self.session.frame(window);
+        if frame.rows.is_empty() {
             return Ok(());
         }
-        let told = self.course.tell(window);
         let text = self.out.text();
-        writeln!(
-            text,
-            "{} {}",
-            Rfc3339::new(told.window.start).date(),
-            header::first(&told, PLAIN_WIDTH)
-        )?;
-        let mut rows = compared(&told.window.rows, &self.before);
-        rows.sort_by(|(one, change), (two, other)| {
-            let gone = |change: &Change| *change == Change::Gone;
-            gone(change)
-                .cmp(&gone(other))
-                .then_with(|| columns::order(one, two, self.sort))
-        });
-        let shown: Vec<_> = rows
-            .iter()
-            .take(self.top)
-            .map(|&(row, change)| Shown {
-                row,
-                change,
-                selected: false,
-                window_ns: told.window.length_ns,
-            })
-            .collect();
-        for line in Layout::new(PLAIN_WIDTH).lines(&shown, self.sort, self.color) {
+        writeln!(text, "{}", header::dated_line(&frame, PLAIN_WIDTH))?;
+        let mut rows: Vec<RowRef<'_>> = frame.rows.iter().map(RowRef::from).collect();
+        rows.sort_by(|&one, &two| columns::order(one, two, self.sort));
+        rows.truncate(self.max_rows);
+        let shown: Vec<_> = rows.into_iter().map(|row| ShownRow::new(row, &frame.span)).collect();
+        for line in self.layout.lines(&shown, self.sort, self.color) {
             writeln!(text, "{}", line.trim_end())?;
         }
         writeln!(text)?;
-        self.before = told.window.rows;
         self.out.appended()
     }
 }
 
-impl Sink for Blocks {
+fn layout(width: usize, by: By) -> Layout {
+    Layout::new(width, by.has(Key::Outcome))
+}
+
+impl Sink for TextTable {
     fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()> {
         let windows = self.rollup.take(record, delta);
         self.print(windows)
@@ -158,8 +180,8 @@ impl Sink for Blocks {
         true
     }
 
-    fn filtered_close(&mut self, id: ConnId) {
-        self.rollup.filtered_close(id);
+    fn exclude(&mut self, id: ConnId) {
+        self.rollup.exclude(id);
     }
 
     fn watermark(&mut self, until: WallTime) -> io::Result<()> {
@@ -169,7 +191,7 @@ impl Sink for Blocks {
 
     fn lost(&mut self, lost: &Lost) -> io::Result<()> {
         self.rollup.lost(lost.lost_records);
-        self.course.lost_records = lost.lost_records_total;
+        self.session.lost_records = lost.lost_records_total;
         Ok(())
     }
 
@@ -178,62 +200,73 @@ impl Sink for Blocks {
     }
 }
 
-/// Where windows go that a person looks at.
+/// Draws the history of a table.
 pub trait Screen: Send {
-    /// Shows this one from now on. Does not wait.
-    fn show(&mut self, told: Told);
+    /// Draws the history anew, because it has changed. Does not wait.
+    fn refresh(&mut self);
 }
 
 /// The table on a terminal.
-pub struct Feed {
+pub struct TuiTable {
     rollup: Rollup,
-    course: Course,
-    /// What was typed at the prompt.
+    session: Session,
+    /// The filter that the user typed at the prompt.
     filter: Filter,
-    asks: Receiver<Ask>,
+    history: SharedHistory,
+    commands: Receiver<UiCommand>,
     screen: Box<dyn Screen>,
 }
 
-impl Feed {
-    /// Feeds `screen`, and does what it asks for.
+impl TuiTable {
+    /// Returns the sink that fills `history`, which `screen` shows, and follows the commands of the user.
     pub fn new(
-        settings: Settings,
+        config: &RollupConfig,
         info: &RunInfo,
         names: &NameSourceStatus,
-        asks: Receiver<Ask>,
+        history: SharedHistory,
+        commands: Receiver<UiCommand>,
         screen: Box<dyn Screen>,
     ) -> Self {
         Self {
-            rollup: Rollup::new(settings).with_connections(CONNECTIONS),
-            course: Course::new(info, names),
+            rollup: Rollup::new(config.settings).with_connections(MAX_CONNECTIONS),
+            session: Session::new(info, names),
             filter: Filter::default(),
-            asks,
+            history,
+            commands,
             screen,
         }
     }
 
     fn show(&mut self, windows: Vec<Window>) {
-        for window in windows {
-            self.screen.show(self.course.tell(window));
+        if windows.is_empty() {
+            return;
         }
+        for window in windows {
+            self.history.lock().add_to_totals(&window);
+            let frame = self.session.frame(window);
+            self.history.lock().push(frame);
+        }
+        self.screen.refresh();
     }
 
-    fn obey(&mut self) {
-        for ask in self.asks.try_iter() {
-            match ask {
-                Ask::Regroup(by) => self.rollup.regroup(by),
-                Ask::Filter(filter) => {
+    fn follow_commands(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                UiCommand::Regroup(by) => self.rollup.regroup(by),
+                UiCommand::Filter(filter) => {
                     self.filter = *filter;
                     self.rollup.restart();
                 }
-                // These are the screen's own.
-                Ask::Quit | Ask::Suspend => {}
+                // The screen's thread handles these itself.
+                UiCommand::Quit | UiCommand::Suspend => continue,
             }
+            self.session.groups.clear();
+            self.history.lock().clear();
         }
     }
 }
 
-impl Sink for Feed {
+impl Sink for TuiTable {
     fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()> {
         let windows = self.rollup.take_if(record, delta, |record| self.filter.passes(record));
         self.show(windows);
@@ -244,20 +277,26 @@ impl Sink for Feed {
         true
     }
 
-    fn filtered_close(&mut self, id: ConnId) {
-        self.rollup.filtered_close(id);
+    fn exclude(&mut self, id: ConnId) {
+        self.rollup.exclude(id);
     }
 
     fn watermark(&mut self, until: WallTime) -> io::Result<()> {
         let windows = self.rollup.watermark(until);
         self.show(windows);
-        self.obey();
+        self.follow_commands();
         Ok(())
     }
 
     fn lost(&mut self, lost: &Lost) -> io::Result<()> {
         self.rollup.lost(lost.lost_records);
-        self.course.lost_records = lost.lost_records_total;
+        self.session.lost_records = lost.lost_records_total;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.history.lock().complete();
+        self.screen.refresh();
         Ok(())
     }
 }

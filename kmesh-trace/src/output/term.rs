@@ -1,21 +1,21 @@
-//! The terminal that a table is drawn on: keys, the alternate screen, and the way back out of it.
+//! The terminal of the table: keys, the alternate screen, and the way back.
 //!
-//! Two threads of their own, so that neither a person nor a slow line holds anything up: one waits for keys, one draws.
-//! The newest window replaces one that has not been drawn yet. Whatever ends the program, [`leave`] is called before: when
-//! the drawing ends, by the hook of panics, and by [`crate::session::live`] before it exits at once.
+//! Two threads keep a slow user or a slow line from delaying anything else: one waits for keys, one draws. [`leave`] restores
+//! the terminal before the program ends: when the drawing ends, in the panic hook, and before [`crate::session::live`] exits
+//! at once.
 
-mod jobs;
+mod job_control;
 
-pub use jobs::Jobs;
+pub use job_control::JobControl;
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossterm::event::{self, Event, KeyEvent, KeyEventKind};
 use crossterm::style::Print;
@@ -26,128 +26,148 @@ use crossterm::{cursor, execute, queue};
 
 use crate::blocking_io::Blocking;
 
-use super::table::view::{Ask, Begin, View};
-use super::table::{Screen, Told};
+use super::table::Screen;
+use super::table::history::SharedHistory;
+use super::table::view::{UiCommand, View, ViewOptions};
 
-/// Keys and the like that wait for a terminal that is slow.
-const WAITING: usize = 256;
-/// How long the end waits for a terminal that does not read.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// What is said meanwhile and kept, to be said afterwards.
-const NOTES: usize = 64;
+/// The maximum number of keys and other messages that wait for a slow terminal.
+const MAX_MESSAGES: usize = 256;
+/// The time that the end of the run waits for a terminal that does not read.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The maximum number of messages that are deferred until the table closes.
+const MAX_DEFERRED: usize = 64;
+/// The time for which the last line shows a message in place of the keys.
+const NOTICE_TIME: Duration = Duration::from_secs(5);
 
-/// Whether the terminal is ours.
-static ENTERED: AtomicBool = AtomicBool::new(false);
-/// What is said while the screen hides standard error; none while it does not.
-static HELD: Mutex<Option<VecDeque<String>>> = Mutex::new(None);
+/// Whether the terminal shows the table.
+static IS_ENTERED: AtomicBool = AtomicBool::new(false);
+/// The messages for standard error while the table is on screen. `None` while it is not.
+static DEFERRED: Mutex<Option<Deferred>> = Mutex::new(None);
 
-/// What the drawing thread is told.
-#[derive(Debug)]
-enum Message {
-    /// There is a window to show.
-    News,
-    Key(KeyEvent),
-    Resized(u16, u16),
-    /// Stop the program.
-    Suspend,
-    /// It runs again.
-    Resumed,
-    /// Leave, and say so.
-    Over(Sender<()>),
+#[derive(Debug, Default)]
+struct Deferred {
+    texts: VecDeque<String>,
+    /// The latest message, until the screen shows it.
+    notice: Option<String>,
 }
 
-/// A word with the drawing thread for whoever listens for signals.
+/// Wakes the drawing thread.
+static WAKE: Mutex<Option<SyncSender<Message>>> = Mutex::new(None);
+
+/// A message to the drawing thread.
+#[derive(Debug)]
+enum Message {
+    /// The history has changed, or there is a notice.
+    Refresh,
+    Key(KeyEvent),
+    Resized(u16, u16),
+    /// Give the terminal back and stop the process.
+    Suspend,
+    /// The process was resumed.
+    Resumed,
+    /// Give the terminal back and confirm it.
+    Shutdown(Sender<()>),
+}
+
+/// Tells the drawing thread about signals.
 #[derive(Clone, Debug)]
-pub struct Handle {
+pub struct SignalHandle {
     messages: SyncSender<Message>,
 }
 
-impl Handle {
-    /// SIGTSTP: gives the terminal back, and stops until SIGCONT.
+impl SignalHandle {
+    /// SIGTSTP: gives the terminal back, and stops the process until SIGCONT.
     pub fn suspend(&self) {
-        // Full: the terminal does not read, and there is nothing on it to be restored.
+        // If the queue is full, the terminal does not read, and nothing of the table is on it.
         _ = self.messages.try_send(Message::Suspend);
     }
 
-    /// SIGCONT: whoever had the terminal meanwhile may have left anything on it.
+    /// SIGCONT: draws everything anew, because another program may have used the terminal.
     pub fn resumed(&self) {
         _ = self.messages.try_send(Message::Resumed);
     }
 }
 
-/// The newest window that is not drawn yet.
-type Slot = Arc<Mutex<Option<Told>>>;
-
-/// The writer's side.
-struct Sheet {
-    slot: Slot,
+/// The sink's handle of the screen. Dropping it gives the terminal back.
+struct ScreenHandle {
     messages: SyncSender<Message>,
 }
 
-impl Screen for Sheet {
-    fn show(&mut self, told: Told) {
-        *lock(&self.slot) = Some(told);
-        // Full: whatever is in there makes it look.
-        _ = self.messages.try_send(Message::News);
+impl Screen for ScreenHandle {
+    fn refresh(&mut self) {
+        // If the queue is full, another message in it makes the thread draw.
+        _ = self.messages.try_send(Message::Refresh);
     }
 }
 
-impl Drop for Sheet {
+impl Drop for ScreenHandle {
     fn drop(&mut self) {
-        let (left, over) = channel();
-        if self.messages.try_send(Message::Over(left)).is_ok() {
-            _ = over.recv_timeout(PATIENCE);
+        let (left, confirmation) = channel();
+        if self.messages.try_send(Message::Shutdown(left)).is_ok() {
+            _ = confirmation.recv_timeout(LEAVE_TIMEOUT);
         }
         leave();
     }
 }
 
-/// Takes the terminal. What is to be shown goes to the first, what is asked for comes out of the second; `quit` is called when
-/// a person wants an end.
-pub fn start(begin: Begin, quit: impl Fn() + Send + 'static) -> io::Result<(Box<dyn Screen>, Receiver<Ask>, Handle)> {
-    let before = panic::take_hook();
+/// A terminal that shows the table.
+pub struct TableScreen {
+    pub screen: Box<dyn Screen>,
+    /// The commands of the user, except those to quit and to suspend.
+    pub commands: Receiver<UiCommand>,
+    pub signals: SignalHandle,
+}
+
+/// Shows `history` on the terminal. `quit` is called when the user quits.
+pub fn start(
+    options: ViewOptions,
+    history: SharedHistory,
+    quit: impl Fn() + Send + 'static,
+) -> io::Result<TableScreen> {
+    let hook = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         leave();
-        before(info);
+        hook(info);
     }));
     enter()?;
-    let (messages, told) = sync_channel(WAITING);
-    let (asks, asked) = channel();
-    let slot = Slot::default();
-    let view = View::new(begin, terminal::size().unwrap_or((0, 0)));
+    let (messages, received) = sync_channel(MAX_MESSAGES);
+    let (commands, sent_commands) = channel();
+    *lock(&WAKE) = Some(messages.clone());
     let drawing = Drawing {
-        view,
+        view: View::new(options, history, terminal::size().unwrap_or((0, 0))),
         drawn: Drawn::default(),
-        slot: Arc::clone(&slot),
-        asks,
+        commands,
+        notice_until: None,
+        is_quitting: false,
     };
     thread::Builder::new().name("keys".to_owned()).spawn({
         let messages = messages.clone();
-        move || listen(&messages)
+        move || forward_events(&messages)
     })?;
     thread::Builder::new().name("screen".to_owned()).spawn(move || {
-        // Without a screen, whether it is gone or its thread panicked, nobody could end the program by a key.
-        let _quit = Finally(&quit);
-        _ = drawing.run(&told, &mut Blocking(io::stdout()), &quit);
+        // If the thread ends early, even by a panic, no key could end the program any more.
+        let _quit = CallOnDrop(&quit);
+        _ = drawing.run(&received, &mut Blocking(io::stdout()), &quit);
     })?;
-    let sheet = Sheet {
-        slot,
-        messages: messages.clone(),
-    };
-    Ok((Box::new(sheet), asked, Handle { messages }))
+    Ok(TableScreen {
+        screen: Box::new(ScreenHandle {
+            messages: messages.clone(),
+        }),
+        commands: sent_commands,
+        signals: SignalHandle { messages },
+    })
 }
 
-/// Calls this however its scope is left.
-struct Finally<'a, F: Fn()>(&'a F);
+struct CallOnDrop<'a, F: Fn()>(&'a F);
 
-impl<F: Fn()> Drop for Finally<'_, F> {
+impl<F: Fn()> Drop for CallOnDrop<'_, F> {
     fn drop(&mut self) {
         self.0();
     }
 }
 
-/// Sends on what is typed.
-fn listen(messages: &SyncSender<Message>) {
+/// Forwards keys and changes of the size.
+fn forward_events(messages: &SyncSender<Message>) {
     while let Ok(event) = event::read() {
         let message = match event {
             Event::Key(key) if key.kind != KeyEventKind::Release => Message::Key(key),
@@ -160,99 +180,136 @@ fn listen(messages: &SyncSender<Message>) {
     }
 }
 
-/// The drawing thread's state.
+/// The state of the drawing thread.
 struct Drawing {
     view: View,
     drawn: Drawn,
-    slot: Slot,
-    asks: Sender<Ask>,
+    commands: Sender<UiCommand>,
+    /// The end of the time for which a notice is shown.
+    notice_until: Option<Instant>,
+    /// Whether the user has quit. The window that was on the screen then stays there.
+    is_quitting: bool,
 }
 
 impl Drawing {
     fn run(mut self, messages: &Receiver<Message>, out: &mut impl Write, quit: &impl Fn()) -> io::Result<()> {
         self.draw(out)?;
-        while let Ok(message) = messages.recv() {
-            // All that waits is dealt with before anything is drawn.
+        while let Some(message) = self.next(messages) {
+            // All waiting messages are handled before the screen is drawn.
             for message in std::iter::once(message).chain(messages.try_iter()) {
                 match message {
-                    Message::News => {}
+                    Message::Refresh => {}
                     Message::Key(key) => match self.view.key(key) {
                         None => {}
-                        Some(Ask::Quit) => quit(),
-                        // As the terminal itself does it: to all of the job, us included.
-                        Some(Ask::Suspend) => jobs::stop_all(),
-                        // Nobody obeys any more once the end has begun.
-                        Some(ask) => _ = self.asks.send(ask),
+                        Some(UiCommand::Quit) => {
+                            self.is_quitting = true;
+                            quit();
+                        }
+                        // Like the terminal itself, this stops the whole job.
+                        Some(UiCommand::Suspend) => job_control::stop_job(),
+                        // Sending fails after the end of the run.
+                        Some(command) => _ = self.commands.send(command),
                     },
                     Message::Resized(columns, lines) => {
                         self.view.resize((columns, lines));
-                        self.drawn.forget();
+                        self.drawn.invalidate();
                     }
                     Message::Suspend => {
                         leave();
-                        jobs::stop_this();
-                        self.again()?;
+                        job_control::stop_process();
+                        self.enter_again()?;
                     }
                     Message::Resumed => {
                         _ = terminal::disable_raw_mode();
-                        self.again()?;
+                        self.enter_again()?;
                     }
-                    Message::Over(left) => {
-                        leave();
+                    Message::Shutdown(left) => {
+                        self.refresh();
+                        close(&self.view.final_lines());
                         _ = left.send(());
                         return Ok(());
                     }
                 }
             }
-            if let Some(told) = lock(&self.slot).take() {
-                self.view.window(Arc::new(told));
-            }
-            self.view
-                .note(lock(&HELD).as_ref().and_then(|held| held.back().cloned()));
+            self.refresh();
+            self.update_notice();
             self.draw(out)?;
         }
         Ok(())
     }
 
-    fn again(&mut self) -> io::Result<()> {
+    /// Returns the next message. A notice whose time is over counts as a message.
+    fn next(&self, messages: &Receiver<Message>) -> Option<Message> {
+        let Some(until) = self.notice_until else {
+            return messages.recv().ok();
+        };
+        match messages.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Timeout) => Some(Message::Refresh),
+            Err(RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    fn refresh(&mut self) {
+        if !self.is_quitting {
+            self.view.refresh();
+        }
+    }
+
+    fn update_notice(&mut self) {
+        let now = Instant::now();
+        let deferred = lock(&DEFERRED).as_mut().and_then(|deferred| deferred.notice.take());
+        if deferred.is_some() {
+            self.view.set_notice(deferred);
+            self.notice_until = None;
+        }
+        if !self.view.has_notice() {
+            self.notice_until = None;
+        } else if *self.notice_until.get_or_insert(now + NOTICE_TIME) <= now {
+            self.view.set_notice(None);
+            self.notice_until = None;
+        }
+    }
+
+    fn enter_again(&mut self) -> io::Result<()> {
         enter()?;
         self.view.resize(terminal::size().unwrap_or((0, 0)));
-        self.drawn.forget();
+        self.drawn.invalidate();
         Ok(())
     }
 
     fn draw(&mut self, out: &mut impl Write) -> io::Result<()> {
-        let bytes = self.drawn.change(self.view.lines());
+        let bytes = self.drawn.update(self.view.lines());
         out.write_all(&bytes)?;
         out.flush()
     }
 }
 
-/// What stands on the screen.
+/// The lines on the screen.
 #[derive(Debug, Default)]
 struct Drawn {
     lines: Vec<String>,
-    /// Nothing is known of what stands there.
-    fresh: bool,
+    /// Whether the content of the screen is unknown.
+    is_invalid: bool,
 }
 
 impl Drawn {
-    fn forget(&mut self) {
+    fn invalidate(&mut self) {
         self.lines.clear();
-        self.fresh = true;
+        self.is_invalid = true;
     }
 
-    /// The bytes that make the screen show these lines: of lines that stand there already, none.
-    fn change(&mut self, lines: Vec<String>) -> Vec<u8> {
+    /// Returns the bytes that draw `lines`. Lines that are on the screen already need no bytes.
+    fn update(&mut self, lines: Vec<String>) -> Vec<u8> {
         let mut bytes = Vec::new();
-        if std::mem::take(&mut self.fresh) {
-            kept(queue!(bytes, Clear(ClearType::All)));
+        if std::mem::take(&mut self.is_invalid) {
+            expect_written(queue!(bytes, Clear(ClearType::All)));
         }
         for (at, line) in (0_u16..).zip(&lines) {
             if self.lines.get(usize::from(at)) != Some(line) {
-                // First cleared: behind a line as wide as the screen the cursor stands on its last character.
+                // Clears first: after a line of the full width, the cursor is on its last character.
                 let clear = Clear(ClearType::UntilNewLine);
-                kept(queue!(bytes, cursor::MoveTo(0, at), clear, Print(line)));
+                expect_written(queue!(bytes, cursor::MoveTo(0, at), clear, Print(line)));
             }
         }
         self.lines = lines;
@@ -260,15 +317,15 @@ impl Drawn {
     }
 }
 
-fn kept(written: io::Result<()>) {
-    debug_assert!(written.is_ok(), "memory takes all");
+fn expect_written(written: io::Result<()>) {
+    debug_assert!(written.is_ok(), "writing to a Vec cannot fail");
 }
 
-/// Takes the terminal: keys as they are pressed, a screen of its own, no cursor.
+/// Enters raw mode and the alternate screen, and hides the cursor.
 fn enter() -> io::Result<()> {
     terminal::enable_raw_mode()?;
-    ENTERED.store(true, Ordering::Release);
-    lock(&HELD).get_or_insert_default();
+    IS_ENTERED.store(true, Ordering::Release);
+    lock(&DEFERRED).get_or_insert_default();
     execute!(
         Blocking(io::stdout()),
         EnterAlternateScreen,
@@ -277,12 +334,17 @@ fn enter() -> io::Result<()> {
     )
 }
 
-/// Gives the terminal back as it was, if it was taken, and says what was held back.
+/// Restores the terminal if it was entered, and prints the deferred messages.
 pub fn leave() {
-    if !ENTERED.swap(false, Ordering::AcqRel) {
+    close(&[]);
+}
+
+/// Restores the terminal, and prints `lines` and the deferred messages on it.
+fn close(lines: &[String]) {
+    if !IS_ENTERED.swap(false, Ordering::AcqRel) {
         return;
     }
-    // Each as well as it goes: there may be nobody there any more.
+    // The terminal may be gone, so errors are ignored.
     _ = execute!(
         Blocking(io::stdout()),
         cursor::Show,
@@ -290,27 +352,36 @@ pub fn leave() {
         LeaveAlternateScreen
     );
     _ = terminal::disable_raw_mode();
-    let held = lock(&HELD).take().unwrap_or_default();
-    for text in held {
+    for line in lines {
+        _ = writeln!(Blocking(io::stdout()), "{}", line.trim_end());
+    }
+    let deferred = lock(&DEFERRED).take().unwrap_or_default();
+    for text in deferred.texts {
         _ = writeln!(Blocking(io::stderr()), "kmesh-trace: {text}");
     }
 }
 
-/// Keeps what is to be said on standard error until the screen is gone, if it is there. False: say it now.
+/// Stores a message for standard error until the table closes, and shows it on the last line meanwhile. Returns `false` if
+/// there is no table on the screen.
 pub fn defer(text: &str) -> bool {
-    match &mut *lock(&HELD) {
-        None => false,
-        Some(held) => {
-            if held.len() == NOTES {
-                held.pop_front();
+    match &mut *lock(&DEFERRED) {
+        None => return false,
+        Some(deferred) => {
+            if deferred.texts.len() == MAX_DEFERRED {
+                deferred.texts.pop_front();
             }
-            held.push_back(text.to_owned());
-            true
+            deferred.texts.push_back(text.to_owned());
+            deferred.notice = Some(text.to_owned());
         }
     }
+    if let Some(wake) = &*lock(&WAKE) {
+        // If the queue is full, another message in it makes the thread draw.
+        _ = wake.try_send(Message::Refresh);
+    }
+    true
 }
 
-/// A thread that panicked has left nothing half done in these.
+/// Locks a mutex. No thread can panic in the middle of a change of these values.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -320,19 +391,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_changed_is_sent() {
+    fn only_changed_lines_are_written() {
         let lines = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
         let mut drawn = Drawn::default();
-        let first = drawn.change(lines(&["one", "two", "three"]));
+        let first = drawn.update(lines(&["one", "two", "three"]));
         assert_eq!(
             String::from_utf8(first).unwrap(),
             "\x1b[1;1H\x1b[Kone\x1b[2;1H\x1b[Ktwo\x1b[3;1H\x1b[Kthree"
         );
-        assert_eq!(drawn.change(lines(&["one", "two", "three"])), b"");
-        let second = drawn.change(lines(&["one", "2", "three"]));
+        assert_eq!(drawn.update(lines(&["one", "two", "three"])), b"");
+        let second = drawn.update(lines(&["one", "2", "three"]));
         assert_eq!(String::from_utf8(second).unwrap(), "\x1b[2;1H\x1b[K2");
-        drawn.forget();
-        let all = String::from_utf8(drawn.change(lines(&["one"]))).unwrap();
+        drawn.invalidate();
+        let all = String::from_utf8(drawn.update(lines(&["one"]))).unwrap();
         assert_eq!(all, "\x1b[2J\x1b[1;1H\x1b[Kone");
     }
 }

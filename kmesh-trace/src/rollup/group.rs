@@ -1,4 +1,4 @@
-//! What connections are grouped by.
+//! The keys and groups of connections.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -7,34 +7,36 @@ use clap::ValueEnum;
 
 use crate::record::{Comm, ConnId, Direction, End, Outcome, Record, Service, Workload};
 
-/// One of the facts that `--by` names.
+/// A key of `--by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Key {
-    /// Both ends' workloads. Where a pod's is not known the pod stands for it, where there is no pod the node whose address
-    /// it is, else the address.
+    /// The workloads of both ends. An end without a workload is grouped by its pod, else by the node that has its address,
+    /// else by its address.
     Workload,
-    /// The Service that was called. Where there is none the server's end stands for it, as for `workload`.
+    /// The Service that the client called. Without a Service, the server's end is grouped as by `workload`.
     Service,
-    /// Both ends' pods; where there is none, as for `workload`.
+    /// The pods of both ends. An end without a pod is grouped as by `workload`.
     Pod,
-    /// Both ends' namespaces; nothing stands for one that is not known.
+    /// The namespaces of both ends.
     Namespace,
-    /// Both ends' nodes; nothing stands for one that is not known.
+    /// The nodes of both ends.
     Node,
-    /// The name of the process that the socket belongs to.
+    /// The name of the process that owns the socket.
     Process,
-    /// Both ends' addresses.
+    /// The ID of the process that owns the socket.
+    Pid,
+    /// The addresses of both ends.
     Ip,
     /// The server's port.
     Port,
-    /// How it ended; nothing while it has not.
+    /// How the connection ended.
     Outcome,
-    /// Each connection on its own.
+    /// Each connection separately.
     Connection,
 }
 
 impl Key {
-    /// As it is typed.
+    /// Returns the name that a user types.
     pub fn name(self) -> String {
         self.to_possible_value()
             .map_or_else(String::new, |value| value.get_name().to_owned())
@@ -46,129 +48,123 @@ impl Key {
 pub struct By(u16);
 
 impl By {
-    /// These keys, each once; their order does not matter.
+    /// Returns the set of these keys.
     pub fn new(keys: &[Key]) -> Self {
         Self(keys.iter().fold(0, |all, &key| all | 1 << key as u16))
     }
 
-    /// Whether `key` is among them.
     pub fn has(self, key: Key) -> bool {
         self.0 & (1 << key as u16) != 0
     }
 
-    /// The group of `record`.
+    /// Returns the group of `record`.
     pub fn group(self, record: &Record) -> Group {
         let (mut src, mut dst) = (GroupEnd::default(), GroupEnd::default());
         let names = &record.names;
         let ends = [(&mut src, &names.src, record.src), (&mut dst, &names.dst, record.dst)];
-        for (place, end, address) in ends {
-            self.place(place, end, address);
+        for (group_end, end, address) in ends {
+            self.set_end(group_end, end, address);
         }
-        let called = names.service.as_ref().map(|called| &called.service);
-        if self.has(Key::Service) && called.is_none() {
-            dst.stand_in_for_workload(&names.dst, record.dst);
+        let service = names.service.as_ref().map(|found| &found.service);
+        if self.has(Key::Service) && service.is_none() {
+            dst.set_workload(&names.dst, record.dst);
         }
         if self.has(Key::Port) {
             dst.port = Some(record.dst.port());
         }
+        let process = record.process.as_ref();
         Group {
             direction: Some(record.direction),
             src,
             dst,
-            service: self.has(Key::Service).then(|| called.cloned()),
-            process: self
-                .has(Key::Process)
-                .then(|| record.process.as_ref().map(|process| process.comm)),
+            service: self.has(Key::Service).then(|| service.cloned()),
+            process: self.has(Key::Process).then(|| process.map(|process| process.comm)),
+            pid: self.has(Key::Pid).then(|| process.map(|process| process.pid)),
             outcome: self.has(Key::Outcome).then_some(record.outcome),
             id: self.has(Key::Connection).then_some(record.id),
         }
     }
 
-    fn place(self, place: &mut GroupEnd, end: &End, address: SocketAddr) {
+    fn set_end(self, group_end: &mut GroupEnd, end: &End, address: SocketAddr) {
         if self.has(Key::Workload) {
-            place.stand_in_for_workload(end, address);
+            group_end.set_workload(end, address);
         }
         if self.has(Key::Pod) {
-            place.stand_in_for_pod(end, address);
+            group_end.set_pod(end, address);
         }
         let pod = end.pod.as_deref();
         if self.has(Key::Namespace) {
-            place.namespace = pod.map(|pod| Arc::clone(&pod.namespace));
+            group_end.namespace = pod.map(|pod| Arc::clone(&pod.namespace));
         }
         if self.has(Key::Node) {
-            place.node = pod.map_or_else(|| end.node.clone(), |pod| pod.node.clone());
+            group_end.node = pod.map_or_else(|| end.node.clone(), |pod| pod.node.clone());
         }
         if self.has(Key::Ip) {
-            place.ip = Some(address.ip());
+            group_end.ip = Some(address.ip());
         }
         if self.has(Key::Connection) {
-            place.ip = Some(address.ip());
-            place.port = Some(address.port());
+            group_end.ip = Some(address.ip());
+            group_end.port = Some(address.port());
         }
     }
 }
 
-/// Which connections are summed up together: what they have in common. Only grouped facts are there.
+/// The facts that the connections of a group share. Facts that are not grouped are `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Group {
-    /// Which end was traced: always grouped, so that a connection within the node is counted once from each end. None in
-    /// the group of all that `--max-groups` has no room for.
+    /// The end that was traced. It is always grouped, so that a connection within the node counts once from each end. `None`
+    /// in the group `other`.
     pub direction: Option<Direction>,
-    /// The client.
     pub src: GroupEnd,
-    /// The server.
     pub dst: GroupEnd,
-    /// The Service that was called, if any.
+    /// The Service that the clients called. `Some(None)`: no Service is known.
     pub service: Option<Option<Arc<Service>>>,
-    /// The name of the process, if it is known.
+    /// The name of the process. `Some(None)`: the process is unknown.
     pub process: Option<Option<Comm>>,
-    /// How it ended, if it has.
+    /// The ID of the process. `Some(None)`: the process is unknown.
+    pub pid: Option<Option<u32>>,
+    /// How the connections ended. `Some(None)`: they have not ended.
     pub outcome: Option<Option<Outcome>>,
-    /// The connection.
     pub id: Option<ConnId>,
 }
 
 impl Group {
-    /// The group of all that `--max-groups` has no room for.
+    /// Returns the group of the connections beyond `--max-groups`.
     pub fn other() -> Self {
         Self::default()
     }
 
-    /// Whether this is it.
     pub fn is_other(&self) -> bool {
         self.direction.is_none()
     }
 }
 
-/// What is grouped of one end.
+/// The grouped facts of one end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupEnd {
-    /// A pod's namespace.
+    /// The namespace of the pod.
     pub namespace: Option<Arc<str>>,
-    /// Its workload.
     pub workload: Option<Workload>,
-    /// Its name.
+    /// The name of the pod.
     pub pod: Option<Arc<str>>,
-    /// Its node, or the node whose own address it is.
+    /// The node of the pod, or the node that has the address.
     pub node: Option<Arc<str>>,
-    /// The address.
     pub ip: Option<IpAddr>,
-    /// The port.
     pub port: Option<u16>,
 }
 
 impl GroupEnd {
-    fn stand_in_for_workload(&mut self, end: &End, address: SocketAddr) {
+    fn set_workload(&mut self, end: &End, address: SocketAddr) {
         match end.pod.as_deref() {
             Some(pod) if pod.workload.is_some() => {
                 self.namespace = Some(Arc::clone(&pod.namespace));
                 self.workload.clone_from(&pod.workload);
             }
-            _ => self.stand_in_for_pod(end, address),
+            _ => self.set_pod(end, address),
         }
     }
 
-    fn stand_in_for_pod(&mut self, end: &End, address: SocketAddr) {
+    fn set_pod(&mut self, end: &End, address: SocketAddr) {
         match (end.pod.as_deref(), &end.node) {
             (Some(pod), _) => {
                 self.namespace = Some(Arc::clone(&pod.namespace));

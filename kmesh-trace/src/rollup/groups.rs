@@ -4,48 +4,47 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::group::{By, Group};
+use super::open::CountedIn;
 use super::quantiles::Quantiles;
-use crate::record::{Event, Outcome, Record, Service};
+use crate::record::{Comm, Event, Outcome, Record, Service, WallTime};
 use crate::track::delta::Delta;
 
-/// Connections of a group that are told of one by one although they were not open at the window's end.
-const LISTED: u32 = 100;
+/// The number of connections of a group that are listed although they have no update.
+const MAX_LISTED: u32 = 100;
 
-/// Sums over what was told of a group in a window.
+/// The sums over the records of a group in a window.
 #[derive(Clone, Debug, Default)]
 pub struct Sums {
-    /// Established and not closed at the window's end.
+    /// Connections that were established and not closed at the end of the window.
     pub open: u64,
-    /// Attempts that are neither established nor over at the window's end.
+    /// Attempts that were waiting for an answer at the end of the window.
     pub connecting: u64,
-    /// Became established.
+    /// Connections that were established.
     pub opened: u64,
-    /// Ended, attempts included.
+    /// Connections and attempts that ended.
     pub closed: u64,
-    /// How, by [`Outcome::ALL`].
+    /// `closed` by outcome, in the order of [`Outcome::ALL`].
     pub outcomes: [u64; Outcome::ALL.len()],
-    /// Payload that the peers acknowledged.
+    /// The payload that the peers acknowledged.
     pub sent_bytes: u64,
-    /// Payload that arrived.
+    /// The payload that arrived in order.
     pub received_bytes: u64,
-    /// Of `sent_bytes`, what may have moved long before the window.
+    /// The part of `sent_bytes` that may have moved long before the window.
     pub past_sent_bytes: u64,
-    /// Of `received_bytes`, likewise.
+    /// The part of `received_bytes` that may have moved long before the window.
     pub past_received_bytes: u64,
-    /// Segments sent again.
     pub retransmits: u64,
-    /// Segments marked lost.
     pub lost_segments: u64,
-    /// Of those that ended: from start to end, ns.
+    /// The durations of the connections that ended, ns.
     pub durations: Quantiles,
-    /// Of those that became established: SYN sent to ESTABLISHED, ns.
+    /// The durations of the handshakes of the connections that were established, ns.
     pub connects: Quantiles,
-    /// Of all that were updated or ended: smoothed round-trip time, µs.
+    /// The smoothed round-trip times of the connections with an update or a close, µs.
     pub srtts: Quantiles,
 }
 
 impl Sums {
-    /// Ended with any outcome but `ok`.
+    /// Returns the number of connections and attempts that ended with an outcome other than `ok`.
     pub fn failed(&self) -> u64 {
         self.by_outcome()
             .filter(|(outcome, _)| *outcome != Outcome::Ok)
@@ -53,24 +52,35 @@ impl Sums {
             .sum()
     }
 
-    /// How many ended how; outcomes that there were none of are not among them.
+    /// Iterates over the outcomes that occurred.
     pub fn by_outcome(&self) -> impl Iterator<Item = (Outcome, u64)> {
         let counts = Outcome::ALL.iter().copied().zip(self.outcomes);
         counts.filter(|(_, count)| *count > 0)
     }
 
-    /// The most frequent failure; of several, the first by [`Outcome::ALL`].
-    pub fn main_failure(&self) -> Option<(Outcome, u64)> {
+    /// Returns the most frequent failure. If several are equally frequent, the first in [`Outcome::ALL`].
+    pub fn main_failure(&self) -> Option<Outcome> {
         self.by_outcome()
             .filter(|(outcome, _)| *outcome != Outcome::Ok)
             .reduce(|most, next| if next.1 > most.1 { next } else { most })
+            .map(|(outcome, _)| outcome)
+    }
+
+    /// Returns the bytes sent that count in a rate.
+    pub fn rated_sent_bytes(&self) -> u64 {
+        self.sent_bytes - self.past_sent_bytes
+    }
+
+    /// Returns the bytes received that count in a rate.
+    pub fn rated_received_bytes(&self) -> u64 {
+        self.received_bytes - self.past_received_bytes
     }
 
     fn add(&mut self, record: &Record, delta: &Delta) {
         self.opened += u64::from(delta.opened);
         self.sent_bytes = self.sent_bytes.saturating_add(delta.sent_bytes);
         self.received_bytes = self.received_bytes.saturating_add(delta.received_bytes);
-        if delta.is_past {
+        if delta.has_no_baseline {
             self.past_sent_bytes = self.past_sent_bytes.saturating_add(delta.sent_bytes);
             self.past_received_bytes = self.past_received_bytes.saturating_add(delta.received_bytes);
         }
@@ -96,17 +106,40 @@ impl Sums {
             }
         }
     }
+
+    /// Adds the sums of a later window. `open` and `connecting` are those of the later window.
+    fn merge(&mut self, later: &Self) {
+        (self.open, self.connecting) = (later.open, later.connecting);
+        for (count, more) in self.outcomes.iter_mut().zip(later.outcomes) {
+            *count += more;
+        }
+        for (sum, more) in [
+            (&mut self.opened, later.opened),
+            (&mut self.closed, later.closed),
+            (&mut self.sent_bytes, later.sent_bytes),
+            (&mut self.received_bytes, later.received_bytes),
+            (&mut self.past_sent_bytes, later.past_sent_bytes),
+            (&mut self.past_received_bytes, later.past_received_bytes),
+            (&mut self.retransmits, later.retransmits),
+            (&mut self.lost_segments, later.lost_segments),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+        self.durations.merge(&later.durations);
+        self.connects.merge(&later.connects);
+        self.srtts.merge(&later.srtts);
+    }
 }
 
-/// What all of a group have in common without being grouped by it.
+/// A fact that the connections of a row may share although they are not grouped by it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Common<T> {
-    /// Nothing has come yet.
+    /// No connection was added.
     #[default]
     None,
-    /// All have this.
+    /// All connections have this value.
     All(T),
-    /// They differ.
+    /// The connections have different values.
     Mixed,
 }
 
@@ -120,7 +153,15 @@ impl<T: PartialEq + Clone> Common<T> {
         }
     }
 
-    /// What they have in common.
+    fn merge(&mut self, other: &Self) {
+        match other {
+            Self::None => {}
+            Self::All(value) => self.add(value),
+            Self::Mixed => *self = Self::Mixed,
+        }
+    }
+
+    /// Returns the value that all connections have.
     pub fn get(&self) -> Option<&T> {
         match self {
             Self::All(common) => Some(common),
@@ -129,47 +170,100 @@ impl<T: PartialEq + Clone> Common<T> {
     }
 }
 
+/// A connection that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub time: WallTime,
+    pub outcome: Outcome,
+}
+
 /// One group in one window.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Which.
     pub group: Arc<Group>,
-    /// In the rollup by connection: the group that the connection is counted in.
+    /// In a row of a single connection: the group that the connection counts in.
     pub parent: Option<Arc<Group>>,
-    /// So many of its connections are told of one by one.
+    /// The number of connections of this group in [`super::Window::connections`].
     pub listed: u32,
-    /// Its sums.
     pub sums: Sums,
+    pub last_failure: Option<Failure>,
     /// The server's port.
     pub port: Common<u16>,
-    /// The Service called.
+    /// The name of the process.
+    pub comm: Common<Option<Comm>>,
+    /// The Service that the clients called.
     pub service: Common<Option<Arc<Service>>>,
 }
 
-/// The groups of the present window, in the order in which they came.
+impl Row {
+    pub(super) fn new(group: Arc<Group>) -> Self {
+        Self {
+            group,
+            parent: None,
+            listed: 0,
+            sums: Sums::default(),
+            last_failure: None,
+            port: Common::None,
+            comm: Common::None,
+            service: Common::None,
+        }
+    }
+
+    fn add(&mut self, record: &Record, delta: &Delta) {
+        self.sums.add(record, delta);
+        if let Some(outcome) = record.outcome
+            && outcome != Outcome::Ok
+        {
+            self.last_failure = Some(Failure {
+                time: record.time,
+                outcome,
+            });
+        }
+        self.port.add(&record.dst.port());
+        self.comm.add(&record.process.as_ref().map(|process| process.comm));
+        match (&self.service, &record.names.service) {
+            (Common::All(Some(common)), Some(found)) if Arc::ptr_eq(common, &found.service) => {}
+            (_, found) => self
+                .service
+                .add(&found.as_ref().map(|found| Arc::clone(&found.service))),
+        }
+    }
+
+    /// Adds the row of the same group in a later window.
+    pub(super) fn merge(&mut self, later: &Self) {
+        self.sums.merge(&later.sums);
+        self.listed = later.listed;
+        self.last_failure = later.last_failure.or(self.last_failure);
+        self.port.merge(&later.port);
+        self.comm.merge(&later.comm);
+        self.service.merge(&later.service);
+    }
+}
+
+/// The groups of the current window, in the order of their first records.
 #[derive(Debug)]
 pub(super) struct Groups {
     by: By,
-    most: usize,
+    max: usize,
     rows: Vec<Row>,
     index: HashMap<Arc<Group>, usize>,
-    /// Where all are that there is no room for.
+    /// The index of the row `other`.
     other: Option<usize>,
 }
 
 impl Groups {
-    /// At most `most` groups, and the one of all others.
-    pub(super) fn new(by: By, most: usize) -> Self {
+    /// Returns an empty set of up to `max` groups and the group `other`.
+    pub(super) fn new(by: By, max: usize) -> Self {
         Self {
             by,
-            most,
+            max,
             rows: Vec::new(),
             index: HashMap::new(),
             other: None,
         }
     }
 
-    /// Adds what a record tells to its group.
+    /// Adds a record to its group.
     pub(super) fn add(&mut self, record: &Record, delta: &Delta) -> &mut Row {
         let group = self.by.group(record);
         let at = match self.index.get(&group) {
@@ -177,24 +271,17 @@ impl Groups {
             None => self.insert(group),
         };
         let row = &mut self.rows[at];
-        row.sums.add(record, delta);
-        row.port.add(&record.dst.port());
-        match (&row.service, &record.names.service) {
-            (Common::All(Some(common)), Some(called)) if Arc::ptr_eq(common, &called.service) => {}
-            (_, called) => row
-                .service
-                .add(&called.as_ref().map(|called| Arc::clone(&called.service))),
-        }
+        row.add(record, delta);
         row
     }
 
-    /// Adds what a record tells to its connection, if that is told of one by one: what is open then always is while there is
-    /// room, of the many that may come and go in a window the first of each group, so that no group is without.
+    /// Adds a record to the row of its connection, if the connection is listed. Connections with updates are listed up to
+    /// the maximum, and of the others the first [`MAX_LISTED`] of each group, so that every group has some.
     pub(super) fn list(&mut self, record: &Record, delta: &Delta, parent: &mut Row) {
         let is_listed = self.index.contains_key(&self.by.group(record));
         if !is_listed {
-            let is_wanted = record.event == Event::Update || parent.listed < LISTED;
-            if !is_wanted || self.index.len() >= self.most {
+            let is_wanted = record.event == Event::Update || parent.listed < MAX_LISTED;
+            if !is_wanted || self.index.len() >= self.max {
                 return;
             }
             parent.listed += 1;
@@ -204,7 +291,7 @@ impl Groups {
     }
 
     fn insert(&mut self, group: Group) -> usize {
-        if self.index.len() < self.most {
+        if self.index.len() < self.max {
             let group = Arc::new(group);
             self.index.insert(Arc::clone(&group), self.rows.len());
             self.push(group)
@@ -223,37 +310,36 @@ impl Groups {
     }
 
     fn push(&mut self, group: Arc<Group>) -> usize {
-        self.rows.push(Row {
-            group,
-            parent: None,
-            listed: 0,
-            sums: Sums::default(),
-            port: Common::None,
-            service: Common::None,
-        });
+        self.rows.push(Row::new(group));
         self.rows.len() - 1
     }
 
-    /// Adds what is open in groups that something else may have been told of, or nothing.
-    pub(super) fn add_open<'a>(&mut self, open: impl Iterator<Item = (&'a Arc<Group>, bool)>) {
-        let mut gauges: HashMap<&Arc<Group>, (u64, u64)> = HashMap::new();
-        for (group, established) in open {
-            let gauge = gauges.entry(group).or_default();
-            gauge.0 += u64::from(established);
-            gauge.1 += u64::from(!established);
+    /// Counts the open connections. Their groups may have had no record in this window.
+    pub(super) fn add_open<'a>(&mut self, open: impl Iterator<Item = (&'a CountedIn, bool)>) {
+        let mut rows: HashMap<&Arc<Group>, Row> = HashMap::new();
+        for (counted_in, is_established) in open {
+            let row = rows
+                .entry(&counted_in.group)
+                .or_insert_with(|| Row::new(Arc::clone(&counted_in.group)));
+            row.sums.open += u64::from(is_established);
+            row.sums.connecting += u64::from(!is_established);
+            row.port.add(&counted_in.port);
+            row.comm.add(&counted_in.comm);
         }
-        // Which ones there is room for must not depend on how a table of hashes is ordered.
-        let mut gauges: Vec<_> = gauges.into_iter().collect();
-        gauges.sort_unstable_by_key(|(group, _)| *group);
-        for (group, (open, connecting)) in gauges {
+        // Sorted, since beyond the maximum the order decides which groups become `other`.
+        let mut rows: Vec<_> = rows.into_iter().collect();
+        rows.sort_unstable_by_key(|(group, _)| *group);
+        for (group, open) in rows {
             let at = match self.index.get(group) {
                 Some(&at) => at,
                 None if group.is_other() => self.other(),
                 None => self.insert(Group::clone(group)),
             };
-            let sums = &mut self.rows[at].sums;
-            sums.open += open;
-            sums.connecting += connecting;
+            let row = &mut self.rows[at];
+            row.sums.open += open.sums.open;
+            row.sums.connecting += open.sums.connecting;
+            row.port.merge(&open.port);
+            row.comm.merge(&open.comm);
         }
     }
 
@@ -261,7 +347,7 @@ impl Groups {
         &mut self.rows
     }
 
-    /// The window is over: its groups in their order, that of all others last.
+    /// Ends the window. Returns the rows in the order of their groups, with `other` at the end.
     pub(super) fn take(&mut self) -> Vec<Row> {
         self.index.clear();
         self.other = None;

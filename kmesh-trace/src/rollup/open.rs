@@ -4,34 +4,52 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::group::Group;
-use crate::record::{ConnId, Event, Record};
+use crate::record::{Comm, ConnId, Event, Record};
 
 /// The maximum number of connections. Those beyond are not counted as open.
 const MAX_CONNECTIONS: usize = 1 << 19;
 
-/// The number of windows with updates after which a connection without any is silent. Silence is no end: no socket scan
-/// reaches a connection that nobody has accepted. But where closes were lost, those of silent connections are the likely ones.
+/// The number of windows with updates after which a connection without an update is silent. A silent connection may still be
+/// open: no socket scan reaches a connection that was never accepted. But if closes were lost, silent connections are the
+/// likely ones.
 pub(super) const SILENT_AFTER: u64 = 3;
+
+/// The group of an open connection, and the facts that its row shows.
+#[derive(Clone, Debug)]
+pub(super) struct CountedIn {
+    pub(super) group: Arc<Group>,
+    pub(super) port: u16,
+    pub(super) comm: Option<Comm>,
+}
+
+impl CountedIn {
+    pub(super) fn new(group: &Arc<Group>, record: &Record) -> Self {
+        Self {
+            group: Arc::clone(group),
+            port: record.dst.port(),
+            comm: record.process.as_ref().map(|process| process.comm),
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Entry {
     is_established: bool,
-    /// The window of its last record.
+    /// The number of scanned windows at the last record.
     window: u64,
-    /// The group that it was counted in, if any.
-    group: Option<Arc<Group>>,
+    /// `None` if the connection is not counted.
+    counted_in: Option<CountedIn>,
 }
 
 /// The connections that have records and have not ended.
 #[derive(Debug, Default)]
 pub(super) struct OpenConnections {
     entries: HashMap<ConnId, Entry>,
-    /// The number of lost closes that no connection has been taken for.
+    /// The number of lost closes for which no connection was removed yet.
     lost_closes: u64,
 }
 
 impl OpenConnections {
-    /// Takes a record of this window.
     pub(super) fn take(&mut self, record: &Record, window: u64) {
         if record.event == Event::Close {
             self.entries.remove(&record.id);
@@ -43,43 +61,40 @@ impl OpenConnections {
             let entry = Entry {
                 is_established: record.established,
                 window,
-                group: None,
+                counted_in: None,
             };
             self.entries.insert(record.id, entry);
         }
     }
 
-    /// Sets the group that a connection counts in.
-    pub(super) fn counted_in(&mut self, id: ConnId, group: Option<Arc<Group>>) {
+    pub(super) fn set_counted_in(&mut self, id: ConnId, counted_in: Option<CountedIn>) {
         if let Some(entry) = self.entries.get_mut(&id) {
-            entry.group = group;
+            entry.counted_in = counted_in;
         }
     }
 
-    /// Whether it is established, if it has not ended.
+    /// Returns whether a connection is established. `None` if it has ended.
     pub(super) fn is_established(&self, id: ConnId) -> Option<bool> {
         self.entries.get(&id).map(|entry| entry.is_established)
     }
 
-    /// Forgets a connection that has ended without a record here.
     pub(super) fn remove(&mut self, id: ConnId) {
         self.entries.remove(&id);
     }
 
-    /// Takes note of closes that were lost.
     pub(super) fn lost(&mut self, closes: u64) {
         self.lost_closes = self.lost_closes.saturating_add(closes);
     }
 
-    /// The groups of all that are open, and whether they are established.
-    pub(super) fn groups(&self) -> impl Iterator<Item = (&Arc<Group>, bool)> {
+    /// Iterates over the groups of all open connections. `bool`: whether the connection is established.
+    pub(super) fn groups(&self) -> impl Iterator<Item = (&CountedIn, bool)> {
         self.entries
             .values()
-            .filter_map(|entry| Some((entry.group.as_ref()?, entry.is_established)))
+            .filter_map(|entry| Some((entry.counted_in.as_ref()?, entry.is_established)))
     }
 
-    /// Takes as many silent connections for ended as closes were lost, the longest silent ones first. Where there is no room,
-    /// forgets all that are silent.
+    /// Removes one silent connection for each lost close, the longest silent ones first. At the maximum number of
+    /// connections, removes all silent ones.
     pub(super) fn tidy(&mut self, window: u64) {
         let is_silent = |entry: &Entry| window - entry.window >= SILENT_AFTER;
         if self.entries.len() >= MAX_CONNECTIONS {
@@ -100,8 +115,8 @@ impl OpenConnections {
         }
     }
 
-    /// None of them is counted in any group.
-    pub(super) fn forget_groups(&mut self) {
-        self.entries.values_mut().for_each(|entry| entry.group = None);
+    /// Removes all connections from their groups.
+    pub(super) fn reset_groups(&mut self) {
+        self.entries.values_mut().for_each(|entry| entry.counted_in = None);
     }
 }

@@ -1,20 +1,19 @@
-//! Quantiles of many values in little memory.
+//! Quantiles of many values in bounded memory.
 
 use std::fmt;
 
 use sketches_ddsketch::{Config, DDSketch};
 
-/// A quantile is off by at most this part of the value that really has its rank. While there are few values it is exact.
+/// The maximum relative error of a quantile. Quantiles of up to [`MAX_EXACT`] values are exact.
 pub const ERROR: f64 = 0.01;
 
-/// So many values are kept as they are: most groups of a window have no more, and 512 bytes hold them.
-const FEW: usize = 64;
+/// The number of values that are stored exactly, in 512 bytes. Most groups of a window have no more.
+const MAX_EXACT: usize = 64;
 
-/// Bins of a sketch, 8 bytes each. With [`ERROR`] they span 17 powers of ten, so from a nanosecond to three years nothing
-/// is ever squeezed together.
+/// The number of bins of a sketch, 8 bytes each. With [`ERROR`] they span 17 powers of ten, from a nanosecond to three years.
 const BINS: u32 = 2048;
 
-/// The values of one group in one window. The largest is kept exactly.
+/// The values of one group in one window.
 #[derive(Clone, Debug)]
 pub struct Quantiles {
     values: Values,
@@ -23,15 +22,15 @@ pub struct Quantiles {
 
 #[derive(Clone)]
 enum Values {
-    Few(Vec<u64>),
-    Many(Box<DDSketch>),
+    Exact(Vec<u64>),
+    Sketch(Box<DDSketch>),
 }
 
 impl fmt::Debug for Values {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Few(few) => few.fmt(f),
-            Self::Many(sketch) => write!(f, "{} values", sketch.count()),
+            Self::Exact(values) => values.fmt(f),
+            Self::Sketch(sketch) => write!(f, "{} values", sketch.count()),
         }
     }
 }
@@ -39,32 +38,53 @@ impl fmt::Debug for Values {
 impl Default for Quantiles {
     fn default() -> Self {
         Self {
-            values: Values::Few(Vec::new()),
+            values: Values::Exact(Vec::new()),
             max: 0,
         }
     }
 }
 
 impl Quantiles {
-    /// One value more.
+    /// Adds a value.
     pub fn add(&mut self, value: u64) {
         self.max = self.max.max(value);
         match &mut self.values {
-            Values::Few(few) if few.len() < FEW => few.push(value),
-            Values::Few(few) => {
-                let mut sketch = Box::new(DDSketch::new(Config::new(ERROR, BINS, 1.0)));
-                few.iter().chain([&value]).for_each(|&value| sketch.add(value as f64));
-                self.values = Values::Many(sketch);
-            }
-            Values::Many(sketch) => sketch.add(value as f64),
+            Values::Exact(values) if values.len() < MAX_EXACT => values.push(value),
+            Values::Exact(_) => self.sketch().add(value as f64),
+            Values::Sketch(sketch) => sketch.add(value as f64),
         }
     }
 
-    /// The median, and so on.
+    /// Adds all values of `other`.
+    pub fn merge(&mut self, other: &Self) {
+        match &other.values {
+            Values::Exact(values) => values.iter().for_each(|&value| self.add(value)),
+            Values::Sketch(sketch) => {
+                self.max = self.max.max(other.max);
+                let merged = self.sketch().merge(sketch);
+                debug_assert!(merged.is_ok(), "all sketches have the same bins");
+            }
+        }
+    }
+
+    /// Returns the sketch, which is created from the exact values if needed.
+    fn sketch(&mut self) -> &mut DDSketch {
+        if let Values::Exact(values) = &self.values {
+            let mut sketch = Box::new(DDSketch::new(Config::new(ERROR, BINS, 1.0)));
+            values.iter().for_each(|&value| sketch.add(value as f64));
+            self.values = Values::Sketch(sketch);
+        }
+        match &mut self.values {
+            Values::Sketch(sketch) => sketch,
+            Values::Exact(_) => unreachable!("replaced above"),
+        }
+    }
+
+    /// Returns the quantiles. `None` without values.
     pub fn summary(&self) -> Option<QuantileSummary> {
         let mut sorted = Vec::new();
-        if let Values::Few(few) = &self.values {
-            few.clone_into(&mut sorted);
+        if let Values::Exact(values) = &self.values {
+            values.clone_into(&mut sorted);
             sorted.sort_unstable();
         }
         Some(QuantileSummary {
@@ -75,13 +95,13 @@ impl Quantiles {
         })
     }
 
-    /// The least value that so large a part of all do not exceed.
+    /// Returns the smallest value such that at least `part` of all values are not larger.
     fn at(&self, sorted: &[u64], part: f64) -> Option<u64> {
         let rank = |count: usize| ((part * count as f64).ceil() as usize).clamp(1, count.max(1)) - 1;
         match &self.values {
-            Values::Few(_) => sorted.get(rank(sorted.len())).copied(),
-            Values::Many(sketch) => {
-                // The sketch rounds a part of all but one down to a rank; half a rank more leads to ours.
+            Values::Exact(_) => sorted.get(rank(sorted.len())).copied(),
+            Values::Sketch(sketch) => {
+                // The sketch computes a rank as `part * (count - 1)`, rounded down. Half a rank more gives our rank.
                 let count = sketch.count();
                 let part = (rank(count) as f64 + 0.5) / (count - 1) as f64;
                 let value = sketch.quantile(part.min(1.0)).ok()??;
@@ -91,16 +111,13 @@ impl Quantiles {
     }
 }
 
-/// What is told of a group's values.
+/// The quantiles of a set of values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuantileSummary {
-    /// Half of the values are not larger.
     pub p50: u64,
-    /// 95 of 100 are not larger.
     pub p95: u64,
-    /// 99 of 100 are not larger.
     pub p99: u64,
-    /// The largest, exactly.
+    /// The maximum, which is always exact.
     pub max: u64,
 }
 
@@ -116,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn few_values_are_exact() {
+    fn quantiles_of_few_values_are_exact() {
         let cases: [(&[u64], [u64; 4]); 6] = [
             (&[0], [0, 0, 0, 0]),
             (&[7], [7, 7, 7, 7]),
@@ -133,16 +150,16 @@ mod tests {
     }
 
     #[test]
-    fn many_values_are_within_the_stated_error() {
+    fn quantiles_of_many_values_are_within_the_error() {
         let mut next = testing::random(7);
         let mut distributions: Vec<Vec<u64>> = vec![
-            (0..=FEW as u64).collect(),
+            (0..=MAX_EXACT as u64).collect(),
             (1..=10_000).collect(),
             vec![0; 1000],
             vec![u64::MAX; 1000],
             (0..1000).map(|at| 1 << (at % 64)).collect(),
         ];
-        // From nanoseconds to hours, as connections last.
+        // From nanoseconds to hours, like the durations of connections.
         distributions.push((0..50_000).map(|_| 1 << (next() % 44)).collect());
         distributions.push((0..50_000).map(|_| next() >> (next() % 64)).collect());
         for mut values in distributions {
@@ -162,9 +179,22 @@ mod tests {
         }
     }
 
-    /// The order in which they come changes nothing, so a replay tells the same.
     #[test]
-    fn the_order_of_values_does_not_matter() {
+    fn merged_quantiles_are_those_of_all_values() {
+        let mut next = testing::random(5);
+        for (one, two) in [(0, 3), (40, 20), (64, 1), (10, 500), (500, 10), (700, 900)] {
+            let values: Vec<u64> = (0..one + two).map(|_| next() >> (next() % 50)).collect();
+            let (mut first, mut second) = (Quantiles::default(), Quantiles::default());
+            values[..one].iter().for_each(|&value| first.add(value));
+            values[one..].iter().for_each(|&value| second.add(value));
+            first.merge(&second);
+            assert_eq!(first.summary(), summary(&values), "{one} and {two}");
+        }
+    }
+
+    /// A replay of merged captures may have another order.
+    #[test]
+    fn order_of_values_does_not_matter() {
         let mut next = testing::random(3);
         let mut values: Vec<u64> = (0..5000).map(|_| next() >> (next() % 50)).collect();
         let forwards = summary(&values);

@@ -1,4 +1,4 @@
-//! The order of a window's rows.
+//! The order of rows.
 
 use std::cmp::Ordering;
 use std::str::FromStr;
@@ -8,40 +8,45 @@ use clap::ValueEnum;
 use super::groups::Sums;
 use super::quantiles::Quantiles;
 
-/// A property that orders rows: a key of a `rollup` line, or the bytes of both directions.
+/// A key of `--sort`: a key of a `rollup` line, or the bytes of both directions. The titles of the table's columns are aliases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum SortKey {
-    /// Bytes of both directions
+    /// Bytes of both directions together
     Bytes,
     /// Names of the group
+    #[value(alias = "client")]
     Group,
-    /// Open connections
+    /// Connections that are open
     Open,
     /// Attempts that are waiting for an answer
     Connecting,
     /// Connections that were established
     Opened,
-    /// Connections that ended
+    /// Connections and attempts that ended
     Closed,
     /// Connections that ended with an outcome other than ok
     Failed,
-    /// Bytes sent
+    /// Bytes sent by the traced end
+    #[value(alias = "sent")]
     SentBytes,
-    /// Bytes received
+    /// Bytes received by the traced end
+    #[value(alias = "received")]
     ReceivedBytes,
-    /// Duration (p95)
-    #[value(alias = "duration")]
+    /// Duration of connections (p95)
+    #[value(aliases = ["duration", "p95"])]
     DurationQuantilesNs,
     /// Duration of the handshake (p95)
     #[value(alias = "connect")]
     ConnectQuantilesNs,
-    /// Round-trip time (p95)
+    /// Smoothed round-trip time (p95)
     #[value(alias = "srtt")]
     SrttQuantilesUs,
-    /// Retransmitted segments
+    /// Segments that were retransmitted
+    #[value(alias = "retrans")]
     Retransmits,
-    /// Lost segments
+    /// Segments that were marked lost
+    #[value(alias = "lost")]
     LostSegments,
 }
 
@@ -52,21 +57,21 @@ impl SortKey {
             .map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// Compares the sums of two rows by this key.
+    /// Compares the sums of two rows by this key. Bytes are those that count in rates.
     pub fn compare(self, one: &Sums, two: &Sums) -> Ordering {
         let value = |sums: &Sums| match self {
-            Self::Bytes => sums.sent_bytes.saturating_add(sums.received_bytes),
+            Self::Bytes => sums.rated_sent_bytes().saturating_add(sums.rated_received_bytes()),
             Self::Group => 0,
             Self::Open => sums.open,
             Self::Connecting => sums.connecting,
             Self::Opened => sums.opened,
             Self::Closed => sums.closed,
             Self::Failed => sums.failed(),
-            Self::SentBytes => sums.sent_bytes,
-            Self::ReceivedBytes => sums.received_bytes,
-            Self::DurationQuantilesNs => slow(&sums.durations),
-            Self::ConnectQuantilesNs => slow(&sums.connects),
-            Self::SrttQuantilesUs => slow(&sums.srtts),
+            Self::SentBytes => sums.rated_sent_bytes(),
+            Self::ReceivedBytes => sums.rated_received_bytes(),
+            Self::DurationQuantilesNs => p95(&sums.durations),
+            Self::ConnectQuantilesNs => p95(&sums.connects),
+            Self::SrttQuantilesUs => p95(&sums.srtts),
             Self::Retransmits => sums.retransmits,
             Self::LostSegments => sums.lost_segments,
         };
@@ -74,7 +79,7 @@ impl SortKey {
     }
 }
 
-fn slow(quantiles: &Quantiles) -> u64 {
+fn p95(quantiles: &Quantiles) -> u64 {
     quantiles.summary().map_or(0, |summary| summary.p95)
 }
 

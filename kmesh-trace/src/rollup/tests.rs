@@ -1,4 +1,4 @@
-//! Windows and groups, by tables of cases.
+//! Tests of windows and groups.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,16 +11,16 @@ use crate::track::delta::Deltas;
 
 const SECOND: i64 = 1_000_000_000;
 
-fn settings(keys: &[Key]) -> Settings {
-    Settings {
+fn settings(keys: &[Key]) -> RollupSettings {
+    RollupSettings {
         by: By::new(keys),
-        interval: Duration::from_secs(5),
+        interval: Some(Duration::from_secs(5)),
         max_groups: 100,
     }
 }
 
-/// A record of a connection at so many seconds, with so much sent so far.
-fn told(cookie: u64, event: Event, second: f64, sent_bytes: u64) -> Record {
+/// Returns a record at `second` of a connection that has sent `sent_bytes` so far.
+fn record(cookie: u64, event: Event, second: f64, sent_bytes: u64) -> Record {
     let example = testing::example();
     Record {
         id: ConnId { cookie, attempt: 1 },
@@ -45,7 +45,7 @@ fn connecting(cookie: u64, second: f64) -> Record {
     Record {
         established: false,
         connect_ns: None,
-        ..told(cookie, Event::Update, second, 0)
+        ..record(cookie, Event::Update, second, 0)
     }
 }
 
@@ -54,7 +54,7 @@ fn failed(cookie: u64, second: f64, outcome: Outcome) -> Record {
         established: false,
         connect_ns: None,
         outcome: Some(outcome),
-        ..told(cookie, Event::Close, second, 0)
+        ..record(cookie, Event::Close, second, 0)
     }
 }
 
@@ -65,7 +65,7 @@ struct Run {
 }
 
 impl Run {
-    fn new(settings: Settings) -> Self {
+    fn new(settings: RollupSettings) -> Self {
         Self::of(Rollup::new(settings))
     }
 
@@ -76,7 +76,7 @@ impl Run {
         }
     }
 
-    /// Returns the window that is over by the record. What is empty after it does not matter here.
+    /// Returns the window that the record ends, without the quiet window after it.
     fn take(&mut self, record: &Record) -> Option<Window> {
         self.take_if(record, |_| true)
     }
@@ -91,7 +91,7 @@ impl Run {
     }
 }
 
-/// All windows of these records.
+/// Returns all windows of `records`.
 fn windows(rollup: &mut Run, records: &[Record]) -> Vec<Window> {
     let mut windows: Vec<_> = records.iter().filter_map(|record| rollup.take(record)).collect();
     windows.extend(rollup.watermark(WallTime(i64::MAX)));
@@ -102,10 +102,10 @@ fn all(records: &[Record]) -> Vec<Window> {
     windows(&mut Run::new(settings(&[Key::Workload])), records)
 }
 
-/// Start in seconds, sent, received, opened, closed, open, connecting.
+/// Start in seconds, bytes sent, bytes received, opened, closed, open, connecting.
 type Brief = (i64, u64, u64, u64, u64, u64, u64);
 
-/// Of a window with one group.
+/// Returns the sums of a window with one group.
 fn sums(window: &Window) -> Brief {
     let [row] = &window.rows[..] else {
         panic!("one group, not {}", window.rows.len())
@@ -124,26 +124,26 @@ fn sums(window: &Window) -> Brief {
 }
 
 #[test]
-fn a_stream_counts_in_each_window_by_what_it_moved_there() {
+fn connection_counts_in_each_window_by_its_delta() {
     use Event::{Close, Open, Update};
     let cases: [(&str, Vec<Record>, Vec<Brief>); 9] = [
         (
-            "a short connection, told of when it closes only",
-            vec![told(1, Close, 1.0, 7)],
+            "a short connection with a close only",
+            vec![record(1, Close, 1.0, 7)],
             vec![(0, 7, 14, 1, 1, 0, 0)],
         ),
         (
             "opened and closed in one window",
-            vec![told(1, Open, 1.0, 0), told(1, Close, 2.0, 7)],
+            vec![record(1, Open, 1.0, 0), record(1, Close, 2.0, 7)],
             vec![(0, 7, 14, 1, 1, 0, 0)],
         ),
         (
             "a stream over three windows",
             vec![
-                told(1, Open, 3.0, 0),
-                told(1, Update, 4.9, 100),
-                told(1, Update, 9.9, 250),
-                told(1, Close, 12.0, 251),
+                record(1, Open, 3.0, 0),
+                record(1, Update, 4.9, 100),
+                record(1, Update, 9.9, 250),
+                record(1, Close, 12.0, 251),
             ],
             vec![
                 (0, 100, 200, 1, 0, 1, 0),
@@ -154,20 +154,20 @@ fn a_stream_counts_in_each_window_by_what_it_moved_there() {
         (
             "updated twice in a window",
             vec![
-                told(1, Update, 1.0, 10),
-                told(1, Update, 2.0, 15),
-                told(1, Close, 3.0, 15),
+                record(1, Update, 1.0, 10),
+                record(1, Update, 2.0, 15),
+                record(1, Close, 3.0, 15),
             ],
             vec![(0, 15, 30, 1, 1, 0, 0)],
         ),
         (
-            "a walk met it before its opening was told",
-            vec![told(1, Update, 1.0, 0), told(1, Open, 1.0, 0), told(1, Close, 6.0, 5)],
+            "a socket scan before the open event",
+            vec![record(1, Update, 1.0, 0), record(1, Open, 1.0, 0), record(1, Close, 6.0, 5)],
             vec![(0, 0, 0, 1, 0, 1, 0), (5, 5, 10, 0, 1, 0, 0)],
         ),
         (
-            "an attempt that hangs, and then connects",
-            vec![connecting(1, 1.0), connecting(1, 6.0), told(1, Open, 11.0, 0)],
+            "an attempt that waits and then connects",
+            vec![connecting(1, 1.0), connecting(1, 6.0), record(1, Open, 11.0, 0)],
             vec![(0, 0, 0, 0, 0, 0, 1), (5, 0, 0, 0, 0, 0, 1), (10, 0, 0, 1, 0, 1, 0)],
         ),
         (
@@ -176,11 +176,11 @@ fn a_stream_counts_in_each_window_by_what_it_moved_there() {
             vec![(0, 0, 0, 0, 0, 0, 1), (5, 0, 0, 0, 1, 0, 0)],
         ),
         (
-            "the machine slept for an hour, and what moved meanwhile is told of afterwards",
+            "the machine slept for an hour",
             vec![
-                told(1, Update, 4.9, 100),
-                told(1, Update, 3604.9, 300),
-                told(1, Close, 3605.0, 300),
+                record(1, Update, 4.9, 100),
+                record(1, Update, 3604.9, 300),
+                record(1, Close, 3605.0, 300),
             ],
             vec![
                 (0, 100, 200, 1, 0, 1, 0),
@@ -190,7 +190,7 @@ fn a_stream_counts_in_each_window_by_what_it_moved_there() {
         ),
         (
             "before the epoch",
-            vec![told(1, Close, -0.5, 1)],
+            vec![record(1, Close, -0.5, 1)],
             vec![(-5, 1, 2, 1, 1, 0, 0)],
         ),
     ];
@@ -201,21 +201,21 @@ fn a_stream_counts_in_each_window_by_what_it_moved_there() {
 }
 
 #[test]
-fn what_the_wall_clock_does_is_defined() {
+fn wall_clock_steps_are_handled() {
     use Event::Close;
     type Case<'a> = (&'a str, &'a [f64], &'a [(i64, u64)]);
     let cases: [Case<'_>; 7] = [
         ("windows are aligned", &[12.0, 14.999, 15.0], &[(10, 2), (15, 1)]),
         ("on the boundary", &[5.0, 10.0], &[(5, 1), (10, 1)]),
         ("late by less than a window", &[7.0, 4.0, 9.0], &[(5, 3)]),
-        ("late by just a window", &[5.0, 0.0, 9.0], &[(5, 3)]),
+        ("late by exactly a window", &[5.0, 0.0, 9.0], &[(5, 3)]),
         (
             "set back by an hour",
             &[3605.0, 5.5, 10.5],
             &[(3605, 1), (5, 1), (10, 1)],
         ),
         (
-            "set back and on again",
+            "set back and forward again",
             &[100.0, 50.0, 101.0],
             &[(100, 1), (50, 1), (100, 1)],
         ),
@@ -224,7 +224,7 @@ fn what_the_wall_clock_does_is_defined() {
     for (name, seconds, expected) in cases {
         let records: Vec<_> = (1..)
             .zip(seconds)
-            .map(|(cookie, &second)| told(cookie, Close, second, 1))
+            .map(|(cookie, &second)| record(cookie, Close, second, 1))
             .collect();
         let found: Vec<_> = all(&records)
             .iter()
@@ -235,30 +235,30 @@ fn what_the_wall_clock_does_is_defined() {
 }
 
 #[test]
-fn a_window_ends_when_all_of_it_is_told_whether_anything_follows() {
+fn watermark_ends_a_window_without_later_records() {
     let mut rollup = Run::new(settings(&[Key::Workload]));
     let at = |second: i64| WallTime(second * SECOND);
-    assert!(rollup.watermark(at(3)).is_none(), "nothing has begun");
-    assert!(rollup.take(&told(1, Event::Update, 4.0, 5)).is_none());
+    assert!(rollup.watermark(at(3)).is_none(), "the first window has just opened");
+    assert!(rollup.take(&record(1, Event::Update, 4.0, 5)).is_none());
     assert!(rollup.watermark(WallTime(5 * SECOND - 1)).is_none());
     let window = rollup.watermark(at(5)).unwrap();
     assert_eq!(sums(&window), (0, 5, 10, 1, 0, 1, 0));
     assert_eq!(window.end(), at(5));
     assert!(rollup.watermark(at(9)).is_none());
     let window = rollup.watermark(at(10)).unwrap();
-    assert_eq!((window.start, window.rows.len()), (at(5), 0), "nothing was told of it");
-    // The clock was set back, and nothing happens.
+    assert_eq!((window.start, window.rows.len()), (at(5), 0), "it has no records");
+    // The clock was set back.
     let window = rollup.watermark(at(2)).unwrap();
     assert_eq!((window.start, window.rows.len()), (at(10), 0));
-    assert!(rollup.take(&told(1, Event::Close, 3.0, 6)).is_none());
+    assert!(rollup.take(&record(1, Event::Close, 3.0, 6)).is_none());
     let window = rollup.watermark(WallTime(i64::MAX)).unwrap();
     assert_eq!(sums(&window), (0, 1, 2, 0, 1, 0, 0));
 }
 
-/// Two connections that nobody accepts, so that no scan reaches them, and one that scans do reach.
+/// Returns the records of two connections that were never accepted, so that no scan reaches them, and of one that scans reach.
 fn silent() -> Vec<Record> {
-    let mut records = vec![told(1, Event::Open, 1.0, 0), told(3, Event::Open, 6.0, 0)];
-    records.extend((0..7).map(|window| told(2, Event::Update, f64::from(window) * 5.0 + 4.0, 0)));
+    let mut records = vec![record(1, Event::Open, 1.0, 0), record(3, Event::Open, 6.0, 0)];
+    records.extend((0..7).map(|window| record(2, Event::Update, f64::from(window) * 5.0 + 4.0, 0)));
     records.sort_by_key(|record| record.time);
     records
 }
@@ -268,16 +268,16 @@ fn open_in(windows: &[Window]) -> Vec<u64> {
 }
 
 #[test]
-fn silent_connections_stay_open() {
+fn silent_connection_stays_open() {
     let mut records = silent();
     assert_eq!(open_in(&all(&records)), [2, 3, 3, 3, 3, 3, 3]);
-    records.push(told(1, Event::Close, 36.0, 9));
+    records.push(record(1, Event::Close, 36.0, 9));
     let windows = all(&records);
     assert_eq!(sums(&windows[7]), (35, 9, 18, 0, 1, 2, 0));
 }
 
 #[test]
-fn lost_close_is_that_of_the_longest_silent_connection() {
+fn lost_close_removes_the_longest_silent_connection() {
     let mut rollup = Run::new(settings(&[Key::Workload]));
     rollup.rollup.lost(1);
     assert_eq!(open_in(&windows(&mut rollup, &silent())), [2, 3, 3, 2, 2, 2, 2]);
@@ -287,7 +287,7 @@ fn lost_close_is_that_of_the_longest_silent_connection() {
 }
 
 #[test]
-fn close_that_a_filter_drops_ends_the_connection() {
+fn excluded_connection_is_not_open() {
     let records = silent();
     let mut rollup = Run::new(settings(&[Key::Workload]));
     for record in &records[..2] {
@@ -304,9 +304,9 @@ fn connection_stays_open_through_windows_without_a_socket_scan() {
     for window in 0..12_u64 {
         let second = window as f64 * 5.0;
         if window % 4 == 0 {
-            records.push(told(1, Event::Update, second + 1.0, 0));
+            records.push(record(1, Event::Update, second + 1.0, 0));
         }
-        records.push(told(100 + window, Event::Close, second + 2.0, 0));
+        records.push(record(100 + window, Event::Close, second + 2.0, 0));
     }
     let open: Vec<u64> = all(&records)
         .iter()
@@ -316,11 +316,11 @@ fn connection_stays_open_through_windows_without_a_socket_scan() {
 }
 
 #[test]
-fn what_was_open_before_counts_and_makes_no_rate() {
+fn bytes_from_before_tracing_count_in_no_rate() {
     let before = |event, second, sent| Record {
         preexisting: true,
         duration_ns: None,
-        ..told(1, event, second, sent)
+        ..record(1, event, second, sent)
     };
     let windows = all(&[
         before(Event::Update, 4.0, 1_000_000),
@@ -349,16 +349,16 @@ fn what_was_open_before_counts_and_makes_no_rate() {
 }
 
 #[test]
-fn failures_are_counted_by_how() {
+fn failures_are_counted_by_outcome() {
     let windows = all(&[
         failed(1, 1.0, Outcome::Refused),
         failed(2, 1.0, Outcome::ConnectTimeout),
         failed(3, 1.0, Outcome::ConnectTimeout),
-        told(4, Event::Close, 1.0, 1),
+        record(4, Event::Close, 1.0, 1),
     ]);
     let sums = &windows[0].rows[0].sums;
     assert_eq!((sums.closed, sums.failed(), sums.opened), (4, 3, 1));
-    assert_eq!(sums.main_failure(), Some((Outcome::ConnectTimeout, 2)));
+    assert_eq!(sums.main_failure(), Some(Outcome::ConnectTimeout));
     let by_outcome: Vec<_> = sums.by_outcome().collect();
     assert_eq!(
         by_outcome,
@@ -368,15 +368,15 @@ fn failures_are_counted_by_how() {
 }
 
 #[test]
-fn too_many_groups_fold_into_one() {
-    let mut rollup = Run::new(Settings {
+fn groups_beyond_the_maximum_count_in_other() {
+    let mut rollup = Run::new(RollupSettings {
         max_groups: 3,
         ..settings(&[Key::Connection])
     });
     let mut records: Vec<_> = (1..=10)
-        .map(|cookie| told(cookie, Event::Update, 1.0, cookie))
+        .map(|cookie| record(cookie, Event::Update, 1.0, cookie))
         .collect();
-    records.extend((1..=10).map(|cookie| told(cookie, Event::Close, 6.0, cookie + 1)));
+    records.extend((1..=10).map(|cookie| record(cookie, Event::Close, 6.0, cookie + 1)));
     let windows = windows(&mut rollup, &records);
     assert_eq!(windows.len(), 2);
     for (window, sent) in windows.iter().zip([55, 10]) {
@@ -391,7 +391,7 @@ fn too_many_groups_fold_into_one() {
 }
 
 #[test]
-fn groups_have_what_they_are_grouped_by() {
+fn group_has_only_the_grouped_facts() {
     use crate::output::testing::{example, from_a_node, in_pods};
     let show = |keys: &[Key], record: &Record| {
         let place = |place: &GroupEnd| {
@@ -413,6 +413,9 @@ fn groups_have_what_they_are_grouped_by() {
         }
         if let Some(comm) = group.process {
             text += &format!(" process {}", comm.is_some());
+        }
+        if let Some(pid) = group.pid {
+            text += &format!(" pid {pid:?}");
         }
         if let Some(outcome) = group.outcome {
             text += &format!(" outcome {outcome:?}");
@@ -444,10 +447,12 @@ fn groups_have_what_they_are_grouped_by() {
         (&[Key::Node], from_a_node(), "worker-2 > "),
         (&[Key::Process], example(), " >  process true"),
         (&[Key::Process], testing::refused(), " >  process false"),
+        (&[Key::Pid], example(), " >  pid Some(4711)"),
+        (&[Key::Pid], testing::refused(), " >  pid None"),
         (&[Key::Ip], in_pods(), "10.244.0.17 > 10.244.0.13"),
         (&[Key::Port], in_pods(), " > :9080"),
         (&[Key::Outcome], testing::refused(), " >  outcome Some(Refused)"),
-        (&[Key::Outcome], told(1, Event::Update, 0.0, 0), " >  outcome None"),
+        (&[Key::Outcome], record(1, Event::Update, 0.0, 0), " >  outcome None"),
         (
             &[Key::Connection],
             example(),
@@ -469,7 +474,7 @@ fn groups_have_what_they_are_grouped_by() {
     }
 }
 
-/// Traffic at random: of each connection perhaps an opening, some updates, a close; in the order of time.
+/// Returns random records in the order of time: for each connection perhaps an open event, some updates, and a close.
 fn traffic(seed: u64, connections: u64) -> Vec<Record> {
     let mut next = testing::random(seed);
     let mut records = Vec::new();
@@ -477,7 +482,7 @@ fn traffic(seed: u64, connections: u64) -> Vec<Record> {
         let mut at = (next() % 60_000) as f64 / 1000.0;
         let mut sent = 0;
         let mut one = |event, at: f64, sent| {
-            let mut record = told(cookie, event, at, sent);
+            let mut record = record(cookie, event, at, sent);
             record.dst.set_port(1000 + (cookie % 7) as u16);
             record.preexisting = cookie % 11 == 0;
             if event == Event::Close && cookie % 5 == 0 {
@@ -501,7 +506,7 @@ fn traffic(seed: u64, connections: u64) -> Vec<Record> {
 }
 
 #[test]
-fn sums_over_windows_and_groups_are_those_over_records() {
+fn windows_and_groups_add_up_to_the_records() {
     let keys: [&[Key]; 4] = [
         &[Key::Workload],
         &[Key::Port, Key::Outcome],
@@ -510,7 +515,7 @@ fn sums_over_windows_and_groups_are_those_over_records() {
     ];
     for (seed, keys) in (1..).zip(keys) {
         let records = traffic(seed, 2000);
-        let mut rollup = Run::new(Settings {
+        let mut rollup = Run::new(RollupSettings {
             max_groups: 500,
             ..settings(keys)
         });
@@ -537,7 +542,7 @@ fn sums_over_windows_and_groups_are_those_over_records() {
         assert_eq!(sum(|sums| sums.closed), 2000);
         let failed = closes().filter(|record| record.outcome != Some(Outcome::Ok)).count();
         assert_eq!(sum(Sums::failed), failed as u64);
-        // Of those from before, the ones that are seen to open.
+        // A connection from before tracing counts only if it opens while tracing.
         let opened: std::collections::HashSet<_> = records
             .iter()
             .filter(|record| !record.preexisting || record.event == Event::Open)
@@ -554,9 +559,9 @@ fn sums_over_windows_and_groups_are_those_over_records() {
 }
 
 #[test]
-fn each_connections_windows_add_up_to_its_close() {
+fn windows_of_a_connection_add_up_to_its_close() {
     let records = traffic(9, 300);
-    let mut rollup = Run::new(Settings {
+    let mut rollup = Run::new(RollupSettings {
         max_groups: 10_000,
         ..settings(&[Key::Connection])
     });
@@ -571,9 +576,8 @@ fn each_connections_windows_add_up_to_its_close() {
     }
 }
 
-/// How often it is told that time has passed changes nothing.
 #[test]
-fn the_speed_of_the_machine_does_not_matter() {
+fn number_of_watermarks_does_not_matter() {
     let records = traffic(4, 500);
     let render = |every: usize| {
         let mut rollup = Run::new(settings(&[Key::Workload, Key::Port]));
@@ -599,10 +603,10 @@ fn the_speed_of_the_machine_does_not_matter() {
 }
 
 #[test]
-fn what_is_not_wanted_is_followed_and_not_counted() {
+fn unwanted_record_updates_deltas_and_is_not_counted() {
     let mut rollup = Run::of(Rollup::new(settings(&[Key::Workload])).with_connections(10));
-    assert!(rollup.take_if(&told(1, Event::Update, 1.0, 100), |_| false).is_none());
-    let window = rollup.take(&told(1, Event::Update, 6.0, 107)).unwrap();
+    assert!(rollup.take_if(&record(1, Event::Update, 1.0, 100), |_| false).is_none());
+    let window = rollup.take(&record(1, Event::Update, 6.0, 107)).unwrap();
     assert_eq!((window.rows.len(), window.connections.len()), (0, 0));
     let window = rollup.watermark(WallTime(10 * SECOND)).unwrap();
     assert_eq!(sums(&window), (5, 7, 14, 0, 0, 1, 0));
@@ -614,19 +618,19 @@ fn what_is_not_wanted_is_followed_and_not_counted() {
     assert_eq!(connection.parent.as_ref(), Some(&window.rows[0].group));
 }
 
-/// A crowd of short connections in one group leaves room for those of another, and for what stays open.
+/// Many short connections of one group leave capacity for those of another group, and for open connections.
 #[test]
-fn of_each_group_some_connections_are_listed() {
+fn connections_of_every_group_are_listed() {
     let mut rollup = Run::of(Rollup::new(settings(&[Key::Port])).with_connections(1000));
     let at_port = |mut record: Record, port| {
         record.dst.set_port(port);
         record
     };
     for cookie in 0..5000 {
-        rollup.take(&at_port(told(cookie, Event::Close, 1.0, 1), 80));
+        rollup.take(&at_port(record(cookie, Event::Close, 1.0, 1), 80));
     }
-    rollup.take(&at_port(told(6000, Event::Close, 2.0, 1), 81));
-    rollup.take(&at_port(told(6001, Event::Update, 2.0, 1), 80));
+    rollup.take(&at_port(record(6000, Event::Close, 2.0, 1), 81));
+    rollup.take(&at_port(record(6001, Event::Update, 2.0, 1), 80));
     let window = rollup.watermark(WallTime(5 * SECOND)).unwrap();
     let listed: Vec<_> = window.rows.iter().map(|row| row.listed).collect();
     assert_eq!(listed, [101, 1]);
@@ -642,31 +646,156 @@ fn of_each_group_some_connections_are_listed() {
 }
 
 #[test]
-fn another_grouping_begins_the_window_anew() {
+fn regrouping_restarts_the_window() {
     let mut rollup = Run::new(settings(&[Key::Workload]));
-    assert!(rollup.take(&told(1, Event::Update, 1.0, 100)).is_none());
+    assert!(rollup.take(&record(1, Event::Update, 1.0, 100)).is_none());
     rollup.rollup.regroup(By::new(&[Key::Port]));
-    assert!(rollup.take(&told(1, Event::Update, 2.0, 101)).is_none());
+    assert!(rollup.take(&record(1, Event::Update, 2.0, 101)).is_none());
     let window = rollup.watermark(WallTime(5 * SECOND)).unwrap();
     assert_eq!(sums(&window), (0, 1, 2, 0, 0, 1, 0));
     assert_eq!(window.rows[0].group.dst.port, Some(9080));
 }
 
 #[test]
-fn first_quiet_window_is_shown_once() {
+fn first_window_without_records_is_reported_once() {
     let mut rollup = Rollup::new(settings(&[Key::Workload]));
     let starts = |windows: Vec<Window>| -> Vec<_> {
         let brief = |window: &Window| (window.start.0 / SECOND, window.rows.len());
         windows.iter().map(brief).collect()
     };
     let delta = Delta::default();
-    assert_eq!(starts(rollup.take(&told(1, Event::Close, 1.0, 1), &delta)), []);
+    assert_eq!(starts(rollup.take(&record(1, Event::Close, 1.0, 1), &delta)), []);
     assert_eq!(
-        starts(rollup.take(&told(2, Event::Close, 31.0, 1), &delta)),
+        starts(rollup.take(&record(2, Event::Close, 31.0, 1), &delta)),
         [(0, 1), (5, 0)]
     );
     assert_eq!(starts(rollup.watermark(WallTime(35 * SECOND))), [(30, 1)]);
     assert_eq!(starts(rollup.watermark(WallTime(40 * SECOND))), [(35, 0)]);
-    // The end of the run is no quiet window.
-    assert_eq!(starts(rollup.watermark(WallTime::MAX)), [(40, 0)]);
+    // The end of the run adds no window without records.
+    assert_eq!(starts(rollup.watermark(WallTime::MAX)), []);
+}
+
+/// Returns the seconds that each window covers, and whether it is partial.
+fn coverage(windows: &[Window]) -> Vec<(f64, f64, bool)> {
+    let seconds = |time: WallTime| time.0 as f64 / 1e9;
+    windows
+        .iter()
+        .map(|window| {
+            (
+                seconds(window.covered_from),
+                seconds(window.covered_until),
+                window.is_partial(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn first_and_last_window_cover_only_the_traced_time() {
+    let mut rollup = Run::new(settings(&[Key::Workload]));
+    assert!(rollup.watermark(WallTime(2 * SECOND)).is_none());
+    let mut windows = windows(
+        &mut rollup,
+        &[
+            record(1, Event::Close, 3.0, 1),
+            record(2, Event::Close, 7.0, 1),
+            record(3, Event::Close, 11.0, 1),
+        ],
+    );
+    assert_eq!(
+        coverage(&windows),
+        [(2.0, 5.0, true), (5.0, 10.0, false), (10.0, 11.0, true)]
+    );
+    assert_eq!(windows.remove(0).covered_ns(), 3_000_000_000);
+    let mut rollup = Run::new(settings(&[Key::Workload]));
+    rollup.take(&record(1, Event::Close, 61.0, 1));
+    let before = rollup.take(&record(2, Event::Close, 7.0, 1)).unwrap();
+    let after = rollup.watermark(WallTime(10 * SECOND)).unwrap();
+    assert_eq!(
+        coverage(&[before, after]),
+        [(61.0, 61.0, true), (7.0, 10.0, true)],
+        "the clock was set back"
+    );
+}
+
+#[test]
+fn window_of_the_whole_run_ends_with_the_run() {
+    let mut rollup = Run::new(RollupSettings {
+        interval: None,
+        ..settings(&[Key::Workload])
+    });
+    assert!(rollup.watermark(WallTime(2 * SECOND)).is_none());
+    for (cookie, second) in [(1, 3.0), (2, 700.0), (3, 1.0), (4, 90_000.0)] {
+        assert!(rollup.take(&record(cookie, Event::Close, second, 1)).is_none());
+    }
+    assert!(rollup.watermark(WallTime(90_001 * SECOND)).is_none());
+    let window = rollup.watermark(WallTime::MAX).unwrap();
+    assert_eq!(sums(&window), (2, 4, 8, 4, 4, 0, 0));
+    assert_eq!((window.end().0 / SECOND, window.is_partial()), (90_001, false));
+    assert_eq!(window.length_ns, 89_999 * SECOND as u64);
+}
+
+#[test]
+fn open_group_without_records_keeps_its_port_and_process() {
+    let mut rollup = Run::new(settings(&[Key::Workload]));
+    rollup.take(&record(1, Event::Open, 1.0, 0));
+    let mut other = record(2, Event::Close, 6.0, 0);
+    other.direction = Direction::Inbound;
+    rollup.take(&other);
+    let window = rollup.watermark(WallTime(10 * SECOND)).unwrap();
+    let row = window.rows.iter().find(|row| row.sums.open == 1).unwrap();
+    assert_eq!(row.port.get(), Some(&9080));
+    let comm = testing::example().process.map(|process| process.comm);
+    assert_eq!(row.comm.get(), Some(&comm));
+}
+
+#[test]
+fn last_failure_is_the_latest_one() {
+    let windows = all(&[
+        failed(1, 1.0, Outcome::Refused),
+        failed(2, 2.0, Outcome::ConnectTimeout),
+        record(3, Event::Close, 3.0, 0),
+        record(4, Event::Close, 6.0, 0),
+    ]);
+    let failures: Vec<_> = windows.iter().map(|window| window.rows[0].last_failure).collect();
+    let expected = Failure {
+        time: WallTime(2 * SECOND),
+        outcome: Outcome::ConnectTimeout,
+    };
+    assert_eq!(failures, [Some(expected), None]);
+}
+
+#[test]
+fn totals_are_the_sums_of_all_windows() {
+    let records = traffic(12, 800);
+    let by = [Key::Port, Key::Outcome];
+    let mut totals = Totals::new(1000);
+    for window in windows(&mut Run::new(settings(&by)), &records) {
+        totals.add(&window);
+    }
+    let mut whole = Run::new(RollupSettings {
+        interval: None,
+        ..settings(&by)
+    });
+    let expected = windows(&mut whole, &records).remove(0);
+    let mut rows = totals.rows().to_vec();
+    rows.sort_by(|one, two| one.group.cmp(&two.group));
+    assert_eq!(rows.len(), expected.rows.len());
+    for (row, expected) in rows.iter().zip(&expected.rows) {
+        assert_eq!(format!("{row:?}"), format!("{expected:?}"));
+    }
+}
+
+#[test]
+fn totals_beyond_the_maximum_count_in_other() {
+    let records: Vec<_> = (1..=10)
+        .map(|cookie| record(cookie, Event::Close, f64::from(cookie as u32), 1))
+        .collect();
+    let mut totals = Totals::new(3);
+    for window in windows(&mut Run::new(settings(&[Key::Connection])), &records) {
+        totals.add(&window);
+    }
+    assert_eq!(totals.rows().len(), 4);
+    let other = totals.rows().iter().find(|row| row.group.is_other()).unwrap();
+    assert_eq!(other.sums.closed, 7);
 }

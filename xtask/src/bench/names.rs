@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use kmesh_trace::names::fixture::{self, PODS, SERVICES, TOLD};
+use kmesh_trace::names::fixture::{self, PODS, REPORTED_AT, SERVICES};
 use kmesh_trace::names::objects::{self, Writer};
 use kmesh_trace::names::store::{LocalContext, Store};
 use kmesh_trace::names::update::{Change, Key, Owner, PodObject, SourceId, SourceUpdate};
@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (_, sample) = replay::read(&bytes)?;
     let record = Record {
         direction: Direction::Outbound,
-        start: Some(WallTime(TOLD.0 + 1)),
+        start: Some(WallTime(REPORTED_AT.0 + 1)),
         ..sample.into_iter().next().context("the capture has no record")?
     };
     let mut next = super::random();
@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
     let before = super::memory_mib("VmRSS")?;
     let began = cpu_ns();
-    let mut store = fixture::told(fixture::facts());
+    let mut store = fixture::store(fixture::objects());
     line("to make and learn all", (cpu_ns() - began) / 1e6, "ms");
     line("memory they take", super::memory_mib("VmRSS")? - before, "MiB");
 
@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .collect();
     let began = cpu_ns();
     for (&(pod, number), json) in changed.iter().zip(&json) {
-        let at = WallTime(TOLD.0 + i64::from(number));
+        let at = WallTime(REPORTED_AT.0 + i64::from(number));
         let object = objects::parse("Pod", json.as_bytes(), Writer::ApiServer)?.context("no pod")?;
         for change in [Change::Delete(Key::Pod(fixture::pod(pod).uid)), Change::Upsert(object)] {
             store.apply(&SourceUpdate {

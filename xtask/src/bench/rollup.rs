@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kmesh_trace::record::{Event, Record, WallTime};
-use kmesh_trace::rollup::{By, Key, Rollup, Settings, Window};
+use kmesh_trace::rollup::{By, Key, Rollup, RollupSettings, Window};
 use kmesh_trace::track::delta::Deltas;
 
 /// What it takes.
@@ -81,9 +81,9 @@ impl Told {
 fn offer(record: &Record, args: &Args) -> Told {
     let mut record = record.clone();
     let interval = Duration::from_secs(5);
-    let mut rollup = Rollup::new(Settings {
+    let mut rollup = Rollup::new(RollupSettings {
         by: By::new(&[Key::Workload, Key::Ip]),
-        interval,
+        interval: Some(interval),
         max_groups: args.max_groups,
     });
     let (mut told, mut deltas) = (Told::default(), Deltas::default());

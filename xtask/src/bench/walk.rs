@@ -127,7 +127,7 @@ fn measure(tool: &std::path::Path, walks: u32) -> Result<Walked> {
 fn walker_ns(pid: u32) -> Result<Option<u64>> {
     for task in fs::read_dir(format!("/proc/{pid}/task")).context("cannot list the tracer's threads")? {
         let task = task?.path();
-        if fs::read_to_string(task.join("comm"))?.trim() == "kmesh-walk" {
+        if fs::read_to_string(task.join("comm"))?.trim() == "kmesh-scan" {
             let text = fs::read_to_string(task.join("schedstat"))?;
             let first = text.split_whitespace().next().context("an empty schedstat")?;
             return Ok(Some(first.parse()?));

@@ -1,13 +1,10 @@
-//! The question and its answer, as linux/netfilter/nfnetlink_conntrack.h has them. Pure.
+//! The messages of linux/netfilter/nfnetlink_conntrack.h: the request for an entry, and its answer. Pure.
 //!
-//! Attributes are a length and a type of two bytes each, then the value, padded to four bytes; what belongs to netfilter is
-//! in network order, what belongs to netlink in the machine's.
+//! Attributes are a length and a type of two bytes each, then the value, padded to four bytes. Netfilter's values are
+//! in network order, netlink's in the machine's.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-
-/// Room for any question: of IPv6, 112 bytes.
-pub const LONGEST_QUESTION: usize = 128;
 
 const REQUEST: u16 = 1;
 const ERROR: u16 = 2;
@@ -36,13 +33,13 @@ const TCP: u8 = 6;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// nlmsghdr, then nfgenmsg.
+/// The length of nlmsghdr. The header of netfilter, nfgenmsg, has 4 bytes more.
 const HEADER: usize = 16;
 const HEADERS: usize = HEADER + 4;
 
 /// An entry of connection tracking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct ConntrackEntry {
     /// The address that answers the client.
     pub backend: SocketAddr,
     /// The state of the TCP connection (`enum tcp_conntrack`).
@@ -51,80 +48,62 @@ pub struct Entry {
     pub expires_in: Option<Duration>,
 }
 
-/// What came.
+/// A message from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The entry that was asked for.
-    Found(Entry),
-    /// The kernel says no: its error number.
+pub enum KernelAnswer {
+    Found(ConntrackEntry),
+    /// The kernel's error number.
     Refused(i32),
-    /// Something else.
+    /// A message that does not answer the request.
     Other,
 }
 
-/// Asks for the entry of what `client` dialled.
-pub fn question(buffer: &mut [u8; LONGEST_QUESTION], sequence: u32, client: SocketAddr, dialled: SocketAddr) -> &[u8] {
-    let mut out = Out {
-        buffer,
-        length: HEADERS,
+/// Returns a request for the entry of a connection.
+pub fn request(sequence: u32, client: SocketAddr, dialled: SocketAddr) -> Vec<u8> {
+    let octets = |address: SocketAddr| match address.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
     };
-    let family = if client.is_ipv4() { AF_INET } else { AF_INET6 };
-    let tuple = out.begin(TUPLE_ORIG);
-    let ip = out.begin(TUPLE_IP);
-    for (address, v4, v6) in [(client, IP_V4_SRC, IP_V6_SRC), (dialled, IP_V4_DST, IP_V6_DST)] {
-        match address.ip() {
-            IpAddr::V4(ip) => out.put(v4, &ip.octets()),
-            IpAddr::V6(ip) => out.put(v6, &ip.octets()),
-        }
-    }
-    out.end(ip);
-    let protocol = out.begin(TUPLE_PROTO);
-    out.put(PROTO_NUM, &[TCP]);
-    out.put(PROTO_SRC_PORT, &client.port().to_be_bytes());
-    out.put(PROTO_DST_PORT, &dialled.port().to_be_bytes());
-    out.end(protocol);
-    out.end(tuple);
-    let Out { buffer, length } = out;
-    buffer[..4].copy_from_slice(&(length as u32).to_ne_bytes());
-    buffer[4..6].copy_from_slice(&CT_GET.to_ne_bytes());
-    buffer[6..8].copy_from_slice(&REQUEST.to_ne_bytes());
-    buffer[8..12].copy_from_slice(&sequence.to_ne_bytes());
-    buffer[HEADER] = family;
-    &buffer[..length]
+    let (family, src, dst) = match client.is_ipv4() {
+        true => (AF_INET, IP_V4_SRC, IP_V4_DST),
+        false => (AF_INET6, IP_V6_SRC, IP_V6_DST),
+    };
+    let ip = [attribute(src, &octets(client)), attribute(dst, &octets(dialled))].concat();
+    let protocol = [
+        attribute(PROTO_NUM, &[TCP]),
+        attribute(PROTO_SRC_PORT, &client.port().to_be_bytes()),
+        attribute(PROTO_DST_PORT, &dialled.port().to_be_bytes()),
+    ];
+    let tuple = [
+        attribute(TUPLE_IP | NESTED, &ip),
+        attribute(TUPLE_PROTO | NESTED, &protocol.concat()),
+    ];
+    let tuple = attribute(TUPLE_ORIG | NESTED, &tuple.concat());
+    let length = (HEADERS + tuple.len()) as u32;
+    [
+        &length.to_ne_bytes()[..],
+        &CT_GET.to_ne_bytes(),
+        &REQUEST.to_ne_bytes(),
+        &sequence.to_ne_bytes(),
+        &[0; 4],
+        &[family, 0, 0, 0],
+        &tuple,
+    ]
+    .concat()
 }
 
-struct Out<'a> {
-    buffer: &'a mut [u8; LONGEST_QUESTION],
-    length: usize,
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = 4 + value.len() as u16;
+    let padding = vec![0; value.len().next_multiple_of(4) - value.len()];
+    [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value, &padding].concat()
 }
 
-impl Out<'_> {
-    fn put(&mut self, kind: u16, value: &[u8]) {
-        let at = self.length;
-        self.buffer[at..at + 2].copy_from_slice(&(4 + value.len() as u16).to_ne_bytes());
-        self.buffer[at + 2..at + 4].copy_from_slice(&kind.to_ne_bytes());
-        self.buffer[at + 4..at + 4 + value.len()].copy_from_slice(value);
-        self.length += 4 + value.len().next_multiple_of(4);
-    }
-
-    fn begin(&mut self, kind: u16) -> usize {
-        let at = self.length;
-        self.put(kind | NESTED, &[]);
-        at
-    }
-
-    fn end(&mut self, at: usize) {
-        let length = (self.length - at) as u16;
-        self.buffer[at..at + 2].copy_from_slice(&length.to_ne_bytes());
-    }
+/// Returns the kernel's answer to the request of this number.
+pub fn answer(datagram: &[u8], sequence: u32) -> KernelAnswer {
+    read(datagram, sequence).unwrap_or(KernelAnswer::Other)
 }
 
-/// What a datagram of the kernel's says to the question of this number.
-pub fn answer(datagram: &[u8], sequence: u32) -> Answer {
-    read(datagram, sequence).unwrap_or(Answer::Other)
-}
-
-fn read(datagram: &[u8], sequence: u32) -> Option<Answer> {
+fn read(datagram: &[u8], sequence: u32) -> Option<KernelAnswer> {
     let length = u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?) as usize;
     let message = datagram.get(..length)?;
     if message.get(8..12)? != sequence.to_ne_bytes() {
@@ -133,14 +112,14 @@ fn read(datagram: &[u8], sequence: u32) -> Option<Answer> {
     match u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?) {
         ERROR => {
             let errno = i32::from_ne_bytes(message.get(HEADER..HEADER + 4)?.try_into().ok()?);
-            Some(Answer::Refused(errno.checked_neg()?))
+            Some(KernelAnswer::Refused(errno.checked_neg()?))
         }
-        CT_NEW => entry(message.get(HEADERS..)?).map(Answer::Found),
+        CT_NEW => entry(message.get(HEADERS..)?).map(KernelAnswer::Found),
         _ => None,
     }
 }
 
-fn entry(attributes: &[u8]) -> Option<Entry> {
+fn entry(attributes: &[u8]) -> Option<ConntrackEntry> {
     let reply = find(attributes, &[TUPLE_REPLY])?;
     let ip: IpAddr = match (find(reply, &[TUPLE_IP, IP_V4_SRC]), find(reply, &[TUPLE_IP, IP_V6_SRC])) {
         (Some(octets), _) => <[u8; 4]>::try_from(octets).ok()?.into(),
@@ -149,14 +128,14 @@ fn entry(attributes: &[u8]) -> Option<Entry> {
     let port = find(reply, &[TUPLE_PROTO, PROTO_SRC_PORT])?.try_into().ok()?;
     let state = find(attributes, &[PROTOINFO, PROTOINFO_TCP, PROTOINFO_TCP_STATE]);
     let seconds = find(attributes, &[TIMEOUT]).and_then(|bytes| bytes.try_into().ok());
-    Some(Entry {
+    Some(ConntrackEntry {
         backend: SocketAddr::new(ip, u16::from_be_bytes(port)),
         state: state.and_then(|bytes| bytes.first().copied()),
         expires_in: seconds.map(|bytes| Duration::from_secs(u32::from_be_bytes(bytes).into())),
     })
 }
 
-/// The value of an attribute within attributes.
+/// Returns the value of an attribute within attributes.
 fn find<'a>(attributes: &'a [u8], path: &[u16]) -> Option<&'a [u8]> {
     let Some((wanted, rest)) = path.split_first() else {
         return Some(attributes);
@@ -189,25 +168,19 @@ mod tests {
     /// As `conntrack -G -p tcp -s 10.1.0.5 -d 10.96.0.1 --sport 40000 --dport 80` sends it, on a little-endian machine.
     #[test]
     #[cfg(target_endian = "little")]
-    fn a_question_is_what_other_tools_ask() {
-        let mut buffer = [0; LONGEST_QUESTION];
-        let question = question(
-            &mut buffer,
-            7,
-            "10.1.0.5:40000".parse().unwrap(),
-            "10.96.0.1:80".parse().unwrap(),
-        );
+    fn request_is_that_of_other_tools() {
+        let [client, dialled] = ["10.1.0.5:40000", "10.96.0.1:80"].map(|text| text.parse().unwrap());
         let expected = "48000000 0101 0100 07000000 00000000 02000000 \
              3400 0180 1400 0180 0800 0100 0a010005 0800 0200 0a600001 \
              1c00 0280 0500 0100 06000000 0600 0200 9c400000 0600 0300 00500000";
-        assert_eq!(question, hex(expected));
+        assert_eq!(request(7, client, dialled), hex(expected));
     }
 
     #[test]
-    fn of_ipv6_it_fits() {
-        let mut buffer = [0; LONGEST_QUESTION];
-        let [one, other] = ["[fd00::1]:1", "[fd00::2]:2"].map(|text| text.parse().unwrap());
-        assert_eq!(question(&mut buffer, 1, one, other).len(), 20 + 52 + 28 - 4);
+    fn request_may_be_for_ipv6() {
+        let [client, dialled] = ["[fd00::1]:1", "[fd00::2]:2"].map(|text| text.parse().unwrap());
+        let request = request(1, client, dialled);
+        assert_eq!((request.len(), request[HEADER]), (20 + 52 + 28 - 4, AF_INET6));
     }
 
     fn answers(kind: u16, body: &str) -> Vec<u8> {
@@ -223,13 +196,13 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn an_answer_tells_who_answers() {
+    fn answer_has_the_backend() {
         let entry = "02000000 \
              3400 0180 1400 0180 0800 0100 0a010005 0800 0200 0a600001 \
              1c00 0280 0500 0100 06000000 0600 0200 9c400000 0600 0300 00500000 \
              3400 0280 1400 0180 0800 0100 0a010007 0800 0200 0a010005 \
              1c00 0280 0500 0100 06000000 0600 0200 1f900000 0600 0300 9c400000";
-        let expected = Answer::Found(Entry {
+        let expected = KernelAnswer::Found(ConntrackEntry {
             backend: "10.1.0.7:8080".parse().unwrap(),
             state: None,
             expires_in: None,
@@ -241,16 +214,16 @@ mod tests {
             CT_NEW,
             &format!("{entry} 1000 0480 0c00 0180 0500 0100 07000000 0800 0700 00000064"),
         );
-        let ended = Answer::Found(Entry {
+        let ended = KernelAnswer::Found(ConntrackEntry {
             backend: "10.1.0.7:8080".parse().unwrap(),
             state: Some(7),
             expires_in: Some(Duration::from_secs(100)),
         });
         assert_eq!(answer(&whole, 7), ended);
-        assert_eq!(answer(&found, 8), Answer::Other, "to another question");
+        assert_eq!(answer(&found, 8), KernelAnswer::Other, "to another request");
         let refusal = answers(ERROR, "feffffff");
-        assert_eq!(answer(&refusal, 7), Answer::Refused(2));
-        // Cut anywhere, or with any byte changed, it is another answer or none, and no panic.
+        assert_eq!(answer(&refusal, 7), KernelAnswer::Refused(2));
+        // A message that is cut anywhere, or has any byte changed, is another answer or none, and no panic.
         for end in 0..found.len() {
             assert_ne!(answer(&found[..end], 7), expected);
         }

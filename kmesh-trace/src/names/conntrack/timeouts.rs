@@ -1,14 +1,14 @@
-//! How long connection tracking remembers a TCP connection that has ended, and so: when its last packet came.
+//! The timeouts of connection tracking, which say when the last packet of an ended TCP connection came.
 
 use std::fs;
 use std::time::Duration;
 
-use super::message::Entry;
+use super::message::ConntrackEntry;
 
-/// Where the network namespace of the calling thread has its timeouts.
+/// The folder with the timeouts of the calling thread's network namespace.
 const FOLDER: &str = "/proc/sys/net/netfilter";
-/// The states of a connection that is ending or has ended (`enum tcp_conntrack`), their timeouts' names, and the kernel's
-/// defaults in seconds. In other states a connection may be silent for any time.
+/// The states of a connection that is ending or has ended (`enum tcp_conntrack`), their timeouts' names, and the
+/// kernel's defaults in seconds. In other states a connection may be silent for any time.
 const STATES: [(u8, &str, u64); 5] = [
     (4, "fin_wait", 120),
     (5, "close_wait", 60),
@@ -30,9 +30,9 @@ impl Timeouts {
         }))
     }
 
-    /// Whether the last packet of an ended connection came more than `since_start` ago: before the start of the connection
-    /// that asks, which is therefore another one.
-    pub fn ended_before(&self, entry: &Entry, since_start: Duration) -> bool {
+    /// Returns whether the last packet of an ended connection came more than `since_start` ago: before the start of the
+    /// connection in question, which is therefore another one.
+    pub fn ended_before(&self, entry: &ConntrackEntry, since_start: Duration) -> bool {
         let (Some(state), Some(left)) = (entry.state, entry.expires_in) else {
             return false;
         };
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entry_of_an_earlier_connection_is_told_by_its_last_packet() {
+    fn last_packet_dates_the_entry_of_an_earlier_connection() {
         let timeouts = Timeouts(STATES.map(|(_, _, default)| Duration::from_secs(default)));
         let (time_wait, close, established) = (Some(7), Some(8), Some(3));
         // (state, seconds until it expires, milliseconds since the start, whether it is an earlier connection's)
@@ -66,7 +66,7 @@ mod tests {
             (None, Some(3), 5, false),
         ];
         for (state, expires_in, since_start, expected) in cases {
-            let entry = Entry {
+            let entry = ConntrackEntry {
                 backend: "10.1.0.7:8080".parse().unwrap(),
                 state,
                 expires_in: expires_in.map(Duration::from_secs),

@@ -1,7 +1,7 @@
 //! Reads the pod and the container out of a cgroup's path. Pure.
 //!
-//! A path is only a claim: whoever may create a directory may give it any name. [`CgroupPath::owner`] believes a claim only
-//! as far as the directories around it are root's.
+//! A path is only a claim: a user who may create a directory may give it any name. [`CgroupPath::owner`] accepts a
+//! claim only as far as the directories around it are root's.
 
 #[cfg(test)]
 mod tests;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::record::ContainerId;
 
-/// The pod and container that a cgroup belongs to, as far as root vouches for it. At least one of the two is present.
+/// The pod and container that own a cgroup, as far as root vouches for it. At least one of the two is present.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupOwner {
     /// The outermost pod around the cgroup.
@@ -22,8 +22,8 @@ pub struct CgroupOwner {
 /// A pod as a kubelet's cgroups name it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PodCgroup {
-    /// The path of the kubelet's cgroup root, such as `/kubepods.slice` or `/docker/<id>/kubelet/kubepods`. It tells the
-    /// kubelets of one machine apart.
+    /// The path of the kubelet's cgroup root, such as `/kubepods.slice` or `/docker/<id>/kubelet/kubepods`. It
+    /// distinguishes the kubelets of one machine.
     pub root: Arc<str>,
     /// The pod's UID. A static pod's is 32 digits without dashes.
     pub uid: Arc<str>,
@@ -36,27 +36,26 @@ pub struct CgroupPath {
     depth: usize,
     /// The outermost container that is not in a pod.
     outer: Option<Claim<ContainerId>>,
-    /// The outermost pod.
     pod: Option<Claim<PodCgroup>>,
     /// The container of that pod.
     container: Option<Claim<ContainerId>>,
 }
 
-/// A value, and the number of the component that claims it. The first component has number 1; the hierarchy's root is 0.
+/// A value, and the number of the component that claims it. The first component has number 1; the hierarchy's root is
+/// 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Claim<T> {
     value: T,
     depth: usize,
 }
 
-/// What a path's last component is.
+/// The kind of a path's last component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CgroupKind {
     /// A directory outside of pods: there may be pods or containers below it.
     Outside,
     /// A pod's own directory: its children are containers.
     Pod,
-    /// A pod's container.
     Container,
     /// A directory below a pod that is not a container, or that is below a container.
     Nested,
@@ -99,7 +98,7 @@ impl CgroupPath {
         parsed
     }
 
-    /// Returns whom the cgroup belongs to. `trusted` is the number of directories, from the hierarchy's root downwards and
+    /// Returns the owner of the cgroup. `trusted` is the number of directories, from the hierarchy's root downwards and
     /// the root included, that are owned by root and that only root can write to.
     ///
     /// Everything above a container must be trusted. The container's own directory need not be: it may be delegated.
@@ -122,7 +121,7 @@ impl CgroupPath {
         })
     }
 
-    /// Returns what the path's last component is.
+    /// Returns the kind of the path's last component.
     pub fn kind(&self) -> CgroupKind {
         let ends_at = |depth: usize| depth == self.depth;
         match (&self.pod, &self.container) {
@@ -149,9 +148,9 @@ impl CgroupPath {
     }
 }
 
-/// Reads a pod's own directory: `pod<uid>` below `kubepods` (cgroupfs driver), or
-/// `kubepods-burstable-pod<uid>.slice` below `kubepods.slice/kubepods-burstable.slice` (systemd driver, which writes `_` for
-/// each `-` of the UID). The parent directories must be the kubelet's too.
+/// Reads a pod's own directory: `pod<uid>` below `kubepods` (cgroupfs driver), or `kubepods-burstable-pod<uid>.slice`
+/// below `kubepods.slice/kubepods-burstable.slice` (systemd driver, which writes `_` for each `-` of the UID). The
+/// parent directories must be the kubelet's too.
 fn pod_of_directory(component: &str, above: &[&str]) -> Option<PodCgroup> {
     let (parent, grandparent) = (above.last()?, above.len().checked_sub(2).map(|index| above[index]));
     if let Some(uid) = component.strip_prefix("pod") {
@@ -183,8 +182,9 @@ fn pod_of_directory(component: &str, above: &[&str]) -> Option<PodCgroup> {
     })
 }
 
-/// Reads `<pod's slice>:<runtime>:<id>`, which a runtime with the cgroupfs driver makes for a kubelet with the systemd driver.
-/// The kubelet's root is not in such a path; it is where that kubelet puts its other pods, below `machine`.
+/// Reads `<pod's slice>:<runtime>:<id>`, which a runtime with the cgroupfs driver makes for a kubelet with the
+/// systemd driver. The kubelet's root is not in such a path; it is where that kubelet puts its other pods, below
+/// `machine`.
 fn pod_and_container(component: &str, machine: &[&str]) -> Option<(PodCgroup, ContainerId)> {
     let (slice, _) = component.split_once(':')?;
     let container = container_id(component)?;
@@ -192,12 +192,8 @@ fn pod_and_container(component: &str, machine: &[&str]) -> Option<(PodCgroup, Co
     let dashes = slice.root.match_indices('-').map(|(index, _)| index);
     let parents = dashes.chain([slice.root.len()]);
     let slices = parents.map(|end| format!("/{}.slice", &slice.root[..end]));
-    let root = if machine.is_empty() {
-        slices.collect::<String>()
-    } else {
-        let machine = joined(machine);
-        [machine.to_string()].into_iter().chain(slices).collect::<String>()
-    };
+    let machine = machine.iter().map(|component| format!("/{component}"));
+    let root: String = machine.chain(slices).collect();
     let pod = PodCgroup {
         root: root.into(),
         uid: slice.uid.into(),
@@ -209,7 +205,7 @@ fn pod_and_container(component: &str, machine: &[&str]) -> Option<(PodCgroup, Co
 struct PodSlice<'a> {
     /// `kubepods`, after what `--cgroup-root` adds: `kubelet-kubepods`.
     root: &'a str,
-    /// `burstable` or `besteffort`.
+    /// The QoS class `burstable` or `besteffort`; `None` is guaranteed.
     class: Option<&'a str>,
     uid: String,
 }
@@ -227,9 +223,10 @@ impl<'a> PodSlice<'a> {
     }
 }
 
-/// Returns the id of the container that a directory is, if it is one. Runtimes name it `<id>` or `crio-<id>` (cgroupfs driver),
-/// `cri-containerd-<id>.scope`, `crio-<id>.scope`, `docker-<id>.scope`, `libpod-<id>.scope` (systemd driver), or
-/// `<slice>:cri-containerd:<id>`. The monitors beside containers, such as `crio-conmon-<id>.scope`, are none.
+/// Returns the id of the container that a directory is, if it is one. Runtimes name it `<id>` or `crio-<id>`
+/// (cgroupfs driver), `cri-containerd-<id>.scope`, `crio-<id>.scope`, `docker-<id>.scope`, `libpod-<id>.scope`
+/// (systemd driver), or `<slice>:cri-containerd:<id>`. The monitors beside containers, such as
+/// `crio-conmon-<id>.scope`, are none.
 fn container_id(component: &str) -> Option<ContainerId> {
     let (prefix, id) = match component.rsplit_once(':') {
         Some((before, id)) => (before.rsplit(':').next()?, id),

@@ -1,13 +1,14 @@
 //! The running tree of cgroups: which pod and container a cgroup id belongs to.
 //!
 //! ```text
-//!   writer ── lookup(id) ──▶ table ◀── add ── watcher thread ◀── inotify: pods and containers that come and go
+//!   writer ── lookup(id) ──▶ table ◀── add ── watcher thread ◀── inotify: pods and containers that start and end
 //!                └── unknown id ── request ──────▶ └── kernel: the path of this id
 //! ```
 //!
-//! The kernel's id of a cgroup is its directory's inode number. The watcher knows the directories of pods and containers
-//! before their first connection, and remembers them after the last. All other ids are looked up one at a time: nested
-//! cgroups within containers, system services, and whatever is beyond the [`Budget`](budget::Budget).
+//! The kernel's id of a cgroup is its directory's inode number. The watcher knows the directories of pods and
+//! containers before their first connection, and remembers them after the last. All other ids are looked up one at a
+//! time: nested cgroups within containers, system services, and all directories beyond the
+//! [`DirectoryBudget`](budget::DirectoryBudget).
 
 mod budget;
 mod hierarchy;
@@ -16,6 +17,7 @@ mod table;
 mod tests;
 mod watcher;
 
+use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -24,41 +26,33 @@ use std::thread;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::Lookup;
 use super::cgroup::CgroupOwner;
-pub(super) use budget::Budget;
+pub(super) use budget::DirectoryBudget;
 pub(super) use hierarchy::{Hierarchy, mounts, read_start};
 use table::CgroupTable;
 use watcher::Watcher;
 
-/// Lookups that may wait for their answer. Further ids are answered with nobody, this once.
+/// The number of look-ups that may wait for their answer. Further ids have no owner, this once.
 const MAX_REQUESTS: usize = 1024;
-
-/// What is known about a cgroup or a network namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lookup<T> {
-    /// The answer; `None` is nobody.
-    Known(Option<T>),
-    /// A thread is looking it up. It calls `on_change` when the answer is there.
-    Pending,
-}
 
 /// The cgroups of this node.
 #[derive(Debug)]
 pub struct CgroupTree {
     /// `None` where no cgroups of version 2 are mounted.
-    shared: Option<Arc<Shared>>,
+    shared: Option<Arc<SharedTable>>,
 }
 
-/// What the writer's thread and the watcher's share.
+/// The state that the writer's thread and the watcher's share.
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
-    /// Wakes the watcher.
+struct SharedTable {
+    state: Mutex<TableState>,
+    /// Wakes the thread of the watcher.
     wake: OwnedFd,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct TableState {
     table: CgroupTable,
     requests: VecDeque<u64>,
     requested: HashSet<u64>,
@@ -71,8 +65,8 @@ impl CgroupTree {
         Self::open(mounts().0, on_change)
     }
 
-    /// Opens the hierarchy of version 2 that is mounted at `root`. Returns at once: a thread reads the tree. `on_change` is
-    /// called in that thread, after the first reading and whenever pending lookups were answered.
+    /// Opens the hierarchy of version 2 that is mounted at `root`. Returns at once: a thread reads the tree.
+    /// `on_change` is called in that thread, after the first scan and whenever pending look-ups were answered.
     pub fn open(root: Option<PathBuf>, on_change: impl Fn() + Send + 'static) -> Self {
         let hierarchy = root.and_then(|root| Hierarchy::open(&root).ok());
         Self::watch(hierarchy, on_change)
@@ -86,7 +80,7 @@ impl CgroupTree {
 
     fn watch(hierarchy: Option<Hierarchy>, on_change: impl Fn() + Send + 'static) -> Self {
         let shared = hierarchy.and_then(|hierarchy| {
-            let shared = Arc::new(Shared {
+            let shared = Arc::new(SharedTable {
                 state: Mutex::default(),
                 wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok()?,
             });
@@ -100,7 +94,7 @@ impl CgroupTree {
         Self { shared }
     }
 
-    /// Returns whom a cgroup belongs to. Never waits for a file system.
+    /// Returns the owner of a cgroup. Never waits for a file system.
     pub fn lookup(&mut self, cgroup_id: u64) -> Lookup<Arc<CgroupOwner>> {
         let Some(shared) = &self.shared else {
             return Lookup::Known(None);
@@ -138,8 +132,8 @@ impl Drop for CgroupTree {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl SharedTable {
+    fn lock(&self) -> MutexGuard<'_, TableState> {
         // No panic leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,7 +144,8 @@ impl Shared {
     }
 }
 
-/// Returns a path as [`CgroupPath`](super::cgroup::CgroupPath) reads it. Names that are not UTF-8 are no pod's or container's.
-pub(super) fn path_text(path: &Path) -> std::borrow::Cow<'_, str> {
+/// Returns a path as [`CgroupPath`](super::cgroup::CgroupPath) reads it. Names that are not UTF-8 are no pod's or
+/// container's.
+pub(super) fn path_text(path: &Path) -> Cow<'_, str> {
     path.to_string_lossy()
 }

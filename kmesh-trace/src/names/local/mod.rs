@@ -8,16 +8,11 @@ pub mod netns;
 #[cfg(target_os = "linux")]
 pub mod node;
 
-#[cfg(target_os = "linux")]
-pub use cgroup_tree::CgroupTree;
-#[cfg(target_os = "linux")]
-pub use netns::PodNamespaces;
-
-/// The answer to a question about this node.
+/// The owner of a cgroup or a network namespace, as far as it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lookup<T> {
-    /// The answer; `None` if nobody.
+    /// `None`: no pod or container owns it.
     Known(Option<T>),
-    /// The answer is on its way.
+    /// A thread is looking it up. It calls `on_change` when the answer is there.
     Pending,
 }

@@ -1,102 +1,95 @@
-//! EndpointSlices, and the Endpoints of older API servers.
+//! Parses EndpointSlices, and the Endpoints of older API servers.
 
 use std::net::SocketAddr;
 
 use serde::Deserialize;
 
-use super::{Ip, Labels, List, Meta, ip, is_tcp, port};
-use crate::names::update::{EndpointsObject, Object};
+use super::{Bounded, Ip, Meta, Text, ip, is_tcp, port};
+use crate::names::update::EndpointsObject;
 
-/// The most addresses of one object: an EndpointSlice has at most 1,000 endpoints, mostly with one port.
+/// The largest number of addresses of one object: an EndpointSlice has at most 1,000 endpoints, mostly with one port.
 const MAX_ADDRESSES: usize = 10_000;
-/// The most ports of one object.
 const MAX_PORTS: usize = 100;
-/// The label that says of which Service a slice is.
+/// The label with the name of a slice's Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// `discovery.k8s.io/v1` `EndpointSlice`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
 pub struct EndpointSlice {
     metadata: Option<Meta>,
-    endpoints: List<Endpoint, 1_000>,
-    ports: List<Port, MAX_PORTS>,
+    endpoints: Bounded<Endpoint, 1_000>,
+    ports: Bounded<EndpointPort, MAX_PORTS>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
 struct Endpoint {
-    addresses: List<String, 100>,
+    addresses: Bounded<Text, 100>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
-struct Port {
-    protocol: Option<String>,
+struct EndpointPort {
+    protocol: Text,
     port: Option<i64>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub struct Endpoints {
+    metadata: Option<Meta>,
+    subsets: Bounded<Subset, 1_000>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Subset {
+    addresses: Bounded<Ip, MAX_ADDRESSES>,
+    not_ready_addresses: Bounded<Ip, MAX_ADDRESSES>,
+    ports: Bounded<EndpointPort, MAX_PORTS>,
+}
+
 /// Joins each address with each TCP port. Endpoints that are not ready count: they may still have connections.
-fn addresses<'a>(ips: impl Iterator<Item = &'a str> + Clone, ports: &[Port]) -> impl Iterator<Item = SocketAddr> {
-    ports.iter().flat_map(move |one| {
-        let number = one.port.filter(|_| is_tcp(one.protocol.as_deref())).and_then(port);
-        let addresses = number.map(|number| {
-            let ips = ips.clone().filter_map(ip);
-            ips.map(move |ip| SocketAddr::new(ip, number))
-        });
-        addresses.into_iter().flatten()
+fn addresses<'a>(
+    ips: impl Iterator<Item = &'a Text> + Clone,
+    ports: &[EndpointPort],
+) -> impl Iterator<Item = SocketAddr> {
+    let ports = ports.iter().filter(|one| is_tcp(&one.protocol));
+    let ports = ports.filter_map(|one| port(one.port?));
+    ports.flat_map(move |port| {
+        let ips = ips.clone().filter_map(|text| ip(&text.0));
+        ips.map(move |ip| SocketAddr::new(ip, port))
     })
 }
 
 impl EndpointSlice {
-    /// Returns the slice as the store takes it.
-    pub fn object(self) -> Object {
+    pub fn object(self) -> EndpointsObject {
         let meta = self.metadata.unwrap_or_default();
-        let (namespace, name) = meta.namespaced_name();
-        let labels = meta.labels.and_then(|Labels(labels)| labels).unwrap_or_default();
-        let service = labels.into_iter().find(|(key, _)| key == SERVICE_NAME);
-        let ips = self.endpoints.0.iter();
-        let ips = ips.flat_map(|endpoint| endpoint.addresses.0.iter().map(String::as_str));
-        Object::Endpoints(EndpointsObject {
-            namespace,
-            name,
+        let mut labels = meta.labels.0.into_iter().flatten();
+        let service = labels.find(|(key, _)| key == SERVICE_NAME);
+        let ips = self.endpoints.0.iter().flat_map(|endpoint| &endpoint.addresses.0);
+        EndpointsObject {
+            namespace: meta.namespace.0,
+            name: meta.name.0,
             service: service.map(|(_, service)| service).unwrap_or_default(),
             addresses: addresses(ips, &self.ports.0).take(MAX_ADDRESSES).collect(),
-        })
+        }
     }
 }
 
-/// `v1` `Endpoints`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Endpoints {
-    metadata: Option<Meta>,
-    subsets: List<Subset, 1_000>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Subset {
-    addresses: List<Ip, MAX_ADDRESSES>,
-    not_ready_addresses: List<Ip, MAX_ADDRESSES>,
-    ports: List<Port, MAX_PORTS>,
-}
-
 impl Endpoints {
-    /// Returns the Endpoints as the store takes them.
-    pub fn object(self) -> Object {
-        let (namespace, name) = self.metadata.unwrap_or_default().namespaced_name();
+    pub fn object(self) -> EndpointsObject {
+        let meta = self.metadata.unwrap_or_default();
         let all = self.subsets.0.iter().flat_map(|subset| {
-            let ips = [&subset.addresses, &subset.not_ready_addresses];
-            let ips = ips.into_iter().flat_map(|ips| &ips.0);
-            addresses(ips.filter_map(|one| one.ip.as_deref()), &subset.ports.0)
+            let ips = subset.addresses.0.iter().chain(&subset.not_ready_addresses.0);
+            addresses(ips.map(|one| &one.ip), &subset.ports.0)
         });
-        Object::Endpoints(EndpointsObject {
-            service: name.clone(),
-            namespace,
-            name,
+        EndpointsObject {
+            namespace: meta.namespace.0,
+            service: meta.name.0.clone(),
+            name: meta.name.0,
             addresses: all.take(MAX_ADDRESSES).collect(),
-        })
+        }
     }
 }
 
@@ -104,6 +97,7 @@ impl Endpoints {
 mod tests {
     use super::*;
     use crate::names::objects::parsed;
+    use crate::names::update::Object;
 
     #[test]
     fn slices_and_endpoints_have_the_same_addresses() {
@@ -140,10 +134,9 @@ mod tests {
     fn endpoints_are_cut_at_their_limit() {
         let many = vec![r#""10.0.0.1""#; 1000].join(",");
         let ports: Vec<_> = (1..=1000).map(|port| format!(r#"{{"port":{port}}}"#)).collect();
-        let json = format!(
-            r#"{{"metadata":{{"namespace":"shop","name":"web-1"}},"ports":[{}],"endpoints":[{{"addresses":[{many}]}}]}}"#,
-            ports.join(",")
-        );
+        let ports = ports.join(",");
+        let json =
+            format!(r#"{{"metadata":{{"name":"web-1"}},"ports":[{ports}],"endpoints":[{{"addresses":[{many}]}}]}}"#);
         match parsed("EndpointSlice", &json) {
             Object::Endpoints(endpoints) => assert_eq!(endpoints.addresses.len(), MAX_ADDRESSES),
             other => panic!("{other:?}"),

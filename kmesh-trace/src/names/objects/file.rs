@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -13,9 +13,9 @@ use crate::names::update::{Kind, Object};
 
 /// The largest YAML file: YAML is held several times over while it is read.
 const MAX_YAML_BYTES: u64 = 64 << 20;
-/// The most objects of a file.
+/// The largest number of objects of a file.
 const MAX_OBJECTS: usize = 1_000_000;
-/// How much of a file is read at a time.
+/// How much of a file is read at a time, in bytes.
 const CHUNK: usize = 64 << 10;
 /// How to make such a file.
 const HOW: &str = "try: kubectl get pods,services,endpointslices,replicasets,nodes -A -o json > FILE";
@@ -25,7 +25,6 @@ const HOW: &str = "try: kubectl get pods,services,endpointslices,replicasets,nod
 pub struct PodsFile {
     /// All objects that naming needs.
     pub objects: Vec<Object>,
-    /// The objects that were left out.
     pub left_out: LeftOut,
     /// The number of objects of other kinds.
     others: u64,
@@ -34,7 +33,7 @@ pub struct PodsFile {
 /// The number of objects by kind.
 impl fmt::Display for PodsFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = |kind| self.objects.iter().filter(|object| super::kind(object) == kind).count();
+        let count = |kind| self.objects.iter().filter(|object| object.kind() == kind).count();
         let (pods, services) = (count(Kind::Pods), count(Kind::Services));
         let others = self.objects.len() - pods - services;
         write!(f, "pods: {pods}, Services: {services}, other objects: {others}")?;
@@ -49,75 +48,66 @@ impl fmt::Display for PodsFile {
 pub fn read(path: &Path) -> Result<PodsFile> {
     let shown = path.display();
     let file = File::open(path).with_context(|| format!("cannot read {shown} (--pods-file)"))?;
-    let found = parse(&mut BufReader::with_capacity(CHUNK, file))
+    let found = parse(BufReader::with_capacity(CHUNK, file))
         .with_context(|| format!("{shown} (--pods-file) is not what kubectl prints as JSON or YAML"))?;
-    if found.objects.is_empty() {
-        let what = match (found.left_out.count, found.others) {
-            (0, 0) => "has no objects".to_owned(),
-            (0, others) => format!("has {others} objects, but none that names need"),
-            (count, _) => format!(
-                "has no object that can be used; {count} left out, the first: {}",
-                found.left_out.first
-            ),
-        };
-        bail!("{shown} (--pods-file) {what}\n  {HOW}");
+    if !found.objects.is_empty() {
+        return Ok(found);
     }
-    Ok(found)
-}
-
-fn parse(file: &mut impl Read) -> Result<PodsFile> {
-    let mut chunk = vec![0; CHUNK];
-    // JSON is a kind of YAML, but nobody writes YAML so: what begins like JSON gets the errors of JSON.
-    let (read, first) = loop {
-        let read = file.read(&mut chunk)?;
-        ensure!(read > 0, "it is empty");
-        if let Some(first) = chunk[..read].iter().find(|byte| !byte.is_ascii_whitespace()) {
-            break (read, *first);
+    let what = match (&found.left_out, found.others) {
+        (LeftOut { count: 0, .. }, 0) => "has no objects".to_owned(),
+        (LeftOut { count: 0, .. }, others) => format!("has {others} objects, but none that names need"),
+        (LeftOut { count, first }, _) => {
+            format!("has no object that can be used; {count} left out, the first: {first}")
         }
     };
+    bail!("{shown} (--pods-file) {what}\n  {HOW}")
+}
+
+fn parse(mut file: impl BufRead) -> Result<PodsFile> {
+    // JSON is YAML, too, but text that begins like JSON gets the errors of JSON.
+    let first = loop {
+        let buffer = file.fill_buf()?;
+        ensure!(!buffer.is_empty(), "it is empty");
+        if let Some(first) = buffer.iter().find(|byte| !byte.is_ascii_whitespace()) {
+            break *first;
+        }
+        let blank = buffer.len();
+        file.consume(blank);
+    };
     match first {
-        b'{' | b'[' => json(&mut chunk, read, file),
-        _ => yaml(&chunk[..read], file),
+        b'{' | b'[' => parse_json(file),
+        _ => parse_yaml(file),
     }
 }
 
-fn json(chunk: &mut [u8], mut read: usize, file: &mut impl Read) -> Result<PodsFile> {
+fn parse_json(mut file: impl BufRead) -> Result<PodsFile> {
     let mut reader = ObjectReader::new(Writer::ApiServer, None);
     let mut objects = Vec::new();
-    while read > 0 {
-        reader.feed(&chunk[..read], &mut |object| objects.push(object))?;
+    loop {
+        let chunk = file.fill_buf()?;
+        if chunk.is_empty() {
+            break;
+        }
+        reader.feed(chunk, &mut |object| objects.push(object))?;
         ensure!(objects.len() <= MAX_OBJECTS, "it has more than {MAX_OBJECTS} objects");
-        read = file.read(chunk)?;
+        let read = chunk.len();
+        file.consume(read);
     }
     reader.finish()?;
     Ok(PodsFile {
         objects,
-        others: reader.other_kinds.values().sum(),
+        others: reader.others,
         left_out: reader.left_out,
     })
 }
 
-fn yaml(start: &[u8], file: &mut impl Read) -> Result<PodsFile> {
-    let mut text = start.to_vec();
-    file.take(MAX_YAML_BYTES + 1).read_to_end(&mut text)?;
+fn parse_yaml(file: impl BufRead) -> Result<PodsFile> {
+    let mut text = String::new();
+    let length = file.take(MAX_YAML_BYTES + 1).read_to_string(&mut text)?;
     ensure!(
-        text.len() as u64 <= MAX_YAML_BYTES,
+        length as u64 <= MAX_YAML_BYTES,
         "as YAML it is too large: kubectl prints JSON with -o json"
     );
-    let text = str::from_utf8(&text).context("it is not UTF-8")?;
-    let values = yaml_values(text)?;
-    let mut json = Vec::new();
-    // There may be nothing between two separators.
-    for value in values.iter().filter(|value| !value.is_null()) {
-        serde_json::to_writer(&mut json, value)?;
-    }
-    let mut json = json.as_slice();
-    let mut chunk = vec![0; CHUNK];
-    let read = json.read(&mut chunk)?;
-    self::json(&mut chunk, read, &mut json)
-}
-
-fn yaml_values(text: &str) -> Result<Vec<serde_json::Value>> {
     // The size of the file bounds it. Aliases could make a large document of a small file; kubectl prints none.
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
@@ -127,19 +117,22 @@ fn yaml_values(text: &str) -> Result<Vec<serde_json::Value>> {
             max_aliases: 0,
         },
     };
-    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| yaml_error(&error))
+    let values: Vec<serde_json::Value> =
+        serde_saphyr::from_multiple_with_options(&text, options).map_err(|error| yaml_error(&error))?;
+    let mut json = Vec::new();
+    // There may be nothing between two separators.
+    for value in values.iter().filter(|value| !value.is_null()) {
+        serde_json::to_writer(&mut json, value)?;
+    }
+    parse_json(&json[..])
 }
 
 /// Says where the error is, and nothing of what stands there: the library's own message quotes the file.
 pub fn yaml_error(error: &serde_saphyr::Error) -> anyhow::Error {
-    match error.location() {
-        Some(location) => anyhow!(
-            "not valid YAML, or a value of the wrong type, or an alias, at line {} column {}",
-            location.line(),
-            location.column()
-        ),
-        None => anyhow!("not valid YAML, or a value of the wrong type, or an alias"),
-    }
+    let location = error.location();
+    let at = location.map(|location| format!(", at line {} column {}", location.line(), location.column()));
+    let at = at.unwrap_or_default();
+    anyhow!("not valid YAML, or a value of the wrong type, or an alias{at}")
 }
 
 #[cfg(test)]
@@ -147,7 +140,7 @@ mod tests {
     use super::*;
 
     fn read_text(text: &str) -> Result<PodsFile> {
-        parse(&mut text.as_bytes())
+        parse(text.as_bytes())
     }
 
     fn counts(text: &str) -> String {
@@ -162,34 +155,33 @@ mod tests {
         let pod = |uid: &str| format!(r#"{{"metadata":{{"uid":"{uid}","name":"web"}}}}"#);
         let (a, b) = (pod("a"), pod("b"));
         let service = r#"{"metadata":{"name":"web"}}"#;
+        let services = format!(r#"{{"items":[{service}],"kind":"ServiceList"}}"#);
+        let yaml_list = "kind: PodList\nitems:\n- metadata: {uid: a, name: a}\n- metadata:\n    uid: b\n    name: b\n";
+        let yaml_sorted = "apiVersion: v1\nitems:\n- metadata: {name: web}\nkind: ServiceList\n---\n\
+                           items:\n- metadata: {uid: a, name: web}\nkind: PodList\n";
+        let yaml_several = "---\nkind: Pod\nmetadata: {uid: a, name: a}\n---\n\
+                            kind: Service\nmetadata: {name: b}\n---\n";
+        let list = format!(r#"{{"kind":"PodList","items":[{a}]}}"#);
         let cases = [
             ("typed list", format!(r#"{{"kind":"PodList","items":[{a},{b}]}}"#), TWO),
-            ("kind behind the items", format!(r#"{{"items":[{a},{b}],"kind":"PodList"}}"#), TWO),
+            (
+                "kind behind the items",
+                format!(r#"{{"items":[{a},{b}],"kind":"PodList"}}"#),
+                TWO,
+            ),
             (
                 "kind of Services behind the items",
-                format!(r#"{{"kind":"List","items":[{{"items":[{service}],"kind":"ServiceList"}},{{"items":[{a}],"kind":"PodList"}}]}}"#),
+                format!(r#"{{"kind":"List","items":[{services},{{"items":[{a}],"kind":"PodList"}}]}}"#),
                 BOTH,
             ),
             (
                 "several documents",
-                format!("\n {{\"kind\":\"PodList\",\"items\":[{a}]}}\n{{\"kind\":\"PodList\",\"items\":[{b}]}}\n"),
+                format!("\n {list}\n{}\n", list.replace(&a, &b)),
                 TWO,
             ),
-            (
-                "YAML",
-                "kind: PodList\nitems:\n- metadata: {uid: a, name: a}\n- metadata:\n    uid: b\n    name: b\n".to_owned(),
-                TWO,
-            ),
-            (
-                "YAML in alphabetical order",
-                "apiVersion: v1\nitems:\n- metadata: {name: web}\nkind: ServiceList\n---\nitems:\n- metadata: {uid: a, name: web}\nkind: PodList\n".to_owned(),
-                BOTH,
-            ),
-            (
-                "several documents of YAML",
-                "---\nkind: Pod\nmetadata: {uid: a, name: a}\n---\nkind: Service\nmetadata: {name: b}\n---\n".to_owned(),
-                BOTH,
-            ),
+            ("YAML", yaml_list.to_owned(), TWO),
+            ("YAML in alphabetical order", yaml_sorted.to_owned(), BOTH),
+            ("several documents of YAML", yaml_several.to_owned(), BOTH),
         ];
         for (name, text, expected) in cases {
             assert_eq!(counts(&text), expected, "{name}");
@@ -199,7 +191,8 @@ mod tests {
     #[test]
     fn yaml_means_what_json_means() {
         let yaml = "kind: Service\nmetadata: {namespace: shop, name: web, labels: {version: \"1\"}}\n\
-                    spec:\n  clusterIP: 10.96.0.7\n  ports:\n  - {port: 80, targetPort: http}\n  - {port: 81, targetPort: 8081}\n";
+                    spec:\n  clusterIP: 10.96.0.7\n  ports:\n  - {port: 80, targetPort: http}\n  \
+                    - {port: 81, targetPort: 8081}\n";
         let json = r#"{"kind":"Service","metadata":{"namespace":"shop","name":"web","labels":{"version":"1"}},
             "spec":{"clusterIP":"10.96.0.7","ports":[{"port":80,"targetPort":"http"},{"port":81,"targetPort":8081}]}}"#;
         let (yaml, json) = (read_text(yaml).unwrap().objects, read_text(json).unwrap().objects);
@@ -208,16 +201,18 @@ mod tests {
 
     #[test]
     fn odd_object_costs_only_itself() {
-        let text = "kind: PodList\nitems:\n- metadata: {uid: a, namespace: shop, name: odd}\n  spec: {hostNetwork: 7}\n- metadata: {uid: b, name: b}\n";
+        let text = "kind: PodList\nitems:\n- metadata: {uid: a, namespace: shop, name: odd}\n  \
+                    spec: {hostNetwork: 7}\n- metadata: {uid: b, name: b}\n";
+        let left_out = "left out: 1, the first: Pod shop/odd: it has a field of the wrong type";
         assert_eq!(
             counts(text),
-            "pods: 1, Services: 0, other objects: 0, left out: 1, the first: Pod shop/odd: it has a field of the wrong type"
+            format!("pods: 1, Services: 0, other objects: 0, {left_out}")
         );
     }
 
     #[test]
     fn errors_say_where_and_quote_nothing() {
-        let deep = format!("{{\"kind\":\"PodList\",\"items\":[{}", "[".repeat(100_000));
+        let deep = format!("{{\"kind\":\"PodList\",\"items\":[{{\"spec\":{}", "[".repeat(100_000));
         let cases = [
             ("", "empty"),
             ("{\"kind\":\"PodList\",\n\"items\":[}", "at line 2 column 10"),
@@ -225,6 +220,7 @@ mod tests {
             ("kind: PodList\nitems: [s3cr3t\ntoken: s3cr3t }\n", "line"),
             ("{\"kind\":\"PodList\"} s3cr3t", "line 1"),
             (&deep, "the middle of an object"),
+            ("{\"kind\":\"PodList\",\"items\":[[", "expected an object"),
         ];
         for (text, part) in cases {
             let error = format!("{:#}", read_text(text).unwrap_err());

@@ -1,23 +1,22 @@
 //! Reads a stream of Kubernetes objects: an answer of a kubelet or an API server, a watch, or a file.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
-use super::fields::{EVENT, OBJECT};
-use super::scan::{Found, Scanner};
-use super::{ObjectError, Writer, key_of_unusable, parse, resource_version};
-use crate::names::update::{Key, Kind, Object};
-use crate::output::sanitize::one_line;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 pub use super::scan::ScanError;
+use super::scan::{Found, MAX_OBJECT, Scanner};
+use super::{ObjectError, ObjectIdentity, Writer, key_of_unusable, parse};
+use crate::names::update::{Change, Kind, Object};
+use crate::output::sanitize::one_line;
 
-/// The most bytes of an object's name in a message.
+/// The longest name of an object in a message, in characters.
 const MAX_NAME: usize = 80;
 
 /// The objects of one stream that were left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
-    /// Their number.
     pub count: u64,
     /// What is wrong with the first one.
     pub first: String,
@@ -33,46 +32,37 @@ impl LeftOut {
 
     fn object(&mut self, kind: &str, json: &[u8], error: ObjectError) {
         self.add(|| {
-            let meta = super::Identity::of(json);
-            let name = format!("{}/{}", super::text(&meta.namespace), super::text(&meta.name));
-            let name: String = name.chars().take(MAX_NAME).collect();
+            let ObjectIdentity { namespace, name, .. } = ObjectIdentity::of(json);
+            let name: String = format!("{}/{}", namespace.0, name.0).chars().take(MAX_NAME).collect();
             format!("{} {}: {error}", one_line(kind), one_line(&name))
         });
     }
 
     fn too_large(&mut self) {
-        self.add(|| "one takes more than 1 MiB".to_owned());
-    }
-
-    /// Adds the objects that another stream has left out.
-    pub fn merge(&mut self, other: Self) {
-        if self.count == 0 {
-            self.first = other.first;
-        }
-        self.count += other.count;
+        self.add(|| format!("one takes more than {} MiB", MAX_OBJECT >> 20));
     }
 }
 
-/// The end of a list.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The metadata of a list that has ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct ListMeta {
-    /// `kind`; empty when it has none.
+    /// The list's own `kind`; empty when it has none.
+    #[serde(skip)]
     pub kind: String,
-    /// `metadata.resourceVersion`.
     pub resource_version: Option<String>,
-    /// `metadata.continue`: where the next page starts.
-    pub next: Option<String>,
+    /// Where the next page starts; empty or `None` on the last page.
+    pub r#continue: Option<String>,
 }
 
-/// An answer that an API server gives in place of what was asked for.
+/// An answer that an API server gives in place of what was requested.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
-pub struct Status {
-    /// The HTTP status.
+pub struct ApiStatus {
+    /// The HTTP status, or 0.
     pub code: u16,
-    /// What is wrong.
     pub message: String,
-    /// The same in one word.
+    /// What is wrong, in one word.
     pub reason: String,
 }
 
@@ -80,72 +70,51 @@ pub struct Status {
 pub struct ObjectReader {
     scanner: Scanner,
     writer: Writer,
-    /// The objects that were left out.
     pub left_out: LeftOut,
     /// The last list that has ended.
     pub list: Option<ListMeta>,
-    /// The number of objects of kinds that naming does not need, by kind.
-    pub other_kinds: BTreeMap<String, u64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct ListParts {
-    metadata: Option<ListPartsMeta>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct ListPartsMeta {
-    resource_version: Option<String>,
-    r#continue: Option<String>,
+    /// The number of objects of kinds that naming does not need.
+    pub others: u64,
 }
 
 impl ObjectReader {
-    /// Reads what this writer wrote. `default_kind` is the kind of objects where nothing else says it.
+    /// Reads what this writer wrote. `default_kind` is the kind of objects without kind in lists without kind.
     pub fn new(writer: Writer, default_kind: Option<&'static str>) -> Self {
         Self {
-            scanner: Scanner::new(&OBJECT, default_kind),
+            scanner: Scanner::new(default_kind),
             writer,
             left_out: LeftOut::default(),
             list: None,
-            other_kinds: BTreeMap::new(),
+            others: 0,
         }
     }
 
     /// Reads the next bytes, and passes on each object that is complete.
     pub fn feed(&mut self, bytes: &[u8], objects: &mut dyn FnMut(Object)) -> Result<(), ScanError> {
-        let Self {
-            scanner,
-            writer,
-            left_out,
-            list,
-            other_kinds,
-        } = self;
-        scanner.feed(bytes, &mut |found| match found {
-            Found::Object { kind, json } => match parse(kind, json, *writer) {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct ListBody {
+            metadata: Option<ListMeta>,
+        }
+        self.scanner.feed(bytes, &mut |found| match found {
+            Found::Object { kind, json } => match parse(kind, json, self.writer) {
                 Ok(Some(object)) => objects(object),
-                Ok(None) if other_kinds.len() < 16 || other_kinds.contains_key(kind) => {
-                    *other_kinds.entry(kind.to_owned()).or_default() += 1;
-                }
-                Ok(None) => {}
-                Err(error) => left_out.object(kind, json, error),
+                Ok(None) => self.others += 1,
+                Err(error) => self.left_out.object(kind, json, error),
             },
             Found::List { kind, json } => {
-                let meta = serde_json::from_slice::<ListParts>(json).unwrap_or_default();
-                let meta = meta.metadata.unwrap_or_default();
-                *list = Some(ListMeta {
+                let body: ListBody = serde_json::from_slice(json).unwrap_or_default();
+                self.list = Some(ListMeta {
                     kind: kind.to_owned(),
-                    resource_version: meta.resource_version,
-                    next: meta.r#continue.filter(|next| !next.is_empty()),
+                    ..body.metadata.unwrap_or_default()
                 });
             }
-            Found::TooLarge => left_out.too_large(),
-            Found::Unknown => left_out.add(|| "one has no kind".to_owned()),
+            Found::TooLarge => self.left_out.too_large(),
+            Found::Unknown => self.left_out.add(|| "one has no kind".to_owned()),
         })
     }
 
-    /// Ends the stream.
+    /// Ends the stream. An object that is not complete is an error.
     pub fn finish(&self) -> Result<(), ScanError> {
         self.scanner.finish()
     }
@@ -154,17 +123,21 @@ impl ObjectReader {
 /// An event of a watch.
 #[expect(clippy::large_enum_variant, reason = "nearly all events are of the large kind")]
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The object exists and looks like this.
-    Upsert(Object),
-    /// The object is gone, or cannot be used any more.
-    Delete(Key),
+pub enum WatchEvent {
+    Change(Change),
     /// Nothing else happened up to here.
     Bookmark,
-    /// The watch has ended.
-    Error(Status),
-    /// An object changed that cannot be used, and nothing says which one.
+    /// An object changed that cannot be used or identified.
     Unknown,
+}
+
+/// An event that ends the watch.
+#[derive(Debug, PartialEq, Eq)]
+pub enum WatchError {
+    /// The server reports an error.
+    Status(ApiStatus),
+    /// The server sends something else than an event; the position, if it is no JSON.
+    NoEvent(Option<ScanError>),
 }
 
 /// Reads the events of a watch.
@@ -172,25 +145,16 @@ pub struct EventReader {
     scanner: Scanner,
     kind: Kind,
     kind_name: &'static str,
-    /// The objects that were left out.
     pub left_out: LeftOut,
     /// The resource version of the last event.
     pub version: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct EventParts<'a> {
-    #[serde(rename = "type", borrow)]
-    event_type: std::borrow::Cow<'a, str>,
-    #[serde(borrow)]
-    object: &'a serde_json::value::RawValue,
 }
 
 impl EventReader {
     /// Reads the events of objects of this kind, by its two names.
     pub fn new(kind: Kind, kind_name: &'static str) -> Self {
         Self {
-            scanner: Scanner::new(&EVENT, Some("Event")),
+            scanner: Scanner::new(Some("WatchEvent")),
             kind,
             kind_name,
             left_out: LeftOut::default(),
@@ -198,59 +162,75 @@ impl EventReader {
         }
     }
 
-    /// Reads the next bytes, and passes on each event that is complete. `None` stands for an event that makes no sense.
-    pub fn feed(&mut self, bytes: &[u8], events: &mut dyn FnMut(Option<Event>)) -> Result<(), ScanError> {
-        let Self {
-            scanner,
-            kind,
-            kind_name,
-            left_out,
-            version,
-        } = self;
-        scanner.feed(bytes, &mut |found| match found {
-            Found::Object { json, .. } => {
-                let event = serde_json::from_slice::<EventParts>(json).ok();
-                events(event.and_then(|event| {
-                    let json = event.object.get().as_bytes();
-                    let read = read_event(&event.event_type, json, *kind, kind_name, left_out)?;
-                    if !matches!(read, Event::Error(_)) {
-                        *version = resource_version(json).or(version.take());
-                    }
-                    Some(read)
-                }));
+    /// Reads the next bytes, and passes on each event that is complete, up to one that ends the watch.
+    pub fn feed(&mut self, bytes: &[u8], events: &mut dyn FnMut(WatchEvent)) -> Result<(), WatchError> {
+        let mut end = None;
+        let (kind, kind_name) = (self.kind, self.kind_name);
+        let scanned = self.scanner.feed(bytes, &mut |found| {
+            let event = match found {
+                _ if end.is_some() => return,
+                Found::Object { json, .. } => read_event(json, kind, kind_name, &mut self.left_out, &mut self.version),
+                Found::TooLarge => {
+                    self.left_out.too_large();
+                    Ok(WatchEvent::Unknown)
+                }
+                Found::List { .. } | Found::Unknown => Err(WatchError::NoEvent(None)),
+            };
+            match event {
+                Ok(event) => events(event),
+                Err(error) => end = Some(error),
             }
-            Found::TooLarge => {
-                left_out.too_large();
-                events(Some(Event::Unknown));
-            }
-            Found::List { .. } | Found::Unknown => events(None),
-        })
+        });
+        match end {
+            Some(error) => Err(error),
+            None => scanned.map_err(|error| WatchError::NoEvent(Some(error))),
+        }
     }
 }
 
-fn read_event(event_type: &str, json: &[u8], kind: Kind, kind_name: &str, left_out: &mut LeftOut) -> Option<Event> {
-    let is_delete = match event_type {
-        "ADDED" | "MODIFIED" => false,
+fn read_event(
+    json: &[u8],
+    kind: Kind,
+    kind_name: &str,
+    left_out: &mut LeftOut,
+    version: &mut Option<String>,
+) -> Result<WatchEvent, WatchError> {
+    #[derive(Deserialize)]
+    struct RawEvent<'a> {
+        #[serde(rename = "type", borrow)]
+        event_type: Cow<'a, str>,
+        #[serde(borrow)]
+        object: &'a RawValue,
+    }
+    let no_event = |_| WatchError::NoEvent(None);
+    let event: RawEvent<'_> = serde_json::from_slice(json).map_err(no_event)?;
+    let json = event.object.get().as_bytes();
+    let is_delete = match &*event.event_type {
+        "ADDED" | "MODIFIED" | "BOOKMARK" => false,
         "DELETED" => true,
-        "BOOKMARK" => return Some(Event::Bookmark),
-        "ERROR" => return serde_json::from_slice(json).ok().map(Event::Error),
-        _ => return None,
+        "ERROR" => return Err(WatchError::Status(serde_json::from_slice(json).map_err(no_event)?)),
+        _ => return Err(WatchError::NoEvent(None)),
     };
-    match parse(kind_name, json, Writer::ApiServer) {
-        Ok(Some(object)) if is_delete => Some(Event::Delete(super::key(&object))),
-        Ok(Some(object)) => Some(Event::Upsert(object)),
-        Ok(None) => None,
+    *version = ObjectIdentity::of(json).resource_version.non_empty().or(version.take());
+    if event.event_type == "BOOKMARK" {
+        return Ok(WatchEvent::Bookmark);
+    }
+    Ok(match parse(kind_name, json, Writer::ApiServer) {
+        Ok(Some(object)) if is_delete => WatchEvent::Change(Change::Delete(object.key())),
+        Ok(Some(object)) => WatchEvent::Change(Change::Upsert(object)),
+        Ok(None) => return Err(WatchError::NoEvent(None)),
         Err(error) => {
             left_out.object(kind_name, json, error);
-            Some(key_of_unusable(kind, json).map_or(Event::Unknown, Event::Delete))
+            let key = key_of_unusable(kind, json);
+            key.map_or(WatchEvent::Unknown, |key| WatchEvent::Change(Change::Delete(key)))
         }
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::update::Owner;
+    use crate::names::update::{Key, Owner};
 
     fn read(json: &str, writer: Writer) -> (Vec<Object>, ObjectReader) {
         let mut reader = ObjectReader::new(writer, Some("Pod"));
@@ -262,7 +242,7 @@ mod tests {
         (objects, reader)
     }
 
-    /// Real answers of kubelets, without what nobody here reads.
+    /// Real answers of kubelets, without the fields that no test needs.
     const STANDALONE: &str = include_str!("../../../../tests/data/pods/standalone.json");
     const REGISTERED: &str = include_str!("../../../../tests/data/pods/registered.json");
     const STARTING: &str = include_str!("../../../../tests/data/pods/starting.json");
@@ -295,6 +275,8 @@ mod tests {
 
     #[test]
     fn answers_of_real_kubelets_are_read() {
+        const CLIENT: &str = "ReplicaSet/client-6cdf64b9f5";
+        const WEB: &str = "ReplicaSet/web-9b9899d94";
         let standalone: [Row<'_>; 6] = [
             ("crashy-vm", "Nobody", true, false, "10.244.77.44", false, 1),
             ("job-vm", "Nobody", true, false, "10.244.77.42", true, 1),
@@ -316,7 +298,7 @@ mod tests {
             ("hostnet-vm", "Nobody", true, true, "192.0.2.2", false, 1),
             (
                 "client-6cdf64b9f5-txsmw",
-                "ReplicaSet/client-6cdf64b9f5",
+                CLIENT,
                 false,
                 false,
                 "10.244.77.54",
@@ -326,37 +308,17 @@ mod tests {
             ("client-vm", "Nobody", true, false, "10.244.77.49", false, 2),
             ("db-0", "StatefulSet/db", false, false, "10.244.77.55", false, 1),
             ("once-fnbb2", "Job/once", false, false, "10.244.77.56", true, 1),
-            (
-                "web-9b9899d94-jsjxn",
-                "ReplicaSet/web-9b9899d94",
-                false,
-                false,
-                "10.244.77.52",
-                false,
-                1,
-            ),
-            (
-                "web-9b9899d94-vpbnr",
-                "ReplicaSet/web-9b9899d94",
-                false,
-                false,
-                "10.244.77.53",
-                false,
-                1,
-            ),
+            ("web-9b9899d94-jsjxn", WEB, false, false, "10.244.77.52", false, 1),
+            ("web-9b9899d94-vpbnr", WEB, false, false, "10.244.77.53", false, 1),
             ("web-vm", "Nobody", true, false, "10.244.77.50", false, 2),
         ];
-        assert_eq!(
-            rows(REGISTERED, Writer::Kubelet),
-            registered.map(|row| format!("{row:?}"))
-        );
+        let text = |rows: &[Row<'_>]| rows.iter().map(|row| format!("{row:?}")).collect::<Vec<_>>();
+        assert_eq!(rows(STANDALONE, Writer::Kubelet), text(&standalone));
+        assert_eq!(rows(REGISTERED, Writer::Kubelet), text(&registered));
         assert_eq!(rows(STARTING, Writer::Kubelet), [""; 0]);
         // The same text from an API server proves nothing: users write annotations there.
-        assert!(
-            rows(REGISTERED, Writer::ApiServer)
-                .iter()
-                .all(|row| !row.contains("true, true"))
-        );
+        let by_api_server = rows(REGISTERED, Writer::ApiServer);
+        assert!(by_api_server.iter().all(|row| !row.contains("true, true")));
     }
 
     #[test]
@@ -371,21 +333,32 @@ mod tests {
         assert_eq!(pod.name, "a\n\"\u{1b}[31m\u{2028}");
         let first = r"Pod shop/odd\u001b[2J: it has a field of the wrong type".to_owned();
         assert_eq!(reader.left_out, LeftOut { count: 2, first });
-        assert_eq!(
-            reader.other_kinds.into_iter().collect::<Vec<_>>(),
-            [("Secret".to_owned(), 1)]
-        );
-        let list = reader.list.unwrap();
-        assert_eq!(
-            (&*list.kind, list.resource_version.as_deref(), list.next.as_deref()),
-            ("PodList", Some("7"), Some("next"))
-        );
+        assert_eq!(reader.others, 1);
+        let expected = ListMeta {
+            kind: "PodList".to_owned(),
+            resource_version: Some("7".to_owned()),
+            r#continue: Some("next".to_owned()),
+        };
+        assert_eq!(reader.list, Some(expected));
     }
 
-    fn events(text: &str) -> (Vec<Option<Event>>, EventReader) {
+    /// The events in short, the last one that which ends the watch.
+    fn events(text: &str) -> (Vec<String>, EventReader) {
         let mut reader = EventReader::new(Kind::Pods, "Pod");
         let mut events = Vec::new();
-        reader.feed(text.as_bytes(), &mut |event| events.push(event)).unwrap();
+        let end = reader.feed(text.as_bytes(), &mut |event| {
+            events.push(match event {
+                WatchEvent::Change(Change::Upsert(Object::Pod(pod))) => format!("upsert {}", pod.uid),
+                WatchEvent::Change(Change::Delete(Key::Pod(uid))) => format!("delete {uid}"),
+                other => format!("{other:?}"),
+            });
+        });
+        events.extend(end.err().map(|error| match error {
+            WatchError::Status(status) => format!("status {}", status.code),
+            WatchError::NoEvent(error) => {
+                format!("no event {}", error.map_or(String::new(), |error| error.to_string()))
+            }
+        }));
         (events, reader)
     }
 
@@ -396,55 +369,39 @@ mod tests {
             {"object":{"metadata":{"uid":"c","name":"db","resourceVersion":"8"}},"type":"MODIFIED"}
             {"type":"DELETED","object":{"metadata":{"uid":"b","resourceVersion":"9"}}}
             {"type":"BOOKMARK","object":{"kind":"Pod","metadata":{"resourceVersion":"10"},"spec":{"containers":null}}}
-            {"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}"#,
+            {"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}
+            {"type":"ADDED","object":{"metadata":{"uid":"d","resourceVersion":"11"}}}"#,
         );
-        let kinds: Vec<_> = all
-            .iter()
-            .map(|event| match event {
-                Some(Event::Upsert(Object::Pod(pod))) => format!("upsert {}", pod.uid),
-                Some(Event::Delete(Key::Pod(uid))) => format!("delete {uid}"),
-                Some(Event::Bookmark) => "bookmark".to_owned(),
-                Some(Event::Error(status)) => format!("error {}", status.code),
-                other => format!("{other:?}"),
-            })
-            .collect();
-        assert_eq!(kinds, ["upsert a", "upsert c", "delete b", "bookmark", "error 410"]);
+        assert_eq!(all, ["upsert a", "upsert c", "delete b", "Bookmark", "status 410"]);
         assert_eq!(reader.version.as_deref(), Some("10"));
     }
 
     #[test]
     fn event_of_an_object_that_cannot_be_used_removes_it() {
+        let large = r#"{"name":"nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn"},"#.repeat(80_000);
         let large = format!(
-            r#"{{"type":"MODIFIED","object":{{"metadata":{{"uid":"c"}},"spec":{{"containers":[{}{{}}]}}}}}}"#,
-            r#"{"name":"nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn"},"#.repeat(20_000)
+            r#"{{"type":"MODIFIED","object":{{"metadata":{{"uid":"c"}},"spec":{{"containers":[{large}{{}}]}}}}}}"#
         );
         let odd =
             r#"{"type":"MODIFIED","object":{"metadata":{"uid":"a","resourceVersion":"8"},"spec":{"hostNetwork":7}}}"#;
-        let (all, reader) = events(&format!(
-            "{odd}\n{large}\n{}",
-            odd.replace("\"metadata\":{", "\"metadata\":7,\"x\":{")
-        ));
-        assert_eq!(
-            all,
-            [
-                Some(Event::Delete(Key::Pod("a".to_owned()))),
-                Some(Event::Unknown),
-                Some(Event::Unknown)
-            ]
-        );
+        let without_metadata = odd.replace("\"metadata\":{", "\"metadata\":7,\"x\":{");
+        let (all, reader) = events(&[odd, &large, &without_metadata].join("\n"));
+        assert_eq!(all, ["delete a", "Unknown", "Unknown"]);
         assert_eq!((reader.left_out.count, reader.version.as_deref()), (3, Some("8")));
     }
 
     #[test]
-    fn events_that_make_no_sense_are_none() {
+    fn other_text_is_no_event() {
         for text in [
             r#"{"type":"EXPLODED","object":{}}"#,
             r#"{"type":"BOOKMARK"}"#,
+            r#"{"type":"ERROR","object":7}"#,
             r#"{"object":{}}"#,
             r#"{"type":7,"object":{}}"#,
             r#"{"items":[]}"#,
         ] {
-            assert_eq!(events(text).0, [None], "{text}");
+            assert_eq!(events(text).0, ["no event "], "{text}");
         }
+        assert_eq!(events("<html>").0, ["no event expected an object at line 1 column 1"]);
     }
 }

@@ -1,80 +1,77 @@
-//! Pods.
+//! Parses objects of kind Pod.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use serde::Deserialize;
 
-use super::{Annotations, Ip, Labels, List, Meta, Writer, ip, is_tcp, port, text, time};
-use crate::names::update::{ContainerObject, Object, Owner, PodObject};
+use super::{Annotations, Bounded, Ip, Meta, Text, Writer, ip, is_tcp, time};
+use crate::names::update::{ContainerObject, Owner, PodObject};
 use crate::record::ContainerId;
 
-/// The most containers of a pod, of each field. More containers have no name.
+/// The largest number of containers of a pod, of each field. More containers have no name.
 const MAX_CONTAINERS: usize = 128;
-/// The most ports of a container.
 const MAX_PORTS: usize = 64;
-/// The most addresses of a pod.
 const MAX_ADDRESSES: usize = 16;
 /// The length of a static pod's UID: 32 hexadecimal digits without dashes, unlike every UID that an API server gives.
 const STATIC_UID_LEN: usize = 32;
 
-/// `v1` `Pod`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
-pub struct Pod {
+pub struct RawPod {
     metadata: Option<Meta>,
     spec: Option<PodSpec>,
     status: Option<PodStatus>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct PodSpec {
-    node_name: Option<String>,
+    node_name: Text,
     host_network: Option<bool>,
-    service_account_name: Option<String>,
-    init_containers: List<Container, MAX_CONTAINERS>,
-    containers: List<Container, MAX_CONTAINERS>,
-    ephemeral_containers: List<Container, MAX_CONTAINERS>,
+    service_account_name: Text,
+    init_containers: Bounded<Container, MAX_CONTAINERS>,
+    containers: Bounded<Container, MAX_CONTAINERS>,
+    ephemeral_containers: Bounded<Container, MAX_CONTAINERS>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Container {
-    name: Option<String>,
+    name: Text,
     /// `Always` makes an init container a sidecar, which runs beside the pod's containers.
-    restart_policy: Option<String>,
-    ports: List<ContainerPort, MAX_PORTS>,
+    restart_policy: Text,
+    ports: Bounded<ContainerPort, MAX_PORTS>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct ContainerPort {
-    name: Option<String>,
+    name: Text,
     container_port: Option<i64>,
-    protocol: Option<String>,
+    protocol: Text,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct PodStatus {
-    phase: Option<String>,
-    start_time: Option<String>,
+    phase: Text,
+    start_time: Text,
     #[serde(rename = "podIP")]
-    pod_ip: Option<String>,
+    pod_ip: Text,
     #[serde(rename = "podIPs")]
-    pod_ips: List<Ip, MAX_ADDRESSES>,
-    init_container_statuses: List<ContainerStatus, MAX_CONTAINERS>,
-    container_statuses: List<ContainerStatus, MAX_CONTAINERS>,
-    ephemeral_container_statuses: List<ContainerStatus, MAX_CONTAINERS>,
+    pod_ips: Bounded<Ip, MAX_ADDRESSES>,
+    init_container_statuses: Bounded<ContainerStatus, MAX_CONTAINERS>,
+    container_statuses: Bounded<ContainerStatus, MAX_CONTAINERS>,
+    ephemeral_container_statuses: Bounded<ContainerStatus, MAX_CONTAINERS>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
 struct ContainerStatus {
-    name: Option<String>,
+    name: Text,
     #[serde(rename = "containerID")]
-    container_id: Option<String>,
+    container_id: Text,
 }
 
 /// Parses `containerd://3f9a…`, with or without the scheme.
@@ -83,115 +80,103 @@ fn container_id(text: &str) -> Option<ContainerId> {
 }
 
 impl Container {
-    /// Returns the init container without the ports that it has only before the pod's containers start: no Service leads there.
+    /// Returns the init container without the ports that it has only before the pod's containers start: no Service
+    /// leads there.
     fn into_init_container(mut self) -> Self {
-        if self.restart_policy.as_deref() != Some("Always") {
+        if self.restart_policy.0 != "Always" {
             self.ports.0.clear();
         }
         self
     }
 
-    fn object(self, ids: &BTreeMap<&str, ContainerId>) -> ContainerObject {
-        let name = self.name.unwrap_or_default();
-        let named = |container_port: ContainerPort| {
-            let is_tcp = is_tcp(container_port.protocol.as_deref());
-            let name = container_port.name.filter(|name| is_tcp && !name.is_empty())?;
-            Some((name, port(container_port.container_port?)?))
+    fn object(self, ids: &HashMap<String, ContainerId>) -> ContainerObject {
+        let named = |port: ContainerPort| {
+            let name = port.name.non_empty().filter(|_| is_tcp(&port.protocol))?;
+            Some((name, super::port(port.container_port?)?))
         };
         ContainerObject {
-            id: ids.get(name.as_str()).copied(),
+            id: ids.get(&self.name.0).copied(),
             ports: self.ports.0.into_iter().filter_map(named).collect(),
-            name,
+            name: self.name.0,
         }
     }
 }
 
 impl PodStatus {
     fn ips(&self) -> Vec<IpAddr> {
-        let several = self.pod_ips.0.iter().filter_map(|one| one.ip.as_deref());
-        let mut ips: Vec<_> = several.filter_map(ip).collect();
+        let mut ips: Vec<_> = self.pod_ips.0.iter().filter_map(|one| ip(&one.ip.0)).collect();
         if ips.is_empty() {
-            ips.extend(self.pod_ip.as_deref().and_then(ip));
+            ips.extend(ip(&self.pod_ip.0));
         }
         ips
     }
 
-    fn container_ids(&self) -> BTreeMap<&str, ContainerId> {
-        [
-            &self.init_container_statuses,
-            &self.container_statuses,
-            &self.ephemeral_container_statuses,
-        ]
-        .into_iter()
-        .flat_map(|statuses| &statuses.0)
-        .filter_map(|status| Some((status.name.as_deref()?, container_id(status.container_id.as_deref()?)?)))
-        .collect()
+    fn container_ids(self) -> HashMap<String, ContainerId> {
+        let statuses = [
+            self.init_container_statuses,
+            self.container_statuses,
+            self.ephemeral_container_statuses,
+        ];
+        let statuses = statuses.into_iter().flat_map(|statuses| statuses.0);
+        let ids = statuses.filter_map(|status| Some((status.name.0, container_id(&status.container_id.0)?)));
+        ids.collect()
     }
 }
 
 /// Returns the second UID of a static pod, if the kubelet vouches for it: the kubelet overwrites these annotations.
-pub fn static_uid_by_kubelet(config_source: Option<&str>, config_hash: Option<&str>) -> Option<String> {
-    match config_source {
-        None | Some("api") => None,
-        Some(_) => config_hash.map(str::to_owned),
-    }
+pub fn static_uid_by_kubelet(config_source: Option<String>, config_hash: Option<String>) -> Option<String> {
+    config_hash.filter(|_| config_source.is_some_and(|source| source != "api"))
 }
 
-/// Returns the second UID of a mirror pod. Users choose the annotations, but a static pod's UID is never that of a pod that an
-/// API server made, and the mirror's owner is the pod's own node.
-fn static_uid_by_api_server(annotations: &Annotations, owner: &Owner, node: Option<&str>) -> Option<String> {
-    let uid = annotations.config_mirror.as_deref()?;
+/// Returns the second UID of a mirror pod. Users choose the annotations, but a static pod's UID is never that of a
+/// pod that an API server made, and the mirror's owner is the pod's own node.
+fn static_uid_by_api_server(annotations: Annotations, owner: &Owner, node: Option<&str>) -> Option<String> {
+    let uid = annotations.config_mirror.0;
     let is_static = uid.len() == STATIC_UID_LEN && uid.bytes().all(|byte| byte.is_ascii_hexdigit());
     let is_of_node = matches!(owner, Owner::By(owner) if owner.kind == "Node" && Some(&*owner.name) == node);
-    (is_static && is_of_node).then(|| uid.to_owned())
+    (is_static && is_of_node).then_some(uid)
 }
 
-impl Pod {
-    /// Returns the pod as the store takes it.
-    pub fn object(self, writer: Writer) -> Object {
-        let meta = self.metadata.unwrap_or_default();
+impl RawPod {
+    pub fn object(self, writer: Writer) -> PodObject {
+        let mut meta = self.metadata.unwrap_or_default();
         let spec = self.spec.unwrap_or_default();
         let status = self.status.unwrap_or_default();
-        let (namespace, name) = meta.namespaced_name();
-        let ids = status.container_ids();
+        let owner = meta.controller().map_or(Owner::Nobody, Owner::By);
+        let annotations = meta.annotations.unwrap_or_default();
+        let node = spec.node_name.non_empty();
+        let static_uid = match writer {
+            Writer::Kubelet => static_uid_by_kubelet(
+                annotations.config_source.non_empty(),
+                annotations.config_hash.non_empty(),
+            ),
+            Writer::ApiServer => static_uid_by_api_server(annotations, &owner, node.as_deref()),
+        };
         let containers = (spec.init_containers.0.into_iter().map(Container::into_init_container))
             .chain(spec.containers.0)
             .chain(spec.ephemeral_containers.0);
-        let annotations = meta.annotations.as_ref().cloned().unwrap_or_default();
-        let owner = meta.controller().map_or(Owner::Nobody, Owner::By);
-        let node = spec.node_name.filter(|name| !name.is_empty());
-        let static_uid = match writer {
-            Writer::Kubelet => {
-                static_uid_by_kubelet(annotations.config_source.as_deref(), annotations.config_hash.as_deref())
-            }
-            Writer::ApiServer => static_uid_by_api_server(&annotations, &owner, node.as_deref()),
-        };
-        Object::Pod(PodObject {
-            uid: text(&meta.uid),
+        PodObject {
+            uid: meta.uid.0,
             static_uid,
-            namespace,
-            name,
+            namespace: meta.namespace.0,
+            name: meta.name.0,
             owner: match owner {
                 // A static pod has no controller, as the kubelet's list says.
                 Owner::By(owner) if owner.kind == "Node" => Owner::Nobody,
                 owner => owner,
             },
-            labels: match meta.labels {
-                Some(Labels(labels)) => labels,
-                None => Some(Vec::new()),
-            },
+            labels: meta.labels.0,
             node,
             host_network: Some(spec.host_network.unwrap_or(false)),
-            service_account: spec.service_account_name.filter(|name| !name.is_empty()),
+            service_account: spec.service_account_name.non_empty(),
             ips: status.ips(),
-            started: status
-                .start_time
-                .as_deref()
-                .and_then(time)
-                .or_else(|| meta.creation_timestamp.as_deref().and_then(time)),
-            terminal: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
-            containers: containers.map(|container| container.object(&ids)).collect(),
-        })
+            started: time(&status.start_time.0).or_else(|| time(&meta.creation_timestamp.0)),
+            terminal: matches!(&*status.phase.0, "Succeeded" | "Failed"),
+            containers: {
+                let ids = status.container_ids();
+                containers.map(|container| container.object(&ids)).collect()
+            },
+        }
     }
 }
 
@@ -199,7 +184,7 @@ impl Pod {
 mod tests {
     use super::*;
     use crate::names::objects::{parse, parsed};
-    use crate::names::update::ControllerRef;
+    use crate::names::update::{ControllerRef, Object};
     use crate::record::WallTime;
 
     fn pod(json: &str) -> PodObject {
@@ -269,14 +254,11 @@ mod tests {
     fn ports_of_init_containers_count_only_for_sidecars() {
         let port = r#""ports":[{"name":"http","containerPort":8080}]"#;
         let found = with(&format!(
-            r#""spec":{{"initContainers":[{{"name":"first",{port}}},{{"name":"sidecar","restartPolicy":"Always",{port}}}],
-              "containers":[{{"name":"main",{port}}}]}}"#
+            r#""spec":{{"initContainers":[{{"name":"first",{port}}},
+                {{"name":"sidecar","restartPolicy":"Always",{port}}}],"containers":[{{"name":"main",{port}}}]}}"#
         ));
-        let counts: Vec<_> = found
-            .containers
-            .iter()
-            .map(|one| (&*one.name, one.ports.len()))
-            .collect();
+        let counts = found.containers.iter().map(|one| (&*one.name, one.ports.len()));
+        let counts: Vec<_> = counts.collect();
         assert_eq!(counts, [("first", 0), ("sidecar", 1), ("main", 1)]);
     }
 
@@ -300,15 +282,14 @@ mod tests {
     const STATIC: &str = "e10f27833d6898de61d846374e3c0d0a";
     const VICTIM: &str = "616228b6-685c-4ea6-98c2-0e14f12a777f";
 
-    /// The second UID of a pod on node `n1`, by what it says of itself.
+    /// Returns the second UID of a pod on node `n1` with these annotations and this owner.
     fn static_uid(writer: Writer, annotations: &[(&str, &str)], owner: &str) -> Option<String> {
-        let annotations: Vec<_> = annotations
-            .iter()
-            .map(|(key, value)| format!(r#""kubernetes.io/config.{key}":"{value}""#))
-            .collect();
+        let annotations = annotations.iter();
+        let annotations = annotations.map(|(key, value)| format!(r#""kubernetes.io/config.{key}":"{value}""#));
+        let annotations = annotations.collect::<Vec<_>>().join(",");
         let json = format!(
-            r#"{{"metadata":{{"uid":"u","name":"a","annotations":{{{}}},"ownerReferences":[{owner}]}},"spec":{{"nodeName":"n1"}}}}"#,
-            annotations.join(",")
+            r#"{{"metadata":{{"uid":"u","name":"a","annotations":{{{annotations}}},"ownerReferences":[{owner}]}},
+              "spec":{{"nodeName":"n1"}}}}"#
         );
         match parse("Pod", json.as_bytes(), writer) {
             Ok(Some(Object::Pod(pod))) => pod.static_uid,
@@ -325,7 +306,7 @@ mod tests {
             by_kubelet(&[("source", "http"), ("hash", STATIC)]).as_deref(),
             Some(STATIC)
         );
-        // What a user can write into an ordinary pod: the kubelet says that it came from the API server.
+        // A user can write these into an ordinary pod, but the kubelet sets the source to `api`.
         for annotations in [
             &[("source", "api"), ("hash", VICTIM), ("mirror", VICTIM)][..],
             &[("source", "api"), ("hash", STATIC)],

@@ -1,76 +1,73 @@
-//! Services.
+//! Parses objects of kind Service.
 
 use serde::Deserialize;
 
-use super::{Ip, Labels, List, Meta, ip, is_tcp, port};
-use crate::names::update::{Object, ServiceObject, ServicePort, TargetPort};
+use super::{Bounded, Ip, LabelMap, Meta, Text, ip, is_tcp, port};
+use crate::names::update::{ServiceObject, ServicePort, TargetPort};
 
-/// The most ports of a Service.
 const MAX_PORTS: usize = 1_000;
-/// The most addresses of a Service, of each field.
+/// The largest number of addresses of a Service, of each field.
 const MAX_ADDRESSES: usize = 256;
 
-/// `v1` `Service`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
-pub struct Service {
+pub struct RawService {
     metadata: Option<Meta>,
     spec: Option<ServiceSpec>,
     status: Option<ServiceStatus>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct ServiceSpec {
-    #[serde(rename = "type")]
-    service_type: Option<String>,
+    r#type: Text,
     #[serde(rename = "clusterIP")]
-    cluster_ip: Option<String>,
+    cluster_ip: Text,
     #[serde(rename = "clusterIPs")]
-    cluster_ips: List<String, MAX_ADDRESSES>,
+    cluster_ips: Bounded<Text, MAX_ADDRESSES>,
     #[serde(rename = "externalIPs")]
-    external_ips: List<String, MAX_ADDRESSES>,
-    selector: Option<Labels>,
-    ports: List<Port, MAX_PORTS>,
+    external_ips: Bounded<Text, MAX_ADDRESSES>,
+    selector: LabelMap,
+    ports: Bounded<RawPort, MAX_PORTS>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Port {
-    name: Option<String>,
-    protocol: Option<String>,
+struct RawPort {
+    name: Text,
+    protocol: Text,
     port: Option<i64>,
     target_port: Option<NumberOrName>,
     node_port: Option<i64>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(untagged)]
 enum NumberOrName {
     Number(i64),
-    Name(String),
+    Name(Text),
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct ServiceStatus {
     load_balancer: Option<LoadBalancer>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
 struct LoadBalancer {
-    ingress: List<Ip, MAX_ADDRESSES>,
+    ingress: Bounded<Ip, MAX_ADDRESSES>,
 }
 
-impl Port {
+impl RawPort {
     fn service_port(self) -> Option<ServicePort> {
-        let number = port(self.port.filter(|_| is_tcp(self.protocol.as_deref()))?)?;
+        let number = port(self.port.filter(|_| is_tcp(&self.protocol))?)?;
         Some(ServicePort {
-            name: self.name.unwrap_or_default(),
+            name: self.name.0,
             port: number,
             target: match self.target_port {
-                Some(NumberOrName::Name(name)) if !name.is_empty() => TargetPort::Name(name),
+                Some(NumberOrName::Name(Text(name))) if !name.is_empty() => TargetPort::Name(name),
                 Some(NumberOrName::Number(target)) => TargetPort::Number(port(target).unwrap_or(number)),
                 _ => TargetPort::Number(number),
             },
@@ -79,55 +76,46 @@ impl Port {
     }
 }
 
-impl Service {
+impl RawService {
     /// Returns the Service as the store takes it; `None` when its selector is too large.
-    pub fn object(self) -> Option<Object> {
-        let (namespace, name) = self.metadata.unwrap_or_default().namespaced_name();
+    pub fn object(self) -> Option<ServiceObject> {
+        let meta = self.metadata.unwrap_or_default();
         let spec = self.spec.unwrap_or_default();
         let balancer = self.status.and_then(|status| status.load_balancer).unwrap_or_default();
-        let mut cluster_ips: Vec<_> = spec.cluster_ips.0.iter().filter_map(|text| ip(text)).collect();
-        if cluster_ips.is_empty() {
-            cluster_ips.extend(spec.cluster_ip.as_deref().and_then(ip));
-        }
-        let selector = match spec.selector {
-            Some(Labels(selector)) => selector?,
-            None => Vec::new(),
+        let selector = spec.selector.0?;
+        let mut service = ServiceObject {
+            namespace: meta.namespace.0,
+            name: meta.name.0,
+            ..ServiceObject::default()
         };
         // Such a Service is a name in DNS: it has neither addresses nor endpoints, whatever else is left in it.
-        if spec.service_type.as_deref() == Some("ExternalName") {
-            return Some(Object::Service(ServiceObject {
-                namespace,
-                name,
-                ..ServiceObject::default()
-            }));
+        if spec.r#type.0 == "ExternalName" {
+            return Some(service);
         }
-        let headless = spec.cluster_ip.as_deref() == Some("None");
-        let mut external_ips: Vec<_> = (spec.external_ips.0.iter().map(String::as_str))
-            .chain(balancer.ingress.0.iter().filter_map(|one| one.ip.as_deref()))
-            .filter_map(ip)
-            .collect();
-        let mut ports: Vec<_> = spec.ports.0.into_iter().filter_map(Port::service_port).collect();
-        if headless {
+        service.selector = selector;
+        service.cluster_ips = spec.cluster_ips.0.iter().filter_map(|text| ip(&text.0)).collect();
+        if service.cluster_ips.is_empty() {
+            service.cluster_ips.extend(ip(&spec.cluster_ip.0));
+        }
+        service.ports = spec.ports.0.into_iter().filter_map(RawPort::service_port).collect();
+        service.headless = spec.cluster_ip.0 == "None";
+        if service.headless {
             // Nothing translates for a headless Service.
-            external_ips.clear();
-            ports.iter_mut().for_each(|port| port.node_port = None);
+            service.ports.iter_mut().for_each(|port| port.node_port = None);
+        } else {
+            let ingress = balancer.ingress.0.iter().map(|one| &one.ip);
+            let external_ips = spec.external_ips.0.iter().chain(ingress);
+            service.external_ips = external_ips.filter_map(|text| ip(&text.0)).collect();
         }
-        Some(Object::Service(ServiceObject {
-            namespace,
-            name,
-            cluster_ips,
-            external_ips,
-            headless,
-            selector,
-            ports,
-        }))
+        Some(service)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::objects::parsed;
+    use crate::names::objects::{MAX_LABEL_BYTES, ObjectError, Writer, parse, parsed};
+    use crate::names::update::Object;
 
     fn service(json: &str) -> ServiceObject {
         match parsed("Service", json) {
@@ -173,7 +161,8 @@ mod tests {
     #[test]
     fn headless_services_have_no_address() {
         let headless = service(
-            r#"{"metadata":{"name":"a"},"spec":{"clusterIP":"None","clusterIPs":["None"],"selector":null,"ports":null}}"#,
+            r#"{"metadata":{"name":"a"},
+              "spec":{"clusterIP":"None","clusterIPs":["None"],"selector":null,"ports":null}}"#,
         );
         assert_eq!((headless.headless, headless.cluster_ips), (true, vec![]));
         let external =
@@ -185,8 +174,9 @@ mod tests {
     fn external_name_service_has_only_its_name() {
         let spec = |kind: &str| {
             format!(
-                r#"{{"metadata":{{"name":"a"}},"spec":{{"type":"{kind}","selector":{{"app":"web"}},"clusterIP":"10.96.0.7",
-                  "externalIPs":["192.0.2.1"],"ports":[{{"port":80,"targetPort":8080,"nodePort":30080}}]}},
+                r#"{{"metadata":{{"name":"a"}},"spec":{{"type":"{kind}","selector":{{"app":"web"}},
+                  "clusterIP":"10.96.0.7","externalIPs":["192.0.2.1"],
+                  "ports":[{{"port":80,"targetPort":8080,"nodePort":30080}}]}},
                   "status":{{"loadBalancer":{{"ingress":[{{"ip":"198.51.100.1"}}]}}}}}}"#
             )
         };
@@ -210,8 +200,9 @@ mod tests {
 
     #[test]
     fn service_with_a_selector_that_is_too_large_is_left_out() {
-        let json = br#"{"metadata":{"name":"a"},"spec":{"selector":[[]]}}"#;
-        let parsed = crate::names::objects::parse("Service", json, crate::names::objects::Writer::ApiServer);
-        assert_eq!(parsed, Err(crate::names::objects::ObjectError::WrongType));
+        let value = "v".repeat(MAX_LABEL_BYTES);
+        let json = format!(r#"{{"metadata":{{"name":"a"}},"spec":{{"selector":{{"app":"{value}"}}}}}}"#);
+        let parsed = parse("Service", json.as_bytes(), Writer::ApiServer);
+        assert_eq!(parsed, Err(ObjectError::WrongType));
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::error::SourceError;
 use super::poll::PollSource;
-use super::reporter::{Reporter, Store};
+use super::reporter::{Reporter, UpdateSink};
 use super::{cri, kubelet, label, podlogs};
 use crate::config::{Origin, SourceConfig};
 use crate::names::update::{Change, Kind, Scope, SourceId, SourceUpdate};
@@ -22,9 +22,9 @@ const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn check(sources: &[SourceConfig]) -> std::io::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut text = String::new();
+    // Writing to a string cannot fail.
     for need in OPTIONAL_NEEDS {
         let found = if has(&need) == Some(true) { "ok" } else { "no" };
-        // Writing to a string cannot fail.
         _ = writeln!(text, "{found:<9}{:<20}{}", need.name, need.purpose);
     }
     for source in sources {
@@ -34,17 +34,17 @@ pub fn check(sources: &[SourceConfig]) -> std::io::Result<String> {
             origin => label(origin),
         };
         let pods = runtime.block_on(async { tokio::time::timeout(SOURCE_TIMEOUT, ask(&source.origin)).await });
-        let pods = pods.unwrap_or_else(|_| Err(SourceError::new("no answer".to_owned())));
+        let pods = pods.unwrap_or_else(|_| Err(SourceError::new("no answer")));
         _ = match pods {
             Ok(pods) => writeln!(text, "ok       {:<14}{label}: {pods} pods", "names"),
-            Err(why) => writeln!(text, "no       {:<14}{label}: {}", "names", why.in_one_line()),
+            Err(error) => writeln!(text, "no       {:<14}{label}: {}", "names", error.in_one_line()),
         };
     }
+    let found = kubeconfig();
     _ = writeln!(
         text,
-        "no       {:<14}the API server is asked only with --kubeconfig; {}",
-        "names",
-        kubeconfig()
+        "no       {:<14}the API server is asked only with --kubeconfig; {found}",
+        "names"
     );
     Ok(text)
 }
@@ -65,32 +65,26 @@ async fn ask(origin: &Origin) -> Result<usize, SourceError> {
 async fn count(mut source: impl PollSource) -> Result<usize, SourceError> {
     let pods = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&pods);
-    let store: Store = Arc::new(move |updates: Vec<SourceUpdate>| {
-        let pods = updates
-            .iter()
-            .filter(|update| matches!(update.change, Change::Upsert(_)));
-        counter.fetch_add(pods.count(), Ordering::Relaxed);
+    let store: UpdateSink = Arc::new(move |updates: Vec<SourceUpdate>| {
+        let is_pod = |update: &&SourceUpdate| matches!(update.change, Change::Upsert(_));
+        counter.fetch_add(updates.iter().filter(is_pod).count(), Ordering::Relaxed);
         ControlFlow::Continue(())
     });
-    let (reports, _received) = channel();
-    let reporter = Reporter::new(SourceId(0), store, reports);
+    let reporter = Reporter::new(SourceId(0), store, channel().0);
     let mut list = reporter.list(super::now(), Scope::All(Kind::Pods));
     source.list(&mut list).await?;
-    list.flush()?;
+    list.flush();
     Ok(pods.load(Ordering::Relaxed))
 }
 
-/// Says what `--kubeconfig` would use. The kubeconfig is not read: nobody asked for that.
+/// Says what `--kubeconfig` would use. The kubeconfig is not read without that flag.
 fn kubeconfig() -> String {
-    if std::env::var_os("KUBECONFIG").is_some_and(|value| !value.is_empty()) {
-        return "$KUBECONFIG is set".to_owned();
-    }
-    let home = std::env::home_dir().map(|home| home.join(".kube/config"));
-    match home.filter(|path| path.exists()) {
-        Some(path) => format!("{} is there", path.display()),
-        None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
-            "this pod's service account is there".to_owned()
-        }
-        None => "no kubeconfig is there, so it wants a path".to_owned(),
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let path = std::env::home_dir().map(|home| home.join(".kube/config"));
+    match path.filter(|path| path.exists()) {
+        _ if is_set("KUBECONFIG") => "$KUBECONFIG is set".to_owned(),
+        Some(path) => format!("{} exists", path.display()),
+        None if is_set("KUBERNETES_SERVICE_HOST") => "this pod has a service account".to_owned(),
+        None => "no kubeconfig was found, so the flag needs a path".to_owned(),
     }
 }

@@ -1,16 +1,17 @@
-//! Who asks: tokens, passwords, and the programs that a kubeconfig names to get them (exec plugins).
+//! How a client proves who it is: tokens, passwords, and the programs that a kubeconfig names to get them (exec
+//! plugins).
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use http::HeaderValue;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::Deserialize;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::error::{self, SourceError};
@@ -30,22 +31,19 @@ const RENEW_BEFORE_NS: i64 = 10_000_000_000;
 /// How a client proves who it is, besides a client certificate in its settings.
 #[expect(clippy::large_enum_variant, reason = "there is one for each source")]
 pub enum Credentials {
-    /// Not at all.
     None,
-    /// By a token.
+    /// The value of the `Authorization` header.
     Token(HeaderValue),
-    /// By the token in a file, which is read at each request: it may be renewed.
+    /// The token in a file, which is read at each request: it may be renewed.
     TokenFile(PathBuf),
-    /// By a program's output.
     Plugin(Plugin),
 }
 
 /// What a request is sent with.
 #[derive(Clone, Default)]
 pub struct Grant {
-    /// The `Authorization` header.
+    /// The value of the `Authorization` header.
     pub authorization: Option<HeaderValue>,
-    /// A client certificate.
     pub identity: Option<Identity>,
 }
 
@@ -55,7 +53,7 @@ impl Credentials {
         basic_auth(user, password).map(Self::Token)
     }
 
-    /// Returns credentials with this token; `source` says where it is from.
+    /// Returns credentials with this token; `source` names its origin in errors.
     pub fn token(token: &str, source: &str) -> Result<Self, SourceError> {
         bearer(token, source).map(Self::Token)
     }
@@ -66,21 +64,25 @@ impl Credentials {
             Self::None => None,
             Self::Token(header) => Some(header.clone()),
             Self::TokenFile(path) => {
-                let text = String::from_utf8_lossy(&read_file(path)?).into_owned();
-                Some(bearer(&text, &path.display().to_string())?)
+                let text = read_file(path)?;
+                Some(bearer(&String::from_utf8_lossy(&text), &path.display().to_string())?)
             }
             Self::Plugin(plugin) => return plugin.grant().await,
         };
+        let identity = None;
         Ok(Grant {
             authorization,
-            identity: None,
+            identity,
         })
     }
 
     /// Forgets what an exec plugin has given: the server rejects it.
     pub fn forget(&self) {
-        if let Self::Plugin(plugin) = self {
-            *plugin.granted.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        // A plugin that runs gives something new anyway.
+        if let Self::Plugin(plugin) = self
+            && let Ok(mut state) = plugin.state.try_lock()
+        {
+            state.granted = None;
         }
     }
 }
@@ -99,24 +101,26 @@ fn bearer(token: &str, source: &str) -> Result<HeaderValue, SourceError> {
 
 /// An exec plugin of a kubeconfig.
 pub struct Plugin {
-    /// The program.
-    pub command: PathBuf,
-    /// Its arguments.
-    pub args: Vec<String>,
-    /// Environment variables for it.
-    pub env: Vec<(String, String)>,
-    /// Its version of the protocol.
-    pub api_version: String,
-    /// What the user should do when the program is not there.
+    command: PathBuf,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    /// The plugin's version of the protocol.
+    api_version: String,
+    /// What the user should do when the program does not exist.
     pub install_hint: Option<String>,
     /// The server, if the program wants to know it.
     pub cluster: Option<serde_json::Value>,
-    granted: Mutex<Option<Granted>>,
-    /// Held while the plugin runs; when it failed last, and why.
-    failed: tokio::sync::Mutex<Option<(Instant, SourceError)>>,
+    /// Locked while the plugin runs.
+    state: Mutex<PluginState>,
 }
 
-#[derive(Clone)]
+#[derive(Default)]
+struct PluginState {
+    granted: Option<Granted>,
+    /// When the plugin failed last, and why.
+    failed: Option<(Instant, SourceError)>,
+}
+
 struct Granted {
     grant: Grant,
     /// When it expires, in nanoseconds since the epoch.
@@ -124,7 +128,6 @@ struct Granted {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct ExecCredential {
     status: Option<ExecStatus>,
 }
@@ -148,25 +151,19 @@ impl Plugin {
             api_version,
             install_hint: None,
             cluster: None,
-            granted: Mutex::default(),
-            failed: tokio::sync::Mutex::default(),
+            state: Mutex::default(),
         }
-    }
-
-    fn valid(&self) -> Option<Grant> {
-        let granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
-        let granted = granted.as_ref()?;
-        let is_valid = granted.expires.is_none_or(|at| now().0 < at - RENEW_BEFORE_NS);
-        is_valid.then(|| granted.grant.clone())
     }
 
     async fn grant(&self) -> Result<Grant, SourceError> {
-        // All kinds of objects are asked for at once, but the plugin runs once.
-        let mut failed = self.failed.lock().await;
-        if let Some(grant) = self.valid() {
-            return Ok(grant);
+        // All kinds of objects are requested at once, but the plugin runs once.
+        let mut state = self.state.lock().await;
+        if let Some(Granted { grant, expires }) = &state.granted
+            && expires.is_none_or(|at| now().0 < at - RENEW_BEFORE_NS)
+        {
+            return Ok(grant.clone());
         }
-        if let Some((at, error)) = &*failed
+        if let Some((at, error)) = &state.failed
             && at.elapsed() < RETRY_INTERVAL
         {
             return Err(error.clone());
@@ -175,10 +172,8 @@ impl Plugin {
             let seconds = PLUGIN_TIMEOUT.as_secs();
             Err(self.error(&format!("has not ended within {seconds} s")))
         });
-        let granted = granted.inspect_err(|error| *failed = Some((Instant::now(), error.clone())))?;
-        let grant = granted.grant.clone();
-        *self.granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(granted);
-        Ok(grant)
+        let granted = granted.inspect_err(|error| state.failed = Some((Instant::now(), error.clone())))?;
+        Ok(state.granted.insert(granted).grant.clone())
     }
 
     fn error(&self, problem: &str) -> SourceError {
@@ -203,11 +198,9 @@ impl Plugin {
             .kill_on_drop(true);
         end_with_tool(&mut command);
         let mut child = command.spawn().map_err(|error| {
-            let problem = self.error(&format!("cannot be run: {}", error::io(&error)));
-            match &self.install_hint {
-                Some(hint) => problem.remedy(&error::one_line(hint)),
-                None => problem,
-            }
+            let hint = self.install_hint.as_deref().unwrap_or_default();
+            let problem = format!("cannot be run: {}", error::io(&error));
+            self.error(&problem).remedy(&error::one_line(hint))
         })?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let (output, errors) = tokio::join!(read_all(stdout), read_all(stderr));
@@ -215,12 +208,12 @@ impl Plugin {
         if !status.success() {
             // Standard output is never quoted: tokens are printed there.
             let errors = error::one_line(&String::from_utf8_lossy(&errors));
-            let why = if errors.is_empty() {
-                "it says nothing on standard error"
+            let errors = if errors.is_empty() {
+                "nothing on standard error"
             } else {
                 &errors
             };
-            return Err(self.error(&format!("failed with {status}: {why}")));
+            return Err(self.error(&format!("failed with {status}: {errors}")));
         }
         self.granted(&output)
     }
@@ -229,27 +222,24 @@ impl Plugin {
         let parsed = serde_json::from_slice::<ExecCredential>(output).ok();
         let status = parsed.and_then(|credential| credential.status);
         let status = status.ok_or_else(|| self.error("printed no ExecCredential with a status"))?;
-        let data = |text: String, what: &str| Pem::Data(text.into_bytes(), format!("the {what} of the exec plugin"));
-        let identity = match (status.client_certificate_data, status.client_key_data) {
-            (Some(certificate), Some(key)) => Some(Identity {
-                certificate: data(certificate, "certificate"),
-                key: data(key, "key"),
-            }),
-            _ => None,
-        };
+        let pem = |text: String, what: &str| Pem::Data(text.into_bytes(), format!("the {what} of the exec plugin"));
+        let certificate = status.client_certificate_data.map(|text| pem(text, "certificate"));
+        let key = status.client_key_data.map(|text| pem(text, "key"));
+        let identity = certificate
+            .zip(key)
+            .map(|(certificate, key)| Identity { certificate, key });
         let source = format!("the output of the exec plugin {}", self.command.display());
         let authorization = status.token.map(|token| bearer(&token, &source)).transpose()?;
         if authorization.is_none() && identity.is_none() {
             return Err(self.error("gave neither a token nor a certificate"));
         }
         let expires = status.expiration_timestamp.as_deref();
-        let expires = expires.and_then(|time| DateTime::parse_from_rfc3339(time).ok()?.timestamp_nanos_opt());
         Ok(Granted {
             grant: Grant {
                 authorization,
                 identity,
             },
-            expires,
+            expires: expires.and_then(|time| DateTime::parse_from_rfc3339(time).ok()?.timestamp_nanos_opt()),
         })
     }
 }
@@ -264,10 +254,10 @@ fn end_with_tool(command: &mut Command) {
     }
 }
 
-async fn read_all(stream: Option<impl tokio::io::AsyncRead + Unpin>) -> Vec<u8> {
+async fn read_all(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Some(stream) = stream {
-        // What can be read is read: what is wrong shows in the output.
+        // An error of the stream shows in the output, which is not complete.
         _ = stream.take(MAX_OUTPUT).read_to_end(&mut bytes).await;
     }
     bytes
@@ -276,20 +266,13 @@ async fn read_all(stream: Option<impl tokio::io::AsyncRead + Unpin>) -> Vec<u8> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::sources::test_server::runtime;
 
     fn grant(script: &str) -> Result<Grant, String> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
         let args = vec!["-c".to_owned(), script.to_owned()];
-        let plugin = Plugin::new(
-            "/bin/sh".into(),
-            args,
-            vec![],
-            "client.authentication.k8s.io/v1".to_owned(),
-        );
-        runtime.block_on(plugin.grant()).map_err(|error| error.to_string())
+        let version = "client.authentication.k8s.io/v1".to_owned();
+        let plugin = Plugin::new("/bin/sh".into(), args, vec![], version);
+        runtime().block_on(plugin.grant()).map_err(|error| error.to_string())
     }
 
     #[test]

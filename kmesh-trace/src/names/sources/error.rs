@@ -9,10 +9,10 @@ use rustls::CertificateError;
 
 use crate::output::sanitize;
 
-/// The longest text of somebody else in a message, in characters.
+/// The longest text of a server or program in a message, in characters.
 const MAX_QUOTE: usize = 300;
 
-/// A message for a person: one line, harmless whatever others chose of it.
+/// A message for users. Its problem is one line without control characters, whatever others wrote into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceError {
     problem: String,
@@ -21,19 +21,17 @@ pub struct SourceError {
 }
 
 impl SourceError {
-    /// Returns an error with this problem.
-    pub fn new(problem: String) -> Self {
-        let problem = sanitize::one_line(&problem).into_owned();
+    pub fn new(problem: impl AsRef<str>) -> Self {
         Self {
-            problem,
+            problem: sanitize::one_line(problem.as_ref()).into_owned(),
             remedy: None,
             status: None,
         }
     }
 
-    /// Adds what may help.
+    /// Adds what the user can do, unless it is empty.
     pub fn remedy(mut self, remedy: &str) -> Self {
-        self.remedy = Some(remedy.to_owned());
+        self.remedy = Some(remedy.to_owned()).filter(|remedy| !remedy.is_empty());
         self
     }
 
@@ -48,15 +46,15 @@ impl SourceError {
         self.status == Some(status)
     }
 
-    /// Adds a detail.
+    /// Adds a detail, in parentheses.
     pub fn because(mut self, detail: &str) -> Self {
         self.problem = format!("{} ({})", self.problem, sanitize::one_line(detail));
         self
     }
 
-    /// Adds the place where the problem is.
-    pub fn at(mut self, place: &dyn fmt::Display) -> Self {
-        self.problem = format!("{}: {}", sanitize::one_line(&place.to_string()), self.problem);
+    /// Adds where the problem is, in front.
+    pub fn at(mut self, location: &str) -> Self {
+        self.problem = format!("{}: {}", sanitize::one_line(location), self.problem);
         self
     }
 
@@ -68,13 +66,24 @@ impl SourceError {
         }
     }
 
-    /// Returns the problem alone.
     pub fn problem(&self) -> &str {
         &self.problem
     }
 }
 
 impl Error for SourceError {}
+
+impl From<io::Error> for SourceError {
+    fn from(error: io::Error) -> Self {
+        root_cause(&error)
+    }
+}
+
+impl From<hyper::Error> for SourceError {
+    fn from(error: hyper::Error) -> Self {
+        root_cause(&error)
+    }
+}
 
 impl fmt::Display for SourceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -102,13 +111,13 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     })
 }
 
-/// Returns what is behind an error of a connection.
-pub fn of(error: &(dyn Error + 'static)) -> SourceError {
+/// Returns the innermost cause of an error of a connection.
+pub fn root_cause(error: &(dyn Error + 'static)) -> SourceError {
     if let Some(known) = chain(error).find_map(|error| error.downcast_ref::<SourceError>()) {
         return known.clone();
     }
     if let Some(certificate) = chain(error).find_map(invalid_certificate) {
-        return of_certificate(certificate);
+        return certificate_error(certificate);
     }
     let io = chain(error)
         .filter_map(|error| error.downcast_ref::<io::Error>())
@@ -120,21 +129,26 @@ pub fn of(error: &(dyn Error + 'static)) -> SourceError {
     SourceError::new(one_line(&innermost))
 }
 
-fn of_certificate(certificate: &CertificateError) -> SourceError {
+fn certificate_error(certificate: &CertificateError) -> SourceError {
     match certificate {
-        CertificateError::UnknownIssuer => SourceError::new(
-            "the server's certificate is signed by an unknown authority".to_owned(),
-        )
-        .remedy("name the cluster's CA (--kubelet-ca, or certificate-authority in the kubeconfig), or use --kubelet-insecure for a kubelet's self-signed certificate"),
+        CertificateError::UnknownIssuer => {
+            SourceError::new("the server's certificate is signed by an unknown authority").remedy(
+                "name the cluster's CA (--kubelet-ca, or certificate-authority in the kubeconfig), or use \
+                 --kubelet-insecure for a kubelet's self-signed certificate",
+            )
+        }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            SourceError::new("the server's certificate is for another name".to_owned())
+            SourceError::new("the server's certificate is for another name")
                 .because(&certificate.to_string())
                 .remedy("use the name in the certificate, or --kubelet-insecure")
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            SourceError::new("the server's certificate has expired".to_owned())
+            SourceError::new("the server's certificate has expired")
         }
-        other => SourceError::new(format!("the server's certificate is not valid: {}", one_line(&other.to_string()))),
+        other => SourceError::new(format!(
+            "the server's certificate is not valid: {}",
+            one_line(&other.to_string())
+        )),
     }
 }
 
@@ -150,7 +164,7 @@ pub fn io(error: &io::Error) -> String {
     one_line(error.to_string().split(" (os error").next().unwrap_or_default())
 }
 
-/// Returns the first line of what somebody else wrote, short and without control characters.
+/// Returns the first line of a text from a server or program, short and without control characters.
 pub fn one_line(text: &str) -> String {
     let line = text.trim().lines().next().unwrap_or_default();
     line.chars()
@@ -183,7 +197,7 @@ mod tests {
             (of_tls(CertificateError::Revoked), "not valid"),
         ];
         for (inner, part) in cases {
-            let shown = of(&Outer(inner)).to_string();
+            let shown = root_cause(&Outer(inner)).to_string();
             assert!(
                 shown.contains(part) && !shown.contains("os error") && !shown.contains("outer"),
                 "{shown}"

@@ -2,6 +2,7 @@
 //!
 //! An answer is read as it arrives. It has no limit of length, but each part must come in time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{ACCEPT, AUTHORIZATION, HOST, USER_AGENT};
@@ -22,6 +23,7 @@ use super::credentials::{Credentials, Grant};
 use super::error::{self, SourceError};
 use super::proxy::Proxy;
 use super::tls::TlsSettings;
+use crate::own_connections;
 
 /// The longest time to connect, TLS and a proxy included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,17 +38,13 @@ const MAX_ERROR_TEXT: usize = 64 << 10;
 pub struct HttpClient {
     /// The server. Its path is put before each path.
     pub server: Uri,
-    /// How to verify the server.
     pub tls: TlsSettings,
-    /// The proxy in between.
     pub proxy: Option<Proxy>,
-    /// Who asks.
     pub credentials: Credentials,
     /// Headers of every request.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// An open connection.
 pub struct Connection {
     sender: SendRequest<Empty<Bytes>>,
     driver: JoinHandle<()>,
@@ -66,40 +64,31 @@ pub struct Answer {
 impl Answer {
     /// Returns the next part of the answer; `None` at its end.
     pub async fn part(&mut self, within: Duration) -> Result<Option<Bytes>, SourceError> {
-        loop {
-            let frame = timeout(within, self.body.frame()).await;
-            let frame = frame.map_err(|_| {
-                SourceError::new(format!("the answer stopped in the middle for {} s", within.as_secs()))
-            })?;
-            match frame {
-                None => return Ok(None),
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(bytes) => return Ok(Some(bytes)),
-                    Err(_trailers) => {}
-                },
-                Some(Err(error)) => {
-                    let problem = error::of(&error);
-                    return Err(SourceError::new(format!("the answer broke off: {}", problem.problem())));
-                }
+        let stopped = |_| SourceError::new(format!("the answer stopped in the middle for {} s", within.as_secs()));
+        while let Some(frame) = timeout(within, self.body.frame()).await.map_err(stopped)? {
+            let frame = frame.map_err(|error| SourceError::from(error).at("the answer broke off"))?;
+            // Trailers are dropped.
+            if let Ok(bytes) = frame.into_data() {
+                return Ok(Some(bytes));
             }
         }
+        Ok(None)
     }
 
     async fn error_text(&mut self) -> String {
         let mut text = Vec::new();
-        while let Ok(Some(part)) = self.part(ANSWER_TIMEOUT).await {
+        while text.len() < MAX_ERROR_TEXT
+            && let Ok(Some(part)) = self.part(ANSWER_TIMEOUT).await
+        {
             text.extend_from_slice(&part[..part.len().min(MAX_ERROR_TEXT - text.len())]);
-            if text.len() == MAX_ERROR_TEXT {
-                break;
-            }
         }
         String::from_utf8_lossy(&text).into_owned()
     }
 }
 
 impl HttpClient {
-    /// Asks for a path. A connection that is open is used again. An answer that is not `200 OK` is turned into an error by
-    /// `refused`.
+    /// Requests a path, on the open connection if there is one. An answer that is not `200 OK` is turned into an
+    /// error by `refused`.
     pub async fn get(
         &self,
         connection: &mut Option<Connection>,
@@ -107,9 +96,10 @@ impl HttpClient {
         refused: impl Fn(StatusCode, &str) -> SourceError,
     ) -> Result<Answer, SourceError> {
         let grant = self.credentials.grant().await?;
-        let mut is_reused = connection.as_ref().is_some_and(|open| !open.sender.is_closed());
+        let mut reusable = connection.take().filter(|open| !open.sender.is_closed());
         loop {
-            let mut open = match connection.take().filter(|_| is_reused) {
+            let is_reused = reusable.is_some();
+            let mut open = match reusable.take() {
                 Some(open) => open,
                 None => self.connect(&grant).await?,
             };
@@ -118,20 +108,11 @@ impl HttpClient {
                 open.sender.ready().await?;
                 open.sender.send_request(request).await
             });
-            let answer = match sent.await {
-                Ok(Ok(answer)) => answer,
+            let no_answer = |_| SourceError::new(format!("no answer for {} s", ANSWER_TIMEOUT.as_secs()));
+            let answer = match sent.await.map_err(no_answer)? {
                 // The server may have closed an idle connection.
-                Ok(Err(_)) if is_reused => {
-                    is_reused = false;
-                    continue;
-                }
-                Ok(Err(error)) => return Err(error::of(&error)),
-                Err(_) => {
-                    return Err(SourceError::new(format!(
-                        "no answer for {} s",
-                        ANSWER_TIMEOUT.as_secs()
-                    )));
-                }
+                Err(_) if is_reused => continue,
+                answer => answer?,
             };
             let status = answer.status();
             let mut answer = Answer {
@@ -150,24 +131,19 @@ impl HttpClient {
     }
 
     fn request(&self, path: &str, grant: &Grant) -> Result<Request<Empty<Bytes>>, SourceError> {
-        let invalid = |_| SourceError::new("the URL of the server cannot be used".to_owned());
         let prefix = self.server.path().trim_end_matches('/');
-        let mut request = Request::get(format!("{prefix}{path}"))
-            .body(Empty::new())
-            .map_err(invalid)?;
-        let headers = request.headers_mut();
         let host = self.server.authority().map_or("", |authority| authority.as_str());
-        let host = HeaderValue::from_str(host)
-            .map_err(|_| SourceError::new("the URL of the server cannot be used".to_owned()))?;
-        headers.insert(HOST, host);
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        let agent = HeaderValue::from_static(concat!("kmesh-trace/", env!("CARGO_PKG_VERSION")));
-        headers.insert(USER_AGENT, agent);
+        let mut request = Request::get(format!("{prefix}{path}"))
+            .header(HOST, host)
+            .header(ACCEPT, "application/json")
+            .header(USER_AGENT, concat!("kmesh-trace/", env!("CARGO_PKG_VERSION")))
+            .body(Empty::new())
+            .map_err(|_| SourceError::new("the URL of the server cannot be used"))?;
         if let Some(authorization) = &grant.authorization {
-            headers.insert(AUTHORIZATION, authorization.clone());
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
         }
         for (name, value) in &self.headers {
-            headers.append(name, value.clone());
+            request.headers_mut().append(name, value.clone());
         }
         Ok(request)
     }
@@ -180,16 +156,11 @@ impl HttpClient {
             }
             let config = self.tls.client_config(grant.identity.as_ref())?;
             let name = self.tls.server_names()?.into_iter().next();
-            let name = name.ok_or_else(|| SourceError::new("the URL of the server has no host".to_owned()))?;
-            let stream = TlsConnector::from(std::sync::Arc::new(config))
-                .connect(name, stream)
-                .await;
-            handshake(stream.map_err(|error| error::of(&error))?).await
+            let name = name.ok_or_else(|| SourceError::new("the URL of the server has no host"))?;
+            handshake(TlsConnector::from(Arc::new(config)).connect(name, stream).await?).await
         });
-        connecting.await.unwrap_or_else(|_| {
-            let problem = format!("no connection within {} s", CONNECT_TIMEOUT.as_secs());
-            Err(SourceError::new(problem))
-        })
+        let too_late = |_| SourceError::new(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()));
+        connecting.await.map_err(too_late)?
     }
 
     async fn tcp(&self) -> Result<TcpStream, SourceError> {
@@ -198,22 +169,23 @@ impl HttpClient {
         connector.set_nodelay(true);
         let stream = match &self.proxy {
             Some(proxy) => proxy.connect(&self.server, connector).await?,
-            None => connector
-                .call(self.server.clone())
-                .await
-                .map_err(|error| error::of(&error))?,
+            None => {
+                let connected = connector.call(self.server.clone()).await;
+                connected.map_err(|error| error::root_cause(&error))?
+            }
         };
-        Ok(stream.into_inner())
+        let stream = stream.into_inner();
+        if let (Ok(client), Ok(server)) = (stream.local_addr(), stream.peer_addr()) {
+            own_connections::add(client, server);
+        }
+        Ok(stream)
     }
 }
 
 async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Connection, SourceError> {
-    let (sender, connection) = http1::Builder::new()
-        .max_buf_size(MAX_BUFFER)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| error::of(&error))?;
-    // What goes wrong on the connection is seen by the request on it.
+    let mut builder = http1::Builder::new();
+    let (sender, connection) = builder.max_buf_size(MAX_BUFFER).handshake(TokioIo::new(stream)).await?;
+    // The request on the connection gets its errors.
     let driver = tokio::spawn(async move { _ = connection.await });
     Ok(Connection { sender, driver })
 }

@@ -1,5 +1,6 @@
 //! The kubelet: its list of this node's pods.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use http::StatusCode;
 
 use super::credentials::Credentials;
 use super::error::{SourceError, one_line, status_name};
-use super::http_client::{ANSWER_TIMEOUT, Connection, HttpClient};
+use super::http_client::{Connection, HttpClient};
 use super::kubeconfig::{SERVICE_ACCOUNT, check_tls};
 use super::poll::{Listed, PollSource};
 use super::reporter::List;
@@ -23,14 +24,12 @@ const FOLDER: &str = "/var/lib/kubelet";
 /// Where kubeadm stores the cluster's CA certificate on a node.
 const CLUSTER_CA: &str = "/etc/kubernetes/pki/ca.crt";
 
-/// Whether anything shows that this node has or had a kubelet.
+/// Returns whether anything shows that this node has or had a kubelet.
 pub fn is_likely() -> bool {
-    [FOLDER, super::podlogs::FOLDER, SERVICE_ACCOUNT]
-        .iter()
-        .any(|folder| Path::new(folder).exists())
+    let folders = [FOLDER, super::podlogs::FOLDER, SERVICE_ACCOUNT];
+    folders.iter().any(|folder| Path::new(folder).exists())
 }
 
-/// A kubelet that can be asked.
 pub struct KubeletSource {
     client: HttpClient,
     path: String,
@@ -40,17 +39,14 @@ pub struct KubeletSource {
 }
 
 impl KubeletSource {
-    /// Returns a source as the flags say. `node` is the name of this node.
+    /// Returns a source by the flags. `node` is the name of this node.
     pub fn new(kubelet: &Kubelet, node: &str) -> Result<Self> {
         let client = client(kubelet, node)?;
         check_tls(&client)?;
+        let path = kubelet.url.path_and_query();
         Ok(Self {
             client,
-            path: kubelet
-                .url
-                .path_and_query()
-                .map_or("/pods", |path| path.as_str())
-                .to_owned(),
+            path: path.map_or("/pods", |path| path.as_str()).to_owned(),
             connection: None,
             had_other_pods: false,
         })
@@ -58,27 +54,19 @@ impl KubeletSource {
 }
 
 impl PollSource for KubeletSource {
-    /// Lists the pods. For about a second after it has started, a kubelet knows only its static pods: a list that suddenly has
-    /// no others is complete only if the next one has none either.
+    /// Lists the pods. For about a second after it has started, a kubelet knows only its static pods: a list that
+    /// suddenly has no others is complete only if the next one has none either.
     async fn list(&mut self, list: &mut List<'_>) -> Result<Listed, SourceError> {
-        let mut answer = self.client.get(&mut self.connection, &self.path, refused).await?;
-        let mut reader = ObjectReader::new(Writer::Kubelet, Some("Pod"));
+        let answer = self.client.get(&mut self.connection, &self.path, refused).await?;
+        let reader = ObjectReader::new(Writer::Kubelet, Some("Pod"));
         let mut has_other_pods = false;
-        while let Some(part) = answer.part(ANSWER_TIMEOUT).await? {
-            let read = reader.feed(&part, &mut |object| {
-                if let Object::Pod(pod) = &object {
-                    has_other_pods |= pod.static_uid.is_none();
-                    list.upsert(object);
-                }
-            });
-            read.map_err(|error| no_list().because(&error.to_string()))?;
-            list.flush()?;
-        }
-        reader.finish().map_err(|error| no_list().because(&error.to_string()))?;
-        if reader.list.is_none_or(|list| list.kind != "PodList") {
+        let read = list.read(answer, reader, no_list, |object| {
+            has_other_pods |= matches!(object, Object::Pod(pod) if pod.static_uid.is_none());
+            matches!(object, Object::Pod(_))
+        });
+        if read.await?.kind != "PodList" {
             return Err(no_list());
         }
-        list.left_out(reader.left_out);
         let had_other_pods = std::mem::replace(&mut self.had_other_pods, has_other_pods);
         Ok(match has_other_pods || !had_other_pods {
             true => Listed::Complete,
@@ -88,14 +76,14 @@ impl PollSource for KubeletSource {
 }
 
 fn no_list() -> SourceError {
-    SourceError::new("the answer is no PodList: is this the URL of a kubelet's /pods?".to_owned())
+    SourceError::new("the answer is no PodList: is this the URL of a kubelet's /pods?")
 }
 
 fn client(kubelet: &Kubelet, node: &str) -> Result<HttpClient> {
     let is_verified = kubelet.is_verified();
     let ca = match &kubelet.ca {
         Some(ca) => Some(readable(ca, "--kubelet-ca")?),
-        None => [format!("{SERVICE_ACCOUNT}/ca.crt"), CLUSTER_CA.to_owned()]
+        None => [&format!("{SERVICE_ACCOUNT}/ca.crt"), CLUSTER_CA]
             .into_iter()
             .map(PathBuf::from)
             .find(|path| path.exists()),
@@ -107,9 +95,8 @@ fn client(kubelet: &Kubelet, node: &str) -> Result<HttpClient> {
         }),
         None => None,
     };
-    let host = kubelet.url.host().unwrap_or_default().to_owned();
-    let mut names = vec![host];
-    // Nobody else can listen here as the kubelet; its certificate has the node's name and hardly ever 127.0.0.1.
+    let mut names = vec![kubelet.url.host().unwrap_or_default().to_owned()];
+    // Only the kubelet can listen here; its certificate has the node's name and hardly ever 127.0.0.1.
     if kubelet.is_loopback() && is_verified {
         names.push(node.to_owned());
     }
@@ -136,54 +123,54 @@ fn client(kubelet: &Kubelet, node: &str) -> Result<HttpClient> {
 
 /// Checks that a file of the command line can be read.
 fn readable(path: &Path, flag: &str) -> Result<PathBuf> {
-    std::fs::File::open(path)
-        .and_then(|file| match file.metadata()?.is_dir() {
-            true => Err(io::ErrorKind::IsADirectory.into()),
-            false => Ok(()),
-        })
-        .with_context(|| format!("cannot read {} ({flag})", path.display()))?;
+    let is_directory = File::open(path).and_then(|file| Ok(file.metadata()?.is_dir()));
+    let opened = is_directory.and_then(|is_directory| match is_directory {
+        true => Err(io::ErrorKind::IsADirectory.into()),
+        false => Ok(()),
+    });
+    opened.with_context(|| format!("cannot read {} ({flag})", path.display()))?;
     Ok(path.to_owned())
 }
 
-/// Says why a kubelet refuses, and what to do.
+/// Returns why a kubelet refuses, and what to do.
 fn refused(status: StatusCode, body: &str) -> SourceError {
     let body = body.trim();
-    let name = status_name(status);
     let user = body
         .split_once("user=")
-        .map(|(_, rest)| rest.split([',', ')']).next().unwrap_or_default());
-    match status {
-        StatusCode::UNAUTHORIZED => SourceError::new(format!("{name}: the kubelet rejected the credentials")).remedy(
-            "a token (--kubelet-token) or client certificate (--kubelet-cert, --kubelet-key) that the kubelet accepts and that has not expired",
+        .and_then(|(_, rest)| rest.split([',', ')']).next());
+    let user = user.filter(|user| !user.is_empty()).unwrap_or("the user");
+    let (problem, remedy) = match status {
+        StatusCode::UNAUTHORIZED => (
+            "the kubelet rejected the credentials".to_owned(),
+            "a token (--kubelet-token) or client certificate (--kubelet-cert, --kubelet-key) that the kubelet accepts \
+             and that has not expired",
         ),
-        StatusCode::FORBIDDEN => {
-            let user = user.filter(|user| !user.is_empty()).unwrap_or("the user");
-            let error = SourceError::new(format!(
-                "{name}: {user} lacks the permission to get nodes/pods (in older clusters nodes/proxy)"
-            ));
-            if user.starts_with("system:node:") {
-                error.remedy("a node may ask the API server: --kubeconfig=/etc/kubernetes/kubelet.conf --this-node")
-            } else {
-                error.remedy("grant it with a ClusterRole that has verb get on resource nodes/pods or nodes/proxy")
-            }
-        }
-        StatusCode::INTERNAL_SERVER_ERROR if body.starts_with("Authorization error") => SourceError::new(format!(
-            "{name}: the kubelet cannot check the permission, because its API server does not answer"
-        ))
-        .remedy("a client certificate, which the kubelet accepts all the same (--kubelet-cert, --kubelet-key)"),
+        StatusCode::FORBIDDEN => (
+            format!("{user} lacks the permission to get nodes/pods (in older clusters nodes/proxy)"),
+            match user.starts_with("system:node:") {
+                true => "a node may ask the API server: --kubeconfig=/etc/kubernetes/kubelet.conf --this-node",
+                false => "grant it with a ClusterRole that has verb get on resource nodes/pods or nodes/proxy",
+            },
+        ),
+        StatusCode::INTERNAL_SERVER_ERROR if body.starts_with("Authorization error") => (
+            "the kubelet cannot check the permission, because its API server does not answer".to_owned(),
+            "a client certificate, which the kubelet accepts all the same (--kubelet-cert, --kubelet-key)",
+        ),
         StatusCode::BAD_REQUEST if body.contains("HTTP request to an HTTPS server") => {
-            SourceError::new(format!("{name}: this port speaks https, not http")).remedy("--kubelet=https://…")
+            ("this port speaks https, not http".to_owned(), "--kubelet=https://…")
         }
-        StatusCode::NOT_FOUND => {
-            SourceError::new(format!("{name}: this path does not exist; a kubelet's list is at /pods"))
-        }
-        _ => SourceError::new(format!("{name}: {}", one_line(body))),
-    }
+        StatusCode::NOT_FOUND => ("this path does not exist; a kubelet's list is at /pods".to_owned(), ""),
+        _ => (one_line(body), ""),
+    };
+    SourceError::new(format!("{}: {problem}", status_name(status))).remedy(remedy)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::sources::now;
+    use crate::names::sources::test_server::{Reply, client, reporter, runtime, serve};
+    use crate::names::update::{Change, Kind, Scope};
 
     #[test]
     fn refusals_say_what_is_missing() {
@@ -247,43 +234,27 @@ mod tests {
             identity: None,
             insecure: true,
         };
-        let error = format!("{:#}", client(&kubelet, "n1").err().unwrap());
+        let error = format!("{:#}", super::client(&kubelet, "n1").err().unwrap());
         assert!(
             error.contains("--kubelet-token") && error.contains("/nonexistent/token"),
             "{error}"
         );
     }
 
-    /// What a kubelet answers; the number of upserts, and what was left out.
+    /// Lists with this answer of a kubelet. Returns the result and the number of pods.
     fn listed(body: String) -> (Result<Listed, String>, usize) {
-        use std::sync::mpsc::channel;
-
-        use crate::names::sources::reporter::Reporter;
-        use crate::names::sources::test_server::{Reply, client, serve};
-        use crate::names::update::{Change, Kind, Scope, SourceId, SourceUpdate};
-
         let mut source = KubeletSource {
             client: client(serve(move |_| Reply::Body(body.clone()))),
             path: "/pods".to_owned(),
             connection: None,
             had_other_pods: false,
         };
-        let (updates, received) = channel();
-        let store = move |batch: Vec<SourceUpdate>| {
-            batch.into_iter().for_each(|update| _ = updates.send(update.change));
-            std::ops::ControlFlow::Continue(())
-        };
-        let (reports, _received) = channel();
-        let reporter = Reporter::new(SourceId(0), std::sync::Arc::new(store), reports);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let mut list = reporter.list(crate::names::sources::now(), Scope::All(Kind::Pods));
-        let found = runtime.block_on(source.list(&mut list));
+        let (reporter, changes, _reports) = reporter();
+        let mut list = reporter.list(now(), Scope::All(Kind::Pods));
+        let found = runtime().block_on(source.list(&mut list));
         drop(list);
         drop(reporter);
-        let upserts = received.iter().filter(|change| matches!(change, Change::Upsert(_)));
+        let upserts = changes.iter().filter(|change| matches!(change, Change::Upsert(_)));
         (found.map_err(|error| error.to_string()), upserts.count())
     }
 

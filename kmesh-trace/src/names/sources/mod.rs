@@ -1,7 +1,7 @@
 //! The sources of names: container runtime, kubelet, pod log folders, API server, and files.
 //!
-//! Each source runs on a thread of its own, so that one that hangs, is slow or panics does not disturb the others. A supervisor
-//! knows the state of each source and says what users need to know. Tracing waits for none of them.
+//! Each source runs on its own thread, so that one that hangs, is slow or panics does not disturb the others. A
+//! supervisor knows the state of each source and emits the messages about it. Tracing waits for none of them.
 
 pub mod apiserver;
 pub mod cri;
@@ -39,8 +39,8 @@ pub use self::check::check;
 use self::error::SourceError;
 use self::health::{Health, Report, SourceState};
 pub use self::health::{Status, StatusMessage};
-use self::poll::Poll;
-use self::reporter::{Reporter, Store};
+use self::poll::{Poll, PollSource};
+use self::reporter::{Reporter, UpdateSink};
 use super::objects::file::{self, PodsFile};
 use super::update::{Kind, Scope, SourceId, SourceUpdate};
 use crate::config::{Origin, SourceConfig};
@@ -49,44 +49,27 @@ use crate::record::WallTime;
 
 /// The shortest time between two lists that are requested of a kubelet or an API server.
 const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
-/// The shortest time between two lists of what is cheap to ask.
+/// The shortest time between two lists of a source that is cheap to ask.
 const MIN_LOCAL_INTERVAL: Duration = Duration::from_millis(100);
 /// The first and the longest pause after a failure.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// The prefix of the name of each source's thread.
 const THREAD_PREFIX: &str = "names-";
 
-/// Asks all sources to list this node's pods again: a container or an address turned up that no source knows.
+/// Requests that all sources list this node's pods again: a container or an address turned up that no source knows.
 #[derive(Clone, Debug)]
 pub struct RefreshRequest(Arc<watch::Sender<()>>);
 
 impl RefreshRequest {
-    /// Requests it. This is cheap, and no request is lost, however often they come.
+    /// Requests the lists. This is cheap, and no request is lost, however often they come.
     pub fn request(&self) {
         self.0.send_replace(());
     }
 }
 
-/// The requests as one source sees them.
-#[derive(Clone)]
-pub struct RefreshRequests(watch::Receiver<()>);
-
-impl RefreshRequests {
-    /// Takes note of all requests so far.
-    fn mark_seen(&mut self) {
-        self.0.mark_unchanged();
-    }
-
-    /// Waits for a request that was not seen.
-    async fn wait(&mut self) {
-        // The sender lives as long as the process.
-        _ = self.0.changed().await;
-    }
-}
-
 /// A source of names.
 trait Source {
-    /// Reports for as long as somebody needs it.
+    /// Reports for as long as the future is polled.
     fn run(self, reporter: Reporter) -> impl Future<Output = ()>;
 }
 
@@ -108,7 +91,10 @@ impl Sources {
     /// Reads the files that the command line names: what is wrong with them is known before tracing begins.
     pub fn prepare(configs: &[SourceConfig]) -> Result<Self> {
         let request = RefreshRequest(Arc::new(watch::Sender::new(())));
-        let requests = RefreshRequests(request.0.subscribe());
+        let requests = request.0.subscribe();
+        // An automatic kubelet is asked only where something shows that there is one: each request is a traced
+        // connection.
+        let is_likely = |origin: &Origin| !matches!(origin, Origin::Kubelet(_)) || kubelet::is_likely();
         let wanted = configs
             .iter()
             .filter(|config| config.named || is_likely(&config.origin));
@@ -121,12 +107,12 @@ impl Sources {
         self.request.clone()
     }
 
-    /// Starts the sources. `store` takes their updates; it may wait, and ends them by breaking off. `say` takes messages to the
-    /// user, and `names_from` the names of the sources that answer.
+    /// Starts the sources. `store` takes their updates; it may wait, and ends them by breaking off. `emit` takes
+    /// messages to the user, and `names_from` the names of the sources that answer.
     pub fn start(
         self,
         names_from: NameSourceStatus,
-        say: impl Fn(StatusMessage) + Send + 'static,
+        emit: impl Fn(StatusMessage) + Send + 'static,
         store: impl Fn(Vec<SourceUpdate>) -> ControlFlow<()> + Send + Sync + 'static,
     ) -> io::Result<Arc<Status>> {
         let status = Arc::new(Status::default());
@@ -134,112 +120,94 @@ impl Sources {
             return Ok(status);
         }
         hide_panics_of_sources();
-        let store: Store = Arc::new(store);
+        let store: UpdateSink = Arc::new(store);
         let (reports, received) = channel();
         let mut states = Vec::new();
         for (number, source) in self.sources.into_iter().enumerate() {
-            let id = SourceId(number as u8);
-            let name = format!("{THREAD_PREFIX}{number}");
+            let reporter = Reporter::new(SourceId(number as u8), Arc::clone(&store), reports.clone());
             states.push(source.state);
-            let reporter = Reporter::new(id, Arc::clone(&store), reports.clone());
-            let (start, reports) = (source.start, reports.clone());
-            thread::Builder::new().name(name).spawn(move || {
-                let end = run_source(start, reporter);
-                // The supervisor lives as long as the sources.
-                _ = reports.send((id, end));
-            })?;
+            let thread = thread::Builder::new().name(format!("{THREAD_PREFIX}{number}"));
+            thread.spawn(move || run_source(source.start, &reporter))?;
         }
-        let health = Health::new(states, Arc::clone(&status), names_from, Instant::now());
-        thread::Builder::new()
-            .name("names".to_owned())
-            .spawn(move || supervise(health, &received, &say))?;
+        let mut health = Health::new(states, Arc::clone(&status), names_from, Instant::now());
+        let thread = thread::Builder::new().name("names".to_owned());
+        thread.spawn(move || while supervise(&mut health, &received, &emit) {})?;
         Ok(status)
     }
 }
 
 /// Runs a source on this thread. A panic is a report.
-fn run_source(start: Start, reporter: Reporter) -> Report {
+fn run_source(start: Start, reporter: &Reporter) {
     let ended = catch_unwind(AssertUnwindSafe(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        start(&runtime, reporter);
+        start(&runtime, reporter.clone());
         // A look-up of a name that hangs does not hold the thread.
         runtime.shutdown_background();
         io::Result::Ok(())
     }));
-    match ended {
-        Ok(Ok(())) => Report::Ended,
-        Ok(Err(error)) => Report::Died(SourceError::new(format!("cannot start: {}", error::io(&error)))),
-        Err(_) => Report::Died(SourceError::new("internal error: this source has stopped".to_owned())),
-    }
+    let error = match ended {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => SourceError::new(format!("cannot start: {}", error::io(&error))),
+        Err(_) => SourceError::new("internal error: this source has stopped"),
+    };
+    reporter.report(Report::Died(error));
 }
 
-/// A source that panics is reported like any other failure, without the panic's own text.
+/// Keeps the text of a source's panic off standard error: the panic is reported like any other failure.
 fn hide_panics_of_sources() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        let is_source = thread::current()
-            .name()
-            .is_some_and(|name| name.starts_with(THREAD_PREFIX));
-        if !is_source {
+        let is_source = |name: &str| name.starts_with(THREAD_PREFIX);
+        if !thread::current().name().is_some_and(is_source) {
             before(info);
         }
     }));
 }
 
-/// Says what there is to say about the sources, at the reports and at the deadlines.
-fn supervise(mut health: Health, reports: &Receiver<(SourceId, Report)>, say: &dyn Fn(StatusMessage)) {
-    loop {
-        let received = match health.next_deadline() {
-            Some(at) => reports.recv_timeout(at.saturating_duration_since(Instant::now())),
-            None => reports.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        };
-        let messages = match received {
-            Ok((id, report)) => health.report(usize::from(id.0), report, Instant::now()),
-            Err(RecvTimeoutError::Timeout) => health.deadline(Instant::now()),
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
-        messages.into_iter().for_each(say);
-    }
-}
-
-/// An automatic kubelet is asked only where something shows that there is one: each request is a connection, and is traced.
-fn is_likely(origin: &Origin) -> bool {
-    !matches!(origin, Origin::Kubelet(_)) || kubelet::is_likely()
-}
-
-fn prepare(config: &SourceConfig, requests: &RefreshRequests) -> Result<PreparedSource> {
-    let label = label(&config.origin);
-    let requests = requests.clone();
-    let (label, start) = match &config.origin {
-        Origin::Cri(sockets) => {
-            let source = cri::CriSource::new(sockets);
-            (label, start(poll(source, MIN_LOCAL_INTERVAL, requests)))
+/// Emits the messages about the next report, or at the next deadline. Returns false at the end of all sources.
+fn supervise(health: &mut Health, reports: &Receiver<(SourceId, Report)>, emit: &dyn Fn(StatusMessage)) -> bool {
+    let received = match health.next_deadline() {
+        Some(at) => reports.recv_timeout(at.saturating_duration_since(Instant::now())),
+        None => reports.recv().map_err(|_| RecvTimeoutError::Disconnected),
+    };
+    match received {
+        Ok((id, report)) => {
+            let message = health.report(usize::from(id.0), report, Instant::now());
+            message.into_iter().for_each(emit);
         }
+        Err(RecvTimeoutError::Timeout) => health.deadline(Instant::now()).into_iter().for_each(emit),
+        Err(RecvTimeoutError::Disconnected) => return false,
+    }
+    true
+}
+
+fn prepare(config: &SourceConfig, requests: &watch::Receiver<()>) -> Result<PreparedSource> {
+    let mut label = label(&config.origin);
+    let start = match &config.origin {
+        Origin::Cri(sockets) => poll(cri::CriSource::new(sockets), MIN_LOCAL_INTERVAL, requests),
         Origin::Kubelet(kubelet) => {
             let source = kubelet::KubeletSource::new(kubelet, &node_name())?;
-            (label, start(poll(source, MIN_REFRESH_INTERVAL, requests)))
+            poll(source, MIN_REFRESH_INTERVAL, requests)
         }
-        Origin::PodLogs => (label, start(poll(podlogs::PodLogsSource, MIN_LOCAL_INTERVAL, requests))),
+        Origin::PodLogs => poll(podlogs::PodLogsSource, MIN_LOCAL_INTERVAL, requests),
         Origin::ApiServer(api_server) => {
             let client = kubeconfig::client(api_server)?;
-            let label = format!("the API server at {}", client.server.to_string().trim_end_matches('/'));
-            let source = apiserver::ApiServerSource {
+            label = format!("{label} at {}", client.server.to_string().trim_end_matches('/'));
+            start(apiserver::ApiServerSource {
                 client,
                 node: node_name(),
                 this_node: api_server.this_node,
-                requests,
-            };
-            (label, start(source))
+                requests: requests.clone(),
+            })
         }
         Origin::File(path) => {
             let file = file::read(path)?;
-            (format!("{} ({file})", path.display()), start(file))
+            label = format!("{label} ({file})");
+            start(file)
         }
     };
-    Ok(PreparedSource {
-        state: SourceState::new(label, config.origin.label(), config.named),
-        start,
-    })
+    let state = SourceState::new(label, config.origin.label(), config.named);
+    Ok(PreparedSource { state, start })
 }
 
 fn label(origin: &Origin) -> String {
@@ -255,50 +223,44 @@ fn label(origin: &Origin) -> String {
     }
 }
 
-fn poll<S>(source: S, min_interval: Duration, requests: RefreshRequests) -> Poll<S> {
-    Poll {
+fn poll(source: impl PollSource + Send + 'static, min_interval: Duration, requests: &watch::Receiver<()>) -> Start {
+    start(Poll {
         source,
         min_interval,
-        requests,
-    }
+        requests: requests.clone(),
+    })
 }
 
 fn start(source: impl Source + Send + 'static) -> Start {
-    Box::new(move |runtime, reporter| runtime.block_on(source.run(reporter)))
+    Box::new(move |runtime, reporter| {
+        let stop = Arc::clone(&reporter.stop);
+        runtime.block_on(async {
+            tokio::select! {
+                () = source.run(reporter) => {}
+                () = stop.notified() => {}
+            }
+        });
+    })
 }
 
 impl Source for PodsFile {
     async fn run(self, reporter: Reporter) {
         let at = now();
-        let kinds = [
-            Kind::Pods,
-            Kind::Services,
-            Kind::Endpoints,
-            Kind::ReplicaSets,
-            Kind::Jobs,
-            Kind::Nodes,
-        ];
-        let is_listed = |kind: &Kind| {
-            *kind == Kind::Pods || self.objects.iter().any(|object| super::objects::kind(object) == *kind)
-        };
-        let kinds = kinds.into_iter().filter(is_listed);
-        let mut lists: Vec<_> = kinds.map(|kind| (kind, reporter.list(at, Scope::All(kind)))).collect();
-        for object in self.objects {
-            let kind = super::objects::kind(&object);
-            if let Some((_, list)) = lists.iter_mut().find(|(one, _)| *one == kind) {
-                list.upsert(object);
+        let mut objects = self.objects;
+        for kind in Kind::ALL {
+            let mut found = objects.extract_if(.., |object| object.kind() == kind).peekable();
+            if kind == Kind::Pods || found.peek().is_some() {
+                let mut list = reporter.list(at, Scope::All(kind));
+                found.for_each(|object| list.upsert(object));
+                list.end();
             }
         }
-        for (_, list) in lists {
-            if list.end().is_err() {
-                return;
-            }
-        }
-        reporter.answered();
+        reporter.report(Report::Answered);
     }
 }
 
-/// Returns the name that the cluster has for this node: what a pod is told, or else what a kubelet takes by default.
+/// Returns the name that the cluster has for this node: `$NODE_NAME`, else the default name of a kubelet, the host
+/// name.
 fn node_name() -> String {
     let named = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
     named.unwrap_or_else(|| uname().nodename().to_string_lossy().to_lowercase())
@@ -326,8 +288,8 @@ mod tests {
     impl Source for Fake {
         async fn run(self, reporter: Reporter) {
             match self {
-                Self::Panics => panic!("a library's own words"),
-                // Not even its own thread goes on.
+                Self::Panics => panic!("a library's own text"),
+                // This blocks its thread.
                 Self::Hangs => loop {
                     thread::park();
                 },
@@ -336,8 +298,8 @@ mod tests {
                         uid: "u".to_owned(),
                         ..PodObject::default()
                     });
-                    reporter.changes(now(), [Change::Upsert(pod)]).unwrap();
-                    reporter.answered();
+                    reporter.changes(now(), [Change::Upsert(pod)]);
+                    reporter.report(Report::Answered);
                 }
             }
         }
@@ -345,7 +307,7 @@ mod tests {
 
     fn prepared(label: &str, source: Fake) -> PreparedSource {
         PreparedSource {
-            state: SourceState::new(label.to_owned(), "word", true),
+            state: SourceState::new(label.to_owned(), "kind", true),
             start: start(source),
         }
     }
@@ -364,7 +326,7 @@ mod tests {
             ],
             request: RefreshRequest(Arc::new(watch::Sender::new(()))),
         };
-        let (messages, said) = channel();
+        let (messages, received) = channel();
         let (updates, stored) = channel();
         let store = move |update| match updates.send(update) {
             Ok(()) => ControlFlow::Continue(()),
@@ -375,12 +337,13 @@ mod tests {
             .unwrap();
         let update: Vec<SourceUpdate> = stored.recv().unwrap();
         assert_eq!(update[0].source, SourceId(2));
-        let mut first = vec![said.recv().unwrap(), said.recv().unwrap()];
+        let mut first = [received.recv().unwrap(), received.recv().unwrap()];
         first.sort_by_key(|message| matches!(message, StatusMessage::Error(_)));
-        let died = "error: no names any more from P: internal error: this source has stopped";
-        assert_eq!(first, ["names come from W", died]);
+        let error = |text: &str| StatusMessage::Error(text.to_owned());
+        let died = error("error: no names any more from P: internal error: this source has stopped");
+        assert_eq!(first, [StatusMessage::Note("names come from W".to_owned()), died]);
         assert!(status.has_failed());
-        let late = said.recv().unwrap();
-        assert_eq!(late, "error: no names from H in the first 10 s: it has not answered");
+        let late = error("error: no names from H in the first 10 s: it has not answered");
+        assert_eq!(received.recv().unwrap(), late);
     }
 }

@@ -4,7 +4,9 @@ use super::error::SourceError;
 
 /// The largest element of an answer, in bytes.
 const MAX_ELEMENT: u64 = 4 << 20;
-/// Wire types: <https://protobuf.dev/programming-guides/encoding/>.
+/// The most bytes of a varint.
+const MAX_VARINT: usize = 10;
+/// The wire types of <https://protobuf.dev/programming-guides/encoding/>.
 const VARINT: u64 = 0;
 const FIXED64: u64 = 1;
 const BYTES: u64 = 2;
@@ -13,7 +15,6 @@ const FIXED32: u64 = 5;
 /// The value of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value<'a> {
-    /// An integer.
     Varint(u64),
     /// A text, bytes, or a message.
     Bytes(&'a [u8]),
@@ -46,6 +47,7 @@ impl<'a> Value<'a> {
 }
 
 /// The fields of a message: numbers and values. A message that is cut ends early.
+#[derive(Clone)]
 pub struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
@@ -71,12 +73,10 @@ impl<'a> Iterator for Fields<'a> {
 
 /// Parses a number of 7 bits a byte.
 fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let end = bytes.iter().take(10).position(|byte| byte & 0x80 == 0)?;
+    let end = bytes.iter().take(MAX_VARINT).position(|byte| byte & 0x80 == 0)?;
     let (number, rest) = bytes.split_at(end + 1);
-    let number = number
-        .iter()
-        .rev()
-        .fold(0, |number, byte| number << 7 | u64::from(byte & 0x7f));
+    let digits = number.iter().rev();
+    let number = digits.fold(0, |number, byte| number << 7 | u64::from(byte & 0x7f));
     Some((number, rest))
 }
 
@@ -103,7 +103,7 @@ pub fn request(message: &[u8]) -> Vec<u8> {
 pub struct Elements {
     buffer: Vec<u8>,
     has_header: bool,
-    /// Bytes of an element that is left out, or of another field.
+    /// The number of bytes to skip: of an element that is left out, or of another field.
     skip: u64,
     /// The number of elements that were too large.
     pub too_large: u64,
@@ -111,81 +111,63 @@ pub struct Elements {
 
 impl Elements {
     /// Reads the next bytes, and passes on each element that is complete.
-    pub fn feed(&mut self, mut bytes: &[u8], element: &mut dyn FnMut(&[u8])) -> Result<(), SourceError> {
-        while !bytes.is_empty() {
-            if self.skip > 0 {
-                let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
-                self.skip -= skipped as u64;
-                bytes = &bytes[skipped..];
-                continue;
-            }
-            self.buffer.extend_from_slice(bytes);
-            bytes = &[];
-            let mut buffer = std::mem::take(&mut self.buffer);
-            let left = self.split(&buffer, element)?;
-            buffer.drain(..buffer.len() - left);
-            self.buffer = buffer;
+    pub fn feed(&mut self, bytes: &[u8], element: &mut dyn FnMut(&[u8])) -> Result<(), SourceError> {
+        let skipped = self.skip.min(bytes.len() as u64);
+        self.skip -= skipped;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.extend_from_slice(&bytes[skipped as usize..]);
+        let mut at = 0;
+        while let Some(length) = self.take(&buffer[at..], element)? {
+            at += length;
         }
+        buffer.drain(..at);
+        self.buffer = buffer;
         Ok(())
     }
 
-    /// Passes on what is complete. Returns the number of bytes that are left.
-    fn split(&mut self, buffer: &[u8], element: &mut dyn FnMut(&[u8])) -> Result<usize, SourceError> {
-        let no_message = || SourceError::new("the answer is not one of a container runtime".to_owned());
-        let mut rest = buffer;
+    /// Takes the header of the message or the next field, if it is complete. Returns its length.
+    fn take(&mut self, bytes: &[u8], element: &mut dyn FnMut(&[u8])) -> Result<Option<usize>, SourceError> {
+        let no_message = || SourceError::new("the answer is not one of a container runtime");
         if !self.has_header {
-            match rest.split_at_checked(5) {
-                None => return Ok(rest.len()),
-                Some(([0, ..], message)) => rest = message,
-                Some(_) => return Err(no_message()),
-            }
-            self.has_header = true;
-        }
-        loop {
-            let Some((tag, after)) = varint(rest) else {
-                return if rest.len() < 10 {
-                    Ok(rest.len())
-                } else {
-                    Err(no_message())
-                };
-            };
-            let Some((number, after)) = varint(after) else {
-                return if after.len() < 10 {
-                    Ok(rest.len())
-                } else {
-                    Err(no_message())
-                };
-            };
-            match tag & 7 {
-                VARINT => {
-                    rest = after;
-                    continue;
+            return match bytes.get(..5) {
+                None => Ok(None),
+                Some([0, ..]) => {
+                    self.has_header = true;
+                    Ok(Some(5))
                 }
-                BYTES => {}
-                _ => return Err(no_message()),
-            }
-            let is_element = tag >> 3 == 1;
-            if is_element && number <= MAX_ELEMENT {
-                match after.split_at_checked(number as usize) {
-                    Some((found, after)) => {
-                        element(found);
-                        rest = after;
-                    }
-                    None => return Ok(rest.len()),
-                }
-                continue;
-            }
-            self.too_large += u64::from(is_element);
-            let here = number.min(after.len() as u64);
-            self.skip = number - here;
-            rest = &after[here as usize..];
-            if self.skip > 0 {
-                return Ok(0);
-            }
+                Some(_) => Err(no_message()),
+            };
         }
+        let incomplete = |bytes: &[u8]| match bytes.len() < MAX_VARINT {
+            true => Ok(None),
+            false => Err(no_message()),
+        };
+        let Some((tag, after)) = varint(bytes) else {
+            return incomplete(bytes);
+        };
+        let Some((number, after)) = varint(after) else {
+            return incomplete(after);
+        };
+        let head = bytes.len() - after.len();
+        let is_element = match tag & 7 {
+            VARINT => return Ok(Some(head)),
+            BYTES => tag >> 3 == 1,
+            _ => return Err(no_message()),
+        };
+        if is_element && number <= MAX_ELEMENT {
+            let found = after.get(..number as usize);
+            return Ok(found.map(|found| {
+                element(found);
+                head + found.len()
+            }));
+        }
+        self.too_large += u64::from(is_element);
+        let here = number.min(after.len() as u64);
+        self.skip = number - here;
+        Ok(Some(head + here as usize))
     }
 
-    /// Whether the message has ended with an element.
+    /// Returns whether the message has ended with an element.
     pub fn is_complete(&self) -> bool {
         self.has_header && self.buffer.is_empty() && self.skip == 0
     }
@@ -213,25 +195,20 @@ mod tests {
             &[0x18, 7],
         ]
         .concat();
-        let fields: Vec<_> = Fields(&message).collect();
-        assert_eq!(
-            fields,
-            [
-                (1, Value::Varint(150)),
-                (2, Value::Bytes(b"web")),
-                (4, Value::Fixed),
-                (3, Value::Varint(7))
-            ]
-        );
-        // However it is cut, it does no harm.
+        let expected = [
+            (1, Value::Varint(150)),
+            (2, Value::Bytes(b"web")),
+            (4, Value::Fixed),
+            (3, Value::Varint(7)),
+        ];
+        assert_eq!(Fields(&message).collect::<Vec<_>>(), expected);
+        // A message that is cut anywhere does no harm.
         for end in 0..message.len() {
             Fields(&message[..end]).for_each(drop);
         }
         assert_eq!(Fields(&[0xff; 20]).count(), 0);
-        assert_eq!(
-            Fields(&[0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]).count(),
-            0
-        );
+        let endless = [0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1];
+        assert_eq!(Fields(&endless).count(), 0);
     }
 
     #[test]
@@ -249,9 +226,8 @@ mod tests {
             let mut elements = Elements::default();
             let mut found = Vec::new();
             for piece in stream.chunks(size) {
-                elements
-                    .feed(piece, &mut |element| found.push(element.to_vec()))
-                    .unwrap();
+                let fed = elements.feed(piece, &mut |element| found.push(element.to_vec()));
+                fed.unwrap();
             }
             assert_eq!(found, [b"one".to_vec(), long.clone(), vec![]], "{size}");
             assert!(elements.is_complete() && elements.too_large == 0);
@@ -265,9 +241,8 @@ mod tests {
         let mut elements = Elements::default();
         let mut found = Vec::new();
         for piece in stream.chunks(16 << 10) {
-            elements
-                .feed(piece, &mut |element| found.push(element.to_vec()))
-                .unwrap();
+            let fed = elements.feed(piece, &mut |element| found.push(element.to_vec()));
+            fed.unwrap();
             assert!(elements.buffer.len() < 64 << 10);
         }
         assert_eq!((found, elements.too_large), (vec![b"a".to_vec(), b"b".to_vec()], 1));

@@ -11,15 +11,15 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
+use percent_encoding::percent_decode_str;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::error::{self, SourceError};
 
-/// A proxy.
 #[derive(Clone)]
 pub struct Proxy {
-    /// Its address, without user and password.
+    /// The address, without user and password.
     uri: Uri,
     user: Option<(String, String)>,
     protocol: Protocol,
@@ -35,34 +35,32 @@ enum Protocol {
 impl Proxy {
     /// Parses the URL of a proxy. Errors do not quote the URL: it may have a password.
     pub fn parse(url: &str) -> Result<Self, SourceError> {
-        let invalid = || SourceError::new("the URL of the proxy is not valid".to_owned());
+        let invalid = || SourceError::new("the URL of the proxy is not valid");
         let (scheme, rest) = url.trim().split_once("://").unwrap_or(("http", url.trim()));
         let (protocol, default_port) = match scheme.to_ascii_lowercase().as_str() {
             "http" => (Protocol::Http, 80),
             "socks5" => (Protocol::Socks(true), 1080),
             "socks5h" => (Protocol::Socks(false), 1080),
             _ => {
-                return Err(SourceError::new(
-                    "the proxy has a scheme that is not supported: only http, socks5 and socks5h are".to_owned(),
-                ));
+                let problem = "the proxy has a scheme that is not supported: only http, socks5 and socks5h are";
+                return Err(SourceError::new(problem));
             }
         };
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        let (user, host) = match authority.rsplit_once('@') {
-            Some((user, host)) => (Some(user), host),
-            None => (None, authority),
-        };
+        let (user, host) = authority
+            .rsplit_once('@')
+            .map_or((None, authority), |(user, host)| (Some(user), host));
         let uri: Uri = format!("http://{host}").parse().map_err(|_| invalid())?;
         let authority = uri.authority().filter(|authority| has_valid_port(authority));
-        let host = authority.map(Authority::host).filter(|host| !host.is_empty());
-        let host = host.ok_or_else(invalid)?;
+        let host = authority
+            .map(Authority::host)
+            .filter(|host| !host.is_empty())
+            .ok_or_else(invalid)?;
         let port = uri.port_u16().unwrap_or(default_port);
+        let user = user.map(|user| user.split_once(':').unwrap_or((user, "")));
         Ok(Self {
             uri: format!("http://{host}:{port}/").parse().map_err(|_| invalid())?,
-            user: user.map(|user| {
-                let (name, password) = user.split_once(':').unwrap_or((user, ""));
-                (percent_decoded(name), percent_decoded(password))
-            }),
+            user: user.map(|(name, password)| (percent_decoded(name), percent_decoded(password))),
             protocol,
         })
     }
@@ -70,27 +68,23 @@ impl Proxy {
     /// Returns the proxy that the environment names for this server, by the rules of Go's `ProxyFromEnvironment`.
     pub fn from_environment(server: &Uri) -> Result<Option<Self>, SourceError> {
         let variable = |name: &str| {
-            [name.to_ascii_uppercase(), name.to_owned()]
-                .iter()
-                .find_map(|name| env::var(name).ok().filter(|value| !value.is_empty()))
+            let value = |name: String| env::var(name).ok().filter(|value| !value.is_empty());
+            value(name.to_owned()).or_else(|| value(name.to_ascii_lowercase()))
         };
-        let name = if server.scheme_str() == Some("https") {
-            "https_proxy"
-        } else {
-            "http_proxy"
-        };
-        let Some(url) = variable(name) else { return Ok(None) };
-        if is_excluded(server, &variable("no_proxy").unwrap_or_default()) {
-            return Ok(None);
+        let is_https = server.scheme_str() == Some("https");
+        let name = if is_https { "HTTPS_PROXY" } else { "HTTP_PROXY" };
+        match variable(name) {
+            Some(url) if !is_excluded(server, &variable("NO_PROXY").unwrap_or_default()) => {
+                let proxy = Self::parse(&url).map_err(|error| error.at(&format!("${name}")))?;
+                Ok(Some(proxy))
+            }
+            _ => Ok(None),
         }
-        Self::parse(&url)
-            .map(Some)
-            .map_err(|error| error.at(&format!("${}", name.to_ascii_uppercase())))
     }
 
     /// Connects to the server through the proxy.
     pub async fn connect(&self, server: &Uri, connector: HttpConnector) -> Result<TokioIo<TcpStream>, SourceError> {
-        let failed = |error: &(dyn std::error::Error + 'static)| error::of(error).at(&"the proxy");
+        let failed = |error: &(dyn std::error::Error + 'static)| error::root_cause(error).at("the proxy");
         match self.protocol {
             Protocol::Http => {
                 let mut tunnel = Tunnel::new(self.uri.clone(), connector);
@@ -113,34 +107,16 @@ impl Proxy {
 /// Returns the value of an `Authorization` header with user and password.
 pub fn basic_auth(user: &str, password: &str) -> Result<HeaderValue, SourceError> {
     let mut value = HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
-        .map_err(|_| SourceError::new("user and password cannot be sent".to_owned()))?;
+        .map_err(|_| SourceError::new("user and password cannot be sent"))?;
     value.set_sensitive(true);
     Ok(value)
 }
 
 fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let digits = after.get(..2).and_then(|digits| str::from_utf8(digits).ok());
-        match digits
-            .filter(|_| byte == b'%')
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
-        {
-            Some(decoded) => {
-                bytes.push(decoded);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(byte);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
-/// Whether the server is reached without a proxy.
+/// Returns whether the server is reached without a proxy.
 fn is_excluded(server: &Uri, no_proxy: &str) -> bool {
     let host = server.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
@@ -170,8 +146,8 @@ fn is_excluded(server: &Uri, no_proxy: &str) -> bool {
     })
 }
 
-/// Returns whether nothing but a port follows the host. The library takes a port that is no number for none, and the default
-/// port for it.
+/// Returns whether nothing but a port follows the host. The library takes a port that is no number for none, and the
+/// default port for it.
 pub fn has_valid_port(authority: &Authority) -> bool {
     authority.port_u16().is_some() || authority.as_str().ends_with(authority.host())
 }
@@ -199,11 +175,8 @@ mod tests {
             ("http://localhost", "", true),
         ];
         for (server, no_proxy, expected) in cases {
-            assert_eq!(
-                is_excluded(&server.parse().unwrap(), no_proxy),
-                expected,
-                "{server} {no_proxy}"
-            );
+            let found = is_excluded(&server.parse().unwrap(), no_proxy);
+            assert_eq!(found, expected, "{server} {no_proxy}");
         }
     }
 
@@ -211,18 +184,23 @@ mod tests {
     fn proxy_urls_are_parsed_and_never_quoted() {
         let proxy = |url| Proxy::parse(url).map(|proxy| (proxy.uri.to_string(), proxy.user, proxy.protocol));
         let user = |name: &str, password: &str| Some((name.to_owned(), password.to_owned()));
-        assert_eq!(
-            proxy("http://me:s3%40cret@proxy:3128/").unwrap(),
-            ("http://proxy:3128/".to_owned(), user("me", "s3@cret"), Protocol::Http)
-        );
-        assert_eq!(
-            proxy("proxy.example").unwrap(),
-            ("http://proxy.example:80/".to_owned(), None, Protocol::Http)
-        );
-        assert_eq!(
-            proxy("socks5://10.0.0.1").unwrap(),
-            ("http://10.0.0.1:1080/".to_owned(), None, Protocol::Socks(true))
-        );
+        for (url, address, user, protocol) in [
+            (
+                "http://me:s3%40cret@proxy:3128/",
+                "http://proxy:3128/",
+                user("me", "s3@cret"),
+                Protocol::Http,
+            ),
+            ("proxy.example", "http://proxy.example:80/", None, Protocol::Http),
+            (
+                "socks5://10.0.0.1",
+                "http://10.0.0.1:1080/",
+                None,
+                Protocol::Socks(true),
+            ),
+        ] {
+            assert_eq!(proxy(url).unwrap(), (address.to_owned(), user, protocol));
+        }
         for url in [
             "ftp://me:s3cret@proxy",
             "http://me:s3cret@ proxy",

@@ -1,21 +1,24 @@
-//! A kubelet or API server that a test plays, on a socket of its own.
+//! A kubelet or API server that a test plays, and what a source under test needs besides.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use super::credentials::Credentials;
+use super::health::Report;
 use super::http_client::HttpClient;
+use super::reporter::Reporter;
 use super::tls::TlsSettings;
+use crate::names::update::{Change, SourceId, SourceUpdate};
 
-/// What the server answers.
+/// An answer of the server.
 pub enum Reply {
-    /// A whole answer.
     Body(String),
     /// The start of an answer that does not end.
     Open(String),
-    /// An error.
     Status(&'static str),
 }
 
@@ -71,4 +74,20 @@ pub fn client(server: http::Uri) -> HttpClient {
         credentials: Credentials::None,
         headers: Vec::new(),
     }
+}
+
+pub fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap()
+}
+
+/// A reporter, with the changes and the reports that it sends.
+pub fn reporter() -> (Reporter, Receiver<Change>, Receiver<(SourceId, Report)>) {
+    let (sender, changes) = channel();
+    let store = move |batch: Vec<SourceUpdate>| match batch.into_iter().all(|one| sender.send(one.change).is_ok()) {
+        true => ControlFlow::Continue(()),
+        false => ControlFlow::Break(()),
+    };
+    let (reports, received) = channel();
+    (Reporter::new(SourceId(0), Arc::new(store), reports), changes, received)
 }

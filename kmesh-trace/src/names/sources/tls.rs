@@ -56,9 +56,7 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, SourceError> {
 /// A client certificate and its key.
 #[derive(Clone)]
 pub struct Identity {
-    /// The certificate.
     pub certificate: Pem,
-    /// The private key.
     pub key: Pem,
 }
 
@@ -67,7 +65,6 @@ pub struct Identity {
 pub struct TlsSettings {
     /// The CA certificates; `None`: those of the system.
     pub ca: Option<Pem>,
-    /// The client certificate.
     pub identity: Option<Identity>,
     /// Whether any certificate is accepted.
     pub insecure: bool,
@@ -82,16 +79,15 @@ impl TlsSettings {
         let verifier = self.verifier(&provider)?;
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| error::of(&error))?
+            .map_err(|error| error::root_cause(&error))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
         match identity.or(self.identity.as_ref()) {
             None => Ok(builder.with_no_client_auth()),
             Some(identity) => {
                 let (certificates, key) = (identity.certificate.certificates()?, identity.key.key()?);
-                let mismatch = |_| {
-                    SourceError::new("the client certificate and its private key do not belong together".to_owned())
-                };
+                let mismatch =
+                    |_| SourceError::new("the client certificate and its private key do not belong together");
                 builder.with_client_auth_cert(certificates, key).map_err(mismatch)
             }
         }
@@ -114,17 +110,16 @@ impl TlsSettings {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(verifier.trusted.iter().cloned());
         let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build();
-        let unusable =
-            |_| SourceError::new("no CA certificate can be used to verify the server's certificate".to_owned());
+        let unusable = |_| SourceError::new("no CA certificate can be used to verify the server's certificate");
         verifier.roots = Some(built.map_err(unusable)?);
         if self.ca.is_none() {
-            // Only a certificate that somebody named is trusted by itself.
+            // Only a certificate that a flag or a kubeconfig names is trusted by itself.
             verifier.trusted.clear();
         }
         Ok(verifier)
     }
 
-    /// The names that the server's certificate may have.
+    /// Returns the names that the server's certificate may have.
     pub fn server_names(&self) -> Result<Vec<ServerName<'static>>, SourceError> {
         let name = |name: &String| {
             let bare = name.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -136,13 +131,11 @@ impl TlsSettings {
 
 fn system_certificates() -> Result<Vec<CertificateDer<'static>>, SourceError> {
     let found = rustls_native_certs::load_native_certs().certs;
-    match found.is_empty() {
-        true => Err(SourceError::new(
-            "no CA certificates found on this system, so the server's certificate cannot be verified".to_owned(),
-        )
-        .remedy("name them: --kubelet-ca, or certificate-authority in the kubeconfig")),
-        false => Ok(found),
+    if !found.is_empty() {
+        return Ok(found);
     }
+    let problem = "no CA certificates found on this system, so the server's certificate cannot be verified";
+    Err(SourceError::new(problem).remedy("name them: --kubelet-ca, or certificate-authority in the kubeconfig"))
 }
 
 /// Verifies a server's certificate as kubectl does.
@@ -150,15 +143,15 @@ fn system_certificates() -> Result<Vec<CertificateDer<'static>>, SourceError> {
 struct Verifier {
     /// `None`: every certificate is accepted.
     roots: Option<Arc<WebPkiServerVerifier>>,
-    /// Certificates that are trusted by themselves, whoever issued them.
+    /// Certificates that are trusted by themselves, without regard to their issuer.
     trusted: Vec<CertificateDer<'static>>,
     names: Vec<ServerName<'static>>,
     provider: Arc<CryptoProvider>,
 }
 
 impl Verifier {
-    /// Whether the certificate only lacks an issuer, or is a CA's own, and is one of the trusted certificates. The verifier
-    /// checks the dates first.
+    /// Returns whether the certificate only lacks an issuer, or is a CA's own, and is one of the trusted
+    /// certificates. The verifier checks the dates first.
     fn is_trusted_itself(&self, certificate: &CertificateDer<'_>, error: &Error) -> bool {
         let lacks_issuer = match error {
             Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,
@@ -167,11 +160,7 @@ impl Verifier {
             }
             _ => false,
         };
-        lacks_issuer
-            && self
-                .trusted
-                .iter()
-                .any(|trusted| trusted.as_ref() == certificate.as_ref())
+        lacks_issuer && self.trusted.iter().any(|trusted| trusted == certificate)
     }
 }
 

@@ -1,23 +1,24 @@
 //! The memory that objects of Kubernetes may take in all, shared fairly between namespaces.
 //!
-//! While there is room, every namespace gets what it asks for. When the room is used up, a namespace may still take an eighth of
-//! an equal share, so no namespace can use up the memory of another.
+//! While there is room, every namespace gets what it asks for. When the room is used up, a namespace may still take
+//! an eighth of an equal share, so no namespace can use up the memory of another.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The memory for all objects, bytes. 100,000 pods and 20,000 Services take less, and hostile ones at most an eighth more.
+/// The memory for all objects, bytes. 100,000 pods and 20,000 Services take less, and hostile ones at most an eighth
+/// more.
 pub const MAX_BYTES: usize = 192 << 20;
 
 /// The memory that each namespace uses, by estimates made when an object was added.
 #[derive(Debug)]
-pub struct Budget {
+pub struct MemoryBudget {
     max: usize,
     total: usize,
     namespaces: HashMap<Arc<str>, usize>,
 }
 
-impl Budget {
+impl MemoryBudget {
     /// Returns a budget of `max` bytes.
     pub fn new(max: usize) -> Self {
         Self {
@@ -27,8 +28,8 @@ impl Budget {
         }
     }
 
-    /// Takes `bytes` for a namespace in place of the `freed` bytes that it gives back. Returns `false` and changes nothing when
-    /// there is no room.
+    /// Takes `bytes` for a namespace in place of the `freed` bytes that it gives back. Returns `false` and changes
+    /// nothing when there is no room.
     pub fn replace(&mut self, namespace: &Arc<str>, freed: usize, bytes: usize) -> bool {
         let used = self.namespaces.get(namespace).copied().unwrap_or(0);
         let used_then = used.saturating_sub(freed) + bytes;
@@ -46,7 +47,7 @@ impl Budget {
     }
 }
 
-impl Default for Budget {
+impl Default for MemoryBudget {
     fn default() -> Self {
         Self::new(MAX_BYTES)
     }
@@ -59,7 +60,7 @@ mod tests {
     #[test]
     fn no_namespace_uses_up_the_memory_of_another() {
         let [greedy, modest]: [Arc<str>; 2] = ["greedy".into(), "modest".into()];
-        let mut budget = Budget::new(1_600);
+        let mut budget = MemoryBudget::new(1_600);
         assert!(budget.replace(&modest, 0, 10));
         assert!((0..159).all(|_| budget.replace(&greedy, 0, 10)));
         assert!(!budget.replace(&greedy, 0, 10), "all memory is used");

@@ -1,7 +1,9 @@
-//! Addresses in doubt: a local socket of a pod that no source knows yet uses an address that a source lists for another pod.
+//! Addresses in doubt: a local socket of a pod that no source knows yet uses an address that a source lists for
+//! another pod.
 //!
-//! The source may be late, so the address names nobody until each source has answered a request for this node's pods that was
-//! made afterwards, and for [`MAX_NS`] at most. A pods file never answers: with nothing else, doubt does not end.
+//! The source may be late, so the address names no pod until each source has answered a request for this node's pods
+//! that was made afterwards, and for [`MAX_NS`] at most. A pods file never answers: with nothing else, doubt does not
+//! end.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

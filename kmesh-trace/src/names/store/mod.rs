@@ -1,13 +1,15 @@
-//! The merged view of all sources: pods, Services, nodes, owners. Pure: time and the facts of this node come in as values.
+//! The merged view of all sources: pods, Services, nodes, owners. Pure: time and the facts of this node come in as
+//! values.
 
 mod budget;
-mod cached_match;
 mod doubts;
 mod interner;
 mod nodes;
 mod owners;
+mod pod_entry;
 mod pods;
 mod reports;
+mod service_lookup;
 mod services;
 mod shared;
 #[cfg(test)]
@@ -20,15 +22,15 @@ use std::sync::Arc;
 
 use crate::names::local::cgroup::{CgroupOwner, PodCgroup};
 use crate::names::update::{Change, Key, Kind, Object, Scope, SourceUpdate};
-use crate::record::{Direction, End, Pod, Record, WallTime};
+use crate::record::{Direction, End, Pod, Record, Service, ServiceMatch, WallTime};
 
 use doubts::Doubts;
 use nodes::Nodes;
 use owners::Owners;
-use pods::{PodRef, Pods};
+use pods::{NamedPod, Pods};
 use reports::SourceSet;
 use services::Services;
-use shared::Shared;
+use shared::SharedValues;
 
 /// The number of kubelets' cgroup roots that are remembered. Only root makes them.
 const MAX_ROOTS: usize = 1_024;
@@ -40,19 +42,30 @@ pub struct LocalContext {
     pub owner: Option<Arc<CgroupOwner>>,
     /// Whether its network namespace is the node's own.
     pub is_in_node_netns: bool,
-    /// The pod whose network namespace it is in. Asked only where the cgroup names no pod.
+    /// The pod whose network namespace it is in. Looked up only where the cgroup names no pod.
     pub netns_pod: Option<PodCgroup>,
     /// Whether root made its network namespace, so that its owner cannot choose its addresses at will.
     pub is_netns_of_root: bool,
-    /// The backend to which the node's network namespace translated the client's address, port and dialled address. It counts
-    /// only for a socket whose packets pass there.
+    /// The backend to which the node's network namespace translated the client's address, port and dialled address.
+    /// It counts only for a socket whose packets pass there.
     pub backend: Option<SocketAddr>,
+}
+
+impl LocalContext {
+    fn cgroup_pod(&self) -> Option<&PodCgroup> {
+        self.owner.as_ref()?.pod.as_ref()
+    }
+
+    /// Returns the pod by the cgroup, else by the network namespace.
+    fn pod(&self) -> Option<&PodCgroup> {
+        self.cgroup_pod().or(self.netns_pod.as_ref())
+    }
 }
 
 /// All objects that sources report.
 #[derive(Debug, Default)]
 pub struct Store {
-    shared: Shared,
+    shared: SharedValues,
     pods: Pods,
     services: Services,
     nodes: Nodes,
@@ -65,60 +78,43 @@ pub struct Store {
     left_out: u64,
 }
 
-/// A pod of the store, and the form of it that records have.
-struct Found {
-    reference: PodRef,
-    pod: Arc<Pod>,
-}
-
 impl Store {
     /// Takes a change that a source reports.
     pub fn apply(&mut self, update: &SourceUpdate) {
-        let SourceUpdate { source, at, change } = update;
-        let (source, at) = (*source, *at);
-        match change {
+        let (source, at, shared) = (update.source, update.at, &mut self.shared);
+        match &update.change {
             Change::ListStart(_) => {}
             Change::Upsert(object) => {
-                if !self.upsert(update, object) {
+                let has_room = match object {
+                    Object::Pod(pod) => self.pods.upsert(source, at, pod, shared),
+                    Object::Service(service) => self.services.upsert(source, at, service, shared),
+                    Object::Endpoints(endpoints) => self.services.upsert_endpoints(source, at, endpoints, shared),
+                    Object::Controller(controller) => self.owners.upsert(source, at, controller, shared),
+                    Object::Node(node) => {
+                        self.nodes.upsert(source, at, node);
+                        true
+                    }
+                };
+                if !has_room {
                     // What the source reported before is no longer true, so it does not stay.
                     self.left_out += 1;
-                    self.delete(update, &key(object));
+                    self.delete(update, &object.key());
                 }
             }
             Change::Delete(key) => self.delete(update, key),
-            Change::ListEnd(scope) => {
-                let shared = &mut self.shared;
-                match scope {
-                    Scope::All(Kind::Pods) | Scope::PodsOfNode(_) => {
-                        self.pods.end_list(source, at, scope, shared);
-                        // A list of a node that is not this one answers nothing.
-                        if scope.covers_pods_of(&self.local_nodes) {
-                            self.doubts.answered(source, at);
-                        }
+            Change::ListEnd(scope) => match scope {
+                Scope::All(Kind::Pods) | Scope::PodsOfNode(_) => {
+                    self.pods.end_list(source, at, scope, shared);
+                    // A list of a node that is not this one answers nothing.
+                    if scope.covers_pods_of(&self.local_nodes) {
+                        self.doubts.answered(source, at);
                     }
-                    Scope::All(Kind::Services) => self.services.end_list(source, at, shared),
-                    Scope::All(Kind::Endpoints) => self.services.end_endpoints_list(source, at, shared),
-                    Scope::All(kind @ (Kind::ReplicaSets | Kind::Jobs)) => {
-                        self.owners.end_list(source, at, *kind, shared)
-                    }
-                    Scope::All(Kind::Nodes) => self.nodes.end_list(source, at),
                 }
-            }
-        }
-    }
-
-    /// Adds or changes an object. Returns `false` if there is no room for it.
-    fn upsert(&mut self, update: &SourceUpdate, object: &Object) -> bool {
-        let (source, at, shared) = (update.source, update.at, &mut self.shared);
-        match object {
-            Object::Pod(pod) => self.pods.upsert(source, at, pod, shared),
-            Object::Service(service) => self.services.upsert(source, at, service, shared),
-            Object::Endpoints(endpoints) => self.services.upsert_endpoints(source, at, endpoints, shared),
-            Object::Controller(controller) => self.owners.upsert(source, at, controller, shared),
-            Object::Node(node) => {
-                self.nodes.upsert(source, at, node);
-                true
-            }
+                Scope::All(Kind::Services) => self.services.end_list(source, at, shared),
+                Scope::All(Kind::Endpoints) => self.services.end_endpoints_list(source, at, shared),
+                Scope::All(kind @ (Kind::ReplicaSets | Kind::Jobs)) => self.owners.end_list(source, at, *kind, shared),
+                Scope::All(Kind::Nodes) => self.nodes.end_list(source, at),
+            },
         }
     }
 
@@ -143,6 +139,18 @@ impl Store {
         self.pods.len()
     }
 
+    /// Calls `visit` with each pod that sources report or reported recently, in the form that records have.
+    pub fn for_each_pod(&mut self, mut visit: impl FnMut(&Arc<Pod>)) {
+        for pod in self.pods.all_named(&self.owners) {
+            visit(&pod);
+        }
+    }
+
+    /// Calls `visit` with each Service that sources report or reported recently.
+    pub fn for_each_service(&self, visit: impl FnMut(&Arc<Service>)) {
+        self.services.all().for_each(visit);
+    }
+
     /// Returns the number of objects for which there was no room.
     pub fn left_out(&self) -> u64 {
         self.left_out
@@ -154,18 +162,15 @@ impl Store {
     }
 
     /// Takes note of a pod below a kubelet's cgroup root.
-    pub fn see_pod_under(&mut self, root: &Arc<str>, uid: &str) {
-        if let Some(found) = self.pods.find(uid) {
-            let sources = self.pods.sources(found);
-            let known = self.roots.get(root).copied().unwrap_or_default();
-            if known.contains(sources) || self.roots.len() >= MAX_ROOTS {
-                return;
-            }
-            self.roots.entry(Arc::clone(root)).or_default().extend(sources);
-            if let Some(node) = &self.pods.pod(found, &self.owners).node {
-                self.local_nodes.insert(Arc::clone(node));
-            }
+    pub fn add_pod_under(&mut self, root: &Arc<str>, uid: &str) {
+        let Some(found) = self.pods.find(uid) else { return };
+        let pod = self.pods.get(found);
+        let known = self.roots.get(root).copied().unwrap_or_default();
+        if known.contains(pod.sources) || self.roots.len() >= MAX_ROOTS {
+            return;
         }
+        self.roots.entry(Arc::clone(root)).or_default().extend(pod.sources);
+        self.local_nodes.extend(pod.pod.node.clone());
     }
 
     /// Returns whether `ip` was a pod's when `record`'s connection started: then nothing translates it.
@@ -176,26 +181,25 @@ impl Store {
     /// Adds names to `record`, at time `now`.
     pub fn annotate(&mut self, record: &mut Record, local: &LocalContext, now: WallTime) {
         let start = started(record);
-        let local_ip = match record.direction {
-            Direction::Outbound => record.src.ip(),
-            Direction::Inbound => record.dst.ip(),
-        };
-        let cgroup = local.owner.as_ref().and_then(|owner| owner.pod.as_ref());
-        let local_root = cgroup.or(local.netns_pod.as_ref());
-        if let Some(pod) = local_root {
-            self.see_pod_under(&pod.root, &pod.uid);
+        let is_outbound = record.direction == Direction::Outbound;
+        let local_ip = if is_outbound { record.src.ip() } else { record.dst.ip() };
+        if let Some(pod) = local.pod() {
+            self.add_pod_under(&pod.root, &pod.uid);
         }
-        let allowed = match local_root {
-            Some(cgroup) => self.roots.get(&cgroup.root).copied().unwrap_or_default(),
+        let allowed = match local.pod() {
+            Some(pod) => self.roots.get(&pod.root).copied().unwrap_or_default(),
             None => SourceSet::ALL,
         };
         let is_outside = allowed.is_empty();
         self.doubts.expire(now);
-        if let Some(pod) = local_root
+        if let Some(pod) = local.pod()
             && !is_outside
             && !local.is_in_node_netns
+            && !self.knows(&pod.uid)
+            && self.pods.is_pod_address(local_ip)
         {
-            self.doubt_unless_known(&pod.uid, local_ip, start, record.time);
+            // A pod that no source knows yet uses an address that a source lists for another pod.
+            self.doubts.raise(local_ip, start, record.time);
         }
         let local_pod = self.local_pod(local_ip, local, start, allowed);
         if let Some(backend) = local.backend
@@ -204,32 +208,20 @@ impl Store {
             record.names.original_dst = Some(record.dst);
             record.dst = backend;
         }
-        let remote_ip = match record.direction {
-            Direction::Outbound => record.dst.ip(),
-            Direction::Inbound => record.src.ip(),
-        };
+        let remote_ip = if is_outbound { record.dst.ip() } else { record.src.ip() };
         let remote_pod = self.remote_pod(local_ip, remote_ip, local_pod.as_ref(), start, allowed);
-        let container = local.owner.as_ref().and_then(|owner| owner.container);
-        record.container_id = container;
-        record.names.unresolved = local_pod.is_none() && cgroup.is_some() && !is_outside;
-        record.names.container = match (&local_pod, &container) {
-            (Some(found), Some(id)) => self.pods.container(found.reference, id),
+        record.container_id = local.owner.as_ref().and_then(|owner| owner.container);
+        record.names.unresolved = local_pod.is_none() && local.cgroup_pod().is_some() && !is_outside;
+        record.names.container = match (&local_pod, &record.container_id) {
+            (Some(found), Some(id)) => self.pods.get(found.reference).container(id),
             _ => None,
         };
-        let server = match record.direction {
-            Direction::Outbound => remote_pod.as_ref(),
-            Direction::Inbound => local_pod.as_ref(),
-        };
-        record.names.service = match record.direction {
-            Direction::Outbound => self.dialled(record, start, allowed),
-            Direction::Inbound => None,
-        };
-        if record.names.service.is_none()
-            && let Some(Found { reference, pod }) = server
-        {
+        let server = if is_outbound { &remote_pod } else { &local_pod };
+        let dialled = is_outbound.then(|| self.dialled(record, start, allowed));
+        record.names.service = dialled.flatten().or_else(|| {
             let services = &self.services;
-            record.names.service = services.behind(record.dst, pod, *reference, &mut self.pods, start, allowed);
-        }
+            services.behind(record.dst, server.as_ref()?, &mut self.pods, start, allowed)
+        });
         let local_end = self.end(local_ip, local_pod, allowed);
         let remote_end = self.end(remote_ip, remote_pod, allowed);
         (record.names.src, record.names.dst) = match record.direction {
@@ -238,41 +230,31 @@ impl Store {
         };
     }
 
-    /// Raises a doubt about an address that a source lists for a pod, while a pod that no source knows uses it, at time `used`.
-    fn doubt_unless_known(&mut self, uid: &str, ip: IpAddr, start: WallTime, used: WallTime) {
-        if self.pods.find(uid).is_none() && self.pods.is_pod_address(ip) {
-            self.doubts.raise(ip, start, used);
-        }
-    }
-
-    /// Returns whether the node's network namespace sees packets of the socket with its address `ip`. Only the node's own
-    /// sockets and those of its pods are certain: in any other namespace somebody else may use the same numbers.
+    /// Returns whether the node's network namespace sees packets of the socket with its address `ip`. Only the node's
+    /// own sockets and those of its pods are certain: in any other namespace somebody else may use the same numbers.
     fn is_through_node(
         &self,
         ip: IpAddr,
         local: &LocalContext,
-        local_pod: Option<&Found>,
+        local_pod: Option<&NamedPod>,
         start: WallTime,
         allowed: SourceSet,
     ) -> bool {
-        let is_pods = |found: &Found| self.pods.may_have_held(found.reference, ip, start, allowed);
+        let is_pods = |found: &NamedPod| self.pods.may_have_held(found.reference, ip, start, allowed);
         local.is_in_node_netns || local_pod.is_some_and(is_pods)
     }
 
-    /// Returns the pod of the local end: by the cgroup, else by the network namespace, else by the address, where root chose
-    /// the address.
-    fn local_pod(&mut self, ip: IpAddr, local: &LocalContext, start: WallTime, allowed: SourceSet) -> Option<Found> {
-        let owner = local.owner.as_deref();
-        if let Some(cgroup) = owner.and_then(|owner| owner.pod.as_ref()) {
-            return self.find(&cgroup.uid).filter(|_| !allowed.is_empty());
-        }
-        if local.is_in_node_netns {
+    /// Returns the pod of the local end: by the cgroup, else by the network namespace, else by the address, where
+    /// root chose the address.
+    fn local_pod(&mut self, ip: IpAddr, local: &LocalContext, start: WallTime, allowed: SourceSet) -> Option<NamedPod> {
+        if local.is_in_node_netns && local.cgroup_pod().is_none() {
             return None;
         }
-        if let Some(pod) = &local.netns_pod {
-            return self.find(&pod.uid).filter(|_| !allowed.is_empty());
+        if let Some(pod) = local.pod() {
+            let reference = self.pods.find(&pod.uid).filter(|_| !allowed.is_empty())?;
+            return Some(self.pods.named(reference, &self.owners));
         }
-        let is_in_container = owner.is_some_and(|owner| owner.container.is_some());
+        let is_in_container = local.owner.as_ref().is_some_and(|owner| owner.container.is_some());
         if is_in_container || !local.is_netns_of_root {
             return None;
         }
@@ -283,39 +265,27 @@ impl Store {
         &mut self,
         local_ip: IpAddr,
         remote_ip: IpAddr,
-        local_pod: Option<&Found>,
+        local_pod: Option<&NamedPod>,
         start: WallTime,
         allowed: SourceSet,
-    ) -> Option<Found> {
+    ) -> Option<NamedPod> {
         // What a pod reaches within its own network namespace is the pod itself.
-        if let Some(Found { reference, pod }) = local_pod
-            && pod.host_network == Some(false)
-            && (remote_ip.is_loopback() || remote_ip == local_ip)
-        {
-            return Some(Found {
-                reference: *reference,
-                pod: Arc::clone(pod),
-            });
-        }
-        self.at(remote_ip, start, allowed)
+        let own = local_pod.filter(|found| {
+            found.pod.host_network == Some(false) && (remote_ip.is_loopback() || remote_ip == local_ip)
+        });
+        own.cloned().or_else(|| self.at(remote_ip, start, allowed))
     }
 
-    fn find(&mut self, uid: &str) -> Option<Found> {
-        let reference = self.pods.find(uid)?;
-        let pod = self.pods.pod(reference, &self.owners);
-        Some(Found { reference, pod })
-    }
-
-    fn at(&mut self, ip: IpAddr, start: WallTime, allowed: SourceSet) -> Option<Found> {
+    /// Returns the pod that had an address when a connection started.
+    fn at(&mut self, ip: IpAddr, start: WallTime, allowed: SourceSet) -> Option<NamedPod> {
         if ip.is_loopback() || self.nodes.at(ip).is_some() || self.doubts.is_in_doubt(ip, start) {
             return None;
         }
         let reference = self.pods.holder(ip, start, allowed)?;
-        let pod = self.pods.pod(reference, &self.owners);
-        Some(Found { reference, pod })
+        Some(self.pods.named(reference, &self.owners))
     }
 
-    fn dialled(&self, record: &Record, start: WallTime, allowed: SourceSet) -> Option<crate::record::ServiceMatch> {
+    fn dialled(&self, record: &Record, start: WallTime, allowed: SourceSet) -> Option<ServiceMatch> {
         let dialled = record.socket_dst();
         let is_node = self.nodes.at(dialled.ip()).is_some();
         // An address that was translated, whatever it is, may be a node's that no source lists.
@@ -324,7 +294,7 @@ impl Store {
         self.services.dialled(dialled, at_node, is_others, start, allowed)
     }
 
-    fn end(&self, ip: IpAddr, found: Option<Found>, allowed: SourceSet) -> End {
+    fn end(&self, ip: IpAddr, found: Option<NamedPod>, allowed: SourceSet) -> End {
         let node = match found {
             None if !allowed.is_empty() => self.nodes.at(ip).cloned(),
             _ => None,
@@ -333,17 +303,6 @@ impl Store {
             pod: found.map(|found| found.pod),
             node,
         }
-    }
-}
-
-/// Returns the identity of an object.
-fn key(object: &Object) -> Key {
-    match object {
-        Object::Pod(pod) => Key::Pod(pod.uid.clone()),
-        Object::Service(service) => Key::Service(service.namespace.clone(), service.name.clone()),
-        Object::Endpoints(endpoints) => Key::Endpoints(endpoints.namespace.clone(), endpoints.name.clone()),
-        Object::Controller(controller) => Key::Controller(controller.uid.clone()),
-        Object::Node(node) => Key::Node(node.name.clone()),
     }
 }
 

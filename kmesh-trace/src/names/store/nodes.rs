@@ -8,7 +8,7 @@ use super::reports::Reports;
 use crate::names::update::{NodeObject, SourceId};
 use crate::record::WallTime;
 
-/// All nodes.
+/// The nodes that sources report.
 #[derive(Debug, Default)]
 pub struct Nodes {
     entries: HashMap<Arc<str>, (Reports, Vec<IpAddr>)>,

@@ -1,14 +1,13 @@
 //! The workload of a pod: the controller that people name.
 //!
-//! A ReplicaSet or a Job controls the pod, and may itself have a controller: a Deployment or a CronJob. Where no source reports
-//! the ReplicaSet or Job, its name tells the controller, as far as that is certain.
+//! A ReplicaSet or a Job controls the pod, and may itself have a controller: a Deployment or a CronJob. Where no
+//! source reports the ReplicaSet or Job, its name implies the controller, as far as that is certain.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry as Slot;
 use std::sync::Arc;
 
 use super::reports::Reports;
-use super::shared::{Controller, Shared};
+use super::shared::{Controller, SharedValues};
 use crate::names::update::{ControllerObject, Kind, SourceId};
 use crate::record::{Labels, WallTime, Workload};
 
@@ -19,12 +18,12 @@ const MAX_LATE_NS: i64 = 24 * 60 * 60 * 1_000_000_000;
 /// The longest time by which a pod may start before its schedule, ns: clocks differ.
 const MAX_EARLY_NS: i64 = 60 * 1_000_000_000;
 
-/// The estimated size of a controller, bytes.
+/// The estimated size of a controller without its texts, bytes.
 const CONTROLLER_BYTES: usize = 400;
 
 /// The controller of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Owner {
+pub enum PodOwner {
     /// No source has owner references of the pod.
     #[default]
     Unknown,
@@ -35,17 +34,18 @@ pub enum Owner {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct ControllerEntry {
     kind: Kind,
     namespace: Arc<str>,
     reports: Reports,
     owner: Option<Controller>,
+    bytes: usize,
 }
 
 /// The ReplicaSets and Jobs that sources report, by UID.
 #[derive(Debug, Default)]
 pub struct Owners {
-    entries: HashMap<Arc<str>, Entry>,
+    entries: HashMap<Arc<str>, ControllerEntry>,
     /// The number of changes of owners so far.
     changes: u32,
 }
@@ -56,29 +56,39 @@ impl Owners {
         self.changes % u32::MAX + 1
     }
 
-    /// Adds or changes a controller.
-    /// Returns `false` if there is no room for it.
-    pub fn upsert(&mut self, source: SourceId, at: WallTime, object: &ControllerObject, shared: &mut Shared) -> bool {
+    /// Adds or changes a controller. Returns `false` if there is no room for it.
+    pub fn upsert(
+        &mut self,
+        source: SourceId,
+        at: WallTime,
+        object: &ControllerObject,
+        shared: &mut SharedValues,
+    ) -> bool {
         let owner = object.owner.as_ref();
-        let owner = owner.map(|owner| Controller::new(owner, &mut shared.strings));
-        let namespace = shared.strings.intern(&*object.namespace);
-        let entry = match self.entries.entry(shared.strings.intern(&*object.uid)) {
-            Slot::Occupied(entry) => entry.into_mut(),
-            Slot::Vacant(slot) => {
-                if !shared.budget.replace(&namespace, 0, CONTROLLER_BYTES) {
-                    return false;
-                }
-                self.changes = self.changes.wrapping_add(1);
-                slot.insert(Entry {
-                    kind: object.kind,
-                    namespace,
-                    reports: Reports::default(),
-                    owner: owner.clone(),
-                })
-            }
+        let texts = owner.map_or(0, |owner| owner.kind.len() + owner.name.len() + owner.uid.len());
+        let bytes = CONTROLLER_BYTES + object.uid.len() + texts;
+        let (namespace, freed) = match self.entries.get(&*object.uid) {
+            Some(entry) => (Arc::clone(&entry.namespace), entry.bytes),
+            None => (shared.strings.intern(&*object.namespace), 0),
         };
+        if !shared.budget.replace(&namespace, freed, bytes) {
+            return false;
+        }
+        let owner = owner.map(|owner| Controller::new(owner, &mut shared.strings));
+        let is_new = freed == 0;
+        let entry = self
+            .entries
+            .entry(shared.strings.intern(&*object.uid))
+            .or_insert(ControllerEntry {
+                kind: object.kind,
+                namespace,
+                reports: Reports::default(),
+                owner: None,
+                bytes,
+            });
+        entry.bytes = bytes;
         entry.reports.add(source, at);
-        if entry.owner != owner {
+        if is_new || entry.owner != owner {
             entry.owner = owner;
             self.changes = self.changes.wrapping_add(1);
         }
@@ -86,20 +96,19 @@ impl Owners {
     }
 
     /// Removes a source's report of a controller.
-    pub fn delete(&mut self, source: SourceId, uid: &str, shared: &mut Shared) {
-        if let Some(entry) = self.entries.get_mut(uid) {
-            entry.reports.remove(source);
-            if !entry.reports.any()
-                && let Some(entry) = self.entries.remove(uid)
-            {
-                shared.budget.replace(&entry.namespace, CONTROLLER_BYTES, 0);
-                self.changes = self.changes.wrapping_add(1);
-            }
+    pub fn delete(&mut self, source: SourceId, uid: &str, shared: &mut SharedValues) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        entry.reports.remove(source);
+        if !entry.reports.any()
+            && let Some(entry) = self.entries.remove(uid)
+        {
+            shared.budget.replace(&entry.namespace, entry.bytes, 0);
+            self.changes = self.changes.wrapping_add(1);
         }
     }
 
     /// Removes the controllers of a kind that a complete list of the source lacks.
-    pub fn end_list(&mut self, source: SourceId, at: WallTime, kind: Kind, shared: &mut Shared) {
+    pub fn end_list(&mut self, source: SourceId, at: WallTime, kind: Kind, shared: &mut SharedValues) {
         let missing = self.entries.iter();
         let missing = missing.filter(|(_, entry)| entry.kind == kind && entry.reports.is_missing(source, at));
         for uid in missing.map(|(uid, _)| Arc::clone(uid)).collect::<Vec<_>>() {
@@ -110,27 +119,27 @@ impl Owners {
     /// Returns the workload of the pod `name`. A controller in another namespace is no pod's controller.
     pub fn workload(
         &self,
-        owner: &Owner,
+        owner: &PodOwner,
         namespace: &str,
         name: &Arc<str>,
         labels: Option<&Labels>,
         started: Option<WallTime>,
     ) -> Option<Workload> {
         let mut controller = match owner {
-            Owner::Unknown => return None,
-            Owner::Nobody => {
+            PodOwner::Unknown => return None,
+            PodOwner::Nobody => {
                 return Some(Workload {
                     kind: "Pod".into(),
                     name: Arc::clone(name),
                 });
             }
-            Owner::By(controller) => &**controller,
+            PodOwner::By(controller) => &**controller,
         };
         for _ in 0..MAX_STEPS {
             let entry = self.entries.get(&controller.uid);
             match entry.filter(|entry| *entry.namespace == *namespace) {
-                Some(Entry { owner: Some(above), .. }) => controller = above,
-                Some(Entry { owner: None, .. }) => break,
+                Some(ControllerEntry { owner: Some(above), .. }) => controller = above,
+                Some(ControllerEntry { owner: None, .. }) => break,
                 None => return Some(workload_by_name(controller, labels, started)),
             }
         }
@@ -138,7 +147,7 @@ impl Owners {
     }
 }
 
-/// Returns the workload that the name of a ReplicaSet or Job tells.
+/// Returns the workload that the name of a ReplicaSet or Job implies.
 fn workload_by_name(controller: &Controller, labels: Option<&Labels>, started: Option<WallTime>) -> Workload {
     let above = match &*controller.kind {
         "ReplicaSet" => labels
@@ -157,8 +166,9 @@ fn workload_by_name(controller: &Controller, labels: Option<&Labels>, started: O
     }
 }
 
-/// Returns the CronJob of a Job. A CronJob names its Jobs after itself and the scheduled minute since 1970; before Kubernetes
-/// 1.21 it was the second. A Job of another origin may end in any number, but hardly in the time at which its pod started.
+/// Returns the CronJob of a Job. A CronJob names its Jobs after itself and the scheduled minute since 1970; before
+/// Kubernetes 1.21 it was the second. A Job of another origin may end in any number, but hardly in the time at which
+/// its pod started.
 fn cron_job(job: &str, started: Option<WallTime>) -> Option<&str> {
     let (name, suffix) = job.rsplit_once('-')?;
     let unit_ns = match suffix.len() {
@@ -193,14 +203,14 @@ mod tests {
         }
     }
 
-    fn controlled(kind: &str, name: &str) -> Owner {
-        Owner::By(Arc::new(Controller::new(
+    fn controlled(kind: &str, name: &str) -> PodOwner {
+        PodOwner::By(Arc::new(Controller::new(
             &reference(kind, name, "set"),
             &mut Interner::default(),
         )))
     }
 
-    fn workload(owners: &Owners, owner: &Owner, hash: Option<&str>, started: Option<WallTime>) -> String {
+    fn workload(owners: &Owners, owner: &PodOwner, hash: Option<&str>, started: Option<WallTime>) -> String {
         let labels: Labels = hash.map(|hash| ("pod-template-hash", hash)).into_iter().collect();
         owners
             .workload(owner, "shop", &"the-pod".into(), Some(&labels), started)
@@ -212,8 +222,8 @@ mod tests {
         let set = |name| controlled("ReplicaSet", name);
         let job = |name| controlled("Job", name);
         let cases = [
-            (Owner::Unknown, None, "-"),
-            (Owner::Nobody, None, "Pod/the-pod"),
+            (PodOwner::Unknown, None, "-"),
+            (PodOwner::Nobody, None, "Pod/the-pod"),
             (controlled("StatefulSet", "db"), None, "StatefulSet/db"),
             (controlled("Rollout", "web"), None, "Rollout/web"),
             (set("web-5fb7f6f8d8"), Some(HASH), "Deployment/web"),
@@ -244,7 +254,7 @@ mod tests {
     #[test]
     fn a_reported_controller_counts_more_than_its_name() {
         let mut owners = Owners::default();
-        let mut shared = Shared::default();
+        let mut shared = SharedValues::default();
         let mut report = |owners: &mut Owners, namespace: &str, owner: Option<ControllerRef>| {
             let object = ControllerObject {
                 kind: Kind::ReplicaSets,
@@ -274,9 +284,9 @@ mod tests {
             "ReplicaSet/web-5fb7f6f8d8",
             "a circle"
         );
-        owners.end_list(SOURCE, WallTime(2), Kind::Jobs, &mut Shared::default());
+        owners.end_list(SOURCE, WallTime(2), Kind::Jobs, &mut SharedValues::default());
         assert_eq!(owners.entries.len(), 1, "a list of Jobs lacks no ReplicaSet");
-        owners.end_list(SOURCE, WallTime(2), Kind::ReplicaSets, &mut Shared::default());
+        owners.end_list(SOURCE, WallTime(2), Kind::ReplicaSets, &mut SharedValues::default());
         assert_eq!(workload(&owners, &set, Some(HASH), None), "Deployment/web");
         report(&mut owners, "other", canary());
         assert_eq!(

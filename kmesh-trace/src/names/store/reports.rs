@@ -4,7 +4,7 @@ use crate::names::update::SourceId;
 use crate::record::WallTime;
 
 /// The number of sources of one run: the runtime, the kubelet, the API server and a file, or three that are found.
-pub const MAX_SOURCES: usize = 4;
+const MAX_SOURCES: usize = 4;
 
 const NEVER: i64 = i64::MIN;
 
@@ -13,30 +13,24 @@ const NEVER: i64 = i64::MIN;
 pub struct SourceSet(u8);
 
 impl SourceSet {
-    /// The set of all sources.
     pub const ALL: Self = Self(u8::MAX);
 
-    /// Returns the set of one source.
     pub fn of(source: SourceId) -> Self {
         Self(1 << index(source))
     }
 
-    /// Adds a source.
     pub fn insert(&mut self, source: SourceId) {
         self.0 |= 1 << index(source);
     }
 
-    /// Removes a source.
     pub fn remove(&mut self, source: SourceId) {
         self.0 &= !(1 << index(source));
     }
 
-    /// Adds all sources of another set.
     pub fn extend(&mut self, other: Self) {
         self.0 |= other.0;
     }
 
-    /// Returns whether the set has no source.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -74,7 +68,8 @@ impl Reports {
         self.0[index(source)] = NEVER;
     }
 
-    /// Returns whether a complete list, requested at `at`, lacked the object although the source had reported it before.
+    /// Returns whether a complete list, requested at `at`, lacked the object although the source had reported it
+    /// before.
     pub fn is_missing(&self, source: SourceId, at: WallTime) -> bool {
         let last = self.0[index(source)];
         last != NEVER && last < at.0

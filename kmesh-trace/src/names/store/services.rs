@@ -1,22 +1,16 @@
-//! The Services that sources report: by the address that a client dials, and by the pods behind them.
-//!
-//! Only what the cluster assigns outranks everything: a ClusterIP and port. An external address counts only where it is nobody
-//! else's. Among Services of equal rank, those of several namespaces void each other; of one namespace, the alphabetically
-//! first is named.
+//! The Services that sources report, by their addresses, and by the addresses and labels of the pods behind them.
 
-use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use slab::Slab;
 
-use super::cached_match::CachedMatch;
-use super::pods::{PodRef, Pods};
 use super::reports::{Reports, SourceSet};
-use super::shared::Shared;
+use super::shared::SharedValues;
 use super::timeline::{OPEN, Span, Timeline};
 use crate::names::update::{EndpointsObject, ServiceObject, SourceId, TargetPort};
-use crate::record::{Pod, Service, ServiceBy, ServiceMatch, WallTime};
+use crate::record::{Service, WallTime};
 
 /// How long what a Service had is remembered, ns.
 const REMEMBERED_NS: i64 = 30 * 60 * 1_000_000_000;
@@ -24,30 +18,42 @@ const REMEMBERED_NS: i64 = 30 * 60 * 1_000_000_000;
 const MAX_REMEMBERED: usize = 50_000;
 /// The number of spans that one namespace may have at one address: a pod behind 5 Services with 100 ports each.
 const MAX_SPANS: usize = 512;
-/// The number of Services of a namespace that are tried for one pod's labels.
-const MAX_CANDIDATES: usize = 1_024;
 /// The estimated size of a Service or a slice without its texts and addresses, bytes.
 const OBJECT_BYTES: usize = 500;
+/// The estimated size of an address with a port, with its span, bytes.
+const SPAN_BYTES: usize = 150;
 
-/// The key and the value of a label.
-type Label = (Arc<str>, Arc<str>);
+/// The namespace and the name.
+type Name = (Arc<str>, Arc<str>);
+/// An address of a Service or of a pod behind one, with a port.
+type AddressPort = (Address, u16);
+
+/// An address by which a Service is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    ClusterIp(IpAddr),
+    /// An external address, or one of a load balancer.
+    External(IpAddr),
+    /// A port of every node.
+    NodePort(u16),
+    /// A pod behind the Service.
+    Endpoint(IpAddr),
+}
 
 /// A port of a Service at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct At {
-    service: u32,
-    port: u16,
+pub struct PortAt {
+    pub service: usize,
+    pub port: u16,
 }
 
 #[derive(Debug)]
-struct Entry {
-    service: Arc<Service>,
+pub struct ServiceEntry {
+    pub service: Arc<Service>,
     reports: Reports,
     /// The sources that ever reported the Service or its slices.
-    sources: SourceSet,
-    spec: Option<Box<Spec>>,
-    /// The label of the selector by which the Service is found.
-    found_by: Option<u16>,
+    pub sources: SourceSet,
+    pub spec: Option<Box<Spec>>,
     /// The number of slices; while there are any, the selector does not count.
     slices: u32,
     /// The number of spans, past ones included.
@@ -57,67 +63,82 @@ struct Entry {
 
 /// What naming needs of a Service's spec.
 #[derive(Debug, PartialEq, Eq)]
-struct Spec {
-    headless: bool,
-    cluster_ips: Box<[IpAddr]>,
-    external_ips: Box<[IpAddr]>,
-    ports: Box<[u16]>,
-    node_ports: Box<[u16]>,
-    targets: Box<[TargetPort]>,
-    selector: Box<[Label]>,
+pub struct Spec {
+    pub headless: bool,
+    addresses: Box<[AddressPort]>,
+    pub targets: Box<[TargetPort]>,
+    pub selector: Box<[(Arc<str>, Arc<str>)]>,
 }
 
+/// An EndpointSlice, or an Endpoints object.
 #[derive(Debug)]
 struct Slice {
     reports: Reports,
-    service: u32,
-    addresses: Box<[(IpAddr, u16)]>,
+    service: usize,
+    addresses: Box<[AddressPort]>,
     bytes: usize,
 }
 
-/// The Services of one namespace whose selectors count.
+/// The Services of one namespace whose selectors count, in the order of their names.
 #[derive(Debug, Default)]
-struct Selectors {
-    /// By a label of the selector: name and slot, in the order of names.
-    by_label: HashMap<Label, Vec<(Arc<str>, u32)>>,
+pub struct Selectors {
+    pub services: BTreeMap<Arc<str>, usize>,
     /// The number and the time of the last change.
-    changed: (u32, i64),
-}
-
-/// A key under which a span was, for forgetting it.
-#[derive(Clone, Copy, Debug)]
-enum Ended {
-    Cluster(IpAddr),
-    External(IpAddr),
-    NodePort(u16),
-    Endpoint(IpAddr),
+    pub changed: (u32, i64),
 }
 
 /// All Services and their endpoints.
 #[derive(Debug, Default)]
 pub struct Services {
-    entries: Slab<Entry>,
-    by_name: HashMap<(Arc<str>, Arc<str>), u32>,
-    slices: HashMap<(Arc<str>, Arc<str>), Slice>,
+    entries: Slab<ServiceEntry>,
+    by_name: HashMap<Name, usize>,
+    slices: HashMap<Name, Slice>,
     selectors: HashMap<Arc<str>, Selectors>,
-    cluster_ips: Timeline<IpAddr, At>,
-    external_ips: Timeline<IpAddr, At>,
-    node_ports: Timeline<u16, At>,
-    endpoints: Timeline<IpAddr, At>,
     /// The number of changes of selectors so far.
     selector_changes: u32,
+    addresses: Timeline<Address, PortAt>,
+    ended: VecDeque<(i64, Address)>,
+    /// The number of look-ups that no remembered match answered.
     #[cfg(test)]
-    lookups: std::cell::Cell<usize>,
-    ended: VecDeque<(i64, Ended)>,
+    pub lookups: std::cell::Cell<usize>,
 }
 
 impl Services {
+    /// Returns a Service, reported or remembered.
+    pub fn get(&self, slot: usize) -> &ServiceEntry {
+        &self.entries[slot]
+    }
+
+    /// Returns the Services that have or had an address.
+    pub fn at(&self, address: Address) -> &[Span<PortAt>] {
+        self.addresses.get(&address)
+    }
+
+    /// Returns the last change of an address: its number, and its time.
+    pub fn last_change(&self, address: Address) -> (u32, i64) {
+        self.addresses.last_change(&address)
+    }
+
+    /// Returns the Services of a namespace whose selectors count.
+    pub fn selectors(&self, namespace: &str) -> Option<&Selectors> {
+        self.selectors.get(namespace)
+    }
+
     /// Adds or changes a Service. Returns `false` if there is no room for it.
-    pub fn upsert(&mut self, source: SourceId, at: WallTime, object: &ServiceObject, shared: &mut Shared) -> bool {
-        let spec = Spec::of(object, shared);
-        let bytes = OBJECT_BYTES + 2 * object.name.len() + 200 * object.selector.len() + spec.spans() * 120;
+    pub fn upsert(
+        &mut self,
+        source: SourceId,
+        at: WallTime,
+        object: &ServiceObject,
+        shared: &mut SharedValues,
+    ) -> bool {
+        let spec = Spec::new(object, shared);
+        let bytes = OBJECT_BYTES
+            + 2 * (object.namespace.len() + object.name.len())
+            + 200 * object.selector.len()
+            + SPAN_BYTES * spec.addresses.len();
         let slot = self.slot(&object.namespace, &object.name, shared);
-        let entry = &mut self.entries[slot as usize];
+        let entry = &mut self.entries[slot];
         if !shared.budget.replace(&entry.service.namespace, entry.bytes, bytes) {
             self.remove_if_empty(slot, shared);
             return false;
@@ -127,120 +148,38 @@ impl Services {
         entry.sources.insert(source);
         if entry.spec.as_deref() != Some(&spec) {
             self.close_spec(slot, at);
-            self.open_spec(slot, &spec, at);
-            self.entries[slot as usize].spec = Some(Box::new(spec));
+            self.open(slot, &spec.addresses, at);
+            self.entries[slot].spec = Some(Box::new(spec));
             self.index_selector(slot, at);
         }
         self.forget(at, shared);
         true
     }
 
-    fn open_spec(&mut self, slot: u32, spec: &Spec, at: WallTime) {
-        let mut spans = 0;
-        for &port in &spec.ports {
-            let value = At { service: slot, port };
-            for &ip in &spec.cluster_ips {
-                spans += open(&mut self.cluster_ips, &self.entries, ip, value, at);
-            }
-            for &ip in &spec.external_ips {
-                spans += open(&mut self.external_ips, &self.entries, ip, value, at);
-            }
+    fn close_spec(&mut self, slot: usize, at: WallTime) {
+        if let Some(spec) = self.entries[slot].spec.take() {
+            self.close(slot, &spec.addresses, at);
         }
-        for &port in &spec.node_ports {
-            spans += open(
-                &mut self.node_ports,
-                &self.entries,
-                port,
-                At { service: slot, port },
-                at,
-            );
-        }
-        self.entries[slot as usize].spans += spans;
+        self.index_selector(slot, at);
     }
 
-    fn close_spec(&mut self, slot: u32, at: WallTime) {
-        self.unindex_selector(slot, at);
-        let Some(spec) = self.entries[slot as usize].spec.take() else {
-            return;
-        };
-        for &port in &spec.ports {
-            let value = At { service: slot, port };
-            for &ip in &spec.cluster_ips {
-                close(
-                    &mut self.cluster_ips,
-                    ip,
-                    value,
-                    at,
-                    Ended::Cluster(ip),
-                    &mut self.ended,
-                );
-            }
-            for &ip in &spec.external_ips {
-                close(
-                    &mut self.external_ips,
-                    ip,
-                    value,
-                    at,
-                    Ended::External(ip),
-                    &mut self.ended,
-                );
-            }
-        }
-        for &port in &spec.node_ports {
-            let value = At { service: slot, port };
-            close(
-                &mut self.node_ports,
-                port,
-                value,
-                at,
-                Ended::NodePort(port),
-                &mut self.ended,
-            );
-        }
-    }
-
-    /// Finds the Service by a label of its selector from now on, unless it has slices.
-    fn index_selector(&mut self, slot: u32, at: WallTime) {
-        self.unindex_selector(slot, at);
-        let entry = &mut self.entries[slot as usize];
-        let selector = entry.spec.as_ref().map_or(&[][..], |spec| &spec.selector);
-        if selector.is_empty() || entry.slices > 0 {
-            return;
-        }
-        let namespace = Arc::clone(&entry.service.namespace);
-        let selectors = self.selectors.entry(namespace).or_default();
-        // The label by which fewest Services of the namespace are found.
-        let count = |at: &usize| selectors.by_label.get(&selector[*at]).map_or(0, Vec::len);
-        let Some(at) = (0..selector.len()).min_by_key(count) else {
-            return;
-        };
-        let services = selectors.by_label.entry(selector[at].clone()).or_default();
-        let found = (Arc::clone(&entry.service.name), slot);
-        if let Err(place) = services.binary_search(&found) {
-            services.insert(place, found);
-        }
-        entry.found_by = Some(at as u16);
-    }
-
-    fn unindex_selector(&mut self, slot: u32, at: WallTime) {
-        let entry = &mut self.entries[slot as usize];
-        let namespace = Arc::clone(&entry.service.namespace);
-        let selectors = self.selectors.entry(namespace).or_default();
+    /// Finds the Service by its selector from now on, unless it has none, or has slices.
+    fn index_selector(&mut self, slot: usize, at: WallTime) {
+        let entry = &self.entries[slot];
+        let selectors = self.selectors.entry(Arc::clone(&entry.service.namespace)).or_default();
         self.selector_changes = self.selector_changes.wrapping_add(1);
         selectors.changed = (self.selector_changes, at.0);
-        if let (Some(at), Some(spec)) = (entry.found_by.take(), &entry.spec)
-            && let Some(label) = spec.selector.get(usize::from(at))
-            && let Some(services) = selectors.by_label.get_mut(label)
-        {
-            services.retain(|&(_, one)| one != slot);
-            if services.is_empty() {
-                selectors.by_label.remove(label);
+        let name = &entry.service.name;
+        match &entry.spec {
+            Some(spec) if !spec.selector.is_empty() && entry.slices == 0 => {
+                selectors.services.insert(Arc::clone(name), slot);
             }
+            _ => _ = selectors.services.remove(name),
         }
     }
 
     /// Removes a source's report of a Service.
-    pub fn delete(&mut self, source: SourceId, at: WallTime, namespace: &str, name: &str, shared: &mut Shared) {
+    pub fn delete(&mut self, source: SourceId, at: WallTime, namespace: &str, name: &str, shared: &mut SharedValues) {
         if let Some(&slot) = self.by_name.get(&(namespace.into(), name.into())) {
             self.remove_report(slot, source, at, shared);
         }
@@ -248,17 +187,17 @@ impl Services {
     }
 
     /// Removes the source's report of the Services that a complete list lacks.
-    pub fn end_list(&mut self, source: SourceId, at: WallTime, shared: &mut Shared) {
+    pub fn end_list(&mut self, source: SourceId, at: WallTime, shared: &mut SharedValues) {
         let missing = self.entries.iter();
         let missing = missing.filter(|(_, entry)| entry.reports.is_missing(source, at));
-        for slot in missing.map(|(slot, _)| slot as u32).collect::<Vec<_>>() {
+        for slot in missing.map(|(slot, _)| slot).collect::<Vec<_>>() {
             self.remove_report(slot, source, at, shared);
         }
         self.forget(at, shared);
     }
 
-    fn remove_report(&mut self, slot: u32, source: SourceId, at: WallTime, shared: &mut Shared) {
-        let entry = &mut self.entries[slot as usize];
+    fn remove_report(&mut self, slot: usize, source: SourceId, at: WallTime, shared: &mut SharedValues) {
+        let entry = &mut self.entries[slot];
         entry.reports.remove(source);
         if !entry.reports.any() {
             self.close_spec(slot, at);
@@ -272,47 +211,36 @@ impl Services {
         source: SourceId,
         at: WallTime,
         object: &EndpointsObject,
-        shared: &mut Shared,
+        shared: &mut SharedValues,
     ) -> bool {
         if object.service.is_empty() {
             // A slice of no Service, whatever it was before.
             self.delete_endpoints(source, at, &object.namespace, &object.name, shared);
             return true;
         }
-        let mut addresses: Vec<_> = object
-            .addresses
-            .iter()
-            .map(|one| (one.ip().to_canonical(), one.port()))
-            .collect();
+        let addresses = object.addresses.iter();
+        let addresses = addresses.map(|one| (Address::Endpoint(one.ip().to_canonical()), one.port()));
+        let mut addresses: Vec<_> = addresses.collect();
         addresses.sort_unstable();
         addresses.dedup();
         let key = (shared.strings.intern(&*object.namespace), Arc::from(&*object.name));
-        let before = self.slices.remove(&key);
-        let bytes = OBJECT_BYTES + addresses.len() * 150;
-        if !shared
-            .budget
-            .replace(&key.0, before.as_ref().map_or(0, |slice| slice.bytes), bytes)
-        {
-            if let Some(before) = before {
-                self.slices.insert(key, before);
-            }
+        let bytes = OBJECT_BYTES + 2 * (object.name.len() + object.service.len()) + SPAN_BYTES * addresses.len();
+        let freed = self.slices.get(&key).map_or(0, |slice| slice.bytes);
+        if !shared.budget.replace(&key.0, freed, bytes) {
             return false;
         }
         let slot = self.slot(&object.namespace, &object.service, shared);
-        self.entries[slot as usize].sources.insert(source);
-        self.entries[slot as usize].slices += 1;
+        let entry = &mut self.entries[slot];
+        entry.sources.insert(source);
+        entry.slices += 1;
         // The new addresses first, so that the spans of those that stay do not end.
-        let mut spans = 0;
-        for &(ip, port) in &addresses {
-            spans += self.open_endpoint(ip, At { service: slot, port }, at);
-        }
-        self.entries[slot as usize].spans += spans;
-        let mut reports = Reports::default();
+        self.open(slot, &addresses, at);
+        let before = self.slices.remove(&key);
+        let mut reports = before.as_ref().map(|before| before.reports.clone()).unwrap_or_default();
+        reports.add(source, at);
         if let Some(before) = before {
-            reports = before.reports.clone();
             self.close_endpoints(&before, at, shared);
         }
-        reports.add(source, at);
         let slice = Slice {
             reports,
             service: slot,
@@ -325,18 +253,10 @@ impl Services {
         true
     }
 
-    fn open_endpoint(&mut self, ip: IpAddr, value: At, at: WallTime) -> u32 {
-        open(&mut self.endpoints, &self.entries, ip, value, at)
-    }
-
     /// Ends the endpoints of a slice.
-    fn close_endpoints(&mut self, slice: &Slice, at: WallTime, shared: &mut Shared) {
-        for &(ip, port) in &slice.addresses {
-            let service = slice.service;
-            let value = At { service, port };
-            close(&mut self.endpoints, ip, value, at, Ended::Endpoint(ip), &mut self.ended);
-        }
-        self.entries[slice.service as usize].slices -= 1;
+    fn close_endpoints(&mut self, slice: &Slice, at: WallTime, shared: &mut SharedValues) {
+        self.close(slice.service, &slice.addresses, at);
+        self.entries[slice.service].slices -= 1;
         self.index_selector(slice.service, at);
         self.remove_if_empty(slice.service, shared);
     }
@@ -348,14 +268,14 @@ impl Services {
         at: WallTime,
         namespace: &str,
         name: &str,
-        shared: &mut Shared,
+        shared: &mut SharedValues,
     ) {
         self.remove_slice_report(&(namespace.into(), name.into()), source, at, shared);
         self.forget(at, shared);
     }
 
     /// Removes the source's report of the endpoints that a complete list lacks.
-    pub fn end_endpoints_list(&mut self, source: SourceId, at: WallTime, shared: &mut Shared) {
+    pub fn end_endpoints_list(&mut self, source: SourceId, at: WallTime, shared: &mut SharedValues) {
         let missing = self.slices.iter();
         let missing = missing.filter(|(_, slice)| slice.reports.is_missing(source, at));
         for key in missing.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
@@ -364,10 +284,8 @@ impl Services {
         self.forget(at, shared);
     }
 
-    fn remove_slice_report(&mut self, key: &(Arc<str>, Arc<str>), source: SourceId, at: WallTime, shared: &mut Shared) {
-        let Some(slice) = self.slices.get_mut(key) else {
-            return;
-        };
+    fn remove_slice_report(&mut self, key: &Name, source: SourceId, at: WallTime, shared: &mut SharedValues) {
+        let Some(slice) = self.slices.get_mut(key) else { return };
         slice.reports.remove(source);
         if !slice.reports.any()
             && let Some(slice) = self.slices.remove(key)
@@ -377,180 +295,48 @@ impl Services {
         }
     }
 
-    /// Returns the Service that a client dialled at `time`. `at_node`: the address is a node's. `is_others`: whether the
-    /// address is a pod's or a node's.
-    pub fn dialled(
-        &self,
-        address: SocketAddr,
-        at_node: bool,
-        is_others: bool,
-        time: WallTime,
-        allowed: SourceSet,
-    ) -> Option<ServiceMatch> {
-        let (ip, port) = (address.ip(), address.port());
-        let at = |spans: &[Span<At>]| self.pick(spans, time, allowed, ServiceBy::Vip, |at| at.port == port);
-        let cluster = self.cluster_ips.get(&ip);
-        if let Some(found) = at(cluster) {
-            return Some(found);
-        }
-        if !is_others
-            && cluster.is_empty()
-            && let Some(found) = at(self.external_ips.get(&ip))
-        {
-            return Some(found);
-        }
-        at_node.then(|| at(self.node_ports.get(&port))).flatten()
-    }
-
-    /// Returns the Service of a port of a pod at `time`, remembered or looked up.
-    pub fn behind(
-        &self,
-        address: SocketAddr,
-        pod: &Pod,
-        reference: PodRef,
-        pods: &mut Pods,
-        time: WallTime,
-        allowed: SourceSet,
-    ) -> Option<ServiceMatch> {
-        let (ip, port) = (address.ip(), address.port());
-        let selectors = self.selectors.get(&pod.namespace);
-        let selectors = selectors.map_or((0, i64::MIN), |selectors| selectors.changed);
-        let changed = [self.endpoints.last_change(&ip), selectors];
-        // Connections that started before the last change are looked up anew.
-        let is_current = changed.iter().all(|&(_, at)| time.0 >= at);
-        if is_current
-            && let Some(cached) = pods.cached_service(reference, port)
-            && (cached.changed, cached.ip, cached.allowed) == (changed, ip, allowed)
-        {
-            return cached.found.clone();
-        }
-        #[cfg(test)]
-        self.lookups.set(self.lookups.get() + 1);
-        let found = self.look_up(address, pod, reference, pods, time, allowed);
-        if is_current {
-            let found = found.clone();
-            pods.cache_service(
-                reference,
-                CachedMatch {
-                    port,
-                    ip,
-                    allowed,
-                    changed,
-                    found,
-                },
-            );
-        }
-        found
-    }
-
-    fn look_up(
-        &self,
-        address: SocketAddr,
-        pod: &Pod,
-        reference: PodRef,
-        pods: &Pods,
-        time: WallTime,
-        allowed: SourceSet,
-    ) -> Option<ServiceMatch> {
-        let endpoints = self.endpoints.get(&address.ip());
-        let is_near = |at: &At| self.entries[at.service as usize].service.namespace == pod.namespace;
-        let is_headless = |slot: u32| {
-            let spec = &self.entries[slot as usize].spec;
-            spec.as_ref().is_some_and(|spec| spec.headless)
-        };
-        let is_target = |slot: u32| {
-            let spec = &self.entries[slot as usize].spec;
-            spec.iter().flat_map(|spec| &spec.targets).any(|target| match target {
-                TargetPort::Number(port) => *port == address.port(),
-                TargetPort::Name(name) => pods.has_port(reference, name, address.port()),
-            })
-        };
-        let at_port = |at: &At| at.port == address.port();
-        let headless = |at: &At| is_headless(at.service);
-        let (port, peer) = (ServiceBy::TargetPort, ServiceBy::Headless);
-        self.pick(endpoints, time, allowed, port, |at| is_near(at) && at_port(at))
-            .or_else(|| self.pick_selecting(pod, allowed, port, is_target))
-            .or_else(|| self.pick(endpoints, time, allowed, port, |at| !is_near(at) && at_port(at)))
-            .or_else(|| self.pick(endpoints, time, allowed, peer, |at| is_near(at) && headless(at)))
-            .or_else(|| self.pick_selecting(pod, allowed, peer, is_headless))
-            .or_else(|| self.pick(endpoints, time, allowed, peer, |at| !is_near(at) && headless(at)))
-    }
-
-    /// Returns the Service among those spans: the alphabetically first of one namespace, none if there are several namespaces.
-    fn pick(
-        &self,
-        spans: &[Span<At>],
-        time: WallTime,
-        allowed: SourceSet,
-        by: ServiceBy,
-        is_wanted: impl Fn(&At) -> bool,
-    ) -> Option<ServiceMatch> {
-        let mut first: Option<&Entry> = None;
-        let mut ambiguous = false;
-        for span in spans
-            .iter()
-            .filter(|span| span.contains(time) && is_wanted(&span.value))
-        {
-            let entry = &self.entries[span.value.service as usize];
-            if !entry.sources.intersects(allowed) {
+    /// Opens a span at each address, or adds a use to it; none where the namespace has too many at the address. A
+    /// port of which no Service was ever seen to go had the same Services before they were first listed.
+    fn open(&mut self, slot: usize, addresses: &[AddressPort], at: WallTime) {
+        for &(address, port) in addresses {
+            let value = PortAt { service: slot, port };
+            if let Some(span) = self.addresses.last_mut(&address, value)
+                && span.until == OPEN
+            {
+                span.uses += 1;
                 continue;
             }
-            let Some(one) = first else {
-                first = Some(entry);
+            let spans = self.addresses.get(&address);
+            let namespace = &self.entries[slot].service.namespace;
+            let is_near = |span: &&Span<PortAt>| self.entries[span.value.service].service.namespace == *namespace;
+            if spans.len() >= MAX_SPANS && spans.iter().filter(is_near).count() >= MAX_SPANS {
                 continue;
-            };
-            if one.service.namespace != entry.service.namespace {
-                return None;
             }
-            ambiguous |= one.service.name != entry.service.name;
-            if entry.service.name < one.service.name {
-                first = Some(entry);
+            let has_ended = |span: &Span<PortAt>| span.value.port == port && span.until != OPEN;
+            let since = if spans.iter().any(has_ended) { at.0 } else { i64::MIN };
+            self.addresses.push(address, Span::new(value, since));
+            self.entries[slot].spans += 1;
+        }
+    }
+
+    /// Removes a use of the span at each address, and ends the span with the last use.
+    fn close(&mut self, slot: usize, addresses: &[AddressPort], at: WallTime) {
+        for &(address, port) in addresses {
+            let value = PortAt { service: slot, port };
+            if let Some(span) = self.addresses.last_mut(&address, value)
+                && span.until == OPEN
+            {
+                span.uses -= 1;
+                if span.uses == 0 {
+                    span.until = at.0.min(OPEN - 1);
+                    self.ended.push_back((span.until, address));
+                }
             }
         }
-        first.map(|entry| entry.called(by, ambiguous))
-    }
-
-    /// Returns the Service without slices whose selector selects the pod: the alphabetically first of its namespace.
-    fn pick_selecting(
-        &self,
-        pod: &Pod,
-        allowed: SourceSet,
-        by: ServiceBy,
-        is_wanted: impl Fn(u32) -> bool,
-    ) -> Option<ServiceMatch> {
-        let selectors = self.selectors.get(&pod.namespace)?;
-        let labels = pod.labels.as_ref()?;
-        let has = |(key, value): &(Arc<str>, Arc<str>)| labels.get(key) == Some(value);
-        let selects = |slot: u32| {
-            let entry = &self.entries[slot as usize];
-            let selector = entry.spec.as_ref().map_or(&[][..], |spec| &spec.selector);
-            entry.sources.intersects(allowed) && selector.iter().all(has) && is_wanted(slot)
-        };
-        let mut found: Vec<&(Arc<str>, u32)> = Vec::new();
-        for services in labels.shared().filter_map(|label| selectors.by_label.get(label)) {
-            // In the order of their names: two are enough to know the first, and that it is not the only one.
-            let services = services.iter().take(MAX_CANDIDATES);
-            found.extend(services.filter(|(_, slot)| selects(*slot)).take(2));
-        }
-        found.sort_unstable();
-        let (_, first) = found.first()?;
-        Some(self.entries[*first as usize].called(by, found.len() > 1))
-    }
-
-    /// The number of look-ups that no remembered match answered.
-    #[cfg(test)]
-    pub fn lookups(&self) -> usize {
-        self.lookups.get()
-    }
-
-    /// The number of Services, remembered ones included.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.entries.len()
     }
 
     /// Returns the slot of the Service of this name, which may be new.
-    fn slot(&mut self, namespace: &str, name: &str, shared: &mut Shared) -> u32 {
+    fn slot(&mut self, namespace: &str, name: &str, shared: &mut SharedValues) -> usize {
         let key = (shared.strings.intern(namespace), Arc::from(name));
         if let Some(&slot) = self.by_name.get(&key) {
             return slot;
@@ -560,146 +346,82 @@ impl Services {
             name: Arc::clone(&key.1),
             host: format!("{name}.{namespace}.svc.cluster.local").into(),
         });
-        let entry = Entry {
+        let slot = self.entries.insert(ServiceEntry {
             service,
             reports: Reports::default(),
             sources: SourceSet::default(),
             spec: None,
-            found_by: None,
             slices: 0,
             spans: 0,
             bytes: 0,
-        };
-        let slot = self.entries.insert(entry) as u32;
+        });
         self.by_name.insert(key, slot);
         slot
     }
 
     /// Forgets the spans that ended long ago, and the Services of which nothing is left.
-    fn forget(&mut self, now: WallTime, shared: &mut Shared) {
-        while let Some(&(until, key)) = self.ended.front()
+    fn forget(&mut self, now: WallTime, shared: &mut SharedValues) {
+        while let Some(&(until, address)) = self.ended.front()
             && (self.ended.len() > MAX_REMEMBERED || now.0.saturating_sub(until) > REMEMBERED_NS)
         {
             self.ended.pop_front();
-            let forgotten = match key {
-                Ended::Cluster(ip) => self.cluster_ips.forget(&ip, until),
-                Ended::External(ip) => self.external_ips.forget(&ip, until),
-                Ended::NodePort(port) => self.node_ports.forget(&port, until),
-                Ended::Endpoint(ip) => self.endpoints.forget(&ip, until),
-            };
-            for At { service, .. } in forgotten {
-                self.entries[service as usize].spans -= 1;
+            for PortAt { service, .. } in self.addresses.forget(&address, until) {
+                self.entries[service].spans -= 1;
                 self.remove_if_empty(service, shared);
             }
         }
     }
 
-    fn remove_if_empty(&mut self, slot: u32, shared: &mut Shared) {
-        let entry = &self.entries[slot as usize];
+    fn remove_if_empty(&mut self, slot: usize, shared: &mut SharedValues) {
+        let entry = &self.entries[slot];
         if entry.reports.any() || entry.slices > 0 || entry.spans > 0 {
             return;
         }
-        let entry = self.entries.remove(slot as usize);
-        let service = &entry.service;
-        self.by_name
-            .remove(&(Arc::clone(&service.namespace), Arc::clone(&service.name)));
-        shared.budget.replace(&service.namespace, entry.bytes, 0);
+        let ServiceEntry { service, bytes, .. } = self.entries.remove(slot);
+        let name = (Arc::clone(&service.namespace), Arc::clone(&service.name));
+        self.by_name.remove(&name);
+        shared.budget.replace(&service.namespace, bytes, 0);
         let selectors = self.selectors.get(&service.namespace);
-        if selectors.is_some_and(|selectors| selectors.by_label.is_empty()) {
+        if selectors.is_some_and(|selectors| selectors.services.is_empty()) {
             self.selectors.remove(&service.namespace);
         }
     }
-}
 
-impl Entry {
-    fn called(&self, by: ServiceBy, ambiguous: bool) -> ServiceMatch {
-        ServiceMatch {
-            service: Arc::clone(&self.service),
-            by,
-            ambiguous,
-        }
+    /// Returns all Services, remembered ones included.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.entries.iter().map(|(_, entry)| &entry.service)
+    }
+
+    /// Returns the number of Services, remembered ones included.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.entries.len()
     }
 }
 
 impl Spec {
-    fn of(object: &ServiceObject, shared: &mut Shared) -> Self {
-        let canonical = |ips: &[IpAddr]| ips.iter().map(IpAddr::to_canonical).collect();
-        let strings = &mut shared.strings;
+    fn new(object: &ServiceObject, shared: &mut SharedValues) -> Self {
+        let mut addresses = Vec::new();
+        let cluster_ips = object
+            .cluster_ips
+            .iter()
+            .map(|ip| Address::ClusterIp(ip.to_canonical()));
+        let external_ips = object
+            .external_ips
+            .iter()
+            .map(|ip| Address::External(ip.to_canonical()));
+        let ips: Vec<_> = cluster_ips.chain(external_ips).collect();
+        for port in &object.ports {
+            addresses.extend(ips.iter().map(|&ip| (ip, port.port)));
+            addresses.extend(port.node_port.map(|port| (Address::NodePort(port), port)));
+        }
         let selector = object.selector.iter();
-        let mut selector: Vec<_> = selector
-            .map(|(key, value)| (strings.intern(&**key), strings.intern(&**value)))
-            .collect();
-        selector.sort_unstable();
+        let selector = selector.map(|(key, value)| (shared.strings.intern(&**key), shared.strings.intern(&**value)));
         Self {
             headless: object.headless,
-            cluster_ips: canonical(&object.cluster_ips),
-            external_ips: canonical(&object.external_ips),
-            ports: object.ports.iter().map(|port| port.port).collect(),
-            node_ports: object.ports.iter().filter_map(|port| port.node_port).collect(),
+            addresses: addresses.into(),
             targets: object.ports.iter().map(|port| port.target.clone()).collect(),
-            selector: selector.into(),
-        }
-    }
-
-    /// The number of spans that the spec opens.
-    fn spans(&self) -> usize {
-        self.ports.len() * (self.cluster_ips.len() + self.external_ips.len()) + self.node_ports.len()
-    }
-}
-
-/// Opens a span, or adds a use to it. Returns the number of new spans; none where its namespace has too many at this key. A
-/// port of which no Service was ever seen to go had the same Services before they were first listed.
-fn open<K: Copy + Eq + std::hash::Hash>(
-    timeline: &mut Timeline<K, At>,
-    entries: &Slab<Entry>,
-    key: K,
-    value: At,
-    at: WallTime,
-) -> u32 {
-    if let Some(span) = timeline.last_mut(&key, value)
-        && span.until == OPEN
-    {
-        span.uses += 1;
-        return 0;
-    }
-    let spans = timeline.get(&key);
-    let namespace = &entries[value.service as usize].service.namespace;
-    let is_near = |span: &&Span<At>| entries[span.value.service as usize].service.namespace == *namespace;
-    if spans.len() >= MAX_SPANS && spans.iter().filter(is_near).count() >= MAX_SPANS {
-        return 0;
-    }
-    let was_reused = spans
-        .iter()
-        .any(|span| span.value.port == value.port && span.until != OPEN);
-    let since = if was_reused { at.0 } else { i64::MIN };
-    timeline.push(
-        key,
-        Span {
-            value,
-            since,
-            until: OPEN,
-            uses: 1,
-        },
-    );
-    1
-}
-
-/// Removes a use of a span, and ends the span with the last use.
-fn close<K: Copy + Eq + std::hash::Hash>(
-    timeline: &mut Timeline<K, At>,
-    key: K,
-    value: At,
-    at: WallTime,
-    ended: Ended,
-    queue: &mut VecDeque<(i64, Ended)>,
-) {
-    if let Some(span) = timeline.last_mut(&key, value)
-        && span.until == OPEN
-    {
-        span.uses -= 1;
-        if span.uses == 0 {
-            span.until = at.0.min(OPEN - 1);
-            queue.push_back((span.until, ended));
+            selector: selector.collect(),
         }
     }
 }

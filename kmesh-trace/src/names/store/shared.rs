@@ -1,13 +1,13 @@
-//! Values that many objects have in common, and the memory that all may take.
+//! Values that many objects have in common, stored once, and the memory that all may take.
 
 use std::sync::Arc;
 
-use super::budget::Budget;
+use super::budget::MemoryBudget;
 use super::interner::Interner;
 use crate::names::update::ControllerRef;
 use crate::record::{Labels, Workload};
 
-/// A controller.
+/// A ReplicaSet, a Job, or any other controller.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Controller {
     pub(super) kind: Arc<str>,
@@ -25,7 +25,6 @@ impl Controller {
         }
     }
 
-    /// Returns the controller as a workload.
     pub fn workload(&self) -> Workload {
         Workload {
             kind: Arc::clone(&self.kind),
@@ -34,19 +33,15 @@ impl Controller {
     }
 }
 
-/// What pods share, and the memory that they may take.
+/// What objects share, and the memory that they may take.
 #[derive(Debug, Default)]
-pub struct Shared {
-    /// Texts.
+pub struct SharedValues {
     pub strings: Interner<str>,
-    /// The labels that the pods of a controller have in common.
     pub labels: Interner<Labels>,
-    /// The names of containers that the pods of a controller have in common.
+    /// The names of the containers of a pod.
     pub containers: Interner<[Arc<str>]>,
-    /// The controllers of pods.
-    pub controllers: Interner<Controller>,
-    /// The ports that the pods of a controller have in common.
+    /// The named ports of a pod.
     pub ports: Interner<[(Arc<str>, u16)]>,
-    /// The memory of all objects.
-    pub budget: Budget,
+    pub controllers: Interner<Controller>,
+    pub budget: MemoryBudget,
 }

@@ -11,73 +11,69 @@ pub const OPEN: i64 = i64::MAX;
 /// One object's use of a key. Times are nanoseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span<V> {
-    /// The object.
     pub value: V,
-    /// The time from which on the object has the key.
     pub since: i64,
-    /// The time at which it stops having the key; [`OPEN`] while it has it.
+    /// The time at which the object stops having the key; [`OPEN`] while it has it.
     pub until: i64,
-    /// The number of reports that say so now.
+    /// The number of reports with the object at this key now.
     pub uses: u32,
 }
 
 impl<V> Span<V> {
+    /// Returns a span that has not ended, with one use.
+    pub fn new(value: V, since: i64) -> Self {
+        let (until, uses) = (OPEN, 1);
+        Self {
+            value,
+            since,
+            until,
+            uses,
+        }
+    }
+
     /// Returns whether the object had the key at `time`.
     pub fn contains(&self, time: WallTime) -> bool {
         (self.since..self.until).contains(&time.0)
     }
 }
 
-/// The spans of one key, and the number of changes of them.
+/// The spans of each key, and the number of changes of them.
 #[derive(Debug)]
-struct Spans<V> {
-    spans: Box<[Span<V>]>,
-    version: u32,
-}
-
-/// The spans of each key.
-#[derive(Debug)]
-pub struct Timeline<K, V> {
-    keys: HashMap<K, Spans<V>>,
-}
+pub struct Timeline<K, V>(HashMap<K, (Box<[Span<V>]>, u32)>);
 
 impl<K, V> Default for Timeline<K, V> {
     fn default() -> Self {
-        Self { keys: HashMap::new() }
+        Self(HashMap::new())
     }
 }
 
 impl<K: Eq + Hash, V: Copy + Eq> Timeline<K, V> {
     /// Returns all spans of a key, past ones included.
     pub fn get(&self, key: &K) -> &[Span<V>] {
-        self.keys.get(key).map_or(&[], |one| &one.spans)
+        self.0.get(key).map_or(&[], |(spans, _)| spans)
     }
 
     /// Returns the last change of a key: its number, and the time from which on the spans are as they are now.
     pub fn last_change(&self, key: &K) -> (u32, i64) {
-        let Some(one) = self.keys.get(key) else {
+        let Some((spans, version)) = self.0.get(key) else {
             return (0, i64::MIN);
         };
-        let times = one
-            .spans
-            .iter()
-            .flat_map(|span| [Some(span.since), Some(span.until).filter(|&until| until != OPEN)]);
-        (one.version, times.flatten().max().unwrap_or(i64::MIN))
+        let times = spans.iter().flat_map(|span| [span.since, span.until]);
+        let latest = times.filter(|&time| time != OPEN).max();
+        (*version, latest.unwrap_or(i64::MIN))
     }
 
     /// Returns the span of this object at this key that started last, to change it.
     pub fn last_mut(&mut self, key: &K, value: V) -> Option<&mut Span<V>> {
-        let one = self.keys.get_mut(key)?;
-        one.version = one.version.wrapping_add(1);
-        one.spans.iter_mut().rev().find(|span| span.value == value)
+        let (spans, version) = self.0.get_mut(key)?;
+        *version = version.wrapping_add(1);
+        spans.iter_mut().rev().find(|span| span.value == value)
     }
 
-    /// Adds a span.
     pub fn push(&mut self, key: K, span: Span<V>) {
-        let (spans, version) = (Box::default(), 0);
-        let one = self.keys.entry(key).or_insert(Spans { spans, version });
-        one.version = one.version.wrapping_add(1);
-        one.spans = one.spans.iter().copied().chain([span]).collect();
+        let (spans, version) = self.0.entry(key).or_default();
+        *version = version.wrapping_add(1);
+        *spans = spans.iter().copied().chain([span]).collect();
     }
 
     /// Removes the spans of this object at this key.
@@ -94,11 +90,11 @@ impl<K: Eq + Hash, V: Copy + Eq> Timeline<K, V> {
     }
 
     fn retain(&mut self, key: &K, is_kept: impl Fn(&Span<V>) -> bool) {
-        if let Some(one) = self.keys.get_mut(key) {
-            one.spans = one.spans.iter().copied().filter(is_kept).collect();
-            one.version = one.version.wrapping_add(1);
-            if one.spans.is_empty() {
-                self.keys.remove(key);
+        if let Some((spans, version)) = self.0.get_mut(key) {
+            *spans = spans.iter().copied().filter(is_kept).collect();
+            *version = version.wrapping_add(1);
+            if spans.is_empty() {
+                self.0.remove(key);
             }
         }
     }

@@ -29,7 +29,7 @@ mod tests {
     use crate::capture::testing::capture;
     use crate::output::{Json, RollupJson, Sink, Stdout, testing};
     use crate::record::{Outcome, Process, ProcessBy, Record, Tcp, TcpState};
-    use crate::rollup::{By, Key, Settings};
+    use crate::rollup::{By, Key, RollupSettings};
     use clap::ValueEnum;
     use serde_json::{Value, json};
 
@@ -40,10 +40,10 @@ mod tests {
             .unwrap()
     }
 
-    fn rollup_settings(keys: &[Key], max_groups: usize) -> Settings {
-        Settings {
+    fn rollup_settings(keys: &[Key], max_groups: usize) -> RollupSettings {
+        RollupSettings {
             by: By::new(keys),
-            interval: std::time::Duration::from_secs(5),
+            interval: Some(std::time::Duration::from_secs(5)),
             max_groups,
         }
     }
@@ -176,6 +176,7 @@ mod tests {
                     // A group has only the grouped facts.
                     "/group/src" | "/group/dst" => true,
                     "/group" => !matches!(name, "direction" | "src" | "dst"),
+                    "/group/process" => true,
                     _ => false,
                 };
                 for name in names.into_iter().filter(|name| !is_optional(name)) {

@@ -1,124 +1,175 @@
-//! The columns of the table: what each tells, and which of them a terminal of some width has room for.
+//! The columns of the table, and the choice of those that fit.
 
 use std::cmp::Ordering;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table, Width};
 
+use super::quiet::{RowRef, RowState};
 use super::text::{self, Name};
-use super::units;
+use super::{Span, units};
+use crate::output::outcome_text::outcome_text;
 use crate::record::Direction;
-use crate::rollup::{Row, Sort, SortKey};
+use crate::rollup::{Row, Sort, SortKey, Sums};
 
-/// Width of a table that nobody looks at in a terminal: all columns, and names as long as they come.
+/// The width of a table without a terminal. All columns fit.
 pub const PLAIN_WIDTH: usize = 200;
 
-/// What a column tells.
+/// A column of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Column {
-    /// New, gone or selected; and which end was traced.
+    /// The state of the row, and the end that was traced.
     Mark,
     Client,
     Server,
-    /// Open now, and attempts that hang.
+    Outcome,
+    /// Open connections and waiting attempts.
     Open,
     Opened,
     Closed,
-    /// How many failed, and mostly how.
+    /// The number of failures and the most frequent outcome.
     Failed,
+    Bytes,
     Sent,
     Received,
-    Median,
-    Slow,
+    P50,
+    P95,
     Connect,
     Srtt,
-    Retransmitted,
+    Retrans,
     Lost,
 }
 
 impl Column {
-    /// In the order of the screen: the title, the width besides names, the sort key, and at which place it gives way: the
-    /// highest first, 0 never.
-    const ALL: [(Self, &'static str, usize, Option<SortKey>, u8); 15] = [
-        (Self::Mark, "END", 4, None, 0),
-        (Self::Client, "CLIENT", 0, Some(SortKey::Group), 0),
-        (Self::Server, "SERVER", 0, None, 0),
-        (Self::Open, "OPEN+TRY", 8, Some(SortKey::Open), 0),
-        (Self::Opened, "OPENED", 6, Some(SortKey::Opened), 4),
-        (Self::Closed, "CLOSED", 6, Some(SortKey::Closed), 3),
-        (Self::Failed, "FAILED", 12, Some(SortKey::Failed), 0),
-        (Self::Sent, "SENT", 10, Some(SortKey::SentBytes), 1),
-        (Self::Received, "RECEIVED", 10, Some(SortKey::ReceivedBytes), 2),
-        (Self::Median, "P50", 6, None, 7),
-        (Self::Slow, "P95", 6, Some(SortKey::DurationQuantilesNs), 5),
-        (Self::Connect, "HSHK95", 6, Some(SortKey::ConnectQuantilesNs), 6),
-        (Self::Srtt, "SRTT", 6, Some(SortKey::SrttQuantilesUs), 8),
-        (Self::Retransmitted, "RETR", 5, Some(SortKey::Retransmits), 10),
-        (Self::Lost, "LOST", 5, Some(SortKey::LostSegments), 9),
+    /// The order on the screen.
+    const ORDER: [Self; 17] = [
+        Self::Mark,
+        Self::Client,
+        Self::Server,
+        Self::Outcome,
+        Self::Open,
+        Self::Opened,
+        Self::Closed,
+        Self::Failed,
+        Self::Bytes,
+        Self::Sent,
+        Self::Received,
+        Self::P50,
+        Self::P95,
+        Self::Connect,
+        Self::Srtt,
+        Self::Retrans,
+        Self::Lost,
     ];
+
+    /// Returns the title and the key that sorts by this column. The title in lower case is a name of the key.
+    fn heading(self) -> (&'static str, Option<SortKey>) {
+        match self {
+            Self::Mark => ("END", None),
+            Self::Client => ("CLIENT", Some(SortKey::Group)),
+            Self::Server => ("SERVER", None),
+            Self::Outcome => ("OUTCOME", None),
+            Self::Open => ("OPEN", Some(SortKey::Open)),
+            Self::Opened => ("OPENED", Some(SortKey::Opened)),
+            Self::Closed => ("CLOSED", Some(SortKey::Closed)),
+            Self::Failed => ("FAILED", Some(SortKey::Failed)),
+            Self::Bytes => ("BYTES", Some(SortKey::Bytes)),
+            Self::Sent => ("SENT", Some(SortKey::SentBytes)),
+            Self::Received => ("RECEIVED", Some(SortKey::ReceivedBytes)),
+            Self::P50 => ("P50", None),
+            Self::P95 => ("P95", Some(SortKey::DurationQuantilesNs)),
+            Self::Connect => ("CONNECT", Some(SortKey::ConnectQuantilesNs)),
+            Self::Srtt => ("SRTT", Some(SortKey::SrttQuantilesUs)),
+            Self::Retrans => ("RETRANS", Some(SortKey::Retransmits)),
+            Self::Lost => ("LOST", Some(SortKey::LostSegments)),
+        }
+    }
+
+    fn is_text(self) -> bool {
+        matches!(
+            self,
+            Self::Mark | Self::Client | Self::Server | Self::Outcome | Self::Failed
+        )
+    }
 }
 
-/// The columns that there is room for, and how wide each is. It depends on nothing but the room, so that columns stay where
-/// they are whatever comes.
+/// A change of the layout, for which there may be space.
+enum Step {
+    Add(Column, usize),
+    Widen(Column, usize),
+    /// Shows both directions in place of their sum.
+    SplitBytes,
+}
+
+/// The steps from the narrowest to the widest table.
+const STEPS: [Step; 14] = [
+    Step::Add(Column::Bytes, 10),
+    Step::Add(Column::Open, 7),
+    Step::Widen(Column::Mark, 4),
+    Step::Widen(Column::Failed, 18),
+    Step::SplitBytes,
+    Step::Add(Column::Closed, 6),
+    Step::Add(Column::Opened, 6),
+    Step::Add(Column::P95, 6),
+    Step::Add(Column::Connect, 7),
+    Step::Add(Column::P50, 6),
+    Step::Add(Column::Srtt, 6),
+    Step::Add(Column::Lost, 5),
+    Step::Add(Column::Retrans, 7),
+    Step::Widen(Column::Failed, 23),
+];
+/// The number of steps that may narrow the names to [`MIN_NAMES`]. The further ones leave a third of the width to them.
+const FIRST_STEPS: usize = 4;
+/// The minimum width of the client and the server together: two IPv4 addresses and a port.
+const MIN_NAMES: usize = 30;
+/// The maximum width of a name.
+const MAX_NAME: usize = 52;
+
+/// The columns that fit, with their widths. They depend only on the width of the table, so that columns do not move.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     columns: Vec<(Column, usize)>,
 }
 
-/// The least room for the client and the server together.
-const NAMES: usize = 26;
-/// Room for both that is enough for most names: then failures get what they need in full.
-const COMFORTABLE: usize = 44;
-/// The most room for a name.
-const LONGEST: usize = 52;
-/// The widest failure: `12345 unreachable`.
-const FAILED: usize = 17;
-
 impl Layout {
-    /// For so many columns of a terminal.
-    pub fn new(room: usize) -> Self {
-        // Names get a third of a wide screen before any further column.
-        let names = NAMES.max(room / 3);
-        let (mut keep, mut names_room) = (0, 0);
-        for rank in 0..=10 {
-            let others: usize = Self::ranked(rank).map(|(_, width)| width + 1).sum();
-            let left = (room + 1).saturating_sub(others);
-            if rank > 0 && left < if rank <= 3 { NAMES } else { names } {
+    /// Returns the layout of a table of `width` columns. `by_outcome`: whether connections are grouped by their outcomes.
+    pub fn new(width: usize, by_outcome: bool) -> Self {
+        let mut columns = vec![(Column::Mark, 1), (Column::Failed, 7)];
+        if by_outcome {
+            columns.push((Column::Outcome, 15));
+        }
+        let names_width = |columns: &[(Column, usize)]| {
+            let others: usize = columns.iter().map(|(_, width)| width + 1).sum();
+            width.saturating_sub(others + 1)
+        };
+        for (at, step) in STEPS.iter().enumerate() {
+            // The column of outcomes has the text.
+            if by_outcome && matches!(step, Step::Widen(Column::Failed, _)) {
+                continue;
+            }
+            let wider = step.apply(&columns);
+            let min = if at < FIRST_STEPS { MIN_NAMES } else { MIN_NAMES.max(width / 3) };
+            if names_width(&wider) < min {
                 break;
             }
-            (keep, names_room) = (rank, left);
+            columns = wider;
         }
-        let failed_more = names_room.saturating_sub(COMFORTABLE).min(FAILED - 12);
-        names_room -= failed_more;
-        let server = (names_room * 11 / 20).min(LONGEST);
-        let client = (names_room - server).min(LONGEST);
-        let mut columns: Vec<_> = Self::ranked(keep).collect();
-        for (column, width) in &mut columns {
-            match column {
-                Column::Client => *width = client,
-                Column::Server => *width = server,
-                Column::Failed => *width += failed_more,
-                _ => {}
-            }
-        }
+        let names = names_width(&columns);
+        let server = (names * 11 / 20).min(MAX_NAME);
+        let client = (names - server).min(MAX_NAME);
+        columns.extend([(Column::Client, client), (Column::Server, server)]);
+        let position = |column: Column| Column::ORDER.iter().position(|&other| other == column);
+        columns.sort_by_key(|&(column, _)| position(column));
         Self { columns }
     }
 
-    fn ranked(most: u8) -> impl Iterator<Item = (Column, usize)> {
-        Column::ALL
-            .iter()
-            .filter(move |(_, _, _, _, rank)| *rank <= most)
-            .map(|&(column, _, width, _, _)| (column, width))
-    }
-
-    /// The sort keys of these columns, in their order.
+    /// Returns the sort keys of the columns, in their order.
     pub fn sort_keys(&self) -> impl Iterator<Item = SortKey> {
-        let of = |column| Column::ALL.iter().find(move |(one, ..)| *one == column)?.3;
-        self.columns.iter().filter_map(move |&(column, _)| of(column))
+        self.columns.iter().filter_map(|(column, _)| column.heading().1)
     }
 
-    /// The lines of the titles and of `rows`.
-    pub fn lines(&self, rows: &[Shown<'_>], sort: Sort, color: bool) -> Vec<String> {
+    /// Returns the line of titles and the lines of `rows`.
+    pub fn lines(&self, rows: &[ShownRow<'_>], sort: Sort, color: bool) -> Vec<String> {
         let mut table = Table::new();
         table.load_style(NOTHING);
         if color {
@@ -126,21 +177,16 @@ impl Layout {
         } else {
             table.force_no_tty();
         }
-        table.set_header(
-            self.columns
-                .iter()
-                .map(|&(column, width)| self.title(column, width, sort)),
-        );
+        table.set_header(self.columns.iter().map(|&(column, width)| title(column, width, sort)));
         for row in rows {
             table.add_row(self.columns.iter().map(|&(column, width)| row.cell(column, width)));
         }
         for (at, &(column, width)) in self.columns.iter().enumerate() {
-            if let Some(shaped) = table.column_mut(at) {
+            if let Some(shape) = table.column_mut(at) {
                 let gap = u16::from(at + 1 < self.columns.len());
-                shaped.set_padding((0, gap));
-                shaped.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width as u16 + gap)));
-                let is_text = matches!(column, Column::Mark | Column::Client | Column::Server | Column::Failed);
-                shaped.set_cell_alignment(if is_text {
+                shape.set_padding((0, gap));
+                shape.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width as u16 + gap)));
+                shape.set_cell_alignment(if column.is_text() {
                     CellAlignment::Left
                 } else {
                     CellAlignment::Right
@@ -149,58 +195,77 @@ impl Layout {
         }
         table.lines().collect()
     }
+}
 
-    fn title(&self, column: Column, width: usize, sort: Sort) -> Cell {
-        let found = Column::ALL.iter().find(|(one, ..)| *one == column);
-        let (title, key) = found.map_or(("", None), |(_, title, _, key, _)| (*title, *key));
-        let is_sorted = match sort.key {
-            SortKey::Bytes => matches!(key, Some(SortKey::SentBytes | SortKey::ReceivedBytes)),
-            key_of_sort => key == Some(key_of_sort),
-        };
-        let mark = if sort.descending { "▼" } else { "▲" };
-        let title = if is_sorted {
-            text::shorten(title, width.saturating_sub(1)) + mark
-        } else {
-            text::shorten(title, width)
-        };
-        Cell::new(title).add_attribute(Attribute::Bold)
+impl Step {
+    fn apply(&self, columns: &[(Column, usize)]) -> Vec<(Column, usize)> {
+        let mut columns = columns.to_vec();
+        match *self {
+            Self::Add(column, width) => columns.push((column, width)),
+            Self::Widen(widened, to) => {
+                for (column, width) in &mut columns {
+                    if *column == widened {
+                        *width = to;
+                    }
+                }
+            }
+            Self::SplitBytes => {
+                columns.retain(|(column, _)| *column != Column::Bytes);
+                columns.extend([(Column::Sent, 10), (Column::Received, 10)]);
+            }
+        }
+        columns
     }
 }
 
-/// What became of a group since the last window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// It was there, too.
-    None,
-    /// It was not there.
-    New,
-    /// It is not there any more.
-    Gone,
+fn title(column: Column, width: usize, sort: Sort) -> Cell {
+    let (title, key) = column.heading();
+    let is_sorted = match (sort.key, key) {
+        (SortKey::Bytes, Some(SortKey::SentBytes | SortKey::ReceivedBytes)) => true,
+        (sort_key, key) => key == Some(sort_key),
+    };
+    let mark = if sort.descending { "▼" } else { "▲" };
+    let title = if is_sorted {
+        text::shorten(title, width.saturating_sub(1)) + mark
+    } else {
+        text::cut(title, width)
+    };
+    Cell::new(title).add_attribute(Attribute::Bold)
 }
 
-/// A row as it is shown.
+/// A row on the screen.
 #[derive(Clone, Copy, Debug)]
-pub struct Shown<'a> {
-    /// What of.
-    pub row: &'a Row,
-    /// Marked for one window.
-    pub change: Change,
-    /// Whether keys are about this one.
-    pub selected: bool,
-    /// Length of the window, ns.
-    pub window_ns: u64,
+pub struct ShownRow<'a> {
+    row: &'a Row,
+    state: RowState,
+    span: &'a Span,
+    is_selected: bool,
 }
 
-impl Shown<'_> {
+impl<'a> ShownRow<'a> {
+    pub fn new(RowRef { row, state }: RowRef<'a>, span: &'a Span) -> Self {
+        Self {
+            row,
+            state,
+            span,
+            is_selected: false,
+        }
+    }
+
+    /// Marks the row that keys refer to.
+    pub fn selected(self, is_selected: bool) -> Self {
+        Self { is_selected, ..self }
+    }
+
     fn cell(&self, column: Column, width: usize) -> Cell {
         let (text, color) = self.content(column, width);
         let mut cell = Cell::new(text::shorten(&text, width));
-        if self.selected {
+        if self.is_selected {
             cell = cell.add_attribute(Attribute::Reverse);
         }
         match color {
             Some(color) => cell.fg(color),
-            None if self.change == Change::Gone => cell.fg(Color::DarkGrey),
+            None if self.state == RowState::Quiet => cell.fg(Color::DarkGrey),
             None => cell,
         }
     }
@@ -208,77 +273,104 @@ impl Shown<'_> {
     fn content(&self, column: Column, width: usize) -> (String, Option<Color>) {
         let sums = &self.row.sums;
         let fit = |name: Name| (name.fit(width), None);
-        let per_second = |bytes: u64, past: u64| (units::rate(bytes - past, self.window_ns), None);
+        let rate = |bytes: u64| (units::rate(bytes, self.span.covered_ns()), None);
         let quantile = |value: Option<u64>| (value.map_or_else(|| "-".to_owned(), units::time), None);
         let alarm = |number: u64| (units::count(number), (number > 0).then_some(Color::Yellow));
-        if self.change == Change::Gone && !matches!(column, Column::Mark | Column::Client | Column::Server) {
-            return ("-".to_owned(), None);
-        }
         match column {
-            Column::Mark => {
-                let mark = match (self.selected, self.change) {
-                    (true, _) => '>',
-                    (false, Change::None) => ' ',
-                    (false, Change::New) => '+',
-                    (false, Change::Gone) => '-',
-                };
-                let end = match self.row.group.direction {
-                    Some(Direction::Outbound) => "out",
-                    Some(Direction::Inbound) => "in",
-                    None => "all",
-                };
-                (
-                    format!("{mark}{end}"),
-                    (self.change == Change::New).then_some(Color::Green),
-                )
-            }
+            Column::Mark => (self.mark(width), (self.state == RowState::New).then_some(Color::Green)),
             Column::Client => fit(text::client(self.row)),
             Column::Server => fit(text::server(self.row)),
-            Column::Open if sums.connecting > 0 => {
-                let open = if sums.open == 0 {
-                    "0".to_owned()
-                } else {
-                    units::count(sums.open)
-                };
-                (format!("{open}+{}", units::count(sums.connecting)), Some(Color::Yellow))
+            Column::Outcome => {
+                let outcome = self.row.group.outcome.flatten();
+                (outcome.map_or("-", outcome_text).to_owned(), None)
             }
-            Column::Open => (units::count(sums.open), None),
+            Column::Open => open(sums),
             Column::Opened => (units::count(sums.opened), None),
             Column::Closed => (units::count(sums.closed), None),
-            Column::Failed => match sums.main_failure() {
-                Some((outcome, _)) => {
-                    let how = text::failure(outcome);
-                    let exact = format!("{} {how}", units::count(sums.failed()));
-                    let fits = text::width(&exact) <= width;
-                    let failed = if fits {
-                        exact
-                    } else {
-                        format!("{} {how}", units::brief(sums.failed()))
-                    };
-                    (text::cut(&failed, width), Some(Color::Red))
-                }
-                None => ("-".to_owned(), None),
-            },
-            Column::Sent => per_second(sums.sent_bytes, sums.past_sent_bytes),
-            Column::Received => per_second(sums.received_bytes, sums.past_received_bytes),
-            Column::Median => quantile(sums.durations.summary().map(|summary| summary.p50)),
-            Column::Slow => quantile(sums.durations.summary().map(|summary| summary.p95)),
+            Column::Failed => self.failed(width),
+            Column::Bytes => rate(sums.rated_sent_bytes().saturating_add(sums.rated_received_bytes())),
+            Column::Sent => rate(sums.rated_sent_bytes()),
+            Column::Received => rate(sums.rated_received_bytes()),
+            Column::P50 => quantile(sums.durations.summary().map(|summary| summary.p50)),
+            Column::P95 => quantile(sums.durations.summary().map(|summary| summary.p95)),
             Column::Connect => quantile(sums.connects.summary().map(|summary| summary.p95)),
             Column::Srtt => quantile(sums.srtts.summary().map(|summary| summary.p50.saturating_mul(1000))),
-            Column::Retransmitted => alarm(sums.retransmits),
+            Column::Retrans => alarm(sums.retransmits),
             Column::Lost => alarm(sums.lost_segments),
+        }
+    }
+
+    fn mark(&self, width: usize) -> String {
+        let mark = match (self.is_selected, self.state) {
+            (true, _) => '>',
+            (false, RowState::Active) => ' ',
+            (false, RowState::New) => '+',
+            (false, RowState::Quiet) => '-',
+        };
+        let end = match self.row.group.direction {
+            Some(Direction::Outbound) => "out",
+            Some(Direction::Inbound) => "in",
+            None => "all",
+        };
+        text::cut(&format!("{mark}{end}"), width)
+    }
+
+    /// Returns the longest text about the failures that fits.
+    fn failed(&self, width: usize) -> (String, Option<Color>) {
+        let first_fit = |texts: &[String]| {
+            let fit = texts.iter().find(|text| text::width(text) <= width);
+            fit.or(texts.last()).cloned().unwrap_or_default()
+        };
+        if let Some(outcome) = self.row.sums.main_failure() {
+            let (failed, outcome) = (self.row.sums.failed(), outcome_text(outcome));
+            let (exact, brief) = (units::count(failed), units::brief(failed));
+            let texts = [
+                format!("{exact} {outcome}"),
+                format!("{brief} {outcome}"),
+                exact,
+                brief,
+            ];
+            return (first_fit(&texts), Some(Color::Red));
+        }
+        match self.row.last_failure {
+            Some(failure) if self.state == RowState::Quiet => {
+                let age_ns = self.span.until.0.saturating_sub(failure.time.0);
+                let age = units::age(age_ns.try_into().unwrap_or(0));
+                let texts = [format!("{} {age} ago", outcome_text(failure.outcome)), format!("{age} ago")];
+                (first_fit(&texts), None)
+            }
+            _ => ("-".to_owned(), None),
         }
     }
 }
 
-/// Orders rows by `sort`, and those that are equal in that by their groups.
-pub fn order(one: &Row, two: &Row, sort: Sort) -> Ordering {
-    let by_key = sort.key.compare(&one.sums, &two.sums);
-    let by_group = || (one.group.is_other(), &one.group).cmp(&(two.group.is_other(), &two.group));
-    match (sort.key, sort.descending) {
+/// Returns the number of open connections, with the waiting attempts behind a `+`.
+fn open(sums: &Sums) -> (String, Option<Color>) {
+    if sums.connecting == 0 {
+        return (units::count(sums.open), None);
+    }
+    let text = format!("{}+{}", units::brief(sums.open), units::brief(sums.connecting));
+    (text, Some(Color::Yellow))
+}
+
+/// Orders rows by `sort`. Rows that are equal are ordered by their groups, and quiet rows come last.
+pub fn order(one: RowRef<'_>, two: RowRef<'_>, sort: Sort) -> Ordering {
+    let (one_group, two_group) = (&one.row.group, &two.row.group);
+    let by_group = || (one_group.is_other(), one_group).cmp(&(two_group.is_other(), two_group));
+    let by_key = sort.key.compare(&one.row.sums, &two.row.sums);
+    let ordering = match (sort.key, sort.descending) {
         (SortKey::Group, false) => by_group(),
         (SortKey::Group, true) => by_group().reverse(),
         (_, false) => by_key.then_with(by_group),
         (_, true) => by_key.reverse().then_with(by_group),
-    }
+    };
+    let is_quiet = |row: RowRef<'_>| row.state == RowState::Quiet;
+    is_quiet(one).cmp(&is_quiet(two)).then(ordering)
+}
+
+/// Returns the titles of the columns that have a sort key.
+#[cfg(test)]
+pub fn sorted_titles() -> impl Iterator<Item = (&'static str, SortKey)> {
+    let headings = Column::ORDER.into_iter().map(Column::heading);
+    headings.filter_map(|(title, key)| Some((title, key?)))
 }

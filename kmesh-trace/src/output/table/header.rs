@@ -1,47 +1,72 @@
-//! The line above the table.
+//! The lines above the table.
 
-use super::{Told, text, units};
+use super::{Frame, text, units};
 use crate::record::rfc3339::Rfc3339;
-use crate::rollup::Row;
+use crate::rollup::{Row, Sums};
 
-/// How far the node's name is shortened before anything else gives way.
-const NODE: usize = 12;
+/// The width of the node's name, below which other parts are left out first.
+const NODE_WIDTH: usize = 12;
 
-/// Node, how long it has gone on, rates, losses, where names come from, and what else there is room for.
-pub fn first(told: &Told, room: usize) -> String {
-    let window = &told.window;
-    let sum = |of: fn(&Row) -> u64| window.rows.iter().map(of).fold(0, u64::saturating_add);
+/// A part of a line. Parts with the highest rank are left out first, parts with rank 0 never.
+pub type Part = (u8, String);
+
+/// Returns the line about a frame: node, time, elapsed time, rates and losses.
+pub fn frame_line(frame: &Frame, width: usize) -> String {
+    join(frame_parts(frame), width)
+}
+
+/// Returns the line about a frame with the date and the name sources, for output without a terminal.
+pub fn dated_line(frame: &Frame, width: usize) -> String {
+    let mut parts = frame_parts(frame);
+    let date = Rfc3339::new(frame.span.until).date().to_owned();
+    parts[1].1 = format!("{date} {}", parts[1].1);
+    parts.push((2, text::harmless(&frame.names)));
+    join(parts, width)
+}
+
+fn frame_parts(frame: &Frame) -> Vec<Part> {
+    let covered_ns = frame.span.covered_ns();
+    let sum = |value: fn(&Sums) -> u64| {
+        let rows = frame.rows.iter().map(|row| &row.row);
+        rows.map(|row: &Row| value(&row.sums)).fold(0, u64::saturating_add)
+    };
     let rate = |bytes| match bytes {
         0 => "0 B/s".to_owned(),
-        bytes => units::rate(bytes, window.length_ns),
+        bytes => units::rate(bytes, covered_ns),
     };
-    let frequency = |number| units::frequency(number, window.length_ns);
-    let sent = rate(sum(|row| row.sums.sent_bytes - row.sums.past_sent_bytes));
-    let received = rate(sum(|row| row.sums.received_bytes - row.sums.past_received_bytes));
-    let lost = match told.lost_records {
+    let frequency = |number| units::frequency(number, covered_ns);
+    let lost = match frame.lost_records {
         0 => "0 lost".to_owned(),
         lost => format!("LOST {}", units::count(lost)),
     };
-    let end = Rfc3339::new(window.end());
-    // With what is left out one by one where there is no room, the highest first.
+    let time = Rfc3339::new(frame.span.until);
     let mut parts = vec![
-        (0, text::harmless(&told.node)),
-        (4, format!("{}Z", &end.time_of_day()[..8])),
-        (0, format!("up {}", units::elapsed(told.elapsed_ns))),
-        (0, format!("{sent} sent")),
-        (0, format!("{received} recv")),
-        (3, format!("{} opened", frequency(sum(|row| row.sums.opened)))),
-        (1, format!("{} failed", frequency(sum(|row| row.sums.failed())))),
+        (0, text::harmless(&frame.node)),
+        (3, format!("{}Z", &time.time_of_day()[..8])),
+        (0, format!("up {}", units::elapsed(frame.elapsed_ns))),
+        (0, format!("{} sent", rate(sum(Sums::rated_sent_bytes)))),
+        (0, format!("{} received", rate(sum(Sums::rated_received_bytes)))),
+        (5, format!("{} opened", frequency(sum(|sums| sums.opened)))),
+        (4, format!("{} failed", frequency(sum(Sums::failed)))),
         (0, lost),
-        (2, told.names.clone()),
     ];
-    let width = |parts: &[(u8, String)]| parts.iter().map(|(_, part)| text::width(part) + 2).sum::<usize>();
-    let over = width(&parts).saturating_sub(room + 2);
-    let node = text::width(&parts[0].1);
-    parts[0].1 = text::shorten(&parts[0].1, node.saturating_sub(over).max(NODE));
-    for rank in (1..=4).rev() {
-        if width(&parts) > room + 2 {
-            parts.retain(|(one, _)| *one != rank);
+    if frame.span.is_partial {
+        parts.insert(3, (1, format!("partial {}", units::time(covered_ns))));
+    }
+    parts
+}
+
+/// Joins as many parts as fit into `width` columns. Shortens the first part before it leaves another one out.
+pub fn join(mut parts: Vec<Part>, width: usize) -> String {
+    let joined = |parts: &[Part]| parts.iter().map(|(_, part)| text::width(part) + 2).sum::<usize>();
+    let excess = joined(&parts).saturating_sub(width + 2);
+    if let Some((_, first)) = parts.first_mut() {
+        let shorter = text::width(first).saturating_sub(excess).max(NODE_WIDTH);
+        *first = text::shorten(first, shorter);
+    }
+    for rank in (1..=9).rev() {
+        if joined(&parts) > width + 2 {
+            parts.retain(|(part_rank, _)| *part_rank != rank);
         }
     }
     let parts: Vec<_> = parts.into_iter().map(|(_, part)| part).collect();

@@ -1,39 +1,38 @@
-//! Names as they stand in a cell: harmless, and no wider than there is room.
+//! Names as they stand in a cell: without harmful characters, and no wider than the cell.
 
-use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use unicode_segmentation::UnicodeSegmentation;
 use unicode_width::UnicodeWidthStr;
 
 use crate::output::sanitize::{Lossy, is_harmful};
-use crate::record::{Outcome, Service};
-use crate::rollup::{Group, GroupEnd, Row};
+use crate::record::{Direction, Service};
+use crate::rollup::{GroupEnd, Row};
 
-/// Stands for what was left out.
+/// The mark of an omission.
 const GAP: &str = "…";
 
-/// How many columns of a terminal `text` takes.
+/// Returns the number of terminal columns that `text` takes.
 pub fn width(text: &str) -> usize {
     text.width()
 }
 
-/// `text` in at most so many columns: what is left out is in the middle, since names differ at both ends. What is seen
-/// as one character is never cut.
-pub fn shorten(text: &str, most: usize) -> String {
-    if width(text) <= most {
+/// Returns `text` in at most `max` columns. Omits the middle, because names differ at both ends. Never cuts within a
+/// grapheme.
+pub fn shorten(text: &str, max: usize) -> String {
+    if width(text) <= max {
         return text.to_owned();
     }
-    let room = most.saturating_sub(width(GAP));
+    let available = max.saturating_sub(width(GAP));
     let graphemes: Vec<&str> = text.graphemes(true).collect();
     let (mut front, mut back) = (0, graphemes.len());
     let (mut front_width, mut back_width) = (0, 0);
-    // From both ends in turn, the front first.
+    // Takes graphemes from both ends in turn, from the front first.
     loop {
         let is_front = front_width <= back_width;
         let at = if is_front { front } else { back - 1 };
         let more = width(graphemes[at]);
-        if front_width + back_width + more > room || front == back {
+        if front_width + back_width + more > available || front == back {
             break;
         }
         if is_front {
@@ -42,27 +41,38 @@ pub fn shorten(text: &str, most: usize) -> String {
             (back, back_width) = (back - 1, back_width + more);
         }
     }
-    let gap = if most == 0 { "" } else { GAP };
+    let gap = if max == 0 { "" } else { GAP };
     [&graphemes[..front].concat(), gap, &graphemes[back..].concat()].concat()
 }
 
-/// The first so many columns of `text`.
-pub fn cut(text: &str, most: usize) -> String {
-    let mut room = most;
+/// Returns the first `max` columns of `text`.
+pub fn cut(text: &str, max: usize) -> String {
+    let mut available = max;
     let fits = |grapheme: &&str| {
-        let fits = width(grapheme) <= room;
-        room = if fits { room - width(grapheme) } else { 0 };
+        let fits = width(grapheme) <= available;
+        available = if fits { available - width(grapheme) } else { 0 };
         fits
     };
     text.graphemes(true).take_while(fits).collect()
 }
 
-/// `text` with nothing in it that could drive a terminal.
+/// Returns `text` without its first `count` columns.
+pub fn cut_front(text: &str, count: usize) -> String {
+    let mut cut = 0;
+    let is_cut = |grapheme: &&str| {
+        let is_cut = cut < count;
+        cut += width(grapheme);
+        is_cut
+    };
+    text.graphemes(true).skip_while(is_cut).collect()
+}
+
+/// Replaces the characters of `text` that could control a terminal.
 pub fn harmless(text: &str) -> String {
     text.replace(is_harmful, "\u{fffd}")
 }
 
-/// A name, and what is added to it that must be seen whole.
+/// A name with a suffix that is never shortened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Name {
     name: String,
@@ -70,35 +80,33 @@ pub struct Name {
 }
 
 impl Name {
-    /// In at most so many columns.
-    pub fn fit(&self, most: usize) -> String {
+    /// Returns the name in at most `max` columns.
+    pub fn fit(&self, max: usize) -> String {
         let suffix = width(&self.suffix);
-        if suffix + 4 > most {
-            return shorten(&self.whole(), most);
+        if suffix + 4 > max {
+            return shorten(&self.whole(), max);
         }
-        shorten(&self.name, most - suffix) + &self.suffix
+        shorten(&self.name, max - suffix) + &self.suffix
     }
 
-    /// All of it.
+    /// Returns the whole name.
     pub fn whole(&self) -> String {
         format!("{}{}", self.name, self.suffix)
     }
 }
 
-/// The client of a row.
+/// Returns the name of the client of a row.
 pub fn client(row: &Row) -> Name {
-    let group = &row.group;
-    if group.is_other() {
+    if row.group.is_other() {
         return Name {
             name: "all others".to_owned(),
             suffix: String::new(),
         };
     }
-    with_process(place(&group.src, None), group, crate::record::Direction::Outbound)
+    end_name(&row.group.src, None, None, process(row, Direction::Outbound))
 }
 
-/// The server of a row: the Service, if all called the same, else the workload or what stands for it; and the port, if
-/// it is the same for all.
+/// Returns the name of the server of a row, with the port if all connections have the same.
 pub fn server(row: &Row) -> Name {
     let group = &row.group;
     if group.is_other() {
@@ -108,83 +116,83 @@ pub fn server(row: &Row) -> Name {
         };
     }
     let port = group.dst.port.or(row.port.get().copied());
-    let grouped: Option<&Service> = group.service.as_ref().and_then(|service| service.as_deref());
-    let common = || row.service.get().and_then(|service| service.as_deref());
-    let is_named = group.dst.workload.is_some() || group.dst.pod.is_some();
-    let name = match grouped.or_else(|| if is_named && group.id.is_none() { common() } else { None }) {
-        Some(service) => Name {
-            name: harmless(&format!("{}/{}", service.namespace, service.name)),
-            suffix: port.map(|port| format!(":{port}")).unwrap_or_default(),
-        },
-        None => place(&group.dst, port),
+    let grouped = group.service.as_ref().and_then(|service| service.as_deref());
+    // An address without a pod may be that of a Service.
+    let dialled = || match group.dst.ip {
+        Some(_) if group.id.is_none() => row.service.get().and_then(|service| service.as_deref()),
+        _ => None,
     };
-    with_process(name, group, crate::record::Direction::Inbound)
+    end_name(&group.dst, port, grouped.or_else(dialled), process(row, Direction::Inbound))
 }
 
-fn with_process(mut name: Name, group: &Group, end: crate::record::Direction) -> Name {
-    if let Some(process) = &group.process
-        && group.direction == Some(end)
-    {
-        name.suffix += " ";
-        name.suffix += &match process {
-            Some(comm) => harmless(&Lossy(comm.as_bytes()).to_string()),
-            None => "?".to_owned(),
-        };
+/// Returns the grouped process, if it is at this end of the connections.
+fn process(row: &Row, end: Direction) -> Option<String> {
+    let group = &row.group;
+    if group.direction != Some(end) || (group.process.is_none() && group.pid.is_none()) {
+        return None;
     }
-    name
+    let comm = match group.process {
+        Some(comm) => comm,
+        None => row.comm.get().copied().flatten(),
+    };
+    let comm = comm.map_or_else(|| "?".to_owned(), |comm| Lossy(comm.as_bytes()).to_string());
+    let comm = harmless(&comm);
+    Some(match group.pid {
+        Some(Some(pid)) => format!("{comm}/{pid}"),
+        _ => comm,
+    })
 }
 
-fn place(place: &GroupEnd, port: Option<u16>) -> Name {
-    let port = place.port.or(port);
-    let within = |name: &str| match &place.namespace {
+fn end_name(end: &GroupEnd, port: Option<u16>, service: Option<&Service>, process: Option<String>) -> Name {
+    let port = end.port.or(port);
+    let suffix = port.map(|port| format!(":{port}")).unwrap_or_default();
+    let place = match service {
+        Some(service) => Some(harmless(&format!("{}/{}", service.namespace, service.name))),
+        None => place(end, port),
+    };
+    match (place, process) {
+        (Some(name), Some(process)) => Name {
+            name,
+            suffix: format!("{suffix} {process}"),
+        },
+        (Some(name), None) | (None, Some(name)) => Name { name, suffix },
+        (None, None) => Name {
+            name: if port.is_some() { "*" } else { "-" }.to_owned(),
+            suffix,
+        },
+    }
+}
+
+/// Returns the name of the grouped facts of an end, without the port. `None` if nothing is grouped or known.
+fn place(end: &GroupEnd, port: Option<u16>) -> Option<String> {
+    let qualified = |name: &str| match &end.namespace {
         Some(namespace) => harmless(&format!("{namespace}/{name}")),
         None => harmless(name),
     };
-    let suffix = port.map(|port| format!(":{port}")).unwrap_or_default();
-    let name = match place {
+    Some(match end {
         GroupEnd { ip: Some(ip), .. } => match (ip, port) {
-            (IpAddr::V6(_), Some(port)) => {
-                let whole = SocketAddr::new(*ip, port).to_string();
-                whole.strip_suffix(&suffix).unwrap_or(&whole).to_owned()
+            (IpAddr::V6(ip), Some(_)) => {
+                let bracketed = SocketAddr::new((*ip).into(), 0).to_string();
+                bracketed.trim_end_matches(":0").to_owned()
             }
             _ => ip.to_string(),
         },
-        GroupEnd { pod: Some(pod), .. } => within(pod),
+        GroupEnd { pod: Some(pod), .. } => qualified(pod),
         GroupEnd {
             workload: Some(workload),
             ..
-        } => within(&workload.name),
+        } => qualified(&workload.name),
         GroupEnd {
             namespace: Some(namespace),
-            node,
+            node: Some(node),
             ..
-        } => {
-            let mut name = harmless(namespace);
-            if let Some(node) = node {
-                let written = write!(name, " on {}", harmless(node));
-                debug_assert!(written.is_ok(), "memory takes all");
-            }
-            name
+        } => format!("{} on {}", harmless(namespace), harmless(node)),
+        GroupEnd {
+            namespace: Some(name), ..
         }
-        GroupEnd { node: Some(node), .. } => harmless(node),
-        _ => if port.is_some() { "*" } else { "-" }.to_owned(),
-    };
-    Name { name, suffix }
-}
-
-/// What went wrong, in a word or two.
-pub fn failure(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Ok => "ok",
-        Outcome::Refused => "refused",
-        Outcome::ConnectTimeout => "no answer",
-        Outcome::ConnectAborted => "gave up",
-        Outcome::Unreachable => "unreachable",
-        Outcome::ResetByPeer => "peer reset",
-        Outcome::ResetByLocal => "reset here",
-        Outcome::Timeout => "timed out",
-        Outcome::Unknown => "unknown",
-    }
+        | GroupEnd { node: Some(name), .. } => harmless(name),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -192,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_wide_loses_its_middle() {
+    fn wide_text_loses_its_middle() {
         let cases = [
             ("short", 10, "short"),
             ("exactly-10", 10, "exactly-10"),
@@ -202,11 +210,11 @@ mod tests {
             ("abc", 1, "…"),
             ("abc", 0, ""),
             ("", 0, ""),
-            // Two columns each, so that one column stays free.
+            // Each takes two columns, so one column stays free.
             ("日本語日本語", 8, "日本…語"),
             ("日本語日本語", 7, "日本…語"),
             ("日本", 1, "…"),
-            // A family is one character of several code points.
+            // The family is one grapheme of several code points.
             ("👨‍👩‍👧👨‍👩‍👧👨‍👩‍👧👨‍👩‍👧", 5, "👨‍👩‍👧…👨‍👩‍👧"),
             ("e\u{301}e\u{301}e\u{301}e\u{301}", 3, "e\u{301}…e\u{301}"),
         ];
@@ -217,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_seen_whole() {
+    fn port_is_never_shortened() {
         let name = Name {
             name: "shop/productpage-v1".to_owned(),
             suffix: ":9080".to_owned(),

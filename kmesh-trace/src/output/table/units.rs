@@ -1,29 +1,35 @@
-//! Numbers as people read them: three digits and a unit.
+//! Numbers with three digits and a unit.
 
 use std::fmt::Write;
 
-/// `12.4 MiB/s`, at most ten characters: powers of 1024.
+/// Formats a rate, as in `12.4 MiB/s`, with powers of 1024 and at most ten characters.
 pub fn rate(bytes: u64, nanoseconds: u64) -> String {
     if bytes == 0 {
         return "-".to_owned();
     }
-    let mut value = bytes as f64 * 1e9 / nanoseconds.max(1) as f64;
-    let mut units = ["B/s", "KiB/s", "MiB/s", "GiB/s", "TiB/s", "PiB/s"].into_iter();
+    let value = bytes as f64 * 1e9 / nanoseconds.max(1) as f64;
+    if value < 0.5 {
+        return "<1 B/s".to_owned();
+    }
+    size(value) + "/s"
+}
+
+/// Formats a number of bytes, as in `113 B` and `12.4 MiB`, with powers of 1024 and at most eight characters.
+pub fn size(bytes: f64) -> String {
+    let mut value = bytes;
+    let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].into_iter();
     let mut unit = units.next().unwrap_or_default();
-    // What would be written as 1000 is written as 1.0 of the next unit.
+    // A value that rounds to 1000 becomes 1.0 of the next unit.
     while value >= 999.5
         && let Some(next) = units.next()
     {
         (value, unit) = (value / 1024.0, next);
     }
-    let decimals = usize::from(value < 99.95 && unit != "B/s");
-    if value < 0.5 {
-        return "<1 B/s".to_owned();
-    }
+    let decimals = usize::from(value < 99.95 && unit != "B");
     format!("{value:.decimals$} {unit}")
 }
 
-/// `3.1ms`, at most six characters.
+/// Formats a duration, as in `3.1ms`, with at most six characters.
 pub fn time(nanoseconds: u64) -> String {
     let value = nanoseconds as f64;
     let (value, unit) = match nanoseconds {
@@ -39,7 +45,7 @@ pub fn time(nanoseconds: u64) -> String {
     format!("{value:.decimals$}{unit}")
 }
 
-/// `3m05s`: how long something has gone on.
+/// Formats an elapsed time, as in `3m05s`.
 pub fn elapsed(nanoseconds: u64) -> String {
     let seconds = nanoseconds / 1_000_000_000;
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
@@ -50,7 +56,7 @@ pub fn elapsed(nanoseconds: u64) -> String {
     }
 }
 
-/// `12345`, `123k`, at most five characters; nothing is `-`, so that what is something stands out.
+/// Formats a count, as in `12345` and `123k`, with at most five characters. Zero is `-`, so that other counts stand out.
 pub fn count(number: u64) -> String {
     let mut text = String::new();
     let written = match number {
@@ -60,11 +66,22 @@ pub fn count(number: u64) -> String {
         9_999_500..9_999_500_000 => write!(text, "{}M", (number + 500_000) / 1_000_000),
         _ => write!(text, "{}G", (number / 1_000_000_000).min(9999)),
     };
-    debug_assert!(written.is_ok(), "memory takes all");
+    debug_assert!(written.is_ok(), "writing to a string cannot fail");
     text
 }
 
-/// `12k`, at most four characters.
+/// Formats an age, as in `12s` and `3m`, with at most three characters up to 99 days.
+pub fn age(nanoseconds: u64) -> String {
+    let seconds = nanoseconds / 1_000_000_000;
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        3_600..86_400 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// Formats a count, as in `12k`, with at most four characters.
 pub fn brief(number: u64) -> String {
     match number {
         0..1_000 => number.to_string(),
@@ -74,7 +91,7 @@ pub fn brief(number: u64) -> String {
     }
 }
 
-/// `12.5/s`, a count over a window.
+/// Formats a frequency, as in `2.4/s`.
 pub fn frequency(number: u64, nanoseconds: u64) -> String {
     let value = number as f64 * 1e9 / nanoseconds.max(1) as f64;
     match value {
@@ -90,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_short_and_have_units() {
+    fn numbers_have_three_digits_and_a_unit() {
         const SECOND: u64 = 1_000_000_000;
         const MI: u64 = 1 << 20;
         let cases = [
@@ -117,6 +134,11 @@ mod tests {
             (elapsed(59 * SECOND), "59s"),
             (elapsed(185 * SECOND), "3m05s"),
             (elapsed(3_720 * SECOND), "1h02m"),
+            (age(0), "0s"),
+            (age(59 * SECOND), "59s"),
+            (age(3_599 * SECOND), "59m"),
+            (age(7_200 * SECOND), "2h"),
+            (age(864_000 * SECOND), "10d"),
             (count(0), "-"),
             (count(99_999), "99999"),
             (count(100_000), "100k"),
@@ -137,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn no_time_or_count_is_wider_than_its_column() {
+    fn times_counts_and_rates_fit_their_columns() {
         for shift in 0..64 {
             for number in [1_u64 << shift, (1 << shift) - 1, u64::MAX >> shift] {
                 assert!(count(number).len() <= 5, "{}", count(number));

@@ -1,205 +1,213 @@
-//! What the table's screen shows and what keys do to it: state alone. Windows and keys come in, lines and wishes go out.
+//! The state of the table's screen: what it shows, and what keys do to it. It has no clock and no terminal.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::columns::{Change, Layout, Shown, order};
-use super::{Told, header, text};
+use super::columns::{Layout, ShownRow, order};
+use super::header::{self, Part};
+use super::help::{HELP, KEYS};
+use super::history::SharedHistory;
+use super::prompt::{Prompt, PromptHistory};
+use super::quiet::{RowRef, RowState, TableRow};
+use super::{Frame, layout, text};
 use crate::filter::Filter;
+use crate::record::rfc3339::Rfc3339;
 use crate::rollup::{By, Group, Key, Row, Sort, SortKey};
 
-/// Keys that are always there, at the foot.
-const FOOT: &str = "q quit  p pause  s/S sort  g group  / filter  ↑↓ move  Enter connections  ? help";
-
-const HELP: &[&str] = &[
-    "Keys",
-    "  q Esc Ctrl-C    quit                      p space       pause, go on",
-    "  s  S            next sort column, turn    g             next grouping",
-    "  /               filter, as typed on the command line: --port 443 --failed",
-    "  ↑ ↓ PgUp PgDn   move                      Home          back to the top",
-    "  Enter           the group's connections   Esc           back",
-    "",
-    "A line is one group, seen from the end that was traced: out is the client's end,",
-    "in the server's. + new in this window, - gone since the last one, > selected.",
-    "OPEN+TRY   open now; +2: two attempts to connect still hang",
-    "FAILED     how many ended otherwise than ok, and mostly how:",
-    "           no answer (connect timed out), gave up (closed before it connected),",
-    "           peer reset, reset here (by this end), timed out (once connected)",
-    "SENT       bytes a second by the end that was traced; RECEIVED likewise",
-    "P50 P95    how long connections took that ended; HSHK95: their handshakes",
-    "SRTT       median round-trip time     RETR LOST   segments sent again, lost",
-];
-
-/// What the screen wants from the rest.
+/// A command of the user that the screen does not carry out itself.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Ask {
-    /// End the program.
+pub enum UiCommand {
+    /// Ends the run.
     Quit,
-    /// Stop the program, as the terminal would.
+    /// Stops the process, as the terminal does at Ctrl-Z.
     Suspend,
-    /// Group otherwise.
     Regroup(By),
-    /// Count only what passes this, too.
+    /// Counts only the records that pass this filter, too.
     Filter(Box<Filter>),
 }
 
+/// The page that the screen shows.
 #[derive(Clone, Debug, PartialEq)]
-enum Mode {
+enum Page {
     Groups,
+    /// The connections of a group.
     Connections(Arc<Group>),
-    Help,
-    Prompt { text: String, error: Option<String> },
 }
 
-/// What the screen was told to begin with.
+/// The settings of the view at its start.
 #[derive(Clone, Debug)]
-pub struct Begin {
-    /// What is grouped by.
+pub struct ViewOptions {
     pub by: Vec<Key>,
-    /// The order.
     pub sort: Sort,
-    /// At most so many rows.
+    /// The maximum number of rows.
     pub top: Option<usize>,
-    /// Whether there are colours.
     pub color: bool,
-    /// Makes a filter of what was typed, or says what is wrong with it.
-    pub parse: fn(&str) -> Result<Filter, String>,
+    /// Whether the view starts with the totals.
+    pub totals: bool,
+    /// Parses the filter that a user types.
+    pub parse_filter: fn(&str) -> Result<Filter, String>,
 }
 
-/// The screen's state.
+/// The state of the screen.
 #[derive(Debug)]
 pub struct View {
-    begin: Begin,
-    /// Where `g` has come to: 0 is what was begun with.
+    options: ViewOptions,
+    history: SharedHistory,
+    /// The index of the current grouping in [`Self::groupings`].
     grouping: usize,
     sort: Sort,
+    only_failures: bool,
+    shows_totals: bool,
     filter: String,
-    mode: Mode,
-    paused: bool,
-    /// What is shown.
-    told: Option<Arc<Told>>,
-    /// The groups of the window before that one.
-    before: Vec<Row>,
-    /// What came while paused.
-    missed: Option<Arc<Told>>,
-    /// Rows of another grouping or filter are not to be compared with.
-    waiting: bool,
+    page: Page,
+    /// The first line of the help page, if it is shown.
+    help: Option<usize>,
+    prompt: Option<Prompt>,
+    prompt_history: PromptHistory,
+    is_paused: bool,
+    frame: Option<Arc<Frame>>,
+    /// Whether the frame is from before the last change of the grouping or the filter.
+    is_stale: bool,
     cursor: usize,
-    /// The group under the cursor, once it was moved: it is followed from window to window.
+    /// The group under the cursor. The cursor follows it from window to window.
     followed: Option<Arc<Group>>,
     offset: usize,
-    note: Option<String>,
+    notice: Option<String>,
+    /// The number of columns and lines.
     size: (usize, usize),
 }
 
 impl View {
-    /// Nothing is told yet.
-    pub fn new(begin: Begin, size: (u16, u16)) -> Self {
+    pub fn new(options: ViewOptions, history: SharedHistory, size: (u16, u16)) -> Self {
         let mut view = Self {
-            sort: begin.sort,
-            begin,
+            sort: options.sort,
+            shows_totals: options.totals,
+            options,
+            history,
             grouping: 0,
+            only_failures: false,
             filter: String::new(),
-            mode: Mode::Groups,
-            paused: false,
-            told: None,
-            before: Vec::new(),
-            missed: None,
-            waiting: false,
+            page: Page::Groups,
+            help: None,
+            prompt: None,
+            prompt_history: PromptHistory::default(),
+            is_paused: false,
+            frame: None,
+            is_stale: false,
             cursor: 0,
             followed: None,
             offset: 0,
-            note: None,
+            notice: None,
             size: (0, 0),
         };
         view.resize(size);
         view
     }
 
-    /// The terminal has so many columns and lines.
+    /// Sets the number of columns and lines.
     pub fn resize(&mut self, (columns, lines): (u16, u16)) {
-        // One that does not know is taken for the smallest that is usual.
+        // A terminal that does not know its size reports 0. The usual minimum stands for it.
         let known = |size: u16, usual| if size == 0 { usual } else { usize::from(size) };
         self.size = (known(columns, 80), known(lines, 24));
     }
 
-    /// A window is over.
-    pub fn window(&mut self, told: Arc<Told>) {
-        if self.paused {
-            self.missed = Some(told);
-        } else {
-            self.show(told);
+    /// Shows the latest window, unless the view is paused.
+    pub fn refresh(&mut self) {
+        if self.is_paused {
+            return;
+        }
+        let history = self.history.lock();
+        let latest = match (self.shows_totals, history.latest()) {
+            (true, Some(_)) => history.totals().map(Arc::new),
+            (_, latest) => latest.cloned(),
+        };
+        drop(history);
+        if latest.is_some() {
+            self.frame = latest;
+            self.is_stale = false;
         }
     }
 
-    /// The latest of what the program has to say.
-    pub fn note(&mut self, note: Option<String>) {
-        self.note = note;
+    /// Shows a message in place of the keys. `None` shows the keys again.
+    pub fn set_notice(&mut self, notice: Option<String>) {
+        self.notice = notice;
     }
 
-    fn show(&mut self, told: Arc<Told>) {
-        let last = self.told.replace(told);
-        let comparable = last.filter(|_| !std::mem::take(&mut self.waiting));
-        self.before = comparable.map_or_else(Vec::new, |last| last.window.rows.clone());
+    pub fn has_notice(&self) -> bool {
+        self.notice.is_some()
     }
 
-    /// A key was pressed.
-    pub fn key(&mut self, key: KeyEvent) -> Option<Ask> {
+    /// Handles a key. Returns the command that the rest of the program must carry out.
+    pub fn key(&mut self, key: KeyEvent) -> Option<UiCommand> {
         let is_control = key.modifiers.contains(KeyModifiers::CONTROL);
+        if self.prompt.is_some() {
+            return self.prompt_key(key.code, is_control);
+        }
         match (key.code, is_control) {
-            (KeyCode::Char('c'), true) => return Some(Ask::Quit),
-            (KeyCode::Char('z'), true) => return Some(Ask::Suspend),
+            (KeyCode::Char('c'), true) => return Some(UiCommand::Quit),
+            (KeyCode::Char('z'), true) => return Some(UiCommand::Suspend),
+            (_, true) => return None,
             _ => {}
         }
-        match &mut self.mode {
-            Mode::Prompt { text, error } => match (key.code, is_control) {
-                (KeyCode::Esc, _) => self.mode = Mode::Groups,
-                (KeyCode::Enter, _) => return self.apply_filter(),
-                (KeyCode::Backspace, _) => _ = text.pop(),
-                (KeyCode::Char('u'), true) => text.clear(),
-                (KeyCode::Char(char), false) => {
-                    text.push(char);
-                    *error = None;
-                }
-                _ => {}
-            },
-            Mode::Help => self.mode = Mode::Groups,
-            Mode::Groups | Mode::Connections(_) if !is_control => return self.command(key.code),
-            Mode::Groups | Mode::Connections(_) => {}
+        if let Some(line) = self.help {
+            self.help = self.help_key(key.code, line);
+            return None;
+        }
+        self.page_key(key.code)
+    }
+
+    fn prompt_key(&mut self, key: KeyCode, is_control: bool) -> Option<UiCommand> {
+        let prompt = self.prompt.as_mut()?;
+        match (key, is_control) {
+            (KeyCode::Esc, _) | (KeyCode::Char('c'), true) => self.prompt = None,
+            (KeyCode::Char('z'), true) => return Some(UiCommand::Suspend),
+            (KeyCode::Enter, _) => return self.apply_filter(),
+            _ => prompt.key(key, is_control, &self.prompt_history),
         }
         None
     }
 
-    fn command(&mut self, key: KeyCode) -> Option<Ask> {
-        let page = self.page();
+    /// Returns the first line of the help page after a key. `None` closes the page.
+    fn help_key(&self, key: KeyCode, line: usize) -> Option<usize> {
+        let last = HELP.len().saturating_sub(self.size.1 - 1);
         match key {
-            KeyCode::Char('q') => return Some(Ask::Quit),
-            KeyCode::Esc if self.mode == Mode::Groups => return Some(Ask::Quit),
-            KeyCode::Esc => self.enter(Mode::Groups),
-            KeyCode::Char('p' | ' ') => self.pause(),
+            KeyCode::Up => Some(line.saturating_sub(1)),
+            KeyCode::Down => Some((line + 1).min(last)),
+            KeyCode::PageUp | KeyCode::Home => Some(0),
+            KeyCode::PageDown | KeyCode::End => Some(last),
+            _ => None,
+        }
+    }
+
+    fn page_key(&mut self, key: KeyCode) -> Option<UiCommand> {
+        let page_rows = self.page_rows();
+        match key {
+            KeyCode::Char('q') => return Some(UiCommand::Quit),
+            KeyCode::Esc => self.go_back(),
+            KeyCode::Char('p' | ' ') => self.toggle_pause(),
+            KeyCode::Char('[') => self.step_window(false),
+            KeyCode::Char(']') => self.step_window(true),
             KeyCode::Char('s') => self.next_sort(),
             KeyCode::Char('S') => self.sort.descending = !self.sort.descending,
             KeyCode::Char('g') => return self.next_grouping(),
-            KeyCode::Char('/') => {
-                self.mode = Mode::Prompt {
-                    text: self.filter.clone(),
-                    error: None,
-                }
+            KeyCode::Char('t') => self.toggle_totals(),
+            KeyCode::Char('f') => {
+                self.only_failures = !self.only_failures;
+                self.to_top();
             }
-            KeyCode::Char('?') => self.mode = Mode::Help,
-            KeyCode::Up => self.step(self.cursor.saturating_sub(1)),
-            KeyCode::Down => self.step(self.cursor + 1),
-            KeyCode::PageUp => self.step(self.cursor.saturating_sub(page)),
-            KeyCode::PageDown => self.step(self.cursor + page),
-            KeyCode::Home => {
-                (self.cursor, self.offset, self.followed) = (0, 0, None);
-            }
-            KeyCode::End => self.step(usize::MAX),
-            KeyCode::Enter if self.mode == Mode::Groups => {
+            KeyCode::Char('/') => self.prompt = Some(Prompt::new(&self.filter)),
+            KeyCode::Char('?') => self.help = Some(0),
+            KeyCode::Up => self.move_to(self.cursor.saturating_sub(1)),
+            KeyCode::Down => self.move_to(self.cursor + 1),
+            KeyCode::PageUp => self.move_to(self.cursor.saturating_sub(page_rows)),
+            KeyCode::PageDown => self.move_to(self.cursor + page_rows),
+            KeyCode::Home => self.to_top(),
+            KeyCode::End => self.move_to(usize::MAX),
+            KeyCode::Enter if self.page == Page::Groups => {
                 if let Some(group) = self.selected() {
-                    self.enter(Mode::Connections(group));
+                    self.page = Page::Connections(group);
+                    self.to_top();
                 }
             }
             _ => {}
@@ -207,247 +215,353 @@ impl View {
         None
     }
 
-    fn enter(&mut self, mode: Mode) {
-        // Back from the connections, the cursor is where it was.
-        self.followed = match &self.mode {
-            Mode::Connections(group) => Some(Arc::clone(group)),
-            _ => None,
-        };
-        self.mode = mode;
-        (self.cursor, self.offset) = (0, 0);
-    }
-
-    fn pause(&mut self) {
-        self.paused = !self.paused;
-        if !self.paused
-            && let Some(missed) = self.missed.take()
-        {
-            self.show(missed);
+    /// Goes back from the connections of a group. The cursor is on the group again.
+    fn go_back(&mut self) {
+        if let Page::Connections(group) = std::mem::replace(&mut self.page, Page::Groups) {
+            self.to_top();
+            self.followed = Some(group);
         }
     }
 
-    /// The next column that is on the screen, after the last one both directions' bytes together.
+    fn to_top(&mut self) {
+        (self.cursor, self.offset, self.followed) = (0, 0, None);
+    }
+
+    fn toggle_pause(&mut self) {
+        self.is_paused = !self.is_paused;
+        self.refresh();
+    }
+
+    /// Shows the window before or after the current one, and pauses the view.
+    fn step_window(&mut self, forward: bool) {
+        self.shows_totals = false;
+        let Some(number) = self.frame.as_ref().map(|frame| frame.number) else {
+            return;
+        };
+        let history = self.history.lock();
+        let found = if forward { history.after(number) } else { history.before(number) };
+        if let Some(frame) = found.cloned() {
+            self.frame = Some(frame);
+        }
+        drop(history);
+        self.is_paused = true;
+    }
+
+    /// Switches between the totals and the latest window.
+    fn toggle_totals(&mut self) {
+        self.shows_totals = !self.shows_totals;
+        self.page = Page::Groups;
+        self.is_paused = false;
+        self.refresh();
+    }
+
+    /// Sorts by the next column on the screen. After the last one follow the bytes of both directions.
     fn next_sort(&mut self) {
-        let keys: Vec<SortKey> = self.layout().sort_keys().chain([SortKey::Bytes]).collect();
+        let mut keys: Vec<SortKey> = self.layout().sort_keys().collect();
+        if !keys.contains(&SortKey::Bytes) {
+            keys.push(SortKey::Bytes);
+        }
         let at = keys.iter().position(|&key| key == self.sort.key);
         let key = keys[at.map_or(0, |at| (at + 1) % keys.len())];
         self.sort = Sort {
             key,
-            // Names from A to Z, of numbers the largest first.
+            // Names from A to Z, numbers from the largest.
             descending: key != SortKey::Group,
         };
     }
 
-    fn next_grouping(&mut self) -> Option<Ask> {
+    fn next_grouping(&mut self) -> Option<UiCommand> {
+        if self.is_complete() {
+            return self.refuse("all windows were read; to group otherwise, run again with --by KEY".to_owned());
+        }
         self.grouping = (self.grouping + 1) % self.groupings().len();
-        self.enter(Mode::Groups);
-        self.followed = None;
-        self.waiting = true;
-        Some(Ask::Regroup(By::new(&self.by())))
+        self.restart();
+        Some(UiCommand::Regroup(By::new(&self.by())))
     }
 
-    /// What was begun with, and each key on its own.
+    /// Returns the grouping of the command line, and each other key.
     fn groupings(&self) -> Vec<Vec<Key>> {
         use clap::ValueEnum;
         let singles = Key::value_variants().iter().map(|&key| vec![key]);
-        let others = singles.filter(|keys| *keys != self.begin.by);
-        std::iter::once(self.begin.by.clone()).chain(others).collect()
+        let others = singles.filter(|keys| *keys != self.options.by);
+        std::iter::once(self.options.by.clone()).chain(others).collect()
     }
 
     fn by(&self) -> Vec<Key> {
         self.groupings().swap_remove(self.grouping)
     }
 
-    fn apply_filter(&mut self) -> Option<Ask> {
-        let Mode::Prompt { text, error } = &mut self.mode else {
-            return None;
-        };
-        match (self.begin.parse)(text) {
-            Ok(filter) => {
-                self.filter = std::mem::take(text).trim().to_owned();
-                self.mode = Mode::Groups;
-                self.waiting = true;
-                Some(Ask::Filter(Box::new(filter)))
+    fn apply_filter(&mut self) -> Option<UiCommand> {
+        let is_complete = self.is_complete();
+        let prompt = self.prompt.as_mut()?;
+        let text = prompt.text().trim().to_owned();
+        match (self.options.parse_filter)(&text) {
+            Ok(_) if is_complete => {
+                self.prompt = None;
+                self.refuse(format!("all windows were read; to filter, run again with {text}"))
             }
-            Err(why) => {
-                *error = Some(why);
+            Ok(filter) => {
+                self.prompt_history.add(&text);
+                self.prompt = None;
+                self.filter = text;
+                self.restart();
+                Some(UiCommand::Filter(Box::new(filter)))
+            }
+            Err(error) => {
+                prompt.set_error(error);
                 None
             }
         }
     }
 
-    fn step(&mut self, to: usize) {
-        self.cursor = to.min(self.rows().len().saturating_sub(1));
-        self.followed = self.selected();
+    /// Returns whether no window follows, as at the end of a replay.
+    fn is_complete(&self) -> bool {
+        self.history.lock().is_complete()
+    }
+
+    fn refuse(&mut self, notice: String) -> Option<UiCommand> {
+        self.notice = Some(notice);
+        None
+    }
+
+    /// Prepares for other groups.
+    fn restart(&mut self) {
+        self.page = Page::Groups;
+        self.to_top();
+        self.is_paused = false;
+        self.is_stale = true;
+    }
+
+    fn move_to(&mut self, row: usize) {
+        let source = self.source();
+        let rows = self.rows(source.as_deref());
+        self.cursor = row.min(rows.len().saturating_sub(1));
+        self.followed = rows.get(self.cursor).map(|row| Arc::clone(&row.row.group));
     }
 
     fn selected(&self) -> Option<Arc<Group>> {
-        let rows = self.rows();
-        rows.get(self.cursor).map(|(row, _)| Arc::clone(&row.group))
+        let source = self.source();
+        let rows = self.rows(source.as_deref());
+        rows.get(self.cursor).map(|row| Arc::clone(&row.row.group))
     }
 
     fn layout(&self) -> Layout {
-        Layout::new(self.size.0)
+        layout(self.size.0, By::new(&self.by()))
     }
 
-    /// Lines for rows: not the two of the header, the titles and the foot.
-    fn page(&self) -> usize {
+    /// Returns the number of lines for rows: all but two lines of the header, the titles and the last line.
+    fn page_rows(&self) -> usize {
         self.size.1.saturating_sub(4).max(1)
     }
 
-    /// All rows in their order.
-    fn rows(&self) -> Vec<(&Row, Change)> {
-        let Some(told) = &self.told else { return Vec::new() };
-        let mut rows: Vec<_> = match &self.mode {
-            Mode::Connections(group) => {
-                let of_group = told.window.connections.iter();
-                of_group
-                    .filter(|row| row.parent.as_ref() == Some(group))
-                    .map(|row| (row, Change::None))
-                    .collect()
-            }
-            _ => compared(&told.window.rows, &self.before),
+    /// Returns the frame whose rows the page shows. If the group of the page is quiet, this is the last frame in which it was
+    /// not.
+    fn source(&self) -> Option<Arc<Frame>> {
+        let frame = self.frame.as_ref()?;
+        let Page::Connections(group) = &self.page else {
+            return Some(Arc::clone(frame));
         };
-        rows.sort_by(|(one, is_gone), (two, is_gone_too)| {
-            let gone = |change: &Change| *change == Change::Gone;
-            gone(is_gone)
-                .cmp(&gone(is_gone_too))
-                .then_with(|| order(one, two, self.sort))
-        });
-        rows.truncate(self.begin.top.unwrap_or(usize::MAX));
+        let has_connections = |frame: &Frame| frame.connections.iter().any(|row| is_of_group(row, group));
+        let history = self.history.lock();
+        let found = history.latest_with(frame.number, has_connections);
+        Some(Arc::clone(found.unwrap_or(frame)))
+    }
+
+    /// Returns all rows of the page, which are in `source`, in their order.
+    fn rows<'a>(&self, source: Option<&'a Frame>) -> Vec<RowRef<'a>> {
+        let (Some(frame), Some(source)) = (&self.frame, source) else {
+            return Vec::new();
+        };
+        let mut rows: Vec<RowRef<'_>> = match &self.page {
+            Page::Groups => source.rows.iter().map(RowRef::from).collect(),
+            Page::Connections(group) => {
+                let state = match source.number == frame.number {
+                    true => RowState::Active,
+                    false => RowState::Quiet,
+                };
+                let rows = source.connections.iter().filter(|row| is_of_group(row, group));
+                rows.map(|row| RowRef { row, state }).collect()
+            }
+        };
+        if self.only_failures {
+            rows.retain(has_failures);
+        }
+        rows.sort_by(|&one, &two| order(one, two, self.sort));
+        rows.truncate(self.options.top.unwrap_or(usize::MAX));
         rows
     }
 
-    /// The whole screen, a string a line, none wider than it.
+    /// Returns the lines of the screen, none wider than it.
     pub fn lines(&mut self) -> Vec<String> {
         let (columns, lines) = self.size;
-        let mut all = match &self.told {
-            None => vec![format!(
-                "waiting for the first window, of {}",
-                text::harmless(&self.what())
-            )],
-            Some(told) => vec![header::first(told, columns)],
-        };
-        all.push(self.second());
-        if self.mode == Mode::Help {
-            all.extend(HELP.iter().map(|&line| line.to_owned()));
-        } else {
-            all.extend(self.table());
-        }
-        all.truncate(lines.saturating_sub(1));
         let foot = self.foot();
-        all.resize(lines.saturating_sub(1), String::new());
-        all.push(foot);
-        let is_row = |at: usize| self.mode != Mode::Help && (2..lines - 1).contains(&at);
-        all.into_iter()
-            .enumerate()
-            // The table's lines fit, and may have colours in them.
-            .map(|(at, line)| if is_row(at) { line } else { text::cut(&line, columns) })
-            .collect()
-    }
-
-    fn what(&self) -> String {
-        let names: Vec<_> = self.by().iter().map(|key| key.name()).collect();
-        let mut what = format!("by {}, sorted by {}", names.join(","), self.sort);
-        if !self.filter.is_empty() {
-            what += &format!(", only {}", text::harmless(&self.filter));
-        }
-        what
-    }
-
-    fn second(&self) -> String {
-        let mut line = match &self.mode {
-            Mode::Connections(group) => {
-                let rows = self.told.as_ref().map(|told| &told.window.rows);
-                let row = rows.and_then(|rows| rows.iter().find(|row| row.group == *group));
-                let name = row.map_or_else(
-                    || "a group that is gone".to_owned(),
-                    |row| format!("{} to {}", text::client(row).whole(), text::server(row).whole()),
-                );
-                let count = row.map_or(0, |row| row.sums.open + row.sums.connecting + row.sums.closed);
-                let listed = row.map_or(0, |row| row.listed);
-                format!(
-                    "{listed} of {count} connections of {name}, sorted by {}; Esc: back",
-                    self.sort
-                )
-            }
-            _ => self.what(),
+        let above = lines.saturating_sub(foot.len());
+        let mut all = match self.help {
+            Some(first) => HELP.iter().skip(first).map(|&line| line.to_owned()).collect(),
+            None => self.page_lines(),
         };
-        if self.waiting {
-            line = format!("from the next window on {line}");
-        }
-        if self.paused {
-            line = format!("PAUSED (p: go on)  {line}");
-        }
-        line
+        all.resize(above, String::new());
+        // The lines of the table fit already, and may contain escape sequences.
+        let is_row = |at: usize| self.help.is_none() && at >= 2;
+        let mut cut: Vec<_> = all
+            .into_iter()
+            .enumerate()
+            .map(|(at, line)| if is_row(at) { line } else { text::cut(&line, columns) })
+            .collect();
+        cut.extend(foot.iter().map(|line| text::cut(line, columns)));
+        cut
     }
 
-    fn table(&mut self) -> Vec<String> {
-        let page = self.page();
-        let rows: Vec<_> = self.rows();
-        // What the cursor is on has moved, or is gone.
-        let is_followed = |row: &&Row| Some(&row.group) == self.followed.as_ref();
-        let found = rows.iter().position(|(row, _)| is_followed(row));
-        let cursor = found.unwrap_or(self.cursor).min(rows.len().saturating_sub(1));
-        let least = (cursor + 1).saturating_sub(page);
-        let offset = self
-            .offset
-            .clamp(least, cursor.max(least))
-            .min(rows.len().saturating_sub(page).max(least));
-        let window_ns = self.told.as_ref().map_or(1, |told| told.window.length_ns);
-        let shown: Vec<_> = rows
-            .iter()
-            .enumerate()
-            .skip(offset)
-            .take(page)
-            .map(|(at, &(row, change))| Shown {
-                row,
-                change,
-                selected: at == cursor,
-                window_ns,
-            })
-            .collect();
-        let lines = self.layout().lines(&shown, self.sort, self.begin.color);
-        (self.cursor, self.offset) = (cursor, offset);
+    /// Returns the lines that stay on the terminal after the end: those of the screen without the last one.
+    pub fn final_lines(&mut self) -> Vec<String> {
+        (self.help, self.prompt, self.notice) = (None, None, None);
+        if self.frame.is_none() {
+            return Vec::new();
+        }
+        let mut lines = self.lines();
+        lines.pop();
+        while lines.last().is_some_and(|line| line.trim().is_empty()) {
+            lines.pop();
+        }
         lines
     }
 
-    fn foot(&self) -> String {
-        match &self.mode {
-            Mode::Prompt { text, error: None } => format!("filter: {}_", text::harmless(text)),
-            Mode::Prompt { text, error: Some(why) } => format!("{why}  (filter: {}_)", text::harmless(text)),
-            Mode::Help => "any key: back".to_owned(),
-            _ => match &self.note {
-                Some(note) => text::harmless(note),
-                None => {
-                    let count = self.rows().len();
-                    let more = if count > self.page() {
-                        format!("{}/{count}  ", self.cursor + 1)
-                    } else {
-                        String::new()
-                    };
-                    more + FOOT
-                }
-            },
+    fn page_lines(&mut self) -> Vec<String> {
+        let columns = self.size.0;
+        let first = match &self.frame {
+            Some(frame) => header::frame_line(frame, columns),
+            None => "waiting for the end of the first window".to_owned(),
+        };
+        let source = self.source();
+        let rows = self.rows(source.as_deref());
+        self.scroll(&rows);
+        let second = header::join(self.state_parts(&rows), columns);
+        let mut lines = vec![first, second];
+        lines.extend(self.table(&rows));
+        if rows.is_empty() && self.frame.is_some() {
+            lines.push("no connections".to_owned());
         }
+        lines
+    }
+
+    /// Returns the parts of the line about the state of the view.
+    fn state_parts(&self, rows: &[RowRef<'_>]) -> Vec<Part> {
+        let mut parts = Vec::new();
+        if self.is_stale {
+            parts.push((0, "from the next window on:".to_owned()));
+        }
+        if self.is_paused {
+            parts.push((0, self.paused_text()));
+        }
+        match (&self.page, &self.frame) {
+            (Page::Connections(group), _) => parts.push((0, self.connections_text(group))),
+            (Page::Groups, Some(frame)) if self.shows_totals => {
+                let from = Rfc3339::new(frame.span.from);
+                parts.push((0, format!("totals since {}Z", &from.time_of_day()[..8])));
+            }
+            _ => {}
+        }
+        if self.page == Page::Groups {
+            let names: Vec<_> = self.by().iter().map(|key| key.name()).collect();
+            parts.push((0, format!("by {}", names.join(","))));
+        }
+        parts.push((1, format!("sorted by {}", self.sort)));
+        if self.only_failures {
+            parts.push((0, "failures only".to_owned()));
+        }
+        if !self.filter.is_empty() {
+            parts.push((0, format!("only {}", text::harmless(&self.filter))));
+        }
+        if let Some(frame) = &self.frame {
+            parts.push((2, text::harmless(&frame.names)));
+        }
+        if !rows.is_empty() {
+            parts.push((0, format!("row {} of {}", self.cursor + 1, rows.len())));
+        }
+        parts
+    }
+
+    fn paused_text(&self) -> String {
+        let number = self.frame.as_ref().map(|frame| frame.number);
+        match number.map(|number| self.history.lock().position(number)) {
+            Some((position, count)) => format!("PAUSED at window {position} of {count}"),
+            None => "PAUSED".to_owned(),
+        }
+    }
+
+    fn connections_text(&self, group: &Arc<Group>) -> String {
+        let rows = self.frame.as_ref().map(|frame| &frame.rows);
+        let Some(TableRow { row, state }) = rows.and_then(|rows| rows.iter().find(|row| row.row.group == *group)) else {
+            return "connections of a group that is no longer in the table".to_owned();
+        };
+        let (client, server) = (text::client(row).whole(), text::server(row).whole());
+        if *state == RowState::Quiet {
+            return format!("the last connections of {client} to {server}, which is quiet");
+        }
+        let count = row.sums.open + row.sums.connecting + row.sums.closed;
+        format!("{} of {count} connections of {client} to {server}", row.listed)
+    }
+
+    /// Moves the cursor to the followed group, and the page so that the cursor is on it.
+    fn scroll(&mut self, rows: &[RowRef<'_>]) {
+        let page_rows = self.page_rows();
+        let followed = self.followed.as_ref();
+        let found = rows.iter().position(|row| Some(&row.row.group) == followed);
+        let cursor = found.unwrap_or(self.cursor).min(rows.len().saturating_sub(1));
+        let min = (cursor + 1).saturating_sub(page_rows);
+        let max = rows.len().saturating_sub(page_rows).max(min);
+        self.offset = self.offset.clamp(min, cursor.max(min)).min(max);
+        self.cursor = cursor;
+    }
+
+    fn table(&self, rows: &[RowRef<'_>]) -> Vec<String> {
+        let Some(Frame { span, .. }) = self.frame.as_deref() else {
+            return self.layout().lines(&[], self.sort, self.options.color);
+        };
+        let page = rows.iter().enumerate().skip(self.offset).take(self.page_rows());
+        let shown: Vec<_> = page
+            .map(|(at, &row)| ShownRow::new(row, span).selected(at == self.cursor))
+            .collect();
+        self.layout().lines(&shown, self.sort, self.options.color)
+    }
+
+    /// Returns the last line, or two lines while the prompt has an error.
+    fn foot(&self) -> Vec<String> {
+        let columns = self.size.0;
+        if let Some(prompt) = &self.prompt {
+            let error = prompt.error().map(text::harmless);
+            return error.into_iter().chain([prompt.line(columns)]).collect();
+        }
+        vec![match (&self.notice, self.help) {
+            (Some(notice), _) => text::harmless(notice),
+            (None, Some(_)) => "any other key: back".to_owned(),
+            (None, None) => self.keys(columns),
+        }]
+    }
+
+    /// Returns as many keys as fit.
+    fn keys(&self, columns: usize) -> String {
+        let back = matches!(self.page, Page::Connections(_)).then_some("Esc back");
+        let mut keys = String::new();
+        for key in back.into_iter().chain(KEYS.iter().copied()) {
+            let gap = if keys.is_empty() { "" } else { "  " };
+            if text::width(&keys) + gap.len() + text::width(key) > columns {
+                break;
+            }
+            keys += gap;
+            keys += key;
+        }
+        keys
     }
 }
 
-/// The rows of a window, what is new among them, and what is gone.
-pub(super) fn compared<'a>(now: &'a [Row], before: &'a [Row]) -> Vec<(&'a Row, Change)> {
-    if before.is_empty() {
-        return now.iter().map(|row| (row, Change::None)).collect();
-    }
-    let groups = |rows: &'a [Row]| rows.iter().map(|row| &*row.group).collect::<HashSet<_>>();
-    let (there, was_there) = (groups(now), groups(before));
-    let new = now.iter().map(|row| {
-        let change = if was_there.contains(&*row.group) {
-            Change::None
-        } else {
-            Change::New
-        };
-        (row, change)
-    });
-    let gone = before.iter().filter(|row| !there.contains(&*row.group));
-    new.chain(gone.map(|row| (row, Change::Gone))).collect()
+/// Returns whether `row` is a connection of `group`.
+fn is_of_group(row: &Row, group: &Arc<Group>) -> bool {
+    row.parent.as_ref() == Some(group)
+}
+
+/// Returns whether a group has failed, or has attempts that wait for an answer.
+fn has_failures(row: &RowRef<'_>) -> bool {
+    let is_quiet_failure = row.state == RowState::Quiet && row.row.last_failure.is_some();
+    row.row.sums.failed() > 0 || row.row.sums.connecting > 0 || is_quiet_failure
 }

@@ -1,44 +1,42 @@
 //! How many directories of a cgroup tree are visited and watched. Pure.
 //!
-//! Directories outside of pods are charged to their parent, those in a container outside of pods to that container, and pods
-//! to their kubelet. So nobody who creates directories keeps another's from being found.
+//! Directories outside of pods are charged to their parent, those in a container outside of pods to that container,
+//! and pods to their kubelet. So no user who creates directories hides those of another user.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::names::local::cgroup::{CgroupKind, CgroupPath};
 
-/// Directories that are neither a pod's nor in a container, in one parent directory.
+/// The number of directories in one parent directory that are neither a pod's nor in a container.
 const MAX_CHILDREN: usize = 1024;
-/// Directories in one container outside of pods. A node that is a container needs a dozen.
+/// The number of directories in one container outside of pods. A node that is a container needs a dozen.
 const MAX_IN_CONTAINER: usize = 64;
-/// Pods of one kubelet.
-const MAX_PODS: usize = 16_384;
-/// Pods of all kubelets in one container.
+const MAX_PODS_OF_KUBELET: usize = 16_384;
 const MAX_PODS_IN_CONTAINER: usize = 1024;
-/// All directories.
 const MAX_TOTAL: usize = 65_536;
 /// systemd and container runtimes nested in each other need a dozen levels.
 const MAX_DEPTH: usize = 32;
 
 /// The number of directories in use, for each account.
 #[derive(Debug, Default)]
-pub struct Budget {
-    used: HashMap<Account, usize>,
+pub struct DirectoryBudget {
+    used: HashMap<DirectoryAccount, usize>,
     total: usize,
 }
 
-/// Who pays for a directory.
+/// What a directory is charged to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Account {
+enum DirectoryAccount {
     Parent(PathBuf),
     Container(PathBuf),
     Kubelet(PathBuf),
+    /// All kubelets in a container.
     Kubelets(PathBuf),
 }
 
-impl Budget {
-    /// Takes one directory out of the budget; false if there is nothing left.
+impl DirectoryBudget {
+    /// Takes one directory out of the budget. Returns false if nothing is left.
     pub fn take(&mut self, path: &Path, parsed: &CgroupPath) -> bool {
         let (account, max) = account(path, parsed);
         let used = self.used.get(&account).copied().unwrap_or_default();
@@ -63,14 +61,20 @@ impl Budget {
     }
 }
 
-fn account(path: &Path, parsed: &CgroupPath) -> (Account, usize) {
+fn account(path: &Path, parsed: &CgroupPath) -> (DirectoryAccount, usize) {
     let container = parsed.outer_container().filter(|(_, depth)| *depth < parsed.depth());
     let container = container.map(|(_, depth)| path.iter().take(depth).collect());
     match (parsed.kind(), parsed.pod(), container) {
-        (CgroupKind::Pod, _, Some(container)) => (Account::Kubelets(container), MAX_PODS_IN_CONTAINER),
-        (CgroupKind::Pod, Some(pod), None) => (Account::Kubelet(PathBuf::from(&*pod.root)), MAX_PODS),
-        (_, _, Some(container)) => (Account::Container(container), MAX_IN_CONTAINER),
-        (_, _, None) => (Account::Parent(path.parent().unwrap_or(path).into()), MAX_CHILDREN),
+        (CgroupKind::Pod, _, Some(container)) => (DirectoryAccount::Kubelets(container), MAX_PODS_IN_CONTAINER),
+        (CgroupKind::Pod, Some(pod), None) => (
+            DirectoryAccount::Kubelet(PathBuf::from(&*pod.root)),
+            MAX_PODS_OF_KUBELET,
+        ),
+        (_, _, Some(container)) => (DirectoryAccount::Container(container), MAX_IN_CONTAINER),
+        (_, _, None) => (
+            DirectoryAccount::Parent(path.parent().unwrap_or(path).into()),
+            MAX_CHILDREN,
+        ),
     }
 }
 
@@ -78,7 +82,7 @@ fn account(path: &Path, parsed: &CgroupPath) -> (Account, usize) {
 mod tests {
     use super::*;
 
-    fn taken(budget: &mut Budget, paths: impl Iterator<Item = String>) -> usize {
+    fn taken(budget: &mut DirectoryBudget, paths: impl Iterator<Item = String>) -> usize {
         let is_taken = |path: &String| budget.take(Path::new(path), &CgroupPath::parse(path));
         paths.filter(is_taken).count()
     }
@@ -90,28 +94,21 @@ mod tests {
     #[test]
     fn each_account_has_its_own_bound() {
         let container = format!("docker/{}", "3f".repeat(32));
-        let mut budget = Budget::default();
-        let tenants = [
-            taken(&mut budget, (0..66_000).map(|number| format!("a/{number}"))),
-            taken(&mut budget, (0..66_000).map(|number| format!("{container}/{number}"))),
-            taken(&mut budget, (0..66_000).map(|number| format!("{container}/x/{number}"))),
-            taken(
-                &mut budget,
-                (0..66_000).map(|number| format!("{container}/kubepods/pod{}", uid(number))),
+        let mut budget = DirectoryBudget::default();
+        let paths: [(&dyn Fn(u32) -> String, usize); 6] = [
+            (&|number| format!("a/{number}"), MAX_CHILDREN),
+            (&|number| format!("{container}/{number}"), MAX_IN_CONTAINER),
+            (&|number| format!("{container}/x/{number}"), 0),
+            (
+                &|number| format!("{container}/kubepods/pod{}", uid(number)),
+                MAX_PODS_IN_CONTAINER,
             ),
-            taken(
-                &mut budget,
-                (0..66_000).map(|number| format!("{container}/{number}/kubepods/pod{}", uid(number))),
-            ),
-            taken(
-                &mut budget,
-                (0..66_000).map(|number| format!("kubepods/pod{}", uid(number))),
-            ),
+            (&|number| format!("{container}/{number}/kubepods/pod{}", uid(number)), 0),
+            (&|number| format!("kubepods/pod{}", uid(number)), MAX_PODS_OF_KUBELET),
         ];
-        assert_eq!(
-            tenants,
-            [MAX_CHILDREN, MAX_IN_CONTAINER, 0, MAX_PODS_IN_CONTAINER, 0, MAX_PODS]
-        );
+        for (path, max) in paths {
+            assert_eq!(taken(&mut budget, (0..66_000).map(path)), max, "{}", path(0));
+        }
         let others = ["b/1", "docker/1", &container, "b/kubepods"].map(str::to_owned);
         assert_eq!(taken(&mut budget, others.into_iter()), 4);
         let deep = ["x/".repeat(MAX_DEPTH) + "x", "y/".repeat(MAX_DEPTH - 1) + "y"];
@@ -119,8 +116,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_can_be_taken_again() {
-        let mut budget = Budget::default();
+    fn returned_directories_can_be_taken_again() {
+        let mut budget = DirectoryBudget::default();
         let paths = || (0..MAX_CHILDREN).map(|number| format!("a/{number}"));
         assert_eq!(taken(&mut budget, paths()), MAX_CHILDREN);
         for path in paths() {

@@ -9,21 +9,22 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, fstatfs, openat, readlinkat, statat};
 
-/// The type of a file handle that is a kernfs id (FILEID_KERNFS), from Linux 5.5 on. Earlier, ids were no 64-bit inode numbers.
+/// The type of a file handle that is a kernfs id (FILEID_KERNFS), from Linux 5.5 on. Earlier, ids were no 64-bit
+/// inode numbers.
 const FILEID_KERNFS: c_int = 0xfe;
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
-/// Directories that are climbed from one whose path is too long for the kernel to tell.
+/// The number of parent directories that are tried where a path is too long for the kernel to report.
 const MAX_CLIMB: usize = 4096;
-/// What follows the path of a directory that was removed.
+/// The kernel's suffix of the path of a directory that was removed.
 const DELETED: &[u8] = b" (deleted)";
 
 /// A cgroup hierarchy. Paths are relative to its root.
 #[derive(Debug)]
 pub struct Hierarchy {
     root: OwnedFd,
-    /// The root's path as the kernel tells it.
+    /// The root's path as the kernel reports it.
     path: PathBuf,
-    /// The user whose directories are trusted; `None` trusts nobody's.
+    /// The user whose directories are trusted; `None` trusts no directory.
     trusted_uid: Option<u32>,
 }
 
@@ -73,15 +74,15 @@ impl Hierarchy {
         Ok((stat.st_ino, is_trusted))
     }
 
-    /// Returns the number of directories on the way to this one, from the root downwards and both included, to which only root
-    /// can write.
+    /// Returns the number of directories on the way to this one, from the root downwards and both included, to which
+    /// only root can write.
     pub fn trusted_depth(&self, path: &Path) -> usize {
         let ancestors: Vec<&Path> = path.ancestors().collect();
         let is_trusted = |path: &&&Path| self.inspect(path).is_ok_and(|(_, is_trusted)| is_trusted);
         ancestors.iter().rev().take_while(is_trusted).count()
     }
 
-    /// Returns the names and ids of the directories in a directory. One that cannot be read has none.
+    /// Returns the names and ids of the directories in a directory, if it can be read.
     pub fn children(&self, path: &Path) -> impl Iterator<Item = (OsString, u64)> + use<> {
         let path = if path.as_os_str().is_empty() {
             Path::new(".")
@@ -104,7 +105,8 @@ impl Hierarchy {
         read_start(&self.root, &path)
     }
 
-    /// Returns whether [`Self::path_of`] works: on a cgroup2 mount, with CAP_DAC_READ_SEARCH in the initial user namespace.
+    /// Returns whether [`Self::path_of`] works: on a cgroup2 mount, with CAP_DAC_READ_SEARCH in the initial user
+    /// namespace.
     pub fn has_handles(&self) -> bool {
         let is_cgroup2 = fstatfs(&self.root).is_ok_and(|stat| stat.f_type as u64 == CGROUP2_SUPER_MAGIC);
         let id = self.inspect(Path::new("")).map(|(id, _)| id);
@@ -122,7 +124,7 @@ impl Hierarchy {
                     let path = path.strip_prefix(&self.path).map_err(io::Error::other)?;
                     return Ok(without_deleted(path));
                 }
-                // What is so deep is below some container, so the start of its path says whose it is.
+                // A directory so deep is below some container, so the start of its path names the owner.
                 Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NAMETOOLONG.raw_os_error()) => {
                     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
                     directory = openat(&directory, "..", flags, Mode::empty())?;
@@ -140,8 +142,8 @@ impl Hierarchy {
             id,
         };
         let flags = (OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC).bits() as c_int;
-        // SAFETY: the descriptor is open, and `handle` has the layout of `struct file_handle` with 8 bytes of `f_handle`,
-        // as `handle_bytes` says.
+        // SAFETY: the descriptor is open, and `handle` has the layout of `struct file_handle` with 8 bytes of
+        // `f_handle`, as `handle_bytes` says.
         let descriptor = unsafe { open_by_handle_at(self.root.as_raw_fd(), &raw mut handle, flags) };
         if descriptor < 0 {
             return Err(io::Error::last_os_error());
@@ -187,7 +189,8 @@ fn path_of(descriptor: &OwnedFd) -> io::Result<PathBuf> {
     Ok(OsString::from_vec(path.into_bytes()).into())
 }
 
-/// Only root can make a directory that is really called so above a container, and below one, names say nothing.
+/// Removes the kernel's suffix. Only root can make a directory with such a name above a container, and below one, names
+/// prove nothing.
 fn without_deleted(path: &Path) -> PathBuf {
     let bytes = path.as_os_str().as_bytes();
     OsStr::from_bytes(bytes.strip_suffix(DELETED).unwrap_or(bytes)).into()

@@ -1,7 +1,7 @@
 //! The cgroups whose owner is known, within fixed bounds. Pure.
 //!
-//! Each pod, and each container outside of pods, has a share of its own: what one of them creates never pushes out an entry of
-//! another. Pods that are gone make room for pods that went later, separately for each kubelet.
+//! Each pod, and each container outside of pods, has its own share: the cgroups of one never push out those of
+//! another. Pods that are gone make room for pods that ended later, separately for each kubelet.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -9,17 +9,18 @@ use std::sync::Arc;
 use crate::names::local::cgroup::{CgroupOwner, PodCgroup};
 use crate::record::ContainerId;
 
-/// The containers of one pod, the pod's own directory included. A busier pod's oldest ones are looked up again.
+/// The number of containers of one pod, the pod's own directory included. With more, the oldest ones are looked up
+/// again.
 const MAX_DIRECT: usize = 64;
-/// Nested cgroups of all pods. Each pod gets an equal share, between the two bounds below.
+/// The number of nested cgroups of all pods. Each pod gets an equal share, between the two bounds below.
 const MAX_NESTED: usize = 131_072;
 const MIN_NESTED_SHARE: usize = 8;
 const MAX_NESTED_SHARE: usize = 1024;
-/// Cgroups that belong to nobody.
-const MAX_NOBODYS: usize = 4096;
-/// Pods of one kubelet that are gone.
+/// The number of cgroups without owner.
+const MAX_UNOWNED: usize = 4096;
+/// The number of pods of one kubelet that are gone.
 const MAX_GONE: usize = 1024;
-/// Pods, and containers outside of pods.
+/// The number of pods, and containers outside of pods.
 const MAX_GROUPS: usize = 65_536;
 
 /// A map from cgroup ids to owners.
@@ -29,13 +30,12 @@ pub struct CgroupTable {
     groups: HashMap<Group, Members>,
     /// The groups that are gone, the oldest first, for each kubelet root; containers outside of pods are under `None`.
     gone: HashMap<Option<Arc<str>>, VecDeque<Group>>,
-    nobodys: VecDeque<u64>,
+    unowned: VecDeque<u64>,
 }
 
-/// Who has a share of the table.
+/// What has its own share of the table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Group {
-    /// A pod.
     Pod(PodCgroup),
     /// A container outside of pods.
     Container(ContainerId),
@@ -67,12 +67,12 @@ impl Group {
 }
 
 impl CgroupTable {
-    /// Returns the owner of a cgroup, or `None` if the cgroup is unknown. `Some(None)` is a cgroup that belongs to nobody.
+    /// Returns the owner of a cgroup, or `None` if the cgroup is unknown. `Some(None)` is a cgroup without owner.
     pub fn get(&self, id: u64) -> Option<Option<Arc<CgroupOwner>>> {
         self.owners.get(&id).cloned()
     }
 
-    /// Adds the directory of a pod or a container that is there.
+    /// Adds the directory of a pod or a container that exists.
     pub fn add_present(&mut self, id: u64, owner: CgroupOwner) {
         let Some(group) = Group::of(&owner) else { return };
         if !self.has_room_for(&group) {
@@ -101,8 +101,8 @@ impl CgroupTable {
             return;
         }
         let Some((group, owner)) = owner.and_then(|owner| Some((Group::of(&owner)?, owner))) else {
-            remove_oldest(&mut self.owners, &mut self.nobodys, MAX_NOBODYS - 1);
-            self.nobodys.push_back(id);
+            remove_oldest(&mut self.owners, &mut self.unowned, MAX_UNOWNED - 1);
+            self.unowned.push_back(id);
             self.owners.insert(id, None);
             return;
         };
@@ -135,7 +135,7 @@ impl CgroupTable {
         }
     }
 
-    /// Returns the UIDs of the pods that are there under a kubelet's root.
+    /// Returns the UIDs of the pods that exist under a kubelet's root.
     pub fn pods_under(&self, root: &str) -> Vec<Arc<str>> {
         let present = self.groups.iter().filter(|(_, members)| members.is_present);
         let uids = present.filter_map(|(group, _)| match group {
@@ -145,7 +145,6 @@ impl CgroupTable {
         uids.collect()
     }
 
-    /// Returns the number of cgroups that are known.
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.owners.len()
@@ -173,7 +172,7 @@ impl CgroupTable {
         (MAX_NESTED / groups).clamp(MIN_NESTED_SHARE, MAX_NESTED_SHARE)
     }
 
-    /// Keeps every group within its share, after a group was added.
+    /// Trims every group to its share, after a group was added.
     fn trim_nested(&mut self) {
         if !(self.groups.len() - 1).is_power_of_two() {
             return;
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn one_pods_cgroups_do_not_push_out_anothers() {
+    fn cgroups_of_one_pod_do_not_push_out_those_of_another() {
         let mut table = CgroupTable::default();
         let (victim, tenant) = (pod("/a", 1), pod("/a", 2));
         table.add_present(1, owner(&victim, Some('1')));
@@ -241,7 +240,7 @@ mod tests {
         }
         assert_eq!(uid(&table, 1).as_deref(), Some("1"));
         assert_eq!(uid(&table, 2).as_deref(), Some("1"));
-        assert_eq!(table.len(), 2 + MAX_NESTED_SHARE + MAX_DIRECT + MAX_NOBODYS);
+        assert_eq!(table.len(), 2 + MAX_NESTED_SHARE + MAX_DIRECT + MAX_UNOWNED);
         assert_eq!(uid(&table, 99_999).as_deref(), Some("2"), "the newest stay");
         assert_eq!(table.get(399_999), Some(None));
         assert_eq!(table.get(300_000), None);
@@ -262,7 +261,7 @@ mod tests {
         }
         assert_eq!(uid(&table, 1).as_deref(), Some("0"), "another kubelet's");
         assert_eq!(table.len(), 1 + MAX_GONE);
-        // It comes again, and goes again: that makes it the newest.
+        // It starts and ends again: that makes it the newest.
         table.add_present(3, owner(&victim, Some('3')));
         assert_eq!(table.pods_under("/a"), [Arc::from("0")]);
         assert_eq!(table.gone[&Some("/a".into())].len(), 0);

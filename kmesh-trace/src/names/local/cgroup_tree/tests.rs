@@ -1,4 +1,4 @@
-//! On directory trees in memory, whose owner stands for root, and on cgroups of version 2 where this process
+//! Tests on directory trees in memory, whose owner stands for root, and on cgroups of version 2 where this process
 //! may make some.
 
 use std::fs;
@@ -17,7 +17,7 @@ fn id(digits: &str) -> String {
     digits.repeat(64 / digits.len())
 }
 
-/// A directory tree, which goes when this is dropped.
+/// A directory tree, which is removed when this is dropped.
 struct Tree {
     root: PathBuf,
 }
@@ -105,10 +105,10 @@ impl Watched {
         }
     }
 
-    /// The UID and the start of the container's id.
+    /// Looks a cgroup up. Returns the UID and the start of the container's id.
     fn text(&mut self, id: u64) -> String {
         let Some(owner) = self.owner(id) else {
-            return "nobody".to_owned();
+            return "none".to_owned();
         };
         let uid = owner.pod.as_ref().map_or("-", |pod| &*pod.uid);
         let container = owner.container.as_ref().map_or("-", |id| &id.as_str()[..2]);
@@ -144,7 +144,7 @@ fn watches_of(inodes: &[u64]) -> usize {
 }
 
 #[test]
-fn cgroups_that_were_there_are_known_and_remembered() {
+fn existing_cgroups_are_known_and_remembered() {
     let tree = Tree::new("known");
     let (container_path, outer_path) = (
         format!("kubepods/pod{UID}/{}", id("3f")),
@@ -175,12 +175,12 @@ fn cgroups_that_were_there_are_known_and_remembered() {
     assert_eq!(*owner, expected);
     assert_eq!(watched.text(pod), format!("{UID} -"));
     assert_eq!(watched.text(outer), "- 4d");
-    assert_eq!(watched.text(service), "nobody");
+    assert_eq!(watched.text(service), "none");
     assert_eq!(watched.cgroups.pods_under("/kubepods").count(), 0);
 }
 
 #[test]
-fn containers_that_come_and_go_are_seen() {
+fn containers_that_start_and_end_are_found() {
     let tree = Tree::new("watched");
     let mut watched = tree.watched();
     watched.settle();
@@ -215,21 +215,21 @@ fn directories_that_others_can_write_to_name_no_pod() {
     let in_others = tree.make(format!("kubepods/pod{OTHER_UID}/{}", id("6c")));
     tree.set_mode(&format!("kubepods/pod{OTHER_UID}"), 0o757);
     let mut watched = tree.watched();
-    assert_eq!(watched.text(container), "nobody");
-    assert_eq!(watched.text(fake), "nobody");
+    assert_eq!(watched.text(container), "none");
+    assert_eq!(watched.text(fake), "none");
     assert_eq!(watched.text(delegated), format!("{UID} 4d"));
     assert_eq!(watched.text(nested), format!("{UID} 4d"));
-    assert_eq!(watched.text(in_others), "nobody");
+    assert_eq!(watched.text(in_others), "none");
     assert_eq!(
         watched.cgroups.pods_under("/kubepods").collect::<Vec<_>>(),
         [UID.into()]
     );
-    // A directory that is given away after it was read.
+    // A directory that others may write to after it was scanned.
     tree.make("late/x");
     watched.settle();
     tree.set_mode("late", 0o777);
     let late = tree.make(format!("late/kubepods/pod{UID}/{}", id("7b")));
-    assert_eq!(watched.text(late), "nobody");
+    assert_eq!(watched.text(late), "none");
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn another_users_directories_name_no_pod() {
         cgroups: CgroupTree::trusting(&tree.root, uid + 1, move || _ = sender.send(())),
         changes,
     };
-    assert_eq!(watched.text(container), "nobody");
+    assert_eq!(watched.text(container), "none");
 }
 
 #[test]
@@ -265,12 +265,12 @@ fn odd_names_are_harmless() {
     for container in containers {
         assert_eq!(watched.text(container), format!("{UID} 3f"));
     }
-    assert_eq!(watched.text(longest), "nobody");
-    assert_eq!(watched.text(deep), "nobody");
+    assert_eq!(watched.text(longest), "none");
+    assert_eq!(watched.text(deep), "none");
 }
 
 #[test]
-fn without_a_hierarchy_nobody_is_known() {
+fn without_a_hierarchy_no_owner_is_known() {
     for root in [None, Some(PathBuf::from("/does/not/exist"))] {
         let mut cgroups = CgroupTree::open(root, || ());
         assert_eq!(cgroups.lookup(1), Lookup::Known(None));
@@ -279,11 +279,11 @@ fn without_a_hierarchy_nobody_is_known() {
 }
 
 #[test]
-fn more_lookups_than_can_wait_are_answered_at_once() {
+fn lookups_beyond_the_limit_are_answered_at_once() {
     let tree = Tree::new("flood");
     let (sender, _changes) = channel();
     let (release, released) = channel::<()>();
-    // The first reading reports, and waits there.
+    // The first scan reports, and waits there.
     let mut cgroups = CgroupTree::trusting(&tree.root, 0, move || {
         _ = sender.send(());
         _ = released.recv();
@@ -322,7 +322,7 @@ fn cgroups_are_found_by_id() {
     assert_eq!(watched.text(nested), format!("{UID} 3f"));
     assert_eq!(watched.text(deep), format!("{UID} 3f"));
     assert_eq!(watched.text(container), format!("{UID} 3f"));
-    assert_eq!(watched.text(service), "nobody");
+    assert_eq!(watched.text(service), "none");
     let root = format!("/{}/kubepods", below.display());
     assert_eq!(watched.cgroups.pods_under(&root).collect::<Vec<_>>(), [UID.into()]);
     let directories = [tree.make("kubepods"), tree.make(&pod), container, nested];
@@ -338,7 +338,7 @@ fn cgroups_are_found_by_id() {
 
 /// Many directories of a tenant, in every place where it can have some, leave memory and watches as they are.
 #[test]
-fn a_tenants_directories_take_no_lasting_memory() {
+fn directories_of_a_tenant_take_no_lasting_memory() {
     const MANY: usize = 66_000;
     let tree = Tree::new("many");
     let container = format!("kubepods/pod{UID}/{}", id("3f"));

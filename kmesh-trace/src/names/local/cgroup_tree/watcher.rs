@@ -12,39 +12,40 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init, remove_watch};
 
-use super::budget::Budget;
+use super::budget::DirectoryBudget;
 use super::hierarchy::Hierarchy;
 use super::table::Group;
-use super::{Shared, path_text};
+use super::{SharedTable, path_text};
 use crate::names::local::cgroup::{CgroupKind, CgroupOwner, CgroupPath};
 
-/// The time between two readings of many directories, whatever makes them necessary.
+/// The time between two scans of many directories, whatever makes them necessary.
 const SCAN_INTERVAL: Duration = Duration::from_secs(1);
-/// A lookup that takes longer than this makes the thread rest, so that it uses at most a tenth of a core: a tenant can make
-/// lookups slow, by many directories beside each other that the kernel has not cached.
+/// A look-up that takes longer than this makes the thread rest, so that it uses at most a tenth of a core: a tenant
+/// can make look-ups slow, by many sibling directories that the kernel has not cached.
 const SLOW_LOOKUP: Duration = Duration::from_millis(1);
 const REST_FACTOR: u32 = 9;
-/// Directories below containers that one scan reads, where ids cannot be looked up. Each container has an equal share.
+/// The number of directories below containers that one scan reads, where ids cannot be looked up. Each container has
+/// an equal share.
 const MAX_SCANNED: usize = 4096;
 const MIN_SCANNED_SHARE: usize = 4;
 const MAX_SCANNED_SHARE: usize = 64;
-/// Changes that are taken at once, so that lookups get their turn.
+/// The number of changes that are applied at once, so that look-ups get their turn.
 const MAX_CHANGES: usize = 4096;
 
 /// The state of the thread.
 pub(super) struct Watcher {
     hierarchy: Hierarchy,
-    shared: Arc<Shared>,
-    /// `None` where inotify fails; then single lookups must do.
+    shared: Arc<SharedTable>,
+    /// `None` where inotify fails; then only single look-ups find cgroups.
     inotify: Option<OwnedFd>,
     directories: HashMap<Arc<Path>, Directory>,
     paths_by_watch: HashMap<i32, Arc<Path>>,
-    budget: Budget,
-    /// Ids can be looked up one by one.
+    budget: DirectoryBudget,
+    /// Whether ids can be looked up one by one.
     has_handles: bool,
-    /// The kernel dropped events.
+    /// Whether the kernel dropped events.
     has_lost_events: bool,
-    /// A directory could not be watched.
+    /// Whether a directory could not be watched.
     has_unwatched: bool,
     next_scan: Instant,
     next_lookup: Instant,
@@ -57,14 +58,14 @@ struct Directory {
 }
 
 /// A change in a watched directory.
-struct Change {
+struct DirectoryChange {
     directory: Arc<Path>,
     name: OsString,
     is_removal: bool,
 }
 
 impl Watcher {
-    pub(super) fn new(hierarchy: Hierarchy, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(hierarchy: Hierarchy, shared: Arc<SharedTable>) -> Self {
         Self {
             has_handles: hierarchy.has_handles(),
             hierarchy,
@@ -72,7 +73,7 @@ impl Watcher {
             inotify: init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok(),
             directories: HashMap::new(),
             paths_by_watch: HashMap::new(),
-            budget: Budget::default(),
+            budget: DirectoryBudget::default(),
             has_lost_events: false,
             has_unwatched: false,
             next_scan: Instant::now(),
@@ -86,7 +87,7 @@ impl Watcher {
         on_change();
         while !self.shared.lock().is_closed {
             self.apply_changes();
-            // After the changes, so that a container that is there already is found without being looked up.
+            // After the changes, so that a container that exists already is found without a look-up.
             if self.answer() {
                 on_change();
             } else {
@@ -113,22 +114,25 @@ impl Watcher {
         let wake = PollFd::new(&self.shared.wake, PollFlags::IN);
         let inotify = self.inotify.iter().map(|inotify| PollFd::new(inotify, PollFlags::IN));
         let mut descriptors: Vec<PollFd<'_>> = [wake].into_iter().chain(inotify).collect();
-        // An interruption is as good as an event.
+        // An interruption counts as an event.
         _ = poll(&mut descriptors, timeout.as_ref());
         _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
     }
 
-    /// Reads the whole tree, as far as the budget allows.
+    /// Scans the whole tree, as far as the budget allows.
     fn scan_tree(&mut self) {
         self.has_lost_events = false;
         self.has_unwatched = false;
         self.next_scan = Instant::now() + SCAN_INTERVAL;
-        let vanished = self.directories.iter().filter(|(path, directory)| {
+        let has_vanished = |path: &Path, directory: &Directory| {
             let now = self.hierarchy.inspect(path);
             !now.is_ok_and(|(id, is_trusted)| id == directory.id && is_trusted)
-        });
-        let vanished: Vec<Arc<Path>> = vanished.map(|(path, _)| Arc::clone(path)).collect();
-        for path in vanished {
+        };
+        let vanished = self
+            .directories
+            .iter()
+            .filter(|(path, directory)| has_vanished(path, directory));
+        for path in vanished.map(|(path, _)| Arc::clone(path)).collect::<Vec<_>>() {
             self.remove(&path);
         }
         if let Ok((id, _)) = self.hierarchy.inspect(Path::new("")) {
@@ -136,7 +140,7 @@ impl Watcher {
         }
     }
 
-    /// Takes in a directory whose parents are all trusted, and what is below it.
+    /// Adds a directory whose parents are all trusted, and the directories below it.
     fn visit(&mut self, path: &Path, id: u64) {
         let parsed = CgroupPath::parse(&path_text(path));
         let above = parsed.depth();
@@ -146,8 +150,8 @@ impl Watcher {
             CgroupKind::Pod | CgroupKind::Outside => {}
         }
         let is_trusted = self.hierarchy.inspect(path).is_ok_and(|(_, is_trusted)| is_trusted);
-        let is_owners = parsed.pod().is_some() || parsed.outer_container().is_some_and(|(_, depth)| depth == above);
-        if is_owners {
+        let is_outer_container = parsed.outer_container().is_some_and(|(_, depth)| depth == above);
+        if parsed.pod().is_some() || is_outer_container {
             self.add(id, parsed.owner(above + usize::from(is_trusted)));
         }
         if !is_trusted || !(self.directories.contains_key(path) || self.budget.take(path, &parsed)) {
@@ -172,10 +176,8 @@ impl Watcher {
         }
         let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR | WatchFlags::DONT_FOLLOW;
         let directory = self.hierarchy.absolute(path);
-        let watch = self
-            .inotify
-            .as_ref()
-            .and_then(|inotify| add_watch(inotify, directory, flags).ok());
+        let inotify = self.inotify.as_ref();
+        let watch = inotify.and_then(|inotify| add_watch(inotify, directory, flags).ok());
         self.has_unwatched |= watch.is_none();
         let path: Arc<Path> = path.into();
         if let Some(watch) = watch {
@@ -184,8 +186,8 @@ impl Watcher {
         self.directories.insert(path, Directory { id, watch });
     }
 
-    /// Stops watching a directory. The kernel does not tell when a watched cgroup is removed, and keeps its watch (seen on
-    /// Linux 6.18), so the parent's watch must tell.
+    /// Stops watching a directory. The kernel reports no event when a watched cgroup is removed, and keeps its watch
+    /// (seen on Linux 6.18), so the parent's watch must report it.
     fn forget(&mut self, path: &Path) {
         let Some(directory) = self.directories.remove(path) else {
             return;
@@ -208,7 +210,7 @@ impl Watcher {
                     self.visit(&path, id);
                 }
             } else {
-                // It was given away after it was made.
+                // Its owner or its mode was changed after it was made.
                 self.forget(&change.directory);
             }
         }
@@ -233,7 +235,7 @@ impl Watcher {
     }
 
     /// Returns the next changes that have happened.
-    fn read_changes(&mut self) -> Vec<Change> {
+    fn read_changes(&mut self) -> Vec<DirectoryChange> {
         let Some(inotify) = &self.inotify else {
             return Vec::new();
         };
@@ -251,7 +253,7 @@ impl Watcher {
                 && event.events().contains(ReadFlags::ISDIR)
                 && let Some(name) = event.file_name()
             {
-                changes.push(Change {
+                changes.push(DirectoryChange {
                     directory: Arc::clone(directory),
                     name: OsStr::from_bytes(name.to_bytes()).to_owned(),
                     is_removal: event.events().contains(ReadFlags::DELETE),
@@ -261,7 +263,7 @@ impl Watcher {
         changes
     }
 
-    /// Answers requests; false if none can be answered now.
+    /// Answers requests. Returns false if none can be answered now.
     fn answer(&mut self) -> bool {
         let now = Instant::now();
         if self.has_handles {
@@ -299,7 +301,7 @@ impl Watcher {
         }
     }
 
-    /// Looks up one cgroup. A cgroup that is gone belongs to nobody.
+    /// Looks up one cgroup. A cgroup that is gone has no owner.
     fn look_up(&self, id: u64) -> Option<CgroupOwner> {
         if let Some(known) = self.shared.lock().table.get(id) {
             return known.map(|owner| (*owner).clone());
@@ -309,7 +311,7 @@ impl Watcher {
         CgroupPath::parse(&path_text(&path)).owner(trusted)
     }
 
-    /// Reads the cgroups below containers, the uppermost first.
+    /// Returns the owners of the cgroups below containers, read level by level.
     fn scan_containers(&mut self) -> HashMap<u64, CgroupOwner> {
         self.next_scan = Instant::now() + SCAN_INTERVAL;
         let directories = self.directories.keys().take(MAX_SCANNED);
@@ -332,7 +334,7 @@ impl Watcher {
         found
     }
 
-    /// Returns the containers that a watched directory is or has.
+    /// Returns the container that a watched directory is, or the containers in it.
     fn containers_in(&self, path: &Path) -> Vec<PathBuf> {
         let parsed = CgroupPath::parse(&path_text(path));
         if parsed.kind() == CgroupKind::Pod {

@@ -1,5 +1,4 @@
 use std::fs;
-use std::sync::mpsc::channel;
 
 use super::*;
 use crate::names::local::cgroup_tree::mounts;
@@ -26,7 +25,7 @@ fn own_process_started_before_now_and_after_the_first_one() {
 }
 
 #[test]
-fn without_pods_a_namespace_is_nobodys() {
+fn namespace_without_pod_has_no_owner() {
     let (sender, changes) = channel();
     let mut namespaces = PodNamespaces::of(vec!["/does/not/exist".into()], move || _ = sender.send(()));
     let node = namespaces.node.unwrap();
@@ -37,16 +36,15 @@ fn without_pods_a_namespace_is_nobodys() {
     assert_eq!(namespaces.pod_of(1, 0), Lookup::Known(None));
 }
 
-/// A process in a network namespace of its own. It lives until this is dropped.
+/// A process in its own network namespace. It lives until this is dropped.
 struct Process(std::process::Child);
 
 impl Process {
     fn start() -> Option<Self> {
         let mut command = std::process::Command::new("unshare");
-        // It says when it is in its namespace.
-        let arguments = ["--net", "sh", "-c", "echo; exec cat"];
+        // It prints a line when it is in its namespace.
+        command.args(["--net", "sh", "-c", "echo; exec cat"]);
         command
-            .args(arguments)
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped());
         let mut child = command.spawn().ok()?;
@@ -57,9 +55,8 @@ impl Process {
     }
 
     fn netns(&self) -> u32 {
-        node::inode(Path::new(&format!("/proc/{}/ns/net", self.0.id())))
-            .and_then(|inode| inode.try_into().ok())
-            .unwrap()
+        let path = format!("/proc/{}/ns/net", self.0.id());
+        node::inode(Path::new(&path)).unwrap().try_into().unwrap()
     }
 }
 
@@ -70,7 +67,7 @@ impl Drop for Process {
     }
 }
 
-/// A cgroup in a hierarchy, gone with all that is below it when this is dropped.
+/// A cgroup, which is removed with all cgroups below it when this is dropped.
 struct Tree(PathBuf);
 
 impl Drop for Tree {
@@ -79,7 +76,7 @@ impl Drop for Tree {
     }
 }
 
-/// The kernel removes a process from its cgroup a moment after it is gone.
+/// Removes a cgroup. The kernel removes a process from its cgroup a moment after the process is gone.
 fn remove(directory: &Path) {
     for child in fs::read_dir(directory).into_iter().flatten().flatten() {
         if child.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -132,18 +129,18 @@ fn pods_are_known_by_their_sandboxes() {
     };
     assert_eq!(pod_of(web.netns(), now_ns()).as_deref(), Some(UID));
     assert_eq!(pod_of(web.netns(), 1).as_deref(), None, "before the sandbox started");
-    // A pod that comes later.
+    // A pod that starts later.
     put(&db, OTHER_UID, "4d");
     let db_netns = db.netns();
     assert_eq!(pod_of(db_netns, now_ns()).as_deref(), Some(OTHER_UID));
-    // Its number is anybody's as soon as it is gone.
+    // Its number may be reused as soon as it is gone.
     drop(db);
     assert_eq!(pod_of(db_netns, now_ns()), None);
     assert_eq!(pod_of(web.netns(), now_ns()).as_deref(), Some(UID));
 }
 
 #[test]
-fn namespace_of_two_pods_is_nobodys() {
+fn namespace_of_two_pods_belongs_to_neither() {
     let Some(process) = Process::start() else {
         println!("skipped: this process can make no network namespace");
         return;
@@ -151,7 +148,7 @@ fn namespace_of_two_pods_is_nobodys() {
     let netns = process.netns();
     let sandbox = |uid: &str| {
         let path = format!("/proc/{}", process.0.id());
-        Arc::new(Sandbox {
+        Arc::new(SandboxProcess {
             pod: PodCgroup {
                 root: "/kubepods".into(),
                 uid: uid.into(),
@@ -162,12 +159,12 @@ fn namespace_of_two_pods_is_nobodys() {
         })
     };
     let mut namespaces = PodNamespaces::of(Vec::new(), || ());
-    namespaces.shared.lock().known.insert(netns, vec![sandbox(UID)]);
-    assert!(matches!(namespaces.pod_of(netns, 0), Lookup::Known(Some(pod)) if *pod.uid == *UID));
-    namespaces
-        .shared
-        .lock()
-        .known
-        .insert(netns, vec![sandbox(UID), sandbox(OTHER_UID)]);
-    assert_eq!(namespaces.pod_of(netns, 0), Lookup::Known(None));
+    for (uids, expected) in [(&[UID][..], Some(UID)), (&[UID, OTHER_UID], None)] {
+        let sandboxes = uids.iter().map(|uid| sandbox(uid)).collect();
+        lock(&namespaces.state).known.insert(netns, sandboxes);
+        let Lookup::Known(found) = namespaces.pod_of(netns, 0) else {
+            panic!("pending")
+        };
+        assert_eq!(found.map(|pod| pod.uid).as_deref(), expected);
+    }
 }

@@ -1,16 +1,14 @@
 //! The source against an API server that the test plays.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
 use super::*;
-use crate::names::sources::health::Report;
-use crate::names::sources::test_server::{Reply, client, serve};
-use crate::names::sources::{RefreshRequest, Store};
-use crate::names::update::{Key, Object, SourceId, SourceUpdate};
+use crate::names::sources::RefreshRequest;
+use crate::names::sources::test_server::{Reply, client, reporter, runtime, serve};
+use crate::names::update::{Change, Key, Object, SourceId};
 
 /// The longest time for what must come. Only a failing test waits this long.
 const WAIT: Duration = Duration::from_secs(60);
@@ -25,7 +23,7 @@ fn is_watch(path: &str) -> bool {
 
 /// A source at work.
 struct Run {
-    updates: Receiver<SourceUpdate>,
+    changes: Receiver<Change>,
     reports: Receiver<(SourceId, Report)>,
     request: RefreshRequest,
 }
@@ -36,40 +34,24 @@ fn run(server: http::Uri) -> Run {
         client: client(server),
         node: "n1".to_owned(),
         this_node: false,
-        requests: RefreshRequests(request.0.subscribe()),
+        requests: request.0.subscribe(),
     };
-    let (sender, updates) = channel();
-    let store: Store =
-        Arc::new(
-            move |batch: Vec<SourceUpdate>| match batch.into_iter().all(|one| sender.send(one).is_ok()) {
-                true => ControlFlow::Continue(()),
-                false => ControlFlow::Break(()),
-            },
-        );
-    let (reporter, reports) = channel();
-    let reporter = Reporter::new(SourceId(0), store, reporter);
-    thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(source.run(reporter));
-    });
+    let (reporter, changes, reports) = reporter();
+    thread::spawn(move || runtime().block_on(source.run(reporter)));
     Run {
-        updates,
+        changes,
         reports,
         request,
     }
 }
 
 impl Run {
-    /// The next changes of pods, in short, up to one.
+    /// Returns the next changes of pods, in short, up to `last`.
     fn pods_until(&self, last: &str) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         while all.last().is_none_or(|change| change != last) {
-            let update = self.updates.recv_timeout(WAIT);
-            let update = update.unwrap_or_else(|_| panic!("{last} did not come after {all:?}"));
-            match update.change {
+            let change = self.changes.recv_timeout(WAIT);
+            match change.unwrap_or_else(|_| panic!("{last} did not come after {all:?}")) {
                 Change::ListStart(Scope::All(Kind::Pods)) => all.push("start".to_owned()),
                 Change::ListEnd(Scope::All(Kind::Pods)) => all.push("end".to_owned()),
                 Change::ListStart(Scope::PodsOfNode(node)) => all.push(format!("start {node}")),
@@ -82,7 +64,7 @@ impl Run {
         all
     }
 
-    /// The first report that this takes.
+    /// Returns the first report that `take` takes.
     fn report<T>(&self, take: impl Fn(Report) -> Option<T>) -> T {
         loop {
             let (_, report) = self.reports.recv_timeout(WAIT).expect("a report");
@@ -104,7 +86,7 @@ fn list(items: &[String], meta: &str) -> String {
     )
 }
 
-/// 30 pods of 1.4 MB each, as a tenant may create them, are one page of 42 MB; and one pod takes 3 MB after parsing.
+/// 30 pods of 1.4 MB each, as a tenant may create them, are one page of 42 MB; and one pod has 5 MB.
 #[test]
 fn large_pods_do_not_cost_other_pods_their_names() {
     let server = serve(
@@ -119,7 +101,7 @@ fn large_pods_do_not_cost_other_pods_their_names() {
                 let container = r#"{"name":"cccccccccccccccccccccccccccccc"}"#;
                 pods.push(format!(
                     r#"{{"metadata":{{"uid":"huge"}},"spec":{{"containers":[{}]}}}}"#,
-                    vec![container; 80_000].join(",")
+                    vec![container; 120_000].join(",")
                 ));
                 pods.push(r#"{"metadata":{"uid":"odd","name":7}}"#.to_owned());
                 Reply::Body(list(&pods, r#""resourceVersion":"7","continue":"next/1""#))
@@ -135,7 +117,7 @@ fn large_pods_do_not_cost_other_pods_their_names() {
         Report::LeftOut(left_out) => Some(left_out),
         _ => None,
     });
-    assert_eq!((left_out.count, &*left_out.first), (2, "one takes more than 1 MiB"));
+    assert_eq!((left_out.count, &*left_out.first), (2, "one takes more than 2 MiB"));
     run.report(|report| matches!(report, Report::Answered).then_some(()));
 }
 

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::messages;
 use super::*;
+use crate::names::update::Owner;
 use crate::record::ContainerId;
 
 fn sandbox(id: &str, uid: &str, created_at: i64) -> Sandbox {

@@ -37,6 +37,8 @@ fn server_without_scheme_is_as_kubectl_has_it() {
 #[test]
 fn errors_quote_nothing_of_the_file() {
     let good = "server: http://127.0.0.1:1";
+    let data = "client-certificate-data: s3cret!\n    client-key-data: s3cret!";
+    let proxy = format!("{good}\n    proxy-url: ftp://me:s3cret@p");
     let cases = [
         (
             config("server: https://me:s3cret@host", "token: t"),
@@ -46,17 +48,11 @@ fn errors_quote_nothing_of_the_file() {
         (config("server: 127.0.0.1:s3cret", "token: t"), "not a URL"),
         (config("server: https://host:99999", "token: s3cret"), "not a URL"),
         (config("server: ftp://s3cret", "token: t"), "neither http nor https"),
-        (
-            config(good, "client-certificate-data: s3cret!\n    client-key-data: s3cret!"),
-            "not base64",
-        ),
+        (config(good, data), "not base64"),
         (config(good, "token: \"s3cret\\u0007\""), "characters that no token has"),
         (config(good, "token: s3cret\n    token: [s3cret\n"), "line"),
         (config(good, "token: [s3cret]"), "at line 12 column"),
-        (
-            config(&format!("{good}\n    proxy-url: ftp://me:s3cret@p"), "token: t"),
-            "proxy-url",
-        ),
+        (config(&proxy, "token: t"), "proxy-url"),
         (
             config(good, "auth-provider: {name: s3cret}"),
             "auth-provider is not supported",
@@ -76,7 +72,7 @@ fn only_a_named_file_may_run_a_program() {
         "exec: {command: get-token, apiVersion: v1}",
     );
     assert!(client_of(&text).is_ok());
-    let origin = Origin {
+    let origin = KubeconfigOrigin {
         label: "x".to_owned(),
         is_named: false,
     };
@@ -97,13 +93,8 @@ fn files_that_do_not_exist_are_skipped_among_several() {
     assert_eq!(client.server, "http://first/");
     // A relative path starts at its own file.
     assert!(matches!(client.credentials, Credentials::TokenFile(path) if path == folder.join("sub/token")));
-    assert!(
-        read_all(&files, true)
-            .err()
-            .unwrap()
-            .to_string()
-            .contains("No such file")
-    );
+    let error = read_all(&files, true).err().unwrap().to_string();
+    assert!(error.contains("No such file"), "{error}");
     assert!(read_all(&files[..1], false).is_err());
     fs::remove_dir_all(&folder).unwrap();
 }
@@ -111,7 +102,7 @@ fn files_that_do_not_exist_are_skipped_among_several() {
 #[test]
 fn base64_may_have_line_breaks() {
     let data = Some("aGVs\n  bG8=\n".to_owned());
-    let pem = pem(&data, &None, "x", Path::new("")).unwrap().unwrap();
+    let pem = pem((&data, &None), "x", Path::new("")).unwrap().unwrap();
     assert!(matches!(pem, Pem::Data(bytes, _) if bytes == b"hello"));
 }
 
@@ -119,16 +110,11 @@ fn base64_may_have_line_breaks() {
 fn users_are_impersonated() {
     let text = config("server: http://a", "token: t\n    as: jane\n    as-groups: [dev, ops]");
     let headers = client_of(&text).unwrap().headers;
-    let shown: Vec<_> = headers
-        .iter()
-        .map(|(name, value)| format!("{name}={value:?}"))
-        .collect();
-    assert_eq!(
-        shown,
-        [
-            "impersonate-user=\"jane\"",
-            "impersonate-group=\"dev\"",
-            "impersonate-group=\"ops\""
-        ]
-    );
+    let shown = headers.iter().map(|(name, value)| format!("{name}={value:?}"));
+    let expected = [
+        "impersonate-user=\"jane\"",
+        "impersonate-group=\"dev\"",
+        "impersonate-group=\"ops\"",
+    ];
+    assert_eq!(shown.collect::<Vec<_>>(), expected);
 }

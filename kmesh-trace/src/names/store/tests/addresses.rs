@@ -37,7 +37,7 @@ fn on_host(pod: PodObject) -> PodObject {
 }
 
 #[test]
-fn an_address_names_the_only_pod_that_may_have_had_it() {
+fn address_names_the_only_pod_that_may_have_had_it() {
     const X: &str = "10.1.0.5";
     let a = || pod("a", &[X], 100);
     let b = || pod("b", &[X], 200);
@@ -194,7 +194,7 @@ fn every_address_of_a_pod_names_it() {
 }
 
 #[test]
-fn a_list_of_one_node_says_nothing_of_other_nodes() {
+fn list_of_one_node_changes_no_other_node() {
     let on = |name: &str, address: &str, node: &str| PodObject {
         node: Some(node.to_owned()),
         ..pod(name, &[address], 1)
@@ -221,10 +221,10 @@ fn a_list_of_one_node_says_nothing_of_other_nodes() {
     assert_eq!(store.pods(), 3);
 }
 
-/// Pods come and go on one address, the next within a second of the last. A source reports them late, in any order and in
-/// part. A pod that is named had the address.
+/// Pods follow each other on one address, the next within a second of the last. A source reports them late, in any
+/// order and in part. A pod that is named had the address.
 #[test]
-fn a_reused_address_never_has_the_wrong_name() {
+fn reused_address_never_has_the_wrong_name() {
     const MS: i64 = 1_000_000;
     let mut next = random(11);
     let mut below = |limit: i64| (next() % limit as u64) as i64;

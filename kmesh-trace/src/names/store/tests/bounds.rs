@@ -1,4 +1,4 @@
-//! What a cluster may take, whatever is in it.
+//! The memory and the time that a cluster may take, whatever its objects are.
 
 use super::*;
 use crate::names::fixture::{self, PODS, pod_ip};
@@ -7,9 +7,9 @@ use crate::output::allocations::{allocations, live_bytes};
 use crate::output::testing::example;
 
 #[test]
-fn a_hundred_thousand_pods_and_twenty_thousand_services_fit() {
+fn large_cluster_fits_in_memory() {
     let before = live_bytes();
-    let store = fixture::told(fixture::facts());
+    let store = fixture::store(fixture::objects());
     let taken = live_bytes() - before;
     assert!(taken <= 128 << 20, "{taken} bytes");
     assert_eq!((store.pods(), store.left_out()), (PODS as usize, 0));
@@ -17,7 +17,7 @@ fn a_hundred_thousand_pods_and_twenty_thousand_services_fit() {
 
 #[test]
 fn annotating_allocates_nothing_once_a_pod_is_known() {
-    let mut store = fixture::told(fixture::facts().filter(|object| !matches!(object, Object::Node(_))));
+    let mut store = fixture::store(fixture::objects().filter(|object| !matches!(object, Object::Node(_))));
     let mut records: Vec<_> = (0..1_000)
         .map(|number| Record {
             direction: Direction::Outbound,
@@ -43,7 +43,7 @@ fn annotating_allocates_nothing_once_a_pod_is_known() {
     assert_eq!(annotate_all(), 0);
 }
 
-/// A tenant's objects fill the memory that there is: its own are left out, nobody else's.
+/// A tenant's objects fill the budget: its own are left out, those of others are not.
 #[test]
 fn one_namespace_cannot_use_up_the_memory_of_others() {
     let mut store = Store::default();
@@ -70,11 +70,11 @@ fn one_namespace_cannot_use_up_the_memory_of_others() {
     assert_eq!(holder(&mut store, "10.1.0.5", at(3)).as_deref(), Some("modest"));
 }
 
-/// When a known pod grows beyond the memory that there is, what the store knew of it is no longer true.
+/// When a known pod grows beyond the budget, its stored state is no longer true.
 #[test]
-fn an_update_without_room_removes_the_pod() {
+fn update_without_room_removes_the_pod() {
     let mut store = Store::default();
-    store.shared.budget = budget::Budget::new(10_000);
+    store.shared.budget = budget::MemoryBudget::new(10_000);
     report(&mut store, API, 1, Object::Pod(pod("a", &["10.1.0.5"], 1)));
     let grown = PodObject {
         labels: Some((0..500).map(|label| (format!("{label}"), "x".repeat(100))).collect()),
@@ -141,10 +141,9 @@ fn odd_objects_do_no_harm() {
     assert_eq!(store.pods(), 0);
 }
 
-/// 20,000 Services select one pod. Their number does not count when a record of the pod is annotated, nor when one of
-/// another namespace is.
+/// 20,000 Services select one pod. Only a change in the pod's namespace costs a look-up.
 #[test]
-fn the_cost_of_a_record_does_not_grow_with_the_number_of_services() {
+fn cost_of_a_record_does_not_grow_with_the_number_of_services() {
     let mut store = Store::default();
     let server = PodObject {
         labels: Some(pairs("app=web")),
@@ -177,12 +176,12 @@ fn the_cost_of_a_record_does_not_grow_with_the_number_of_services() {
     store.annotate(&mut first, &LocalContext::default(), at(3));
     let called = first.names.service.unwrap();
     assert_eq!((&*called.service.name, called.ambiguous), ("s00000", true));
-    // Each remembered match is one look-up, whatever the time is: a million records in a blink.
-    let looked_up = store.services.lookups();
+    // A remembered match needs no second look-up.
+    let looked_up = store.services.lookups.get();
     for _ in 0..1_000 {
         store.annotate(&mut record(), &LocalContext::default(), at(3));
     }
-    assert_eq!(store.services.lookups(), looked_up);
+    assert_eq!(store.services.lookups.get(), looked_up);
     report(
         &mut store,
         API,
@@ -193,7 +192,7 @@ fn the_cost_of_a_record_does_not_grow_with_the_number_of_services() {
         }),
     );
     store.annotate(&mut record(), &LocalContext::default(), at(5));
-    assert_eq!(store.services.lookups(), looked_up, "a change in another namespace");
+    assert_eq!(store.services.lookups.get(), looked_up, "a change in another namespace");
     report(
         &mut store,
         API,
@@ -216,5 +215,5 @@ fn the_cost_of_a_record_does_not_grow_with_the_number_of_services() {
             .as_deref(),
         Some("another")
     );
-    assert_eq!(store.services.lookups(), looked_up + 1);
+    assert_eq!(store.services.lookups.get(), looked_up + 1);
 }

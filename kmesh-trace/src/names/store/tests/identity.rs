@@ -47,12 +47,9 @@ fn sources_complete_each_other() {
     );
     assert_eq!(all.labels.as_ref().and_then(|labels| labels.get("app")), Some("web"));
     assert_eq!((all.node.as_deref(), all.host_network), (Some("worker-1"), Some(false)));
-    let reference = store.pods.find("u").unwrap();
-    assert_eq!(
-        store.pods.container(reference, &container_id()).as_deref(),
-        Some("server")
-    );
-    assert!(store.pods.has_port(reference, "http", 8080) && !store.pods.has_port(reference, "http", 80));
+    let entry = store.pods.get(store.pods.find("u").unwrap());
+    assert_eq!(entry.container(&container_id()).as_deref(), Some("server"));
+    assert!(entry.has_port("http", 8080) && !entry.has_port("http", 80));
     assert!(
         Arc::ptr_eq(&all, &found(&mut store, "u").unwrap()),
         "one allocation for all records"
@@ -64,7 +61,7 @@ fn sources_complete_each_other() {
 }
 
 #[test]
-fn a_static_pod_is_known_by_both_uids() {
+fn static_pod_is_known_by_both_uids() {
     let hash = "0b6f14a38b14b6c0b0d7ef7a2a9c8d11";
     let copy = |uid: &str| PodObject {
         uid: uid.to_owned(),
@@ -92,7 +89,7 @@ fn a_static_pod_is_known_by_both_uids() {
         assert_eq!(&*by_uid.uid, "first", "as kubectl shows it");
         assert_eq!(by_uid.workload.as_ref().map(|workload| &*workload.kind), Some("Pod"));
         assert_eq!(holder(&mut store, "10.0.0.1", at(4)).as_deref(), Some("etcd-worker-1"));
-        // The copy was deleted, and made again.
+        // The copy was deleted, and created again.
         report(&mut store, API, 5, Object::Pod(copy("second")));
         apply(&mut store, API, 6, Change::Delete(Key::Pod("first".to_owned())));
         assert_eq!(&*found(&mut store, hash).unwrap().uid, "second");
@@ -102,7 +99,7 @@ fn a_static_pod_is_known_by_both_uids() {
 
 /// A source vouches for a static pod's UID, but a tenant may make an object that looks like the API server's copy.
 #[test]
-fn a_claimed_static_uid_takes_no_other_pods_identity() {
+fn claimed_static_uid_takes_no_other_pods_identity() {
     let claim = |name: &str, uid: &str| PodObject {
         namespace: "tenant".to_owned(),
         static_uid: Some(uid.to_owned()),
@@ -123,7 +120,7 @@ fn a_claimed_static_uid_takes_no_other_pods_identity() {
     report(&mut store, API, 2, Object::Pod(claim("thief-2", "hash")));
     assert_eq!(&*found(&mut store, "hash").unwrap().name, "etcd");
     assert_eq!(holder(&mut store, "10.1.0.9", at(3)).as_deref(), Some("etcd"));
-    // Two claims of a UID that nobody lists.
+    // Two claims of a UID that no source lists.
     report(&mut store, API, 2, Object::Pod(claim("copy", "unlisted")));
     assert_eq!(&*found(&mut store, "unlisted").unwrap().name, "copy");
     report(&mut store, API, 3, Object::Pod(claim("thief-3", "unlisted")));
@@ -131,7 +128,7 @@ fn a_claimed_static_uid_takes_no_other_pods_identity() {
 }
 
 #[test]
-fn the_workload_changes_when_its_controller_is_reported() {
+fn workload_changes_when_its_controller_is_reported() {
     let mut store = Store::default();
     let of_set = PodObject {
         owner: owner("ReplicaSet", "web-1", "set"),

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::names::update::{ContainerObject, NodeObject, PodObject, SourceId};
-use crate::record::ContainerId;
+use crate::record::{ContainerId, Pod};
 
 const API: SourceId = SourceId(0);
 const KUBELET: SourceId = SourceId(1);
@@ -68,12 +68,17 @@ fn list(store: &mut Store, source: SourceId, seconds: i64, pods: Vec<PodObject>)
     apply(store, source, seconds, Change::ListEnd(scope()));
 }
 
+fn find(store: &mut Store, uid: &str) -> Option<NamedPod> {
+    let reference = store.pods.find(uid)?;
+    Some(store.pods.named(reference, &store.owners))
+}
+
 fn found(store: &mut Store, uid: &str) -> Option<Arc<Pod>> {
-    store.find(uid).map(|found| found.pod)
+    find(store, uid).map(|found| found.pod)
 }
 
 /// The name of the pod that had an address.
 fn holder(store: &mut Store, address: &str, time: WallTime) -> Option<String> {
     let reference = store.pods.holder(ip(address), time, SourceSet::ALL)?;
-    Some(store.pods.pod(reference, &store.owners).name.to_string())
+    Some(store.pods.named(reference, &store.owners).pod.name.to_string())
 }

@@ -51,7 +51,7 @@ fn store() -> Store {
     ] {
         report(&mut store, API, 20, object);
     }
-    store.see_pod_under(&ROOT.into(), "web");
+    store.add_pod_under(&ROOT.into(), "web");
     store
 }
 
@@ -136,13 +136,10 @@ fn end(end: &End) -> String {
 fn text(record: &Record) -> String {
     let names = &record.names;
     let service = names.service.as_ref();
-    let service = service.map_or("-".to_owned(), |called| {
-        format!("{}/{}", called.service.name, called.by.name())
-    });
-    let container = names
-        .container
-        .as_deref()
-        .map_or(String::new(), |name| format!(" {name}"));
+    let service = service.map(|found| format!("{}/{}", found.service.name, found.by.name()));
+    let service = service.as_deref().unwrap_or("-");
+    let container = names.container.as_deref().map(|name| format!(" {name}"));
+    let container = container.unwrap_or_default();
     let mark = if names.unresolved { " ?" } else { "" };
     format!("{} {} {service}{container}{mark}", end(&names.src), end(&names.dst))
 }
@@ -154,116 +151,86 @@ fn annotated(store: &mut Store, mut record: Record, local: &LocalContext, now: i
 
 #[test]
 fn both_ends_have_the_names_that_are_certain() {
-    use Direction::{Inbound, Outbound};
+    use Direction::{Inbound as In, Outbound as Out};
     const WEB: &str = "10.1.0.5:40000";
     const DB: &str = "10.1.0.6:15432";
     const NODE: &str = "192.168.0.1:40000";
+    const OTHER: &str = "10.9.9.9:1";
+    const VIP: &str = "10.96.0.1:5432";
+    const OUTSIDE: &str = "203.0.113.7:443";
+    const LOCAL: [&str; 2] = ["127.0.0.1:1", "127.0.0.1:2"];
+    const LOCAL6: [&str; 2] = ["[::1]:1", "[::1]:2"];
     let nowhere = LocalContext::default;
+    let to_db = |local| translated(local, DB);
     let cases = [
         // The cgroup names the local end, the address the other.
-        (Outbound, WEB, DB, in_pod("web"), "web db database/target_port main"),
-        (Inbound, WEB, DB, in_pod("db"), "web db database/target_port main"),
-        (Inbound, WEB, "10.1.0.6:1", in_pod("db"), "web db - main"),
+        (Out, [WEB, DB], in_pod("web"), "web db database/target_port main"),
+        (In, [WEB, DB], in_pod("db"), "web db database/target_port main"),
+        (In, [WEB, "10.1.0.6:1"], in_pod("db"), "web db - main"),
         // Whatever address it has.
-        (Outbound, WEB, DB, in_pod("db"), "db db database/target_port main"),
+        (Out, [WEB, DB], in_pod("db"), "db db database/target_port main"),
         // A pod that no source knows is not another pod.
-        (Outbound, WEB, DB, in_pod("unknown"), "- db database/target_port ?"),
+        (Out, [WEB, DB], in_pod("unknown"), "- db database/target_port ?"),
         // Without a pod's cgroup: the network namespace of the pod, else the address.
-        (
-            Outbound,
-            "10.9.9.9:1",
-            DB,
-            in_netns_of("web"),
-            "web db database/target_port",
-        ),
-        (Outbound, WEB, DB, in_netns_of("unknown"), "- db database/target_port"),
-        (Outbound, WEB, DB, in_namespace(), "web db database/target_port"),
-        // Only root chooses the addresses of a namespace that it made. A container of nobody's pod is no pod.
-        (Outbound, WEB, DB, nowhere(), "- db database/target_port"),
-        (Outbound, WEB, DB, in_container(), "- db database/target_port"),
+        (Out, [OTHER, DB], in_netns_of("web"), "web db database/target_port"),
+        (Out, [WEB, DB], in_netns_of("unknown"), "- db database/target_port"),
+        (Out, [WEB, DB], in_namespace(), "web db database/target_port"),
+        // Only root chooses the addresses of a namespace that it made. A container outside of pods is no pod.
+        (Out, [WEB, DB], nowhere(), "- db database/target_port"),
+        (Out, [WEB, DB], in_container(), "- db database/target_port"),
         // In the node's own namespace no address is a pod's.
-        (Outbound, WEB, DB, on_node(in_namespace()), "- db database/target_port"),
+        (Out, [WEB, DB], on_node(in_namespace()), "- db database/target_port"),
         // A pod on the node's address is known by its cgroup alone.
         (
-            Outbound,
-            NODE,
-            DB,
+            Out,
+            [NODE, DB],
             on_node(in_pod("agent")),
             "agent db database/target_port main",
         ),
         (
-            Outbound,
-            NODE,
-            DB,
+            Out,
+            [NODE, DB],
             on_node(nowhere()),
             "node worker-1 db database/target_port",
         ),
         (
-            Inbound,
-            NODE,
-            DB,
+            In,
+            [NODE, DB],
             in_pod("db"),
             "node worker-1 db database/target_port main",
         ),
+        (Out, [WEB, "192.168.0.1:22"], in_pod("web"), "web node worker-1 - main"),
+        // What a pod reaches in its own namespace is the pod; in the node's namespace it may be any process.
+        (Out, LOCAL, in_pod("web"), "web web - main"),
+        (Out, LOCAL6, in_pod("web"), "web web - main"),
+        (Out, LOCAL, on_node(in_pod("agent")), "agent - - main"),
+        (Out, LOCAL, in_namespace(), "- - -"),
+        // The address that the client dialled.
+        (Out, [WEB, VIP], in_pod("web"), "web - database/vip main"),
+        (Out, [WEB, VIP], to_db(in_pod("web")), "web db database/vip main"),
         (
-            Outbound,
-            WEB,
-            "192.168.0.1:22",
-            in_pod("web"),
-            "web node worker-1 - main",
-        ),
-        // What a pod reaches in its own namespace is the pod; on the node's namespace it may be anybody.
-        (Outbound, "127.0.0.1:1", "127.0.0.1:2", in_pod("web"), "web web - main"),
-        (Outbound, "[::1]:1", "[::1]:2", in_pod("web"), "web web - main"),
-        (
-            Outbound,
-            "127.0.0.1:1",
-            "127.0.0.1:2",
-            on_node(in_pod("agent")),
-            "agent - - main",
-        ),
-        (Outbound, "127.0.0.1:1", "127.0.0.1:2", in_namespace(), "- - -"),
-        // What the client dialled.
-        (
-            Outbound,
-            WEB,
-            "10.96.0.1:5432",
-            in_pod("web"),
-            "web - database/vip main",
-        ),
-        (
-            Outbound,
-            WEB,
-            "10.96.0.1:5432",
-            translated(in_pod("web"), DB),
-            "web db database/vip main",
-        ),
-        (
-            Outbound,
-            WEB,
-            "192.168.0.1:30543",
+            Out,
+            [WEB, "192.168.0.1:30543"],
             in_pod("web"),
             "web node worker-1 database/vip main",
         ),
         (
-            Outbound,
-            WEB,
-            "192.168.0.9:30543",
-            translated(in_pod("web"), DB),
+            Out,
+            [WEB, "192.168.0.9:30543"],
+            to_db(in_pod("web")),
             "web db database/vip main",
         ),
         (
-            Outbound,
-            WEB,
-            "203.0.113.7:80",
-            translated(in_pod("web"), DB),
+            Out,
+            [WEB, OUTSIDE],
+            to_db(in_pod("web")),
             "web db database/target_port main",
         ),
-        // A listener's own address was not dialled by the listener.
-        (Inbound, WEB, "10.96.0.1:5432", in_pod("db"), "web db - main"),
-        (Outbound, WEB, "203.0.113.7:443", in_pod("web"), "web - - main"),
+        // A listener did not dial its own address.
+        (In, [WEB, VIP], in_pod("db"), "web db - main"),
+        (Out, [WEB, OUTSIDE], in_pod("web"), "web - - main"),
     ];
-    for (direction, src, dst, local, expected) in cases {
+    for (direction, [src, dst], local, expected) in cases {
         let mut record = record(direction, src, dst);
         store().annotate(&mut record, &local, at(41));
         assert_eq!(text(&record), expected, "{direction:?} {src} {dst} {local:?}");
@@ -278,38 +245,22 @@ fn both_ends_have_the_names_that_are_certain() {
 #[test]
 fn translation_counts_only_where_the_node_sees_the_packets() {
     const DB: &str = "10.1.0.6:15432";
+    const WEB: &str = "10.1.0.5:40000";
+    const NODE: &str = "192.168.0.1:40000";
+    const OTHER: &str = "10.9.9.9:40000";
+    let nowhere = LocalContext::default;
     let cases = [
-        (
-            "of the node",
-            "192.168.0.1:40000",
-            on_node(LocalContext::default()),
-            true,
-        ),
-        ("of a pod", "10.1.0.5:40000", in_pod("web"), true),
-        ("by the pod's namespace", "10.1.0.5:40000", in_netns_of("web"), true),
-        ("by the pod's address", "10.1.0.5:40000", in_namespace(), true),
-        ("of nobody's namespace", "10.9.9.9:40000", in_namespace(), false),
-        (
-            "of another user's namespace",
-            "10.1.0.5:40000",
-            LocalContext::default(),
-            false,
-        ),
-        (
-            "of a container that is no pod's",
-            "10.1.0.5:40000",
-            in_container(),
-            false,
-        ),
+        ("of the node", NODE, on_node(nowhere()), true),
+        ("of a pod", WEB, in_pod("web"), true),
+        ("by the pod's namespace", WEB, in_netns_of("web"), true),
+        ("by the pod's address", WEB, in_namespace(), true),
+        ("of an unknown namespace", OTHER, in_namespace(), false),
+        ("of another user's namespace", WEB, nowhere(), false),
+        ("of a container that is no pod's", WEB, in_container(), false),
         // A process of the pod can make a namespace in the pod's cgroup and give it any address.
-        ("of another pod's address", "10.1.0.5:40000", in_pod("db"), false),
-        ("of an address that is no pod's", "10.9.9.9:40000", in_pod("web"), false),
-        (
-            "of a pod that no source knows",
-            "10.9.9.9:40000",
-            in_pod("unknown"),
-            false,
-        ),
+        ("of another pod's address", WEB, in_pod("db"), false),
+        ("of an address that is no pod's", OTHER, in_pod("web"), false),
+        ("of a pod that no source knows", OTHER, in_pod("unknown"), false),
     ];
     for (what, src, local, expected) in cases {
         let mut record = record(Direction::Outbound, src, "10.96.0.1:5432");
@@ -338,7 +289,7 @@ fn translation_counts_for_a_pod_whose_address_is_not_listed_yet() {
 }
 
 #[test]
-fn an_address_names_its_pod_of_the_connections_start() {
+fn address_names_its_pod_at_the_start_of_the_connection() {
     let name_at = |start: Option<i64>, observed: i64| {
         let mut one = Record {
             start: start.map(at),
@@ -362,62 +313,50 @@ fn an_address_names_its_pod_of_the_connections_start() {
 
 /// A pod is gone, and a new pod has its address, both on this node. The source is late with both.
 #[test]
-fn an_address_that_an_unknown_pod_uses_names_nobody_until_the_source_answers() {
+fn address_used_by_an_unknown_pod_names_no_pod_until_the_source_answers() {
+    const DB: &str = "web db database/target_port main";
     let mut store = store();
+    let web = || pod("web", &["10.1.0.5"], 10);
     for seconds in [20, 21] {
-        list(&mut store, KUBELET, seconds, vec![pod("web", &["10.1.0.5"], 10)]);
+        list(&mut store, KUBELET, seconds, vec![web()]);
     }
     let to_db = |start: i64| Record {
         start: Some(at(start)),
         ..record(Direction::Outbound, "10.1.0.5:1", "10.1.0.6:15432")
     };
-    assert_eq!(
-        annotated(&mut store, to_db(33), &in_pod("web"), 40),
-        "web db database/target_port main"
-    );
-    let own = Record {
-        start: Some(at(33)),
-        ..record(Direction::Inbound, "10.1.0.5:1", "10.1.0.6:15432")
+    assert_eq!(annotated(&mut store, to_db(33), &in_pod("web"), 40), DB);
+    let of_new_pod = Record {
+        direction: Direction::Inbound,
+        ..to_db(33)
     };
-    assert_eq!(annotated(&mut store, own, &in_pod("new"), 40), "web - - ?");
+    assert_eq!(annotated(&mut store, of_new_pod, &in_pod("new"), 40), "web - - ?");
     for start in [32, 33, 40] {
-        assert_eq!(
-            annotated(&mut store, to_db(start), &in_pod("web"), 40),
-            "web - - main",
-            "{start}"
-        );
+        let names = annotated(&mut store, to_db(start), &in_pod("web"), 40);
+        assert_eq!(names, "web - - main", "{start}");
     }
-    assert_eq!(
-        annotated(&mut store, to_db(30), &in_pod("web"), 40),
-        "web db database/target_port main",
-        "a connection to the former pod"
-    );
+    let names = annotated(&mut store, to_db(30), &in_pod("web"), 40);
+    assert_eq!(names, DB, "a connection to the former pod");
     // The answers to an earlier request, and about another node, change nothing.
-    let of_node = |node: &str| Change::ListEnd(Scope::PodsOfNode(node.to_owned()));
+    let end_of = |node: &str| Change::ListEnd(Scope::PodsOfNode(node.to_owned()));
     for _ in 0..2 {
-        apply(&mut store, API, 41, of_node("elsewhere"));
+        apply(&mut store, API, 41, end_of("elsewhere"));
     }
-    list(&mut store, KUBELET, 39, vec![pod("web", &["10.1.0.5"], 10)]);
+    list(&mut store, KUBELET, 39, vec![web()]);
     assert_eq!(annotated(&mut store, to_db(40), &in_pod("web"), 41), "web - - main");
     apply(&mut store, API, 41, Change::Delete(Key::Pod("db".to_owned())));
-    let pods = vec![pod("web", &["10.1.0.5"], 10), pod("new", &["10.1.0.6"], 32)];
-    list(&mut store, KUBELET, 41, pods);
+    list(&mut store, KUBELET, 41, vec![web(), pod("new", &["10.1.0.6"], 32)]);
     for _ in 0..2 {
-        apply(
-            &mut store,
-            API,
-            42,
-            Change::ListStart(Scope::PodsOfNode("worker-1".to_owned())),
-        );
+        let start = Change::ListStart(Scope::PodsOfNode("worker-1".to_owned()));
+        apply(&mut store, API, 42, start);
         report(&mut store, API, 42, labelled("web", "10.1.0.5", false));
-        apply(&mut store, API, 42, of_node("worker-1"));
+        apply(&mut store, API, 42, end_of("worker-1"));
     }
     assert_eq!(annotated(&mut store, to_db(42), &in_pod("web"), 42), "web new - main");
 }
 
 /// Attempts with the victim's address: from a pod that the source knows, and from a user's own network namespace.
 #[test]
-fn a_socket_takes_no_other_pods_address() {
+fn socket_takes_no_other_pods_address() {
     let victim = || Record {
         start: Some(at(35)),
         ..record(Direction::Outbound, "10.1.0.5:1", "10.1.0.6:15432")
@@ -437,31 +376,29 @@ fn a_socket_takes_no_other_pods_address() {
 
 /// Two kubelets on one machine, with the same addresses: kind, k3d, minikube.
 #[test]
-fn a_pod_of_another_cluster_gives_and_gets_no_names() {
+fn pod_of_another_cluster_gives_and_gets_no_names() {
     let mut store = store();
     let to_db = || record(Direction::Outbound, "10.1.0.5:1", "10.1.0.6:15432");
     assert_eq!(
         annotated(&mut store, to_db(), &under(OTHER_ROOT, "foreign"), 41),
         "- - -"
     );
+    let names = annotated(&mut store, to_db(), &in_pod("web"), 41);
     assert_eq!(
-        annotated(&mut store, to_db(), &in_pod("web"), 41),
-        "web db database/target_port main",
+        names, "web db database/target_port main",
         "the foreign socket raised no doubt"
     );
     // The same API server may have both kubelets.
-    store.see_pod_under(&OTHER_ROOT.into(), "db");
-    assert_eq!(
-        annotated(&mut store, to_db(), &under(OTHER_ROOT, "db"), 41),
-        "db db database/target_port main"
-    );
+    store.add_pod_under(&OTHER_ROOT.into(), "db");
+    let names = annotated(&mut store, to_db(), &under(OTHER_ROOT, "db"), 41);
+    assert_eq!(names, "db db database/target_port main");
 }
 
 #[test]
-fn a_source_names_only_pods_of_its_own_clusters() {
+fn source_names_only_pods_of_its_own_clusters() {
     let mut store = store();
     report(&mut store, KUBELET, 20, Object::Pod(pod("foreign", &["10.2.0.5"], 10)));
-    store.see_pod_under(&OTHER_ROOT.into(), "foreign");
+    store.add_pod_under(&OTHER_ROOT.into(), "foreign");
     let to = |dst: &str| record(Direction::Outbound, "10.9.0.9:1", dst);
     for (local, dst, expected) in [
         (under(OTHER_ROOT, "foreign"), "10.1.0.6:15432", "foreign - -"),
@@ -474,16 +411,9 @@ fn a_source_names_only_pods_of_its_own_clusters() {
 }
 
 #[test]
-fn an_empty_list_of_each_kind_ends_its_objects() {
+fn empty_list_of_each_kind_ends_its_objects() {
     let mut store = store();
-    for kind in [
-        Kind::Pods,
-        Kind::Services,
-        Kind::Endpoints,
-        Kind::ReplicaSets,
-        Kind::Jobs,
-        Kind::Nodes,
-    ] {
+    for kind in Kind::ALL {
         apply(&mut store, API, 25, Change::ListStart(Scope::All(kind)));
         apply(&mut store, API, 25, Change::ListEnd(Scope::All(kind)));
     }

@@ -2,12 +2,16 @@
 
 use super::*;
 use crate::names::update::{EndpointsObject, ServiceObject, ServicePort, TargetPort};
-use crate::record::ServiceMatch;
 
-/// Ports as `80:8080`, `80:http` or `80:8080:30080`.
-fn service(name: &str, ip: &str, selector: &str, ports: &[&str]) -> ServiceObject {
+/// `NAMESPACE/NAME ADDRESS SELECTOR PORTS`. The address is an assigned one, `ext:` an external one, or `None`. `-` is
+/// an empty selector, or no ports. Ports are `80:8080`, `80:http` or `80:8080:30080`.
+fn service(text: &str) -> Object {
+    let parts: Vec<_> = text.split(' ').collect();
+    let [name, ip, selector, ports] = parts[..] else {
+        panic!("{text}")
+    };
     let (namespace, name) = name.split_once('/').unwrap();
-    let ports = ports.iter().map(|port| {
+    let ports = ports.split(',').filter(|port| *port != "-").map(|port| {
         let parts: Vec<_> = port.split(':').collect();
         let target = parts[1].parse();
         ServicePort {
@@ -17,36 +21,35 @@ fn service(name: &str, ip: &str, selector: &str, ports: &[&str]) -> ServiceObjec
             node_port: parts.get(2).map(|port| port.parse().unwrap()),
         }
     });
-    ServiceObject {
+    let external = ip.split_once("ext:").map(|(_, ip)| ip);
+    Object::Service(ServiceObject {
         namespace: namespace.to_owned(),
         name: name.to_owned(),
-        cluster_ips: ip.parse().into_iter().collect(),
+        cluster_ips: ip.split("ext:").next().unwrap().parse().into_iter().collect(),
+        external_ips: external.map(super::ip).into_iter().collect(),
         headless: ip == "None",
-        selector: pairs(selector),
+        selector: pairs(&selector.replace('+', ",")),
         ports: ports.collect(),
-        ..ServiceObject::default()
-    }
+    })
 }
 
-fn external(name: &str, ip: &str, ports: &[&str]) -> ServiceObject {
-    ServiceObject {
-        external_ips: vec![super::ip(ip)],
-        ..service(name, "", "", ports)
-    }
-}
-
-fn slice(name: &str, service: &str, addresses: &[&str]) -> EndpointsObject {
+/// `NAMESPACE/NAME SERVICE ADDRESSES`; the Service is `-` for a slice of none.
+fn slice(text: &str) -> Object {
+    let parts: Vec<_> = text.split(' ').collect();
+    let [name, service, addresses] = parts[..] else {
+        panic!("{text}")
+    };
     let (namespace, name) = name.split_once('/').unwrap();
-    EndpointsObject {
+    Object::Endpoints(EndpointsObject {
         namespace: namespace.to_owned(),
         name: name.to_owned(),
-        service: service.to_owned(),
-        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
-    }
+        service: service.replace('-', ""),
+        addresses: addresses.split(',').map(|address| address.parse().unwrap()).collect(),
+    })
 }
 
-/// One pod, `shop/web` at 10.1.0.5, whose port 8080 is called `http`.
-fn store(services: &[ServiceObject], slices: &[EndpointsObject]) -> Store {
+/// One pod, `shop/web` at 10.1.0.5, whose port 8080 is called `http`; and these Services and slices.
+fn store(objects: impl IntoIterator<Item = Object>) -> Store {
     let mut store = Store::default();
     let web = PodObject {
         labels: Some(pairs("app=web,tier=front")),
@@ -58,59 +61,49 @@ fn store(services: &[ServiceObject], slices: &[EndpointsObject]) -> Store {
         ..pod("web", &["10.1.0.5"], 1)
     };
     report(&mut store, API, 1, Object::Pod(web));
-    for service in services {
-        report(&mut store, API, 10, Object::Service(service.clone()));
-    }
-    for slice in slices {
-        report(&mut store, API, 10, Object::Endpoints(slice.clone()));
+    for object in objects {
+        report(&mut store, API, 10, object);
     }
     store
 }
 
 fn behind(store: &mut Store, address: &str, time: i64) -> String {
-    let Found { reference, pod } = store.find("web").unwrap();
-    let address = address.parse().unwrap();
+    let server = find(store, "web").unwrap();
     let Store { services, pods, .. } = store;
-    text(services.behind(address, &pod, reference, pods, at(time), SourceSet::ALL))
+    text(services.behind(address.parse().unwrap(), &server, pods, at(time), SourceSet::ALL))
 }
 
 fn dialled(store: &Store, address: &str, at_node: bool, time: i64) -> String {
     let address: SocketAddr = address.parse().unwrap();
     let is_others = store.pods.is_pod_address(address.ip());
-    text(
-        store
-            .services
-            .dialled(address, at_node, is_others, at(time), SourceSet::ALL),
-    )
+    let services = &store.services;
+    text(services.dialled(address, at_node, is_others, at(time), SourceSet::ALL))
 }
 
-fn text(called: Option<ServiceMatch>) -> String {
-    called.map_or_else(
-        || "-".to_owned(),
-        |called| {
-            let more = if called.ambiguous { " ambiguous" } else { "" };
-            let service = &called.service;
-            format!("{}/{} {}{more}", service.namespace, service.name, called.by.name())
-        },
-    )
+fn text(found: Option<ServiceMatch>) -> String {
+    let Some(found) = found else {
+        return "-".to_owned();
+    };
+    let (service, by) = (&found.service, found.by.name());
+    let more = if found.ambiguous { " ambiguous" } else { "" };
+    format!("{}/{} {by}{more}", service.namespace, service.name)
+}
+
+fn delete(store: &mut Store, source: SourceId, seconds: i64, key: fn(String, String) -> Key, name: &str) {
+    let change = Change::Delete(key("shop".to_owned(), name.to_owned()));
+    apply(store, source, seconds, change);
 }
 
 #[test]
-fn a_dialled_address_is_its_services() {
-    let front = ServiceObject {
-        external_ips: vec![ip("203.0.113.7")],
-        ..service("shop/front", "10.96.0.1", "", &["80:8080:30080", "443:8443"])
-    };
-    let store = store(
-        &[
-            front,
-            service("shop/v6", "fd00:96::1", "", &["80:8080"]),
-            external("shop/same", "203.0.113.7", &["443:1"]),
-            external("a/other", "203.0.113.8", &["9:1"]),
-            external("b/other", "203.0.113.8", &["9:1"]),
-        ],
-        &[],
-    );
+fn dialled_address_names_its_service() {
+    let services = [
+        "shop/front 10.96.0.1ext:203.0.113.7 - 80:8080:30080,443:8443",
+        "shop/v6 fd00:96::1 - 80:8080",
+        "shop/same ext:203.0.113.7 - 443:1",
+        "a/other ext:203.0.113.8 - 9:1",
+        "b/other ext:203.0.113.8 - 9:1",
+    ];
+    let store = store(services.map(service));
     let cases = [
         ("10.96.0.1:80", false, "shop/front vip"),
         ("10.96.0.1:443", false, "shop/front vip"),
@@ -131,15 +124,13 @@ fn a_dialled_address_is_its_services() {
 
 /// What a tenant writes into its own Service takes no address of others.
 #[test]
-fn an_external_address_takes_no_other_objects_address() {
-    let store = store(
-        &[
-            service("shop/web", "10.96.0.1", "app=web", &["80:8080"]),
-            external("a-tenant/a", "10.96.0.1", &["80:8080", "81:81"]),
-            external("a-tenant/b", "10.1.0.5", &["8080:8080"]),
-        ],
-        &[],
-    );
+fn external_address_takes_no_other_objects_address() {
+    let services = [
+        "shop/web 10.96.0.1 app=web 80:8080",
+        "a-tenant/a ext:10.96.0.1 - 80:8080,81:81",
+        "a-tenant/b ext:10.1.0.5 - 8080:8080",
+    ];
+    let store = store(services.map(service));
     for (address, expected) in [
         ("10.96.0.1:80", "shop/web vip"),
         ("10.96.0.1:81", "-"),
@@ -150,224 +141,161 @@ fn an_external_address_takes_no_other_objects_address() {
 }
 
 #[test]
-fn a_pod_is_behind_a_service() {
-    type Case = (
-        &'static str,
-        Vec<ServiceObject>,
-        Vec<EndpointsObject>,
-        &'static str,
-        &'static str,
-    );
-    let web = || service("shop/web", "10.96.0.1", "app=web", &["80:8080"]);
-    let web_slice = |address| slice("shop/web-abc", "web", &[address]);
-    let cases: Vec<Case> = vec![
-        (
-            "a port number",
-            vec![web()],
-            vec![],
-            "10.1.0.5:8080",
-            "shop/web target_port",
-        ),
-        (
-            "the Service's port is no target",
-            vec![web()],
-            vec![],
-            "10.1.0.5:80",
-            "-",
-        ),
+fn pod_is_behind_a_service() {
+    const WEB: &str = "shop/web 10.96.0.1 app=web 80:8080";
+    const SLICE: &str = "shop/web-abc web 10.1.0.5:8080";
+    const OTHER_SLICE: &str = "other/web-abc web 10.1.0.5:8080";
+    const TARGET: &str = "shop/web target_port";
+    const PEERS: &str = "shop/peers headless";
+    /// Services, slices, the port of the pod, the Service.
+    type Case<'a> = (&'a str, &'a [&'a str], &'a [&'a str], u16, &'a str);
+    let cases: [Case<'_>; 20] = [
+        ("a port number", &[WEB], &[], 8080, TARGET),
+        ("the Service's port is no target", &[WEB], &[], 80, "-"),
         (
             "a named port",
-            vec![service("shop/web", "10.96.0.1", "app=web", &["80:http"])],
-            vec![],
-            "10.1.0.5:8080",
-            "shop/web target_port",
+            &["shop/web 10.96.0.1 app=web 80:http"],
+            &[],
+            8080,
+            TARGET,
         ),
         (
-            "a name of another port",
-            vec![service("shop/web", "10.96.0.1", "app=web", &["80:metrics"])],
-            vec![],
-            "10.1.0.5:8080",
+            "another port's name",
+            &["shop/web 10.96.0.1 app=web 80:metrics"],
+            &[],
+            8080,
             "-",
         ),
         (
-            "all labels of the selector count",
-            vec![service("shop/web", "10.96.0.1", "app=web,tier=back", &["80:8080"])],
-            vec![],
-            "10.1.0.5:8080",
+            "all labels count",
+            &["shop/web 10.96.0.1 app=web+tier=back 80:8080"],
+            &[],
+            8080,
             "-",
         ),
         (
-            "a selector of another namespace",
-            vec![service("other/web", "10.96.0.1", "app=web", &["80:8080"])],
-            vec![],
-            "10.1.0.5:8080",
+            "another namespace",
+            &["other/web 10.96.0.1 app=web 80:8080"],
+            &[],
+            8080,
             "-",
         ),
-        (
-            "an empty selector",
-            vec![service("shop/web", "10.96.0.1", "", &["80:8080"])],
-            vec![],
-            "10.1.0.5:8080",
-            "-",
-        ),
-        (
-            "endpoints",
-            vec![service("shop/web", "10.96.0.1", "", &["80:8080"])],
-            vec![web_slice("10.1.0.5:8080")],
-            "10.1.0.5:8080",
-            "shop/web target_port",
-        ),
+        ("an empty selector", &["shop/web 10.96.0.1 - 80:8080"], &[], 8080, "-"),
+        ("endpoints", &["shop/web 10.96.0.1 - 80:8080"], &[SLICE], 8080, TARGET),
         (
             "endpoints outrank the selector",
-            vec![web()],
-            vec![web_slice("10.1.0.6:8080")],
-            "10.1.0.5:8080",
+            &[WEB],
+            &["shop/web-abc web 10.1.0.6:8080"],
+            8080,
             "-",
         ),
+        ("endpoints whose Service is not reported", &[], &[SLICE], 8080, TARGET),
         (
-            "endpoints whose Service is not reported",
-            vec![],
-            vec![web_slice("10.1.0.5:8080")],
-            "10.1.0.5:8080",
-            "shop/web target_port",
-        ),
-        (
-            "endpoints of another namespace, where there are no others",
-            vec![],
-            vec![slice("other/web-abc", "web", &["10.1.0.5:8080"])],
-            "10.1.0.5:8080",
+            "endpoints of another namespace",
+            &[],
+            &[OTHER_SLICE],
+            8080,
             "other/web target_port",
         ),
         (
             "endpoints of two other namespaces",
-            vec![],
-            vec![
-                slice("other/web-abc", "web", &["10.1.0.5:8080"]),
-                slice("third/web-abc", "web", &["10.1.0.5:8080"]),
-            ],
-            "10.1.0.5:8080",
+            &[],
+            &[OTHER_SLICE, "third/web-abc web 10.1.0.5:8080"],
+            8080,
             "-",
         ),
         (
             "endpoints of another namespace tie with none of its own",
-            vec![web()],
-            vec![slice("a-tenant/a", "a", &["10.1.0.5:8080"])],
-            "10.1.0.5:8080",
-            "shop/web target_port",
+            &[WEB],
+            &["a-tenant/a a 10.1.0.5:8080"],
+            8080,
+            TARGET,
         ),
         (
             "the alphabetically first of one namespace",
-            vec![
-                service("shop/c", "10.96.0.3", "tier=front", &["80:8080"]),
-                service("shop/b", "10.96.0.2", "app=web", &["80:8080"]),
-                service("shop/a", "10.96.0.1", "app=web", &["80:9090"]),
+            &[
+                "shop/c 10.96.0.3 tier=front 80:8080",
+                "shop/b 10.96.0.2 app=web 80:8080",
+                "shop/a 10.96.0.1 app=web 80:9090",
             ],
-            vec![],
-            "10.1.0.5:8080",
+            &[],
+            8080,
             "shop/b target_port ambiguous",
         ),
         (
             "two slices of one Service",
-            vec![web()],
-            vec![
-                slice("shop/one", "web", &["10.1.0.5:8080"]),
-                slice("shop/two", "web", &["10.1.0.5:8080"]),
-            ],
-            "10.1.0.5:8080",
-            "shop/web target_port",
+            &[WEB],
+            &["shop/one web 10.1.0.5:8080", "shop/two web 10.1.0.5:8080"],
+            8080,
+            TARGET,
         ),
         (
             "a slice of no Service",
-            vec![],
-            vec![slice("shop/web-abc", "", &["10.1.0.5:8080"])],
-            "10.1.0.5:8080",
+            &[],
+            &["shop/web-abc - 10.1.0.5:8080"],
+            8080,
             "-",
         ),
         (
             "headless, another port",
-            vec![service("shop/peers", "None", "app=web", &["80:7777"])],
-            vec![],
-            "10.1.0.5:8080",
-            "shop/peers headless",
+            &["shop/peers None app=web 80:7777"],
+            &[],
+            8080,
+            PEERS,
         ),
-        (
-            "headless, without ports",
-            vec![service("shop/peers", "None", "app=web", &[])],
-            vec![],
-            "10.1.0.5:1",
-            "shop/peers headless",
-        ),
+        ("headless, without ports", &["shop/peers None app=web -"], &[], 1, PEERS),
         (
             "headless, by endpoints",
-            vec![service("shop/peers", "None", "", &["80:7777"])],
-            vec![slice("shop/peers-1", "peers", &["10.1.0.5:7777"])],
-            "10.1.0.5:8080",
-            "shop/peers headless",
+            &["shop/peers None - 80:7777"],
+            &["shop/peers-1 peers 10.1.0.5:7777"],
+            8080,
+            PEERS,
         ),
         (
             "a target port outranks headless",
-            vec![web(), service("shop/a-peers", "None", "app=web", &["80:7777"])],
-            vec![],
-            "10.1.0.5:8080",
-            "shop/web target_port",
+            &[WEB, "shop/a-peers None app=web 80:7777"],
+            &[],
+            8080,
+            TARGET,
         ),
     ];
-    for (what, services, slices, address, expected) in cases {
-        assert_eq!(behind(&mut store(&services, &slices), address, 20), expected, "{what}");
-        let reversed: Vec<_> = services.into_iter().rev().collect();
-        assert_eq!(
-            behind(&mut store(&reversed, &slices), address, 20),
-            expected,
-            "{what}, reversed"
-        );
+    for (what, services, slices, port, expected) in cases {
+        let address = format!("10.1.0.5:{port}");
+        let services = services.iter().copied().map(service);
+        let slices = || slices.iter().copied().map(slice);
+        let mut in_order = store(services.clone().chain(slices()));
+        assert_eq!(behind(&mut in_order, &address, 20), expected, "{what}");
+        let mut reversed = store(services.rev().chain(slices()));
+        assert_eq!(behind(&mut reversed, &address, 20), expected, "{what}, reversed");
     }
 }
 
 #[test]
-fn a_reused_address_was_another_services_before() {
-    let mut store = store(
-        &[service("shop/old", "10.96.0.1", "", &["80:8080"])],
-        &[slice("shop/old-1", "old", &["10.1.0.5:8080"])],
-    );
-    let key = |name: &str| ("shop".to_owned(), name.to_owned());
-    let (namespace, name) = key("old");
-    apply(&mut store, API, 100, Change::Delete(Key::Service(namespace, name)));
-    let (namespace, name) = key("old-1");
-    apply(&mut store, API, 100, Change::Delete(Key::Endpoints(namespace, name)));
-    report(
-        &mut store,
-        API,
-        120,
-        Object::Service(service("shop/new", "10.96.0.1", "", &["80:8080"])),
-    );
-    report(
-        &mut store,
-        API,
-        120,
-        Object::Endpoints(slice("shop/new-1", "new", &["10.1.0.5:8080"])),
-    );
+fn reused_address_was_another_services_before() {
+    let mut store = store([
+        service("shop/old 10.96.0.1 - 80:8080"),
+        slice("shop/old-1 old 10.1.0.5:8080"),
+    ]);
+    delete(&mut store, API, 100, Key::Service, "old");
+    delete(&mut store, API, 100, Key::Endpoints, "old-1");
+    report(&mut store, API, 120, service("shop/new 10.96.0.1 - 80:8080"));
+    report(&mut store, API, 120, slice("shop/new-1 new 10.1.0.5:8080"));
     for (time, expected) in [(5, "shop/old"), (99, "shop/old"), (110, "-"), (120, "shop/new")] {
+        let found = [
+            dialled(&store, "10.96.0.1:80", false, time),
+            behind(&mut store, "10.1.0.5:8080", time),
+        ];
         assert!(
-            dialled(&store, "10.96.0.1:80", false, time).starts_with(expected),
-            "{time}"
-        );
-        assert!(
-            behind(&mut store, "10.1.0.5:8080", time).starts_with(expected),
-            "{time}"
+            found.iter().all(|found| found.starts_with(expected)),
+            "{time}: {found:?}"
         );
     }
 }
 
 #[test]
-fn endpoints_that_stay_are_not_interrupted_by_an_update() {
-    let both = slice("shop/web-1", "web", &["10.1.0.5:8080", "10.1.0.6:8080"]);
-    let mut store = store(&[], &[both]);
-    report(
-        &mut store,
-        API,
-        50,
-        Object::Endpoints(slice("shop/web-1", "web", &["10.1.0.5:8080"])),
-    );
+fn update_does_not_interrupt_endpoints_that_stay() {
+    let mut store = store([slice("shop/web-1 web 10.1.0.5:8080,10.1.0.6:8080")]);
+    report(&mut store, API, 50, slice("shop/web-1 web 10.1.0.5:8080"));
     for (address, time, expected) in [
         ("10.1.0.5:8080", 49, "shop/web target_port"),
         ("10.1.0.5:8080", 51, "shop/web target_port"),
@@ -379,14 +307,13 @@ fn endpoints_that_stay_are_not_interrupted_by_an_update() {
 }
 
 #[test]
-fn a_service_stays_while_one_source_reports_it() {
-    let web = service("shop/web", "10.96.0.1", "app=web", &["80:8080"]);
-    let mut store = store(std::slice::from_ref(&web), &[]);
-    report(&mut store, KUBELET, 11, Object::Service(web));
+fn service_stays_while_one_source_reports_it() {
+    let web = || service("shop/web 10.96.0.1 app=web 80:8080");
+    let mut store = store([web()]);
+    report(&mut store, KUBELET, 11, web());
     apply(&mut store, API, 20, Change::ListEnd(Scope::All(Kind::Services)));
     assert_eq!(dialled(&store, "10.96.0.1:80", false, 30), "shop/web vip");
-    let key = Key::Service("shop".to_owned(), "web".to_owned());
-    apply(&mut store, KUBELET, 40, Change::Delete(key));
+    delete(&mut store, KUBELET, 40, Key::Service, "web");
     assert_eq!(dialled(&store, "10.96.0.1:80", false, 41), "-");
     assert_eq!(dialled(&store, "10.96.0.1:80", false, 39), "shop/web vip");
     assert_eq!(behind(&mut store, "10.1.0.5:8080", 41), "-");
@@ -394,25 +321,15 @@ fn a_service_stays_while_one_source_reports_it() {
 
 #[test]
 fn services_that_are_gone_leave_nothing_behind() {
-    let mut store = store(&[], &[]);
+    let mut store = store([]);
     for number in 0..10_000 {
-        let name = format!("shop/s{number}");
-        let time = 100 * number;
-        report(
-            &mut store,
-            API,
-            time,
-            Object::Service(service(&name, "10.96.0.1", "app=web", &["80:8080:30080"])),
-        );
-        report(
-            &mut store,
-            API,
-            time,
-            Object::Endpoints(slice(&name, &name[5..], &["10.1.0.5:8080"])),
-        );
-        let key = || ("shop".to_owned(), name[5..].to_owned());
-        apply(&mut store, API, time, Change::Delete(Key::Service(key().0, key().1)));
-        apply(&mut store, API, time, Change::Delete(Key::Endpoints(key().0, key().1)));
+        let (name, time) = (format!("s{number}"), 100 * number);
+        let object = service(&format!("shop/{name} 10.96.0.1 app=web 80:8080:30080"));
+        report(&mut store, API, time, object);
+        let endpoints = slice(&format!("shop/{name} {name} 10.1.0.5:8080"));
+        report(&mut store, API, time, endpoints);
+        delete(&mut store, API, time, Key::Service, &name);
+        delete(&mut store, API, time, Key::Endpoints, &name);
         assert!(store.services.len() < 50, "{}", store.services.len());
     }
 }

@@ -153,11 +153,7 @@ impl<'a> From<&'a rollup::Group> for Group<'a> {
                     host: &service.host,
                 })
             }),
-            process: group.process.as_ref().map(|comm| {
-                comm.as_ref().map(|comm| Process {
-                    comm: Text(Lossy(comm.as_bytes())),
-                })
-            }),
+            process: Process::of(group),
             outcome: group.outcome,
             other: group.is_other(),
         }
@@ -219,12 +215,31 @@ struct Service<'a> {
     host: &'a str,
 }
 
-/// The processes with one name.
+/// The process, or the processes with one name.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "group_process")]
 struct Process<'a> {
     /// The name of the thread-group leader, which the process itself chooses.
-    comm: Text<Lossy<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comm: Option<Text<Lossy<'a>>>,
+    /// The process ID in the initial pid namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+}
+
+impl<'a> Process<'a> {
+    /// Returns `Some(None)` if the group is one of unknown processes.
+    fn of(group: &'a rollup::Group) -> Option<Option<Self>> {
+        if group.process.is_none() && group.pid.is_none() {
+            return None;
+        }
+        let comm = group.process.as_ref().and_then(Option::as_ref);
+        let pid = group.pid.flatten();
+        Some((comm.is_some() || pid.is_some()).then(|| Self {
+            comm: comm.map(|comm| Text(Lossy(comm.as_bytes()))),
+            pid,
+        }))
+    }
 }
 
 /// The number of ended connections by outcome, as one object. Outcomes that did not occur are left out.
