@@ -1,11 +1,11 @@
-//! What is said about the command line itself: help, versions, the schema, and what is wrong with it.
+//! Invalid command lines, the help, the schema, and hostile files.
 
 use std::process::{Command, Output, Stdio};
 
 use libtest_mimic::{Failed, Trial};
 
-/// Wrong command lines, and what the refusal must name: the flag, and where there is one the near word.
-const WRONG: [(&str, &[&str]); 15] = [
+/// Invalid command lines, and texts of the error message: the flag, and a suggestion if there is one.
+const INVALID: [(&str, &[&str]); 15] = [
     ("--no-such-flag", &["--no-such-flag"]),
     ("--prot 443", &["--prot", "--port"]),
     ("--ouput json", &["--ouput", "--output"]),
@@ -26,17 +26,16 @@ const WRONG: [(&str, &[&str]); 15] = [
     ("check --count 3", &["--count"]),
 ];
 
-/// A trial a way of asking.
 pub fn trials() -> Vec<Trial> {
-    let refusals = WRONG
+    let errors = INVALID
         .iter()
-        .map(|&(line, parts)| Trial::test(format!("arguments::refused: {line}"), move || refused(line, parts)));
-    refusals
+        .map(|&(line, parts)| Trial::test(format!("arguments::invalid: {line}"), move || check_error(line, parts)));
+    errors
         .chain([
             Trial::test("arguments::short_help_fits_80_columns", short_help_fits_80_columns),
-            Trial::test("arguments::the_schema_is_json", the_schema_is_json),
-            Trial::test("arguments::a_reader_that_goes", a_reader_that_goes),
-            Trial::test("arguments::a_bomb_of_aliases", a_bomb_of_aliases),
+            Trial::test("arguments::schema_is_a_json_schema", schema_is_a_json_schema),
+            Trial::test("arguments::closed_pipe_is_no_error", closed_pipe_is_no_error),
+            Trial::test("arguments::yaml_alias_bomb_is_rejected", yaml_alias_bomb_is_rejected),
         ])
         .collect()
 }
@@ -54,14 +53,14 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn refused(line: &str, parts: &[&str]) -> Result<(), Failed> {
+fn check_error(line: &str, parts: &[&str]) -> Result<(), Failed> {
     let output = run(line)?;
-    let said = text(&output.stderr);
+    let stderr = text(&output.stderr);
     if output.status.code() != Some(2) || !output.stdout.is_empty() {
-        return Err(format!("{line}: {}: {said}", output.status).into());
+        return Err(format!("{line}: {}: {stderr}", output.status).into());
     }
-    match parts.iter().find(|&&part| !said.contains(part)) {
-        Some(part) => Err(format!("{line}: no word of {part} in: {said}").into()),
+    match parts.iter().find(|&&part| !stderr.contains(part)) {
+        Some(part) => Err(format!("{line}: no {part} in: {stderr}").into()),
         None => Ok(()),
     }
 }
@@ -80,15 +79,15 @@ fn short_help_fits_80_columns() -> Result<(), Failed> {
     }
 }
 
-fn the_schema_is_json() -> Result<(), Failed> {
+fn schema_is_a_json_schema() -> Result<(), Failed> {
     let output = run("schema")?;
     let schema: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     jsonschema::validator_for(&schema).map_err(|error| error.to_string())?;
     Ok(())
 }
 
-/// `kmesh-trace --help | true`: no noise, and no failure.
-fn a_reader_that_goes() -> Result<(), Failed> {
+/// As in `kmesh-trace --help | true`: status 0 and no message.
+fn closed_pipe_is_no_error() -> Result<(), Failed> {
     for line in ["schema", "completions bash", "--help"] {
         let (reader, writer) = std::io::pipe()?;
         drop(reader);
@@ -104,17 +103,17 @@ fn a_reader_that_goes() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Ten billion strings as YAML aliases in less than a kilobyte: the tool refuses the file. It has an address space of 256 MiB
-/// and 60 s of processor time, which the expanded strings exceed many times over.
-fn a_bomb_of_aliases() -> Result<(), Failed> {
+/// A pods file of less than a kilobyte has ten billion strings as YAML aliases, and is rejected. The tool has an
+/// address space of 256 MiB and 60 s of CPU time, which the expanded strings exceed many times over.
+fn yaml_alias_bomb_is_rejected() -> Result<(), Failed> {
     let line = |level| {
         format!(
             "a{level}: &a{level} [{}]\n",
             vec![format!("*a{}", level - 1); 10].join(",")
         )
     };
-    let laughs: String = (1..=10).map(line).collect();
-    let bomb = format!("kind: PodList\nitems: []\na0: &a0 laugh\n{laughs}");
+    let aliases: String = (1..=10).map(line).collect();
+    let bomb = format!("kind: PodList\nitems: []\na0: &a0 laugh\n{aliases}");
     assert!(bomb.len() < 1000, "{} bytes", bomb.len());
     let file = std::env::temp_dir().join(format!("kmesh-trace-bomb-{}.yaml", std::process::id()));
     std::fs::write(&file, bomb)?;
