@@ -1,5 +1,5 @@
-//! The recipes in `examples/`. The first comment of each has a command and what the command prints for the recorded incident, each
-//! as an indented block. The tests run the command and compare the output.
+//! The recipes in `examples/`. The first comment of each has a command, and what the command prints for the recorded
+//! incident, each as an indented block. The tests run the command and compare the output.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -30,10 +30,10 @@ fn trial(file: PathBuf) -> Trial {
         Some("sql") => &["duckdb"],
         _ => &["jq", "zstdcat"],
     };
-    examples::needing(programs, Trial::test(name, move || prints_what_it_says(&file)))
+    examples::needing(programs, Trial::test(name, move || prints_documented_output(&file)))
 }
 
-fn prints_what_it_says(file: &Path) -> Result<(), Failed> {
+fn prints_documented_output(file: &Path) -> Result<(), Failed> {
     let text = fs::read_to_string(file)?;
     let blocks = indented_blocks(&text);
     let [command, expected] = &blocks[..] else {
