@@ -18,7 +18,7 @@ use kmesh_trace::filter::Filter;
 use kmesh_trace::output::json::contract::ConnLine;
 use kmesh_trace::output::{Json, Log, RollupJson, Sink, Stdout};
 use kmesh_trace::record::{Header, Record, WallTime};
-use kmesh_trace::rollup::{By, Key, Settings};
+use kmesh_trace::rollup::{By, Key, RollupSettings};
 use kmesh_trace::track::delta::Delta;
 
 const ALL: Events = Events {
@@ -63,9 +63,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Ok(())
     })?;
     let out = || Stdout::to(io::sink());
-    let rollup = Settings {
+    let rollup = RollupSettings {
         by: By::new(&[Key::Workload]),
-        interval: Duration::from_secs(5),
+        interval: Some(Duration::from_secs(5)),
         max_groups: 10_000,
     };
     let json = best(args.runs, || replay(&capture, Box::new(Json::new(ALL, &info, out()))))?;
