@@ -5,10 +5,14 @@
 #![no_std]
 #![deny(missing_docs)]
 
+mod drops;
 mod tcp;
 
 use bytemuck::{Pod, Zeroable};
 
+pub use drops::{
+    DROP_SLOTS, DropKind, DropSlot, Drops, MAX_DROP_REASONS, MAX_RESET_REASONS, RejectKey, Tuple,
+};
 pub use tcp::{TcpOffsets, unit};
 
 /// `Snapshot::kind`: the connection attempt ended.
@@ -19,6 +23,8 @@ pub const KIND_RESET: u32 = 2;
 pub const KIND_OPEN: u32 = 3;
 /// `Snapshot::kind`: a socket scan found the connection, which may be connecting, connected or closing.
 pub const KIND_UPDATE: u32 = 4;
+/// `Listener::kind` of every [`Listener`].
+pub const KIND_LISTENER: u32 = 5;
 
 /// `Snapshot::flags`: this socket called connect().
 pub const FLAG_ACTIVE: u8 = 1 << 0;
@@ -75,6 +81,8 @@ pub mod state {
     pub const LISTEN: u8 = 10;
     /// Both ends closed at the same time.
     pub const CLOSING: u8 = 11;
+    /// The stub of a connection that a listener has not created yet.
+    pub const NEW_SYN_RECV: u8 = 12;
 }
 
 /// `Snapshot::sk_flags`, bit 0: no process holds the socket any more (SOCK_DEAD).
@@ -98,7 +106,7 @@ pub struct Owner {
 
 /// The total size of the fields of [`Snapshot`] that are not generated. A wrong number does not compile: `Pod` forbids
 /// padding.
-const FIXED_BYTES: usize = 138;
+const FIXED_BYTES: usize = 139;
 
 const fn count(paths: &[&str]) -> usize {
     paths.len()
@@ -189,6 +197,8 @@ macro_rules! snapshot {
             pub sk_flags: u8,
             /// `ee_origin` of the newest buffer on the error queue: 2 is ICMP, 3 is ICMPv6.
             pub ee_origin: u8,
+            /// A number of the kernel's `enum sk_rst_reason`, for the last RST that this end sent; 0 if none, or unknown.
+            pub reset_reason: u8,
             /// Padding that is not written.
             pub pad: [u8; PAD_BYTES],
         }
@@ -207,8 +217,52 @@ pub struct ScanRecord {
     pub snapshot: Snapshot,
 }
 
-/// A RST that this end sent because of the segment that closed the connection. It follows the [`Snapshot`] of that
-/// close, which alone does not show how the connection ended.
+/// A listening socket, as a socket scan found it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Listener {
+    /// The kind of record: [`KIND_LISTENER`].
+    pub kind: u32,
+    /// Inode number of the socket's network namespace.
+    pub netns: u32,
+    /// The time of the visit: CLOCK_MONOTONIC, ns.
+    pub time_ns: u64,
+    /// The socket's cookie, as `ss -e` shows it.
+    pub cookie: u64,
+    /// The id of the socket's cgroup (v2); 0 if unknown.
+    pub cgroup_id: u64,
+    /// The address as IPv6, IPv4-mapped for IPv4; network order.
+    pub local_addr: [u8; 16],
+    /// The process that owns the socket.
+    pub owner: Owner,
+    /// `sock.sk_ack_backlog`: the number of connections that no process has accepted yet.
+    pub backlog: u32,
+    /// `sock.sk_max_ack_backlog`: the limit of `backlog`.
+    pub max_backlog: u32,
+    /// `inet_connection_sock.icsk_accept_queue.qlen`: the number of connections in the middle of their handshake.
+    pub half_open: u32,
+    /// `sock.sk_drops`: the number of packets that the socket dropped.
+    pub drops: u32,
+    /// The port.
+    pub local_port: u16,
+    /// The flags of the socket: [`FLAG_ROOT_NETNS`] or 0.
+    pub flags: u8,
+    /// Padding that is always 0.
+    pub pad: [u8; 5],
+}
+
+/// The record of one listener that a socket scan writes to its output.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct ListenerScanRecord {
+    /// The size of `listener`, bytes.
+    pub length: u64,
+    /// The listener.
+    pub listener: Listener,
+}
+
+/// A RST that this end sent after the [`Snapshot`] of its close. The close alone does not show why the kernel sent it, and
+/// not always how the connection ended.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Reset {
@@ -218,6 +272,10 @@ pub struct Reset {
     pub attempt: u32,
     /// [`Snapshot::cookie`] of the close.
     pub cookie: u64,
+    /// A number of the kernel's `enum sk_rst_reason`; 0 if unknown.
+    pub reason: u32,
+    /// 1 if the RST decides how the connection ended.
+    pub decides: u32,
 }
 
 /// The programs that count. Each has its own [`Counters`] on each CPU, so no addition has to be atomic: the kernel may
@@ -365,6 +423,40 @@ pub struct Offsets {
     pub task_compat: u32,
     /// The number of the system call in `pt_regs` (int). [`ABSENT`] if unknown.
     pub system_call: u32,
+    /// `sock.sk_ack_backlog` (u32): the connections of a listener that no process has accepted yet.
+    pub sk_ack_backlog: u32,
+    /// `sock.sk_drops` (atomic_t).
+    pub sk_drops: u32,
+    /// `inet_connection_sock.icsk_accept_queue.qlen` in `tcp_sock` (atomic_t).
+    pub accept_queue_len: u32,
+    /// `sk_buff.head` (pointer).
+    pub skb_head: u32,
+    /// `sk_buff.network_header` (u16): from `head`.
+    pub skb_network_header: u32,
+    /// `sk_buff.protocol` (be16).
+    pub skb_protocol: u32,
+    /// `sk_buff.dev` (pointer to `net_device`).
+    pub skb_dev: u32,
+    /// `sk_buff.sk` (pointer to `sock`).
+    pub skb_sk: u32,
+    /// `sk_buff._nfct` (unsigned long). [`ABSENT`] if the kernel has no conntrack.
+    pub skb_nfct: u32,
+    /// `net_device.nd_net.net` (pointer to `net`).
+    pub net_device_net: u32,
+    /// `nf_conn.tuplehash[0].tuple.src.l3num` (u16). [`ABSENT`] if the kernel's BTF does not describe `nf_conn`.
+    pub conntrack_family: u32,
+    /// `nf_conn.tuplehash[0].tuple.src.u3` (16 bytes).
+    pub conntrack_src: u32,
+    /// `nf_conn.tuplehash[0].tuple.dst.u3` (16 bytes).
+    pub conntrack_dst: u32,
+    /// `nf_conn.tuplehash[0].tuple.src.u` (be16).
+    pub conntrack_sport: u32,
+    /// `nf_conn.tuplehash[0].tuple.dst.u` (be16).
+    pub conntrack_dport: u32,
+    /// The distance from `nf_conn.tuplehash[0]` to `nf_conn.tuplehash[1]`.
+    pub conntrack_reply: u32,
+    /// Padding that is always 0.
+    pub pad: u32,
     /// The offsets of the members of `tcp_sock`.
     pub tcp: TcpOffsets,
 }
@@ -389,8 +481,18 @@ pub struct ProgramConfig {
     pub transparent_bit: u8,
     /// The mask of the bit of a task whose system calls have the numbers of [`Self::compat_closing_calls`].
     pub compat_bit: u8,
+    /// 1 if `tcp_send_reset` has the kernel's reason as its third argument (since 6.10).
+    pub has_reset_reasons: u8,
+    /// 1 if the programs count RSTs that the kernel sends without a socket.
+    pub counts_rejects: u8,
+    /// 1 if the programs count dropped packets.
+    pub counts_drops: u8,
+    /// 1 if socket scans report listeners.
+    pub reports_listeners: u8,
     /// Padding that is always 0.
-    pub pad: [u8; 5],
+    pub pad: u8,
+    /// The reasons that count as a drop: bit `reason % 64` of word `reason / 64`.
+    pub drop_reasons: [u64; MAX_DROP_REASONS / 64],
     /// The system calls that can close a file of the calling process: bit `number % 64` of word `number / 64`.
     pub closing_calls: SystemCalls,
     /// The same system calls by their numbers in 32-bit programs.
@@ -468,8 +570,8 @@ pub const ABSENT: u32 = u32::MAX;
 
 const _: () = {
     assert!(size_of::<Owner>() == 24);
-    assert!(size_of::<Snapshot>() == 264);
-    assert!(size_of::<Reset>() == 16);
+    assert!(size_of::<Snapshot>() == 272);
+    assert!(size_of::<Reset>() == 24);
     assert!(size_of::<Prefix>() == 20);
     assert!(size_of::<FilterRules>() == 16 + 2 * 8192);
     assert!(size_of::<Counters>() == 96);

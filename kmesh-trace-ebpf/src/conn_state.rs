@@ -62,8 +62,10 @@ pub struct ConnState {
     found_owner_scan: u32,
     /// Equals [`owner_check`] of `found_owner`, unless a scan is writing it.
     found_owner_check: u32,
+    /// The reason of the last RST that this end sent; 0 if none, or unknown.
+    pub reset_reason: u8,
     /// Padding that is always 0.
-    pad: u32,
+    pad: [u8; 3],
     /// The owner found by a scan.
     found_owner: Owner,
 }
@@ -92,7 +94,8 @@ impl ConnState {
         listen_scan: 0,
         found_owner_scan: 0,
         found_owner_check: 0,
-        pad: 0,
+        reset_reason: 0,
+        pad: [0; 3],
         found_owner: NO_OWNER,
     };
 
@@ -225,11 +228,17 @@ impl ScanView {
         read_field!(self.0, found_owner_scan)
     }
 
-    /// Marks the connection as visited by this scan, and counts the visit. Other programs only clear the mark.
+    /// Marks the socket as visited by this scan. Other programs only clear the mark.
     #[inline(always)]
-    pub fn set_visited(self, scan: u32) {
+    pub fn mark_visited(self, scan: u32) {
         // SAFETY: as in `read_field!`.
         unsafe { ptr::write_volatile(&raw mut (*self.0).visited_scan, scan) };
+    }
+
+    /// Marks the connection as visited by this scan, and counts the visit.
+    #[inline(always)]
+    pub fn set_visited(self, scan: u32) {
+        self.mark_visited(scan);
         count(counter::SCAN, |counters| counters.visited += 1);
     }
 

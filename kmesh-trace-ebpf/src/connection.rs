@@ -9,7 +9,8 @@ use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, counter
 
 use crate::conn_state::{CREATED_BY_SCAN, ConnState, FILTER_PENDING, phase};
 use crate::filter::{is_decided_by_listener, rejects, rejects_children, rejects_either_way};
-use crate::maps::{count, has_storage_failed, mark_storage_failed, preempts_programs};
+use crate::drops;
+use crate::maps::{count, counts_drops, has_storage_failed, mark_storage_failed, preempts_programs};
 use crate::record;
 use crate::sock::{Sock, Tcp};
 use crate::storage;
@@ -87,6 +88,7 @@ fn connecting(sock: Sock, program: u32) {
     conn.last_seen_state = state::SYN_SENT;
     conn.start_ns = now();
     conn.established_ns = 0;
+    conn.reset_reason = 0;
     // The error queue is empty at the first attempt.
     conn.stale_error = if conn.attempt > 1 { sock.newest_error() } else { 0 };
     conn.segs_out_before = sock.tcp().map_or(0, Tcp::segs_out);
@@ -217,6 +219,11 @@ fn established(sock: Sock, old: u8, program: u32) {
     }
     conn.last_state = state::ESTABLISHED;
     conn.last_seen_state = state::ESTABLISHED;
+    if counts_drops()
+        && let Some(tcp) = sock.tcp()
+    {
+        drops::forget_earlier(sock, tcp.client_isn(conn.flags & FLAG_ACTIVE != 0));
+    }
     record::report_open(sock, conn, old, program);
 }
 
@@ -246,6 +253,7 @@ fn syn_time(tcp: Tcp, established: u64) -> u64 {
 fn begin_accepted(conn: &mut ConnState, state: u8, now: u64) {
     conn.start_ns = now;
     conn.established_ns = 0;
+    conn.reset_reason = 0;
     conn.attempt = 1;
     conn.phase = phase::LIVE;
     conn.flags = 0;
@@ -359,21 +367,28 @@ fn count_filtered(sock: Sock, old: u8, program: u32) {
     }
 }
 
-/// This end sends a RST: `tcp_send_reset`. The kernel usually sends it after the change to CLOSE that the same segment
-/// causes. If a timer ends the wait for the peer's FIN, the kernel sends it before.
+/// This end sends a RST: `tcp_send_reset`. The kernel usually sends it after the change to CLOSE that the same segment, or
+/// close(), causes. If a timer ends the wait for the peer's FIN, or a process kills the connection, the kernel sends it
+/// before. `reason`: the kernel's reason; 0 if unknown.
 #[inline(always)]
-pub fn reset_sent(sock: Sock) {
-    let state = sock.skc_state();
-    // The time-wait stub of a connection has its cookie. A RST that the stub sends is no part of the connection.
-    if state != state::CLOSE && state != state::FIN_WAIT2 {
-        return;
-    }
+pub fn reset_sent(sock: Sock, reason: u32) {
     let Some(conn) = storage::get(sock) else { return };
+    let reason = reason.min(u8::MAX.into()) as u8;
     match conn.phase {
-        phase::LIVE if state == state::FIN_WAIT2 => conn.flags |= FLAG_RESET_SENT,
-        phase::ENDED if reset_decides(sock, conn.last_state) => {
-            conn.last_state = state::CLOSE;
-            record::report_reset(sock, conn);
+        phase::LIVE => {
+            conn.reset_reason = reason;
+            if sock.skc_state() == state::FIN_WAIT2 {
+                conn.flags |= FLAG_RESET_SENT;
+            }
+        }
+        phase::ENDED => {
+            let decides = reset_decides(sock, conn.last_state);
+            // At most one record for each close: the ring has reserved no more space.
+            if decides || reason != 0 && conn.reset_reason == 0 {
+                conn.last_state = state::CLOSE;
+                conn.reset_reason = reason.max(1);
+                record::report_reset(sock, conn, reason.into(), decides);
+            }
         }
         _ => {}
     }
@@ -445,6 +460,7 @@ fn track_preexisting(
         conn.flags = preexisting_state(sock).flags & !CREATED_BY_SCAN;
         conn.start_ns = 0;
         conn.established_ns = 0;
+        conn.reset_reason = 0;
         conn.stale_error = 0;
         conn.segs_out_before = 0;
         conn.visited_scan = 0;

@@ -14,6 +14,8 @@ mod conn_state;
 #[cfg(target_arch = "bpf")]
 mod connection;
 #[cfg(target_arch = "bpf")]
+mod drops;
+#[cfg(target_arch = "bpf")]
 mod fallback;
 #[cfg(target_arch = "bpf")]
 mod filter;
@@ -26,7 +28,11 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod record;
 #[cfg(target_arch = "bpf")]
+mod rejects;
+#[cfg(target_arch = "bpf")]
 mod scan;
+#[cfg(target_arch = "bpf")]
+mod skb;
 #[cfg(target_arch = "bpf")]
 mod sock;
 #[cfg(target_arch = "bpf")]
@@ -41,12 +47,13 @@ mod programs {
     use aya_ebpf::macros::btf_tracepoint;
     use aya_ebpf::programs::BtfTracePointContext;
 
-    use kmesh_trace_common::counter;
+    use kmesh_trace_common::{counter, state};
 
     use crate::iterator::{NetnsSock, TaskFile};
-    use crate::maps::{is_state_program_running, run_state_program};
+    use crate::maps::{counts_rejects, has_reset_reasons, is_drop_counted, is_state_program_running, run_state_program};
+    use crate::skb::Skb;
     use crate::sock::Sock;
-    use crate::{connection, fallback, scan};
+    use crate::{connection, drops, fallback, rejects, scan};
 
     #[btf_tracepoint(function = "inet_sock_set_state")]
     fn kmesh_state(ctx: BtfTracePointContext) -> i32 {
@@ -105,9 +112,32 @@ mod programs {
     #[btf_tracepoint(function = "tcp_send_reset")]
     fn kmesh_reset(ctx: BtfTracePointContext) -> i32 {
         let argument = ctx.arg::<*const c_void>(0);
+        let reason = if has_reset_reasons() { ctx.arg::<u32>(2) } else { 0 };
         if !argument.is_null() {
             // SAFETY: the hook's first argument is a `const struct sock *`, not null here.
-            connection::reset_sent(unsafe { Sock::from_pointer(argument) });
+            let sock = unsafe { Sock::from_pointer(argument) };
+            // A stub has the cookie of its connection. A RST that the stub sends is no part of the connection.
+            if !matches!(sock.skc_state(), state::TIME_WAIT | state::NEW_SYN_RECV) {
+                connection::reset_sent(sock, reason);
+                return 0;
+            }
+        }
+        if counts_rejects()
+            && let Some(skb) = Skb::from_argument(ctx.arg::<*const c_void>(1))
+        {
+            rejects::rejected(skb, reason);
+        }
+        0
+    }
+
+    /// Counts dropped packets. Attached only if the user asks for it.
+    #[btf_tracepoint(function = "kfree_skb")]
+    fn kmesh_drop(ctx: BtfTracePointContext) -> i32 {
+        let reason = ctx.arg::<u32>(2);
+        if is_drop_counted(reason)
+            && let Some(skb) = Skb::from_argument(ctx.arg::<*const c_void>(0))
+        {
+            drops::dropped(skb, reason);
         }
         0
     }

@@ -7,7 +7,9 @@ use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
 use aya_ebpf::btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_ringbuf_query};
 use aya_ebpf::macros::btf_map;
-use kmesh_trace_common::{Counters, FilterRules, ProgramConfig, ScanRecord, Snapshot, counter};
+use kmesh_trace_common::{
+    Counters, FilterRules, ListenerScanRecord, MAX_DROP_REASONS, ProgramConfig, ScanRecord, Snapshot, counter,
+};
 
 use crate::sock::{Address, Sock};
 
@@ -53,6 +55,10 @@ pub fn terms_of(address: Address) -> u32 {
 #[btf_map]
 static KMESH_SCRATCH: PerCpuArray<ScanRecord, 1> = PerCpuArray::new();
 
+/// The buffer in which a socket scan builds the record of a listener.
+#[btf_map]
+static KMESH_LISTENER_BUFFER: PerCpuArray<ListenerScanRecord, 1> = PerCpuArray::new();
+
 /// The configuration, which user space writes before it loads the programs.
 #[unsafe(no_mangle)]
 static CONFIG: ProgramConfig = ProgramConfig { ..ZERO };
@@ -85,6 +91,42 @@ pub fn reports_opens() -> bool {
 #[inline(always)]
 pub fn preempts_programs() -> bool {
     config!(preempts_programs) != 0
+}
+
+/// Returns whether `tcp_send_reset` has the kernel's reason as its third argument.
+#[inline(always)]
+pub fn has_reset_reasons() -> bool {
+    config!(has_reset_reasons) != 0
+}
+
+/// Returns whether the programs count the RSTs that the kernel sends without a socket.
+#[inline(always)]
+pub fn counts_rejects() -> bool {
+    config!(counts_rejects) != 0
+}
+
+/// Returns whether the programs count dropped packets.
+#[inline(always)]
+pub fn counts_drops() -> bool {
+    config!(counts_drops) != 0
+}
+
+/// Returns whether a packet that the kernel drops for this reason counts.
+#[inline(always)]
+pub fn is_drop_counted(reason: u32) -> bool {
+    if reason >= MAX_DROP_REASONS as u32 {
+        return false;
+    }
+    let reasons = (&raw const CONFIG.drop_reasons).cast::<u64>();
+    // SAFETY: a number below 256 divided by 64 is below 4.
+    let word = unsafe { ptr::read_volatile(reasons.add(reason as usize >> 6)) };
+    word >> (reason & 63) & 1 != 0
+}
+
+/// Returns whether socket scans report listeners.
+#[inline(always)]
+pub fn reports_listeners() -> bool {
+    config!(reports_listeners) != 0
 }
 
 /// Returns the mask of `tcp_sock.fastopen_connect` in its byte.
@@ -137,6 +179,12 @@ pub fn has_capacity() -> bool {
 #[inline(always)]
 pub fn scan_buffer() -> Option<*mut ScanRecord> {
     KMESH_SCRATCH.get_ptr_mut(0)
+}
+
+/// Returns this CPU's buffer for the record of a listener.
+#[inline(always)]
+pub fn listener_buffer() -> Option<*mut ListenerScanRecord> {
+    KMESH_LISTENER_BUFFER.get_ptr_mut(0)
 }
 
 /// Not 0 while `kmesh_state` runs on this CPU.

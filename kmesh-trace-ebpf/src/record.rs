@@ -4,14 +4,14 @@ use core::ptr;
 
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use kmesh_trace_common::{
-    FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_ROOT_NETNS, KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE,
-    Reset, Snapshot, counter, state, tcp_fields,
+    FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_ROOT_NETNS, KIND_CLOSE, KIND_LISTENER, KIND_OPEN, KIND_RESET,
+    KIND_UPDATE, Listener, Reset, Snapshot, counter, state, tcp_fields,
 };
 
 use crate::conn_state::{ConnState, ScanView, owner_words, phase};
 use crate::connection::now;
 use crate::iterator::IteratorOutput;
-use crate::maps::{KMESH_EVENTS, count, has_capacity, reports_opens, scan_buffer};
+use crate::maps::{KMESH_EVENTS, count, has_capacity, listener_buffer, reports_opens, scan_buffer};
 use crate::sock::{Sock, Tcp, error_details};
 use crate::storage;
 
@@ -220,9 +220,45 @@ pub fn report_update(output: IteratorOutput, sock: Sock, conn: ScanView, scan: u
     conn.set_visited(scan);
 }
 
-/// Reports the RST that decides how a connection ended.
+/// Writes a listener to the output of a scan. Returns false if the output is full: the kernel visits the socket again.
 #[inline(always)]
-pub fn report_reset(sock: Sock, conn: &ConnState) {
+pub fn report_listener(output: IteratorOutput, sock: Sock, conn: ScanView) -> bool {
+    let (Some(tcp), Some(buffer)) = (sock.tcp(), listener_buffer()) else {
+        return true;
+    };
+    let owner = owner_words(conn.as_ptr());
+    // SAFETY: this CPU's buffer.
+    let listener = unsafe {
+        (*buffer).length = size_of::<Listener>() as u64;
+        &raw mut (*buffer).listener
+    };
+    put! { listener;
+        kind: KIND_LISTENER,
+        netns: tcp.sock().netns(),
+        time_ns: now(),
+        cookie: sock.cookie(),
+        cgroup_id: tcp.sock().cgroup_id(),
+        backlog: sock.sk_ack_backlog(),
+        max_backlog: sock.sk_max_ack_backlog(),
+        half_open: tcp.accept_queue_len(),
+        drops: sock.sk_drops(),
+        local_port: sock.local_port(),
+        flags: if tcp.sock().is_netns_of_root() { FLAG_ROOT_NETNS } else { 0 },
+    }
+    // SAFETY: fields of this CPU's buffer, each at a multiple of 8.
+    unsafe {
+        let to = (&raw mut (*listener).owner).cast::<u64>();
+        ptr::write_volatile(to, owner[0]);
+        ptr::write_volatile(to.add(1), owner[1]);
+        ptr::write_volatile(to.add(2), owner[2]);
+        put_words(&raw mut (*listener).local_addr, sock.local_address().0);
+        output.write(&*buffer)
+    }
+}
+
+/// Reports a RST that this end sent after the close.
+#[inline(always)]
+pub fn report_reset(sock: Sock, conn: &ConnState, reason: u32, decides: bool) {
     let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Reset>(0) else {
         // `has_capacity` reserves space for it.
         return;
@@ -231,6 +267,8 @@ pub fn report_reset(sock: Sock, conn: &ConnState) {
         kind: KIND_RESET,
         attempt: conn.attempt,
         cookie: sock.cookie(),
+        reason,
+        decides: decides.into(),
     });
     entry.submit(0);
     count(counter::RESET, |counters| counters.resets += 1);
@@ -256,18 +294,20 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, conn: *const ConnState, eve
     }
     // SAFETY: fields of a value that lives as long as the socket, longer than this run of the program. Volatile,
     // because a scan reads them while another CPU writes them.
-    let (start_ns, established_ns, attempt, flags) = unsafe {
+    let (start_ns, established_ns, attempt, flags, reset_reason) = unsafe {
         (
             ptr::read_volatile(&raw const (*conn).start_ns),
             ptr::read_volatile(&raw const (*conn).established_ns),
             ptr::read_volatile(&raw const (*conn).attempt),
             ptr::read_volatile(&raw const (*conn).flags),
+            ptr::read_volatile(&raw const (*conn).reset_reason),
         )
     };
     put! { record;
         start_ns: start_ns,
         established_ns: established_ns,
         attempt: attempt,
+        reset_reason: reset_reason,
         flags: flags & (FLAG_ACTIVE | FLAG_PREEXISTING | FLAG_RESET_SENT) | event.flags | root_netns,
     }
     put_tcp(record, tcp);

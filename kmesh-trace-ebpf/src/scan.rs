@@ -6,7 +6,7 @@ use crate::conn_state::{CREATED_BY_SCAN, ConnState, ScanView, phase};
 use crate::connection::{looks_connected, preexisting_state};
 use crate::filter::{rejects, rejects_children};
 use crate::iterator::{IteratorOutput, NetnsSock, TaskFile};
-use crate::maps::{count, has_storage_failed, scan_number};
+use crate::maps::{count, has_storage_failed, reports_listeners, scan_number};
 use crate::record;
 use crate::sock::Sock;
 use crate::storage;
@@ -18,7 +18,7 @@ use crate::task::Task;
 pub fn visit_descriptor(visit: TaskFile, sock: Sock, task: Task) {
     let state = sock.skc_state();
     if state == state::LISTEN {
-        return visit_listener(sock, task);
+        return visit_listener(visit.output(), sock, task);
     }
     if state == state::CLOSE {
         return;
@@ -101,9 +101,9 @@ fn track_found(sock: Sock, task: Option<Task>, state: u8) -> Option<ScanView> {
     Some(conn)
 }
 
-/// Stores the owner of a listening socket, which its children inherit.
+/// Stores the owner of a listening socket, which its children inherit. Reports the listener, once a scan.
 #[inline(always)]
-fn visit_listener(sock: Sock, task: Task) {
+fn visit_listener(output: IteratorOutput, sock: Sock, task: Task) {
     if rejects_children(sock) {
         return;
     }
@@ -117,6 +117,13 @@ fn visit_listener(sock: Sock, task: Task) {
         // Process 1 listens for other processes and hands the listener on, so any other process replaces it.
         if is_first || by != owner::LISTENER || pid == 1 || conn.owner_pid() == task.task_tgid() {
             conn.set_found_owner(task, owner::LISTENER, scan);
+        }
+        if reports_listeners()
+            && scan > 1
+            && conn.visited_scan() != scan
+            && record::report_listener(output, sock, conn)
+        {
+            conn.mark_visited(scan);
         }
     }
 }

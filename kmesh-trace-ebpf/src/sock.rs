@@ -46,6 +46,12 @@ impl Address {
     /// The third 32-bit word of an IPv4-mapped address, in the low half of a little-endian word.
     const MAPPED: u64 = 0xffff_0000;
 
+    /// Returns an IPv4 address in network order as an IPv4-mapped one.
+    #[inline(always)]
+    pub fn from_ipv4(address: u32) -> Self {
+        Self([0, Self::MAPPED | u64::from(address) << 32])
+    }
+
     #[inline(always)]
     pub fn is_ipv4(self) -> bool {
         self.0[0] == 0 && self.0[1] as u32 == Self::MAPPED as u32
@@ -89,7 +95,9 @@ impl Sock {
         sk_socket: u64,
         sk_protocol: u16,
         sk_shutdown: u8,
+        sk_ack_backlog: u32,
         sk_max_ack_backlog: u32,
+        sk_drops: u32,
     }
 
     #[inline(always)]
@@ -241,7 +249,7 @@ impl Sock {
             if self.skc_family() == AF_INET6 {
                 Address([load(self.0, v6), load(self.0, v6 + 8)])
             } else {
-                Address([0, Address::MAPPED | u64::from(load::<u32>(self.0, v4)) << 32])
+                Address::from_ipv4(load(self.0, v4))
             }
         }
     }
@@ -316,6 +324,17 @@ impl Tcp {
         self.snd_nxt() == self.write_seq() && sent > payload + u64::from(connected && acked > 0)
     }
 
+    /// Returns the client's first sequence number. The counters include the SYN that this end sent, but not the peer's.
+    /// `connected`: this end called connect().
+    #[inline(always)]
+    pub fn client_isn(self, connected: bool) -> u32 {
+        if connected {
+            self.snd_una().wrapping_sub(self.bytes_acked() as u32)
+        } else {
+            self.rcv_nxt().wrapping_sub(self.bytes_received() as u32).wrapping_sub(1)
+        }
+    }
+
     /// Returns whether connect() left the SYN to the first write (TCP_FASTOPEN_CONNECT).
     #[inline(always)]
     pub fn defers_connect(self) -> bool {
@@ -326,6 +345,7 @@ impl Tcp {
 
     members! {
         tcp_clock_cache: u64,
+        accept_queue_len: u32,
     }
 
     tcp_fields!(tcp_members);

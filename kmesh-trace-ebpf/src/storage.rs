@@ -135,7 +135,7 @@ fn claim(sock: Sock) -> Option<&'static mut ConnState> {
 ///
 /// `to` points to an aligned number in a map.
 #[inline(always)]
-unsafe fn atomic_add(to: *mut u64, value: i64) {
+pub unsafe fn atomic_add(to: *mut u64, value: i64) {
     // SAFETY: the caller's promise.
     unsafe { asm!("lock *(u64 *)({to} + 0) += {value}", to = in(reg) to, value = in(reg) value) };
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::config::Events;
 use crate::filter::Filter;
 use crate::output::Sink;
-use crate::record::{ConnId, Event, Lost, Record, Summary, WallTime};
+use crate::record::{ConnId, Event, Lost, Record, Subject, Summary, WallTime};
 use crate::track::delta::{Delta, Deltas};
 
 /// The records that a run delivers.
@@ -88,17 +88,21 @@ impl Engine {
 
     /// Takes the counters of a connection that was open when tracing began. `record` is an update at that time.
     pub fn baseline(&mut self, record: &Record) -> io::Result<()> {
-        if !self.passes(record) {
-            return Ok(());
-        }
+        // Even if the record does not pass: no name is known at the start, and the next record may pass.
         if let Some(deltas) = &mut self.deltas {
             deltas.baseline(record);
+        }
+        if !self.passes(record) {
+            return Ok(());
         }
         self.for_each(|sink| sink.baseline(record))
     }
 
     /// Takes the next record in the order of time. `is_late` is true for a record after the end of `--duration`.
     pub fn record(&mut self, record: &Record, is_late: bool) -> io::Result<()> {
+        if record.subject != Subject::Connection {
+            return self.report(record, is_late);
+        }
         if !self.passes(record) {
             return self.reject(record, is_late);
         }
@@ -120,6 +124,15 @@ impl Engine {
             self.tally.filtered += close;
         }
         Ok(())
+    }
+
+    /// Takes a record that is about no connection.
+    fn report(&mut self, record: &Record, is_late: bool) -> io::Result<()> {
+        let is_wanted = self.selection.events.has_subject(record.subject);
+        if !is_wanted || is_late || self.is_full() || !self.passes(record) {
+            return Ok(());
+        }
+        self.for_each(|sink| sink.report(record))
     }
 
     /// Takes the next record as [`Self::record`] does, but as one that the filter rejects. Closes after a limit count

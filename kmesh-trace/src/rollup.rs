@@ -213,7 +213,11 @@ impl Rollup {
         self.current = None;
         if is_run_end {
             // Without records, a rest of a window shows nothing.
-            return if current.has_records { vec![self.close(current)] } else { Vec::new() };
+            return if current.has_records {
+                vec![self.close(current)]
+            } else {
+                Vec::new()
+            };
         }
         let mut windows = vec![self.close(current)];
         if now.0 >= next_ns.saturating_add(length_ns) {
@@ -257,7 +261,12 @@ impl Rollup {
             }
             connections = groups.take();
         }
-        let Current { start_ns, covered_from, latest, .. } = current;
+        let Current {
+            start_ns,
+            covered_from,
+            latest,
+            ..
+        } = current;
         let covered_ns = latest.0.saturating_sub(covered_from.0).unsigned_abs();
         Window {
             start: WallTime(start_ns),

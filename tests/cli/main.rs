@@ -1,5 +1,5 @@
-//! The suite without root: the real binary on arguments and bad input. What cannot run here is shown as skipped with the
-//! reason, and counted.
+//! The cli suite: the real binary, without root. A test that cannot run shows as skipped with the reason, and is
+//! counted.
 
 mod arguments;
 mod captures;

@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kmesh_trace::config::parse_prompt_filter;
-use kmesh_trace::output::table::view::Begin;
+use kmesh_trace::output::table::history::SharedHistory;
+use kmesh_trace::output::table::view::ViewOptions;
 use kmesh_trace::output::term;
 use kmesh_trace::rollup::Key;
 use kmesh_trace::rollup::Sort;
@@ -293,14 +294,17 @@ pub const ARGUMENT: &str = "panic-at-the-screen";
 /// Takes the terminal as the tool does, and panics at a key.
 pub fn panics_at_the_screen() -> ! {
     let (quit, quits) = channel();
-    let begin = Begin {
+    let options = ViewOptions {
         by: vec![Key::Ip],
         sort: Sort::default(),
         top: None,
         color: false,
-        parse: parse_prompt_filter,
+        totals: false,
+        parse_filter: parse_prompt_filter,
     };
-    let screen = term::start(begin, move || quit.send(()).expect("somebody waits")).expect("a terminal");
+    let history = SharedHistory::new(1);
+    let screen = term::start(options, history, move || quit.send(()).expect("the main thread waits"));
+    let screen = screen.expect("a terminal");
     quits.recv().expect("a key");
     // As the thread that feeds the screen would.
     let fed = thread::spawn(move || {

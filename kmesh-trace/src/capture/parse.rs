@@ -17,8 +17,8 @@ use crate::output::json::contract::VERSION;
 use crate::record::Header;
 use crate::record::errno::Errno;
 use crate::record::{
-    self, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, LossReason, Lost, Names, Outcome, ProcessBy,
-    Record, RunInfo, ServiceBy, Summary, Tcp, WallTime,
+    self, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, LossReason, Lost, Names, Outcome,
+    PacketDirection, PacketDrops, ProcessBy, Record, RunInfo, ServiceBy, Subject, Summary, Tcp, WallTime,
 };
 
 /// The maximum number of shared pods, of Services and of other names. A full table is cleared.
@@ -184,6 +184,8 @@ struct SummaryIn<'a> {
     open: u64,
     #[serde(default)]
     not_scanned: Option<u64>,
+    #[serde(default)]
+    drops_evicted: Option<u64>,
     elapsed_ns: u64,
     #[serde(borrow)]
     node: Text<'a>,
@@ -216,6 +218,7 @@ impl SummaryIn<'_> {
             unresolved: self.unresolved,
             open: self.open,
             not_scanned: self.not_scanned,
+            drops_evicted: self.drops_evicted,
             elapsed_ns: self.elapsed_ns,
         };
         Line::Summary(Box::new(summary), info)
@@ -256,7 +259,19 @@ struct Conn<'a> {
     outcome: Option<Outcome>,
     errno: Option<Errno>,
     closed_by: Option<ClosedBy>,
+    #[serde(borrow, default)]
+    reset_reason: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    drops: Option<Vec<PacketDropsIn<'a>>>,
     tcp: Tcp,
+}
+
+#[derive(Deserialize)]
+struct PacketDropsIn<'a> {
+    direction: PacketDirection,
+    #[serde(borrow)]
+    reason: Text<'a>,
+    packets: u64,
 }
 
 #[derive(Deserialize)]
@@ -375,6 +390,18 @@ impl Conn<'_> {
             outcome: self.outcome,
             errno: self.errno.map(|errno| errno.0),
             closed_by: self.closed_by,
+            reset_reason: self.reset_reason.map(|reason| shared.text(&reason.0)),
+            drops: self.drops.map(|drops| {
+                drops
+                    .into_iter()
+                    .map(|drop| PacketDrops {
+                        direction: drop.direction,
+                        reason: shared.text(&drop.reason.0),
+                        packets: drop.packets,
+                    })
+                    .collect()
+            }),
+            subject: Subject::Connection,
             tcp: self.tcp,
         })
     }

@@ -132,10 +132,13 @@ pub struct Cli {
     #[arg(short, long, value_name = "FORMAT", hide_possible_values = true)]
     pub output: Option<Output>,
 
-    /// Print close, open or update events
+    /// Print close, open, update, reject, listener events
     ///
     /// close: a connection ended, or an attempt to connect failed. open: a connection was established. update: the
-    /// counters of each open connection and each waiting attempt, after each --interval.
+    /// counters of each open connection and each waiting attempt, after each --interval. reject: this node answered a
+    /// segment with RST because no socket was there, so that somebody dials a closed port; at most one line a second for
+    /// each client, port and reason (Linux 6.10). listener: the backlog, its limit, half-open connections and dropped
+    /// packets of listening sockets, after each --interval; all of them once, then those that are busy or changed.
     ///
     /// Example: kmesh-trace --events open,close
     #[arg(
@@ -146,6 +149,16 @@ pub struct Cli {
         hide_possible_values = true
     )]
     pub events: Vec<EventName>,
+
+    /// Count the packets that the kernel drops
+    ///
+    /// The `drops` of a record are the packets of its connection that this node's kernel dropped, by direction and the
+    /// kernel's own reason, in any network namespace of the node, before and after a Service's translation. Segments
+    /// that a closing socket discards do not count. Requires a kernel that says why it drops a packet (Linux 5.17).
+    ///
+    /// Example: kmesh-trace --failed --drops -o json | jq 'select(.type == "conn") | [.outcome, .drops]'
+    #[arg(long)]
+    pub drops: bool,
 
     /// Set the time between updates
     ///

@@ -45,6 +45,10 @@ pub enum EventName {
     Open,
     /// The counters of an open connection, after each --interval
     Update,
+    /// This node answered a segment with RST, because no socket was there
+    Reject,
+    /// The queues of a listening socket, after each --interval
+    Listener,
 }
 
 /// When output has colors.

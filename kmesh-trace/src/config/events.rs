@@ -1,7 +1,7 @@
 //! The events that a run prints.
 
 use crate::cli::EventName;
-use crate::record::Event;
+use crate::record::{Event, Subject};
 
 /// The events that are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,19 +12,19 @@ pub struct Events {
     pub open: bool,
     /// Whether [`Event::Update`] is printed.
     pub update: bool,
+    /// Whether RSTs sent without a socket are counted and printed.
+    pub reject: bool,
+    /// Whether the state of listening sockets is printed.
+    pub listener: bool,
 }
 
 impl Events {
-    pub(super) const ALL: Self = Self {
-        close: true,
-        open: true,
-        update: true,
-    };
-
     pub const NONE: Self = Self {
         close: false,
         open: false,
         update: false,
+        reject: false,
+        listener: false,
     };
 
     pub(super) fn new(names: &[EventName]) -> Self {
@@ -32,6 +32,17 @@ impl Events {
             close: names.contains(&EventName::Close),
             open: names.contains(&EventName::Open),
             update: names.contains(&EventName::Update),
+            reject: names.contains(&EventName::Reject),
+            listener: names.contains(&EventName::Listener),
+        }
+    }
+
+    /// Returns whether records with this subject are printed.
+    pub fn has_subject(self, subject: Subject) -> bool {
+        match subject {
+            Subject::Connection => true,
+            Subject::Reject(_) => self.reject,
+            Subject::Listener(_) => self.listener,
         }
     }
 

@@ -64,6 +64,8 @@ pub struct Config {
     pub is_default_output: bool,
     /// The events that are printed.
     pub events: Events,
+    /// Whether dropped packets are counted.
+    pub drops: bool,
     /// How records are grouped; `None` prints each record.
     pub rollup: Option<RollupConfig>,
     /// The conditions that a record must meet.
@@ -98,7 +100,12 @@ impl Config {
         let rollup = rollup::rollup(cli, output, environment)?;
         // A window counts open connections, so rollups need every event.
         let events = match rollup {
-            Some(_) => Events::ALL,
+            Some(_) => Events {
+                close: true,
+                open: true,
+                update: true,
+                ..Events::new(&cli.events)
+            },
             None => Events::new(&cli.events),
         };
         let config = Self {
@@ -111,6 +118,7 @@ impl Config {
             output,
             is_default_output: cli.output.is_none(),
             events,
+            drops: cli.drops,
             rollup,
             filter: filters::filter(cli)?,
             include_self: cli.include_self,
@@ -144,6 +152,6 @@ impl Config {
 
     /// Returns whether sockets are scanned for `update` events.
     pub fn needs_updates(&self) -> bool {
-        self.events.update || self.capture.is_some() || self.metrics.is_some()
+        self.events.update || self.events.listener || self.capture.is_some() || self.metrics.is_some()
     }
 }

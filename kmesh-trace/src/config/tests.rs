@@ -9,6 +9,8 @@ const CLOSES: Events = Events {
     close: true,
     open: false,
     update: false,
+    reject: false,
+    listener: false,
 };
 
 /// An environment without terminals and variables, except that standard input is a terminal.

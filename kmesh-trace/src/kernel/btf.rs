@@ -67,6 +67,8 @@ pub struct Btf<'a> {
     variables: Vec<&'static str>,
     /// The values of the wanted enumerators, by name.
     enumerators: Vec<(&'static str, u32)>,
+    /// The ids of the wanted enumerations, by name.
+    enums: Vec<(&'static str, u32)>,
     /// The kinds, names and ids of the wanted hooks.
     hooks: Vec<(u32, &'static str, u32)>,
 }
@@ -80,6 +82,8 @@ pub struct Wanted<'a> {
     pub variables: &'a [&'static str],
     /// Enumerators whose values are looked up.
     pub enumerators: &'a [&'static str],
+    /// Enumerations of which all enumerators are looked up.
+    pub enums: &'a [&'static str],
     /// Typedefs and functions whose ids are looked up.
     pub hooks: &'a [&'static str],
 }
@@ -122,6 +126,7 @@ impl<'a> Btf<'a> {
             structures: Vec::new(),
             variables: Vec::new(),
             enumerators: Vec::new(),
+            enums: Vec::new(),
             hooks: Vec::new(),
         };
         if btf.u32(0)? & 0xffff != u32::from(MAGIC) {
@@ -148,6 +153,8 @@ impl<'a> Btf<'a> {
                     btf.variables.extend(name);
                 }
                 kind::ENUM => {
+                    let name = btf.name_among(wanted.enums, at)?;
+                    btf.enums.extend(name.map(|name| (name, id)));
                     for entry in (0..count).map(|index| at + 12 + 8 * index) {
                         if let Some(name) = btf.name_among(wanted.enumerators, entry)? {
                             btf.enumerators.push((name, btf.u32(entry + 4)?));
@@ -218,6 +225,37 @@ impl<'a> Btf<'a> {
     pub fn enumerator(&self, name: &str) -> Option<u32> {
         let mut known = self.enumerators.iter();
         known.find(|(known, _)| *known == name).map(|&(_, value)| value)
+    }
+
+    /// Returns the values and names of all enumerators of a wanted enumeration; none if the kernel has no such type.
+    pub fn enumeration(&self, name: &str) -> Vec<(u32, String)> {
+        let Some(&(_, id)) = self.enums.iter().find(|(known, _)| *known == name) else {
+            return Vec::new();
+        };
+        let read = || {
+            let at = self.at(id)?;
+            let count = (self.u32(at + 4)? & 0xffff) as usize;
+            let entries = (0..count).map(|index| at + 12 + 8 * index);
+            entries
+                .map(|entry| Ok((self.u32(entry + 4)?, self.string(self.u32(entry)?)?)))
+                .collect::<Result<_, BtfError>>()
+        };
+        read().unwrap_or_default()
+    }
+
+    /// Returns the number of arguments of a wanted tracepoint, a typedef; `None` if the kernel does not have it.
+    pub fn argument_count(&self, hook: &str) -> Option<usize> {
+        let (.., id) = self.hooks.iter().find(|(_, known, _)| *known == hook)?;
+        let pointer = self.at(self.resolve(*id).ok()?).ok()?;
+        let prototype = self.at(self.u32(pointer + 8).ok()?).ok()?;
+        let parameters = (self.u32(prototype + 4).ok()? & 0xffff) as usize;
+        // The first parameter is the tracepoint's own data.
+        parameters.checked_sub(1)
+    }
+
+    /// Returns the size of a structure in bytes.
+    pub fn struct_size(&self, structure: &str) -> Result<u32, BtfError> {
+        self.size(self.structure(structure)?, 0)
     }
 
     fn find(&self, structure: &str, path: &str) -> Result<Member, BtfError> {
@@ -351,6 +389,13 @@ impl<'a> Btf<'a> {
     fn u32(&self, at: usize) -> Result<u32, BtfError> {
         let bytes = self.data.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
         bytes.map(u32::from_ne_bytes).ok_or(BtfError::Malformed(at))
+    }
+
+    fn string(&self, offset: u32) -> Result<String, BtfError> {
+        let at = self.strings + offset as usize;
+        let rest = self.data.get(at..).ok_or(BtfError::Malformed(at))?;
+        let end = rest.iter().position(|&byte| byte == 0).ok_or(BtfError::Malformed(at))?;
+        Ok(String::from_utf8_lossy(&rest[..end]).into_owned())
     }
 
     fn has_string(&self, offset: u32, name: &str) -> Result<bool, BtfError> {

@@ -1,5 +1,6 @@
 //! Loads and attaches the eBPF programs. Only this module names aya.
 
+mod counts;
 mod error;
 mod programs;
 mod scan_programs;
@@ -20,8 +21,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use self::error::{failed, missing_program, refused, with_causes};
 use super::btf;
 use super::offsets::{self, Layout};
+use super::reasons::{self, Reasons};
 use super::time::monotonic_ns;
 
+pub use self::counts::{ReasonCounts, RejectCounts};
 pub use self::error::StartError;
 pub use self::programs::Programs;
 pub use self::scan_programs::{ScanPrograms, Take};
@@ -69,6 +72,11 @@ const BACKUPS: [ProgramSpec; 2] = [
         ..STATE
     },
 ];
+/// Counts dropped packets, if the user asks for it.
+const DROP: ProgramSpec = ProgramSpec {
+    name: "kmesh_drop",
+    hook: "kfree_skb",
+};
 const SCAN_FDS: ProgramSpec = ProgramSpec {
     name: "kmesh_scan_fds",
     hook: "task_file",
@@ -80,7 +88,8 @@ const SCAN_NETNS: ProgramSpec = ProgramSpec {
 /// The names of the hooks in the kernel's BTF.
 const BTF_HOOKS: &[&str] = &[
     "btf_trace_tcp_destroy_sock",
-    "btf_trace_tcp_send_reset",
+    reasons::RESET_HOOK,
+    reasons::DROP_HOOK,
     "btf_trace_inet_sock_set_state",
     "btf_trace_inet_sk_error_report",
     "bpf_iter_task_file",
@@ -93,6 +102,16 @@ const FILTER_MAP: &str = "KMESH_FILTER";
 const NETWORKS_MAP: &str = "KMESH_NETWORKS";
 const SCAN_MAP: &str = "KMESH_SCAN";
 const ATTACHED_MAP: &str = "KMESH_ATTACHED";
+const DROPS_MAP: &str = "KMESH_DROPS";
+const DROPS_MADE_MAP: &str = "KMESH_DROPS_MADE";
+const DROPS_TOTAL_MAP: &str = "KMESH_DROPS_TOTAL";
+const REJECTS_MAP: &str = "KMESH_REJECTS";
+const REJECTS_TOTAL_MAP: &str = "KMESH_REJECTS_TOTAL";
+
+/// The number of connections whose dropped packets are counted: 4 MiB.
+const MAX_DROP_TUPLES: u32 = 16_384;
+/// The number of clients and ports for which RSTs without a socket are counted between two reports.
+const MAX_REJECTS: u32 = 4_096;
 
 const OPEN_OBJECT: &str = "open the embedded eBPF object";
 
@@ -106,6 +125,8 @@ pub struct KernelTypes {
     preempts_programs: bool,
     /// Whether the iterator over a network namespace's TCP sockets locks each socket (5.15).
     locks_listed_sockets: bool,
+    /// The kernel's names of reasons.
+    pub reasons: Reasons,
 }
 
 impl KernelTypes {
@@ -115,6 +136,7 @@ impl KernelTypes {
             structures: offsets::STRUCTURES,
             variables: offsets::VARIABLES,
             enumerators: offsets::ENUMERATORS,
+            enums: reasons::ENUMS,
             hooks: BTF_HOOKS,
         };
         let types = btf::Btf::parse(&vmlinux, wanted)?;
@@ -126,6 +148,7 @@ impl KernelTypes {
             layout: offsets::find(&types)?,
             preempts_programs: offsets::preempts_programs(&types),
             locks_listed_sockets: offsets::locks_listed_sockets(&types),
+            reasons: Reasons::find(&types),
         })
     }
 
@@ -157,28 +180,49 @@ pub struct Options {
     pub rules: Box<FilterRules>,
     /// The networks of the kernel filter, each with bits of [`kmesh_trace_common::term`].
     pub networks: Vec<(Prefix, u32)>,
+    /// Whether the programs count dropped packets.
+    pub drops: bool,
+    /// Whether the programs count RSTs that the kernel sends without a socket.
+    pub rejects: bool,
+    /// Whether socket scans report listeners.
+    pub listeners: bool,
 }
 
 /// The programs in the kernel, verified and not attached yet. Only loading needs more than CAP_BPF.
 pub struct LoadedPrograms {
     ebpf: Ebpf,
     programs: Programs,
+    /// The counts of dropped packets and of rejected connections.
+    reason_counts: ReasonCounts,
     tracepoints: Vec<ProgramSpec>,
     scans_netns: bool,
 }
 
 /// Loads the programs and opens their maps.
 pub fn load(types: &KernelTypes, options: &Options) -> Result<LoadedPrograms, StartError> {
+    if options.drops && !types.reasons.has_drops() {
+        return Err(StartError::NoDropReasons);
+    }
+    if options.rejects && !types.reasons.has_resets() {
+        return Err(StartError::NoResetReasons);
+    }
     let mut ebpf = create_maps(types, options)?;
     let began_ns = monotonic_ns();
-    let optional = verify(&mut ebpf, types)?;
+    let optional = verify(&mut ebpf, types, options)?;
     let verifier_ns = monotonic_ns() - began_ns;
     let mut programs = Programs::open(&mut ebpf, types, verifier_ns)?;
     programs.set_filter(&options.rules, &options.networks)?;
+    programs.rejects = options.rejects.then(|| RejectCounts::open(&mut ebpf)).transpose()?;
     Ok(LoadedPrograms {
+        reason_counts: ReasonCounts::open(&mut ebpf, &types.reasons, options.drops)?,
         ebpf,
         programs,
-        tracepoints: optional.error.into_iter().chain(types.tracepoints()).collect(),
+        tracepoints: optional
+            .error
+            .into_iter()
+            .chain(options.drops.then_some(DROP))
+            .chain(types.tracepoints())
+            .collect(),
         scans_netns: optional.scans_netns,
     })
 }
@@ -186,10 +230,11 @@ pub fn load(types: &KernelTypes, options: &Options) -> Result<LoadedPrograms, St
 impl LoadedPrograms {
     /// Attaches the programs. The first socket scan then finds the sockets that are older. If a program and the scan
     /// find the same socket, its storage shows which one came first.
-    pub fn attach(self) -> Result<(Programs, ScanPrograms), StartError> {
+    pub fn attach(self) -> Result<(Programs, ScanPrograms, ReasonCounts), StartError> {
         let Self {
             mut ebpf,
             mut programs,
+            reason_counts,
             tracepoints,
             scans_netns,
         } = self;
@@ -205,12 +250,12 @@ impl LoadedPrograms {
         let number = Array::try_from(take_map(&mut ebpf, SCAN_MAP)?)
             .map_err(|error| failed("open the number of the socket scan", &error))?;
         let scan_programs = ScanPrograms::new(ebpf, number, programs.shared_counters(), scans_netns);
-        Ok((programs, scan_programs))
+        Ok((programs, scan_programs, reason_counts))
     }
 }
 
 /// Loads the programs and attaches them.
-pub fn start(types: &KernelTypes, options: &Options) -> Result<(Programs, ScanPrograms), StartError> {
+pub fn start(types: &KernelTypes, options: &Options) -> Result<(Programs, ScanPrograms, ReasonCounts), StartError> {
     load(types, options)?.attach()
 }
 
@@ -221,6 +266,11 @@ fn create_maps(types: &KernelTypes, options: &Options) -> Result<Ebpf, StartErro
         filter_checks: options.checks,
         preempts_programs: types.preempts_programs.into(),
         snapshot_limit: snapshot_limit(options.ring_bytes),
+        has_reset_reasons: types.reasons.has_resets().into(),
+        counts_rejects: options.rejects.into(),
+        counts_drops: options.drops.into(),
+        reports_listeners: options.listeners.into(),
+        drop_reasons: types.reasons.counted_drops(),
         ..ProgramConfig::zeroed()
     };
     types.layout.complete(&mut config);
@@ -231,6 +281,8 @@ fn create_maps(types: &KernelTypes, options: &Options) -> Result<Ebpf, StartErro
         .override_global("CONFIG", bytemuck::bytes_of(&config), true)
         .map_max_entries(EVENTS_MAP, options.ring_bytes)
         .map_max_entries(NETWORKS_MAP, networks)
+        .map_max_entries(DROPS_MAP, if options.drops { MAX_DROP_TUPLES } else { 1 })
+        .map_max_entries(REJECTS_MAP, if options.rejects { MAX_REJECTS } else { 1 })
         .load(OBJECT)
         .map_err(|error| failed("create the eBPF maps", &error))
 }
@@ -257,7 +309,7 @@ struct OptionalPrograms {
 
 /// Loads the programs, each in a separate thread, because the kernel verifies them in parallel and one program takes as
 /// long as all others. Returns the optional programs that the kernel accepted.
-fn verify(ebpf: &mut Ebpf, types: &KernelTypes) -> Result<OptionalPrograms, StartError> {
+fn verify(ebpf: &mut Ebpf, types: &KernelTypes, options: &Options) -> Result<OptionalPrograms, StartError> {
     let mut programs: BTreeMap<_, _> = ebpf.programs_mut().collect();
     thread::scope(|scope| {
         let scan_netns = types.locks_listed_sockets.then_some(SCAN_NETNS);
@@ -265,6 +317,7 @@ fn verify(ebpf: &mut Ebpf, types: &KernelTypes) -> Result<OptionalPrograms, Star
         let loads: Vec<_> = types
             .tracepoints()
             .chain([SCAN_FDS])
+            .chain(options.drops.then_some(DROP))
             .chain(scan_netns)
             .chain(error)
             .map(|ProgramSpec { name, hook }| {

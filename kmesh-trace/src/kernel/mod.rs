@@ -10,6 +10,7 @@ mod netns;
 mod offsets;
 pub mod preflight;
 pub mod reader;
+pub mod reasons;
 pub mod scanner;
 mod system_calls;
 mod time;

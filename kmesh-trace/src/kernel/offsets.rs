@@ -21,8 +21,15 @@ pub const STRUCTURES: &[&str] = &[
     "task_struct",
     "srcu_data",
     "pt_regs",
+    "net_device",
+    CONNTRACK,
+    CONNTRACK_TUPLE,
     TCP_ITERATOR,
 ];
+
+/// The conntrack entry of a packet, and one of its two tuples. Their BTF may be in a module.
+const CONNTRACK: &str = "nf_conn";
+const CONNTRACK_TUPLE: &str = "nf_conntrack_tuple_hash";
 
 /// The state of the iterator over the TCP sockets of a network namespace, in kernels whose iterator locks each socket.
 const TCP_ITERATOR: &str = "bpf_tcp_iter_state";
@@ -112,6 +119,12 @@ pub fn find(btf: &Btf<'_>) -> Result<Layout, BtfError> {
 
 fn find_offsets(btf: &Btf<'_>, fastopen_connect: u32, transparent: u32, compat: u32) -> Result<Offsets, BtfError> {
     let cb = btf.offset("sk_buff", "cb", 48)?;
+    // Records do without these: they are for dropped packets, rejected connections and listeners.
+    let optional = |structure, path, size| btf.offset(structure, path, size).unwrap_or(ABSENT);
+    let conntrack = |member: &str| {
+        let path = format!("tuplehash.tuple.{member}");
+        btf.low_byte(CONNTRACK, &path).unwrap_or(ABSENT)
+    };
     // A kernel without cgroups has none of the three members.
     let cgroup = btf.offset("sock", "sk_cgrp_data.cgroup", 8);
     offsets! { btf; {
@@ -164,6 +177,23 @@ fn find_offsets(btf: &Btf<'_>, fastopen_connect: u32, transparent: u32, compat: 
         sk_cgroup: cgroup.clone().unwrap_or(ABSENT);
         cgroup_kn: if cgroup.is_ok() { btf.offset("cgroup", "kn", 8)? } else { ABSENT };
         kn_id: if cgroup.is_ok() { btf.offset("kernfs_node", "id", 8)? } else { ABSENT };
+        sk_ack_backlog: optional("sock", "sk_ack_backlog", 4);
+        sk_drops: optional("sock", "sk_drops", 4);
+        accept_queue_len: optional("tcp_sock", "inet_conn.icsk_accept_queue.qlen", 4);
+        skb_head: optional("sk_buff", "head", 8);
+        skb_network_header: optional("sk_buff", "network_header", 2);
+        skb_protocol: optional("sk_buff", "protocol", 2);
+        skb_dev: optional("sk_buff", "dev", 8);
+        skb_sk: optional("sk_buff", "sk", 8);
+        net_device_net: optional("net_device", "nd_net.net", 8);
+        skb_nfct: optional("sk_buff", "_nfct", 8);
+        conntrack_family: conntrack("src.l3num");
+        conntrack_src: conntrack("src.u3");
+        conntrack_dst: conntrack("dst.u3");
+        conntrack_sport: conntrack("src.u");
+        conntrack_dport: conntrack("dst.u");
+        conntrack_reply: btf.struct_size(CONNTRACK_TUPLE).unwrap_or(ABSENT);
+        pad: 0;
         tcp: find_tcp_offsets(btf)?;
     } }
 }

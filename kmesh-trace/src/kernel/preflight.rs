@@ -61,8 +61,11 @@ pub fn check() -> Vec<Finding> {
             checks: 0,
             rules: Box::new(FilterRules::zeroed()),
             networks: Vec::new(),
+            drops: types.reasons.has_drops(),
+            rejects: types.reasons.has_resets(),
+            listeners: true,
         };
-        let traced = start(&types, &options).and_then(|(programs, mut scan_programs)| {
+        let traced = start(&types, &options).and_then(|(programs, mut scan_programs, _)| {
             scanner::scan(&mut scan_programs, None, |_| ControlFlow::Continue(()))?;
             Ok(programs)
         });
@@ -135,6 +138,9 @@ pub fn missing(error: &StartError) -> Missing {
             error.to_string(),
             "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, and mount /sys (distributions do both)".to_owned(),
         ),
+        StartError::NoDropReasons | StartError::NoResetReasons => {
+            (error.to_string(), format!("trace without it; this is {}", release()))
+        }
         StartError::Btf(_) | StartError::Refused { .. } => {
             (error.to_string(), remedy_for_kernel(&release()))
         }

@@ -9,14 +9,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use kmesh_trace_common::Counters;
+use kmesh_trace_common::{Counters, RejectKey};
 
 use crate::record::Counts;
 
@@ -34,6 +34,8 @@ const IDLE: Duration = Duration::from_secs(5);
 const ACTIVE: Duration = Duration::from_secs(1);
 /// The maximum time to wait at the end for submitted records. The wait is long only if a CPU stands still.
 const LAST_RECORDS_TIMEOUT: Duration = Duration::from_secs(2);
+/// The maximum time to wait at the stop for the last scan.
+const FINAL_SCAN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The maximum number of times that the counters are read until they agree.
 const MAX_COUNTER_READS: usize = 1000;
 /// The number of bytes of records that fill one message.
@@ -72,6 +74,8 @@ pub enum Message {
     Names(Vec<SourceUpdate>),
     /// Every name source has answered once or failed, and the updates of its first answer were sent.
     NamesSettled,
+    /// The RSTs that the kernel sent without a socket since the last such message, at most one message a second.
+    Rejects(Vec<(RejectKey, u64)>),
     /// More records were lost.
     Lost(Counts),
     /// An interval, and its scan, ended.
@@ -104,6 +108,12 @@ pub fn records(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// Returns the number of bytes behind the last whole record of a part of a message.
+pub fn unfinished(bytes: &[u8]) -> usize {
+    let whole: usize = records(bytes).map(|record| size_of::<u64>() + record.len()).sum();
+    bytes.len() - whole
+}
+
 /// The requests of other threads to the reader.
 #[derive(Debug)]
 pub struct Control {
@@ -116,6 +126,11 @@ pub struct Control {
     interval_ended: AtomicBool,
     /// The number of open connections that the last scan did not visit; [`NO_SCAN`] before the first one ends.
     not_scanned: AtomicU64,
+    /// Whether the scanner will scan once more at the stop.
+    awaits_final_scan: AtomicBool,
+    /// With `stop_signal`, wakes the scanner at the stop.
+    stop_lock: Mutex<()>,
+    stop_signal: Condvar,
 }
 
 const NO_SCAN: u64 = u64::MAX;
@@ -130,12 +145,36 @@ impl Control {
             scan_began_ns: AtomicU64::new(0),
             interval_ended: AtomicBool::new(false),
             not_scanned: AtomicU64::new(NO_SCAN),
+            awaits_final_scan: AtomicBool::new(false),
+            stop_lock: Mutex::new(()),
+            stop_signal: Condvar::new(),
         })
     }
 
-    /// Makes the reader detach the programs, send the records that the kernel has, and end.
+    /// Makes the scanner scan once more if it does so at the stop, and the reader detach the programs, send the records
+    /// that the kernel has, and end.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
+        drop(self.lock_stop());
+        self.stop_signal.notify_all();
+        self.wake();
+    }
+
+    /// Waits until [`Self::stop`] is called, but not longer than `timeout`.
+    pub(super) fn wait_for_stop(&self, timeout: Duration) {
+        let wait = self
+            .stop_signal
+            .wait_timeout_while(self.lock_stop(), timeout, |()| !self.is_stopped());
+        drop(wait);
+    }
+
+    fn lock_stop(&self) -> MutexGuard<'_, ()> {
+        self.stop_lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets whether the reader waits for a scan at the stop before it ends.
+    pub(super) fn set_awaits_final_scan(&self, awaits: bool) {
+        self.awaits_final_scan.store(awaits, Ordering::Release);
         self.wake();
     }
 
@@ -210,6 +249,8 @@ pub struct Reader {
     taken: u64,
     /// The number of losses in the last [`Message::Lost`].
     lost: u64,
+    /// The time (CLOCK_MONOTONIC, ns) until which the reader waits for the scan at the stop. `None` before the stop.
+    final_scan_deadline_ns: Option<u64>,
     is_detached: bool,
 }
 
@@ -250,6 +291,7 @@ impl Reader {
             batch: Vec::new(),
             taken: 0,
             lost: 0,
+            final_scan_deadline_ns: None,
             is_detached: false,
         }
     }
@@ -266,12 +308,13 @@ impl Reader {
         let mut unsettled = Unsettled::default();
         let mut counted_ns = monotonic_ns();
         let mut is_active = true;
-        while !self.control.is_stopped() {
+        while self.is_running() {
             let is_settling = unsettled.is_pending();
-            if is_settling {
+            if is_settling || self.control.is_stopped() {
                 self.wait(false, POLL_INTERVAL)?;
             } else {
-                self.wait(true, if is_active { ACTIVE } else { IDLE })?;
+                let is_counting = is_active || self.programs.rejects.is_some();
+                self.wait(true, if is_counting { ACTIVE } else { IDLE })?;
             }
             if self.control.summary_requested.swap(false, Ordering::AcqRel) {
                 let counts = self.counts();
@@ -291,14 +334,30 @@ impl Reader {
                 unsettled.set(now_ns + settle_ns + POLL_INTERVAL.as_nanos() as u64);
                 is_active = true;
             }
-            let count_interval = if is_active { ACTIVE } else { IDLE };
+            let count_interval = if is_active || self.programs.rejects.is_some() {
+                ACTIVE
+            } else {
+                IDLE
+            };
             if now_ns.saturating_sub(counted_ns) >= count_interval.as_nanos() as u64 {
                 counted_ns = now_ns;
                 is_active = self.taken != before;
                 self.report_losses()?;
+                self.report_rejects()?;
             }
         }
         Ok(())
+    }
+
+    /// Returns whether the run goes on: it was not stopped, or the scan at the stop has still to end.
+    fn is_running(&mut self) -> bool {
+        if !self.control.is_stopped() {
+            return true;
+        }
+        let now_ns = monotonic_ns();
+        let timeout_ns = FINAL_SCAN_TIMEOUT.as_nanos() as u64;
+        let deadline_ns = *self.final_scan_deadline_ns.get_or_insert(now_ns + timeout_ns);
+        self.control.awaits_final_scan.load(Ordering::Acquire) && now_ns < deadline_ns
     }
 
     /// Detaches the programs, and sends the records that the kernel has.
@@ -313,6 +372,7 @@ impl Reader {
             }
             std::thread::yield_now();
         }
+        self.report_rejects()?;
         let counts = self.counts();
         self.send(Message::Ended(counts))
     }
@@ -398,6 +458,18 @@ impl Reader {
                 return Ok(());
             }
         }
+    }
+
+    fn report_rejects(&mut self) -> Result<(), QueueClosed> {
+        let Some(rejects) = &mut self.programs.rejects else {
+            return Ok(());
+        };
+        // What cannot be read now is read the next time.
+        let counts = rejects.take().unwrap_or_default();
+        if counts.is_empty() {
+            return Ok(());
+        }
+        self.send(Message::Rejects(counts))
     }
 
     fn report_losses(&mut self) -> Result<(), QueueClosed> {

@@ -37,6 +37,8 @@ pub struct ScanTask {
     pub programs: ScanPrograms,
     /// The time between scans.
     pub interval: Duration,
+    /// Whether to scan once more at the stop.
+    pub scans_at_stop: bool,
     pub control: Arc<Control>,
     /// Receives the records of the scans.
     pub messages: SyncSender<Message>,
@@ -53,9 +55,10 @@ impl Scanner {
                 let is_limited = limited.is_ok();
                 // The starting thread waits for it.
                 _ = started.send(limited);
-                if is_limited && let Ok(task) = receiver.recv() {
+                if is_limited && let Ok(mut task) = receiver.recv() {
                     // The writer that closed the queue reports the error.
                     _ = task.run();
+                    task.control.set_awaits_final_scan(false);
                 }
             })
             .context("cannot start a thread")?;
@@ -68,6 +71,7 @@ impl Scanner {
 
     /// Makes the thread run `task`.
     pub fn run(self, task: ScanTask) {
+        task.control.set_awaits_final_scan(task.scans_at_stop);
         // The thread waits until this is dropped.
         _ = self.0.send(task);
     }
@@ -76,7 +80,7 @@ impl Scanner {
 impl ScanTask {
     /// Scans the sockets at the end of each interval, until [`Control::stop`] or until no thread reads the messages. If
     /// scans take too long, scans less often. A scan that is late delays the next one; missed scans are not repeated.
-    fn run(mut self) -> Result<(), SendError<Message>> {
+    fn run(&mut self) -> Result<(), SendError<Message>> {
         let mut took = Duration::ZERO;
         let mut scan_interval = self.interval;
         let mut is_reported = false;
@@ -87,6 +91,9 @@ impl ScanTask {
             let lead = (MIN_LEAD + took * 2).min(self.interval / 4);
             self.sleep_until_before_end(lead);
             if self.control.is_stopped() {
+                if self.scans_at_stop {
+                    self.scan(scan_interval, namespaces.as_mut())?;
+                }
                 return Ok(());
             }
             let began = Instant::now();
@@ -101,18 +108,20 @@ impl ScanTask {
             took = began.elapsed();
             if took < lead {
                 // The reader reports the end of the interval even without records.
-                thread::sleep(until_end(self.interval, wall_clock()).min(lead));
+                self.control
+                    .wait_for_stop(until_end(self.interval, wall_clock()).min(lead));
                 self.control.interval_ended();
             }
         }
     }
 
     /// Sleeps until `lead` before the end of an interval: the current one, or the next one if it is too late for the
-    /// current one.
+    /// current one. The stop of the run ends the sleep.
     fn sleep_until_before_end(&self, lead: Duration) {
         let remaining = until_end(self.interval, wall_clock());
         let sleep = remaining.checked_sub(lead);
-        thread::sleep(sleep.unwrap_or_else(|| remaining + self.interval - lead));
+        self.control
+            .wait_for_stop(sleep.unwrap_or_else(|| remaining + self.interval - lead));
     }
 
     /// Scans the sockets once, and reports the end of the scan. Returns the processor time that it used.

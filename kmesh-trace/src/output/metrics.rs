@@ -94,6 +94,7 @@ impl Metrics {
             overflow: AtomicU64::new(0),
             open: AtomicI64::new(0),
             pods: AtomicI64::new(0),
+            reasons: Mutex::default(),
         });
         Self {
             settings,

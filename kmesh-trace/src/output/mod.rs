@@ -59,6 +59,11 @@ pub trait Sink: Send {
         Ok(())
     }
 
+    /// Takes a record whose [subject](Record::subject) is no connection, and which passes the filter.
+    fn report(&mut self, _record: &Record) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Consumes a report of lost records.
     fn lost(&mut self, _lost: &Lost) -> io::Result<()> {
         Ok(())

@@ -122,11 +122,7 @@ mod tests {
                 testing::example(),
                 r#""process":{"comm":"python3","pid":4711}}"#,
             ),
-            (
-                &[Key::Pid],
-                testing::refused(),
-                r#""process":null}"#,
-            ),
+            (&[Key::Pid], testing::refused(), r#""process":null}"#),
             (
                 &[Key::Service],
                 testing::example(),

@@ -54,6 +54,13 @@ impl Span {
     fn covered_ns(&self) -> u64 {
         self.until.0.saturating_sub(self.from.0).try_into().unwrap_or(0)
     }
+
+    /// Returns the time that rates are computed over, ns. A connection that closes right after the start of a window moved
+    /// its bytes before, so a shorter time would give absurd rates.
+    fn rate_ns(&self) -> u64 {
+        const MIN_RATE_NS: u64 = 100_000_000;
+        self.covered_ns().max(MIN_RATE_NS)
+    }
 }
 
 /// A window as the table shows it.

@@ -12,13 +12,15 @@ use crate::engine::{Engine, Selection};
 use crate::filter::Filter;
 use crate::record::{
     ClosedBy, Comm, ConnId, ContainerId, Direction, End, Event, Family, LossReason, Lost, Names, Outcome, Pod, Process,
-    ProcessBy, Record, RunInfo, Service, ServiceBy, ServiceMatch, Summary, Tcp, TcpState, WallTime, Workload,
+    ProcessBy, Record, RunInfo, Service, ServiceBy, ServiceMatch, Subject, Summary, Tcp, TcpState, WallTime, Workload,
 };
 
 pub(crate) const ALL_EVENTS: Events = Events {
     close: true,
     open: true,
     update: true,
+    reject: true,
+    listener: true,
 };
 
 /// A writer into memory. Clones share the bytes.
@@ -100,6 +102,9 @@ pub(crate) fn example() -> Record {
         outcome: Some(Outcome::Ok),
         errno: None,
         closed_by: Some(ClosedBy::Peer),
+        reset_reason: None,
+        drops: None,
+        subject: Subject::Connection,
         tcp: Tcp {
             srtt_us: Some(120),
             rtt_min_us: Some(98),
@@ -329,6 +334,7 @@ pub(crate) fn summary() -> Summary {
         unresolved: 3,
         open: 9,
         not_scanned: Some(4),
+        drops_evicted: Some(2),
         elapsed_ns: 12_345_678_901,
     }
 }
@@ -345,6 +351,7 @@ pub(crate) fn clean_summary() -> Summary {
         after_limit: 0,
         unresolved: 0,
         not_scanned: None,
+        drops_evicted: None,
         ..summary()
     }
 }

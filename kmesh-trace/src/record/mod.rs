@@ -32,10 +32,12 @@ macro_rules! spelling {
 
 pub mod errno;
 mod names;
+mod reasons;
 pub mod rfc3339;
 mod tcp;
 
 pub use names::{End, Labels, Names, Pod, Service, ServiceBy, ServiceMatch, Workload};
+pub use reasons::ReasonNames;
 pub use tcp::Tcp;
 
 /// Wall-clock time: nanoseconds since the Unix epoch, UTC.
@@ -339,9 +341,69 @@ pub struct Record {
     pub errno: Option<u32>,
     /// The end that closed first or sent the RST.
     pub closed_by: Option<ClosedBy>,
+    /// The kernel's own reason for the RST that this end sent, as its BTF spells it. `None` if it sent none, or if the kernel
+    /// gives no reason.
+    pub reset_reason: Option<Arc<str>>,
+    /// The packets of the connection that this node's kernel dropped. `None` if they were not counted.
+    pub drops: Option<Vec<PacketDrops>>,
     /// The kernel's counters of the socket.
     pub tcp: Tcp,
+    /// What the record reports.
+    pub subject: Subject,
 }
+
+/// What a record reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Subject {
+    /// A connection, or an attempt to connect.
+    #[default]
+    Connection,
+    /// RSTs that this node sent because no socket was there: `dst` is what the client dialled, [`Record::reset_reason`] says why.
+    /// `src` has no port. The number of RSTs since the last report.
+    Reject(u64),
+    /// A listening socket, whose address is `dst`. `src` means nothing.
+    Listener(AcceptQueue),
+}
+
+/// The queues of a listening socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AcceptQueue {
+    /// The number of connections that no process has accepted yet.
+    pub backlog: u32,
+    /// The limit of `backlog`. The kernel drops SYNs once `backlog` exceeds it.
+    pub max_backlog: u32,
+    /// The number of connections in the middle of their handshake.
+    pub half_open: u32,
+    /// The number of packets that the socket dropped since the last report.
+    pub dropped: u32,
+    /// The number of packets that the socket dropped since it was made.
+    pub dropped_total: u32,
+}
+
+/// The packets of a connection that the kernel dropped for one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PacketDrops {
+    /// The end that sent them, as the traced end sees it.
+    pub direction: PacketDirection,
+    /// The kernel's reason, as its BTF spells it.
+    pub reason: Arc<str>,
+    /// The number of packets.
+    pub packets: u64,
+}
+
+/// The direction of a packet, as the traced end of its connection sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PacketDirection {
+    /// The traced end sent it.
+    Sent,
+    /// The peer sent it.
+    Received,
+}
+
+spelling!(PacketDirection {
+    Sent => "sent",
+    Received => "received",
+});
 
 impl Record {
     /// Returns the server's address on the socket: what the program dialled, or the listener's own address.
@@ -450,6 +512,8 @@ pub struct Summary {
     pub open: u64,
     /// The part of `open` that the last socket scan did not reach. `None` without a scan.
     pub not_scanned: Option<u64>,
+    /// The counts of dropped packets that the kernel's map had no room for. `None` if they were not counted.
+    pub drops_evicted: Option<u64>,
     /// The time since tracing began, in ns.
     pub elapsed_ns: u64,
 }
@@ -469,6 +533,7 @@ impl Summary {
             unresolved: 0,
             open: 0,
             not_scanned: None,
+            drops_evicted: None,
             elapsed_ns: 0,
         }
     }
@@ -487,10 +552,15 @@ impl Summary {
         ] {
             *sum = sum.saturating_add(number);
         }
-        self.not_scanned = match (self.not_scanned, other.not_scanned) {
-            (Some(own), Some(others)) => Some(own.saturating_add(others)),
-            (own, others) => own.or(others),
-        };
+        for (sum, number) in [
+            (&mut self.not_scanned, other.not_scanned),
+            (&mut self.drops_evicted, other.drops_evicted),
+        ] {
+            *sum = match (*sum, number) {
+                (Some(sum), Some(number)) => Some(sum.saturating_add(number)),
+                (sum, number) => sum.or(number),
+            };
+        }
         self.reasons.extend(&other.reasons);
         self.reasons.sort_unstable();
         self.reasons.dedup();

@@ -162,7 +162,11 @@ fn connection_counts_in_each_window_by_its_delta() {
         ),
         (
             "a socket scan before the open event",
-            vec![record(1, Update, 1.0, 0), record(1, Open, 1.0, 0), record(1, Close, 6.0, 5)],
+            vec![
+                record(1, Update, 1.0, 0),
+                record(1, Open, 1.0, 0),
+                record(1, Close, 6.0, 5),
+            ],
             vec![(0, 0, 0, 1, 0, 1, 0), (5, 5, 10, 0, 1, 0, 0)],
         ),
         (

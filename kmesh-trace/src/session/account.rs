@@ -109,6 +109,7 @@ impl Account {
             unresolved: tally.unresolved,
             open: counts.open,
             not_scanned: counts.not_scanned,
+            drops_evicted: None,
             elapsed_ns: at.elapsed_ns,
         }
     }

@@ -21,7 +21,7 @@ use crate::capture::Target;
 use crate::config::{CaptureConfig, Config, Output, Verbosity};
 use crate::engine::{Engine, Selection};
 use crate::filter::KernelFilter;
-use crate::kernel::loader::{KernelTypes, LoadedPrograms, Options, Programs, ScanPrograms, StartError, load};
+use crate::kernel::loader::{KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanPrograms, StartError, load};
 use crate::kernel::preflight::Missing;
 use crate::kernel::reader::{Control, Message, QUEUE_CAPACITY, Queue, Reader};
 use crate::kernel::scanner::{self, ScanTask, Scanner};
@@ -85,6 +85,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         scanner.run(ScanTask {
             programs: attached.scan_programs,
             interval: config.interval,
+            scans_at_stop: config.rollup.is_some(),
             control: Arc::clone(&control),
             messages: messages.clone(),
         });
@@ -114,11 +115,14 @@ pub fn run(config: &Config) -> Result<Exit> {
     let until_ns = config
         .duration
         .map(|duration| began_ns.saturating_add(duration.as_nanos() as u64));
-    let tracker = Tracker::new(began_ns, info.node.as_str().into());
+    let reason_counts = attached.reason_counts;
+    let reset_reasons = reason_counts.reasons.reset.clone();
+    let tracker = Tracker::new(began_ns, info.node.as_str().into()).with_reset_reasons(reset_reasons);
     let engine = Engine::new(selection(config), sinks);
     let mut pipeline = Pipeline::new(tracker, began_ns, until_ns, clock, engine)
         .with_names(annotator(config, &sources, opened.conntrack, &messages))
         .without_own_connections(own_connections(config))
+        .with_reason_counts(reason_counts)
         .with_gauges(gauges);
     pipeline.baseline(&attached.baseline).map_err(explain)?;
     let writer = Writer {
@@ -196,12 +200,13 @@ fn open(config: &Config) -> Result<Result<(LoadedPrograms, Opened), StartError>>
 struct Attached {
     programs: Programs,
     scan_programs: ScanPrograms,
+    reason_counts: ReasonCounts,
     /// The counters of the connections that were already open; empty if no output needs them.
     baseline: Vec<u8>,
 }
 
 fn attach(loaded: LoadedPrograms, config: &Config) -> Result<Attached, StartError> {
-    let (programs, mut scan_programs) = loaded.attach()?;
+    let (programs, mut scan_programs, reason_counts) = loaded.attach()?;
     // The first scan only stores the state of the open connections, and reports nothing.
     scanner::scan(&mut scan_programs, None, |_| ControlFlow::Continue(()))?;
     let baseline = match config.needs_baseline() {
@@ -211,6 +216,7 @@ fn attach(loaded: LoadedPrograms, config: &Config) -> Result<Attached, StartErro
     Ok(Attached {
         programs,
         scan_programs,
+        reason_counts,
         baseline,
     })
 }
@@ -355,14 +361,19 @@ fn load_kernel(config: &Config) -> Result<LoadedPrograms, StartError> {
         rules,
         networks,
     } = KernelFilter::of(&config.filter);
+    let types = KernelTypes::read()?;
     let options = Options {
         ring_bytes: config.ring_bytes,
         opens: config.needs_opens(),
         checks,
         rules,
         networks,
+        drops: config.drops,
+        // With metrics, whether or not the kernel can.
+        rejects: config.events.reject || config.metrics.is_some() && types.reasons.has_resets(),
+        listeners: config.events.listener,
     };
-    load(&KernelTypes::read()?, &options)
+    load(&types, &options)
 }
 
 fn standard_output() -> Result<OwnedFd> {

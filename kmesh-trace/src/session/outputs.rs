@@ -40,8 +40,11 @@ pub fn open(
             parse_filter: parse_prompt_filter,
         };
         let history = SharedHistory::new(rollup.settings.max_groups);
-        let TableScreen { screen: window, commands, signals } =
-            term::start(options, history.clone(), quit).context("cannot use the terminal")?;
+        let TableScreen {
+            screen: window,
+            commands,
+            signals,
+        } = term::start(options, history.clone(), quit).context("cannot use the terminal")?;
         sinks.push(Box::new(TuiTable::new(rollup, info, names, history, commands, window)));
         screen = Some(signals);
     } else {

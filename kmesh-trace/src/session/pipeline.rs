@@ -5,19 +5,25 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use kmesh_trace_common::KIND_UPDATE;
+
+use kmesh_trace_common::RejectKey;
+
 use crate::engine::Engine;
 use crate::filter::KnownNames;
+use crate::kernel::loader::ReasonCounts;
 use crate::kernel::reader::{Progress, records};
 use crate::names::Annotator;
 use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::update::SourceUpdate;
 use crate::output::metrics::exposition::Values;
 use crate::own_connections::OwnConnections;
-use crate::record::{Counts, Record, WallTime};
+use crate::record::{PacketDrops, Counts, Record, WallTime};
 use crate::session::account::{Account, EventTime};
 use crate::track::clock::Clock;
 use crate::track::decode::{KernelEvent, decode};
-use crate::track::{SETTLE_NS, Tracker};
+use crate::track::listeners::Listeners;
+use crate::track::{SETTLE_NS, Tracker, drops};
 
 /// The stages of live tracing before the engine.
 pub struct Pipeline {
@@ -30,6 +36,11 @@ pub struct Pipeline {
     /// The connections of this process, which are filtered out.
     own: Option<OwnConnections>,
     pub engine: Engine,
+    /// The counts of dropped packets and of rejected connections.
+    reason_counts: Option<ReasonCounts>,
+    listeners: Listeners,
+    /// Records about no connection, with their times (CLOCK_MONOTONIC, ns), not emitted yet.
+    reports: Vec<(u64, Record)>,
     account: Account,
     /// The metrics that come from counters, not from records.
     gauges: Option<Arc<Values>>,
@@ -50,6 +61,9 @@ impl Pipeline {
             names: Annotator::without_sources(CgroupTree::open(None, || ())),
             own: None,
             engine,
+            reason_counts: None,
+            listeners: Listeners::default(),
+            reports: Vec::new(),
             account: Account::default(),
             gauges: None,
             requested: VecDeque::new(),
@@ -68,6 +82,12 @@ impl Pipeline {
         self
     }
 
+    /// Adds the packets that the kernel dropped to the records of their connections, if they are counted.
+    pub fn with_reason_counts(mut self, counts: ReasonCounts) -> Self {
+        self.reason_counts = Some(counts);
+        self
+    }
+
     /// Sets the metrics that [`Self::count`] updates.
     pub fn with_gauges(mut self, gauges: Option<Arc<Values>>) -> Self {
         self.gauges = gauges;
@@ -82,6 +102,7 @@ impl Pipeline {
     /// Gives the engine the counters of the connections that were open when tracing began. `bytes` are as in
     /// [`crate::kernel::reader::Message::Records`].
     pub fn baseline(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.engine.watermark(self.clock.wall(self.began_ns))?;
         for record in records(bytes) {
             if let Ok(KernelEvent::Snapshot(mut snapshot)) = decode(record) {
                 snapshot.time_ns = self.began_ns;
@@ -150,9 +171,26 @@ impl Pipeline {
     pub fn hold(&mut self, bytes: &[u8]) {
         for record in records(bytes) {
             match decode(record) {
-                Ok(event) => self.tracker.take(event),
+                Ok(KernelEvent::Listener(listener)) => {
+                    if let Some(queue) = self.listeners.take(&listener) {
+                        let record = self.tracker.listener(&listener, queue, &self.clock);
+                        self.reports.push((listener.time_ns, record));
+                    }
+                }
+                Ok(event) => self.tracker.take(self.within_duration(event)),
                 Err(_) => self.account.undecodable(),
             }
+        }
+    }
+
+    /// Makes an update of the scan at the stop count as one at the end of `--duration`.
+    fn within_duration(&self, event: KernelEvent) -> KernelEvent {
+        match (event, self.until_ns) {
+            (KernelEvent::Snapshot(mut snapshot), Some(until_ns)) if snapshot.kind == KIND_UPDATE => {
+                snapshot.time_ns = snapshot.time_ns.min(until_ns);
+                KernelEvent::Snapshot(snapshot)
+            }
+            (event, _) => event,
         }
     }
 
@@ -174,7 +212,11 @@ impl Pipeline {
     }
 
     fn emit(&mut self, complete_ns: u64, now_ns: u64) -> io::Result<()> {
-        while let Some((happened_ns, record)) = self.tracker.next(complete_ns, &self.clock) {
+        for (happened_ns, record) in std::mem::take(&mut self.reports) {
+            self.annotate(record, happened_ns, now_ns)?;
+        }
+        while let Some((happened_ns, mut record)) = self.tracker.next(complete_ns, &self.clock) {
+            record.drops = self.counting_drops().map(|counts| drops_of(&record, counts));
             let is_late = self.until_ns.is_some_and(|until_ns| happened_ns > until_ns);
             let now = self.clock.wall(now_ns);
             if let Some((record, is_late)) = self.names.take(record, happened_ns, is_late, now, now_ns) {
@@ -186,6 +228,30 @@ impl Pipeline {
             }
         }
         self.emit_named(now_ns)
+    }
+
+    /// Notes that a socket scan has ended.
+    pub fn end_scan(&mut self) {
+        self.listeners.end_scan();
+    }
+
+    /// Emits reports of RSTs sent without a socket, each with the number of them since its last report.
+    pub fn take_rejects(&mut self, counts: &[(RejectKey, u64)], now_ns: u64) -> io::Result<()> {
+        for (key, count) in counts {
+            let record = self.tracker.reject(key, *count, now_ns, &self.clock);
+            self.annotate(record, now_ns, now_ns)?;
+        }
+        self.engine.flush()
+    }
+
+    /// Adds names to a record that is about no connection, and emits it unless it waits for them.
+    fn annotate(&mut self, record: Record, happened_ns: u64, now_ns: u64) -> io::Result<()> {
+        let is_late = self.until_ns.is_some_and(|until_ns| happened_ns > until_ns);
+        let now = self.clock.wall(now_ns);
+        match self.names.take(record, happened_ns, is_late, now, now_ns) {
+            Some((record, is_late)) => self.record(&record, is_late),
+            None => Ok(()),
+        }
     }
 
     fn emit_named(&mut self, now_ns: u64) -> io::Result<()> {
@@ -219,6 +285,9 @@ impl Pipeline {
             gauges.set_lost(self.account.total(counts));
             gauges.set_open(counts.open);
             gauges.set_pods(self.names.pods());
+            if let Some(counts) = &self.reason_counts {
+                gauges.set_reasons(counts.drop_totals(), counts.reject_totals());
+            }
         }
     }
 
@@ -239,8 +308,13 @@ impl Pipeline {
         Ok(())
     }
 
+    fn counting_drops(&self) -> Option<&ReasonCounts> {
+        self.reason_counts.as_ref().filter(|counts| counts.counts_drops())
+    }
+
     fn summary(&mut self, counts: &Counts) -> io::Result<()> {
-        let summary = self.account.summary(counts, self.engine.tally(), self.time(counts));
+        let mut summary = self.account.summary(counts, self.engine.tally(), self.time(counts));
+        summary.drops_evicted = self.counting_drops().map(ReasonCounts::drops_evicted);
         self.engine.summary(&summary)
     }
 
@@ -252,10 +326,19 @@ impl Pipeline {
     }
 }
 
+/// Returns the packets of a connection that the kernel dropped.
+fn drops_of(record: &Record, counts: &ReasonCounts) -> Vec<PacketDrops> {
+    let (tuple, is_local_lesser) = drops::tuple(record);
+    match counts.drops(&tuple) {
+        Some(drops) => drops::of_connection(record, is_local_lesser, &drops, &counts.reasons.drop),
+        None => Vec::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use bytemuck::{Zeroable, bytes_of};
-    use kmesh_trace_common::{FLAG_ACTIVE, KIND_CLOSE, KIND_UPDATE, SK_DONE, Snapshot, state};
+    use kmesh_trace_common::{FLAG_ACTIVE, KIND_CLOSE, SK_DONE, Snapshot, state};
 
     use std::io::Write;
     use std::num::NonZeroU64;
@@ -273,11 +356,15 @@ mod tests {
         close: true,
         open: true,
         update: true,
+        reject: false,
+        listener: false,
     };
     const CLOSES: Events = Events {
         close: true,
         open: false,
         update: false,
+        reject: false,
+        listener: false,
     };
 
     /// A sink that writes one short word per call, for example `c1` for the close of the connection with cookie 1.
@@ -412,6 +499,14 @@ mod tests {
         run.close(1..=4);
         assert_eq!(run.end(&Counts::default()).after_limit, 2);
         assert_eq!(run.out.text(), "c1 c2 end ");
+    }
+
+    #[test]
+    fn update_of_the_scan_at_the_stop_is_within_the_duration() {
+        let mut run = Run::new(selection(ALL), Some(2));
+        run.pipeline.hold(&record(KIND_UPDATE, 3));
+        run.end(&Counts::default());
+        assert_eq!(run.out.text(), "u3 end ");
     }
 
     #[test]

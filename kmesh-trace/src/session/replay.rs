@@ -93,6 +93,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         duration: config.duration,
         stop: Arc::clone(&stop),
         quits: outputs.screen.is_some().then_some(quits),
+        traced_from: traced_from(&header, range),
         start: None,
         latest: header.start,
         skipped: 0,
@@ -127,6 +128,13 @@ fn merged_header(streams: &[Stream]) -> Header {
         merged.start = merged.start.min(header.start);
     }
     merged
+}
+
+/// Returns the first instant of `range` that was traced. A capture without a header does not say it, and a later part of a
+/// rotated capture has the start of the first part.
+fn traced_from(header: &Header, range: TimeRange<WallTime>) -> Option<WallTime> {
+    let is_known = header.part == 0 && header.start > WallTime(0);
+    is_known.then(|| range.since.map_or(header.start, |since| since.max(header.start)))
 }
 
 /// Reads `--pods-file`. The time at which the file was saved is unknown, so a pod owns its address from its start time
@@ -203,6 +211,8 @@ struct Replay {
     stop: Arc<AtomicBool>,
     /// Receives a value when the user quits the table on the terminal. `None` without such a table.
     quits: Option<Receiver<()>>,
+    /// The first instant that was traced, if it is known.
+    traced_from: Option<WallTime>,
     /// The time of the first replayed record.
     start: Option<WallTime>,
     /// The time of the last replayed line.
@@ -238,6 +248,9 @@ impl Replay {
 
     fn replay(&mut self) -> Result<(), Failure> {
         let mut ends_with_summary = false;
+        if let Some(start) = self.traced_from {
+            self.engine.watermark(start)?;
+        }
         while let Some(index) = self.first_stream() {
             let stream = &mut self.streams[index];
             let Some(line) = stream.take() else { break };

@@ -60,7 +60,11 @@ impl Writer {
                 Message::Names(updates) => self.pipeline.apply(&updates, monotonic_ns())?,
                 Message::NamesSettled => self.warn_of_unknown_names(),
                 Message::Lost(counts) => self.lost(&counts)?,
-                Message::IntervalEnded(counts) => self.pipeline.count(&counts),
+                Message::IntervalEnded(counts) => {
+                    self.pipeline.end_scan();
+                    self.pipeline.count(&counts);
+                }
+                Message::Rejects(counts) => self.pipeline.take_rejects(&counts, monotonic_ns())?,
                 Message::SummaryRequested(counts) => self.pipeline.request_summary(counts)?,
                 Message::ScanRecords(bytes) => self.pipeline.hold(&bytes),
                 Message::ScanFailed(error) => {

@@ -1,7 +1,9 @@
 //! Decodes the bytes of the ring into events.
 
 use bytemuck::{Pod, pod_read_unaligned};
-use kmesh_trace_common::{KIND_CLOSE, KIND_OPEN, KIND_RESET, KIND_UPDATE, Reset, Snapshot};
+use kmesh_trace_common::{
+    KIND_CLOSE, KIND_LISTENER, KIND_OPEN, KIND_RESET, KIND_UPDATE, Listener, Reset, Snapshot,
+};
 use thiserror::Error;
 
 /// An event that the eBPF programs report.
@@ -13,8 +15,10 @@ use thiserror::Error;
 pub enum KernelEvent {
     /// A connection was established, ended, or visited by a socket scan.
     Snapshot(Snapshot),
-    /// This end sent a RST that decides how a connection ended.
+    /// This end sent a RST after a close.
     Reset(Reset),
+    /// A socket scan visited a listening socket.
+    Listener(Listener),
 }
 
 /// The reason why bytes are not a record.
@@ -32,6 +36,7 @@ pub fn decode(bytes: &[u8]) -> Result<KernelEvent, DecodeError> {
     match kind {
         KIND_CLOSE | KIND_OPEN | KIND_UPDATE => read(bytes).map(KernelEvent::Snapshot),
         KIND_RESET => read(bytes).map(KernelEvent::Reset),
+        KIND_LISTENER => read(bytes).map(KernelEvent::Listener),
         _ => return Err(DecodeError::UnknownKind(kind)),
     }
     .ok_or(DecodeError::WrongLength { kind, length })
@@ -59,6 +64,8 @@ mod tests {
             kind: KIND_RESET,
             attempt: 2,
             cookie: 7,
+            reason: 11,
+            decides: 1,
         };
         assert_eq!(decode(bytes_of(&reset)), Ok(KernelEvent::Reset(reset)));
     }

@@ -6,20 +6,26 @@
 pub mod clock;
 pub mod decode;
 pub mod delta;
+pub mod drops;
+pub mod listeners;
 pub mod outcome;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use bytemuck::Zeroable as _;
 use kmesh_trace_common::{
-    FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_ROOT_NETNS, KIND_OPEN, KIND_UPDATE, Owner, Reset, SK_DONE, Snapshot, owner,
-    state,
+    FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_ROOT_NETNS, KIND_OPEN, KIND_UPDATE, Listener, Owner, RejectKey, Reset, SK_DONE,
+    Snapshot, owner, state,
 };
 
 use self::clock::Clock;
 use self::decode::KernelEvent;
-use crate::record::{Comm, ConnId, Direction, Event, Family, Names, Process, ProcessBy, Record, Tcp, TcpState};
+use crate::record::{
+    AcceptQueue, Comm, ConnId, Direction, Event, Family, Names, Process, ProcessBy, ReasonNames, Record, Subject, Tcp,
+    TcpState, WallTime,
+};
 
 /// The time that an event waits, ns. The kernel sends the RST of a close in the same run of its receive path, within
 /// microseconds. The rest is for a virtual CPU that the hypervisor preempts in between.
@@ -35,12 +41,15 @@ pub struct Tracker {
     pending: VecDeque<Pending>,
     /// The latest time of an event from the ring: CLOCK_MONOTONIC, ns.
     latest_ns: u64,
+    /// The kernel's names of the reasons for a RST.
+    reset_reasons: ReasonNames,
 }
 
 #[derive(Debug)]
 struct Pending {
     snapshot: Snapshot,
-    reset_sent: bool,
+    /// The RST that this end sent after the close.
+    reset: Option<Reset>,
 }
 
 impl Tracker {
@@ -51,13 +60,22 @@ impl Tracker {
             node,
             pending: VecDeque::new(),
             latest_ns: 0,
+            reset_reasons: ReasonNames::default(),
         }
+    }
+
+    /// Names the reasons for a RST.
+    pub fn with_reset_reasons(mut self, names: ReasonNames) -> Self {
+        self.reset_reasons = names;
+        self
     }
 
     pub fn take(&mut self, event: KernelEvent) {
         match event {
             KernelEvent::Snapshot(snapshot) => self.add(snapshot),
-            KernelEvent::Reset(reset) => self.mark_reset(reset),
+            KernelEvent::Reset(reset) => self.add_reset(reset),
+            // No part of a connection.
+            KernelEvent::Listener(_) => {}
         }
     }
 
@@ -73,17 +91,66 @@ impl Tracker {
         if first.snapshot.time_ns.saturating_add(SETTLE_NS) > complete_ns {
             return None;
         }
-        let Pending { snapshot, reset_sent } = self.pending.pop_front()?;
-        Some((snapshot.time_ns, self.to_record(&snapshot, reset_sent, clock)))
+        let Pending { snapshot, reset } = self.pending.pop_front()?;
+        Some((snapshot.time_ns, self.to_record(&snapshot, reset, clock)))
     }
 
     /// Returns the record of a snapshot without waiting.
     pub fn record(&self, snapshot: &Snapshot, clock: &Clock) -> Record {
-        self.to_record(snapshot, false, clock)
+        self.to_record(snapshot, None, clock)
     }
 
-    fn to_record(&self, snapshot: &Snapshot, reset_sent: bool, clock: &Clock) -> Record {
-        record(snapshot, reset_sent, self.began_ns, &self.node, clock)
+    /// Returns the record of a listening socket.
+    pub fn listener(&self, listener: &Listener, queue: AcceptQueue, clock: &Clock) -> Record {
+        let dst = endpoint(listener.local_addr, listener.local_port);
+        Record {
+            id: ConnId {
+                cookie: listener.cookie,
+                attempt: 0,
+            },
+            process: process(&listener.owner),
+            netns: listener.netns,
+            is_netns_of_root: listener.flags & FLAG_ROOT_NETNS != 0,
+            cgroup_id: (listener.cgroup_id != 0).then_some(listener.cgroup_id),
+            subject: Subject::Listener(queue),
+            ..self.without_connection(dst, clock.wall(listener.time_ns))
+        }
+    }
+
+    /// Returns the record of RSTs that this node sent without a socket, at the time `time_ns` (CLOCK_MONOTONIC).
+    pub fn reject(&self, key: &RejectKey, count: u64, time_ns: u64, clock: &Clock) -> Record {
+        let address = |words: [u64; 2], port| endpoint(bytemuck::cast(words), port);
+        Record {
+            src: address(key.client, 0),
+            netns: key.netns,
+            reset_reason: self.reset_reasons.name(key.reason.into()),
+            subject: Subject::Reject(count),
+            ..self.without_connection(address(key.dialled, key.port), clock.wall(time_ns))
+        }
+    }
+
+    /// Returns a record that is about no connection, but about a server's address.
+    fn without_connection(&self, dst: SocketAddr, time: WallTime) -> Record {
+        let snapshot = Snapshot::zeroed();
+        Record {
+            dst,
+            time,
+            family: if dst.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
+            event: Event::Update,
+            outcome: None,
+            errno: None,
+            closed_by: None,
+            ..self.to_record(&snapshot, None, &Clock::new(0))
+        }
+    }
+
+    fn to_record(&self, snapshot: &Snapshot, reset: Option<Reset>, clock: &Clock) -> Record {
+        let reset_sent = reset.is_some_and(|reset| reset.decides != 0);
+        let reason = reset.map_or(snapshot.reset_reason.into(), |reset| reset.reason);
+        Record {
+            reset_reason: self.reset_reasons.name(reason),
+            ..record(snapshot, reset_sent, self.began_ns, &self.node, clock)
+        }
     }
 
     fn add(&mut self, snapshot: Snapshot) {
@@ -102,18 +169,18 @@ impl Tracker {
             position,
             Pending {
                 snapshot,
-                reset_sent: false,
+                reset: None,
             },
         );
     }
 
-    /// Marks the close that the reset belongs to.
-    fn mark_reset(&mut self, reset: Reset) {
+    /// Adds the reset to the close that it belongs to.
+    fn add_reset(&mut self, reset: Reset) {
         let is_of_reset = |pending: &&mut Pending| {
             (pending.snapshot.cookie, pending.snapshot.attempt) == (reset.cookie, reset.attempt)
         };
         if let Some(pending) = self.pending.iter_mut().rev().find(is_of_reset) {
-            pending.reset_sent = true;
+            pending.reset = Some(reset);
         }
     }
 }
@@ -176,6 +243,9 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, node: &Arc<str>,
         outcome: ending.as_ref().map(|ending| ending.outcome),
         errno: ending.as_ref().and_then(|ending| ending.errno),
         closed_by: ending.as_ref().and_then(|ending| ending.closed_by),
+        reset_reason: None,
+        drops: None,
+        subject: Subject::Connection,
         tcp: Tcp::new(tcp_state(state).unwrap_or(TcpState::Close), old_state, snapshot),
     }
 }

@@ -22,6 +22,12 @@ pub enum StartError {
     /// The kernel returned EPERM.
     #[error("the kernel does not permit loading eBPF programs")]
     NotPermitted,
+    /// `--drops` on a kernel before 5.17.
+    #[error("--drops needs a kernel that says why it drops a packet (Linux 5.17 or newer)")]
+    NoDropReasons,
+    /// `--events reject` on a kernel before 6.10.
+    #[error("--events reject needs a kernel that says why it sends a RST (Linux 6.10 or newer)")]
+    NoResetReasons,
     /// The verifier, or the system call, refused a program.
     #[error("the kernel refuses the eBPF program at {hook}: {reason}")]
     Refused { hook: String, reason: String },

@@ -13,6 +13,7 @@ use kmesh_trace_common::{Counters, FilterRules, Prefix};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{MembarrierCommand, membarrier};
 
+use super::counts::RejectCounts;
 use super::error::{StartError, failed, with_causes};
 use super::{COUNTERS_MAP, DESTROY, EVENTS_MAP, FILTER_MAP, KernelTypes, NETWORKS_MAP, STATE, take_map};
 
@@ -46,6 +47,8 @@ pub struct Programs {
     state_programs: Vec<OwnedFd>,
     /// Descriptors of the destroy fallback and its backup.
     destroy_programs: Vec<OwnedFd>,
+    /// The counts of RSTs sent without a socket, if the programs count them.
+    pub rejects: Option<RejectCounts>,
     /// The time when tracing began: CLOCK_MONOTONIC, ns.
     pub began_ns: u64,
     /// The time that the kernel took to verify and compile the programs, ns.
@@ -67,6 +70,7 @@ impl Programs {
             links: Vec::new(),
             state_programs: types.descriptors(ebpf, STATE)?,
             destroy_programs: types.descriptors(ebpf, DESTROY)?,
+            rejects: None,
             began_ns: 0,
             verifier_ns,
         })

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use aya::Ebpf;
 use aya::maps::{Array, MapData};
 use aya::programs::Iter;
-use kmesh_trace_common::{Counters, ScanRecord};
+use kmesh_trace_common::Counters;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
 use super::error::{StartError, failed, refused};
 use super::programs::{CounterMap, sum};
+use crate::kernel::reader::unfinished;
 use super::{ProgramSpec, SCAN_FDS, SCAN_NETNS, program_mut};
 
 const SCAN: &str = "scan the open sockets";
@@ -119,7 +120,7 @@ impl ScanPrograms {
                 Err(error) => return Err(failed(SCAN, &error)),
             }
             let mut rest = Vec::with_capacity(READ_BYTES);
-            let whole = bytes.len() - bytes.len() % size_of::<ScanRecord>();
+            let whole = bytes.len() - unfinished(&bytes);
             rest.extend_from_slice(&bytes[whole..]);
             bytes.truncate(whole);
             if !bytes.is_empty() && take(bytes).is_break() {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::reports::Reports;
-use super::shared::{Controller, SharedValues};
+use super::shared::{Controller, SharedValues, excess_bytes};
 use crate::names::update::{ControllerObject, Kind, SourceId};
 use crate::record::{Labels, WallTime, Workload};
 
@@ -18,7 +18,7 @@ const MAX_LATE_NS: i64 = 24 * 60 * 60 * 1_000_000_000;
 /// The longest time by which a pod may start before its schedule, ns: clocks differ.
 const MAX_EARLY_NS: i64 = 60 * 1_000_000_000;
 
-/// The estimated size of a controller without its texts, bytes.
+/// The estimated size of a controller, bytes.
 const CONTROLLER_BYTES: usize = 400;
 
 /// The controller of a pod.
@@ -65,8 +65,7 @@ impl Owners {
         shared: &mut SharedValues,
     ) -> bool {
         let owner = object.owner.as_ref();
-        let texts = owner.map_or(0, |owner| owner.kind.len() + owner.name.len() + owner.uid.len());
-        let bytes = CONTROLLER_BYTES + object.uid.len() + texts;
+        let bytes = CONTROLLER_BYTES + owner.map_or(0, excess_bytes);
         let (namespace, freed) = match self.entries.get(&*object.uid) {
             Some(entry) => (Arc::clone(&entry.namespace), entry.bytes),
             None => (shared.strings.intern(&*object.namespace), 0),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::owners::{Owners, PodOwner};
 use super::reports::{Reports, SourceSet};
-use super::shared::{Controller, SharedValues};
+use super::shared::{Controller, SharedValues, excess_bytes};
 use crate::names::update::{self, PodObject};
 use crate::record::{ContainerId, Labels, Pod, ServiceMatch, WallTime};
 
@@ -201,21 +201,13 @@ impl PodEntry {
 pub fn estimate(object: &PodObject) -> usize {
     let labels = object.labels.iter().flatten();
     let labels: usize = labels.map(|(key, value)| key.len() + value.len() + 64).sum();
-    let containers = object.containers.iter().map(|container| {
-        let ports = container.ports.iter().map(|(name, _)| 40 + name.len());
-        100 + container.name.len() + ports.sum::<usize>()
-    });
+    let containers = object.containers.iter();
+    let containers = containers.map(|container| 100 + 40 * container.ports.len());
     let owner = match &object.owner {
-        update::Owner::By(owner) => owner.kind.len() + owner.name.len() + owner.uid.len(),
+        update::Owner::By(owner) => excess_bytes(owner),
         update::Owner::Unknown | update::Owner::Nobody => 0,
     };
-    let texts = [
-        Some(&object.name),
-        object.node.as_ref(),
-        object.service_account.as_ref(),
-    ];
-    let texts = texts.into_iter().flatten().map(String::len);
-    POD_BYTES + texts.sum::<usize>() + labels + containers.sum::<usize>() + owner + 100 * object.ips.len()
+    POD_BYTES + object.name.len() + labels + containers.sum::<usize>() + owner + 100 * object.ips.len()
 }
 
 /// Returns the addresses that a packet from elsewhere can have; an IPv4-mapped IPv6 address is IPv4.

@@ -49,7 +49,7 @@ impl Services {
         let (ip, port) = (address.ip(), address.port());
         let selectors = self.selectors(&server.pod.namespace);
         let selectors = selectors.map_or((0, i64::MIN), |selectors| selectors.changed);
-        let changed = [self.last_change(Address::Endpoint(ip)), selectors];
+        let changed = [self.last_change(ip), selectors];
         // Connections that started before the last change are looked up anew.
         let is_current = changed.iter().all(|&(_, at)| time.0 >= at);
         let entry = pods.get_mut(server.reference);

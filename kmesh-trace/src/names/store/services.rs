@@ -97,6 +97,8 @@ pub struct Services {
     /// The number of changes of selectors so far.
     selector_changes: u32,
     addresses: Timeline<Address, PortAt>,
+    /// The timeline of [`Address::Endpoint`], which has most of the addresses.
+    endpoints: Timeline<Address, PortAt>,
     ended: VecDeque<(i64, Address)>,
     /// The number of look-ups that no remembered match answered.
     #[cfg(test)]
@@ -111,12 +113,22 @@ impl Services {
 
     /// Returns the Services that have or had an address.
     pub fn at(&self, address: Address) -> &[Span<PortAt>] {
-        self.addresses.get(&address)
+        match address {
+            Address::Endpoint(_) => self.endpoints.get(&address),
+            _ => self.addresses.get(&address),
+        }
     }
 
-    /// Returns the last change of an address: its number, and its time.
-    pub fn last_change(&self, address: Address) -> (u32, i64) {
-        self.addresses.last_change(&address)
+    fn timeline(&mut self, address: Address) -> &mut Timeline<Address, PortAt> {
+        match address {
+            Address::Endpoint(_) => &mut self.endpoints,
+            _ => &mut self.addresses,
+        }
+    }
+
+    /// Returns the last change of the endpoints at an address: its number, and its time.
+    pub fn last_change(&self, ip: IpAddr) -> (u32, i64) {
+        self.endpoints.last_change(&Address::Endpoint(ip))
     }
 
     /// Returns the Services of a namespace whose selectors count.
@@ -133,10 +145,8 @@ impl Services {
         shared: &mut SharedValues,
     ) -> bool {
         let spec = Spec::new(object, shared);
-        let bytes = OBJECT_BYTES
-            + 2 * (object.namespace.len() + object.name.len())
-            + 200 * object.selector.len()
-            + SPAN_BYTES * spec.addresses.len();
+        let bytes =
+            OBJECT_BYTES + 2 * object.name.len() + 200 * object.selector.len() + SPAN_BYTES * spec.addresses.len();
         let slot = self.slot(&object.namespace, &object.name, shared);
         let entry = &mut self.entries[slot];
         if !shared.budget.replace(&entry.service.namespace, entry.bytes, bytes) {
@@ -224,7 +234,7 @@ impl Services {
         addresses.sort_unstable();
         addresses.dedup();
         let key = (shared.strings.intern(&*object.namespace), Arc::from(&*object.name));
-        let bytes = OBJECT_BYTES + 2 * (object.name.len() + object.service.len()) + SPAN_BYTES * addresses.len();
+        let bytes = OBJECT_BYTES + SPAN_BYTES * addresses.len();
         let freed = self.slices.get(&key).map_or(0, |slice| slice.bytes);
         if !shared.budget.replace(&key.0, freed, bytes) {
             return false;
@@ -300,13 +310,13 @@ impl Services {
     fn open(&mut self, slot: usize, addresses: &[AddressPort], at: WallTime) {
         for &(address, port) in addresses {
             let value = PortAt { service: slot, port };
-            if let Some(span) = self.addresses.last_mut(&address, value)
+            if let Some(span) = self.timeline(address).last_mut(&address, value)
                 && span.until == OPEN
             {
                 span.uses += 1;
                 continue;
             }
-            let spans = self.addresses.get(&address);
+            let spans = self.at(address);
             let namespace = &self.entries[slot].service.namespace;
             let is_near = |span: &&Span<PortAt>| self.entries[span.value.service].service.namespace == *namespace;
             if spans.len() >= MAX_SPANS && spans.iter().filter(is_near).count() >= MAX_SPANS {
@@ -314,22 +324,23 @@ impl Services {
             }
             let has_ended = |span: &Span<PortAt>| span.value.port == port && span.until != OPEN;
             let since = if spans.iter().any(has_ended) { at.0 } else { i64::MIN };
-            self.addresses.push(address, Span::new(value, since));
+            self.timeline(address).push(address, Span::new(value, since));
             self.entries[slot].spans += 1;
         }
     }
 
     /// Removes a use of the span at each address, and ends the span with the last use.
     fn close(&mut self, slot: usize, addresses: &[AddressPort], at: WallTime) {
+        let until = at.0.min(OPEN - 1);
         for &(address, port) in addresses {
             let value = PortAt { service: slot, port };
-            if let Some(span) = self.addresses.last_mut(&address, value)
+            if let Some(span) = self.timeline(address).last_mut(&address, value)
                 && span.until == OPEN
             {
                 span.uses -= 1;
                 if span.uses == 0 {
-                    span.until = at.0.min(OPEN - 1);
-                    self.ended.push_back((span.until, address));
+                    span.until = until;
+                    self.ended.push_back((until, address));
                 }
             }
         }
@@ -365,7 +376,7 @@ impl Services {
             && (self.ended.len() > MAX_REMEMBERED || now.0.saturating_sub(until) > REMEMBERED_NS)
         {
             self.ended.pop_front();
-            for PortAt { service, .. } in self.addresses.forget(&address, until) {
+            for PortAt { service, .. } in self.timeline(address).forget(&address, until) {
                 self.entries[service].spans -= 1;
                 self.remove_if_empty(service, shared);
             }

@@ -4,9 +4,11 @@
 //! the kernel's counters are shared, as [`record::Tcp`]: one table in `kmesh-trace-common` lists them.
 //! [`crate::output::json::schema`] is generated from the same types, so the output always matches the schema.
 
+mod reports;
 mod rollup;
 mod values;
 
+pub use reports::{ListenerLine, RejectLine};
 pub use rollup::RollupLine;
 
 use std::borrow::Cow;
@@ -21,6 +23,7 @@ use crate::record::errno::Errno;
 use crate::record::{
     self, ClosedBy, Direction, Event, Family, Lost, Outcome, ProcessBy, Record, RunInfo, ServiceBy, Summary, WallTime,
 };
+use reports::PacketDrops;
 use values::{Reasons, Text, ip_schema};
 
 /// The version of the contract. It increases when a member changes or is removed, not when one is added.
@@ -89,6 +92,12 @@ pub struct ConnLine<'a> {
     errno: Option<Errno>,
     /// The end that closed first or sent the RST.
     closed_by: Option<ClosedBy>,
+    /// The kernel's own reason for the RST that this end sent; null if it sent none, or the kernel gives no reason.
+    reset_reason: Option<&'a str>,
+    /// The packets of the connection that this node's kernel dropped; null without --drops.
+    drops: Option<Vec<PacketDrops<'a>>>,
+    /// Null.
+    turns: (),
     /// Whether the connection is certainly encrypted and authenticated.
     security_policy: SecurityPolicy,
     /// The kernel's counters of the socket.
@@ -118,12 +127,7 @@ impl<'a> ConnLine<'a> {
             service: record.names.service.as_ref().map(Service::from),
             original_dst: record.names.original_dst.map(DialledAddress::from),
             process: record.process.as_ref().map(Process::from),
-            local: Local {
-                netns: record.netns,
-                cgroup_id: record.cgroup_id,
-                container_id: record.container_id.map(Text),
-                container: record.names.container.as_deref(),
-            },
+            local: Local::new(record),
             sent_bytes: record.sent_bytes,
             received_bytes: record.received_bytes,
             undelivered_bytes: record.undelivered_bytes,
@@ -131,6 +135,9 @@ impl<'a> ConnLine<'a> {
             outcome: record.outcome,
             errno: record.errno.map(Errno),
             closed_by: record.closed_by,
+            reset_reason: record.reset_reason.as_deref(),
+            drops: record.drops.as_ref().map(|drops| drops.iter().map(PacketDrops::from).collect()),
+            turns: (),
             security_policy: SecurityPolicy::of(record),
             tcp: &record.tcp,
         }
@@ -144,8 +151,10 @@ struct End<'a> {
     /// The address of this end.
     #[schemars(schema_with = "ip_schema")]
     ip: IpAddr,
-    /// The port of this end.
-    port: u16,
+    /// The port of this end. Only the client of a `reject` line has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(required)]
+    port: Option<u16>,
     /// The namespace of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     namespace: Option<&'a str>,
@@ -177,11 +186,18 @@ struct End<'a> {
 
 impl<'a> End<'a> {
     fn new(address: SocketAddr, names: &'a record::End) -> Self {
+        Self {
+            port: Some(address.port()),
+            ..Self::without_port(address.ip(), names)
+        }
+    }
+
+    fn without_port(ip: IpAddr, names: &'a record::End) -> Self {
         let pod = names.pod.as_deref();
         let workload = |pod: &'a record::Pod| pod.workload.as_ref();
         Self {
-            ip: address.ip(),
-            port: address.port(),
+            ip,
+            port: None,
             namespace: pod.map(|pod| &*pod.namespace),
             pod: pod.map(|pod| &*pod.name),
             pod_uid: pod.map(|pod| &*pod.uid),
@@ -303,6 +319,17 @@ struct Local<'a> {
     container_id: Option<Text<record::ContainerId>>,
     /// The name of the container.
     container: Option<&'a str>,
+}
+
+impl<'a> Local<'a> {
+    fn new(record: &'a Record) -> Self {
+        Self {
+            netns: record.netns,
+            cgroup_id: record.cgroup_id,
+            container_id: record.container_id.map(Text),
+            container: record.names.container.as_deref(),
+        }
+    }
 }
 
 /// Whether a connection is certainly encrypted and authenticated.
@@ -432,6 +459,8 @@ pub struct SummaryLine<'a> {
     open: u64,
     /// The part of open that the last socket scan did not reach; null without a scan.
     not_scanned: Option<u64>,
+    /// The counts of dropped packets that the kernel's map had no room for; null without --drops.
+    drops_evicted: Option<u64>,
     /// The time since tracing began.
     elapsed_ns: u64,
     /// The name of the node.
@@ -461,6 +490,7 @@ impl<'a> SummaryLine<'a> {
             unresolved: summary.unresolved,
             open: summary.open,
             not_scanned: summary.not_scanned,
+            drops_evicted: summary.drops_evicted,
             elapsed_ns: summary.elapsed_ns,
             node: &info.node,
             kernel: &info.kernel,

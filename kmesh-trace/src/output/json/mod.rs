@@ -7,8 +7,8 @@ pub mod schema;
 
 use super::{Sink, Stdout};
 use crate::config::Events;
-use crate::output::json::contract::{ConnLine, LostLine, SummaryLine};
-use crate::record::{Lost, Record, RunInfo, Summary};
+use crate::output::json::contract::{ConnLine, ListenerLine, LostLine, RejectLine, SummaryLine};
+use crate::record::{Lost, Record, RunInfo, Subject, Summary};
 use crate::track::delta::Delta;
 use serde::Serialize;
 use std::io;
@@ -42,6 +42,14 @@ impl Sink for Json {
             self.line(&ConnLine::new(record))
         } else {
             Ok(())
+        }
+    }
+
+    fn report(&mut self, record: &Record) -> io::Result<()> {
+        match record.subject {
+            Subject::Connection => Ok(()),
+            Subject::Reject(count) => self.line(&RejectLine::new(record, count)),
+            Subject::Listener(queue) => self.line(&ListenerLine::new(record, queue)),
         }
     }
 

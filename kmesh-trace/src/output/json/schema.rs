@@ -1,6 +1,8 @@
 //! `kmesh-trace schema`: the JSON Schema of all lines.
 
-use crate::output::json::contract::{ConnLine, HeaderLine, LostLine, RollupLine, SummaryLine};
+use crate::output::json::contract::{
+    ConnLine, HeaderLine, ListenerLine, LostLine, RejectLine, RollupLine, SummaryLine,
+};
 use schemars::generate::SchemaSettings;
 
 /// Returns the JSON Schema (draft 2020-12) of the lines of `-o json`. Exactly one of its alternatives fits a line.
@@ -9,6 +11,8 @@ pub fn schema() -> serde_json::Value {
     let lines = [
         generator.subschema_for::<ConnLine<'_>>(),
         generator.subschema_for::<RollupLine<'_>>(),
+        generator.subschema_for::<RejectLine<'_>>(),
+        generator.subschema_for::<ListenerLine<'_>>(),
         generator.subschema_for::<HeaderLine<'_>>(),
         generator.subschema_for::<LostLine<'_>>(),
         generator.subschema_for::<SummaryLine<'_>>(),

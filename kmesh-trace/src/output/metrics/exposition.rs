@@ -39,6 +39,14 @@ pub struct Values {
     pub(super) overflow: AtomicU64,
     pub(super) open: AtomicI64,
     pub(super) pods: AtomicI64,
+    pub(super) reasons: Mutex<ReasonTotals>,
+}
+
+/// The totals by the kernel's reason.
+#[derive(Debug, Default)]
+pub(super) struct ReasonTotals {
+    drops: Vec<(Arc<str>, u64)>,
+    rejects: Vec<(Arc<str>, u64)>,
 }
 
 impl Values {
@@ -51,6 +59,11 @@ impl Values {
     pub fn set_open(&self, open: u64) {
         self.open
             .store(i64::try_from(open).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    /// Sets the numbers of packets that the kernel dropped and of RSTs that it sent without a socket, by reason.
+    pub fn set_reasons(&self, drops: Vec<(Arc<str>, u64)>, rejects: Vec<(Arc<str>, u64)>) {
+        *self.reasons.lock().unwrap_or_else(PoisonError::into_inner) = ReasonTotals { drops, rejects };
     }
 
     /// Sets the number of pods that the name sources know.
@@ -282,6 +295,16 @@ impl Values {
         ];
         for (name, help, count) in gauges {
             gauge(to, name, help, count.load(Ordering::Relaxed) as f64)?;
+        }
+        let reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, help, totals) in [
+            ("kmesh_trace_drops", "TCP packets that the kernel dropped, by its reason", &reasons.drops),
+            ("kmesh_trace_rejects", "RSTs that the kernel sent without a socket, by its reason", &reasons.rejects),
+        ] {
+            let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (reason, total) in totals {
+                value(&mut family, &[("reason", &**reason)], &AtomicU64::new(*total))?;
+            }
         }
         let labels = [("version", &*self.version)];
         let mut build = to.encode_descriptor(

@@ -148,14 +148,18 @@ impl Layout {
                 continue;
             }
             let wider = step.apply(&columns);
-            let min = if at < FIRST_STEPS { MIN_NAMES } else { MIN_NAMES.max(width / 3) };
+            let min = if at < FIRST_STEPS {
+                MIN_NAMES
+            } else {
+                MIN_NAMES.max(width / 3)
+            };
             if names_width(&wider) < min {
                 break;
             }
             columns = wider;
         }
         let names = names_width(&columns);
-        let server = (names * 11 / 20).min(MAX_NAME);
+        let server = (names * 11).div_ceil(20).min(MAX_NAME);
         let client = (names - server).min(MAX_NAME);
         columns.extend([(Column::Client, client), (Column::Server, server)]);
         let position = |column: Column| Column::ORDER.iter().position(|&other| other == column);
@@ -227,8 +231,10 @@ fn title(column: Column, width: usize, sort: Sort) -> Cell {
     let mark = if sort.descending { "▼" } else { "▲" };
     let title = if is_sorted {
         text::shorten(title, width.saturating_sub(1)) + mark
+    } else if text::width(title) <= width {
+        title.to_owned()
     } else {
-        text::cut(title, width)
+        String::new()
     };
     Cell::new(title).add_attribute(Attribute::Bold)
 }
@@ -273,7 +279,7 @@ impl<'a> ShownRow<'a> {
     fn content(&self, column: Column, width: usize) -> (String, Option<Color>) {
         let sums = &self.row.sums;
         let fit = |name: Name| (name.fit(width), None);
-        let rate = |bytes: u64| (units::rate(bytes, self.span.covered_ns()), None);
+        let rate = |bytes: u64| (units::rate(bytes, self.span.rate_ns()), None);
         let quantile = |value: Option<u64>| (value.map_or_else(|| "-".to_owned(), units::time), None);
         let alarm = |number: u64| (units::count(number), (number > 0).then_some(Color::Yellow));
         match column {
@@ -324,19 +330,17 @@ impl<'a> ShownRow<'a> {
         if let Some(outcome) = self.row.sums.main_failure() {
             let (failed, outcome) = (self.row.sums.failed(), outcome_text(outcome));
             let (exact, brief) = (units::count(failed), units::brief(failed));
-            let texts = [
-                format!("{exact} {outcome}"),
-                format!("{brief} {outcome}"),
-                exact,
-                brief,
-            ];
+            let texts = [format!("{exact} {outcome}"), format!("{brief} {outcome}"), exact, brief];
             return (first_fit(&texts), Some(Color::Red));
         }
         match self.row.last_failure {
             Some(failure) if self.state == RowState::Quiet => {
                 let age_ns = self.span.until.0.saturating_sub(failure.time.0);
                 let age = units::age(age_ns.try_into().unwrap_or(0));
-                let texts = [format!("{} {age} ago", outcome_text(failure.outcome)), format!("{age} ago")];
+                let texts = [
+                    format!("{} {age} ago", outcome_text(failure.outcome)),
+                    format!("{age} ago"),
+                ];
                 (first_fit(&texts), None)
             }
             _ => ("-".to_owned(), None),

@@ -25,16 +25,16 @@ pub fn dated_line(frame: &Frame, width: usize) -> String {
 }
 
 fn frame_parts(frame: &Frame) -> Vec<Part> {
-    let covered_ns = frame.span.covered_ns();
+    let rate_ns = frame.span.rate_ns();
     let sum = |value: fn(&Sums) -> u64| {
         let rows = frame.rows.iter().map(|row| &row.row);
         rows.map(|row: &Row| value(&row.sums)).fold(0, u64::saturating_add)
     };
     let rate = |bytes| match bytes {
         0 => "0 B/s".to_owned(),
-        bytes => units::rate(bytes, covered_ns),
+        bytes => units::rate(bytes, rate_ns),
     };
-    let frequency = |number| units::frequency(number, covered_ns);
+    let frequency = |number| units::frequency(number, rate_ns);
     let lost = match frame.lost_records {
         0 => "0 lost".to_owned(),
         lost => format!("LOST {}", units::count(lost)),
@@ -44,14 +44,14 @@ fn frame_parts(frame: &Frame) -> Vec<Part> {
         (0, text::harmless(&frame.node)),
         (3, format!("{}Z", &time.time_of_day()[..8])),
         (0, format!("up {}", units::elapsed(frame.elapsed_ns))),
-        (0, format!("{} sent", rate(sum(Sums::rated_sent_bytes)))),
-        (0, format!("{} received", rate(sum(Sums::rated_received_bytes)))),
+        (1, format!("{} sent", rate(sum(Sums::rated_sent_bytes)))),
+        (2, format!("{} received", rate(sum(Sums::rated_received_bytes)))),
         (5, format!("{} opened", frequency(sum(|sums| sums.opened)))),
         (4, format!("{} failed", frequency(sum(Sums::failed)))),
         (0, lost),
     ];
     if frame.span.is_partial {
-        parts.insert(3, (1, format!("partial {}", units::time(covered_ns))));
+        parts.insert(3, (0, format!("partial {}", units::time(frame.span.covered_ns()))));
     }
     parts
 }

@@ -154,9 +154,12 @@ mod tests {
         let cases: [(&[(KeyCode, bool)], &str); 14] = [
             (&[], "--comm nginx▏"),
             (&[plain(Char('s'))], "--comm nginxs▏"),
-            (&[plain(Left), plain(Left), plain(Char('é'))], "--comm nginé▏x"),
+            (&[plain(Left), plain(Left), plain(Char('é'))], "--comm ngié▏nx"),
             (&[plain(Home), plain(Delete), plain(Delete)], "▏comm nginx"),
-            (&[plain(Home), plain(Right), plain(End), plain(Backspace)], "--comm ngin▏"),
+            (
+                &[plain(Home), plain(Right), plain(End), plain(Backspace)],
+                "--comm ngin▏",
+            ),
             (&[control('w')], "--comm ▏"),
             (&[control('w'), control('w'), control('w')], "▏"),
             (&[plain(Left), control('w')], "--comm ▏x"),
@@ -175,7 +178,7 @@ mod tests {
     #[test]
     fn cursor_stays_visible_on_a_long_line() {
         let mut prompt = Prompt::new("--to-workload Deployment/productpage-v1");
-        assert_eq!(prompt.line(20), "t/productpage-v1▏".to_owned().as_str().to_owned().as_str().to_owned());
+        assert_eq!(prompt.line(20), "ment/productpage-v1▏");
         for _ in 0..8 {
             prompt.key(KeyCode::Left, false, &PromptHistory::default());
         }

@@ -85,9 +85,8 @@ impl KnownGroups {
             .collect();
         self.has_windows = true;
         let mut quiet: Vec<_> = quiet.into_values().filter_map(Known::next_quiet).collect();
-        quiet.sort_unstable_by(|one, two| {
-            (one.quiet_windows, &one.row.group).cmp(&(two.quiet_windows, &two.row.group))
-        });
+        quiet
+            .sort_unstable_by(|one, two| (one.quiet_windows, &one.row.group).cmp(&(two.quiet_windows, &two.row.group)));
         quiet.truncate(MAX_QUIET);
         for known in quiet {
             all.push(TableRow {

@@ -122,7 +122,12 @@ pub fn server(row: &Row) -> Name {
         Some(_) if group.id.is_none() => row.service.get().and_then(|service| service.as_deref()),
         _ => None,
     };
-    end_name(&group.dst, port, grouped.or_else(dialled), process(row, Direction::Inbound))
+    end_name(
+        &group.dst,
+        port,
+        grouped.or_else(dialled),
+        process(row, Direction::Inbound),
+    )
 }
 
 /// Returns the grouped process, if it is at this end of the connections.

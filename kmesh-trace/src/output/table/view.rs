@@ -239,7 +239,11 @@ impl View {
             return;
         };
         let history = self.history.lock();
-        let found = if forward { history.after(number) } else { history.before(number) };
+        let found = if forward {
+            history.after(number)
+        } else {
+            history.before(number)
+        };
         if let Some(frame) = found.cloned() {
             self.frame = Some(frame);
         }
@@ -491,7 +495,8 @@ impl View {
 
     fn connections_text(&self, group: &Arc<Group>) -> String {
         let rows = self.frame.as_ref().map(|frame| &frame.rows);
-        let Some(TableRow { row, state }) = rows.and_then(|rows| rows.iter().find(|row| row.row.group == *group)) else {
+        let Some(TableRow { row, state }) = rows.and_then(|rows| rows.iter().find(|row| row.row.group == *group))
+        else {
             return "connections of a group that is no longer in the table".to_owned();
         };
         let (client, server) = (text::client(row).whole(), text::server(row).whole());

@@ -217,3 +217,22 @@ fn cost_of_a_record_does_not_grow_with_the_number_of_services() {
     );
     assert_eq!(store.services.lookups.get(), looked_up + 1);
 }
+
+/// A user chooses the texts of owner references.
+#[test]
+fn long_owner_references_count() {
+    use crate::names::update::{ControllerRef, Owner};
+    let mut store = Store::default();
+    store.shared.budget = budget::MemoryBudget::new(10_000);
+    let owned = |uid: &str, length: usize| PodObject {
+        owner: Owner::By(ControllerRef {
+            kind: "ReplicaSet".to_owned(),
+            name: "n".repeat(length),
+            uid: "u".to_owned(),
+        }),
+        ..pod(uid, &[], 1)
+    };
+    report(&mut store, API, 1, Object::Pod(owned("a", 100)));
+    report(&mut store, API, 1, Object::Pod(owned("b", 10_000)));
+    assert_eq!((store.pods(), store.left_out()), (1, 1));
+}

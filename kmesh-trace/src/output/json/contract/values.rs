@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::record::errno::Errno;
 use crate::record::rfc3339::{self, Rfc3339};
 use crate::record::{
-    ClosedBy, Direction, Event, Family, LossReason, Outcome, ProcessBy, ServiceBy, TcpState, WallTime,
+    ClosedBy, Direction, Event, Family, LossReason, Outcome, PacketDirection, ProcessBy, ServiceBy, TcpState, WallTime,
 };
 
 /// A value whose `Display` text is the JSON string.
@@ -178,6 +178,7 @@ enumerations! {
     ProcessBy as "process_by",
     ServiceBy as "service_by",
     TcpState as "tcp_state",
+    PacketDirection as "packet_direction",
 }
 
 /// Returns the schema of an IP address. Many validators ignore `format`, so there is also a pattern.

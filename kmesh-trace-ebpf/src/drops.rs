@@ -1,0 +1,161 @@
+//! Dropped packets, counted by connection: `kfree_skb`.
+//!
+//! A flood of dropped packets must not push records out of the ring, so nothing is reported from here: user space reads the
+//! counts of a connection when it makes a record of it. The map forgets the oldest counts when it is full.
+
+use core::ptr;
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::btf_maps::{LruHashMap, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use kmesh_trace_common::{DROP_SLOTS, DropKind, DropSlot, Drops, MAX_DROP_REASONS, Tuple};
+
+use crate::skb::{Flow, Segment, Skb};
+use crate::sock::Sock;
+use crate::storage::atomic_add;
+
+/// The counts. User space sets the size.
+#[btf_map]
+static KMESH_DROPS: LruHashMap<Tuple, Drops, 1> = LruHashMap::new();
+
+/// The number of entries made in [`KMESH_DROPS`], and of packets that an entry had no slot for.
+#[btf_map]
+static KMESH_DROPS_MADE: PerCpuArray<u64, 2> = PerCpuArray::new();
+const ENTRIES: u32 = 0;
+const UNSLOTTED: u32 = 1;
+
+/// All packets of TCP that were dropped, by reason.
+#[btf_map]
+static KMESH_DROPS_TOTAL: PerCpuArray<u64, MAX_DROP_REASONS> = PerCpuArray::new();
+
+/// The kernel drops a packet.
+#[inline(always)]
+pub fn dropped(skb: Skb, reason: u32) {
+    let Some(segment) = skb.segment() else { return };
+    add_to(KMESH_DROPS_TOTAL.get_ptr_mut(reason));
+    let netns = skb.netns();
+    let has_sender = skb.sk() != 0;
+    let count = |flow: Flow| {
+        let (tuple, is_from_lesser) = flow.tuple();
+        let kind = DropKind {
+            netns,
+            reason: reason as u16,
+            is_from_lesser,
+            has_sender,
+        };
+        count(&tuple, kind, &segment);
+        tuple
+    };
+    let own = count(segment.flow);
+    if let Some([client, server]) = skb.conntrack() {
+        let (client_tuple, server_tuple) = (client.tuple().0, server.tuple().0);
+        if client_tuple != own {
+            count(client);
+        }
+        if server_tuple != own && server_tuple != client_tuple {
+            count(server);
+        }
+    }
+}
+
+/// Counts a packet of one connection.
+#[inline(always)]
+fn count(tuple: &Tuple, kind: DropKind, segment: &Segment) {
+    let Some(drops) = find_or_create(tuple) else { return };
+    let (word, isn) = (kind.to_word(), segment.client_isn());
+    // SAFETY: the value of an entry, which stays memory of the map as long as the program runs.
+    unsafe {
+        for index in 0..DROP_SLOTS {
+            let slot = (&raw mut (*drops).slots).cast::<DropSlot>().add(index);
+            if !is_taken_for(slot, word) {
+                continue;
+            }
+            let known = ptr::read_volatile(&raw const (*slot).isn);
+            if isn != 0 && isn != known {
+                // The first packet of another connection with these ports.
+                ptr::write_volatile(&raw mut (*slot).isn, isn);
+                if known != 0 {
+                    ptr::write_volatile(&raw mut (*slot).packets, 0);
+                }
+            }
+            return atomic_add(&raw mut (*slot).packets, 1);
+        }
+    }
+    add_to(KMESH_DROPS_MADE.get_ptr_mut(UNSLOTTED));
+}
+
+/// Returns whether a slot is that of this kind. A free one is taken, unless another CPU wants it at the same time.
+///
+/// # Safety
+///
+/// A slot of an entry.
+#[inline(always)]
+unsafe fn is_taken_for(slot: *mut DropSlot, word: u64) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let kind = &raw mut (*slot).kind;
+        let known = ptr::read_volatile(kind);
+        if known != 0 {
+            return known == word;
+        }
+        let claims = &raw mut (*slot).claims;
+        atomic_add(claims, 1);
+        if ptr::read_volatile(claims) != 1 {
+            return false;
+        }
+        ptr::write_volatile(kind, word);
+        true
+    }
+}
+
+#[inline(always)]
+fn find_or_create(tuple: &Tuple) -> Option<*mut Drops> {
+    if let Some(drops) = KMESH_DROPS.get_ptr_mut(tuple) {
+        return Some(drops);
+    }
+    if KMESH_DROPS.insert(tuple, &NO_DROPS, BPF_NOEXIST.into()).is_ok() {
+        add_to(KMESH_DROPS_MADE.get_ptr_mut(ENTRIES));
+    }
+    KMESH_DROPS.get_ptr_mut(tuple)
+}
+
+/// A new entry. Too large for the stack.
+static NO_DROPS: Drops = Drops {
+    slots: [DropSlot {
+        kind: 0,
+        packets: 0,
+        claims: 0,
+        isn: 0,
+        pad: 0,
+    }; DROP_SLOTS],
+};
+
+/// Adds one to a number of this CPU.
+#[inline(always)]
+fn add_to(number: Option<*mut u64>) {
+    if let Some(number) = number {
+        // SAFETY: this CPU's number, and this program does not run on top of itself.
+        unsafe { *number += 1 };
+    }
+}
+
+/// A connection was established: the packets of an earlier one with the same ports do not count any more. `client_isn`: the
+/// client's first sequence number.
+#[inline(always)]
+pub fn forget_earlier(sock: Sock, client_isn: u32) {
+    let local = sock.local_address();
+    let (tuple, _) = Tuple::new(local.0, sock.local_port(), sock.peer_address().0, sock.peer_port());
+    let Some(drops) = KMESH_DROPS.get_ptr_mut(&tuple) else {
+        return;
+    };
+    for index in 0..DROP_SLOTS {
+        // SAFETY: the value of an entry, which stays memory of the map as long as the program runs.
+        unsafe {
+            let slot = (&raw mut (*drops).slots).cast::<DropSlot>().add(index);
+            if ptr::read_volatile(&raw const (*slot).isn) != client_isn {
+                ptr::write_volatile(&raw mut (*slot).isn, client_isn);
+                ptr::write_volatile(&raw mut (*slot).packets, 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The lines that are about no connection, and the dropped packets of one.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{End, Local, Process, VERSION};
+use crate::record::{self, AcceptQueue, PacketDirection, Record, WallTime};
+
+use super::values::Text;
+
+/// The packets of a connection that the kernel dropped for one reason.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "packet_drops")]
+pub struct PacketDrops<'a> {
+    /// Whether the traced end sent or received the packets.
+    direction: PacketDirection,
+    /// The kernel's reason, as its BTF spells it.
+    reason: &'a str,
+    /// The number of packets.
+    packets: u64,
+}
+
+impl<'a> From<&'a record::PacketDrops> for PacketDrops<'a> {
+    fn from(drops: &'a record::PacketDrops) -> Self {
+        Self {
+            direction: drops.direction,
+            reason: &drops.reason,
+            packets: drops.packets,
+        }
+    }
+}
+
+/// RSTs that this node sent because no socket was there; at most one line a second for each client, dialled port and reason.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "reject")]
+pub struct RejectLine<'a> {
+    /// The type of the line.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "reject"))]
+    kind: &'static str,
+    /// The version of the contract.
+    #[schemars(extend("const" = VERSION))]
+    v: u8,
+    /// The time of the report.
+    time: WallTime,
+    /// The client, without its port.
+    src: End<'a>,
+    /// The address and port that the client dialled.
+    dst: End<'a>,
+    /// The kernel's reason, as its BTF spells it.
+    reason: Option<&'a str>,
+    /// The number of RSTs since the last such line.
+    count: u64,
+    /// The inode number of the network namespace that sent them.
+    netns: u32,
+}
+
+impl<'a> RejectLine<'a> {
+    /// Returns the line of a record whose subject is a reject.
+    pub fn new(record: &'a Record, count: u64) -> Self {
+        Self {
+            kind: "reject",
+            v: VERSION,
+            time: record.time,
+            src: End::without_port(record.src.ip(), &record.names.src),
+            dst: End::new(record.dst, &record.names.dst),
+            reason: record.reset_reason.as_deref(),
+            count,
+            netns: record.netns,
+        }
+    }
+}
+
+/// The state of a listening socket. The first interval has all listeners, later ones those with connections that wait, a drop or a
+/// change.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "listener")]
+pub struct ListenerLine<'a> {
+    /// The type of the line.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "listener"))]
+    kind: &'static str,
+    /// The version of the contract.
+    #[schemars(extend("const" = VERSION))]
+    v: u8,
+    /// The time of the socket scan.
+    time: WallTime,
+    /// The address that the socket listens on.
+    dst: End<'a>,
+    /// The process that listens; null if unknown.
+    process: Option<Process<'a>>,
+    /// The network namespace, cgroup and container of the socket.
+    local: Local<'a>,
+    /// The ID of the socket, unique within a run.
+    #[schemars(length(min = 1))]
+    id: Text<record::ConnId>,
+    /// The number of connections that no process has accepted yet.
+    backlog: u32,
+    /// The limit of `backlog`: the kernel drops SYNs once `backlog` exceeds it.
+    max_backlog: u32,
+    /// The number of connections in the middle of their handshake.
+    half_open: u32,
+    /// The number of packets that the socket dropped since the last such line.
+    dropped: u32,
+    /// The number of packets that the socket dropped since it was made.
+    dropped_total: u32,
+}
+
+impl<'a> ListenerLine<'a> {
+    /// Returns the line of a record whose subject is a listener.
+    pub fn new(record: &'a Record, queue: AcceptQueue) -> Self {
+        Self {
+            kind: "listener",
+            v: VERSION,
+            time: record.time,
+            dst: End::new(record.dst, &record.names.dst),
+            process: record.process.as_ref().map(Process::from),
+            local: Local::new(record),
+            id: Text(record.id),
+            backlog: queue.backlog,
+            max_backlog: queue.max_backlog,
+            half_open: queue.half_open,
+            dropped: queue.dropped,
+            dropped_total: queue.dropped_total,
+        }
+    }
+}
