@@ -140,7 +140,7 @@ pub fn has(need: &Need) -> Option<bool> {
     Some(effective.intersects(need.capability | stand_in))
 }
 
-/// Drops the capabilities that no run needs, and limits child processes to [`FOR_CHILDREN`]. Call this function before
+/// Drops the capabilities that no run needs, and limits child processes to `FOR_CHILDREN`. Call this function before
 /// any thread starts.
 pub fn limit_to_possible_needs() -> io::Result<()> {
     let current = capabilities(None)?;

@@ -354,7 +354,7 @@ impl Sink for Capture {
         self.write_if_full()
     }
 
-    /// Writes the lines if they are older than [`MAX_LINE_AGE`].
+    /// Writes the lines if they are older than `MAX_LINE_AGE`.
     fn flush(&mut self) -> io::Result<()> {
         if self.due.is_some_and(|due| due <= Instant::now()) {
             self.write_lines()

@@ -126,7 +126,7 @@ pub struct Filter {
     /// The terms of `--outcome`.
     pub outcome: Terms<Outcome>,
     /// Whether the connection must have failed (`--failed`): its outcome is not `ok`, or it has been connecting for
-    /// longer than [`LONG_CONNECT_NS`].
+    /// longer than `LONG_CONNECT_NS`.
     pub failed: bool,
     /// Whether the record must be an attempt that is still waiting for an answer (`--connecting`).
     pub connecting: bool,

@@ -5,7 +5,7 @@
 //!
 //! The ring wakes this thread only for the first record after the thread has read all earlier ones. While records come,
 //! the thread polls the ring by a timer instead, and so reads many records at each poll. On a quiet node it polls every
-//! [`IDLE`].
+//! `IDLE`.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

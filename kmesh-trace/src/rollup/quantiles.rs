@@ -4,7 +4,7 @@ use std::fmt;
 
 use sketches_ddsketch::{Config, DDSketch};
 
-/// The maximum relative error of a quantile. Quantiles of up to [`MAX_EXACT`] values are exact.
+/// The maximum relative error of a quantile. Quantiles of up to `MAX_EXACT` values are exact.
 pub const ERROR: f64 = 0.01;
 
 /// The number of values that are stored exactly, in 512 bytes. Most groups of a window have no more.

@@ -8,7 +8,7 @@
 //! The kernel's id of a cgroup is its directory's inode number. The watcher knows the directories of pods and
 //! containers before their first connection, and remembers them after the last. All other ids are looked up one at a
 //! time: nested cgroups within containers, system services, and all directories beyond the
-//! [`DirectoryBudget`](budget::DirectoryBudget).
+//! `DirectoryBudget`.
 
 mod budget;
 mod hierarchy;

@@ -1,7 +1,7 @@
 //! Serves the metrics over HTTP: one request per connection, within ten seconds.
 //!
 //! The number of connections and the kernel memory of each are bounded, and all connections together hold at most
-//! [`MAX_TEXTS`] texts. A slow or hostile scraper therefore delays only its own connection.
+//! `MAX_TEXTS` texts. A slow or hostile scraper therefore delays only its own connection.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
