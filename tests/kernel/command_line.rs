@@ -41,10 +41,20 @@ fn short_lines() {
     let process = format!("({}/{})", comm(), std::process::id());
     let (client, server) = (truth.src.ip(), truth.dst);
     let expected = [
-        (format!("{client} {process} → {server}  ok  "), "  sent 1000 B  received 300 B"),
-        (format!("{client} → {server} {process}  ok  "), "  sent 300 B  received 1000 B"),
         (
-            format!("{} {process} → {}  refused by peer  ", refused.truth.src.ip(), refused.truth.dst),
+            format!("{client} {process} → {server}  ok  "),
+            "  sent 1000 B  received 300 B",
+        ),
+        (
+            format!("{client} → {server} {process}  ok  "),
+            "  sent 300 B  received 1000 B",
+        ),
+        (
+            format!(
+                "{} {process} → {}  refused by peer  ",
+                refused.truth.src.ip(),
+                refused.truth.dst
+            ),
             "ms",
         ),
     ];
@@ -83,8 +93,14 @@ fn connecting() {
     tracer.interrupt();
     let port = attempt.truth.dst.port();
     for record in tracer_records(&tracer, netns) {
-        assert_eq!((&record["event"], &record["dst"]["port"]), (&"update".into(), &port.into()));
-        assert_eq!((&record["established"], &record["outcome"]), (&false.into(), &Value::Null));
+        assert_eq!(
+            (&record["event"], &record["dst"]["port"]),
+            (&"update".into(), &port.into())
+        );
+        assert_eq!(
+            (&record["established"], &record["outcome"]),
+            (&false.into(), &Value::Null)
+        );
     }
 }
 
@@ -101,7 +117,10 @@ fn failed_includes_waiting() {
     let attempt = connect_nonblocking(IpVersion::V4.at(0), closed.at(IpVersion::V4));
     let netns = net::current_netns();
     let updates = tracer.output.wait_matching(netns, 1, is_update);
-    assert!(updates[0]["duration_ns"].as_u64().unwrap() > 1_000_000_000, "{updates:?}");
+    assert!(
+        updates[0]["duration_ns"].as_u64().unwrap() > 1_000_000_000,
+        "{updates:?}"
+    );
     assert_eq!(updates[0]["dst"]["port"], attempt.truth.dst.port());
     drop((attempt.socket, established));
     let closes = tracer.output.wait_matching(netns, 1, |value| value["event"] == "close");
@@ -133,7 +152,16 @@ fn own_connections() {
 
 fn unknown_names() {
     let pods = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/shop.json");
-    let arguments = ["-o", "json", "--pods-file", pods, "-n", "shpo,shop", "--workload", "nothing-like-this"];
+    let arguments = [
+        "-o",
+        "json",
+        "--pods-file",
+        pods,
+        "-n",
+        "shpo,shop",
+        "--workload",
+        "nothing-like-this",
+    ];
     let tracer = TracerCommand::with_names(&arguments).start();
     let warning = tracer.wait_stderr("kmesh-trace: warning: no pod is in namespace shpo; known: ");
     assert!(warning.contains("shop"), "{warning}");

@@ -17,6 +17,7 @@ mod support;
 mod byte_counts;
 mod captures;
 mod closing;
+mod command_line;
 mod edge_cases;
 mod events;
 mod failures;
@@ -60,6 +61,7 @@ const SMOKE: &[&str] = &[
     "byte_counts::client_sends_ipv6",
     "captures::replay_equals_live_output",
     "closing::client_closes_first_ipv4",
+    "command_line::short_lines_show_both_ends_and_failures",
     "edge_cases::self_connect_is_one_record_ipv6",
     "events::open_matches_close_ipv6",
     "failures::connect_refused_by_rst_ipv4",
@@ -160,6 +162,7 @@ fn topics() -> impl Iterator<Item = Topic> {
         // First, since one of them waits for a minute.
         faults::topic(),
         closing::topic(),
+        command_line::topic(),
         failures::topic(),
         socket_destroy::topic(),
         byte_counts::topic(),

@@ -1,24 +1,21 @@
-//! The architectures that the tool is built for, by the names that compilers, Debian and QEMU give them.
+//! The architectures that the tool supports, with their names in compilers, Debian and QEMU.
 
-/// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Arch {
-    /// 64-bit x86.
     #[value(name = "x86_64")]
     X86_64,
-    /// 64-bit Arm.
     Aarch64,
 }
 
 impl Arch {
-    /// Of this machine; `None` where the tool was never built.
+    /// Returns the architecture of this machine, or `None` if the tool does not support it.
     pub fn here() -> Option<Self> {
         [Self::X86_64, Self::Aarch64]
             .into_iter()
             .find(|arch| arch.name() == std::env::consts::ARCH)
     }
 
-    /// As `uname -m` says it.
+    /// Returns the name that `uname -m` prints.
     pub fn name(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
@@ -26,7 +23,7 @@ impl Arch {
         }
     }
 
-    /// In names of Debian's packages.
+    /// Returns the name in Debian's packages.
     pub fn debian(self) -> &'static str {
         match self {
             Self::X86_64 => "amd64",
@@ -34,7 +31,7 @@ impl Arch {
         }
     }
 
-    /// What Rust calls a program for it that the GNU C library runs.
+    /// Returns Rust's target triple with the GNU C library.
     pub fn target(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64-unknown-linux-gnu",
@@ -42,7 +39,7 @@ impl Arch {
         }
     }
 
-    /// What GCC's programs that build for it begin with.
+    /// Returns the prefix of the names of GCC's cross tools.
     pub fn gnu(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64-linux-gnu",

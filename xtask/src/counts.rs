@@ -1,11 +1,11 @@
-//! How many tests passed, failed and were skipped, as test programs say it themselves.
+//! Counts passed, failed and skipped tests by the output of test programs.
 
 use std::fmt;
 use std::iter::Sum;
 use std::ops::AddAssign;
 use std::process::ExitCode;
 
-/// The sums over any number of test programs.
+/// The number of tests by result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub passed: u64,
@@ -14,7 +14,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// A single check that did not come from a test program.
+    /// Returns the counts of a single check outside of test programs.
     pub fn one(passed: bool) -> Self {
         Self {
             passed: passed.into(),
@@ -23,13 +23,13 @@ impl Counts {
         }
     }
 
-    /// Reads the line that ends the output of libtest and libtest-mimic; `None` for every other line.
+    /// Parses the result line of libtest and libtest-mimic. Returns `None` for any other line.
     fn from_result_line(line: &str) -> Option<Self> {
         let (_verdict, numbers) = line.trim_end().strip_prefix("test result: ")?.split_once(". ")?;
         Self::from_numbers(numbers, "; ", "ignored")
     }
 
-    /// Reads what [`Display`](fmt::Display) prints. A suite with checks beyond its libtest trials ends in such a line.
+    /// Parses the output of [`Display`](fmt::Display). A suite with checks besides its trials prints such a line last.
     fn from_own_line(line: &str) -> Option<Self> {
         Self::from_numbers(line.trim_end(), ", ", "skipped")
     }
@@ -44,12 +44,12 @@ impl Counts {
         })
     }
 
-    /// How many there were in all.
+    /// Returns the number of all tests.
     pub fn total(self) -> u64 {
         self.passed + self.failed + self.skipped
     }
 
-    /// A task's exit status: a failure among them fails it.
+    /// Returns the exit status of a task: failure if any test failed.
     pub fn exit_code(self) -> ExitCode {
         if self.failed == 0 {
             ExitCode::SUCCESS
@@ -59,7 +59,7 @@ impl Counts {
     }
 }
 
-/// Adds up the output of test programs that run one after the other.
+/// Adds up the results of test programs that run one after the other.
 #[derive(Default)]
 pub struct Tally {
     finished: Counts,
@@ -67,8 +67,8 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Takes a line of output. A program's own sum stands for its result line, which it comes after.
-    pub fn see(&mut self, line: &str) {
+    /// Takes a line of output. A program's own counts replace those of its result line, which comes before.
+    pub fn add_line(&mut self, line: &str) {
         if let Some(result) = Counts::from_result_line(line) {
             self.finished += self.last;
             self.last = result;
@@ -77,7 +77,7 @@ impl Tally {
         }
     }
 
-    /// The sum so far.
+    /// Returns the counts so far.
     pub fn counts(&self) -> Counts {
         [self.finished, self.last].into_iter().sum()
     }
@@ -100,7 +100,7 @@ impl Sum for Counts {
     }
 }
 
-/// The last line of every task that tests. `.ci/run` and `.ci/full` add these lines up.
+/// Every task that tests prints this line last. `.ci/run` and `.ci/full` add these lines up.
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -116,7 +116,7 @@ mod tests {
     use super::{Counts, Tally};
 
     #[test]
-    fn reads_result_lines_and_nothing_else() {
+    fn only_result_lines_are_parsed() {
         let cases = [
             (
                 "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s",
@@ -131,18 +131,18 @@ mod tests {
             ("test results::parse ... ok", None),
             ("", None),
         ];
-        for (line, want) in cases {
-            let want = want.map(|(passed, failed, skipped)| Counts {
+        for (line, expected) in cases {
+            let expected = expected.map(|(passed, failed, skipped)| Counts {
                 passed,
                 failed,
                 skipped,
             });
-            assert_eq!(Counts::from_result_line(line), want, "{line}");
+            assert_eq!(Counts::from_result_line(line), expected, "{line}");
         }
     }
 
     #[test]
-    fn a_suite_may_count_more_than_its_trials() {
+    fn own_counts_replace_the_result_line() {
         let mut tally = Tally::default();
         let result = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s";
         for line in [
@@ -153,7 +153,7 @@ mod tests {
             "",
             result,
         ] {
-            tally.see(line);
+            tally.add_line(line);
         }
         assert_eq!(
             tally.counts(),
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_and_prints() {
+    fn counts_are_summed_and_printed() {
         let all = [
             Counts::one(true),
             Counts::one(false),

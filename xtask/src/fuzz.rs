@@ -11,34 +11,32 @@ use crate::arch::Arch;
 use crate::counts::Counts;
 use crate::host::{self, Need};
 
-/// What `cargo xtask fuzz` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Which targets [default: all]
+    /// The fuzz targets [default: all]
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
-    /// How long each
+    /// The time for each target in seconds
     #[arg(long, default_value_t = 600)]
     seconds: u32,
 }
 
-/// Where they are.
 const FOLDER: &str = "tests/fuzz";
-/// The most memory that a target may take, MiB, and the most time for one input, s. Other work on the machine takes part of
-/// that time, so it is long enough for a hang only.
+/// The limits of a target: MiB of memory, and seconds for one input. On a busy machine an input takes longer, so only a hang
+/// reaches the limit.
 const LIMITS: [&str; 2] = ["-rss_limit_mb=512", "-timeout=60"];
 const NEEDS: &[Need] = &[Need {
     program: "g++",
     package: "g++",
 }];
 
-/// Builds and runs them.
+/// Builds and runs the fuzz targets.
 pub fn run(args: &Args) -> Result<ExitCode> {
     host::ensure(NEEDS)?;
     let folder = host::root().join(FOLDER);
     let target = host::target_dir().join("fuzz");
-    let here = Arch::here().context("this machine is no architecture that the tool is built for")?;
-    // What cargo-fuzz asks of the compiler, but for the sanitizers, which stable Rust has not.
+    let here = Arch::here().context("the tool does not support the architecture of this machine")?;
+    // The flags of cargo-fuzz, without sanitizers, which stable Rust does not have.
     let flags = [
         "-Cpasses=sancov-module",
         "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -53,7 +51,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     cargo
         .args(["build", "--release", "--manifest-path"])
         .arg(folder.join("Cargo.toml"));
-    // Naming the target keeps the flags away from build scripts and macros.
+    // With an explicit target, the flags do not apply to build scripts and macros.
     cargo.args(["--target", here.target(), "--target-dir"]).arg(&target);
     cargo.env("RUSTFLAGS", flags.join(" "));
     host::succeed(&mut cargo)?;
@@ -66,7 +64,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let program = target.join(here.target()).join("release").join(&name);
         let mut fuzzer = Command::new(program);
         fuzzer.arg(format!("-max_total_time={}", args.seconds)).args(LIMITS);
-        // Else it prints a line for whatever is new to it.
+        // The default verbosity prints a line for each new input.
         fuzzer
             .args(["-verbosity=0", "-print_final_stats=1"])
             .arg(format!("-artifact_prefix={}/", target.display()));
@@ -78,7 +76,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(counts.exit_code())
 }
 
-/// Those that were named; all, when none was.
+/// Returns the named targets, or all of them if none is named.
 fn targets(folder: &Path, named: &[String]) -> Result<Vec<String>> {
     if !named.is_empty() {
         return Ok(named.to_vec());

@@ -1,13 +1,13 @@
-//! What this repository does to itself: `cargo xtask --help`. A file a task.
+//! Development tasks: builds, tests, benchmarks and release archives. One file per task; see `cargo xtask --help`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a task talks to the person who started it"
+    reason = "a task prints its results on the terminal"
 )]
 
 mod arch;
+mod artifacts;
 mod bench;
-mod built;
 mod counts;
 mod dist;
 mod ebpf;
@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// What this repository does to itself.
+/// Development tasks of kmesh-trace
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
@@ -35,31 +35,31 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Measure how fast and how small it is
+    /// Run benchmarks
     Bench(bench::Args),
-    /// Make the archive to give away: one static file, manual, completions, licences, sums
+    /// Build the release archive: one static executable, manual, completions, licences, checksums
     Dist(dist::Args),
-    /// Build the committed eBPF object, or check that it is current
+    /// Build the committed eBPF object, or check whether it is current
     Ebpf(ebpf::Args),
-    /// Feed anything at all to what reads captures, pod lists, records and arguments
+    /// Fuzz the parsers of captures, pod lists, records and arguments
     Fuzz(fuzz::Args),
-    /// Check the licence of every dependency against deny.toml
+    /// Check the licences of all dependencies against deny.toml
     Licences,
-    /// Make the manual page, or tell whether the committed one is current and without fault
+    /// Generate the manual page, or check whether the committed one is current
     Man(man::Args),
-    /// Install the Debian packages that the tests call
+    /// Install the Debian packages that the tests need
     Setup,
-    /// Run every test of user space; as root the kernel tests too
+    /// Run the tests; the kernel tests need root
     Test(test::Args),
     /// Run the kernel tests on Debian's kernels, in QEMU without KVM
     Vm(vm::Args),
-    /// What `cargo xtask test` gives cargo as the runner of test programs
+    /// Run a test program for cargo, with sudo if it needs root
     #[command(hide = true)]
     Runner(runner::Args),
 }
 
 fn main() -> ExitCode {
-    let done: Result<ExitCode> = match Cli::parse().task {
+    let result: Result<ExitCode> = match Cli::parse().task {
         Task::Bench(args) => bench::run(&args),
         Task::Dist(args) => dist::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
         Task::Vm(args) => vm::run(&args),
         Task::Runner(args) => runner::run(&args),
     };
-    done.unwrap_or_else(|error| {
+    result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
         ExitCode::FAILURE
     })

@@ -1,5 +1,5 @@
-//! Between cargo and each test program when the person is not root: the kernel tests go through sudo, if there is one.
-//! Without it they start as they are, and show as skipped.
+//! Runs test programs for cargo when the user is not root. The kernel tests run with sudo, if it is installed. Without sudo
+//! they run as they are, and show as skipped.
 
 use std::env;
 use std::ffi::OsString;
@@ -12,19 +12,19 @@ use anyhow::{Result, anyhow};
 
 use crate::host;
 
-/// What cargo gives a runner: the test program and its arguments.
+/// The test program and its arguments, as cargo passes them to a runner.
 #[derive(clap::Args)]
 pub struct Args {
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<OsString>,
 }
 
-/// Whether there is anything for it to do.
+/// Returns whether test programs need a runner.
 pub fn is_needed() -> bool {
     !host::is_root() && sudo_is_usable()
 }
 
-/// The `--config` argument that makes cargo use it.
+/// Returns the `--config` argument that makes cargo use this runner.
 pub fn cargo_setting(this: &Path) -> String {
     format!(
         "target.'cfg(unix)'.runner = [{:?}, \"runner\", \"--\"]",
@@ -32,26 +32,26 @@ pub fn cargo_setting(this: &Path) -> String {
     )
 }
 
-/// Becomes the test program.
+/// Replaces this process by the test program.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let (program, rest) = args
         .command
         .split_first()
-        .ok_or_else(|| anyhow!("no test program was named"))?;
-    // Cargo names the program of a suite by the suite and a hash.
+        .ok_or_else(|| anyhow!("the test program is missing"))?;
+    // The name of the program is the suite's name and a hash.
     let is_kernel_suite = Path::new(program)
         .file_name()
         .is_some_and(|name| name.to_string_lossy().starts_with("kernel-"));
     let mut command = if is_kernel_suite {
         let mut sudo = Command::new("sudo");
-        // sudo drops the environment, and many configurations refuse to keep it: hand over what the tests read.
+        // sudo drops the environment, so the variables that the tests read are arguments of env.
         sudo.args(["--", "env"]);
         sudo.args(env::vars_os().filter_map(|(name, value)| {
             let known = name.to_str()?;
-            let handed = known == "PATH"
+            let is_passed = known == "PATH"
                 || known == "RUST_BACKTRACE"
                 || ["KMESH_TRACE_", "CARGO_"].iter().any(|p| known.starts_with(p));
-            handed.then(|| {
+            is_passed.then(|| {
                 let mut pair = name.clone();
                 pair.push("=");
                 pair.push(value);
@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Err(anyhow!("cannot run {}: {error}", Path::new(program).display()))
 }
 
-/// sudo may ask for a password where someone can type it; elsewhere it must need none.
+/// Returns whether sudo works: with a terminal, it may ask for a password; without one, it must not need any.
 fn sudo_is_usable() -> bool {
     let silent = || {
         Command::new("sudo")

@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: installs the Debian packages that the tests call, so that tasks can then run side by side.
+//! `cargo xtask setup`: installs the Debian packages that the tests need. Afterwards, tasks can run in parallel.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::host;
 use crate::{dist, man, vm};
 
-/// Installs what is missing, or says what it is.
+/// Installs the missing packages, or returns an error that names them.
 pub fn run() -> Result<ExitCode> {
     let needs = [
         host::TEST_TOOLS,

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every test of user space, and how many there were as the last line.
+//! `cargo xtask test`: runs the tests, and prints their counts as the last line.
 
 use std::env;
 use std::ffi::OsStr;
@@ -16,34 +16,33 @@ use nix::sys::socket::{setsockopt, sockopt};
 use crate::counts::{Counts, Tally};
 use crate::{host, runner};
 
-/// What `cargo xtask test` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run just this suite (`kernel`, `names`, `cli` or `deploy`)
+    /// Run only this suite (kernel, names, cli or deploy)
     #[arg(long, value_name = "SUITE")]
     only: Option<String>,
-    /// Build the programs of all suites, and run none
+    /// Build the programs of all suites without running them
     #[arg(long, conflicts_with_all = ["only", "args"])]
     no_run: bool,
-    /// Keep the machine busy meanwhile: a busy loop per processor, and a thousand TCP connections a second
+    /// Run a load meanwhile: a busy loop per processor, and a thousand TCP connections per second
     ///
-    /// The connections are made in a network namespace of their own, which needs root. No test may depend on what else the
-    /// machine does.
+    /// The connections are in a separate network namespace, which needs root. No test may depend on other work of the
+    /// machine.
     #[arg(long)]
     beside_load: bool,
-    /// Go to each test program: a filter, `--nocapture`, …
+    /// Arguments for each test program, such as a filter or --nocapture
     #[arg(last = true)]
     args: Vec<String>,
 }
 
-/// What cargo is to take when no suite is named. The eBPF programs have no tests of their own, and want another compiler: the
-/// kernel tests run the built object.
+/// Cargo's arguments without --only. The eBPF programs are excluded: they need another compiler, and the kernel tests run their
+/// committed object.
 pub const EVERYTHING: &[&str] = &["--workspace", "--exclude", "kmesh-trace-ebpf"];
 
-/// The suites that run only when they are named.
+/// The suites that run only with --only.
 const NAMED: &[&str] = &["--package", "kmesh-trace", "--test", "names", "--test", "dist"];
 
-/// Runs them.
+/// Runs the selected suites.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let needs = [
         host::TEST_TOOLS,
@@ -72,15 +71,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(counts.exit_code())
 }
 
-/// Runs what cargo selects by `which`, in this environment besides, shows its output, and counts.
-pub fn suites(which: &[&str], args: &[String], environment: &[(&str, &OsStr)]) -> Result<Counts> {
+/// Runs the tests that the arguments `selection` select, with additional environment variables. Prints their output, and
+/// returns their counts.
+pub fn suites(selection: &[&str], args: &[String], environment: &[(&str, &OsStr)]) -> Result<Counts> {
     let mut cargo = host::cargo();
     cargo
         .args(["test", "--no-fail-fast"])
-        .args(which)
+        .args(selection)
         .envs(environment.iter().copied());
     if runner::is_needed() {
-        let this = env::current_exe().context("cannot tell where this program is")?;
+        let this = env::current_exe().context("cannot find the path of this program")?;
         cargo.args(["--config", &runner::cargo_setting(&this)]);
     }
     cargo.arg("--").args(args);
@@ -92,12 +92,12 @@ pub fn suites(which: &[&str], args: &[String], environment: &[(&str, &OsStr)]) -
         let line = line.context("cannot read what cargo test prints")?;
         let line = String::from_utf8_lossy(&line);
         println!("{line}");
-        tally.see(&line);
+        tally.add_line(&line);
     }
     let status = child.wait().context("cannot wait for cargo test")?;
     let mut counts = tally.counts();
     if !status.success() && counts.failed == 0 {
-        // It did not compile, or a test program died before it could say how many failed.
+        // The tests did not compile, or a test program died before it printed its counts.
         eprintln!("xtask: cargo test: {status}");
         counts += Counts::one(false);
     }
@@ -125,16 +125,16 @@ fn start_load() -> Result<()> {
     is_ready.recv().context("the load ended")?
 }
 
-/// A listener in a network namespace of the calling thread's own.
+/// Returns a listener in a new network namespace, which the calling thread enters.
 fn listen_apart() -> Result<TcpListener> {
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
     host::succeed(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     TcpListener::bind("127.0.0.1:0").context("cannot listen")
 }
 
-/// Connects, and ends each connection by a RST, which leaves no port behind that waits for a minute.
+/// Connects in a loop. Each connection ends by a RST, because a FIN would leave its port in TIME_WAIT for a minute.
 fn churn(listener: &TcpListener) {
-    let at_once = libc::linger {
+    let reset = libc::linger {
         l_onoff: 1,
         l_linger: 0,
     };
@@ -143,7 +143,7 @@ fn churn(listener: &TcpListener) {
             continue;
         };
         let server = listener.accept();
-        _ = setsockopt(&client, sockopt::Linger, &at_once);
+        _ = setsockopt(&client, sockopt::Linger, &reset);
         drop((client, server));
         thread::sleep(Duration::from_millis(1));
     }

@@ -25,6 +25,8 @@ const ALL: Events = Events {
     close: true,
     open: true,
     update: true,
+    reject: false,
+    listener: false,
 };
 
 /// What it takes.

@@ -1,4 +1,4 @@
-//! What cargo builds, and where it puts it.
+//! Builds programs with cargo, and finds their paths.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -7,42 +7,42 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 /// The programs of one build.
-pub struct Programs {
+pub struct Artifacts {
     messages: String,
 }
 
-/// Runs a `cargo build` or `cargo test --no-run`.
-pub fn build(mut cargo: Command) -> Result<Programs> {
+/// Runs a `cargo build` or `cargo test --no-run` command.
+pub fn build(mut cargo: Command) -> Result<Artifacts> {
     cargo
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit());
     let output = cargo.output().context("cannot run cargo")?;
     if !output.status.success() {
-        bail!("cargo built nothing");
+        bail!("cargo build failed: {}", output.status);
     }
-    Ok(Programs {
+    Ok(Artifacts {
         messages: String::from_utf8_lossy(&output.stdout).into_owned(),
     })
 }
 
-impl Programs {
-    /// Where a program is. Kinds are cargo's: `bin`, `test`.
+impl Artifacts {
+    /// Returns the path of a program. `kind` is cargo's kind of target: `bin` or `test`.
     pub fn path(&self, kind: &str, name: &str) -> Result<PathBuf> {
         let found = self
             .messages
             .lines()
             .filter_map(|line| executable_of(line, kind, name))
             .next_back();
-        found.with_context(|| format!("cargo did not say where the {kind} {name} is"))
+        found.with_context(|| format!("cargo did not report the path of the {kind} {name}"))
     }
 }
 
-/// The program in one of cargo's messages, if that is about this one.
+/// Returns the path of the program that a message of cargo reports, if it is this program.
 fn executable_of(message: &str, kind: &str, name: &str) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(message).ok()?;
     let target = &message["target"];
-    // The unit tests of a binary are a `bin` too.
-    let as_test = message["profile"]["test"].as_bool()?;
-    let is_it = target["name"] == name && target["kind"][0] == kind && as_test == (kind == "test");
-    is_it.then(|| message["executable"].as_str().map(PathBuf::from))?
+    // The unit tests of a binary also have the kind `bin`.
+    let is_test = message["profile"]["test"].as_bool()?;
+    let is_match = target["name"] == name && target["kind"][0] == kind && is_test == (kind == "test");
+    is_match.then(|| message["executable"].as_str().map(PathBuf::from))?
 }
