@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 
 use crate::Topic;
+use crate::support::expect::own_comm;
 use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::scrape::{address as metrics_address, scrape};
@@ -38,16 +39,16 @@ fn short_lines() {
     wait_until("three lines", || lines.lock().unwrap().len() == 3);
     tracer.interrupt();
     let lines = lines.lock().unwrap();
-    let process = format!("({}/{})", comm(), std::process::id());
+    let process = format!("({}/{})", own_comm(), std::process::id());
     let (client, server) = (truth.src.ip(), truth.dst);
     let expected = [
         (
             format!("{client} {process} → {server}  ok  "),
-            "  sent 1000 B  received 300 B",
+            "  sent 1.0 KiB  received 300 B",
         ),
         (
             format!("{client} → {server} {process}  ok  "),
-            "  sent 300 B  received 1000 B",
+            "  sent 300 B  received 1.0 KiB",
         ),
         (
             format!(
@@ -63,11 +64,6 @@ fn short_lines() {
         let matches = |line: &&String| line[12..].trim_start().starts_with(&start) && line.trim_end().contains(end);
         assert_eq!(lines.iter().filter(matches).count(), 1, "{start}…{end}: {lines:?}");
     }
-}
-
-fn comm() -> String {
-    let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
-    comm.trim_end().to_owned()
 }
 
 /// Starts a tracer of updates and closes that watches the calling thread's namespace.

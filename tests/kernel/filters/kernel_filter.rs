@@ -159,8 +159,11 @@ impl InProcessTracer {
             checks,
             rules,
             networks,
+            drops: false,
+            rejects: false,
+            listeners: false,
         };
-        let (programs, _scan_programs) = start(types, &options).expect("a tracer");
+        let (programs, ..) = start(types, &options).expect("a tracer");
         let tracker = Tracker::new(programs.began_ns, "node".into());
         let netns = u32::try_from(net::current_netns()).expect("a small number");
         Self {
