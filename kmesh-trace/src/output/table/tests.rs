@@ -318,7 +318,10 @@ fn failed_group_stays_for_12_quiet_windows_and_another_for_2() {
         }
     }
     // A group that comes back is new.
-    table.records(&[close(3, 15, "10.0.0.1:81", Outcome::Ok, 0)]);
+    table.records(&[
+        close(3, 15, "10.0.0.1:81", Outcome::Ok, 0),
+        close(4, 15, "10.0.0.1:80", Outcome::Ok, 1000),
+    ]);
     table.end_window(15);
     view.refresh();
     let screen = rows(&mut view);
