@@ -132,7 +132,7 @@ pub struct Cli {
     #[arg(short, long, value_name = "FORMAT", hide_possible_values = true)]
     pub output: Option<Output>,
 
-    /// Print close, open, update, reject, listener events
+    /// Print events of these kinds
     ///
     /// close: a connection ended, or an attempt to connect failed. open: a connection was established. update: the
     /// counters of each open connection and each waiting attempt, after each --interval. reject: this node answered a

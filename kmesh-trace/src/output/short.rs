@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::net::IpAddr;
 
 use super::outcome_text::outcome_text;
 use super::sanitize::{Lossy, one_line};
@@ -17,7 +18,9 @@ use super::{Sink, Stdout};
 use crate::config::Events;
 use crate::record::errno::Errno;
 use crate::record::rfc3339::Rfc3339;
-use crate::record::{Direction, End, Event, Outcome, Process, Record};
+use crate::record::{
+    AcceptQueue, Direction, End, Event, Outcome, PacketDirection, PacketDrops, Process, Record, Subject,
+};
 use crate::track::delta::Delta;
 
 const RED: &str = "\x1b[31m";
@@ -51,6 +54,12 @@ impl Sink for Short {
         self.out.appended()
     }
 
+    fn report(&mut self, record: &Record) -> io::Result<()> {
+        let color = self.color;
+        writeln!(self.out.text(), "{}", Line { record, color })?;
+        self.out.appended()
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
@@ -67,7 +76,27 @@ impl fmt::Display for Line<'_> {
         let time = Rfc3339::new(self.record.time);
         let time_of_day = time.time_of_day();
         f.write_str(time_of_day.get(..TIME_LENGTH).unwrap_or(time_of_day))?;
-        self.ends(f)?;
+        match self.record.subject {
+            Subject::Connection => self.connection(f),
+            Subject::Reject(count) => self.reject(f, count),
+            Subject::Listener(queue) => self.listener(f, queue),
+        }
+    }
+}
+
+impl Line<'_> {
+    fn connection(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.client(f)?;
+        let is_outbound = self.record.direction == Direction::Outbound;
+        let process = self.record.process.as_ref();
+        if is_outbound {
+            write_process(f, process)?;
+        }
+        f.write_str(" → ")?;
+        self.server(f)?;
+        if !is_outbound {
+            write_process(f, process)?;
+        }
         self.state(f)?;
         if self.record.established {
             let Record {
@@ -79,26 +108,44 @@ impl fmt::Display for Line<'_> {
         }
         self.explanation(f)
     }
-}
 
-impl Line<'_> {
-    fn ends(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Record {
-            names,
-            src,
-            dst,
-            process,
-            ..
-        } = self.record;
-        let is_outbound = self.record.direction == Direction::Outbound;
-        match end_name(&names.src) {
-            Some(client) => write!(f, "  {client}")?,
-            None => write!(f, "  {}", src.ip())?,
-        }
-        if is_outbound {
-            write_process(f, process.as_ref())?;
-        }
+    fn reject(&self, f: &mut fmt::Formatter<'_>, count: u64) -> fmt::Result {
+        self.client(f)?;
         f.write_str(" → ")?;
+        self.server(f)?;
+        write!(f, "  rejected {count} time{}", plural(count))?;
+        match &self.record.reset_reason {
+            Some(reason) => write!(f, ": {}", one_line(reason)),
+            None => Ok(()),
+        }
+    }
+
+    fn listener(&self, f: &mut fmt::Formatter<'_>, queue: AcceptQueue) -> fmt::Result {
+        f.write_str("  listening on ")?;
+        self.server(f)?;
+        write_process(f, self.record.process.as_ref())?;
+        let AcceptQueue {
+            backlog,
+            max_backlog,
+            half_open,
+            dropped,
+            dropped_total,
+        } = queue;
+        write!(
+            f,
+            "  backlog {backlog} of {max_backlog}  {half_open} half-open  {dropped} dropped ({dropped_total} in all)"
+        )
+    }
+
+    fn client(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match end_name(&self.record.names.src) {
+            Some(client) => write!(f, "  {client}"),
+            None => write!(f, "  {}", self.record.src.ip()),
+        }
+    }
+
+    fn server(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Record { names, dst, .. } = self.record;
         let service = names.service.as_ref().map(|called| &called.service);
         let service = service.map(|service| qualified(&service.namespace, &service.name));
         if let Some(server) = service.or_else(|| end_name(&names.dst)) {
@@ -106,13 +153,9 @@ impl Line<'_> {
         }
         // `SocketAddr` itself would add the interface to some IPv6 addresses.
         match dst.ip() {
-            std::net::IpAddr::V4(ip) => write!(f, "{ip}:{}", dst.port())?,
-            std::net::IpAddr::V6(ip) => write!(f, "[{ip}]:{}", dst.port())?,
+            IpAddr::V4(ip) => write!(f, "{ip}:{}", dst.port()),
+            IpAddr::V6(ip) => write!(f, "[{ip}]:{}", dst.port()),
         }
-        if !is_outbound {
-            write_process(f, process.as_ref())?;
-        }
-        Ok(())
     }
 
     /// Writes the outcome and the duration, or the state of a connection that has not ended.
@@ -136,6 +179,28 @@ impl Line<'_> {
         write!(f, "  {red}{text}{reset}{separator}{}", Lasted(record))
     }
 
+    /// Writes the packets that this node dropped, by reason. Returns whether there are any.
+    fn drops(&self, f: &mut fmt::Formatter<'_>) -> Result<bool, fmt::Error> {
+        let drops = self.record.drops.as_deref().unwrap_or_default();
+        for PacketDrops {
+            direction,
+            reason,
+            packets,
+        } in drops
+        {
+            // An attempt to connect sends only SYNs.
+            let is_syn = !self.record.established && *direction == PacketDirection::Sent;
+            let kind = if is_syn { "SYN" } else { "packet" };
+            write!(
+                f,
+                "  {packets} {kind}{} dropped: {}",
+                plural(*packets),
+                one_line(reason)
+            )?;
+        }
+        Ok(!drops.is_empty())
+    }
+
     /// Writes what explains a failure or a delay.
     fn explanation(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let record = self.record;
@@ -144,13 +209,17 @@ impl Line<'_> {
             Some(outcome) => matches!(outcome, Outcome::ConnectTimeout | Outcome::ConnectAborted),
             None => record.event == Event::Update,
         };
+        let has_drops = self.drops(f)?;
         if record.established {
             if retransmits > 0 {
                 write!(f, "  {retransmits} retransmitted")?;
             }
-        } else if is_unanswered {
-            let syns = retransmits.saturating_add(1);
-            write!(f, "  {syns} SYN{} unanswered", if syns == 1 { "" } else { "s" })?;
+        } else if is_unanswered && !has_drops {
+            let syns = u64::from(retransmits) + 1;
+            write!(f, "  {syns} SYN{} unanswered", plural(syns))?;
+        }
+        if let Some(reason) = &record.reset_reason {
+            write!(f, "  {}", one_line(reason))?;
         }
         if record.undelivered_bytes > 0 {
             write!(f, "  undelivered {}", size(record.undelivered_bytes))?;
@@ -160,6 +229,11 @@ impl Line<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// Returns the ending of a plural.
+fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }
 
 /// The duration of a connection. `>` marks one that began before tracing, whose duration is longer than shown.
@@ -307,6 +381,47 @@ mod tests {
         for (record, expected) in cases {
             assert_eq!(line(&record), expected);
         }
+    }
+
+    #[test]
+    fn drops_and_reset_reasons_explain_failures() {
+        assert_eq!(
+            line(&testing::dropped()),
+            "fd00::1 (?) → [2001:db8::2]:443  connect aborted after 250ms  6 SYNs dropped: NETFILTER_DROP"
+        );
+        assert!(
+            line(&testing::aborted())
+                .ends_with("  reset by local  2.7ms  sent 5 B  received 292 B  TCP_ABORT_ON_CLOSE")
+        );
+        let mut both = testing::example();
+        both.drops = Some(vec![
+            testing::drops(PacketDirection::Sent, "NETFILTER_DROP", 1),
+            testing::drops(PacketDirection::Received, "TCP_OFOMERGE", 2),
+        ]);
+        assert!(line(&both).ends_with("  1 packet dropped: NETFILTER_DROP  2 packets dropped: TCP_OFOMERGE"));
+    }
+
+    #[test]
+    fn rejects_and_listeners_have_lines() {
+        let lines: Vec<_> = testing::reports()
+            .iter()
+            .map(|record| {
+                let out = testing::Shared::default();
+                let mut short = Short::new(testing::ALL_EVENTS, false, Stdout::to(out.clone()));
+                short.report(record).unwrap();
+                short.flush().unwrap();
+                out.text()[14..].trim_end().to_owned()
+            })
+            .collect();
+        let expected = [
+            "istio-system/prometheus-5fb7f6f8d8-h9cts → echo-1-27855/productpage-v1 10.244.0.13:9081  \
+             rejected 12 times: NO_SOCKET",
+            "listening on echo-1-27855/productpage-v1 0.0.0.0:9080 (python3/4711)  backlog 129 of 128  3 half-open  \
+             5 dropped (40 in all)",
+            "listening on [::]:22 (?)  backlog 0 of 4096  0 half-open  0 dropped (0 in all)",
+            "fd00::1 → [fd00::2]:81  rejected 1 time",
+        ];
+        assert_eq!(lines, expected);
     }
 
     #[test]
