@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Records tests/data/incident.jsonl.zst: some seconds of a small shop in trouble, from real sockets.
+"""Records tests/data/incident.jsonl.zst: an incident in a small shop, with real sockets.
 
     cargo build --release && sudo python3 tests/data/incident.py
 
-Each service is a process with an address of its own, in a network namespace of their own: pods, for a tracer outside of
-it, which names them by tests/data/shop.json. The storefront asks the
-checkout, which asks payments and the database. Then the database goes, the checkout retries and gets slow, payments
-resets some of what it had accepted, and the stock service accepts nothing any more.
+Each service is a process with its own address, and all are in a new network namespace. For the tracer, which is outside of
+it, they are the pods of tests/data/shop.json. The storefront calls the checkout, which calls payments and the database. Then
+the database stops, and the checkout retries and gets slow. Payments resets some of its connections, and the stock service
+accepts no connections.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# Who they are: what kubectl would print of such a shop.
+# The pods and Services, as kubectl prints them.
 PODS = os.path.join(ROOT, "tests/data/shop.json")
 CAPTURE = os.path.join(ROOT, "tests/data/incident.jsonl.zst")
 TRACER = os.environ.get("KMESH_TRACE_BIN", os.path.join(ROOT, "target/release/kmesh-trace"))
@@ -31,7 +31,7 @@ CLONE_NEWNET = 0x40000000
 
 
 def child(name, body):
-    """A process of that name."""
+    """Starts a process with this name."""
     pid = os.fork()
     if pid == 0:
         with open("/proc/self/comm", "w") as comm:
@@ -51,10 +51,10 @@ def listener(address, port, backlog=64):
     return server
 
 
-def call(source, address, port, request, patience=5.0):
-    """Asks and reads all of the answer; how long it is, or None where there was no answer."""
+def call(source, address, port, request, timeout=5.0):
+    """Sends a request and reads the response. Returns its length, or None if there was none."""
     with socket.socket() as client:
-        client.settimeout(patience)
+        client.settimeout(timeout)
         client.bind((source, 0))
         try:
             client.connect((address, port))
@@ -69,7 +69,7 @@ def call(source, address, port, request, patience=5.0):
 
 
 def serve(server, answer, calls=None):
-    """Answers each client in a thread of its own, for good or so many times."""
+    """Answers each client in a separate thread, forever or for this number of calls."""
 
     def one(peer):
         with peer:
@@ -96,17 +96,17 @@ def database():
         time.sleep(0.002)
         peer.sendall(b"row;" * 200)
 
-    # After so many it is gone: what follows is refused.
+    # After 40 calls it exits, and later connections are refused.
     serve(listener(DATABASE, 5432), answer, calls=40)
 
 
 def payments():
-    asked = [0]
+    requests = [0]
 
     def answer(peer, request):
-        asked[0] += 1
-        if asked[0] % 10 == 0:
-            # Closed with a linger time of 0: a reset.
+        requests[0] += 1
+        if requests[0] % 10 == 0:
+            # A linger time of 0 makes close() send a RST.
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return
         peer.sendall(b'{"paid":true}')
@@ -118,7 +118,7 @@ def checkout():
     def answer(peer, request):
         call(CHECKOUT, PAYMENTS, 8443, b"POST /charge " + bytes(100))
         if call(CHECKOUT, DATABASE, 5432, b"SELECT * FROM orders") is None:
-            # It retries, and the storefront waits.
+            # The checkout retries while the storefront waits.
             time.sleep(0.15)
             call(CHECKOUT, DATABASE, 5432, b"SELECT * FROM orders")
         peer.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(2000))
@@ -127,7 +127,7 @@ def checkout():
 
 
 def stock():
-    # It accepts nothing; when its queue is full, SYNs are dropped.
+    # Never accepts. When its queue is full, the kernel drops SYNs.
     server = listener(STOCK, 9000, backlog=0)
     signal.pause()
     server.close()
@@ -137,7 +137,7 @@ def storefront():
     for number in range(60):
         call(STOREFRONT, CHECKOUT, 8080, b"GET /buy HTTP/1.1\r\n\r\n" + bytes(number))
         if number % 10 == 9:
-            call(STOREFRONT, STOCK, 9000, b"GET /stock", patience=0.25)
+            call(STOREFRONT, STOCK, 9000, b"GET /stock", timeout=0.25)
         time.sleep(0.03)
 
 
@@ -150,9 +150,9 @@ def main():
         stderr=subprocess.PIPE,
         text=True,
     )
-    for awaited in ("tracing", "names come from"):
-        if not (said := tracer.stderr.readline()).startswith(f"kmesh-trace: {awaited}"):
-            sys.exit(f"the tracer did not start: {said}")
+    for expected in ("tracing", "names come from"):
+        if not (line := tracer.stderr.readline()).startswith(f"kmesh-trace: {expected}"):
+            sys.exit(f"the tracer did not start: {line}")
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
         sys.exit(f"no network namespace: {os.strerror(ctypes.get_errno())}")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)

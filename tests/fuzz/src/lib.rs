@@ -1,10 +1,10 @@
-//! What the fuzz targets have in common.
+//! Shared by the fuzz targets.
 
 use kmesh_trace::capture::lines::{Lines, Step};
 use kmesh_trace::capture::parse::Parser;
 
-/// Reads a capture to its end, whatever the bytes are: it ends, and has no more lines than the bytes can hold.
-pub fn read(bytes: &[u8]) {
+/// Reads a capture to its end. Checks that it ends, with no more lines than the bytes can contain.
+pub fn read_capture(bytes: &[u8]) {
     let Ok(mut lines) = Lines::new(bytes) else {
         return;
     };
@@ -17,7 +17,7 @@ pub fn read(bytes: &[u8]) {
             Ok(Step::End) | Err(_) => return,
         }
         steps += 1;
-        // zstd makes at most 128 KiB of three bytes, and deflate 1032 of one.
+        // zstd decompresses three bytes to at most 128 KiB, and deflate one byte to 1032.
         assert!(steps <= (64 << 10) * (bytes.len() + 1), "{steps} steps of {} bytes", bytes.len());
     }
 }

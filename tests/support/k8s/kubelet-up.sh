@@ -1,16 +1,16 @@
 #!/bin/bash
-# kubelet-up.sh DIR [APISERVER_DIR]: real containerd + runc + kubelet on this machine.
-# Without APISERVER_DIR: standalone, static pods of DIR/manifests (static-pods.yaml of this folder
-# is put there unless the folder holds something already). With it (what apiserver-up.sh made): the
-# kubelet registers as node $NODE_NAME (default: the host's name) and runs that API server's pods;
-# the same static pods appear there as mirror pods unless STATIC=0.
+# kubelet-up.sh DIR [APISERVER_DIR]: starts containerd, runc and a kubelet on this machine.
+# Without APISERVER_DIR, the kubelet runs the static pods of DIR/manifests (static-pods.yaml of this
+# folder, unless DIR/manifests has files). With the folder of apiserver-up.sh, it registers as node
+# $NODE_NAME (default: the host name) and also runs the pods of that API server. The static pods
+# appear there as mirror pods. STATIC=0 runs no static pods.
 # Serves  https://127.0.0.1:${KUBELET_PORT:-10250}/pods        (auth as below)
 #         http://127.0.0.1:${KUBELET_RO_PORT:-10255}/pods      (no auth; KUBELET_RO_PORT=0 turns it off)
 # KUBELET_AUTH=cert   (default) no anonymous; client certificates of DIR/pki/ca.crt; any such client may do anything
 #              anon   anonymous allowed, AlwaysAllow (kubelet's own built-in default)
-#              webhook  as kubeadm sets it: certificate or bearer token, asked of the API server (needs APISERVER_DIR)
-# KUBELET_TLS=self    (default) the certificate the kubelet makes for itself (SAN: node name only)
-#             ca      one signed by DIR/pki/ca.crt, with IP 127.0.0.1
+#              webhook  as with kubeadm: certificate or bearer token, checked by the API server (needs APISERVER_DIR)
+# KUBELET_TLS=self    (default) a self-signed certificate (SAN: node name only)
+#             ca      a certificate signed by DIR/pki/ca.crt, with IP 127.0.0.1
 # Writes DIR/pki/ca.crt, DIR/pki/client.{crt,key}, DIR/*.pid, DIR/*.log. DIR should be short (socket paths).
 set -eu
 . "$(dirname "$0")/lib.sh"
@@ -24,7 +24,7 @@ need containerd containerd-shim-runc-v2 ctr runc kubelet openssl curl
 VER=$(kubelet --version | grep -oE 'v1\.[0-9]+' | head -1); MINOR=${VER#v1.}; [ -n "$MINOR" ] || MINOR=0
 [ "$AUTH" != webhook ] || [ -n "$A" ] || die "KUBELET_AUTH=webhook needs APISERVER_DIR"
 
-# what the kubelet changes on the machine, for kubelet-down.sh to put back
+# the sysctls that the kubelet changes, which kubelet-down.sh restores
 [ -s "$D/sysctl.before" ] || sysctl kernel.panic kernel.panic_on_oops vm.overcommit_memory vm.panic_on_oom \
   kernel.keys.root_maxkeys kernel.keys.root_maxbytes net.ipv4.ip_forward >"$D/sysctl.before"
 
@@ -57,7 +57,7 @@ cat >"$D/cni/10-kmesh.conflist" <<C
 {"cniVersion":"0.4.0","name":"kmesh","plugins":[{"type":"bridge","bridge":"$BR","isGateway":true,"ipMasq":false,
  "ipam":{"type":"host-local","dataDir":"$D/cni/ipam","ranges":[[{"subnet":"$SUBNET"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}
 C
-if ! alive "$D/containerd.pid"; then   # it goes on where only the kubelet is another one
+if ! alive "$D/containerd.pid"; then   # containerd goes on if only the kubelet restarts
   start containerd "$D" "$(command -v containerd)" -c "$D/containerd.toml"
   wait_for 600 ctr -a "$D/containerd.sock" version || { tail -5 "$D/containerd.log" >&2; die "containerd did not come up"; }
   "$HERE/images.sh" "$D"
@@ -82,7 +82,7 @@ staticPodPath: $([ "${STATIC:-1}" = 0 ] && echo '""' || echo "$D/manifests")
 fileCheckFrequency: 500ms
 syncFrequency: 5s
 nodeStatusUpdateFrequency: 1s
-kubeAPIQPS: 100   # by default 5: for seconds after its start the kubelet would not say that pods run
+kubeAPIQPS: 100   # by default 5, with which the kubelet reports running pods only seconds after its start
 kubeAPIBurst: 200
 cgroupDriver: cgroupfs
 failSwapOn: false
@@ -95,7 +95,7 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 50Mi, nodefs.available: 1%, imagefs.available: 1%}
 authentication:
   anonymous: {enabled: $AN}
-  webhook: {enabled: $WH, cacheTTL: 1h}   # a test asks it again when the API server is down, however late
+  webhook: {enabled: $WH, cacheTTL: 1h}   # a test uses the cache after the API server has stopped
   x509: {clientCAFile: $P/ca.crt}
 authorization: {mode: $MODE, webhook: {cacheAuthorizedTTL: 1h}}
 $TLS
@@ -109,7 +109,7 @@ F=""
   S=$(awk '/server:/{gsub(/[",]/,"",$3); print $3; exit}' "$A/kubeconfig")
   mk_kubeconfig "$D/node.conf" "$S" "$P/ca.crt" "$P/node.crt" "$P/node.key"
   F="$F --kubeconfig=$D/node.conf"; }
-if [ "${STATIC:-1}" != 0 ] && [ -z "$(ls "$D/manifests")" ]; then   # one file per pod: the kubelet reads one pod a file
+if [ "${STATIC:-1}" != 0 ] && [ -z "$(ls "$D/manifests")" ]; then   # the kubelet reads one pod per file
   awk -v d="$D/manifests" '/^---/{n++; next} /^#/{next} {print > (d "/pod" n+0 ".yaml")}' "$HERE/static-pods.yaml"
 fi
 start kubelet "$D" "$(command -v kubelet)" --config="$D/kubelet.yaml" --root-dir="$D/kubelet" --cert-dir="$P/kubelet" \

@@ -1,14 +1,14 @@
-# Shared by the scripts of this folder; sourced, not run. What they run, `K8S_BIN` names: kubelet, kube-apiserver, kubectl,
-# kube-controller-manager, kube-scheduler, etcd, containerd, runc, ctr, cni/, busybox.
+# Shared functions, sourced by the scripts of this folder. `K8S_BIN` is the folder with kubelet, kube-apiserver, kubectl,
+# kube-controller-manager, kube-scheduler, etcd, containerd, runc, ctr, cni/ and busybox.
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 K8S_ROOT=${K8S_ROOT:-/tmp/k8s-root}
-BIN=${K8S_BIN:-$K8S_ROOT/bin}           # other binaries first: K8S_BIN=/some/dir
+BIN=${K8S_BIN:-$K8S_ROOT/bin}           # before the other binaries
 export PATH=$BIN:$PATH
 
 die() { echo "$(basename "$0"): $*" >&2; exit 1; }
 need() { local b; for b; do command -v "$b" >/dev/null || die "no $b in $BIN (K8S_BIN)"; done; }
 
-# start NAME DIR COMMAND...: in the background, own session; DIR/NAME.pid, DIR/NAME.log
+# start NAME DIR COMMAND...: runs the command in the background, in its own session. Writes DIR/NAME.pid and DIR/NAME.log.
 start() {
   local name=$1 dir=$2; shift 2
   setsid "$@" >"$dir/$name.log" 2>&1 </dev/null &
@@ -16,7 +16,7 @@ start() {
 }
 alive() { [ -s "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null; }
 
-# stop NAME DIR [SECONDS]: only the process whose pid was written here and that still has that name
+# stop NAME DIR [SECONDS]: stops the process of DIR/NAME.pid if it still has that name. Kills it after SECONDS.
 stop() {
   local name=$1 dir=$2 left=$((${3:-15} * 5)) pid
   [ -s "$dir/$name.pid" ] || return 0
@@ -29,7 +29,7 @@ stop() {
   rm -f "$dir/$name.pid"
 }
 
-# wait_for SECONDS COMMAND...: until the command succeeds
+# wait_for SECONDS COMMAND...: waits until the command succeeds
 wait_for() {
   local end=$(( $(date +%s) + $1 )); shift
   until "$@" >/dev/null 2>&1; do [ "$(date +%s)" -lt $end ] || return 1; sleep 0.3; done
@@ -43,8 +43,8 @@ mk_ca() {
 }
 mk_cert() {
   local d=$1 n=$2 subj=$3 eku=$4 san=${5:-}
-  openssl verify -CAfile "$d/ca.crt" "$d/$n.crt" >/dev/null 2>&1 && return   # kept while it is of this CA
-  [ -s "$d/any.key" ] || openssl genrsa -out "$d/any.key" 2048 2>/dev/null   # one for all of a folder: each costs a tenth of a second and more
+  openssl verify -CAfile "$d/ca.crt" "$d/$n.crt" >/dev/null 2>&1 && return   # exists already
+  [ -s "$d/any.key" ] || openssl genrsa -out "$d/any.key" 2048 2>/dev/null   # one key for the whole folder, since each takes 0.1 s or more
   cp "$d/any.key" "$d/$n.key"
   openssl req -new -key "$d/$n.key" -subj "$subj" -out "$d/$n.csr" 2>/dev/null
   { echo "basicConstraints=CA:FALSE"; echo "keyUsage=digitalSignature,keyEncipherment"

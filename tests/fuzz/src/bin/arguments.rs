@@ -1,4 +1,4 @@
-//! The grammars of the command line, a selector's among them, and the paths of cgroups.
+//! Fuzzes the parsers of the command line, including selectors, and of cgroup paths.
 #![no_main]
 
 use clap::Parser;

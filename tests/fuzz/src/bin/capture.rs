@@ -1,4 +1,4 @@
-//! A whole capture file.
+//! Fuzzes the parser of capture files.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| kmesh_trace_fuzz::read(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| kmesh_trace_fuzz::read_capture(bytes));
