@@ -8,8 +8,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::reports::SourceSet;
-use crate::names::update::SourceId;
+use super::reports::{ReportedBy, SourceSet};
 use crate::record::WallTime;
 
 /// The longest doubt, ns: a request may be due a second later, and its answer may take two more.
@@ -56,7 +55,7 @@ impl Doubts {
     }
 
     /// Takes note that a source listed this node's pods, by a request made at `at`.
-    pub fn answered(&mut self, source: SourceId, at: WallTime) {
+    pub fn answered(&mut self, ReportedBy { source, at }: ReportedBy) {
         if !self.listed.contains(SourceSet::of(source)) {
             self.listed.insert(source);
             return;
@@ -83,6 +82,7 @@ impl Doubts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::update::SourceId;
 
     const SECOND: i64 = 1_000_000_000;
     const API: SourceId = SourceId(0);
@@ -93,6 +93,11 @@ mod tests {
         WallTime(seconds * SECOND)
     }
 
+    fn by(source: SourceId, seconds: i64) -> ReportedBy {
+        let at = at(seconds);
+        ReportedBy { source, at }
+    }
+
     fn ip() -> IpAddr {
         "10.1.0.5".parse().unwrap()
     }
@@ -101,8 +106,8 @@ mod tests {
     fn doubt_ends_when_every_source_has_answered_a_later_request() {
         let mut doubts = Doubts::default();
         for seconds in [1, 2] {
-            doubts.answered(API, at(seconds));
-            doubts.answered(KUBELET, at(seconds));
+            doubts.answered(by(API, seconds));
+            doubts.answered(by(KUBELET, seconds));
         }
         doubts.raise(ip(), at(100), at(101));
         assert!(doubts.is_in_doubt(ip(), at(100)) && doubts.is_in_doubt(ip(), at(200)));
@@ -110,25 +115,25 @@ mod tests {
             !doubts.is_in_doubt(ip(), at(97)),
             "older connections were to the former owner"
         );
-        doubts.answered(API, at(100));
-        doubts.answered(KUBELET, at(102));
+        doubts.answered(by(API, 100));
+        doubts.answered(by(KUBELET, 102));
         assert!(
             doubts.is_in_doubt(ip(), at(103)),
             "the API server answered an earlier request"
         );
-        doubts.answered(API, at(102));
+        doubts.answered(by(API, 102));
         assert!(!doubts.is_in_doubt(ip(), at(103)));
     }
 
     #[test]
     fn doubt_ends_after_its_longest_time_unless_no_source_can_answer() {
         let mut doubts = Doubts::default();
-        doubts.answered(FILE, at(1));
+        doubts.answered(by(FILE, 1));
         doubts.raise(ip(), at(100), at(100));
         doubts.expire(at(1_000_000));
         assert!(doubts.is_in_doubt(ip(), at(1_000_000)), "only a file");
-        doubts.answered(API, at(98));
-        doubts.answered(API, at(99));
+        doubts.answered(by(API, 98));
+        doubts.answered(by(API, 99));
         doubts.expire(at(102));
         assert!(doubts.is_in_doubt(ip(), at(102)));
         doubts.expire(at(103));

@@ -28,7 +28,7 @@ use doubts::Doubts;
 use nodes::Nodes;
 use owners::Owners;
 use pods::{NamedPod, Pods};
-use reports::SourceSet;
+use reports::{AsOf, ReportedBy, SourceSet};
 use services::Services;
 use shared::SharedValues;
 
@@ -81,17 +81,17 @@ pub struct Store {
 impl Store {
     /// Takes a change that a source reports.
     pub fn apply(&mut self, update: &SourceUpdate) {
-        let (source, at, shared) = (update.source, update.at, &mut self.shared);
+        let (report, shared) = (reported_by(update), &mut self.shared);
         match &update.change {
             Change::ListStart(_) => {}
             Change::Upsert(object) => {
                 let has_room = match object {
-                    Object::Pod(pod) => self.pods.upsert(source, at, pod, shared),
-                    Object::Service(service) => self.services.upsert(source, at, service, shared),
-                    Object::Endpoints(endpoints) => self.services.upsert_endpoints(source, at, endpoints, shared),
-                    Object::Controller(controller) => self.owners.upsert(source, at, controller, shared),
+                    Object::Pod(pod) => self.pods.upsert(report, pod, shared),
+                    Object::Service(service) => self.services.upsert(report, service, shared),
+                    Object::Endpoints(endpoints) => self.services.upsert_endpoints(report, endpoints, shared),
+                    Object::Controller(controller) => self.owners.upsert(report, controller, shared),
                     Object::Node(node) => {
-                        self.nodes.upsert(source, at, node);
+                        self.nodes.upsert(report, node);
                         true
                     }
                 };
@@ -104,28 +104,28 @@ impl Store {
             Change::Delete(key) => self.delete(update, key),
             Change::ListEnd(scope) => match scope {
                 Scope::All(Kind::Pods) | Scope::PodsOfNode(_) => {
-                    self.pods.end_list(source, at, scope, shared);
+                    self.pods.end_list(report, scope, shared);
                     // A list of a node that is not this one answers nothing.
                     if scope.covers_pods_of(&self.local_nodes) {
-                        self.doubts.answered(source, at);
+                        self.doubts.answered(report);
                     }
                 }
-                Scope::All(Kind::Services) => self.services.end_list(source, at, shared),
-                Scope::All(Kind::Endpoints) => self.services.end_endpoints_list(source, at, shared),
-                Scope::All(kind @ (Kind::ReplicaSets | Kind::Jobs)) => self.owners.end_list(source, at, *kind, shared),
-                Scope::All(Kind::Nodes) => self.nodes.end_list(source, at),
+                Scope::All(Kind::Services) => self.services.end_list(report, shared),
+                Scope::All(Kind::Endpoints) => self.services.end_endpoints_list(report, shared),
+                Scope::All(kind @ (Kind::ReplicaSets | Kind::Jobs)) => self.owners.end_list(report, *kind, shared),
+                Scope::All(Kind::Nodes) => self.nodes.end_list(report),
             },
         }
     }
 
     fn delete(&mut self, update: &SourceUpdate, key: &Key) {
-        let (source, at, shared) = (update.source, update.at, &mut self.shared);
+        let (report, shared) = (reported_by(update), &mut self.shared);
         match key {
-            Key::Pod(uid) => self.pods.delete(source, at, uid, shared),
-            Key::Service(namespace, name) => self.services.delete(source, at, namespace, name, shared),
-            Key::Endpoints(namespace, name) => self.services.delete_endpoints(source, at, namespace, name, shared),
-            Key::Controller(uid) => self.owners.delete(source, uid, shared),
-            Key::Node(name) => self.nodes.delete(source, name),
+            Key::Pod(uid) => self.pods.delete(report, uid, shared),
+            Key::Service(namespace, name) => self.services.delete(report, namespace, name, shared),
+            Key::Endpoints(namespace, name) => self.services.delete_endpoints(report, namespace, name, shared),
+            Key::Controller(uid) => self.owners.delete(report.source, uid, shared),
+            Key::Node(name) => self.nodes.delete(report.source, name),
         }
     }
 
@@ -175,12 +175,11 @@ impl Store {
 
     /// Returns whether `ip` was a pod's when `record`'s connection started: then nothing translates it.
     pub fn is_pod_address(&self, ip: IpAddr, record: &Record) -> bool {
-        self.pods.holder(ip, started(record), SourceSet::ALL).is_some()
+        self.pods.holder(ip, as_of(record, SourceSet::ALL)).is_some()
     }
 
     /// Adds names to `record`, at time `now`.
     pub fn annotate(&mut self, record: &mut Record, local: &LocalContext, now: WallTime) {
-        let start = started(record);
         let is_outbound = record.direction == Direction::Outbound;
         let local_ip = if is_outbound { record.src.ip() } else { record.dst.ip() };
         if let Some(pod) = local.pod() {
@@ -190,6 +189,7 @@ impl Store {
             Some(pod) => self.roots.get(&pod.root).copied().unwrap_or_default(),
             None => SourceSet::ALL,
         };
+        let as_of = as_of(record, allowed);
         let is_outside = allowed.is_empty();
         self.doubts.expire(now);
         if let Some(pod) = local.pod()
@@ -199,17 +199,17 @@ impl Store {
             && self.pods.is_pod_address(local_ip)
         {
             // A pod that no source knows yet uses an address that a source lists for another pod.
-            self.doubts.raise(local_ip, start, record.time);
+            self.doubts.raise(local_ip, as_of.time, record.time);
         }
-        let local_pod = self.local_pod(local_ip, local, start, allowed);
+        let local_pod = self.local_pod(local_ip, local, as_of);
         if let Some(backend) = local.backend
-            && self.is_through_node(local_ip, local, local_pod.as_ref(), start, allowed)
+            && self.is_through_node(local_ip, local, local_pod.as_ref(), as_of)
         {
             record.names.original_dst = Some(record.dst);
             record.dst = backend;
         }
         let remote_ip = if is_outbound { record.dst.ip() } else { record.src.ip() };
-        let remote_pod = self.remote_pod(local_ip, remote_ip, local_pod.as_ref(), start, allowed);
+        let remote_pod = self.remote_pod(local_ip, remote_ip, local_pod.as_ref(), as_of);
         record.container_id = local.owner.as_ref().and_then(|owner| owner.container);
         record.names.unresolved = local_pod.is_none() && local.cgroup_pod().is_some() && !is_outside;
         record.names.container = match (&local_pod, &record.container_id) {
@@ -217,10 +217,10 @@ impl Store {
             _ => None,
         };
         let server = if is_outbound { &remote_pod } else { &local_pod };
-        let dialled = is_outbound.then(|| self.dialled(record, start, allowed));
+        let dialled = is_outbound.then(|| self.dialled(record, as_of));
         record.names.service = dialled.flatten().or_else(|| {
             let services = &self.services;
-            services.behind(record.dst, server.as_ref()?, &mut self.pods, start, allowed)
+            services.behind(record.dst, server.as_ref()?, &mut self.pods, as_of)
         });
         let local_end = self.end(local_ip, local_pod, allowed);
         let remote_end = self.end(remote_ip, remote_pod, allowed);
@@ -232,33 +232,26 @@ impl Store {
 
     /// Returns whether the node's network namespace sees packets of the socket with its address `ip`. Only the node's
     /// own sockets and those of its pods are certain: in any other namespace somebody else may use the same numbers.
-    fn is_through_node(
-        &self,
-        ip: IpAddr,
-        local: &LocalContext,
-        local_pod: Option<&NamedPod>,
-        start: WallTime,
-        allowed: SourceSet,
-    ) -> bool {
-        let is_pods = |found: &NamedPod| self.pods.may_have_held(found.reference, ip, start, allowed);
+    fn is_through_node(&self, ip: IpAddr, local: &LocalContext, local_pod: Option<&NamedPod>, as_of: AsOf) -> bool {
+        let is_pods = |found: &NamedPod| self.pods.may_have_held(found.reference, ip, as_of);
         local.is_in_node_netns || local_pod.is_some_and(is_pods)
     }
 
     /// Returns the pod of the local end: by the cgroup, else by the network namespace, else by the address, where
     /// root chose the address.
-    fn local_pod(&mut self, ip: IpAddr, local: &LocalContext, start: WallTime, allowed: SourceSet) -> Option<NamedPod> {
+    fn local_pod(&mut self, ip: IpAddr, local: &LocalContext, as_of: AsOf) -> Option<NamedPod> {
         if local.is_in_node_netns && local.cgroup_pod().is_none() {
             return None;
         }
         if let Some(pod) = local.pod() {
-            let reference = self.pods.find(&pod.uid).filter(|_| !allowed.is_empty())?;
+            let reference = self.pods.find(&pod.uid).filter(|_| !as_of.sources.is_empty())?;
             return Some(self.pods.named(reference, &self.owners));
         }
         let is_in_container = local.owner.as_ref().is_some_and(|owner| owner.container.is_some());
         if is_in_container || !local.is_netns_of_root {
             return None;
         }
-        self.at(ip, start, allowed)
+        self.at(ip, as_of)
     }
 
     fn remote_pod(
@@ -266,32 +259,31 @@ impl Store {
         local_ip: IpAddr,
         remote_ip: IpAddr,
         local_pod: Option<&NamedPod>,
-        start: WallTime,
-        allowed: SourceSet,
+        as_of: AsOf,
     ) -> Option<NamedPod> {
         // What a pod reaches within its own network namespace is the pod itself.
         let own = local_pod.filter(|found| {
             found.pod.host_network == Some(false) && (remote_ip.is_loopback() || remote_ip == local_ip)
         });
-        own.cloned().or_else(|| self.at(remote_ip, start, allowed))
+        own.cloned().or_else(|| self.at(remote_ip, as_of))
     }
 
     /// Returns the pod that had an address when a connection started.
-    fn at(&mut self, ip: IpAddr, start: WallTime, allowed: SourceSet) -> Option<NamedPod> {
-        if ip.is_loopback() || self.nodes.at(ip).is_some() || self.doubts.is_in_doubt(ip, start) {
+    fn at(&mut self, ip: IpAddr, as_of: AsOf) -> Option<NamedPod> {
+        if ip.is_loopback() || self.nodes.at(ip).is_some() || self.doubts.is_in_doubt(ip, as_of.time) {
             return None;
         }
-        let reference = self.pods.holder(ip, start, allowed)?;
+        let reference = self.pods.holder(ip, as_of)?;
         Some(self.pods.named(reference, &self.owners))
     }
 
-    fn dialled(&self, record: &Record, start: WallTime, allowed: SourceSet) -> Option<ServiceMatch> {
+    fn dialled(&self, record: &Record, as_of: AsOf) -> Option<ServiceMatch> {
         let dialled = record.socket_dst();
         let is_node = self.nodes.at(dialled.ip()).is_some();
         // An address that was translated, whatever it is, may be a node's that no source lists.
         let at_node = is_node || record.names.original_dst.is_some();
         let is_others = is_node || self.pods.is_pod_address(dialled.ip());
-        self.services.dialled(dialled, at_node, is_others, start, allowed)
+        self.services.dialled(dialled, at_node, is_others, as_of)
     }
 
     fn end(&self, ip: IpAddr, found: Option<NamedPod>, allowed: SourceSet) -> End {
@@ -306,8 +298,15 @@ impl Store {
     }
 }
 
-/// Returns the start of the connection; where that was before tracing, the start of tracing.
-fn started(record: &Record) -> WallTime {
+fn reported_by(update: &SourceUpdate) -> ReportedBy {
+    let (source, at) = (update.source, update.at);
+    ReportedBy { source, at }
+}
+
+/// Returns the look-up for a record: at the start of the connection, or where that was before tracing, the start of
+/// tracing.
+fn as_of(record: &Record, sources: SourceSet) -> AsOf {
     let observed = i64::try_from(record.observed_ns).unwrap_or(i64::MAX);
-    record.start.unwrap_or(WallTime(record.time.0.saturating_sub(observed)))
+    let time = record.start.unwrap_or(WallTime(record.time.0.saturating_sub(observed)));
+    AsOf { time, sources }
 }

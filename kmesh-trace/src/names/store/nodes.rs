@@ -4,9 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::reports::Reports;
+use super::reports::{ReportedBy, Reports};
 use crate::names::update::{NodeObject, SourceId};
-use crate::record::WallTime;
 
 /// The nodes that sources report.
 #[derive(Debug, Default)]
@@ -17,12 +16,12 @@ pub struct Nodes {
 
 impl Nodes {
     /// Adds or changes a node.
-    pub fn upsert(&mut self, source: SourceId, at: WallTime, object: &NodeObject) {
+    pub fn upsert(&mut self, report: ReportedBy, object: &NodeObject) {
         let ips = object.ips.iter().map(IpAddr::to_canonical);
         let ips: Vec<_> = ips.filter(|ip| !ip.is_loopback() && !ip.is_unspecified()).collect();
         let name: Arc<str> = object.name.as_str().into();
         let (reports, known) = self.entries.entry(Arc::clone(&name)).or_default();
-        reports.add(source, at);
+        reports.add(report);
         if *known != ips {
             let before = std::mem::replace(known, ips.clone());
             self.unlink(&name, &before);
@@ -45,13 +44,11 @@ impl Nodes {
     }
 
     /// Removes the nodes that a complete list of the source lacks.
-    pub fn end_list(&mut self, source: SourceId, at: WallTime) {
-        let missing = self
-            .entries
-            .iter()
-            .filter(|(_, (reports, _))| reports.is_missing(source, at));
-        let missing: Vec<_> = missing.map(|(name, _)| Arc::clone(name)).collect();
-        missing.iter().for_each(|name| self.delete(source, name));
+    pub fn end_list(&mut self, list: ReportedBy) {
+        let missing = self.entries.iter().filter(|(_, (reports, _))| reports.is_missing(list));
+        for name in missing.map(|(name, _)| Arc::clone(name)).collect::<Vec<_>>() {
+            self.delete(list.source, &name);
+        }
     }
 
     /// Returns the node with this address. Of several, which is a fault of the cluster, the alphabetically first.
@@ -74,6 +71,12 @@ impl Nodes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::WallTime;
+
+    fn by(source: SourceId, at: i64) -> ReportedBy {
+        let at = WallTime(at);
+        ReportedBy { source, at }
+    }
 
     fn node(name: &str, ips: &[&str]) -> NodeObject {
         NodeObject {
@@ -83,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_its_nodes_while_one_source_reports_the_node() {
+    fn address_names_its_node_while_one_source_reports_the_node() {
         let [one, other] = [SourceId(0), SourceId(1)];
         let mut nodes = Nodes::default();
         for (source, object) in [
@@ -92,7 +95,7 @@ mod tests {
             (one, node("c", &["10.0.0.9"])),
             (other, node("b", &["10.0.0.3", "fd00::2"])),
         ] {
-            nodes.upsert(source, WallTime(1), &object);
+            nodes.upsert(by(source, 1), &object);
         }
         let at = |nodes: &Nodes, ip: &str| nodes.at(ip.parse().unwrap()).map(|name| name.to_string());
         let cases = [
@@ -106,14 +109,11 @@ mod tests {
         for (ip, expected) in cases {
             assert_eq!(at(&nodes, ip).as_deref(), expected, "{ip}");
         }
-        nodes.upsert(one, WallTime(2), &node("c", &["10.0.0.9"]));
-        nodes.end_list(one, WallTime(2));
+        nodes.upsert(by(one, 2), &node("c", &["10.0.0.9"]));
+        nodes.end_list(by(one, 2));
         assert_eq!(at(&nodes, "10.0.0.9").as_deref(), Some("c"));
-        assert_eq!(
-            at(&nodes, "10.0.0.3").as_deref(),
-            Some("b"),
-            "the other source reports it"
-        );
+        let name = at(&nodes, "10.0.0.3");
+        assert_eq!(name.as_deref(), Some("b"), "the other source reports it");
         nodes.delete(other, "b");
         assert_eq!(at(&nodes, "10.0.0.3"), None);
         assert_eq!((nodes.entries.len(), nodes.by_ip.len()), (1, 1));

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::reports::Reports;
+use super::reports::{ReportedBy, Reports};
 use super::shared::{Controller, SharedValues, excess_bytes};
 use crate::names::update::{ControllerObject, Kind, SourceId};
 use crate::record::{Labels, WallTime, Workload};
@@ -57,13 +57,7 @@ impl Owners {
     }
 
     /// Adds or changes a controller. Returns `false` if there is no room for it.
-    pub fn upsert(
-        &mut self,
-        source: SourceId,
-        at: WallTime,
-        object: &ControllerObject,
-        shared: &mut SharedValues,
-    ) -> bool {
+    pub fn upsert(&mut self, report: ReportedBy, object: &ControllerObject, shared: &mut SharedValues) -> bool {
         let owner = object.owner.as_ref();
         let bytes = CONTROLLER_BYTES + owner.map_or(0, excess_bytes);
         let (namespace, freed) = match self.entries.get(&*object.uid) {
@@ -86,7 +80,7 @@ impl Owners {
                 bytes,
             });
         entry.bytes = bytes;
-        entry.reports.add(source, at);
+        entry.reports.add(report);
         if is_new || entry.owner != owner {
             entry.owner = owner;
             self.changes = self.changes.wrapping_add(1);
@@ -107,11 +101,11 @@ impl Owners {
     }
 
     /// Removes the controllers of a kind that a complete list of the source lacks.
-    pub fn end_list(&mut self, source: SourceId, at: WallTime, kind: Kind, shared: &mut SharedValues) {
+    pub fn end_list(&mut self, list: ReportedBy, kind: Kind, shared: &mut SharedValues) {
         let missing = self.entries.iter();
-        let missing = missing.filter(|(_, entry)| entry.kind == kind && entry.reports.is_missing(source, at));
+        let missing = missing.filter(|(_, entry)| entry.kind == kind && entry.reports.is_missing(list));
         for uid in missing.map(|(uid, _)| Arc::clone(uid)).collect::<Vec<_>>() {
-            self.delete(source, &uid, shared);
+            self.delete(list.source, &uid, shared);
         }
     }
 
@@ -189,7 +183,11 @@ mod tests {
     use super::*;
     use crate::names::update::ControllerRef;
 
-    const SOURCE: SourceId = SourceId(0);
+    fn by(at: i64) -> ReportedBy {
+        let (source, at) = (SourceId(0), WallTime(at));
+        ReportedBy { source, at }
+    }
+
     /// 2024-02-20 12:00:10 UTC: 28,473,840 minutes and ten seconds after 1970.
     const STARTED: WallTime = WallTime(1_708_430_410_000_000_000);
     const HASH: &str = "5fb7f6f8d8";
@@ -261,7 +259,7 @@ mod tests {
                 namespace: namespace.to_owned(),
                 owner,
             };
-            assert!(owners.upsert(SOURCE, WallTime(1), &object, &mut shared));
+            assert!(owners.upsert(by(1), &object, &mut shared));
         };
         let set = controlled("ReplicaSet", "web-5fb7f6f8d8");
         assert_eq!(workload(&owners, &set, Some(HASH), None), "Deployment/web");
@@ -283,9 +281,9 @@ mod tests {
             "ReplicaSet/web-5fb7f6f8d8",
             "a circle"
         );
-        owners.end_list(SOURCE, WallTime(2), Kind::Jobs, &mut SharedValues::default());
+        owners.end_list(by(2), Kind::Jobs, &mut SharedValues::default());
         assert_eq!(owners.entries.len(), 1, "a list of Jobs lacks no ReplicaSet");
-        owners.end_list(SOURCE, WallTime(2), Kind::ReplicaSets, &mut SharedValues::default());
+        owners.end_list(by(2), Kind::ReplicaSets, &mut SharedValues::default());
         assert_eq!(workload(&owners, &set, Some(HASH), None), "Deployment/web");
         report(&mut owners, "other", canary());
         assert_eq!(

@@ -12,11 +12,11 @@ use slab::Slab;
 
 use super::owners::Owners;
 use super::pod_entry::{PodEntry, estimate, usable};
-use super::reports::SourceSet;
+use super::reports::{AsOf, ReportedBy, SourceSet};
 use super::shared::SharedValues;
 use super::timeline::{OPEN, Span, Timeline};
 use crate::names::update::{Kind, PodObject, Scope, SourceId};
-use crate::record::{Pod, WallTime};
+use crate::record::Pod;
 
 /// How long a pod that is gone is remembered, ns: longer than the kernel takes to give up a connection.
 const REMEMBERED_NS: i64 = 30 * 60 * 1_000_000_000;
@@ -58,7 +58,8 @@ pub struct Pods {
 
 impl Pods {
     /// Adds or changes a pod. Returns `false` if there is no room for it.
-    pub fn upsert(&mut self, source: SourceId, at: WallTime, object: &PodObject, shared: &mut SharedValues) -> bool {
+    pub fn upsert(&mut self, report: ReportedBy, object: &PodObject, shared: &mut SharedValues) -> bool {
+        let ReportedBy { source, at } = report;
         if object.uid.is_empty() || object.name.is_empty() {
             return true;
         }
@@ -96,7 +97,7 @@ impl Pods {
         let was_gone = known.is_some() && !entry.reports.any();
         entry.bytes = bytes;
         entry.merge(object, is_newer, shared);
-        entry.reports.add(source, at);
+        entry.reports.add(report);
         entry.sources.insert(source);
         if was_gone {
             self.remember_no_more(slot);
@@ -189,28 +190,29 @@ impl Pods {
     }
 
     /// Removes a source's report of a pod.
-    pub fn delete(&mut self, source: SourceId, at: WallTime, uid: &str, shared: &mut SharedValues) {
+    pub fn delete(&mut self, report: ReportedBy, uid: &str, shared: &mut SharedValues) {
         if let Some(&slot) = self.by_uid.get(uid) {
-            self.remove_report(slot, source, at.0, shared);
+            self.remove_report(slot, report, shared);
         }
-        self.sweep(at.0, shared);
+        self.sweep(report.at.0, shared);
     }
 
     /// Removes the source's report of the pods that a complete list lacks.
-    pub fn end_list(&mut self, source: SourceId, at: WallTime, scope: &Scope, shared: &mut SharedValues) {
+    pub fn end_list(&mut self, list: ReportedBy, scope: &Scope, shared: &mut SharedValues) {
         let is_in_scope = |entry: &PodEntry| match scope {
             Scope::All(kind) => *kind == Kind::Pods,
             Scope::PodsOfNode(node) => entry.pod.node.as_deref() == Some(node),
         };
         let missing = self.entries.iter();
-        let missing = missing.filter(|(_, entry)| entry.reports.is_missing(source, at) && is_in_scope(entry));
+        let missing = missing.filter(|(_, entry)| entry.reports.is_missing(list) && is_in_scope(entry));
         for slot in missing.map(|(slot, _)| slot).collect::<Vec<_>>() {
-            self.remove_report(slot, source, at.0, shared);
+            self.remove_report(slot, list, shared);
         }
-        self.sweep(at.0, shared);
+        self.sweep(list.at.0, shared);
     }
 
-    fn remove_report(&mut self, slot: usize, source: SourceId, at: i64, shared: &mut SharedValues) {
+    fn remove_report(&mut self, slot: usize, report: ReportedBy, shared: &mut SharedValues) {
+        let (source, at) = (report.source, report.at.0);
         let entry = &mut self.entries[slot];
         if !entry.reports.sources().contains(SourceSet::of(source)) {
             return;
@@ -313,14 +315,14 @@ impl Pods {
         }
     }
 
-    /// Returns the pod that had `ip` at `time`, if a source of `allowed` lists it and no other pod may have had the
+    /// Returns the pod that had `ip` at that time, if a source that counts lists it and no other pod may have had the
     /// address.
-    pub fn holder(&self, ip: IpAddr, time: WallTime, allowed: SourceSet) -> Option<PodRef> {
+    pub fn holder(&self, ip: IpAddr, as_of: AsOf) -> Option<PodRef> {
         let mut holder = None;
         let mut is_certain = false;
         for span in self.addresses.get(&ip) {
-            let is_possible = time.0 >= span.since.saturating_sub(SLACK_NS) && time.0 < span.until;
-            if !is_possible || !self.entries[span.value].sources.intersects(allowed) {
+            let is_possible = as_of.time.0 >= span.since.saturating_sub(SLACK_NS) && as_of.time.0 < span.until;
+            if !is_possible || !self.entries[span.value].sources.intersects(as_of.sources) {
                 continue;
             }
             let slot = self.canonical(span.value);
@@ -328,15 +330,15 @@ impl Pods {
                 return None;
             }
             holder = Some(slot);
-            is_certain |= span.contains(time);
+            is_certain |= span.contains(as_of.time);
         }
         holder.filter(|_| is_certain).map(PodRef)
     }
 
-    /// Returns whether `ip` was the address of this pod at `time`, or may have been: sources list neither an address
+    /// Returns whether `ip` was the address of this pod at that time, or may have been: sources list neither an address
     /// of the pod nor another pod with this one.
-    pub fn may_have_held(&self, pod: PodRef, ip: IpAddr, time: WallTime, allowed: SourceSet) -> bool {
-        match self.holder(ip, time, allowed) {
+    pub fn may_have_held(&self, pod: PodRef, ip: IpAddr, as_of: AsOf) -> bool {
+        match self.holder(ip, as_of) {
             Some(holder) => holder == pod,
             None => self.get(pod).ips.is_empty() && !self.is_pod_address(ip),
         }

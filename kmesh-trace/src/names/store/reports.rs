@@ -8,6 +8,20 @@ const MAX_SOURCES: usize = 4;
 
 const NEVER: i64 = i64::MIN;
 
+/// A source, and the time at which its report was true.
+#[derive(Clone, Copy, Debug)]
+pub struct ReportedBy {
+    pub source: SourceId,
+    pub at: WallTime,
+}
+
+/// The time that a look-up is about, and the sources whose reports count.
+#[derive(Clone, Copy, Debug)]
+pub struct AsOf {
+    pub time: WallTime,
+    pub sources: SourceSet,
+}
+
 /// A set of sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SourceSet(u8);
@@ -58,9 +72,9 @@ impl Default for Reports {
 
 impl Reports {
     /// Records that the source reported the object.
-    pub fn add(&mut self, source: SourceId, at: WallTime) {
-        let last = &mut self.0[index(source)];
-        *last = (*last).max(at.0.max(NEVER + 1));
+    pub fn add(&mut self, report: ReportedBy) {
+        let last = &mut self.0[index(report.source)];
+        *last = (*last).max(report.at.0.max(NEVER + 1));
     }
 
     /// Records that the source reports the object no more.
@@ -68,11 +82,10 @@ impl Reports {
         self.0[index(source)] = NEVER;
     }
 
-    /// Returns whether a complete list, requested at `at`, lacked the object although the source had reported it
-    /// before.
-    pub fn is_missing(&self, source: SourceId, at: WallTime) -> bool {
-        let last = self.0[index(source)];
-        last != NEVER && last < at.0
+    /// Returns whether a complete list lacked the object although the source had reported it before the request.
+    pub fn is_missing(&self, list: ReportedBy) -> bool {
+        let last = self.0[index(list.source)];
+        last != NEVER && last < list.at.0
     }
 
     /// Returns whether any source reports the object.
@@ -96,11 +109,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_misses_what_was_reported_before_its_request_only() {
+    fn list_misses_what_was_reported_before_its_request_only() {
         let [api, kubelet] = [SourceId(0), SourceId(1)];
+        let by = |source, at| ReportedBy {
+            source,
+            at: WallTime(at),
+        };
         let mut reports = Reports::default();
-        reports.add(api, WallTime(10));
-        reports.add(kubelet, WallTime(30));
+        reports.add(by(api, 10));
+        reports.add(by(kubelet, 30));
         let cases = [
             (api, 10, false),
             (api, 11, true),
@@ -108,13 +125,10 @@ mod tests {
             (SourceId(2), 50, false),
         ];
         for (source, at, missing) in cases {
-            assert_eq!(reports.is_missing(source, WallTime(at)), missing, "{source:?} {at}");
+            assert_eq!(reports.is_missing(by(source, at)), missing, "{source:?} {at}");
         }
-        reports.add(api, WallTime(5));
-        assert!(
-            !reports.is_missing(api, WallTime(10)),
-            "an older report changes nothing"
-        );
+        reports.add(by(api, 5));
+        assert!(!reports.is_missing(by(api, 10)), "an older report changes nothing");
         reports.remove(api);
         assert!(reports.any() && !reports.sources().contains(SourceSet(1)));
         reports.remove(kubelet);

@@ -9,65 +9,51 @@ use std::sync::Arc;
 
 use super::pod_entry::{CachedMatch, PodEntry};
 use super::pods::{NamedPod, Pods};
-use super::reports::SourceSet;
+use super::reports::AsOf;
 use super::services::{Address, PortAt, ServiceEntry, Services};
 use super::timeline::Span;
 use crate::names::update::TargetPort;
-use crate::record::{Pod, ServiceBy, ServiceMatch, WallTime};
+use crate::record::{Pod, ServiceBy, ServiceMatch};
 
 /// The number of Services of a namespace whose selectors are tried for a pod.
 const MAX_CANDIDATES: usize = 4_096;
 
 impl Services {
-    /// Returns the Service that a client dialled at `time`. `at_node`: the address is a node's. `is_others`: the
+    /// Returns the Service that a client dialled. `at_node`: the address is a node's. `is_others`: the
     /// address is a pod's or a node's.
-    pub fn dialled(
-        &self,
-        address: SocketAddr,
-        at_node: bool,
-        is_others: bool,
-        time: WallTime,
-        allowed: SourceSet,
-    ) -> Option<ServiceMatch> {
+    pub fn dialled(&self, address: SocketAddr, at_node: bool, is_others: bool, as_of: AsOf) -> Option<ServiceMatch> {
         let (ip, port) = (address.ip(), address.port());
-        let pick = |address| self.pick(self.at(address), time, allowed, ServiceBy::Vip, |at| at.port == port);
+        let pick = |address| self.pick(self.at(address), as_of, ServiceBy::Vip, |at| at.port == port);
         let is_external = !is_others && self.at(Address::ClusterIp(ip)).is_empty();
         pick(Address::ClusterIp(ip))
             .or_else(|| pick(Address::External(ip)).filter(|_| is_external))
             .or_else(|| pick(Address::NodePort(port)).filter(|_| at_node))
     }
 
-    /// Returns the Service of a port of a pod at `time`, remembered or looked up.
-    pub fn behind(
-        &self,
-        address: SocketAddr,
-        server: &NamedPod,
-        pods: &mut Pods,
-        time: WallTime,
-        allowed: SourceSet,
-    ) -> Option<ServiceMatch> {
+    /// Returns the Service of a port of a pod, remembered or looked up.
+    pub fn behind(&self, address: SocketAddr, server: &NamedPod, pods: &mut Pods, as_of: AsOf) -> Option<ServiceMatch> {
         let (ip, port) = (address.ip(), address.port());
         let selectors = self.selectors(&server.pod.namespace);
         let selectors = selectors.map_or((0, i64::MIN), |selectors| selectors.changed);
         let changed = [self.last_change(ip), selectors];
         // Connections that started before the last change are looked up anew.
-        let is_current = changed.iter().all(|&(_, at)| time.0 >= at);
+        let is_current = changed.iter().all(|&(_, at)| as_of.time.0 >= at);
         let entry = pods.get_mut(server.reference);
         if is_current
             && let Some(cached) = entry.cached_service(port)
-            && (cached.changed, cached.ip, cached.allowed) == (changed, ip, allowed)
+            && (cached.changed, cached.ip, cached.allowed) == (changed, ip, as_of.sources)
         {
             return cached.found.clone();
         }
         #[cfg(test)]
         self.lookups.set(self.lookups.get() + 1);
-        let found = self.look_up(address, &server.pod, entry, time, allowed);
+        let found = self.look_up(address, &server.pod, entry, as_of);
         if is_current {
             let found = found.clone();
             entry.cache_service(CachedMatch {
                 port,
                 ip,
-                allowed,
+                allowed: as_of.sources,
                 changed,
                 found,
             });
@@ -75,26 +61,19 @@ impl Services {
         found
     }
 
-    fn look_up(
-        &self,
-        address: SocketAddr,
-        pod: &Pod,
-        entry: &PodEntry,
-        time: WallTime,
-        allowed: SourceSet,
-    ) -> Option<ServiceMatch> {
+    fn look_up(&self, address: SocketAddr, pod: &Pod, entry: &PodEntry, as_of: AsOf) -> Option<ServiceMatch> {
         use ServiceBy::{Headless, TargetPort};
         let endpoints = self.at(Address::Endpoint(address.ip()));
         let is_near = |at: &PortAt| self.get(at.service).service.namespace == pod.namespace;
         let at_port = |at: &PortAt| at.port == address.port();
         let headless = |at: &PortAt| self.get(at.service).is_headless();
         let is_target = |service: &ServiceEntry| service.has_target(entry, address.port());
-        self.pick(endpoints, time, allowed, TargetPort, |at| is_near(at) && at_port(at))
-            .or_else(|| self.pick_selecting(pod, allowed, TargetPort, is_target))
-            .or_else(|| self.pick(endpoints, time, allowed, TargetPort, |at| !is_near(at) && at_port(at)))
-            .or_else(|| self.pick(endpoints, time, allowed, Headless, |at| is_near(at) && headless(at)))
-            .or_else(|| self.pick_selecting(pod, allowed, Headless, ServiceEntry::is_headless))
-            .or_else(|| self.pick(endpoints, time, allowed, Headless, |at| !is_near(at) && headless(at)))
+        self.pick(endpoints, as_of, TargetPort, |at| is_near(at) && at_port(at))
+            .or_else(|| self.pick_selecting(pod, as_of, TargetPort, is_target))
+            .or_else(|| self.pick(endpoints, as_of, TargetPort, |at| !is_near(at) && at_port(at)))
+            .or_else(|| self.pick(endpoints, as_of, Headless, |at| is_near(at) && headless(at)))
+            .or_else(|| self.pick_selecting(pod, as_of, Headless, ServiceEntry::is_headless))
+            .or_else(|| self.pick(endpoints, as_of, Headless, |at| !is_near(at) && headless(at)))
     }
 
     /// Returns the Service among those spans: the alphabetically first of one namespace, none if there are several
@@ -102,17 +81,16 @@ impl Services {
     fn pick(
         &self,
         spans: &[Span<PortAt>],
-        time: WallTime,
-        allowed: SourceSet,
+        as_of: AsOf,
         by: ServiceBy,
         is_wanted: impl Fn(&PortAt) -> bool,
     ) -> Option<ServiceMatch> {
         let spans = spans
             .iter()
-            .filter(|span| span.contains(time) && is_wanted(&span.value));
+            .filter(|span| span.contains(as_of.time) && is_wanted(&span.value));
         let services = spans.map(|span| self.get(span.value.service));
         let services = services
-            .filter(|entry| entry.sources.intersects(allowed))
+            .filter(|entry| entry.sources.intersects(as_of.sources))
             .map(|entry| &entry.service);
         let first = services.clone().min_by(|one, other| one.name.cmp(&other.name))?;
         if services.clone().any(|service| service.namespace != first.namespace) {
@@ -129,14 +107,14 @@ impl Services {
     fn pick_selecting(
         &self,
         pod: &Pod,
-        allowed: SourceSet,
+        as_of: AsOf,
         by: ServiceBy,
         is_wanted: impl Fn(&ServiceEntry) -> bool,
     ) -> Option<ServiceMatch> {
         let services = self.selectors(&pod.namespace)?.services.values().take(MAX_CANDIDATES);
         let services = services.map(|&slot| self.get(slot));
         let mut found =
-            services.filter(|entry| entry.selects(pod) && entry.sources.intersects(allowed) && is_wanted(entry));
+            services.filter(|entry| entry.selects(pod) && entry.sources.intersects(as_of.sources) && is_wanted(entry));
         let first = found.next()?;
         Some(ServiceMatch {
             service: Arc::clone(&first.service),

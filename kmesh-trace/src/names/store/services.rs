@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use super::reports::{Reports, SourceSet};
+use super::reports::{ReportedBy, Reports, SourceSet};
 use super::shared::SharedValues;
 use super::timeline::{OPEN, Span, Timeline};
-use crate::names::update::{EndpointsObject, ServiceObject, SourceId, TargetPort};
+use crate::names::update::{EndpointsObject, ServiceObject, TargetPort};
 use crate::record::{Service, WallTime};
 
 /// How long what a Service had is remembered, ns.
@@ -137,13 +137,8 @@ impl Services {
     }
 
     /// Adds or changes a Service. Returns `false` if there is no room for it.
-    pub fn upsert(
-        &mut self,
-        source: SourceId,
-        at: WallTime,
-        object: &ServiceObject,
-        shared: &mut SharedValues,
-    ) -> bool {
+    pub fn upsert(&mut self, report: ReportedBy, object: &ServiceObject, shared: &mut SharedValues) -> bool {
+        let ReportedBy { source, at } = report;
         let spec = Spec::new(object, shared);
         let bytes =
             OBJECT_BYTES + 2 * object.name.len() + 200 * object.selector.len() + SPAN_BYTES * spec.addresses.len();
@@ -154,7 +149,7 @@ impl Services {
             return false;
         }
         entry.bytes = bytes;
-        entry.reports.add(source, at);
+        entry.reports.add(report);
         entry.sources.insert(source);
         if entry.spec.as_deref() != Some(&spec) {
             self.close_spec(slot, at);
@@ -189,28 +184,28 @@ impl Services {
     }
 
     /// Removes a source's report of a Service.
-    pub fn delete(&mut self, source: SourceId, at: WallTime, namespace: &str, name: &str, shared: &mut SharedValues) {
+    pub fn delete(&mut self, report: ReportedBy, namespace: &str, name: &str, shared: &mut SharedValues) {
         if let Some(&slot) = self.by_name.get(&(namespace.into(), name.into())) {
-            self.remove_report(slot, source, at, shared);
+            self.remove_report(slot, report, shared);
         }
-        self.forget(at, shared);
+        self.forget(report.at, shared);
     }
 
     /// Removes the source's report of the Services that a complete list lacks.
-    pub fn end_list(&mut self, source: SourceId, at: WallTime, shared: &mut SharedValues) {
+    pub fn end_list(&mut self, list: ReportedBy, shared: &mut SharedValues) {
         let missing = self.entries.iter();
-        let missing = missing.filter(|(_, entry)| entry.reports.is_missing(source, at));
+        let missing = missing.filter(|(_, entry)| entry.reports.is_missing(list));
         for slot in missing.map(|(slot, _)| slot).collect::<Vec<_>>() {
-            self.remove_report(slot, source, at, shared);
+            self.remove_report(slot, list, shared);
         }
-        self.forget(at, shared);
+        self.forget(list.at, shared);
     }
 
-    fn remove_report(&mut self, slot: usize, source: SourceId, at: WallTime, shared: &mut SharedValues) {
+    fn remove_report(&mut self, slot: usize, report: ReportedBy, shared: &mut SharedValues) {
         let entry = &mut self.entries[slot];
-        entry.reports.remove(source);
+        entry.reports.remove(report.source);
         if !entry.reports.any() {
-            self.close_spec(slot, at);
+            self.close_spec(slot, report.at);
             self.remove_if_empty(slot, shared);
         }
     }
@@ -218,14 +213,14 @@ impl Services {
     /// Adds or changes endpoints. Returns `false` if there is no room for them.
     pub fn upsert_endpoints(
         &mut self,
-        source: SourceId,
-        at: WallTime,
+        report: ReportedBy,
         object: &EndpointsObject,
         shared: &mut SharedValues,
     ) -> bool {
+        let ReportedBy { source, at } = report;
         if object.service.is_empty() {
             // A slice of no Service, whatever it was before.
-            self.delete_endpoints(source, at, &object.namespace, &object.name, shared);
+            self.delete_endpoints(report, &object.namespace, &object.name, shared);
             return true;
         }
         let addresses = object.addresses.iter();
@@ -247,7 +242,7 @@ impl Services {
         self.open(slot, &addresses, at);
         let before = self.slices.remove(&key);
         let mut reports = before.as_ref().map(|before| before.reports.clone()).unwrap_or_default();
-        reports.add(source, at);
+        reports.add(report);
         if let Some(before) = before {
             self.close_endpoints(&before, at, shared);
         }
@@ -272,36 +267,29 @@ impl Services {
     }
 
     /// Removes a source's report of endpoints.
-    pub fn delete_endpoints(
-        &mut self,
-        source: SourceId,
-        at: WallTime,
-        namespace: &str,
-        name: &str,
-        shared: &mut SharedValues,
-    ) {
-        self.remove_slice_report(&(namespace.into(), name.into()), source, at, shared);
-        self.forget(at, shared);
+    pub fn delete_endpoints(&mut self, report: ReportedBy, namespace: &str, name: &str, shared: &mut SharedValues) {
+        self.remove_slice_report(&(namespace.into(), name.into()), report, shared);
+        self.forget(report.at, shared);
     }
 
     /// Removes the source's report of the endpoints that a complete list lacks.
-    pub fn end_endpoints_list(&mut self, source: SourceId, at: WallTime, shared: &mut SharedValues) {
+    pub fn end_endpoints_list(&mut self, list: ReportedBy, shared: &mut SharedValues) {
         let missing = self.slices.iter();
-        let missing = missing.filter(|(_, slice)| slice.reports.is_missing(source, at));
+        let missing = missing.filter(|(_, slice)| slice.reports.is_missing(list));
         for key in missing.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
-            self.remove_slice_report(&key, source, at, shared);
+            self.remove_slice_report(&key, list, shared);
         }
-        self.forget(at, shared);
+        self.forget(list.at, shared);
     }
 
-    fn remove_slice_report(&mut self, key: &Name, source: SourceId, at: WallTime, shared: &mut SharedValues) {
+    fn remove_slice_report(&mut self, key: &Name, report: ReportedBy, shared: &mut SharedValues) {
         let Some(slice) = self.slices.get_mut(key) else { return };
-        slice.reports.remove(source);
+        slice.reports.remove(report.source);
         if !slice.reports.any()
             && let Some(slice) = self.slices.remove(key)
         {
             shared.budget.replace(&key.0, slice.bytes, 0);
-            self.close_endpoints(&slice, at, shared);
+            self.close_endpoints(&slice, report.at, shared);
         }
     }
 

@@ -37,9 +37,12 @@ impl<V> Span<V> {
     }
 }
 
-/// The spans of each key, and the number of changes of them.
+/// The spans of one key, and the number of changes of them.
+type Spans<V> = (Box<[Span<V>]>, u32);
+
+/// The spans of each key.
 #[derive(Debug)]
-pub struct Timeline<K, V>(HashMap<K, (Box<[Span<V>]>, u32)>);
+pub struct Timeline<K, V>(HashMap<K, Spans<V>>);
 
 impl<K, V> Default for Timeline<K, V> {
     fn default() -> Self {

@@ -77,8 +77,13 @@ fn found(store: &mut Store, uid: &str) -> Option<Arc<Pod>> {
     find(store, uid).map(|found| found.pod)
 }
 
-/// The name of the pod that had an address.
+fn by_all(time: WallTime) -> AsOf {
+    let sources = SourceSet::ALL;
+    AsOf { time, sources }
+}
+
+/// Returns the name of the pod that had an address.
 fn holder(store: &mut Store, address: &str, time: WallTime) -> Option<String> {
-    let reference = store.pods.holder(ip(address), time, SourceSet::ALL)?;
+    let reference = store.pods.holder(ip(address), by_all(time))?;
     Some(store.pods.named(reference, &store.owners).pod.name.to_string())
 }

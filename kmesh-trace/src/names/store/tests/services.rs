@@ -70,14 +70,14 @@ fn store(objects: impl IntoIterator<Item = Object>) -> Store {
 fn behind(store: &mut Store, address: &str, time: i64) -> String {
     let server = find(store, "web").unwrap();
     let Store { services, pods, .. } = store;
-    text(services.behind(address.parse().unwrap(), &server, pods, at(time), SourceSet::ALL))
+    text(services.behind(address.parse().unwrap(), &server, pods, by_all(at(time))))
 }
 
 fn dialled(store: &Store, address: &str, at_node: bool, time: i64) -> String {
     let address: SocketAddr = address.parse().unwrap();
     let is_others = store.pods.is_pod_address(address.ip());
     let services = &store.services;
-    text(services.dialled(address, at_node, is_others, at(time), SourceSet::ALL))
+    text(services.dialled(address, at_node, is_others, by_all(at(time))))
 }
 
 fn text(found: Option<ServiceMatch>) -> String {
