@@ -43,7 +43,6 @@ enum Question {
     Pod(Arc<str>),
 }
 
-/// Adds names to records.
 pub struct Annotator {
     pending: Pending<HeldRecord, Question>,
     resolver: Resolver,
@@ -102,7 +101,6 @@ impl Annotator {
         annotator
     }
 
-    /// Takes a change that a source reports.
     pub fn apply(&mut self, update: &SourceUpdate) {
         if let Some(cluster) = &mut self.resolver.cluster {
             cluster.store.apply(update);

@@ -14,7 +14,6 @@ use crate::record::{ContainerId, WallTime};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceId(pub u8);
 
-/// One change that a source reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceUpdate {
     pub source: SourceId,
@@ -35,7 +34,6 @@ pub enum Change {
     /// The list is complete. Objects of this scope that the source reported before, and that the list lacks, are
     /// gone, unless the source reported them after the time of the request.
     ListEnd(Scope),
-    /// The object is gone.
     Delete(Key),
 }
 
@@ -142,7 +140,6 @@ pub struct PodObject {
     /// `None` when the source does not know it.
     pub host_network: Option<bool>,
     pub service_account: Option<String>,
-    /// The controlling owner reference.
     pub owner: Owner,
     /// The addresses in `status.podIPs`, else in `status.podIP`.
     pub ips: Vec<IpAddr>,
@@ -177,7 +174,6 @@ pub struct ContainerObject {
     pub name: String,
     /// `containerID` without its scheme; `None` for a container that never ran.
     pub id: Option<ContainerId>,
-    /// The named TCP ports.
     pub ports: Vec<(String, u16)>,
 }
 
@@ -205,7 +201,6 @@ pub struct ServicePort {
     pub node_port: Option<u16>,
 }
 
-/// The port of a Service's pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetPort {
     Number(u16),
@@ -230,7 +225,6 @@ pub struct ControllerObject {
     pub kind: Kind,
     pub uid: String,
     pub namespace: String,
-    /// The controlling owner reference.
     pub owner: Option<ControllerRef>,
 }
 

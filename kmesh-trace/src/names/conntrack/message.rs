@@ -37,7 +37,6 @@ const AF_INET6: u8 = 10;
 const HEADER: usize = 16;
 const HEADERS: usize = HEADER + 4;
 
-/// An entry of connection tracking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConntrackEntry {
     /// The address that answers the client.
@@ -48,7 +47,6 @@ pub struct ConntrackEntry {
     pub expires_in: Option<Duration>,
 }
 
-/// A message from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelAnswer {
     Found(ConntrackEntry),
@@ -58,7 +56,6 @@ pub enum KernelAnswer {
     Other,
 }
 
-/// Returns a request for the entry of a connection.
 pub fn request(sequence: u32, client: SocketAddr, dialled: SocketAddr) -> Vec<u8> {
     let octets = |address: SocketAddr| match address.ip() {
         IpAddr::V4(ip) => ip.octets().to_vec(),

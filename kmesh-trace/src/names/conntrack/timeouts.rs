@@ -17,12 +17,10 @@ const STATES: [(u8, &str, u64); 5] = [
     (8, "close", 10),
 ];
 
-/// The timeouts of one network namespace.
 #[derive(Debug)]
 pub struct Timeouts([Duration; STATES.len()]);
 
 impl Timeouts {
-    /// Reads the timeouts of the calling thread's network namespace.
     pub fn read() -> Self {
         Self(STATES.map(|(_, name, default)| {
             let text = fs::read_to_string(format!("{FOLDER}/nf_conntrack_tcp_timeout_{name}")).unwrap_or_default();

@@ -32,7 +32,6 @@ pub struct PodCgroup {
 /// What the names in a cgroup's path claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupPath {
-    /// The number of components.
     depth: usize,
     /// The outermost container that is not in a pod.
     outer: Option<Claim<ContainerId>>,
@@ -121,7 +120,6 @@ impl CgroupPath {
         })
     }
 
-    /// Returns the kind of the path's last component.
     pub fn kind(&self) -> CgroupKind {
         let ends_at = |depth: usize| depth == self.depth;
         match (&self.pod, &self.container) {
@@ -132,7 +130,6 @@ impl CgroupPath {
         }
     }
 
-    /// Returns the number of components.
     pub fn depth(&self) -> usize {
         self.depth
     }

@@ -132,7 +132,6 @@ impl PodNamespaces {
     }
 }
 
-/// The state of the thread.
 struct Scanner {
     state: Arc<Mutex<NamespaceState>>,
     hierarchies: Vec<Hierarchy>,

@@ -66,7 +66,6 @@ pub struct ApiStatus {
     pub reason: String,
 }
 
-/// Reads objects and lists of objects.
 pub struct ObjectReader {
     scanner: Scanner,
     writer: Writer,
@@ -140,7 +139,6 @@ pub enum WatchError {
     NoEvent(Option<ScanError>),
 }
 
-/// Reads the events of a watch.
 pub struct EventReader {
     scanner: Scanner,
     kind: Kind,

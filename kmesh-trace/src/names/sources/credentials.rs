@@ -39,7 +39,6 @@ pub enum Credentials {
     Plugin(Plugin),
 }
 
-/// What a request is sent with.
 #[derive(Clone, Default)]
 pub struct Grant {
     /// The value of the `Authorization` header.
@@ -48,7 +47,6 @@ pub struct Grant {
 }
 
 impl Credentials {
-    /// Returns credentials with user and password.
     pub fn basic(user: &str, password: &str) -> Result<Self, SourceError> {
         basic_auth(user, password).map(Self::Token)
     }
@@ -99,7 +97,6 @@ fn bearer(token: &str, source: &str) -> Result<HeaderValue, SourceError> {
     Ok(header)
 }
 
-/// An exec plugin of a kubeconfig.
 pub struct Plugin {
     command: PathBuf,
     args: Vec<String>,
@@ -142,7 +139,6 @@ struct ExecStatus {
 }
 
 impl Plugin {
-    /// Returns a plugin that has not run yet.
     pub fn new(command: PathBuf, args: Vec<String>, env: Vec<(String, String)>, api_version: String) -> Self {
         Self {
             command,

@@ -177,7 +177,6 @@ fn not_cri() -> SourceError {
     SourceError::new("this socket is not one of a container runtime with CRI")
 }
 
-/// A connection to a runtime.
 struct RuntimeConnection {
     caller: Caller,
     events: Arc<Notify>,
@@ -237,7 +236,6 @@ impl RuntimeConnection {
         })
     }
 
-    /// Lists sandboxes or containers.
     async fn list(&mut self, method: &str, found: &mut dyn FnMut(&[u8])) -> Result<LeftOut, SourceError> {
         let mut count = 0;
         let mut found = |element: &[u8]| {
@@ -271,14 +269,12 @@ impl RuntimeConnection {
     }
 }
 
-/// Calls methods of the runtime.
 #[derive(Clone)]
 struct Caller {
     sender: SendRequest<Full<Bytes>>,
     service: &'static str,
 }
 
-/// An answer that is being read.
 struct GrpcAnswer {
     body: Incoming,
     trailers: Option<HeaderMap>,

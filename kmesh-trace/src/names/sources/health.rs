@@ -30,7 +30,6 @@ impl Status {
     }
 }
 
-/// A message about a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StatusMessage {
     /// A message that quiet runs do not print.
@@ -39,7 +38,6 @@ pub enum StatusMessage {
     Error(String),
 }
 
-/// What a source reports about itself.
 #[derive(Debug)]
 pub enum Report {
     Answered,
@@ -54,7 +52,6 @@ pub enum Report {
     Died(SourceError),
 }
 
-/// The state of one source.
 #[derive(Default)]
 pub struct SourceState {
     label: String,
@@ -89,7 +86,6 @@ impl SourceState {
     }
 }
 
-/// The state of all sources.
 pub struct Health {
     sources: Vec<SourceState>,
     status: Arc<Status>,
@@ -100,7 +96,6 @@ pub struct Health {
 }
 
 impl Health {
-    /// Returns the state at the start of the sources.
     pub fn new(sources: Vec<SourceState>, status: Arc<Status>, names_from: NameSourceStatus, start: Instant) -> Self {
         let health = Self {
             is_automatic_due: sources.iter().any(|source| !source.named),

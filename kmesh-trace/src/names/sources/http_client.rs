@@ -34,7 +34,6 @@ const MAX_BUFFER: usize = 64 << 10;
 /// The longest error text that is read, in bytes.
 const MAX_ERROR_TEXT: usize = 64 << 10;
 
-/// A server, and how to reach it.
 pub struct HttpClient {
     /// The server. Its path is put before each path.
     pub server: Uri,
@@ -56,7 +55,6 @@ impl Drop for Connection {
     }
 }
 
-/// An answer that is being read.
 pub struct Answer {
     body: Incoming,
 }

@@ -102,7 +102,6 @@ impl Sources {
         Ok(Self { sources, request })
     }
 
-    /// Returns the handle that requests a list.
     pub fn refresh_request(&self) -> RefreshRequest {
         self.request.clone()
     }
@@ -266,7 +265,6 @@ fn node_name() -> String {
     named.unwrap_or_else(|| uname().nodename().to_string_lossy().to_lowercase())
 }
 
-/// Returns the wall-clock time.
 fn now() -> WallTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     WallTime(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))

@@ -71,7 +71,6 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-/// Parses a number of 7 bits a byte.
 fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let end = bytes.iter().take(MAX_VARINT).position(|byte| byte & 0x80 == 0)?;
     let (number, rest) = bytes.split_at(end + 1);
@@ -80,7 +79,6 @@ fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     Some((number, rest))
 }
 
-/// Adds a text field to a message.
 pub fn push_text(message: &mut Vec<u8>, field: u8, text: &str) {
     message.push(field << 3 | BYTES as u8);
     let mut len = text.len();
@@ -92,7 +90,6 @@ pub fn push_text(message: &mut Vec<u8>, field: u8, text: &str) {
     message.extend_from_slice(text.as_bytes());
 }
 
-/// Returns a gRPC request with this message.
 pub fn request(message: &[u8]) -> Vec<u8> {
     let len = u32::try_from(message.len()).unwrap_or(u32::MAX);
     [&[0], &len.to_be_bytes()[..], message].concat()

@@ -82,7 +82,6 @@ impl Proxy {
         }
     }
 
-    /// Connects to the server through the proxy.
     pub async fn connect(&self, server: &Uri, connector: HttpConnector) -> Result<TokioIo<TcpStream>, SourceError> {
         let failed = |error: &(dyn std::error::Error + 'static)| error::root_cause(error).at("the proxy");
         match self.protocol {

@@ -30,7 +30,6 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Returns the reporter of this source.
     pub fn new(id: SourceId, store: UpdateSink, reports: Sender<(SourceId, Report)>) -> Self {
         let stop = Arc::default();
         Self {
@@ -60,7 +59,6 @@ impl Reporter {
         }
     }
 
-    /// Reports something about the source itself.
     pub fn report(&self, report: Report) {
         // The supervisor lives as long as the sources.
         _ = self.reports.send((self.id, report));

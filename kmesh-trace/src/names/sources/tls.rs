@@ -53,14 +53,12 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, SourceError> {
     fs::read(path).map_err(|error| SourceError::new(format!("cannot read {}: {}", path.display(), error::io(&error))))
 }
 
-/// A client certificate and its key.
 #[derive(Clone)]
 pub struct Identity {
     pub certificate: Pem,
     pub key: Pem,
 }
 
-/// How to verify a server, and how to prove who this client is.
 #[derive(Clone, Default)]
 pub struct TlsSettings {
     /// The CA certificates; `None`: those of the system.

@@ -79,7 +79,6 @@ pub struct Store {
 }
 
 impl Store {
-    /// Takes a change that a source reports.
     pub fn apply(&mut self, update: &SourceUpdate) {
         let (report, shared) = (reported_by(update), &mut self.shared);
         match &update.change {

@@ -15,7 +15,6 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Adds or changes a node.
     pub fn upsert(&mut self, report: ReportedBy, object: &NodeObject) {
         let ips = object.ips.iter().map(IpAddr::to_canonical);
         let ips: Vec<_> = ips.filter(|ip| !ip.is_loopback() && !ip.is_unspecified()).collect();
@@ -31,7 +30,6 @@ impl Nodes {
         }
     }
 
-    /// Removes a source's report of a node.
     pub fn delete(&mut self, source: SourceId, name: &str) {
         if let Some((reports, _)) = self.entries.get_mut(name) {
             reports.remove(source);

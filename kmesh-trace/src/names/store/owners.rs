@@ -42,7 +42,6 @@ struct ControllerEntry {
     bytes: usize,
 }
 
-/// The ReplicaSets and Jobs that sources report, by UID.
 #[derive(Debug, Default)]
 pub struct Owners {
     entries: HashMap<Arc<str>, ControllerEntry>,
@@ -88,7 +87,6 @@ impl Owners {
         true
     }
 
-    /// Removes a source's report of a controller.
     pub fn delete(&mut self, source: SourceId, uid: &str, shared: &mut SharedValues) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         entry.reports.remove(source);

@@ -151,7 +151,6 @@ impl PodEntry {
         }
     }
 
-    /// Returns the pod in the form that records have.
     pub fn named(&mut self, owners: &Owners) -> Arc<Pod> {
         if self.owners_version != owners.version() {
             self.owners_version = owners.version();

@@ -189,7 +189,6 @@ impl Pods {
         }
     }
 
-    /// Removes a source's report of a pod.
     pub fn delete(&mut self, report: ReportedBy, uid: &str, shared: &mut SharedValues) {
         if let Some(&slot) = self.by_uid.get(uid) {
             self.remove_report(slot, report, shared);
@@ -349,7 +348,6 @@ impl Pods {
         !self.addresses.get(&ip).is_empty()
     }
 
-    /// Returns the pod with the form of it that records have.
     pub fn named(&mut self, reference: PodRef, owners: &Owners) -> NamedPod {
         let pod = self.get_mut(reference).named(owners);
         NamedPod { reference, pod }
@@ -373,7 +371,6 @@ impl Pods {
         self.entries.len() - self.gone_count
     }
 
-    /// Returns the number of gone pods that are remembered.
     #[cfg(test)]
     pub fn remembered(&self) -> usize {
         self.gone_count

@@ -22,7 +22,6 @@ pub struct AsOf {
     pub sources: SourceSet,
 }
 
-/// A set of sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SourceSet(u8);
 
@@ -49,12 +48,10 @@ impl SourceSet {
         self.0 == 0
     }
 
-    /// Returns whether both sets have a source in common.
     pub fn intersects(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
 
-    /// Returns whether the set has all sources of another set.
     pub fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
@@ -71,13 +68,11 @@ impl Default for Reports {
 }
 
 impl Reports {
-    /// Records that the source reported the object.
     pub fn add(&mut self, report: ReportedBy) {
         let last = &mut self.0[index(report.source)];
         *last = (*last).max(report.at.0.max(NEVER + 1));
     }
 
-    /// Records that the source reports the object no more.
     pub fn remove(&mut self, source: SourceId) {
         self.0[index(source)] = NEVER;
     }
@@ -88,12 +83,10 @@ impl Reports {
         last != NEVER && last < list.at.0
     }
 
-    /// Returns whether any source reports the object.
     pub fn any(&self) -> bool {
         self.0.iter().any(|&last| last != NEVER)
     }
 
-    /// Returns the sources that report the object.
     pub fn sources(&self) -> SourceSet {
         let reporting = self.0.iter().enumerate().filter(|&(_, &last)| last != NEVER);
         SourceSet(reporting.fold(0, |set, (source, _)| set | 1 << source))

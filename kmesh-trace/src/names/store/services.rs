@@ -40,7 +40,6 @@ pub enum Address {
     Endpoint(IpAddr),
 }
 
-/// A port of a Service at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortAt {
     pub service: usize,
@@ -87,14 +86,12 @@ pub struct Selectors {
     pub changed: (u32, i64),
 }
 
-/// All Services and their endpoints.
 #[derive(Debug, Default)]
 pub struct Services {
     entries: Slab<ServiceEntry>,
     by_name: HashMap<Name, usize>,
     slices: HashMap<Name, Slice>,
     selectors: HashMap<Arc<str>, Selectors>,
-    /// The number of changes of selectors so far.
     selector_changes: u32,
     addresses: Timeline<Address, PortAt>,
     /// The timeline of [`Address::Endpoint`], which has most of the addresses.
@@ -183,7 +180,6 @@ impl Services {
         }
     }
 
-    /// Removes a source's report of a Service.
     pub fn delete(&mut self, report: ReportedBy, namespace: &str, name: &str, shared: &mut SharedValues) {
         if let Some(&slot) = self.by_name.get(&(namespace.into(), name.into())) {
             self.remove_report(slot, report, shared);
@@ -258,7 +254,6 @@ impl Services {
         true
     }
 
-    /// Ends the endpoints of a slice.
     fn close_endpoints(&mut self, slice: &Slice, at: WallTime, shared: &mut SharedValues) {
         self.close(slice.service, &slice.addresses, at);
         self.entries[slice.service].slices -= 1;
@@ -266,7 +261,6 @@ impl Services {
         self.remove_if_empty(slice.service, shared);
     }
 
-    /// Removes a source's report of endpoints.
     pub fn delete_endpoints(&mut self, report: ReportedBy, namespace: &str, name: &str, shared: &mut SharedValues) {
         self.remove_slice_report(&(namespace.into(), name.into()), report, shared);
         self.forget(report.at, shared);
@@ -391,7 +385,6 @@ impl Services {
         self.entries.iter().map(|(_, entry)| &entry.service)
     }
 
-    /// Returns the number of Services, remembered ones included.
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -19,7 +19,6 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Returns the controller that an owner reference names.
     pub fn new(reference: &ControllerRef, strings: &mut Interner<str>) -> Self {
         Self {
             kind: strings.intern(&*reference.kind),
@@ -52,9 +51,7 @@ pub fn excess_bytes(reference: &ControllerRef) -> usize {
 pub struct SharedValues {
     pub strings: Interner<str>,
     pub labels: Interner<Labels>,
-    /// The names of the containers of a pod.
     pub containers: Interner<[Arc<str>]>,
-    /// The named ports of a pod.
     pub ports: Interner<[(Arc<str>, u16)]>,
     pub controllers: Interner<Controller>,
     pub budget: MemoryBudget,

@@ -5,7 +5,6 @@ use std::hash::Hash;
 
 use crate::record::WallTime;
 
-/// The end of a span that has not ended.
 pub const OPEN: i64 = i64::MAX;
 
 /// One object's use of a key. Times are nanoseconds since the Unix epoch.
@@ -40,7 +39,6 @@ impl<V> Span<V> {
 /// The spans of one key, and the number of changes of them.
 type Spans<V> = (Box<[Span<V>]>, u32);
 
-/// The spans of each key.
 #[derive(Debug)]
 pub struct Timeline<K, V>(HashMap<K, Spans<V>>);
 
@@ -51,7 +49,6 @@ impl<K, V> Default for Timeline<K, V> {
 }
 
 impl<K: Eq + Hash, V: Copy + Eq> Timeline<K, V> {
-    /// Returns all spans of a key, past ones included.
     pub fn get(&self, key: &K) -> &[Span<V>] {
         self.0.get(key).map_or(&[], |(spans, _)| spans)
     }
@@ -79,7 +76,6 @@ impl<K: Eq + Hash, V: Copy + Eq> Timeline<K, V> {
         *spans = spans.iter().copied().chain([span]).collect();
     }
 
-    /// Removes the spans of this object at this key.
     pub fn remove(&mut self, key: &K, value: V) {
         self.retain(key, |span| span.value != value);
     }

@@ -41,7 +41,6 @@ unsafe extern "C" {
 }
 
 impl Hierarchy {
-    /// Opens the hierarchy that is mounted at this path.
     pub fn open(path: &Path) -> io::Result<Self> {
         Self::trusting(path, initial_root())
     }
@@ -57,7 +56,6 @@ impl Hierarchy {
         })
     }
 
-    /// Returns the absolute path of a directory.
     pub fn absolute(&self, path: &Path) -> PathBuf {
         self.path.join(path)
     }

@@ -16,7 +16,6 @@ const MAX_DIRECT: usize = 64;
 const MAX_NESTED: usize = 131_072;
 const MIN_NESTED_SHARE: usize = 8;
 const MAX_NESTED_SHARE: usize = 1024;
-/// The number of cgroups without owner.
 const MAX_UNOWNED: usize = 4096;
 /// The number of pods of one kubelet that are gone.
 const MAX_GONE: usize = 1024;
@@ -72,7 +71,6 @@ impl CgroupTable {
         self.owners.get(&id).cloned()
     }
 
-    /// Adds the directory of a pod or a container that exists.
     pub fn add_present(&mut self, id: u64, owner: CgroupOwner) {
         let Some(group) = Group::of(&owner) else { return };
         if !self.has_room_for(&group) {
@@ -95,7 +93,6 @@ impl CgroupTable {
         }
     }
 
-    /// Adds a cgroup that was looked up by its id.
     pub fn add_resolved(&mut self, id: u64, owner: Option<CgroupOwner>) {
         if self.owners.contains_key(&id) {
             return;

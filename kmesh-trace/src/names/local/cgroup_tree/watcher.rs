@@ -32,7 +32,6 @@ const MAX_SCANNED_SHARE: usize = 64;
 /// The number of changes that are applied at once, so that look-ups get their turn.
 const MAX_CHANGES: usize = 4096;
 
-/// The state of the thread.
 pub(super) struct Watcher {
     hierarchy: Hierarchy,
     shared: Arc<SharedTable>,
@@ -51,13 +50,11 @@ pub(super) struct Watcher {
     next_lookup: Instant,
 }
 
-/// A directory that is watched.
 struct Directory {
     id: u64,
     watch: Option<i32>,
 }
 
-/// A change in a watched directory.
 struct DirectoryChange {
     directory: Arc<Path>,
     name: OsString,
@@ -81,7 +78,6 @@ impl Watcher {
         }
     }
 
-    /// Runs until the tree is closed.
     pub(super) fn run(mut self, on_change: &dyn Fn()) {
         self.scan_tree();
         on_change();
