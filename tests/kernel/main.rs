@@ -31,6 +31,7 @@ mod namespaces;
 mod preexisting;
 mod privileges;
 mod process;
+mod reasons;
 mod rollups;
 mod security;
 mod signals;
@@ -75,6 +76,7 @@ const SMOKE: &[&str] = &[
     "preexisting::open_connection_ipv4",
     "privileges::unneeded_capabilities_are_dropped",
     "process::each_end_names_its_process_ipv4",
+    "reasons::drops_equal_the_counter_of_output_ipv4",
     "rollups::connecting_counts_as_connecting",
     "security::directory_at_rotated_name_does_not_end_tracing",
     "signals::interrupt_prints_all_records",
@@ -168,6 +170,7 @@ fn topics() -> impl Iterator<Item = Topic> {
         byte_counts::topic(),
         captures::topic(),
         process::topic(),
+        reasons::topic(),
         edge_cases::topic(),
         preexisting::topic(),
         security::topic(),

@@ -141,6 +141,32 @@ pub fn try_set_packet_filter(rules: &[&str]) -> Result<(), String> {
     nft(&script)
 }
 
+/// Replaces the rules of the chain at this hook of the packet filter: `input`, `output` or `forward`.
+pub fn set_packet_filter_at(hook: &str, rules: &[&str]) {
+    let rules: String = rules
+        .iter()
+        .map(|rule| format!("add rule inet at {hook} {rule}\n"))
+        .collect();
+    nft(&format!(
+        "add table inet at\nadd chain inet at {hook} {{ type filter hook {hook} priority 0; }}\nflush chain inet at {hook}\n{rules}"
+    ))
+    .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Returns the number of packets that the counters of these chains have counted.
+pub fn packet_filter_count(hook: &str) -> u64 {
+    let chain = run("nft", &["list", "chain", "inet", "at", hook]);
+    let counts = chain.split("counter packets ").skip(1);
+    counts
+        .map(|rest| {
+            rest.split(' ')
+                .next()
+                .and_then(|count| count.parse::<u64>().ok())
+                .expect("a count")
+        })
+        .sum()
+}
+
 /// Redirects connections to `port`, on any address, to a transparent listener (TPROXY).
 pub fn transparent_proxy(port: u16, listener: SocketAddrV4) -> Result<(), String> {
     let chain = "add table ip proxy\nadd chain ip proxy c { type filter hook prerouting priority mangle; }";

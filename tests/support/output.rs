@@ -35,6 +35,8 @@ struct State {
     allowed_steps_back: u32,
     lost_lines: Vec<Value>,
     summaries: Vec<Value>,
+    /// The `reject` and `listener` lines.
+    reports: Vec<Value>,
     stream_errors: Vec<String>,
     ended: bool,
 }
@@ -119,6 +121,21 @@ impl TracerOutput {
         found.unwrap_or_else(|why| panic!("waited for {count} records: {why}"))
     }
 
+    /// Returns the `reject` or `listener` lines so far.
+    pub fn reports(&self, kind: &str) -> Vec<Value> {
+        let reports = self.lock().reports.clone();
+        reports.into_iter().filter(|report| report["type"] == kind).collect()
+    }
+
+    /// Waits until `find` returns something for a `reject` or `listener` line.
+    pub fn wait_report<T>(&self, kind: &str, mut find: impl FnMut(&Value) -> Option<T>) -> T {
+        let found = self.wait_for(|state| {
+            let mut reports = state.reports.iter().filter(|report| report["type"] == kind);
+            reports.find_map(&mut find)
+        });
+        found.unwrap_or_else(|why| panic!("waited for a {kind} line: {why}"))
+    }
+
     /// Waits until this number of summaries has been printed.
     pub fn wait_summaries(&self, count: usize) -> Result<Vec<Value>, String> {
         self.wait_for(|state| (state.summaries.len() >= count).then(|| state.summaries.clone()))
@@ -197,6 +214,7 @@ impl State {
                 Some("conn") => self.add_record(value, received_at),
                 Some("lost") => self.lost_lines.push(value),
                 Some("summary") => self.summaries.push(value),
+                Some("reject" | "listener") => self.reports.push(value),
                 other => self.stream_errors.push(format!("a line of type {other:?}")),
             },
         }

@@ -34,6 +34,10 @@ pub enum Need {
     TimeNamespace,
     /// `setpriv` that knows CAP_BPF and CAP_PERFMON.
     Setpriv,
+    /// A kernel that says why it sends a RST (Linux 6.10).
+    ResetReasons,
+    /// A kernel that does not.
+    NoResetReasons,
     /// io_uring.
     IoUring,
     /// tmux, as a terminal.
@@ -205,6 +209,16 @@ static TMUX: Probe = LazyLock::new(|| {
     tmux(&["kill-server"]).map(drop)
 });
 
+static RESET_REASONS: Probe = LazyLock::new(|| {
+    let types = std::fs::read("/sys/kernel/btf/vmlinux").map_err(|error| error.to_string())?;
+    let name = b"\0SK_RST_REASON_NO_SOCKET\0";
+    if types.windows(name.len()).any(|window| window == name) {
+        Ok(())
+    } else {
+        Err("this kernel does not say why it sends a RST".to_owned())
+    }
+});
+
 fn in_namespace(probe: impl FnOnce() -> Result<(), String> + Send) -> Result<(), String> {
     net::in_namespace("probe", probe).unwrap_or_else(|_| Err("the probe panicked".to_owned()))
 }
@@ -241,6 +255,10 @@ pub fn check(needs: &[Need]) -> Result<(), String> {
             Need::Unshare => UNSHARE.clone()?,
             Need::TimeNamespace => TIME_NAMESPACE.clone()?,
             Need::Setpriv => SETPRIV.clone()?,
+            Need::ResetReasons => RESET_REASONS.clone()?,
+            Need::NoResetReasons if RESET_REASONS.is_ok() => {
+                return Err("this kernel says why it sends a RST".to_owned());
+            }
             Need::IoUring => IO_URING.clone()?,
             Need::Tmux => TMUX.clone()?,
             Need::FullSize if super::is_small_vm() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),
@@ -249,7 +267,7 @@ pub fn check(needs: &[Need]) -> Result<(), String> {
                 check_permission("KMESH_TRACE_TEST_PREEMPT")?;
                 check_preemption()?;
             }
-            Need::FullSize | Need::Exclusive => {}
+            Need::FullSize | Need::Exclusive | Need::NoResetReasons => {}
         }
     }
     Ok(())
