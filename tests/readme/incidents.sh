@@ -97,8 +97,8 @@ RULES
 try: dial("127.0.0.3", 9000, 4.5)
 except TimeoutError: pass'
 }
-incident "Attempts hang: which, and is anybody answering?" \
-    "kmesh-trace --connecting --events update --interval 2s"
+incident "Attempts hang: which, and why?" \
+    "kmesh-trace --connecting --drops --events update --interval 2s"
 
 traffic() {
     # The filter drops every second SYN. The kernel sends the next one after a second.
@@ -139,7 +139,7 @@ s = listen("127.0.0.7", 8443)
 for number in range(20):
     peer = s.accept()[0]
     time.sleep(0.02)
-    if number < 17: peer.recv(5); peer.send(b"ok")
+    if number < 18: peer.recv(5); peer.send(b"ok")
     peer.close()' &
     local one=$!
     listening 8443
@@ -152,8 +152,8 @@ threads = [threading.Thread(target=one) for _ in range(20)]
 [t.start() for t in threads]; [t.join() for t in threads]'
     wait $one
 }
-incident "Resets under load: who sends them?" \
-    "kmesh-trace --outcome reset --direction outbound"
+incident "Resets under load: who sends them, and why?" \
+    "kmesh-trace --outcome reset"
 
 traffic() {
     in_python server '
