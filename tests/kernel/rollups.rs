@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -22,6 +22,12 @@ pub fn topic() -> Topic {
             connecting_counts_as_connecting,
         )
         .standalone("never_accepted_stays_open", &[], never_accepted_stays_open)
+        .standalone(
+            "table_has_open_connections_in_every_window",
+            &[Need::Nft],
+            table_has_open_connections_in_every_window,
+        )
+        .standalone("one_window_of_the_whole_run", &[], one_window_of_the_whole_run)
         .standalone("50_000_connections", &[], fifty_thousand_connections)
 }
 
@@ -153,6 +159,93 @@ fn connecting_counts_as_connecting() {
     assert_eq!(line["group"]["dst"]["port"], closed.number());
     assert_eq!(lines.sum("opened") + lines.sum("open"), 0);
     assert!(tracer.interrupt().status.success());
+}
+
+/// A stream and an attempt from before tracing are in every block of a printed table, with a rate and a port. A scan at
+/// the stop fills the last block.
+fn table_has_open_connections_in_every_window() {
+    let listener = TcpListener::bind(IpVersion::V4.at(0)).unwrap();
+    let closed = ClosedPort::blackhole();
+    let stream = pair_with(&listener);
+    // The bytes from before tracing make no rate.
+    (0..20).for_each(|_| exchange(&stream, 1_000_000, 0));
+    let attempt = connect_nonblocking(IpVersion::V4.at(0), closed.at(IpVersion::V4));
+    let (port, waiting) = (stream.truth.dst.port().to_string(), closed.number().to_string());
+    let text = Arc::new(Mutex::new(String::new()));
+    let tracer = TracerCommand::new(&[
+        "-o",
+        "table",
+        "--by",
+        "ip",
+        "--interval",
+        "1s",
+        "--duration",
+        "2500ms",
+        "--port",
+        &format!("{port},{waiting}"),
+    ])
+    .on_line({
+        let text = Arc::clone(&text);
+        move |line| *text.lock().unwrap() += &String::from_utf8_lossy(line)
+    })
+    .start();
+    while !tracer.ended_within(Duration::from_millis(10)) {
+        exchange(&stream, 20_000, 100);
+    }
+    assert!(tracer.wait().status.success());
+    let text = text.lock().unwrap();
+    let blocks: Vec<_> = text.split("\n\n").filter(|block| !block.trim().is_empty()).collect();
+    assert!((2..=5).contains(&blocks.len()), "{text}");
+    for block in &blocks {
+        let row = |port: &str| {
+            let is_row = |line: &&str| line.contains("out ") && line.contains(&format!(":{port}"));
+            let row = block.lines().find(is_row);
+            row.unwrap_or_else(|| panic!("no row with port {port}: {text}"))
+        };
+        // At most 100 exchanges a second, of 20 kB each.
+        let words: Vec<_> = row(&port).split_whitespace().collect();
+        let unit = words.iter().position(|word| word.ends_with("iB/s"));
+        let unit = unit.unwrap_or_else(|| panic!("no rate: {text}"));
+        let rate: f64 = words[unit - 1].parse().unwrap();
+        assert!(
+            words[unit] == "KiB/s" || rate < 10.0,
+            "bytes from before tracing: {text}"
+        );
+        assert!(row(&waiting).contains(" 0+1 "), "{text}");
+    }
+    let headers: Vec<_> = blocks.iter().filter_map(|block| block.lines().next()).collect();
+    assert!(headers.last().unwrap().contains("up 2s"), "{text}");
+    let partial = headers.iter().filter(|header| header.contains("partial")).count();
+    assert!((1..=2).contains(&partial), "{text}");
+    drop(attempt);
+}
+
+fn one_window_of_the_whole_run() {
+    let listener = TcpListener::bind(IpVersion::V4.at(0)).unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let stream = pair_with(&listener);
+    let (tracer, lines) = start_rollup(&["--interval", "all", "--by", "pid", "--port", &port]);
+    let pair = pair_with(&listener);
+    exchange(&pair, 1000, 50);
+    drop(pair);
+    exchange(&stream, 333, 22);
+    let exit = tracer.interrupt();
+    assert!(exit.status.success());
+    let lines = lines.lines.lock().unwrap();
+    assert_eq!(lines.len(), 2, "one for each end: {lines:#?}");
+    for line in lines.iter() {
+        assert_eq!(line["group"]["process"], json!({"pid": std::process::id()}), "{line}");
+        assert_eq!(
+            (number(line, "open"), number(line, "closed"), number(line, "opened")),
+            (1, 1, 1),
+            "{line}"
+        );
+        assert_eq!(
+            number(line, "sent_bytes") + number(line, "received_bytes"),
+            1405,
+            "{line}"
+        );
+    }
 }
 
 /// A server that never accepts: no descriptor leads to its ends. They are open in every window until they end.

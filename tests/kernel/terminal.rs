@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use crate::Topic;
 use crate::support::probe::Need;
 use crate::support::scrape::scrape;
-use crate::support::sock::{IpVersion, exchange, free_port, listen, pair_with, wait_until};
+use crate::support::sock::{ClosedPort, IpVersion, connect_errno, exchange, free_port, listen, pair_with, wait_until};
 use crate::support::tracer::binary;
 use crate::support::traffic::make_traffic_to;
 use crate::support::{bpf, net, test_timeout};
@@ -28,6 +28,18 @@ use crate::support::{bpf, net, test_timeout};
 pub fn topic() -> Topic {
     Topic::new("terminal")
         .standalone("sizes_and_keys", &[Need::Tmux], sizes_and_keys)
+        .standalone(
+            "windows_totals_and_failures",
+            &[Need::Tmux],
+            windows_totals_and_failures,
+        )
+        .standalone("filter_prompt", &[Need::Tmux], filter_prompt)
+        .standalone(
+            "notice_leaves_the_last_line",
+            &[Need::Tmux],
+            notice_leaves_the_last_line,
+        )
+        .standalone("replay_steps_back", &[Need::Tmux], replay_steps_back)
         .standalone(
             "quitting_restores_the_screen",
             &[Need::Tmux],
@@ -133,11 +145,12 @@ impl Terminal {
         assert_eq!((&*self.fact("alternate_on"), &*self.fact("cursor_flag")), ("1", "0"));
     }
 
-    /// The screen is what it was before, with the cursor and the prompt.
+    /// The screen is what it was before, with the last window, the cursor and the prompt.
     fn is_restored(&self) {
-        let screen = self.wait("the prompt", |screen| {
-            screen.contains("BEFORE") && screen.trim_end().ends_with('$')
-        });
+        let screen = self.wait("the prompt", |screen| screen.trim_end().ends_with('$'));
+        // The last window may have moved the text from before the table off the screen.
+        let all = self.tmux(&["capture-pane", "-p", "-S", "-200"]);
+        assert!(all.contains("BEFORE"), "{all}");
         assert_eq!(
             (&*self.fact("alternate_on"), &*self.fact("cursor_flag")),
             ("0", "1"),
@@ -185,17 +198,17 @@ fn sizes_and_keys() {
     let both = |screen: &str| ports.iter().all(|&port| screen.contains(&row(port)));
     let narrow = terminal.wait("both groups", both);
     assert!(
-        narrow.contains("OPEN+TRY") && narrow.contains("FAILED") && !narrow.contains("SRTT"),
+        narrow.contains("OPEN") && narrow.contains("FAILED") && !narrow.contains("SRTT"),
         "{narrow}"
     );
     // Wider: more columns; narrow again: as before.
     terminal.resize(120, 40);
     terminal.wait("120 columns", |screen| {
-        screen.contains("P95") && both(screen) && !screen.contains("RETR")
+        screen.contains("P95") && both(screen) && !screen.contains("RETRANS")
     });
     terminal.resize(200, 60);
     terminal.wait("200 columns", |screen| {
-        screen.contains("RETR") && screen.contains("SRTT") && both(screen)
+        screen.contains("RETRANS") && screen.contains("SRTT") && both(screen)
     });
     terminal.resize(80, 24);
     terminal.wait("80 columns", |screen| !screen.contains("P95") && both(screen));
@@ -247,7 +260,7 @@ fn sizes_and_keys() {
     // Help and back.
     terminal.keys(&["?"]);
     terminal.wait("help", |screen| {
-        screen.contains("PgUp PgDn") && screen.contains("peer reset")
+        screen.contains("PgUp, PgDn") && screen.contains("*:9999: any server, port 9999")
     });
     terminal.keys(&["Escape"]);
     terminal.wait("no help", both);
@@ -260,7 +273,7 @@ fn sizes_and_keys() {
     terminal.keys(&["Escape"]);
     terminal.wait("groups", |screen| !screen.contains("connections of") && both(screen));
     // Another grouping: each connection on its own is the last but the one that was begun with.
-    for _ in 0..10 {
+    for _ in 0..11 {
         terminal.keys(&["g"]);
     }
     terminal.wait("by connection", |screen| {
@@ -271,13 +284,151 @@ fn sizes_and_keys() {
     drop(stays);
 }
 
+/// One connection stays open, and one attempt waits until it fails.
+fn windows_totals_and_failures() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let closed = ClosedPort::new();
+    let terminal = Terminal::open(120, 40);
+    terminal.table(&format!(
+        "--by ip,port --interval 1s --port {port},{}",
+        closed.number()
+    ));
+    let stays = pair_with(&listener);
+    let (row, failed) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{}", closed.number()));
+    terminal.wait("the group", |screen| screen.contains(&row));
+    connect_errno(&IpVersion::V4.socket(), closed.at(IpVersion::V4));
+    terminal.wait("the failure", |screen| screen.contains("1 refused by peer"));
+    terminal.wait("the failure of a quiet group", |screen| {
+        screen
+            .lines()
+            .any(|line| line.contains(&failed) && line.contains("s ago"))
+    });
+    terminal.keys(&["f"]);
+    terminal.wait("failures only", |screen| {
+        screen.contains("failures only") && screen.contains(&failed) && !screen.contains(&row)
+    });
+    terminal.keys(&["f", "["]);
+    terminal.wait("a window before", |screen| screen.contains("PAUSED at window"));
+    terminal.keys(&["[", "]", "p"]);
+    terminal.wait("the latest window", |screen| !screen.contains("PAUSED"));
+    terminal.keys(&["t"]);
+    terminal.wait("the totals", |screen| {
+        let has_failed = |line: &str| line.contains(&failed) && line.contains("1 refused by peer");
+        screen.contains("totals since") && screen.lines().any(has_failed) && screen.contains(&row)
+    });
+    terminal.keys(&["t"]);
+    terminal.wait("the last window", |screen| !screen.contains("totals since"));
+    terminal.keys(&["q"]);
+    let screen = terminal.wait("the last window after the end", |screen| screen.contains("closed on"));
+    assert!(screen.contains("CLIENT") && screen.contains(&row), "{screen}");
+    terminal.is_restored();
+    drop(stays);
+}
+
+fn filter_prompt() {
+    let listeners = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    let ports = listeners
+        .each_ref()
+        .map(|listener| listener.local_addr().unwrap().port());
+    let stays = listeners.each_ref().map(pair_with);
+    let terminal = Terminal::open(80, 24);
+    terminal.table(&format!(
+        "--by ip,port --interval 300ms --port {},{}",
+        ports[0], ports[1]
+    ));
+    let row = |port: u16| format!("127.0.0.1:{port}");
+    let both = |screen: &str| ports.iter().all(|&port| screen.contains(&row(port)));
+    terminal.wait("both groups", both);
+    // Not a flag, and an open quote: the error says what is possible.
+    terminal.text("/shop");
+    terminal.keys(&["Enter"]);
+    terminal.wait("the hint", |screen| {
+        screen.contains("filters are flags, such as -n shop")
+    });
+    terminal.keys(&["C-w"]);
+    terminal.text(&format!("--port '{}", ports[1]));
+    terminal.keys(&["Enter"]);
+    terminal.wait("the open quote", |screen| screen.contains("the quote ' is not closed"));
+    // Ctrl-C leaves the prompt, and not the program.
+    terminal.keys(&["C-c"]);
+    terminal.wait("the keys", |screen| screen.contains("q quit"));
+    // The cursor moves within the line.
+    terminal.text(&format!("/--comm 'nosuch*' --port '{}'", ports[1]));
+    terminal.keys(&["Home"]);
+    for _ in 0.."--comm ".len() {
+        terminal.keys(&["Right"]);
+    }
+    terminal.text("'*'");
+    for _ in 0.."'nosuch*'".len() {
+        terminal.keys(&["DC"]);
+    }
+    terminal.keys(&["Enter"]);
+    terminal.wait("one group", |screen| {
+        screen.contains(&row(ports[1])) && !screen.contains(&row(ports[0])) && screen.contains("only --comm")
+    });
+    terminal.keys(&["/", "C-u", "Enter"]);
+    terminal.wait("both again", both);
+    terminal.keys(&["/", "Up"]);
+    terminal.wait("the history", |screen| screen.contains("filter: --comm"));
+    terminal.keys(&["Escape"]);
+    terminal.wait("the keys", |screen| screen.contains("q quit"));
+    terminal.keys(&["q"]);
+    terminal.is_restored();
+    drop(stays);
+}
+
+fn notice_leaves_the_last_line() {
+    let terminal = Terminal::open(80, 24);
+    terminal.table("--interval 300ms");
+    kill(terminal.tracer(), Signal::SIGUSR1).unwrap();
+    let last = |screen: &str| {
+        screen
+            .lines()
+            .rev()
+            .find(|line| !line.is_empty())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    terminal.wait("the notice", |screen| last(screen).contains("closed on"));
+    terminal.wait("the keys", |screen| last(screen).contains("q quit"));
+    terminal.keys(&["q"]);
+    // The message is printed after the table, and the summary of the end.
+    terminal.wait("both summaries", |screen| screen.matches("closed on").count() == 2);
+    terminal.is_restored();
+}
+
+fn replay_steps_back() {
+    let capture = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.jsonl.zst");
+    let terminal = Terminal::open(120, 40);
+    terminal.command(&format!(
+        "'{}' --read '{capture}' -o table --interval 2s",
+        binary().to_string_lossy()
+    ));
+    let last = terminal.wait("the last window", |screen| screen.contains("CLIENT"));
+    terminal.keys(&["[", "["]);
+    let before = terminal.wait("a window before", |screen| screen.contains("PAUSED at window"));
+    assert_ne!(before, last);
+    terminal.keys(&["]"]);
+    terminal.keys(&["g"]);
+    terminal.wait("the hint", |screen| screen.contains("run again with --by KEY"));
+    terminal.keys(&["q"]);
+    terminal.wait("the summary", |screen| screen.contains("closed on"));
+    terminal.is_restored();
+}
+
 fn quitting_restores_the_screen() {
-    for end in ["q", "Escape", "C-c"] {
+    for end in ["q", "C-c"] {
         let terminal = Terminal::open(80, 24);
         terminal.table("");
+        // Esc only goes back, from help and then from nothing.
+        terminal.keys(&["?"]);
+        terminal.wait("help", |screen| screen.contains("PgUp, PgDn"));
+        terminal.keys(&["Escape"]);
+        terminal.wait("no help", |screen| screen.contains("CLIENT"));
+        terminal.keys(&["Escape"]);
         terminal.keys(&[end]);
-        let said = terminal.wait("the summary", |screen| screen.contains("closed on"));
-        assert!(said.contains("BEFORE"), "{said}");
+        terminal.wait("the summary", |screen| screen.contains("closed on"));
         terminal.is_restored();
     }
     for signal in [Signal::SIGTERM, Signal::SIGINT] {

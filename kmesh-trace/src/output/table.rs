@@ -1,7 +1,7 @@
 //! `-o table`: what groups of connections do, window by window.
 //!
-//! On a terminal, [`TuiTable`] adds each window to the [`History`](history::History), which the thread of [`super::term`]
-//! shows. Otherwise [`TextTable`] prints it. Neither waits for the user.
+//! On a terminal, [`TuiTable`] adds each window to the [`History`](history::History), which the thread of
+//! [`super::term`] shows. Otherwise [`TextTable`] prints it. Neither waits for the user.
 
 mod columns;
 mod header;
@@ -55,8 +55,8 @@ impl Span {
         self.until.0.saturating_sub(self.from.0).try_into().unwrap_or(0)
     }
 
-    /// Returns the time that rates are computed over, ns. A connection that closes right after the start of a window moved
-    /// its bytes before, so a shorter time would give absurd rates.
+    /// Returns the time that rates are computed over, ns. A connection that closes right after the start of a window
+    /// moved its bytes before, so a shorter time would give absurd rates.
     fn rate_ns(&self) -> u64 {
         const MIN_RATE_NS: u64 = 100_000_000;
         self.covered_ns().max(MIN_RATE_NS)

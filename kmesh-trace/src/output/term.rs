@@ -1,8 +1,8 @@
 //! The terminal of the table: keys, the alternate screen, and the way back.
 //!
-//! Two threads keep a slow user or a slow line from delaying anything else: one waits for keys, one draws. [`leave`] restores
-//! the terminal before the program ends: when the drawing ends, in the panic hook, and before [`crate::session::live`] exits
-//! at once.
+//! Two threads keep a slow user or a slow line from delaying anything else: one waits for keys, one draws. [`leave`]
+//! restores the terminal before the program ends: when the drawing ends, in the panic hook, and before
+//! [`crate::session::live`] exits at once.
 
 mod job_control;
 
@@ -361,8 +361,8 @@ fn close(lines: &[String]) {
     }
 }
 
-/// Stores a message for standard error until the table closes, and shows it on the last line meanwhile. Returns `false` if
-/// there is no table on the screen.
+/// Stores a message for standard error until the table closes, and shows it on the last line meanwhile. Returns `false`
+/// if there is no table on the screen.
 pub fn defer(text: &str) -> bool {
     match &mut *lock(&DEFERRED) {
         None => return false,

@@ -10,8 +10,8 @@ use crate::record::{Comm, ConnId, Direction, End, Outcome, Record, Service, Work
 /// A key of `--by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Key {
-    /// The workloads of both ends. An end without a workload is grouped by its pod, else by the node that has its address,
-    /// else by its address.
+    /// The workloads of both ends. An end without a workload is grouped by its pod, else by the node that has its
+    /// address, else by its address.
     Workload,
     /// The Service that the client called. Without a Service, the server's end is grouped as by `workload`.
     Service,
@@ -112,8 +112,8 @@ impl By {
 /// The facts that the connections of a group share. Facts that are not grouped are `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Group {
-    /// The end that was traced. It is always grouped, so that a connection within the node counts once from each end. `None`
-    /// in the group `other`.
+    /// The end that was traced. It is always grouped, so that a connection within the node counts once from each end.
+    /// `None` in the group `other`.
     pub direction: Option<Direction>,
     pub src: GroupEnd,
     pub dst: GroupEnd,

@@ -275,8 +275,8 @@ impl Groups {
         row
     }
 
-    /// Adds a record to the row of its connection, if the connection is listed. Connections with updates are listed up to
-    /// the maximum, and of the others the first [`MAX_LISTED`] of each group, so that every group has some.
+    /// Adds a record to the row of its connection, if the connection is listed. Connections with updates are listed up
+    /// to the maximum, and of the others the first [`MAX_LISTED`] of each group, so that every group has some.
     pub(super) fn list(&mut self, record: &Record, delta: &Delta, parent: &mut Row) {
         let is_listed = self.index.contains_key(&self.by.group(record));
         if !is_listed {

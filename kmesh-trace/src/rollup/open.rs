@@ -9,9 +9,9 @@ use crate::record::{Comm, ConnId, Event, Record};
 /// The maximum number of connections. Those beyond are not counted as open.
 const MAX_CONNECTIONS: usize = 1 << 19;
 
-/// The number of windows with updates after which a connection without an update is silent. A silent connection may still be
-/// open: no socket scan reaches a connection that was never accepted. But if closes were lost, silent connections are the
-/// likely ones.
+/// The number of windows with updates after which a connection without an update is silent. A silent connection may
+/// still be open: no socket scan reaches a connection that was never accepted. But if closes were lost, silent
+/// connections are the likely ones.
 pub(super) const SILENT_AFTER: u64 = 3;
 
 /// The group of an open connection, and the facts that its row shows.

@@ -10,7 +10,8 @@ pub const ERROR: f64 = 0.01;
 /// The number of values that are stored exactly, in 512 bytes. Most groups of a window have no more.
 const MAX_EXACT: usize = 64;
 
-/// The number of bins of a sketch, 8 bytes each. With [`ERROR`] they span 17 powers of ten, from a nanosecond to three years.
+/// The number of bins of a sketch, 8 bytes each. With [`ERROR`] they span 17 powers of ten, from a nanosecond to three
+/// years.
 const BINS: u32 = 2048;
 
 /// The values of one group in one window.

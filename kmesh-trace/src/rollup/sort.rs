@@ -8,7 +8,8 @@ use clap::ValueEnum;
 use super::groups::Sums;
 use super::quantiles::Quantiles;
 
-/// A key of `--sort`: a key of a `rollup` line, or the bytes of both directions. The titles of the table's columns are aliases.
+/// A key of `--sort`: a key of a `rollup` line, or the bytes of both directions. The titles of the table's columns are
+/// aliases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum SortKey {

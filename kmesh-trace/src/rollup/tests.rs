@@ -259,7 +259,8 @@ fn watermark_ends_a_window_without_later_records() {
     assert_eq!(sums(&window), (0, 1, 2, 0, 1, 0, 0));
 }
 
-/// Returns the records of two connections that were never accepted, so that no scan reaches them, and of one that scans reach.
+/// Returns the records of two connections that were never accepted, so that no scan reaches them, and of one that scans
+/// reach.
 fn silent() -> Vec<Record> {
     let mut records = vec![record(1, Event::Open, 1.0, 0), record(3, Event::Open, 6.0, 0)];
     records.extend((0..7).map(|window| record(2, Event::Update, f64::from(window) * 5.0 + 4.0, 0)));

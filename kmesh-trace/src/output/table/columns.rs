@@ -132,7 +132,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Returns the layout of a table of `width` columns. `by_outcome`: whether connections are grouped by their outcomes.
+    /// Returns the layout of a table of `width` columns. `by_outcome`: whether connections are grouped by their
+    /// outcomes.
     pub fn new(width: usize, by_outcome: bool) -> Self {
         let mut columns = vec![(Column::Mark, 1), (Column::Failed, 7)];
         if by_outcome {

@@ -264,7 +264,11 @@ fn q_and_control_c_quit_and_esc_does_not() {
     assert_eq!(press(&mut view, &[KeyCode::Esc, KeyCode::Esc]), None);
     assert_eq!(type_text(&mut view, "\n"), None);
     assert_eq!(press(&mut view, &[KeyCode::Esc, KeyCode::Esc]), None);
+    let alt = |char| KeyEvent::new(KeyCode::Char(char), KeyModifiers::ALT);
+    type_text(&mut view, "\n");
+    assert_eq!(view.key(alt('q')), Some(UiCommand::Quit), "Esc and then q");
     type_text(&mut view, "/");
+    assert_eq!(view.key(alt('q')), None);
     assert_eq!(control(&mut view, 'c'), None, "it leaves the prompt");
     assert!(last_line(&mut view).starts_with("q quit"));
     for keys in ["", "?"] {
@@ -342,7 +346,7 @@ fn pause_freezes_the_screen_until_it_ends() {
     view.refresh();
     assert_eq!(rows(&mut view), before);
     assert!(
-        state(&mut view).starts_with("PAUSED at window 1 of 2"),
+        state(&mut view).starts_with("PAUSED at window 1 of 1"),
         "{}",
         state(&mut view)
     );

@@ -56,7 +56,8 @@ pub fn elapsed(nanoseconds: u64) -> String {
     }
 }
 
-/// Formats a count, as in `12345` and `123k`, with at most five characters. Zero is `-`, so that other counts stand out.
+/// Formats a count, as in `12345` and `123k`, with at most five characters. Zero is `-`, so that other counts stand
+/// out.
 pub fn count(number: u64) -> String {
     let mut text = String::new();
     let written = match number {

@@ -65,7 +65,8 @@ pub struct View {
     help: Option<usize>,
     prompt: Option<Prompt>,
     prompt_history: PromptHistory,
-    is_paused: bool,
+    /// The position of the frame among the windows when the view was paused. `None` while it is not.
+    paused_at: Option<(usize, usize)>,
     frame: Option<Arc<Frame>>,
     /// Whether the frame is from before the last change of the grouping or the filter.
     is_stale: bool,
@@ -92,7 +93,7 @@ impl View {
             help: None,
             prompt: None,
             prompt_history: PromptHistory::default(),
-            is_paused: false,
+            paused_at: None,
             frame: None,
             is_stale: false,
             cursor: 0,
@@ -114,7 +115,7 @@ impl View {
 
     /// Shows the latest window, unless the view is paused.
     pub fn refresh(&mut self) {
-        if self.is_paused {
+        if self.paused_at.is_some() {
             return;
         }
         let history = self.history.lock();
@@ -141,8 +142,17 @@ impl View {
     /// Handles a key. Returns the command that the rest of the program must carry out.
     pub fn key(&mut self, key: KeyEvent) -> Option<UiCommand> {
         let is_control = key.modifiers.contains(KeyModifiers::CONTROL);
+        // Terminals send Alt and a key as Esc and the key, so Esc and a key soon after it may arrive as Alt.
+        let is_alt = key.modifiers.contains(KeyModifiers::ALT);
         if self.prompt.is_some() {
-            return self.prompt_key(key.code, is_control);
+            return if is_alt {
+                None
+            } else {
+                self.prompt_key(key.code, is_control)
+            };
+        }
+        if is_alt {
+            self.key(KeyEvent::new(KeyCode::Esc, KeyModifiers::NONE));
         }
         match (key.code, is_control) {
             (KeyCode::Char('c'), true) => return Some(UiCommand::Quit),
@@ -228,8 +238,17 @@ impl View {
     }
 
     fn toggle_pause(&mut self) {
-        self.is_paused = !self.is_paused;
+        self.paused_at = match self.paused_at {
+            Some(_) => None,
+            None => Some(self.position()),
+        };
         self.refresh();
+    }
+
+    /// Returns the position of the frame among the windows, from 1, and the number of windows.
+    fn position(&self) -> (usize, usize) {
+        let number = self.frame.as_ref().map_or(0, |frame| frame.number);
+        self.history.lock().position(number)
     }
 
     /// Shows the window before or after the current one, and pauses the view.
@@ -248,14 +267,14 @@ impl View {
             self.frame = Some(frame);
         }
         drop(history);
-        self.is_paused = true;
+        self.paused_at = Some(self.position());
     }
 
     /// Switches between the totals and the latest window.
     fn toggle_totals(&mut self) {
         self.shows_totals = !self.shows_totals;
         self.page = Page::Groups;
-        self.is_paused = false;
+        self.paused_at = None;
         self.refresh();
     }
 
@@ -332,7 +351,7 @@ impl View {
     fn restart(&mut self) {
         self.page = Page::Groups;
         self.to_top();
-        self.is_paused = false;
+        self.paused_at = None;
         self.is_stale = true;
     }
 
@@ -358,8 +377,8 @@ impl View {
         self.size.1.saturating_sub(4).max(1)
     }
 
-    /// Returns the frame whose rows the page shows. If the group of the page is quiet, this is the last frame in which it was
-    /// not.
+    /// Returns the frame whose rows the page shows. If the group of the page is quiet, this is the last frame in which
+    /// it was not.
     fn source(&self) -> Option<Arc<Frame>> {
         let frame = self.frame.as_ref()?;
         let Page::Connections(group) = &self.page else {
@@ -454,8 +473,8 @@ impl View {
         if self.is_stale {
             parts.push((0, "from the next window on:".to_owned()));
         }
-        if self.is_paused {
-            parts.push((0, self.paused_text()));
+        if let Some((position, count)) = self.paused_at {
+            parts.push((0, format!("PAUSED at window {position} of {count}")));
         }
         match (&self.page, &self.frame) {
             (Page::Connections(group), _) => parts.push((0, self.connections_text(group))),
@@ -483,14 +502,6 @@ impl View {
             parts.push((0, format!("row {} of {}", self.cursor + 1, rows.len())));
         }
         parts
-    }
-
-    fn paused_text(&self) -> String {
-        let number = self.frame.as_ref().map(|frame| frame.number);
-        match number.map(|number| self.history.lock().position(number)) {
-            Some((position, count)) => format!("PAUSED at window {position} of {count}"),
-            None => "PAUSED".to_owned(),
-        }
     }
 
     fn connections_text(&self, group: &Arc<Group>) -> String {
