@@ -76,6 +76,10 @@ impl Compressor {
     /// Appends the compressed `text` to `out`, and flushes the encoder, so that a reader of `out` can decompress all of
     /// it.
     pub(super) fn write(&mut self, text: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
+        if text.is_empty() {
+            // A flush would start a gzip member, which `end_frame` would not end.
+            return Ok(());
+        }
         match &mut self.encoding {
             Encoding::None => out.extend_from_slice(text),
             Encoding::Gzip(encoder) => {

@@ -402,6 +402,19 @@ mod tests {
         assert_eq!(read(b"{}"), (vec!["{}\n".to_owned()], vec![]));
     }
 
+    #[test]
+    fn write_of_nothing_starts_no_frame() {
+        for compression in ALL {
+            let mut compressor = Compressor::new(compression).unwrap();
+            let mut bytes = Vec::new();
+            compressor.write(line(1).as_bytes(), &mut bytes).unwrap();
+            compressor.end_frame(&mut bytes).unwrap();
+            compressor.write(b"", &mut bytes).unwrap();
+            compressor.end_frame(&mut bytes).unwrap();
+            assert_eq!(read(&bytes), (vec![line(1)], vec![]), "{compression:?}");
+        }
+    }
+
     /// A damaged length may span up to 128 KiB, the maximum of a block. In this test that can be all that follows.
     #[test]
     fn damaged_frame_does_not_affect_earlier_frames() {
