@@ -1,17 +1,17 @@
 //! Groups connections by window of time. Pure: time is the time of the records.
 //!
-//! Windows are aligned to the wall clock: with 5 s they start at seconds 0, 5 and 10. A record counts in the window of its
-//! time. If a connection has several records (`open`, `update`s, `close`), each adds the difference to the one before. The
-//! windows of a connection thus add up to its close, and nothing counts twice.
+//! Windows are aligned to the wall clock: with 5 s they start at seconds 0, 5 and 10. A record counts in the window of
+//! its time. If a connection has several records (`open`, `update`s, `close`), each adds the difference to the one
+//! before. The windows of a connection thus add up to its close, and nothing counts twice.
 //!
-//! Records arrive in the order of the kernel's clock, so a window ends as soon as a later time is reported. The wall clock may
-//! be set, though:
-//! - A record up to one window before the current window counts in the current window: it is late, or the clock was set back
-//!   a little. A window that ended never opens again.
-//! - An earlier record shows that the clock was set back. The current window ends, and a window at the earlier time starts.
-//!   There may thus be two windows of the same time.
-//! - Windows without records (the machine slept, or the clock was set forward) have no groups, even if connections are open.
-//!   The bytes that an open connection moved in such a window count at its next record.
+//! Records arrive in the order of the kernel's clock, so a window ends as soon as a later time is reported. The wall
+//! clock may be set, though:
+//! - A record up to one window before the current window counts in the current window: it is late, or the clock was set
+//!   back a little. A window that ended never opens again.
+//! - An earlier record shows that the clock was set back. The current window ends, and a window at the earlier time
+//!   starts. There may thus be two windows of the same time.
+//! - Windows without records (the machine slept, or the clock was set forward) have no groups, even if connections are
+//!   open. The bytes that an open connection moved in such a window count at its next record.
 
 mod group;
 mod groups;
@@ -149,8 +149,9 @@ impl Rollup {
         ended
     }
 
-    /// Reports that all records before `until` were taken. Returns the windows that this ends: the current one and, of the
-    /// windows without records after it, only the first, which shows which groups went quiet. [`WallTime::MAX`] ends the run.
+    /// Reports that all records before `until` were taken. Returns the windows that this ends: the current one and, of
+    /// the windows without records after it, only the first, which shows which groups went quiet. [`WallTime::MAX`]
+    /// ends the run.
     pub fn watermark(&mut self, until: WallTime) -> Vec<Window> {
         self.advance(until)
     }

@@ -9,8 +9,9 @@ use super::testing::{capture, header};
 use crate::output::json::contract::ConnLine;
 use crate::output::{Sink, append_line, testing};
 use crate::record::{
-    ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, Labels, Names, Outcome, Pod, Process, ProcessBy,
-    Record, Service, ServiceBy, ServiceMatch, Tcp, TcpState, WallTime, Workload,
+    ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, Labels, Names, Outcome, PacketDirection,
+    PacketDrops, Pod, Process, ProcessBy, Record, Service, ServiceBy, ServiceMatch, Subject, Tcp, TcpState, WallTime,
+    Workload,
 };
 use crate::track::delta::Delta;
 
@@ -165,6 +166,14 @@ impl Chance {
         }
     }
 
+    fn packet_drops(&mut self) -> PacketDrops {
+        PacketDrops {
+            direction: self.one_of(PacketDirection::ALL),
+            reason: self.text(),
+            packets: self.number(),
+        }
+    }
+
     fn record(&mut self) -> Record {
         Record {
             id: ConnId {
@@ -211,6 +220,9 @@ impl Chance {
             outcome: self.maybe(|chance| chance.one_of(Outcome::ALL)),
             errno: self.maybe(Self::narrow),
             closed_by: self.maybe(|chance| chance.one_of(ClosedBy::ALL)),
+            reset_reason: self.maybe(Self::text),
+            drops: self.maybe(|chance| (0..chance.below(4)).map(|_| chance.packet_drops()).collect()),
+            subject: Subject::Connection,
             tcp: Tcp {
                 state: self.one_of(TcpState::ALL),
                 old_state: self.maybe(|chance| chance.one_of(TcpState::ALL)),
@@ -258,7 +270,7 @@ fn replayed_lines_are_the_same_bytes() {
         let expected: Vec<_> = all.iter().map(json).collect();
         for compression in ALL {
             let (lines, skipped) = read(&of(compression, &all));
-            assert_eq!(skipped, [""; 0]);
+            assert_eq!(skipped, [""; 0], "{compression:?}, seed {seed}");
             assert_eq!(lines[0], Line::Header(header()));
             for (line, expected) in records(&lines).iter().zip(&expected) {
                 assert_eq!(line, expected, "seed {seed}");

@@ -136,9 +136,10 @@ pub struct Cli {
     ///
     /// close: a connection ended, or an attempt to connect failed. open: a connection was established. update: the
     /// counters of each open connection and each waiting attempt, after each --interval. reject: this node answered a
-    /// segment with RST because no socket was there, so that somebody dials a closed port; at most one line a second for
-    /// each client, port and reason (Linux 6.10). listener: the backlog, its limit, half-open connections and dropped
-    /// packets of listening sockets, after each --interval; all of them once, then those that are busy or changed.
+    /// segment with RST because no socket was there, so that somebody dials a closed port; at most one line a second
+    /// for each client, port and reason (Linux 6.10). listener: the backlog, its limit, half-open connections and
+    /// dropped packets of listening sockets, after each --interval; all of them once, then those that are busy or
+    /// changed.
     ///
     /// Example: kmesh-trace --events open,close
     #[arg(

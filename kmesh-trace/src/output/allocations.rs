@@ -93,7 +93,9 @@ fn warm_sink_allocates_nothing() {
 
 #[test]
 fn warm_replay_allocates_a_record_at_most() {
-    let records = testing::all();
+    let mut records = testing::all();
+    // A list of drops is an allocation of its own.
+    records.retain(|record| record.drops.as_ref().is_none_or(Vec::is_empty));
     let bytes = capture(Compression::Zstd, |capture| {
         for index in 0..5000 {
             capture

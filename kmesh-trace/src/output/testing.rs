@@ -11,8 +11,9 @@ use crate::config::Events;
 use crate::engine::{Engine, Selection};
 use crate::filter::Filter;
 use crate::record::{
-    ClosedBy, Comm, ConnId, ContainerId, Direction, End, Event, Family, LossReason, Lost, Names, Outcome, Pod, Process,
-    ProcessBy, Record, RunInfo, Service, ServiceBy, ServiceMatch, Subject, Summary, Tcp, TcpState, WallTime, Workload,
+    AcceptQueue, ClosedBy, Comm, ConnId, ContainerId, Direction, End, Event, Family, LossReason, Lost, Names, Outcome,
+    PacketDirection, PacketDrops, Pod, Process, ProcessBy, Record, RunInfo, Service, ServiceBy, ServiceMatch, Subject,
+    Summary, Tcp, TcpState, WallTime, Workload,
 };
 
 pub(crate) const ALL_EVENTS: Events = Events {
@@ -307,9 +308,128 @@ pub(crate) fn from_a_node() -> Record {
     record
 }
 
-/// Returns all records of this file.
+pub(crate) fn drops(direction: PacketDirection, reason: &str, packets: u64) -> PacketDrops {
+    PacketDrops {
+        direction,
+        reason: reason.into(),
+        packets,
+    }
+}
+
+/// Returns an attempt whose SYNs were dropped on this node until the program gave up.
+pub(crate) fn dropped() -> Record {
+    let refused = refused();
+    Record {
+        id: ConnId {
+            cookie: 0x2000,
+            attempt: 1,
+        },
+        duration_ns: Some(250_000_000),
+        observed_ns: 250_000_000,
+        outcome: Some(Outcome::ConnectAborted),
+        errno: None,
+        closed_by: Some(ClosedBy::Local),
+        drops: Some(vec![drops(PacketDirection::Sent, "NETFILTER_DROP", 6)]),
+        tcp: Tcp {
+            total_retrans: 5,
+            ..refused.tcp
+        },
+        ..refused
+    }
+}
+
+/// Returns a connection that this end aborted, and of which no packet was dropped.
+pub(crate) fn aborted() -> Record {
+    Record {
+        id: ConnId {
+            cookie: 0x3000,
+            attempt: 1,
+        },
+        outcome: Some(Outcome::ResetByLocal),
+        closed_by: Some(ClosedBy::Local),
+        reset_reason: Some("TCP_ABORT_ON_CLOSE".into()),
+        drops: Some(Vec::new()),
+        ..example()
+    }
+}
+
+/// Returns all connections of this file.
 pub(crate) fn all() -> Vec<Record> {
-    vec![example(), refused(), preexisting(), largest(), in_pods(), from_a_node()]
+    vec![
+        example(),
+        refused(),
+        preexisting(),
+        largest(),
+        in_pods(),
+        from_a_node(),
+        dropped(),
+        aborted(),
+    ]
+}
+
+/// Returns a record that is about no connection.
+fn report(subject: Subject) -> Record {
+    Record {
+        event: Event::Update,
+        start: None,
+        duration_ns: None,
+        observed_ns: 0,
+        outcome: None,
+        closed_by: None,
+        sent_bytes: 0,
+        received_bytes: 0,
+        subject,
+        ..in_pods()
+    }
+}
+
+/// Returns a report of RSTs to a pod that dialled a port of another pod on which nobody listens.
+pub(crate) fn rejected() -> Record {
+    let mut record = report(Subject::Reject(12));
+    record.src.set_port(0);
+    record.dst.set_port(9_081);
+    (record.names.service, record.names.original_dst, record.names.container) = (None, None, None);
+    Record {
+        reset_reason: Some("NO_SOCKET".into()),
+        process: None,
+        cgroup_id: None,
+        ..record
+    }
+}
+
+/// Returns a report of a listening socket whose queue is full.
+pub(crate) fn listening() -> Record {
+    let queue = AcceptQueue {
+        backlog: 129,
+        max_backlog: 128,
+        half_open: 3,
+        dropped: 5,
+        dropped_total: 40,
+    };
+    let mut record = report(Subject::Listener(queue));
+    record.id.attempt = 0;
+    record.dst.set_ip("0.0.0.0".parse().unwrap());
+    record.src = "0.0.0.0:0".parse().unwrap();
+    (record.names.src, record.names.service, record.names.original_dst) = (End::default(), None, None);
+    record
+}
+
+/// Returns all records of this file that are about no connection.
+pub(crate) fn reports() -> Vec<Record> {
+    let mut quiet = listening();
+    quiet.id.cookie += 1;
+    quiet.names = Names::default();
+    (quiet.dst, quiet.process) = ("[::]:22".parse().unwrap(), None);
+    quiet.subject = Subject::Listener(AcceptQueue {
+        max_backlog: 4_096,
+        ..AcceptQueue::default()
+    });
+    let mut unnamed = rejected();
+    unnamed.names = Names::default();
+    unnamed.reset_reason = None;
+    (unnamed.src, unnamed.dst) = ("[fd00::1]:0".parse().unwrap(), "[fd00::2]:81".parse().unwrap());
+    unnamed.subject = Subject::Reject(1);
+    vec![rejected(), listening(), quiet, unnamed]
 }
 
 pub(crate) fn lost() -> Lost {

@@ -341,8 +341,8 @@ pub struct Record {
     pub errno: Option<u32>,
     /// The end that closed first or sent the RST.
     pub closed_by: Option<ClosedBy>,
-    /// The kernel's own reason for the RST that this end sent, as its BTF spells it. `None` if it sent none, or if the kernel
-    /// gives no reason.
+    /// The kernel's own reason for the RST that this end sent, as its BTF spells it. `None` if it sent none, or if the
+    /// kernel gives no reason.
     pub reset_reason: Option<Arc<str>>,
     /// The packets of the connection that this node's kernel dropped. `None` if they were not counted.
     pub drops: Option<Vec<PacketDrops>>,
@@ -358,8 +358,8 @@ pub enum Subject {
     /// A connection, or an attempt to connect.
     #[default]
     Connection,
-    /// RSTs that this node sent because no socket was there: `dst` is what the client dialled, [`Record::reset_reason`] says why.
-    /// `src` has no port. The number of RSTs since the last report.
+    /// RSTs that this node sent because no socket was there: `dst` is what the client dialled, [`Record::reset_reason`]
+    /// says why. `src` has no port. The number of RSTs since the last report.
     Reject(u64),
     /// A listening socket, whose address is `dst`. `src` means nothing.
     Listener(AcceptQueue),

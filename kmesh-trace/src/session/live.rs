@@ -21,7 +21,9 @@ use crate::capture::Target;
 use crate::config::{CaptureConfig, Config, Output, Verbosity};
 use crate::engine::{Engine, Selection};
 use crate::filter::KernelFilter;
-use crate::kernel::loader::{KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanPrograms, StartError, load};
+use crate::kernel::loader::{
+    KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanPrograms, StartError, load,
+};
 use crate::kernel::preflight::Missing;
 use crate::kernel::reader::{Control, Message, QUEUE_CAPACITY, Queue, Reader};
 use crate::kernel::scanner::{self, ScanTask, Scanner};

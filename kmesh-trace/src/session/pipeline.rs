@@ -18,7 +18,7 @@ use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::update::SourceUpdate;
 use crate::output::metrics::exposition::Values;
 use crate::own_connections::OwnConnections;
-use crate::record::{PacketDrops, Counts, Record, WallTime};
+use crate::record::{Counts, PacketDrops, Record, WallTime};
 use crate::session::account::{Account, EventTime};
 use crate::track::clock::Clock;
 use crate::track::decode::{KernelEvent, decode};

@@ -130,8 +130,8 @@ fn merged_header(streams: &[Stream]) -> Header {
     merged
 }
 
-/// Returns the first instant of `range` that was traced. A capture without a header does not say it, and a later part of a
-/// rotated capture has the start of the first part.
+/// Returns the first instant of `range` that was traced. A capture without a header does not say it, and a later part
+/// of a rotated capture has the start of the first part.
 fn traced_from(header: &Header, range: TimeRange<WallTime>) -> Option<WallTime> {
     let is_known = header.part == 0 && header.start > WallTime(0);
     is_known.then(|| range.since.map_or(header.start, |since| since.max(header.start)))

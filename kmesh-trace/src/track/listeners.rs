@@ -22,8 +22,8 @@ struct Known {
 }
 
 impl Listeners {
-    /// Takes a listener that a scan found. Returns its queue if there is something to report: it is new, it has connections that
-    /// wait, it dropped packets, or it changed.
+    /// Takes a listener that a scan found. Returns its queue if there is something to report: it is new, it has
+    /// connections that wait, it dropped packets, or it changed.
     pub fn take(&mut self, listener: &Listener) -> Option<AcceptQueue> {
         let known = self.by_cookie.get(&listener.cookie).map(|known| known.queue);
         let queue = AcceptQueue {

@@ -131,15 +131,17 @@ impl Tracker {
 
     /// Returns a record that is about no connection, but about a server's address.
     fn without_connection(&self, dst: SocketAddr, time: WallTime) -> Record {
-        let snapshot = Snapshot::zeroed();
+        let snapshot = Snapshot {
+            kind: KIND_UPDATE,
+            ..Snapshot::zeroed()
+        };
         Record {
             dst,
             time,
+            start: None,
+            duration_ns: None,
+            observed_ns: 0,
             family: if dst.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
-            event: Event::Update,
-            outcome: None,
-            errno: None,
-            closed_by: None,
             ..self.to_record(&snapshot, None, &Clock::new(0))
         }
     }

@@ -60,23 +60,26 @@ fn records_wait_until_settled() {
     assert_eq!(all(&mut tracker, u64::MAX).len(), 1);
 }
 
+fn reset(cookie: u64, attempt: u32, reason: u32, decides: u32) -> KernelEvent {
+    KernelEvent::Reset(Reset {
+        kind: KIND_RESET,
+        attempt,
+        cookie,
+        reason,
+        decides,
+    })
+}
+
 #[test]
 fn reset_changes_only_close_of_its_attempt() {
-    let reset = |cookie, attempt| {
-        KernelEvent::Reset(Reset {
-            kind: KIND_RESET,
-            attempt,
-            cookie,
-        })
-    };
     let mut tracker = Tracker::new(0, "node".into());
     let second = Snapshot {
         attempt: 2,
         ..close(1, 20)
     };
     take(&mut tracker, &[close(1, 10), second, close(2, 30)]);
-    tracker.take(reset(1, 1));
-    tracker.take(reset(9, 1));
+    tracker.take(reset(1, 1, 0, 1));
+    tracker.take(reset(9, 1, 0, 1));
     let outcomes: Vec<_> = all(&mut tracker, u64::MAX)
         .iter()
         .map(|record| record.outcome)
@@ -84,6 +87,120 @@ fn reset_changes_only_close_of_its_attempt() {
     assert_eq!(
         outcomes,
         [Some(Outcome::ResetByLocal), Some(Outcome::Ok), Some(Outcome::Ok)]
+    );
+}
+
+fn reset_reasons() -> ReasonNames {
+    let names = ["NOT_SPECIFIED", "NO_SOCKET", "TCP_ABORT_ON_CLOSE", "TCP_STATE"];
+    ReasonNames::new((0..).zip(names.map(str::to_owned)), "")
+}
+
+#[test]
+fn reset_reason_does_not_decide_the_outcome() {
+    let with_reason = |cookie, reset_reason| Snapshot {
+        reset_reason,
+        ..close(cookie, cookie)
+    };
+    let mut tracker = Tracker::new(0, "node".into()).with_reset_reasons(reset_reasons());
+    let snapshots = [
+        close(1, 1),
+        close(2, 2),
+        with_reason(3, 2),
+        with_reason(4, 2),
+        close(5, 5),
+        close(6, 6),
+    ];
+    take(&mut tracker, &snapshots);
+    for event in [
+        reset(1, 1, 2, 1),
+        reset(2, 1, 3, 0),
+        reset(4, 1, 3, 0),
+        reset(5, 1, 0, 1),
+        reset(6, 1, 99, 1),
+    ] {
+        tracker.take(event);
+    }
+    let ends: Vec<_> = all(&mut tracker, u64::MAX)
+        .into_iter()
+        .map(|record| (record.outcome, record.reset_reason))
+        .collect();
+    let end = |outcome, reason: Option<&str>| (Some(outcome), reason.map(Arc::from));
+    let expected = [
+        end(Outcome::ResetByLocal, Some("TCP_ABORT_ON_CLOSE")),
+        end(Outcome::Ok, Some("TCP_STATE")),
+        // The socket sent the RST before its close.
+        end(Outcome::Ok, Some("TCP_ABORT_ON_CLOSE")),
+        end(Outcome::Ok, Some("TCP_STATE")),
+        end(Outcome::ResetByLocal, None),
+        end(Outcome::ResetByLocal, None),
+    ];
+    assert_eq!(ends, expected);
+}
+
+#[test]
+fn reject_has_client_dialled_address_and_reason() {
+    let tracker = Tracker::new(0, "node".into()).with_reset_reasons(reset_reasons());
+    let words = |ip: &str| bytemuck::cast(ip.parse::<Ipv6Addr>().unwrap().octets());
+    let key = RejectKey {
+        client: words("::ffff:10.0.0.1"),
+        dialled: words("::ffff:10.0.0.2"),
+        port: 81,
+        reason: 1,
+        netns: 7,
+    };
+    let record = tracker.reject(&key, 12, 30, &Clock::new(1_000));
+    assert_eq!((record.subject, record.time), (Subject::Reject(12), WallTime(1_030)));
+    assert_eq!(
+        (record.src.to_string(), record.dst.to_string()),
+        ("10.0.0.1:0".into(), "10.0.0.2:81".into())
+    );
+    assert_eq!((record.reset_reason.as_deref(), record.netns), (Some("NO_SOCKET"), 7));
+    // Names are those of its time.
+    assert_eq!(
+        (record.event, record.start, record.outcome),
+        (Event::Update, None, None)
+    );
+}
+
+#[test]
+fn listener_has_address_owner_and_queue() {
+    let tracker = Tracker::new(0, "node".into());
+    let listener = Listener {
+        cookie: 5,
+        time_ns: 30,
+        local_addr: [0; 16],
+        local_port: 80,
+        cgroup_id: 9,
+        netns: 7,
+        owner: Owner {
+            pid: 11,
+            by: owner::SCAN,
+            ..Owner::zeroed()
+        },
+        ..Listener::zeroed()
+    };
+    let queue = AcceptQueue {
+        backlog: 129,
+        max_backlog: 128,
+        ..AcceptQueue::default()
+    };
+    let record = tracker.listener(&listener, queue, &Clock::new(1_000));
+    assert_eq!(
+        (record.subject, record.time),
+        (Subject::Listener(queue), WallTime(1_030))
+    );
+    assert_eq!(
+        (record.id.to_string(), record.dst.to_string()),
+        ("5-0".into(), "[::]:80".into())
+    );
+    assert_eq!(record.process.map(|process| process.pid), Some(11));
+    assert_eq!(
+        (record.cgroup_id, record.netns, record.family),
+        (Some(9), 7, Family::Ipv6)
+    );
+    assert_eq!(
+        (record.event, record.start, record.outcome),
+        (Event::Update, None, None)
     );
 }
 

@@ -65,8 +65,8 @@ impl ReasonCounts {
         self.drops.get(&PodTuple(*tuple), 0).ok().map(|PodDrops(drops)| drops)
     }
 
-    /// Returns the number of counts that the map had no room for: connections whose counts it dropped for newer ones, and
-    /// packets whose connection had too many kinds of drops.
+    /// Returns the number of counts that the map had no room for: connections whose counts it dropped for newer ones,
+    /// and packets whose connection had too many kinds of drops.
     pub fn drops_evicted(&self) -> u64 {
         let entries = self.drops.keys().filter(Result::is_ok).count() as u64;
         total(&self.drops_made, 0).saturating_sub(entries) + total(&self.drops_made, 1)
@@ -85,7 +85,9 @@ impl ReasonCounts {
 
 /// Returns the totals of all reasons that occurred.
 fn totals(names: &ReasonNames, map: &PerCpuArray<MapData, u64>) -> Vec<(Arc<str>, u64)> {
-    let totals = names.iter().map(|(reason, name)| (Arc::clone(name), total(map, reason)));
+    let totals = names
+        .iter()
+        .map(|(reason, name)| (Arc::clone(name), total(map, reason)));
     totals.filter(|&(_, total)| total > 0).collect()
 }
 
@@ -108,7 +110,8 @@ impl RejectCounts {
         let keys: Vec<_> = self.0.keys().filter_map(Result::ok).collect();
         let mut counts = Vec::with_capacity(keys.len());
         for key in keys {
-            // The programs may drop an entry meanwhile, and may count between the two calls: at most one RST each is missed.
+            // The programs may drop an entry meanwhile, and may count between the two calls: at most one RST each is
+            // missed.
             let Ok(count) = self.0.get(&key, 0) else { continue };
             match self.0.remove(&key) {
                 Ok(()) | Err(MapError::KeyNotFound) => counts.push((key.0, count)),

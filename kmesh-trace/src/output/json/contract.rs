@@ -23,7 +23,7 @@ use crate::record::errno::Errno;
 use crate::record::{
     self, ClosedBy, Direction, Event, Family, Lost, Outcome, ProcessBy, Record, RunInfo, ServiceBy, Summary, WallTime,
 };
-use reports::PacketDrops;
+use reports::PacketDropsList;
 use values::{Reasons, Text, ip_schema};
 
 /// The version of the contract. It increases when a member changes or is removed, not when one is added.
@@ -95,7 +95,7 @@ pub struct ConnLine<'a> {
     /// The kernel's own reason for the RST that this end sent; null if it sent none, or the kernel gives no reason.
     reset_reason: Option<&'a str>,
     /// The packets of the connection that this node's kernel dropped; null without --drops.
-    drops: Option<Vec<PacketDrops<'a>>>,
+    drops: Option<PacketDropsList<'a>>,
     /// Null.
     turns: (),
     /// Whether the connection is certainly encrypted and authenticated.
@@ -136,7 +136,7 @@ impl<'a> ConnLine<'a> {
             errno: record.errno.map(Errno),
             closed_by: record.closed_by,
             reset_reason: record.reset_reason.as_deref(),
-            drops: record.drops.as_ref().map(|drops| drops.iter().map(PacketDrops::from).collect()),
+            drops: record.drops.as_deref().map(PacketDropsList),
             turns: (),
             security_policy: SecurityPolicy::of(record),
             tcp: &record.tcp,
@@ -146,14 +146,14 @@ impl<'a> ConnLine<'a> {
 
 /// One end of a connection. Members about a pod exist only if the end is a pod; they are null if unknown.
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(deny_unknown_fields, rename = "end")]
+#[schemars(deny_unknown_fields, rename = "end", extend("required" = ["ip", "port"]))]
 struct End<'a> {
     /// The address of this end.
     #[schemars(schema_with = "ip_schema")]
     ip: IpAddr,
     /// The port of this end. Only the client of a `reject` line has none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(required)]
+    #[schemars(with = "u16")]
     port: Option<u16>,
     /// The namespace of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -47,6 +47,7 @@ impl Sink for Json {
 
     fn report(&mut self, record: &Record) -> io::Result<()> {
         match record.subject {
+            _ if !self.events.has_subject(record.subject) => Ok(()),
             Subject::Connection => Ok(()),
             Subject::Reject(count) => self.line(&RejectLine::new(record, count)),
             Subject::Listener(queue) => self.line(&ListenerLine::new(record, queue)),
@@ -103,7 +104,8 @@ mod tests {
             r#""service":null,"original_dst":null,"process":{"pid":4711,"comm":"python3","by":"close"},"#,
             r#""local":{"netns":4026532291,"cgroup_id":8123,"container_id":null,"container":null},"#,
             r#""sent_bytes":5,"received_bytes":292,"undelivered_bytes":0,"#,
-            r#""established":true,"outcome":"ok","errno":null,"closed_by":"peer","security_policy":"unknown","#,
+            r#""established":true,"outcome":"ok","errno":null,"closed_by":"peer","#,
+            r#""reset_reason":null,"drops":null,"turns":null,"security_policy":"unknown","#,
             r#""tcp":{"state":"CLOSE","old_state":"LAST_ACK","srtt_us":120,"rtt_min_us":98,"mss":1448,"#,
             r#""snd_cwnd":10,"snd_ssthresh":2147483647,"rcv_nxt":0,"snd_nxt":0,"snd_una":0,"ecn_flags":0,"#,
             r#""rate_delivered":0,"rate_interval_us":0,"packets_out":0,"retrans_out":0,"total_retrans":0,"#,
@@ -236,6 +238,53 @@ mod tests {
     }
 
     #[test]
+    fn rejects_and_listeners_print_the_documented_lines() {
+        let expected = [
+            concat!(
+                r#"{"type":"reject","v":1,"time":"2024-09-14T08:19:26.552709932Z","src":{"ip":"10.244.0.17","#,
+                r#""namespace":"istio-system","pod":"prometheus-5fb7f6f8d8-h9cts","#,
+                r#""pod_uid":"uid-of-prometheus-5fb7f6f8d8-h9cts","workload":null,"workload_kind":null,"#,
+                r#""service_account":null,"node":"worker-1","host_network":null,"labels":null},"#,
+                r#""dst":{"ip":"10.244.0.13","port":9081,"namespace":"echo-1-27855","#,
+                r#""pod":"productpage-v1-8499c849b9-bz9t9","pod_uid":"uid-of-productpage-v1-8499c849b9-bz9t9","#,
+                r#""workload":"productpage-v1","workload_kind":"Deployment","service_account":"productpage-v1","#,
+                r#""node":"worker-1","host_network":false,"labels":{"app":"productpage","version":"v1"}},"#,
+                r#""reason":"NO_SOCKET","count":12,"netns":4026532291}"#,
+                "\n",
+            ),
+            concat!(
+                r#"{"type":"listener","v":1,"time":"2024-09-14T08:19:26.552709932Z","#,
+                r#""dst":{"ip":"::","port":22},"process":null,"#,
+                r#""local":{"netns":4026532291,"cgroup_id":8123,"container_id":null,"container":null},"#,
+                r#""id":"5f2c82-0","backlog":0,"max_backlog":4096,"half_open":0,"dropped":0,"dropped_total":0}"#,
+                "\n",
+            ),
+        ];
+        let [rejected, _, listening, _] = <[Record; 4]>::try_from(testing::reports()).unwrap();
+        for (record, expected) in [rejected, listening].iter().zip(expected) {
+            assert_eq!(line(|json| json.report(record)), expected);
+        }
+    }
+
+    #[test]
+    fn drops_stand_in_their_member() {
+        let cases = [
+            (
+                testing::dropped(),
+                r#""drops":[{"direction":"sent","reason":"NETFILTER_DROP","packets":6}],"turns":null"#,
+            ),
+            (
+                testing::aborted(),
+                r#""reset_reason":"TCP_ABORT_ON_CLOSE","drops":[],"turns":null"#,
+            ),
+        ];
+        for (record, expected) in cases {
+            let line = conn(&record);
+            assert!(line.contains(expected), "{line}");
+        }
+    }
+
+    #[test]
     fn losses_and_summaries_print_the_documented_lines() {
         let lost = line(|json| json.lost(&testing::lost()));
         let expected = concat!(
@@ -249,7 +298,7 @@ mod tests {
         let expected = concat!(
             r#"{"type":"summary","v":1,"time":"2024-09-14T08:19:26.552709932Z","closes":100,"delivered":80,"#,
             r#""filtered":7,"lost_records":12,"after_limit":1,"unresolved":3,"open":9,"not_scanned":4,"#,
-            r#""elapsed_ns":12345678901,"#,
+            r#""drops_evicted":2,"elapsed_ns":12345678901,"#,
             r#""node":"worker-1","kernel":"6.18.0","version":"0.1.0","lost_at_most":2,"#,
             r#""reason":"ring_full,program_skipped"}"#,
             "\n",

@@ -59,7 +59,7 @@ mod tests {
         json.lost(&testing::lost()).unwrap();
         json.summary(&testing::summary()).unwrap();
         json.summary(&testing::clean_summary()).unwrap();
-        testing::deliver(Box::new(json), &testing::all());
+        testing::deliver(Box::new(json), &[testing::all(), testing::reports()].concat());
         for keys in [
             &[Key::Workload][..],
             &[Key::Node, Key::Namespace],
@@ -197,7 +197,8 @@ mod tests {
         let all = lines();
         let of_type = |kind: &str| all.iter().find(|line| line["type"] == kind).unwrap();
         let (conn, lost, summary) = (of_type("conn"), of_type("lost"), of_type("summary"));
-        let rollup = of_type("rollup");
+        let (rollup, reject, listener) = (of_type("rollup"), of_type("reject"), of_type("listener"));
+        let dropped = all.iter().find(|line| line.pointer("/drops/0").is_some()).unwrap();
         let cases = [
             (conn, "/type", json!("lost")),
             (conn, "/type", json!("Conn")),
@@ -231,6 +232,12 @@ mod tests {
             (conn, "/errno", json!(111)),
             (conn, "/errno", json!("refused")),
             (conn, "/closed_by", json!("neither")),
+            (conn, "/reset_reason", json!(7)),
+            (conn, "/drops", json!({})),
+            (conn, "/turns", json!(0)),
+            (dropped, "/drops/0/direction", json!("forwarded")),
+            (dropped, "/drops/0/reason", Value::Null),
+            (dropped, "/drops/0/packets", json!(-1)),
             (conn, "/security_policy", json!("tls")),
             (conn, "/security_policy", Value::Null),
             (conn, "/tcp/state", json!("close")),
@@ -244,6 +251,13 @@ mod tests {
             (rollup, "/outcomes", json!({"ok": -1})),
             (rollup, "/open", Value::Null),
             (rollup, "/duration_quantiles_ns", json!({"p50": 1})),
+            (reject, "/src", json!({"ip": "10.0.0.1", "port": 80})),
+            (reject, "/reason", json!(3)),
+            (reject, "/count", Value::Null),
+            (listener, "/dst", Value::Null),
+            (listener, "/id", json!("")),
+            (listener, "/backlog", Value::Null),
+            (listener, "/dropped", json!(-1)),
             (lost, "/type", json!("summary")),
             (lost, "/lost_records", Value::Null),
             (lost, "/reason", json!("")),

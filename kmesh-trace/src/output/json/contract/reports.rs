@@ -1,7 +1,9 @@
 //! The lines that are about no connection, and the dropped packets of one.
 
-use schemars::JsonSchema;
-use serde::Serialize;
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Serialize, Serializer};
 
 use super::{End, Local, Process, VERSION};
 use crate::record::{self, AcceptQueue, PacketDirection, Record, WallTime};
@@ -11,7 +13,7 @@ use super::values::Text;
 /// The packets of a connection that the kernel dropped for one reason.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "packet_drops")]
-pub struct PacketDrops<'a> {
+struct PacketDrops<'a> {
     /// Whether the traced end sent or received the packets.
     direction: PacketDirection,
     /// The kernel's reason, as its BTF spells it.
@@ -30,7 +32,32 @@ impl<'a> From<&'a record::PacketDrops> for PacketDrops<'a> {
     }
 }
 
-/// RSTs that this node sent because no socket was there; at most one line a second for each client, dialled port and reason.
+/// The packets of a connection that the kernel dropped, for all reasons.
+#[derive(Debug)]
+pub struct PacketDropsList<'a>(pub &'a [record::PacketDrops]);
+
+impl Serialize for PacketDropsList<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(PacketDrops::from))
+    }
+}
+
+impl JsonSchema for PacketDropsList<'_> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "packet_drops_list".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        <[PacketDrops<'_>]>::json_schema(generator)
+    }
+}
+
+/// RSTs that this node sent because no socket was there; at most one line a second for each client, dialled port and
+/// reason.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "reject")]
 pub struct RejectLine<'a> {
@@ -44,6 +71,7 @@ pub struct RejectLine<'a> {
     /// The time of the report.
     time: WallTime,
     /// The client, without its port.
+    #[schemars(schema_with = "client_schema")]
     src: End<'a>,
     /// The address and port that the client dialled.
     dst: End<'a>,
@@ -71,8 +99,21 @@ impl<'a> RejectLine<'a> {
     }
 }
 
-/// The state of a listening socket. The first interval has all listeners, later ones those with connections that wait, a drop or a
-/// change.
+/// Returns the schema of an end without its port.
+fn client_schema(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = End::json_schema(generator);
+    schema.insert("required".to_owned(), serde_json::json!(["ip"]));
+    if let Some(properties) = schema
+        .pointer_mut("/properties")
+        .and_then(|value| value.as_object_mut())
+    {
+        properties.remove("port");
+    }
+    schema
+}
+
+/// The state of a listening socket. The first interval has all listeners, later ones those with connections that wait,
+/// a drop or a change.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "listener")]
 pub struct ListenerLine<'a> {
