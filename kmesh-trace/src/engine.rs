@@ -128,11 +128,12 @@ impl Engine {
 
     /// Takes a record that is about no connection.
     fn report(&mut self, record: &Record, is_late: bool) -> io::Result<()> {
-        let is_wanted = self.selection.events.has_subject(record.subject);
-        if !is_wanted || is_late || self.is_full() || !self.passes(record) {
+        if is_late || self.is_full() || !self.passes(record) {
             return Ok(());
         }
-        self.for_each(|sink| sink.report(record))
+        self.for_each(|sink| sink.report(record))?;
+        self.tally.printed += u64::from(self.selection.events.has_subject(record.subject));
+        Ok(())
     }
 
     /// Takes the next record as [`Self::record`] does, but as one that the filter rejects. Closes after a limit count
