@@ -13,5 +13,5 @@
 kmesh-trace --quiet --output json --rollup --interval 1s --direction outbound "$@" |
     jq --raw-output --unbuffered --argjson limit "${LIMIT:-10}" '
         select(.type == "rollup" and .failed > $limit)
-        | "\(.window_start[11:19])  \(.group.src.workload) → \(.group.dst.workload)"
+        | "\(.window_start[11:19])  \(.group.src.workload // "unknown") → \(.group.dst.workload // "unknown")"
             + "  \(.failed) of \(.closed) failed"'
