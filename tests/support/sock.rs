@@ -223,7 +223,7 @@ pub fn wait_acknowledged(socket: &TcpStream) {
 }
 
 /// Returns the number of bytes that were written and are not acknowledged (SIOCOUTQ).
-fn unacknowledged_bytes(socket: &TcpStream) -> libc::c_int {
+pub fn unacknowledged_bytes(socket: &impl AsRawFd) -> libc::c_int {
     nix::ioctl_read_bad!(outq, libc::TIOCOUTQ, libc::c_int);
     let mut bytes = 0;
     // SAFETY: the descriptor is open for as long as `socket` is borrowed, and TIOCOUTQ writes one int.

@@ -1,4 +1,4 @@
-//! Packets as the network carries them: what an AF_PACKET socket sees, parsed here.
+//! Captures packets with an AF_PACKET socket, and parses their headers.
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
@@ -15,103 +15,105 @@ use nix::sys::socket::{
 
 use crate::support::expect::format_time;
 
-/// A bit of the TCP header.
+// The flags of the TCP header.
 pub const FIN: u8 = 1;
-/// A bit of the TCP header.
 pub const SYN: u8 = 2;
-/// A bit of the TCP header.
 pub const RST: u8 = 4;
-/// A bit of the TCP header.
 pub const ACK: u8 = 16;
 
-/// Headers alone are read.
-const SNAP: usize = 192;
-/// Enough for all that the lives of a batch send between two readings.
-const BUFFER: usize = 128 << 20;
+/// The number of bytes to read of each packet: enough for its headers.
+const SNAPLEN: usize = 192;
+/// Holds all packets that the lives of a batch send between two reads.
+const RECEIVE_BUFFER: usize = 128 << 20;
 
 /// One TCP segment, or an ICMP error about one.
 #[derive(Clone)]
 pub struct Packet {
-    /// When the kernel handed it to the device, or got it from there.
+    /// When the kernel passed the packet to the device, or received it from the device.
     pub time: SystemTime,
-    /// Who sent the segment. For an ICMP error: who sent the segment that it is about.
+    /// The sender of the segment. For an ICMP error: the sender of the segment that caused the error.
     pub from: SocketAddr,
-    /// Whom to.
+    /// The destination of that segment.
     pub to: SocketAddr,
-    /// What the firewall of the receiver does with it: the header's code point.
+    /// The code point, which decides what the receiver's packet filter does with the packet.
     pub dscp: u8,
-    /// What it is.
-    pub kind: Kind,
+    pub kind: PacketKind,
 }
 
-/// What a packet is.
 #[derive(Clone, Copy)]
-pub enum Kind {
-    /// A TCP segment.
+pub enum PacketKind {
     Tcp {
-        /// Its first byte.
         seq: u32,
-        /// What it acknowledges, where ACK is set.
+        /// Valid if the ACK flag is set.
         ack: u32,
-        /// The header's bits.
         flags: u8,
-        /// Bytes of payload.
+        /// The payload's length.
         len: u32,
     },
-    /// An ICMP error: type and code.
+    /// An ICMP error: its type and its code.
     Icmp(u8, u8),
+}
+
+impl Packet {
+    /// Returns the flags of a TCP segment, or 0 for an ICMP error.
+    pub fn tcp_flags(&self) -> u8 {
+        match self.kind {
+            PacketKind::Tcp { flags, .. } => flags,
+            PacketKind::Icmp(..) => 0,
+        }
+    }
 }
 
 impl fmt::Display for Packet {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{} {} > {}", format_time(self.time), self.from, self.to)?;
         match self.kind {
-            Kind::Tcp { seq, ack, flags, len } => {
-                let name = |bit: u8, name: &'static str| if flags & bit != 0 { name } else { "" };
-                let flags = [name(SYN, "S"), name(FIN, "F"), name(RST, "R"), name(ACK, ".")].concat();
+            PacketKind::Tcp { seq, ack, flags, len } => {
+                let letter = |bit: u8, letter: &'static str| if flags & bit != 0 { letter } else { "" };
+                let flags = [letter(SYN, "S"), letter(FIN, "F"), letter(RST, "R"), letter(ACK, ".")].concat();
                 write!(out, " [{flags}] seq {seq} ack {ack} len {len}")?;
             }
-            Kind::Icmp(kind, code) => write!(out, " answered by ICMP type {kind} code {code}")?,
+            PacketKind::Icmp(kind, code) => write!(out, " answered by ICMP type {kind} code {code}")?,
         }
         if self.dscp == 0 {
             Ok(())
         } else {
-            write!(out, " stopped by the firewall's rule {}", self.dscp)
+            write!(out, " stopped by packet filter rule {}", self.dscp)
         }
     }
 }
 
-/// All packets of the calling thread's namespace since it was opened, each once.
+/// The packets on all devices of a namespace.
 pub struct Capture {
     socket: OwnedFd,
-    loopback: usize,
+    loopback_index: usize,
     packets: Mutex<Vec<Packet>>,
 }
 
 impl Capture {
-    /// Opens it in the calling thread's namespace.
+    /// Starts to capture in the calling thread's namespace.
     pub fn open() -> Self {
-        let all = i32::from((libc::ETH_P_ALL as u16).to_be());
+        let all_protocols = i32::from((libc::ETH_P_ALL as u16).to_be());
         let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // SAFETY: no pointer is passed.
-        let raw = unsafe { libc::socket(libc::AF_PACKET, flags, all) };
+        let raw = unsafe { libc::socket(libc::AF_PACKET, flags, all_protocols) };
         assert!(raw >= 0, "AF_PACKET: {}", io::Error::last_os_error());
-        // SAFETY: the kernel has just made this descriptor, and nobody else knows its number.
+        // SAFETY: the kernel has just opened this descriptor, and no other code owns it.
         let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-        setsockopt(&socket, RcvBufForce, &BUFFER).expect("SO_RCVBUFFORCE");
+        setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER).expect("SO_RCVBUFFORCE");
         setsockopt(&socket, ReceiveTimestampns, &true).expect("SO_TIMESTAMPNS");
-        let loopback = nix::net::if_::if_nametoindex("lo").expect("the loopback's number") as usize;
+        let loopback_index = nix::net::if_::if_nametoindex("lo").expect("the index of the loopback device") as usize;
         Self {
             socket,
-            loopback,
+            loopback_index,
             packets: Mutex::default(),
         }
     }
 
-    /// Reads what has come so far.
+    /// Reads the packets that the kernel has captured so far.
     pub fn read(&self) {
         let mut packets = self.packets.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut buffer = [0; SNAP];
+        let mut buffer = [0; SNAPLEN];
         let mut space = nix::cmsg_space!(libc::timespec);
         loop {
             let mut slices = [IoSliceMut::new(&mut buffer)];
@@ -135,20 +137,20 @@ impl Capture {
                     _ => None,
                 });
             let (time, length) = (time.expect("a packet's time"), message.bytes);
-            // The loopback shows each packet twice: as it leaves and as it comes.
+            // The loopback device shows each packet twice: outgoing and incoming.
             // SAFETY: recvmsg() has filled in a whole `sockaddr_ll`, as its family says.
-            let address = unsafe { &*from.as_ptr().cast::<libc::sockaddr_ll>() };
-            let outgoing = address.sll_pkttype == libc::PACKET_OUTGOING;
-            if from.ifindex() == self.loopback && !outgoing {
+            let link_address = unsafe { &*from.as_ptr().cast::<libc::sockaddr_ll>() };
+            let is_outgoing = link_address.sll_pkttype == libc::PACKET_OUTGOING;
+            if from.ifindex() == self.loopback_index && !is_outgoing {
                 continue;
             }
-            if let Some(packet) = parse(&buffer[..length.min(SNAP)], time) {
+            if let Some(packet) = parse(&buffer[..length.min(SNAPLEN)], time) {
                 packets.push(packet);
             }
         }
     }
 
-    /// What has come, and forgets it.
+    /// Removes and returns the packets that were captured so far, in the order of their times.
     pub fn take(&self) -> Vec<Packet> {
         self.read();
         let mut packets = std::mem::take(&mut *self.packets.lock().unwrap_or_else(PoisonError::into_inner));
@@ -156,12 +158,12 @@ impl Capture {
         packets
     }
 
-    /// How many packets the kernel had no room for.
-    pub fn lost(&self) -> u32 {
+    /// Returns the number of packets that the kernel dropped because the buffer was full.
+    pub fn dropped(&self) -> u32 {
         let mut stats = [0_u32; 2];
-        let mut size = libc::socklen_t::try_from(size_of_val(&stats)).expect("eight");
+        let mut size = libc::socklen_t::try_from(size_of_val(&stats)).expect("8 bytes");
         // SAFETY: the kernel writes at most `size` bytes to `stats`.
-        let done = unsafe {
+        let result = unsafe {
             libc::getsockopt(
                 self.socket.as_raw_fd(),
                 libc::SOL_PACKET,
@@ -170,7 +172,7 @@ impl Capture {
                 &raw mut size,
             )
         };
-        assert_eq!(done, 0, "PACKET_STATISTICS: {}", io::Error::last_os_error());
+        assert_eq!(result, 0, "PACKET_STATISTICS: {}", io::Error::last_os_error());
         stats[1]
     }
 }
@@ -183,41 +185,43 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// An IP header: both addresses, the code point, the protocol, what follows it, and how much of that there was on the wire.
-struct Header<'a> {
+/// The fields of an IP header that the capture needs.
+struct IpHeader<'a> {
     from: IpAddr,
     to: IpAddr,
     dscp: u8,
     protocol: u8,
-    rest: &'a [u8],
+    /// The captured bytes after the header.
+    payload: &'a [u8],
+    /// The payload's length on the wire.
     length: u32,
 }
 
-fn header(bytes: &[u8]) -> Option<Header<'_>> {
+fn parse_ip_header(bytes: &[u8]) -> Option<IpHeader<'_>> {
     match bytes.first()? >> 4 {
         4 => {
-            let own = usize::from(bytes[0] & 15) * 4;
-            let of = |at: usize| Some(Ipv4Addr::from(u32_at(bytes, at)?).into());
-            Some(Header {
-                from: of(12)?,
-                to: of(16)?,
+            let header_length = usize::from(bytes[0] & 15) * 4;
+            let address = |at: usize| Some(Ipv4Addr::from(u32_at(bytes, at)?).into());
+            Some(IpHeader {
+                from: address(12)?,
+                to: address(16)?,
                 dscp: bytes.get(1)? >> 2,
                 protocol: *bytes.get(9)?,
-                rest: bytes.get(own..)?,
-                length: u32::from(u16_at(bytes, 2)?).checked_sub(own as u32)?,
+                payload: bytes.get(header_length..)?,
+                length: u32::from(u16_at(bytes, 2)?).checked_sub(header_length as u32)?,
             })
         }
         6 => {
-            let of = |at: usize| {
+            let address = |at: usize| {
                 let octets: [u8; 16] = bytes.get(at..at + 16)?.try_into().ok()?;
                 Some(Ipv6Addr::from(octets).into())
             };
-            Some(Header {
-                from: of(8)?,
-                to: of(24)?,
+            Some(IpHeader {
+                from: address(8)?,
+                to: address(24)?,
                 dscp: (u16_at(bytes, 0)? >> 6 & 0x3f) as u8,
                 protocol: *bytes.get(6)?,
-                rest: bytes.get(40..)?,
+                payload: bytes.get(40..)?,
                 length: u32::from(u16_at(bytes, 4)?),
             })
         }
@@ -228,20 +232,20 @@ fn header(bytes: &[u8]) -> Option<Header<'_>> {
 /// Parses a TCP segment or an ICMP error about one. Returns `None` for anything else.
 fn parse(bytes: &[u8], time: SystemTime) -> Option<Packet> {
     const TCP: u8 = 6;
-    let ip = header(bytes)?;
-    let ends = |ip: &Header<'_>| {
-        let ports = (u16_at(ip.rest, 0)?, u16_at(ip.rest, 2)?);
+    let ip = parse_ip_header(bytes)?;
+    let endpoints = |ip: &IpHeader<'_>| {
+        let ports = (u16_at(ip.payload, 0)?, u16_at(ip.payload, 2)?);
         Some((SocketAddr::new(ip.from, ports.0), SocketAddr::new(ip.to, ports.1)))
     };
     match ip.protocol {
         TCP => {
-            let (from, to) = ends(&ip)?;
-            let own = u32::from(ip.rest.get(12)? >> 4) * 4;
-            let kind = Kind::Tcp {
-                seq: u32_at(ip.rest, 4)?,
-                ack: u32_at(ip.rest, 8)?,
-                flags: *ip.rest.get(13)?,
-                len: ip.length.checked_sub(own)?,
+            let (from, to) = endpoints(&ip)?;
+            let header_length = u32::from(ip.payload.get(12)? >> 4) * 4;
+            let kind = PacketKind::Tcp {
+                seq: u32_at(ip.payload, 4)?,
+                ack: u32_at(ip.payload, 8)?,
+                flags: *ip.payload.get(13)?,
+                len: ip.length.checked_sub(header_length)?,
             };
             Some(Packet {
                 time,
@@ -251,16 +255,16 @@ fn parse(bytes: &[u8], time: SystemTime) -> Option<Packet> {
                 kind,
             })
         }
-        // ICMP and ICMPv6: type, code, sum, four more bytes, and the packet that it is about.
+        // ICMP and ICMPv6: a header of 8 bytes, then the packet that caused the error.
         1 | 58 => {
-            let about = header(ip.rest.get(8..)?)?;
-            let (from, to) = ends(&about).filter(|_| about.protocol == TCP)?;
+            let cause = parse_ip_header(ip.payload.get(8..)?)?;
+            let (from, to) = endpoints(&cause).filter(|_| cause.protocol == TCP)?;
             Some(Packet {
                 time,
                 from,
                 to,
                 dscp: 0,
-                kind: Kind::Icmp(ip.rest[0], ip.rest[1]),
+                kind: PacketKind::Icmp(ip.payload[0], ip.payload[1]),
             })
         }
         _ => None,
