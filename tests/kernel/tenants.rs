@@ -74,7 +74,7 @@ pub fn topic() -> Topic {
             services::load_balancer_address_does_not_take_another_services_address,
             services::endpoint_slice_of_another_namespace_does_not_take_a_pod,
             services::external_name_has_no_endpoints_whatever_its_selector,
-            forward::drop_on_the_way_to_a_service_is_found_with_both_names,
+            forward::drop_between_pods_is_found_with_both_names,
             rounds::random_rounds;
         BIG:
             services::cost_of_a_record_does_not_grow_with_services,
