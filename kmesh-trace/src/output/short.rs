@@ -55,6 +55,9 @@ impl Sink for Short {
     }
 
     fn report(&mut self, record: &Record) -> io::Result<()> {
+        if !self.events.has_subject(record.subject) {
+            return Ok(());
+        }
         let color = self.color;
         writeln!(self.out.text(), "{}", Line { record, color })?;
         self.out.appended()
@@ -179,26 +182,26 @@ impl Line<'_> {
         write!(f, "  {red}{text}{reset}{separator}{}", Lasted(record))
     }
 
-    /// Writes the packets that this node dropped, by reason. Returns whether there are any.
-    fn drops(&self, f: &mut fmt::Formatter<'_>) -> Result<bool, fmt::Error> {
-        let drops = self.record.drops.as_deref().unwrap_or_default();
-        for PacketDrops {
-            direction,
-            reason,
-            packets,
-        } in drops
-        {
-            // An attempt to connect sends only SYNs.
-            let is_syn = !self.record.established && *direction == PacketDirection::Sent;
-            let kind = if is_syn { "SYN" } else { "packet" };
-            write!(
-                f,
-                "  {packets} {kind}{} dropped: {}",
-                plural(*packets),
-                one_line(reason)
-            )?;
+    /// Writes the packets that this node dropped, by reason. Returns the number of dropped SYNs.
+    fn drops(&self, f: &mut fmt::Formatter<'_>) -> Result<u64, fmt::Error> {
+        let mut syns = 0_u64;
+        for drops in self.record.drops.iter().flatten() {
+            let PacketDrops {
+                direction,
+                reason,
+                packets,
+            } = drops;
+            write!(f, "  {packets} ")?;
+            if !self.record.established && *direction == PacketDirection::Sent {
+                // An attempt to connect sends only SYNs.
+                syns = syns.saturating_add(*packets);
+                f.write_str("SYN")?;
+            } else {
+                write!(f, "{} packet", direction.name())?;
+            }
+            write!(f, "{} dropped: {}", plural(*packets), one_line(reason))?;
         }
-        Ok(!drops.is_empty())
+        Ok(syns)
     }
 
     /// Writes what explains a failure or a delay.
@@ -209,14 +212,16 @@ impl Line<'_> {
             Some(outcome) => matches!(outcome, Outcome::ConnectTimeout | Outcome::ConnectAborted),
             None => record.event == Event::Update,
         };
-        let has_drops = self.drops(f)?;
+        let dropped_syns = self.drops(f)?;
         if record.established {
             if retransmits > 0 {
                 write!(f, "  {retransmits} retransmitted")?;
             }
-        } else if is_unanswered && !has_drops {
+        } else {
             let syns = u64::from(retransmits) + 1;
-            write!(f, "  {syns} SYN{} unanswered", plural(syns))?;
+            if is_unanswered && dropped_syns < syns {
+                write!(f, "  {syns} SYN{} unanswered", plural(syns))?;
+            }
         }
         if let Some(reason) = &record.reset_reason {
             write!(f, "  {}", one_line(reason))?;
@@ -398,7 +403,15 @@ mod tests {
             testing::drops(PacketDirection::Sent, "NETFILTER_DROP", 1),
             testing::drops(PacketDirection::Received, "TCP_OFOMERGE", 2),
         ]);
-        assert!(line(&both).ends_with("  1 packet dropped: NETFILTER_DROP  2 packets dropped: TCP_OFOMERGE"));
+        let expected = "  1 sent packet dropped: NETFILTER_DROP  2 received packets dropped: TCP_OFOMERGE";
+        assert!(line(&both).ends_with(expected));
+        let mut partly = testing::dropped();
+        partly.drops = Some(vec![
+            testing::drops(PacketDirection::Sent, "NETFILTER_DROP", 2),
+            testing::drops(PacketDirection::Received, "IP_RPFILTER", 1),
+        ]);
+        let expected = "  2 SYNs dropped: NETFILTER_DROP  1 received packet dropped: IP_RPFILTER  6 SYNs unanswered";
+        assert!(line(&partly).ends_with(expected));
     }
 
     #[test]
