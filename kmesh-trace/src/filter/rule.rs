@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use super::names::{NamePattern, PodPattern, ServicePattern, WorkloadPattern};
 use super::selector::Selector;
 use super::values::{CommPattern, ContainerPrefix, Network, Pid, PortRange, Term};
-use crate::record::{Direction, Event, Family, Names, Outcome, Pod, Record};
+use crate::record::{Direction, Event, Family, Names, Outcome, Pod, Record, Subject};
 
 /// The terms of one flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,7 +161,8 @@ impl Filter {
         !(namespaces.is_empty() && pods.is_empty() && workloads.is_empty() && service.is_empty())
     }
 
-    /// Returns whether `record` meets all conditions.
+    /// Returns whether `record` meets all conditions. Conditions on the course of a connection do not apply to a record
+    /// that is about no connection.
     pub fn passes(&self, record: &Record) -> bool {
         self.family.is_none_or(|family| record.family == family)
             && self.direction.pass(|&direction| record.direction == direction)
@@ -169,7 +170,11 @@ impl Filter {
             && self.passes_addresses(record.src.ip(), record.socket_dst().ip())
             && self.passes_process(record)
             && self.passes_names(&record.names)
-            && self.passes_outcome(record)
+            && (record.subject != Subject::Connection || self.passes_course(record))
+    }
+
+    fn passes_course(&self, record: &Record) -> bool {
+        self.passes_outcome(record)
             && self.min_duration_ns.is_none_or(|min| record.observed_ns >= min)
             && self
                 .min_bytes

@@ -7,7 +7,7 @@ use clap::Parser;
 use super::*;
 use crate::config::Config;
 use crate::config::tests::{PLAIN, parsed};
-use crate::output::testing::{comm, example, random};
+use crate::output::testing::{comm, example, random, reports};
 use crate::record::{
     ContainerId, Direction, Event, Names, Outcome, Pod, Process, ProcessBy, Record, Service, ServiceBy, ServiceMatch,
     Workload,
@@ -336,6 +336,32 @@ fn min_flags_match_bytes_or_duration() {
 }
 
 /// The values are random sequences of special characters and of parts of valid values.
+#[test]
+fn flags_about_the_course_of_a_connection_do_not_apply_to_rejects_and_listeners() {
+    let [rejected, listening, ..] = <[Record; 4]>::try_from(reports()).unwrap();
+    let cases = [
+        ("--failed", true, true),
+        ("--outcome ok", true, true),
+        ("--connecting", true, true),
+        ("--established-only", true, true),
+        ("--min-duration 1s", true, true),
+        ("--min-bytes 1", true, true),
+        ("--port 9081", true, false),
+        ("--to-ip 10.244.0.13", true, false),
+        ("--from-namespace istio-system", true, false),
+        ("-n echo-1-27855", true, true),
+        ("--workload productpage-v1", true, true),
+        ("--pid 4711", false, true),
+        ("-6", false, false),
+        ("--direction outbound", false, false),
+    ];
+    for (arguments, passes_rejected, passes_listening) in cases {
+        let filter = filter(arguments);
+        assert_eq!(filter.passes(&rejected), passes_rejected, "{arguments}");
+        assert_eq!(filter.passes(&listening), passes_listening, "{arguments}");
+    }
+}
+
 #[test]
 fn random_values_do_not_panic() {
     const PIECES: [&str; 30] = [
