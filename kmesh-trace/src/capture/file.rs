@@ -10,12 +10,12 @@ use serde::Serialize;
 
 use super::compression::{Compression, Compressor};
 use crate::blocking_io::Blocking;
-use crate::config::{CapturePath, Rotation};
-use crate::output::json::contract::{ConnLine, HeaderLine, LostLine, SummaryLine};
+use crate::config::{CapturePath, Events, Rotation};
+use crate::output::json::contract::{ConnLine, HeaderLine, ListenerLine, LostLine, RejectLine, SummaryLine};
 use crate::output::stderr::warn;
 use crate::output::{Sink, append_line};
 use crate::record::Header;
-use crate::record::{Event, Lost, Record, Summary};
+use crate::record::{Event, Lost, Record, Subject, Summary};
 use crate::track::delta::Delta;
 
 /// The number of uncompressed bytes in one write.
@@ -107,7 +107,8 @@ impl Rotator {
                 self.next_at = written + self.rotation.size;
                 if !self.has_failed {
                     self.has_failed = true;
-                    warn(&format!("cannot rotate the capture: {error}; the current file grows beyond the size of \
+                    warn(&format!(
+                        "cannot rotate the capture: {error}; the current file grows beyond the size of \
                          --rotate\n  try: make room at {}, and deny other users write access to the folder",
                         path.display()
                     ));
@@ -121,6 +122,8 @@ impl Rotator {
 /// The sink that writes a capture.
 pub struct Capture {
     header: Header,
+    /// The reports that the capture contains. It contains all events of connections.
+    events: Events,
     destination: Destination,
     compression: Compression,
     compressor: Compressor,
@@ -176,12 +179,12 @@ impl Target {
         })
     }
 
-    /// Starts a capture with `header` as its first line.
-    pub fn start(mut self, header: Header) -> io::Result<Capture> {
-        match self.destination.take() {
-            Some(destination) => Capture::start(destination, self.compression, self.block_bytes, header),
-            None => Err(ErrorKind::NotFound.into()),
-        }
+    /// Starts a capture with `header` as its first line. `events` selects the reports that it contains.
+    pub fn start(mut self, header: Header, events: Events) -> io::Result<Capture> {
+        let destination = self.destination.take().ok_or(ErrorKind::NotFound)?;
+        let mut capture = Capture::start(destination, self.compression, self.block_bytes, header)?;
+        capture.events = events;
+        Ok(capture)
     }
 }
 
@@ -194,7 +197,7 @@ impl Drop for Target {
 }
 
 impl Capture {
-    /// Starts a capture whose bytes go to `out`.
+    /// Starts a capture of everything whose bytes go to `out`.
     pub fn to(out: impl Write + Send + 'static, compression: Compression, header: Header) -> io::Result<Self> {
         Self::start(Destination::Pipe(Box::new(out)), compression, BLOCK_BYTES, header)
     }
@@ -208,6 +211,7 @@ impl Capture {
         let mut capture = Self {
             closes: header.closes_before,
             header,
+            events: Events::ALL,
             destination,
             compression,
             compressor: Compressor::new(compression)?,
@@ -335,6 +339,15 @@ impl Sink for Capture {
 
     fn baseline(&mut self, record: &Record) -> io::Result<()> {
         self.append(&ConnLine::new(record))
+    }
+
+    fn report(&mut self, record: &Record) -> io::Result<()> {
+        match record.subject {
+            _ if !self.events.has_subject(record.subject) => Ok(()),
+            Subject::Connection => Ok(()),
+            Subject::Reject(count) => self.append(&RejectLine::new(record, count)),
+            Subject::Listener(queue) => self.append(&ListenerLine::new(record, queue)),
+        }
     }
 
     fn lost(&mut self, lost: &Lost) -> io::Result<()> {

@@ -17,7 +17,7 @@ use crate::output::json::contract::VERSION;
 use crate::record::Header;
 use crate::record::errno::Errno;
 use crate::record::{
-    self, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, LossReason, Lost, Names, Outcome,
+    self, AcceptQueue, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, LossReason, Lost, Names, Outcome,
     PacketDirection, PacketDrops, ProcessBy, Record, RunInfo, ServiceBy, Subject, Summary, Tcp, WallTime,
 };
 
@@ -52,6 +52,14 @@ impl Parser {
         check_version(v)?;
         match &*kind.0 {
             "conn" => self.record(text),
+            "reject" => {
+                let line: Reject<'_> = parse(text)?;
+                Ok(Line::Record(Box::new(line.into_record(&mut self.shared)?)))
+            }
+            "listener" => {
+                let line: Listener<'_> = parse(text)?;
+                Ok(Line::Record(Box::new(line.into_record(&mut self.shared)?)))
+            }
             "header" => parse::<HeaderIn<'_>>(text).map(|line| Line::Header(line.into())),
             "lost" => parse::<LostIn<'_>>(text).map(|line| Line::Lost(line.into())),
             "summary" => parse::<SummaryIn<'_>>(text).map(|line| line.into_line()),
@@ -242,9 +250,9 @@ struct Conn<'a> {
     direction: Direction,
     family: Family,
     #[serde(borrow)]
-    src: End<'a>,
+    src: End<'a, u16>,
     #[serde(borrow)]
-    dst: End<'a>,
+    dst: End<'a, u16>,
     #[serde(borrow)]
     service: Option<Service<'a>>,
     original_dst: Option<Address>,
@@ -280,10 +288,11 @@ struct Address {
     port: u16,
 }
 
+/// One end of a connection. `P` is an option in an end without a port.
 #[derive(Deserialize)]
-struct End<'a> {
+struct End<'a, P> {
     ip: IpAddr,
-    port: u16,
+    port: P,
     #[serde(borrow, default)]
     namespace: Option<Text<'a>>,
     #[serde(borrow, default)]
@@ -336,10 +345,91 @@ struct Local<'a> {
     container: Option<Text<'a>>,
 }
 
+impl From<Process<'_>> for record::Process {
+    fn from(process: Process<'_>) -> Self {
+        Self {
+            pid: process.pid,
+            comm: Comm::from_text(&process.comm.0),
+            by: process.by,
+        }
+    }
+}
+
+impl Local<'_> {
+    fn container_id(&self) -> Option<ContainerId> {
+        ContainerId::new(&self.container_id.as_ref()?.0)
+    }
+}
+
+#[derive(Deserialize)]
+struct Reject<'a> {
+    time: WallTime,
+    #[serde(borrow)]
+    src: End<'a, Option<u16>>,
+    #[serde(borrow)]
+    dst: End<'a, u16>,
+    #[serde(borrow)]
+    reason: Option<Text<'a>>,
+    count: u64,
+    netns: u32,
+}
+
+impl Reject<'_> {
+    fn into_record(self, shared: &mut SharedNames) -> Result<Record, String> {
+        let dst = SocketAddr::new(self.dst.ip, self.dst.port);
+        let mut record = Record::report(Subject::Reject(self.count), self.time, dst);
+        record.src = SocketAddr::new(self.src.ip, 0);
+        record.names.src = shared.end(&self.src)?;
+        record.names.dst = shared.end(&self.dst)?;
+        record.reset_reason = self.reason.map(|reason| shared.text(&reason.0));
+        record.netns = self.netns;
+        Ok(record)
+    }
+}
+
+#[derive(Deserialize)]
+struct Listener<'a> {
+    time: WallTime,
+    #[serde(borrow)]
+    dst: End<'a, u16>,
+    #[serde(borrow)]
+    process: Option<Process<'a>>,
+    #[serde(borrow)]
+    local: Local<'a>,
+    #[serde(borrow)]
+    id: Text<'a>,
+    backlog: u32,
+    max_backlog: u32,
+    half_open: u32,
+    dropped: u32,
+    dropped_total: u32,
+}
+
+impl Listener<'_> {
+    fn into_record(self, shared: &mut SharedNames) -> Result<Record, String> {
+        let queue = AcceptQueue {
+            backlog: self.backlog,
+            max_backlog: self.max_backlog,
+            half_open: self.half_open,
+            dropped: self.dropped,
+            dropped_total: self.dropped_total,
+        };
+        let dst = SocketAddr::new(self.dst.ip, self.dst.port);
+        let mut record = Record::report(Subject::Listener(queue), self.time, dst);
+        record.id = self.id.0.parse()?;
+        record.names.dst = shared.end(&self.dst)?;
+        record.process = self.process.map(record::Process::from);
+        (record.netns, record.cgroup_id) = (self.local.netns, self.local.cgroup_id);
+        record.container_id = self.local.container_id();
+        record.names.container = self.local.container.map(|name| shared.text(&name.0));
+        Ok(record)
+    }
+}
+
 impl Conn<'_> {
     fn into_record(self, shared: &mut SharedNames) -> Result<Record, String> {
         let id = self.id.0.parse()?;
-        let container_id = self.local.container_id.and_then(|id| ContainerId::new(&id.0));
+        let container_id = self.local.container_id();
         let (src_ip, dst_ip) = ((self.src.ip, self.src.port), (self.dst.ip, self.dst.port));
         let src = shared.end(&self.src)?;
         let dst = shared.end(&self.dst)?;
@@ -374,11 +464,7 @@ impl Conn<'_> {
             src: src_ip.into(),
             dst: dst_ip.into(),
             names,
-            process: self.process.map(|process| record::Process {
-                pid: process.pid,
-                comm: Comm::from_text(&process.comm.0),
-                by: process.by,
-            }),
+            process: self.process.map(record::Process::from),
             netns: self.local.netns,
             is_netns_of_root: true,
             cgroup_id: self.local.cgroup_id,
@@ -418,7 +504,7 @@ struct SharedNames {
 }
 
 impl SharedNames {
-    fn end(&mut self, end: &End<'_>) -> Result<record::End, String> {
+    fn end<P>(&mut self, end: &End<'_, P>) -> Result<record::End, String> {
         let (Some(namespace), Some(name)) = (&end.namespace, &end.pod) else {
             let node = end.node.as_ref().map(|node| self.text(&node.0));
             return Ok(record::End { pod: None, node });
@@ -500,7 +586,7 @@ impl SharedNames {
 }
 
 /// Compares everything but the UID and the labels.
-fn is_same_pod(pod: &record::Pod, end: &End<'_>) -> bool {
+fn is_same_pod<P>(pod: &record::Pod, end: &End<'_, P>) -> bool {
     let same = |known: Option<&str>, text: &Option<Text<'_>>| known == text.as_ref().map(|text| &*text.0);
     let workload = pod.workload.as_ref();
     same(Some(&pod.namespace), &end.namespace)

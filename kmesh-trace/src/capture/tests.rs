@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use super::Compression;
 use super::lines::{Damage, Lines, Step};
 use super::parse::{Line, Parser};
 use super::testing::{capture, header};
-use crate::output::json::contract::ConnLine;
+use super::{Compression, Target};
+use crate::config::{CapturePath, Events};
+use crate::output::json::contract::{ConnLine, ListenerLine, RejectLine};
 use crate::output::{Sink, append_line, testing};
 use crate::record::{
-    ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, Labels, Names, Outcome, PacketDirection,
-    PacketDrops, Pod, Process, ProcessBy, Record, Service, ServiceBy, ServiceMatch, Subject, Tcp, TcpState, WallTime,
-    Workload,
+    AcceptQueue, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, Labels, Names, Outcome,
+    PacketDirection, PacketDrops, Pod, Process, ProcessBy, Record, Service, ServiceBy, ServiceMatch, Subject, Tcp,
+    TcpState, WallTime, Workload,
 };
 use crate::track::delta::Delta;
 
@@ -20,14 +21,22 @@ const ALL: [Compression; 3] = [Compression::None, Compression::Gzip, Compression
 fn of(compression: Compression, records: &[Record]) -> Vec<u8> {
     capture(compression, |capture| {
         for record in records {
-            capture.record(record, &Delta::default()).unwrap();
+            match record.subject {
+                Subject::Connection => capture.record(record, &Delta::default()).unwrap(),
+                _ => capture.report(record).unwrap(),
+            }
         }
     })
 }
 
 fn json(record: &Record) -> String {
     let mut line = Vec::new();
-    append_line(&mut line, &ConnLine::new(record)).unwrap();
+    let appended = match record.subject {
+        Subject::Connection => append_line(&mut line, &ConnLine::new(record)),
+        Subject::Reject(count) => append_line(&mut line, &RejectLine::new(record, count)),
+        Subject::Listener(queue) => append_line(&mut line, &ListenerLine::new(record, queue)),
+    };
+    appended.unwrap();
     String::from_utf8(line).unwrap()
 }
 
@@ -222,7 +231,17 @@ impl Chance {
             closed_by: self.maybe(|chance| chance.one_of(ClosedBy::ALL)),
             reset_reason: self.maybe(Self::text),
             drops: self.maybe(|chance| (0..chance.below(4)).map(|_| chance.packet_drops()).collect()),
-            subject: Subject::Connection,
+            subject: match self.below(8) {
+                0 => Subject::Reject(self.number()),
+                1 => Subject::Listener(AcceptQueue {
+                    backlog: self.narrow(),
+                    max_backlog: self.narrow(),
+                    half_open: self.narrow(),
+                    dropped: self.narrow(),
+                    dropped_total: self.narrow(),
+                }),
+                _ => Subject::Connection,
+            },
             tcp: Tcp {
                 state: self.one_of(TcpState::ALL),
                 old_state: self.maybe(|chance| chance.one_of(TcpState::ALL)),
@@ -264,7 +283,7 @@ impl Chance {
 fn replayed_lines_are_the_same_bytes() {
     for seed in 0..5 {
         let mut chance = Chance::new(seed);
-        let mut all = testing::all();
+        let mut all = [testing::all(), testing::reports()].concat();
         all.extend((0..2000).map(|_| chance.record()));
         all.extend(testing::hostile_names().take(500).map(|name| testing::named(&name)));
         let expected: Vec<_> = all.iter().map(json).collect();
@@ -278,6 +297,30 @@ fn replayed_lines_are_the_same_bytes() {
             assert_eq!(lines.len(), 1 + expected.len());
         }
     }
+}
+
+#[test]
+fn capture_has_only_selected_reports() {
+    let header = header();
+    let folder = std::env::temp_dir().join(format!("kmesh-trace-reports-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("x.jsonl");
+    let target = Target::create(&CapturePath::File(path.clone()), None).unwrap();
+    let events = Events {
+        reject: true,
+        ..Events::NONE
+    };
+    let mut capture = target.start(header.clone(), events).unwrap();
+    for record in testing::reports() {
+        capture.report(&record).unwrap();
+    }
+    capture.record(&testing::example(), &Delta::default()).unwrap();
+    capture.finish().unwrap();
+    let (lines, _) = read(&std::fs::read(&path).unwrap());
+    std::fs::remove_dir_all(&folder).unwrap();
+    let [rejected, _, _, unnamed] = <[Record; 4]>::try_from(testing::reports()).unwrap();
+    let expected = [rejected, unnamed, testing::example()];
+    assert_eq!(records(&lines), expected.each_ref().map(json));
 }
 
 #[test]
@@ -342,6 +385,9 @@ fn foreign_lines_are_refused_with_the_reason() {
             r#"a line of type "rollup" cannot be replayed"#,
         ),
         (r#"{"type":"conn","v":1}"#, "missing field `id`"),
+        (r#"{"type":"reject","v":1}"#, "missing field `time`"),
+        (r#"{"type":"listener","v":1}"#, "missing field `time`"),
+        (&conn.replace(r#","port":9080"#, ""), "missing field `port`"),
         (&conn.replace(r#""v":1"#, r#""v":2"#), "version 2 is not supported"),
         (
             &conn.replace(r#""event":"close""#, r#""event":"opened""#),

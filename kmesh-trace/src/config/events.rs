@@ -19,6 +19,13 @@ pub struct Events {
 }
 
 impl Events {
+    pub const ALL: Self = Self {
+        close: true,
+        open: true,
+        update: true,
+        reject: true,
+        listener: true,
+    };
     pub const NONE: Self = Self {
         close: false,
         open: false,

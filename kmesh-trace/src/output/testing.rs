@@ -16,13 +16,7 @@ use crate::record::{
     Summary, Tcp, TcpState, WallTime, Workload,
 };
 
-pub(crate) const ALL_EVENTS: Events = Events {
-    close: true,
-    open: true,
-    update: true,
-    reject: true,
-    listener: true,
-};
+pub(crate) const ALL_EVENTS: Events = Events::ALL;
 
 /// A writer into memory. Clones share the bytes.
 #[derive(Clone, Default)]

@@ -1,11 +1,14 @@
 //! The domain types: what the tracer knows about a connection, whatever the input or output format.
 //!
-//! A [`Record`] shares its names by `Arc` and owns no other heap memory, so creating, queueing and sorting records
-//! allocates nothing.
+//! A [`Record`] shares its names by `Arc`, and owns no other heap memory but the list of its dropped packets. So
+//! creating, queueing and sorting records allocates nothing.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+
+use bytemuck::Zeroable as _;
+use kmesh_trace_common::Snapshot;
 
 /// Defines the text of each variant, for the log, the JSON and its schema. The `match` makes a forgotten variant a
 /// compile error, so `ALL` is complete.
@@ -406,6 +409,46 @@ spelling!(PacketDirection {
 });
 
 impl Record {
+    /// Returns a record that is about no connection, but about a server's address `dst`. Nothing else is known.
+    pub fn report(subject: Subject, time: WallTime, dst: SocketAddr) -> Self {
+        let unspecified = match dst {
+            SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        };
+        Self {
+            id: ConnId { cookie: 0, attempt: 0 },
+            event: Event::Update,
+            time,
+            start: None,
+            duration_ns: None,
+            connect_ns: None,
+            preexisting: false,
+            observed_ns: 0,
+            node: Arc::from(""),
+            direction: Direction::Inbound,
+            family: if dst.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
+            src: SocketAddr::new(unspecified, 0),
+            dst,
+            names: Names::default(),
+            process: None,
+            netns: 0,
+            is_netns_of_root: false,
+            cgroup_id: None,
+            container_id: None,
+            sent_bytes: 0,
+            received_bytes: 0,
+            undelivered_bytes: 0,
+            established: false,
+            outcome: None,
+            errno: None,
+            closed_by: None,
+            reset_reason: None,
+            drops: None,
+            subject,
+            tcp: Tcp::new(TcpState::Close, None, &Snapshot::zeroed()),
+        }
+    }
+
     /// Returns the server's address on the socket: what the program dialled, or the listener's own address.
     pub fn socket_dst(&self) -> SocketAddr {
         self.names.original_dst.unwrap_or(self.dst)

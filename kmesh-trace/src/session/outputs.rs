@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use crate::capture::Target;
-use crate::config::{Config, RollupConfig, parse_prompt_filter};
+use crate::config::{Config, Events, RollupConfig, parse_prompt_filter};
 use crate::output::NameSourceStatus;
 use crate::output::stderr::Reports;
 use crate::output::table::TuiTable;
@@ -51,7 +51,12 @@ pub fn open(
         sinks.extend(stdout_sink(config, info, names));
     }
     if let Some((target, header)) = capture {
-        sinks.push(Box::new(target.start(header)?));
+        // Everything in a replayed capture was selected when it was recorded.
+        let events = match config.read[..] {
+            [] => config.events,
+            _ => Events::ALL,
+        };
+        sinks.push(Box::new(target.start(header, events)?));
     }
     if let Some(reports) = Reports::new(config, info) {
         sinks.push(Box::new(reports));

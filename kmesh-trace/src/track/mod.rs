@@ -14,7 +14,6 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use bytemuck::Zeroable as _;
 use kmesh_trace_common::{
     FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_ROOT_NETNS, KIND_OPEN, KIND_UPDATE, Listener, Owner, RejectKey, Reset, SK_DONE,
     Snapshot, owner, state,
@@ -24,7 +23,7 @@ use self::clock::Clock;
 use self::decode::KernelEvent;
 use crate::record::{
     AcceptQueue, Comm, ConnId, Direction, Event, Family, Names, Process, ProcessBy, ReasonNames, Record, Subject, Tcp,
-    TcpState, WallTime,
+    TcpState,
 };
 
 /// The time that an event waits, ns. The kernel sends the RST of a close in the same run of its receive path, within
@@ -112,37 +111,21 @@ impl Tracker {
             netns: listener.netns,
             is_netns_of_root: listener.flags & FLAG_ROOT_NETNS != 0,
             cgroup_id: (listener.cgroup_id != 0).then_some(listener.cgroup_id),
-            subject: Subject::Listener(queue),
-            ..self.without_connection(dst, clock.wall(listener.time_ns))
+            node: Arc::clone(&self.node),
+            ..Record::report(Subject::Listener(queue), clock.wall(listener.time_ns), dst)
         }
     }
 
     /// Returns the record of RSTs that this node sent without a socket, at the time `time_ns` (CLOCK_MONOTONIC).
     pub fn reject(&self, key: &RejectKey, count: u64, time_ns: u64, clock: &Clock) -> Record {
         let address = |words: [u64; 2], port| endpoint(bytemuck::cast(words), port);
+        let dialled = address(key.dialled, key.port);
         Record {
             src: address(key.client, 0),
             netns: key.netns,
             reset_reason: self.reset_reasons.name(key.reason.into()),
-            subject: Subject::Reject(count),
-            ..self.without_connection(address(key.dialled, key.port), clock.wall(time_ns))
-        }
-    }
-
-    /// Returns a record that is about no connection, but about a server's address.
-    fn without_connection(&self, dst: SocketAddr, time: WallTime) -> Record {
-        let snapshot = Snapshot {
-            kind: KIND_UPDATE,
-            ..Snapshot::zeroed()
-        };
-        Record {
-            dst,
-            time,
-            start: None,
-            duration_ns: None,
-            observed_ns: 0,
-            family: if dst.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
-            ..self.to_record(&snapshot, None, &Clock::new(0))
+            node: Arc::clone(&self.node),
+            ..Record::report(Subject::Reject(count), clock.wall(time_ns), dialled)
         }
     }
 

@@ -168,7 +168,6 @@ fn listener_has_address_owner_and_queue() {
     let listener = Listener {
         cookie: 5,
         time_ns: 30,
-        local_addr: [0; 16],
         local_port: 80,
         cgroup_id: 9,
         netns: 7,
