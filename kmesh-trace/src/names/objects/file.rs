@@ -151,7 +151,7 @@ mod tests {
     const BOTH: &str = "pods: 1, Services: 1, other objects: 0";
 
     #[test]
-    fn whatever_kubectl_prints_is_read() {
+    fn output_of_kubectl_is_read() {
         let pod = |uid: &str| format!(r#"{{"metadata":{{"uid":"{uid}","name":"web"}}}}"#);
         let (a, b) = (pod("a"), pod("b"));
         let service = r#"{"metadata":{"name":"web"}}"#;
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_where_and_quote_nothing() {
+    fn errors_have_the_position_and_quote_nothing() {
         let deep = format!("{{\"kind\":\"PodList\",\"items\":[{{\"spec\":{}", "[".repeat(100_000));
         let cases = [
             ("", "empty"),
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn file_without_names_is_refused_with_what_to_do() {
+    fn file_without_names_is_refused_with_a_remedy() {
         let path = std::env::temp_dir().join(format!("kmesh-trace-pods-{}", std::process::id()));
         for (text, part) in [
             (

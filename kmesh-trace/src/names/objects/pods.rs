@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn static_pod_is_the_pod_that_the_kubelet_read_from_elsewhere() {
+    fn static_pod_comes_from_another_source_than_the_api() {
         let by_kubelet = |annotations: &[_]| static_uid(Writer::Kubelet, annotations, "");
         let file = [("source", "file"), ("hash", STATIC)];
         assert_eq!(by_kubelet(&file).as_deref(), Some(STATIC));
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_those_that_are_addresses() {
+    fn invalid_addresses_are_left_out() {
         let cases: [(&str, &[&str]); 5] = [
             (r#"{"podIP":"10.0.0.1"}"#, &["10.0.0.1"]),
             (r#"{"podIP":"10.0.0.1","podIPs":[]}"#, &["10.0.0.1"]),

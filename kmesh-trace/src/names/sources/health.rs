@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn header_says_what_messages_say() {
+    fn header_agrees_with_the_messages() {
         let mut automatic = Run::new(&[("C", false), ("K", false)]);
         assert_eq!(automatic.header(), "no names yet");
         assert_eq!(automatic.fails(0, "none", 0), "");

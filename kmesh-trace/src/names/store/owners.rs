@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_an_unknown_controller_tells_what_is_certain() {
+    fn name_of_an_unknown_controller_implies_its_workload() {
         let set = |name| controlled("ReplicaSet", name);
         let job = |name| controlled("Job", name);
         let cases = [
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reported_controller_counts_more_than_its_name() {
+    fn reported_controller_outranks_its_name() {
         let mut owners = Owners::default();
         let mut shared = SharedValues::default();
         let mut report = |owners: &mut Owners, namespace: &str, owner: Option<ControllerRef>| {

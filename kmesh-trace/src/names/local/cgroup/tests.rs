@@ -175,7 +175,7 @@ fn everything_above_the_container_must_be_roots() {
 }
 
 #[test]
-fn kind_of_a_path() {
+fn path_has_a_kind() {
     let cases = [
         ("/", CgroupKind::Outside),
         ("/kubepods/burstable", CgroupKind::Outside),

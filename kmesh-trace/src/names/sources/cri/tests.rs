@@ -89,7 +89,7 @@ fn sandbox_with_too_many_labels_keeps_its_name() {
 }
 
 #[test]
-fn pod_is_its_latest_sandbox_with_the_containers_of_all() {
+fn pod_has_its_latest_sandbox_and_the_containers_of_all() {
     let ids = ["aa".repeat(32), "bb".repeat(32)];
     let sandboxes = vec![
         sandbox("old", "u1", 5),

@@ -24,7 +24,7 @@ fn error_of(text: &str) -> String {
 }
 
 #[test]
-fn server_without_scheme_is_as_kubectl_has_it() {
+fn server_without_scheme_is_completed_as_by_kubectl() {
     let url = |cluster: &str| client_of(&config(cluster, "token: t")).unwrap().server.to_string();
     assert_eq!(url("server: 127.0.0.1:7701"), "http://127.0.0.1:7701/");
     assert_eq!(
