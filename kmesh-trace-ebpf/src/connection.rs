@@ -219,10 +219,8 @@ fn established(sock: Sock, old: u8, program: u32) {
     }
     conn.last_state = state::ESTABLISHED;
     conn.last_seen_state = state::ESTABLISHED;
-    if counts_drops()
-        && let Some(tcp) = sock.tcp()
-    {
-        drops::forget_earlier(sock, tcp.client_isn(conn.flags & FLAG_ACTIVE != 0));
+    if counts_drops() {
+        drops::forget_earlier(sock, conn.flags & FLAG_ACTIVE != 0);
     }
     record::report_open(sock, conn, old, program);
 }

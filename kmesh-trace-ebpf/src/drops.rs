@@ -6,7 +6,7 @@
 use core::ptr;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::btf_maps::{LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use kmesh_trace_common::{DROP_SLOTS, DropKind, DropSlot, Drops, MAX_DROP_REASONS, Tuple};
 
@@ -17,6 +17,10 @@ use crate::storage::atomic_add;
 /// The counts. User space sets the size.
 #[btf_map]
 static KMESH_DROPS: LruHashMap<Tuple, Drops, 1> = LruHashMap::new();
+
+/// Not 0 once there is an entry in [`KMESH_DROPS`]. Without dropped packets, a connection then costs no look-up.
+#[btf_map]
+static KMESH_ANY_DROPS: Array<u32, 1> = Array::new();
 
 /// The number of entries made in [`KMESH_DROPS`], and of packets that an entry had no slot for.
 #[btf_map]
@@ -115,6 +119,10 @@ fn find_or_create(tuple: &Tuple) -> Option<*mut Drops> {
     }
     if KMESH_DROPS.insert(tuple, &NO_DROPS, BPF_NOEXIST.into()).is_ok() {
         add_to(KMESH_DROPS_MADE.get_ptr_mut(ENTRIES));
+        if let Some(any) = KMESH_ANY_DROPS.get_ptr_mut(0) {
+            // SAFETY: an aligned word of an array that lives as long as the program.
+            unsafe { ptr::write_volatile(any, 1) };
+        }
     }
     KMESH_DROPS.get_ptr_mut(tuple)
 }
@@ -139,10 +147,16 @@ fn add_to(number: Option<*mut u64>) {
     }
 }
 
-/// A connection was established: the packets of an earlier one with the same ports do not count any more. `client_isn`: the
-/// client's first sequence number.
+/// A connection was established: the packets of an earlier one with the same ports do not count any more. `connected`: this end
+/// called connect().
 #[inline(always)]
-pub fn forget_earlier(sock: Sock, client_isn: u32) {
+pub fn forget_earlier(sock: Sock, connected: bool) {
+    // SAFETY: an aligned word of an array that lives as long as the program.
+    if KMESH_ANY_DROPS.get_ptr(0).is_none_or(|any| unsafe { ptr::read_volatile(any) == 0 }) {
+        return;
+    }
+    let Some(tcp) = sock.tcp() else { return };
+    let client_isn = tcp.client_isn(connected);
     let local = sock.local_address();
     let (tuple, _) = Tuple::new(local.0, sock.local_port(), sock.peer_address().0, sock.peer_port());
     let Some(drops) = KMESH_DROPS.get_ptr_mut(&tuple) else {
