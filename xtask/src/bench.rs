@@ -1,5 +1,5 @@
-//! `cargo xtask bench NAME`: how fast, how small, and what the tool costs, measured on this machine. Figures are ratios from one
-//! run, since absolute ones change from machine to machine. None of it is a test.
+//! `cargo xtask bench NAME`: measures the speed, the memory and the cost of the tool on this machine. Compare only
+//! figures of one run, because absolute figures differ between machines. Benchmarks are not tests.
 
 mod cost;
 mod empty;
@@ -11,10 +11,10 @@ mod peers;
 mod replay;
 mod rollup;
 mod scale;
+mod scan;
 mod start;
 mod traced;
 mod traffic;
-mod walk;
 
 use std::fs;
 use std::process::{Command, ExitCode};
@@ -23,61 +23,59 @@ use anyhow::{Context, Result, ensure};
 
 use crate::host;
 
-/// What `cargo xtask bench` takes.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
     bench: Bench,
 }
 
-/// How much traffic, and how often.
 #[derive(clap::Args)]
 struct Rounds {
-    /// Connections a round
+    /// The number of connections per round
     #[arg(long, default_value_t = 20_000)]
     connections: usize,
-    /// Rounds of each
+    /// The number of rounds
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 }
 
 #[derive(clap::Subcommand)]
 enum Bench {
-    /// All of them, one after another
+    /// Run all benchmarks except load
     All,
-    /// BPF time of a connection, beside libbpf-tools' tcplife and an empty program
+    /// Measure the BPF time per connection, compared with tcplife of libbpf-tools and an empty program
     Cost(Rounds),
-    /// BPF time of a connection that the filter sorts out, beside an empty program's on the same hook
+    /// Measure the BPF time per filtered-out connection, compared with an empty program
     Filter(Rounds),
-    /// Wake-ups and memory while nothing happens, and memory after full rate
+    /// Measure wake-ups and memory of an idle tracer, and memory after full rate
     Idle(idle::Args),
-    /// Ten minutes of the hardest load with everything on: what is told, what is lost, and whether memory stays flat
+    /// Run full rate with all features for ten minutes, and check losses and memory
     Load(load::Args),
-    /// Names: what a large cluster takes, look-ups in it and news of it
+    /// Measure memory, look-ups and updates of the names of a large cluster
     Names(names::Args),
-    /// The tool, tcplife, its bcc form and a bpftrace script on the same traffic: rate kept, costs, losses, what is exact
+    /// Compare the tool with tcplife, tcplife-bpfcc and a bpftrace script on the same traffic
     Peers(Rounds),
-    /// Captures: replay to JSON and log beside the JSON library alone, and bytes a record
+    /// Measure replays of captures, and the bytes per record
     Replay(replay::Args),
-    /// Rollups: records a second and memory when each is of a group of its own
+    /// Measure rollups whose records all have separate groups
     Rollup(rollup::Args),
-    /// What a connection costs after a thousand of them, and after a million
+    /// Measure the cost per connection after a thousand and after a million connections
     Scale(scale::Args),
-    /// From exec to capturing, and the verifier's share
+    /// Measure the time from exec to tracing, and the verifier's part
     Start(start::Args),
-    /// The time of a walk over many open sockets, and what is lost meanwhile
-    Walk(walk::Args),
-    /// Hold connections open for `walk`, until standard input ends
+    /// Measure the time of socket scans, and losses meanwhile
+    Scan(scan::Args),
+    /// Hold connections open for the benchmark of scans, until standard input ends
     #[command(hide = true)]
-    Hold(walk::Hold),
+    Hold(scan::Hold),
 }
 
-/// Each as a process of its own: the most memory that one had says nothing of another.
+/// Runs each benchmark in a separate process, because the maximum memory of a process includes all earlier work.
 fn all() -> Result<ExitCode> {
-    let this = std::env::current_exe().context("cannot tell where this program is")?;
+    let this = std::env::current_exe().context("cannot find the path of this program")?;
     let mut failed = Vec::new();
     for name in [
-        "peers", "cost", "filter", "start", "idle", "scale", "walk", "replay", "rollup", "names",
+        "peers", "cost", "filter", "start", "idle", "scale", "scan", "replay", "rollup", "names",
     ] {
         println!("\n=== {name}");
         if !Command::new(&this).args(["bench", name]).status()?.success() {
@@ -88,10 +86,10 @@ fn all() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs one, or all.
+/// Runs a benchmark, or all.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let traced = |bench: &dyn Fn() -> Result<()>| {
-        ensure!(host::is_root(), "a tracer is measured: run this as root");
+        ensure!(host::is_root(), "this benchmark runs a tracer: run it as root");
         bench()?;
         Ok(ExitCode::SUCCESS)
     };
@@ -107,12 +105,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Bench::Rollup(args) => rollup::run(args),
         Bench::Scale(args) => traced(&|| scale::run(args)),
         Bench::Start(args) => traced(&|| start::run(args)),
-        Bench::Walk(args) => traced(&|| walk::run(args)),
-        Bench::Hold(args) => traced(&|| walk::hold(args)),
+        Bench::Scan(args) => traced(&|| scan::run(args)),
+        Bench::Hold(args) => traced(&|| scan::hold(args)),
     }
 }
 
-/// What the kernel says of this process' memory, MiB: `VmRSS` is resident, `VmHWM` the most there has been.
+/// Returns the memory of this process in MiB: `VmRSS` is the resident memory, `VmHWM` its maximum so far.
 fn memory_mib(field: &str) -> Result<f64> {
     let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
     let mut lines = status.lines().filter_map(|line| line.split_once(':'));
@@ -123,7 +121,7 @@ fn memory_mib(field: &str) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
-/// The same numbers in each run: SplitMix64.
+/// Returns a generator of random numbers (SplitMix64), with the same numbers in each run.
 fn random() -> impl FnMut() -> u64 {
     let mut state = 0_u64;
     move || {
@@ -134,14 +132,14 @@ fn random() -> impl FnMut() -> u64 {
     }
 }
 
-/// Prints a line of a table of times.
+/// Prints a table line with the median, the range, and the ratio to `base`.
 fn line(name: &str, times: &mut [f64], base: f64) {
-    let middle = median(times);
+    let median = median(times);
     let range = format!("{:.0} to {:.0}", times[0], times[times.len() - 1]);
-    println!("{name:<20} {middle:>10.0} {range:>22} {:>8.2}", middle / base);
+    println!("{name:<20} {median:>10.0} {range:>22} {:>8.2}", median / base);
 }
 
-/// Sorts, too.
+/// Returns the median, and sorts `times`.
 fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]

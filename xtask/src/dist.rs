@@ -1,9 +1,9 @@
-//! `cargo xtask dist`: one archive to copy anywhere: the tool as one static file, manual, completions, licences and sums.
-//! The same sources give the same bytes, wherever they are built by the same compiler and C library.
+//! `cargo xtask dist`: builds the release archive: one static executable, manual, completions, licences and checksums.
+//! The build is reproducible: the same sources, compiler and C library give the same bytes in any folder.
 
-mod again;
 mod archive;
 mod cross;
+mod reproducible;
 mod third_party;
 
 use std::ffi::OsString;
@@ -16,34 +16,33 @@ use anyhow::{Context, Result, bail};
 use crate::arch::Arch;
 use crate::counts::Counts;
 use crate::host::{self, Need};
-use crate::{built, test, vm};
+use crate::{artifacts, test, vm};
 
-/// What `cargo xtask dist` takes.
 #[derive(clap::Args)]
 pub struct Args {
     /// Build for this architecture [default: this machine's]
     #[arg(long)]
     arch: Option<Arch>,
-    /// Try what was made: its sums, and the file in roots of other systems and in a machine that holds it and busybox only,
-    /// where it must trace. Of what another architecture than this machine's executes, the last
+    /// Test the archive: its checksums, and the executable in root folders of other systems and in a VM that contains
+    /// only the executable and busybox; for another architecture, only in the VM
     #[arg(long)]
     test: bool,
-    /// Make it once more from a copy of the sources in another folder: it must be the same, to the bit
+    /// Build a second time from a copy of the sources in another folder, and compare the bytes
     #[arg(long)]
-    again: bool,
-    /// Build quickly and without optimisations, to test it and not to give it away
+    reproducible: bool,
+    /// Build without optimizations: fast, for tests only
     #[arg(long)]
     unoptimised: bool,
-    /// Filters for the trials of --test, which then boots no VM
+    /// Filters for the tests of --test, which then boots no VM
     #[arg(last = true, requires = "test")]
     args: Vec<String>,
 }
 
-/// What cargo calls the environment variable with the compiler's flags, and what stands between two of them.
+/// Cargo's environment variable with the compiler's flags, and the separator between two flags.
 const FLAGS: &str = "CARGO_ENCODED_RUSTFLAGS";
 const SEPARATOR: &str = "\x1f";
 
-/// What the tests call, besides what all kernel tests do.
+/// The programs that the tests call, besides those of all kernel tests.
 pub const TEST_TOOLS: &[Need] = &[
     Need {
         program: "busybox",
@@ -55,16 +54,16 @@ pub const TEST_TOOLS: &[Need] = &[
     },
 ];
 
-/// Makes the archive, and tries it as far as it is asked to.
+/// Builds the archive, and tests it if the arguments say so.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let here = Arch::here();
     let Some(arch) = args.arch.or(here) else {
-        bail!("this machine is no architecture that the tool is built for: name one with --arch");
+        bail!("the tool does not support the architecture of this machine: select one with --arch");
     };
     let profile = if args.unoptimised { "dev" } else { "dist" };
-    let made = make(arch, profile, &host::root(), &host::target_dir(), &host::cargo_home()?)?;
-    println!("{}", made.archive.display());
-    for (what, file) in [("archive", &made.archive), ("file", &made.tool)] {
+    let release = build(arch, profile, &host::root(), &host::target_dir(), &host::cargo_home()?)?;
+    println!("{}", release.archive.display());
+    for (what, file) in [("archive", &release.archive), ("file", &release.tool)] {
         let bytes = fs::metadata(file)
             .with_context(|| format!("cannot read {}", file.display()))?
             .len();
@@ -72,75 +71,74 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let mut counts = Counts::default();
     if args.test && here == Some(arch) {
-        host::provide(host::TEST_TOOLS.iter().chain(TEST_TOOLS));
-        let folder = [("KMESH_TRACE_DIST", made.folder.as_os_str())];
+        host::try_ensure(host::TEST_TOOLS.iter().chain(TEST_TOOLS));
+        let folder = [("KMESH_TRACE_DIST", release.folder.as_os_str())];
         counts += test::suites(&["--package", "kmesh-trace", "--test", "dist"], &args.args, &folder)?;
     }
     if args.test && args.args.is_empty() {
-        counts += vm::alone::run(arch, &made.tool, &vm::folder())?;
+        counts += vm::boot_static::run(arch, &release.tool, &vm::folder())?;
     }
-    if args.again {
-        counts += again::compare(&made)?;
+    if args.reproducible {
+        counts += reproducible::compare(&release)?;
     }
-    if args.test || args.again {
+    if args.test || args.reproducible {
         println!("{counts}");
     }
     Ok(counts.exit_code())
 }
 
-/// What there is in the end.
-struct Made {
-    /// What executes it.
+/// A release archive and its parts.
+struct Release {
     arch: Arch,
-    /// The profile of Cargo.toml that it was built with.
+    /// The profile of the build.
     profile: &'static str,
-    /// Where the rest is.
+    /// The folder that contains the files.
     folder: PathBuf,
-    /// What is given away.
     archive: PathBuf,
-    /// The tool, as it is in the archive.
+    /// The executable that the archive contains.
     tool: PathBuf,
 }
 
-/// Builds the sources in `root` and packs what comes of them in a folder of `target`.
-fn make(arch: Arch, profile: &'static str, root: &Path, target: &Path, cargo_home: &Path) -> Result<Made> {
+/// Builds the sources in `root`, and packs the archive in a folder of `target`.
+fn build(arch: Arch, profile: &'static str, root: &Path, target: &Path, cargo_home: &Path) -> Result<Release> {
     let mut cargo = host::cargo();
     cargo
         .current_dir(root)
         .args(["build", "--locked", "--profile", profile, "--package", "kmesh-trace"])
-        // Naming the target keeps this build apart from the ordinary one, and the flags away from build scripts and macros.
+        // With an explicit target, the flags do not apply to build scripts and macros.
         .args(["--bin", "kmesh-trace", "--target", arch.target(), "--target-dir"])
         .arg(target)
         .env("CARGO_HOME", cargo_home)
-        // The tests' profile shares macros and build scripts with the tests' build. This does not change those.
+        // The dev profile shares macros and build scripts with the build of the tests, which this setting does not
+        // change.
         .args(["--config", "profile.dev.opt-level=0"])
         .env_remove("CARGO_TARGET_DIR")
-        // Another object than the committed one is for tests.
+        // The variable selects another eBPF object, for tests only.
         .env_remove("KMESH_TRACE_EBPF_OBJECT");
-    // Where things were built is in the texts of panics. The last that fits counts.
-    let places = [(root, "/kmesh-trace"), (target, "/target"), (cargo_home, "/cargo")];
-    let flags = places.iter().flat_map(|(from, to)| remapped(from, to));
-    // Addresses of a program that may be anywhere are half a megabyte of relocations, or a tenth of that.
-    let how = [
+    // Panic messages contain paths. The last prefix that fits replaces a path.
+    let folders = [(root, "/kmesh-trace"), (target, "/target"), (cargo_home, "/cargo")];
+    let flags = folders.iter().flat_map(|(from, to)| remap(from, to));
+    // Packed relocations save half a megabyte.
+    let options = [
         "-C",
         "target-feature=+crt-static",
         "-C",
-        // In the profile it would not reach a package whose own settings the profile has.
+        // In the profile, it would not apply to packages with their own settings.
         "strip=symbols",
         "-C",
         "link-arg=-Wl,-z,pack-relative-relocs",
     ];
-    let flags: Vec<_> = how.map(OsString::from).into_iter().chain(flags).collect();
+    let flags: Vec<_> = options.map(OsString::from).into_iter().chain(flags).collect();
     cargo.env(FLAGS, flags.join(SEPARATOR.as_ref()));
     if Arch::here() != Some(arch) {
-        cross::compile(&mut cargo, arch)?;
+        cross::configure(&mut cargo, arch)?;
     }
-    let tool = built::build(cargo)?.path("bin", "kmesh-trace")?;
+    let tool = artifacts::build(cargo)?.path("bin", "kmesh-trace")?;
     let out = target.join(format!("{profile}-archive")).join(arch.name());
     archive::pack(arch, profile, root, &out, &tool)
 }
 
-fn remapped(from: &Path, to: &str) -> [OsString; 2] {
+fn remap(from: &Path, to: &str) -> [OsString; 2] {
     let mut map = from.as_os_str().to_owned();
     map.push("=");
     map.push(to);

@@ -1,7 +1,8 @@
-//! `cargo xtask ebpf`: builds the eBPF object, which is committed so that a user needs stable Rust and nothing else.
+//! `cargo xtask ebpf`: builds the eBPF object. The object is committed, so that users need only stable Rust.
 //!
-//! The provenance file beside the object has the digests of its sources and the versions of its toolchain. `--check` compares
-//! digests and needs no toolchain. `--check-bytes` also builds the object again and compares the bytes.
+//! The provenance file beside the object contains the digests of the object and its sources, and the versions of the
+//! toolchain. `--check` compares the digests and needs no toolchain. `--check-bytes` also builds the object and
+//! compares the bytes.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -19,7 +20,7 @@ const OBJECT: &str = "kmesh-trace-ebpf/kmesh-trace.bpf.o";
 const PROVENANCE: &str = "kmesh-trace-ebpf/kmesh-trace.bpf.provenance";
 const TARGET: &str = "bpfel-unknown-none";
 const STRIP: &str = "/usr/lib/llvm-22/bin/llvm-strip";
-/// What is compiled into the object, beside its dependencies.
+/// The sources of the object, without its dependencies.
 const SOURCES: [&str; 4] = [
     "kmesh-trace-ebpf/src",
     "kmesh-trace-ebpf/Cargo.toml",
@@ -30,22 +31,20 @@ const REMEDY: &str = "on Debian: apt-get install --no-install-recommends rustc-w
                       libpolly-22-dev libzstd-dev zlib1g-dev && LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker \
                       --locked --no-default-features --features llvm-22";
 
-/// What `cargo xtask ebpf` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Check by digests that the committed object is made from the present sources; build nothing
+    /// Check by digests that the committed object is current, without a build
     #[arg(long, conflicts_with_all = ["out", "check_bytes"])]
     check: bool,
-    /// Also build the object again and check that the committed one has the same bytes; fail where the toolchain that made
-    /// it is not installed
+    /// Check that a build gives the bytes of the committed object; requires the toolchain that built it
     #[arg(long, conflicts_with = "out")]
     check_bytes: bool,
-    /// Write the object to this file instead of the committed one
+    /// Write the object to FILE instead of the committed object
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
-/// Builds or checks.
+/// Builds or checks the object.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let root = &host::root();
     if args.check || args.check_bytes {
@@ -77,47 +76,47 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Compares the digests of object and sources with the recorded ones.
+/// Compares the digests of the object and its sources with the provenance file.
 fn check(root: &Path) -> Result<Provenance> {
     let text = fs::read_to_string(root.join(PROVENANCE)).with_context(|| format!("cannot read {PROVENANCE}"))?;
     let recorded = Provenance::from_text(&text)?;
     let committed = fs::read(root.join(OBJECT)).with_context(|| format!("cannot read {OBJECT}"))?;
     ensure!(
         hex(&Sha256::digest(&committed)) == recorded.object,
-        "{OBJECT} is not the object that {PROVENANCE} records: run cargo xtask ebpf"
+        "{OBJECT} does not have the digest in {PROVENANCE}: run cargo xtask ebpf"
     );
     ensure!(
         sources_digest(root)? == recorded.sources,
-        "{OBJECT} is not made from the present sources: run cargo xtask ebpf"
+        "{OBJECT} is not current: its sources have changed; run cargo xtask ebpf"
     );
-    println!("{OBJECT} is made from the present sources, by its digests");
+    println!("{OBJECT} is current, by its digests");
     Ok(recorded)
 }
 
-/// Builds the object again and compares its digest with the recorded one.
+/// Builds the object and compares its digest with the provenance file.
 fn check_bytes(root: &Path, recorded: &Provenance) -> Result<()> {
-    let toolchain = toolchain().context("cannot build the object again")?;
+    let toolchain = toolchain().context("cannot build the object")?;
     ensure!(
         toolchain == recorded.toolchain,
-        "cannot compare bytes: {OBJECT} was made with {}, and installed is {toolchain}. With this toolchain run cargo xtask \
-         ebpf, cargo xtask test and .ci/full, then commit the new object",
+        "cannot compare bytes: {OBJECT} was built with {}, but {toolchain} is installed\n  \
+         try: cargo xtask ebpf, cargo xtask test and .ci/full with this toolchain, then commit the new object",
         recorded.toolchain
     );
     ensure!(
         hex(&Sha256::digest(build(root)?)) == recorded.object,
-        "the same sources and toolchain make another object than {OBJECT}"
+        "the sources and the toolchain of {OBJECT} give other bytes"
     );
-    println!("{OBJECT} has the bytes that its sources and its toolchain make");
+    println!("{OBJECT} has the bytes that a build gives");
     Ok(())
 }
 
-/// What a committed object was made of, and by what.
+/// The origin of the committed object.
 struct Provenance {
-    /// SHA-256 over the sources and the versions of all dependencies.
+    /// The SHA-256 digest of the sources and of the versions of all dependencies.
     sources: String,
-    /// Versions of compiler, linker and stripper.
+    /// The versions of the compiler, the linker and llvm-strip.
     toolchain: String,
-    /// SHA-256 of the object.
+    /// The SHA-256 digest of the object.
     object: String,
 }
 
@@ -143,14 +142,14 @@ impl Provenance {
     }
 }
 
-/// Compiles, links and strips.
+/// Compiles, links and strips the object, and returns its bytes.
 fn build(root: &Path) -> Result<Vec<u8>> {
     let target = root.join("target/ebpf");
     let mut flags: Vec<OsString> = ["-Clinker=bpf-linker", "-Cdebuginfo=2", "-Clink-arg=--btf"]
         .map(Into::into)
         .into();
     flags.extend(["--cfg".into(), "bpf_target_arch=\"x86_64\"".into()]);
-    // The object carries line numbers for the verifier's log; they must not depend on where it was built.
+    // The object contains paths of sources for the verifier's log. They must not depend on the folder of the build.
     flags.push(remap(&root.join(""), ""));
     for registry in registries()? {
         flags.push(remap(&registry, "registry"));
@@ -172,7 +171,7 @@ fn build(root: &Path) -> Result<Vec<u8>> {
         .arg(&target)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(&OsString::from("\x1f")))
         .env("RUSTC", RUSTC)
-        // Debian's compiler is a stable one, and eBPF needs what is not stable.
+        // Debian's compiler is stable, and eBPF needs unstable features.
         .env("RUSTC_BOOTSTRAP", "1")
         .env_remove("RUSTUP_TOOLCHAIN")
         .status()
@@ -197,10 +196,10 @@ fn remap(from: &Path, to: &str) -> OsString {
     flag
 }
 
-/// Where cargo keeps the sources of dependencies: a folder a registry.
+/// Returns the folders with the sources of dependencies: one per registry.
 fn registries() -> Result<Vec<PathBuf>> {
     let sources = host::cargo_home()?.join("registry/src");
-    // On a fresh machine the folder is made by the first fetch.
+    // The first fetch creates the folder.
     let status = Command::new("cargo")
         .args(["fetch", "--quiet", "--locked"])
         .status()
@@ -210,13 +209,13 @@ fn registries() -> Result<Vec<PathBuf>> {
     entries.map(|entry| Ok(entry?.path())).collect()
 }
 
-/// Versions of what builds it, or what is missing.
+/// Returns the versions of the toolchain, or an error that names what is missing.
 fn toolchain() -> Result<String> {
     let version = |program: &str| -> Result<String> {
         let output = Command::new(program).arg("--version").output();
         let output = output.with_context(|| format!("{program} is missing; {REMEDY}"))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        // llvm-strip tells its version in a later line than its name.
+        // llvm-strip prints its version after a line with its name.
         let line = text
             .lines()
             .find(|line| line.contains(|c: char| c.is_ascii_digit()))
@@ -234,7 +233,8 @@ fn toolchain() -> Result<String> {
     Ok(toolchain)
 }
 
-/// SHA-256 over names and contents of all sources, the profile they are built with, and the dependencies' versions.
+/// Returns the SHA-256 digest of the names and contents of all sources, of the build profile, and of the versions of
+/// the dependencies.
 fn sources_digest(root: &Path) -> Result<String> {
     let mut files = Vec::new();
     for source in SOURCES {
@@ -281,7 +281,7 @@ fn dependencies(root: &Path) -> Result<Vec<u8>> {
         String::from_utf8_lossy(&output.stderr).trim()
     );
     let text = String::from_utf8(output.stdout).context("cargo tree")?;
-    // Ours come with the path of this checkout; their sources are digested as they are.
+    // The packages of this workspace have the path of this checkout. The digest already contains their sources.
     let mut lines: Vec<&str> = text.lines().filter(|line| !line.contains("(/")).collect();
     lines.sort_unstable();
     lines.dedup();

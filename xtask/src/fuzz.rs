@@ -1,5 +1,5 @@
-//! `cargo xtask fuzz`: libFuzzer, guided by the compiler's coverage counters, over what others may write: captures, pod lists,
-//! records, arguments.
+//! `cargo xtask fuzz`: runs libFuzzer on the parsers of captures, pod lists, records and arguments, guided by the
+//! compiler's coverage counters.
 
 use std::fs;
 use std::path::Path;
@@ -22,8 +22,8 @@ pub struct Args {
 }
 
 const FOLDER: &str = "tests/fuzz";
-/// The limits of a target: MiB of memory, and seconds for one input. On a busy machine an input takes longer, so only a hang
-/// reaches the limit.
+/// The limits of a target: MiB of memory, and seconds for one input. On a busy machine an input takes longer, so only a
+/// hang reaches the limit.
 const LIMITS: [&str; 2] = ["-rss_limit_mb=512", "-timeout=60"];
 const NEEDS: &[Need] = &[Need {
     program: "g++",
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     // With an explicit target, the flags do not apply to build scripts and macros.
     cargo.args(["--target", here.target(), "--target-dir"]).arg(&target);
     cargo.env("RUSTFLAGS", flags.join(" "));
-    host::succeed(&mut cargo)?;
+    host::run(&mut cargo)?;
 
     let mut counts = Counts::default();
     for name in targets(&folder, &args.targets)? {

@@ -1,4 +1,4 @@
-//! The machine this runs on: where things are, which programs it has, and how it gets those that are missing.
+//! This machine: its folders, its programs, and the installation of missing programs.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -9,18 +9,16 @@ use serde_json::Value;
 
 use crate::arch::Arch;
 
-/// A program, and the Debian package that has it.
+/// A program and the Debian package that contains it.
 pub struct Need {
-    /// What is called.
     pub program: &'static str,
-    /// What is installed.
     pub package: &'static str,
 }
 
-/// Debian's compiler: Debian has prebuilt libraries for what the stable toolchain has none for, eBPF and other architectures.
+/// Debian's compiler. Debian has prebuilt standard libraries for eBPF and for other architectures.
 pub const RUSTC: &str = "/usr/bin/rustc";
 
-/// What the kernel tests call, here and in a test machine.
+/// The programs that the kernel tests call, on this machine and in a VM.
 pub const TEST_TOOLS: &[Need] = &[
     Need {
         program: "ip",
@@ -44,7 +42,7 @@ pub const TEST_TOOLS: &[Need] = &[
     },
 ];
 
-/// The shells in which the completion scripts are tried, beside bash.
+/// The shells besides bash in which the completion scripts are tested.
 pub const SHELLS: &[Need] = &[
     Need {
         program: "zsh",
@@ -68,7 +66,7 @@ pub const EXAMPLES: &[Need] = &[
     },
 ];
 
-/// What scrapes the tool and executes the queries of `deploy/`.
+/// The programs that scrape the tool and evaluate the queries of `deploy/`.
 pub const PROMETHEUS: &[Need] = &[
     Need {
         program: "prometheus",
@@ -80,7 +78,7 @@ pub const PROMETHEUS: &[Need] = &[
     },
 ];
 
-/// What the scripts call that start a kubelet and an API server (`tests/support/k8s`).
+/// The programs that the scripts in `tests/support/k8s` call, which start a kubelet and an API server.
 pub const CLUSTER: &[Need] = &[
     Need {
         program: "curl",
@@ -100,30 +98,30 @@ pub const CLUSTER: &[Need] = &[
     },
 ];
 
-/// The workspace's root folder.
+/// Returns the root folder of the workspace.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .map_or_else(|| ".".into(), Path::to_path_buf)
 }
 
-/// Where cargo builds, and where these tasks keep what they fetched.
+/// Returns cargo's target folder. It also contains the downloads of these tasks.
 pub fn target_dir() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
-/// Where cargo keeps what it downloaded.
+/// Returns cargo's home folder, which contains its downloads.
 pub fn cargo_home() -> Result<PathBuf> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     home.or_else(|| Some(env::home_dir()?.join(".cargo")))
-        .context("where is cargo's home? HOME is not set")
+        .context("cannot find cargo's home folder: HOME is not set")
 }
 
-/// The cargo that started this task.
+/// Returns a command for the cargo that started this task.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root());
-    // What it says of this package to this process is no news for another cargo, and some build scripts would begin anew.
+    // These variables describe xtask. With them, some build scripts would run again.
     for (name, _) in env::vars_os() {
         if name
             .to_str()
@@ -135,7 +133,7 @@ pub fn cargo() -> Command {
     cargo
 }
 
-/// Returns what `cargo metadata` says of the workspace in `root`, for these architectures.
+/// Returns the output of `cargo metadata` for the workspace in `root` and these architectures.
 pub fn metadata(root: &Path, archs: &[Arch], options: &[&str]) -> Result<Value> {
     let mut cargo = cargo();
     cargo
@@ -147,12 +145,12 @@ pub fn metadata(root: &Path, archs: &[Arch], options: &[&str]) -> Result<Value> 
     serde_json::from_slice(&output(cargo.args(options))?).context("cargo metadata")
 }
 
-/// Whether this process may do everything.
+/// Returns whether this process runs as root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Finds a program where a login shell of root would. An ordinary user's PATH often lacks the sbin folders.
+/// Finds a program in PATH, and in the system folders: the PATH of a user often lacks the sbin folders.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -161,7 +159,8 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Makes sure that the programs are there: root on a Debian system gets what is missing, anyone else is told.
+/// Ensures that the programs are installed: installs missing packages as root on Debian, otherwise returns an error
+/// that names them.
 pub fn ensure<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<()> {
     let mut packages: Vec<&str> = needs
         .into_iter()
@@ -173,7 +172,7 @@ pub fn ensure<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    if !installs() {
+    if !can_install() {
         bail!(
             "missing on this machine: {0}; on Debian: sudo apt-get install {0}",
             packages.join(" ")
@@ -182,27 +181,25 @@ pub fn ensure<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<()> {
     install(&packages)
 }
 
-/// Installs the programs that tests call, as far as they are missing. Where that is not possible, says which are missing: the
-/// tests that need one of them are skipped.
-pub fn provide<'a>(needs: impl IntoIterator<Item = &'a Need>) {
+/// Installs missing programs if possible. Otherwise prints which are missing: the tests that need them are skipped.
+pub fn try_ensure<'a>(needs: impl IntoIterator<Item = &'a Need>) {
     if let Err(error) = ensure(needs) {
-        eprintln!("xtask: {error:#}\nxtask: tests that need what is missing are skipped");
+        eprintln!("xtask: {error:#}\nxtask: the tests that need these programs are skipped");
     }
 }
 
-/// Whether these tasks may install Debian's packages here: root on a Debian system.
-pub fn installs() -> bool {
+/// Returns whether tasks can install Debian packages: as root on a Debian system.
+pub fn can_install() -> bool {
     is_root() && find("apt-get").is_some()
 }
 
-/// Installs packages of Debian's.
 pub fn install(packages: &[&str]) -> Result<()> {
     eprintln!("xtask: installing {}", packages.join(" "));
     apt_get(&["update", "-q"])?;
-    // Another program may be installing something, too.
-    let wait = ["-o", "DPkg::Lock::Timeout=600"];
+    // Another program may hold the lock.
+    let lock = ["-o", "DPkg::Lock::Timeout=600"];
     let install = ["install", "-q", "-y", "--no-install-recommends"];
-    apt_get(&[&wait[..], &install, packages].concat())
+    apt_get(&[&lock[..], &install, packages].concat())
 }
 
 fn apt_get(args: &[&str]) -> Result<()> {
@@ -210,26 +207,26 @@ fn apt_get(args: &[&str]) -> Result<()> {
     output(apt.args(args).env("DEBIAN_FRONTEND", "noninteractive")).map(drop)
 }
 
-/// Runs a command whose output is for the person; an error when it does not succeed.
-pub fn succeed(command: &mut Command) -> Result<()> {
+/// Runs a command, whose output goes to the terminal. Returns an error if the command fails.
+pub fn run(command: &mut Command) -> Result<()> {
     let status = command
         .status()
-        .with_context(|| format!("cannot run {}", shown(command)))?;
+        .with_context(|| format!("cannot run {}", command_line(command)))?;
     if !status.success() {
-        bail!("{}: {status}", shown(command));
+        bail!("{}: {status}", command_line(command));
     }
     Ok(())
 }
 
-/// Runs a command for its standard output; an error, with what it said, when it does not succeed.
+/// Runs a command and returns its standard output. Returns an error with its standard error if the command fails.
 pub fn output(command: &mut Command) -> Result<Vec<u8>> {
     let output = command
         .output()
-        .with_context(|| format!("cannot run {}", shown(command)))?;
+        .with_context(|| format!("cannot run {}", command_line(command)))?;
     if !output.status.success() {
         bail!(
             "{}: {}\n{}",
-            shown(command),
+            command_line(command),
             output.status,
             String::from_utf8_lossy(&output.stderr).trim_end()
         );
@@ -237,13 +234,13 @@ pub fn output(command: &mut Command) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// The same, as text.
+/// Runs a command and returns its standard output as text. Returns an error if the command fails.
 pub fn text(command: &mut Command) -> Result<String> {
     let bytes = output(command)?;
-    String::from_utf8(bytes).with_context(|| format!("{} did not print UTF-8", shown(command)))
+    String::from_utf8(bytes).with_context(|| format!("{} did not print UTF-8", command_line(command)))
 }
 
-fn shown(command: &Command) -> String {
+fn command_line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask licences`: compares the licence of every dependency with the list in `deny.toml`. `cargo deny check` checks
-//! more, but takes minutes to build.
+//! `cargo xtask licences`: compares the licence of every dependency with the list in `deny.toml`. `cargo deny check`
+//! checks more, but takes minutes to build.
 
 use std::fs;
 use std::process::ExitCode;
@@ -10,10 +10,10 @@ use spdx::{Expression, ParseMode};
 use crate::arch::Arch;
 use crate::host;
 
-/// The rule, for this task and for cargo-deny.
+/// The file with the allowed licences, which cargo-deny reads, too.
 const LIST: &str = "deny.toml";
 
-/// Prints each dependency whose licence is not on the list.
+/// Returns an error that names each dependency whose licence is not allowed.
 pub fn run() -> Result<ExitCode> {
     let root = host::root();
     let text = fs::read_to_string(root.join(LIST)).with_context(|| format!("cannot read {LIST}"))?;
@@ -44,11 +44,11 @@ fn allowed(deny_toml: &str) -> Option<Vec<&str>> {
     let (_, table) = deny_toml.split_once("[licenses]\n")?;
     let (_, list) = table.split_once("\nallow = [")?;
     let (list, _) = list.split_once(']')?;
-    // Between quotation marks is every second piece.
+    // Every second part is between quotation marks.
     Some(list.split('"').skip(1).step_by(2).collect())
 }
 
-/// Whether these licences satisfy an SPDX expression. `/` between two of them is an old spelling of OR.
+/// Returns whether the allowed licences satisfy an SPDX expression. `/` is an old spelling of OR.
 fn is_allowed(expression: &str, allowed: &[&str]) -> bool {
     Expression::parse_mode(expression, ParseMode::LAX)
         .is_ok_and(|parsed| parsed.evaluate(|required| allowed.contains(&required.to_string().as_str())))
@@ -59,7 +59,7 @@ mod tests {
     use super::{allowed, is_allowed};
 
     #[test]
-    fn list_is_that_of_the_licenses_table() {
+    fn list_of_the_licenses_table_is_found() {
         let text =
             "[graph]\nallow = [\"GPL-2.0\"]\n\n[licenses]\n# Why.\nallow = [\n    \"MIT\",\n    \"ISC\",\n]\nx = 1\n";
         assert_eq!(allowed(text), Some(vec!["MIT", "ISC"]));
@@ -81,8 +81,8 @@ mod tests {
             ("", false),
             ("see LICENSE", false),
         ];
-        for (expression, want) in cases {
-            assert_eq!(is_allowed(expression, &list), want, "{expression}");
+        for (expression, expected) in cases {
+            assert_eq!(is_allowed(expression, &list), expected, "{expression}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! `cargo xtask man`: makes the manual page, which is committed so that a package needs nothing to ship it.
+//! `cargo xtask man`: generates the manual page. The page is committed, so that packages need no tool to ship it.
 //!
-//! Names, usage, commands and options come from the definition that parses the command line; the rest is written by hand
-//! in `man/sections`, and stands in the page in the order of the files' names.
+//! Names, usage, commands and options come from the definition of the command line. The other sections are the files of
+//! `man/sections`, in the order of their names.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::host::{self, Need};
 /// The page in the repository.
 pub const PAGE: &str = "man/kmesh-trace.8";
 const SECTIONS: &str = "man/sections";
-/// What `--check` calls.
+/// The programs that `--check` calls.
 pub const LINTERS: &[Need] = &[
     Need {
         program: "man",
@@ -29,20 +29,19 @@ pub const LINTERS: &[Need] = &[
         package: "mandoc",
     },
 ];
-/// What mandoc finds long in a line of source.
+/// The maximum length of a line of source, by mandoc.
 const WIDTH: usize = 80;
-/// How `clap_mangen` begins the definition of an apostrophe, for both kinds of roff.
+/// The start of the lines with which `clap_mangen` defines an apostrophe, for both kinds of roff.
 const APOSTROPHE: [&str; 2] = [r".ie \n(.g", r".el .ds Aq"];
 
-/// How to make it.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Tell whether the committed page is current and without fault; write nothing
+    /// Check that the committed page is current and valid, without writing it
     #[arg(long)]
     check: bool,
 }
 
-/// Makes or checks.
+/// Generates or checks the page.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let root = host::root();
     if args.check {
@@ -52,30 +51,30 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if current(&root).is_ok() {
-        println!("{PAGE} is current already");
+        println!("{PAGE} is already current");
     } else {
         let today = host::text(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
         let sections = sections(&root.join(SECTIONS))?;
         fs::write(root.join(PAGE), page(today.trim(), &sections)?).with_context(|| format!("cannot write {PAGE}"))?;
-        println!("{PAGE}: made");
+        println!("{PAGE}: generated");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The committed page, which must be what is made now but for its date: that of the last change. A page that says the same
-/// keeps it.
+/// Returns the committed page. Returns an error if the page would change, apart from its date, which is the date of the
+/// last change.
 pub fn current(root: &Path) -> Result<String> {
     let committed = fs::read_to_string(root.join(PAGE));
     let committed = committed.with_context(|| format!("cannot read {PAGE}: run cargo xtask man"))?;
     let sections = sections(&root.join(SECTIONS))?;
     ensure!(
         page(date(&committed)?, &sections)? == committed,
-        "{PAGE} is not what is made now: run cargo xtask man"
+        "{PAGE} is not current: run cargo xtask man"
     );
     Ok(committed)
 }
 
-/// The sections written by hand, one after the other.
+/// Returns the text of all files in `man/sections`.
 fn sections(folder: &Path) -> Result<String> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
     let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
@@ -87,7 +86,7 @@ fn sections(folder: &Path) -> Result<String> {
         .collect()
 }
 
-/// The date in a page's title line.
+/// Returns the date in the title line of a page.
 pub fn date(page: &str) -> Result<&str> {
     let title = page.lines().find_map(|line| line.strip_prefix(".TH "));
     title
@@ -111,7 +110,7 @@ fn page(date: &str, sections: &str) -> Result<String> {
     man.render_options_section(&mut generated)?;
     let generated = String::from_utf8(generated).context("clap_mangen")?;
     let mut page = String::from(".\\\" Made by cargo xtask man from the command line's definition and man/sections.\n");
-    // Each part comes with a macro of its own for an apostrophe, where every roff of today has a character.
+    // Each part defines a macro for an apostrophe. Every current roff has a character for it.
     for line in generated
         .lines()
         .filter(|line| !APOSTROPHE.iter().any(|begin| line.starts_with(begin)))
@@ -122,7 +121,7 @@ fn page(date: &str, sections: &str) -> Result<String> {
     Ok(page)
 }
 
-/// `clap_mangen` would refer to a page for each; they are too small for that.
+/// Returns the section about subcommands. `clap_mangen` would refer to a page for each of them.
 fn commands(command: &clap::Command) -> Roff {
     let mut roff = Roff::new();
     roff.control("SH", ["COMMANDS"]);
@@ -141,7 +140,7 @@ fn commands(command: &clap::Command) -> Roff {
         let about = subcommand.get_about().map(|about| format!("{about}."));
         roff.text([roman(about.unwrap_or_default())]);
         for argument in subcommand.get_positionals() {
-            // The first paragraph only names it.
+            // The first paragraph only names the argument.
             let help = argument.get_long_help().map(ToString::to_string).unwrap_or_default();
             let (_, more) = help.split_once("\n\n").unwrap_or_default();
             roff.text([roman(more)]);
@@ -150,11 +149,11 @@ fn commands(command: &clap::Command) -> Roff {
     roff
 }
 
-/// Breaks long lines of text, which roff joins again.
+/// Appends a line to the page, folded at [`WIDTH`]. roff joins the parts again.
 fn fold(line: &str, page: &mut String) {
     let mut width = 0;
     for word in line.split(' ') {
-        // A line must not begin with what roff takes for a request.
+        // A line that starts with one of these characters would be a request.
         let breakable = !line.starts_with('.') && !word.starts_with(['.', '\'']) && !word.is_empty();
         if width > 0 {
             let full = width + 1 + columns(word) > WIDTH;
@@ -167,7 +166,7 @@ fn fold(line: &str, page: &mut String) {
     page.push('\n');
 }
 
-/// As mandoc counts them: what is not ASCII is `\[u2026]` to it.
+/// Returns the length of a word as mandoc counts it: a character that is not ASCII counts as `\[u2026]`.
 fn columns(word: &str) -> usize {
     let of = |letter: char| {
         if letter.is_ascii() {
@@ -179,7 +178,7 @@ fn columns(word: &str) -> usize {
     word.chars().map(of).sum()
 }
 
-/// What man and mandoc complain about. Who cannot install them need not have them.
+/// Checks the page with man and mandoc. A program that is missing and cannot be installed is skipped with a message.
 fn lint(root: &Path) -> Result<()> {
     if host::is_root() {
         host::ensure(LINTERS)?;
@@ -190,7 +189,7 @@ fn lint(root: &Path) -> Result<()> {
     ];
     for (program, arguments) in lints {
         if host::find(program).is_none() {
-            eprintln!("xtask: SKIPPED: {program} is not installed, so {PAGE} was not checked by it");
+            eprintln!("xtask: SKIPPED: {program} is not installed, so it has not checked {PAGE}");
             continue;
         }
         let output = Command::new(program)
@@ -200,14 +199,14 @@ fn lint(root: &Path) -> Result<()> {
             .env("MANWIDTH", "80")
             .output()
             .with_context(|| format!("cannot run {program}"))?;
-        // mandoc complains on standard output, which is where man typesets.
+        // mandoc prints complaints on standard output, man prints the typeset page there.
         let mut complaints = String::from_utf8_lossy(&output.stderr).into_owned();
         if program == "mandoc" {
             complaints.push_str(&String::from_utf8_lossy(&output.stdout));
         }
         if !output.status.success() || !complaints.is_empty() {
             bail!(
-                "{program} complains of {PAGE} ({}):\n{}",
+                "{program} reports problems in {PAGE} ({}):\n{}",
                 output.status,
                 complaints.trim_end()
             );
@@ -226,7 +225,7 @@ mod tests {
 
     use super::*;
 
-    /// The words of the page, as a reader sees them.
+    /// Returns the words of the page without roff's markup.
     fn words() -> BTreeSet<String> {
         let sections = sections(&host::root().join(SECTIONS)).unwrap();
         let page = page("2000-01-01", &sections).unwrap();
@@ -256,11 +255,11 @@ mod tests {
         properties(&schema, &mut names);
         assert!(names.len() > 60, "{names:?}");
         let missing: Vec<_> = names.difference(&words).collect();
-        assert!(missing.is_empty(), "man/sections does not tell of {missing:?}");
+        assert!(missing.is_empty(), "man/sections does not explain {missing:?}");
     }
 
     #[test]
-    fn long_lines_are_folded_and_requests_are_not() {
+    fn long_lines_are_folded_except_requests() {
         let word = "x".repeat(30);
         let cases = [
             ("short".to_owned(), "short\n".to_owned()),
@@ -277,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn the_date_is_read_from_the_title() {
+    fn date_is_read_from_the_title() {
         assert_eq!(
             date(".\\\" note\n.TH KMESH-TRACE 8 2026-01-02 \"x\"\n").unwrap(),
             "2026-01-02"

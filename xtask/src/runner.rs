@@ -1,5 +1,5 @@
-//! Runs test programs for cargo when the user is not root. The kernel tests run with sudo, if it is installed. Without sudo
-//! they run as they are, and show as skipped.
+//! Runs test programs for cargo when the user is not root. The kernel tests run with sudo, if it is installed. Without
+//! sudo they run as they are, and show as skipped.
 
 use std::env;
 use std::ffi::OsString;

@@ -35,8 +35,8 @@ pub struct Args {
     args: Vec<String>,
 }
 
-/// Cargo's arguments without --only. The eBPF programs are excluded: they need another compiler, and the kernel tests run their
-/// committed object.
+/// Cargo's arguments without --only. The eBPF programs are excluded: they need another compiler, and the kernel tests
+/// run their committed object.
 pub const EVERYTHING: &[&str] = &["--workspace", "--exclude", "kmesh-trace-ebpf"];
 
 /// The suites that run only with --only.
@@ -51,10 +51,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         host::PROMETHEUS,
         host::CLUSTER,
     ];
-    host::provide(needs.into_iter().flatten());
+    host::try_ensure(needs.into_iter().flatten());
     if args.no_run {
         for programs in [EVERYTHING, NAMED] {
-            host::succeed(host::cargo().args(["test", "--no-run"]).args(programs))?;
+            host::run(host::cargo().args(["test", "--no-run"]).args(programs))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -71,8 +71,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(counts.exit_code())
 }
 
-/// Runs the tests that the arguments `selection` select, with additional environment variables. Prints their output, and
-/// returns their counts.
+/// Runs the tests that the arguments `selection` select, with additional environment variables. Prints their output,
+/// and returns their counts.
 pub fn suites(selection: &[&str], args: &[String], environment: &[(&str, &OsStr)]) -> Result<Counts> {
     let mut cargo = host::cargo();
     cargo
@@ -128,7 +128,7 @@ fn start_load() -> Result<()> {
 /// Returns a listener in a new network namespace, which the calling thread enters.
 fn listen_apart() -> Result<TcpListener> {
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-    host::succeed(Command::new("ip").args(["link", "set", "lo", "up"]))?;
+    host::run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     TcpListener::bind("127.0.0.1:0").context("cannot listen")
 }
 

@@ -1,8 +1,8 @@
-//! `cargo xtask vm`: the kernel tests on Debian's kernels, in small machines that QEMU emulates (no KVM needed).
-//! A kernel that is too old must be refused, clearly; there that is the test.
+//! `cargo xtask vm`: runs the kernel tests on Debian's kernels, in small VMs that QEMU emulates without KVM. On a
+//! kernel that is too old, the test is that the tool refuses it with a clear message.
 
-pub mod alone;
 mod apt;
+pub mod boot_static;
 mod build;
 mod cpio;
 mod guest;
@@ -29,30 +29,29 @@ use kernels::Kernel;
 use machine::Machine;
 use verdict::Verdict;
 
-/// What `cargo xtask vm` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// 5.10, 6.1, 6.1-rt (PREEMPT_RT), 6.12, newest (the newest that Debian has), or the path of a vmlinuz
+    /// 5.10, 6.1, 6.1-rt (PREEMPT_RT), 6.12, newest (Debian's newest), or the path of a vmlinuz
     #[arg(value_name = "KERNEL", default_values = ["5.10", "6.1", "newest"])]
     kernels: Vec<String>,
-    /// The modules of a kernel that is given by its path [default: /lib/modules/RELEASE]
+    /// The folder with the modules of a kernel that is a path [default: /lib/modules/RELEASE]
     #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
-    /// Run one scenario of each topic instead of all
+    /// Run only one scenario of each topic
     #[arg(long, conflicts_with = "args")]
     smoke: bool,
-    /// How long a VM may run
+    /// The maximum time of a VM
     #[arg(long, value_name = "MINUTES", default_value_t = 20)]
     deadline: u64,
-    /// How many machines run at once; each keeps one processor busy [default: one a processor]
+    /// The number of VMs that run in parallel; each uses one processor [default: the number of processors]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
-    /// Go to the test program: a filter, …
+    /// Arguments for the test program, such as a filter
     #[arg(last = true)]
     args: Vec<String>,
 }
 
-/// Of the kernel tests.
+/// The architecture of the VMs of the kernel tests.
 const ARCH: Arch = Arch::X86_64;
 const TOOL: &str = "/usr/bin/kmesh-trace";
 const TESTS: &str = "/usr/bin/kernel-tests";
@@ -61,31 +60,31 @@ const BUSYBOX: Need = Need {
     package: "busybox-static",
 };
 
-/// The packages that a run calls on this machine.
+/// Returns the programs that a run calls on this machine.
 pub fn needs() -> Vec<&'static Need> {
     let needs = kernels::NEEDS.iter().chain(host::TEST_TOOLS);
     needs.chain([machine::emulator(ARCH), &BUSYBOX]).collect()
 }
 
-/// Builds, fetches, boots, and prints a table.
+/// Builds the programs, downloads the kernels, boots the VMs, and prints a table of results.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    // Their programs are this machine's.
+    // The VMs run programs of this machine.
     if Arch::here() != Some(ARCH) {
         bail!(
-            "the machines of the kernel tests are {}, and this one is not",
+            "the VMs of the kernel tests are {}, and this machine is not",
             ARCH.name()
         );
     }
     host::ensure(needs())?;
     let folder = folder();
-    let build = Build::make(&folder)?;
+    let build = Build::new(&folder)?;
     let kernels = args
         .kernels
         .iter()
         .map(|name| Kernel::find(name, args.modules.as_deref(), ARCH, &folder))
         .collect::<Result<Vec<_>>>()?;
 
-    let waiting = Mutex::new((0..kernels.len()).collect::<VecDeque<_>>());
+    let queue = Mutex::new((0..kernels.len()).collect::<VecDeque<_>>());
     let verdicts = Mutex::new(Vec::new());
     let jobs = args
         .jobs
@@ -95,8 +94,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         for _ in 0..jobs {
             scope.spawn(|| {
                 loop {
-                    // Not in the condition of a `while let`, which would hold the lock for as long as the test runs.
-                    let next = lock(&waiting).pop_front();
+                    // In the condition of a `while let`, the lock would live as long as the test.
+                    let next = lock(&queue).pop_front();
                     let Some(index) = next else { break };
                     let verdict = test(&kernels[index], &build, &folder, args);
                     lock(&verdicts).push((index, verdict));
@@ -122,15 +121,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(sum.exit_code())
 }
 
-/// Where kernels, and what machines said, are kept.
+/// Returns the folder with the kernels and the logs of the VMs.
 pub fn folder() -> PathBuf {
     host::target_dir().join("vm")
 }
 
 fn test(kernel: &Kernel, build: &Build, folder: &Path, args: &Args) -> Result<Verdict> {
     let programs = [(build.tool.as_path(), TOOL), (build.tests.as_path(), TESTS)];
-    let refused = kernel.must_be_refused();
-    let steps = if refused { refusal_steps() } else { test_steps(args) };
+    let is_refused = kernel.must_be_refused();
+    let steps = if is_refused { refusal_steps() } else { test_steps(args) };
     let initramfs = folder.join(format!("{}.initramfs", kernel.name));
     fs::write(&initramfs, guest::initramfs(kernel, &programs, &steps)?)
         .with_context(|| format!("cannot write {}", initramfs.display()))?;
@@ -142,15 +141,15 @@ fn test(kernel: &Kernel, build: &Build, folder: &Path, args: &Args) -> Result<Ve
         name: &kernel.name,
         image: &kernel.image,
         initramfs: &initramfs,
-        by_instructions: kernel.preempts_programs(),
+        counts_instructions: kernel.preempts_programs(),
         log,
         deadline,
     }
     .run()?;
-    Ok(if refused {
-        verdict::of_refusals(&run, &steps)
+    Ok(if is_refused {
+        verdict::judge_refusals(&run, &steps)
     } else {
-        verdict::of_tests(&run, &steps)
+        verdict::judge_tests(&run, &steps)
     })
 }
 
@@ -168,10 +167,10 @@ fn test_steps(args: &Args) -> Vec<Step> {
     }
 }
 
-/// `own`: what a test may do because the machine is its own.
-fn test_step(name: &'static str, own: &str, args: &[String]) -> Step {
-    // One at a time, and with small amounts: emulation is 30 to 45 times slower.
-    let settings = ["KMESH_TRACE_TEST_SMALL=1", own];
+/// Returns a step that runs tests. `setting` is an environment variable that allows changes of the whole machine.
+fn test_step(name: &'static str, setting: &str, args: &[String]) -> Step {
+    // One test at a time, with little traffic: emulation is 30 to 45 times slower.
+    let settings = ["KMESH_TRACE_TEST_SMALL=1", setting];
     let tool = format!("KMESH_TRACE_BIN={TOOL}");
     let command = ["env", &tool]
         .into_iter()
@@ -188,7 +187,7 @@ fn refusal_steps() -> Vec<Step> {
         name,
         command: command.iter().map(|&word| word.to_owned()).collect(),
     };
-    // Should it trace after all, it must end.
+    // With --duration, the tool ends even if it does not refuse the kernel.
     vec![
         step("refuses_to_trace", &[TOOL, "--duration", "5s"]),
         step("check_says_why", &[TOOL, "check"]),
@@ -223,7 +222,7 @@ fn table(verdicts: &[(&Kernel, Verdict)]) {
     }
 }
 
-/// A thread that panicked holding this left it whole: both hold only finished values.
+/// Locks a mutex. The values are valid even if a thread panicked while it held the lock.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

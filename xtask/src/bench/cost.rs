@@ -1,5 +1,5 @@
-//! What a connection costs in the kernel, both ends, beside libbpf-tools' `tcplife` and an empty program, in turns on the same
-//! traffic; and that each end was told.
+//! Measures the BPF time per connection, compared with `tcplife` of libbpf-tools and an empty program, in alternating
+//! rounds of the same traffic. Checks that no record is lost.
 
 use std::process::Command;
 
@@ -15,7 +15,7 @@ const TCPLIFE: &[Need] = &[Need {
     package: "libbpf-tools",
 }];
 
-/// Prints ns of BPF time a connection, and the ratio.
+/// Prints the ns of BPF time per connection, and the ratios.
 pub fn run(args: &Rounds) -> Result<()> {
     host::ensure(TCPLIFE)?;
     traced::mount_tracefs()?;
@@ -23,37 +23,37 @@ pub fn run(args: &Rounds) -> Result<()> {
     let _stats = Stats::on()?;
     let mut addresses = 0;
     let [mut empty, mut ours, mut theirs] = [const { Vec::new() }; 3];
-    let a_connection = |ns: u64| ns as f64 / args.connections as f64;
+    let per_connection = |ns: u64| ns as f64 / args.connections as f64;
     for _ in 0..args.rounds {
         let program = Empty::attach()?;
         traffic::churn(args.connections, &mut addresses)?;
-        empty.push(a_connection(program.time_ns()));
+        empty.push(per_connection(program.time_ns()));
         drop(program);
 
         let traced = Traced::start(&tool, &["--no-resolve"])?;
         let before = traced.programs_ns()?;
         traffic::churn(args.connections, &mut addresses)?;
-        ours.push(a_connection(traced.programs_ns()? - before));
+        ours.push(per_connection(traced.programs_ns()? - before));
         let summary = traced.finish()?;
         let (delivered, lost) = (summary["delivered"].as_u64(), summary["lost_records"].as_u64());
         ensure!(
             delivered >= Some(2 * args.connections as u64) && lost == Some(0),
-            "not each end was told: {summary}"
+            "records are missing: {summary}"
         );
 
         let traced = Traced::peer(&mut Command::new("tcplife"))?;
         let before = traced.programs_ns()?;
         traffic::churn(args.connections, &mut addresses)?;
-        theirs.push(a_connection(traced.programs_ns()? - before));
+        theirs.push(per_connection(traced.programs_ns()? - before));
         traced.end()?;
     }
-    println!("{:<20} {:>10} {:>22} {:>8}", "", "median", "least to most", "ratio");
+    println!("{:<20} {:>10} {:>22} {:>8}", "", "median", "range", "ratio");
     let base = median(&mut ours);
     line("empty program", &mut empty, base);
     line("kmesh-trace", &mut ours, base);
     line("tcplife", &mut theirs, base);
     println!(
-        "ns of BPF time a connection (both ends, all programs), {} rounds of {}; none lost",
+        "ns of BPF time per connection (both ends, all programs), {} rounds of {}; none lost",
         args.rounds, args.connections
     );
     Ok(())

@@ -1,4 +1,4 @@
-//! A program that does nothing, at the hook that carries the life of a connection: what the kernel itself takes to call one.
+//! An empty eBPF program at the main hook of the tool. Its time is the kernel's own cost of calling a program.
 
 use std::ffi::CStr;
 use std::io;
@@ -13,7 +13,7 @@ const BPF_PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
 const NOTHING: [u64; 2] = [0x0000_0000_0000_00b7, 0x0000_0000_0000_0095];
 const HOOK: &CStr = c"inet_sock_set_state";
 
-/// The beginning of `union bpf_attr` for BPF_PROG_LOAD; the rest is zero for the kernel.
+/// The start of `union bpf_attr` for BPF_PROG_LOAD. The kernel reads the rest as zero.
 #[repr(C)]
 struct Load {
     program_type: u32,
@@ -22,7 +22,7 @@ struct Load {
     license: u64,
 }
 
-/// The same for BPF_RAW_TRACEPOINT_OPEN.
+/// The start of `union bpf_attr` for BPF_RAW_TRACEPOINT_OPEN.
 #[repr(C)]
 struct Open {
     name: u64,
@@ -30,14 +30,14 @@ struct Open {
     pad: u32,
 }
 
-/// Attached until dropped.
+/// An attached empty program. Dropping it detaches it.
 pub struct Empty {
     program: OwnedFd,
     _link: OwnedFd,
 }
 
 impl Empty {
-    /// Loads and attaches it. A raw tracepoint is called, and its time is taken, by the same code of the kernel as `tp_btf`.
+    /// Loads and attaches the program. The kernel calls and times a raw tracepoint with the same code as `tp_btf`.
     pub fn attach() -> Result<Self> {
         let program = call(
             BPF_PROG_LOAD,
@@ -61,18 +61,19 @@ impl Empty {
         Ok(Self { program, _link: link })
     }
 
-    /// The time that it has run for, ns.
+    /// Returns the run time of the program in ns.
     pub fn time_ns(&self) -> u64 {
         super::traced::time_ns("self", self.program.as_raw_fd())
     }
 }
 
 fn call<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: the kernel reads the attributes, of the size given, and what they point to, all of which outlives the call.
+    // SAFETY: the kernel reads the attributes, whose size is the argument, and the data that they point to. All of it
+    // outlives the call.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: both commands return a new descriptor, which nobody else knows.
+    // SAFETY: both commands return a new descriptor, which nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

@@ -1,4 +1,5 @@
-//! What a connection costs that the kernel half of the filters sorts out: beside an empty program, in turns.
+//! Measures the BPF time per connection that the kernel filter rejects, compared with an empty program, in alternating
+//! rounds.
 
 use anyhow::Result;
 
@@ -6,14 +7,14 @@ use super::empty::Empty;
 use super::traced::{self, Stats, Traced};
 use super::{Rounds, line, median, traffic};
 
-/// What is asked of the tool. None of it matches the traffic.
+/// The filters, with their names in the table. The first two match none of the traffic.
 const FILTERS: &[(&str, &[&str])] = &[
     ("--port 1", &["--port", "1"]),
     ("--ip 192.0.2.0/24", &["--ip", "192.0.2.0/24"]),
     ("all passes", &[]),
 ];
 
-/// Prints ns of BPF time a connection, both ends, all programs.
+/// Prints the ns of BPF time per connection.
 pub fn run(args: &Rounds) -> Result<()> {
     let tool = traced::build()?;
     let _stats = Stats::on()?;
@@ -33,14 +34,14 @@ pub fn run(args: &Rounds) -> Result<()> {
             traced.finish()?;
         }
     }
-    println!("{:<20} {:>10} {:>22} {:>8}", "", "median", "least to most", "ratio");
+    println!("{:<20} {:>10} {:>22} {:>8}", "", "median", "range", "ratio");
     let base = median(&mut empty);
     line("empty program", &mut empty, base);
     for ((name, _), times) in FILTERS.iter().zip(&mut times) {
         line(name, times, base);
     }
     println!(
-        "ns of BPF time a connection (both ends, all programs), {} rounds of {}",
+        "ns of BPF time per connection (both ends, all programs), {} rounds of {}",
         args.rounds, args.connections
     );
     Ok(())

@@ -1,4 +1,4 @@
-//! What a tracer takes while nothing happens, and its memory after full rate.
+//! Measures an idle tracer, and its memory after full rate.
 
 use std::thread;
 use std::time::Duration;
@@ -8,34 +8,33 @@ use anyhow::Result;
 use super::traced::{self, Traced};
 use super::traffic::Exchanges;
 
-/// What `bench idle` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// How long it is left alone, seconds
+    /// The idle time in seconds
     #[arg(long, default_value_t = 10)]
     seconds: u32,
-    /// Connections at full rate
+    /// The number of connections at full rate
     #[arg(long, default_value_t = 100_000)]
     connections: usize,
 }
 
-/// Prints wake-ups, processor time and memory.
+/// Prints wake-ups, CPU time and memory.
 pub fn run(args: &Args) -> Result<()> {
     let tool = traced::build()?;
     let traced = Traced::start(&tool, &["--no-resolve"])?;
-    // What starting leaves to do is done by then.
+    // By then, the start is complete.
     thread::sleep(Duration::from_secs(1));
     let (wakeups, processor) = (traced.wakeups()?, traced.processor_ns()?);
     thread::sleep(Duration::from_secs(args.seconds.into()));
     let seconds = f64::from(args.seconds);
     println!(
         "{:<32} {:>10.1}",
-        "wake-ups a second, idle",
+        "wake-ups per second, idle",
         (traced.wakeups()? - wakeups) as f64 / seconds
     );
     println!(
         "{:<32} {:>10.3}",
-        "processor time idle, ms/s",
+        "CPU time idle, ms/s",
         (traced.processor_ns()? - processor) as f64 / 1e6 / seconds
     );
     println!("{:<32} {:>10.1}", "memory idle, MiB", traced.memory_mib()?);
@@ -47,7 +46,8 @@ pub fn run(args: &Args) -> Result<()> {
     println!("{:<32} {:>10.1}", "memory after full rate, MiB", traced.memory_mib()?);
     let summary = traced.finish()?;
     println!(
-        "memory of its own and BPF maps; JSON to a file, {} connections at {rate:.0} a second, {} records lost",
+        "memory of the process and of its BPF maps; JSON to a file, {} connections at {rate:.0} per second, {} records \
+         lost",
         args.connections, summary["lost_records"]
     );
     Ok(())

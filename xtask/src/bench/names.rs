@@ -1,4 +1,4 @@
-//! Names of a cluster of 100,000 pods and 20,000 Services: what they take, how long a look-up takes, and what news costs.
+//! Measures the name store with 100,000 pods and 20,000 Services: memory, look-ups and updates.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -16,24 +16,23 @@ use serde_json::json;
 
 use super::replay;
 
-/// Changes whose cost is told, a second.
+/// The changes per second of the CPU share that is printed.
 const CHANGES_PER_SECOND: f64 = 1_000.0;
 
-/// What it takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Whose first record is named
+    /// The capture with the sample record
     #[arg(long, value_name = "FILE", default_value = "tests/data/incident.jsonl.zst")]
     capture: PathBuf,
-    /// Look-ups, of pods at random
+    /// The number of look-ups of random pods
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     lookups: u32,
-    /// Changes of pods at random, as the API server's JSON
+    /// The number of changes of random pods, as JSON of the API server
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     changes: u32,
 }
 
-/// Measures and prints.
+/// Prints times and memory.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let bytes = fs::read(&args.capture).with_context(|| format!("cannot read {}", args.capture.display()))?;
     let (_, sample) = replay::read(&bytes)?;
@@ -44,38 +43,38 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     let mut next = super::random();
     let mut below = |limit: u32| (next() % u64::from(limit)) as u32;
-    println!("{PODS} pods, {SERVICES} Services; one thread's processor time");
+    println!("{PODS} pods, {SERVICES} Services; CPU time of one thread");
 
     let before = super::memory_mib("VmRSS")?;
     let began = cpu_ns();
     let mut store = fixture::store(fixture::objects());
-    line("to make and learn all", (cpu_ns() - began) / 1e6, "ms");
-    line("memory they take", super::memory_mib("VmRSS")? - before, "MiB");
+    line("add all objects", (cpu_ns() - began) / 1e6, "ms");
+    line("memory", super::memory_mib("VmRSS")? - before, "MiB");
 
     let began = cpu_ns();
     let found = (0..args.lookups).filter(|_| store.is_pod_address(fixture::pod_ip(below(PODS)), &record));
     let found = found.count();
     line(
-        "a look-up of an address",
+        "look-up of an address",
         (cpu_ns() - began) / f64::from(args.lookups),
         "ns",
     );
-    ensure!(found == args.lookups as usize, "pods have not been found");
+    ensure!(found == args.lookups as usize, "the store lacks some pods");
 
     for (what, pods) in [("of a thousand pods", 1_000), ("of all pods", PODS)] {
-        // Once, so that each is made.
+        // The first look-up of a pod derives its workload.
         (0..pods).try_for_each(|pod| name(&mut store, &record, pod, pod))?;
         let began = cpu_ns();
         (0..args.lookups).try_for_each(|_| name(&mut store, &record, below(pods), below(pods)))?;
-        let what = format!("a record's names, {what}");
+        let what = format!("names of a record, {what}");
         line(&what, (cpu_ns() - began) / f64::from(args.lookups), "ns");
     }
-    line("memory, all pods named", super::memory_mib("VmRSS")? - before, "MiB");
+    line("memory after all look-ups", super::memory_mib("VmRSS")? - before, "MiB");
 
     let changed: Vec<_> = (0..args.changes).map(|number| (below(PODS), number)).collect();
     let json: Vec<_> = changed
         .iter()
-        .map(|&(pod, number)| document(&renewed(pod, number)))
+        .map(|&(pod, number)| document(&replacement(pod, number)))
         .collect();
     let began = cpu_ns();
     for (&(pod, number), json) in changed.iter().zip(&json) {
@@ -90,9 +89,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     let each_ns = (cpu_ns() - began) / f64::from(args.changes);
-    line("a pod replaced", each_ns / 1e3, "µs");
+    line("replacement of a pod", each_ns / 1e3, "µs");
     line(
-        "1,000 a second, of a core",
+        "1,000 per second, of a core",
         each_ns * CHANGES_PER_SECOND / 1e9 * 100.0,
         "%",
     );
@@ -103,7 +102,7 @@ fn line(what: &str, value: f64, unit: &str) {
     println!("{what:<36} {value:>10.1} {unit}");
 }
 
-/// Names both ends, and the Service.
+/// Adds the names of both ends and of the Service to a record.
 fn name(store: &mut Store, record: &Record, client: u32, server: u32) -> Result<()> {
     let mut record = Record {
         src: SocketAddr::new(fixture::pod_ip(client), 40_000),
@@ -122,19 +121,20 @@ fn name(store: &mut Store, record: &Record, client: u32, server: u32) -> Result<
     Ok(())
 }
 
-/// Another pod at the same address.
-fn renewed(pod: u32, number: u32) -> PodObject {
+/// Returns another pod with the same address.
+fn replacement(pod: u32, number: u32) -> PodObject {
     PodObject {
         uid: format!("99999999-1111-4111-8111-{number:012x}"),
         ..fixture::pod(pod)
     }
 }
 
-/// As the API server has it, without what nobody reads.
+/// Returns the pod as JSON of the API server, without fields that the tool ignores.
 fn document(pod: &PodObject) -> String {
     let owner = match &pod.owner {
         Owner::By(owner) => {
-            json!([{"apiVersion": "apps/v1", "kind": owner.kind, "name": owner.name, "uid": owner.uid, "controller": true}])
+            let (kind, name, uid) = (&owner.kind, &owner.name, &owner.uid);
+            json!([{"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": uid, "controller": true}])
         }
         Owner::Unknown | Owner::Nobody => json!([]),
     };
@@ -158,7 +158,8 @@ fn document(pod: &PodObject) -> String {
             "name": pod.name, "namespace": pod.namespace, "uid": pod.uid, "labels": labels, "ownerReferences": owner,
         },
         "spec": {
-            "nodeName": pod.node, "serviceAccountName": pod.service_account, "containers": containers.collect::<Vec<_>>(),
+            "nodeName": pod.node, "serviceAccountName": pod.service_account,
+            "containers": containers.collect::<Vec<_>>(),
         },
         "status": {
             "phase": "Running", "startTime": "1970-01-01T00:00:00Z", "podIP": pod.ips.first(), "podIPs": ips,
@@ -168,7 +169,7 @@ fn document(pod: &PodObject) -> String {
     .to_string()
 }
 
-/// Processor time of this thread.
+/// Returns the CPU time of this thread in ns.
 fn cpu_ns() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 * 1e9 + time.tv_nsec as f64

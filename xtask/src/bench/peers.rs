@@ -1,5 +1,5 @@
-//! The tool beside what else traces the lives of connections, in turns on the same traffic: what each leaves of the rate, costs
-//! the node, and gets right.
+//! Compares the tool with other connection tracers, in alternating rounds of the same traffic: the remaining connection
+//! rate, the cost, and the correctness of the output.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -15,32 +15,31 @@ use super::traffic::{self, Exchanges};
 use super::{Rounds, median};
 use crate::host::{self, Need};
 
-/// Our own script for bpftrace: what it can tell of a close by the tracepoint and the kernel's types.
+/// A bpftrace script that prints the bytes of each closed connection.
 const SCRIPT: &str = include_str!("peers.bt");
 
-/// Attempts a round that are refused.
+/// The number of refused attempts per round.
 const REFUSED: usize = 200;
-/// What a tracer has to print what it has.
-const SETTLE: Duration = Duration::from_secs(2);
+/// The time in which a tracer prints its last lines.
+const PRINT_TIME: Duration = Duration::from_secs(2);
 
-/// Who is compared.
 struct Peer {
     name: &'static str,
     need: Option<Need>,
-    /// None: nothing traces.
+    /// `None` measures the traffic without a tracer.
     command: Option<fn(&Path) -> Command>,
-    /// What its lines tell of the traffic.
-    read: fn(&str, &mut Seen),
+    /// Adds the content of an output line.
+    read: fn(&str, &mut Reported),
 }
 
-/// What was told of a round's traffic.
+/// The traffic of a round, as the tracer reports it.
 #[derive(Default)]
-struct Seen {
-    /// Ends of connections that were told to have closed.
+struct Reported {
+    /// The number of closed ends.
     closes: u64,
-    /// Sent and received, all ends. None: it does not tell.
+    /// The sent and received bytes of all ends. `None` if the tracer does not report bytes.
     bytes: Option<u64>,
-    /// Attempts that were told to have been refused.
+    /// The number of refused attempts.
     refused: u64,
 }
 
@@ -94,7 +93,7 @@ const PEERS: [Peer; 5] = [
     },
 ];
 
-fn ours(line: &str, seen: &mut Seen) {
+fn ours(line: &str, reported: &mut Reported) {
     let Ok(line) = serde_json::from_str::<Value>(line) else {
         return;
     };
@@ -102,16 +101,16 @@ fn ours(line: &str, seen: &mut Seen) {
         return;
     }
     if line["outcome"] == "refused" {
-        seen.refused += 1;
+        reported.refused += 1;
     } else {
-        seen.closes += 1;
+        reported.closes += 1;
         let bytes = |name: &str| line[name].as_u64().unwrap_or(0);
-        *seen.bytes.get_or_insert(0) += bytes("sent_bytes") + bytes("received_bytes");
+        *reported.bytes.get_or_insert(0) += bytes("sent_bytes") + bytes("received_bytes");
     }
 }
 
-/// PID COMM LADDR LPORT RADDR RPORT TX_KB RX_KB MS
-fn tcplife(line: &str, seen: &mut Seen) {
+/// Parses `PID COMM LADDR LPORT RADDR RPORT TX_KB RX_KB MS`.
+fn tcplife(line: &str, reported: &mut Reported) {
     let columns: Vec<_> = line.split_whitespace().collect();
     let [_, .., sent, received, _] = columns[..] else {
         return;
@@ -119,30 +118,30 @@ fn tcplife(line: &str, seen: &mut Seen) {
     let (Ok(sent), Ok(received)) = (sent.parse::<f64>(), received.parse::<f64>()) else {
         return;
     };
-    seen.closes += 1;
-    *seen.bytes.get_or_insert(0) += ((sent + received) * 1024.0) as u64;
+    reported.closes += 1;
+    *reported.bytes.get_or_insert(0) += ((sent + received) * 1024.0) as u64;
 }
 
-fn script(line: &str, seen: &mut Seen) {
+fn script(line: &str, reported: &mut Reported) {
     let columns: Vec<_> = line.split_whitespace().collect();
     let ["closed", sent, received] = columns[..] else {
         return;
     };
-    seen.closes += 1;
+    reported.closes += 1;
     let bytes = sent.parse::<u64>().unwrap_or(0) + received.parse::<u64>().unwrap_or(0);
-    *seen.bytes.get_or_insert(0) += bytes;
+    *reported.bytes.get_or_insert(0) += bytes;
 }
 
-/// One round's figures of one peer.
+/// The figures of one tracer in one round.
 struct Round {
     rate: f64,
     bpf_ns: f64,
     user_us: f64,
     memory_mib: f64,
-    seen: Seen,
+    reported: Reported,
 }
 
-/// Prints a line for each.
+/// Prints a line for each tracer.
 pub fn run(args: &Rounds) -> Result<()> {
     traced::mount_tracefs()?;
     let tool = traced::build()?;
@@ -153,7 +152,7 @@ pub fn run(args: &Rounds) -> Result<()> {
             Some(need) => {
                 let there = host::ensure(std::slice::from_ref(need));
                 if let Err(error) = &there {
-                    println!("{}: not here: {error:#}", peer.name);
+                    println!("{}: skipped: {error:#}", peer.name);
                 }
                 there.is_ok()
             }
@@ -167,7 +166,7 @@ pub fn run(args: &Rounds) -> Result<()> {
     let mut rounds: Vec<(&Peer, Result<Vec<Round>>)> = present.into_iter().map(|peer| (peer, Ok(Vec::new()))).collect();
     for _ in 0..args.rounds {
         for (peer, done) in &mut rounds {
-            // One that cannot run here is said once, and not asked again.
+            // A tracer that fails does not run again.
             if let Ok(so_far) = done {
                 match round(peer, &tool, &exchanges, &mut addresses) {
                     Ok(one) => so_far.push(one),
@@ -187,23 +186,23 @@ fn round(peer: &Peer, tool: &Path, exchanges: &Exchanges, addresses: &mut u8) ->
             bpf_ns: 0.0,
             user_us: 0.0,
             memory_mib: 0.0,
-            seen: Seen::default(),
+            reported: Reported::default(),
         });
     };
     let start = || -> Result<Traced> { Traced::peer(&mut command(tool)) };
-    // The rate without the kernel's clock around each run; the time of the programs on its own. It is by that clock that one
-    // sees a peer's programs at work.
+    // Two runs: the rate is measured without BPF statistics, which slow programs down, and the BPF time with them. The
+    // start needs statistics, because they show that the programs of a peer run.
     let stats = Stats::on()?;
     let traced = start()?;
     drop(stats);
     let user_before = traced.processor_ns()?;
     let rate = exchanges.run(addresses)?;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(PRINT_TIME);
     let ends = 2.0 * exchanges.count as f64;
     let user_us = (traced.processor_ns()? - user_before) as f64 / 1e3 / (ends / 2.0);
     let memory_mib = traced.memory_mib()?;
     let output = traced.end()?;
-    let seen = seen(&output, peer)?;
+    let reported = reported(&output, peer)?;
 
     let _stats = Stats::on()?;
     let traced = start()?;
@@ -216,27 +215,27 @@ fn round(peer: &Peer, tool: &Path, exchanges: &Exchanges, addresses: &mut u8) ->
         bpf_ns,
         user_us,
         memory_mib,
-        seen,
+        reported,
     })
 }
 
-fn seen(output: &Path, peer: &Peer) -> Result<Seen> {
-    let mut seen = Seen::default();
-    for line in BufReader::new(File::open(output).context("cannot read what was printed")?).split(b'\n') {
-        let line = line.context("cannot read what was printed")?;
+fn reported(output: &Path, peer: &Peer) -> Result<Reported> {
+    let mut reported = Reported::default();
+    for line in BufReader::new(File::open(output).context("cannot read the output")?).split(b'\n') {
+        let line = line.context("cannot read the output")?;
         let line = String::from_utf8_lossy(&line);
-        // What else happens on this machine is not asked for.
+        // Ignore other connections of this machine.
         if line.contains(traffic::NETWORK) || line.starts_with("closed") {
-            (peer.read)(&line, &mut seen);
+            (peer.read)(&line, &mut reported);
         }
     }
-    Ok(seen)
+    Ok(reported)
 }
 
 fn table(rounds: &[(&Peer, Result<Vec<Round>>)], exchanges: &Exchanges, count: usize) {
     println!(
         "{:<14} {:>10} {:>15} {:>6} {:>10} {:>10} {:>8} {:>8} {:>10} {:>8}",
-        "tracer", "conn/s", "least to most", "kept", "BPF ns", "user µs", "MiB", "lost", "bytes", "refused"
+        "tracer", "conn/s", "range", "rate", "BPF ns", "user µs", "MiB", "lost", "bytes", "refused"
     );
     let mut base = None;
     for (peer, done) in rounds {
@@ -264,15 +263,18 @@ fn table(rounds: &[(&Peer, Result<Vec<Round>>)], exchanges: &Exchanges, count: u
             continue;
         }
         let ends = 2 * exchanges.count as u64;
-        let lost: u64 = done.iter().map(|round| ends.saturating_sub(round.seen.closes)).sum();
-        let exact = done.iter().all(|round| round.seen.bytes == Some(exchanges.bytes()));
-        let told: Vec<_> = done.iter().filter_map(|round| round.seen.bytes).collect();
-        let bytes = match told.first() {
-            None => "not told".to_owned(),
+        let lost: u64 = done
+            .iter()
+            .map(|round| ends.saturating_sub(round.reported.closes))
+            .sum();
+        let exact = done.iter().all(|round| round.reported.bytes == Some(exchanges.bytes()));
+        let bytes: Vec<_> = done.iter().filter_map(|round| round.reported.bytes).collect();
+        let bytes = match bytes.first() {
+            None => "none".to_owned(),
             Some(_) if exact => "exact".to_owned(),
             Some(&one) => format!("{:.1} %", 100.0 * one as f64 / exchanges.bytes() as f64),
         };
-        let refused: u64 = done.iter().map(|round| round.seen.refused).sum();
+        let refused: u64 = done.iter().map(|round| round.reported.refused).sum();
         println!(
             " {:>10.0} {:>10.2} {:>8.1} {lost:>8} {bytes:>10} {:>7.0}%",
             figure(|round| round.bpf_ns),
@@ -282,16 +284,16 @@ fn table(rounds: &[(&Peer, Result<Vec<Round>>)], exchanges: &Exchanges, count: u
         );
     }
     println!(
-        "{count} rounds, in turns, of {} connections (both ends on one core) and {} refused attempts: medians. BPF ns and user µs \
-         a connection; MiB: memory of its own and BPF maps; lost: ends not told, all rounds; refused: attempts told \
-         as such.\n{}",
+        "{count} alternating rounds of {} connections (both ends on one core) and {} refused attempts; medians. rate: \
+         relative to no tracer; BPF ns and user µs: per connection; MiB: memory of the process and its BPF maps; lost: \
+         ends without a line, all rounds; bytes: sum of all lines; refused: attempts reported as refused.\n{}",
         exchanges.count,
         exchanges.refused,
         machine()
     );
 }
 
-/// On what and when.
+/// Returns the processor, the kernel and the date.
 pub fn machine() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let processors = std::thread::available_parallelism().map_or(0, usize::from);

@@ -1,5 +1,5 @@
-//! Captures: how many records a second go through a replay on one core, beside what the JSON library alone makes of the same
-//! values; and how many bytes a record takes.
+//! Measures the records per second of a replay on one core, compared with the JSON library alone, and the bytes per
+//! record of a capture.
 
 use std::fs;
 use std::io::{self, Write};
@@ -29,29 +29,28 @@ const ALL: Events = Events {
     listener: false,
 };
 
-/// What it takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Whose records
+    /// The capture with the sample records
     #[arg(long, value_name = "FILE", default_value = "tests/data/incident.jsonl.zst")]
     capture: PathBuf,
-    /// How many are made of them, each with its own numbers
+    /// The number of generated records, each a sample with other numbers
     #[arg(long, value_name = "N", default_value_t = 500_000)]
     records: usize,
-    /// The best of how many runs counts
+    /// The number of runs; the fastest counts
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
 }
 
-/// Measures and prints.
+/// Prints the rates and sizes.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let bytes = fs::read(&args.capture).with_context(|| format!("cannot read {}", args.capture.display()))?;
     let (header, sample) = read(&bytes)?;
     let info = header.info.clone();
-    sizes("as recorded", &sample, &bytes)?;
-    let records = many(&sample, args.records);
+    print_sizes("as recorded", &sample, &bytes)?;
+    let records = generate(&sample, args.records);
     let capture = capture(&header, &records)?;
-    sizes("the same with numbers of their own", &records, &capture)?;
+    print_sizes("generated", &records, &capture)?;
 
     let parse = best(args.runs, || each(&capture, |_| Ok(())))?;
     let json_alone = best(args.runs, || {
@@ -75,7 +74,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let table = best(args.runs, || {
         replay(&capture, Box::new(RollupJson::new(rollup, &info, out())))
     })?;
-    println!("\n{} records, the best of {} runs, one core", records.len(), args.runs);
+    println!(
+        "\n{} records, the fastest of {} runs, one core",
+        records.len(),
+        args.runs
+    );
     for (what, time) in [
         ("capture → records", parse),
         ("the JSON library alone", json_alone),
@@ -90,7 +93,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let ratio = json_alone.as_secs_f64() / json.as_secs_f64();
     println!(
-        "capture → JSON is {:.0} % of what the JSON library does alone",
+        "capture → JSON has {:.0} % of the rate of the JSON library alone",
         ratio * 100.0
     );
     Ok(ExitCode::SUCCESS)
@@ -150,8 +153,8 @@ fn best(runs: usize, mut run: impl FnMut() -> Result<()>) -> Result<Duration> {
     Ok(best)
 }
 
-/// Records like these, whose times, cookies, ports, sequence numbers and lengths do not repeat.
-fn many(sample: &[Record], count: usize) -> Vec<Record> {
+/// Returns `count` copies of sample records with other times, cookies, ports, sequence numbers and bytes.
+fn generate(sample: &[Record], count: usize) -> Vec<Record> {
     let mut next = super::random();
     let mut time = sample.first().map_or(0, |record| record.time.0);
     (0..count)
@@ -163,8 +166,8 @@ fn many(sample: &[Record], count: usize) -> Vec<Record> {
             record.start = record
                 .start
                 .map(|start| WallTime(start.0 + shift - (next() % 100_000) as i64));
-            let lasted = |start: WallTime| time.abs_diff(start.0);
-            record.duration_ns = record.start.map(lasted);
+            let duration = |start: WallTime| time.abs_diff(start.0);
+            record.duration_ns = record.start.map(duration);
             record.observed_ns = record.duration_ns.unwrap_or(record.observed_ns);
             record.id.cookie = record.id.cookie.wrapping_add(next() % 1000);
             record.src.set_port(32768 + (next() % 28232) as u16);
@@ -208,18 +211,18 @@ fn capture(header: &Header, records: &[Record]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn sizes(what: &str, records: &[Record], capture: &[u8]) -> Result<()> {
+fn print_sizes(name: &str, records: &[Record], capture: &[u8]) -> Result<()> {
     let mut json = Vec::new();
     for record in records {
         serde_json::to_writer(&mut json, &ConnLine::new(record))?;
         json.push(b'\n');
     }
-    let a_record = |bytes: usize| bytes as f64 / records.len() as f64;
-    println!("{} records, {what}; bytes a record:", records.len());
-    println!("{:<24} {:>12.1}", "capture", a_record(capture.len()));
-    println!("{:<24} {:>12.1}", "JSON", a_record(json.len()));
+    let per_record = |bytes: usize| bytes as f64 / records.len() as f64;
+    println!("{} records, {name}; bytes per record:", records.len());
+    println!("{:<24} {:>12.1}", "capture", per_record(capture.len()));
+    println!("{:<24} {:>12.1}", "JSON", per_record(json.len()));
     match gzip(&json) {
-        Ok(bytes) => println!("{:<24} {:>12.1}", "JSON, gzip", a_record(bytes)),
+        Ok(bytes) => println!("{:<24} {:>12.1}", "JSON, gzip", per_record(bytes)),
         Err(error) => println!("{:<24} not measured: {error:#}", "JSON, gzip"),
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Rollups: how many records a second are summed up on one core when each is of a group of its own, and what memory that takes.
+//! Measures the records per second and the memory of rollups on one core, if each record has a separate group.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -11,24 +11,23 @@ use kmesh_trace::record::{Event, Record, WallTime};
 use kmesh_trace::rollup::{By, Key, Rollup, RollupSettings, Window};
 use kmesh_trace::track::delta::Deltas;
 
-/// What it takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Whose record is varied
+    /// The capture with the sample record
     #[arg(long, value_name = "FILE", default_value = "tests/data/incident.jsonl.zst")]
     capture: PathBuf,
-    /// How many distinct groups are offered
+    /// The number of distinct groups
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     groups: u32,
-    /// `--max-groups`
+    /// The value of --max-groups
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     max_groups: usize,
-    /// The best of how many runs counts
+    /// The number of runs; the fastest counts
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
 }
 
-/// Measures and prints.
+/// Prints the rate and the memory.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let bytes = fs::read(&args.capture).with_context(|| format!("cannot read {}", args.capture.display()))?;
     let (_, sample) = super::replay::read(&bytes)?;
@@ -36,38 +35,38 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let record = record.context("the capture has no close")?;
     let before = super::memory_mib("VmHWM")?;
     let mut best = Duration::MAX;
-    let mut told = Told::default();
+    let mut output = Output::default();
     for _ in 0..args.runs.max(1) {
         let began = Instant::now();
-        told = offer(record, args);
+        output = run_once(record, args);
         best = best.min(began.elapsed());
     }
     println!(
-        "{} records of a group each, --max-groups {}, the best of {} runs, one core",
+        "{} records with separate groups, --max-groups {}, the fastest of {} runs, one core",
         args.groups, args.max_groups, args.runs
     );
     let rate = f64::from(args.groups) / best.as_secs_f64();
-    println!("{:<24} {rate:>12.0} records/s", "rolled up");
+    println!("{:<24} {rate:>12.0} records/s", "rate");
     println!(
         "{:<24} {:>12.1} MiB",
-        "memory, most",
+        "maximum memory",
         (super::memory_mib("VmHWM")? - before).max(0.0)
     );
     println!(
-        "{:<24} {:>12} in {} windows; closes summed up: {}",
-        "lines", told.rows, told.windows, told.closed
+        "{:<24} {:>12} in {} windows with {} closes",
+        "lines", output.rows, output.windows, output.closed
     );
     Ok(ExitCode::SUCCESS)
 }
 
 #[derive(Default)]
-struct Told {
+struct Output {
     windows: usize,
     rows: usize,
     closed: u64,
 }
 
-impl Told {
+impl Output {
     fn add(&mut self, windows: Vec<Window>) {
         for window in windows {
             self.windows += 1;
@@ -77,8 +76,8 @@ impl Told {
     }
 }
 
-/// All of them within five windows.
-fn offer(record: &Record, args: &Args) -> Told {
+/// Gives all records to a rollup, within five windows.
+fn run_once(record: &Record, args: &Args) -> Output {
     let mut record = record.clone();
     let interval = Duration::from_secs(5);
     let mut rollup = Rollup::new(RollupSettings {
@@ -86,14 +85,14 @@ fn offer(record: &Record, args: &Args) -> Told {
         interval: Some(interval),
         max_groups: args.max_groups,
     });
-    let (mut told, mut deltas) = (Told::default(), Deltas::default());
+    let (mut output, mut deltas) = (Output::default(), Deltas::default());
     let step = 5 * interval.as_nanos() as i64 / i64::from(args.groups.max(1));
     for at in 0..args.groups {
         record.id.cookie = u64::from(at) + 1;
         record.src.set_ip(Ipv4Addr::from(at).into());
         record.time = WallTime(i64::from(at) * step);
-        told.add(rollup.take(&record, &deltas.take(&record)));
+        output.add(rollup.take(&record, &deltas.take(&record)));
     }
-    told.add(rollup.watermark(WallTime::MAX));
-    told
+    output.add(rollup.watermark(WallTime::MAX));
+    output
 }

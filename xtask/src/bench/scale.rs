@@ -1,22 +1,21 @@
-//! Whether a connection costs the same after many others as after few: what grows in the kernel or in the tool would show.
+//! Measures whether the cost per connection grows with the number of earlier connections.
 
 use anyhow::{Result, ensure};
 
 use super::traced::{self, Stats, Traced};
 use super::traffic;
 
-/// What `bench scale` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Connections in all
+    /// The number of all connections
     #[arg(long, default_value_t = 1_000_000)]
     connections: usize,
 }
 
-/// How many connections are measured at each point.
+/// The number of connections per measurement.
 const SAMPLE: usize = 1_000;
 
-/// Prints BPF ns and processor µs a connection after 1, 10, 100 … thousand of them, in one run.
+/// Prints BPF time and CPU time per connection after 1, 10, 100 … thousand connections of one run.
 pub fn run(args: &Args) -> Result<()> {
     let tool = traced::build()?;
     let _stats = Stats::on()?;
@@ -24,14 +23,11 @@ pub fn run(args: &Args) -> Result<()> {
     let mut addresses = 0;
     let mut made = 0;
     let mut point = SAMPLE;
-    println!(
-        "{:<16} {:>12} {:>16} {:>12}",
-        "connections", "BPF ns", "processor µs", "MiB"
-    );
+    println!("{:<16} {:>12} {:>16} {:>12}", "connections", "BPF ns", "CPU µs", "MiB");
     while point <= args.connections {
         traffic::churn(point - made - SAMPLE, &mut addresses)?;
         let (kernel, user) = (traced.programs_ns()?, traced.processor_ns()?);
-        // The stretch up to the point.
+        // The last connections before the point.
         traffic::churn(SAMPLE, &mut addresses)?;
         made = point;
         println!(
@@ -46,10 +42,10 @@ pub fn run(args: &Args) -> Result<()> {
     let (delivered, lost) = (summary["delivered"].as_u64(), summary["lost_records"].as_u64());
     ensure!(
         delivered >= Some(2 * made as u64) && lost == Some(0),
-        "not each end was told: {summary}"
+        "records are missing: {summary}"
     );
     println!(
-        "of the last {SAMPLE} connections before each point, both ends, one run; {} ends told, none lost",
+        "per connection, of the last {SAMPLE} connections before each point; {} ends, none lost",
         2 * made
     );
     Ok(())

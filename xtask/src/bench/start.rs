@@ -1,4 +1,4 @@
-//! From exec to capturing, and what of it is the kernel's verifier.
+//! Measures the time from exec to tracing, and the part of the kernel's verifier.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -9,15 +9,14 @@ use anyhow::{Context, Result, bail};
 
 use super::{line, median, traced};
 
-/// What `bench start` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// How often it is started
+    /// The number of starts
     #[arg(long, default_value_t = 20)]
     runs: usize,
 }
 
-/// Prints µs.
+/// Prints the times in µs.
 pub fn run(args: &Args) -> Result<()> {
     let tool = traced::build()?;
     let [mut capturing, mut verifying] = [const { Vec::new() }; 2];
@@ -26,15 +25,15 @@ pub fn run(args: &Args) -> Result<()> {
         capturing.push(capture);
         verifying.push(verify);
     }
-    println!("{:<20} {:>10} {:>22} {:>8}", "µs", "median", "least to most", "ratio");
+    println!("{:<20} {:>10} {:>22} {:>8}", "µs", "median", "range", "ratio");
     let base = median(&mut capturing);
-    line("exec → capturing", &mut capturing, base);
-    line("the verifier's", &mut verifying, base);
+    line("exec → tracing", &mut capturing, base);
+    line("verifier", &mut verifying, base);
     println!("{} runs, {}", args.runs, super::peers::machine());
     Ok(())
 }
 
-/// What one start took, µs: all of it, and by the tool's own account the verifier's part.
+/// Starts the tool. Returns the time until it traces, and the verifier's part as the tool reports it, in µs.
 fn start(tool: &Path) -> Result<(f64, f64)> {
     let began = Instant::now();
     let mut child = Command::new(tool)
@@ -44,15 +43,15 @@ fn start(tool: &Path) -> Result<(f64, f64)> {
         .stderr(Stdio::piped())
         .spawn()
         .context("cannot run the tool")?;
-    let said = child.stderr.take().context("no standard error")?;
+    let messages = child.stderr.take().context("no standard error")?;
     let mut capturing = None;
     let mut verifier = None;
-    for said in BufReader::new(said).lines() {
-        let said = said.context("cannot read what the tracer says")?;
-        if said.contains("tracing every") {
+    for message in BufReader::new(messages).lines() {
+        let message = message.context("cannot read the messages of the tracer")?;
+        if message.contains("tracing every") {
             capturing = Some(began.elapsed().as_secs_f64() * 1e6);
         }
-        if let Some((_, rest)) = said.split_once("the verifier ") {
+        if let Some((_, rest)) = message.split_once("the verifier ") {
             verifier = rest.split_whitespace().next().and_then(|ms| ms.parse::<f64>().ok());
             break;
         }
@@ -61,7 +60,7 @@ fn start(tool: &Path) -> Result<(f64, f64)> {
     rustix::process::kill_process(pid, rustix::process::Signal::INT).context("cannot interrupt the tracer")?;
     let status = child.wait()?;
     let (Some(capturing), Some(verifier)) = (capturing, verifier) else {
-        bail!("the tracer did not say that it captures: {status}");
+        bail!("the tracer did not report its start: {status}");
     };
     Ok((capturing, verifier * 1e3))
 }

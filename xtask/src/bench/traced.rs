@@ -1,4 +1,4 @@
-//! The tool, or a peer of it, as a child process, and what its programs cost.
+//! The tool or another tracer as a child process, and the cost of its programs.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,13 +15,12 @@ use crate::host;
 const TRACEFS: &str = "/sys/kernel/tracing";
 const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
-/// While it lives the kernel takes the time of programs.
+/// Enables the kernel's run-time statistics of BPF programs until it is dropped.
 pub struct Stats {
     before: String,
 }
 
 impl Stats {
-    /// Turns it on.
     pub fn on() -> Result<Self> {
         let before = fs::read_to_string(STATS).with_context(|| format!("cannot read {STATS}"))?;
         fs::write(STATS, "1").with_context(|| format!("cannot write {STATS}"))?;
@@ -31,25 +30,25 @@ impl Stats {
 
 impl Drop for Stats {
     fn drop(&mut self) {
-        // It was written a moment ago.
+        // The file was writable before, so this does not fail.
         _ = fs::write(STATS, self.before.trim());
     }
 }
 
-/// Peers ask there for the numbers of their tracepoints.
+/// Mounts tracefs, from which other tracers read the ids of tracepoints.
 pub fn mount_tracefs() -> Result<()> {
     if !Path::new(TRACEFS).join("events").exists() {
-        host::succeed(Command::new("mount").args(["-t", "tracefs", "tracefs", TRACEFS]))?;
+        host::run(Command::new("mount").args(["-t", "tracefs", "tracefs", TRACEFS]))?;
     }
     Ok(())
 }
 
-/// Builds the tool as users get it, or takes the one that `KMESH_TRACE_BIN` names.
+/// Builds the tool in the release profile, or returns the path in `KMESH_TRACE_BIN`.
 pub fn build() -> Result<PathBuf> {
     if let Some(tool) = std::env::var_os("KMESH_TRACE_BIN") {
         return Ok(tool.into());
     }
-    host::succeed(host::cargo().args(["build", "--release", "--quiet", "--package", "kmesh-trace"]))?;
+    host::run(host::cargo().args(["build", "--release", "--quiet", "--package", "kmesh-trace"]))?;
     Ok(host::target_dir().join("release/kmesh-trace"))
 }
 
@@ -60,13 +59,13 @@ pub struct Traced {
 }
 
 impl Traced {
-    /// Starts the tool, and waits until it captures.
+    /// Starts the tool, and waits until it traces. Its output goes to a file.
     pub fn start(tool: &Path, args: &[&str]) -> Result<Self> {
         let (output, file) = output()?;
         Self::started(tool, args, file.into(), output)
     }
 
-    /// The same, with a pipe that its output comes through. Who does not read it holds the tool up.
+    /// Starts the tool with its output in a pipe, and waits until it traces. The caller must read the pipe.
     pub fn piped(tool: &Path, args: &[&str]) -> Result<(Self, ChildStdout)> {
         let mut traced = Self::started(tool, args, Stdio::piped(), PathBuf::new())?;
         let output = traced.child.stdout.take().context("no standard output")?;
@@ -93,7 +92,7 @@ impl Traced {
         bail!("the tracer ended: {}", traced.child.wait()?)
     }
 
-    /// Starts a peer, and makes connections until its programs have seen one.
+    /// Starts another tracer, and makes connections until its programs have run.
     pub fn peer(command: &mut Command) -> Result<Self> {
         let (output, file) = output()?;
         let mut traced = Self::spawn(command.stdout(file).stderr(Stdio::null()), output)?;
@@ -115,17 +114,16 @@ impl Traced {
         Ok(Self { child, output })
     }
 
-    /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The time that its programs have run for, ns: each once, however many descriptors it has.
+    /// Returns the run time of its programs in ns. A program with several descriptors counts once.
     pub fn programs_ns(&self) -> Result<u64> {
         Ok(self.descriptors("prog_id", "run_time_ns")?.values().sum())
     }
 
-    /// A value of each thing that has such an id, however many descriptors it has.
+    /// Returns a field of its descriptors by the field `id`. An object with several descriptors counts once.
     fn descriptors(&self, id: &str, value: &str) -> Result<BTreeMap<u64, u64>> {
         let mut found = BTreeMap::new();
         for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.pid())).context("cannot list its descriptors")? {
@@ -137,7 +135,7 @@ impl Traced {
         Ok(found)
     }
 
-    /// The processor time of its threads so far, ns.
+    /// Returns the CPU time of its threads in ns.
     pub fn processor_ns(&self) -> Result<u64> {
         let tasks = self.tasks("schedstat")?;
         Ok(tasks
@@ -146,7 +144,7 @@ impl Traced {
             .sum())
     }
 
-    /// How often its threads have waited for something, and been woken.
+    /// Returns the number of voluntary context switches of its threads.
     pub fn wakeups(&self) -> Result<u64> {
         let tasks = self.tasks("status")?;
         Ok(tasks
@@ -155,18 +153,18 @@ impl Traced {
             .sum())
     }
 
-    /// A file of each of its threads.
+    /// Returns the content of a file in `/proc` for each of its threads.
     fn tasks(&self, file: &str) -> Result<Vec<String>> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).context("cannot list its threads")?;
-        // One that ends meanwhile has none.
+        // A thread that has ended meanwhile has no file.
         Ok(tasks
             .flatten()
             .filter_map(|task| fs::read_to_string(task.path().join(file)).ok())
             .collect())
     }
 
-    /// Its own memory and its BPF maps', MiB. Code, and a map's pages that it sees too, count no more than once: they are not
-    /// anonymous.
+    /// Returns its anonymous memory and the memory of its BPF maps in MiB. Mapped pages of BPF maps are not anonymous,
+    /// so they count once.
     pub fn memory_mib(&self) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).context("cannot read its status")?;
         let kib = field(&status, "RssAnon").context("no RssAnon in its status")?;
@@ -174,17 +172,17 @@ impl Traced {
         Ok(kib as f64 / 1024.0 + maps as f64 / f64::from(1 << 20))
     }
 
-    /// Interrupts the tool; its summary.
+    /// Interrupts the tool, and returns its summary.
     pub fn finish(self) -> Result<Value> {
         let output = self.end()?;
         let mut last = String::new();
         for line in BufReader::new(File::open(output)?).lines() {
-            last = line.context("cannot read what the tracer printed")?;
+            last = line.context("cannot read the output of the tracer")?;
         }
-        serde_json::from_str(&last).context("the last line is no summary")
+        serde_json::from_str(&last).context("the last line is not a summary")
     }
 
-    /// Interrupts it; where its output is.
+    /// Interrupts the tracer, and returns the path of its output.
     pub fn end(mut self) -> Result<PathBuf> {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).context("cannot interrupt the tracer")?;
@@ -196,14 +194,14 @@ impl Traced {
     }
 }
 
-/// Where output goes.
+/// Creates the file for the output.
 fn output() -> Result<(PathBuf, File)> {
     let output = host::target_dir().join("bench.out");
-    let file = File::create(&output).with_context(|| format!("cannot make {}", output.display()))?;
+    let file = File::create(&output).with_context(|| format!("cannot create {}", output.display()))?;
     Ok((output, file))
 }
 
-/// The time that a program has run for, ns; `process` holds it as `descriptor`.
+/// Returns the run time in ns of the program that is `descriptor` of `process`.
 pub fn time_ns(process: &str, descriptor: i32) -> u64 {
     let info = fs::read_to_string(format!("/proc/{process}/fdinfo/{descriptor}")).unwrap_or_default();
     field(&info, "run_time_ns").unwrap_or(0)

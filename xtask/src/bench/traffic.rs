@@ -1,4 +1,4 @@
-//! Connections over the loopback, both ends in this thread.
+//! Connections over loopback, with both ends in this thread.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -7,19 +7,19 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Each closed connection keeps its client's port for a minute, so no address takes more than this.
-const EACH: usize = 10_000;
-/// How the addresses of all servers begin.
+/// The number of connections to one address. Each closed connection occupies its client port for a minute.
+const PER_ADDRESS: usize = 10_000;
+/// The prefix of all server addresses.
 pub const NETWORK: &str = "127.99.0.";
-/// What the client of an exchange sends, bytes; no multiple of what others round to.
+/// The bytes that the client of an exchange sends: not a multiple of 1024, to which other tracers round.
 const UP: usize = 777;
-/// What it gets.
+/// The bytes that the server of an exchange sends.
 const DOWN: usize = 3333;
 
-/// Makes and closes so many, one after another: ten changes of state each. `first` sets the addresses apart from those of
-/// other rounds.
-pub fn churn(count: usize, first: &mut u8) -> Result<()> {
-    each(count, first, |listener, address| connect(listener, address).map(drop))
+/// Opens and closes `count` connections, one after the other. Each has ten changes of state. `address` is the last byte
+/// of the latest server address; each call uses new addresses.
+pub fn churn(count: usize, address: &mut u8) -> Result<()> {
+    each(count, address, |listener, server| connect(listener, server).map(drop))
 }
 
 fn each(count: usize, first: &mut u8, mut one: impl FnMut(&TcpListener, SocketAddr) -> Result<()>) -> Result<()> {
@@ -28,44 +28,43 @@ fn each(count: usize, first: &mut u8, mut one: impl FnMut(&TcpListener, SocketAd
         *first = first.wrapping_add(1).max(1);
         let listener = TcpListener::bind((Ipv4Addr::new(127, 99, 0, *first), 0)).context("cannot listen")?;
         let address = listener.local_addr()?;
-        for _ in 0..left.min(EACH) {
+        for _ in 0..left.min(PER_ADDRESS) {
             one(&listener, address)?;
         }
-        left = left.saturating_sub(EACH);
+        left = left.saturating_sub(PER_ADDRESS);
     }
     Ok(())
 }
 
-/// One connection.
 pub fn connect(listener: &TcpListener, address: SocketAddr) -> Result<(TcpStream, TcpStream)> {
     let client = TcpStream::connect(address).context("cannot connect")?;
     let (server, _) = listener.accept().context("cannot accept")?;
     Ok((client, server))
 }
 
-/// Connections that carry something, and attempts at ports where nobody listens.
+/// Connections that exchange data, and attempts that are refused.
 pub struct Exchanges {
-    /// How many connect.
+    /// The number of connections.
     pub count: usize,
-    /// How many are refused.
+    /// The number of refused attempts.
     pub refused: usize,
 }
 
 impl Exchanges {
-    /// What all ends of all connections have sent and received, bytes.
+    /// Returns the number of bytes that all ends send and receive.
     pub fn bytes(&self) -> u64 {
         (self.count * 2 * (UP + DOWN)) as u64
     }
 
-    /// Makes all of them on one processor; connections a second.
+    /// Runs all connections on one processor. Returns the connections per second.
     pub fn run(&self, first: &mut u8) -> Result<f64> {
-        let everywhere = sched_getaffinity(None).context("cannot ask for processors")?;
+        let everywhere = sched_getaffinity(None).context("cannot read the allowed processors")?;
         let mut one = CpuSet::new();
         let last = (0..CpuSet::MAX_CPU).rfind(|&cpu| everywhere.is_set(cpu));
         one.set(last.context("no processor")?);
-        sched_setaffinity(None, &one).context("cannot keep to one processor")?;
+        sched_setaffinity(None, &one).context("cannot select one processor")?;
         let rate = self.run_here(first);
-        sched_setaffinity(None, &everywhere).context("cannot go back to all processors")?;
+        sched_setaffinity(None, &everywhere).context("cannot select all processors again")?;
         rate
     }
 
@@ -86,7 +85,7 @@ impl Exchanges {
         let closed = listener.local_addr()?;
         drop(listener);
         for _ in 0..self.refused {
-            ensure!(TcpStream::connect(closed).is_err(), "somebody listens at {closed}");
+            ensure!(TcpStream::connect(closed).is_err(), "{closed} is not closed");
         }
         Ok(rate)
     }

@@ -1,4 +1,5 @@
-//! What is in the archive, and how it is packed: in the order of names, all of one time and owner.
+//! Packs the archive. Files are in the order of their names, with the same time and owner, so that the bytes are
+//! reproducible.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,13 +11,13 @@ use kmesh_trace::cli::Shell;
 use kmesh_trace::completions;
 use sha2::{Digest, Sha256};
 
-use super::{Made, third_party};
+use super::{Release, third_party};
 use crate::arch::Arch;
 use crate::{host, man};
 
-/// The file of sums, of `sha256sum`'s form.
+/// The file with checksums, in the format of `sha256sum`.
 const SUMS: &str = "SHA256SUMS";
-/// What is taken as it is: file of the repository, place in the archive.
+/// The files that are copied: path in the repository, path in the archive.
 const COPIED: [(&str, &str); 5] = [
     ("README.md", "README.md"),
     ("LICENSE-APACHE", "LICENSE-APACHE"),
@@ -24,15 +25,15 @@ const COPIED: [(&str, &str); 5] = [
     ("LICENSE-GPL2", "LICENSE-GPL2"),
     (man::PAGE, "man/kmesh-trace.8"),
 ];
-/// Named as each shell looks for them in its folders.
+/// The completion scripts, with the names that each shell looks for.
 const COMPLETIONS: [(Shell, &str); 3] = [
     (Shell::Bash, "completions/kmesh-trace.bash"),
     (Shell::Zsh, "completions/_kmesh-trace"),
     (Shell::Fish, "completions/kmesh-trace.fish"),
 ];
 
-/// Lays out all files in a new folder of `out`, and packs them beside it.
-pub fn pack(arch: Arch, profile: &'static str, root: &Path, out: &Path, tool: &Path) -> Result<Made> {
+/// Copies all files to a new folder in `out`, and packs the folder into an archive beside it.
+pub fn pack(arch: Arch, profile: &'static str, root: &Path, out: &Path, tool: &Path) -> Result<Release> {
     let name = format!("kmesh-trace-{}-{}-linux", env!("CARGO_PKG_VERSION"), arch.name());
     if out.exists() {
         fs::remove_dir_all(out).with_context(|| format!("cannot remove {}", out.display()))?;
@@ -60,24 +61,24 @@ pub fn pack(arch: Arch, profile: &'static str, root: &Path, out: &Path, tool: &P
 
     let tar = format!("{name}.tar");
     let packed = format!("{tar}.gz");
-    host::succeed(
+    host::run(
         Command::new("tar")
             .args(["--create", "--format=ustar", "--sort=name", "--numeric-owner"])
             .args(["--owner=0", "--group=0", "--mode=u=rwX,go=rX", "--file", &tar])
-            // Some day there must be, and it must not be that of the build: the manual's is that of the last change.
+            // The date must not depend on the build, so it is that of the manual.
             .arg(format!("--mtime={} UTC", man::date(&page)?))
             .arg(&name)
             .current_dir(out)
             .env_remove("TAR_OPTIONS"),
     )?;
-    host::succeed(
+    host::run(
         Command::new("gzip")
             .args(["-9", "--no-name", &tar])
             .current_dir(out)
             .env_remove("GZIP"),
     )?;
     write(out, SUMS, sums(out, &[&packed])?.as_bytes())?;
-    Ok(Made {
+    Ok(Release {
         arch,
         profile,
         archive: out.join(&packed),
@@ -86,7 +87,7 @@ pub fn pack(arch: Arch, profile: &'static str, root: &Path, out: &Path, tool: &P
     })
 }
 
-/// The digest of a file, in hexadecimal.
+/// Returns the SHA-256 digest of a file in hexadecimal.
 pub fn digest(file: &Path) -> Result<String> {
     let mut text = String::new();
     for byte in Sha256::digest(read(file)?) {
@@ -107,13 +108,13 @@ fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
-/// Only the tool may be executed.
+/// Writes a file. Only the tool is executable.
 fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
     use std::os::unix::fs::PermissionsExt as _;
 
     let file = folder.join(name);
     let parent = file.parent().unwrap_or(folder);
-    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let mode = if name == "kmesh-trace" { 0o755 } else { 0o644 };
     fs::write(&file, bytes)
         .and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(mode)))

@@ -1,5 +1,5 @@
-//! Building for another architecture than this machine's: by Debian's compiler, since Debian has the standard library for it
-//! in packages, and Debian's cross linker.
+//! Builds for another architecture, with Debian's compiler and cross linker. Debian has packages of the standard
+//! library.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,12 +9,13 @@ use anyhow::{Result, bail};
 use crate::arch::Arch;
 use crate::host::{self, RUSTC};
 
-/// Makes cargo build with them. Root on Debian gets what is missing, anyone else is told.
-pub fn compile(cargo: &mut Command, arch: Arch) -> Result<()> {
+/// Configures cargo for the architecture. Installs missing packages as root on Debian, otherwise returns an error that
+/// names them.
+pub fn configure(cargo: &mut Command, arch: Arch) -> Result<()> {
     let gcc = format!("{}-gcc", arch.gnu());
     let library = Path::new("/usr/lib/rustlib").join(arch.target());
     if !Path::new(RUSTC).exists() || !library.exists() || host::find(&gcc).is_none() {
-        get(arch)?;
+        install(arch)?;
     }
     let target = arch.target().replace('-', "_");
     cargo
@@ -24,7 +25,7 @@ pub fn compile(cargo: &mut Command, arch: Arch) -> Result<()> {
     Ok(())
 }
 
-fn get(arch: Arch) -> Result<()> {
+fn install(arch: Arch) -> Result<()> {
     let debian = arch.debian();
     let packages = [
         "rustc-web".to_owned(),
@@ -33,14 +34,14 @@ fn get(arch: Arch) -> Result<()> {
         format!("libc6-dev-{debian}-cross"),
     ];
     let packages: Vec<_> = packages.iter().map(String::as_str).collect();
-    if !host::installs() {
+    if !host::can_install() {
         bail!(
-            "missing on this machine to build for {}; on Debian: sudo dpkg --add-architecture {debian} && sudo apt-get update \
-             && sudo apt-get install {}",
+            "missing on this machine to build for {}; on Debian: sudo dpkg --add-architecture {debian} && \
+             sudo apt-get update && sudo apt-get install {}",
             arch.name(),
             packages.join(" ")
         );
     }
-    host::succeed(Command::new("dpkg").args(["--add-architecture", debian]))?;
+    host::run(Command::new("dpkg").args(["--add-architecture", debian]))?;
     host::install(&packages)
 }

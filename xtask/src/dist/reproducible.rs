@@ -1,5 +1,5 @@
-//! The proof that the bytes do not depend on where and when they were made: the archive once more, from a copy of the sources,
-//! in another folder, with another target folder and cargo home.
+//! Checks that the build is reproducible: builds the archive a second time from a copy of the sources, in another
+//! folder, with another target folder and another cargo home.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -8,49 +8,49 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Made, archive, make};
+use super::{Release, archive, build};
 use crate::counts::Counts;
 use crate::host;
 
-/// Makes it and compares.
-pub fn compare(first: &Made) -> Result<Counts> {
-    let place = std::env::temp_dir().join(format!("made elsewhere {}", std::process::id()));
-    let second = make_in(first, &place);
-    let same = second.and_then(|second| {
+/// Builds a second time, and compares the executables and the archives.
+pub fn compare(first: &Release) -> Result<Counts> {
+    let folder = std::env::temp_dir().join(format!("kmesh-trace second build {}", std::process::id()));
+    let second = build_in(first, &folder);
+    let comparison = second.and_then(|second| {
         let pairs = [(&first.tool, &second.tool), (&first.archive, &second.archive)];
         let mut counts = Counts::default();
         for (one, other) in pairs {
             let (one, other) = (archive::digest(one)?, archive::digest(other)?);
-            let same = one == other;
-            println!("{one}\n{other} {}", if same { "the same" } else { "DIFFERENT" });
-            counts += Counts::one(same);
+            let is_same = one == other;
+            println!("{one}\n{other} {}", if is_same { "equal" } else { "DIFFERENT" });
+            counts += Counts::one(is_same);
         }
         Ok(counts)
     });
-    // What differs is worth a look.
-    if same.as_ref().is_ok_and(|counts| counts.failed == 0) {
-        fs::remove_dir_all(&place).with_context(|| format!("cannot remove {}", place.display()))?;
+    // Keep files that differ for inspection.
+    if comparison.as_ref().is_ok_and(|counts| counts.failed == 0) {
+        fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     } else {
-        eprintln!("xtask: {} is kept", place.display());
+        eprintln!("xtask: the second build is in {}", folder.display());
     }
-    same
+    comparison
 }
 
-fn make_in(first: &Made, place: &Path) -> Result<Made> {
-    let sources = place.join("sources");
+fn build_in(first: &Release, folder: &Path) -> Result<Release> {
+    let sources = folder.join("sources");
     copy_sources(&sources)?;
-    let cargo_home = place.join("cargo home");
-    fs::create_dir_all(&cargo_home).with_context(|| format!("cannot make {}", cargo_home.display()))?;
-    // What was downloaded, and the settings, are the same.
+    let cargo_home = folder.join("cargo home");
+    fs::create_dir_all(&cargo_home).with_context(|| format!("cannot create {}", cargo_home.display()))?;
+    // Downloads and settings are shared.
     let home = host::cargo_home()?;
     for entry in fs::read_dir(&home).with_context(|| format!("cannot read {}", home.display()))? {
         let entry = entry?;
         symlink(entry.path(), cargo_home.join(entry.file_name()))?;
     }
-    make(first.arch, first.profile, &sources, &place.join("target"), &cargo_home)
+    build(first.arch, first.profile, &sources, &folder.join("target"), &cargo_home)
 }
 
-/// All that git knows of, as it is now, and what is new and not ignored.
+/// Copies the working tree: all files that git tracks, and new files that it does not ignore.
 fn copy_sources(to: &Path) -> Result<()> {
     let root = host::root();
     let list = host::text(
@@ -60,7 +60,7 @@ fn copy_sources(to: &Path) -> Result<()> {
     )?;
     for name in list.split_terminator('\0') {
         let (from, to) = (root.join(name), to.join(name));
-        // A file may have been removed, and git not told yet.
+        // git still lists a file whose removal is not staged.
         if !from.exists() {
             continue;
         }

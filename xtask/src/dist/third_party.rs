@@ -1,4 +1,4 @@
-//! Whose code is in the file besides ours, and on which terms: what most licences want to go with it.
+//! The list of the linked dependencies with their licence texts, which most licences require.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -11,15 +11,15 @@ use serde_json::Value;
 use crate::arch::Arch;
 use crate::host;
 
-/// Where Debian has the terms of the C library.
+/// The licence text of the C library on Debian.
 const LGPL: &str = "/usr/share/common-licenses/LGPL-2.1";
-/// How the names of files with terms begin.
-const TERMS: [&str; 4] = ["LICEN", "COPYING", "NOTICE", "UNLICENSE"];
+/// The prefixes of the names of licence files.
+const LICENCE_FILES: [&str; 4] = ["LICEN", "COPYING", "NOTICE", "UNLICENSE"];
 
-/// A list of all crates that are linked in, then each text once, with whose it is.
+/// Returns a list of all linked crates, and then each licence text with the crates that it applies to.
 pub fn text(arch: Arch, root: &Path) -> Result<String> {
     let metadata = host::metadata(root, &[arch], &[])?;
-    let packages = linked(&metadata).context("cargo metadata has another form than is known here")?;
+    let packages = linked(&metadata).context("cannot parse the output of cargo metadata")?;
 
     let mut list = String::new();
     let mut texts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -33,7 +33,7 @@ pub fn text(arch: Arch, root: &Path) -> Result<String> {
         for entry in entries {
             let entry = entry?;
             let file = entry.file_name().to_string_lossy().to_uppercase();
-            if TERMS.iter().any(|begin| file.starts_with(begin)) && entry.path().is_file() {
+            if LICENCE_FILES.iter().any(|prefix| file.starts_with(prefix)) && entry.path().is_file() {
                 let text = String::from_utf8_lossy(&fs::read(entry.path())?)
                     .trim()
                     .replace('\r', "");
@@ -45,19 +45,20 @@ pub fn text(arch: Arch, root: &Path) -> Result<String> {
     texts.entry(lgpl).or_default().insert("the GNU C Library".to_owned());
 
     let mut text = format!(
-        "What kmesh-trace has in it besides its own code.\n\n\
+        "The dependencies that are linked into kmesh-trace, and their licences.\n\n\
          Rust's standard library: Apache-2.0 OR MIT\n\
-         The GNU C Library: LGPL-2.1-or-later. With the sources of kmesh-trace, cargo xtask dist links it to another one.\n\
+         The GNU C Library: LGPL-2.1-or-later. cargo xtask dist, with the sources, links another version.\n\
          {list}"
     );
-    for (terms, whose) in texts {
-        let whose: Vec<_> = whose.into_iter().collect();
-        _ = write!(text, "\n{}\n{}:\n\n{terms}\n", "=".repeat(80), whose.join(", "));
+    for (licence, packages) in texts {
+        let packages: Vec<_> = packages.into_iter().collect();
+        _ = write!(text, "\n{}\n{}:\n\n{licence}\n", "=".repeat(80), packages.join(", "));
     }
     Ok(text)
 }
 
-/// The packages of others that end up in the tool, by name and version. None if something is not where it should be.
+/// Returns the external packages that are linked into the tool, sorted by name and version. Returns `None` if the
+/// metadata has an unexpected form.
 fn linked(metadata: &Value) -> Option<Vec<&Value>> {
     let by_id = |list: &'static str, metadata: &'_ Value| -> Option<BTreeMap<String, usize>> {
         let ids = metadata.pointer(list)?.as_array()?.iter().enumerate();
@@ -82,22 +83,22 @@ fn linked(metadata: &Value) -> Option<Vec<&Value>> {
         }
         let node = metadata.pointer(&format!("/resolve/nodes/{}", nodes.get(id)?))?;
         for dependency in node["deps"].as_array()? {
-            // Those of tests and build scripts have a kind.
-            let is_built_in = dependency["dep_kinds"]
+            // Dependencies of tests and of build scripts have a kind.
+            let is_linked = dependency["dep_kinds"]
                 .as_array()?
                 .iter()
                 .any(|kind| kind["kind"].is_null());
             let id = dependency["pkg"].as_str()?;
-            if is_built_in && !is_macro(id) {
+            if is_linked && !is_macro(id) {
                 waiting.push(id);
             }
         }
     }
-    let mut others: Vec<_> = found
+    let mut external: Vec<_> = found
         .into_iter()
         .filter_map(package)
         .filter(|package| package["source"].is_string())
         .collect();
-    others.sort_by_key(|package| (package["name"].as_str(), package["version"].as_str()));
-    Some(others)
+    external.sort_by_key(|package| (package["name"].as_str(), package["version"].as_str()));
+    Some(external)
 }

@@ -1,5 +1,5 @@
-//! Debian's package index of other suites than this system's, in a folder of its own: sources, lists, cache and an empty
-//! list of installed packages. The system's apt neither sees nor loses anything.
+//! Package indexes of any Debian suite, in a separate folder with sources, lists, cache and an empty list of installed
+//! packages. The state of the system's apt does not change.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,21 +10,21 @@ use anyhow::{Context, Result};
 use crate::arch::Arch;
 use crate::host;
 
-/// A suite moves from the first to the second when its support ends.
+/// The mirrors. A suite moves from the first to the second when its support ends.
 const MIRRORS: [&str; 2] = ["http://deb.debian.org/debian", "http://archive.debian.org/debian"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The index of some suites, for one architecture.
+/// The package index of some suites for one architecture.
 pub struct Apt {
     folder: PathBuf,
     arch: Arch,
 }
 
-/// A package by its name and exact version.
+/// The name and the exact version of a package.
 pub type Package = (String, String);
 
 impl Apt {
-    /// Brings the index of these suites up to date. Without a network an index from before is used, and that is said.
+    /// Updates the index of these suites. Without a network, prints a message and uses the previous index.
     pub fn open(suites: &[&str], arch: Arch, folder: &Path) -> Result<Self> {
         let apt = Self {
             folder: folder.to_owned(),
@@ -32,13 +32,13 @@ impl Apt {
         };
         for part in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(part))
-                .with_context(|| format!("cannot make {}", folder.join(part).display()))?;
+                .with_context(|| format!("cannot create {}", folder.join(part).display()))?;
         }
         apt.write("status", "")?;
         let mut failures = Vec::new();
         for mirror in MIRRORS {
             apt.use_mirrors(suites, &[mirror])?;
-            // Without this mode apt calls an index that it could not fetch a warning.
+            // Without this mode, an index that apt cannot fetch is only a warning.
             match host::output(
                 apt.tool("apt-get")
                     .args(["-o", "APT::Update::Error-Mode=any", "update"]),
@@ -48,7 +48,7 @@ impl Apt {
             }
         }
         eprintln!(
-            "xtask: the package index of {} cannot be updated, an older one is used:\n{}",
+            "xtask: cannot update the package index of {}; using the previous index:\n{}",
             suites.join(", "),
             failures.join("\n")
         );
@@ -56,7 +56,7 @@ impl Apt {
         Ok(apt)
     }
 
-    /// The newest version of a package, by Debian's order of versions.
+    /// Returns the newest version of a package, in Debian's order of versions.
     pub fn newest(&self, package: &str) -> Result<String> {
         let versions = self.fields(package, "Version")?;
         let newer = |one: String, other: String| if is_newer(&other, &one) { other } else { one };
@@ -66,7 +66,7 @@ impl Apt {
             .with_context(|| format!("no package {package}"))
     }
 
-    /// A package, and those it needs in an exact version: what was built together with it.
+    /// Returns a package and its dependencies with an exact version, which come from the same build.
     pub fn with_dependencies(&self, package: &str, version: &str) -> Result<Vec<Package>> {
         let mut all: Vec<Package> = vec![(package.to_owned(), version.to_owned())];
         let mut position = 0;
@@ -83,13 +83,13 @@ impl Apt {
         Ok(all)
     }
 
-    /// Downloads packages into a folder; apt checks them against the signed index.
+    /// Downloads packages to a folder. apt verifies them with the signed index.
     pub fn download(&self, packages: &[Package], into: &Path) -> Result<()> {
         let names = packages.iter().map(|(name, version)| format!("{name}={version}"));
         host::output(self.tool("apt-get").arg("download").args(names).current_dir(into)).map(drop)
     }
 
-    /// One field of every stanza about a package.
+    /// Returns the values of a field in all stanzas of a package.
     fn fields(&self, package: &str, field: &str) -> Result<Vec<String>> {
         let shown = host::text(self.tool("apt-cache").args(["show", package]))?;
         let value = |line: &str| Some(line.strip_prefix(field)?.strip_prefix(": ")?.to_owned());
@@ -133,14 +133,14 @@ impl Apt {
         command
             .arg("-o")
             .arg(format!("APT::Architecture={}", self.arch.debian()));
-        // Lists of the other mirror stay. The user whom apt downloads as when root calls it may not reach this folder.
+        // Without cleanup, the lists of the other mirror stay. apt's sandbox user may have no access to this folder.
         command.args(["-o", "APT::Get::List-Cleanup=false", "-o", "APT::Sandbox::User=root"]);
         command.env("LC_ALL", "C");
         command
     }
 }
 
-/// Reads `name (= version)`; `None` for a looser dependency, and for a choice.
+/// Parses `name (= version)`. Returns `None` for any other dependency.
 fn exact(dependency: &str) -> Option<Package> {
     if dependency.contains('|') {
         return None;

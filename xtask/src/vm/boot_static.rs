@@ -1,5 +1,5 @@
-//! The file to give away in a machine whose root holds it and busybox, and nothing else: it must know that it can trace, and
-//! trace what busybox's own `nc` does, exactly.
+//! Tests the static executable in a VM that contains only the executable and busybox. It must pass its own check, and
+//! trace the connections of busybox's `nc` exactly.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,40 +13,43 @@ use super::apt::Apt;
 use super::guest::{self, Step};
 use super::kernels::Kernel;
 use super::machine::{self, Machine, Run};
-use super::verdict::{Verdict, said};
+use super::verdict::{Verdict, step_output};
 use super::{kernels, table};
 use crate::arch::Arch;
 use crate::counts::Counts;
 use crate::host;
 
-/// The kernel, and the Debian that has it and busybox: the one that the file is built on.
+/// The kernel and its Debian suite, which is also the suite of busybox and of the build machine.
 const KERNEL: &str = "6.1";
 const SUITE: &str = "bookworm";
 const TOOL: &str = "/kmesh-trace";
-/// Emulation of a machine is up in half a minute.
+/// A VM boots in half a minute.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// What `traces.sh` sends, where to, and where nobody listens.
+/// The bytes that `traces.sh` sends, the port that it sends to, and a closed port.
 const SENT: u64 = 70_000;
 const LISTENED: u16 = 7777;
 const REFUSED: u16 = 7778;
 
-/// Boots it, and counts what holds.
+/// Boots the VM, and returns the counts of passed and failed checks.
 pub fn run(arch: Arch, tool: &Path, folder: &Path) -> Result<Counts> {
     host::ensure(kernels::NEEDS.iter().chain([machine::emulator(arch)]))?;
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let kernel = Kernel::find(KERNEL, None, arch, folder)?;
     let steps = steps();
-    let initramfs = folder.join(format!("alone.{}.initramfs", arch.name()));
-    fs::write(&initramfs, guest::alone(&busybox(arch, folder)?, (tool, TOOL), &steps)?)
-        .with_context(|| format!("cannot write {}", initramfs.display()))?;
+    let initramfs = folder.join(format!("static.{}.initramfs", arch.name()));
+    fs::write(
+        &initramfs,
+        guest::static_initramfs(&busybox(arch, folder)?, (tool, TOOL), &steps)?,
+    )
+    .with_context(|| format!("cannot write {}", initramfs.display()))?;
     let run = Machine {
         arch,
         name: arch.name(),
         image: &kernel.image,
         initramfs: &initramfs,
-        by_instructions: false,
-        log: folder.join(format!("alone.{}.log", arch.name())),
+        counts_instructions: false,
+        log: folder.join(format!("static.{}.log", arch.name())),
         deadline: DEADLINE,
     }
     .run()?;
@@ -72,7 +75,7 @@ fn steps() -> [Step; 3] {
     ]
 }
 
-/// Debian's, for the machine's architecture; it needs no library.
+/// Returns the path of Debian's static busybox for the architecture.
 fn busybox(arch: Arch, folder: &Path) -> Result<PathBuf> {
     const PACKAGE: &str = "busybox-static";
     let folder = folder.join(arch.debian());
@@ -80,14 +83,14 @@ fn busybox(arch: Arch, folder: &Path) -> Result<PathBuf> {
     if !root.is_dir() {
         let apt = Apt::open(&[SUITE], arch, &folder.join("apt").join(SUITE))?;
         let debs = folder.join("busybox-deb");
-        // What another version left would be a second package.
+        // Remove the package of an earlier version.
         let _ = fs::remove_dir_all(&debs);
-        fs::create_dir_all(&debs).with_context(|| format!("cannot make {}", debs.display()))?;
+        fs::create_dir_all(&debs).with_context(|| format!("cannot create {}", debs.display()))?;
         apt.download(&[(PACKAGE.to_owned(), apt.newest(PACKAGE)?)], &debs)?;
         let unfinished = folder.join("busybox-unfinished");
         let _ = fs::remove_dir_all(&unfinished);
         for deb in kernels::entries(&debs)? {
-            host::succeed(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&unfinished))?;
+            host::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&unfinished))?;
         }
         fs::rename(&unfinished, &root).with_context(|| format!("cannot rename {}", unfinished.display()))?;
     }
@@ -99,28 +102,28 @@ fn busybox(arch: Arch, folder: &Path) -> Result<PathBuf> {
 }
 
 fn judge(run: &Run, steps: &[Step]) -> Verdict {
-    let mut verdict = Verdict::begin(run);
+    let mut verdict = Verdict::new(run);
     for step in steps {
-        let said = said(&run.lines, step.name);
-        let found = match said.status {
-            Some(0) if step.name == "traces" => traced(&said.lines),
+        let output = step_output(&run.lines, step.name);
+        let result = match output.status {
+            Some(0) if step.name == "traces" => check_records(&output.lines),
             Some(0) => Ok(()),
             Some(status) => Err(anyhow::anyhow!("status {status}")),
             None => Err(anyhow::anyhow!("did not end")),
         };
-        match found {
+        match result {
             Ok(()) => verdict.counts += Counts::one(true),
-            Err(why) => {
-                let last = said.lines.last().unwrap_or(&"nothing");
-                verdict.fail(&format!("{}: {why:#}; it said last: {last}", step.name));
+            Err(error) => {
+                let last = output.lines.last().unwrap_or(&"none");
+                verdict.fail(&format!("{}: {error:#}; its last line: {last}", step.name));
             }
         }
     }
     verdict
 }
 
-/// Both ends of one connection, and an attempt that was refused: three records, with what `nc` sent.
-fn traced(lines: &[&str]) -> Result<()> {
+/// Checks for exactly three records: both ends of one connection with the bytes that `nc` sent, and a refused attempt.
+fn check_records(lines: &[&str]) -> Result<()> {
     let records = lines.iter().filter(|line| line.starts_with('{'));
     let records = records.map(|line| serde_json::from_str::<Value>(line));
     let records: Vec<_> = records.collect::<Result<_, _>>().context("a line is not JSON")?;
@@ -128,27 +131,27 @@ fn traced(lines: &[&str]) -> Result<()> {
     let ends = |port: u16, direction: &'static str| {
         of("conn").filter(move |record| record["direction"] == direction && record["dst"]["port"] == port)
     };
-    let told = |port: u16, direction: &'static str, field: &str| -> Vec<Value> {
+    let values = |port: u16, direction: &'static str, field: &str| -> Vec<Value> {
         ends(port, direction).map(|record| record[field].clone()).collect()
     };
-    for (whose, told, want) in [
+    for (name, values, expected) in [
         (
             "the client's end",
-            told(LISTENED, "outbound", "sent_bytes"),
+            values(LISTENED, "outbound", "sent_bytes"),
             Value::from(SENT),
         ),
         (
             "the server's end",
-            told(LISTENED, "inbound", "received_bytes"),
+            values(LISTENED, "inbound", "received_bytes"),
             Value::from(SENT),
         ),
         (
             "the refused attempt",
-            told(REFUSED, "outbound", "outcome"),
+            values(REFUSED, "outbound", "outcome"),
             Value::from("refused"),
         ),
     ] {
-        ensure!(told == [want], "{whose}: {told:?}");
+        ensure!(values == [expected], "{name}: {values:?}");
     }
     ensure!(of("conn").count() == 3, "{} records, not 3", of("conn").count());
     Ok(())
@@ -156,7 +159,7 @@ fn traced(lines: &[&str]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::traced;
+    use super::check_records;
 
     const CLIENT: &str =
         r#"{"type":"conn","direction":"outbound","dst":{"port":7777},"sent_bytes":70000,"outcome":"ok"}"#;
@@ -166,7 +169,7 @@ mod tests {
         r#"{"type":"conn","direction":"outbound","dst":{"port":7778},"sent_bytes":0,"outcome":"refused"}"#;
 
     #[test]
-    fn traces_only_what_was_sent() {
+    fn records_must_match_the_traffic() {
         let short = CLIENT.replace("70000", "69999");
         let cases: [(&str, &[&str], bool); 6] = [
             ("all", &["ready", REFUSED, CLIENT, SERVER], true),
@@ -180,8 +183,8 @@ mod tests {
             ),
             ("no JSON", &[CLIENT, SERVER, REFUSED, "{"], false),
         ];
-        for (name, lines, want) in cases {
-            assert_eq!(traced(lines).is_ok(), want, "{name}");
+        for (name, lines, expected) in cases {
+            assert_eq!(check_records(lines).is_ok(), expected, "{name}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The tool and its kernel tests, for the test machines.
+//! Builds the tool and the kernel tests for the VMs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,21 +6,21 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::{built, host, test};
+use crate::{artifacts, host, test};
 
-/// What was built, without debug information: a machine holds it in memory.
+/// The programs without debug information, because a VM has its files in memory.
 pub struct Build {
     pub tool: PathBuf,
     pub tests: PathBuf,
 }
 
 impl Build {
-    /// Builds both in `folder`. They are those of `cargo xtask test`, so that nothing is built for the machines alone.
-    pub fn make(folder: &Path) -> Result<Self> {
+    /// Builds both programs, and copies them to `folder`. `cargo xtask test` builds the same programs.
+    pub fn new(folder: &Path) -> Result<Self> {
         let mut cargo = host::cargo();
         cargo.args(["test", "--no-run"]).args(test::EVERYTHING);
-        let programs = built::build(cargo)?;
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let programs = artifacts::build(cargo)?;
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(Self {
             tool: stripped(&programs.path("bin", "kmesh-trace")?, &folder.join("kmesh-trace"))?,
             tests: stripped(&programs.path("test", "kernel")?, &folder.join("kernel-tests"))?,
@@ -29,6 +29,6 @@ impl Build {
 }
 
 fn stripped(program: &Path, copy: &Path) -> Result<PathBuf> {
-    host::succeed(Command::new("strip").arg("-o").arg(copy).arg(program))?;
+    host::run(Command::new("strip").arg("-o").arg(copy).arg(program))?;
     Ok(copy.to_owned())
 }

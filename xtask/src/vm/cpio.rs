@@ -1,8 +1,9 @@
-//! Writes the archive that a kernel unpacks as its first root file system ("newc", `Documentation/driver-api/early-userspace/buffer-format.rst`).
+//! Writes an initramfs: a cpio archive in the "newc" format of the kernel's
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
 use std::collections::BTreeSet;
 
-/// An archive being written. Folders on the way to an entry are made as needed.
+/// An archive that is being written. The parent folders of an entry are added automatically.
 #[derive(Default)]
 pub struct Archive {
     bytes: Vec<u8>,
@@ -11,7 +12,7 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Adds a folder, and those above it.
+    /// Adds a folder and its parent folders.
     pub fn folder(&mut self, path: &str) {
         let path = path.trim_matches('/');
         if path.is_empty() || self.folders.contains(path) {
@@ -22,7 +23,7 @@ impl Archive {
         self.entry(path, 0o040_755, &[]);
     }
 
-    /// Adds a plain file, executable or not.
+    /// Adds a regular file.
     pub fn file(&mut self, path: &str, executable: bool, content: &[u8]) {
         let path = path.trim_start_matches('/');
         self.parent_of(path);
@@ -36,7 +37,7 @@ impl Archive {
         self.entry(path, 0o120_777, target.as_bytes());
     }
 
-    /// The finished archive.
+    /// Ends the archive and returns its bytes.
     pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, &[]);
         self.bytes
@@ -75,7 +76,7 @@ mod tests {
     use super::Archive;
 
     #[test]
-    fn folders_come_before_what_is_in_them_and_once() {
+    fn folders_come_once_and_before_their_content() {
         let mut archive = Archive::default();
         archive.file("/a/b/one", true, b"12345");
         archive.file("/a/b/two", false, b"");

@@ -1,4 +1,4 @@
-//! What a test machine starts with: busybox, the programs under test, the tools they call, the kernel's modules.
+//! The initramfs of a VM: busybox, the programs under test, the tools that they call, and kernel modules.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,12 +11,12 @@ use super::cpio::Archive;
 use super::kernels::Kernel;
 use crate::host;
 
-/// The modules that the kernel tests reach. What a kernel has built in, or does not have, is passed over.
+/// The modules that the kernel tests need. Modules that a kernel has built in or lacks are skipped.
 const MODULES: &[&str] = &[
     "veth",
     "dummy",
     "bridge",
-    // What libcrc32c, which nf_tables needs, looks for when it is loaded.
+    // nf_tables needs libcrc32c, which needs this module when it is loaded.
     "crc32c_generic",
     "nf_tables",
     "nf_conntrack",
@@ -49,11 +49,11 @@ const MODULES: &[&str] = &[
     "tcp_bbr",
 ];
 
-/// What the tests call that each Debian has. busybox has some of them, with fewer options.
-const OF_THE_SYSTEM: &[&str] = &["bash", "nsenter", "setpriv", "unshare"];
+/// The programs of every Debian system that the tests call. Some of them are in busybox, too, but with fewer options.
+const SYSTEM_TOOLS: &[&str] = &["bash", "nsenter", "setpriv", "unshare"];
 
-/// What a terminal multiplexer reads.
-const OF_TERMINALS: &[&str] = &[
+/// The files that tmux reads.
+const TERMINAL_FILES: &[&str] = &[
     "/lib/terminfo/s/screen",
     "/lib/terminfo/s/screen-256color",
     "/lib/terminfo/t/tmux",
@@ -63,24 +63,23 @@ const OF_TERMINALS: &[&str] = &[
     "/usr/lib/locale/C.utf8/LC_CTYPE",
 ];
 
-/// One thing for the machine to do; its output and status come back under its name.
+/// A command that the VM runs. Its output and status have its name.
 pub struct Step {
-    /// How the host finds it again.
     pub name: &'static str,
-    /// What is run: a program's path in the machine, and its arguments.
+    /// The path of the program in the VM, and its arguments.
     pub command: Vec<String>,
 }
 
-/// Makes the archive of a machine that holds busybox and one program, both of which need no library.
-pub fn alone(busybox: &Path, (here, there): (&Path, &str), steps: &[Step]) -> Result<Vec<u8>> {
+/// Returns the initramfs of a VM that contains only busybox and one program, both static.
+pub fn static_initramfs(busybox: &Path, (here, there): (&Path, &str), steps: &[Step]) -> Result<Vec<u8>> {
     let mut archive = begin(steps);
     add_file(&mut archive, busybox, "/bin/busybox")?;
     add_file(&mut archive, here, there)?;
     Ok(archive.finish())
 }
 
-/// Makes the archive of a machine for the kernel tests. `programs` are a path on this machine and one in the test machine
-/// each.
+/// Returns the initramfs of a VM for the kernel tests. Each of `programs` is a path on this machine and a path in the
+/// VM.
 pub fn initramfs(kernel: &Kernel, programs: &[(&Path, &str)], steps: &[Step]) -> Result<Vec<u8>> {
     let mut archive = begin(steps);
     let mut libraries = BTreeSet::new();
@@ -90,15 +89,15 @@ pub fn initramfs(kernel: &Kernel, programs: &[(&Path, &str)], steps: &[Step]) ->
         b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
     );
     archive.file("/etc/group", false, b"root:x:0:\nnogroup:x:65534:\n");
-    // Where `ip netns` keeps its names.
+    // The folder of `ip netns`.
     archive.link("/var/run", "/run");
 
     let busybox = found("busybox")?;
     add_program(&mut archive, &mut libraries, &busybox, "/bin/busybox")?;
-    // busybox's own shell takes its own `ip` before the one in PATH: a test that calls `sh -c` gets the real thing.
+    // busybox's shell prefers its own `ip` to the one in PATH, so /bin/sh is the system's shell.
     add_program(&mut archive, &mut libraries, &found("sh")?, "/bin/sh")?;
     let tools = host::TEST_TOOLS.iter().map(|tool| tool.program);
-    for tool in tools.chain(OF_THE_SYSTEM.iter().copied()) {
+    for tool in tools.chain(SYSTEM_TOOLS.iter().copied()) {
         add_program(
             &mut archive,
             &mut libraries,
@@ -106,7 +105,7 @@ pub fn initramfs(kernel: &Kernel, programs: &[(&Path, &str)], steps: &[Step]) ->
             &format!("/usr/sbin/{tool}"),
         )?;
     }
-    for file in OF_TERMINALS.iter().map(Path::new).filter(|file| file.exists()) {
+    for file in TERMINAL_FILES.iter().map(Path::new).filter(|file| file.exists()) {
         add_file(&mut archive, file, &file.to_string_lossy())?;
     }
     for (here, there) in programs {
@@ -117,7 +116,7 @@ pub fn initramfs(kernel: &Kernel, programs: &[(&Path, &str)], steps: &[Step]) ->
     }
 
     for (position, module) in load_order(&kernel.modules)?.iter().enumerate() {
-        // The number keeps the order in which they can be loaded.
+        // The number in the name keeps the order of loading.
         let name = module
             .file_name()
             .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
@@ -125,7 +124,7 @@ pub fn initramfs(kernel: &Kernel, programs: &[(&Path, &str)], steps: &[Step]) ->
         archive.file(
             &format!("/modules/{position:03}-{name}.ko"),
             false,
-            &unpacked(&kernel.modules.join(module))?,
+            &decompressed(&kernel.modules.join(module))?,
         );
     }
     Ok(archive.finish())
@@ -153,7 +152,7 @@ fn job(steps: &[Step]) -> String {
 }
 
 fn found(program: &str) -> Result<PathBuf> {
-    host::find(program).with_context(|| format!("{program} is not on this machine"))
+    host::find(program).with_context(|| format!("{program} is not installed on this machine"))
 }
 
 fn add_file(archive: &mut Archive, here: &Path, there: &str) -> Result<()> {
@@ -162,10 +161,10 @@ fn add_file(archive: &mut Archive, here: &Path, there: &str) -> Result<()> {
     Ok(())
 }
 
-/// Adds a program, and notes the libraries and the loader it names.
+/// Adds a program, and adds its libraries and its loader to `libraries`.
 fn add_program(archive: &mut Archive, libraries: &mut BTreeSet<PathBuf>, here: &Path, there: &str) -> Result<()> {
     add_file(archive, here, there)?;
-    // ldd fails for a static program, which needs nothing.
+    // ldd fails for a static program, which needs no libraries.
     let listed = Command::new("ldd").arg(here).output().context("cannot run ldd")?;
     for line in String::from_utf8_lossy(&listed.stdout).lines() {
         if line.contains("not found") {
@@ -181,7 +180,8 @@ fn add_program(archive: &mut Archive, libraries: &mut BTreeSet<PathBuf>, here: &
     Ok(())
 }
 
-/// The files of [`MODULES`] and of what they depend on, relative to the modules' folder, each after its dependencies.
+/// Returns the files of [`MODULES`] and their dependencies, relative to `modules`. Each file comes after its
+/// dependencies.
 fn load_order(modules: &Path) -> Result<Vec<PathBuf>> {
     let file = modules.join("modules.dep");
     let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -203,7 +203,7 @@ fn order<'a>(modules_dep: &'a str, wanted: &[&str]) -> Vec<&'a str> {
         else {
             continue;
         };
-        // depmod lists all dependencies, the deepest last.
+        // depmod lists all dependencies, those to load first at the end.
         for module in dependencies.split_whitespace().rev().chain([file]) {
             if !order.contains(&module) {
                 order.push(module);
@@ -213,8 +213,8 @@ fn order<'a>(modules_dep: &'a str, wanted: &[&str]) -> Vec<&'a str> {
     order
 }
 
-/// A module as the kernel takes it: busybox hands it over as it is, so it must not be compressed.
-fn unpacked(module: &Path) -> Result<Vec<u8>> {
+/// Returns the content of a module without compression, because busybox does not decompress modules.
+fn decompressed(module: &Path) -> Result<Vec<u8>> {
     let tool = match module.extension().and_then(|extension| extension.to_str()) {
         Some("xz") => "xz",
         Some("zst") => "zstd",
@@ -229,14 +229,16 @@ mod tests {
     use super::{Step, job, order};
 
     #[test]
-    fn a_module_comes_after_what_it_needs_and_once() {
-        let dep = "kernel/net/a.ko.xz:\nkernel/net/b-c.ko.xz: kernel/net/a.ko.xz\nkernel/net/d.ko: kernel/net/b-c.ko.xz kernel/net/a.ko.xz\n";
+    fn module_comes_once_and_after_its_dependencies() {
+        let dep = "kernel/net/a.ko.xz:\n\
+            kernel/net/b-c.ko.xz: kernel/net/a.ko.xz\n\
+            kernel/net/d.ko: kernel/net/b-c.ko.xz kernel/net/a.ko.xz\n";
         let all = order(dep, &["d", "absent", "b_c", "a"]);
         assert_eq!(all, ["kernel/net/a.ko.xz", "kernel/net/b-c.ko.xz", "kernel/net/d.ko"]);
     }
 
     #[test]
-    fn arguments_reach_the_machine_as_they_are() {
+    fn arguments_are_quoted_for_the_shell() {
         let step = Step {
             name: "tests",
             command: ["a b", "it's", "$x"].map(String::from).into(),

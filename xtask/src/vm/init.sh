@@ -1,7 +1,7 @@
 #!/bin/busybox sh
-# The first process of a test machine: makes it a small Linux system, does the job that the host put into /job, and
-# turns the machine off. The kernel's console is the first serial port; everything said here goes to the second (the
-# kernel's command line names it), so that a kernel message can never break a line of the tests.
+# The first process of a VM: mounts file systems, loads modules, runs the steps in /job, and powers off. The kernel's
+# console is the first serial port. The output of this script goes to the second one, which the kernel's command line
+# names, so that a kernel message cannot break a line of the tests.
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp RUST_BACKTRACE=1
 
@@ -17,9 +17,8 @@ mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
-# From 7.0 on the kernel puts a task aside right where its slice ends, and at tracepoints programs with it. Here a slice ends at a
-# tick, and then the task goes on to the end of its system call, unless that is long. (Where it is otherwise has a test of its
-# own, which sets it itself.)
+# Linux 7.0 and later preempt a task when its time slice ends, and a program at a tracepoint with it. Without HRTICK, a
+# slice ends at a tick, and usually the task finishes its system call first. One test enables preemption itself.
 mount -t debugfs debugfs /sys/kernel/debug
 features=/sys/kernel/debug/sched/features
 [ ! -e "$features" ] || echo NO_HRTICK >"$features"
@@ -31,12 +30,12 @@ for module in /modules/*.ko; do
     insmod "$module" || echo "cannot load $module"
 done
 
-# A line of its own, even after a program that did not end its last one.
+# Prints a separate line, even if the output of a program lacks its last line break.
 say() {
     printf '\n@vm %s\n' "$*"
 }
 
-# run NAME COMMAND…: what the host judges, between two lines that it knows.
+# run NAME COMMAND…: runs a step between two marks, which the host parses.
 run() {
     name=$1
     shift

@@ -1,5 +1,4 @@
-//! Debian's kernels: which package has one is read from the package index, the packages are unpacked and never installed,
-//! and the system's own apt is not touched.
+//! Debian's kernels: finds their packages in the package index, downloads them, and unpacks them without installing.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,20 +13,18 @@ use crate::host::{self, Need};
 
 /// A kernel to boot.
 pub struct Kernel {
-    /// What it runs on.
     pub arch: Arch,
-    /// What the person called it.
+    /// The name on the command line, or the release of a kernel that is a path.
     pub name: String,
-    /// What it calls itself.
+    /// The release, as `uname -r` prints it.
     pub release: String,
-    /// The bootable image.
     pub image: PathBuf,
-    /// The folder with its modules and `modules.dep`.
+    /// The folder with the modules and `modules.dep`.
     pub modules: PathBuf,
 }
 
 impl Kernel {
-    /// Whether it may put a program at a tracepoint aside with its task.
+    /// Returns whether the kernel may preempt a task in a program at a tracepoint.
     pub fn preempts_programs(&self) -> bool {
         let major = self.release.split('.').next();
         major
@@ -36,7 +33,7 @@ impl Kernel {
     }
 }
 
-/// What fetching and unpacking call.
+/// The programs that download and unpack kernels.
 pub const NEEDS: &[Need] = &[
     Need {
         program: "apt-get",
@@ -60,13 +57,13 @@ pub const NEEDS: &[Need] = &[
     },
 ];
 
-/// The configuration of a kernel for virtual machines.
+/// Debian's configuration for virtual machines.
 const CLOUD: &str = "cloud";
-/// The configuration of a kernel that is preemptible throughout (PREEMPT_RT), whose locks have another layout.
+/// Debian's configuration with PREEMPT_RT, in which locks have another layout.
 const RT: &str = "rt";
 
-/// The kernels that can be named, the Debian suites which have them, and their configuration. Among several suites the newest
-/// version wins.
+/// The names of kernels, with their Debian suites and their configuration. Of several suites, the one with the newest
+/// version counts.
 const DEBIAN: &[(&str, &[&str], &str)] = &[
     ("5.10", &["bullseye"], CLOUD),
     ("6.1", &["bookworm"], CLOUD),
@@ -76,7 +73,8 @@ const DEBIAN: &[(&str, &[&str], &str)] = &[
 ];
 
 impl Kernel {
-    /// Finds a kernel by its short name, or by a path; `modules` goes with a path. Packages are kept under `cache`.
+    /// Finds a kernel by its name or path. `modules` is the folder with the modules of a path. `cache` contains
+    /// downloads.
     pub fn find(name: &str, modules: Option<&Path>, arch: Arch, cache: &Path) -> Result<Self> {
         if let Some((_, suites, configuration)) = DEBIAN.iter().find(|(known, ..)| *known == name) {
             return from_debian(name, suites, configuration, arch, cache)
@@ -86,7 +84,7 @@ impl Kernel {
         if !image.is_file() {
             let known: Vec<_> = DEBIAN.iter().map(|(known, ..)| *known).collect();
             bail!(
-                "no kernel {name:?}: give one of {}, or the path of a vmlinuz",
+                "no kernel {name:?}: write one of {}, or the path of a vmlinuz",
                 known.join(", ")
             );
         }
@@ -101,7 +99,8 @@ impl Kernel {
         })
     }
 
-    /// Whether the tracer must refuse it: what it needs came with 5.12. A test's expectation; the tracer itself probes.
+    /// Returns whether the tool must refuse the kernel. Its requirements are in Linux 5.12 and later. This is what the
+    /// test expects; the tool itself probes.
     pub fn must_be_refused(&self) -> bool {
         let mut numbers = self
             .release
@@ -114,24 +113,24 @@ impl Kernel {
 fn from_debian(name: &str, suites: &[&str], configuration: &str, arch: Arch, cache: &Path) -> Result<Kernel> {
     let cache = cache.join(arch.debian());
     let apt = Apt::open(suites, arch, &cache.join("apt").join(suites.join("+")))?;
-    // Depends on the image that is current in its suite.
+    // This package depends on the current image of its suite.
     let package = format!("linux-image-{configuration}-{}", arch.debian());
     let version = apt.newest(&package)?;
     let folder = cache.join("kernels").join(configuration).join(&version);
     let root = folder.join("root");
     if !root.is_dir() {
-        eprintln!("xtask: fetching Debian's kernel {version} for {name}");
+        eprintln!("xtask: downloading Debian's kernel {version} for {name}");
         let debs = folder.join("debs");
-        fs::create_dir_all(&debs).with_context(|| format!("cannot make {}", debs.display()))?;
+        fs::create_dir_all(&debs).with_context(|| format!("cannot create {}", debs.display()))?;
         apt.download(&apt.with_dependencies(&package, &version)?, &debs)?;
-        // Complete or absent: a task that was interrupted leaves no half kernel.
+        // The folder is renamed when it is complete, so an interrupted task leaves no incomplete kernel.
         let unfinished = folder.join("unfinished");
         let _ = fs::remove_dir_all(&unfinished);
         unpack(&debs, &unfinished)?;
         fs::rename(&unfinished, &root).with_context(|| format!("cannot rename {}", unfinished.display()))?;
     }
     let modules = only_one(&root.join("lib/modules"), "")?;
-    // Newer packages have the image beside its modules.
+    // Newer packages have the image in the folder of the modules.
     let image = match modules.join("vmlinuz") {
         image if image.is_file() => image,
         _ => only_one(&root.join("boot"), "vmlinuz-")?,
@@ -148,18 +147,18 @@ fn from_debian(name: &str, suites: &[&str], configuration: &str, arch: Arch, cac
 
 fn unpack(debs: &Path, root: &Path) -> Result<()> {
     for deb in entries(debs)? {
-        host::succeed(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(root))?;
+        host::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(root))?;
     }
-    // Newer packages have their modules under /usr, where depmod does not look.
+    // Newer packages have their modules in /usr/lib, but depmod reads /lib.
     if !root.join("lib").exists() {
-        symlink("usr/lib", root.join("lib")).context("cannot make the link from lib to usr/lib")?;
+        symlink("usr/lib", root.join("lib")).context("cannot create the link from lib to usr/lib")?;
     }
     let modules = only_one(&root.join("lib/modules"), "")?;
     let release = modules.file_name().unwrap_or_default();
     host::output(Command::new("depmod").arg("-b").arg(root).arg(release)).map(drop)
 }
 
-/// What is in a folder.
+/// Returns the paths of all entries of a folder.
 pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let listed = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
     listed.map(|entry| Ok(entry?.path())).collect()
@@ -180,7 +179,7 @@ fn only_one(folder: &Path, prefix: &str) -> Result<PathBuf> {
     Ok(found.remove(0))
 }
 
-/// The release that a bootable x86 image says it is ("The Linux/x86 Boot Protocol", field `kernel_version`).
+/// Returns the release in the header of a bootable x86 image ("The Linux/x86 Boot Protocol", field `kernel_version`).
 fn release_of(image: &Path) -> Result<String> {
     let bytes = fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
     let release = || {
@@ -209,7 +208,7 @@ mod tests {
             ("6.1.0", false),
             ("7.3.4+deb13", false),
         ];
-        for (release, want) in cases {
+        for (release, expected) in cases {
             let kernel = Kernel {
                 arch: Arch::X86_64,
                 name: String::new(),
@@ -217,7 +216,7 @@ mod tests {
                 image: PathBuf::new(),
                 modules: PathBuf::new(),
             };
-            assert_eq!(kernel.must_be_refused(), want, "{release}");
+            assert_eq!(kernel.must_be_refused(), expected, "{release}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One QEMU machine from power-on to power-off: its two serial ports line by line, and what must end it early.
+//! Runs one QEMU VM: reads its two serial ports line by line, and ends it early after a kernel panic or a timeout.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use crate::arch::Arch;
 use crate::host::Need;
 
-/// The emulator of an architecture.
+/// Returns the emulator of an architecture.
 pub fn emulator(arch: Arch) -> &'static Need {
     match arch {
         Arch::X86_64 => &Need {
@@ -27,13 +27,13 @@ pub fn emulator(arch: Arch) -> &'static Need {
     }
 }
 
-/// What differs from one architecture's machine to another's.
+/// The virtual hardware of an architecture.
 struct Hardware {
-    /// QEMU's options for board and processor.
+    /// QEMU's options for the board and the processor.
     board: [&'static str; 4],
-    /// QEMU's options for the second port, which is QEMU's standard error.
+    /// QEMU's options for the second serial port, which is QEMU's standard error.
     programs_port: &'static [&'static str],
-    /// What the kernel calls the two ports.
+    /// The kernel's names of the two ports.
     ports: [&'static str; 2],
 }
 
@@ -45,7 +45,8 @@ impl Hardware {
                 programs_port: &["-serial", "file:/dev/fd/2"],
                 ports: ["ttyS0", "ttyS1"],
             },
-            // "max" would authenticate pointers, at twice the time. The board has one port, and takes more by PCI.
+            // The CPU "max" authenticates pointers, which doubles the time. The board has one port; a second one is a
+            // PCI device.
             Arch::Aarch64 => Self {
                 board: ["-M", "virt", "-cpu", "cortex-a76"],
                 programs_port: &[
@@ -60,48 +61,48 @@ impl Hardware {
     }
 }
 
-/// What the machine is made of.
+/// The configuration of a VM.
 pub struct Machine<'a> {
     pub arch: Arch,
-    /// How its lines are marked on this terminal.
+    /// The prefix of its lines on the terminal.
     pub name: &'a str,
     pub image: &'a Path,
     pub initramfs: &'a Path,
-    /// Its clock goes by what its processors have done, and leaps where they wait. By the host's they are some forty times slower
-    /// than their own time slices, and each stands still in the middle of anything whenever the other one is emulated.
-    /// (A second processor of 6.1 and before does not come up so.)
-    pub by_instructions: bool,
-    /// Gets everything that the machine says.
+    /// Whether the clock of the VM counts executed instructions, and jumps while all processors wait. With the clock of
+    /// the host, a processor is about 40 times slower than its time slices expect, and stops at any instruction while
+    /// the other one is emulated. (With this clock, the second processor does not start on 6.1 and earlier.)
+    pub counts_instructions: bool,
+    /// The file that receives all output of the VM.
     pub log: PathBuf,
-    /// How long it may run.
+    /// The maximum time of the VM.
     pub deadline: Duration,
 }
 
-/// What a machine did.
+/// The result of a VM.
 pub struct Run {
-    /// Everything that came from its programs.
+    /// The lines of its programs.
     pub lines: Vec<String>,
-    /// Why it was ended before it turned itself off.
+    /// The reason why it was killed before it powered off.
     pub killed: Option<String>,
     pub elapsed: Duration,
 }
 
 enum Line {
-    /// From the kernel's console.
+    /// A line of the kernel's console.
     Kernel(String),
-    /// From what runs in the machine.
+    /// A line of the programs in the VM.
     Program(String),
 }
 
 impl Machine<'_> {
-    /// Runs it to its end.
+    /// Runs the VM until it powers off or is killed.
     pub fn run(&self) -> Result<Run> {
         let mut log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
         let start = Instant::now();
         let mut qemu = self.start()?;
         let (sender, lines) = mpsc::channel();
-        let kernel = qemu.stdout.take().context("the machine has no console")?;
-        let programs = qemu.stderr.take().context("the machine has no second port")?;
+        let kernel = qemu.stdout.take().context("the VM has no console")?;
+        let programs = qemu.stderr.take().context("the VM has no second port")?;
         let readers = [
             read(kernel, Line::Kernel, sender.clone()),
             read(programs, Line::Program, sender),
@@ -135,18 +136,18 @@ impl Machine<'_> {
             }
         }
         if run.killed.is_some() {
-            // The rest of a panic's report follows within moments, and is what one needs to read.
+            // The rest of a panic's report, which explains it, follows soon.
             let grace = Instant::now() + Duration::from_secs(2);
             while let Ok(Line::Kernel(line) | Line::Program(line)) =
                 lines.recv_timeout(grace.saturating_duration_since(Instant::now()))
             {
                 write_line(&mut log, &line)?;
             }
-            qemu.kill().context("cannot end the machine")?;
+            qemu.kill().context("cannot kill the VM")?;
         }
-        let status = qemu.wait().context("cannot wait for the machine")?;
+        let status = qemu.wait().context("cannot wait for the VM")?;
         for reader in readers {
-            // A reader cannot panic, and its lines are all here or no longer wanted.
+            // The readers do not panic.
             let _ = reader.join();
         }
         if run.killed.is_none() && !status.success() {
@@ -161,20 +162,22 @@ impl Machine<'_> {
         let mut qemu = Command::new(emulator);
         let hardware = Hardware::of(self.arch);
         let [kernel_port, programs_port] = hardware.ports;
-        // One thread for both processors: with a thread each, QEMU 7.2 runs stale code where a guest patches its kernel's
-        // text, which every attach of a tracer does, and the guest dies.
+        // One thread for both processors. With one thread each, QEMU 7.2 runs stale code after the guest patches its
+        // kernel, as every attach of a tracer does, and the guest crashes.
         qemu.args(hardware.board);
         qemu.args(["-accel", "tcg,thread=single", "-smp", "2", "-m", "1024"]);
-        if self.by_instructions {
-            // 2 ns each.
+        if self.counts_instructions {
+            // An instruction takes 2 ns.
             qemu.args(["-icount", "shift=1,sleep=off", "-rtc", "clock=vm"]);
         }
         qemu.args(["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]);
-        // The kernel's port, then the programs'. QEMU has one standard output, so the second port is its standard error.
+        // The first port is the kernel's, the second one that of the programs. QEMU has one standard output, so the
+        // second port is its standard error.
         qemu.args(["-serial", "stdio"]).args(hardware.programs_port);
         qemu.arg("-kernel").arg(self.image).arg("-initrd").arg(self.initramfs);
-        // Room in TIME_WAIT for all connections of a minute, as larger machines have it; tasks are preempted as lazily as the
-        // kernel can (earlier kernels do not know it). What is no parameter of the kernel's is in the first process' environment.
+        // thash_entries: TIME_WAIT sockets of a minute fit, as on a larger machine. preempt=lazy: the least preemption;
+        // earlier kernels ignore it. A parameter that the kernel does not know becomes an environment variable of the
+        // first process.
         qemu.arg("-append").arg(format!(
             "console={kernel_port} quiet panic=-1 thash_entries=65536 preempt=lazy programs_port={programs_port}"
         ));
@@ -183,7 +186,7 @@ impl Machine<'_> {
     }
 }
 
-/// Reads until the machine closes the port.
+/// Sends the lines of a port to `to`, until the VM closes the port.
 fn read(port: impl Read + Send + 'static, line: fn(String) -> Line, to: Sender<Line>) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         for bytes in BufReader::new(port).split(b'\n') {
@@ -197,10 +200,10 @@ fn read(port: impl Read + Send + 'static, line: fn(String) -> Line, to: Sender<L
 }
 
 fn write_line(log: &mut File, line: &str) -> Result<()> {
-    writeln!(log, "{line}").context("cannot write the machine's log")
+    writeln!(log, "{line}").context("cannot write the log of the VM")
 }
 
-/// What the kernel says when there is nothing left to wait for.
+/// Returns whether a line of the kernel means that the VM will not finish.
 fn is_fatal(line: &str) -> bool {
     line.contains("Kernel panic")
         || line.contains("soft lockup")
@@ -212,7 +215,7 @@ mod tests {
     use super::is_fatal;
 
     #[test]
-    fn a_dead_kernel_is_recognised() {
+    fn fatal_kernel_messages_are_recognized() {
         let cases = [
             ("[   12.3] Kernel panic - not syncing: Attempted to kill init!", true),
             (
@@ -224,8 +227,8 @@ mod tests {
             ("[    0.1] rcu: Hierarchical RCU implementation.", false),
             ("[    1.0] installing", false),
         ];
-        for (line, want) in cases {
-            assert_eq!(is_fatal(line), want, "{line}");
+        for (line, expected) in cases {
+            assert_eq!(is_fatal(line), expected, "{line}");
         }
     }
 }

@@ -1,6 +1,6 @@
-# A job of a test machine that has busybox only: traces a connection and an attempt, and shows the records.
-# sh -c SCRIPT TOOL BYTES PORT CLOSED_PORT; busybox has no interrupts for what runs in the background, so the tracer is
-# ended by SIGTERM.
+# A step of a VM that has only busybox: traces a connection and a refused attempt, and prints the records.
+# Usage: sh -c SCRIPT TOOL BYTES PORT CLOSED_PORT. In busybox's shell, background processes ignore SIGINT, so the tracer
+# gets SIGTERM.
 set -e
 cd /tmp
 head -c "$1" /dev/zero >sent
@@ -14,7 +14,7 @@ until grep -q 'ready in' said; do
     usleep 10000
 done
 
-# Its input stays open: `nc` would end its side with it.
+# The input stays open, because `nc` closes its side at the end of its input.
 nc -l -p "$2" <>held >received &
 server=$!
 listening=$(printf ':%04X 0*:0000 0A' "$2")

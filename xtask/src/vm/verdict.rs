@@ -1,4 +1,4 @@
-//! What a machine's lines mean. Nothing counts as passed unless the machine said so and lived to its end.
+//! Judges the output of a VM. A test counts as passed only if the VM says so and finishes all steps.
 
 use std::time::Duration;
 
@@ -6,41 +6,41 @@ use super::guest::Step;
 use super::machine::Run;
 use crate::counts::{Counts, Tally};
 
-/// What came of a kernel.
+/// The result of a kernel.
 pub struct Verdict {
     pub counts: Counts,
-    /// What a person wants to know about failures.
+    /// The reasons of failed and skipped tests.
     pub notes: Vec<String>,
     pub elapsed: Duration,
 }
 
-/// What one step said, and how it ended, if it did.
+/// The output of one step, and its status if it ended.
 #[derive(Default)]
-pub struct Said<'a> {
+pub struct StepOutput<'a> {
     pub lines: Vec<&'a str>,
     pub status: Option<i32>,
 }
 
-/// For a kernel that can trace: what the test program counted.
-pub fn of_tests(run: &Run, steps: &[Step]) -> Verdict {
-    let mut verdict = Verdict::begin(run);
+/// Returns the verdict for a supported kernel: the counts of the test program.
+pub fn judge_tests(run: &Run, steps: &[Step]) -> Verdict {
+    let mut verdict = Verdict::new(run);
     for step in steps {
-        let said = said(&run.lines, step.name);
+        let output = step_output(&run.lines, step.name);
         let mut tally = Tally::default();
-        for (at, line) in said.lines.iter().enumerate() {
-            tally.see(line);
+        for (at, line) in output.lines.iter().enumerate() {
+            tally.add_line(line);
             verdict
                 .notes
-                .extend(skipped(line).or_else(|| failed(&said.lines[at..])));
+                .extend(skipped(line).or_else(|| failed(&output.lines[at..])));
         }
         let counts = tally.counts();
-        let problem = match said.status {
+        let problem = match output.status {
             None => Some(format!(
                 "{} did not end; its last line: {}",
                 step.name,
-                said.lines.last().unwrap_or(&"none")
+                output.lines.last().unwrap_or(&"none")
             )),
-            Some(_) if counts.total() == 0 => Some(format!("{}: not one test was counted", step.name)),
+            Some(_) if counts.total() == 0 => Some(format!("{}: no test was counted", step.name)),
             Some(status) if status != 0 && counts.failed == 0 => Some(format!("{}: status {status}", step.name)),
             Some(_) => None,
         };
@@ -52,19 +52,19 @@ pub fn of_tests(run: &Run, steps: &[Step]) -> Verdict {
     verdict
 }
 
-/// For a kernel that is too old: each step must end with status 3 and say that it is the kernel.
-pub fn of_refusals(run: &Run, steps: &[Step]) -> Verdict {
-    let mut verdict = Verdict::begin(run);
+/// Returns the verdict for a kernel that is too old: each step must end with status 3 and a message about the kernel.
+pub fn judge_refusals(run: &Run, steps: &[Step]) -> Verdict {
+    let mut verdict = Verdict::new(run);
     for step in steps {
-        let said = said(&run.lines, step.name);
-        let names_the_kernel = said
+        let output = step_output(&run.lines, step.name);
+        let names_the_kernel = output
             .lines
             .iter()
             .any(|line| line.to_ascii_lowercase().contains("kernel"));
         let name = step.name;
-        match said.status {
+        match output.status {
             Some(3) if names_the_kernel => verdict.counts += Counts::one(true),
-            Some(3) => verdict.fail(&format!("{name}: does not say that it is the kernel")),
+            Some(3) => verdict.fail(&format!("{name}: the message does not name the kernel")),
             Some(status) => verdict.fail(&format!("{name}: status {status}, expected 3")),
             None => verdict.fail(&format!("{name}: did not end")),
         }
@@ -73,39 +73,39 @@ pub fn of_refusals(run: &Run, steps: &[Step]) -> Verdict {
 }
 
 impl Verdict {
-    /// What the machine itself is worth: nothing, or a failure where it did not live to its end.
-    pub fn begin(run: &Run) -> Self {
+    /// Returns an empty verdict, with a failure if the VM did not finish.
+    pub fn new(run: &Run) -> Self {
         let mut verdict = Self {
             counts: Counts::default(),
             notes: Vec::new(),
             elapsed: run.elapsed,
         };
         if let Some(reason) = &run.killed {
-            verdict.fail(&format!("the machine ended early: {reason}"));
+            verdict.fail(&format!("the VM ended early: {reason}"));
         } else if !run.lines.iter().any(|line| line == "@vm done") {
-            verdict.fail("the machine went off before its job was done");
+            verdict.fail("the VM powered off before it finished all steps");
         }
         verdict
     }
 
-    /// Counts a failure, and notes why. `.ci/lib.sh` finds the note by its first word.
-    pub fn fail(&mut self, why: &str) {
+    /// Counts a failure, and adds a note with the reason. `.ci/lib.sh` finds the note by its first word.
+    pub fn fail(&mut self, reason: &str) {
         self.counts += Counts::one(false);
-        self.notes.push(format!("failed: {why}"));
+        self.notes.push(format!("failed: {reason}"));
     }
 }
 
-/// Who failed, and the beginning of why, where the first of these lines names a failure. libtest-mimic names failures above
-/// what they said.
+/// Returns a note with the name of a failed test and the start of its message, if the first line names a failed test.
+/// libtest-mimic prints the name above the message.
 fn failed(lines: &[&str]) -> Option<String> {
     let (first, rest) = lines.split_first()?;
     let name = first.strip_prefix("---- ")?.strip_suffix(" ----")?;
-    let why = rest.iter().take_while(|line| !line.starts_with("---- ")).take(3);
-    let why = why.flat_map(|line| line.chars().chain(" ".chars())).take(400);
-    Some(format!("failed: {name}: {}", why.collect::<String>().trim_end()))
+    let message = rest.iter().take_while(|line| !line.starts_with("---- ")).take(3);
+    let message = message.flat_map(|line| line.chars().chain(" ".chars())).take(400);
+    Some(format!("failed: {name}: {}", message.collect::<String>().trim_end()))
 }
 
-/// Who was skipped and why: the suite puts the reason in brackets before the name.
+/// Returns a note with the name of a skipped test and the reason, which the suite prints in brackets before the name.
 fn skipped(line: &str) -> Option<String> {
     let (reason, name) = line
         .strip_prefix("test [skipped: ")?
@@ -114,28 +114,28 @@ fn skipped(line: &str) -> Option<String> {
     Some(format!("skipped: {}: {reason}", name.trim()))
 }
 
-/// The lines between the two that `init.sh` puts around a step.
-pub fn said<'a>(lines: &'a [String], step: &str) -> Said<'a> {
+/// Returns the output of a step: the lines between the two marks of `init.sh`.
+pub fn step_output<'a>(lines: &'a [String], step: &str) -> StepOutput<'a> {
     let begin = format!("@vm begin {step}");
     let end = format!("@vm end {step} ");
-    let mut said = Said::default();
+    let mut output = StepOutput::default();
     for line in lines.iter().skip_while(|line| **line != begin).skip(1) {
         if let Some(status) = line.strip_prefix(&end) {
-            said.status = status.parse().ok();
+            output.status = status.parse().ok();
             break;
         }
         if !line.is_empty() {
-            said.lines.push(line);
+            output.lines.push(line);
         }
     }
-    said
+    output
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{of_refusals, of_tests};
+    use super::{judge_refusals, judge_tests};
     use crate::counts::Counts;
     use crate::vm::guest::Step;
     use crate::vm::machine::Run;
@@ -143,8 +143,8 @@ mod tests {
     const RESULT: &str =
         "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 9.00s";
 
-    /// Passed, failed, skipped.
-    type Want = (u64, u64, u64);
+    /// The numbers of passed, failed and skipped tests.
+    type Expected = (u64, u64, u64);
 
     fn run(lines: &[&str], killed: Option<&str>) -> Run {
         let lines = lines.iter().map(|&line| line.to_owned()).collect();
@@ -163,10 +163,10 @@ mod tests {
     }
 
     #[test]
-    fn tests_pass_only_when_all_was_said() {
-        let cases: [(&str, &[&str], Option<&str>, Want); 7] = [
+    fn tests_pass_only_with_result_status_and_end() {
+        let cases: [(&str, &[&str], Option<&str>, Expected); 7] = [
             (
-                "all well",
+                "complete",
                 &["@vm begin x", RESULT, "@vm end x 0", "@vm done"],
                 None,
                 (3, 0, 1),
@@ -200,7 +200,7 @@ mod tests {
         ];
         for (name, lines, killed, (passed, failed, skipped)) in cases {
             assert_eq!(
-                of_tests(&run(lines, killed), &steps()).counts,
+                judge_tests(&run(lines, killed), &steps()).counts,
                 Counts {
                     passed,
                     failed,
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn notes_say_who_failed_and_why() {
+    fn notes_have_names_and_reasons() {
         let lines = [
             "@vm begin x",
             "test [skipped: no bash] terminal::sizes ... ignored",
@@ -228,7 +228,7 @@ mod tests {
             "@vm done",
         ];
         assert_eq!(
-            of_tests(&run(&lines, None), &steps()).notes[..2],
+            judge_tests(&run(&lines, None), &steps()).notes[..2],
             [
                 "skipped: terminal::sizes: no bash",
                 "failed: one::first: a.rs:7: 3 is not 4"
@@ -237,8 +237,8 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_its_status_and_its_reason() {
-        let cases: [(&str, &[&str], Want); 4] = [
+    fn refusal_needs_status_3_and_the_reason() {
+        let cases: [(&str, &[&str], Expected); 4] = [
             (
                 "refused",
                 &["@vm begin x", "needs a kernel from 5.12 on", "@vm end x 3", "@vm done"],
@@ -258,7 +258,7 @@ mod tests {
         ];
         for (name, lines, (passed, failed, skipped)) in cases {
             assert_eq!(
-                of_refusals(&run(lines, None), &steps()).counts,
+                judge_refusals(&run(lines, None), &steps()).counts,
                 Counts {
                     passed,
                     failed,

@@ -1,4 +1,4 @@
-//! How long a walk over many open sockets takes, and what happens to records meanwhile.
+//! Measures the CPU time of socket scans over many open sockets, and the losses of records meanwhile.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -12,25 +12,23 @@ use anyhow::{Context, Result, ensure};
 use super::traced::{self, Traced};
 use super::traffic;
 
-/// Connections a process: two descriptors each, under the usual limit of 20,000.
-const EACH: usize = 9_000;
+/// The number of connections per process. Each has two descriptors, and the limit is 20,000 descriptors.
+const PER_PROCESS: usize = 9_000;
 
-/// What `bench walk` takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Sockets held open, both ends of each connection
+    /// The number of open sockets: both ends of each connection
     #[arg(long, default_value_t = 100_000)]
     sockets: usize,
-    /// Walks to measure, one a second
+    /// The number of scans, one per second
     #[arg(long, default_value_t = 10)]
-    walks: u32,
+    scans: u32,
 }
 
-/// What `bench hold` takes.
 #[derive(clap::Args)]
 pub struct Hold {
     connections: usize,
-    /// Sets its addresses apart from those of other processes
+    /// The last byte of the address, which differs between processes
     number: u8,
 }
 
@@ -47,17 +45,17 @@ pub fn hold(args: &Hold) -> Result<()> {
     Ok(())
 }
 
-/// Prints the walker's time a walk, with sockets and, for comparison, with hardly any.
+/// Prints the CPU time per scan with many sockets and, for comparison, with few.
 pub fn run(args: &Args) -> Result<()> {
     let tool = traced::build()?;
-    let few = measure(&tool, args.walks)?;
+    let few = measure(&tool, args.scans)?;
     let mut holders = Vec::new();
     let mut left = args.sockets / 2;
     while left > 0 {
-        holders.push(holder(left.min(EACH), holders.len() as u8 + 1)?);
-        left = left.saturating_sub(EACH);
+        holders.push(holder(left.min(PER_PROCESS), holders.len() as u8 + 1)?);
+        left = left.saturating_sub(PER_PROCESS);
     }
-    let many = measure(&tool, args.walks);
+    let many = measure(&tool, args.scans);
     for mut holder in holders {
         drop(holder.stdin.take());
         holder.wait()?;
@@ -65,22 +63,22 @@ pub fn run(args: &Args) -> Result<()> {
     let many = many?;
     println!(
         "{:<16} {:>12} {:>12} {:>12} {:>10} {:>8}",
-        "sockets", "open", "ms a walk", "closes", "delivered", "lost"
+        "sockets", "open", "ms per scan", "closes", "delivered", "lost"
     );
-    for (sockets, walked) in [("few", few), (&*args.sockets.to_string(), many)] {
+    for (sockets, figures) in [("few", few), (&*args.sockets.to_string(), many)] {
         println!(
             "{sockets:<16} {:>12} {:>12.1} {:>12} {:>10} {:>8}",
-            walked.open, walked.ms, walked.closes, walked.delivered, walked.lost
+            figures.open, figures.ms, figures.closes, figures.delivered, figures.lost
         );
     }
     println!(
-        "processor time of the walking thread, over {} walks, while connections were made and closed",
-        args.walks
+        "CPU time of the scanner thread over {} scans, while connections open and close",
+        args.scans
     );
     Ok(())
 }
 
-struct Walked {
+struct Figures {
     open: u64,
     ms: f64,
     closes: u64,
@@ -88,8 +86,8 @@ struct Walked {
     lost: u64,
 }
 
-fn measure(tool: &std::path::Path, walks: u32) -> Result<Walked> {
-    // What passes is counted by the summary; each update is filtered late, so that no printing is measured.
+fn measure(tool: &std::path::Path, scans: u32) -> Result<Figures> {
+    // No record passes this filter, which the kernel does not check, so that printing is not measured.
     let filter = [
         "--events",
         "update,close",
@@ -100,21 +98,21 @@ fn measure(tool: &std::path::Path, walks: u32) -> Result<Walked> {
     ];
     let traced = Traced::start(tool, &filter)?;
     let began = Instant::now();
-    let before = walker_ns(traced.pid())?.unwrap_or(0);
+    let before = scanner_ns(traced.pid())?.unwrap_or(0);
     let mut addresses = 100;
-    while began.elapsed() < Duration::from_secs(walks.into()) {
+    while began.elapsed() < Duration::from_secs(scans.into()) {
         traffic::churn(500, &mut addresses)?;
         thread::sleep(Duration::from_millis(50));
     }
-    let after = walker_ns(traced.pid())?.context("the tracer has no thread that walks")?;
-    let ms = (after - before) as f64 / 1e6 / f64::from(walks);
+    let after = scanner_ns(traced.pid())?.context("the tracer has no thread that walks")?;
+    let ms = (after - before) as f64 / 1e6 / f64::from(scans);
     let summary = traced.finish()?;
     let count = |name: &str| {
         summary[name]
             .as_u64()
             .with_context(|| format!("no {name} in {summary}"))
     };
-    Ok(Walked {
+    Ok(Figures {
         open: count("open")?,
         ms,
         closes: count("closes")?,
@@ -123,8 +121,9 @@ fn measure(tool: &std::path::Path, walks: u32) -> Result<Walked> {
     })
 }
 
-/// The processor time of the thread that walks, ns. None while there is none: it begins after the tracer says that it traces.
-fn walker_ns(pid: u32) -> Result<Option<u64>> {
+/// The processor time of the thread that walks, ns. None while there is none: it begins after the tracer says that it
+/// traces.
+fn scanner_ns(pid: u32) -> Result<Option<u64>> {
     for task in fs::read_dir(format!("/proc/{pid}/task")).context("cannot list the tracer's threads")? {
         let task = task?.path();
         if fs::read_to_string(task.join("comm"))?.trim() == "kmesh-scan" {
@@ -145,13 +144,13 @@ fn holder(connections: usize, number: u8) -> Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .context("cannot start a holder of connections")?;
+        .context("cannot start a process that holds connections")?;
     let mut line = String::new();
     let output = child.stdout.as_mut().context("no standard output")?;
     BufReader::new(output).read_line(&mut line)?;
     ensure!(
         line.trim() == "ready",
-        "a holder of connections ended: {}",
+        "the process that holds connections ended: {}",
         child.wait()?
     );
     Ok(child)
