@@ -41,6 +41,14 @@ pub const DROP_SLOTS: usize = 6;
 pub struct Drops {
     /// One slot for each kind. The order means nothing.
     pub slots: [DropSlot; DROP_SLOTS],
+    /// The server's address to which a network namespace translated the last packet, in the form of [`Tuple::addresses`].
+    pub backend: [u64; 2],
+    /// Inode number of that namespace; 0 if the packets were not translated.
+    pub backend_netns: u32,
+    /// The server's port after the translation.
+    pub backend_port: u16,
+    /// Padding; always 0.
+    pub pad: u16,
 }
 
 /// The packets of one connection that were dropped for one reason, in one direction and one network namespace.

@@ -11,7 +11,7 @@ use aya_ebpf::macros::btf_map;
 use kmesh_trace_common::{DROP_SLOTS, DropKind, DropSlot, Drops, MAX_DROP_REASONS, Tuple};
 
 use crate::skb::{Flow, Segment, Skb};
-use crate::sock::Sock;
+use crate::sock::{Address, Sock};
 use crate::storage::atomic_add;
 
 /// The counts. User space sets the size.
@@ -51,14 +51,31 @@ pub fn dropped(skb: Skb, reason: u32) {
         tuple
     };
     let own = count(segment.flow);
-    if let Some([client, server]) = skb.conntrack() {
-        let (client_tuple, server_tuple) = (client.tuple().0, server.tuple().0);
-        if client_tuple != own {
-            count(client);
+    if let Some(translation) = skb.translation() {
+        let (client, server) = (translation.client.tuple().0, translation.server.tuple().0);
+        if client != own {
+            count(translation.client);
         }
-        if server_tuple != own && server_tuple != client_tuple {
-            count(server);
+        if server != own && server != client {
+            count(translation.server);
         }
+        if server != client {
+            set_backend(&client, translation.backend, netns);
+        }
+    }
+}
+
+/// Stores where a network namespace translates what the client sends. With a dropped SYN the kernel forgets it.
+#[inline(always)]
+fn set_backend(client: &Tuple, (address, port): (Address, u16), netns: u32) {
+    let Some(drops) = KMESH_DROPS.get_ptr_mut(client) else {
+        return;
+    };
+    // SAFETY: fields of an entry, which stays memory of the map as long as the program runs.
+    unsafe {
+        ptr::write_volatile(&raw mut (*drops).backend, address.0);
+        ptr::write_volatile(&raw mut (*drops).backend_port, port);
+        ptr::write_volatile(&raw mut (*drops).backend_netns, netns);
     }
 }
 
@@ -136,6 +153,10 @@ static NO_DROPS: Drops = Drops {
         isn: 0,
         pad: 0,
     }; DROP_SLOTS],
+    backend: [0; 2],
+    backend_netns: 0,
+    backend_port: 0,
+    pad: 0,
 };
 
 /// Adds one to a number of this CPU.

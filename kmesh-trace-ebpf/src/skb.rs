@@ -83,6 +83,16 @@ impl Segment {
     }
 }
 
+/// The translation of a packet's connection.
+pub struct Translation {
+    /// The packet as the client sees it.
+    pub client: Flow,
+    /// The packet as the server sees it.
+    pub server: Flow,
+    /// The server's address and port.
+    pub backend: (Address, u16),
+}
+
 /// A `struct sk_buff`.
 #[derive(Clone, Copy)]
 pub struct Skb(u64);
@@ -139,10 +149,9 @@ impl Skb {
         }
     }
 
-    /// Returns the flow of the packet as the client sees it and as the server sees it, by its conntrack entry: the two differ where
-    /// the connection is translated. None where the packet has no entry.
+    /// Returns how the packet's connection is translated, by its conntrack entry. `None` if it has no entry.
     #[inline(always)]
-    pub fn conntrack(self) -> Option<[Flow; 2]> {
+    pub fn translation(self) -> Option<Translation> {
         if offset!(skb_nfct) == ABSENT || offset!(conntrack_src) == ABSENT {
             return None;
         }
@@ -153,10 +162,16 @@ impl Skb {
         }
         let original = conntrack_flow(entry)?;
         let reply = conntrack_flow(entry + u64::from(offset!(conntrack_reply)))?;
-        Some(if info < IS_REPLY {
-            [original, reply.reversed()]
+        let backend = (reply.from, reply.from_port);
+        let (client, server) = if info < IS_REPLY {
+            (original, reply.reversed())
         } else {
-            [original.reversed(), reply]
+            (original.reversed(), reply)
+        };
+        Some(Translation {
+            client,
+            server,
+            backend,
         })
     }
 }

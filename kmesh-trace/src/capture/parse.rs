@@ -487,6 +487,7 @@ impl Conn<'_> {
                     })
                     .collect()
             }),
+            dropped_to: None,
             subject: Subject::Connection,
             tcp: self.tcp,
         })

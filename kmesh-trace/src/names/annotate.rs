@@ -217,7 +217,6 @@ impl Cluster {
     /// Returns the backend to which the node translated the address that the record's client dialled. Looked up once a
     /// connection, `late_ns` after the record's event.
     fn backend(&mut self, record: &Record, late_ns: u64) -> Option<SocketAddr> {
-        let conntrack = self.conntrack.as_mut()?;
         let (ip, dialled) = (record.dst.ip(), record.dst);
         if record.direction == Direction::Inbound || ip.is_loopback() || self.store.is_pod_address(ip, record) {
             return None;
@@ -232,7 +231,15 @@ impl Cluster {
         let since_start = record
             .duration_ns
             .map(|ns| Duration::from_nanos(ns.saturating_add(late_ns)));
-        let backend = conntrack.backend(record.src, dialled, since_start);
+        let entry = self
+            .conntrack
+            .as_mut()
+            .and_then(|conntrack| conntrack.backend(record.src, dialled, since_start));
+        // The kernel discards the entry of a SYN that it drops.
+        let backend = entry.or_else(|| {
+            let (backend, netns) = record.dropped_to?;
+            self.namespaces.is_nodes(netns).then_some(backend)
+        });
         // While the client connects, the entry may not exist yet.
         if record.event != Event::Close && record.established {
             if self.translated.len() >= MAX_TRANSLATED {

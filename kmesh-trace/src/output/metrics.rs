@@ -180,10 +180,8 @@ impl Sink for Metrics {
 
     fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()> {
         // Another tracer may have counted the bytes from before tracing.
-        let delta = match delta.has_no_baseline {
-            true => Delta::default(),
-            false => *delta,
-        };
+        let none = Delta::default();
+        let delta = if delta.has_no_baseline { &none } else { delta };
         let values = Arc::clone(&self.values);
         let _guard = values.lock();
         if record.event == Event::Close {
@@ -200,15 +198,15 @@ impl Sink for Metrics {
         let mut is_overflow = false;
         if let Some(series) = self.cached.get(&key) {
             for group in series.traffic.iter().flatten() {
-                group.values.add(record, &delta);
+                group.values.add(record, delta);
                 group.touch(record.time);
             }
-            series.timing.values.add(record, &delta);
+            series.timing.values.add(record, delta);
             series.timing.touch(record.time);
             is_overflow = series.is_overflow;
         }
         if self.settings.levels.contains(&Level::Connection) {
-            is_overflow |= self.count_connection(record, &delta);
+            is_overflow |= self.count_connection(record, delta);
         }
         if is_overflow {
             self.values.overflow.fetch_add(1, Ordering::Relaxed);

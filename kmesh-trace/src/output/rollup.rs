@@ -69,6 +69,7 @@ impl Sink for RollupJson {
 mod tests {
     use super::*;
     use crate::output::testing;
+    use crate::record::{Direction, Event, PacketDirection};
     use crate::rollup::{By, Key};
     use std::time::Duration;
 
@@ -95,10 +96,36 @@ mod tests {
             r#""sent_bytes":5,"received_bytes":292,"#,
             r#""duration_quantiles_ns":{"p50":2733902,"p95":2733902,"p99":2733902,"max":2733902},"#,
             r#""connect_quantiles_ns":null,"srtt_quantiles_us":{"p50":120,"p95":120,"p99":120,"max":120},"#,
-            r#""retransmits":0,"lost_segments":0}"#,
+            r#""reset_reasons":{},"drops":{},"retransmits":0,"lost_segments":0}"#,
             "\n",
         );
         assert_eq!(lines(&[Key::Workload], 10, &[testing::in_pods()]), expected);
+    }
+
+    #[test]
+    fn reasons_are_counted_like_outcomes() {
+        let aborted = |cookie, reason: &str| {
+            let mut record = testing::aborted();
+            record.id.cookie = cookie;
+            record.reset_reason = Some(reason.into());
+            record
+        };
+        let mut dropped = testing::dropped();
+        dropped.direction = Direction::Inbound;
+        let mut update = dropped.clone();
+        (update.event, update.outcome) = (Event::Update, None);
+        update.drops = Some(vec![testing::drops(PacketDirection::Sent, "NETFILTER_DROP", 2)]);
+        let records = [
+            update,
+            dropped,
+            aborted(1, "TCP_STATE"),
+            aborted(2, "TCP_ABORT_ON_CLOSE"),
+            aborted(3, "TCP_STATE"),
+        ];
+        let text = lines(&[Key::Namespace], 0, &records);
+        let expected =
+            r#""reset_reasons":{"TCP_ABORT_ON_CLOSE":1,"TCP_STATE":2},"drops":{"NETFILTER_DROP":6},"retransmits""#;
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

@@ -99,6 +99,7 @@ pub(crate) fn example() -> Record {
         closed_by: Some(ClosedBy::Peer),
         reset_reason: None,
         drops: None,
+        dropped_to: None,
         subject: Subject::Connection,
         tcp: Tcp {
             srtt_us: Some(120),

@@ -40,7 +40,7 @@ pub mod rfc3339;
 mod tcp;
 
 pub use names::{End, Labels, Names, Pod, Service, ServiceBy, ServiceMatch, Workload};
-pub use reasons::ReasonNames;
+pub use reasons::{ReasonNames, ReasonSums};
 pub use tcp::Tcp;
 
 /// Wall-clock time: nanoseconds since the Unix epoch, UTC.
@@ -349,6 +349,9 @@ pub struct Record {
     pub reset_reason: Option<Arc<str>>,
     /// The packets of the connection that this node's kernel dropped. `None` if they were not counted.
     pub drops: Option<Vec<PacketDrops>>,
+    /// The server's address to which a network namespace translated a packet that the kernel dropped, and the inode number
+    /// of that namespace. A capture does not store it.
+    pub dropped_to: Option<(SocketAddr, u32)>,
     /// The kernel's counters of the socket.
     pub tcp: Tcp,
     /// What the record reports.
@@ -444,6 +447,7 @@ impl Record {
             closed_by: None,
             reset_reason: None,
             drops: None,
+            dropped_to: None,
             subject,
             tcp: Tcp::new(TcpState::Close, None, &Snapshot::zeroed()),
         }

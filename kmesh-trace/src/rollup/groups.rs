@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::group::{By, Group};
 use super::open::CountedIn;
 use super::quantiles::Quantiles;
-use crate::record::{Comm, Event, Outcome, Record, Service, WallTime};
+use crate::record::{Comm, Event, Outcome, ReasonSums, Record, Service, WallTime};
 use crate::track::delta::Delta;
 
 /// The number of connections of a group that are listed although they have no update.
@@ -25,6 +25,10 @@ pub struct Sums {
     pub closed: u64,
     /// `closed` by outcome, in the order of [`Outcome::ALL`].
     pub outcomes: [u64; Outcome::ALL.len()],
+    /// The connections that ended and whose traced end sent a RST, by the kernel's reason.
+    pub reset_reasons: ReasonSums,
+    /// The packets that this node dropped, by the kernel's reason.
+    pub drops: ReasonSums,
     /// The payload that the peers acknowledged.
     pub sent_bytes: u64,
     /// The payload that arrived in order.
@@ -86,6 +90,7 @@ impl Sums {
         }
         self.retransmits += delta.retransmits;
         self.lost_segments += delta.lost_segments;
+        self.drops.merge(&delta.drops);
         if delta.opened
             && let Some(connect_ns) = record.connect_ns
         {
@@ -100,6 +105,9 @@ impl Sums {
             self.closed += 1;
             if let Some(outcome) = record.outcome {
                 self.outcomes[outcome as usize] += 1;
+            }
+            if let Some(reason) = &record.reset_reason {
+                self.reset_reasons.add(reason, 1);
             }
             if let Some(duration_ns) = record.duration_ns {
                 self.durations.add(duration_ns);
@@ -125,6 +133,8 @@ impl Sums {
         ] {
             *sum = sum.saturating_add(more);
         }
+        self.reset_reasons.merge(&later.reset_reasons);
+        self.drops.merge(&later.drops);
         self.durations.merge(&later.durations);
         self.connects.merge(&later.connects);
         self.srtts.merge(&later.srtts);

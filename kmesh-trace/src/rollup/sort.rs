@@ -43,6 +43,8 @@ pub enum SortKey {
     /// Smoothed round-trip time (p95)
     #[value(alias = "srtt")]
     SrttQuantilesUs,
+    /// Packets that this node dropped
+    Drops,
     /// Segments that were retransmitted
     #[value(alias = "retrans")]
     Retransmits,
@@ -73,6 +75,7 @@ impl SortKey {
             Self::DurationQuantilesNs => p95(&sums.durations),
             Self::ConnectQuantilesNs => p95(&sums.connects),
             Self::SrttQuantilesUs => p95(&sums.srtts),
+            Self::Drops => sums.drops.total(),
             Self::Retransmits => sums.retransmits,
             Self::LostSegments => sums.lost_segments,
         };

@@ -18,7 +18,7 @@ use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::update::SourceUpdate;
 use crate::output::metrics::exposition::Values;
 use crate::own_connections::OwnConnections;
-use crate::record::{Counts, PacketDrops, Record, WallTime};
+use crate::record::{Counts, Record, WallTime};
 use crate::session::account::{Account, EventTime};
 use crate::track::clock::Clock;
 use crate::track::decode::{KernelEvent, decode};
@@ -216,7 +216,9 @@ impl Pipeline {
             self.annotate(record, happened_ns, now_ns)?;
         }
         while let Some((happened_ns, mut record)) = self.tracker.next(complete_ns, &self.clock) {
-            record.drops = self.counting_drops().map(|counts| drops_of(&record, counts));
+            if let Some(counts) = self.counting_drops() {
+                add_drops(&mut record, counts);
+            }
             let is_late = self.until_ns.is_some_and(|until_ns| happened_ns > until_ns);
             let now = self.clock.wall(now_ns);
             if let Some((record, is_late)) = self.names.take(record, happened_ns, is_late, now, now_ns) {
@@ -326,13 +328,17 @@ impl Pipeline {
     }
 }
 
-/// Returns the packets of a connection that the kernel dropped.
-fn drops_of(record: &Record, counts: &ReasonCounts) -> Vec<PacketDrops> {
+/// Adds the packets of a connection that the kernel dropped.
+fn add_drops(record: &mut Record, counts: &ReasonCounts) {
     let (tuple, is_local_lesser) = drops::tuple(record);
-    match counts.drops(&tuple) {
-        Some(drops) => drops::of_connection(record, is_local_lesser, &drops, &counts.reasons.drop),
-        None => Vec::new(),
-    }
+    let counted = counts.drops(&tuple);
+    let of_connection = counted.map(|counted| {
+        let drops = drops::of_connection(record, is_local_lesser, &counted, &counts.reasons.drop);
+        let backend = drops::backend(&counted).filter(|_| !drops.is_empty());
+        (drops, backend)
+    });
+    let (drops, backend) = of_connection.unwrap_or_default();
+    (record.drops, record.dropped_to) = (Some(drops), backend);
 }
 
 #[cfg(test)]

@@ -3,17 +3,21 @@
 
 use std::collections::HashMap;
 
-use crate::record::{ConnId, Event, Record, WallTime};
+use crate::record::{ConnId, Event, ReasonSums, Record, WallTime};
 
 /// The maximum number of stored connections. The delta of any further connection comes in whole with its close.
 const MAX_CONNECTIONS: usize = 1 << 19;
+
+/// The maximum number of stored connections with dropped packets. The drops of any further one come in whole with its
+/// close.
+const MAX_DROPS: usize = 1 << 16;
 
 /// At [`MAX_CONNECTIONS`], connections without a record for this long are removed, because their closes were lost. No
 /// connection lives that long after its process closed it.
 const STALE_AFTER_NS: i64 = 3_600_000_000_000;
 
 /// What a record adds to the last record of its connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delta {
     /// Whether the connection became established while tracing, and this is its first record since then.
     pub opened: bool,
@@ -23,6 +27,8 @@ pub struct Delta {
     pub received_bytes: u64,
     pub retransmits: u64,
     pub lost_segments: u64,
+    /// The packets that this node dropped, both directions together.
+    pub drops: ReasonSums,
     /// Whether this is the first record of a preexisting connection without a baseline. Its bytes may have taken a
     /// year, so rates must not include them.
     pub has_no_baseline: bool,
@@ -81,7 +87,7 @@ impl Totals {
             received_bytes: self.received_bytes - before.received_bytes,
             retransmits: u64::from(self.retransmits - before.retransmits),
             lost_segments: u64::from(self.lost_segments - before.lost_segments),
-            has_no_baseline: false,
+            ..Delta::default()
         }
     }
 
@@ -102,6 +108,8 @@ impl Totals {
 #[derive(Debug, Default)]
 pub struct Deltas {
     connections: HashMap<ConnId, Totals>,
+    /// The dropped packets of those among them that have any.
+    drops: HashMap<ConnId, ReasonSums>,
 }
 
 impl Deltas {
@@ -114,6 +122,37 @@ impl Deltas {
 
     /// Returns what `record` adds.
     pub fn take(&mut self, record: &Record) -> Delta {
+        Delta {
+            drops: self.take_drops(record),
+            ..self.take_counters(record)
+        }
+    }
+
+    fn take_drops(&mut self, record: &Record) -> ReasonSums {
+        let mut drops = ReasonSums::default();
+        for drop in record.drops.iter().flatten() {
+            drops.add(&drop.reason, drop.packets);
+        }
+        if record.event == Event::Close {
+            let before = self.drops.remove(&record.id);
+            return before.map_or_else(|| drops.clone(), |before| drops.since(&before));
+        }
+        if drops.is_empty() {
+            return drops;
+        }
+        if let Some(before) = self.drops.get_mut(&record.id) {
+            let more = drops.since(before);
+            before.merge(&more);
+            return more;
+        }
+        if self.drops.len() >= MAX_DROPS {
+            return ReasonSums::default();
+        }
+        self.drops.insert(record.id, drops.clone());
+        drops
+    }
+
+    fn take_counters(&mut self, record: &Record) -> Delta {
         let totals = Totals::of(record);
         if record.event == Event::Close {
             let before = self.connections.remove(&record.id);
@@ -133,12 +172,14 @@ impl Deltas {
     /// Removes a connection whose close the filter rejects.
     pub fn forget(&mut self, id: ConnId) {
         self.connections.remove(&id);
+        self.drops.remove(&id);
     }
 
     fn has_capacity(&mut self, record: &Record) -> bool {
         if self.connections.len() >= MAX_CONNECTIONS {
             let oldest = record.time.0.saturating_sub(STALE_AFTER_NS);
             self.connections.retain(|_, totals| totals.time.0 > oldest);
+            self.drops.retain(|id, _| self.connections.contains_key(id));
         }
         self.connections.len() < MAX_CONNECTIONS
     }
@@ -148,6 +189,7 @@ impl Deltas {
 mod tests {
     use super::*;
     use crate::output::testing;
+    use crate::record::PacketDirection;
 
     fn record(event: Event, sent_bytes: u64, received_bytes: u64) -> Record {
         Record {
@@ -227,6 +269,39 @@ mod tests {
             delta(true, 0, 0),
             "it was connecting when tracing began"
         );
+    }
+
+    #[test]
+    fn drops_of_connection_add_up_to_close() {
+        let mut deltas = Deltas::default();
+        let dropped = |event, counts: &[(PacketDirection, &str, u64)]| {
+            let drops = counts
+                .iter()
+                .map(|&(direction, reason, packets)| testing::drops(direction, reason, packets));
+            Record {
+                drops: Some(drops.collect()),
+                ..record(event, 0, 0)
+            }
+        };
+        let (sent, received) = (PacketDirection::Sent, PacketDirection::Received);
+        let cases = [
+            (dropped(Event::Update, &[]), ""),
+            (dropped(Event::Update, &[(sent, "A", 2), (received, "A", 1)]), "A 3"),
+            (dropped(Event::Update, &[(sent, "A", 2), (received, "A", 1)]), ""),
+            // The kernel's map had no room for the counts, and starts again.
+            (dropped(Event::Update, &[(sent, "B", 4)]), "B 4"),
+            (dropped(Event::Close, &[(sent, "A", 4), (sent, "B", 5)]), "A 1, B 1"),
+            (dropped(Event::Close, &[(sent, "A", 4)]), "A 4"),
+        ];
+        for (record, expected) in cases {
+            let delta = deltas.take(&record);
+            let counts = delta.drops.iter().map(|(reason, count)| format!("{reason} {count}"));
+            assert_eq!(counts.collect::<Vec<_>>().join(", "), expected, "{:?}", record.drops);
+        }
+        assert!(deltas.drops.is_empty());
+        deltas.take(&dropped(Event::Update, &[(sent, "A", 1)]));
+        deltas.forget(testing::example().id);
+        assert!(deltas.drops.is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Counts of dropped packets → the drops of one connection. Pure: the counts come in as a value.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use kmesh_trace_common::{DropKind, Drops, Tuple};
 
@@ -74,6 +74,13 @@ pub fn of_connection(record: &Record, is_local_lesser: bool, drops: &Drops, reas
     }
     all.sort_unstable_by(|one, other| (one.direction, &one.reason).cmp(&(other.direction, &other.reason)));
     all
+}
+
+/// Returns the server's address to which a network namespace translated dropped packets of a connection, and the namespace.
+pub fn backend(drops: &Drops) -> Option<(SocketAddr, u32)> {
+    let address: [u8; 16] = bytemuck::cast(drops.backend);
+    let ip = Ipv6Addr::from(address).to_canonical();
+    (drops.backend_netns != 0).then(|| (SocketAddr::new(ip, drops.backend_port), drops.backend_netns))
 }
 
 /// Returns the client's first sequence number. The kernel's counters include the SYN that this end sent, and not the

@@ -230,6 +230,7 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, node: &Arc<str>,
         closed_by: ending.as_ref().and_then(|ending| ending.closed_by),
         reset_reason: None,
         drops: None,
+        dropped_to: None,
         subject: Subject::Connection,
         tcp: Tcp::new(tcp_state(state).unwrap_or(TcpState::Close), old_state, snapshot),
     }

@@ -9,7 +9,7 @@ use crate::support::net;
 use crate::support::sock::wait_until;
 
 /// A policy on the node drops what one pod sends to another, by its address or through a Service. One command finds the
-/// drops, with both names. Through a Service it is the Service's name: the kernel discards the translation with the SYN.
+/// drops, with the names of both pods, although the kernel discards the translation with the SYN.
 pub fn drop_between_pods_is_found_with_both_names() {
     let node = Node::new("forward");
     let web = node.pod(Driver::Cgroupfs, SHOP, "web");
@@ -24,7 +24,9 @@ pub fn drop_between_pods_is_found_with_both_names() {
         let before = net::packet_filter_count("forward");
         let from = web.actor.run(&format!("connect_nonblocking t {}:0 {to}", web.ip));
         let port: u16 = from.rsplit(':').next().unwrap().trim().parse().unwrap();
-        wait_until("the policy drops the SYN", || net::packet_filter_count("forward") > before);
+        wait_until("the policy drops the SYN", || {
+            net::packet_filter_count("forward") > before
+        });
         web.actor.run("close t");
         let is_it = |value: &Value| value["src"]["port"] == port;
         let record = tracer.tracer.output.wait_matching(web.netns, 1, is_it).remove(0);
@@ -44,6 +46,8 @@ pub fn drop_between_pods_is_found_with_both_names() {
     assert_eq!(to_pod["service"]["name"], "database", "{to_pod}");
     let to_service = attempt(&format!("{}:{SERVICE_PORT}", node.cluster_ip()));
     assert_eq!(to_service["src"]["pod"], *web.name, "{to_service}");
+    assert_eq!(to_service["dst"]["pod"], *db.name, "{to_service}");
+    assert_eq!(to_service["original_dst"]["ip"], *node.cluster_ip(), "{to_service}");
     assert_eq!(
         (&to_service["service"]["name"], &to_service["service"]["by"]),
         (&json!("database"), &json!("vip")),

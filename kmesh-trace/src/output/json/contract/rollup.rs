@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use super::VERSION;
 use super::values::{Text, ip_schema};
 use crate::output::sanitize::Lossy;
-use crate::record::{self, Direction, Outcome, WallTime};
+use crate::record::{self, Direction, Outcome, ReasonSums, WallTime};
 use crate::rollup::{self, QuantileSummary, Quantiles, Row, Sums, Window};
 
 /// What one group of connections did in one window of time.
@@ -57,6 +57,10 @@ pub struct RollupLine<'a> {
     /// The smoothed round-trip time of the connections with an update or a close. Quantiles are exact for up to 64
     /// values, then within 1 %.
     srtt_quantiles_us: Option<QuantileValues>,
+    /// The number of ended connections whose traced end sent a RST, by the kernel's reason.
+    reset_reasons: Reasons<'a>,
+    /// The packets that this node dropped in the window, by the kernel's reason; empty without --drops.
+    drops: Reasons<'a>,
     /// The segments that were retransmitted in the window.
     retransmits: u64,
     /// The segments that were marked lost in the window.
@@ -85,6 +89,8 @@ impl<'a> RollupLine<'a> {
             duration_quantiles_ns: quantiles(&sums.durations),
             connect_quantiles_ns: quantiles(&sums.connects),
             srtt_quantiles_us: quantiles(&sums.srtts),
+            reset_reasons: Reasons(&sums.reset_reasons),
+            drops: Reasons(&sums.drops),
             retransmits: sums.retransmits,
             lost_segments: sums.lost_segments,
         }
@@ -268,5 +274,25 @@ impl JsonSchema for Outcomes<'_> {
             "propertyNames": names,
             "additionalProperties": {"type": "integer", "minimum": 1},
         })
+    }
+}
+
+/// Counts by the kernel's reason, as one object. Reasons that did not occur are left out.
+#[derive(Debug)]
+struct Reasons<'a>(&'a ReasonSums);
+
+impl Serialize for Reasons<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter())
+    }
+}
+
+impl JsonSchema for Reasons<'_> {
+    fn schema_name() -> Cow<'static, str> {
+        "reason_counts".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "object", "additionalProperties": {"type": "integer", "minimum": 1}})
     }
 }
