@@ -10,9 +10,7 @@ mod tcp;
 
 use bytemuck::{Pod, Zeroable};
 
-pub use drops::{
-    DROP_SLOTS, DropKind, DropSlot, Drops, MAX_DROP_REASONS, MAX_RESET_REASONS, RejectKey, Tuple,
-};
+pub use drops::{DROP_SLOTS, DropKind, DropSlot, Drops, MAX_DROP_REASONS, MAX_RESET_REASONS, RejectKey, Tuple};
 pub use tcp::{TcpOffsets, unit};
 
 /// `Snapshot::kind`: the connection attempt ended.

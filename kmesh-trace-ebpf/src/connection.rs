@@ -8,8 +8,8 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, counter, owner, state};
 
 use crate::conn_state::{CREATED_BY_SCAN, ConnState, FILTER_PENDING, phase};
-use crate::filter::{is_decided_by_listener, rejects, rejects_children, rejects_either_way};
 use crate::drops;
+use crate::filter::{is_decided_by_listener, rejects, rejects_children, rejects_either_way};
 use crate::maps::{count, counts_drops, has_storage_failed, mark_storage_failed, preempts_programs};
 use crate::record;
 use crate::sock::{Sock, Tcp};

@@ -173,7 +173,10 @@ fn add_to(number: Option<*mut u64>) {
 #[inline(always)]
 pub fn forget_earlier(sock: Sock, connected: bool) {
     // SAFETY: an aligned word of an array that lives as long as the program.
-    if KMESH_ANY_DROPS.get_ptr(0).is_none_or(|any| unsafe { ptr::read_volatile(any) == 0 }) {
+    if KMESH_ANY_DROPS
+        .get_ptr(0)
+        .is_none_or(|any| unsafe { ptr::read_volatile(any) == 0 })
+    {
         return;
     }
     let Some(tcp) = sock.tcp() else { return };

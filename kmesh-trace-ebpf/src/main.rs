@@ -50,7 +50,9 @@ mod programs {
     use kmesh_trace_common::{counter, state};
 
     use crate::iterator::{NetnsSock, TaskFile};
-    use crate::maps::{counts_rejects, has_reset_reasons, is_drop_counted, is_state_program_running, run_state_program};
+    use crate::maps::{
+        counts_rejects, has_reset_reasons, is_drop_counted, is_state_program_running, run_state_program,
+    };
     use crate::skb::Skb;
     use crate::sock::Sock;
     use crate::{connection, drops, fallback, rejects, scan};

@@ -118,10 +118,7 @@ fn visit_listener(output: IteratorOutput, sock: Sock, task: Task) {
         if is_first || by != owner::LISTENER || pid == 1 || conn.owner_pid() == task.task_tgid() {
             conn.set_found_owner(task, owner::LISTENER, scan);
         }
-        if reports_listeners()
-            && scan > 1
-            && conn.visited_scan() != scan
-            && record::report_listener(output, sock, conn)
+        if reports_listeners() && scan > 1 && conn.visited_scan() != scan && record::report_listener(output, sock, conn)
         {
             conn.mark_visited(scan);
         }

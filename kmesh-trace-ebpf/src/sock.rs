@@ -331,7 +331,9 @@ impl Tcp {
         if connected {
             self.snd_una().wrapping_sub(self.bytes_acked() as u32)
         } else {
-            self.rcv_nxt().wrapping_sub(self.bytes_received() as u32).wrapping_sub(1)
+            self.rcv_nxt()
+                .wrapping_sub(self.bytes_received() as u32)
+                .wrapping_sub(1)
         }
     }
 
