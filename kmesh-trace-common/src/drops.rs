@@ -116,6 +116,10 @@ pub struct RejectKey {
     pub reason: u16,
     /// Inode number of the network namespace that sent them.
     pub netns: u32,
+    /// The number of the report that counts them. User space takes a count once its programs use a later number.
+    pub report: u32,
+    /// Padding; always 0.
+    pub pad: u32,
 }
 
 /// How many drop reasons are told apart in the totals; a greater number counts as the last.
@@ -126,5 +130,5 @@ pub const MAX_RESET_REASONS: usize = 64;
 const _: () = {
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<DropSlot>() == 32);
-    assert!(size_of::<RejectKey>() == 40);
+    assert!(size_of::<RejectKey>() == 48);
 };

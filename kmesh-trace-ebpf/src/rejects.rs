@@ -1,7 +1,9 @@
 //! RSTs that this node sent without a socket, counted by client and dialled port: `tcp_send_reset`.
 
+use core::ptr;
+
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::btf_maps::{LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use kmesh_trace_common::{MAX_RESET_REASONS, RejectKey};
 
@@ -11,6 +13,10 @@ use crate::storage::atomic_add;
 /// The counts. User space takes them once a second. A port scan only pushes out counts: the totals have them.
 #[btf_map]
 static KMESH_REJECTS: LruHashMap<RejectKey, u64, 4096> = LruHashMap::new();
+
+/// The number of the current report, which user space writes.
+#[btf_map]
+static KMESH_REJECT_REPORT: Array<u32, 1> = Array::new();
 
 /// All RSTs sent without a socket, by reason.
 #[btf_map]
@@ -31,6 +37,11 @@ pub fn rejected(skb: Skb, reason: u32) {
         port: segment.flow.to_port,
         reason: reason as u16,
         netns: skb.netns(),
+        // SAFETY: an aligned word of an array that lives as long as the program.
+        report: KMESH_REJECT_REPORT
+            .get_ptr(0)
+            .map_or(0, |report| unsafe { ptr::read_volatile(report) }),
+        pad: 0,
     };
     if KMESH_REJECTS.get_ptr_mut(&key).is_none() {
         // It fails where another CPU was first.

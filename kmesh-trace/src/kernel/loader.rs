@@ -106,6 +106,7 @@ const DROPS_MAP: &str = "KMESH_DROPS";
 const DROPS_MADE_MAP: &str = "KMESH_DROPS_MADE";
 const DROPS_TOTAL_MAP: &str = "KMESH_DROPS_TOTAL";
 const REJECTS_MAP: &str = "KMESH_REJECTS";
+const REJECT_REPORT_MAP: &str = "KMESH_REJECT_REPORT";
 const REJECTS_TOTAL_MAP: &str = "KMESH_REJECTS_TOTAL";
 
 /// The number of connections whose dropped packets are counted: 4 MiB.

@@ -465,7 +465,11 @@ impl Reader {
             return Ok(());
         };
         // What cannot be read now is read the next time.
-        let counts = rejects.take().unwrap_or_default();
+        let counts = match self.is_detached {
+            true => rejects.take_all(),
+            false => rejects.take(),
+        };
+        let counts = counts.unwrap_or_default();
         if counts.is_empty() {
             return Ok(());
         }

@@ -4,14 +4,14 @@ use std::io;
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 use kmesh_trace_common::{Drops, RejectKey, Tuple};
 
 use super::error::{StartError, failed, with_causes};
 use crate::kernel::reasons::Reasons;
 use crate::record::ReasonNames;
 
-use super::{DROPS_MADE_MAP, DROPS_MAP, DROPS_TOTAL_MAP, REJECTS_MAP, REJECTS_TOTAL_MAP, take_map};
+use super::{DROPS_MADE_MAP, DROPS_MAP, DROPS_TOTAL_MAP, REJECT_REPORT_MAP, REJECTS_MAP, REJECTS_TOTAL_MAP, take_map};
 
 /// Defines a type that aya can read, of plain numbers.
 macro_rules! pod {
@@ -96,24 +96,44 @@ fn total(map: &PerCpuArray<MapData, u64>, index: u32) -> u64 {
 }
 
 /// The counts of RSTs sent without a socket.
-pub struct RejectCounts(HashMap<MapData, PodReject, u64>);
+pub struct RejectCounts {
+    counts: HashMap<MapData, PodReject, u64>,
+    report_map: Array<MapData, u32>,
+    /// The number of the current report.
+    report: u32,
+}
 
 impl RejectCounts {
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, StartError> {
-        HashMap::try_from(take_map(ebpf, REJECTS_MAP)?)
-            .map(Self)
-            .map_err(|error| failed("open the counts of rejected connections", &error))
+        const ACTION: &str = "open the counts of rejected connections";
+        Ok(Self {
+            counts: HashMap::try_from(take_map(ebpf, REJECTS_MAP)?).map_err(|error| failed(ACTION, &error))?,
+            report_map: Array::try_from(take_map(ebpf, REJECT_REPORT_MAP)?).map_err(|error| failed(ACTION, &error))?,
+            report: 0,
+        })
     }
 
-    /// Takes all counts out of the map.
+    /// Takes the counts of all reports but the last two: a program may still add to these.
     pub fn take(&mut self) -> io::Result<Vec<(RejectKey, u64)>> {
-        let keys: Vec<_> = self.0.keys().filter_map(Result::ok).collect();
+        self.report += 1;
+        self.report_map.set(0, self.report, 0).map_err(io::Error::other)?;
+        let report = self.report;
+        self.take_if(|key| key.report + 1 < report)
+    }
+
+    /// Takes all counts, after the programs are detached.
+    pub fn take_all(&mut self) -> io::Result<Vec<(RejectKey, u64)>> {
+        self.take_if(|_| true)
+    }
+
+    fn take_if(&mut self, is_due: impl Fn(&RejectKey) -> bool) -> io::Result<Vec<(RejectKey, u64)>> {
+        let keys = self.counts.keys().filter_map(Result::ok);
+        let keys: Vec<_> = keys.filter(|PodReject(key)| is_due(key)).collect();
         let mut counts = Vec::with_capacity(keys.len());
         for key in keys {
-            // The programs may drop an entry meanwhile, and may count between the two calls: at most one RST each is
-            // missed.
-            let Ok(count) = self.0.get(&key, 0) else { continue };
-            match self.0.remove(&key) {
+            // The programs may drop an entry of a full map.
+            let Ok(count) = self.counts.get(&key, 0) else { continue };
+            match self.counts.remove(&key) {
                 Ok(()) | Err(MapError::KeyNotFound) => counts.push((key.0, count)),
                 Err(error) => return Err(io::Error::other(with_causes(&error))),
             }
