@@ -86,13 +86,19 @@ fn pods_and_owners() {
         (Owner::Nobody, Some("default"))
     );
     // The mirror of a static pod has its own UID. Its hash annotation is the UID in the cgroup's name.
-    let hostnet = running("hostnet-");
+    let on_host = |pod: &str| {
+        sources.wait(pod, |objects| {
+            let found = objects.pod(pod).filter(|pod| is_current(pod))?;
+            (!found.ips.is_empty()).then(|| found.clone())
+        })
+    };
+    let hostnet = on_host("hostnet-");
     assert_ne!(hostnet.static_uid.as_ref(), Some(&hostnet.uid));
     assert_eq!(
         (hostnet.owner.clone(), hostnet.host_network),
         (Owner::Nobody, Some(true))
     );
-    let agent = running("agent-");
+    let agent = on_host("agent-");
     assert_eq!(
         (agent.host_network, agent.ips == hostnet.ips),
         (Some(true), true),
