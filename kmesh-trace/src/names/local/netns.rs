@@ -43,7 +43,7 @@ pub struct PodNamespaces {
     /// The node's own namespace.
     node: Option<u32>,
     state: Arc<Mutex<NamespaceState>>,
-    /// Requests a scan.
+    /// Wakes the thread to scan.
     requests: Sender<()>,
 }
 
