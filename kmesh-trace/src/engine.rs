@@ -155,8 +155,9 @@ impl Engine {
         self.passes_all || self.selection.filter.passes(record)
     }
 
-    /// Makes the deltas and the sinks forget a connection that no longer passes the filter.
-    fn exclude(&mut self, id: ConnId) -> io::Result<()> {
+    /// Makes the deltas and the sinks forget a connection that no longer passes the filter, or a listening socket that is
+    /// gone.
+    pub fn exclude(&mut self, id: ConnId) -> io::Result<()> {
         if let Some(deltas) = &mut self.deltas {
             deltas.forget(id);
         }
@@ -164,6 +165,11 @@ impl Engine {
             sink.exclude(id);
             Ok(())
         })
+    }
+
+    /// Returns the sinks, which get nothing more from this engine.
+    pub fn take_sinks(&mut self) -> Vec<Box<dyn Sink>> {
+        std::mem::take(&mut self.sinks)
     }
 
     /// Tells the sinks that no more records before `until` follow.

@@ -231,6 +231,7 @@ impl Chance {
             closed_by: self.maybe(|chance| chance.one_of(ClosedBy::ALL)),
             reset_reason: self.maybe(Self::text),
             drops: self.maybe(|chance| (0..chance.below(4)).map(|_| chance.packet_drops()).collect()),
+            dropped_to: None,
             subject: match self.below(8) {
                 0 => Subject::Reject(self.number()),
                 1 => Subject::Listener(AcceptQueue {

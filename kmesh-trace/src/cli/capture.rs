@@ -44,7 +44,7 @@ pub struct Capture {
     ///
     /// Example: kmesh-trace --read incident.jsonl.zst --failed
     #[arg(short, long, value_name = "FILE", value_parser = OsStringValueParser::new().map(CapturePath::from))]
-    #[arg(conflicts_with_all = ["buffer", "cri", "kubelet", "kubeconfig"])]
+    #[arg(conflicts_with_all = ["buffer", "drops", "cri", "kubelet", "kubeconfig"])]
     pub read: Vec<CapturePath>,
 
     /// With --read: replay from TIME on
@@ -88,9 +88,9 @@ impl FromStr for TimeBound {
         if let Some(time) = rfc3339::parse(text) {
             return Ok(Self::At(time));
         }
-        let before = text.strip_prefix('-').map(humantime::parse_duration);
-        match before {
-            Some(Ok(duration)) => Ok(Self::BeforeEnd(duration)),
+        // Other tools write 5m for five minutes ago.
+        match humantime::parse_duration(text.strip_prefix('-').unwrap_or(text)) {
+            Ok(duration) => Ok(Self::BeforeEnd(duration)),
             _ => Err("write a time such as 2026-01-02T03:04:05Z, or -5m for five minutes before the end".to_owned()),
         }
     }
@@ -151,6 +151,20 @@ impl FromStr for Rotation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_bound_is_a_time_or_a_duration_before_the_end() {
+        let five_minutes = Ok(TimeBound::BeforeEnd(Duration::from_secs(300)));
+        assert_eq!("-5m".parse(), five_minutes);
+        assert_eq!("5m".parse(), five_minutes);
+        assert_eq!(
+            "1970-01-01T00:00:01Z".parse(),
+            Ok(TimeBound::At(WallTime(1_000_000_000)))
+        );
+        for text in ["", "5", "--5m", "yesterday", "2026-01-02"] {
+            assert!(text.parse::<TimeBound>().unwrap_err().contains("-5m"), "{text}");
+        }
+    }
 
     #[test]
     fn rotation_is_size_and_number_of_files() {

@@ -152,6 +152,12 @@ impl Config {
 
     /// Returns whether sockets are scanned for `update` events.
     pub fn needs_updates(&self) -> bool {
-        self.events.update || self.events.listener || self.capture.is_some() || self.metrics.is_some()
+        self.events.update || self.needs_listeners() || self.capture.is_some()
+    }
+
+    /// Returns whether socket scans report listening sockets.
+    pub fn needs_listeners(&self) -> bool {
+        let has_screen = self.rollup.as_ref().is_some_and(|rollup| rollup.on_terminal);
+        self.events.listener || self.metrics.is_some() || has_screen
     }
 }

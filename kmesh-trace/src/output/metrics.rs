@@ -7,6 +7,7 @@
 mod encode;
 pub mod exposition;
 pub mod labels;
+pub mod listeners;
 mod process;
 pub mod series;
 pub mod server;
@@ -21,10 +22,11 @@ use std::sync::{Arc, Mutex, Weak};
 
 use crate::config::{Level, SeriesConfig};
 use crate::output::Sink;
-use crate::record::{ConnId, Direction, Event, Outcome, Pod, Record, RunInfo, Service, WallTime};
+use crate::record::{ConnId, Direction, Event, Outcome, Pod, Record, RunInfo, Service, Subject, WallTime};
 use crate::track::delta::Delta;
 use exposition::Values;
 use labels::{Labels, PairLabels};
+use listeners::{Listeners, Queues};
 use series::{SeriesBudget, SeriesGroup, SeriesTable, Timing, Traffic};
 
 /// The maximum number of label keys whose series are cached. Beyond it the cache is emptied.
@@ -72,6 +74,7 @@ pub struct Metrics {
     cached: HashMap<LabelKey, CachedSeries>,
     /// The series of open connections, at [`Level::Connection`].
     connections: HashMap<ConnId, TrafficGroup>,
+    listeners: Listeners,
     expired_at: WallTime,
 }
 
@@ -88,6 +91,7 @@ impl Metrics {
             service: SeriesTable::new(exposition::series_of_service(compat)),
             connection: SeriesTable::new(exposition::SERIES_OF_CONNECTION),
             pairs: SeriesTable::new(Timing::SERIES),
+            listeners: SeriesTable::new(Queues::SERIES),
             outcomes: [const { AtomicU64::new(0) }; Outcome::ALL.len()],
             lost: AtomicU64::new(0),
             unresolved: AtomicU64::new(0),
@@ -101,6 +105,7 @@ impl Metrics {
             values,
             cached: HashMap::new(),
             connections: HashMap::new(),
+            listeners: Listeners::default(),
             expired_at: WallTime(i64::MIN),
         }
     }
@@ -214,6 +219,19 @@ impl Sink for Metrics {
         Ok(())
     }
 
+    fn report(&mut self, record: &Record) -> io::Result<()> {
+        if let Subject::Listener(queue) = record.subject {
+            let _guard = self.values.lock();
+            self.listeners.report(record, queue, &self.values);
+        }
+        Ok(())
+    }
+
+    fn exclude(&mut self, id: ConnId) {
+        let _guard = self.values.lock();
+        self.listeners.remove(id);
+    }
+
     fn watermark(&mut self, now: WallTime) -> io::Result<()> {
         let idle_ns = i64::try_from(self.settings.idle.as_nanos()).unwrap_or(i64::MAX);
         let every_ns = (idle_ns / 8).min(5_000_000_000);
@@ -232,12 +250,14 @@ impl Sink for Metrics {
             service,
             connection,
             pairs,
+            listeners,
             ..
         } = &*self.values;
         for table in [workload, service, connection] {
             table.expire(since, budget);
         }
         pairs.expire(since, budget);
+        listeners.expire(since, budget);
         Ok(())
     }
 }

@@ -51,7 +51,8 @@ pub trait Sink: Send {
         Ok(())
     }
 
-    /// Forgets a connection: its close does not pass the filter, or its attempt to connect no longer does.
+    /// Forgets a connection whose close does not pass the filter, or whose attempt to connect no longer does; or a
+    /// listening socket that is gone.
     fn exclude(&mut self, _id: ConnId) {}
 
     /// Reports that all records before `until` were delivered. At the end of the run, `until` is [`WallTime::MAX`].

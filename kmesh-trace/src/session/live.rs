@@ -373,7 +373,7 @@ fn load_kernel(config: &Config) -> Result<LoadedPrograms, StartError> {
         drops: config.drops,
         // With metrics, whether or not the kernel can.
         rejects: config.events.reject || config.metrics.is_some() && types.reasons.has_resets(),
-        listeners: config.events.listener,
+        listeners: config.needs_listeners(),
     };
     load(&types, &options)
 }

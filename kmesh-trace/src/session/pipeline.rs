@@ -18,7 +18,7 @@ use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::update::SourceUpdate;
 use crate::output::metrics::exposition::Values;
 use crate::own_connections::OwnConnections;
-use crate::record::{Counts, Record, WallTime};
+use crate::record::{ConnId, Counts, Record, WallTime};
 use crate::session::account::{Account, EventTime};
 use crate::track::clock::Clock;
 use crate::track::decode::{KernelEvent, decode};
@@ -232,9 +232,12 @@ impl Pipeline {
         self.emit_named(now_ns)
     }
 
-    /// Notes that a socket scan has ended.
-    pub fn end_scan(&mut self) {
-        self.listeners.end_scan();
+    /// Notes that a socket scan has ended. The sinks forget the listeners that it did not find.
+    pub fn end_scan(&mut self) -> io::Result<()> {
+        for cookie in self.listeners.end_scan() {
+            self.engine.exclude(ConnId { cookie, attempt: 0 })?;
+        }
+        Ok(())
     }
 
     /// Emits reports of RSTs sent without a socket, each with the number of them since its last report.

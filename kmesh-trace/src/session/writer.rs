@@ -61,7 +61,7 @@ impl Writer {
                 Message::NamesSettled => self.warn_of_unknown_names(),
                 Message::Lost(counts) => self.lost(&counts)?,
                 Message::IntervalEnded(counts) => {
-                    self.pipeline.end_scan();
+                    self.pipeline.end_scan()?;
                     self.pipeline.count(&counts);
                 }
                 Message::Rejects(counts) => self.pipeline.take_rejects(&counts, monotonic_ns())?,

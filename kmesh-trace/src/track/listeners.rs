@@ -6,6 +6,9 @@ use kmesh_trace_common::Listener;
 
 use crate::record::AcceptQueue;
 
+/// The maximum number of listeners. Further ones are not reported.
+const MAX_LISTENERS: usize = 1 << 16;
+
 /// The listening sockets that the last scan found.
 #[derive(Debug, Default)]
 pub struct Listeners {
@@ -30,7 +33,9 @@ impl Listeners {
             backlog: listener.backlog,
             max_backlog: listener.max_backlog,
             half_open: listener.half_open,
-            dropped: listener.drops.wrapping_sub(known.map_or(0, |known| known.dropped_total)),
+            dropped: listener
+                .drops
+                .wrapping_sub(known.map_or(0, |known| known.dropped_total)),
             dropped_total: listener.drops,
         };
         // What a new listener dropped before the tracer found it is in the total alone.
@@ -39,6 +44,9 @@ impl Listeners {
             None => AcceptQueue { dropped: 0, ..queue },
         };
         self.has_found = true;
+        if known.is_none() && self.by_cookie.len() >= MAX_LISTENERS {
+            return None;
+        }
         self.by_cookie.insert(listener.cookie, Known { queue, is_found: true });
         let is_quiet = |known: AcceptQueue| {
             queue.backlog == 0
@@ -49,12 +57,16 @@ impl Listeners {
         (!known.is_some_and(is_quiet)).then_some(queue)
     }
 
-    /// Forgets the listeners that the scan did not find, if there was a scan. The next one begins.
-    pub fn end_scan(&mut self) {
+    /// Forgets the listeners that the scan did not find, if there was a scan, and returns their cookies. The next scan
+    /// begins.
+    pub fn end_scan(&mut self) -> Vec<u64> {
         if !std::mem::take(&mut self.has_found) {
-            return;
+            return Vec::new();
         }
-        self.by_cookie.retain(|_, known| std::mem::take(&mut known.is_found));
+        let gone = self
+            .by_cookie
+            .extract_if(|_, known| !std::mem::take(&mut known.is_found));
+        gone.map(|(cookie, _)| cookie).collect()
     }
 }
 
@@ -103,12 +115,25 @@ mod tests {
         };
         listeners.take(&listener(0, 0));
         // An interval may end without a scan.
-        listeners.end_scan();
-        listeners.end_scan();
+        assert_eq!([listeners.end_scan(), listeners.end_scan()], [[0; 0]; 2]);
         assert_eq!(listeners.take(&listener(0, 0)), None);
         listeners.end_scan();
         listeners.take(&other);
-        listeners.end_scan();
+        assert_eq!(listeners.end_scan(), [7]);
         assert!(listeners.take(&listener(0, 0)).is_some());
+    }
+
+    #[test]
+    fn listeners_beyond_the_limit_are_not_reported() {
+        let mut listeners = Listeners::default();
+        let with_cookie = |cookie| Listener {
+            cookie,
+            ..listener(1, 0)
+        };
+        for cookie in 0..MAX_LISTENERS as u64 {
+            assert!(listeners.take(&with_cookie(cookie)).is_some());
+        }
+        assert!(listeners.take(&with_cookie(u64::MAX)).is_none());
+        assert!(listeners.take(&with_cookie(0)).is_some());
     }
 }

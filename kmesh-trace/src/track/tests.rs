@@ -147,6 +147,7 @@ fn reject_has_client_dialled_address_and_reason() {
         port: 81,
         reason: 1,
         netns: 7,
+        ..RejectKey::zeroed()
     };
     let record = tracker.reject(&key, 12, 30, &Clock::new(1_000));
     assert_eq!((record.subject, record.time), (Subject::Reject(12), WallTime(1_030)));

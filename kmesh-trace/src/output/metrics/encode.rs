@@ -16,7 +16,7 @@ pub(super) fn counter(
     family.encode_counter::<NoLabelSet, _, f64>(&value, None)
 }
 
-/// Encodes a gauge.
+/// Encodes a gauge under its name.
 pub(super) fn gauge(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
     let mut family = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
     family.encode_gauge(&value)

@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 
 use super::encode::{counter, gauge};
 use super::labels::{Labels, LabelsWithFlags, PairLabels};
+use super::listeners::{self, ListenerLabels, Queues};
 use super::process;
 use super::series::{SeriesBudget, SeriesGroup, SeriesTable, Timing, Traffic};
 use crate::record::Outcome;
@@ -32,6 +33,7 @@ pub struct Values {
     pub(super) service: SeriesTable<Labels, Traffic>,
     pub(super) connection: SeriesTable<Labels, Traffic>,
     pub(super) pairs: SeriesTable<PairLabels, Timing>,
+    pub(super) listeners: SeriesTable<ListenerLabels, Queues>,
     /// In the order of [`Outcome::ALL`].
     pub(super) outcomes: [AtomicU64; Outcome::ALL.len()],
     pub(super) lost: AtomicU64,
@@ -226,6 +228,7 @@ impl Collector for Values {
         }
         families(to, &CONNECTION, &self.connection.all())?;
         self.encode_histograms(to)?;
+        listeners::encode(to, &self.listeners)?;
         self.encode_own(to)?;
         process::encode(to)
     }
@@ -298,8 +301,16 @@ impl Values {
         }
         let reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, help, totals) in [
-            ("kmesh_trace_drops", "TCP packets that the kernel dropped, by its reason", &reasons.drops),
-            ("kmesh_trace_rejects", "RSTs that the kernel sent without a socket, by its reason", &reasons.rejects),
+            (
+                "kmesh_trace_drops",
+                "TCP packets that the kernel dropped, by its reason",
+                &reasons.drops,
+            ),
+            (
+                "kmesh_trace_rejects",
+                "RSTs that the kernel sent without a socket, by its reason",
+                &reasons.rejects,
+            ),
         ] {
             let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (reason, total) in totals {
@@ -357,7 +368,8 @@ fn failed(to: &mut DescriptorEncoder<'_>, name: &str, groups: &Groups) -> fmt::R
     Ok(())
 }
 
-fn value(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, count: &AtomicU64) -> fmt::Result {
+/// Encodes the value of a counter.
+pub(super) fn value(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, count: &AtomicU64) -> fmt::Result {
     let count = count.load(Ordering::Relaxed);
     family
         .encode_family(labels)?

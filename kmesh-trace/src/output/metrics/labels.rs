@@ -13,7 +13,7 @@ use crate::record::{Direction, Pod, Record, Service};
 /// The value of a label whose value is unknown.
 const UNKNOWN: &str = "-";
 /// The value of every label of an overflow series.
-const OTHER: &str = "other";
+pub const OTHER: &str = "other";
 
 /// The labels of one end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -79,11 +79,11 @@ impl EndLabels {
 }
 
 /// The label names of one end.
-struct EndLabelNames {
-    workload: &'static str,
+pub struct EndLabelNames {
+    pub workload: &'static str,
     canonical_service: &'static str,
     canonical_revision: &'static str,
-    namespace: &'static str,
+    pub namespace: &'static str,
     principal: &'static str,
     app: &'static str,
     version: &'static str,
@@ -101,7 +101,7 @@ const SOURCE: EndLabelNames = EndLabelNames {
     cluster: "source_cluster",
 };
 
-const DESTINATION: EndLabelNames = EndLabelNames {
+pub const DESTINATION: EndLabelNames = EndLabelNames {
     workload: "destination_workload",
     canonical_service: "destination_canonical_service",
     canonical_revision: "destination_canonical_revision",
@@ -126,7 +126,7 @@ impl EndLabels {
     }
 }
 
-fn put(to: &mut LabelSetEncoder<'_>, name: &str, value: &str) -> fmt::Result {
+pub fn put(to: &mut LabelSetEncoder<'_>, name: &str, value: &str) -> fmt::Result {
     (name, value).encode(to.encode_label())
 }
 
@@ -316,6 +316,15 @@ impl EncodeLabelSet for LabelsWithFlags<'_> {
     }
 }
 
+/// Returns the values of the labels for the workload of a pod and its namespace.
+pub fn workload_and_namespace(pod: Option<&Pod>) -> (Arc<str>, Arc<str>) {
+    let name = pod
+        .and_then(|pod| pod.workload.as_ref())
+        .map(|workload| workload.name.clone());
+    let namespace = pod.map(|pod| pod.namespace.clone());
+    (name.unwrap_or(UNKNOWN.into()), namespace.unwrap_or(UNKNOWN.into()))
+}
+
 /// The labels of the histograms: the workloads of both ends.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PairLabels {
@@ -327,17 +336,10 @@ pub struct PairLabels {
 impl PairLabels {
     /// Returns the labels of `record`.
     pub fn new(record: &Record) -> Self {
-        let workload = |pod: Option<&Pod>| -> (Arc<str>, Arc<str>) {
-            let name = pod
-                .and_then(|pod| pod.workload.as_ref())
-                .map(|workload| workload.name.clone());
-            let namespace = pod.map(|pod| pod.namespace.clone());
-            (name.unwrap_or(UNKNOWN.into()), namespace.unwrap_or(UNKNOWN.into()))
-        };
         Self {
             reporter: reporter(record.direction),
-            source: workload(record.names.src.pod.as_deref()),
-            destination: workload(record.names.dst.pod.as_deref()),
+            source: workload_and_namespace(record.names.src.pod.as_deref()),
+            destination: workload_and_namespace(record.names.dst.pod.as_deref()),
         }
     }
 

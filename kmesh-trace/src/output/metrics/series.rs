@@ -128,7 +128,7 @@ impl<L: Eq + Hash, V: Default> SeriesTable<L, V> {
         group
     }
 
-    /// Returns all groups.
+    /// Returns all groups, including the overflow groups.
     pub fn all(&self) -> Vec<Arc<SeriesGroup<L, V>>> {
         let groups = self.lock();
         groups.by_labels.values().chain(&groups.overflow).cloned().collect()
@@ -164,7 +164,6 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Counts a record.
     pub fn add(&self, record: &Record, delta: &Delta) {
         add(&self.opened, delta.opened.into());
         add(&self.sent_bytes, delta.sent_bytes);
@@ -215,7 +214,6 @@ impl Timing {
     /// The number of series: for each histogram its buckets, the `+Inf` bucket, the sum and the count.
     pub const SERIES: usize = CONNECT.len() + DURATION.len() + 6;
 
-    /// Counts a record.
     pub fn add(&self, record: &Record, delta: &Delta) {
         let seconds = |ns: u64| ns as f64 / 1e9;
         if let Some(ns) = record.connect_ns.filter(|_| delta.opened) {

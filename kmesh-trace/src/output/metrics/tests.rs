@@ -10,6 +10,7 @@ use super::*;
 use crate::config::CommonLabels;
 use crate::output::allocations::allocations_of;
 use crate::output::testing;
+use crate::record::AcceptQueue;
 use crate::track::delta::Deltas;
 
 /// The values of series, by name and labels.
@@ -409,6 +410,8 @@ fn hostile_pod_name_stays_within_its_quotes() {
 fn record_with_cached_series_allocates_nothing() {
     let mut metrics = metrics(settings());
     let mut records = testing::all();
+    // The delta of dropped packets is a list.
+    records.retain(|record| record.drops.as_ref().is_none_or(Vec::is_empty));
     records.extend(scattered(100));
     let mut record_all = || allocations_of(|| records.iter().for_each(|record| metrics.record(record)));
     assert!(
@@ -465,4 +468,75 @@ fn scrape_counts_a_record_in_all_series_or_none() {
     });
     scrape();
     assert_eq!(seen, written as f64);
+}
+
+#[test]
+fn listeners_of_one_workload_and_port_add_up() {
+    const SERIES: &str =
+        r#"{destination_workload="productpage-v1",destination_workload_namespace="echo-1-27855",port="9080"}"#;
+    let queue = |backlog, dropped| AcceptQueue {
+        backlog,
+        dropped,
+        ..AcceptQueue::default()
+    };
+    let listener = |cookie, queue| {
+        let mut record = testing::listening();
+        (record.id.cookie, record.subject) = (cookie, Subject::Listener(queue));
+        record
+    };
+    let mut metrics = metrics(settings());
+    let mut report = |record: &Record| {
+        metrics.metrics.report(record).unwrap();
+        let scrape = scrape(&metrics);
+        ["backlog", "dropped_total"].map(|name| {
+            scrape
+                .get(&format!("kmesh_trace_listener_{name}{SERIES}"))
+                .copied()
+                .unwrap_or(0.0)
+        })
+    };
+    let mut unnamed = listener(1, queue(3, 0));
+    unnamed.names = crate::record::Names::default();
+    assert_eq!(report(&unnamed), [0.0, 0.0], "its pod is unknown");
+    assert_eq!(report(&listener(1, queue(129, 4))), [129.0, 4.0]);
+    assert_eq!(report(&listener(2, queue(1, 0))), [130.0, 4.0]);
+    assert_eq!(report(&listener(1, queue(0, 1))), [1.0, 5.0]);
+    // A reject changes nothing.
+    assert_eq!(report(&testing::rejected()), [1.0, 5.0]);
+    metrics.metrics.exclude(listener(2, queue(1, 0)).id);
+    let backlogs = |metrics: &Run| {
+        let scrape = scrape(metrics);
+        let series = scrape
+            .into_iter()
+            .filter(|(series, _)| series.starts_with("kmesh_trace_listener_backlog"));
+        series.map(|(_, backlog)| backlog).collect::<Vec<_>>()
+    };
+    // The other one is that of the unknown pod.
+    assert_eq!(backlogs(&metrics), [0.0, 0.0]);
+    // A quiet listener keeps its series, one that is gone does not.
+    metrics.watermark(WallTime(testing::TIME.0 + 3_600_000_000_000));
+    assert_eq!(backlogs(&metrics), [0.0]);
+    metrics.metrics.exclude(listener(1, queue(0, 0)).id);
+    metrics.watermark(WallTime(testing::TIME.0 + 7_200_000_000_000));
+    assert_eq!(backlogs(&metrics).len(), 0);
+    assert!(metrics.values().budget.is_empty());
+}
+
+#[test]
+fn listeners_beyond_the_budget_count_in_the_overflow_series() {
+    let mut metrics = metrics(SeriesConfig {
+        max_series: Queues::SERIES,
+        ..settings()
+    });
+    for port in 1..=3 {
+        let mut record = testing::listening();
+        record.id.cookie = port.into();
+        record.dst.set_port(port);
+        metrics.metrics.report(&record).unwrap();
+    }
+    let scrape = scrape(&metrics);
+    let other = r#"{destination_workload="other",destination_workload_namespace="other",port="other"}"#;
+    assert_eq!(scrape[&format!("kmesh_trace_listener_backlog{other}")], 2.0 * 129.0);
+    assert_eq!(scrape[&format!("kmesh_trace_listener_dropped_total{other}")], 10.0);
+    assert_eq!(scrape["kmesh_trace_metrics_folded_total"], 2.0);
 }
