@@ -4,8 +4,10 @@ use std::process::{Command, Output, Stdio};
 
 use libtest_mimic::{Failed, Trial};
 
+use crate::examples::{CAPTURE, needing, repository};
+
 /// Invalid command lines, and texts of the error message: the flag, and a suggestion if there is one.
-const INVALID: [(&str, &[&str]); 15] = [
+const INVALID: [(&str, &[&str]); 22] = [
     ("--no-such-flag", &["--no-such-flag"]),
     ("--prot 443", &["--prot", "--port"]),
     ("--ouput json", &["--ouput", "--output"]),
@@ -24,6 +26,14 @@ const INVALID: [(&str, &[&str]); 15] = [
     ("--duration soon", &["--duration"]),
     ("--buffer 8Mb", &["--buffer"]),
     ("check --count 3", &["--count"]),
+    // Flags and values of other tools.
+    ("--dst 10.0.0.1", &["--dst", "tip: ", "--to-ip"]),
+    ("--format json", &["--format", "tip: ", "--output"]),
+    ("--to shop/web", &["--to", "tip: ", "--service"]),
+    ("--since 5m", &["--read", "tip: a live trace starts now"]),
+    ("-c web", &["--count", "whole number"]),
+    ("-A -n shop", &["--all-namespaces", "--namespace"]),
+    ("--connecting", &["--connecting", "--events update", "-o table"]),
 ];
 
 pub fn trials() -> Vec<Trial> {
@@ -34,7 +44,19 @@ pub fn trials() -> Vec<Trial> {
         .chain([
             Trial::test("arguments::short_help_fits_80_columns", short_help_fits_80_columns),
             Trial::test("arguments::schema_is_a_json_schema", schema_is_a_json_schema),
+            Trial::test(
+                "arguments::help_command_prints_the_long_help",
+                help_command_prints_the_long_help,
+            ),
             Trial::test("arguments::closed_pipe_is_no_error", closed_pipe_is_no_error),
+            Trial::test("arguments::replay_reports_unknown_names", replay_reports_unknown_names),
+            needing(
+                &["script"],
+                Trial::test(
+                    "arguments::short_lines_are_the_default_on_a_terminal",
+                    short_is_the_default_on_a_terminal,
+                ),
+            ),
             Trial::test("arguments::yaml_alias_bomb_is_rejected", yaml_alias_bomb_is_rejected),
         ])
         .collect()
@@ -62,6 +84,49 @@ fn check_error(line: &str, parts: &[&str]) -> Result<(), Failed> {
     match parts.iter().find(|&&part| !stderr.contains(part)) {
         Some(part) => Err(format!("{line}: no {part} in: {stderr}").into()),
         None => Ok(()),
+    }
+}
+
+fn help_command_prints_the_long_help() -> Result<(), Failed> {
+    let (command, flag) = (run("help")?, run("--help")?);
+    match command.status.success() && command.stdout == flag.stdout {
+        true => Ok(()),
+        false => Err(text(&command.stderr).into()),
+    }
+}
+
+/// Returns the path of the recorded incident.
+fn capture() -> String {
+    repository().join(CAPTURE).display().to_string()
+}
+
+/// A replay without matching records prints nothing but the reason.
+fn replay_reports_unknown_names() -> Result<(), Failed> {
+    let output = run(&format!("-r {} -o short -n shpo --workload stock", capture()))?;
+    let stderr = text(&output.stderr);
+    let warning = "warning: no pod is in namespace shpo; known: shop";
+    match output.status.success() && output.stdout.is_empty() && stderr.contains(warning) {
+        true if !stderr.contains("no workload") => Ok(()),
+        _ => Err(stderr.into()),
+    }
+}
+
+fn short_is_the_default_on_a_terminal() -> Result<(), Failed> {
+    let tool = env!("CARGO_BIN_EXE_kmesh-trace");
+    let command = format!("{tool} -q -r {} --outcome refused --count 1", capture());
+    let terminal = Command::new("script")
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null())
+        .output()?;
+    let piped = Command::new("sh").args(["-c", &command]).output()?;
+    let (short, log) = (text(&terminal.stdout), text(&piped.stdout));
+    let is_short = short.lines().count() == 1
+        && short.contains("  shop/checkout (checkout/")
+        && short.contains(") → shop/database 10.244.0.40:5432  refused by peer  ");
+    match is_short && log.starts_with("accesslog: ") {
+        true => Ok(()),
+        false => Err(format!("{short:?} and {log:?}").into()),
     }
 }
 

@@ -45,6 +45,19 @@ impl Input {
         })
     }
 
+    /// Returns an input that reads the file from its start. `None` for a pipe.
+    pub fn restarted(&self) -> Option<Self> {
+        let Source::File(file) = &self.source else {
+            return None;
+        };
+        let mut file = file.try_clone().ok()?;
+        file.rewind().ok()?;
+        Some(Self {
+            name: self.name.clone(),
+            source: Source::File(file),
+        })
+    }
+
     /// Returns the time of the last line. Reads the whole file, and rewinds the file afterwards.
     fn last_time(&self) -> Result<Option<WallTime>> {
         let Source::File(file) = &self.source else {
@@ -332,5 +345,21 @@ fn time_of(line: &Line) -> WallTime {
         Line::Record(record) => record.time,
         Line::Lost(lost) => lost.time,
         Line::Summary(summary, _) => summary.time,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_of_another_user_has_a_remedy() {
+        let denied = cannot_read("incident.jsonl.zst", &ErrorKind::PermissionDenied.into()).to_string();
+        assert!(
+            denied.ends_with("\n  try: sudo cat incident.jsonl.zst | kmesh-trace --read -"),
+            "{denied}"
+        );
+        let absent = cannot_read("x", &ErrorKind::NotFound.into()).to_string();
+        assert!(!absent.contains("try:"), "{absent}");
     }
 }
