@@ -290,12 +290,9 @@ fn windows_totals_and_failures() {
     let port = listener.local_addr().unwrap().port();
     let closed = ClosedPort::new();
     let terminal = Terminal::open(120, 40);
-    terminal.table(&format!(
-        "--by ip,port --interval 1s --port {port},{}",
-        closed.number()
-    ));
+    terminal.table(&format!("--by ip,port --interval 1s --port {port},{}", closed.number()));
     let stays = pair_with(&listener);
-    let (row, failed) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{}", closed.number()));
+    let (row, failed) = (format!("127.0.0.1:{port}"), closed.at(IpVersion::V4).to_string());
     terminal.wait("the group", |screen| screen.contains(&row));
     connect_errno(&IpVersion::V4.socket(), closed.at(IpVersion::V4));
     terminal.wait("the failure", |screen| screen.contains("1 refused by peer"));
@@ -410,8 +407,16 @@ fn replay_steps_back() {
     let before = terminal.wait("a window before", |screen| screen.contains("PAUSED at window"));
     assert_ne!(before, last);
     terminal.keys(&["]"]);
+    // Other groups and another filter read the capture again.
     terminal.keys(&["g"]);
-    terminal.wait("the hint", |screen| screen.contains("run again with --by KEY"));
+    terminal.wait("services", |screen| {
+        screen.contains("by service") && !screen.contains("next window") && screen.contains("shop/database:5432")
+    });
+    terminal.text("/--failed");
+    terminal.keys(&["Enter"]);
+    terminal.wait("failures", |screen| {
+        screen.contains("only --failed") && screen.contains("refused by peer") && !screen.contains("next window")
+    });
     terminal.keys(&["q"]);
     terminal.wait("the summary", |screen| screen.contains("closed on"));
     terminal.is_restored();
@@ -451,10 +456,11 @@ pub fn panics_at_the_screen() -> ! {
         top: None,
         color: false,
         totals: false,
+        can_reread: false,
         parse_filter: parse_prompt_filter,
     };
     let history = SharedHistory::new(1);
-    let screen = term::start(options, history, move || quit.send(()).expect("the main thread waits"));
+    let screen = term::start(options, history, move |_| quit.send(()).expect("the main thread waits"));
     let screen = screen.expect("a terminal");
     quits.recv().expect("a key");
     // As the thread that feeds the screen would.

@@ -1,4 +1,4 @@
-//! Buffered standard output.
+//! Standard output with a buffer.
 
 use std::io::{self, Write};
 

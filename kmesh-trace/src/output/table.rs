@@ -4,6 +4,7 @@
 //! [`super::term`] shows. Otherwise [`TextTable`] prints it. Neither waits for the user.
 
 mod columns;
+mod draw;
 mod header;
 mod help;
 pub mod history;
@@ -23,7 +24,7 @@ use crate::config::RollupConfig;
 use crate::filter::Filter;
 use crate::output::NameSourceStatus;
 use crate::record::{ConnId, Lost, Record, RunInfo, WallTime};
-use crate::rollup::{By, Key, Rollup, Row, Sort, Window};
+use crate::rollup::{By, Key, Rollup, RollupSettings, Row, Sort, Window};
 use crate::track::delta::Delta;
 use columns::{Layout, PLAIN_WIDTH, ShownRow};
 use history::SharedHistory;
@@ -215,8 +216,12 @@ pub trait Screen: Send {
 
 /// The table on a terminal.
 pub struct TuiTable {
+    settings: RollupSettings,
     rollup: Rollup,
     session: Session,
+    /// Whether a pass over the records has ended. A replay may pass over them again, for other groups or another
+    /// filter.
+    is_pass_over: bool,
     /// The filter that the user typed at the prompt.
     filter: Filter,
     history: SharedHistory,
@@ -235,8 +240,10 @@ impl TuiTable {
         screen: Box<dyn Screen>,
     ) -> Self {
         Self {
+            settings: config.settings,
             rollup: Rollup::new(config.settings).with_connections(MAX_CONNECTIONS),
             session: Session::new(info, names),
+            is_pass_over: false,
             filter: Filter::default(),
             history,
             commands,
@@ -256,10 +263,25 @@ impl TuiTable {
         self.screen.refresh();
     }
 
+    /// Forgets the last pass over the records, if there was one.
+    fn start_pass(&mut self) {
+        if !std::mem::take(&mut self.is_pass_over) {
+            return;
+        }
+        self.follow_commands();
+        self.rollup = Rollup::new(self.settings).with_connections(MAX_CONNECTIONS);
+        self.session.began = None;
+        self.session.groups.clear();
+        self.history.lock().clear();
+    }
+
     fn follow_commands(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                UiCommand::Regroup(by) => self.rollup.regroup(by),
+                UiCommand::Regroup(by) => {
+                    self.settings.by = by;
+                    self.rollup.regroup(by);
+                }
                 UiCommand::Filter(filter) => {
                     self.filter = *filter;
                     self.rollup.restart();
@@ -275,6 +297,7 @@ impl TuiTable {
 
 impl Sink for TuiTable {
     fn record(&mut self, record: &Record, delta: &Delta) -> io::Result<()> {
+        self.start_pass();
         let windows = self.rollup.take_if(record, delta, |record| self.filter.passes(record));
         self.show(windows);
         Ok(())
@@ -289,6 +312,7 @@ impl Sink for TuiTable {
     }
 
     fn watermark(&mut self, until: WallTime) -> io::Result<()> {
+        self.start_pass();
         let windows = self.rollup.watermark(until);
         self.show(windows);
         self.follow_commands();
@@ -302,6 +326,7 @@ impl Sink for TuiTable {
     }
 
     fn finish(&mut self) -> io::Result<()> {
+        self.is_pass_over = true;
         self.history.lock().complete();
         self.screen.refresh();
         Ok(())

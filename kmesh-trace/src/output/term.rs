@@ -118,11 +118,11 @@ pub struct TableScreen {
     pub signals: SignalHandle,
 }
 
-/// Shows `history` on the terminal. `quit` is called when the user quits.
+/// Shows `history` on the terminal. `on_command` is called with every command of the user but [`UiCommand::Suspend`].
 pub fn start(
     options: ViewOptions,
     history: SharedHistory,
-    quit: impl Fn() + Send + 'static,
+    on_command: impl Fn(&UiCommand) + Send + 'static,
 ) -> io::Result<TableScreen> {
     let hook = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -146,8 +146,9 @@ pub fn start(
     })?;
     thread::Builder::new().name("screen".to_owned()).spawn(move || {
         // If the thread ends early, even by a panic, no key could end the program any more.
+        let quit = || on_command(&UiCommand::Quit);
         let _quit = CallOnDrop(&quit);
-        _ = drawing.run(&received, &mut Blocking(io::stdout()), &quit);
+        _ = drawing.run(&received, &mut Blocking(io::stdout()), &on_command);
     })?;
     Ok(TableScreen {
         screen: Box::new(ScreenHandle {
@@ -192,7 +193,12 @@ struct Drawing {
 }
 
 impl Drawing {
-    fn run(mut self, messages: &Receiver<Message>, out: &mut impl Write, quit: &impl Fn()) -> io::Result<()> {
+    fn run(
+        mut self,
+        messages: &Receiver<Message>,
+        out: &mut impl Write,
+        on_command: &impl Fn(&UiCommand),
+    ) -> io::Result<()> {
         self.draw(out)?;
         while let Some(message) = self.next(messages) {
             // All waiting messages are handled before the screen is drawn.
@@ -203,12 +209,15 @@ impl Drawing {
                         None => {}
                         Some(UiCommand::Quit) => {
                             self.is_quitting = true;
-                            quit();
+                            on_command(&UiCommand::Quit);
                         }
                         // Like the terminal itself, this stops the whole job.
                         Some(UiCommand::Suspend) => job_control::stop_job(),
-                        // Sending fails after the end of the run.
-                        Some(command) => _ = self.commands.send(command),
+                        Some(command) => {
+                            // Sending fails after the end of the run.
+                            _ = self.commands.send(command.clone());
+                            on_command(&command);
+                        }
                     },
                     Message::Resized(columns, lines) => {
                         self.view.resize((columns, lines));

@@ -27,11 +27,11 @@ pub enum Key {
     Pid,
     /// The addresses of both ends.
     Ip,
-    /// The server's port.
+    /// The port of the server.
     Port,
     /// How the connection ended.
     Outcome,
-    /// Each connection separately.
+    /// The ID of the connection, so that each one is a group.
     Connection,
 }
 

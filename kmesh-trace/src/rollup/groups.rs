@@ -197,7 +197,7 @@ pub struct Row {
     pub listed: u32,
     pub sums: Sums,
     pub last_failure: Option<Failure>,
-    /// The server's port.
+    /// The port of the server.
     pub port: Common<u16>,
     /// The name of the process.
     pub comm: Common<Option<Comm>>,

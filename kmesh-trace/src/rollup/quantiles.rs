@@ -46,7 +46,6 @@ impl Default for Quantiles {
 }
 
 impl Quantiles {
-    /// Adds a value.
     pub fn add(&mut self, value: u64) {
         self.max = self.max.max(value);
         match &mut self.values {

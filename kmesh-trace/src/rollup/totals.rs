@@ -7,7 +7,7 @@ use super::Window;
 use super::group::Group;
 use super::groups::Row;
 
-/// Adds windows up.
+/// The sums of the windows added so far.
 #[derive(Clone, Debug)]
 pub struct Totals {
     max_groups: usize,

@@ -39,6 +39,7 @@ use crate::output::metrics::Metrics;
 use crate::output::metrics::exposition::Exposition;
 use crate::output::metrics::server::Server;
 use crate::output::stderr::{status, warn};
+use crate::output::table::view::UiCommand;
 use crate::output::term::{self, JobControl};
 use crate::own_connections::OwnConnections;
 use crate::privileges::{self, Remaining};
@@ -104,7 +105,11 @@ pub fn run(config: &Config) -> Result<Exit> {
         .map(|target| (target, header(&info, clock.wall(began_ns))));
     let Outputs { mut sinks, screen } = outputs::open(config, &info, &status, capture, {
         let control = Arc::clone(&control);
-        move || control.stop()
+        move |command| {
+            if *command == UiCommand::Quit {
+                control.stop();
+            }
+        }
     })?;
     let jobs = {
         let _context = runtime.enter();

@@ -3,12 +3,12 @@
 use anyhow::{Context, Result};
 
 use crate::capture::Target;
-use crate::config::{Config, Events, RollupConfig, parse_prompt_filter};
+use crate::config::{CapturePath, Config, Events, RollupConfig, parse_prompt_filter};
 use crate::output::NameSourceStatus;
 use crate::output::stderr::Reports;
 use crate::output::table::TuiTable;
 use crate::output::table::history::SharedHistory;
-use crate::output::table::view::ViewOptions;
+use crate::output::table::view::{UiCommand, ViewOptions};
 use crate::output::term::{self, TableScreen};
 use crate::output::{Sink, stdout_sink};
 use crate::record::{Header, RunInfo};
@@ -20,13 +20,14 @@ pub struct Outputs {
     pub screen: Option<term::SignalHandle>,
 }
 
-/// Opens the outputs that `config` asks for. The table on the terminal calls `quit` when the user quits.
+/// Opens the outputs that `config` asks for. The table on the terminal calls `on_command` with the commands of
+/// the user.
 pub fn open(
     config: &Config,
     info: &RunInfo,
     names: &NameSourceStatus,
     capture: Option<(Target, Header)>,
-    quit: impl Fn() + Send + 'static,
+    on_command: impl Fn(&UiCommand) + Send + 'static,
 ) -> Result<Outputs> {
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     let mut screen = None;
@@ -37,6 +38,7 @@ pub fn open(
             top: rollup.top,
             color: config.color,
             totals: rollup.totals,
+            can_reread: can_reread(config),
             parse_filter: parse_prompt_filter,
         };
         let history = SharedHistory::new(rollup.settings.max_groups);
@@ -44,7 +46,7 @@ pub fn open(
             screen: window,
             commands,
             signals,
-        } = term::start(options, history.clone(), quit).context("cannot use the terminal")?;
+        } = term::start(options, history.clone(), on_command).context("cannot use the terminal")?;
         sinks.push(Box::new(TuiTable::new(rollup, info, names, history, commands, window)));
         screen = Some(signals);
     } else {
@@ -62,6 +64,12 @@ pub fn open(
         sinks.push(Box::new(reports));
     }
     Ok(Outputs { sinks, screen })
+}
+
+/// Returns whether a replay can read its input again.
+fn can_reread(config: &Config) -> bool {
+    let is_file = |path: &CapturePath| matches!(path, CapturePath::File(path) if path.is_file());
+    !config.read.is_empty() && config.read.iter().all(is_file)
 }
 
 /// Returns the settings of the table on the terminal, if the run has one.

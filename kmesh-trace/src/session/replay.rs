@@ -26,6 +26,7 @@ use crate::names::objects::file;
 use crate::names::offline::OfflineNames;
 use crate::output::NameSourceStatus;
 use crate::output::stderr::{status, warn};
+use crate::output::table::view::UiCommand;
 use crate::output::term::{self, JobControl};
 use crate::record::{Event, Header, Record, Summary, WallTime};
 use crate::session::exit::Exit;
@@ -51,6 +52,7 @@ pub fn open(config: &Config) -> Result<Files> {
 /// Replays captures, and adds the names of a pods file to their records.
 pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> Result<Exit> {
     let range = stream::resolve(&config.range, &files.inputs)?;
+    let inputs: Vec<_> = files.inputs.iter().filter_map(stream::Input::restarted).collect();
     let mut streams = files.inputs.into_iter().map(Stream::new).collect::<Result<Vec<_>>>()?;
     for stream in &mut streams {
         stream.advance()?;
@@ -67,16 +69,22 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         ));
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let (quit, quits) = channel();
+    let (requests, received) = channel();
     let names = NameSourceStatus::default();
     let of_file: &[&str] = if offline.is_some() { &["the file"] } else { &[] };
     names.set(&[&["the capture"], of_file].concat(), false);
     let capture = files.target.map(|target| (target, header.clone()));
     let outputs = outputs::open(config, &header.info, &names, capture, {
-        let (stop, quit) = (Arc::clone(&stop), quit.clone());
-        move || {
-            stop.store(true, Ordering::Relaxed);
-            _ = quit.send(());
+        let (stop, requests) = (Arc::clone(&stop), requests.clone());
+        move |command| {
+            // Sending fails when the replay has ended.
+            _ = requests.send(match command {
+                UiCommand::Quit => {
+                    stop.store(true, Ordering::Relaxed);
+                    Request::End
+                }
+                _ => Request::Reread,
+            });
         }
     })?;
     let selection = Selection {
@@ -88,13 +96,16 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         is_merged: streams.len() > 1,
         streams,
         offline,
-        engine: Engine::new(selection, outputs.sinks),
+        engine: Engine::new(selection.clone(), outputs.sinks),
+        selection,
+        inputs,
         range,
         duration: config.duration,
         stop: Arc::clone(&stop),
-        quits: outputs.screen.is_some().then_some(quits),
+        requests: outputs.screen.is_some().then_some(received),
         traced_from: traced_from(&header, range),
         start: None,
+        header_start: header.start,
         latest: header.start,
         skipped: 0,
         known: config.filter.has_names().then(KnownNames::default),
@@ -114,7 +125,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         let _context = runtime.enter();
         JobControl::new(outputs.screen).context("cannot listen for signals")?
     };
-    runtime.block_on(wait(end, &stop, &quit, jobs))
+    runtime.block_on(wait(end, &stop, &requests, jobs))
 }
 
 /// Returns the header of the merged streams: all nodes, and the earliest start.
@@ -156,7 +167,7 @@ pub fn offline_names(config: &Config) -> Result<Option<OfflineNames>> {
 async fn wait(
     mut end: oneshot::Receiver<Result<Exit>>,
     stop: &AtomicBool,
-    quit: &Sender<()>,
+    requests: &Sender<Request>,
     mut jobs: JobControl,
 ) -> Result<Exit> {
     loop {
@@ -169,7 +180,7 @@ async fn wait(
                     exit(Exit::Ok as i32);
                 }
                 // This fails if the replay has already ended.
-                _ = quit.send(());
+                _ = requests.send(Request::End);
             }
         }
     }
@@ -197,6 +208,13 @@ async fn interrupted() {
     }
 }
 
+/// A request of the user to the replay thread.
+enum Request {
+    End,
+    /// Other groups or another filter need all records again.
+    Reread,
+}
+
 /// The replay thread: feeds the engine with the lines of the streams, in the order of their times.
 struct Replay {
     streams: Vec<Stream>,
@@ -209,12 +227,17 @@ struct Replay {
     range: TimeRange<WallTime>,
     duration: Option<Duration>,
     stop: Arc<AtomicBool>,
-    /// Receives a value when the user quits the table on the terminal. `None` without such a table.
-    quits: Option<Receiver<()>>,
+    /// The requests of the user at the table on the terminal. `None` without such a table.
+    requests: Option<Receiver<Request>>,
+    /// The files, to read them again.
+    inputs: Vec<stream::Input>,
+    selection: Selection,
     /// The first instant that was traced, if it is known.
     traced_from: Option<WallTime>,
     /// The time of the first replayed record.
     start: Option<WallTime>,
+    /// The start of the captures.
+    header_start: WallTime,
     /// The time of the last replayed line.
     latest: WallTime,
     /// The number of closes outside of `range`.
@@ -247,6 +270,39 @@ impl Replay {
     }
 
     fn replay(&mut self) -> Result<(), Failure> {
+        self.read_all()?;
+        self.engine.finish()?;
+        while self.is_rereading_requested() {
+            self.reread()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a request of the user, if there is a screen.
+    fn is_rereading_requested(&self) -> bool {
+        // Receiving fails if the screen is gone.
+        let request = self.requests.as_ref().and_then(|requests| requests.recv().ok());
+        matches!(request, Some(Request::Reread)) && !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Reads the files again for the table on the terminal, which is the first sink. The other sinks have all records.
+    fn reread(&mut self) -> Result<(), Failure> {
+        let mut sinks = self.engine.take_sinks();
+        sinks.truncate(1);
+        self.engine = Engine::new(self.selection.clone(), sinks);
+        let restarted = self.inputs.iter().filter_map(stream::Input::restarted);
+        let streams = restarted.map(Stream::new).collect::<Result<Vec<_>>>();
+        self.streams = streams.map_err(Failure::Input)?;
+        for stream in &mut self.streams {
+            stream.advance().map_err(Failure::Input)?;
+        }
+        (self.start, self.latest, self.skipped) = (None, self.header_start, 0);
+        self.read_all()?;
+        Ok(self.engine.finish()?)
+    }
+
+    /// Feeds the engine with all lines.
+    fn read_all(&mut self) -> Result<(), Failure> {
         let mut ends_with_summary = false;
         if let Some(start) = self.traced_from {
             self.engine.watermark(start)?;
@@ -292,11 +348,6 @@ impl Replay {
             self.end_windows()?;
             let summary = self.merged_summary();
             self.engine.summary(&summary)?;
-        }
-        self.engine.finish()?;
-        if let Some(quits) = &self.quits {
-            // This fails if the screen is gone.
-            _ = quits.recv();
         }
         Ok(())
     }

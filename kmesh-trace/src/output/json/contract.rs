@@ -66,9 +66,9 @@ pub struct ConnLine<'a> {
     protocol: &'static str,
     /// The address family on the wire. An IPv4-mapped IPv6 socket is ipv4.
     family: Family,
-    /// The client's end.
+    /// The client's end of the connection.
     src: End<'a>,
-    /// The server's end.
+    /// The server's end of the connection.
     dst: End<'a>,
     /// The Service that the client called.
     service: Option<Service<'a>>,
@@ -269,10 +269,10 @@ impl<'a> From<&'a record::ServiceMatch> for Service<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "dialled")]
 struct DialledAddress {
-    /// The dialled IP address.
+    /// The address that the client dialled.
     #[schemars(schema_with = "ip_schema")]
     ip: IpAddr,
-    /// The dialled port.
+    /// The port that the client dialled.
     port: u16,
 }
 

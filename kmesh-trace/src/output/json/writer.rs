@@ -22,7 +22,7 @@ pub fn append(out: &mut Vec<u8>, value: &impl Serialize) -> Result<(), Error> {
     value.serialize(Writer(out))
 }
 
-/// Writes one value.
+/// Writes one value as compact JSON.
 struct Writer<'a>(&'a mut Vec<u8>);
 
 /// Writes the members of an object or an array.

@@ -12,7 +12,7 @@ pub type Part = (u8, String);
 
 /// Returns the line about a frame: node, time, elapsed time, rates and losses.
 pub fn frame_line(frame: &Frame, width: usize) -> String {
-    join(frame_parts(frame), width)
+    join(frame_parts(frame), width, NODE_WIDTH)
 }
 
 /// Returns the line about a frame with the date and the name sources, for output without a terminal.
@@ -21,7 +21,7 @@ pub fn dated_line(frame: &Frame, width: usize) -> String {
     let date = Rfc3339::new(frame.span.until).date().to_owned();
     parts[1].1 = format!("{date} {}", parts[1].1);
     parts.push((2, text::harmless(&frame.names)));
-    join(parts, width)
+    join(parts, width, NODE_WIDTH)
 }
 
 fn frame_parts(frame: &Frame) -> Vec<Part> {
@@ -56,12 +56,13 @@ fn frame_parts(frame: &Frame) -> Vec<Part> {
     parts
 }
 
-/// Joins as many parts as fit into `width` columns. Shortens the first part before it leaves another one out.
-pub fn join(mut parts: Vec<Part>, width: usize) -> String {
+/// Joins as many parts as fit into `width` columns. Shortens the first part to `min_first` columns before it leaves
+/// other parts out.
+pub fn join(mut parts: Vec<Part>, width: usize, min_first: usize) -> String {
     let joined = |parts: &[Part]| parts.iter().map(|(_, part)| text::width(part) + 2).sum::<usize>();
     let excess = joined(&parts).saturating_sub(width + 2);
     if let Some((_, first)) = parts.first_mut() {
-        let shorter = text::width(first).saturating_sub(excess).max(NODE_WIDTH);
+        let shorter = text::width(first).saturating_sub(excess).max(min_first);
         *first = text::shorten(first, shorter);
     }
     for rank in (1..=9).rev() {

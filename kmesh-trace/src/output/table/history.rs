@@ -77,6 +77,7 @@ impl History {
         self.rows = 0;
         self.totals = Totals::new(self.max_groups);
         self.totals_from = None;
+        self.is_complete = false;
     }
 
     /// Ends the history: no window follows.

@@ -4,21 +4,18 @@ use std::sync::Arc;
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::columns::{Layout, ShownRow, order};
-use super::header::{self, Part};
-use super::help::{HELP, KEYS};
+use super::columns::{Layout, order};
+use super::help::HELP;
 use super::history::SharedHistory;
 use super::prompt::{Prompt, PromptHistory};
-use super::quiet::{RowRef, RowState, TableRow};
-use super::{Frame, layout, text};
+use super::quiet::{RowRef, RowState};
+use super::{Frame, layout};
 use crate::filter::Filter;
-use crate::record::rfc3339::Rfc3339;
 use crate::rollup::{By, Group, Key, Row, Sort, SortKey};
 
 /// A command of the user that the screen does not carry out itself.
 #[derive(Clone, Debug, PartialEq)]
 pub enum UiCommand {
-    /// Ends the run.
     Quit,
     /// Stops the process, as the terminal does at Ctrl-Z.
     Suspend,
@@ -29,7 +26,7 @@ pub enum UiCommand {
 
 /// The page that the screen shows.
 #[derive(Clone, Debug, PartialEq)]
-enum Page {
+pub(super) enum Page {
     Groups,
     /// The connections of a group.
     Connections(Arc<Group>),
@@ -45,6 +42,8 @@ pub struct ViewOptions {
     pub color: bool,
     /// Whether the view starts with the totals.
     pub totals: bool,
+    /// Whether the records can be read again after the end of a replay, for other groups or another filter.
+    pub can_reread: bool,
     /// Parses the filter that a user types.
     pub parse_filter: fn(&str) -> Result<Filter, String>,
 }
@@ -52,31 +51,31 @@ pub struct ViewOptions {
 /// The state of the screen.
 #[derive(Debug)]
 pub struct View {
-    options: ViewOptions,
-    history: SharedHistory,
+    pub(super) options: ViewOptions,
+    pub(super) history: SharedHistory,
     /// The index of the current grouping in [`Self::groupings`].
-    grouping: usize,
-    sort: Sort,
-    only_failures: bool,
-    shows_totals: bool,
-    filter: String,
-    page: Page,
+    pub(super) grouping: usize,
+    pub(super) sort: Sort,
+    pub(super) only_failures: bool,
+    pub(super) shows_totals: bool,
+    pub(super) filter: String,
+    pub(super) page: Page,
     /// The first line of the help page, if it is shown.
-    help: Option<usize>,
-    prompt: Option<Prompt>,
-    prompt_history: PromptHistory,
+    pub(super) help: Option<usize>,
+    pub(super) prompt: Option<Prompt>,
+    pub(super) prompt_history: PromptHistory,
     /// The position of the frame among the windows when the view was paused. `None` while it is not.
-    paused_at: Option<(usize, usize)>,
-    frame: Option<Arc<Frame>>,
+    pub(super) paused_at: Option<(usize, usize)>,
+    pub(super) frame: Option<Arc<Frame>>,
     /// Whether the frame is from before the last change of the grouping or the filter.
-    is_stale: bool,
-    cursor: usize,
+    pub(super) is_stale: bool,
+    pub(super) cursor: usize,
     /// The group under the cursor. The cursor follows it from window to window.
-    followed: Option<Arc<Group>>,
-    offset: usize,
-    notice: Option<String>,
+    pub(super) followed: Option<Arc<Group>>,
+    pub(super) offset: usize,
+    pub(super) notice: Option<String>,
     /// The number of columns and lines.
-    size: (usize, usize),
+    pub(super) size: (usize, usize),
 }
 
 impl View {
@@ -294,8 +293,8 @@ impl View {
     }
 
     fn next_grouping(&mut self) -> Option<UiCommand> {
-        if self.is_complete() {
-            return self.refuse("all windows were read; to group otherwise, run again with --by KEY".to_owned());
+        if self.is_final() {
+            return self.refuse("a pipe cannot be read again; to group otherwise, run again with --by KEY".to_owned());
         }
         self.grouping = (self.grouping + 1) % self.groupings().len();
         self.restart();
@@ -310,18 +309,18 @@ impl View {
         std::iter::once(self.options.by.clone()).chain(others).collect()
     }
 
-    fn by(&self) -> Vec<Key> {
+    pub(super) fn by(&self) -> Vec<Key> {
         self.groupings().swap_remove(self.grouping)
     }
 
     fn apply_filter(&mut self) -> Option<UiCommand> {
-        let is_complete = self.is_complete();
+        let is_final = self.is_final();
         let prompt = self.prompt.as_mut()?;
         let text = prompt.text().trim().to_owned();
         match (self.options.parse_filter)(&text) {
-            Ok(_) if is_complete => {
+            Ok(_) if is_final => {
                 self.prompt = None;
-                self.refuse(format!("all windows were read; to filter, run again with {text}"))
+                self.refuse(format!("a pipe cannot be read again; to filter, run again with {text}"))
             }
             Ok(filter) => {
                 self.prompt_history.add(&text);
@@ -337,9 +336,9 @@ impl View {
         }
     }
 
-    /// Returns whether no window follows, as at the end of a replay.
-    fn is_complete(&self) -> bool {
-        self.history.lock().is_complete()
+    /// Returns whether no window can follow, as at the end of a replay from a pipe.
+    fn is_final(&self) -> bool {
+        !self.options.can_reread && self.history.lock().is_complete()
     }
 
     fn refuse(&mut self, notice: String) -> Option<UiCommand> {
@@ -368,18 +367,18 @@ impl View {
         rows.get(self.cursor).map(|row| Arc::clone(&row.row.group))
     }
 
-    fn layout(&self) -> Layout {
+    pub(super) fn layout(&self) -> Layout {
         layout(self.size.0, By::new(&self.by()))
     }
 
     /// Returns the number of lines for rows: all but two lines of the header, the titles and the last line.
-    fn page_rows(&self) -> usize {
+    pub(super) fn page_rows(&self) -> usize {
         self.size.1.saturating_sub(4).max(1)
     }
 
     /// Returns the frame whose rows the page shows. If the group of the page is quiet, this is the last frame in which
     /// it was not.
-    fn source(&self) -> Option<Arc<Frame>> {
+    pub(super) fn source(&self) -> Option<Arc<Frame>> {
         let frame = self.frame.as_ref()?;
         let Page::Connections(group) = &self.page else {
             return Some(Arc::clone(frame));
@@ -391,7 +390,7 @@ impl View {
     }
 
     /// Returns all rows of the page, which are in `source`, in their order.
-    fn rows<'a>(&self, source: Option<&'a Frame>) -> Vec<RowRef<'a>> {
+    pub(super) fn rows<'a>(&self, source: Option<&'a Frame>) -> Vec<RowRef<'a>> {
         let (Some(frame), Some(source)) = (&self.frame, source) else {
             return Vec::new();
         };
@@ -412,162 +411,6 @@ impl View {
         rows.sort_by(|&one, &two| order(one, two, self.sort));
         rows.truncate(self.options.top.unwrap_or(usize::MAX));
         rows
-    }
-
-    /// Returns the lines of the screen, none wider than it.
-    pub fn lines(&mut self) -> Vec<String> {
-        let (columns, lines) = self.size;
-        let foot = self.foot();
-        let above = lines.saturating_sub(foot.len());
-        let mut all = match self.help {
-            Some(first) => HELP.iter().skip(first).map(|&line| line.to_owned()).collect(),
-            None => self.page_lines(),
-        };
-        all.resize(above, String::new());
-        // The lines of the table fit already, and may contain escape sequences.
-        let is_row = |at: usize| self.help.is_none() && at >= 2;
-        let mut cut: Vec<_> = all
-            .into_iter()
-            .enumerate()
-            .map(|(at, line)| if is_row(at) { line } else { text::cut(&line, columns) })
-            .collect();
-        cut.extend(foot.iter().map(|line| text::cut(line, columns)));
-        cut
-    }
-
-    /// Returns the lines that stay on the terminal after the end: those of the screen without the last one.
-    pub fn final_lines(&mut self) -> Vec<String> {
-        (self.help, self.prompt, self.notice) = (None, None, None);
-        if self.frame.is_none() {
-            return Vec::new();
-        }
-        let mut lines = self.lines();
-        lines.pop();
-        while lines.last().is_some_and(|line| line.trim().is_empty()) {
-            lines.pop();
-        }
-        lines
-    }
-
-    fn page_lines(&mut self) -> Vec<String> {
-        let columns = self.size.0;
-        let first = match &self.frame {
-            Some(frame) => header::frame_line(frame, columns),
-            None => "waiting for the end of the first window".to_owned(),
-        };
-        let source = self.source();
-        let rows = self.rows(source.as_deref());
-        self.scroll(&rows);
-        let second = header::join(self.state_parts(&rows), columns);
-        let mut lines = vec![first, second];
-        lines.extend(self.table(&rows));
-        if rows.is_empty() && self.frame.is_some() {
-            lines.push("no connections".to_owned());
-        }
-        lines
-    }
-
-    /// Returns the parts of the line about the state of the view.
-    fn state_parts(&self, rows: &[RowRef<'_>]) -> Vec<Part> {
-        let mut parts = Vec::new();
-        if self.is_stale {
-            parts.push((0, "from the next window on:".to_owned()));
-        }
-        if let Some((position, count)) = self.paused_at {
-            parts.push((0, format!("PAUSED at window {position} of {count}")));
-        }
-        match (&self.page, &self.frame) {
-            (Page::Connections(group), _) => parts.push((0, self.connections_text(group))),
-            (Page::Groups, Some(frame)) if self.shows_totals => {
-                let from = Rfc3339::new(frame.span.from);
-                parts.push((0, format!("totals since {}Z", &from.time_of_day()[..8])));
-            }
-            _ => {}
-        }
-        if self.page == Page::Groups {
-            let names: Vec<_> = self.by().iter().map(|key| key.name()).collect();
-            parts.push((0, format!("by {}", names.join(","))));
-        }
-        parts.push((1, format!("sorted by {}", self.sort)));
-        if self.only_failures {
-            parts.push((0, "failures only".to_owned()));
-        }
-        if !self.filter.is_empty() {
-            parts.push((0, format!("only {}", text::harmless(&self.filter))));
-        }
-        if let Some(frame) = &self.frame {
-            parts.push((2, text::harmless(&frame.names)));
-        }
-        if !rows.is_empty() {
-            parts.push((0, format!("row {} of {}", self.cursor + 1, rows.len())));
-        }
-        parts
-    }
-
-    fn connections_text(&self, group: &Arc<Group>) -> String {
-        let rows = self.frame.as_ref().map(|frame| &frame.rows);
-        let Some(TableRow { row, state }) = rows.and_then(|rows| rows.iter().find(|row| row.row.group == *group))
-        else {
-            return "connections of a group that is no longer in the table".to_owned();
-        };
-        let (client, server) = (text::client(row).whole(), text::server(row).whole());
-        if *state == RowState::Quiet {
-            return format!("the last connections of {client} to {server}, which is quiet");
-        }
-        let count = row.sums.open + row.sums.connecting + row.sums.closed;
-        format!("{} of {count} connections of {client} to {server}", row.listed)
-    }
-
-    /// Moves the cursor to the followed group, and the page so that the cursor is on it.
-    fn scroll(&mut self, rows: &[RowRef<'_>]) {
-        let page_rows = self.page_rows();
-        let followed = self.followed.as_ref();
-        let found = rows.iter().position(|row| Some(&row.row.group) == followed);
-        let cursor = found.unwrap_or(self.cursor).min(rows.len().saturating_sub(1));
-        let min = (cursor + 1).saturating_sub(page_rows);
-        let max = rows.len().saturating_sub(page_rows).max(min);
-        self.offset = self.offset.clamp(min, cursor.max(min)).min(max);
-        self.cursor = cursor;
-    }
-
-    fn table(&self, rows: &[RowRef<'_>]) -> Vec<String> {
-        let Some(Frame { span, .. }) = self.frame.as_deref() else {
-            return self.layout().lines(&[], self.sort, self.options.color);
-        };
-        let page = rows.iter().enumerate().skip(self.offset).take(self.page_rows());
-        let shown: Vec<_> = page
-            .map(|(at, &row)| ShownRow::new(row, span).selected(at == self.cursor))
-            .collect();
-        self.layout().lines(&shown, self.sort, self.options.color)
-    }
-
-    /// Returns the last line, or two lines while the prompt has an error.
-    fn foot(&self) -> Vec<String> {
-        let columns = self.size.0;
-        if let Some(prompt) = &self.prompt {
-            let error = prompt.error().map(text::harmless);
-            return error.into_iter().chain([prompt.line(columns)]).collect();
-        }
-        vec![match (&self.notice, self.help) {
-            (Some(notice), _) => text::harmless(notice),
-            (None, Some(_)) => "any other key: back".to_owned(),
-            (None, None) => self.keys(columns),
-        }]
-    }
-
-    /// Returns as many keys as fit.
-    fn keys(&self, columns: usize) -> String {
-        let back = matches!(self.page, Page::Connections(_)).then_some("Esc back");
-        let mut keys = String::new();
-        for key in back.into_iter().chain(KEYS.iter().copied()) {
-            let gap = if keys.is_empty() { "" } else { "  " };
-            if text::width(&keys) + gap.len() + text::width(key) > columns {
-                break;
-            }
-            keys += gap;
-            keys += key;
-        }
-        keys
     }
 }
 

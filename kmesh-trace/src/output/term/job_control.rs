@@ -56,7 +56,7 @@ impl JobControl {
         Ok(Self {})
     }
 
-    /// Waits forever.
+    /// Waits forever, because there are no signals.
     pub async fn handle_next(&mut self) {
         pending().await
     }
