@@ -15,7 +15,7 @@ use aya::maps::{Array, Map};
 use aya::programs::{BtfTracePoint, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use bytemuck::Zeroable as _;
-use kmesh_trace_common::{FilterRules, Prefix, ProgramConfig, Reset, Snapshot};
+use kmesh_trace_common::{ABSENT, FilterRules, Prefix, ProgramConfig, Reset, Snapshot};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::error::{failed, missing_program, refused, with_causes};
@@ -112,7 +112,7 @@ const REJECTS_TOTAL_MAP: &str = "KMESH_REJECTS_TOTAL";
 /// The number of connections whose dropped packets are counted: 4 MiB.
 const MAX_DROP_TUPLES: u32 = 16_384;
 /// The number of clients and ports for which RSTs without a socket are counted between two reports.
-const MAX_REJECTS: u32 = 4_096;
+const MAX_REJECTS: u32 = 32_768;
 
 const OPEN_OBJECT: &str = "open the embedded eBPF object";
 
@@ -151,6 +151,12 @@ impl KernelTypes {
             locks_listed_sockets: offsets::locks_listed_sockets(&types),
             reasons: Reasons::find(&types),
         })
+    }
+
+    /// Returns whether the programs can read the conntrack entry of a packet, which has its addresses before and after a
+    /// translation.
+    pub fn describes_conntrack(&self) -> bool {
+        self.layout.offsets.conntrack_family != ABSENT
     }
 
     /// Returns the programs at tracepoints that every run on this kernel needs.

@@ -10,10 +10,14 @@ use crate::names::local::node;
 use crate::privileges::{NEEDS, has};
 
 use super::loader::{BTF_PATH, KernelTypes, Options, StartError, start};
+use super::reasons::Reasons;
 use super::scanner;
 
 /// The oldest supported kernel: the first in which tracing programs can read socket cookies.
 const OLDEST_KERNEL: (u32, u32) = (5, 12);
+
+/// The reason of a RST that close() sends.
+const ABORT_ON_CLOSE: &str = "TCP_ABORT_ON_CLOSE";
 
 /// The result of checking one requirement.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,9 +88,48 @@ pub fn check() -> Vec<Finding> {
                     Some(missing) => Err(missing),
                 },
             });
+            findings.extend(check_reasons(&types.reasons, types.describes_conntrack(), &release()));
         }
     }
     findings
+}
+
+/// Checks what the kernel says about resets and dropped packets. `release` is that of the kernel.
+fn check_reasons(reasons: &Reasons, describes_conntrack: bool, release: &str) -> [Finding; 3] {
+    let older = |problem: &str, version: &str| Missing {
+        problem: problem.to_owned(),
+        remedy: format!("use Linux {version} or newer; this is {release}"),
+        is_optional: true,
+    };
+    let resets = match (reasons.has_resets(), reasons.has_reset(ABORT_ON_CLOSE)) {
+        (true, true) => Ok("the kernel says why it sends a RST (reset_reason)".to_owned()),
+        (true, false) => Err(older("the kernel does not say why close() sends a RST", "6.12")),
+        (false, _) => Err(older(
+            "the kernel does not say why it sends a RST (reset_reason is null)",
+            "6.10",
+        )),
+    };
+    let rejects = match reasons.has_resets() {
+        true => Ok("RSTs without a socket are counted (--events reject)".to_owned()),
+        false => Err(older(
+            "the kernel does not report a RST without a socket (--events reject)",
+            "6.10",
+        )),
+    };
+    let drops = match (reasons.has_drops(), describes_conntrack) {
+        (true, true) => Ok("dropped packets are counted, translated ones included (--drops)".to_owned()),
+        (true, false) => Err(Missing {
+            problem:
+                "dropped packets are counted (--drops), but not those of a translated connection elsewhere than at \
+                      its socket: the kernel's types do not describe conntrack"
+                    .to_owned(),
+            remedy: "use a kernel with CONFIG_NF_CONNTRACK=y or without translation".to_owned(),
+            is_optional: true,
+        }),
+        (false, _) => Err(older("the kernel does not say why it drops a packet (--drops)", "5.17")),
+    };
+    [("reset reasons", resets), ("rejects", rejects), ("drops", drops)]
+        .map(|(requirement, result)| Finding { requirement, result })
 }
 
 /// Returns the problem if some processes of the machine are hidden from this one.
@@ -209,6 +252,41 @@ fn release() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::ReasonNames;
+
+    #[test]
+    fn check_tells_which_reasons_the_kernel_gives() {
+        let names = |names: &[&str]| {
+            let names = names.iter().map(|&name| name.to_owned());
+            ReasonNames::new((1..).zip(names), "")
+        };
+        let of = |drops: &[&str], resets: &[&str]| Reasons {
+            drop: names(drops),
+            reset: names(resets),
+        };
+        let drops = ["NO_SOCKET"];
+        let resets = ["NO_SOCKET", ABORT_ON_CLOSE];
+        // The starts of the lines about reset reasons, rejects and drops.
+        let cases = [
+            (of(&drops, &resets), true, ["ok ", "ok ", "ok "]),
+            (of(&drops, &resets[..1]), true, ["limited", "ok ", "ok "]),
+            (of(&drops, &[]), true, ["limited", "limited", "ok "]),
+            (of(&drops, &resets), false, ["ok ", "ok ", "limited"]),
+            (of(&[], &[]), true, ["limited", "limited", "limited"]),
+        ];
+        for (reasons, describes_conntrack, expected) in cases {
+            let findings = check_reasons(&reasons, describes_conntrack, "6.1.0");
+            assert!(!findings.iter().any(Finding::is_fatal));
+            let text = report(&findings);
+            for (line, start) in text.lines().zip(expected) {
+                assert!(line.starts_with(start), "{text}");
+            }
+        }
+        let text = report(&check_reasons(&of(&[], &[]), true, "5.15.0"));
+        let expected = "limited  drops         the kernel does not say why it drops a packet (--drops); use Linux 5.17 or \
+                        newer; this is 5.15.0\n";
+        assert!(text.ends_with(expected), "{text}");
+    }
 
     #[test]
     fn remedy_asks_for_newer_kernel_only_if_kernel_is_old() {

@@ -53,6 +53,11 @@ impl Reasons {
         self.reset.iter().next().is_some()
     }
 
+    /// Returns whether the kernel gives this reason of a RST.
+    pub fn has_reset(&self, name: &str) -> bool {
+        self.reset.iter().any(|(_, known)| **known == *name)
+    }
+
     /// Returns the reasons that count as a drop: bit `reason % 64` of word `reason / 64`.
     pub fn counted_drops(&self) -> [u64; MAX_DROP_REASONS / 64] {
         let mut bits = [0; MAX_DROP_REASONS / 64];
