@@ -16,6 +16,7 @@ mod failures;
 mod flow;
 mod life;
 mod model;
+mod state;
 mod tracer;
 mod world;
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::libc;
 
-use super::call::{Handover, SocketId, state};
+use super::call::{Handover, SocketId};
 use super::exchange::{Handshake, close_both, random_options, random_steps, report_icmp_errors, run_connection};
 use super::life::Life;
+use super::state;
 use super::world::{Side, Verdict};
 use crate::support::random::Random;
 

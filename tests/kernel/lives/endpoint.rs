@@ -7,81 +7,11 @@ use std::time::SystemTime;
 
 use nix::errno::Errno;
 
-use super::call::{Action, Call, state};
+use super::call::{Action, Call};
 use super::capture::{ACK, FIN, Packet, PacketKind, RST, SYN};
 use super::flow::sequence_distance;
+use super::state::{self, Ending, State, errno_name, icmp_errno};
 use super::world::Verdict;
-
-/// How a connection ended, as its record must say it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ending {
-    pub outcome: &'static str,
-    /// Each of these is right.
-    pub errno: Vec<Option<&'static str>>,
-    pub closed_by: Option<&'static str>,
-}
-
-/// Returns the name of an errno, as records spell it.
-fn errno_name(errno: Errno) -> &'static str {
-    match errno {
-        Errno::ECONNREFUSED => "ECONNREFUSED",
-        Errno::ETIMEDOUT => "ETIMEDOUT",
-        Errno::EHOSTUNREACH => "EHOSTUNREACH",
-        Errno::ENETUNREACH => "ENETUNREACH",
-        Errno::EACCES => "EACCES",
-        Errno::ECONNRESET => "ECONNRESET",
-        Errno::EPIPE => "EPIPE",
-        _ => "unexpected",
-    }
-}
-
-/// Returns the errno that the kernel derives from an ICMP or ICMPv6 error.
-fn icmp_errno(kind: u8, code: u8) -> Option<Errno> {
-    match (kind, code) {
-        (3, 3) | (1, 4) => Some(Errno::ECONNREFUSED),
-        (3, 0) | (1, 0) => Some(Errno::ENETUNREACH),
-        (3, 1 | 13) | (1, 3) => Some(Errno::EHOSTUNREACH),
-        (1, 1) => Some(Errno::EACCES),
-        _ => None,
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    SynSent,
-    SynRecv,
-    Established,
-    FinWait1,
-    FinWait2,
-    Closing,
-    CloseWait,
-    LastAck,
-}
-
-impl State {
-    /// Returns the number that TCP_INFO has for the state.
-    fn number(self) -> u8 {
-        match self {
-            Self::SynSent => state::SYN_SENT,
-            Self::SynRecv => state::SYN_RECV,
-            Self::Established => state::ESTABLISHED,
-            Self::FinWait1 => state::FIN_WAIT1,
-            Self::FinWait2 => state::FIN_WAIT2,
-            Self::Closing => state::CLOSING,
-            Self::CloseWait => state::CLOSE_WAIT,
-            Self::LastAck => state::LAST_ACK,
-        }
-    }
-
-    /// Returns the end that sent the first FIN, if there is one.
-    fn closed_by(self) -> Option<&'static str> {
-        match self {
-            Self::FinWait1 | Self::FinWait2 | Self::Closing => Some("local"),
-            Self::CloseWait | Self::LastAck => Some("peer"),
-            _ => None,
-        }
-    }
-}
 
 #[derive(Clone, Copy)]
 pub enum Event<'a> {

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use nix::libc;
 
-use super::call::{Handover, SocketId, state};
+use super::call::{Handover, SocketId};
 use super::life::Life;
+use super::state;
 use super::world::Verdict;
 use crate::support::random::Random;
 

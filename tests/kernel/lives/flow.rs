@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use super::capture::{ACK, FIN, Packet, PacketKind, RST, SYN};
-use super::endpoint::State;
+use super::state::State;
 
 /// The packets of one connection attempt: those since a SYN with a new sequence number.
 pub struct Flow<'a> {

@@ -9,7 +9,8 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::call::{Action, Call, Handover, SocketId, state};
+use super::call::{Action, Call, Handover, SocketId};
+use super::state;
 use super::world::{Side, Verdict, World};
 use crate::support::actor::Actor;
 use crate::support::sock::{self, Span, errno_of, timed, wait_until};

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use super::call::{Action, Call, state};
+use super::call::{Action, Call};
 use super::capture::{Packet, PacketKind, RST};
-use super::endpoint::{Ending, Endpoint, Event, State};
+use super::endpoint::{Endpoint, Event};
 use super::flow::{ChildSocket, Flow};
 use super::life::Life;
+use super::state::{self, Ending, State};
 use super::world::Side;
 use crate::support::expect::CLOCK_ERROR;
 

@@ -1,56 +1,63 @@
-//! What a tenant can do to another tenant's names, one random thing at a time.
+//! The random actions of the attacker: what a tenant can do to another tenant's names.
 
 use std::env;
 use std::fs;
-use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::addresses::{attempt, connect_within};
-use super::cgroups::{Empty, delegate};
-use super::cluster::{Cluster, NODE_NAME};
-use super::identity::claims;
-use super::node::{Driver, MALL, NODE_PORT, Node, PORT, Pod, SERVICE_PORT, new_ids};
-use super::objects::{ODD, large_pod, many_labels};
-use super::rounds::{Doubts, Victim};
-use super::services::{service, slice};
-use super::traffic::Call;
+use super::addresses::{connect_inside, send_syn_from};
+use super::cgroups::{EmptyCgroups, delegate, delegate_child};
+use super::cluster::Cluster;
+use super::connection::PodConnection;
+use super::identity::{identity_claims, node_owner};
+use super::node::{ATTACKER_NAMESPACE, CgroupDriver, Node, PORT, Pod, new_ids, pod_object};
+use super::objects::{MALFORMED_ITEMS, large_pod, pod_with_labels};
+use super::rounds::{ActiveDoubts, Victim};
+use super::services::{all_ports, endpoint_slice, service};
 use crate::support::actor::Actor;
 use crate::support::node as support;
 use crate::support::random::Random;
 
-/// An object lasts for up to this many rounds.
+/// The largest number of rounds for which an object exists.
 const MAX_ROUNDS: u64 = 8;
 
-/// The attacker's processes, and what it has made so far.
+/// The attacker's processes and objects.
 pub struct Attacker {
-    /// A pod that the sources know.
-    thief: Pod,
-    /// A pod that the sources know, to connect to.
-    shop: Pod,
-    /// A process that becomes one unknown pod after the other.
-    stranger: Pod,
-    /// A process in a user namespace of its own.
-    within: Actor,
-    /// The objects that it has made: resource, key, and for how many rounds yet.
-    made: Vec<(&'static str, String, u64)>,
+    /// A pod that the sources list. Its name sorts before the victim's names.
+    client: Pod,
+    /// A pod that the sources list. Its name sorts before the victim's names.
+    server: Pod,
+    /// A process that becomes one unknown pod after another.
+    unknown: Pod,
+    /// A process in its own user namespace.
+    user_namespace: Actor,
+    objects: Vec<TemporaryObject>,
+    /// The number of actions so far.
     count: u64,
-    /// What it may do.
     actions: Vec<Action>,
-    /// What it has done, the present action last.
-    pub done: Vec<&'static str>,
+    /// The names of the actions so far.
+    done: Vec<&'static str>,
 }
 
-/// All that an action may touch.
-struct Scene<'a> {
+/// An object that the attacker has created.
+struct TemporaryObject {
+    resource: &'static str,
+    key: String,
+    /// The number of rounds until the attacker deletes it.
+    rounds_left: u64,
+}
+
+/// What an action may change.
+struct Context<'a> {
     node: &'a Node,
     cluster: &'a Cluster,
     victim: &'a Victim,
-    doubts: &'a mut Doubts,
+    doubts: &'a mut ActiveDoubts,
     random: &'a mut Random,
 }
 
-type Action = (&'static str, fn(&mut Attacker, &mut Scene<'_>));
+/// An action's name and function.
+type Action = (&'static str, fn(&mut Attacker, &mut Context<'_>));
 
 const ACTIONS: &[Action] = &[
     ("claim an identity", Attacker::claim_identity),
@@ -65,84 +72,96 @@ const ACTIONS: &[Action] = &[
     ("have an address in an unknown pod", Attacker::have_address_unknown),
     ("claim a Service's address", Attacker::claim_service_address),
     ("claim an endpoint", Attacker::claim_endpoint),
-    ("make an ExternalName with a selector", Attacker::make_external_name),
-    ("make many Services", Attacker::make_services),
+    ("create an ExternalName with a selector", Attacker::create_external_name),
+    ("create many Services", Attacker::create_services),
     ("nest cgroups", Attacker::nest_cgroups),
-    ("make empty cgroups", Attacker::make_cgroups),
-    ("make a large object", Attacker::make_large_object),
-    ("make an odd object", Attacker::make_odd_object),
+    ("create empty cgroups", Attacker::create_cgroups),
+    ("create a large object", Attacker::create_large_object),
+    ("create a malformed object", Attacker::create_malformed_object),
     ("reuse an address", Attacker::reuse_address),
 ];
 
-/// All actions, or only those that `KMESH_TRACE_TENANT_ACTION` is a part of the name of.
-fn actions() -> Vec<Action> {
-    let only = env::var("KMESH_TRACE_TENANT_ACTION").unwrap_or_default();
+/// Returns the actions whose name contains `KMESH_TRACE_TENANT_ACTION`, or all if it is not set.
+fn selected_actions() -> Vec<Action> {
+    let filter = env::var("KMESH_TRACE_TENANT_ACTION").unwrap_or_default();
     let actions: Vec<Action> = ACTIONS
         .iter()
         .copied()
-        .filter(|(name, _)| name.contains(&only))
+        .filter(|(name, _)| name.contains(&filter))
         .collect();
-    assert!(!actions.is_empty(), "no action has {only:?} in its name");
+    assert!(!actions.is_empty(), "no action has {filter:?} in its name");
     actions
 }
 
 impl Attacker {
     pub fn new(node: &Node) -> Self {
-        let shop = node.pod(Driver::Cgroupfs, MALL, "aaa-shop");
-        shop.listen();
+        let pod = |name| node.pod(CgroupDriver::Cgroupfs, ATTACKER_NAMESPACE, name);
+        let server = pod("aaa-server");
+        server.listen();
         Self {
-            thief: node.pod(Driver::Cgroupfs, MALL, "aaa-thief"),
-            shop,
-            stranger: node.pod(Driver::Cgroupfs, MALL, "stranger"),
-            within: Actor::in_user_namespace(),
-            made: Vec::new(),
+            client: pod("aaa-client"),
+            server,
+            unknown: pod("unknown"),
+            user_namespace: Actor::in_user_namespace(),
+            objects: Vec::new(),
             count: 0,
-            actions: actions(),
+            actions: selected_actions(),
             done: Vec::new(),
         }
     }
 
-    /// The pods that the sources list from the start.
+    /// Returns the pods that the sources list from the start.
     pub fn known_pods(&self) -> [&Pod; 2] {
-        [&self.thief, &self.shop]
+        [&self.client, &self.server]
     }
 
-    /// The network namespaces of its processes.
+    /// Returns the network namespaces of its processes.
     pub fn namespaces(&self) -> [u64; 4] {
-        let within = support::netns_of(&self.within);
-        [self.thief.netns, self.shop.netns, self.stranger.netns, within]
+        let user_namespace = support::netns_of(&self.user_namespace);
+        [self.client.netns, self.server.netns, self.unknown.netns, user_namespace]
     }
 
-    /// Does one thing, and undoes what is old.
-    pub fn act(&mut self, node: &Node, cluster: &Cluster, victim: &Victim, doubts: &mut Doubts, random: &mut Random) {
-        self.made.retain_mut(|(resource, key, rounds)| {
-            *rounds -= 1;
-            if *rounds == 0 {
-                cluster.delete_item(resource, key);
+    /// Returns the names of the last actions.
+    pub fn last_actions(&self, count: usize) -> &[&'static str] {
+        &self.done[self.done.len().saturating_sub(count)..]
+    }
+
+    /// Runs a random action, and deletes the objects that have existed long enough.
+    pub fn act(
+        &mut self,
+        node: &Node,
+        cluster: &Cluster,
+        victim: &Victim,
+        doubts: &mut ActiveDoubts,
+        random: &mut Random,
+    ) {
+        self.objects.retain_mut(|object| {
+            object.rounds_left -= 1;
+            if object.rounds_left == 0 {
+                cluster.delete_item(object.resource, &object.key);
             }
-            *rounds > 0
+            object.rounds_left > 0
         });
         self.count += 1;
-        let (name, act) = *random.pick(&self.actions);
+        let (name, action) = *random.pick(&self.actions);
         self.done.push(name);
-        act(
-            self,
-            &mut Scene {
-                node,
-                cluster,
-                victim,
-                doubts,
-                random,
-            },
-        );
+        let mut context = Context {
+            node,
+            cluster,
+            victim,
+            doubts,
+            random,
+        };
+        action(self, &mut context);
     }
 
-    /// A name that no other object of it has, and that comes before the victim's.
-    fn name(&self) -> String {
+    /// Returns the name of this action's object. It sorts before the victim's names.
+    fn object_name(&self) -> String {
         format!("aaa-{}", self.count)
     }
 
-    fn put(&mut self, scene: &mut Scene<'_>, object: Value) {
+    /// Creates an object.
+    fn put(&mut self, context: &mut Context<'_>, object: Value) {
         let resource = match object["kind"].as_str() {
             Some("Pod") => "pods",
             Some("Service") => "services",
@@ -150,204 +169,198 @@ impl Attacker {
         };
         let name = object["metadata"]["name"].as_str().unwrap();
         let namespace = object["metadata"]["namespace"].as_str().unwrap();
-        let key = format!("{namespace}/{name}");
-        self.made.push((resource, key, 1 + scene.random.below(MAX_ROUNDS)));
-        scene.cluster.put(object);
+        self.delete_later(context, resource, format!("{namespace}/{name}"));
+        context.cluster.put(object);
     }
 
-    fn claim_identity(&mut self, scene: &mut Scene<'_>) {
-        let victim = scene.random.pick(&scene.victim.all()).uid.clone();
-        let annotations = scene.random.pick(&claims(&victim)).clone();
-        let mut metadata =
-            json!({"name": self.name(), "namespace": MALL, "uid": new_ids().0, "annotations": annotations});
-        if scene.random.one_in(2) {
-            metadata["ownerReferences"] = json!([{"kind": "Node", "name": NODE_NAME, "uid": "n", "controller": true}]);
-        }
-        let ip = scene.node.pod_ip(100 + scene.random.below(100) as u32);
-        let object = json!({"kind": "Pod", "apiVersion": "v1", "metadata": metadata,
-            "spec": {"nodeName": NODE_NAME, "containers": [{"name": "main"}]},
-            "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}});
-        self.put(scene, object);
-        self.connect_unknown(scene);
+    fn delete_later(&mut self, context: &mut Context<'_>, resource: &'static str, key: String) {
+        self.objects.push(TemporaryObject {
+            resource,
+            key,
+            rounds_left: 1 + context.random.below(MAX_ROUNDS),
+        });
     }
 
-    fn claim_identity_of_own_pod(&mut self, scene: &mut Scene<'_>) {
-        let victim = scene.random.pick(&scene.victim.all()).uid.clone();
-        let annotations = scene.random.pick(&claims(&victim)).clone();
-        scene.cluster.put(self.thief.annotated(annotations));
-        self.call(&self.thief);
-        if scene.random.one_in(2) {
-            scene.cluster.put(self.thief.object());
-        }
+    /// Creates an item of the pod list, and lets the node's sources list the pods again.
+    fn put_pod_item(&mut self, context: &mut Context<'_>, name: &str, item: String) {
+        let key = format!("{ATTACKER_NAMESPACE}/{name}");
+        context.cluster.put_item("pods", &key, item);
+        self.delete_later(context, "pods", key);
+        self.connect_unknown(context);
     }
 
     /// Makes a connection between its own pods.
-    fn call(&self, client: &Pod) {
-        Call::open(client, &self.shop).close();
+    fn connect(&self, client: &Pod) {
+        PodConnection::make(client, &self.server);
     }
 
-    /// Puts the stranger into the cgroup of a pod that no source knows.
+    /// Makes a connection from a pod that no source knows, so that the tool asks the node's sources again.
+    fn connect_unknown(&mut self, context: &mut Context<'_>) {
+        self.become_unknown(context.node);
+        self.connect(&self.unknown);
+    }
+
+    /// Moves the process of the unknown pod into the cgroup of a new pod.
     fn become_unknown(&mut self, node: &Node) {
-        (self.stranger.uid, self.stranger.id) = new_ids();
-        let cgroup = node
-            .cgroups
-            .join(Driver::Cgroupfs.container(&self.stranger.uid, &self.stranger.id));
-        let left = std::mem::replace(&mut self.stranger.cgroup, cgroup);
-        self.stranger.start();
-        support::remove_cgroup(left.parent().unwrap());
+        self.unknown.become_new_pod(node, |_| {});
     }
 
-    /// Makes a connection from a pod that no source knows: the sources of this node are asked again.
-    fn connect_unknown(&mut self, scene: &mut Scene<'_>) {
-        self.become_unknown(scene.node);
-        self.call(&self.stranger);
+    fn claim_identity(&mut self, context: &mut Context<'_>) {
+        let uid = context.random.pick(&context.victim.pods()).uid.clone();
+        let annotations = context.random.pick(&identity_claims(&uid)).clone();
+        let mut metadata = json!({"name": self.object_name(), "namespace": ATTACKER_NAMESPACE, "uid": new_ids().0,
+            "annotations": annotations});
+        if context.random.one_in(2) {
+            metadata["ownerReferences"] = node_owner();
+        }
+        let ip = context.node.pod_ip(100 + context.random.below(100) as u32);
+        self.put(context, pod_object(&metadata, &ip));
+        self.connect_unknown(context);
     }
 
-    fn send_from_address(&mut self, scene: &mut Scene<'_>) {
-        let victim = *scene.random.pick(&scene.victim.all());
-        attempt(&self.thief.actor, &victim.ip, &self.shop);
+    fn claim_identity_of_own_pod(&mut self, context: &mut Context<'_>) {
+        let uid = context.random.pick(&context.victim.pods()).uid.clone();
+        let annotations = context.random.pick(&identity_claims(&uid)).clone();
+        context.cluster.put(self.client.annotated(annotations));
+        self.connect(&self.client);
+        if context.random.one_in(2) {
+            context.cluster.put(self.client.object());
+        }
     }
 
-    fn send_from_address_unknown(&mut self, scene: &mut Scene<'_>) {
-        let victim = self.victim_in_doubt(scene);
-        self.become_unknown(scene.node);
-        attempt(&self.stranger.actor, &victim.ip, &self.shop);
-        scene.doubts.add(&victim.ip);
+    fn send_from_address(&mut self, context: &mut Context<'_>) {
+        let victim = *context.random.pick(&context.victim.pods());
+        send_syn_from(&self.client.actor, &victim.ip, &self.server);
     }
 
-    /// One of the victim's pods whose names may be absent for a while. The others are never in doubt.
-    fn victim_in_doubt<'a>(&self, scene: &mut Scene<'a>) -> &'a Pod {
-        let victims = [&scene.victim.cart, &scene.victim.batch];
-        victims[scene.random.below(2) as usize]
+    fn send_from_address_unknown(&mut self, context: &mut Context<'_>) {
+        let victim = pod_to_put_in_doubt(context);
+        self.become_unknown(context.node);
+        send_syn_from(&self.unknown.actor, &victim.ip, &self.server);
+        context.doubts.add(&victim.ip);
     }
 
-    fn have_address(&mut self, scene: &mut Scene<'_>) {
-        let victim = *scene.random.pick(&scene.victim.all());
-        support::move_into(&self.thief.cgroup, &self.within);
-        connect_within(&self.within, &victim.ip);
+    fn have_address(&mut self, context: &mut Context<'_>) {
+        let victim = *context.random.pick(&context.victim.pods());
+        support::move_into(&self.client.cgroup, &self.user_namespace);
+        connect_inside(&self.user_namespace, &victim.ip);
     }
 
-    fn have_address_in_no_pod(&mut self, scene: &mut Scene<'_>) {
-        let victim = *scene.random.pick(&scene.victim.all());
-        let users = scene.node.cgroups.join("user.slice/user-1000.slice");
-        let cgroup = match scene.random.one_in(2) {
+    fn have_address_in_no_pod(&mut self, context: &mut Context<'_>) {
+        let victim = *context.random.pick(&context.victim.pods());
+        let users = context.node.cgroups.join("user.slice/user-1000.slice");
+        let cgroup = match context.random.one_in(2) {
             true => users.join("session-1.scope"),
-            false => users.join(Driver::Cgroupfs.container(&victim.uid, &new_ids().1)),
+            false => users.join(CgroupDriver::Cgroupfs.container(&victim.uid, &new_ids().1)),
         };
-        support::move_into(&cgroup, &self.within);
+        support::move_into(&cgroup, &self.user_namespace);
         delegate(&users);
-        connect_within(&self.within, &victim.ip);
+        connect_inside(&self.user_namespace, &victim.ip);
     }
 
-    fn have_address_unknown(&mut self, scene: &mut Scene<'_>) {
-        let victim = self.victim_in_doubt(scene);
-        self.become_unknown(scene.node);
-        support::move_into(&self.stranger.cgroup, &self.within);
-        connect_within(&self.within, &victim.ip);
-        scene.doubts.add(&victim.ip);
-        support::move_into(&self.thief.cgroup, &self.within);
+    fn have_address_unknown(&mut self, context: &mut Context<'_>) {
+        let victim = pod_to_put_in_doubt(context);
+        self.become_unknown(context.node);
+        support::move_into(&self.unknown.cgroup, &self.user_namespace);
+        connect_inside(&self.user_namespace, &victim.ip);
+        context.doubts.add(&victim.ip);
+        support::move_into(&self.client.cgroup, &self.user_namespace);
     }
 
-    fn claim_service_address(&mut self, scene: &mut Scene<'_>) {
-        let node = scene.node;
+    fn claim_service_address(&mut self, context: &mut Context<'_>) {
+        let (node, victim) = (context.node, context.victim);
         let addresses = [
             node.cluster_ip(),
             node.ip(),
-            scene.victim.db.ip.clone(),
-            scene.victim.pay.ip.clone(),
+            victim.db.ip.clone(),
+            victim.pay.ip.clone(),
         ];
-        let address = scene.random.pick(&addresses).clone();
-        let port = |name: &str, port: u16| json!({"name": name, "port": port, "targetPort": PORT});
-        let ports = json!([port("a", SERVICE_PORT), port("b", PORT), port("c", NODE_PORT)]);
-        let mut spec = json!({"clusterIP": format!("10.96.254.{}", 1 + self.count % 250), "ports": ports});
-        let is_external = scene.random.one_in(2);
+        let address = context.random.pick(&addresses).clone();
+        let cluster_ip = format!("10.96.254.{}", 1 + self.count % 250);
+        let mut spec = json!({"clusterIP": cluster_ip, "ports": all_ports()});
+        let is_external = context.random.one_in(2);
         if is_external {
             spec["externalIPs"] = json!([address]);
         }
-        let mut object = service(MALL, &self.name(), &spec);
+        let mut object = service(ATTACKER_NAMESPACE, &self.object_name(), &spec);
         if !is_external {
             object["status"]["loadBalancer"]["ingress"] = json!([{"ip": address}]);
         }
-        self.put(scene, object);
+        self.put(context, object);
     }
 
-    fn claim_endpoint(&mut self, scene: &mut Scene<'_>) {
-        let name = self.name();
+    fn claim_endpoint(&mut self, context: &mut Context<'_>) {
+        let name = self.object_name();
         let spec = json!({"clusterIP": "None", "ports": [{"port": PORT, "targetPort": PORT}]});
-        self.put(scene, service(MALL, &name, &spec));
-        let ip = scene.victim.db.ip.clone();
-        self.put(scene, slice(MALL, &name, &ip));
+        self.put(context, service(ATTACKER_NAMESPACE, &name, &spec));
+        let ip = context.victim.db.ip.clone();
+        self.put(context, endpoint_slice(ATTACKER_NAMESPACE, &name, &ip));
     }
 
-    fn make_external_name(&mut self, scene: &mut Scene<'_>) {
-        let app = *scene.random.pick(&["db", "aaa-shop", "pay"]);
+    fn create_external_name(&mut self, context: &mut Context<'_>) {
+        let app = *context.random.pick(&["db", "aaa-server", "pay"]);
         let spec = json!({"type": "ExternalName", "externalName": "elsewhere.example", "selector": {"app": app},
             "ports": [{"port": PORT, "targetPort": PORT}]});
-        let object = service(MALL, &self.name(), &spec);
-        self.put(scene, object);
+        let object = service(ATTACKER_NAMESPACE, &self.object_name(), &spec);
+        self.put(context, object);
     }
 
-    fn make_services(&mut self, scene: &mut Scene<'_>) {
-        let spec = json!({"clusterIP": "None", "selector": {"app": "aaa-shop"},
+    fn create_services(&mut self, context: &mut Context<'_>) {
+        let spec = json!({"clusterIP": "None", "selector": {"app": "aaa-server"},
             "ports": [{"port": PORT, "targetPort": PORT}]});
         for number in 0..200 {
-            let object = service(MALL, &format!("{}-{number}", self.name()), &spec);
-            self.put(scene, object);
+            let name = format!("{}-{number}", self.object_name());
+            self.put(context, service(ATTACKER_NAMESPACE, &name, &spec));
         }
-        self.call(&self.thief);
+        self.connect(&self.client);
     }
 
-    fn nest_cgroups(&mut self, scene: &mut Scene<'_>) {
-        let victim = *scene.random.pick(&scene.victim.all());
-        let driver = *scene.random.pick(&[Driver::Cgroupfs, Driver::Systemd]);
-        let lookalike = self.thief.cgroup.join(driver.container(&victim.uid, &victim.id));
+    fn nest_cgroups(&mut self, context: &mut Context<'_>) {
+        let victim = *context.random.pick(&context.victim.pods());
+        let driver = *context.random.pick(&[CgroupDriver::Cgroupfs, CgroupDriver::Systemd]);
+        let container = driver.container(&victim.uid, &victim.container_id);
+        let lookalike = self.client.cgroup.join(container);
         fs::create_dir_all(&lookalike).unwrap();
-        delegate(&self.thief.cgroup);
-        support::move_into(&lookalike, &self.thief.actor);
-        self.call(&self.thief);
-        support::move_into(&self.thief.cgroup, &self.thief.actor);
+        delegate(&self.client.cgroup);
+        support::move_into(&lookalike, &self.client.actor);
+        self.connect(&self.client);
+        support::move_into(&self.client.cgroup, &self.client.actor);
     }
 
-    fn make_cgroups(&mut self, _: &mut Scene<'_>) {
-        let given: PathBuf = self.thief.cgroup.join("given");
-        fs::create_dir_all(&given).unwrap();
-        delegate(&given);
-        let empty = Empty::make(&given, 200);
-        self.call(&self.thief);
-        drop(empty);
+    fn create_cgroups(&mut self, _: &mut Context<'_>) {
+        let delegated = delegate_child(&self.client.cgroup);
+        let _empty_cgroups = EmptyCgroups::create(&delegated, 200);
+        self.connect(&self.client);
     }
 
-    fn make_large_object(&mut self, scene: &mut Scene<'_>) {
-        let name = self.name();
-        let text = match scene.random.one_in(2) {
+    fn create_large_object(&mut self, context: &mut Context<'_>) {
+        let name = self.object_name();
+        let item = match context.random.one_in(2) {
             true => large_pod(&name),
-            false => many_labels(&name, 20_000),
+            false => pod_with_labels(&name, 20_000),
         };
-        self.put_item(scene, &name, text);
+        self.put_pod_item(context, &name, item);
     }
 
-    fn make_odd_object(&mut self, scene: &mut Scene<'_>) {
-        let name = self.name();
-        let text = (*scene.random.pick(&ODD)).to_owned();
-        self.put_item(scene, &name, text);
+    fn create_malformed_object(&mut self, context: &mut Context<'_>) {
+        let name = self.object_name();
+        let item = (*context.random.pick(&MALFORMED_ITEMS)).to_owned();
+        self.put_pod_item(context, &name, item);
     }
 
-    /// Adds an item to the list of pods, and lets the sources of this node list them.
-    fn put_item(&mut self, scene: &mut Scene<'_>, name: &str, text: String) {
-        let key = format!("{MALL}/{name}");
-        scene.cluster.put_item("pods", &key, text);
-        self.made.push(("pods", key, 1 + scene.random.below(MAX_ROUNDS)));
-        self.connect_unknown(scene);
+    /// Creates a pod with an address that an earlier pod may still have.
+    fn reuse_address(&mut self, context: &mut Context<'_>) {
+        let ip = context.node.pod_ip(200 + context.random.below(3) as u32);
+        let metadata = json!({"name": self.object_name(), "namespace": ATTACKER_NAMESPACE, "uid": new_ids().0,
+            "labels": {"app": "aaa-server"}});
+        self.put(context, pod_object(&metadata, &ip));
+        self.connect(&self.client);
     }
+}
 
-    /// Replaces its pod by another one with the same address, and for a moment has both.
-    fn reuse_address(&mut self, scene: &mut Scene<'_>) {
-        let ip = scene.node.pod_ip(200 + scene.random.below(3) as u32);
-        let object = json!({"kind": "Pod", "apiVersion": "v1",
-            "metadata": {"name": self.name(), "namespace": MALL, "uid": new_ids().0, "labels": {"app": "aaa-shop"}},
-            "spec": {"nodeName": NODE_NAME, "containers": [{"name": "main"}]},
-            "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}});
-        self.put(scene, object);
-        self.call(&self.thief);
-    }
+/// Chooses one of the victim's pods whose address an action may put in doubt. The addresses of the other pods are never
+/// in doubt.
+fn pod_to_put_in_doubt<'a>(context: &mut Context<'a>) -> &'a Pod {
+    let pods = [&context.victim.cart, &context.victim.batch];
+    pods[context.random.below(2) as usize]
 }

@@ -1,4 +1,4 @@
-//! A cluster's objects, and servers that answer questions about them as a kubelet and an API server do.
+//! The objects of a cluster, and servers that answer requests for them as a kubelet and an API server do.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// The node that every pod of a test runs on.
+/// The node of all pods of a test.
 pub const NODE_NAME: &str = "worker-1";
 
-/// How long an event stream sleeps before it checks whether the test is over.
-const STOP_CHECK: Duration = Duration::from_millis(500);
+/// How often a watch stream checks whether the cluster was stopped.
+const STOP_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The objects, and what has happened to them.
+/// The objects, and their changes.
 #[derive(Default)]
 pub struct Cluster {
     state: Mutex<State>,
@@ -27,15 +27,15 @@ pub struct Cluster {
 #[derive(Default)]
 struct State {
     version: u64,
-    /// By resource, then by `namespace/name`.
+    /// The key is the resource and `namespace/name`.
     objects: BTreeMap<(String, String), Arc<str>>,
     events: Vec<Event>,
-    /// The first line and the headers of each question.
-    questions: Vec<String>,
-    is_over: bool,
+    /// The request line and the headers of each request.
+    requests: Vec<String>,
+    is_stopped: bool,
 }
 
-/// One change of one object, for the streams of events.
+/// A change of an object, for the watch streams.
 #[derive(Clone)]
 struct Event {
     version: u64,
@@ -45,8 +45,8 @@ struct Event {
 }
 
 impl Cluster {
-    /// Returns a cluster of these objects.
-    pub fn of(objects: impl IntoIterator<Item = Value>) -> Arc<Self> {
+    /// Creates a cluster with these objects.
+    pub fn with(objects: impl IntoIterator<Item = Value>) -> Arc<Self> {
         let cluster = Arc::new(Self::default());
         objects.into_iter().for_each(|object| cluster.put(object));
         cluster
@@ -56,7 +56,7 @@ impl Cluster {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an object, or replaces the one of this name.
+    /// Adds an object, or replaces the object with the same name.
     pub fn put(&self, mut object: Value) {
         let (resource, key) = (resource_of(&object), key_of(&object));
         let mut state = self.lock();
@@ -66,22 +66,21 @@ impl Cluster {
         self.changed.notify_all();
     }
 
-    /// Adds an item that need not be an object of any sense. `key` is for [`Self::delete_item`] and decides its place in lists.
+    /// Adds the text of an item, which can be malformed. Lists are sorted by `key`.
     pub fn put_item(&self, resource: &str, key: &str, item: impl Into<Arc<str>>) {
         self.lock().put(resource.to_owned(), key.to_owned(), item.into());
         self.changed.notify_all();
     }
 
-    /// Removes an object.
     pub fn delete(&self, object: &Value) {
         self.delete_item(&resource_of(object), &key_of(object));
     }
 
-    /// Removes an item.
+    /// Deletes the item with this key.
     pub fn delete_item(&self, resource: &str, key: &str) {
         let mut state = self.lock();
         if let Some(object) = state.objects.remove(&(resource.to_owned(), key.to_owned())) {
-            state.happened(resource.to_owned(), "DELETED", object);
+            state.add_event(resource.to_owned(), "DELETED", object);
         }
         drop(state);
         self.changed.notify_all();
@@ -95,18 +94,18 @@ impl Cluster {
         fs::write(path, text).unwrap();
     }
 
-    /// The first lines and the headers of all questions so far.
-    pub fn questions(&self) -> Vec<String> {
-        self.lock().questions.clone()
+    /// Returns the request line and the headers of each request so far.
+    pub fn requests(&self) -> Vec<String> {
+        self.lock().requests.clone()
     }
 
     /// Starts a kubelet in the calling thread's network namespace. Returns the URL of its pods.
-    pub fn kubelet(self: &Arc<Self>) -> String {
+    pub fn serve_kubelet(self: &Arc<Self>) -> String {
         format!("http://{}/pods", self.serve(Self::answer_as_kubelet))
     }
 
     /// Starts an API server in the calling thread's network namespace, and writes a kubeconfig for it.
-    pub fn api_server(self: &Arc<Self>, kubeconfig: &Path) {
+    pub fn serve_api_server(self: &Arc<Self>, kubeconfig: &Path) {
         let address = self.serve(Self::answer_as_api_server);
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
@@ -117,7 +116,7 @@ impl Cluster {
         fs::write(kubeconfig, text).unwrap();
     }
 
-    /// Serves one question a connection until the test is over.
+    /// Starts a server that answers one request on each connection. Returns its address.
     fn serve(self: &Arc<Self>, answer: fn(&Self, &str, &mut dyn io::Write) -> io::Result<()>) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -125,37 +124,38 @@ impl Cluster {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let cluster = Arc::clone(&cluster);
-                // A client that goes away in the middle of an answer is no failure.
-                thread::spawn(move || _ = cluster.converse(&stream, answer));
+                // A client may close the connection before it has read the whole answer.
+                thread::spawn(move || _ = cluster.answer_request(&stream, answer));
             }
         });
         address
     }
 
-    fn converse(
+    fn answer_request(
         &self,
         stream: &TcpStream,
         answer: fn(&Self, &str, &mut dyn io::Write) -> io::Result<()>,
     ) -> io::Result<()> {
-        let mut question = String::new();
-        let mut lines = BufReader::new(stream);
-        while lines.read_line(&mut question)? > 2 {}
-        self.lock().questions.push(question.clone());
-        let mut to = BufWriter::with_capacity(1 << 16, stream);
-        // The end of the answer is the end of the connection.
-        to.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n")?;
-        answer(self, question.split(' ').nth(1).unwrap_or_default(), &mut to)?;
-        to.flush()
+        let mut request = String::new();
+        let mut reader = BufReader::new(stream);
+        // A line of two bytes is the empty line after the headers.
+        while reader.read_line(&mut request)? > 2 {}
+        self.lock().requests.push(request.clone());
+        let mut out = BufWriter::with_capacity(1 << 16, stream);
+        // The body ends when the connection ends.
+        out.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n")?;
+        answer(self, request.split(' ').nth(1).unwrap_or_default(), &mut out)?;
+        out.flush()
     }
 
-    fn answer_as_kubelet(&self, _: &str, to: &mut dyn io::Write) -> io::Result<()> {
+    fn answer_as_kubelet(&self, _: &str, out: &mut dyn io::Write) -> io::Result<()> {
         let items = self.lock().items("pods");
-        to.write_all(br#"{"kind":"PodList","apiVersion":"v1","metadata":{},"items":["#)?;
-        write_items(to, &items)?;
-        to.write_all(b"]}")
+        out.write_all(br#"{"kind":"PodList","apiVersion":"v1","metadata":{},"items":["#)?;
+        write_items(out, &items)?;
+        out.write_all(b"]}")
     }
 
-    fn answer_as_api_server(&self, target: &str, to: &mut dyn io::Write) -> io::Result<()> {
+    fn answer_as_api_server(&self, target: &str, out: &mut dyn io::Write) -> io::Result<()> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let resource = path.rsplit('/').next().unwrap_or_default();
         let option = |name: &str| {
@@ -164,7 +164,7 @@ impl Cluster {
         };
         let number = |name: &str| option(name).and_then(|value| value.parse::<u64>().ok());
         if option("watch").is_some_and(|value| value == "true" || value == "1") {
-            return self.stream_events(resource, number("resourceVersion").unwrap_or(0), to);
+            return self.stream_events(resource, number("resourceVersion").unwrap_or(0), out);
         }
         let (version, mut items) = {
             let state = self.lock();
@@ -176,32 +176,32 @@ impl Cluster {
         }) {
             items.retain(|item| item.contains(&format!(r#""nodeName":"{node}""#)));
         }
-        let all = items.len();
-        let from = (number("continue").unwrap_or(0) as usize).min(all);
-        let until = number("limit").map_or(all, |limit| (from + limit as usize).min(all));
-        let metadata = match until < all {
+        let total = items.len();
+        let from = (number("continue").unwrap_or(0) as usize).min(total);
+        let until = number("limit").map_or(total, |limit| (from + limit as usize).min(total));
+        let metadata = match until < total {
             true => json!({"resourceVersion": version.to_string(), "continue": until.to_string()}),
             false => json!({"resourceVersion": version.to_string()}),
         };
         let (kind, api_version) = list_kind(resource);
         write!(
-            to,
+            out,
             r#"{{"kind":"{kind}","apiVersion":"{api_version}","metadata":{metadata},"items":["#
         )?;
-        write_items(to, &items[from..until])?;
-        to.write_all(b"]}")
+        write_items(out, &items[from..until])?;
+        out.write_all(b"]}")
     }
 
-    /// Sends the events after this version, until the client or the test is over.
-    fn stream_events(&self, resource: &str, mut after: u64, to: &mut dyn io::Write) -> io::Result<()> {
+    /// Sends the events after this version, until the client closes the connection or the cluster is stopped.
+    fn stream_events(&self, resource: &str, mut after: u64, out: &mut dyn io::Write) -> io::Result<()> {
         loop {
-            to.flush()?;
+            out.flush()?;
             let mut state = self.lock();
-            while state.version <= after && !state.is_over {
-                let waited = self.changed.wait_timeout(state, STOP_CHECK);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            while state.version <= after && !state.is_stopped {
+                let result = self.changed.wait_timeout(state, STOP_POLL_INTERVAL);
+                state = result.unwrap_or_else(PoisonError::into_inner).0;
             }
-            if state.is_over {
+            if state.is_stopped {
                 return Ok(());
             }
             let is_new = |event: &&Event| event.version > after && event.resource == resource;
@@ -209,14 +209,14 @@ impl Cluster {
             after = state.version;
             drop(state);
             for event in events {
-                writeln!(to, r#"{{"type":"{}","object":{}}}"#, event.kind, event.object)?;
+                writeln!(out, r#"{{"type":"{}","object":{}}}"#, event.kind, event.object)?;
             }
         }
     }
 
-    /// Ends the streams of events.
-    pub fn end(&self) {
-        self.lock().is_over = true;
+    /// Ends the watch streams.
+    pub fn stop(&self) {
+        self.lock().is_stopped = true;
         self.changed.notify_all();
     }
 }
@@ -225,10 +225,10 @@ impl State {
     fn put(&mut self, resource: String, key: String, object: Arc<str>) {
         let before = self.objects.insert((resource.clone(), key), Arc::clone(&object));
         let kind = if before.is_some() { "MODIFIED" } else { "ADDED" };
-        self.happened(resource, kind, object);
+        self.add_event(resource, kind, object);
     }
 
-    fn happened(&mut self, resource: String, kind: &'static str, object: Arc<str>) {
+    fn add_event(&mut self, resource: String, kind: &'static str, object: Arc<str>) {
         self.version += 1;
         self.events.push(Event {
             version: self.version,
@@ -239,18 +239,17 @@ impl State {
     }
 
     fn items(&self, resource: &str) -> Vec<Arc<str>> {
-        let of_resource = |((of, _), _): &(&(String, String), &Arc<str>)| of == resource;
-        let objects = self.objects.iter().filter(of_resource);
+        let objects = self.objects.iter().filter(|((of, _), _)| of == resource);
         objects.map(|(_, object)| Arc::clone(object)).collect()
     }
 }
 
-fn write_items(to: &mut dyn io::Write, items: &[Arc<str>]) -> io::Result<()> {
+fn write_items(out: &mut dyn io::Write, items: &[Arc<str>]) -> io::Result<()> {
     for (number, item) in items.iter().enumerate() {
         if number > 0 {
-            to.write_all(b",")?;
+            out.write_all(b",")?;
         }
-        to.write_all(item.as_bytes())?;
+        out.write_all(item.as_bytes())?;
     }
     Ok(())
 }

@@ -1,18 +1,19 @@
-//! Two clusters on one machine, as kind, k3d and minikube make them: several nodes as containers, with the same addresses.
+//! Two clusters on one host, as kind, k3d and minikube create them: their nodes are containers, and their pods have the
+//! same addresses.
 
 use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 
 use super::cluster::Cluster;
-use super::identity::{Source, keep, traced, wait_for_names};
-use super::node::{Driver, Node, Pod, SHOP, new_ids};
-use super::traffic::{CERTAIN, Call};
+use super::connection::{NO_DOUBT, PodConnection};
+use super::fixture::{NameSource, start_tracer, wait_for_names, watch};
+use super::node::{CgroupDriver, Node, Pod, VICTIM_NAMESPACE, new_ids};
 use crate::support::actor::Actor;
 use crate::support::net;
 
-/// Connections in each of the clusters.
-const CALLS: usize = 12;
+/// The number of connections in each cluster.
+const CONNECTIONS: usize = 12;
 
 /// The pods of one cluster: a client and a server.
 struct Pods {
@@ -21,79 +22,77 @@ struct Pods {
 }
 
 impl Pods {
-    /// Pods with addresses that the other cluster has, too, below this directory of cgroups.
-    fn new(node: &Node, kubelet: &str) -> Self {
+    /// Starts pods of the kubelet with this root cgroup. Their addresses are the same in both clusters.
+    fn start(node: &Node, kubelet: &str) -> Self {
         let pod = |name: &str, last: u32| {
             let ip = node.pod_ip(last);
-            let actor = node.wired_actor(&ip);
-            let mut pod = node.unplaced_pod(actor, Driver::Cgroupfs, SHOP, name, &ip);
-            pod.cgroup = node
-                .cgroups
-                .join(kubelet)
-                .join(Driver::Cgroupfs.container(&pod.uid, &pod.id));
+            let actor = node.actor_with_address(&ip);
+            let mut pod = node.describe_pod(actor, CgroupDriver::Cgroupfs, VICTIM_NAMESPACE, name, &ip);
+            let container = CgroupDriver::Cgroupfs.container(&pod.uid, &pod.container_id);
+            pod.cgroup = node.cgroups.join(kubelet).join(container);
             pod.start();
             pod
         };
-        Self {
+        let pods = Self {
             web: pod("web", 10),
             db: pod("db", 11),
-        }
+        };
+        pods.db.listen();
+        pods
     }
 }
 
-/// Runs `make` in a new network namespace, which lasts as long as a process that `make` starts in it.
-fn in_another_namespace<T: Send>(make: impl FnOnce() -> T + Send) -> T {
-    // The thread shares this thread's table of descriptors: an actor's socket pair is in it.
+/// Runs `create` in a new network namespace, which exists as long as a process that `create` starts in it.
+fn in_new_netns<T: Send>(create: impl FnOnce() -> T + Send) -> T {
+    // The new thread shares this thread's table of descriptors, which has the actors' socket pairs.
     let body = || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        make()
+        create()
     };
-    let made = thread::scope(|scope| scope.spawn(body).join());
-    made.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    let created = thread::scope(|scope| scope.spawn(body).join());
+    created.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// The source knows the pods of one kubelet of the machine.
-fn only_the_sources_cluster_is_named(name: &str, source: Source, of_source: &str, of_other: &str) {
+/// Checks that a tracer names the pods of its source's cluster, and no pod of the other cluster. The arguments are the
+/// root cgroups of the two clusters' kubelets.
+fn only_the_sources_cluster_is_named(name: &str, source: NameSource, kubelet: &str, other_kubelet: &str) {
     let node = Node::new(name);
-    let ours = Pods::new(&node, of_source);
-    // The other node is a network namespace of its own, with its own routes to the same addresses.
-    let (others, _router) = in_another_namespace(|| {
+    let pods = Pods::start(&node, kubelet);
+    // The other cluster's node is a network namespace, with other routes to the same addresses.
+    let (other_pods, _router) = in_new_netns(|| {
         net::set_sysctl("net.ipv4.ip_forward", "1");
-        (Pods::new(&node, of_other), Actor::start())
+        (Pods::start(&node, other_kubelet), Actor::start())
     });
-    ours.db.listen();
-    others.db.listen();
-    let cluster = Cluster::of([ours.web.object(), ours.db.object()]);
-    let tracer = traced(&node, &cluster, source, &[]);
-    keep(&tracer, &[&ours.web, &ours.db, &others.web, &others.db]);
-    wait_for_names(&tracer, &ours.web, &ours.db);
-    for _ in 0..CALLS {
-        let of_ours = Call::open(&ours.web, &ours.db);
-        let of_others = Call::open(&others.web, &others.db);
-        of_others.close();
-        of_ours.close();
-        of_ours.check(&tracer.tracer, CERTAIN);
-        for record in [of_others.outbound(&tracer.tracer), of_others.inbound(&tracer.tracer)] {
+    let cluster = Cluster::with([pods.web.object(), pods.db.object()]);
+    let tracer = start_tracer(&node, &cluster, source, &[]);
+    watch(&tracer, &[&pods.web, &pods.db, &other_pods.web, &other_pods.db]);
+    wait_for_names(&tracer, &pods.web, &pods.db);
+    for _ in 0..CONNECTIONS {
+        let connection = PodConnection::open(&pods.web, &pods.db);
+        let other = PodConnection::make(&other_pods.web, &other_pods.db);
+        connection.close();
+        connection.check(&tracer, NO_DOUBT);
+        for record in [other.outbound(&tracer), other.inbound(&tracer)] {
             for end in ["src", "dst"] {
                 assert!(record[end]["pod"].is_null(), "{end} of the other cluster's {record}");
             }
         }
     }
-    cluster.end();
+    cluster.stop();
     tracer.stop();
 }
 
-/// Where the other cluster is below another root: a node that is a container.
-fn nested() -> String {
+/// Returns the root cgroup of a kubelet in a container.
+fn nested_kubelet() -> String {
     format!("docker/{}/kubelet", new_ids().1)
 }
 
 pub fn two_clusters_with_the_same_addresses() {
-    only_the_sources_cluster_is_named("cluster-f", Source::File, "", &nested());
-    only_the_sources_cluster_is_named("cluster-k", Source::Kubelet, "", &nested());
+    only_the_sources_cluster_is_named("cluster-f", NameSource::File, "", &nested_kubelet());
+    only_the_sources_cluster_is_named("cluster-k", NameSource::Kubelet, "", &nested_kubelet());
 }
 
-pub fn cluster_in_a_container_beside_the_machines_own() {
-    only_the_sources_cluster_is_named("cluster-c", Source::ApiServer, &nested(), "");
-    only_the_sources_cluster_is_named("cluster-n", Source::ApiServer, &nested(), &nested());
+pub fn cluster_in_a_container_beside_the_hosts_cluster() {
+    only_the_sources_cluster_is_named("cluster-c", NameSource::ApiServer, &nested_kubelet(), "");
+    only_the_sources_cluster_is_named("cluster-n", NameSource::ApiServer, &nested_kubelet(), &nested_kubelet());
 }

@@ -1,6 +1,7 @@
-//! A node with pods of two tenants in the calling thread's network namespace, and tracers of it.
+//! A node with pods of two tenants, in the calling thread's network namespace, and tracers of the node.
 
 use std::fs;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,10 +17,10 @@ use crate::support::memory_limit::MemoryLimit;
 use crate::support::tracer::{Totals, Tracer, TracerCommand, binary};
 use crate::support::{net, node, scratch_dir, test_timeout};
 
-/// The tenant whose records and names nobody else may touch.
-pub const SHOP: &str = "shop";
-/// The tenant that tries it. Its names come first in the alphabet.
-pub const MALL: &str = "mall";
+/// The namespace of the tenant whose records and names must stay right.
+pub const VICTIM_NAMESPACE: &str = "shop";
+/// The namespace of the tenant that attacks. It sorts before the victim's.
+pub const ATTACKER_NAMESPACE: &str = "mall";
 /// The port of each server.
 pub const PORT: u16 = 8080;
 /// The port of each Service.
@@ -27,67 +28,60 @@ pub const SERVICE_PORT: u16 = 80;
 /// The node port of the victim's Service.
 pub const NODE_PORT: u16 = 30080;
 
-/// How a kubelet names its cgroups.
+/// The cgroup driver of a kubelet, which decides the names of its cgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Driver {
+pub enum CgroupDriver {
     /// `kubepods/burstable/pod<uid>/<id>`
     Cgroupfs,
     /// `kubepods.slice/kubepods-burstable.slice/…`
     Systemd,
 }
 
-impl Driver {
-    /// The path of a container's cgroup below the cgroup that the kubelet starts in.
-    pub fn container(self, uid: &str, id: &str) -> PathBuf {
+impl CgroupDriver {
+    /// Returns the path of a container's cgroup, relative to the kubelet's root cgroup.
+    pub fn container(self, uid: &str, container_id: &str) -> PathBuf {
         match self {
-            Self::Cgroupfs => format!("kubepods/burstable/pod{uid}/{id}").into(),
+            Self::Cgroupfs => format!("kubepods/burstable/pod{uid}/{container_id}").into(),
             Self::Systemd => {
                 let escaped = uid.replace('-', "_");
-                format!(
-                    "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{escaped}.slice/cri-containerd-{id}.scope"
-                )
-                .into()
+                let pod = format!("kubepods-burstable-pod{escaped}.slice");
+                let container = format!("cri-containerd-{container_id}.scope");
+                format!("kubepods.slice/kubepods-burstable.slice/{pod}/{container}").into()
             }
         }
     }
 }
 
-/// The node. No two nodes of a run have an address in common.
+/// The node. No two nodes of a run share an address.
 pub struct Node {
-    /// A cgroup that holds those of all its kubelets.
+    /// The cgroup that contains the kubelets' root cgroups.
     pub cgroups: PathBuf,
-    /// Holds the files of the test.
+    /// The directory for the test's files.
     pub folder: PathBuf,
-    /// Its number among the nodes of this run.
     number: u32,
     pods: AtomicU32,
 }
 
-/// A pod of one container with one process.
+/// A pod with one container that runs one process.
 pub struct Pod {
-    /// Its process.
     pub actor: Actor,
-    /// Its namespace, as Kubernetes has them.
+    /// The Kubernetes namespace.
     pub namespace: String,
-    /// Its name.
     pub name: String,
-    /// Its address.
     pub ip: String,
-    /// Its UID.
     pub uid: String,
-    /// The id of its container.
-    pub id: String,
-    /// The cgroup of its container.
+    pub container_id: String,
+    /// The cgroup of the container.
     pub cgroup: PathBuf,
-    /// The inode number of its network namespace.
+    /// The inode of the network namespace.
     pub netns: u64,
 }
 
 impl Node {
-    /// Makes the calling thread's network namespace a node's.
+    /// Creates a node in the calling thread's network namespace.
     pub fn new(name: &str) -> Self {
-        static MADE: AtomicU32 = AtomicU32::new(0);
-        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        static CREATED: AtomicU32 = AtomicU32::new(0);
+        let number = CREATED.fetch_add(1, Ordering::Relaxed);
         let unique = format!("kmesh-trace-test-{}-{name}", std::process::id());
         let node = Self {
             cgroups: node::cgroup2().join(&unique),
@@ -98,81 +92,81 @@ impl Node {
         fs::create_dir_all(&node.folder).unwrap();
         fs::create_dir_all(&node.cgroups).unwrap();
         net::set_sysctl("net.ipv4.ip_forward", "1");
-        // A kubelet's node lets through what claims another address unless somebody set this.
+        // By default, a Kubernetes node forwards packets with a spoofed source address.
         net::set_sysctl("net.ipv4.conf.all.rp_filter", "0");
         net::set_sysctl("net.ipv4.conf.default.rp_filter", "0");
         net::run("ip", &["addr", "add", &format!("{}/32", node.ip()), "dev", "lo"]);
         node
     }
 
-    /// The node's own address.
+    /// Returns the node's own address.
     pub fn ip(&self) -> String {
         format!("10.9.{}.1", self.number)
     }
 
-    /// The cluster IP of the victim's Service.
+    /// Returns the cluster IP of the victim's Service.
     pub fn cluster_ip(&self) -> String {
         format!("10.96.{}.1", self.number)
     }
 
-    /// An address of its pods.
+    /// Returns the address of the node's pod network with this last byte.
     pub fn pod_ip(&self, last: u32) -> String {
         format!("10.{}.{}.{last}", 32 + self.number / 256, self.number % 256)
     }
 
-    /// All addresses of its pods.
+    /// Returns the network of the node's pods.
     pub fn pod_network(&self) -> String {
         format!("{}/24", self.pod_ip(0))
     }
 
-    /// Starts a pod in a network namespace with an address of its own, and in a cgroup as a kubelet makes it.
-    pub fn pod(&self, driver: Driver, namespace: &str, name: &str) -> Pod {
+    /// Starts a pod in a network namespace with its own address, and in a cgroup as a kubelet names it.
+    pub fn pod(&self, driver: CgroupDriver, namespace: &str, name: &str) -> Pod {
         let number = self.pods.fetch_add(1, Ordering::Relaxed) + 1;
         let ip = self.pod_ip(number);
-        let pod = self.unplaced_pod(self.wired_actor(&ip), driver, namespace, name, &ip);
+        let pod = self.describe_pod(self.actor_with_address(&ip), driver, namespace, name, &ip);
         pod.start();
         pod
     }
 
-    /// Starts a process in a network namespace with this address, which the node routes to.
-    pub fn wired_actor(&self, ip: &str) -> Actor {
-        static MADE: AtomicU32 = AtomicU32::new(0);
-        // A wire goes a while after its pod.
-        node::actor_with_veth(&MADE.fetch_add(1, Ordering::Relaxed).to_string(), ip)
+    /// Starts a process in a network namespace with this address, to which the node has a route.
+    pub fn actor_with_address(&self, ip: &str) -> Actor {
+        // Each veth has another name, because the kernel removes the veth of an ended pod later.
+        static CREATED: AtomicU32 = AtomicU32::new(0);
+        node::actor_with_veth(&CREATED.fetch_add(1, Ordering::Relaxed).to_string(), ip)
     }
 
-    /// Describes a pod of this process, which stays in its cgroup.
-    pub fn unplaced_pod(&self, actor: Actor, driver: Driver, namespace: &str, name: &str, ip: &str) -> Pod {
-        let (uid, id) = new_ids();
+    /// Returns a pod of this process. [`Pod::start`] moves the process into the pod's cgroup.
+    pub fn describe_pod(&self, actor: Actor, driver: CgroupDriver, namespace: &str, name: &str, ip: &str) -> Pod {
+        let (uid, container_id) = new_ids();
         Pod {
-            cgroup: self.cgroups.join(driver.container(&uid, &id)),
+            cgroup: self.cgroups.join(driver.container(&uid, &container_id)),
             netns: node::netns_of(&actor),
             actor,
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             ip: ip.to_owned(),
             uid,
-            id,
+            container_id,
         }
     }
 
-    /// The node as the API server has it.
+    /// Returns the node's object of the API server.
     pub fn object(&self) -> Value {
         json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": NODE_NAME},
             "status": {"addresses": [{"type": "InternalIP", "address": self.ip()}]}})
     }
 
-    /// The victim's Service, which is in front of pods with the label `app: db`.
+    /// Returns the victim's Service, which selects the pods with the label `app: db`.
     pub fn service(&self) -> Value {
-        json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": "database", "namespace": SHOP},
+        json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": "database", "namespace": VICTIM_NAMESPACE},
             "spec": {"clusterIP": self.cluster_ip(), "clusterIPs": [self.cluster_ip()], "selector": {"app": "db"},
                 "ports": [{"port": SERVICE_PORT, "targetPort": PORT, "nodePort": NODE_PORT}]}})
     }
 
-    /// Translates the victim's Service as kube-proxy does.
-    pub fn translate(&self, server: &Pod) {
+    /// Redirects the victim's Service and its node port to `server`, with DNAT rules like kube-proxy's.
+    pub fn add_service_rules(&self, server: &Pod) {
         let ip = self.cluster_ip();
-        // A node has a route to anywhere; the kernel looks it up before the translation.
+        // The kernel looks up a route before DNAT, so it needs a route to the cluster IP.
         net::run(
             "ip",
             &["route", "add", &format!("{ip}/32"), "dev", "lo", "src", &self.ip()],
@@ -181,21 +175,22 @@ impl Node {
         for hook in ["prerouting", "output"] {
             let chain = format!("add chain ip kube-proxy {hook} {{ type nat hook {hook} priority -100; }}");
             net::run("nft", &[&chain]);
-            for (dialled, port) in [(ip.clone(), SERVICE_PORT), (self.ip(), NODE_PORT)] {
+            for (destination, port) in [(ip.clone(), SERVICE_PORT), (self.ip(), NODE_PORT)] {
                 let to = format!("{}:{PORT}", server.ip);
-                let rule = format!("add rule ip kube-proxy {hook} ip daddr {dialled} tcp dport {port} dnat to {to}");
+                let rule =
+                    format!("add rule ip kube-proxy {hook} ip daddr {destination} tcp dport {port} dnat to {to}");
                 net::run("nft", &[&rule]);
             }
         }
     }
 
-    /// Starts a tracer as on a node, of the connections of these pods.
+    /// Starts a tracer of the connections of the node's pods.
     pub fn trace(&self, args: &[&str]) -> NodeTracer {
-        self.trace_within(None, args)
+        self.trace_with_limit(None, args)
     }
 
-    /// Starts a tracer that may have this much memory.
-    pub fn trace_within(&self, limit: Option<&MemoryLimit>, args: &[&str]) -> NodeTracer {
+    /// Starts a tracer of the connections of the node's pods, with a memory limit if there is one.
+    pub fn trace_with_limit(&self, limit: Option<&MemoryLimit>, args: &[&str]) -> NodeTracer {
         let unshare = PathBuf::from("unshare");
         let mut command = limit.map_or_else(|| Command::new(&unshare), |limit| limit.command(&unshare));
         command
@@ -203,9 +198,8 @@ impl Node {
             .arg(binary())
             .env("NODE_NAME", NODE_NAME);
         let network = self.pod_network();
-        let tracer =
-            TracerCommand::from_command(command, &[&["-v", "-o", "json", "--ip", &network], args].concat()).start();
-        NodeTracer { tracer }
+        let args = [&["-v", "-o", "json", "--ip", &network], args].concat();
+        NodeTracer(TracerCommand::from_command(command, &args).start())
     }
 }
 
@@ -218,8 +212,8 @@ impl Drop for Node {
 
 /// Returns the UID of a new pod, and the id of its container.
 pub fn new_ids() -> (String, String) {
-    static MADE: AtomicU32 = AtomicU32::new(1);
-    let (process, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+    static CREATED: AtomicU32 = AtomicU32::new(1);
+    let (process, number) = (std::process::id(), CREATED.fetch_add(1, Ordering::Relaxed));
     (
         format!("{process:08x}-0000-4000-8000-{number:012x}"),
         format!("{process:056x}{number:08x}"),
@@ -227,12 +221,23 @@ pub fn new_ids() -> (String, String) {
 }
 
 impl Pod {
-    /// Puts its process into its container's cgroup, as a runtime does.
+    /// Moves the process into its container's cgroup, as a container runtime does.
     pub fn start(&self) {
         node::move_into(&self.cgroup, &self.actor);
     }
 
-    /// The pod as a source lists it.
+    /// Makes the pod's process the process of another pod, whose UID and container id are new. `announce` runs before
+    /// the process moves into the cgroup of the new pod.
+    pub fn become_new_pod(&mut self, node: &Node, announce: impl FnOnce(&Self)) {
+        (self.uid, self.container_id) = new_ids();
+        let container = CgroupDriver::Cgroupfs.container(&self.uid, &self.container_id);
+        let old_cgroup = std::mem::replace(&mut self.cgroup, node.cgroups.join(container));
+        announce(self);
+        self.start();
+        node::remove_cgroup(old_cgroup.parent().unwrap());
+    }
+
+    /// Returns the pod's object, as sources list it.
     pub fn object(&self) -> Value {
         let app = self.name.trim_end_matches("-0");
         json!({"kind": "Pod", "apiVersion": "v1",
@@ -241,85 +246,97 @@ impl Pod {
                 {"name": "main", "ports": [{"name": "http", "containerPort": PORT}]}]},
             "status": {"phase": "Running", "podIP": self.ip, "podIPs": [{"ip": self.ip}],
                 "startTime": "2020-01-01T00:00:00Z",
-                "containerStatuses": [{"name": "main", "containerID": format!("containerd://{}", self.id)}]}})
+                "containerStatuses": [{"name": "main", "containerID": format!("containerd://{}", self.container_id)}]}})
     }
 
-    /// The pod with these annotations.
+    /// Returns the pod's object with these annotations.
     pub fn annotated(&self, annotations: Value) -> Value {
         let mut object = self.object();
         object["metadata"]["annotations"] = annotations;
         object
     }
 
-    /// Its server's address.
+    /// Returns the address and port of the pod's server.
     pub fn server(&self) -> String {
         format!("{}:{PORT}", self.ip)
     }
 
-    /// Starts its server.
+    /// Starts the pod's server.
     pub fn listen(&self) {
         self.actor.listen("l", self.server().parse().unwrap());
     }
 }
 
-/// A tracer that is the first process of a pid namespace, as a node's tracer with `hostPID` sees a node's processes.
-pub struct NodeTracer {
-    /// The tracer.
-    pub tracer: Tracer,
+/// Returns the object of a running pod that has no process in the test.
+pub fn pod_object(metadata: &Value, ip: &str) -> Value {
+    json!({"kind": "Pod", "apiVersion": "v1", "metadata": metadata,
+        "spec": {"nodeName": NODE_NAME, "containers": [{"name": "main"}]},
+        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}})
+}
+
+/// A tracer that is the first process of a pid namespace. It sees the node's processes as a tracer with `hostPID` does.
+pub struct NodeTracer(Tracer);
+
+impl Deref for NodeTracer {
+    type Target = Tracer;
+
+    fn deref(&self) -> &Tracer {
+        &self.0
+    }
 }
 
 impl NodeTracer {
-    /// The tool itself, which is the only child of `unshare`.
-    pub fn tool(&self) -> Pid {
-        let children = format!("/proc/{0}/task/{0}/children", self.tracer.pid);
+    /// Returns the pid of the tool, which is the only child of `unshare`.
+    pub fn tool_pid(&self) -> Pid {
+        let children = format!("/proc/{0}/task/{0}/children", self.pid);
         let child = fs::read_to_string(children).unwrap_or_default();
         let pid = child.trim().parse();
-        Pid::from_raw(pid.unwrap_or_else(|_| panic!("the tool has ended: {:?}", self.tracer.stderr_lines())))
+        Pid::from_raw(pid.unwrap_or_else(|_| panic!("the tool has ended: {:?}", self.stderr_lines())))
     }
 
-    /// The processor time that the tool has used.
+    /// Returns the processor time that the tool has used.
     pub fn cpu_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.tool())).unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.tool_pid())).unwrap();
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         // utime and stime, in ticks of 10 ms.
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         Duration::from_millis(10 * ticks)
     }
 
-    /// Whether any record has waited for names. Known once it has ended.
-    pub fn has_waited(&self) -> bool {
-        longest_wait_ms(&self.tracer.stderr_lines()) > 0.0
+    /// Whether a record has waited for names. The tool reports it when it stops.
+    pub fn has_delayed_records(&self) -> bool {
+        longest_wait_ms(&self.stderr_lines()) > 0.0
     }
 
-    /// Asks it to stop, and checks that it ended well, lost nothing, and let no record wait for names longer than it may.
+    /// Stops the tool, and checks that it ended well, lost nothing, and let no record wait too long for names.
     pub fn stop(&self) -> Totals {
-        kill(self.tool(), Signal::SIGINT).unwrap();
-        let end = self.tracer.wait();
-        let wait_ms = longest_wait_ms(&end.stderr);
+        kill(self.tool_pid(), Signal::SIGINT).unwrap();
+        let exit = self.wait();
+        let wait_ms = longest_wait_ms(&exit.stderr);
         assert!(wait_ms <= MAX_WAIT_MS, "{wait_ms} ms");
-        end.check_lossless()
+        exit.check_lossless()
     }
 }
 
 /// The longest time that a record may wait for names.
 const MAX_WAIT_MS: f64 = 200.0;
 
-/// The longest time that a record has waited for names, by the tracer's own clock; 0 if none has.
-fn longest_wait_ms(said: &[String]) -> f64 {
-    let wait = said.iter().find_map(|line| {
+/// Returns the longest time that a record has waited for names, as the tool measured it, or 0 if no record has waited.
+fn longest_wait_ms(stderr: &[String]) -> f64 {
+    let wait = stderr.iter().find_map(|line| {
         let (_, rest) = line.split_once("records waited up to ")?;
         rest.strip_suffix(" ms for names")
     });
     wait.map_or(0.0, |wait| wait.parse().expect("a number"))
 }
 
-/// Repeats `attempt` until it succeeds. Only a failing test ever waits to the end.
-pub fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+/// Repeats `attempt` until it returns a value. Panics after the test timeout.
+pub fn retry_until<T>(condition: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + test_timeout();
     loop {
-        if let Some(done) = attempt() {
-            return done;
+        if let Some(value) = attempt() {
+            return value;
         }
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        assert!(Instant::now() < deadline, "timeout: {condition}");
     }
 }

@@ -1,59 +1,57 @@
-//! An object that is too large or odd costs only itself.
-
-use std::sync::Arc;
+//! A large or malformed object of one tenant does not affect the names of others.
 
 use serde_json::json;
 
-use super::cluster::{Cluster, NODE_NAME};
-use super::identity::{keep, wait_for_names};
-use super::node::{Driver, MALL, Node, NodeTracer, Pod, SHOP, new_ids};
+use super::cluster::NODE_NAME;
+use super::fixture::{Fixture, NameSource, wait_for_names, watch};
+use super::node::{ATTACKER_NAMESPACE, CgroupDriver, NodeTracer, VICTIM_NAMESPACE, new_ids};
 use crate::support::memory_limit::MemoryLimit;
 use crate::support::peak_memory_kib;
 use crate::support::probe::MEMORY_CGROUP;
 
 /// The memory limit of the manifests in `deploy/`.
-pub const LIMIT: u64 = 256 << 20;
+const MEMORY_LIMIT: u64 = 256 << 20;
 
-/// A cgroup with the manifests' limit, where one can be made.
-pub fn limit() -> Option<MemoryLimit> {
-    MEMORY_CGROUP.is_ok().then(|| MemoryLimit::new(LIMIT))
+/// Returns a cgroup with the manifests' memory limit, if the system can create one.
+pub fn memory_limit() -> Option<MemoryLimit> {
+    MEMORY_CGROUP.is_ok().then(|| MemoryLimit::new(MEMORY_LIMIT))
 }
 
-/// Checks that the tracer runs, and has never had more memory than the limit.
+/// Checks that the tracer runs, and has never used more memory than the limit.
 pub fn check_memory(tracer: &NodeTracer) {
-    let kib = peak_memory_kib(tracer.tool());
+    let kib = peak_memory_kib(tracer.tool_pid());
     println!("{kib} KiB at most");
-    assert!(kib < LIMIT >> 10, "{kib} KiB");
+    assert!(kib < MEMORY_LIMIT >> 10, "{kib} KiB");
 }
 
-/// The text of a pending pod that is about as large as an API server takes: 1.5 MiB.
+/// Returns a pending pod of 1.5 MB, which is about the maximum that an API server accepts.
 pub fn large_pod(name: &str) -> String {
     let padding = "x".repeat(1_500_000);
     json!({"kind": "Pod", "apiVersion": "v1",
-        "metadata": {"name": name, "namespace": MALL, "uid": new_ids().0, "resourceVersion": "1"},
+        "metadata": {"name": name, "namespace": ATTACKER_NAMESPACE, "uid": new_ids().0, "resourceVersion": "1"},
         "spec": {"nodeName": NODE_NAME, "containers": [{"name": "main", "args": [padding]}]},
         "status": {"phase": "Pending"}})
     .to_string()
 }
 
-/// The text of a pod with this many labels, each as short as can be.
-pub fn many_labels(name: &str, count: usize) -> String {
+/// Returns a pod with this number of labels, which are as short as possible.
+pub fn pod_with_labels(name: &str, count: usize) -> String {
+    const PLACEHOLDER: &str = r#""labels":0"#;
     let labels: Vec<String> = (0..count).map(|number| format!(r#""{number:05x}":"""#)).collect();
     let mut pod = json!({"kind": "Pod", "apiVersion": "v1",
-        "metadata": {"name": name, "namespace": MALL, "uid": new_ids().0, "resourceVersion": "1", "labels": 0},
+        "metadata": {"name": name, "namespace": ATTACKER_NAMESPACE, "uid": new_ids().0, "resourceVersion": "1",
+            "labels": 0},
         "spec": {"nodeName": NODE_NAME, "containers": [{"name": "main"}]},
         "status": {"phase": "Running", "podIP": "10.255.0.1"}})
     .to_string();
-    let at = pod.find(r#""labels":0"#).unwrap();
-    pod.replace_range(
-        at..at + r#""labels":0"#.len(),
-        &format!(r#""labels":{{{}}}"#, labels.join(",")),
-    );
+    let at = pod.find(PLACEHOLDER).unwrap();
+    let labels = format!(r#""labels":{{{}}}"#, labels.join(","));
+    pod.replace_range(at..at + PLACEHOLDER.len(), &labels);
     pod
 }
 
-/// Items of lists that make no sense, one way each.
-pub const ODD: [&str; 8] = [
+/// List items that are malformed in different ways.
+pub const MALFORMED_ITEMS: [&str; 8] = [
     "{}",
     r#"{"metadata":null}"#,
     r#"{"metadata":7}"#,
@@ -64,127 +62,111 @@ pub const ODD: [&str; 8] = [
     r#"{"metadata":{"name":"odd","namespace":"mall","uid":"u"},"spec":{},"status":{"podIPs":{"ip":"10.0.0.1"}}}"#,
 ];
 
-/// A node with the victim's pods, and the cluster that knows them.
-struct Stage {
-    web: Pod,
-    db: Pod,
-    cluster: Arc<Cluster>,
-    // Last, since it removes the cgroups that the pods' processes are in.
-    node: Node,
-}
-
-impl Stage {
-    fn new(name: &str) -> Self {
-        let node = Node::new(name);
-        let web = node.pod(Driver::Cgroupfs, SHOP, "web");
-        let db = node.pod(Driver::Systemd, SHOP, "db");
-        db.listen();
-        let cluster = Cluster::of([web.object(), db.object()]);
-        Self { node, web, db, cluster }
+impl Fixture {
+    /// Adds an item to the attacker's pods.
+    fn put_attacker_pod(&self, name: &str, item: String) {
+        self.cluster
+            .put_item("pods", &format!("{ATTACKER_NAMESPACE}/{name}"), item);
     }
 
-    /// The victim's names come from this source, within the limit.
-    fn check(&self, flag: &str) {
-        let limit = limit();
-        let tracer = self.node.trace_within(limit.as_ref(), &[flag]);
-        keep(&tracer, &[&self.web, &self.db]);
+    /// Adds large pods of the attacker.
+    pub fn put_large_pods(&self, count: usize) {
+        for number in 0..count {
+            let name = format!("large-{number}");
+            self.put_attacker_pod(&name, large_pod(&name));
+        }
+    }
+
+    /// Adds pods of the attacker with about two million labels in total.
+    pub fn put_pods_with_labels(&self) {
+        for number in 0..15 {
+            let name = format!("labels-{number}");
+            self.put_attacker_pod(&name, pod_with_labels(&name, 130_000));
+        }
+    }
+
+    /// Checks that a tracer with the memory limit gets the victim's names from the source of this flag.
+    fn check_names_from(&self, flag: &str) {
+        let limit = memory_limit();
+        let tracer = self.node.trace_with_limit(limit.as_ref(), &[flag]);
+        watch(&tracer, &[&self.web, &self.db]);
         wait_for_names(&tracer, &self.web, &self.db);
         check_memory(&tracer);
         tracer.stop();
     }
 
-    fn check_kubelet(&self) {
-        self.check(&format!("--kubelet={}", self.cluster.kubelet()));
+    fn check_names_from_kubelet(&self) {
+        self.check_names_from(&format!("--kubelet={}", self.cluster.serve_kubelet()));
     }
 
-    fn check_api_server(&self) {
+    fn check_names_from_api_server(&self) {
         let kubeconfig = self.node.folder.join("kubeconfig");
-        self.cluster.api_server(&kubeconfig);
-        self.check(&format!("--kubeconfig={}", kubeconfig.display()));
+        self.cluster.serve_api_server(&kubeconfig);
+        self.check_names_from(&format!("--kubeconfig={}", kubeconfig.display()));
     }
 }
 
-impl Drop for Stage {
-    fn drop(&mut self) {
-        self.cluster.end();
-    }
+pub fn large_pods_do_not_stop_names_from_the_api_server() {
+    let fixture = Fixture::new("large-a");
+    fixture.put_large_pods(25);
+    fixture.check_names_from_api_server();
 }
 
-fn large_pods(name: &str, count: usize) -> Stage {
-    let stage = Stage::new(name);
-    for number in 0..count {
-        let name = format!("large-{number}");
-        let key = format!("{MALL}/{name}");
-        stage.cluster.put_item("pods", &key, large_pod(&name));
-    }
-    stage
+pub fn large_pods_do_not_stop_names_from_the_kubelet() {
+    let fixture = Fixture::new("large-k");
+    fixture.put_large_pods(46);
+    fixture.check_names_from_kubelet();
 }
 
-pub fn large_pods_do_not_end_the_names_of_an_api_server() {
-    large_pods("large-a", 25).check_api_server();
+pub fn memory_for_labels_from_the_api_server_is_limited() {
+    let fixture = Fixture::new("labels-a");
+    fixture.put_pods_with_labels();
+    fixture.check_names_from_api_server();
 }
 
-pub fn large_pods_do_not_end_the_names_of_a_kubelet() {
-    large_pods("large-k", 46).check_kubelet();
+pub fn memory_for_labels_from_the_kubelet_is_limited() {
+    let fixture = Fixture::new("labels-k");
+    fixture.put_pods_with_labels();
+    fixture.check_names_from_kubelet();
 }
 
-fn labelled_pods(name: &str) -> Stage {
-    let stage = Stage::new(name);
-    for number in 0..15 {
-        let name = format!("labels-{number}");
-        let key = format!("{MALL}/{name}");
-        stage.cluster.put_item("pods", &key, many_labels(&name, 130_000));
-    }
-    stage
-}
-
-pub fn labels_of_an_api_servers_pods_are_bounded() {
-    labelled_pods("labels-a").check_api_server();
-}
-
-pub fn labels_of_a_kubelets_pods_are_bounded() {
-    labelled_pods("labels-k").check_kubelet();
-}
-
-/// Sixteen MiB of items that are nothing, as one answer, behind the pods that there are.
-pub fn items_that_are_nothing_are_not_stored() {
-    let stage = Stage::new("nothing");
+/// One answer contains 16 MiB of empty items, after the victim's pods.
+pub fn empty_items_are_not_stored() {
+    let fixture = Fixture::new("empty-items");
     let items = vec!["{}"; (16 << 20) / 3].join(",");
-    stage.cluster.put_item("pods", "zzz/nothing", items);
-    stage.check_kubelet();
+    fixture.cluster.put_item("pods", "zzz/empty", items);
+    fixture.check_names_from_kubelet();
 }
 
-/// Items of other types than they should have, before and behind the pods.
-pub fn odd_item_costs_only_itself() {
-    let stage = Stage::new("odd");
-    for (number, item) in ODD.iter().enumerate() {
-        for place in ["aaa", "zzz"] {
-            stage.cluster.put_item("pods", &format!("{place}/odd-{number}"), *item);
+/// The malformed items are in the list before and after the victim's pods.
+pub fn malformed_item_does_not_affect_other_items() {
+    let fixture = Fixture::new("malformed");
+    for (number, item) in MALFORMED_ITEMS.iter().enumerate() {
+        for namespace in ["aaa", "zzz"] {
+            let key = format!("{namespace}/malformed-{number}");
+            fixture.cluster.put_item("pods", &key, *item);
         }
     }
-    stage.check_kubelet();
-    stage.check_api_server();
-    let file = stage.node.folder.join("pods");
-    stage.cluster.save(&file);
-    stage.check(&format!("--pods-file={}", file.display()));
+    fixture.check_names_from_kubelet();
+    fixture.check_names_from_api_server();
+    let file = fixture.node.folder.join("pods");
+    fixture.cluster.save(&file);
+    fixture.check_names_from(&format!("--pods-file={}", file.display()));
 }
 
-/// An event of a stream may be as odd as an item of a list.
-pub fn odd_event_costs_only_itself() {
-    let stage = Stage::new("odd-event");
-    let kubeconfig = stage.node.folder.join("kubeconfig");
-    stage.cluster.api_server(&kubeconfig);
-    let tracer = stage.node.trace(&[&format!("--kubeconfig={}", kubeconfig.display())]);
-    keep(&tracer, &[&stage.web, &stage.db]);
-    wait_for_names(&tracer, &stage.web, &stage.db);
-    for (number, item) in ODD.iter().enumerate() {
-        stage.cluster.put_item("pods", &format!("aaa/odd-{number}"), *item);
+/// The malformed items are events of a watch stream.
+pub fn malformed_event_does_not_affect_other_events() {
+    let fixture = Fixture::new("malformed-event");
+    let tracer = fixture.trace(NameSource::ApiServer, &[]);
+    for (number, item) in MALFORMED_ITEMS.iter().enumerate() {
+        let key = format!("aaa/malformed-{number}");
+        fixture.cluster.put_item("pods", &key, *item);
     }
-    // What comes behind them.
-    let pay = stage.node.pod(Driver::Cgroupfs, SHOP, "pay");
+    // This pod's event comes after the malformed events.
+    let pay = fixture.node.pod(CgroupDriver::Cgroupfs, VICTIM_NAMESPACE, "pay");
     pay.listen();
-    keep(&tracer, &[&pay]);
-    stage.cluster.put(pay.object());
-    wait_for_names(&tracer, &stage.web, &pay);
+    watch(&tracer, &[&pay]);
+    fixture.cluster.put(pay.object());
+    wait_for_names(&tracer, &fixture.web, &pay);
     tracer.stop();
 }

@@ -1,180 +1,177 @@
-//! Random rounds: in each, the other tenant does something, and the fixed traffic of the victim must not show it.
+//! Random rounds: in each round, the attacker does something, and the victim's connections must keep their names.
 //!
-//! `KMESH_TRACE_TENANT_ROUNDS` is the number of rounds, `KMESH_TRACE_TENANT_SEED` what all random choices follow from.
+//! `KMESH_TRACE_TENANT_ROUNDS` sets the number of rounds. All random choices follow from `KMESH_TRACE_TENANT_SEED`.
 
 use std::collections::HashMap;
 use std::env;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::addresses::DOUBT;
+use super::addresses::MAX_DOUBT;
 use super::attacker::Attacker;
 use super::cluster::Cluster;
-use super::identity::{Source, keep, traced, wait_for_names};
-use super::node::{Driver, Node, NodeTracer, Pod, SHOP};
-use super::services::slice;
-use super::traffic::{CERTAIN, Call, Doubt, failure};
-use crate::support::node as support;
+use super::connection::{Doubt, NO_DOUBT, PodConnection, catch_failure, check_not_named};
+use super::fixture::{NameSource, start_tracer, wait_for_names, watch};
+use super::node::{CgroupDriver, Node, NodeTracer, Pod, VICTIM_NAMESPACE};
+use super::services::endpoint_slice;
 use crate::support::output::ReceivedRecord;
 use crate::support::random::Random;
 
 const DEFAULT_ROUNDS: u64 = 50;
 const DEFAULT_SEED: u64 = 20_260_102;
-/// After this many rounds the test waits until no address is in doubt any more.
+/// The number of rounds after which the test waits until no address is in doubt.
 const ROUNDS_BETWEEN_PAUSES: u64 = 25;
 
-/// The victim's pods. Each client has a server that the other tenant knows the address of.
+/// The victim's pods.
 pub struct Victim {
     /// Connects to `db`, by its address and by its Service.
     pub web: Pod,
-    /// Serves.
     pub db: Pod,
     /// Connects to `pay`.
     pub cart: Pod,
-    /// Serves.
     pub pay: Pod,
-    /// One process that becomes one pod after the other, all with the same address.
+    /// Connects to `pay`. One process becomes one pod after another, all with the same address.
     pub batch: Pod,
 }
 
 impl Victim {
     fn new(node: &Node) -> Self {
+        use CgroupDriver::{Cgroupfs, Systemd};
+        let pod = |driver, name| node.pod(driver, VICTIM_NAMESPACE, name);
         let victim = Self {
-            web: node.pod(Driver::Cgroupfs, SHOP, "web"),
-            db: node.pod(Driver::Systemd, SHOP, "db"),
-            cart: node.pod(Driver::Systemd, SHOP, "cart"),
-            pay: node.pod(Driver::Cgroupfs, SHOP, "pay"),
-            batch: node.pod(Driver::Cgroupfs, SHOP, "batch-0"),
+            web: pod(Cgroupfs, "web"),
+            db: pod(Systemd, "db"),
+            cart: pod(Systemd, "cart"),
+            pay: pod(Cgroupfs, "pay"),
+            batch: pod(Cgroupfs, "batch-0"),
         };
         victim.db.listen();
         victim.pay.listen();
-        node.translate(&victim.db);
+        node.add_service_rules(&victim.db);
         victim
     }
 
-    /// All pods of it.
-    pub fn all(&self) -> [&Pod; 5] {
+    pub fn pods(&self) -> [&Pod; 5] {
         [&self.web, &self.db, &self.cart, &self.pay, &self.batch]
     }
 
-    /// Replaces the pod that comes and goes: a new pod with the address of the last one, which the sources learn of at once.
+    /// Replaces the pod `batch` by a new pod with the same address, which the sources list at once.
     fn replace_batch(&mut self, node: &Node, cluster: &Cluster, number: u64) {
-        let before = self.batch.object();
-        let batch = &mut self.batch;
-        (batch.uid, batch.id) = super::node::new_ids();
-        batch.name = format!("batch-{number}");
-        cluster.delete(&before);
-        let cgroup = node.cgroups.join(Driver::Cgroupfs.container(&batch.uid, &batch.id));
-        let left = std::mem::replace(&mut batch.cgroup, cgroup);
-        cluster.put(batch.object());
-        batch.start();
-        support::remove_cgroup(left.parent().unwrap());
+        let old = self.batch.object();
+        self.batch.name = format!("batch-{number}");
+        self.batch.become_new_pod(node, |new| {
+            cluster.delete(&old);
+            cluster.put(new.object());
+        });
     }
 }
 
-/// Since when an address may be in doubt, because a pod that no source knew has used it; and since when a pod may be unknown.
+/// The addresses that may be in doubt because an unknown pod has used them, and the addresses of new pods that the
+/// sources may not list yet. Each has the time since when.
 #[derive(Default)]
-pub struct Doubts {
+pub struct ActiveDoubts {
     addresses: HashMap<String, Instant>,
     new_pods: HashMap<String, Instant>,
 }
 
-impl Doubts {
+impl ActiveDoubts {
     /// A pod that no source knows uses this address now.
     pub fn add(&mut self, ip: &str) {
         self.addresses.insert(ip.to_owned(), Instant::now());
     }
 
-    /// A new pod begins, with an address that another pod had.
-    fn add_pod(&mut self, pod: &Pod) {
+    /// A new pod has the address of a pod that ended.
+    fn add_new_pod(&mut self, pod: &Pod) {
         self.add(&pod.ip);
         self.new_pods.insert(pod.ip.clone(), Instant::now());
     }
 
-    fn of(&self, call: &Call<'_>) -> Doubt {
-        let is_in = |since: &HashMap<String, Instant>, pod: &Pod| {
-            since.get(&pod.ip).is_some_and(|since| call.opened < *since + DOUBT)
+    fn of(&self, connection: &PodConnection<'_>) -> Doubt {
+        let contains = |times: &HashMap<String, Instant>, pod: &Pod| {
+            times
+                .get(&pod.ip)
+                .is_some_and(|since| connection.opened < *since + MAX_DOUBT)
         };
         Doubt {
-            client: is_in(&self.addresses, call.client),
-            server: is_in(&self.addresses, call.server),
-            client_is_new: is_in(&self.new_pods, call.client),
+            client: contains(&self.addresses, connection.client),
+            server: contains(&self.addresses, connection.server),
+            client_is_new: contains(&self.new_pods, connection.client),
         }
     }
 
+    /// Sleeps until no address is in doubt.
     fn wait_until_over(&self) {
-        let over = self.addresses.values().map(|since| *since + DOUBT).max();
-        if let Some(left) = over.and_then(|over| over.checked_duration_since(Instant::now())) {
-            // That doubt ends by itself is what is tested.
+        let end = self.addresses.values().map(|since| *since + MAX_DOUBT).max();
+        if let Some(left) = end.and_then(|end| end.checked_duration_since(Instant::now())) {
             std::thread::sleep(left);
         }
     }
 }
 
-/// The tracers of the run.
 struct Tracers {
-    of_kubelet: NodeTracer,
-    of_api_server: NodeTracer,
-    of_shop: NodeTracer,
+    kubelet: NodeTracer,
+    api_server: NodeTracer,
+    /// Filters by the victim's namespace. Its source is the API server.
+    filtered: NodeTracer,
 }
 
 impl Tracers {
     fn start(node: &Node, cluster: &Arc<Cluster>) -> Self {
+        let filter = ["--from-namespace", VICTIM_NAMESPACE];
         Self {
-            of_kubelet: traced(node, cluster, Source::Kubelet, &[]),
-            of_api_server: traced(node, cluster, Source::ApiServer, &[]),
-            of_shop: traced(node, cluster, Source::ApiServer, &["--from-namespace", SHOP]),
+            kubelet: start_tracer(node, cluster, NameSource::Kubelet, &[]),
+            api_server: start_tracer(node, cluster, NameSource::ApiServer, &[]),
+            filtered: start_tracer(node, cluster, NameSource::ApiServer, &filter),
         }
     }
 
     fn all(&self) -> [&NodeTracer; 3] {
-        [&self.of_kubelet, &self.of_api_server, &self.of_shop]
+        [&self.kubelet, &self.api_server, &self.filtered]
     }
 
-    /// The records of a call are there, by the right names.
-    fn check(&self, call: &Call<'_>, doubt: Doubt) {
-        // The kubelet knows no Services.
-        call.without_service().check(&self.of_kubelet.tracer, doubt);
-        call.check(&self.of_api_server.tracer, doubt);
-        // A client without a name is in no namespace.
-        let of_shop = &self.of_shop.tracer;
+    /// Checks that each tracer has the records of a connection, with the right names.
+    fn check(&self, connection: &PodConnection<'_>, doubt: Doubt) {
+        // A kubelet lists no Services.
+        connection.without_service().check(&self.kubelet, doubt);
+        connection.check(&self.api_server, doubt);
+        // A client without a name is in no namespace, so the filter does not select its connection.
         if !doubt.client_is_new {
-            call.check_outbound(&call.outbound(of_shop), doubt);
+            connection.check_outbound(&connection.outbound(&self.filtered), doubt);
             if !doubt.client {
-                call.check_inbound(&call.inbound(of_shop), doubt);
+                connection.check_inbound(&connection.inbound(&self.filtered), doubt);
             }
         }
     }
 
-    /// No record of an attacker's socket has a name of the victim at its local end.
+    /// Checks that no record of an attacker's socket names a pod of the victim at its local end.
     fn check_attacker(&self, netns: u64, victim: &Victim) {
         for tracer in self.all() {
-            for ReceivedRecord { value, .. } in tracer.tracer.output.records(netns) {
+            for ReceivedRecord { value, .. } in tracer.output.records(netns) {
                 let local = if value["direction"] == "outbound" { "src" } else { "dst" };
-                for pod in victim.all() {
-                    super::traffic::check_is_not(&value, local, pod);
+                for pod in victim.pods() {
+                    check_not_named(&value, local, pod);
                 }
             }
         }
     }
 }
 
-/// Returns the number in this environment variable.
-pub fn number(variable: &str, default: u64) -> u64 {
+/// Returns the number in an environment variable, or the default if it is not set.
+pub fn env_number(variable: &str, default: u64) -> u64 {
     env::var(variable).map_or(default, |value| {
         value.parse().unwrap_or_else(|_| panic!("{variable}={value}"))
     })
 }
 
-/// What stays the same through all rounds.
+/// The state of a run.
 struct Run {
     cluster: Arc<Cluster>,
     tracers: Tracers,
     victim: Victim,
     attacker: Attacker,
-    doubts: Doubts,
+    doubts: ActiveDoubts,
     random: Random,
-    // Last, since it removes the cgroups that the processes are in.
+    // The last field, because its drop removes the cgroups of the processes.
     node: Node,
 }
 
@@ -183,18 +180,18 @@ impl Run {
         let node = Node::new("rounds");
         let victim = Victim::new(&node);
         let attacker = Attacker::new(&node);
-        let cluster = Cluster::of(victim.all().map(Pod::object));
-        for object in [node.object(), node.service(), slice(SHOP, "database", &victim.db.ip)] {
+        let pods = victim.pods().into_iter().chain(attacker.known_pods());
+        let cluster = Cluster::with(pods.map(Pod::object));
+        let slice = endpoint_slice(VICTIM_NAMESPACE, "database", &victim.db.ip);
+        for object in [node.object(), node.service(), slice] {
             cluster.put(object);
         }
-        attacker.known_pods().iter().for_each(|pod| cluster.put(pod.object()));
         let tracers = Tracers::start(&node, &cluster);
         for tracer in tracers.all() {
-            keep(tracer, &victim.all());
-            attacker
-                .namespaces()
-                .iter()
-                .for_each(|netns| tracer.tracer.output.watch(*netns));
+            watch(tracer, &victim.pods());
+            for netns in attacker.namespaces() {
+                tracer.output.watch(netns);
+            }
             wait_for_names(tracer, &victim.web, &victim.db);
         }
         Self {
@@ -203,18 +200,18 @@ impl Run {
             tracers,
             victim,
             attacker,
-            doubts: Doubts::default(),
+            doubts: ActiveDoubts::default(),
             random: Random::new(seed),
         }
     }
 
-    /// One round: the attacker does something while the victim has a connection open, and before it makes others.
+    /// Runs a round: the attacker acts while the victim has an open connection, and before the victim makes others.
     fn round(&mut self, round: u64) {
         if self.random.one_in(4) {
             self.victim.replace_batch(&self.node, &self.cluster, round + 1);
-            self.doubts.add_pod(&self.victim.batch);
+            self.doubts.add_new_pod(&self.victim.batch);
         }
-        let held = Call::open(&self.victim.web, &self.victim.db).with_service("database", "target_port");
+        let open = PodConnection::open(&self.victim.web, &self.victim.db).expect_service("database", "target_port");
         self.attacker.act(
             &self.node,
             &self.cluster,
@@ -222,25 +219,24 @@ impl Run {
             &mut self.doubts,
             &mut self.random,
         );
-        held.close();
+        open.close();
         let victim = &self.victim;
-        let mut calls = vec![held];
-        for open in 0..3 {
-            let call = match open {
-                0 => Call::open_service(&self.node, &victim.web, &victim.db),
-                1 => Call::open(&victim.cart, &victim.pay),
-                _ => Call::open(&victim.batch, &victim.pay),
-            };
-            call.close();
-            calls.push(call);
-        }
-        for call in &calls {
-            self.tracers.check(call, self.doubts.of(call));
+        let by_service = PodConnection::open_service(&self.node, &victim.web, &victim.db);
+        by_service.close();
+        let connections = [
+            open,
+            by_service,
+            PodConnection::make(&victim.cart, &victim.pay),
+            PodConnection::make(&victim.batch, &victim.pay),
+        ];
+        for connection in &connections {
+            self.tracers.check(connection, self.doubts.of(connection));
         }
     }
 
-    /// With all claims still there but no doubt left, each name is there.
-    fn check_certain(&self) {
+    /// Waits until no address is in doubt. Then checks that each record has its names, although the attacker's objects
+    /// still exist.
+    fn check_without_doubt(&self) {
         self.doubts.wait_until_over();
         let victim = &self.victim;
         for (client, server) in [
@@ -248,9 +244,7 @@ impl Run {
             (&victim.cart, &victim.pay),
             (&victim.batch, &victim.pay),
         ] {
-            let call = Call::open(client, server);
-            call.close();
-            self.tracers.check(&call, CERTAIN);
+            self.tracers.check(&PodConnection::make(client, server), NO_DOUBT);
         }
         for netns in self.attacker.namespaces() {
             self.tracers.check_attacker(netns, victim);
@@ -259,32 +253,32 @@ impl Run {
 }
 
 pub fn random_rounds() {
-    let rounds = number("KMESH_TRACE_TENANT_ROUNDS", DEFAULT_ROUNDS);
-    let seed = number("KMESH_TRACE_TENANT_SEED", DEFAULT_SEED);
+    let rounds = env_number("KMESH_TRACE_TENANT_ROUNDS", DEFAULT_ROUNDS);
+    let seed = env_number("KMESH_TRACE_TENANT_SEED", DEFAULT_SEED);
     let mut run = Run::new(seed);
-    let began = Instant::now();
+    let started = Instant::now();
     for round in 0..rounds {
         let body = || {
             run.round(round);
             if (round + 1) % ROUNDS_BETWEEN_PAUSES == 0 || round + 1 == rounds {
-                run.check_certain();
+                run.check_without_doubt();
             }
         };
-        if let Some(why) = failure(body) {
-            let done = &run.attacker.done;
-            let last = &done[done.len().saturating_sub(12)..];
-            panic!("seed {seed}, round {round}, the last actions {last:?}: {why}");
+        if let Some(error) = catch_failure(body) {
+            let actions = run.attacker.last_actions(12);
+            panic!("seed {seed}, round {round}, the last actions {actions:?}: {error}");
         }
     }
-    println!("{rounds} rounds of seed {seed} in {:?}", began.elapsed());
-    run.cluster.end();
+    println!("{rounds} rounds of seed {seed} in {:?}", started.elapsed());
+    run.cluster.stop();
     for tracer in run.tracers.all() {
         tracer.stop();
     }
-    // So that the check of waits is one: sources that have just started know no pod.
-    let waited = [&run.tracers.of_kubelet, &run.tracers.of_api_server];
+    // Some records must have waited for names, because a new source lists no pod yet. Otherwise, the limit of the wait
+    // was not tested.
+    let tracers = [&run.tracers.kubelet, &run.tracers.api_server];
     assert!(
-        waited.iter().any(|tracer| tracer.has_waited()),
+        tracers.iter().any(|tracer| tracer.has_delayed_records()),
         "no record waited for a name"
     );
 }

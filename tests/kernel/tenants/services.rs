@@ -1,22 +1,22 @@
-//! A Service has its own addresses and the pods of its own namespace. What another tenant writes into a Service or into an
-//! EndpointSlice changes no name of it.
+//! A Service has its own addresses, and the pods of its own namespace. A Service or an EndpointSlice of another tenant
+//! does not change which Service a record names.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::cluster::Cluster;
-use super::identity::{Source, keep, traced, wait_for_names};
-use super::node::{Driver, MALL, NODE_PORT, Node, PORT, Pod, SERVICE_PORT, SHOP};
-use super::traffic::{CERTAIN, Call, failure};
+use super::connection::{NO_DOUBT, PodConnection, catch_failure};
+use super::fixture::{Fixture, NameSource, start_tracer, watch};
+use super::node::{ATTACKER_NAMESPACE, CgroupDriver, NODE_PORT, Node, PORT, Pod, SERVICE_PORT, VICTIM_NAMESPACE};
 
-/// A Service of the other tenant that comes first in the alphabet, with this specification.
+/// Returns the object of a Service.
 pub fn service(namespace: &str, name: &str, spec: &Value) -> Value {
     json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": name, "namespace": namespace}, "spec": spec})
 }
 
-/// A slice of the endpoints of a Service.
-pub fn slice(namespace: &str, service: &str, ip: &str) -> Value {
+/// Returns an EndpointSlice of a Service, with one address.
+pub fn endpoint_slice(namespace: &str, service: &str, ip: &str) -> Value {
     json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "addressType": "IPv4",
         "metadata": {"name": format!("{service}-x"), "namespace": namespace,
             "labels": {"kubernetes.io/service-name": service}},
@@ -24,61 +24,62 @@ pub fn slice(namespace: &str, service: &str, ip: &str) -> Value {
         "ports": [{"name": "", "port": PORT, "protocol": "TCP"}]})
 }
 
-/// The ports that a claim must have to match what clients of the victim dial.
-fn ports() -> Value {
+/// Returns Service ports that match all ports of the victim's Service.
+pub fn all_ports() -> Value {
     let port = |name: &str, port: u16| json!({"name": name, "port": port, "targetPort": PORT});
     json!([port("a", SERVICE_PORT), port("b", PORT), port("c", NODE_PORT)])
 }
 
-/// Calls of the victim's server by its own address, by its Service, and by its node port all have the victim's Service, whatever
-/// else these objects make of it.
-fn check_beside(name: &str, claim: impl Fn(&Node, &Pod) -> Vec<Value>) {
-    let node = Node::new(name);
-    let web = node.pod(Driver::Cgroupfs, SHOP, "web");
-    let db = node.pod(Driver::Systemd, SHOP, "db");
-    db.listen();
-    node.translate(&db);
-    let known = [web.object(), db.object(), node.object(), node.service()];
-    let mut wrong = Vec::new();
-    // By the selector, and by slices.
-    for slices in [vec![], vec![slice(SHOP, "database", &db.ip)]] {
-        let by = if slices.is_empty() { "selector" } else { "slices" };
-        let cluster = Cluster::of(known.iter().cloned().chain(slices).chain(claim(&node, &db)));
-        let tracer = traced(&node, &cluster, Source::File, &[]);
-        keep(&tracer, &[&web, &db]);
-        wait_for_names(&tracer, &web, &db);
-        let dialled = format!("{}:{NODE_PORT}", node.ip());
-        for way in ["own address", "cluster IP", "node port"] {
-            let call = match way {
-                "own address" => Call::open(&web, &db).with_service("database", "target_port"),
-                "cluster IP" => Call::open_service(&node, &web, &db),
-                _ => Call::dial(&web, &db, &dialled).with_service("database", "vip"),
+/// Checks that connections to the victim's server name the victim's Service, by the server's own address, the cluster
+/// IP and the node port, while the cluster also has the objects that `claims` returns.
+fn check_services_with(name: &str, claims: impl Fn(&Node, &Pod) -> Vec<Value>) {
+    let fixture = Fixture::new(name);
+    fixture.add_service();
+    let (node, web, db) = (&fixture.node, &fixture.web, &fixture.db);
+    claims(node, db)
+        .into_iter()
+        .for_each(|claim| fixture.cluster.put(claim));
+    let mut failures = Vec::new();
+    for endpoints in ["selector", "slices"] {
+        if endpoints == "slices" {
+            let slice = endpoint_slice(VICTIM_NAMESPACE, "database", &db.ip);
+            fixture.cluster.put(slice);
+        }
+        let tracer = fixture.trace(NameSource::File, &[]);
+        let node_port = format!("{}:{NODE_PORT}", node.ip());
+        for destination in ["own address", "cluster IP", "node port"] {
+            let connection = match destination {
+                "own address" => PodConnection::open(web, db).expect_service("database", "target_port"),
+                "cluster IP" => PodConnection::open_service(node, web, db),
+                _ => PodConnection::open_to(web, db, &node_port).expect_service("database", "vip"),
             };
-            call.close();
-            let check = || call.check(&tracer.tracer, CERTAIN);
-            wrong.extend(failure(check).map(|why| format!("by its {way}, endpoints by {by}: {why}")));
+            connection.close();
+            let check = || connection.check(&tracer, NO_DOUBT);
+            let failure = catch_failure(check);
+            failures.extend(failure.map(|error| format!("by its {destination}, endpoints by {endpoints}: {error}")));
         }
         tracer.stop();
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(failures.is_empty(), "{failures:#?}");
 }
 
-/// Without any claim: what the other scenarios must not change.
-pub fn services_are_named_by_what_was_dialled() {
-    check_beside("nothing", |_, _| vec![]);
+/// Without other Services: the behavior that the other scenarios must not change.
+pub fn service_is_named_by_the_destination_address() {
+    check_services_with("no-claims", |_, _| vec![]);
 }
 
 pub fn external_ip_does_not_take_another_services_address() {
-    check_beside("external", |node, db| {
-        let spec = json!({"clusterIP": "10.96.255.1", "ports": ports(),
+    check_services_with("external", |node, db| {
+        let spec = json!({"clusterIP": "10.96.255.1", "ports": all_ports(),
             "externalIPs": [node.cluster_ip(), db.ip, node.ip()]});
-        vec![service(MALL, "aaa", &spec)]
+        vec![service(ATTACKER_NAMESPACE, "aaa", &spec)]
     });
 }
 
 pub fn load_balancer_address_does_not_take_another_services_address() {
-    check_beside("ingress", |node, db| {
-        let mut object = service(MALL, "aaa", &json!({"clusterIP": "10.96.255.1", "ports": ports()}));
+    check_services_with("ingress", |node, db| {
+        let spec = json!({"clusterIP": "10.96.255.1", "ports": all_ports()});
+        let mut object = service(ATTACKER_NAMESPACE, "aaa", &spec);
         object["status"]["loadBalancer"]["ingress"] =
             json!([{"ip": node.cluster_ip()}, {"ip": db.ip}, {"ip": node.ip()}]);
         vec![object]
@@ -86,82 +87,72 @@ pub fn load_balancer_address_does_not_take_another_services_address() {
 }
 
 pub fn endpoint_slice_of_another_namespace_does_not_take_a_pod() {
-    check_beside("slice", |_, db| {
-        let spec = json!({"clusterIP": "10.96.255.1", "ports": ports()});
-        vec![service(MALL, "aaa", &spec), slice(MALL, "aaa", &db.ip)]
+    check_services_with("slice", |_, db| {
+        let spec = json!({"clusterIP": "10.96.255.1", "ports": all_ports()});
+        let slice = endpoint_slice(ATTACKER_NAMESPACE, "aaa", &db.ip);
+        vec![service(ATTACKER_NAMESPACE, "aaa", &spec), slice]
     });
 }
 
-pub fn external_name_has_no_endpoints_whatever_its_selector() {
-    check_beside("external-name", |_, _| {
+pub fn external_name_service_has_no_endpoints_despite_its_selector() {
+    check_services_with("external-name", |_, _| {
         let spec = json!({"type": "ExternalName", "externalName": "elsewhere.example", "selector": {"app": "db"},
             "ports": [{"port": PORT, "targetPort": PORT}]});
-        vec![service(SHOP, "aaa", &spec)]
+        vec![service(VICTIM_NAMESPACE, "aaa", &spec)]
     });
 }
 
-/// Where the pod's own namespace has no Service of it, other namespaces have equal rights: none of them is named.
-pub fn services_of_two_other_namespaces_name_nobody() {
-    let node = Node::new("equals");
-    let web = node.pod(Driver::Cgroupfs, SHOP, "web");
-    let db = node.pod(Driver::Systemd, SHOP, "db");
-    db.listen();
+/// The pod's own namespace has no Service for it, and two other namespaces have one each.
+pub fn tie_between_services_of_other_namespaces_names_no_service() {
+    let fixture = Fixture::new("tie");
+    let (web, db) = (&fixture.web, &fixture.db);
     let spec = json!({"clusterIP": "10.96.255.1", "ports": [{"port": PORT, "targetPort": PORT}]});
-    let claims = ["aaa", "bbb"].map(|namespace| [service(namespace, "it", &spec), slice(namespace, "it", &db.ip)]);
-    let cluster = Cluster::of(
-        [web.object(), db.object()]
-            .into_iter()
-            .chain(claims.into_iter().flatten()),
-    );
-    let tracer = traced(&node, &cluster, Source::File, &[]);
-    keep(&tracer, &[&web, &db]);
-    let call = Call::open(&web, &db);
-    call.close();
-    call.check(&tracer.tracer, CERTAIN);
-    for record in [call.outbound(&tracer.tracer), call.inbound(&tracer.tracer)] {
+    for namespace in ["aaa", "bbb"] {
+        fixture.cluster.put(service(namespace, "tied", &spec));
+        fixture.cluster.put(endpoint_slice(namespace, "tied", &db.ip));
+    }
+    let tracer = start_tracer(&fixture.node, &fixture.cluster, NameSource::File, &[]);
+    watch(&tracer, &[web, db]);
+    let connection = PodConnection::make(web, db);
+    connection.check(&tracer, NO_DOUBT);
+    for record in [connection.outbound(&tracer), connection.inbound(&tracer)] {
         assert_eq!(record["service"], Value::Null, "{record}");
     }
     tracer.stop();
 }
 
-/// The processor time of a call, both records of it, with this many Services of the server's pod.
-fn cost_with(services: u32) -> Duration {
-    const CALLS: u32 = 500;
-    let node = Node::new(&format!("cost-{services}"));
-    let thief = node.pod(Driver::Cgroupfs, MALL, "thief");
-    let server = node.pod(Driver::Cgroupfs, MALL, "server");
+/// Returns the processor time for the two records of a connection, with this number of Services that select the
+/// server's pod.
+fn cost_with_services(count: u32) -> Duration {
+    const CONNECTIONS: u32 = 500;
+    let node = Node::new(&format!("cost-{count}"));
+    let [client, server] = ["client", "server"].map(|name| node.pod(CgroupDriver::Cgroupfs, ATTACKER_NAMESPACE, name));
     server.listen();
-    // Of another port, so that none is found soon.
+    // The Services have another port, so that the search for the right one does not end early.
     let spec = json!({"clusterIP": "10.96.255.1", "selector": {"app": "server"},
         "ports": [{"port": PORT + 1, "targetPort": PORT + 1}]});
-    let services = (0..services).map(|number| service(MALL, &format!("s{number:05}"), &spec));
-    let cluster = Cluster::of([thief.object(), server.object()].into_iter().chain(services));
-    let tracer = traced(&node, &cluster, Source::File, &[]);
-    keep(&tracer, &[&thief, &server]);
-    let call = || {
-        let call = Call::open(&thief, &server);
-        call.close();
-        call
-    };
-    // The first connection may cost what the Services of a pod cost once.
-    call().check(&tracer.tracer, CERTAIN);
+    let services = (0..count).map(|number| service(ATTACKER_NAMESPACE, &format!("s{number:05}"), &spec));
+    let cluster = Cluster::with([client.object(), server.object()].into_iter().chain(services));
+    let tracer = start_tracer(&node, &cluster, NameSource::File, &[]);
+    watch(&tracer, &[&client, &server]);
+    // The first connection pays for work that is done once for each pod.
+    PodConnection::make(&client, &server).check(&tracer, NO_DOUBT);
     let before = tracer.cpu_time();
-    let mut last = call();
-    for _ in 1..CALLS {
-        last = call();
+    for _ in 1..CONNECTIONS {
+        PodConnection::make(&client, &server);
     }
-    last.check(&tracer.tracer, CERTAIN);
-    let cost = (tracer.cpu_time() - before) / CALLS;
+    PodConnection::make(&client, &server).check(&tracer, NO_DOUBT);
+    let cost = (tracer.cpu_time() - before) / CONNECTIONS;
     tracer.stop();
     cost
 }
 
-/// Twenty thousand Services select one pod of the tenant that made them.
+/// A tenant creates 20,000 Services that select one of its pods.
 pub fn cost_of_a_record_does_not_grow_with_services() {
     const SERVICES: u32 = 20_000;
-    let (with_one, with_many) = (cost_with(1), cost_with(SERVICES));
-    println!("a call: {with_one:?} with 1 Service, {with_many:?} with {SERVICES}");
-    // Processor time comes in ticks, and depends a little on what else the processor does.
+    let (with_one, with_many) = (cost_with_services(1), cost_with_services(SERVICES));
+    println!("a connection: {with_one:?} with 1 Service, {with_many:?} with {SERVICES}");
+    // The kernel measures processor time in ticks, and other load changes it a little.
     let margin = Duration::from_micros(500);
     assert!(with_many < with_one * 2 + margin, "{with_many:?} against {with_one:?}");
 }
