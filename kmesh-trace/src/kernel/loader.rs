@@ -153,10 +153,11 @@ impl KernelTypes {
         })
     }
 
-    /// Returns whether the programs can read the conntrack entry of a packet, which has its addresses before and after a
-    /// translation.
+    /// Returns whether the programs can read the conntrack entry of each packet that has one. The entry has the addresses
+    /// before and after a translation.
     pub fn describes_conntrack(&self) -> bool {
-        self.layout.offsets.conntrack_family != ABSENT
+        let offsets = &self.layout.offsets;
+        offsets.conntrack_family != ABSENT || offsets.skb_nfct == ABSENT
     }
 
     /// Returns the programs at tracepoints that every run on this kernel needs.

@@ -123,7 +123,7 @@ fn check_reasons(reasons: &Reasons, describes_conntrack: bool, release: &str) ->
                 "dropped packets are counted (--drops), but not those of a translated connection elsewhere than at \
                       its socket: the kernel's types do not describe conntrack"
                     .to_owned(),
-            remedy: "use a kernel with CONFIG_NF_CONNTRACK=y or without translation".to_owned(),
+            remedy: "use a kernel whose BTF has nf_conn (CONFIG_NF_CONNTRACK=y)".to_owned(),
             is_optional: true,
         }),
         (false, _) => Err(older("the kernel does not say why it drops a packet (--drops)", "5.17")),
