@@ -141,7 +141,10 @@ impl<F: FnMut() -> u64> Dice<F> {
             "--comm" => self.one(&PATTERNS).to_owned(),
             "--container" => self.one(&PREFIXES).to_owned(),
             "--direction" => self.one(Direction::ALL).name().to_owned(),
-            "--outcome" => self.one(Outcome::ALL).name().to_owned(),
+            "--outcome" => match self.below(5) {
+                0 => "reset".to_owned(),
+                _ => self.one(Outcome::ALL).name().to_owned(),
+            },
             "--namespace" | "--from-namespace" | "--to-namespace" => self.one(&NAMESPACE_PATTERNS).to_owned(),
             "--pod" | "--from-pod" | "--to-pod" => self.one(&POD_PATTERNS).to_owned(),
             "--workload" | "--from-workload" | "--to-workload" => self.one(&WORKLOAD_PATTERNS).to_owned(),
@@ -271,6 +274,7 @@ impl<F: FnMut() -> u64> Dice<F> {
             names: self.names(),
             established: outcome == Some(Outcome::Ok) || !is_attempt && self.below(3) != 0,
             outcome,
+            observed_ns: self.one(&[1_000_000, 1_000_000_000, 1_000_000_001]),
             sent_bytes: bytes[0] as u64,
             received_bytes: bytes[1] as u64,
             ..example()
@@ -392,7 +396,10 @@ fn matches(flag: &str, value: &str, record: &Record) -> bool {
             .is_some_and(|process| name(value.as_bytes(), process.comm.as_bytes())),
         "--container" => record.container_id.is_some_and(|id| id.as_str().starts_with(value)),
         "--direction" => record.direction.name() == value,
-        "--outcome" => record.outcome.is_some_and(|outcome| outcome.name() == value),
+        "--outcome" => record.outcome.is_some_and(|outcome| match value {
+            "reset" => outcome.name().starts_with("reset_"),
+            _ => outcome.name() == value,
+        }),
         _ => unreachable!("{flag}"),
     }
 }
@@ -411,7 +418,10 @@ fn passes(arguments: &[(&'static str, String)], record: &Record) -> bool {
             let ends = [&record.names.src, &record.names.dst];
             ends.iter().any(|end| selects(&values, end.pod.as_ref()))
         }
-        "--failed" => !["", "ok"].contains(&record.outcome.map_or("", Outcome::name)),
+        "--failed" => match record.outcome {
+            Some(outcome) => outcome.name() != "ok",
+            None => !record.established && record.observed_ns > 1_000_000_000,
+        },
         "--established-only" => record.established,
         // The last value overrides the ones before.
         "--min-bytes" => match values[values.len() - 1] {

@@ -320,6 +320,33 @@ fn name_flags_match_pod_workload_service_or_labels() {
 }
 
 #[test]
+fn waiting_attempts_match_connecting_and_after_one_second_failed() {
+    let [.., (_, open), _] = records();
+    let attempt = |observed_ns| Record {
+        direction: Direction::Outbound,
+        established: false,
+        observed_ns,
+        ..open.clone()
+    };
+    let (new, old) = (attempt(1_000_000_000), attempt(1_000_000_001));
+    let opened = Record {
+        event: Event::Open,
+        ..old.clone()
+    };
+    for (arguments, expected, is_revocable) in [
+        ("--connecting", [true, true, false, false], true),
+        ("--failed", [false, true, false, false], true),
+        ("--established-only", [false, false, true, false], false),
+        ("--outcome !ok", [true; 4], false),
+    ] {
+        let filter = filter(arguments);
+        let passes = [&new, &old, &open, &opened].map(|record| filter.passes(record));
+        assert_eq!(passes, expected, "{arguments}");
+        assert_eq!(filter.is_revocable(), is_revocable, "{arguments}");
+    }
+}
+
+#[test]
 fn min_flags_match_bytes_or_duration() {
     check(&[
         ("--min-bytes 0", "web web-client refused open own"),
@@ -335,7 +362,6 @@ fn min_flags_match_bytes_or_duration() {
     ]);
 }
 
-/// The values are random sequences of special characters and of parts of valid values.
 #[test]
 fn flags_about_the_course_of_a_connection_do_not_apply_to_rejects_and_listeners() {
     let [rejected, listening, ..] = <[Record; 4]>::try_from(reports()).unwrap();
@@ -362,6 +388,7 @@ fn flags_about_the_course_of_a_connection_do_not_apply_to_rejects_and_listeners(
     }
 }
 
+/// The values are random sequences of special characters and of parts of valid values.
 #[test]
 fn random_values_do_not_panic() {
     const PIECES: [&str; 30] = [
