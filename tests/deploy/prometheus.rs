@@ -1,4 +1,4 @@
-//! A Prometheus server.
+//! Runs a Prometheus server for the tests.
 
 use std::fs;
 use std::io::{Read as _, Write as _};

@@ -48,7 +48,6 @@ struct CountedServer {
     listener: TcpListener,
 }
 
-/// The update interval.
 const INTERVAL: &str = "200ms";
 
 impl CountedServer {

@@ -12,7 +12,7 @@ use crate::Row;
 use crate::fixture::{self, KilledProcess, StoppedProcess, folder, kubelet, wait_until};
 use crate::listener::{Objects, SourceListener, start_sources, try_start_sources};
 
-/// Need no kubelet.
+/// The tests that need no kubelet.
 pub const WITHOUT_KUBELET: &[Row] = &[("node::connection_refused_is_an_error", connection_refused_is_an_error)];
 
 /// Do not change the kubelet.
@@ -41,7 +41,7 @@ pub const PARALLEL: &[Row] = &[
     ("node::other_responses_are_reported", other_responses_are_reported),
 ];
 
-/// Stop the kubelet.
+/// The tests that stop the kubelet, so they run one after another.
 pub const SEQUENTIAL: &[Row] = &[("node::killed_kubelet_is_reported", killed_kubelet_is_reported)];
 
 /// Returns the flags for the kubelet with the client certificate of the script.

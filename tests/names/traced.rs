@@ -15,7 +15,7 @@ use crate::node::{kubelet_flags, wait_running};
 use crate::support::net;
 use crate::support::tracer::{Tracer, TracerCommand, TracerExit, binary};
 
-/// Need no kubelet.
+/// The tests that need no kubelet.
 pub const WITHOUT_KUBELET: &[Row] = &[
     ("traced::unreachable_source_is_an_error", unreachable_source_is_an_error),
     (
@@ -25,7 +25,7 @@ pub const WITHOUT_KUBELET: &[Row] = &[
     ("traced::invalid_files_are_errors", invalid_files_are_errors),
 ];
 
-/// Need the kubelet.
+/// The tests that need the kubelet. They run one after another.
 pub const SEQUENTIAL: &[Row] = &[
     ("traced::names_come_from_the_runtime", names_come_from_the_runtime),
     ("traced::check_reports_name_sources", check_reports_name_sources),

@@ -97,8 +97,23 @@ RULES
 try: dial("127.0.0.3", 9000, 4.5)
 except TimeoutError: pass'
 }
-incident "Attempts hang: which, and why?" \
+incident "SYNs vanish: where are they dropped?" \
     "kmesh-trace --connecting --drops --events update --interval 2s"
+
+traffic() {
+    # The program accepts nothing. Its queue fills up, and the kernel drops further SYNs.
+    in_python web '
+s = listen("127.0.0.8", 8080, 2); time.sleep(60)' &
+    listening 8080
+    in_python storefront '
+def one():
+    try: dial("127.0.0.8", 8080, 4)
+    except TimeoutError: pass
+threads = [threading.Thread(target=one) for _ in range(5)]
+[t.start() for t in threads]; [t.join() for t in threads]'
+}
+incident "The server is up, and nobody gets in: why?" \
+    "kmesh-trace --events listener,close --failed --interval 2s"
 
 traffic() {
     # The filter drops every second SYN. The kernel sends the next one after a second.

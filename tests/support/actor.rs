@@ -21,7 +21,7 @@ use socket2::{Protocol, SockAddr, SockRef, Socket};
 
 use super::sock::{local_address, stream_socket};
 
-/// The hidden argument.
+/// The argument with which a test program becomes an actor. Its help does not show it.
 pub const ARGUMENT: &str = "__actor";
 
 /// A helper process. Dropping it kills it.

@@ -18,7 +18,6 @@ pub const CLOCK_ERROR: Duration = Duration::from_millis(1);
 pub enum Owner {
     /// A process by its pid and name, found in one of these ways (`process.by`).
     Process(u32, String, &'static [&'static str]),
-    /// No process.
     Unknown,
     /// No process, or the one with this pid.
     UnknownOr(u32),
@@ -161,7 +160,7 @@ impl Expected {
         self
     }
 
-    /// Allows any `closed_by`.
+    /// Allows each value of `closed_by`.
     pub fn any_closed_by(self) -> Self {
         Self {
             closed_by: None,
@@ -177,7 +176,7 @@ impl Expected {
         }
     }
 
-    /// Allows any `established`.
+    /// Allows each value of `established`.
     pub fn any_established(self) -> Self {
         Self {
             established: None,

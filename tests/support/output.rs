@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{schema, test_timeout};
 
-/// A `conn` line.
+/// A `conn` line of the tracer's output.
 #[derive(Clone)]
 pub struct ReceivedRecord {
     pub value: Value,

@@ -20,13 +20,12 @@ pub enum Need {
     Tproxy,
     /// `ss -K`: iproute2, and a kernel with CONFIG_INET_DIAG_DESTROY.
     SocketDestroy,
-    /// Virtual Ethernet.
+    /// Virtual Ethernet devices, with iproute2.
     Veth,
     /// Writable cgroups of version 2.
     Cgroup2,
     /// Writable cgroups, of either version, that limit memory.
     MemoryCgroup,
-    /// MPTCP sockets.
     Mptcp,
     /// `unshare`, which creates a pid namespace.
     Unshare,
@@ -34,11 +33,10 @@ pub enum Need {
     TimeNamespace,
     /// `setpriv` that knows CAP_BPF and CAP_PERFMON.
     Setpriv,
-    /// A kernel that says why it sends a RST (Linux 6.10).
+    /// A kernel that gives the reason for each RST that it sends (Linux 6.10).
     ResetReasons,
-    /// A kernel that does not.
+    /// A kernel that does not give the reason for a RST.
     NoResetReasons,
-    /// io_uring.
     IoUring,
     /// tmux, as a terminal.
     Tmux,
@@ -182,14 +180,12 @@ pub fn io_uring_setup() -> std::io::Result<OwnedFd> {
 
 /// Registers a file as the only one of a ring, or unregisters all.
 pub fn set_io_uring_file(ring: &OwnedFd, file: Option<RawFd>) -> std::io::Result<()> {
-    /// `IORING_REGISTER_FILES`.
-    const REGISTER_FILES: u32 = 2;
-    /// `IORING_UNREGISTER_FILES`.
-    const UNREGISTER_FILES: u32 = 3;
+    const IORING_REGISTER_FILES: u32 = 2;
+    const IORING_UNREGISTER_FILES: u32 = 3;
     let (operation, count) = if file.is_some() {
-        (REGISTER_FILES, 1)
+        (IORING_REGISTER_FILES, 1)
     } else {
-        (UNREGISTER_FILES, 0)
+        (IORING_UNREGISTER_FILES, 0)
     };
     let first = file.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: the kernel reads `count` descriptors at `first`.

@@ -7,7 +7,6 @@ use std::net::{SocketAddr, TcpStream};
 use super::test_timeout;
 use super::tracer::Tracer;
 
-/// An HTTP response.
 pub struct Response {
     /// The status line and the headers.
     pub head: String,
@@ -64,7 +63,7 @@ pub fn request(to: SocketAddr, method: &str, path: &str) -> Response {
     }
 }
 
-/// Scrapes `/metrics`.
+/// Requests `/metrics`, and parses the response.
 pub fn scrape(from: SocketAddr) -> Scrape {
     let response = request(from, "GET", "/metrics");
     assert!(response.head.starts_with("HTTP/1.1 200 "), "{}", response.head);

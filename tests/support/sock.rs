@@ -81,9 +81,9 @@ pub fn timed<T>(action: impl FnOnce() -> T) -> (T, Span) {
 /// What the test itself knows about a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Truth {
-    /// The client's address.
+    /// The address of the client.
     pub src: SocketAddr,
-    /// The server's address.
+    /// The address of the server.
     pub dst: SocketAddr,
     /// The time of the client's connect().
     pub connect: Span,
@@ -166,7 +166,7 @@ pub fn pair(version: IpVersion) -> Pair {
     pair_with(&listen(version))
 }
 
-/// Sends `count` bytes.
+/// Sends this number of bytes.
 pub fn send(mut to: &TcpStream, count: usize) {
     static CHUNK: [u8; 65536] = [0x5a; 65536];
     let mut left = count;
@@ -327,7 +327,7 @@ pub fn wait_pending_error(socket: &TcpStream) {
 /// A non-blocking connection attempt.
 pub struct Attempt {
     pub socket: TcpStream,
-    /// What connect() returned.
+    /// The error that connect() returned.
     pub errno: Errno,
     pub truth: Truth,
 }

@@ -40,7 +40,6 @@ impl TcpInfo {
         self.0[0]
     }
 
-    /// `tcpi_options`.
     pub fn options(&self) -> u8 {
         self.0[5]
     }
@@ -50,7 +49,6 @@ impl TcpInfo {
         self.u32_at(24)
     }
 
-    /// `tcpi_total_retrans`.
     pub fn total_retrans(&self) -> u32 {
         self.u32_at(100)
     }
@@ -60,12 +58,10 @@ impl TcpInfo {
         self.u64_at(128)
     }
 
-    /// `tcpi_bytes_sent`.
     pub fn bytes_sent(&self) -> u64 {
         self.u64_at(200)
     }
 
-    /// `tcpi_bytes_retrans`.
     pub fn bytes_retrans(&self) -> u64 {
         self.u64_at(208)
     }

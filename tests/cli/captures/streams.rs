@@ -1,4 +1,4 @@
-//! Pipes and terminals.
+//! Captures that are written to pipes and terminals, or read from them.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};

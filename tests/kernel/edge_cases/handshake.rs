@@ -19,7 +19,6 @@ use crate::support::sock::{
 };
 use crate::support::{is_small_vm, net, test_timeout};
 
-/// Adds the scenarios.
 pub fn add(topic: Topic) -> Topic {
     const NFT: &[Need] = &[Need::Nft];
     const DESTROY: &[Need] = &[Need::Nft, Need::SocketDestroy];

@@ -16,7 +16,6 @@ use crate::support::sock::wait_until;
 use crate::support::tracer::TracerCommand;
 use crate::support::{net, peak_memory_kib};
 
-/// Adds the scenarios.
 pub fn add(topic: Topic) -> Topic {
     topic
         .standalone("watch_with_wrong_events_goes_on", &[], watch_with_wrong_events_goes_on)

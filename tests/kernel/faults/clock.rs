@@ -14,7 +14,6 @@ use crate::support::sock::{IpVersion, Span, Truth, exchanged_pair, pair, timed};
 use crate::support::tracer::Tracer;
 use crate::{Topic, shared_tracer};
 
-/// Adds the scenarios.
 pub fn add(topic: Topic) -> Topic {
     topic.standalone(
         "clock_stepped_back_and_forward",

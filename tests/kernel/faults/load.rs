@@ -19,7 +19,6 @@ use crate::support::tracer::{Tracer, TracerExit};
 use crate::support::traffic::{CompactRecord, random_traffic_to_all, random_traffic_while};
 use crate::support::{is_small_vm, net, test_timeout};
 
-/// Adds the scenarios.
 pub fn add(topic: Topic) -> Topic {
     topic
         .standalone("interrupting_one_of_two_tracers", &[], interrupting_one_of_two_tracers)

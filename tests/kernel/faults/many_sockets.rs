@@ -11,7 +11,6 @@ use crate::support::actor::{Actor, payload_by_port};
 use crate::support::tracer::{Tracer, TracerCommand};
 use crate::support::{is_small_vm, net, peak_memory_kib, test_timeout};
 
-/// Adds the scenarios.
 pub fn add(topic: Topic) -> Topic {
     topic.standalone("many_preexisting_sockets", &[], many_preexisting_sockets)
 }
@@ -136,7 +135,7 @@ struct Owners {
 }
 
 impl Owners {
-    /// Opens all connections.
+    /// Starts the processes, and opens this number of connections in total.
     fn start(connections: usize) -> Self {
         let (mut processes, mut left) = (Vec::new(), connections);
         while left > 0 {

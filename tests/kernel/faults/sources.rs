@@ -16,7 +16,6 @@ use crate::support::tracer::{Totals, Tracer, TracerCommand};
 use crate::support::traffic::make_traffic;
 use crate::support::{net, peak_memory_kib};
 
-/// Adds the scenarios.
 pub fn add(topic: Topic) -> Topic {
     topic
         .standalone("kubelet_sends_100_mib", &[], kubelet_sends_100_mib)

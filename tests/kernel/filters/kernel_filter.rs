@@ -64,7 +64,7 @@ struct Addresses {
     /// In the upper half of the network.
     d: Ipv4Addr,
     x: Ipv6Addr,
-    /// Of another network.
+    /// In another network than `x`.
     y: Ipv6Addr,
     /// The two networks that contain exactly these addresses.
     whole: [String; 2],

@@ -14,7 +14,7 @@ use super::state;
 use super::world::{Side, Verdict};
 use crate::support::random::Random;
 
-/// Runs a life.
+/// A function that runs a life.
 pub type Run = fn(&mut Life<'_>, &mut Random);
 
 /// The beginnings: the name, the weight in the random choice, and the function that runs the life.

@@ -36,14 +36,14 @@ pub enum Action {
         /// The number of received bytes that the program has not read.
         unread: u64,
     },
-    /// connect() with AF_UNSPEC.
+    /// connect() with AF_UNSPEC, which resets the connection.
     Disconnect,
     Accept {
         listener: SocketId,
-        /// The client's address.
+        /// The address of the client.
         peer: SocketAddr,
     },
-    /// Reads SO_ERROR.
+    /// Reads and clears SO_ERROR.
     Error,
 }
 

@@ -47,7 +47,7 @@ pub enum PacketKind {
         /// Valid if the ACK flag is set.
         ack: u32,
         flags: u8,
-        /// The payload's length.
+        /// The length of the payload.
         len: u32,
     },
     /// An ICMP error: its type and its code.

@@ -43,7 +43,7 @@ pub struct SocketState {
     is_shared: bool,
     /// What the packet filter does with the packets that the socket sends.
     pub verdict: Verdict,
-    /// TCP_DEFER_ACCEPT is set.
+    /// Whether TCP_DEFER_ACCEPT is set.
     pub deferred: bool,
     /// TCP_LINGER2 is negative: the kernel resets the connection instead of waiting in FIN_WAIT2.
     pub no_fin_wait2: bool,

@@ -19,7 +19,7 @@ const MARKER_PORT: u16 = 1999;
 
 /// A tracer with a filter, and the same filter in the test.
 pub struct FilteredTracer {
-    /// The filter's flags.
+    /// The flags of the filter, or an empty string.
     pub name: &'static str,
     pub tracer: Tracer,
     pub is_selected: fn(&ExpectedRecord) -> bool,

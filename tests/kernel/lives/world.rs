@@ -67,7 +67,7 @@ const CLOSED_PORT: u16 = 9;
 pub enum Side {
     /// The scenario's own namespace, where packets are captured.
     Near,
-    /// The second namespace.
+    /// The other namespace, at the end of the link.
     Far,
 }
 

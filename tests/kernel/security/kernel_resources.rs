@@ -155,8 +155,8 @@ fn fill_option_memory(socket: &socket2::Socket) {
     panic!("the option memory has no limit");
 }
 
-/// Makes unanswered attempts.
-fn hang(to: SocketAddr, count: usize) -> DescriptorHolder {
+/// Makes connection attempts that get no answer.
+fn make_unanswered_attempts(to: SocketAddr, count: usize) -> DescriptorHolder {
     DescriptorHolder::new(move || {
         let attempt = |_| {
             let socket = IpVersion::V4.socket();
@@ -186,7 +186,7 @@ pub fn sockets_without_storage_do_not_affect_others() {
     let view = RecordView::new(&tracer.output);
     // More than the kernel side has slots for clients.
     let hanging: Vec<_> = (1..=4)
-        .map(|port| hang(SocketAddr::from((net::loopback_v4(3), port)), 6000))
+        .map(|port| make_unanswered_attempts(SocketAddr::from((net::loopback_v4(3), port)), 6000))
         .collect();
     let lost = || Totals::from_summary(&tracer.request_summary()).lost;
     let at = SockAddr::from(server.local_addr().unwrap());

@@ -182,8 +182,8 @@ pub fn all_attacks_at_once() {
     let metrics = address(&tracer);
     watch(&tracer, &[web, db]);
     wait_for_names(&tracer, web, db);
-    // The tool lists Services separately, and the victim's Service is the last in the list. The server's record names the
-    // Service only when the API server has also listed the server's pod.
+    // The tool lists Services separately, and the victim's Service is the last in the list. The server's record names
+    // the Service only when the API server has also listed the server's pod.
     retry_until("the victim's Service", || {
         let connection = PodConnection::make(web, db);
         let records = [connection.outbound(&tracer), connection.inbound(&tracer)];

@@ -160,7 +160,7 @@ impl Attacker {
         format!("aaa-{}", self.count)
     }
 
-    /// Creates an object.
+    /// Creates an object that is deleted some rounds later.
     fn put(&mut self, context: &mut Context<'_>, object: Value) {
         let resource = match object["kind"].as_str() {
             Some("Pod") => "pods",

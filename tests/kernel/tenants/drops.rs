@@ -8,8 +8,8 @@ use crate::support::net;
 use crate::support::sock::wait_until;
 
 /// The node's packet filter drops the SYN of one pod to another, by the pod's address and through a Service. With
-/// `--drops --failed`, the records show the drop and the names of both pods, although the kernel discards the translated
-/// address together with the SYN.
+/// `--drops --failed`, the records show the drop and the names of both pods, although the kernel discards the
+/// translated address together with the SYN.
 pub fn drop_between_pods_is_found_with_both_names() {
     let fixture = Fixture::new("forward");
     fixture.add_service();

@@ -11,19 +11,19 @@ use super::node::{ATTACKER_NAMESPACE, CgroupDriver, Node, NodeTracer, Pod, VICTI
 /// The source of the tracer's names.
 #[derive(Clone, Copy, Debug)]
 pub enum NameSource {
-    /// `--pods-file`
+    /// A file, with `--pods-file`.
     File,
-    /// `--kubelet`
+    /// A kubelet, with `--kubelet`.
     Kubelet,
-    /// `--kubeconfig`
+    /// An API server, with `--kubeconfig`.
     ApiServer,
 }
 
 /// The victim's pods, which the cluster lists.
 pub struct Fixture {
-    /// A client.
+    /// Connects to `db`, and listens on no port.
     pub web: Pod,
-    /// A server.
+    /// Listens on the port [`PORT`](super::node::PORT).
     pub db: Pod,
     pub cluster: Arc<Cluster>,
     // The last field, because its drop removes the cgroups of the pods' processes.

@@ -31,9 +31,9 @@ pub const NODE_PORT: u16 = 30080;
 /// The cgroup driver of a kubelet, which decides the names of its cgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CgroupDriver {
-    /// `kubepods/burstable/pod<uid>/<id>`
+    /// Container cgroups are `kubepods/burstable/pod<uid>/<id>`.
     Cgroupfs,
-    /// `kubepods.slice/kubepods-burstable.slice/…`
+    /// Container cgroups are `kubepods.slice/kubepods-burstable.slice/…`.
     Systemd,
 }
 
@@ -65,7 +65,7 @@ pub struct Node {
 /// A pod with one container that runs one process.
 pub struct Pod {
     pub actor: Actor,
-    /// The Kubernetes namespace.
+    /// The namespace in Kubernetes.
     pub namespace: String,
     pub name: String,
     pub ip: String,

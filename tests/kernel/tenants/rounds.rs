@@ -22,12 +22,12 @@ const DEFAULT_SEED: u64 = 20_260_102;
 /// The number of rounds after which the test waits until no address is in doubt.
 const ROUNDS_BETWEEN_PAUSES: u64 = 25;
 
-/// The victim's pods.
+/// The victim's pods, of which `db` and `pay` are servers.
 pub struct Victim {
     /// Connects to `db`, by its address and by its Service.
     pub web: Pod,
     pub db: Pod,
-    /// Connects to `pay`.
+    /// Connects to `pay` by its address.
     pub cart: Pod,
     pub pay: Pod,
     /// Connects to `pay`. One process becomes one pod after another, all with the same address.
