@@ -26,10 +26,10 @@ pub struct Capture {
     /// Record every event to a new file (-: standard output)
     ///
     /// The file has the lines of -o json: every event that passes the filters, opens and updates included, with its
-    /// names, whatever --output and --events print. zstdcat and jq read it, and --read replays it. The name decides the
-    /// compression: .zst zstd, .gz gzip, anything else none. A tracer that is killed loses at most its last second.
-    /// Only the owner can read the file. An existing file is an error, and links are not followed. With -, add -o none,
-    /// because standard output can hold only one of the two.
+    /// names, whatever --output and --events print; rejects and listeners if --events selects them. zstdcat and jq read
+    /// it, and --read replays it. The name decides the compression: .zst zstd, .gz gzip, anything else none. A tracer
+    /// that is killed loses at most its last second. Only the owner can read the file. An existing file is an error,
+    /// and links are not followed. With -, add -o none, because standard output can hold only one of the two.
     ///
     /// Example: kmesh-trace --write incident.jsonl.zst
     #[arg(short, long, value_name = "FILE", value_parser = OsStringValueParser::new().map(CapturePath::from))]

@@ -139,7 +139,7 @@ pub struct Cli {
     /// segment with RST because no socket was there, so that somebody dials a closed port; at most one line a second
     /// for each client, port and reason (Linux 6.10). listener: the backlog, its limit, half-open connections and
     /// dropped packets of listening sockets, after each --interval; all of them once, then those that are busy or
-    /// changed.
+    /// changed. Filters about the course of a connection, such as --failed, do not apply to reject and listener.
     ///
     /// Example: kmesh-trace --events open,close
     #[arg(

@@ -71,6 +71,14 @@ pub fn summary(summary: &Summary, info: &RunInfo) -> String {
         );
     }
     push_reasons(&mut text, &summary.reasons);
+    if let Some(evicted) = summary.drops_evicted
+        && evicted > 0
+    {
+        push(
+            &mut text,
+            format_args!("; {} had no room in the kernel's map", counted(evicted, "drop count")),
+        );
+    }
     text
 }
 
@@ -175,8 +183,9 @@ mod tests {
             (
                 testing::summary(),
                 "100 connections closed on worker-1 in 12.345s: 80 delivered, 7 filtered, 12 lost, 1 after the limit; \
-                 9 still open, 4 of them not reached by socket scans; 3 delivered without a pod's name; 2 of the lost are an upper bound: the ring buffer \
-                 was full (--buffer makes it larger), the kernel skipped the tracer",
+                 9 still open, 4 of them not reached by socket scans; 3 delivered without a pod's name; 2 of the lost \
+                 are an upper bound: the ring buffer was full (--buffer makes it larger), the kernel skipped the \
+                 tracer; 2 drop counts had no room in the kernel's map",
             ),
         ];
         for (summary, text) in cases {
