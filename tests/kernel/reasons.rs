@@ -97,8 +97,7 @@ fn drops_equal_the_counter(hook: &str, version: IpVersion) {
     let port = ClosedPort::new();
     net::set_packet_filter_at(hook, &[&drop_to(port.number())]);
     let attempt = connect_nonblocking(version.at(0), port.at(version));
-    // The SYN and its first repetition.
-    wait_dropped(hook, 2);
+    wait_dropped(hook, 1);
     drop(attempt.socket);
     let record = close_of(&tracer, "outbound", attempt.truth.src);
     assert_eq!(record["outcome"], "connect_aborted");
@@ -127,6 +126,7 @@ fn rejected_by_packet_filter(version: IpVersion) {
 
 /// The client's data is dropped for a while. Both ends are on this node, and both records count the packets.
 fn dropped_data(version: IpVersion) {
+    const SEGMENTS: u64 = 3;
     let tracer = start_tracer(&[]);
     let listener = listen(version);
     let pair = pair_with(&listener);
@@ -134,12 +134,14 @@ fn dropped_data(version: IpVersion) {
     recv(&pair.server, 100);
     wait_acknowledged(&pair.client);
     net::set_packet_filter_at("output", &[&drop_to(pair.truth.dst.port())]);
-    send(&pair.client, 100);
-    wait_dropped("output", 3);
+    // A segment for each call.
+    pair.client.set_nodelay(true).unwrap();
+    (0..SEGMENTS).for_each(|_| send(&pair.client, 100));
+    wait_dropped("output", SEGMENTS);
     // The rule stays for the counter, and drops nothing more.
     let count = net::packet_filter_count("output");
     net::set_packet_filter_at("output", &[]);
-    recv(&pair.server, 100);
+    recv(&pair.server, 100 * SEGMENTS as usize);
     wait_acknowledged(&pair.client);
     let truth = pair.close_client_first();
     let [client, server] = ["outbound", "inbound"].map(|direction| close_of(&tracer, direction, truth.src));
@@ -170,12 +172,12 @@ fn earlier_user() {
     let to = port.at(version);
     net::set_packet_filter_at("output", &[&drop_to(to.port())]);
     let first = connect_nonblocking(version.at(0), to);
-    wait_dropped("output", 2);
+    wait_dropped("output", 1);
     let client = first.truth.src;
     drop(first.socket);
     assert_eq!(
         close_of(&tracer, "outbound", client)["drops"],
-        drops("sent", "NETFILTER_DROP", 2)
+        drops("sent", "NETFILTER_DROP", 1)
     );
     let closes = |count: usize| {
         let is_close = |value: &Value| value["event"] == "close" && is_address(&value["src"], client);
@@ -185,7 +187,7 @@ fn earlier_user() {
             .pop()
             .unwrap()
     };
-    // An attempt that only one packet of is dropped.
+    // Another attempt.
     net::set_packet_filter_at("output", &[&drop_to(to.port())]);
     let second = connect_nonblocking(client, to);
     wait_dropped("output", 1);
@@ -218,17 +220,17 @@ fn same_tuple_in_two_namespaces() {
     const CLIENT: &str = "10.77.0.1:40000";
     const SERVER: &str = "10.77.0.1:9";
     let tracer = Tracer::json(&["--drops", "--interval", "200ms", "--ip", "10.77.0.1"]);
-    let scene = |syns: u64| {
+    let connect = || {
         net::run("ip", &["addr", "add", "10.77.0.1/32", "dev", "lo"]);
         tracer.output.watch(net::current_netns());
         net::set_packet_filter_at("output", &[&drop_to(9)]);
         let attempt = connect_nonblocking(CLIENT.parse().unwrap(), SERVER.parse().unwrap());
-        wait_dropped("output", syns);
+        wait_dropped("output", 1);
         (attempt, net::current_netns())
     };
-    let (first, netns) = scene(1);
+    let (first, netns) = connect();
     let (count, other_count) = net::in_namespace("other", || {
-        let (other, _) = scene(2);
+        let (other, _) = connect();
         drop(other.socket);
         let record = close_of(&tracer, "outbound", other.truth.src);
         (
