@@ -103,6 +103,8 @@ pub struct Rollup {
     groups: Groups,
     connections: Option<Groups>,
     open: OpenConnections,
+    /// Whether a window without records has the groups of open connections.
+    has_open_groups: bool,
 }
 
 impl Rollup {
@@ -116,12 +118,19 @@ impl Rollup {
             groups: Groups::new(settings.by, settings.max_groups),
             connections: None,
             open: OpenConnections::default(),
+            has_open_groups: false,
         }
     }
 
     /// Also lists up to `max` connections of each window.
     pub fn with_connections(mut self, max: usize) -> Self {
         self.connections = Some(Groups::new(By::new(&[Key::Connection]), max));
+        self
+    }
+
+    /// Counts open connections in windows without records, too.
+    pub fn with_open_groups(mut self) -> Self {
+        self.has_open_groups = true;
         self
     }
 
@@ -248,7 +257,7 @@ impl Rollup {
     }
 
     fn close(&mut self, current: Current) -> Window {
-        if current.has_records {
+        if current.has_records || self.has_open_groups {
             self.open.tidy(self.scanned_windows);
             self.groups.add_open(self.open.groups());
             self.scanned_windows += u64::from(current.has_updates);

@@ -190,7 +190,7 @@ fn table_has_open_connections_in_every_window() {
     })
     .start();
     while !tracer.ended_within(Duration::from_millis(10)) {
-        exchange(&stream, 20_000, 100);
+        exchange(&stream, 1_000, 100);
     }
     assert!(tracer.wait().status.success());
     let text = text.lock().unwrap();
@@ -202,19 +202,21 @@ fn table_has_open_connections_in_every_window() {
             let row = block.lines().find(is_row);
             row.unwrap_or_else(|| panic!("no row with port {port}: {text}"))
         };
-        // At most 100 exchanges a second, of 20 kB each.
         let words: Vec<_> = row(&port).split_whitespace().collect();
-        let unit = words.iter().position(|word| word.ends_with("iB/s"));
-        let unit = unit.unwrap_or_else(|| panic!("no rate: {text}"));
-        let rate: f64 = words[unit - 1].parse().unwrap();
-        assert!(
-            words[unit] == "KiB/s" || rate < 10.0,
-            "bytes from before tracing: {text}"
-        );
+        assert!(words.contains(&"1"), "not open: {text}");
+        // 20 MB from before tracing would be more, and the stream less, however late a scan is.
+        if let Some(unit) = words.iter().position(|word| word.ends_with("iB/s")) {
+            let rate: f64 = words[unit - 1].parse().unwrap();
+            assert!(
+                words[unit] == "KiB/s" || rate < 4.0,
+                "bytes from before tracing: {text}"
+            );
+        }
         assert!(row(&waiting).contains(" 0+1 "), "{text}");
     }
+    // The scan at the stop.
+    assert!(blocks.last().unwrap().contains("KiB/s"), "{text}");
     let headers: Vec<_> = blocks.iter().filter_map(|block| block.lines().next()).collect();
-    assert!(headers.last().unwrap().contains("up 2s"), "{text}");
     let partial = headers.iter().filter(|header| header.contains("partial")).count();
     assert!((1..=2).contains(&partial), "{text}");
     drop(attempt);

@@ -141,7 +141,7 @@ pub struct TextTable {
 impl TextTable {
     pub fn new(config: &RollupConfig, color: bool, info: &RunInfo, names: &NameSourceStatus, out: Stdout) -> Self {
         Self {
-            rollup: Rollup::new(config.settings),
+            rollup: Rollup::new(config.settings).with_open_groups(),
             session: Session::new(info, names),
             sort: config.sort,
             max_rows: config.top.unwrap_or(usize::MAX),
@@ -241,7 +241,9 @@ impl TuiTable {
     ) -> Self {
         Self {
             settings: config.settings,
-            rollup: Rollup::new(config.settings).with_connections(MAX_CONNECTIONS),
+            rollup: Rollup::new(config.settings)
+                .with_connections(MAX_CONNECTIONS)
+                .with_open_groups(),
             session: Session::new(info, names),
             is_pass_over: false,
             filter: Filter::default(),
@@ -269,7 +271,9 @@ impl TuiTable {
             return;
         }
         self.follow_commands();
-        self.rollup = Rollup::new(self.settings).with_connections(MAX_CONNECTIONS);
+        self.rollup = Rollup::new(self.settings)
+            .with_connections(MAX_CONNECTIONS)
+            .with_open_groups();
         self.session.began = None;
         self.session.groups.clear();
         self.history.lock().clear();

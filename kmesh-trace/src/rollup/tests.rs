@@ -755,6 +755,19 @@ fn open_group_without_records_keeps_its_port_and_process() {
 }
 
 #[test]
+fn open_groups_are_in_windows_without_records_if_asked_for() {
+    let rows = |rollup: Rollup| {
+        let mut rollup = Run::of(rollup);
+        rollup.take(&record(1, Event::Update, 1.0, 10));
+        rollup.watermark(WallTime(5 * SECOND));
+        rollup.watermark(WallTime(10 * SECOND)).unwrap().rows
+    };
+    assert!(rows(Rollup::new(settings(&[Key::Workload]))).is_empty());
+    let rows = rows(Rollup::new(settings(&[Key::Workload])).with_open_groups());
+    assert_eq!((rows.len(), rows[0].sums.open, rows[0].sums.sent_bytes), (1, 1, 0));
+}
+
+#[test]
 fn last_failure_is_the_latest_one() {
     let windows = all(&[
         failed(1, 1.0, Outcome::Refused),
