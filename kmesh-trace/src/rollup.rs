@@ -10,8 +10,9 @@
 //!   back a little. A window that ended never opens again.
 //! - An earlier record shows that the clock was set back. The current window ends, and a window at the earlier time
 //!   starts. There may thus be two windows of the same time.
-//! - Windows without records (the machine slept, or the clock was set forward) have no groups, even if connections are
-//!   open. The bytes that an open connection moved in such a window count at its next record.
+//! - Windows without records (the machine slept, the clock was set forward, or a socket scan was late) have no groups,
+//!   except with [`Rollup::with_open_groups`]. The bytes that an open connection moved in such a window count at its
+//!   next record.
 
 mod group;
 mod groups;
