@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::exit;
-use std::sync::mpsc::{SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Once};
 use std::thread;
 
@@ -33,7 +33,7 @@ use crate::names::conntrack::Conntrack;
 use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::local::netns::PodNamespaces;
 use crate::names::local::node;
-use crate::names::sources::{Sources, StatusMessage};
+use crate::names::sources::{Sources, Status, StatusMessage};
 use crate::output::NameSourceStatus;
 use crate::output::metrics::Metrics;
 use crate::output::metrics::exposition::Exposition;
@@ -139,21 +139,8 @@ pub fn run(config: &Config) -> Result<Exit> {
         spare,
         lost_opens: 0,
     };
-    let (ended, end) = oneshot::channel();
-    thread::Builder::new()
-        .name("writer".to_owned())
-        // The receiver is dropped only when the process is about to end.
-        .spawn(move || _ = ended.send(writer.write(&queue)))
-        .context("cannot start a thread")?;
-    let emit = source_status(config.verbosity, status.clone(), messages.clone());
-    let names = sources
-        .start(status, emit, move |updates| {
-            match messages.send(Message::Names(updates)) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            }
-        })
-        .context("cannot start a thread")?;
+    let end = start_writer(writer, queue)?;
+    let names = start_sources(config, sources, status, messages)?;
     let exit = runtime.block_on(wait(config, &control, signals, jobs, end))?;
     Ok(match exit {
         Exit::Ok if names.has_failed() => Exit::Failed,
@@ -306,6 +293,32 @@ fn start_reader(config: &Config, programs: Programs, control: Arc<Control>, queu
         .spawn(move || reader.run(SETTLE_NS))
         .context("cannot start a thread")?;
     Ok(())
+}
+
+/// Starts the writer thread. The receiver gets its result.
+fn start_writer(writer: Writer, queue: Receiver<Message>) -> Result<oneshot::Receiver<Result<Exit>>> {
+    let (ended, end) = oneshot::channel();
+    thread::Builder::new()
+        .name("writer".to_owned())
+        // The receiver is dropped only when the process is about to end.
+        .spawn(move || _ = ended.send(writer.write(&queue)))
+        .context("cannot start a thread")?;
+    Ok(end)
+}
+
+/// Starts the threads of the name sources, which send their updates to the writer.
+fn start_sources(
+    config: &Config,
+    sources: Sources,
+    status: NameSourceStatus,
+    messages: SyncSender<Message>,
+) -> Result<Arc<Status>> {
+    let emit = source_status(config.verbosity, status.clone(), messages.clone());
+    let send = move |updates| match messages.send(Message::Names(updates)) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    };
+    sources.start(status, emit, send).context("cannot start a thread")
 }
 
 /// Returns the stage that adds names. An empty update wakes the writer when pending records should be annotated again.
