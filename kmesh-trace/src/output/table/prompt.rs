@@ -71,10 +71,8 @@ impl Prompt {
             (KeyCode::Up, _) | (KeyCode::Char('p'), true) => self.recall(self.recalled + 1, history),
             (KeyCode::Down, _) | (KeyCode::Char('n'), true) => self.recall(self.recalled.saturating_sub(1), history),
             (KeyCode::Backspace, _) | (KeyCode::Char('h'), true) => self.delete_back_to(self.cursor.saturating_sub(1)),
-            (KeyCode::Delete, _) | (KeyCode::Char('d'), true) => {
-                if self.cursor < self.chars.len() {
-                    self.chars.remove(self.cursor);
-                }
+            (KeyCode::Delete, _) | (KeyCode::Char('d'), true) if self.cursor < self.chars.len() => {
+                self.chars.remove(self.cursor);
             }
             (KeyCode::Char('w'), true) => self.delete_back_to(self.word_start()),
             (KeyCode::Char('u'), true) => self.delete_back_to(0),

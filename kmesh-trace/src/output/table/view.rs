@@ -203,7 +203,7 @@ impl View {
             KeyCode::Char('t') => self.toggle_totals(),
             KeyCode::Char('f') => {
                 self.only_failures = !self.only_failures;
-                self.to_top();
+                self.move_to_top();
             }
             KeyCode::Char('/') => self.prompt = Some(Prompt::new(&self.filter)),
             KeyCode::Char('?') => self.help = Some(0),
@@ -211,12 +211,12 @@ impl View {
             KeyCode::Down => self.move_to(self.cursor + 1),
             KeyCode::PageUp => self.move_to(self.cursor.saturating_sub(page_rows)),
             KeyCode::PageDown => self.move_to(self.cursor + page_rows),
-            KeyCode::Home => self.to_top(),
+            KeyCode::Home => self.move_to_top(),
             KeyCode::End => self.move_to(usize::MAX),
             KeyCode::Enter if self.page == Page::Groups => {
                 if let Some(group) = self.selected() {
                     self.page = Page::Connections(group);
-                    self.to_top();
+                    self.move_to_top();
                 }
             }
             _ => {}
@@ -227,12 +227,12 @@ impl View {
     /// Goes back from the connections of a group. The cursor is on the group again.
     fn go_back(&mut self) {
         if let Page::Connections(group) = std::mem::replace(&mut self.page, Page::Groups) {
-            self.to_top();
+            self.move_to_top();
             self.followed = Some(group);
         }
     }
 
-    fn to_top(&mut self) {
+    fn move_to_top(&mut self) {
         (self.cursor, self.offset, self.followed) = (0, 0, None);
     }
 
@@ -349,7 +349,7 @@ impl View {
     /// Prepares for other groups.
     fn restart(&mut self) {
         self.page = Page::Groups;
-        self.to_top();
+        self.move_to_top();
         self.paused_at = None;
         self.is_stale = true;
     }
