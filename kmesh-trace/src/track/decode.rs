@@ -1,9 +1,7 @@
 //! Decodes the bytes of the ring into events.
 
 use bytemuck::{Pod, pod_read_unaligned};
-use kmesh_trace_common::{
-    KIND_CLOSE, KIND_LISTENER, KIND_OPEN, KIND_RESET, KIND_UPDATE, Listener, Reset, Snapshot,
-};
+use kmesh_trace_common::{KIND_CLOSE, KIND_LISTENER, KIND_OPEN, KIND_RESET, KIND_UPDATE, Listener, Reset, Snapshot};
 use thiserror::Error;
 
 /// An event that the eBPF programs report.

@@ -150,13 +150,7 @@ impl Tracker {
                 .partition_point(|pending| pending.snapshot.time_ns <= snapshot.time_ns),
             _ => self.pending.len(),
         };
-        self.pending.insert(
-            position,
-            Pending {
-                snapshot,
-                reset: None,
-            },
-        );
+        self.pending.insert(position, Pending { snapshot, reset: None });
     }
 
     /// Adds the reset to the close that it belongs to.

@@ -12,8 +12,8 @@ use rustix::io::Errno;
 
 use super::error::{StartError, failed, refused};
 use super::programs::{CounterMap, sum};
-use crate::kernel::reader::unfinished;
 use super::{ProgramSpec, SCAN_FDS, SCAN_NETNS, program_mut};
+use crate::kernel::reader::unfinished;
 
 const SCAN: &str = "scan the open sockets";
 
