@@ -10,7 +10,7 @@ pub struct Tuple {
     pub addresses: [[u64; 2]; 2],
     /// The port of each end, in the CPU's byte order.
     pub ports: [u16; 2],
-    /// Padding; always 0.
+    /// Padding that is always 0.
     pub pad: u32,
 }
 
@@ -41,13 +41,14 @@ pub const DROP_SLOTS: usize = 6;
 pub struct Drops {
     /// One slot for each kind. The order means nothing.
     pub slots: [DropSlot; DROP_SLOTS],
-    /// The server's address to which a network namespace translated the last packet, in the form of [`Tuple::addresses`].
+    /// The server's address to which a network namespace translated the last packet, in the form of
+    /// [`Tuple::addresses`].
     pub backend: [u64; 2],
     /// Inode number of that namespace; 0 if the packets were not translated.
     pub backend_netns: u32,
     /// The server's port after the translation.
     pub backend_port: u16,
-    /// Padding; always 0.
+    /// Padding that is always 0.
     pub pad: u16,
 }
 
@@ -61,10 +62,10 @@ pub struct DropSlot {
     pub packets: u64,
     /// The number of CPUs that claim the slot: exactly one takes it.
     pub claims: u64,
-    /// The client's first sequence number, by the last packet that shows it; 0 when unknown. The packets of an earlier connection
-    /// with the same ports have another one.
+    /// The client's first sequence number, by the last packet that shows it; 0 if unknown. The packets of an earlier
+    /// connection with the same ports have another number.
     pub isn: u32,
-    /// Padding; always 0.
+    /// Padding that is always 0.
     pub pad: u32,
 }
 
@@ -118,13 +119,13 @@ pub struct RejectKey {
     pub netns: u32,
     /// The number of the report that counts them. User space takes a count once its programs use a later number.
     pub report: u32,
-    /// Padding; always 0.
+    /// Padding that is always 0.
     pub pad: u32,
 }
 
-/// How many drop reasons are told apart in the totals; a greater number counts as the last.
+/// The number of drop reasons. Greater reasons belong to subsystems that drop no TCP packets, and do not count.
 pub const MAX_DROP_REASONS: usize = 256;
-/// How many reset reasons are told apart in the totals; a greater number counts as the last.
+/// The number of reset reasons that the totals distinguish. A greater reason counts as the last.
 pub const MAX_RESET_REASONS: usize = 64;
 
 const _: () = {

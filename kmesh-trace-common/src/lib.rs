@@ -195,7 +195,8 @@ macro_rules! snapshot {
             pub sk_flags: u8,
             /// `ee_origin` of the newest buffer on the error queue: 2 is ICMP, 3 is ICMPv6.
             pub ee_origin: u8,
-            /// A number of the kernel's `enum sk_rst_reason`, for the last RST that this end sent; 0 if none, or unknown.
+            /// A number of the kernel's `enum sk_rst_reason`, for the last RST that this end sent; 0 if none, or
+            /// unknown.
             pub reset_reason: u8,
             /// Padding that is not written.
             pub pad: [u8; PAD_BYTES],
@@ -241,7 +242,7 @@ pub struct Listener {
     pub half_open: u32,
     /// `sock.sk_drops`: the number of packets that the socket dropped.
     pub drops: u32,
-    /// The port.
+    /// The port that the socket listens on.
     pub local_port: u16,
     /// The flags of the socket: [`FLAG_ROOT_NETNS`] or 0.
     pub flags: u8,
@@ -255,12 +256,12 @@ pub struct Listener {
 pub struct ListenerScanRecord {
     /// The size of `listener`, bytes.
     pub length: u64,
-    /// The listener.
+    /// A listener of [`KIND_LISTENER`].
     pub listener: Listener,
 }
 
-/// A RST that this end sent after the [`Snapshot`] of its close. The close alone does not show why the kernel sent it, and
-/// not always how the connection ended.
+/// A RST that this end sent after the [`Snapshot`] of its close. The close alone does not show why the kernel sent it,
+/// and not always how the connection ended.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Reset {

@@ -365,9 +365,9 @@ fn count_filtered(sock: Sock, old: u8, program: u32) {
     }
 }
 
-/// This end sends a RST: `tcp_send_reset`. The kernel usually sends it after the change to CLOSE that the same segment, or
-/// close(), causes. If a timer ends the wait for the peer's FIN, or a process kills the connection, the kernel sends it
-/// before. `reason`: the kernel's reason; 0 if unknown.
+/// This end sends a RST: `tcp_send_reset`. The kernel usually sends it after the change to CLOSE that the same segment,
+/// or close(), causes. If a timer ends the wait for the peer's FIN, or a process kills the connection, the kernel sends
+/// it before. `reason`: the kernel's reason; 0 if unknown.
 #[inline(always)]
 pub fn reset_sent(sock: Sock, reason: u32) {
     let Some(conn) = storage::get(sock) else { return };

@@ -1,7 +1,7 @@
 //! Dropped packets, counted by connection: `kfree_skb`.
 //!
-//! A flood of dropped packets must not push records out of the ring, so nothing is reported from here: user space reads the
-//! counts of a connection when it makes a record of it. The map forgets the oldest counts when it is full.
+//! A flood of dropped packets must not push records out of the ring, so the program reports nothing. User space reads
+//! the counts of a connection when it makes a record of it. A full map drops the oldest counts.
 
 use core::ptr;
 
@@ -168,8 +168,8 @@ fn add_to(number: Option<*mut u64>) {
     }
 }
 
-/// A connection was established: the packets of an earlier one with the same ports do not count any more. `connected`: this end
-/// called connect().
+/// Forgets the packets of an earlier connection with the same ports, since a new one was established. `connected`: this
+/// end called connect().
 #[inline(always)]
 pub fn forget_earlier(sock: Sock, connected: bool) {
     // SAFETY: an aligned word of an array that lives as long as the program.

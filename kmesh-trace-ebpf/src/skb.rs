@@ -69,7 +69,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Returns the client's first sequence number, if the segment shows it: it opens the connection, accepts it or refuses it.
+    /// Returns the client's first sequence number if the segment shows it: if it opens the connection, accepts it or
+    /// refuses it. Returns 0 otherwise.
     #[inline(always)]
     pub fn client_isn(&self) -> u32 {
         let is_set = |flag: u8| self.flags & flag != 0;

@@ -349,8 +349,8 @@ pub struct Record {
     pub reset_reason: Option<Arc<str>>,
     /// The packets of the connection that this node's kernel dropped. `None` if they were not counted.
     pub drops: Option<Vec<PacketDrops>>,
-    /// The server's address to which a network namespace translated a packet that the kernel dropped, and the inode number
-    /// of that namespace. A capture does not store it.
+    /// The server's address to which a network namespace translated a packet that the kernel dropped, and the inode
+    /// number of that namespace. A capture does not store it.
     pub dropped_to: Option<(SocketAddr, u32)>,
     /// The kernel's counters of the socket.
     pub tcp: Tcp,

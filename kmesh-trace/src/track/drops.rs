@@ -76,7 +76,8 @@ pub fn of_connection(record: &Record, is_local_lesser: bool, drops: &Drops, reas
     all
 }
 
-/// Returns the server's address to which a network namespace translated dropped packets of a connection, and the namespace.
+/// Returns the server's address to which a network namespace translated dropped packets of a connection, and the
+/// namespace.
 pub fn backend(drops: &Drops) -> Option<(SocketAddr, u32)> {
     let address: [u8; 16] = bytemuck::cast(drops.backend);
     let ip = Ipv6Addr::from(address).to_canonical();

@@ -96,7 +96,7 @@ pub struct ConnLine<'a> {
     reset_reason: Option<&'a str>,
     /// The packets of the connection that this node's kernel dropped; null without --drops.
     drops: Option<PacketDropsList<'a>>,
-    /// Null.
+    /// Always null in this version.
     turns: (),
     /// Whether the connection is certainly encrypted and authenticated.
     security_policy: SecurityPolicy,

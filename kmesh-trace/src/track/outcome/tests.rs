@@ -282,7 +282,8 @@ fn client_that_ends_before_handshake_is_failed_attempt() {
         ..client(SYN_RECV, ETIMEDOUT)
     };
     assert_eq!(ending(&child, false).outcome, Timeout);
-    // The kernel skipped the state program at CLOSE. With more segments than the SYN, it may have skipped ESTABLISHED too.
+    // The kernel skipped the state program at CLOSE. With more segments than the SYN, it may have skipped ESTABLISHED
+    // too.
     for (segs_in, half_open) in [(1, true), (2, false)] {
         let skipped = Snapshot {
             flags: FLAG_FALLBACK,
