@@ -35,7 +35,7 @@ const ACTIVE: Duration = Duration::from_secs(1);
 /// The maximum time to wait at the end for submitted records. The wait is long only if a CPU stands still.
 const LAST_RECORDS_TIMEOUT: Duration = Duration::from_secs(2);
 /// The maximum time to wait at the stop for the last scan.
-const FINAL_SCAN_TIMEOUT: Duration = Duration::from_secs(2);
+const FINAL_SCAN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The maximum number of times that the counters are read until they agree.
 const MAX_COUNTER_READS: usize = 1000;
 /// The number of bytes of records that fill one message.
