@@ -10,8 +10,8 @@ use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use kmesh_trace_common::{DROP_SLOTS, DropKind, DropSlot, Drops, MAX_DROP_REASONS, Tuple};
 
-use crate::skb::{Flow, Segment, Skb};
-use crate::sock::{Address, Sock};
+use crate::skb::{Flow, Segment, Skb, read_original, read_reply};
+use crate::sock::Sock;
 use crate::storage::atomic_add;
 
 /// The counts. User space sets the size.
@@ -32,58 +32,82 @@ const UNSLOTTED: u32 = 1;
 #[btf_map]
 static KMESH_DROPS_TOTAL: PerCpuArray<u64, MAX_DROP_REASONS> = PerCpuArray::new();
 
+/// The memory of one run of the program, which is too large for the stack.
+#[repr(C)]
+struct Scratch {
+    segment: Segment,
+    /// The packet's connection, as the client sees it and as the server sees it.
+    client: Flow,
+    server: Flow,
+    /// The keys of the three.
+    own_key: Tuple,
+    client_key: Tuple,
+    server_key: Tuple,
+}
+
+#[btf_map]
+static KMESH_DROP_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
 /// The kernel drops a packet.
 #[inline(always)]
 pub fn dropped(skb: Skb, reason: u32) {
-    let Some(segment) = skb.segment() else { return };
-    add_to(KMESH_DROPS_TOTAL.get_ptr_mut(reason));
-    let netns = skb.netns();
-    let has_sender = skb.sk() != 0;
-    let count = |flow: Flow| {
-        let (tuple, is_from_lesser) = flow.tuple();
-        let kind = DropKind {
-            netns,
-            reason: reason as u16,
-            is_from_lesser,
-            has_sender,
-        };
-        count(&tuple, kind, &segment);
-        tuple
-    };
-    let own = count(segment.flow);
-    if let Some(translation) = skb.translation() {
-        let (client, server) = (translation.client.tuple().0, translation.server.tuple().0);
-        if client != own {
-            count(translation.client);
-        }
-        if server != own && server != client {
-            count(translation.server);
-        }
-        if server != client {
-            set_backend(&client, translation.backend, netns);
-        }
-    }
-}
-
-/// Stores where a network namespace translates what the client sends. With a dropped SYN the kernel forgets it.
-#[inline(always)]
-fn set_backend(client: &Tuple, (address, port): (Address, u16), netns: u32) {
-    let Some(drops) = KMESH_DROPS.get_ptr_mut(client) else {
+    let Some(scratch) = KMESH_DROP_SCRATCH.get_ptr_mut(0) else {
         return;
     };
-    // SAFETY: fields of an entry, which stays memory of the map as long as the program runs.
-    unsafe {
-        ptr::write_volatile(&raw mut (*drops).backend, address.0);
-        ptr::write_volatile(&raw mut (*drops).backend_port, port);
-        ptr::write_volatile(&raw mut (*drops).backend_netns, netns);
+    // SAFETY: this CPU's memory, and this program does not run on top of itself.
+    let scratch = unsafe { &mut *scratch };
+    if !skb.read_segment(&mut scratch.segment) {
+        return;
+    }
+    add_to(KMESH_DROPS_TOTAL.get_ptr_mut(reason));
+    let netns = skb.netns();
+    let kind = DropKind {
+        netns,
+        reason: reason as u16,
+        is_from_lesser: false,
+        has_sender: skb.sk() != 0,
+    };
+    let isn = scratch.segment.client_isn();
+    let is_from_lesser;
+    (scratch.own_key, is_from_lesser) = scratch.segment.flow.tuple();
+    count(&scratch.own_key, DropKind { is_from_lesser, ..kind }, isn);
+    let Some((entry, is_reply)) = skb.conntrack() else {
+        return;
+    };
+    if !read_original(entry, &mut scratch.client) || !read_reply(entry, &mut scratch.server) {
+        return;
+    }
+    // The one is from the client, the other from the server.
+    let (is_client_lesser, is_server_lesser);
+    (scratch.client_key, is_client_lesser) = scratch.client.tuple();
+    (scratch.server_key, is_server_lesser) = scratch.server.tuple();
+    if scratch.client_key != scratch.own_key {
+        let is_from_lesser = is_client_lesser != is_reply;
+        count(&scratch.client_key, DropKind { is_from_lesser, ..kind }, isn);
+    }
+    if scratch.server_key == scratch.client_key {
+        return;
+    }
+    if scratch.server_key != scratch.own_key {
+        let is_from_lesser = is_server_lesser == is_reply;
+        count(&scratch.server_key, DropKind { is_from_lesser, ..kind }, isn);
+    }
+    // With a dropped SYN the kernel forgets where it translates what the client sends.
+    if let Some(drops) = KMESH_DROPS.get_ptr_mut(&scratch.client_key) {
+        // SAFETY: fields of an entry, which stays memory of the map as long as the program runs.
+        unsafe {
+            ptr::write_volatile(&raw mut (*drops).backend, scratch.server.from.0);
+            ptr::write_volatile(&raw mut (*drops).backend_port, scratch.server.from_port);
+            ptr::write_volatile(&raw mut (*drops).backend_netns, netns);
+        }
     }
 }
 
 /// Counts a packet of one connection.
 #[inline(always)]
-fn count(tuple: &Tuple, kind: DropKind, segment: &Segment) {
+fn count(tuple: &Tuple, kind: DropKind, isn: u32) {
     let Some(drops) = find_or_create(tuple) else { return };
-    let (word, isn) = (kind.to_word(), segment.client_isn());
+    let word = kind.to_word();
     // SAFETY: the value of an entry, which stays memory of the map as long as the program runs.
     unsafe {
         for index in 0..DROP_SLOTS {

@@ -7,7 +7,7 @@ use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use kmesh_trace_common::{MAX_RESET_REASONS, RejectKey};
 
-use crate::skb::Skb;
+use crate::skb::{Segment, Skb};
 use crate::storage::atomic_add;
 
 /// The counts. User space takes them once a second. A port scan only pushes out counts: the totals have them.
@@ -18,6 +18,10 @@ static KMESH_REJECTS: LruHashMap<RejectKey, u64, 4096> = LruHashMap::new();
 #[btf_map]
 static KMESH_REJECT_REPORT: Array<u32, 1> = Array::new();
 
+/// The memory of one run of the program, which is too large for the stack.
+#[btf_map]
+static KMESH_REJECT_SCRATCH: PerCpuArray<Segment, 1> = PerCpuArray::new();
+
 /// All RSTs sent without a socket, by reason.
 #[btf_map]
 static KMESH_REJECTS_TOTAL: PerCpuArray<u64, MAX_RESET_REASONS> = PerCpuArray::new();
@@ -25,7 +29,14 @@ static KMESH_REJECTS_TOTAL: PerCpuArray<u64, MAX_RESET_REASONS> = PerCpuArray::n
 /// The kernel answers a packet with a RST, since no socket is there, or only what is left of one in TIME_WAIT.
 #[inline(always)]
 pub fn rejected(skb: Skb, reason: u32) {
-    let Some(segment) = skb.segment() else { return };
+    let Some(segment) = KMESH_REJECT_SCRATCH.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's memory, and this program does not run on top of itself.
+    let segment = unsafe { &mut *segment };
+    if !skb.read_segment(segment) {
+        return;
+    }
     let last = MAX_RESET_REASONS as u32 - 1;
     if let Some(total) = KMESH_REJECTS_TOTAL.get_ptr_mut(reason.min(last)) {
         // SAFETY: this CPU's number, and this program does not run on top of itself.

@@ -3,7 +3,9 @@
 //! Few packets are read, so all of it goes through `bpf_probe_read_kernel`, which needs no work of the verifier.
 
 use core::ffi::c_void;
+use core::ptr;
 
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use kmesh_trace_common::{ABSENT, Tuple};
 
 use crate::layout::{offset, read_kernel};
@@ -11,6 +13,8 @@ use crate::sock::Address;
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u8 = 6;
 /// IPv6 extension headers that may stand before TCP.
 const IPPROTO_HOPOPTS: u8 = 0;
@@ -33,39 +37,29 @@ pub mod tcp_flag {
 }
 
 /// The addresses and ports of a segment.
-#[derive(Clone, Copy)]
+#[repr(C)]
 pub struct Flow {
     pub from: Address,
     pub to: Address,
     pub from_port: u16,
     pub to_port: u16,
+    pad: u32,
 }
 
 impl Flow {
-    /// Returns the flow in the other direction.
-    #[inline(always)]
-    fn reversed(self) -> Self {
-        Self {
-            from: self.to,
-            to: self.from,
-            from_port: self.to_port,
-            to_port: self.from_port,
-        }
-    }
-
     /// Returns the tuple, and whether the segment comes from its lesser end.
     #[inline(always)]
-    pub fn tuple(self) -> (Tuple, bool) {
+    pub fn tuple(&self) -> (Tuple, bool) {
         Tuple::new(self.from.0, self.from_port, self.to.0, self.to_port)
     }
 }
 
 /// A TCP segment as it is in the packet.
+#[repr(C)]
 pub struct Segment {
     pub flow: Flow,
-    seq: u32,
-    ack: u32,
-    flags: u8,
+    /// The ports, the sequence number, the acknowledgement and the flags, in network order.
+    header: [u32; 4],
 }
 
 impl Segment {
@@ -73,25 +67,17 @@ impl Segment {
     /// refuses it. Returns 0 otherwise.
     #[inline(always)]
     pub fn client_isn(&self) -> u32 {
-        let is_set = |flag: u8| self.flags & flag != 0;
+        let (seq, ack) = (u32::from_be(self.header[1]), u32::from_be(self.header[2]));
+        let flags = (u32::from_be(self.header[3]) >> 16) as u8;
+        let is_set = |flag: u8| flags & flag != 0;
         if is_set(tcp_flag::SYN) && !is_set(tcp_flag::ACK) {
-            self.seq
-        } else if is_set(tcp_flag::ACK) && (is_set(tcp_flag::SYN) || is_set(tcp_flag::RST) && self.seq == 0) {
-            self.ack.wrapping_sub(1)
+            seq
+        } else if is_set(tcp_flag::ACK) && (is_set(tcp_flag::SYN) || is_set(tcp_flag::RST) && seq == 0) {
+            ack.wrapping_sub(1)
         } else {
             0
         }
     }
-}
-
-/// The translation of a packet's connection.
-pub struct Translation {
-    /// The packet as the client sees it.
-    pub client: Flow,
-    /// The packet as the server sees it.
-    pub server: Flow,
-    /// The server's address and port.
-    pub backend: (Address, u16),
 }
 
 /// A `struct sk_buff`.
@@ -110,19 +96,28 @@ impl Skb {
         read_kernel(self.0 + u64::from(offset))
     }
 
-    /// Returns the TCP segment; none for any other packet, and for a fragment that is not the first.
+    /// Reads the TCP segment into `to`, which is memory of a map: the stack is too small. Returns false for any other
+    /// packet, and for a fragment that is not the first.
     #[inline(always)]
-    pub fn segment(self) -> Option<Segment> {
+    pub fn read_segment(self, to: &mut Segment) -> bool {
         let network = self.member::<u16>(offset!(skb_network_header));
         if network == 0 {
-            return None;
+            return false;
         }
         let at = self.member::<u64>(offset!(skb_head)) + u64::from(network);
-        match u16::from_be(self.member(offset!(skb_protocol))) {
-            ETH_P_IP => ipv4(at),
-            ETH_P_IPV6 => ipv6(at),
-            _ => None,
+        let header = match u16::from_be(self.member(offset!(skb_protocol))) {
+            ETH_P_IP => read_ipv4(at, &mut to.flow),
+            ETH_P_IPV6 => read_ipv6(at, &mut to.flow),
+            _ => 0,
+        };
+        if header == 0 {
+            return false;
         }
+        read_into(header, &mut to.header);
+        let ports = u32::from_be(to.header[0]);
+        to.flow.from_port = (ports >> 16) as u16;
+        to.flow.to_port = ports as u16;
+        true
     }
 
     /// Returns the socket that sent the packet, or that is to receive it; 0 if there is none, or none any more.
@@ -131,7 +126,7 @@ impl Skb {
         self.member(offset!(skb_sk))
     }
 
-    /// Returns the inode number of the network namespace that the packet is in; 0 when unknown.
+    /// Returns the inode number of the network namespace that the packet is in; 0 if unknown.
     #[inline(always)]
     pub fn netns(self) -> u32 {
         let sk = self.sk();
@@ -150,71 +145,75 @@ impl Skb {
         }
     }
 
-    /// Returns how the packet's connection is translated, by its conntrack entry. `None` if it has no entry.
+    /// Returns the conntrack entry of the packet, and whether the packet goes from the server to the client. `None` if it
+    /// has no entry.
     #[inline(always)]
-    pub fn translation(self) -> Option<Translation> {
+    pub fn conntrack(self) -> Option<(u64, bool)> {
         if offset!(skb_nfct) == ABSENT || offset!(conntrack_src) == ABSENT {
             return None;
         }
         let word = self.member::<u64>(offset!(skb_nfct));
         let (entry, info) = (word & !CONNTRACK_INFO, word & CONNTRACK_INFO);
         if entry == 0 {
-            return None;
-        }
-        let original = conntrack_flow(entry)?;
-        let reply = conntrack_flow(entry + u64::from(offset!(conntrack_reply)))?;
-        let backend = (reply.from, reply.from_port);
-        let (client, server) = if info < IS_REPLY {
-            (original, reply.reversed())
+            None
         } else {
-            (original.reversed(), reply)
-        };
-        Some(Translation {
-            client,
-            server,
-            backend,
-        })
-    }
-}
-
-/// Reads one of the two tuples of a conntrack entry.
-#[inline(always)]
-fn conntrack_flow(at: u64) -> Option<Flow> {
-    let family: u16 = read_kernel(at + u64::from(offset!(conntrack_family)));
-    let address = |offset: u32| {
-        let at = at + u64::from(offset);
-        match family {
-            2 => Some(Address::from_ipv4(read_kernel(at))),
-            10 => Some(Address(read_kernel(at))),
-            _ => None,
+            Some((entry, info >= IS_REPLY))
         }
-    };
-    let port = |offset: u32| u16::from_be(read_kernel(at + u64::from(offset)));
-    Some(Flow {
-        from: address(offset!(conntrack_src))?,
-        to: address(offset!(conntrack_dst))?,
-        from_port: port(offset!(conntrack_sport)),
-        to_port: port(offset!(conntrack_dport)),
-    })
-}
-
-#[inline(always)]
-fn ipv4(at: u64) -> Option<Segment> {
-    let header: [u8; 20] = read_kernel(at);
-    let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
-    if header[0] >> 4 != 4 || header[9] != IPPROTO_TCP || fragment != 0 {
-        return None;
     }
-    let address = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    segment(
-        at + u64::from(header[0] & 0xf) * 4,
-        Address::from_ipv4(address(12)),
-        Address::from_ipv4(address(16)),
-    )
+}
+
+/// Reads the connection of a conntrack entry into `to`, as the client sees it: from the client to the address that it
+/// dialled. Returns false for another protocol than IP.
+#[inline(always)]
+pub fn read_original(entry: u64, to: &mut Flow) -> bool {
+    read_tuple(entry, to)
+}
+
+/// Reads the connection of a conntrack entry into `to`, as the server sees it: from the server to the client. Returns
+/// false for another protocol than IP.
+#[inline(always)]
+pub fn read_reply(entry: u64, to: &mut Flow) -> bool {
+    read_tuple(entry + u64::from(offset!(conntrack_reply)), to)
 }
 
 #[inline(always)]
-fn ipv6(at: u64) -> Option<Segment> {
+fn read_tuple(at: u64, to: &mut Flow) -> bool {
+    let (from, dst) = (
+        at + u64::from(offset!(conntrack_src)),
+        at + u64::from(offset!(conntrack_dst)),
+    );
+    match read_kernel::<u16>(at + u64::from(offset!(conntrack_family))) {
+        AF_INET => {
+            to.from = Address::from_ipv4(read_kernel(from));
+            to.to = Address::from_ipv4(read_kernel(dst));
+        }
+        AF_INET6 => {
+            read_into(from, &mut to.from.0);
+            read_into(dst, &mut to.to.0);
+        }
+        _ => return false,
+    }
+    to.from_port = u16::from_be(read_kernel(at + u64::from(offset!(conntrack_sport))));
+    to.to_port = u16::from_be(read_kernel(at + u64::from(offset!(conntrack_dport))));
+    true
+}
+
+/// Reads the addresses of an IPv4 packet. Returns the address of its TCP header; 0 if it has none.
+#[inline(always)]
+fn read_ipv4(at: u64, to: &mut Flow) -> u64 {
+    let length: u8 = read_kernel(at);
+    let fragment = u16::from_be(read_kernel(at + 6)) & 0x1fff;
+    if length >> 4 != 4 || read_kernel::<u8>(at + 9) != IPPROTO_TCP || fragment != 0 {
+        return 0;
+    }
+    to.from = Address::from_ipv4(read_kernel(at + 12));
+    to.to = Address::from_ipv4(read_kernel(at + 16));
+    at + u64::from(length & 0xf) * 4
+}
+
+/// Reads the addresses of an IPv6 packet. Returns the address of its TCP header; 0 if it has none.
+#[inline(always)]
+fn read_ipv6(at: u64, to: &mut Flow) -> u64 {
     let mut next: u8 = read_kernel(at + 6);
     let mut header = at + 40;
     for _ in 0..MAX_EXTENSIONS {
@@ -226,31 +225,27 @@ fn ipv6(at: u64) -> Option<Segment> {
             IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS => (u64::from(extension[1]) + 1) * 8,
             IPPROTO_AH => (u64::from(extension[1]) + 2) * 4,
             IPPROTO_FRAGMENT if u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 == 0 => 8,
-            _ => return None,
+            _ => return 0,
         };
         next = extension[0];
     }
     if next != IPPROTO_TCP {
-        return None;
+        return 0;
     }
-    segment(header, Address(read_kernel(at + 8)), Address(read_kernel(at + 24)))
+    read_into(at + 8, &mut to.from.0);
+    read_into(at + 24, &mut to.to.0);
+    header
 }
 
+/// Reads kernel memory into `to`; zero if the address cannot be read.
 #[inline(always)]
-fn segment(at: u64, from: Address, to: Address) -> Option<Segment> {
-    // Ports, sequence numbers and flags, in network order.
-    let words: [u32; 4] = read_kernel(at);
-    let ports = u32::from_be(words[0]);
-    let flow = Flow {
-        from,
-        to,
-        from_port: (ports >> 16) as u16,
-        to_port: ports as u16,
+fn read_into<T>(address: u64, to: &mut T) {
+    // SAFETY: the helper writes at most the size of `to`, and checks the address. On failure it writes zeros.
+    unsafe {
+        bpf_probe_read_kernel(
+            ptr::from_mut(to).cast(),
+            size_of::<T>() as u32,
+            address as *const c_void,
+        )
     };
-    Some(Segment {
-        flow,
-        seq: u32::from_be(words[1]),
-        ack: u32::from_be(words[2]),
-        flags: (u32::from_be(words[3]) >> 16) as u8,
-    })
 }
