@@ -93,12 +93,12 @@ impl Line<'_> {
         let is_outbound = self.record.direction == Direction::Outbound;
         let process = self.record.process.as_ref();
         if is_outbound {
-            write_process(f, process)?;
+            write!(f, " ({})", Owner(process))?;
         }
         f.write_str(" → ")?;
-        self.server(f)?;
+        write!(f, "{}", Server(self.record))?;
         if !is_outbound {
-            write_process(f, process)?;
+            write!(f, " ({})", Owner(process))?;
         }
         self.state(f)?;
         if self.record.established {
@@ -115,7 +115,7 @@ impl Line<'_> {
     fn reject(&self, f: &mut fmt::Formatter<'_>, count: u64) -> fmt::Result {
         self.client(f)?;
         f.write_str(" → ")?;
-        self.server(f)?;
+        write!(f, "{}", Server(self.record))?;
         write!(f, "  rejected {count} time{}", plural(count))?;
         match &self.record.reset_reason {
             Some(reason) => write!(f, ": {}", one_line(reason)),
@@ -125,8 +125,8 @@ impl Line<'_> {
 
     fn listener(&self, f: &mut fmt::Formatter<'_>, queue: AcceptQueue) -> fmt::Result {
         f.write_str("  listening on ")?;
-        self.server(f)?;
-        write_process(f, self.record.process.as_ref())?;
+        write!(f, "{}", Server(self.record))?;
+        write!(f, " ({})", Owner(self.record.process.as_ref()))?;
         let AcceptQueue {
             backlog,
             max_backlog,
@@ -144,20 +144,6 @@ impl Line<'_> {
         match end_name(&self.record.names.src) {
             Some(client) => write!(f, "  {client}"),
             None => write!(f, "  {}", self.record.src.ip()),
-        }
-    }
-
-    fn server(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Record { names, dst, .. } = self.record;
-        let service = names.service.as_ref().map(|called| &called.service);
-        let service = service.map(|service| qualified(&service.namespace, &service.name));
-        if let Some(server) = service.or_else(|| end_name(&names.dst)) {
-            write!(f, "{server} ")?;
-        }
-        // `SocketAddr` itself would add the interface to some IPv6 addresses.
-        match dst.ip() {
-            IpAddr::V4(ip) => write!(f, "{ip}:{}", dst.port()),
-            IpAddr::V6(ip) => write!(f, "[{ip}]:{}", dst.port()),
         }
     }
 
@@ -269,13 +255,37 @@ fn qualified(namespace: &str, name: &str) -> String {
     format!("{}/{}", one_line(namespace), one_line(name))
 }
 
-fn write_process(f: &mut fmt::Formatter<'_>, process: Option<&Process>) -> fmt::Result {
-    match process {
-        Some(process) => {
-            let comm = Lossy(process.comm.as_bytes()).to_string();
-            write!(f, " ({}/{})", one_line(&comm), process.pid)
+/// Displays the name and the address of the server.
+pub(super) struct Server<'a>(pub &'a Record);
+
+impl fmt::Display for Server<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Record { names, dst, .. } = self.0;
+        let service = names.service.as_ref().map(|called| &called.service);
+        let service = service.map(|service| qualified(&service.namespace, &service.name));
+        if let Some(server) = service.or_else(|| end_name(&names.dst)) {
+            write!(f, "{server} ")?;
         }
-        None => f.write_str(" (?)"),
+        // `SocketAddr` itself would add the interface to some IPv6 addresses.
+        match dst.ip() {
+            IpAddr::V4(ip) => write!(f, "{ip}:{}", dst.port()),
+            IpAddr::V6(ip) => write!(f, "[{ip}]:{}", dst.port()),
+        }
+    }
+}
+
+/// Displays the name and the ID of a process, `?` if it is unknown.
+pub(super) struct Owner<'a>(pub Option<&'a Process>);
+
+impl fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(process) => {
+                let comm = Lossy(process.comm.as_bytes()).to_string();
+                write!(f, "{}/{}", one_line(&comm), process.pid)
+            }
+            None => f.write_str("?"),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod draw;
 mod header;
 mod help;
 pub mod history;
+mod listeners;
 mod prompt;
 mod quiet;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use crate::rollup::{By, Key, Rollup, RollupSettings, Row, Sort, Window};
 use crate::track::delta::Delta;
 use columns::{Layout, PLAIN_WIDTH, ShownRow};
 use history::SharedHistory;
+use listeners::{ListenerRow, Listeners};
 use quiet::{KnownGroups, RowRef, TableRow};
 use view::UiCommand;
 
@@ -73,6 +75,7 @@ pub struct Frame {
     rows: Vec<TableRow>,
     /// The connections of the window, for the pages of groups.
     connections: Vec<Row>,
+    listeners: Vec<ListenerRow>,
     node: String,
     /// The text about the name sources.
     names: String,
@@ -85,7 +88,7 @@ pub struct Frame {
 impl Frame {
     /// Returns the number of all rows.
     fn len(&self) -> usize {
-        self.rows.len() + self.connections.len()
+        self.rows.len() + self.connections.len() + self.listeners.len()
     }
 }
 
@@ -119,6 +122,7 @@ impl Session {
             span,
             rows: self.groups.add(window.rows),
             connections: window.connections,
+            listeners: Vec::new(),
             node: self.node.clone(),
             names: self.names.text(),
             elapsed_ns: span.until.0.saturating_sub(began.0).try_into().unwrap_or(0),
@@ -224,6 +228,7 @@ pub struct TuiTable {
     is_pass_over: bool,
     /// The filter that the user typed at the prompt.
     filter: Filter,
+    listeners: Listeners,
     history: SharedHistory,
     commands: Receiver<UiCommand>,
     screen: Box<dyn Screen>,
@@ -247,6 +252,7 @@ impl TuiTable {
             session: Session::new(info, names),
             is_pass_over: false,
             filter: Filter::default(),
+            listeners: Listeners::default(),
             history,
             commands,
             screen,
@@ -259,7 +265,8 @@ impl TuiTable {
         }
         for window in windows {
             self.history.lock().add_to_totals(&window);
-            let frame = self.session.frame(window);
+            let mut frame = self.session.frame(window);
+            frame.listeners = self.listeners.rows(&self.filter, &frame.span);
             self.history.lock().push(frame);
         }
         self.screen.refresh();
@@ -275,6 +282,7 @@ impl TuiTable {
             .with_connections(MAX_CONNECTIONS)
             .with_open_groups();
         self.session.began = None;
+        self.listeners.clear();
         self.session.groups.clear();
         self.history.lock().clear();
     }
@@ -313,6 +321,13 @@ impl Sink for TuiTable {
 
     fn exclude(&mut self, id: ConnId) {
         self.rollup.exclude(id);
+        self.listeners.remove(id);
+    }
+
+    fn report(&mut self, record: &Record) -> io::Result<()> {
+        self.start_pass();
+        self.listeners.report(record);
+        Ok(())
     }
 
     fn watermark(&mut self, until: WallTime) -> io::Result<()> {

@@ -104,12 +104,10 @@ impl ReasonSums {
         self.iter().map(|(_, count)| count).fold(0, u64::saturating_add)
     }
 
-    /// Returns the most frequent reason. If several are equally frequent, the alphabetically first.
-    pub fn main(&self) -> Option<&str> {
-        let most = self
-            .iter()
-            .reduce(|most, next| if next.1 > most.1 { next } else { most });
-        most.map(|(reason, _)| reason)
+    /// Returns the most frequent reason and its count. If several are equally frequent, the alphabetically first.
+    pub fn main(&self) -> Option<(&str, u64)> {
+        self.iter()
+            .reduce(|most, next| if next.1 > most.1 { next } else { most })
     }
 
     fn position(&self, reason: &str) -> Result<usize, usize> {
@@ -133,11 +131,11 @@ mod tests {
     fn counts_are_added_by_reason() {
         let mut all = sums(&[("B", 1), ("A", 2), ("B", 3), ("C", 0)]);
         assert_eq!(all.iter().collect::<Vec<_>>(), [("A", 2), ("B", 4)]);
-        assert_eq!((all.total(), all.main()), (6, Some("B")));
+        assert_eq!((all.total(), all.main()), (6, Some(("B", 4))));
         all.merge(&sums(&[("A", 2), ("D", u64::MAX)]));
         assert_eq!(all.iter().collect::<Vec<_>>(), [("A", 4), ("B", 4), ("D", u64::MAX)]);
-        assert_eq!((all.total(), all.main()), (u64::MAX, Some("D")));
-        assert_eq!(sums(&[("B", 1), ("A", 1)]).main(), Some("A"));
+        assert_eq!((all.total(), all.main()), (u64::MAX, Some(("D", u64::MAX))));
+        assert_eq!(sums(&[("B", 1), ("A", 1)]).main(), Some(("A", 1)));
         assert_eq!((sums(&[]).total(), sums(&[]).main()), (0, None));
     }
 
@@ -156,6 +154,6 @@ mod tests {
             all.add(&format!("REASON_{number}").into(), 1);
         }
         assert_eq!(all.iter().count(), MAX_SUMS + 1);
-        assert_eq!((all.total(), all.main()), (1_000, Some(OTHER)));
+        assert_eq!((all.total(), all.main()), (1_000, Some((OTHER, 1_000 - MAX_SUMS as u64))));
     }
 }

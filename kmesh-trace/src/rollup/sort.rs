@@ -44,6 +44,7 @@ pub enum SortKey {
     #[value(alias = "srtt")]
     SrttQuantilesUs,
     /// Packets that this node dropped
+    #[value(alias = "reason")]
     Drops,
     /// Segments that were retransmitted
     #[value(alias = "retrans")]

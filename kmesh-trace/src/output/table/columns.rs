@@ -13,7 +13,7 @@ use crate::record::Direction;
 use crate::rollup::{Row, Sort, SortKey, Sums};
 
 /// The width of a table without a terminal. All columns fit.
-pub const PLAIN_WIDTH: usize = 200;
+pub const PLAIN_WIDTH: usize = 210;
 
 /// A column of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +36,15 @@ pub enum Column {
     P95,
     Connect,
     Srtt,
+    /// The main reason of dropped packets, else of resets.
+    Reason,
     Retrans,
     Lost,
 }
 
 impl Column {
     /// The order on the screen.
-    const ORDER: [Self; 17] = [
+    const ORDER: [Self; 18] = [
         Self::Mark,
         Self::Client,
         Self::Server,
@@ -51,6 +53,7 @@ impl Column {
         Self::Opened,
         Self::Closed,
         Self::Failed,
+        Self::Reason,
         Self::Bytes,
         Self::Sent,
         Self::Received,
@@ -80,6 +83,7 @@ impl Column {
             Self::P95 => ("P95", Some(SortKey::DurationQuantilesNs)),
             Self::Connect => ("CONNECT", Some(SortKey::ConnectQuantilesNs)),
             Self::Srtt => ("SRTT", Some(SortKey::SrttQuantilesUs)),
+            Self::Reason => ("REASON", Some(SortKey::Drops)),
             Self::Retrans => ("RETRANS", Some(SortKey::Retransmits)),
             Self::Lost => ("LOST", Some(SortKey::LostSegments)),
         }
@@ -88,7 +92,7 @@ impl Column {
     fn is_text(self) -> bool {
         matches!(
             self,
-            Self::Mark | Self::Client | Self::Server | Self::Outcome | Self::Failed
+            Self::Mark | Self::Client | Self::Server | Self::Outcome | Self::Failed | Self::Reason
         )
     }
 }
@@ -102,7 +106,7 @@ enum Step {
 }
 
 /// The steps from the narrowest to the widest table.
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 15] = [
     Step::Add(Column::Bytes, 10),
     Step::Add(Column::Open, 7),
     Step::Widen(Column::Mark, 4),
@@ -112,12 +116,15 @@ const STEPS: [Step; 14] = [
     Step::Add(Column::Opened, 6),
     Step::Add(Column::P95, 6),
     Step::Add(Column::Connect, 7),
+    Step::Add(Column::Reason, REASON_WIDTH),
     Step::Add(Column::P50, 6),
     Step::Add(Column::Srtt, 6),
     Step::Add(Column::Lost, 5),
-    Step::Add(Column::Retrans, 7),
     Step::Widen(Column::Failed, 23),
+    Step::Add(Column::Retrans, 7),
 ];
+/// The width of `TCP_ABORT_ON_CLOSE`.
+const REASON_WIDTH: usize = 18;
 /// The number of steps that may narrow the names to [`MIN_NAMES`]. The further ones leave a third of the width to them.
 const FIRST_STEPS: usize = 4;
 /// The minimum width of the client and the server together: two IPv4 addresses and a port.
@@ -139,13 +146,30 @@ impl Layout {
         if by_outcome {
             columns.push((Column::Outcome, 15));
         }
-        let names_width = |columns: &[(Column, usize)]| {
-            let others: usize = columns.iter().map(|(_, width)| width + 1).sum();
-            width.saturating_sub(others + 1)
-        };
+        Self::with(columns, width)
+    }
+
+    /// Returns the layout of the connections of a group. Their reasons come first.
+    pub fn of_connections(width: usize) -> Self {
+        let reason = (Column::Reason, REASON_WIDTH);
+        let columns = vec![(Column::Mark, 4), (Column::Failed, 18), reason];
+        match names_width(&columns, width) < MIN_NAMES {
+            true => Self::new(width, false),
+            false => Self::with(columns, width),
+        }
+    }
+
+    /// Returns a layout of `columns` and those that fit beside them.
+    fn with(mut columns: Vec<(Column, usize)>, width: usize) -> Self {
+        let has = |columns: &[(Column, usize)], column| columns.iter().any(|(other, _)| *other == column);
         for (at, step) in STEPS.iter().enumerate() {
-            // The column of outcomes has the text.
-            if by_outcome && matches!(step, Step::Widen(Column::Failed, _)) {
+            let is_done = match *step {
+                Step::Add(column, _) => has(&columns, column),
+                // The column of outcomes has the text.
+                Step::Widen(Column::Failed, _) => has(&columns, Column::Outcome),
+                _ => false,
+            };
+            if is_done {
                 continue;
             }
             let wider = step.apply(&columns);
@@ -154,12 +178,12 @@ impl Layout {
             } else {
                 MIN_NAMES.max(width / 3)
             };
-            if names_width(&wider) < min {
+            if names_width(&wider, width) < min {
                 break;
             }
             columns = wider;
         }
-        let names = names_width(&columns);
+        let names = names_width(&columns, width);
         let server = (names * 11).div_ceil(20).min(MAX_NAME);
         let client = (names - server).min(MAX_NAME);
         columns.extend([(Column::Client, client), (Column::Server, server)]);
@@ -175,31 +199,53 @@ impl Layout {
 
     /// Returns the line of titles and the lines of `rows`.
     pub fn lines(&self, rows: &[ShownRow<'_>], sort: Sort, color: bool) -> Vec<String> {
-        let mut table = Table::new();
-        table.load_style(NOTHING);
-        if color {
-            table.enforce_styling();
-        } else {
-            table.force_no_tty();
-        }
-        table.set_header(self.columns.iter().map(|&(column, width)| title(column, width, sort)));
-        for row in rows {
-            table.add_row(self.columns.iter().map(|&(column, width)| row.cell(column, width)));
-        }
-        for (at, &(column, width)) in self.columns.iter().enumerate() {
-            if let Some(shape) = table.column_mut(at) {
-                let gap = u16::from(at + 1 < self.columns.len());
-                shape.set_padding((0, gap));
-                shape.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width as u16 + gap)));
-                shape.set_cell_alignment(if column.is_text() {
-                    CellAlignment::Left
-                } else {
-                    CellAlignment::Right
-                });
-            }
-        }
-        table.lines().collect()
+        let columns = self.columns.iter();
+        let shapes: Vec<_> = columns.map(|&(column, width)| (width, column.is_text())).collect();
+        let titles = self.columns.iter().map(|&(column, width)| title(column, width, sort));
+        let rows = rows.iter().map(|row| {
+            let cells = self.columns.iter().map(|&(column, width)| row.cell(column, width));
+            cells.collect()
+        });
+        grid(&shapes, titles.collect(), rows, color)
     }
+}
+
+/// Returns the width that `columns` leave to the names.
+fn names_width(columns: &[(Column, usize)], width: usize) -> usize {
+    let others: usize = columns.iter().map(|(_, width)| width + 1).sum();
+    width.saturating_sub(others + 1)
+}
+
+/// Returns the lines of a table. Each column has a width, and is aligned to the left if it has text.
+pub fn grid(
+    columns: &[(usize, bool)],
+    titles: Vec<Cell>,
+    rows: impl Iterator<Item = Vec<Cell>>,
+    color: bool,
+) -> Vec<String> {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    if color {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    table.set_header(titles);
+    for row in rows {
+        table.add_row(row);
+    }
+    for (at, &(width, is_text)) in columns.iter().enumerate() {
+        if let Some(shape) = table.column_mut(at) {
+            let gap = u16::from(at + 1 < columns.len());
+            shape.set_padding((0, gap));
+            shape.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width as u16 + gap)));
+            shape.set_cell_alignment(match is_text {
+                true => CellAlignment::Left,
+                false => CellAlignment::Right,
+            });
+        }
+    }
+    table.lines().collect()
 }
 
 impl Step {
@@ -302,6 +348,7 @@ impl<'a> ShownRow<'a> {
             Column::P95 => quantile(sums.durations.summary().map(|summary| summary.p95)),
             Column::Connect => quantile(sums.connects.summary().map(|summary| summary.p95)),
             Column::Srtt => quantile(sums.srtts.summary().map(|summary| summary.p50.saturating_mul(1000))),
+            Column::Reason => reason(sums, width),
             Column::Retrans => alarm(sums.retransmits),
             Column::Lost => alarm(sums.lost_segments),
         }
@@ -324,10 +371,7 @@ impl<'a> ShownRow<'a> {
 
     /// Returns the longest text about the failures that fits.
     fn failed(&self, width: usize) -> (String, Option<Color>) {
-        let first_fit = |texts: &[String]| {
-            let fit = texts.iter().find(|text| text::width(text) <= width);
-            fit.or(texts.last()).cloned().unwrap_or_default()
-        };
+        let first_fit = |texts: &[String]| first_fit(texts, width);
         if let Some(outcome) = self.row.sums.main_failure() {
             let (failed, outcome) = (self.row.sums.failed(), outcome_text(outcome));
             let (exact, brief) = (units::count(failed), units::brief(failed));
@@ -347,6 +391,26 @@ impl<'a> ShownRow<'a> {
             _ => ("-".to_owned(), None),
         }
     }
+}
+
+/// Returns the first text that fits, else the last.
+fn first_fit(texts: &[String], width: usize) -> String {
+    let fit = texts.iter().find(|text| text::width(text) <= width);
+    fit.or(texts.last()).cloned().unwrap_or_default()
+}
+
+/// Returns the main reason of dropped packets, else of resets, with its number if it fits.
+fn reason(sums: &Sums, width: usize) -> (String, Option<Color>) {
+    let Some((reason, count)) = sums.drops.main().or(sums.reset_reasons.main()) else {
+        return ("-".to_owned(), None);
+    };
+    let reason = text::harmless(reason);
+    let texts = [
+        format!("{} {reason}", units::count(count)),
+        format!("{} {reason}", units::brief(count)),
+        reason,
+    ];
+    (first_fit(&texts, width), Some(Color::Yellow))
 }
 
 /// Returns the number of open connections, with the waiting attempts behind a `+`.

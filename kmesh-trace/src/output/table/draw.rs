@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::columns::ShownRow;
 use super::header::{self, Part};
 use super::help::{HELP, KEYS};
+use super::listeners;
 use super::quiet::{RowRef, RowState, TableRow};
 use super::view::{Page, View};
-use super::{Frame, text};
+use super::{Frame, text, units};
 use crate::record::rfc3339::Rfc3339;
 use crate::rollup::Group;
 
@@ -53,6 +54,9 @@ impl View {
             Some(frame) => header::frame_line(frame, columns),
             None => "waiting for the end of the first window".to_owned(),
         };
+        if let Page::Listeners(line) = self.page {
+            return self.listener_lines(first, line);
+        }
         let source = self.source();
         let rows = self.rows(source.as_deref());
         self.scroll(&rows);
@@ -61,6 +65,24 @@ impl View {
         lines.extend(self.table(&rows));
         if rows.is_empty() && self.frame.is_some() {
             lines.push("no connections".to_owned());
+        }
+        lines
+    }
+
+    /// Returns the lines of the page of listeners, from row `line` on.
+    fn listener_lines(&self, first: String, line: usize) -> Vec<String> {
+        let columns = self.size.0;
+        let rows = self.listeners();
+        let full = rows.iter().filter(|row| row.is_full()).count();
+        let mut parts = self.common_parts();
+        parts.insert(0, (0, format!("{} listeners, {full} full", rows.len())));
+        let mut lines = vec![first, header::join(parts, columns, usize::MAX)];
+        // Rows may have gone since the last key.
+        let line = line.min(rows.len().saturating_sub(1));
+        let shown = rows.iter().copied().skip(line).take(self.page_rows());
+        lines.extend(listeners::lines(shown, columns, self.options.color));
+        if rows.is_empty() {
+            lines.push("no listeners".to_owned());
         }
         lines
     }
@@ -75,7 +97,10 @@ impl View {
             parts.push((0, format!("PAUSED at window {position} of {count}")));
         }
         match (&self.page, &self.frame) {
-            (Page::Connections(group), _) => parts.push((0, self.connections_text(group))),
+            (Page::Connections(group), _) => {
+                parts.push((0, self.connections_text(group)));
+                parts.extend(self.reasons(group).map(|text| (1, text)));
+            }
             (Page::Groups, Some(frame)) if self.shows_totals => {
                 let from = Rfc3339::new(frame.span.from);
                 parts.push((0, format!("totals since {}Z", &from.time_of_day()[..8])));
@@ -86,7 +111,17 @@ impl View {
             let names: Vec<_> = self.by().iter().map(|key| key.name()).collect();
             parts.push((0, format!("by {}", names.join(","))));
         }
-        parts.push((1, format!("sorted by {}", self.sort)));
+        parts.push((2, format!("sorted by {}", self.sort)));
+        parts.extend(self.common_parts());
+        if !rows.is_empty() {
+            parts.push((0, format!("row {} of {}", self.cursor + 1, rows.len())));
+        }
+        parts
+    }
+
+    /// Returns the parts that every page has.
+    fn common_parts(&self) -> Vec<Part> {
+        let mut parts = Vec::new();
         if self.only_failures {
             parts.push((0, "failures only".to_owned()));
         }
@@ -94,12 +129,25 @@ impl View {
             parts.push((0, format!("only {}", text::harmless(&self.filter))));
         }
         if let Some(frame) = &self.frame {
-            parts.push((2, text::harmless(&frame.names)));
-        }
-        if !rows.is_empty() {
-            parts.push((0, format!("row {} of {}", self.cursor + 1, rows.len())));
+            parts.push((3, text::harmless(&frame.names)));
         }
         parts
+    }
+
+    /// Returns the texts about the dropped packets and the resets of a group.
+    fn reasons(&self, group: &Arc<Group>) -> impl Iterator<Item = String> + use<> {
+        let rows = self.frame.as_ref().map(|frame| &frame.rows);
+        let row = rows.and_then(|rows| rows.iter().find(|row| row.row.group == *group));
+        let sums = row.map(|row| row.row.sums.clone()).unwrap_or_default();
+        [("dropped", sums.drops), ("reset", sums.reset_reasons)]
+            .into_iter()
+            .filter(|(_, reasons)| !reasons.is_empty())
+            .map(|(what, reasons)| {
+                let reasons = reasons
+                    .iter()
+                    .map(|(reason, count)| format!("{} {}", units::count(count), text::harmless(reason)));
+                format!("{what}: {}", reasons.collect::<Vec<_>>().join(", "))
+            })
     }
 
     fn connections_text(&self, group: &Arc<Group>) -> String {
@@ -155,7 +203,7 @@ impl View {
 
     /// Returns as many keys as fit.
     fn keys(&self, columns: usize) -> String {
-        let back = matches!(self.page, Page::Connections(_)).then_some("Esc back");
+        let back = (self.page != Page::Groups).then_some("Esc back");
         let mut keys = String::new();
         for key in back.into_iter().chain(KEYS.iter().copied()) {
             let gap = if keys.is_empty() { "" } else { "  " };

@@ -12,6 +12,7 @@ pub const KEYS: &[&str] = &[
     "t totals",
     "[ ] windows",
     "Enter connections",
+    "l listeners",
 ];
 
 /// The help page. It fits 80 columns and 22 lines.
@@ -20,8 +21,8 @@ pub const HELP: &[&str] = &[
     "s  S       next sort column, reverse  [  ]       window before, window after",
     "g          next grouping              t          totals since the start",
     "/          filter                     f          failures only",
-    "Enter      the group's connections    Esc        back",
-    "arrows, PgUp, PgDn, Home, End  move",
+    "Enter      the group's connections    l          listening sockets",
+    "Esc        back                       arrows, PgUp, PgDn, Home, End  move",
     "",
     "A filter is typed as on the command line: --port 443 --failed. Quotes work as in",
     "a shell. Keys: Left, Right, Home, End, Ctrl-W, Ctrl-U; Up and Down: history.",
@@ -35,7 +36,7 @@ pub const HELP: &[&str] = &[
     "          their number and the most frequent outcome, as --outcome accepts it;",
     "          12s ago: the last failure of a quiet group",
     "BYTES     per second: SENT and RECEIVED by the traced end; BYTES is their sum",
-    "P50 P95   duration of the connections that ended",
-    "CONNECT   duration of the handshake (p95); SRTT: median round-trip time",
-    "RETRANS   segments retransmitted; LOST: segments marked lost",
+    "P50 P95   duration of the connections that ended; CONNECT: handshake (p95)",
+    "REASON    the kernel's main reason of dropped packets (--drops), else of resets",
+    "SRTT      median round-trip time; RETRANS: segments retransmitted, LOST: lost",
 ];

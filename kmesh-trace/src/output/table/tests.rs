@@ -2,6 +2,7 @@
 
 mod blocks;
 mod keys;
+mod reasons;
 mod screen;
 
 use std::path::Path;

@@ -7,6 +7,7 @@ use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use super::columns::{Layout, order};
 use super::help::HELP;
 use super::history::SharedHistory;
+use super::listeners::ListenerRow;
 use super::prompt::{Prompt, PromptHistory};
 use super::quiet::{RowRef, RowState};
 use super::{Frame, layout};
@@ -30,6 +31,8 @@ pub(super) enum Page {
     Groups,
     /// The connections of a group.
     Connections(Arc<Group>),
+    /// The listening sockets, from this line on.
+    Listeners(usize),
 }
 
 /// The settings of the view at its start.
@@ -163,7 +166,32 @@ impl View {
             self.help = self.help_key(key.code, line);
             return None;
         }
+        if let Page::Listeners(line) = self.page
+            && let Some(page) = self.listeners_key(key.code, line)
+        {
+            self.page = page;
+            return None;
+        }
         self.page_key(key.code)
+    }
+
+    /// Returns the page after a key on the page of listeners. `None` if the key does there what it does on every page.
+    fn listeners_key(&self, key: KeyCode, line: usize) -> Option<Page> {
+        let (page_rows, rows) = (self.page_rows(), self.listeners().len());
+        let last = rows.saturating_sub(page_rows);
+        let line = match key {
+            KeyCode::Esc | KeyCode::Char('l') => return Some(Page::Groups),
+            KeyCode::Up => line.saturating_sub(1),
+            KeyCode::Down => (line + 1).min(last),
+            KeyCode::PageUp => line.saturating_sub(page_rows),
+            KeyCode::PageDown => (line + page_rows).min(last),
+            KeyCode::Home => 0,
+            KeyCode::End => last,
+            // These are about groups.
+            KeyCode::Char('s' | 'S' | 'g' | 't') | KeyCode::Enter => line,
+            _ => return None,
+        };
+        Some(Page::Listeners(line))
     }
 
     fn prompt_key(&mut self, key: KeyCode, is_control: bool) -> Option<UiCommand> {
@@ -205,6 +233,7 @@ impl View {
                 self.only_failures = !self.only_failures;
                 self.move_to_top();
             }
+            KeyCode::Char('l') => self.page = Page::Listeners(0),
             KeyCode::Char('/') => self.prompt = Some(Prompt::new(&self.filter)),
             KeyCode::Char('?') => self.help = Some(0),
             KeyCode::Up => self.move_to(self.cursor.saturating_sub(1)),
@@ -224,7 +253,7 @@ impl View {
         None
     }
 
-    /// Goes back from the connections of a group. The cursor is on the group again.
+    /// Goes back to the groups. After the connections of a group, the cursor is on the group again.
     fn go_back(&mut self) {
         if let Page::Connections(group) = std::mem::replace(&mut self.page, Page::Groups) {
             self.move_to_top();
@@ -368,7 +397,16 @@ impl View {
     }
 
     pub(super) fn layout(&self) -> Layout {
-        layout(self.size.0, By::new(&self.by()))
+        match self.page {
+            Page::Connections(_) => Layout::of_connections(self.size.0),
+            _ => layout(self.size.0, By::new(&self.by())),
+        }
+    }
+
+    /// Returns the rows of the page of listeners.
+    pub(super) fn listeners(&self) -> Vec<&ListenerRow> {
+        let rows = self.frame.iter().flat_map(|frame| &frame.listeners);
+        rows.filter(|row| !self.only_failures || row.has_failures()).collect()
     }
 
     /// Returns the number of lines for rows: all but two lines of the header, the titles and the last line.
@@ -395,6 +433,7 @@ impl View {
             return Vec::new();
         };
         let mut rows: Vec<RowRef<'_>> = match &self.page {
+            Page::Listeners(_) => Vec::new(),
             Page::Groups => source.rows.iter().map(RowRef::from).collect(),
             Page::Connections(group) => {
                 let state = match source.number == frame.number {

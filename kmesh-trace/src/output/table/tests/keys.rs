@@ -17,7 +17,7 @@ fn help_page_fits_eighty_columns_and_24_lines() {
         narrow.lines()
     );
     press(&mut narrow, &[KeyCode::End]);
-    assert!(narrow.lines()[6].starts_with("RETRANS"), "{:?}", narrow.lines());
+    assert!(narrow.lines()[6].starts_with("SRTT"), "{:?}", narrow.lines());
     press(&mut narrow, &[KeyCode::Esc]);
     assert!(narrow.lines()[1].starts_with("by workload"), "{:?}", narrow.lines());
 }
@@ -171,8 +171,8 @@ fn s_sorts_by_the_next_column_and_capital_s_reverses() {
     type_text(&mut view, "S");
     let screen = rows(&mut view);
     assert!(screen[0].contains("12 refused by peer"), "{screen:#?}");
-    let mut wide = self::view((200, 50));
-    for _ in 0..11 {
+    let mut wide = self::view((210, 50));
+    for _ in 0..12 {
         type_text(&mut wide, "s");
     }
     assert_eq!(sort(&mut wide), "-retransmits");

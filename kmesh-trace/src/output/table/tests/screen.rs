@@ -3,7 +3,7 @@
 use super::*;
 
 /// Compares a screen with a golden file. `KMESH_TRACE_UPDATE_GOLDEN=1` writes the file instead.
-fn assert_golden(name: &str, lines: &[String]) {
+pub(super) fn assert_golden(name: &str, lines: &[String]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../tests/data/table")
         .join(name);
