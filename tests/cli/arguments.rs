@@ -26,6 +26,7 @@ const INVALID: [(&str, &[&str]); 22] = [
     ("--duration soon", &["--duration"]),
     ("--buffer 8Mb", &["--buffer"]),
     ("check --count 3", &["--count"]),
+    ("--read x.jsonl --drops", &["--read", "--drops"]),
     // Flags and values of other tools.
     ("--dst 10.0.0.1", &["--dst", "tip: ", "--to-ip"]),
     ("--format json", &["--format", "tip: ", "--output"]),

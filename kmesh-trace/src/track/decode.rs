@@ -6,10 +6,6 @@ use thiserror::Error;
 
 /// An event that the eBPF programs report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all events are snapshots, and a box is an allocation for each record"
-)]
 pub enum KernelEvent {
     /// A connection was established, ended, or visited by a socket scan.
     Snapshot(Snapshot),
