@@ -154,6 +154,9 @@ mod tests {
             all.add(&format!("REASON_{number}").into(), 1);
         }
         assert_eq!(all.iter().count(), MAX_SUMS + 1);
-        assert_eq!((all.total(), all.main()), (1_000, Some((OTHER, 1_000 - MAX_SUMS as u64))));
+        assert_eq!(
+            (all.total(), all.main()),
+            (1_000, Some((OTHER, 1_000 - MAX_SUMS as u64)))
+        );
     }
 }
