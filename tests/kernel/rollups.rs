@@ -103,14 +103,12 @@ fn windows_add_up_to_the_traffic() {
     let window = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() / 5;
     let earliest = window();
     let pair = pair_with(&listener);
-    let first = window();
     let (mut up, mut down) = (0, 0);
     for _ in 0..3 {
         exchange(&pair, 12_345, 77);
         (up, down) = (up + 12_345, down + 77);
         lines.wait_sum("sent_bytes", up + down);
     }
-    let last = window();
     pair.close_client_first();
     let latest = window();
     lines.wait_sum("closed", 2);
@@ -128,8 +126,13 @@ fn windows_add_up_to_the_traffic() {
             "{direction}"
         );
         assert_eq!((sum("opened"), sum("closed"), sum("failed")), (1, 1, 0));
-        let expected = last - first + 1..=latest - earliest + 1;
-        assert!(expected.contains(&(windows.len() as u64)), "{} windows", windows.len());
+        // A scan that is late on a busy machine leaves a window without records, and so without a line.
+        let most = latest - earliest + 1;
+        assert!(
+            (4..=most).contains(&(windows.len() as u64)),
+            "{} windows of {most}",
+            windows.len()
+        );
         let starts: Vec<_> = windows
             .iter()
             .map(|line| line["window_start"].as_str().unwrap())
@@ -218,9 +221,6 @@ fn table_has_open_connections_in_every_window() {
         assert!(row(&waiting).contains(" 0+1 "), "{text}");
     }
     assert!(!has_final_scan || blocks.last().unwrap().contains("KiB/s"), "{text}");
-    let headers: Vec<_> = blocks.iter().filter_map(|block| block.lines().next()).collect();
-    let partial = headers.iter().filter(|header| header.contains("partial")).count();
-    assert!((1..=2).contains(&partial), "{text}");
     drop(attempt);
 }
 
