@@ -208,8 +208,10 @@ fn sizes_and_keys() {
     });
     terminal.resize(200, 60);
     terminal.wait("200 columns", |screen| {
-        screen.contains("RETRANS") && screen.contains("SRTT") && both(screen)
+        screen.contains("REASON") && screen.contains("SRTT") && both(screen)
     });
+    terminal.resize(240, 60);
+    terminal.wait("240 columns", |screen| screen.contains("RETRANS") && both(screen));
     terminal.resize(80, 24);
     terminal.wait("80 columns", |screen| !screen.contains("P95") && both(screen));
     // Traffic is seen while the connection stays open; and while it goes on, since a rate is that of one interval,
