@@ -46,7 +46,8 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
@@ -245,8 +246,30 @@ fn check_replay() {
 /// An exclusive scenario holds it for writing, each other scenario for reading.
 static MACHINE: RwLock<()> = RwLock::new(());
 
-/// The duration of each scenario.
+/// The duration of each scenario that has ended.
 static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+
+/// The scenarios that run, and when each began.
+static RUNNING: Mutex<Vec<(Instant, String)>> = Mutex::new(Vec::new());
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends the suite as failed if a scenario runs for longer than any should. Many scenarios wait as long as the tracer
+/// prints lines, so a condition that no line meets would let them wait forever.
+fn watch_running_scenarios() {
+    let limit = 10 * support::test_timeout();
+    loop {
+        thread::sleep(Duration::from_secs(10));
+        let running = lock(&RUNNING);
+        if let Some((_, name)) = running.iter().find(|(start, _)| start.elapsed() > limit) {
+            println!("{name} ... FAILED: it has not ended after {limit:?}");
+            println!("0 passed, 1 failed, 0 skipped");
+            std::process::exit(1);
+        }
+    }
+}
 
 fn trial((number, scenario): (u32, Scenario)) -> Trial {
     let Scenario { name, needs, run } = scenario;
@@ -262,6 +285,7 @@ fn trial((number, scenario): (u32, Scenario)) -> Trial {
             let exclusive = is_exclusive.then(|| MACHINE.write().unwrap_or_else(PoisonError::into_inner));
             let shared = (!is_exclusive).then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
             let start = Instant::now();
+            lock(&RUNNING).push((start, name.clone()));
             let run_with_addresses = || {
                 net::claim_addresses(number);
                 net::add_to_loopback(net::loopback_v6());
@@ -270,8 +294,8 @@ fn trial((number, scenario): (u32, Scenario)) -> Trial {
             let result =
                 net::in_namespace(&name, run_with_addresses).map_err(|panic| Failed::from(panic_message(&*panic)));
             drop((exclusive, shared));
-            let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
-            times.push((start.elapsed(), name));
+            lock(&RUNNING).retain(|(_, running)| *running != name);
+            lock(&TIMES).push((start.elapsed(), name));
             result
         }),
     }
@@ -332,6 +356,7 @@ fn main() -> ExitCode {
     // Exclusive scenarios run last: each waits until no other runs, and meanwhile no other starts.
     scenarios.sort_by_key(|scenario| scenario.needs.contains(&Need::Exclusive));
     let trials = (0..).zip(scenarios).map(trial).collect();
+    thread::spawn(watch_running_scenarios);
     let conclusion = libtest_mimic::run(&arguments, trials);
     if arguments.list {
         return ExitCode::SUCCESS;
@@ -341,7 +366,7 @@ fn main() -> ExitCode {
 }
 
 fn print_slowest() {
-    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut times = lock(&TIMES);
     times.sort_by(|one, other| other.cmp(one));
     for (time, name) in times.iter().take(10) {
         println!("{:6.1} s  {name}", time.as_secs_f64());

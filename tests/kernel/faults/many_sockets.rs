@@ -57,7 +57,7 @@ impl LineChecker {
         let (is_server, port, _) = end;
         let (up, down) = payload_by_port(port);
         let (sent, received) = if is_server { (down, up) } else { (up, down) };
-        let is_close = !line.ends_with("event=update\n");
+        let is_close = !line.contains(", event=update,");
         let outcome = if is_close { "ok" } else { "-" };
         let closed_by = match (is_close, is_server) {
             (false, _) => "-",
@@ -88,12 +88,13 @@ impl LineChecker {
         self.changed.notify_all();
     }
 
-    /// Waits for a condition as long as lines come, and returns when it was met.
+    /// Waits for a condition as long as correct lines come, and returns when it was met.
     fn wait(&self, condition: &str, is_met: impl Fn(&State) -> bool) -> Instant {
         let mut state = self.state.lock().unwrap();
         while !is_met(&state) {
             let (now, result) = self.changed.wait_timeout(state, test_timeout()).unwrap();
             state = now;
+            assert_no_wrong_lines(&state);
             assert!(
                 !result.timed_out(),
                 "timeout: {condition}: {} updates, {} closes",
@@ -105,14 +106,17 @@ impl LineChecker {
     }
 
     fn check_no_wrong_lines(&self) {
-        let state = self.state.lock().unwrap();
-        assert!(
-            state.wrong_lines.is_empty(),
-            "{} wrong lines: {:?}",
-            state.wrong_lines.len(),
-            state.wrong_lines.first()
-        );
+        assert_no_wrong_lines(&self.state.lock().unwrap());
     }
+}
+
+fn assert_no_wrong_lines(state: &State) {
+    assert!(
+        state.wrong_lines.is_empty(),
+        "{} wrong lines: {:?}",
+        state.wrong_lines.len(),
+        state.wrong_lines.first()
+    );
 }
 
 fn parse_end(line: &str) -> Option<End> {
