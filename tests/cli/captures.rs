@@ -14,7 +14,7 @@ use serde_json::Value;
 /// A test, which gets its own empty folder.
 type Case = fn(&Path) -> Result<(), Failed>;
 
-const CASES: [(&str, Case); 20] = [
+const CASES: [(&str, Case); 21] = [
     ("replay_prints_every_output", replay_prints_every_output),
     ("replay_filters_by_names", replay_filters_by_names),
     (
@@ -27,6 +27,10 @@ const CASES: [(&str, Case); 20] = [
     ),
     ("captures_are_merged_by_time", captures_are_merged_by_time),
     ("time_range_is_replayed", time_range_is_replayed),
+    (
+        "local_times_are_those_of_the_time_zone",
+        local_times_are_those_of_the_time_zone,
+    ),
     ("saved_json_output_is_replayed", saved_json_output_is_replayed),
     ("copy_replays_the_same", files::copy_replays_the_same),
     (
@@ -364,6 +368,38 @@ fn time_range_is_replayed(_: &Path) -> Result<(), Failed> {
     // The time of a pipe's last record is unknown.
     let (_, stderr) = run_with_status(1, &["-r", "-", "--since", "-5m"])?;
     check(stderr.contains("standard input") && stderr.contains("--since"), stderr)
+}
+
+/// `date` knows the time zone, too.
+fn local_times_are_those_of_the_time_zone(_: &Path) -> Result<(), Failed> {
+    // Five hours and 45 minutes ahead of UTC.
+    const ZONE: &str = "NPT-5:45";
+    let (json, _) = run_with_status(0, &["-r", text(incident()), "-o", "json", "--count", "1"])?;
+    let record: Value = serde_json::from_str(conns(&json)[0])?;
+    let time = record["time"].as_str().unwrap_or_default();
+    for (output, format, prefix) in [
+        ("short", "+%H:%M:%S.%3N", ""),
+        ("log", "+%F %T.%N %z %z", "accesslog: "),
+    ] {
+        let date = Command::new("date")
+            .env("TZ", ZONE)
+            .args(["-d", time, format])
+            .output()?;
+        let expected = format!("{prefix}{} ", String::from_utf8(date.stdout)?.trim_end());
+        let args = [
+            "-r",
+            text(incident()),
+            "-o",
+            output,
+            "--count",
+            "1",
+            "--time-format",
+            "local",
+        ];
+        let line = String::from_utf8(tool(&args).env("TZ", ZONE).output()?.stdout)?;
+        check(line.starts_with(&expected), format!("{expected}: {line}"))?;
+    }
+    Ok(())
 }
 
 /// Saved JSON output is a capture without a header. Foreign lines in it are skipped.

@@ -55,7 +55,11 @@ impl RollupLines {
             }
             let (now, result) = self.changed.wait_timeout(lines, test_timeout()).unwrap();
             let reports = self.reports.lock().unwrap();
-            assert!(!result.timed_out(), "no line for {:?}: {reports:?} {now:#?}", test_timeout());
+            assert!(
+                !result.timed_out(),
+                "no line for {:?}: {reports:?} {now:#?}",
+                test_timeout()
+            );
             lines = now;
         }
     }

@@ -19,7 +19,7 @@ pub use hints::with_hint;
 pub use metrics::{Level, Metrics};
 pub use names::Names;
 pub use table::Table;
-pub use values::{BufferSize, Color, EventName, Interval, Output, Shell, Size};
+pub use values::{BufferSize, Color, EventName, Interval, Output, Shell, Size, TimeFormat};
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -94,6 +94,7 @@ Environment:
   NO_COLOR    If set and not empty, print no color unless --color asks for it
   TERM        If unset, empty or dumb, print no color, and print -o table as
               blocks of lines
+  TZ          The time zone for --time-format local. If unset, /etc/localtime
   KUBECONFIG  The kubeconfig that --kubeconfig uses when it has no value
   NODE_NAME   The name of this node in the cluster, for --this-node
 
@@ -171,13 +172,23 @@ pub struct Cli {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::interval)]
     pub interval: Interval,
 
-    /// Color the output: auto, always or never
+    /// Use color: auto, always or never
     ///
     /// auto: color on a terminal, unless NO_COLOR is set, or TERM is empty or dumb. In the log, color marks failures.
     ///
     /// Example: kmesh-trace --color always | less -R
     #[arg(long, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
     pub color: Color,
+
+    /// Show times in utc, local or relative
+    ///
+    /// The format of the time at the start of a line of the log and of short lines, and in the header of the table.
+    /// local: the time zone of TZ or of /etc/localtime. relative: seconds since the first line; the header of the table
+    /// then has only the elapsed time. Other times of the log and JSON are always in UTC.
+    ///
+    /// Example: kmesh-trace --time-format local --failed
+    #[arg(long, value_name = "KIND", default_value = "utc", hide_possible_values = true)]
+    pub time_format: TimeFormat,
 
     /// Trace this tool's own connections, too
     ///

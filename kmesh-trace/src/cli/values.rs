@@ -62,6 +62,17 @@ pub enum Color {
     Never,
 }
 
+/// How the log, short lines and the table show times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum TimeFormat {
+    /// In UTC
+    Utc,
+    /// In the time zone of this process: TZ, or /etc/localtime
+    Local,
+    /// As seconds since the first line
+    Relative,
+}
+
 /// The shells with a completion script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Shell {

@@ -20,7 +20,7 @@ pub use metrics::{CommonLabels, MetricsConfig, SeriesConfig};
 pub use names::{ApiServer, Kubelet, Origin, SourceConfig};
 pub use rollup::RollupConfig;
 
-pub use crate::cli::{CapturePath, Level, Output, Rotation, TimeBound};
+pub use crate::cli::{CapturePath, Level, Output, Rotation, TimeBound, TimeFormat};
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -78,6 +78,8 @@ pub struct Config {
     pub interval: Duration,
     /// Whether standard output has colors.
     pub color: bool,
+    /// How the log, short lines and the table show times.
+    pub time_format: TimeFormat,
     /// The time after which the run stops.
     pub duration: Option<Duration>,
     /// The number of records after which the run stops.
@@ -125,6 +127,7 @@ impl Config {
             sources: names::sources(&cli.names)?,
             interval: rollup::update_interval(cli),
             color: matches!(output, Output::Log | Output::Short | Output::Table) && environment.has_color(cli.color),
+            time_format: cli.time_format,
             duration: cli.duration,
             count: cli.count,
             ring_bytes: cli.buffer.ring_bytes(environment.page_size),

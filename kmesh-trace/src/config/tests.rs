@@ -48,6 +48,7 @@ fn bare_command_has_documented_defaults() {
         rollup: None,
         filter: Filter::default(),
         include_self: false,
+        time_format: TimeFormat::Utc,
         sources: names::sources(&Default::default()).unwrap(),
         interval: Duration::from_secs(5),
         color: false,
@@ -76,6 +77,7 @@ fn flags_set_their_settings() {
         rollup: None,
         filter: Filter::default(),
         include_self: false,
+        time_format: TimeFormat::Relative,
         sources: names::sources(&Default::default()).unwrap(),
         interval: Duration::from_secs(5),
         color: false,
@@ -86,7 +88,10 @@ fn flags_set_their_settings() {
         metrics: None,
     };
     assert_eq!(
-        config("-o none --duration 60s --count 9 --buffer 50k -v", PLAIN),
+        config(
+            "-o none --duration 60s --count 9 --buffer 50k -v --time-format relative",
+            PLAIN
+        ),
         expected
     );
     assert_eq!(config("-q", PLAIN).verbosity, Verbosity::Quiet);

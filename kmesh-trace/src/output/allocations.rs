@@ -5,6 +5,7 @@ use crate::capture::lines::{Lines, Step};
 use crate::capture::parse::{Line, Parser};
 use crate::capture::testing::{capture, header};
 use crate::capture::{Capture, Compression};
+use crate::config::TimeFormat;
 use crate::track::delta::Delta;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -65,8 +66,8 @@ pub(crate) fn allocations_of(act: impl FnOnce()) -> usize {
 fn sinks() -> [Box<dyn Sink>; 4] {
     let out = || Stdout::to(io::sink());
     [
-        Box::new(Log::new(testing::ALL_EVENTS, false, out())),
-        Box::new(Log::new(testing::ALL_EVENTS, true, out())),
+        Box::new(Log::new(testing::ALL_EVENTS, false, TimeFormat::Utc, out())),
+        Box::new(Log::new(testing::ALL_EVENTS, true, TimeFormat::Utc, out())),
         Box::new(Json::new(testing::ALL_EVENTS, &testing::info(), out())),
         Box::new(Capture::to(io::sink(), Compression::Zstd, header()).unwrap()),
     ]

@@ -2,8 +2,9 @@
 //! Kmesh's log that stops after `duration` can read this log.
 
 use super::sanitize::{Lossy, json_string};
+use super::time_text::LineTimes;
 use super::{Sink, Stdout};
-use crate::config::Events;
+use crate::config::{Events, TimeFormat};
 use crate::record::errno::Errno;
 use crate::record::rfc3339::Rfc3339;
 use crate::record::{AcceptQueue, Direction, Event, Outcome, PacketDrops, Pod, Process, Record, Subject};
@@ -21,14 +22,20 @@ const RESET: &str = "\x1b[0m";
 pub struct Log {
     events: Events,
     color: bool,
+    times: LineTimes,
     out: Stdout,
 }
 
 impl Log {
     /// Returns a sink that prints `events`. `color` colors the outcome of a failed connection and does not change the
-    /// text.
-    pub fn new(events: Events, color: bool, out: Stdout) -> Self {
-        Self { events, color, out }
+    /// text. `times` is the format of the time at the start of a line.
+    pub fn new(events: Events, color: bool, times: TimeFormat, out: Stdout) -> Self {
+        Self {
+            events,
+            color,
+            times: LineTimes::new(times),
+            out,
+        }
     }
 }
 
@@ -38,6 +45,7 @@ impl Sink for Log {
             return Ok(());
         }
         let mut line = Line(self.out.text());
+        line.start("accesslog: ", record, &mut self.times);
         line.kmesh_fields(record);
         line.own_fields(
             record,
@@ -54,8 +62,14 @@ impl Sink for Log {
         let mut line = Line(self.out.text());
         match record.subject {
             Subject::Connection => return Ok(()),
-            Subject::Reject(count) => line.reject(record, count),
-            Subject::Listener(queue) => line.listener(record, queue),
+            Subject::Reject(count) => {
+                line.start("reject: ", record, &mut self.times);
+                line.reject(record, count);
+            }
+            Subject::Listener(queue) => {
+                line.start("listener: ", record, &mut self.times);
+                line.listener(record, queue);
+            }
         }
         line.text("\n");
         self.out.appended()
@@ -71,7 +85,6 @@ struct Line<'a>(&'a mut Vec<u8>);
 
 impl Line<'_> {
     fn kmesh_fields(&mut self, record: &Record) {
-        self.start("accesslog: ", record);
         self.text("src.addr=");
         self.address(record.src);
         self.pod(record.names.src.pod.as_deref(), ", src.workload=", ", src.namespace=");
@@ -136,7 +149,6 @@ impl Line<'_> {
     }
 
     fn reject(&mut self, record: &Record, count: u64) {
-        self.start("reject: ", record);
         self.text("src.addr=");
         self.ip(record.src.ip());
         self.pod(record.names.src.pod.as_deref(), ", src.workload=", ", src.namespace=");
@@ -152,7 +164,6 @@ impl Line<'_> {
     }
 
     fn listener(&mut self, record: &Record, queue: AcceptQueue) {
-        self.start("listener: ", record);
         self.text("dst.addr=");
         self.address(record.dst);
         self.pod(record.names.dst.pod.as_deref(), ", dst.workload=", ", dst.namespace=");
@@ -181,13 +192,10 @@ impl Line<'_> {
     }
 
     /// Writes the kind of line and the time.
-    fn start(&mut self, kind: &str, record: &Record) {
-        let time = Rfc3339::new(record.time);
+    fn start(&mut self, kind: &str, record: &Record, times: &mut LineTimes) {
         self.text(kind);
-        self.text(time.date());
+        times.append_full(self.0, record.time);
         self.text(" ");
-        self.text(time.time_of_day());
-        self.text(" +0000 UTC ");
     }
 
     /// Writes `NETFILTER_DROP:6/NO_SOCKET:1`, the sum of both directions for each reason; `0` if no packet was dropped.

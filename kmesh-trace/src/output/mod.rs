@@ -20,6 +20,7 @@ pub mod table;
 pub mod term;
 #[cfg(test)]
 pub(crate) mod testing;
+mod time_text;
 
 use std::io;
 use std::time::Instant;
@@ -98,11 +99,14 @@ pub fn stdout_sink(config: &Config, info: &RunInfo, names: &NameSourceStatus) ->
 
 fn sink(config: &Config, info: &RunInfo, names: &NameSourceStatus, out: Stdout) -> Option<Box<dyn Sink>> {
     Some(match (config.output, &config.rollup) {
-        (Output::Log, _) => Box::new(Log::new(config.events, config.color, out)),
-        (Output::Short, _) => Box::new(Short::new(config.events, config.color, out)),
+        (Output::Log, _) => Box::new(Log::new(config.events, config.color, config.time_format, out)),
+        (Output::Short, _) => Box::new(Short::new(config.events, config.color, config.time_format, out)),
         (Output::Json, Some(rollup)) => Box::new(RollupJson::new(rollup.settings, info, out)),
         (Output::Json, None) => Box::new(Json::new(config.events, info, out)),
-        (Output::Table, Some(rollup)) => Box::new(table::TextTable::new(rollup, config.color, info, names, out)),
+        (Output::Table, Some(rollup)) => {
+            let session = table::Session::new(info, names, config.time_format);
+            Box::new(table::TextTable::new(rollup, config.color, session, out))
+        }
         (Output::None | Output::Table, _) => return None,
     })
 }

@@ -4,7 +4,7 @@
 //! 07:22:29.310  shop/checkout (checkout/4711) → shop/payments 10.244.0.30:8443  ok  4.1ms  sent 113 B  received 13 B
 //! ```
 //!
-//! The line has the time of day (UTC), the client and the server, and what happened. The process stands beside the end
+//! The line has the time of day, the client and the server, and what happened. The process stands beside the end
 //! whose socket was traced. A server has its address, too; the ephemeral port of the client is in the other outputs.
 
 use std::fmt;
@@ -14,10 +14,10 @@ use std::net::IpAddr;
 use super::outcome_text::outcome_text;
 use super::sanitize::{Lossy, one_line};
 use super::table::units;
+use super::time_text::LineTimes;
 use super::{Sink, Stdout};
-use crate::config::Events;
+use crate::config::{Events, TimeFormat};
 use crate::record::errno::Errno;
-use crate::record::rfc3339::Rfc3339;
 use crate::record::{
     AcceptQueue, Direction, End, Event, Outcome, PacketDirection, PacketDrops, Process, Record, Subject,
 };
@@ -25,8 +25,6 @@ use crate::track::delta::Delta;
 
 const RED: &str = "\x1b[31m";
 const RESET: &str = "\x1b[0m";
-/// The length of `07:22:29.104`.
-const TIME_LENGTH: usize = 12;
 /// The errors that the texts of outcomes already imply: ECONNRESET, ETIMEDOUT, ECONNREFUSED.
 const IMPLIED_ERRORS: [u32; 3] = [104, 110, 111];
 
@@ -34,13 +32,27 @@ const IMPLIED_ERRORS: [u32; 3] = [104, 110, 111];
 pub struct Short {
     events: Events,
     color: bool,
+    times: LineTimes,
     out: Stdout,
 }
 
 impl Short {
-    /// Returns a sink that prints `events`. With `color`, the outcome of a failed connection is red.
-    pub fn new(events: Events, color: bool, out: Stdout) -> Self {
-        Self { events, color, out }
+    /// Returns a sink that prints `events`. With `color`, the outcome of a failed connection is red. `times` is the
+    /// format of the time at the start of a line.
+    pub fn new(events: Events, color: bool, times: TimeFormat, out: Stdout) -> Self {
+        Self {
+            events,
+            color,
+            times: LineTimes::new(times),
+            out,
+        }
+    }
+
+    fn print(&mut self, record: &Record) -> io::Result<()> {
+        let time = self.times.time_of_day(record.time);
+        let color = self.color;
+        writeln!(self.out.text(), "{time}{}", Line { record, color })?;
+        self.out.appended()
     }
 }
 
@@ -49,18 +61,14 @@ impl Sink for Short {
         if !self.events.has(record.event) {
             return Ok(());
         }
-        let color = self.color;
-        writeln!(self.out.text(), "{}", Line { record, color })?;
-        self.out.appended()
+        self.print(record)
     }
 
     fn report(&mut self, record: &Record) -> io::Result<()> {
         if !self.events.has_subject(record.subject) {
             return Ok(());
         }
-        let color = self.color;
-        writeln!(self.out.text(), "{}", Line { record, color })?;
-        self.out.appended()
+        self.print(record)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -68,7 +76,7 @@ impl Sink for Short {
     }
 }
 
-/// A record that displays as a short line.
+/// A record that displays as a short line after its time.
 struct Line<'a> {
     record: &'a Record,
     color: bool,
@@ -76,9 +84,6 @@ struct Line<'a> {
 
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = Rfc3339::new(self.record.time);
-        let time_of_day = time.time_of_day();
-        f.write_str(time_of_day.get(..TIME_LENGTH).unwrap_or(time_of_day))?;
         match self.record.subject {
             Subject::Connection => self.connection(f),
             Subject::Reject(count) => self.reject(f, count),
@@ -309,7 +314,7 @@ mod tests {
 
     fn print(color: bool, record: &Record) -> String {
         let out = testing::Shared::default();
-        let mut short = Short::new(testing::ALL_EVENTS, color, Stdout::to(out.clone()));
+        let mut short = Short::new(testing::ALL_EVENTS, color, TimeFormat::Utc, Stdout::to(out.clone()));
         short.record(record, &Delta::default()).unwrap();
         short.flush().unwrap();
         out.text()
@@ -430,7 +435,7 @@ mod tests {
             .iter()
             .map(|record| {
                 let out = testing::Shared::default();
-                let mut short = Short::new(testing::ALL_EVENTS, false, Stdout::to(out.clone()));
+                let mut short = Short::new(testing::ALL_EVENTS, false, TimeFormat::Utc, Stdout::to(out.clone()));
                 short.report(record).unwrap();
                 short.flush().unwrap();
                 out.text()[14..].trim_end().to_owned()

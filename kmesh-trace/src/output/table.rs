@@ -21,7 +21,7 @@ use std::io::{self, Write};
 use std::sync::mpsc::Receiver;
 
 use super::{Sink, Stdout};
-use crate::config::RollupConfig;
+use crate::config::{RollupConfig, TimeFormat};
 use crate::filter::Filter;
 use crate::output::NameSourceStatus;
 use crate::record::{ConnId, Lost, Record, RunInfo, WallTime};
@@ -83,6 +83,7 @@ pub struct Frame {
     elapsed_ns: u64,
     /// The number of records lost since tracing began.
     lost_records: u64,
+    time_format: TimeFormat,
 }
 
 impl Frame {
@@ -94,23 +95,26 @@ impl Frame {
 
 /// The state of a table that spans its windows.
 #[derive(Debug)]
-struct Session {
+pub struct Session {
     node: String,
     names: NameSourceStatus,
     /// The first instant that was traced.
     began: Option<WallTime>,
     lost_records: u64,
     groups: KnownGroups,
+    time_format: TimeFormat,
 }
 
 impl Session {
-    fn new(info: &RunInfo, names: &NameSourceStatus) -> Self {
+    /// Returns the state before the first window.
+    pub fn new(info: &RunInfo, names: &NameSourceStatus, time_format: TimeFormat) -> Self {
         Self {
             node: info.node.clone(),
             names: names.clone(),
             began: None,
             lost_records: 0,
             groups: KnownGroups::default(),
+            time_format,
         }
     }
 
@@ -127,6 +131,7 @@ impl Session {
             names: self.names.text(),
             elapsed_ns: span.until.0.saturating_sub(began.0).try_into().unwrap_or(0),
             lost_records: self.lost_records,
+            time_format: self.time_format,
         }
     }
 }
@@ -143,10 +148,10 @@ pub struct TextTable {
 }
 
 impl TextTable {
-    pub fn new(config: &RollupConfig, color: bool, info: &RunInfo, names: &NameSourceStatus, out: Stdout) -> Self {
+    pub fn new(config: &RollupConfig, color: bool, session: Session, out: Stdout) -> Self {
         Self {
             rollup: Rollup::new(config.settings).with_open_groups(),
-            session: Session::new(info, names),
+            session,
             sort: config.sort,
             max_rows: config.top.unwrap_or(usize::MAX),
             layout: layout(PLAIN_WIDTH, config.settings.by),
@@ -238,8 +243,7 @@ impl TuiTable {
     /// Returns the sink that fills `history`, which `screen` shows, and follows the commands of the user.
     pub fn new(
         config: &RollupConfig,
-        info: &RunInfo,
-        names: &NameSourceStatus,
+        session: Session,
         history: SharedHistory,
         commands: Receiver<UiCommand>,
         screen: Box<dyn Screen>,
@@ -249,7 +253,7 @@ impl TuiTable {
             rollup: Rollup::new(config.settings)
                 .with_connections(MAX_CONNECTIONS)
                 .with_open_groups(),
-            session: Session::new(info, names),
+            session,
             is_pass_over: false,
             filter: Filter::default(),
             listeners: Listeners::default(),

@@ -6,9 +6,9 @@ use crate::capture::Target;
 use crate::config::{CapturePath, Config, Events, RollupConfig, parse_prompt_filter};
 use crate::output::NameSourceStatus;
 use crate::output::stderr::Reports;
-use crate::output::table::TuiTable;
 use crate::output::table::history::SharedHistory;
 use crate::output::table::view::{UiCommand, ViewOptions};
+use crate::output::table::{Session, TuiTable};
 use crate::output::term::{self, TableScreen};
 use crate::output::{Sink, stdout_sink};
 use crate::record::{Header, RunInfo};
@@ -47,7 +47,8 @@ pub fn open(
             commands,
             signals,
         } = term::start(options, history.clone(), on_command).context("cannot use the terminal")?;
-        sinks.push(Box::new(TuiTable::new(rollup, info, names, history, commands, window)));
+        let session = Session::new(info, names, config.time_format);
+        sinks.push(Box::new(TuiTable::new(rollup, session, history, commands, window)));
         screen = Some(signals);
     } else {
         sinks.extend(stdout_sink(config, info, names));

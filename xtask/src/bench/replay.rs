@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow};
 use kmesh_trace::capture::lines::{Lines, Step};
 use kmesh_trace::capture::parse::{Line, Parser};
 use kmesh_trace::capture::{Capture, Compression};
-use kmesh_trace::config::Events;
+use kmesh_trace::config::{Events, TimeFormat};
 use kmesh_trace::engine::{Engine, Selection};
 use kmesh_trace::filter::Filter;
 use kmesh_trace::output::json::contract::ConnLine;
@@ -70,7 +70,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         max_groups: 10_000,
     };
     let json = best(args.runs, || replay(&capture, Box::new(Json::new(ALL, &info, out()))))?;
-    let log = best(args.runs, || replay(&capture, Box::new(Log::new(ALL, false, out()))))?;
+    let log = best(args.runs, || {
+        replay(&capture, Box::new(Log::new(ALL, false, TimeFormat::Utc, out())))
+    })?;
     let table = best(args.runs, || {
         replay(&capture, Box::new(RollupJson::new(rollup, &info, out())))
     })?;

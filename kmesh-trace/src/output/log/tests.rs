@@ -17,7 +17,7 @@ fn render(color: bool, record: &Record) -> String {
 
 fn printed(color: bool, print: impl FnOnce(&mut Log) -> io::Result<()>) -> String {
     let out = testing::Shared::default();
-    let mut log = Log::new(testing::ALL_EVENTS, color, Stdout::to(out.clone()));
+    let mut log = Log::new(testing::ALL_EVENTS, color, TimeFormat::Utc, Stdout::to(out.clone()));
     print(&mut log).unwrap();
     log.flush().unwrap();
     out.text()
@@ -337,7 +337,7 @@ fn reports_print_only_if_their_event_is_selected() {
         listener: true,
         ..Events::NONE
     };
-    let mut log = Log::new(events, false, Stdout::to(out.clone()));
+    let mut log = Log::new(events, false, TimeFormat::Utc, Stdout::to(out.clone()));
     for record in testing::reports() {
         log.report(&record).unwrap();
     }

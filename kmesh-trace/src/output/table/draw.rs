@@ -9,7 +9,7 @@ use super::listeners;
 use super::quiet::{RowRef, RowState, TableRow};
 use super::view::{Page, View};
 use super::{Frame, text, units};
-use crate::record::rfc3339::Rfc3339;
+use crate::output::time_text::date_and_time;
 use crate::rollup::Group;
 
 impl View {
@@ -102,8 +102,11 @@ impl View {
                 parts.extend(self.reasons(group).map(|text| (1, text)));
             }
             (Page::Groups, Some(frame)) if self.shows_totals => {
-                let from = Rfc3339::new(frame.span.from);
-                parts.push((0, format!("totals since {}Z", &from.time_of_day()[..8])));
+                let since = match date_and_time(frame.span.from, frame.time_format) {
+                    Some((_, time)) => time,
+                    None => "the start".to_owned(),
+                };
+                parts.push((0, format!("totals since {since}")));
             }
             _ => {}
         }

@@ -1,7 +1,7 @@
 //! The lines above the table.
 
 use super::{Frame, text, units};
-use crate::record::rfc3339::Rfc3339;
+use crate::output::time_text::date_and_time;
 use crate::rollup::{Row, Sums};
 
 /// The width of the node's name, below which other parts are left out first.
@@ -18,8 +18,9 @@ pub fn frame_line(frame: &Frame, width: usize) -> String {
 /// Returns the line about a frame with the date and the name sources, for output without a terminal.
 pub fn dated_line(frame: &Frame, width: usize) -> String {
     let mut parts = frame_parts(frame);
-    let date = Rfc3339::new(frame.span.until).date().to_owned();
-    parts[1].1 = format!("{date} {}", parts[1].1);
+    if let Some((date, time)) = date_and_time(frame.span.until, frame.time_format) {
+        parts[1].1 = format!("{date} {time}");
+    }
     parts.push((2, text::harmless(&frame.names)));
     join(parts, width, NODE_WIDTH)
 }
@@ -39,19 +40,19 @@ fn frame_parts(frame: &Frame) -> Vec<Part> {
         0 => "0 lost".to_owned(),
         lost => format!("LOST {}", units::count(lost)),
     };
-    let time = Rfc3339::new(frame.span.until);
-    let mut parts = vec![
-        (0, text::harmless(&frame.node)),
-        (3, format!("{}Z", &time.time_of_day()[..8])),
+    let mut parts = vec![(0, text::harmless(&frame.node))];
+    parts.extend(date_and_time(frame.span.until, frame.time_format).map(|(_, time)| (3, time)));
+    let up = parts.len();
+    parts.extend([
         (0, format!("up {}", units::elapsed(frame.elapsed_ns))),
         (1, format!("{} sent", rate(sum(Sums::rated_sent_bytes)))),
         (2, format!("{} received", rate(sum(Sums::rated_received_bytes)))),
         (5, format!("{} opened", frequency(sum(|sums| sums.opened)))),
         (4, format!("{} failed", frequency(sum(Sums::failed)))),
         (0, lost),
-    ];
+    ]);
     if frame.span.is_partial {
-        parts.insert(3, (0, format!("partial {}", units::time(frame.span.covered_ns()))));
+        parts.insert(up + 1, (0, format!("partial {}", units::time(frame.span.covered_ns()))));
     }
     parts
 }

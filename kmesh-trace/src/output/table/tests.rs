@@ -89,8 +89,7 @@ impl Table {
         Self {
             sink: TuiTable::new(
                 &config(by),
-                &testing::info(),
-                &NameSourceStatus::default(),
+                Session::new(&testing::info(), &NameSourceStatus::default(), TimeFormat::Utc),
                 history.clone(),
                 received,
                 Box::new(NoScreen),

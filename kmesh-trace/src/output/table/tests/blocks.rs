@@ -8,8 +8,7 @@ fn printed(config: &RollupConfig, start: WallTime, records: &[Record]) -> String
     let mut table = TextTable::new(
         config,
         false,
-        &testing::info(),
-        &NameSourceStatus::default(),
+        Session::new(&testing::info(), &NameSourceStatus::default(), TimeFormat::Utc),
         Stdout::to(out.clone()),
     );
     table.watermark(start).unwrap();
