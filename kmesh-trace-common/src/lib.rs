@@ -7,11 +7,13 @@
 
 mod drops;
 mod tcp;
+mod turns;
 
 use bytemuck::{Pod, Zeroable};
 
 pub use drops::{DROP_SLOTS, DropKind, DropSlot, Drops, MAX_DROP_REASONS, MAX_RESET_REASONS, RejectKey, Tuple};
 pub use tcp::{TcpOffsets, unit};
+pub use turns::{TURN_BUCKETS, Turns, bucket};
 
 /// `Snapshot::kind`: the connection attempt ended.
 pub const KIND_CLOSE: u32 = 1;
@@ -104,7 +106,7 @@ pub struct Owner {
 
 /// The total size of the fields of [`Snapshot`] that are not generated. A wrong number does not compile: `Pod` forbids
 /// padding.
-const FIXED_BYTES: usize = 139;
+const FIXED_BYTES: usize = 176;
 
 const fn count(paths: &[&str]) -> usize {
     paths.len()
@@ -119,11 +121,15 @@ macro_rules! snapshot {
             $(u64, $path64:literal)? $(u32, $path32:literal)? $(u16, $path16:literal)? $(u8, $path8:literal)?,
             $unit:ident, $description:literal;
         )*}
+        derived { $($derived:tt)* }
+        carried {$(
+            $carried:ident: $(u32, $carried32:literal)? $(u16, $carried16:literal)?, $carried_description:literal;
+        )*}
         internal { $($internal:tt)* }
     ) => {
         const GENERATED_BYTES: usize = 8 * count(&[$($($path64,)?)*])
-            + 4 * count(&[$($($path32,)?)*])
-            + 2 * count(&[$($($path16,)?)*])
+            + 4 * count(&[$($($path32,)?)* $($($carried32,)?)*])
+            + 2 * count(&[$($($path16,)?)* $($($carried16,)?)*])
             + count(&[$($($path8,)?)*]);
 
         const PAD_BYTES: usize = (FIXED_BYTES + GENERATED_BYTES).next_multiple_of(8) - FIXED_BYTES - GENERATED_BYTES;
@@ -175,17 +181,34 @@ macro_rules! snapshot {
             pub write_seq: u32,
             /// `sock.sk_err_soft`: the error that the kernel sets when it gives up retransmitting.
             pub sk_err_soft: u32,
+            /// `tcp_congestion_ops.name`: the congestion control algorithm, NUL-terminated.
+            pub congestion: [u8; 16],
+            /// `tcp_sock.chrono_stat[]`: the time in which this end had data to send, in periods that are over and
+            /// limited by nothing, by the peer's window, and by the send buffer; ticks. All ones if unknown.
+            pub chrono_stat: [u32; 3],
+            /// The low half of the kernel's counter of ticks (jiffies) at the event.
+            pub jiffies: u32,
             $($(
                 #[doc = concat!("`tcp_sock.", $path64, "`: ", $description)]
                 pub $name: u64,
             )?)*
+            /// The length of a tick, ns.
+            pub tick_ns: u32,
             $($(
                 #[doc = concat!("`tcp_sock.", $path32, "`: ", $description)]
                 pub $name: u32,
             )?)*
             $($(
+                #[doc = concat!("`tcp_sock.", $carried32, "`: ", $carried_description)]
+                pub $carried: u32,
+            )?)*
+            $($(
                 #[doc = concat!("`tcp_sock.", $path16, "`: ", $description)]
                 pub $name: u16,
+            )?)*
+            $($(
+                #[doc = concat!("`tcp_sock.", $carried16, "`: ", $carried_description)]
+                pub $carried: u16,
             )?)*
             $($(
                 #[doc = concat!("`tcp_sock.", $path8, "`: ", $description)]
@@ -198,6 +221,9 @@ macro_rules! snapshot {
             /// A number of the kernel's `enum sk_rst_reason`, for the last RST that this end sent; 0 if none, or
             /// unknown.
             pub reset_reason: u8,
+            /// `tcp_sock.chrono_type`: the limit of the current period of activity, which counts from 1 as
+            /// `chrono_stat`; 0 while this end has nothing to send.
+            pub chrono_type: u8,
             /// Padding that is not written.
             pub pad: [u8; PAD_BYTES],
         }
@@ -206,14 +232,24 @@ macro_rules! snapshot {
 
 tcp_fields!(snapshot);
 
+/// A [`Snapshot`] with the turns of its connection. If the programs measure turns, every snapshot has this form.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct TurnsSnapshot {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// The turns; all zero if there were none.
+    pub turns: Turns,
+}
+
 /// The update of one connection that a socket scan writes to its output.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct ScanRecord {
-    /// The size of `snapshot`, bytes.
+    /// The size of the record behind it, bytes: a [`Snapshot`] or a [`TurnsSnapshot`].
     pub length: u64,
-    /// A snapshot of [`KIND_UPDATE`].
-    pub snapshot: Snapshot,
+    /// A snapshot of [`KIND_UPDATE`]. Written without its turns if the programs do not measure them.
+    pub record: TurnsSnapshot,
 }
 
 /// A listening socket, as a socket scan found it.
@@ -393,6 +429,8 @@ pub struct Offsets {
     pub cgroup_kn: u32,
     /// `kernfs_node.id` (u64): the id of the cgroup.
     pub kn_id: u32,
+    /// `tcp_sock.tcp_wstamp_ns` (u64, CLOCK_MONOTONIC, ns): the time when the kernel sent the last segment.
+    pub tcp_wstamp_ns: u32,
     /// `tcp_sock.tcp_clock_cache` (u64, CLOCK_MONOTONIC, ns): the time when the kernel began to process the last
     /// segment.
     pub tcp_clock_cache: u32,
@@ -428,6 +466,14 @@ pub struct Offsets {
     pub sk_drops: u32,
     /// `inet_connection_sock.icsk_accept_queue.qlen` in `tcp_sock` (atomic_t).
     pub accept_queue_len: u32,
+    /// `inet_connection_sock.icsk_ca_ops` in `tcp_sock` (pointer to `tcp_congestion_ops`).
+    pub congestion_ops: u32,
+    /// `tcp_congestion_ops.name` (16 bytes).
+    pub congestion_name: u32,
+    /// `tcp_sock.chrono_stat` (three u32).
+    pub chrono_stat: u32,
+    /// The byte of `tcp_sock` with the bits [`ProgramConfig::chrono_type_mask`]. [`ABSENT`] if BTF does not show it.
+    pub chrono_type: u32,
     /// `sk_buff.head` (pointer).
     pub skb_head: u32,
     /// `sk_buff.network_header` (u16): from `head`.
@@ -488,8 +534,12 @@ pub struct ProgramConfig {
     pub counts_drops: u8,
     /// 1 if socket scans report listeners.
     pub reports_listeners: u8,
-    /// Padding that is always 0.
-    pub pad: u8,
+    /// The mask of `tcp_sock.chrono_type` in its byte.
+    pub chrono_type_mask: u8,
+    /// The length of a tick (jiffy), ns.
+    pub tick_ns: u32,
+    /// 1 if the programs measure turns.
+    pub counts_turns: u32,
     /// The reasons that count as a drop: bit `reason % 64` of word `reason / 64`.
     pub drop_reasons: [u64; MAX_DROP_REASONS / 64],
     /// The system calls that can close a file of the calling process: bit `number % 64` of word `number / 64`.
@@ -569,7 +619,7 @@ pub const ABSENT: u32 = u32::MAX;
 
 const _: () = {
     assert!(size_of::<Owner>() == 24);
-    assert!(size_of::<Snapshot>() == 272);
+    assert!(size_of::<Snapshot>() == 360);
     assert!(size_of::<Reset>() == 24);
     assert!(size_of::<Prefix>() == 20);
     assert!(size_of::<FilterRules>() == 16 + 2 * 8192);

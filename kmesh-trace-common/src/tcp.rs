@@ -11,6 +11,12 @@ use bytemuck::{Pod, Zeroable};
 /// name outside the kernel; the width in the kernel (`u64`, `u32`, `u16` or `u8`); the path in `tcp_sock`; the unit, a
 /// type of [`unit`](crate::unit) that converts the kernel's value to the record's; and the description in the schema.
 ///
+/// `derived` lists the members that follow under `tcp` and that user space computes from several fields of the snapshot:
+/// name, type in a record, description. The functions are in `record::tcp`.
+///
+/// `carried` lists the members of the snapshot from which those are computed: name, width, path, description. A kernel
+/// may lack them.
+///
 /// `internal` lists the other members that the programs read: name, width, path, description.
 #[macro_export]
 macro_rules! tcp_fields {
@@ -46,10 +52,39 @@ macro_rules! tcp_fields {
                 icsk_retransmits: u8, "inet_conn.icsk_retransmits", Plain, "Retransmissions since the last ACK.";
                 bytes_sent: u64, "bytes_sent", Plain, "Payload bytes sent, retransmitted payload included.";
                 bytes_retrans: u64, "bytes_retrans", Plain, "Payload bytes retransmitted.";
+                rcv_ooopack: u32, "rcv_ooopack", Nullable, "Segments received out of order.";
+                reord_seen: u32, "reord_seen", Nullable, "Times that the peer's ACKs showed reordered segments.";
+                snd_wnd: u32, "snd_wnd", Plain, "The peer's receive window, bytes.";
+                rcv_wnd: u32, "rcv_wnd", Plain, "The receive window that this end offers, bytes.";
+                rcv_rtt_us: u32, "rcv_rtt_est.rtt_us", Eighths, "Round-trip time by received data; null without a sample.";
+                rttvar_us: u32, "mdev_us", Quarters, "Mean deviation of the round-trip time.";
+            }
+            derived {
+                rto_us: Option<u64>, "Retransmission timeout.";
+                pmtu: Option<u32>, "Path MTU, bytes.";
+                congestion: Option<Congestion>, "Name of the congestion control algorithm.";
+                total_rto: Option<u16>, "Retransmission timeouts; null before Linux 6.7.";
+                total_rto_ms: Option<u32>, "Time spent in retransmission timeouts; null before Linux 6.7.";
+                busy_us: Option<u64>, "Time with data that was not sent or not acknowledged.";
+                rwnd_limited_us: Option<u64>, "Part of busy_us in which the peer's receive window was full.";
+                sndbuf_limited_us: Option<u64>, "Part of busy_us in which this end's send buffer was full.";
+                last_send_ms: Option<u32>, "Time since data was sent; null if never connected.";
+                last_receive_ms: Option<u32>, "Time since data was received; null if never connected.";
+            }
+            carried {
+                icsk_rto: u32, "inet_conn.icsk_rto", "Retransmission timeout, ticks.";
+                icsk_pmtu_cookie: u32, "inet_conn.icsk_pmtu_cookie", "Path MTU, bytes.";
+                total_rto_time: u32, "total_rto_time", "Time spent in timeouts that are over, ms.";
+                rto_stamp: u32, "rto_stamp", "Start of the current timeout: CLOCK_MONOTONIC, ms; 0 if none.";
+                chrono_start: u32, "chrono_start", "Start of the current period of activity, ticks.";
+                lsndtime: u32, "lsndtime", "Time when data was last sent, ticks.";
+                lrcvtime: u32, "inet_conn.icsk_ack.lrcvtime", "Time when data was last received, ticks.";
+                total_rto: u16, "total_rto", "Retransmission timeouts.";
             }
             internal {
                 inet_sport: u16, "inet_conn.icsk_inet.inet_sport", "The local port, big-endian.";
                 write_seq: u32, "write_seq", "Sequence number after the last byte that the program wrote.";
+                copied_seq: u32, "copied_seq", "Sequence number of the first byte that the program has not read.";
                 snd_wl1: u32, "snd_wl1", "Sequence number of the segment that last updated the send window.";
                 linger2: i32, "linger2", "Time to wait for the peer's FIN, ticks; negative: do not wait.";
                 retrans_stamp: u32, "retrans_stamp", "Time when the first SYN was sent: CLOCK_MONOTONIC, ms.";
@@ -111,12 +146,25 @@ pub mod unit {
             (raw != 0).then_some(raw >> 3)
         }
     }
+
+    /// A time that the kernel stores multiplied by four.
+    pub struct Quarters;
+
+    impl Unit<u32> for Quarters {
+        type Value = u32;
+
+        fn value(raw: u32) -> u32 {
+            raw >> 2
+        }
+    }
 }
 
 /// Defines [`TcpOffsets`] from the table.
 macro_rules! offsets {
     (
         reported { $($name:ident: $width:ident, $path:literal, $unit:ident, $description:literal;)* }
+        derived { $($derived:tt)* }
+        carried { $($carried:ident: $carried_width:ident, $carried_path:literal, $carried_description:literal;)* }
         internal { $($internal:ident: $internal_width:ident, $internal_path:literal, $internal_description:literal;)* }
     ) => {
         /// Byte offsets of the table's members from the start of `tcp_sock`; [`ABSENT`](crate::ABSENT) for a member
@@ -127,6 +175,12 @@ macro_rules! offsets {
             $(
                 #[doc = concat!("`tcp_sock.", $path, "`, ", stringify!($width), ": ", $description)]
                 pub $name: u32,
+            )*
+            $(
+                #[doc = concat!(
+                    "`tcp_sock.", $carried_path, "`, ", stringify!($carried_width), ": ", $carried_description
+                )]
+                pub $carried: u32,
             )*
             $(
                 #[doc = concat!(
@@ -142,7 +196,7 @@ tcp_fields!(offsets);
 
 #[cfg(test)]
 mod tests {
-    use super::unit::{Eighths, Nullable, Plain, Unit};
+    use super::unit::{Eighths, Nullable, Plain, Quarters, Unit};
 
     #[test]
     fn plain_unit_returns_the_kernels_number() {
@@ -161,5 +215,10 @@ mod tests {
     #[test]
     fn eighths_unit_rounds_down_and_is_none_for_zero() {
         assert_eq!([0, 967].map(<Eighths as Unit<u32>>::value), [None, Some(120)]);
+    }
+
+    #[test]
+    fn quarters_unit_rounds_down() {
+        assert_eq!([0, 163].map(<Quarters as Unit<u32>>::value), [0, 40]);
     }
 }

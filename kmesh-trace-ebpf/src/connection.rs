@@ -10,11 +10,12 @@ use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, counter
 use crate::conn_state::{CREATED_BY_SCAN, ConnState, FILTER_PENDING, phase};
 use crate::drops;
 use crate::filter::{is_decided_by_listener, rejects, rejects_children, rejects_either_way};
-use crate::maps::{count, counts_drops, has_storage_failed, mark_storage_failed, preempts_programs};
+use crate::maps::{count, counts_drops, counts_turns, has_storage_failed, mark_storage_failed, preempts_programs};
 use crate::record;
 use crate::sock::{Sock, Tcp};
 use crate::storage;
 use crate::task::Task;
+use crate::turns;
 
 /// Returns whether a state change is relevant. The counters at the close show what the other changes would add.
 #[inline(always)]
@@ -221,6 +222,9 @@ fn established(sock: Sock, old: u8, program: u32) {
     conn.last_seen_state = state::ESTABLISHED;
     if counts_drops() {
         drops::forget_earlier(sock, conn.flags & FLAG_ACTIVE != 0);
+    }
+    if counts_turns() {
+        turns::begin(sock, conn.flags & FLAG_ACTIVE != 0, true);
     }
     record::report_open(sock, conn, old, program);
 }

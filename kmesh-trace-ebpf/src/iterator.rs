@@ -118,12 +118,23 @@ impl IteratorOutput {
     /// Writes to the file. Returns false if the file's buffer is full; the kernel then visits the same object again.
     #[inline(always)]
     pub fn write<T>(self, value: &T) -> bool {
+        // SAFETY: `value` is a whole value.
+        unsafe { self.write_bytes(ptr::from_ref(value).cast(), size_of::<T>()) }
+    }
+
+    /// Writes bytes to the file, as [`Self::write`].
+    ///
+    /// # Safety
+    ///
+    /// `bytes` points to at least `length` bytes.
+    #[inline(always)]
+    pub unsafe fn write_bytes(self, bytes: *const u8, length: usize) -> bool {
         // SAFETY: the first member of the context is a `struct bpf_iter_meta *`, and the first member of that the
-        // `struct seq_file *`. `value` is a whole value.
+        // `struct seq_file *`. The caller promises the bytes.
         unsafe {
             let meta = ptr::read_volatile(self.0);
             let file: *mut c_void = load(meta, 0);
-            bpf_seq_write(file.cast(), ptr::from_ref(value).cast(), size_of::<T>() as u32) == 0
+            bpf_seq_write(file.cast(), bytes.cast(), length as u32) == 0
         }
     }
 }

@@ -39,6 +39,8 @@ mod sock;
 mod storage;
 #[cfg(target_arch = "bpf")]
 mod task;
+#[cfg(target_arch = "bpf")]
+mod turns;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
@@ -55,7 +57,7 @@ mod programs {
     };
     use crate::skb::Skb;
     use crate::sock::Sock;
-    use crate::{connection, drops, fallback, rejects, scan};
+    use crate::{connection, drops, fallback, rejects, scan, turns};
 
     #[btf_tracepoint(function = "inet_sock_set_state")]
     fn kmesh_state(ctx: BtfTracePointContext) -> i32 {
@@ -140,6 +142,24 @@ mod programs {
             && let Some(skb) = Skb::from_argument(ctx.arg::<*const c_void>(0))
         {
             drops::dropped(skb, reason);
+        }
+        0
+    }
+
+    /// Measures turns. Attached only if the user asks for it.
+    #[btf_tracepoint(function = "sk_data_ready")]
+    fn kmesh_data_ready(ctx: BtfTracePointContext) -> i32 {
+        // SAFETY: the hook's only argument is a `const struct sock *`, never null.
+        turns::data_arrived(unsafe { Sock::from_pointer(ctx.arg::<*const c_void>(0)) });
+        0
+    }
+
+    /// Measures turns. Attached only if the user asks for it.
+    #[btf_tracepoint(function = "sock_send_length")]
+    fn kmesh_send(ctx: BtfTracePointContext) -> i32 {
+        if ctx.arg::<i32>(1) > 0 {
+            // SAFETY: the hook's first argument is a `struct sock *`, never null.
+            turns::data_sent(unsafe { Sock::from_pointer(ctx.arg::<*const c_void>(0)) });
         }
         0
     }

@@ -111,6 +111,12 @@ pub fn counts_drops() -> bool {
     config!(counts_drops) != 0
 }
 
+/// Returns whether the programs measure turns.
+#[inline(always)]
+pub fn counts_turns() -> bool {
+    config!(counts_turns) != 0
+}
+
 /// Returns whether a packet that the kernel drops for this reason counts.
 #[inline(always)]
 pub fn is_drop_counted(reason: u32) -> bool {
@@ -139,6 +145,18 @@ pub fn fastopen_connect_bit() -> u8 {
 #[inline(always)]
 pub fn transparent_bit() -> u8 {
     config!(transparent_bit)
+}
+
+/// Returns the mask of `tcp_sock.chrono_type` in its byte.
+#[inline(always)]
+pub fn chrono_type_mask() -> u8 {
+    config!(chrono_type_mask)
+}
+
+/// Returns the length of a tick, ns.
+#[inline(always)]
+pub fn tick_ns() -> u32 {
+    config!(tick_ns)
 }
 
 /// Returns the mask of the bit that marks a task with 32-bit system call numbers.

@@ -1,17 +1,18 @@
 //! The records, written into the ring or the scan buffer field by field.
 
+use core::ffi::c_void;
 use core::ptr;
 
-use aya_ebpf::maps::ring_buf::RingBufEntry;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ringbuf_reserve, bpf_ringbuf_submit};
 use kmesh_trace_common::{
     FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_ROOT_NETNS, KIND_CLOSE, KIND_LISTENER, KIND_OPEN, KIND_RESET,
-    KIND_UPDATE, Listener, Reset, Snapshot, counter, state, tcp_fields,
+    KIND_UPDATE, Listener, Reset, Snapshot, Turns, TurnsSnapshot, counter, state, tcp_fields,
 };
 
 use crate::conn_state::{ConnState, ScanView, owner_words, phase};
 use crate::connection::now;
 use crate::iterator::IteratorOutput;
-use crate::maps::{KMESH_EVENTS, count, has_capacity, listener_buffer, reports_opens, scan_buffer};
+use crate::maps::{KMESH_EVENTS, count, counts_turns, has_capacity, listener_buffer, reports_opens, scan_buffer, tick_ns};
 use crate::sock::{Sock, Tcp, error_details};
 use crate::storage;
 
@@ -84,29 +85,55 @@ pub fn read_close(sock: Sock, stale_error: u64, segs_out_before: u32, old_state:
     })
 }
 
+/// A snapshot in the ring that is not submitted yet. If the programs measure turns, it is the start of a
+/// [`TurnsSnapshot`].
+struct Reserved(*mut Snapshot);
+
+impl Reserved {
+    /// Reserves space in the ring; `None` if the ring is full.
+    #[inline(always)]
+    fn new() -> Option<Self> {
+        if !has_capacity() {
+            return None;
+        }
+        let map = (&raw const KMESH_EVENTS).cast_mut().cast::<c_void>();
+        // SAFETY: the map is a ring. The verifier checks that the record is submitted.
+        let record = unsafe { bpf_ringbuf_reserve(map, record_size() as u64, 0) }.cast::<Snapshot>();
+        if record.is_null() { None } else { Some(Self(record)) }
+    }
+
+    /// Submits the record. The kernel then wakes the reader only if it has read all earlier records: once for each
+    /// batch.
+    #[inline(always)]
+    fn submit(self) {
+        // SAFETY: the record is reserved, and submitted once.
+        unsafe { bpf_ringbuf_submit(self.0.cast(), 0) };
+    }
+}
+
+/// Returns the size of a snapshot in the ring, with its turns if the programs measure them.
 #[inline(always)]
-fn reserve() -> Option<RingBufEntry<Snapshot>> {
-    if has_capacity() {
-        KMESH_EVENTS.reserve_untyped::<Snapshot>(0)
+fn record_size() -> usize {
+    if counts_turns() {
+        size_of::<TurnsSnapshot>()
     } else {
-        None
+        size_of::<Snapshot>()
     }
 }
 
 /// Submits the record of a close, or counts it as lost. Also counts that the connection is no longer open.
 #[inline(always)]
 pub fn report_close(close: &Close, conn: &ConnState, program: u32) {
-    let Some(mut entry) = reserve() else {
+    let Some(reserved) = Reserved::new() else {
         return count(program, |counters| {
             counters.open -= 1;
             counters.closes += 1;
             counters.lost_ring += 1;
         });
     };
-    fill(entry.as_mut_ptr(), close.sock, close.tcp, conn, &close.event);
-    put! { entry.as_mut_ptr(); time_ns: now(), }
-    // With these flags the kernel wakes the reader only if it has read all earlier records: once for each batch.
-    entry.submit(0);
+    fill(reserved.0, close.sock, close.tcp, conn, &close.event);
+    put! { reserved.0; time_ns: now(), }
+    reserved.submit();
     count(program, |counters| {
         counters.open -= 1;
         counters.closes += 1;
@@ -121,7 +148,7 @@ pub fn report_open(sock: Sock, conn: &ConnState, old_state: u8, program: u32) {
         return;
     }
     let Some(tcp) = sock.tcp() else { return };
-    let Some(mut entry) = reserve() else {
+    let Some(reserved) = Reserved::new() else {
         return count(program, |counters| counters.lost_opens += 1);
     };
     let event = EventFields {
@@ -132,9 +159,9 @@ pub fn report_open(sock: Sock, conn: &ConnState, old_state: u8, program: u32) {
         ee_errno: 0,
         ee_origin: 0,
     };
-    fill(entry.as_mut_ptr(), sock, tcp, conn, &event);
-    put! { entry.as_mut_ptr(); time_ns: now(), }
-    entry.submit(0);
+    fill(reserved.0, sock, tcp, conn, &event);
+    put! { reserved.0; time_ns: now(), }
+    reserved.submit();
     count(program, |counters| counters.opens += 1);
 }
 
@@ -150,8 +177,8 @@ pub fn report_update(output: IteratorOutput, sock: Sock, conn: ScanView, scan: u
     };
     // SAFETY: this CPU's buffer.
     let record = unsafe {
-        (*buffer).length = size_of::<Snapshot>() as u64;
-        &raw mut (*buffer).snapshot
+        (*buffer).length = record_size() as u64;
+        &raw mut (*buffer).record.snapshot
     };
     let event = EventFields {
         kind: KIND_UPDATE,
@@ -210,7 +237,7 @@ pub fn report_update(output: IteratorOutput, sock: Sock, conn: ScanView, scan: u
         // SAFETY: this CPU's buffer.
         let is_written = unsafe {
             (*record).established_ns = established_ns;
-            output.write(&*buffer)
+            output.write_bytes(buffer.cast(), size_of::<u64>() + record_size())
         };
         if !is_written {
             // The buffer of the output is full. The kernel visits the same socket again.
@@ -274,7 +301,25 @@ pub fn report_reset(sock: Sock, conn: &ConnState, reason: u32, decides: bool) {
     count(counter::RESET, |counters| counters.resets += 1);
 }
 
-/// Writes all fields but the time.
+/// Writes the turns of a connection behind its snapshot.
+#[inline(always)]
+fn fill_turns(record: *mut Snapshot, sock: Sock) {
+    // SAFETY: the record is the start of a `TurnsSnapshot`.
+    let to = unsafe { &raw mut (*record.cast::<TurnsSnapshot>()).turns }.cast::<u64>();
+    let from = storage::turns(sock).map(<*mut Turns>::cast::<u64>);
+    for word in 0..size_of::<Turns>() / 8 {
+        // SAFETY: words of whole values at multiples of 8. Another CPU may be writing the one that is read.
+        unsafe {
+            let value = match from {
+                Some(from) => ptr::read_volatile(from.add(word)),
+                None => 0,
+            };
+            ptr::write_volatile(to.add(word), value);
+        }
+    }
+}
+
+/// Writes all fields but the time. If the programs measure turns, the record is the start of a [`TurnsSnapshot`].
 #[inline(always)]
 fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, conn: *const ConnState, event: &EventFields) {
     let root_netns = if tcp.sock().is_netns_of_root() {
@@ -310,8 +355,15 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, conn: *const ConnState, eve
         reset_reason: reset_reason,
         flags: flags & (FLAG_ACTIVE | FLAG_PREEXISTING | FLAG_RESET_SENT) | event.flags | root_netns,
     }
+    if counts_turns() {
+        fill_turns(record, tcp.sock());
+    }
     put_tcp(record, tcp);
     put! { record;
+        chrono_type: tcp.chrono_type(),
+        // SAFETY: the helper has no arguments.
+        jiffies: unsafe { bpf_jiffies64() } as u32,
+        tick_ns: tick_ns(),
         kind: event.kind,
         netns: tcp.sock().netns(),
         cookie: sock.cookie(),
@@ -332,6 +384,11 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, conn: *const ConnState, eve
     unsafe {
         put_words(&raw mut (*record).local_addr, sock.local_address().0);
         put_words(&raw mut (*record).peer_addr, sock.peer_address().0);
+        put_words(&raw mut (*record).congestion, tcp.congestion());
+        let chrono_stat = (&raw mut (*record).chrono_stat).cast::<u32>();
+        for index in 0..3 {
+            ptr::write_volatile(chrono_stat.add(index as usize), tcp.chrono_stat(index));
+        }
     }
 }
 
@@ -339,11 +396,13 @@ fn fill(record: *mut Snapshot, sock: Sock, tcp: Tcp, conn: *const ConnState, eve
 macro_rules! put_tcp {
     (
         reported { $($name:ident: $width:ident, $path:literal, $unit:ident, $description:literal;)* }
+        derived { $($derived:tt)* }
+        carried { $($carried:ident: $carried_width:ident, $carried_path:literal, $carried_description:literal;)* }
         internal { $($internal:tt)* }
     ) => {
         #[inline(always)]
         fn put_tcp(record: *mut Snapshot, tcp: Tcp) {
-            put! { record; $($name: tcp.$name(),)* }
+            put! { record; $($name: tcp.$name(),)* $($carried: tcp.$carried(),)* }
         }
     };
 }

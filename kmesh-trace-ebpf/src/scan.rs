@@ -1,16 +1,18 @@
 //! Socket scans: the visits of the iterators to open sockets.
 
+use kmesh_trace_common::state::ESTABLISHED;
 use kmesh_trace_common::{FLAG_ACTIVE, counter, owner, state};
 
 use crate::conn_state::{CREATED_BY_SCAN, ConnState, ScanView, phase};
 use crate::connection::{looks_connected, preexisting_state};
 use crate::filter::{rejects, rejects_children};
 use crate::iterator::{IteratorOutput, NetnsSock, TaskFile};
-use crate::maps::{count, has_storage_failed, reports_listeners, scan_number};
+use crate::maps::{count, counts_turns, has_storage_failed, reports_listeners, scan_number};
 use crate::record;
 use crate::sock::Sock;
 use crate::storage;
 use crate::task::Task;
+use crate::turns;
 
 /// Visits a socket among the descriptors of a process: `iter/task_file`. The iterator does not hold the socket's lock,
 /// so a program may handle a state change of the socket on another CPU at the same time: see [`ScanView`].
@@ -59,6 +61,9 @@ fn visit_connection(output: IteratorOutput, sock: Sock, state: u8, conn: ScanVie
     let scan = scan_number();
     if conn.phase() != phase::LIVE || conn.visited_scan() == scan {
         return;
+    }
+    if counts_turns() && state == ESTABLISHED && storage::turns(sock).is_none() {
+        turns::begin(sock, conn.flags() & FLAG_ACTIVE != 0, false);
     }
     // The first scan only stores what it finds. An attempt begins when its SYN is sent.
     if scan > 1 && (state != state::SYN_SENT || sock.tcp().is_some_and(|tcp| tcp.segs_out() != conn.segs_out_before()))

@@ -6,15 +6,17 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock};
 use kmesh_trace_common::{ABSENT, SK_DEAD, SK_DONE, state, tcp_fields};
 
 use crate::layout::{OFFSETS, load, members, offset, read_kernel, read_offset};
-use crate::maps::{fastopen_connect_bit, transparent_bit};
+use crate::maps::{chrono_type_mask, fastopen_connect_bit, transparent_bit};
 
 /// Defines getters of all members in the table of `tcp_sock`; all ones if the kernel has no such member.
 macro_rules! tcp_members {
     (
         reported { $($name:ident: $width:ident, $path:literal, $unit:ident, $description:literal;)* }
+        derived { $($derived:tt)* }
+        carried { $($carried:ident: $carried_width:ident, $carried_path:literal, $carried_description:literal;)* }
         internal { $($internal:ident: $internal_width:ident, $internal_path:literal, $internal_description:literal;)* }
     ) => {
-        tcp_members! { $($name: $width,)* $($internal: $internal_width,)* }
+        tcp_members! { $($name: $width,)* $($carried: $carried_width,)* $($internal: $internal_width,)* }
     };
     ($($member:ident: $type:ty,)*) => {
         $(
@@ -345,8 +347,51 @@ impl Tcp {
         offset != ABSENT && unsafe { load::<u8>(self.0, offset) } & fastopen_connect_bit() != 0
     }
 
+    /// Returns the name of the congestion control algorithm as two words in memory order; 0 if unknown.
+    #[inline(always)]
+    pub fn congestion(self) -> [u64; 2] {
+        if offset!(congestion_ops) == ABSENT {
+            return [0; 2];
+        }
+        // SAFETY: the pointer is null or valid, and a tracing program reads 0 through a null pointer. The name is 16
+        // bytes.
+        unsafe {
+            let ops: *const c_void = load(self.0, offset!(congestion_ops));
+            if ops.is_null() {
+                return [0; 2];
+            }
+            let name = offset!(congestion_name);
+            [load(ops, name), load(ops, name + 8)]
+        }
+    }
+
+    /// Returns a word of `chrono_stat`; all ones if the kernel has no such member.
+    #[inline(always)]
+    pub fn chrono_stat(self, index: u32) -> u32 {
+        let offset = offset!(chrono_stat);
+        if offset == ABSENT {
+            return !0;
+        }
+        // SAFETY: a load within `struct tcp_sock`: the array has three words.
+        unsafe { load(self.0, offset + 4 * index) }
+    }
+
+    /// Returns the limit of the current period of activity.
+    #[inline(always)]
+    pub fn chrono_type(self) -> u8 {
+        let offset = offset!(chrono_type);
+        if offset == ABSENT {
+            return 0;
+        }
+        let mask = chrono_type_mask();
+        // SAFETY: a load within `struct tcp_sock`.
+        let bits = unsafe { load::<u8>(self.0, offset) } & mask;
+        bits / (mask & mask.wrapping_neg()).max(1)
+    }
+
     members! {
         tcp_clock_cache: u64,
+        tcp_wstamp_ns: u64,
         accept_queue_len: u32,
     }
 

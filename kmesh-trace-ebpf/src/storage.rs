@@ -14,24 +14,25 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CR
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
+use kmesh_trace_common::Turns;
 
 use crate::conn_state::{ConnState, ScanView};
 use crate::sock::Sock;
 
 /// A map of type `BPF_MAP_TYPE_SK_STORAGE`. aya's type accepts neither `BPF_F_CLONE` nor a socket from a tracepoint.
 #[repr(C)]
-struct SocketStorage {
+struct SocketStorage<T, const FLAGS: usize> {
     r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize],
     key: *const i32,
-    value: *const ConnState,
+    value: *const T,
     max_entries: *const [i32; 0],
-    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+    map_flags: *const [i32; FLAGS],
 }
 
 // SAFETY: the pointers only describe the map to the loader; no code follows them.
-unsafe impl Sync for SocketStorage {}
+unsafe impl<T, const FLAGS: usize> Sync for SocketStorage<T, FLAGS> {}
 
-impl SocketStorage {
+impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
     const fn new() -> Self {
         Self {
             r#type: ptr::null(),
@@ -42,19 +43,41 @@ impl SocketStorage {
         }
     }
 
-    /// Returns the state of this socket. If there is none, creates it if `flags` say so: as a copy of `initial`, or all
+    /// Returns the value of this socket. If there is none, creates it if `flags` say so: as a copy of `initial`, or all
     /// zero if that is null. Returns null if the kernel cannot allocate it (`net.core.optmem_max`).
     #[inline(always)]
-    fn look_up(&self, sock: Sock, initial: *const ConnState, flags: u64) -> *mut ConnState {
+    fn look_up(&self, sock: Sock, initial: *const T, flags: u64) -> *mut T {
         let map = ptr::from_ref(self).cast_mut().cast::<c_void>();
         // SAFETY: the map is a socket storage, the socket a typed pointer, and `initial` null or a whole value. The
         // kernel returns null or a value that lives as long as the socket, longer than this run of the program.
-        unsafe { bpf_sk_storage_get(map, sock.as_ptr(), initial.cast_mut().cast(), flags).cast::<ConnState>() }
+        unsafe { bpf_sk_storage_get(map, sock.as_ptr(), initial.cast_mut().cast(), flags).cast::<T>() }
     }
 }
 
 #[btf_map]
-static KMESH_SOCKETS: SocketStorage = SocketStorage::new();
+static KMESH_SOCKETS: SocketStorage<ConnState, { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize }> = SocketStorage::new();
+
+/// The turns of each tracked connection, if the programs measure them.
+#[btf_map]
+static KMESH_TURNS: SocketStorage<Turns, { BPF_F_NO_PREALLOC as usize }> = SocketStorage::new();
+
+/// Returns the turns of this socket. Two programs may have access at the same time: see [`Turns`].
+#[inline(always)]
+pub fn turns(sock: Sock) -> Option<*mut Turns> {
+    non_null(KMESH_TURNS.look_up(sock, ptr::null(), 0))
+}
+
+/// Returns the turns of this socket; creates them with all bytes zero if there are none. `None` if the kernel cannot
+/// allocate them.
+#[inline(always)]
+pub fn get_or_create_turns(sock: Sock) -> Option<*mut Turns> {
+    non_null(KMESH_TURNS.look_up(sock, ptr::null(), BPF_SK_STORAGE_GET_F_CREATE.into()))
+}
+
+#[inline(always)]
+fn non_null(turns: *mut Turns) -> Option<*mut Turns> {
+    if turns.is_null() { None } else { Some(turns) }
+}
 
 const SLOT_BITS: u32 = 13;
 

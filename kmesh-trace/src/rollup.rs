@@ -18,6 +18,7 @@ mod group;
 mod groups;
 mod open;
 mod quantiles;
+mod responses;
 mod sort;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use std::time::Duration;
 pub use group::{By, Group, GroupEnd, Key};
 pub use groups::{Common, Failure, Row, Sums};
 pub use quantiles::{ERROR, QuantileSummary, Quantiles};
+pub use responses::Responses;
 pub use sort::{Sort, SortKey};
 pub use totals::Totals;
 

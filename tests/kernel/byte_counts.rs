@@ -32,6 +32,7 @@ pub fn topic() -> Topic {
         })
         .both_versions("random_packet_loss", &[Need::Nft], random_packet_loss)
         .both_versions("retransmitted_bytes", &[Need::Nft], retransmitted_bytes)
+        .both_versions("counters_equal_tcp_info", &[Need::Nft], counters_equal_tcp_info)
         .both_versions("out_of_band_data", &[], out_of_band_data)
         .both_versions("zero_copy", &[], zero_copy)
         .both_versions("corked_data_leaves_with_fin", &[], corked_data_leaves_with_fin)
@@ -101,6 +102,47 @@ fn retransmitted_bytes(view: &RecordView, version: IpVersion) {
         assert_eq!(record["tcp"]["bytes_sent"], sent, "{record}");
         assert_eq!(record["tcp"]["bytes_retrans"], retransmitted, "{record}");
     }
+}
+
+/// The members under `tcp` equal TCP_INFO of the same socket before it closes with a RST, which changes none of them.
+/// Every fifth packet was lost, so that most are not 0, and the client has another congestion control.
+fn counters_equal_tcp_info(view: &RecordView, version: IpVersion) {
+    const ROUNDS: usize = 20;
+    let pair = lossy_exchange(version, "numgen inc mod 5 == 4", ROUNDS);
+    wait_acknowledged(&pair.client);
+    wait_acknowledged(&pair.server);
+    let client = socket2::SockRef::from(&pair.client);
+    client.set_tcp_congestion(b"reno").unwrap();
+    client.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    let algorithms = [&pair.client, &pair.server].map(|stream| {
+        let name = socket2::SockRef::from(stream).tcp_congestion().unwrap();
+        String::from_utf8(name).unwrap().trim_end_matches('\0').to_owned()
+    });
+    let (up, down) = (700 * ROUNDS as u64, 500 * ROUNDS as u64);
+    let infos = [TcpInfo::read(&pair.client), TcpInfo::read(&pair.server)];
+    let Pair { client, server, truth } = pair;
+    drop(client);
+    drop(server);
+    let records = view.expect(&[
+        truth.outbound().bytes(up, down).reset_by_local(),
+        truth.inbound().bytes(down, up).reset_by_peer(),
+    ]);
+    for ((record, info), algorithm) in records.iter().zip(infos).zip(algorithms) {
+        let tcp = &record["tcp"];
+        for (name, expected) in info.reported() {
+            assert_eq!(tcp[name], expected, "{name} of {record}");
+        }
+        assert_eq!(tcp["congestion"], algorithm, "{record}");
+        let rcv_rtt = info.rcv_rtt_us();
+        assert_eq!(tcp["rcv_rtt_us"].as_u64().unwrap_or(0), rcv_rtt.into(), "{record}");
+        for (name, before) in ["last_send_ms", "last_receive_ms"].into_iter().zip(info.last_data_ms()) {
+            let age = tcp[name].as_u64().unwrap();
+            // The record is later than TCP_INFO, by less than a loaded machine stops a thread.
+            assert!((before.into()..u64::from(before) + 5_000).contains(&age), "{name} {before}: {record}");
+        }
+    }
+    let sum = |name: &str| records.iter().filter_map(|record| record["tcp"][name].as_u64()).sum::<u64>();
+    assert!(sum("busy_us") > 0, "{records:?}");
 }
 
 /// Each end sends a byte of out-of-band data that the other never reads.

@@ -9,6 +9,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use kmesh_trace_common::TURN_BUCKETS;
 use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, de};
 use serde_json::value::RawValue;
@@ -18,7 +19,7 @@ use crate::record::Header;
 use crate::record::errno::Errno;
 use crate::record::{
     self, AcceptQueue, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, LossReason, Lost, Names, Outcome,
-    PacketDirection, PacketDrops, ProcessBy, Record, RunInfo, ServiceBy, Subject, Summary, Tcp, WallTime,
+    PacketDirection, PacketDrops, ProcessBy, Record, RunInfo, ServiceBy, Subject, Summary, Tcp, Turns, WallTime,
 };
 
 /// The maximum number of shared pods, of Services and of other names. A full table is cleared.
@@ -271,6 +272,8 @@ struct Conn<'a> {
     reset_reason: Option<Text<'a>>,
     #[serde(borrow, default)]
     drops: Option<Vec<PacketDropsIn<'a>>>,
+    #[serde(default)]
+    turns: Option<TurnsIn>,
     tcp: Tcp,
 }
 
@@ -280,6 +283,29 @@ struct PacketDropsIn<'a> {
     #[serde(borrow)]
     reason: Text<'a>,
     packets: u64,
+}
+
+#[derive(Deserialize)]
+struct TurnsIn {
+    count: u64,
+    wait_ns: u64,
+    max_wait_ns: u64,
+    histogram: Vec<u64>,
+    overlapped: u64,
+}
+
+impl From<TurnsIn> for Turns {
+    fn from(turns: TurnsIn) -> Self {
+        let mut histogram = [0; TURN_BUCKETS];
+        histogram.iter_mut().zip(turns.histogram).for_each(|(to, count)| *to = count);
+        Self {
+            count: turns.count,
+            wait_ns: turns.wait_ns,
+            max_wait_ns: turns.max_wait_ns,
+            histogram,
+            overlapped: turns.overlapped,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -488,6 +514,7 @@ impl Conn<'_> {
                     .collect()
             }),
             dropped_to: None,
+            turns: self.turns.map(|turns| Box::new(turns.into())),
             subject: Subject::Connection,
             tcp: self.tcp,
         })

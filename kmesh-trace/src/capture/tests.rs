@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use kmesh_trace_common::TURN_BUCKETS;
+
 use super::lines::{Damage, Lines, Step};
 use super::parse::{Line, Parser};
 use super::testing::{capture, header};
@@ -10,9 +12,9 @@ use crate::config::{CapturePath, Events};
 use crate::output::json::contract::{ConnLine, ListenerLine, RejectLine};
 use crate::output::{Sink, append_line, testing};
 use crate::record::{
-    AcceptQueue, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, Labels, Names, Outcome,
+    AcceptQueue, ClosedBy, Comm, Congestion, ConnId, ContainerId, Direction, Event, Family, Labels, Names, Outcome,
     PacketDirection, PacketDrops, Pod, Process, ProcessBy, Record, Service, ServiceBy, ServiceMatch, Subject, Tcp,
-    TcpState, WallTime, Workload,
+    TcpState, Turns, WallTime, Workload,
 };
 use crate::track::delta::Delta;
 
@@ -232,6 +234,18 @@ impl Chance {
             reset_reason: self.maybe(Self::text),
             drops: self.maybe(|chance| (0..chance.below(4)).map(|_| chance.packet_drops()).collect()),
             dropped_to: None,
+            turns: self.maybe(|chance| {
+                let length = chance.below(TURN_BUCKETS as u64 + 1) as usize;
+                let mut histogram = [0; TURN_BUCKETS];
+                histogram[..length].fill_with(|| chance.number());
+                Box::new(Turns {
+                    count: chance.number(),
+                    wait_ns: chance.number(),
+                    max_wait_ns: chance.number(),
+                    histogram,
+                    overlapped: chance.number(),
+                })
+            }),
             subject: match self.below(8) {
                 0 => Subject::Reject(self.number()),
                 1 => Subject::Listener(AcceptQueue {
@@ -275,6 +289,22 @@ impl Chance {
                 icsk_retransmits: self.narrow() as u8,
                 bytes_sent: self.number(),
                 bytes_retrans: self.number(),
+                rcv_ooopack: self.maybe(Self::narrow),
+                reord_seen: self.maybe(Self::narrow),
+                snd_wnd: self.narrow(),
+                rcv_wnd: self.narrow(),
+                rcv_rtt_us: self.maybe(Self::narrow),
+                rttvar_us: self.narrow(),
+                rto_us: self.maybe(Self::number),
+                pmtu: self.maybe(Self::narrow),
+                congestion: self.maybe(|chance| Congestion::new(chance.one_of(&["cubic", "bbr", "reno"]))),
+                total_rto: self.maybe(|chance| chance.narrow() as u16),
+                total_rto_ms: self.maybe(Self::narrow),
+                busy_us: self.maybe(Self::number),
+                rwnd_limited_us: self.maybe(Self::number),
+                sndbuf_limited_us: self.maybe(Self::number),
+                last_send_ms: self.maybe(Self::narrow),
+                last_receive_ms: self.maybe(Self::narrow),
             },
         }
     }

@@ -162,6 +162,18 @@ pub struct Cli {
     #[arg(long)]
     pub drops: bool,
 
+    /// Measure how long each answer takes
+    ///
+    /// The `turns` of a record tell how often the direction changed, and how long the answers took, without knowledge
+    /// of the protocol. At a client (outbound) a wait is the time until the first byte of the answer: server and
+    /// network. At a server (inbound) it is the time until the process begins to answer. The difference between both
+    /// ends is the network's. Turns in which both directions move at once (pipelining, streams) count as overlapped,
+    /// without a wait. Requires the tracepoints sk_data_ready and sock_send_length (Linux 6.3).
+    ///
+    /// Example: kmesh-trace -o table --turns --sort -response
+    #[arg(long)]
+    pub turns: bool,
+
     /// Set the time between updates
     ///
     /// The interval is also the length of a window of the table and of rollups. all: one window for the whole run. A

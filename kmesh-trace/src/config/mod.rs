@@ -66,6 +66,8 @@ pub struct Config {
     pub events: Events,
     /// Whether dropped packets are counted.
     pub drops: bool,
+    /// Whether turns are measured.
+    pub turns: bool,
     /// How records are grouped; `None` prints each record.
     pub rollup: Option<RollupConfig>,
     /// The conditions that a record must meet.
@@ -121,6 +123,7 @@ impl Config {
             is_default_output: cli.output.is_none(),
             events,
             drops: cli.drops,
+            turns: cli.turns,
             rollup,
             filter: filters::filter(cli)?,
             include_self: cli.include_self,

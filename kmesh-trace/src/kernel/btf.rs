@@ -41,9 +41,14 @@ pub enum BtfError {
     NoStruct(String),
     #[error("this kernel has no member {path} in struct {structure}")]
     NoMember { structure: String, path: String },
-    /// The member is not a bit-field of one bit.
-    #[error("this kernel's {structure}.{path} is not one bit")]
-    NoBit { structure: String, path: String },
+    /// The member is not a bit-field of this size, or not within one byte.
+    #[error("this kernel's {structure}.{path} is not {width} bits of a byte")]
+    NoBits {
+        structure: String,
+        path: String,
+        /// The expected size, bits.
+        width: u32,
+    },
     /// The member has another size than the programs read.
     #[error("this kernel's {structure}.{path} has {found} bytes, not {expected}")]
     WrongSize {
@@ -88,16 +93,16 @@ pub struct Wanted<'a> {
     pub hooks: &'a [&'static str],
 }
 
-/// One bit of a structure.
+/// Adjacent bits of a byte of a structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bit {
+pub struct Bits {
     /// The offset of the byte from the start of the structure.
     pub offset: u32,
-    /// The mask of the bit in that byte.
+    /// The mask of the bits in that byte.
     pub mask: u8,
 }
 
-impl Bit {
+impl Bits {
     /// Returns the bit with this number, counted from the lowest bit of a little-endian number at `offset`.
     pub fn of_number(offset: u32, number: u32) -> Self {
         Self {
@@ -209,16 +214,19 @@ impl<'a> Btf<'a> {
         Ok(self.find(structure, path)?.bits / 8)
     }
 
-    /// Returns the bit-field of one bit with this `path`.
-    pub fn bit(&self, structure: &str, path: &str) -> Result<Bit, BtfError> {
+    /// Returns the bit-field of `width` bits with this `path`, which is within one byte.
+    pub fn bits(&self, structure: &str, path: &str, width: u32) -> Result<Bits, BtfError> {
         let member = self.find(structure, path)?;
-        match member.bitfield_bits {
-            1 => Ok(Bit::of_number(0, member.bits)),
-            _ => Err(BtfError::NoBit {
+        if member.bitfield_bits != width || member.bits % 8 + width > 8 {
+            return Err(BtfError::NoBits {
                 structure: structure.to_owned(),
                 path: path.to_owned(),
-            }),
+                width,
+            });
         }
+        let Bits { offset, mask: lowest } = Bits::of_number(0, member.bits);
+        let mask = (0..width).fold(0, |mask, bit| mask | lowest << bit);
+        Ok(Bits { offset, mask })
     }
 
     /// Returns the value of a wanted enumerator, if the kernel has it.

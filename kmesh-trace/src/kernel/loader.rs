@@ -15,14 +15,14 @@ use aya::maps::{Array, Map};
 use aya::programs::{BtfTracePoint, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use bytemuck::Zeroable as _;
-use kmesh_trace_common::{ABSENT, FilterRules, Prefix, ProgramConfig, Reset, Snapshot};
+use kmesh_trace_common::{ABSENT, FilterRules, Prefix, ProgramConfig, Reset, TurnsSnapshot};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::error::{failed, missing_program, refused, with_causes};
 use super::btf;
 use super::offsets::{self, Layout};
 use super::reasons::{self, Reasons};
-use super::time::monotonic_ns;
+use super::time::{monotonic_ns, tick_ns};
 
 pub use self::counts::{ReasonCounts, RejectCounts};
 pub use self::error::StartError;
@@ -77,6 +77,17 @@ const DROP: ProgramSpec = ProgramSpec {
     name: "kmesh_drop",
     hook: "kfree_skb",
 };
+/// The programs that measure turns, if the user asks for it.
+const TURNS: [ProgramSpec; 2] = [
+    ProgramSpec {
+        name: "kmesh_data_ready",
+        hook: "sk_data_ready",
+    },
+    ProgramSpec {
+        name: "kmesh_send",
+        hook: "sock_send_length",
+    },
+];
 const SCAN_FDS: ProgramSpec = ProgramSpec {
     name: "kmesh_scan_fds",
     hook: "task_file",
@@ -92,9 +103,14 @@ const BTF_HOOKS: &[&str] = &[
     reasons::DROP_HOOK,
     "btf_trace_inet_sock_set_state",
     "btf_trace_inet_sk_error_report",
+    DATA_READY_HOOK,
+    SEND_HOOK,
     "bpf_iter_task_file",
     "bpf_iter_tcp",
 ];
+
+const DATA_READY_HOOK: &str = "btf_trace_sk_data_ready";
+const SEND_HOOK: &str = "btf_trace_sock_send_length";
 
 const EVENTS_MAP: &str = "KMESH_EVENTS";
 const COUNTERS_MAP: &str = "KMESH_COUNTERS";
@@ -126,6 +142,8 @@ pub struct KernelTypes {
     preempts_programs: bool,
     /// Whether the iterator over a network namespace's TCP sockets locks each socket (5.15).
     locks_listed_sockets: bool,
+    /// Whether the kernel has what measuring turns needs (6.3).
+    pub has_turns: bool,
     /// The kernel's names of reasons.
     pub reasons: Reasons,
 }
@@ -148,6 +166,9 @@ impl KernelTypes {
             })?,
             layout: offsets::find(&types)?,
             preempts_programs: offsets::preempts_programs(&types),
+            has_turns: [DATA_READY_HOOK, SEND_HOOK]
+                .iter()
+                .all(|hook| types.argument_count(hook).is_some()),
             locks_listed_sockets: offsets::locks_listed_sockets(&types),
             reasons: Reasons::find(&types),
         })
@@ -190,10 +211,18 @@ pub struct Options {
     pub networks: Vec<(Prefix, u32)>,
     /// Whether the programs count dropped packets.
     pub drops: bool,
+    /// Whether the programs measure turns.
+    pub turns: bool,
     /// Whether the programs count RSTs that the kernel sends without a socket.
     pub rejects: bool,
     /// Whether socket scans report listeners.
     pub listeners: bool,
+}
+
+impl Options {
+    fn turn_programs(&self) -> impl Iterator<Item = ProgramSpec> {
+        self.turns.then_some(TURNS).into_iter().flatten()
+    }
 }
 
 /// The programs in the kernel, verified and not attached yet. Only loading needs more than CAP_BPF.
@@ -210,6 +239,9 @@ pub struct LoadedPrograms {
 pub fn load(types: &KernelTypes, options: &Options) -> Result<LoadedPrograms, StartError> {
     if options.drops && !types.reasons.has_drops() {
         return Err(StartError::NoDropReasons);
+    }
+    if options.turns && !types.has_turns {
+        return Err(StartError::NoTurnTracepoints);
     }
     if options.rejects && !types.reasons.has_resets() {
         return Err(StartError::NoResetReasons);
@@ -229,6 +261,7 @@ pub fn load(types: &KernelTypes, options: &Options) -> Result<LoadedPrograms, St
             .error
             .into_iter()
             .chain(options.drops.then_some(DROP))
+            .chain(options.turn_programs())
             .chain(types.tracepoints())
             .collect(),
         scans_netns: optional.scans_netns,
@@ -277,7 +310,9 @@ fn create_maps(types: &KernelTypes, options: &Options) -> Result<Ebpf, StartErro
         has_reset_reasons: types.reasons.has_resets().into(),
         counts_rejects: options.rejects.into(),
         counts_drops: options.drops.into(),
+        counts_turns: options.turns.into(),
         reports_listeners: options.listeners.into(),
+        tick_ns: tick_ns(),
         drop_reasons: types.reasons.counted_drops(),
         ..ProgramConfig::zeroed()
     };
@@ -301,7 +336,7 @@ fn snapshot_limit(ring_bytes: u32) -> u32 {
     /// The bytes that the kernel adds to each record of a ring.
     const HEADER: usize = 8;
     let cpus = aya::util::nr_cpus().unwrap_or(1);
-    let snapshot = size_of::<Snapshot>() + HEADER;
+    let snapshot = size_of::<TurnsSnapshot>() + HEADER;
     let reserved = snapshot + 2 * cpus * (snapshot + size_of::<Reset>() + HEADER);
     ring_bytes.saturating_sub(reserved as u32).max(ring_bytes / 2)
 }
@@ -326,6 +361,7 @@ fn verify(ebpf: &mut Ebpf, types: &KernelTypes, options: &Options) -> Result<Opt
             .tracepoints()
             .chain([SCAN_FDS])
             .chain(options.drops.then_some(DROP))
+            .chain(options.turn_programs())
             .chain(scan_netns)
             .chain(error)
             .map(|ProgramSpec { name, hook }| {

@@ -3,7 +3,7 @@
 use kmesh_trace_common::unit::{self, Unit};
 use kmesh_trace_common::{ABSENT, Offsets, ProgramConfig, TcpOffsets, tcp_fields};
 
-use super::btf::{Bit, Btf, BtfError};
+use super::btf::{Bits, Btf, BtfError};
 use super::system_calls;
 
 /// The structures in which [`find`] looks up members.
@@ -17,6 +17,7 @@ pub const STRUCTURES: &[&str] = &[
     "cgroup",
     "kernfs_node",
     "tcp_sock",
+    "tcp_congestion_ops",
     "socket",
     "task_struct",
     "srcu_data",
@@ -77,16 +78,18 @@ macro_rules! offsets {
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     pub offsets: Offsets,
-    fastopen_connect: Option<Bit>,
-    transparent: Option<Bit>,
-    compat: Option<Bit>,
+    fastopen_connect: Option<Bits>,
+    chrono_type: Option<Bits>,
+    transparent: Option<Bits>,
+    compat: Option<Bits>,
 }
 
 impl Layout {
     /// Writes the masks of the bits, and the system calls, into the programs' configuration.
     pub fn complete(&self, config: &mut ProgramConfig) {
-        let mask = |bit: Option<Bit>| bit.map_or(0, |bit| bit.mask);
+        let mask = |bits: Option<Bits>| bits.map_or(0, |bits| bits.mask);
         config.fastopen_connect_bit = mask(self.fastopen_connect);
+        config.chrono_type_mask = mask(self.chrono_type);
         config.transparent_bit = mask(self.transparent);
         config.compat_bit = mask(self.compat);
         config.closing_calls = system_calls::CLOSING;
@@ -99,25 +102,43 @@ pub fn find(btf: &Btf<'_>) -> Result<Layout, BtfError> {
     let transparent = match btf.enumerator(TRANSPARENT) {
         Some(number) => btf
             .low_byte("tcp_sock", "inet_conn.icsk_inet.inet_flags")
-            .map(|offset| Bit::of_number(offset, number)),
-        None => btf.bit("tcp_sock", "inet_conn.icsk_inet.transparent"),
+            .map(|offset| Bits::of_number(offset, number)),
+        None => btf.bits("tcp_sock", "inet_conn.icsk_inet.transparent", 1),
     };
-    let fastopen_connect = btf.bit("tcp_sock", "fastopen_connect").ok();
+    let fastopen_connect = btf.bits("tcp_sock", "fastopen_connect", 1).ok();
+    let chrono_type = btf.bits("tcp_sock", "chrono_type", 2).ok();
     let compat = btf
         .low_byte("task_struct", system_calls::COMPAT_MEMBER)
-        .map(|offset| Bit::of_number(offset, system_calls::COMPAT_BIT));
+        .map(|offset| Bits::of_number(offset, system_calls::COMPAT_BIT));
     let (transparent, compat) = (transparent.ok(), compat.ok());
-    let offset = |bit: Option<Bit>| bit.map_or(ABSENT, |bit| bit.offset);
-    let offsets = find_offsets(btf, offset(fastopen_connect), offset(transparent), offset(compat))?;
+    let offset = |bits: Option<Bits>| bits.map_or(ABSENT, |bits| bits.offset);
+    let offsets = find_offsets(
+        btf,
+        BitOffsets {
+            fastopen_connect: offset(fastopen_connect),
+            chrono_type: offset(chrono_type),
+            transparent: offset(transparent),
+            compat: offset(compat),
+        },
+    )?;
     Ok(Layout {
         offsets,
         fastopen_connect,
+        chrono_type,
         transparent,
         compat,
     })
 }
 
-fn find_offsets(btf: &Btf<'_>, fastopen_connect: u32, transparent: u32, compat: u32) -> Result<Offsets, BtfError> {
+/// The offsets of the bytes with bits; [`ABSENT`] for bits that BTF does not show.
+struct BitOffsets {
+    fastopen_connect: u32,
+    chrono_type: u32,
+    transparent: u32,
+    compat: u32,
+}
+
+fn find_offsets(btf: &Btf<'_>, bits: BitOffsets) -> Result<Offsets, BtfError> {
     let cb = btf.offset("sk_buff", "cb", 48)?;
     // Records do without these: they are for dropped packets, rejected connections and listeners.
     let optional = |structure, path, size| btf.offset(structure, path, size).unwrap_or(ABSENT);
@@ -157,9 +178,9 @@ fn find_offsets(btf: &Btf<'_>, fastopen_connect: u32, transparent: u32, compat: 
         task_group_leader: "task_struct", "group_leader", 8;
         task_comm: "task_struct", "comm", 16;
     } {
-        fastopen_connect: fastopen_connect;
-        transparent: transparent;
-        task_compat: compat;
+        fastopen_connect: bits.fastopen_connect;
+        transparent: bits.transparent;
+        task_compat: bits.compat;
         // The oldest supported kernel lacks the helper.
         system_call: match btf.enumerator(TASK_REGISTERS) {
             Some(_) => btf.low_byte("pt_regs", system_calls::NUMBER_MEMBER).unwrap_or(ABSENT),
@@ -173,12 +194,17 @@ fn find_offsets(btf: &Btf<'_>, fastopen_connect: u32, transparent: u32, compat: 
         skb_ee_errno: cb + btf.offset("sock_exterr_skb", "ee.ee_errno", 4)?;
         skb_ee_origin: cb + btf.offset("sock_exterr_skb", "ee.ee_origin", 1)?;
         // Without it, the programs read the clock instead.
+        tcp_wstamp_ns: optional("tcp_sock", "tcp_wstamp_ns", 8);
         tcp_clock_cache: btf.offset("tcp_sock", "tcp_clock_cache", 8).unwrap_or(ABSENT);
         sk_cgroup: cgroup.clone().unwrap_or(ABSENT);
         cgroup_kn: if cgroup.is_ok() { btf.offset("cgroup", "kn", 8)? } else { ABSENT };
         kn_id: if cgroup.is_ok() { btf.offset("kernfs_node", "id", 8)? } else { ABSENT };
         sk_ack_backlog: optional("sock", "sk_ack_backlog", 4);
         sk_drops: optional("sock", "sk_drops", 4);
+        congestion_ops: optional("tcp_sock", "inet_conn.icsk_ca_ops", 8);
+        congestion_name: optional("tcp_congestion_ops", "name", 16);
+        chrono_stat: optional("tcp_sock", "chrono_stat", 12);
+        chrono_type: bits.chrono_type;
         accept_queue_len: optional("tcp_sock", "inet_conn.icsk_accept_queue.qlen", 4);
         skb_head: optional("sk_buff", "head", 8);
         skb_network_header: optional("sk_buff", "network_header", 2);
@@ -202,11 +228,14 @@ fn find_offsets(btf: &Btf<'_>, fastopen_connect: u32, transparent: u32, compat: 
 macro_rules! find_tcp_offsets {
     (
         reported { $($name:ident: $width:ident, $path:literal, $unit:ident, $description:literal;)* }
+        derived { $($derived:tt)* }
+        carried { $($carried:ident: $carried_width:ident, $carried_path:literal, $carried_description:literal;)* }
         internal { $($internal:ident: $internal_width:ident, $internal_path:literal, $internal_description:literal;)* }
     ) => {
         fn find_tcp_offsets(btf: &Btf<'_>) -> Result<TcpOffsets, BtfError> {
             Ok(TcpOffsets {
                 $($name: find_reported::<$width, unit::$unit>(btf, $path)?,)*
+                $($carried: find_optional::<$carried_width>(btf, $carried_path),)*
                 $($internal: btf.offset("tcp_sock", $internal_path, size_of::<$internal_width>() as u32)?,)*
             })
         }
@@ -217,10 +246,14 @@ tcp_fields!(find_tcp_offsets);
 
 /// Looks up a member of `tcp_sock` that records report; [`ABSENT`] if the kernel lacks it and may.
 fn find_reported<Raw, U: Unit<Raw>>(btf: &Btf<'_>, path: &str) -> Result<u32, BtfError> {
-    let offset = btf.offset("tcp_sock", path, size_of::<Raw>() as u32);
     if U::IS_OPTIONAL {
-        Ok(offset.unwrap_or(ABSENT))
+        Ok(find_optional::<Raw>(btf, path))
     } else {
-        offset
+        btf.offset("tcp_sock", path, size_of::<Raw>() as u32)
     }
+}
+
+/// Looks up a member of `tcp_sock`; [`ABSENT`] if the kernel lacks it.
+fn find_optional<Raw>(btf: &Btf<'_>, path: &str) -> u32 {
+    btf.offset("tcp_sock", path, size_of::<Raw>() as u32).unwrap_or(ABSENT)
 }

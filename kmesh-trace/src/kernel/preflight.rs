@@ -66,6 +66,7 @@ pub fn check() -> Vec<Finding> {
             rules: Box::new(FilterRules::zeroed()),
             networks: Vec::new(),
             drops: types.reasons.has_drops(),
+            turns: types.has_turns,
             rejects: types.reasons.has_resets(),
             listeners: true,
         };
@@ -88,10 +89,27 @@ pub fn check() -> Vec<Finding> {
                     Some(missing) => Err(missing),
                 },
             });
+            findings.push(check_turns(types.has_turns, &release()));
             findings.extend(check_reasons(&types.reasons, types.describes_conntrack(), &release()));
         }
     }
     findings
+}
+
+/// Checks whether the kernel has the tracepoints for turns. `release` is that of the kernel.
+fn check_turns(has_turns: bool, release: &str) -> Finding {
+    let result = match has_turns {
+        true => Ok("the time to each answer can be measured (--turns)".to_owned()),
+        false => Err(Missing {
+            problem: "the kernel has no tracepoints sk_data_ready and sock_send_length (--turns)".to_owned(),
+            remedy: format!("use Linux 6.3 or newer; this is {release}"),
+            is_optional: true,
+        }),
+    };
+    Finding {
+        requirement: "turns",
+        result,
+    }
 }
 
 /// Checks what the kernel says about resets and dropped packets. `release` is that of the kernel.
@@ -181,7 +199,7 @@ pub fn missing(error: &StartError) -> Missing {
             error.to_string(),
             "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, and mount /sys (distributions do both)".to_owned(),
         ),
-        StartError::NoDropReasons | StartError::NoResetReasons => {
+        StartError::NoDropReasons | StartError::NoResetReasons | StartError::NoTurnTracepoints => {
             (error.to_string(), format!("trace without it; this is {}", release()))
         }
         StartError::Btf(_) | StartError::Refused { .. } => {
@@ -286,6 +304,16 @@ mod tests {
         let expected = "limited  drops         the kernel does not say why it drops a packet (--drops); use Linux 5.17 or \
                         newer; this is 5.15.0\n";
         assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn check_tells_whether_turns_can_be_measured() {
+        let finding = check_turns(false, "6.1.0");
+        assert!(!finding.is_fatal());
+        let expected = "limited  turns         the kernel has no tracepoints sk_data_ready and sock_send_length \
+                        (--turns); use Linux 6.3 or newer; this is 6.1.0\n";
+        assert_eq!(report(&[finding]), expected);
+        assert!(report(&[check_turns(true, "6.3.0")]).starts_with("ok "));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustix::time::{
-    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_getres, clock_gettime, timerfd_create,
     timerfd_settime,
 };
 
@@ -49,6 +49,12 @@ fn monotonic_offset_ns(offsets: &str) -> i64 {
 pub fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap_or_default()
+}
+
+/// Returns the length of a tick of the kernel's timers (a jiffy), ns. It is the resolution of the coarse clocks.
+pub fn tick_ns() -> u32 {
+    let resolution = clock_getres(ClockId::MonotonicCoarse);
+    u32::try_from(nanoseconds(resolution)).unwrap_or(0)
 }
 
 /// Returns the kernel's monotonic clock, ns, as `bpf_ktime_get_ns` reads it.

@@ -27,7 +27,7 @@ use crate::track::delta::Delta;
 use exposition::Values;
 use labels::{Labels, PairLabels};
 use listeners::{Listeners, Queues};
-use series::{SeriesBudget, SeriesGroup, SeriesTable, Timing, Traffic};
+use series::{ResponseTimes, SeriesBudget, SeriesGroup, SeriesTable, Timing, Traffic};
 
 /// The maximum number of label keys whose series are cached. Beyond it the cache is emptied.
 const MAX_CACHED_KEYS: usize = 1 << 15;
@@ -54,6 +54,8 @@ struct CachedSeries {
     service: Option<Weak<Service>>,
     traffic: [Option<TrafficGroup>; 2],
     timing: Arc<SeriesGroup<PairLabels, Timing>>,
+    /// Created with the first turns.
+    responses: Option<Arc<SeriesGroup<PairLabels, ResponseTimes>>>,
     /// Whether a series is the overflow series, because the budget was exhausted.
     is_overflow: bool,
 }
@@ -91,6 +93,7 @@ impl Metrics {
             service: SeriesTable::new(exposition::series_of_service(compat)),
             connection: SeriesTable::new(exposition::SERIES_OF_CONNECTION),
             pairs: SeriesTable::new(Timing::SERIES),
+            responses: SeriesTable::new(ResponseTimes::SERIES),
             listeners: SeriesTable::new(Queues::SERIES),
             outcomes: [const { AtomicU64::new(0) }; Outcome::ALL.len()],
             lost: AtomicU64::new(0),
@@ -155,6 +158,7 @@ impl Metrics {
             service: names.service.as_ref().map(|called| Arc::downgrade(&called.service)),
             traffic,
             timing,
+            responses: None,
             is_overflow,
         }
     }
@@ -201,13 +205,20 @@ impl Sink for Metrics {
             self.cached.insert(key, series);
         }
         let mut is_overflow = false;
-        if let Some(series) = self.cached.get(&key) {
+        if let Some(series) = self.cached.get_mut(&key) {
             for group in series.traffic.iter().flatten() {
                 group.values.add(record, delta);
                 group.touch(record.time);
             }
             series.timing.values.add(record, delta);
             series.timing.touch(record.time);
+            if let Some(turns) = &delta.turns {
+                let responses = series
+                    .responses
+                    .get_or_insert_with(|| values.responses_of(record, &mut series.is_overflow));
+                responses.values.add(turns);
+                responses.touch(record.time);
+            }
             is_overflow = series.is_overflow;
         }
         if self.settings.levels.contains(&Level::Connection) {
@@ -250,6 +261,7 @@ impl Sink for Metrics {
             service,
             connection,
             pairs,
+            responses,
             listeners,
             ..
         } = &*self.values;
@@ -257,6 +269,7 @@ impl Sink for Metrics {
             table.expire(since, budget);
         }
         pairs.expire(since, budget);
+        responses.expire(since, budget);
         listeners.expire(since, budget);
         Ok(())
     }

@@ -84,6 +84,8 @@ pub struct Frame {
     /// The number of records lost since tracing began.
     lost_records: u64,
     time_format: TimeFormat,
+    /// Whether turns are measured: there were some so far.
+    has_turns: bool,
 }
 
 impl Frame {
@@ -101,6 +103,7 @@ pub struct Session {
     /// The first instant that was traced.
     began: Option<WallTime>,
     lost_records: u64,
+    has_turns: bool,
     groups: KnownGroups,
     time_format: TimeFormat,
 }
@@ -113,6 +116,7 @@ impl Session {
             names: names.clone(),
             began: None,
             lost_records: 0,
+            has_turns: false,
             groups: KnownGroups::default(),
             time_format,
         }
@@ -121,6 +125,7 @@ impl Session {
     fn frame(&mut self, window: Window) -> Frame {
         let span = Span::of(&window);
         let began = *self.began.get_or_insert(span.from);
+        self.has_turns |= window.rows.iter().any(|row| row.sums.responses.is_some());
         Frame {
             number: 0,
             span,
@@ -132,6 +137,7 @@ impl Session {
             elapsed_ns: span.until.0.saturating_sub(began.0).try_into().unwrap_or(0),
             lost_records: self.lost_records,
             time_format: self.time_format,
+            has_turns: self.has_turns,
         }
     }
 }
@@ -142,7 +148,7 @@ pub struct TextTable {
     session: Session,
     sort: Sort,
     max_rows: usize,
-    layout: Layout,
+    by: By,
     color: bool,
     out: Stdout,
 }
@@ -154,7 +160,7 @@ impl TextTable {
             session,
             sort: config.sort,
             max_rows: config.top.unwrap_or(usize::MAX),
-            layout: layout(PLAIN_WIDTH, config.settings.by),
+            by: config.settings.by,
             color,
             out,
         }
@@ -175,7 +181,8 @@ impl TextTable {
         rows.sort_by(|&one, &two| columns::order(one, two, self.sort));
         rows.truncate(self.max_rows);
         let shown: Vec<_> = rows.into_iter().map(|row| ShownRow::new(row, &frame.span)).collect();
-        for line in self.layout.lines(&shown, self.sort, self.color) {
+        let layout = layout(PLAIN_WIDTH, self.by, frame.has_turns);
+        for line in layout.lines(&shown, self.sort, self.color) {
             writeln!(text, "{}", line.trim_end())?;
         }
         writeln!(text)?;
@@ -183,8 +190,8 @@ impl TextTable {
     }
 }
 
-fn layout(width: usize, by: By) -> Layout {
-    Layout::new(width, by.has(Key::Outcome))
+fn layout(width: usize, by: By, has_turns: bool) -> Layout {
+    Layout::new(width, by.has(Key::Outcome), has_turns)
 }
 
 impl Sink for TextTable {

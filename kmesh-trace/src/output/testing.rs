@@ -100,6 +100,7 @@ pub(crate) fn example() -> Record {
         reset_reason: None,
         drops: None,
         dropped_to: None,
+        turns: None,
         subject: Subject::Connection,
         tcp: Tcp {
             srtt_us: Some(120),

@@ -1,7 +1,7 @@
 //! The domain types: what the tracer knows about a connection, whatever the input or output format.
 //!
-//! A [`Record`] shares its names by `Arc`, and owns no other heap memory but the list of its dropped packets. So
-//! creating, queueing and sorting records allocates nothing.
+//! A [`Record`] shares its names by `Arc`, and owns no other heap memory but the list of its dropped packets and its
+//! turns, which only some runs have. So creating, queueing and sorting other records allocates nothing.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -38,10 +38,12 @@ mod names;
 mod reasons;
 pub mod rfc3339;
 mod tcp;
+mod turns;
 
 pub use names::{End, Labels, Names, Pod, Service, ServiceBy, ServiceMatch, Workload};
 pub use reasons::{ReasonNames, ReasonSums};
-pub use tcp::Tcp;
+pub use tcp::{Congestion, Tcp};
+pub use turns::{Turns, bucket_bounds_ns};
 
 /// Wall-clock time: nanoseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -352,6 +354,8 @@ pub struct Record {
     /// The server's address to which a network namespace translated a packet that the kernel dropped, and the inode
     /// number of that namespace. A capture does not store it.
     pub dropped_to: Option<(SocketAddr, u32)>,
+    /// The changes of direction. `None` if they were not measured.
+    pub turns: Option<Box<Turns>>,
     /// The kernel's counters of the socket.
     pub tcp: Tcp,
     /// What the record reports.
@@ -448,6 +452,7 @@ impl Record {
             reset_reason: None,
             drops: None,
             dropped_to: None,
+            turns: None,
             subject,
             tcp: Tcp::new(TcpState::Close, None, &Snapshot::zeroed()),
         }

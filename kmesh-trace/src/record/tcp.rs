@@ -1,16 +1,21 @@
 //! The kernel's counters in a record, generated from the table `tcp_fields!`.
 
+mod derived;
+
 use kmesh_trace_common::unit::{self, Unit};
 use kmesh_trace_common::{Snapshot, tcp_fields};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::derived::Congestion;
 use super::TcpState;
 
 /// Defines the counters of a record.
 macro_rules! tcp {
     (
         reported { $($name:ident: $width:ident, $path:literal, $unit:ident, $description:tt;)* }
+        derived { $($derived:ident: $type:ty, $derived_description:tt;)* }
+        carried { $($carried:tt)* }
         internal { $($internal:tt)* }
     ) => {
         /// The kernel's counters of the socket, in the units that the names say.
@@ -33,6 +38,11 @@ macro_rules! tcp {
                 #[serde(default)]
                 pub $name: <unit::$unit as Unit<$width>>::Value,
             )*
+            $(
+                #[doc = $derived_description]
+                #[serde(default)]
+                pub $derived: $type,
+            )*
         }
 
         impl Tcp {
@@ -42,6 +52,7 @@ macro_rules! tcp {
                     state,
                     old_state,
                     $($name: <unit::$unit as Unit<$width>>::value(snapshot.$name),)*
+                    $($derived: derived::$derived(snapshot),)*
                 }
             }
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::group::{By, Group};
 use super::open::CountedIn;
 use super::quantiles::Quantiles;
+use super::responses::Responses;
 use crate::record::{Comm, Event, Outcome, ReasonSums, Record, Service, WallTime};
 use crate::track::delta::Delta;
 
@@ -45,6 +46,12 @@ pub struct Sums {
     pub connects: Quantiles,
     /// The smoothed round-trip times of the connections with an update or a close, µs.
     pub srtts: Quantiles,
+    /// The waits for answers, if there were any.
+    pub responses: Option<Box<Responses>>,
+    /// The time with data to send, and its parts in which the peer's window and the send buffer were the limit, µs.
+    pub busy_us: u64,
+    pub rwnd_limited_us: u64,
+    pub sndbuf_limited_us: u64,
 }
 
 impl Sums {
@@ -80,6 +87,16 @@ impl Sums {
         self.received_bytes - self.past_received_bytes
     }
 
+    /// Returns the share of the busy time in which the peer's window was the limit; `None` without busy time.
+    pub fn rwnd_limited(&self) -> Option<f64> {
+        share(self.rwnd_limited_us, self.busy_us)
+    }
+
+    /// Returns the share of the busy time in which the send buffer was the limit; `None` without busy time.
+    pub fn sndbuf_limited(&self) -> Option<f64> {
+        share(self.sndbuf_limited_us, self.busy_us)
+    }
+
     fn add(&mut self, record: &Record, delta: &Delta) {
         self.opened += u64::from(delta.opened);
         self.sent_bytes = self.sent_bytes.saturating_add(delta.sent_bytes);
@@ -91,6 +108,14 @@ impl Sums {
         self.retransmits += delta.retransmits;
         self.lost_segments += delta.lost_segments;
         self.drops.merge(&delta.drops);
+        if let Some(turns) = &delta.turns {
+            self.responses.get_or_insert_default().add(turns);
+        }
+        if !delta.has_no_baseline {
+            self.busy_us = self.busy_us.saturating_add(delta.busy_us);
+            self.rwnd_limited_us = self.rwnd_limited_us.saturating_add(delta.rwnd_limited_us);
+            self.sndbuf_limited_us = self.sndbuf_limited_us.saturating_add(delta.sndbuf_limited_us);
+        }
         if delta.opened
             && let Some(connect_ns) = record.connect_ns
         {
@@ -130,6 +155,9 @@ impl Sums {
             (&mut self.past_received_bytes, later.past_received_bytes),
             (&mut self.retransmits, later.retransmits),
             (&mut self.lost_segments, later.lost_segments),
+            (&mut self.busy_us, later.busy_us),
+            (&mut self.rwnd_limited_us, later.rwnd_limited_us),
+            (&mut self.sndbuf_limited_us, later.sndbuf_limited_us),
         ] {
             *sum = sum.saturating_add(more);
         }
@@ -138,7 +166,15 @@ impl Sums {
         self.durations.merge(&later.durations);
         self.connects.merge(&later.connects);
         self.srtts.merge(&later.srtts);
+        if let Some(later) = &later.responses {
+            self.responses.get_or_insert_default().merge(later);
+        }
     }
+}
+
+/// Returns a share with four decimals.
+fn share(part_us: u64, busy_us: u64) -> Option<f64> {
+    (busy_us > 0).then(|| (part_us as f64 / busy_us as f64 * 10_000.0).round() / 10_000.0)
 }
 
 /// A fact that the connections of a row may share although they are not grouped by it.

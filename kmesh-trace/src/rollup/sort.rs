@@ -43,6 +43,9 @@ pub enum SortKey {
     /// Smoothed round-trip time (p95)
     #[value(alias = "srtt")]
     SrttQuantilesUs,
+    /// Time to each answer (p95), with --turns
+    #[value(aliases = ["response", "resp95"])]
+    ResponseQuantilesNs,
     /// Packets that this node dropped
     #[value(alias = "reason")]
     Drops,
@@ -76,6 +79,10 @@ impl SortKey {
             Self::DurationQuantilesNs => p95(&sums.durations),
             Self::ConnectQuantilesNs => p95(&sums.connects),
             Self::SrttQuantilesUs => p95(&sums.srtts),
+            Self::ResponseQuantilesNs => {
+                let responses = sums.responses.as_ref();
+                responses.and_then(|responses| responses.summary()).map_or(0, |summary| summary.p95)
+            }
             Self::Drops => sums.drops.total(),
             Self::Retransmits => sums.retransmits,
             Self::LostSegments => sums.lost_segments,

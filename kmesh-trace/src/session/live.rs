@@ -389,6 +389,7 @@ fn load_kernel(config: &Config) -> Result<LoadedPrograms, StartError> {
         rules,
         networks,
         drops: config.drops,
+        turns: config.turns,
         // With metrics, whether or not the kernel can.
         rejects: config.events.reject || config.metrics.is_some() && types.reasons.has_resets(),
         listeners: config.needs_listeners(),

@@ -104,7 +104,7 @@ impl Pipeline {
     pub fn baseline(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.engine.watermark(self.clock.wall(self.began_ns))?;
         for record in records(bytes) {
-            if let Ok(KernelEvent::Snapshot(mut snapshot)) = decode(record) {
+            if let Ok(KernelEvent::Snapshot(mut snapshot, _)) = decode(record) {
                 snapshot.time_ns = self.began_ns;
                 self.engine.baseline(&self.tracker.record(&snapshot, &self.clock))?;
             }
@@ -186,9 +186,9 @@ impl Pipeline {
     /// Makes an update of the scan at the stop count as one at the end of `--duration`.
     fn within_duration(&self, event: KernelEvent) -> KernelEvent {
         match (event, self.until_ns) {
-            (KernelEvent::Snapshot(mut snapshot), Some(until_ns)) if snapshot.kind == KIND_UPDATE => {
+            (KernelEvent::Snapshot(mut snapshot, turns), Some(until_ns)) if snapshot.kind == KIND_UPDATE => {
                 snapshot.time_ns = snapshot.time_ns.min(until_ns);
-                KernelEvent::Snapshot(snapshot)
+                KernelEvent::Snapshot(snapshot, turns)
             }
             (event, _) => event,
         }

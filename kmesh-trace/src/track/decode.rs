@@ -1,14 +1,17 @@
 //! Decodes the bytes of the ring into events.
 
 use bytemuck::{Pod, pod_read_unaligned};
-use kmesh_trace_common::{KIND_CLOSE, KIND_LISTENER, KIND_OPEN, KIND_RESET, KIND_UPDATE, Listener, Reset, Snapshot};
+use kmesh_trace_common::{
+    KIND_CLOSE, KIND_LISTENER, KIND_OPEN, KIND_RESET, KIND_UPDATE, Listener, Reset, Snapshot, Turns, TurnsSnapshot,
+};
 use thiserror::Error;
 
 /// An event that the eBPF programs report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelEvent {
     /// A connection was established, ended, or visited by a socket scan.
-    Snapshot(Snapshot),
+    /// The turns are there if the programs measure them.
+    Snapshot(Snapshot, Option<Turns>),
     /// This end sent a RST after a close.
     Reset(Reset),
     /// A socket scan visited a listening socket.
@@ -28,12 +31,20 @@ pub fn decode(bytes: &[u8]) -> Result<KernelEvent, DecodeError> {
     let length = bytes.len();
     let kind: u32 = bytes.first_chunk().map(|word| u32::from_ne_bytes(*word)).unwrap_or(0);
     match kind {
-        KIND_CLOSE | KIND_OPEN | KIND_UPDATE => read(bytes).map(KernelEvent::Snapshot),
+        KIND_CLOSE | KIND_OPEN | KIND_UPDATE => read_snapshot(bytes),
         KIND_RESET => read(bytes).map(KernelEvent::Reset),
         KIND_LISTENER => read(bytes).map(KernelEvent::Listener),
         _ => return Err(DecodeError::UnknownKind(kind)),
     }
     .ok_or(DecodeError::WrongLength { kind, length })
+}
+
+fn read_snapshot(bytes: &[u8]) -> Option<KernelEvent> {
+    if let Some(snapshot) = read(bytes) {
+        return Some(KernelEvent::Snapshot(snapshot, None));
+    }
+    let TurnsSnapshot { snapshot, turns } = read(bytes)?;
+    Some(KernelEvent::Snapshot(snapshot, Some(turns)))
 }
 
 fn read<T: Pod>(bytes: &[u8]) -> Option<T> {
@@ -53,7 +64,16 @@ mod tests {
             cookie: 7,
             ..Snapshot::zeroed()
         };
-        assert_eq!(decode(bytes_of(&close)), Ok(KernelEvent::Snapshot(close)));
+        assert_eq!(decode(bytes_of(&close)), Ok(KernelEvent::Snapshot(close, None)));
+        let turns = Turns {
+            count: 3,
+            ..Turns::zeroed()
+        };
+        let with_turns = TurnsSnapshot { snapshot: close, turns };
+        assert_eq!(
+            decode(bytes_of(&with_turns)),
+            Ok(KernelEvent::Snapshot(close, Some(turns)))
+        );
         let reset = Reset {
             kind: KIND_RESET,
             attempt: 2,
@@ -87,6 +107,6 @@ mod tests {
         );
         // Unaligned bytes do not come from the ring, but may come from a file.
         let shifted = [&[0], whole].concat();
-        assert_eq!(decode(&shifted[1..]), Ok(KernelEvent::Snapshot(close)));
+        assert_eq!(decode(&shifted[1..]), Ok(KernelEvent::Snapshot(close, None)));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::record::{ConnId, Event, ReasonSums, Record, WallTime};
+use crate::record::{ConnId, Event, ReasonSums, Record, Turns, WallTime};
 
 /// The maximum number of stored connections. The delta of any further connection comes in whole with its close.
 const MAX_CONNECTIONS: usize = 1 << 19;
@@ -11,6 +11,10 @@ const MAX_CONNECTIONS: usize = 1 << 19;
 /// The maximum number of stored connections with dropped packets. The drops of any further one come in whole with its
 /// close.
 const MAX_DROPS: usize = 1 << 16;
+
+/// The maximum number of stored connections with turns, 272 bytes each. The turns of any further one come in whole with
+/// its close.
+const MAX_TURNS: usize = 1 << 18;
 
 /// At [`MAX_CONNECTIONS`], connections without a record for this long are removed, because their closes were lost. No
 /// connection lives that long after its process closed it.
@@ -27,8 +31,16 @@ pub struct Delta {
     pub received_bytes: u64,
     pub retransmits: u64,
     pub lost_segments: u64,
+    /// The time with data to send, µs.
+    pub busy_us: u64,
+    /// The part of `busy_us` in which the peer's window was the limit.
+    pub rwnd_limited_us: u64,
+    /// The part of `busy_us` in which the send buffer was the limit.
+    pub sndbuf_limited_us: u64,
     /// The packets that this node dropped, both directions together.
     pub drops: ReasonSums,
+    /// The changes of direction, if they are measured and there were any.
+    pub turns: Option<Box<Turns>>,
     /// Whether this is the first record of a preexisting connection without a baseline. Its bytes may have taken a
     /// year, so rates must not include them.
     pub has_no_baseline: bool,
@@ -41,6 +53,9 @@ struct Totals {
     received_bytes: u64,
     retransmits: u32,
     lost_segments: u32,
+    busy_us: u64,
+    rwnd_limited_us: u64,
+    sndbuf_limited_us: u64,
     established: bool,
     time: WallTime,
 }
@@ -51,6 +66,9 @@ impl Totals {
         received_bytes: 0,
         retransmits: 0,
         lost_segments: 0,
+        busy_us: 0,
+        rwnd_limited_us: 0,
+        sndbuf_limited_us: 0,
         established: false,
         time: WallTime(0),
     };
@@ -61,6 +79,9 @@ impl Totals {
             received_bytes: record.received_bytes,
             retransmits: record.tcp.total_retrans,
             lost_segments: record.tcp.lost,
+            busy_us: record.tcp.busy_us.unwrap_or(0),
+            rwnd_limited_us: record.tcp.rwnd_limited_us.unwrap_or(0),
+            sndbuf_limited_us: record.tcp.sndbuf_limited_us.unwrap_or(0),
             established: record.established,
             time: record.time,
         }
@@ -73,6 +94,9 @@ impl Totals {
             received_bytes: self.received_bytes.max(before.received_bytes),
             retransmits: self.retransmits.max(before.retransmits),
             lost_segments: self.lost_segments.max(before.lost_segments),
+            busy_us: self.busy_us.max(before.busy_us),
+            rwnd_limited_us: self.rwnd_limited_us.max(before.rwnd_limited_us),
+            sndbuf_limited_us: self.sndbuf_limited_us.max(before.sndbuf_limited_us),
             // A scan may have visited a socket just before its `open` was reported.
             established: self.established || before.established,
             time: self.time,
@@ -87,6 +111,9 @@ impl Totals {
             received_bytes: self.received_bytes - before.received_bytes,
             retransmits: u64::from(self.retransmits - before.retransmits),
             lost_segments: u64::from(self.lost_segments - before.lost_segments),
+            busy_us: self.busy_us - before.busy_us,
+            rwnd_limited_us: self.rwnd_limited_us - before.rwnd_limited_us,
+            sndbuf_limited_us: self.sndbuf_limited_us - before.sndbuf_limited_us,
             ..Delta::default()
         }
     }
@@ -110,6 +137,8 @@ pub struct Deltas {
     connections: HashMap<ConnId, Totals>,
     /// The dropped packets of those among them that have any.
     drops: HashMap<ConnId, ReasonSums>,
+    /// The turns of those among them that have any.
+    turns: HashMap<ConnId, Box<Turns>>,
 }
 
 impl Deltas {
@@ -124,6 +153,7 @@ impl Deltas {
     pub fn take(&mut self, record: &Record) -> Delta {
         Delta {
             drops: self.take_drops(record),
+            turns: self.take_turns(record),
             ..self.take_counters(record)
         }
     }
@@ -152,6 +182,20 @@ impl Deltas {
         drops
     }
 
+    fn take_turns(&mut self, record: &Record) -> Option<Box<Turns>> {
+        let turns = record.turns.as_deref().filter(|turns| turns.count > 0);
+        let before = self.turns.remove(&record.id);
+        let turns = turns?;
+        let more = turns.since(before.as_deref().unwrap_or(&Turns::default()));
+        if record.event != Event::Close {
+            if before.is_none() && self.turns.len() >= MAX_TURNS {
+                return None;
+            }
+            self.turns.insert(record.id, Box::new(turns.clone()));
+        }
+        (more.count > 0).then(|| Box::new(more))
+    }
+
     fn take_counters(&mut self, record: &Record) -> Delta {
         let totals = Totals::of(record);
         if record.event == Event::Close {
@@ -173,6 +217,7 @@ impl Deltas {
     pub fn forget(&mut self, id: ConnId) {
         self.connections.remove(&id);
         self.drops.remove(&id);
+        self.turns.remove(&id);
     }
 
     fn has_capacity(&mut self, record: &Record) -> bool {
@@ -180,6 +225,7 @@ impl Deltas {
             let oldest = record.time.0.saturating_sub(STALE_AFTER_NS);
             self.connections.retain(|_, totals| totals.time.0 > oldest);
             self.drops.retain(|id, _| self.connections.contains_key(id));
+            self.turns.retain(|id, _| self.connections.contains_key(id));
         }
         self.connections.len() < MAX_CONNECTIONS
     }

@@ -16,13 +16,13 @@ use std::sync::Arc;
 
 use kmesh_trace_common::{
     FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_ROOT_NETNS, KIND_OPEN, KIND_UPDATE, Listener, Owner, RejectKey, Reset, SK_DONE,
-    Snapshot, owner, state,
+    Snapshot, Turns, owner, state,
 };
 
 use self::clock::Clock;
 use self::decode::KernelEvent;
 use crate::record::{
-    AcceptQueue, Comm, ConnId, Direction, Event, Family, Names, Process, ProcessBy, ReasonNames, Record, Subject, Tcp,
+    self, AcceptQueue, Comm, ConnId, Direction, Event, Family, Names, Process, ProcessBy, ReasonNames, Record, Subject, Tcp,
     TcpState,
 };
 
@@ -47,6 +47,7 @@ pub struct Tracker {
 #[derive(Debug)]
 struct Pending {
     snapshot: Snapshot,
+    turns: Option<Turns>,
     /// The RST that this end sent after the close.
     reset: Option<Reset>,
 }
@@ -71,7 +72,7 @@ impl Tracker {
 
     pub fn take(&mut self, event: KernelEvent) {
         match event {
-            KernelEvent::Snapshot(snapshot) => self.add(snapshot),
+            KernelEvent::Snapshot(snapshot, turns) => self.add(snapshot, turns),
             KernelEvent::Reset(reset) => self.add_reset(reset),
             // No part of a connection.
             KernelEvent::Listener(_) => {}
@@ -90,8 +91,12 @@ impl Tracker {
         if first.snapshot.time_ns.saturating_add(SETTLE_NS) > complete_ns {
             return None;
         }
-        let Pending { snapshot, reset } = self.pending.pop_front()?;
-        Some((snapshot.time_ns, self.to_record(&snapshot, reset, clock)))
+        let Pending { snapshot, turns, reset } = self.pending.pop_front()?;
+        let record = Record {
+            turns: turns.map(|turns| Box::new(record::Turns::new(&turns))),
+            ..self.to_record(&snapshot, reset, clock)
+        };
+        Some((snapshot.time_ns, record))
     }
 
     /// Returns the record of a snapshot without waiting.
@@ -138,7 +143,7 @@ impl Tracker {
         }
     }
 
-    fn add(&mut self, snapshot: Snapshot) {
+    fn add(&mut self, snapshot: Snapshot, turns: Option<Turns>) {
         // The snapshots of a scan come late, so they do not show the progress of the ring.
         if snapshot.kind != KIND_UPDATE {
             self.latest_ns = self.latest_ns.max(snapshot.time_ns);
@@ -150,7 +155,12 @@ impl Tracker {
                 .partition_point(|pending| pending.snapshot.time_ns <= snapshot.time_ns),
             _ => self.pending.len(),
         };
-        self.pending.insert(position, Pending { snapshot, reset: None });
+        let pending = Pending {
+            snapshot,
+            turns,
+            reset: None,
+        };
+        self.pending.insert(position, pending);
     }
 
     /// Adds the reset to the close that it belongs to.
@@ -225,6 +235,7 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, node: &Arc<str>,
         reset_reason: None,
         drops: None,
         dropped_to: None,
+        turns: None,
         subject: Subject::Connection,
         tcp: Tcp::new(tcp_state(state).unwrap_or(TcpState::Close), old_state, snapshot),
     }

@@ -25,7 +25,7 @@ fn close(cookie: u64, time_ns: u64) -> Snapshot {
 
 fn take(tracker: &mut Tracker, snapshots: &[Snapshot]) {
     for snapshot in snapshots {
-        tracker.take(KernelEvent::Snapshot(*snapshot));
+        tracker.take(KernelEvent::Snapshot(*snapshot, None));
     }
 }
 

@@ -60,7 +60,7 @@ fn members_of_unnamed_structures_are_found() {
 }
 
 #[test]
-fn bit_fields_of_one_bit_are_found() {
+fn bit_fields_within_a_byte_are_found() {
     let names = "\0flags\0first\0second\0wide\0int\0TEN\0";
     let at = |name: &str| names.find(&format!("\0{name}\0")).unwrap() as u32 + 1;
     #[rustfmt::skip]
@@ -76,14 +76,15 @@ fn bit_fields_of_one_bit_are_found() {
         ..structures(&["flags"])
     };
     let btf = Btf::parse(&data, wanted).unwrap();
-    assert_eq!(btf.bit("flags", "first"), Ok(Bit { offset: 0, mask: 1 }));
-    assert_eq!(btf.bit("flags", "second"), Ok(Bit { offset: 5, mask: 4 }));
+    assert_eq!(btf.bits("flags", "first", 1), Ok(Bits { offset: 0, mask: 1 }));
+    assert_eq!(btf.bits("flags", "second", 1), Ok(Bits { offset: 5, mask: 4 }));
+    assert_eq!(btf.bits("flags", "wide", 2), Ok(Bits { offset: 5, mask: 0x30 }));
     assert_eq!(
-        btf.bit("flags", "wide").unwrap_err().to_string(),
-        "this kernel's flags.wide is not one bit"
+        btf.bits("flags", "wide", 1).unwrap_err().to_string(),
+        "this kernel's flags.wide is not 1 bits of a byte"
     );
     assert_eq!((btf.enumerator("TEN"), btf.enumerator("absent")), (Some(10), None));
-    assert_eq!(Bit::of_number(8, 10), Bit { offset: 9, mask: 4 });
+    assert_eq!(Bits::of_number(8, 10), Bits { offset: 9, mask: 4 });
 }
 
 #[test]

@@ -25,6 +25,9 @@ pub enum StartError {
     /// `--drops` on a kernel before 5.17.
     #[error("--drops needs a kernel that says why it drops a packet (Linux 5.17 or newer)")]
     NoDropReasons,
+    /// `--turns` on a kernel before 6.3.
+    #[error("--turns needs a kernel with the tracepoints sk_data_ready and sock_send_length (Linux 6.3 or newer)")]
+    NoTurnTracepoints,
     /// `--events reject` on a kernel before 6.10.
     #[error("--events reject needs a kernel that says why it sends a RST (Linux 6.10 or newer)")]
     NoResetReasons,

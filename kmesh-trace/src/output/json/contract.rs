@@ -23,7 +23,7 @@ use crate::record::errno::Errno;
 use crate::record::{
     self, ClosedBy, Direction, Event, Family, Lost, Outcome, ProcessBy, Record, RunInfo, ServiceBy, Summary, WallTime,
 };
-use reports::PacketDropsList;
+use reports::{PacketDropsList, Turns};
 use values::{Reasons, Text, ip_schema};
 
 /// The version of the contract. It increases when a member changes or is removed, not when one is added.
@@ -96,8 +96,8 @@ pub struct ConnLine<'a> {
     reset_reason: Option<&'a str>,
     /// The packets of the connection that this node's kernel dropped; null without --drops.
     drops: Option<PacketDropsList<'a>>,
-    /// Always null in this version.
-    turns: (),
+    /// How often the direction changed, and how long the answers took; null without --turns.
+    turns: Option<Turns<'a>>,
     /// Whether the connection is certainly encrypted and authenticated.
     security_policy: SecurityPolicy,
     /// The kernel's counters of the socket.
@@ -137,7 +137,7 @@ impl<'a> ConnLine<'a> {
             closed_by: record.closed_by,
             reset_reason: record.reset_reason.as_deref(),
             drops: record.drops.as_deref().map(PacketDropsList),
-            turns: (),
+            turns: record.turns.as_deref().map(Turns::from),
             security_policy: SecurityPolicy::of(record),
             tcp: &record.tcp,
         }

@@ -111,7 +111,10 @@ mod tests {
             r#""rate_delivered":0,"rate_interval_us":0,"packets_out":0,"retrans_out":0,"total_retrans":0,"#,
             r#""segs_in":6,"data_segs_in":1,"segs_out":5,"data_segs_out":1,"lost":0,"lost_out":0,"sacked_out":0,"#,
             r#""bytes_received":293,"bytes_acked":6,"dsack_dups":0,"delivered":2,"delivered_ce":0,"#,
-            r#""icsk_retransmits":0,"bytes_sent":5,"bytes_retrans":0}}"#,
+            r#""icsk_retransmits":0,"bytes_sent":5,"bytes_retrans":0,"rcv_ooopack":0,"reord_seen":0,"snd_wnd":0,"#,
+            r#""rcv_wnd":0,"rcv_rtt_us":null,"rttvar_us":0,"rto_us":0,"pmtu":0,"congestion":null,"total_rto":0,"#,
+            r#""total_rto_ms":0,"busy_us":0,"rwnd_limited_us":0,"sndbuf_limited_us":0,"last_send_ms":null,"#,
+            r#""last_receive_ms":null}}"#,
             "\n",
         );
         assert_eq!(conn(&testing::example()), expected);

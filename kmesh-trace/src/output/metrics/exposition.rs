@@ -15,8 +15,8 @@ use super::encode::{counter, gauge};
 use super::labels::{Labels, LabelsWithFlags, PairLabels};
 use super::listeners::{self, ListenerLabels, Queues};
 use super::process;
-use super::series::{SeriesBudget, SeriesGroup, SeriesTable, Timing, Traffic};
-use crate::record::Outcome;
+use super::series::{ResponseTimes, SeriesBudget, SeriesGroup, SeriesTable, Timing, Traffic};
+use crate::record::{Outcome, Record};
 
 /// The content type of the response. Prometheus prefers this format.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -33,6 +33,7 @@ pub struct Values {
     pub(super) service: SeriesTable<Labels, Traffic>,
     pub(super) connection: SeriesTable<Labels, Traffic>,
     pub(super) pairs: SeriesTable<PairLabels, Timing>,
+    pub(super) responses: SeriesTable<PairLabels, ResponseTimes>,
     pub(super) listeners: SeriesTable<ListenerLabels, Queues>,
     /// In the order of [`Outcome::ALL`].
     pub(super) outcomes: [AtomicU64; Outcome::ALL.len()],
@@ -235,6 +236,19 @@ impl Collector for Values {
 }
 
 impl Values {
+    /// Returns the times to the answers for the labels of a record. Sets `is_overflow` if the budget is exhausted.
+    pub(super) fn responses_of(
+        &self,
+        record: &Record,
+        is_overflow: &mut bool,
+    ) -> Arc<SeriesGroup<PairLabels, ResponseTimes>> {
+        let group = self.responses.group(PairLabels::new(record), &self.budget);
+        group.unwrap_or_else(|| {
+            *is_overflow = true;
+            self.responses.overflow(PairLabels::overflow(record.direction))
+        })
+    }
+
     /// Locks out the sink and all other scrapes.
     pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner)
@@ -262,7 +276,17 @@ impl Values {
             help,
             |timing| &timing.duration,
             |_| true,
-        )
+        )?;
+        let help = "The time to the first byte of each answer (source) or until the server began it (destination), seconds";
+        let mut family =
+            to.encode_descriptor("kmesh_trace_response_seconds", help, None, MetricType::Histogram)?;
+        for responses in self.responses.all() {
+            responses
+                .values
+                .0
+                .encode(family.encode_family(&*responses.labels)?)?;
+        }
+        Ok(())
     }
 
     /// Encodes the metrics about the tracer itself.

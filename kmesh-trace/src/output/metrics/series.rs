@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::metrics::histogram::Histogram;
 
-use crate::record::{Event, Outcome, Record, WallTime};
+use crate::record::{Event, Outcome, Record, Turns, WallTime};
 use crate::track::delta::Delta;
 
 /// The series that share one label set.
@@ -201,6 +201,12 @@ const DURATION: [f64; 14] = [
     0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3_600.0, 86_400.0,
 ];
 
+/// Bucket bounds in seconds. They are bounds of the buckets in which the kernel's programs count waits.
+const RESPONSE: [f64; 12] = [
+    0.000_064, 0.000_256, 0.001_024, 0.004_096, 0.008_192, 0.016_384, 0.032_768, 0.065_536, 0.131_072, 0.524_288,
+    2.097_152, 8.388_608,
+];
+
 /// The histograms of a group of connections.
 #[derive(Debug)]
 pub struct Timing {
@@ -234,5 +240,27 @@ impl Default for Timing {
             connect: Histogram::new(CONNECT),
             duration: Histogram::new(DURATION),
         }
+    }
+}
+
+/// The times to the answers in a group of connections whose turns are measured, in seconds.
+#[derive(Debug)]
+pub struct ResponseTimes(pub Histogram);
+
+impl ResponseTimes {
+    /// The number of series: the buckets, the `+Inf` bucket, the sum and the count.
+    pub const SERIES: usize = RESPONSE.len() + 3;
+
+    pub fn add(&self, turns: &Turns) {
+        for (_, count, sum_ns) in turns.buckets() {
+            let wait = sum_ns / count as f64 / 1e9;
+            (0..count).for_each(|_| self.0.observe(wait));
+        }
+    }
+}
+
+impl Default for ResponseTimes {
+    fn default() -> Self {
+        Self(Histogram::new(RESPONSE))
     }
 }

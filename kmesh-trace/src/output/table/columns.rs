@@ -10,7 +10,7 @@ use super::text::{self, Name};
 use super::{Span, units};
 use crate::output::outcome_text::outcome_text;
 use crate::record::Direction;
-use crate::rollup::{Row, Sort, SortKey, Sums};
+use crate::rollup::{Responses, Row, Sort, SortKey, Sums};
 
 /// The width of a table without a terminal. All columns fit.
 pub const PLAIN_WIDTH: usize = 210;
@@ -35,6 +35,8 @@ pub enum Column {
     P50,
     P95,
     Connect,
+    /// The time to an answer.
+    Response,
     Srtt,
     /// The main reason of dropped packets, else of resets.
     Reason,
@@ -44,7 +46,7 @@ pub enum Column {
 
 impl Column {
     /// The order on the screen.
-    const ORDER: [Self; 18] = [
+    const ORDER: [Self; 19] = [
         Self::Mark,
         Self::Client,
         Self::Server,
@@ -60,6 +62,7 @@ impl Column {
         Self::P50,
         Self::P95,
         Self::Connect,
+        Self::Response,
         Self::Srtt,
         Self::Retrans,
         Self::Lost,
@@ -82,6 +85,7 @@ impl Column {
             Self::P50 => ("P50", None),
             Self::P95 => ("P95", Some(SortKey::DurationQuantilesNs)),
             Self::Connect => ("CONNECT", Some(SortKey::ConnectQuantilesNs)),
+            Self::Response => ("RESP95", Some(SortKey::ResponseQuantilesNs)),
             Self::Srtt => ("SRTT", Some(SortKey::SrttQuantilesUs)),
             Self::Reason => ("REASON", Some(SortKey::Drops)),
             Self::Retrans => ("RETRANS", Some(SortKey::Retransmits)),
@@ -106,7 +110,7 @@ enum Step {
 }
 
 /// The steps from the narrowest to the widest table.
-const STEPS: [Step; 15] = [
+const STEPS: [Step; 16] = [
     Step::Add(Column::Bytes, 10),
     Step::Add(Column::Open, 7),
     Step::Widen(Column::Mark, 4),
@@ -115,6 +119,7 @@ const STEPS: [Step; 15] = [
     Step::Add(Column::Closed, 6),
     Step::Add(Column::Opened, 6),
     Step::Add(Column::P95, 6),
+    Step::Add(Column::Response, 6),
     Step::Add(Column::Connect, 7),
     Step::Add(Column::Reason, REASON_WIDTH),
     Step::Add(Column::P50, 6),
@@ -132,7 +137,8 @@ const MIN_NAMES: usize = 30;
 /// The maximum width of a name.
 const MAX_NAME: usize = 52;
 
-/// The columns that fit, with their widths. They depend only on the width of the table, so that columns do not move.
+/// The columns that fit, with their widths. They depend only on the width of the table, and on whether turns are
+/// measured, so that columns do not move.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     columns: Vec<(Column, usize)>,
@@ -140,30 +146,31 @@ pub struct Layout {
 
 impl Layout {
     /// Returns the layout of a table of `width` columns. `by_outcome`: whether connections are grouped by their
-    /// outcomes.
-    pub fn new(width: usize, by_outcome: bool) -> Self {
+    /// outcomes. `has_turns`: whether there are times of responses.
+    pub fn new(width: usize, by_outcome: bool, has_turns: bool) -> Self {
         let mut columns = vec![(Column::Mark, 1), (Column::Failed, 7)];
         if by_outcome {
             columns.push((Column::Outcome, 15));
         }
-        Self::with(columns, width)
+        Self::with(columns, width, has_turns)
     }
 
     /// Returns the layout of the connections of a group. Their reasons come first.
-    pub fn of_connections(width: usize) -> Self {
+    pub fn of_connections(width: usize, has_turns: bool) -> Self {
         let reason = (Column::Reason, REASON_WIDTH);
         let columns = vec![(Column::Mark, 4), (Column::Failed, 18), reason];
         match names_width(&columns, width) < MIN_NAMES {
-            true => Self::new(width, false),
-            false => Self::with(columns, width),
+            true => Self::new(width, false, has_turns),
+            false => Self::with(columns, width, has_turns),
         }
     }
 
     /// Returns a layout of `columns` and those that fit beside them.
-    fn with(mut columns: Vec<(Column, usize)>, width: usize) -> Self {
+    fn with(mut columns: Vec<(Column, usize)>, width: usize, has_turns: bool) -> Self {
         let has = |columns: &[(Column, usize)], column| columns.iter().any(|(other, _)| *other == column);
         for (at, step) in STEPS.iter().enumerate() {
             let is_done = match *step {
+                Step::Add(Column::Response, _) => !has_turns,
                 Step::Add(column, _) => has(&columns, column),
                 // The column of outcomes has the text.
                 Step::Widen(Column::Failed, _) => has(&columns, Column::Outcome),
@@ -347,6 +354,10 @@ impl<'a> ShownRow<'a> {
             Column::P50 => quantile(sums.durations.summary().map(|summary| summary.p50)),
             Column::P95 => quantile(sums.durations.summary().map(|summary| summary.p95)),
             Column::Connect => quantile(sums.connects.summary().map(|summary| summary.p95)),
+            Column::Response => {
+                let responses = sums.responses.as_deref().and_then(Responses::summary);
+                quantile(responses.map(|summary| summary.p95))
+            }
             Column::Srtt => quantile(sums.srtts.summary().map(|summary| summary.p50.saturating_mul(1000))),
             Column::Reason => reason(sums, width),
             Column::Retrans => alarm(sums.retransmits),

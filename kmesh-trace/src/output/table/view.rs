@@ -397,9 +397,10 @@ impl View {
     }
 
     pub(super) fn layout(&self) -> Layout {
+        let has_turns = self.frame.as_ref().is_some_and(|frame| frame.has_turns);
         match self.page {
-            Page::Connections(_) => Layout::of_connections(self.size.0),
-            _ => layout(self.size.0, By::new(&self.by())),
+            Page::Connections(_) => Layout::of_connections(self.size.0, has_turns),
+            _ => layout(self.size.0, By::new(&self.by()), has_turns),
         }
     }
 

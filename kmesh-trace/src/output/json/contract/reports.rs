@@ -56,6 +56,36 @@ impl JsonSchema for PacketDropsList<'_> {
     }
 }
 
+/// The changes of direction of a connection, and how long the answers took.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "turns")]
+pub struct Turns<'a> {
+    /// The number of turns: this end sent (outbound) or received (inbound), then the other direction began.
+    count: u64,
+    /// The sum of all waits: outbound for the first byte of the answer, inbound until this end began to answer.
+    wait_ns: u64,
+    /// The longest wait.
+    max_wait_ns: u64,
+    /// The number of waits below 1, 2, 4, 8, … microseconds, each without the shorter ones. Ends with the last that is
+    /// not 0.
+    histogram: &'a [u64],
+    /// The turns without a wait, because both directions moved at once.
+    overlapped: u64,
+}
+
+impl<'a> From<&'a record::Turns> for Turns<'a> {
+    fn from(turns: &'a record::Turns) -> Self {
+        let length = turns.histogram.iter().rposition(|&count| count > 0);
+        Self {
+            count: turns.count,
+            wait_ns: turns.wait_ns,
+            max_wait_ns: turns.max_wait_ns,
+            histogram: &turns.histogram[..length.map_or(0, |last| last + 1)],
+            overlapped: turns.overlapped,
+        }
+    }
+}
+
 /// RSTs that this node sent because no socket was there; at most one line a second for each client, dialled port and
 /// reason.
 #[derive(Debug, Serialize, JsonSchema)]

@@ -11,7 +11,7 @@ use super::VERSION;
 use super::values::{Text, ip_schema};
 use crate::output::sanitize::Lossy;
 use crate::record::{self, Direction, Outcome, ReasonSums, WallTime};
-use crate::rollup::{self, QuantileSummary, Quantiles, Row, Sums, Window};
+use crate::rollup::{self, QuantileSummary, Quantiles, Responses, Row, Sums, Window};
 
 /// What one group of connections did in one window of time.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -57,6 +57,16 @@ pub struct RollupLine<'a> {
     /// The smoothed round-trip time of the connections with an update or a close. Quantiles are exact for up to 64
     /// values, then within 1 %.
     srtt_quantiles_us: Option<QuantileValues>,
+    /// The time to each answer: outbound until its first byte arrives, inbound until this end begins it. Estimated from
+    /// histograms, near the middle of waits that are alike; null without --turns.
+    response_quantiles_ns: Option<QuantileValues>,
+    /// The share of the time with data to send in which the peer's receive window was the limit; null if no data was
+    /// sent.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    rwnd_limited: Option<f64>,
+    /// The share of the time with data to send in which the send buffer was the limit; null if no data was sent.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    sndbuf_limited: Option<f64>,
     /// The number of ended connections whose traced end sent a RST, by the kernel's reason.
     reset_reasons: Reasons<'a>,
     /// The packets that this node dropped in the window, by the kernel's reason; empty without --drops.
@@ -71,6 +81,7 @@ impl<'a> RollupLine<'a> {
     /// Returns the line of a row of `window`.
     pub fn new(window: &Window, row: &'a Row) -> Self {
         let sums = &row.sums;
+        let responses = sums.responses.as_deref();
         Self {
             kind: "rollup",
             v: VERSION,
@@ -89,6 +100,9 @@ impl<'a> RollupLine<'a> {
             duration_quantiles_ns: quantiles(&sums.durations),
             connect_quantiles_ns: quantiles(&sums.connects),
             srtt_quantiles_us: quantiles(&sums.srtts),
+            response_quantiles_ns: responses.and_then(Responses::summary).map(QuantileValues::from),
+            rwnd_limited: sums.rwnd_limited(),
+            sndbuf_limited: sums.sndbuf_limited(),
             reset_reasons: Reasons(&sums.reset_reasons),
             drops: Reasons(&sums.drops),
             retransmits: sums.retransmits,
