@@ -27,6 +27,7 @@ const INVALID: [(&str, &[&str]); 23] = [
     ("--buffer 8Mb", &["--buffer"]),
     ("check --count 3", &["--count"]),
     ("--read x.jsonl --drops", &["--read", "--drops"]),
+    ("--read x.jsonl --turns", &["--read", "--turns"]),
     // Flags and values of other tools.
     ("--dst 10.0.0.1", &["--dst", "tip: ", "--to-ip"]),
     ("--format json", &["--format", "tip: ", "--output"]),

@@ -39,6 +39,7 @@ mod socket_destroy;
 mod stress;
 mod tenants;
 mod terminal;
+mod turns;
 mod without_process;
 
 use std::ffi::OsStr;
@@ -85,6 +86,7 @@ const SMOKE: &[&str] = &[
     "stress::client_slots_are_reused",
     "tenants::transparent_socket_does_not_take_an_address",
     "terminal::quitting_restores_the_screen",
+    "turns::server_that_thinks_5_ms_ipv4",
     "without_process::never_accepted_ipv4",
 ];
 
@@ -182,6 +184,7 @@ fn topics() -> impl Iterator<Item = Topic> {
         privileges::topic(),
         rollups::topic(),
         terminal::topic(),
+        turns::topic(),
         without_process::topic(),
         names::topic(),
         namespaces::topic(),

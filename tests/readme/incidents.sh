@@ -171,6 +171,28 @@ incident "Resets under load: who sends them, and why?" \
     "kmesh-trace --outcome reset"
 
 traffic() {
+    # Payments needs 40 ms for each answer. Checkout asks it for each request of the storefront, and needs 2 ms itself.
+    in_python payments '
+peer = listen("127.0.0.9", 8443).accept()[0]
+while peer.recv(100): time.sleep(0.04); peer.send(b"paid")' &
+    local payments=$!
+    listening 8443
+    in_python checkout '
+peer = listen("127.0.0.8", 8080).accept()[0]; payments = dial("127.0.0.9", 8443)
+while peer.recv(100): payments.send(b"pay"); payments.recv(100); time.sleep(0.002); peer.send(b"thanks")' &
+    local checkout=$!
+    listening 8080
+    in_python storefront '
+s = dial("127.0.0.8", 8080)
+for _ in range(20): s.send(b"buy"); s.recv(100)'
+    wait $payments $checkout
+}
+incident "Checkout is slow: is it checkout, payments or the network?" \
+    "kmesh-trace --turns -o json | jq -r 'select(.turns and .turns.count > .turns.overlapped) |
+  \"\\(.process.comm) \\(if .direction == \"outbound\" then \"waits\" else \"takes\" end) \" +
+  \"\\(.turns.wait_ns / (.turns.count - .turns.overlapped) / 1e4 | round / 100) ms at port \\(.dst.port)\"'"
+
+traffic() {
     in_python server '
 s = listen("127.0.0.5", 5432)
 while True: s.accept()[0].close()' &

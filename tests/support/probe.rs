@@ -37,6 +37,10 @@ pub enum Need {
     ResetReasons,
     /// A kernel that does not give the reason for a RST.
     NoResetReasons,
+    /// A kernel with the tracepoints `sk_data_ready` and `sock_send_length` (Linux 6.3).
+    Turns,
+    /// A kernel without these tracepoints.
+    NoTurns,
     IoUring,
     /// tmux, as a terminal.
     Tmux,
@@ -215,6 +219,16 @@ static RESET_REASONS: Probe = LazyLock::new(|| {
     }
 });
 
+static TURNS: Probe = LazyLock::new(|| {
+    let types = std::fs::read("/sys/kernel/btf/vmlinux").map_err(|error| error.to_string())?;
+    let has = |name: &[u8]| types.windows(name.len()).any(|window| window == name);
+    if has(b"\0btf_trace_sk_data_ready\0") && has(b"\0btf_trace_sock_send_length\0") {
+        Ok(())
+    } else {
+        Err("this kernel has no tracepoints sk_data_ready and sock_send_length".to_owned())
+    }
+});
+
 fn in_namespace(probe: impl FnOnce() -> Result<(), String> + Send) -> Result<(), String> {
     net::in_namespace("probe", probe).unwrap_or_else(|_| Err("the probe panicked".to_owned()))
 }
@@ -255,6 +269,8 @@ pub fn check(needs: &[Need]) -> Result<(), String> {
             Need::NoResetReasons if RESET_REASONS.is_ok() => {
                 return Err("this kernel says why it sends a RST".to_owned());
             }
+            Need::Turns => TURNS.clone()?,
+            Need::NoTurns if TURNS.is_ok() => return Err("this kernel has the tracepoints of --turns".to_owned()),
             Need::IoUring => IO_URING.clone()?,
             Need::Tmux => TMUX.clone()?,
             Need::FullSize if super::is_small_vm() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),
@@ -263,7 +279,7 @@ pub fn check(needs: &[Need]) -> Result<(), String> {
                 check_permission("KMESH_TRACE_TEST_PREEMPT")?;
                 check_preemption()?;
             }
-            Need::FullSize | Need::Exclusive | Need::NoResetReasons => {}
+            Need::FullSize | Need::Exclusive | Need::NoResetReasons | Need::NoTurns => {}
         }
     }
     Ok(())

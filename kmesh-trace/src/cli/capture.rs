@@ -44,7 +44,7 @@ pub struct Capture {
     ///
     /// Example: kmesh-trace --read incident.jsonl.zst --failed
     #[arg(short, long, value_name = "FILE", value_parser = OsStringValueParser::new().map(CapturePath::from))]
-    #[arg(conflicts_with_all = ["buffer", "drops", "cri", "kubelet", "kubeconfig"])]
+    #[arg(conflicts_with_all = ["buffer", "drops", "turns", "cri", "kubelet", "kubeconfig"])]
     pub read: Vec<CapturePath>,
 
     /// With --read: replay from TIME on
