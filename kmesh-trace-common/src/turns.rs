@@ -38,6 +38,10 @@ pub struct Turns {
     pub is_client: u32,
     /// At the server's end: 1 if the client sent the request before it had received the whole answer to the last one.
     pub request_overlaps: u32,
+    /// At the server's end: the time in which it had had data to send at the last arrival, ticks.
+    pub busy_ticks: u32,
+    /// Padding that is always 0.
+    pub pad: u32,
     /// The number of waits by [`bucket`].
     pub histogram: [u32; TURN_BUCKETS],
 }
@@ -69,10 +73,14 @@ pub fn bucket(wait_ns: u64) -> usize {
         bits /= 2;
     }
     bucket += (rest != 0) as usize;
-    if bucket < TURN_BUCKETS { bucket } else { TURN_BUCKETS - 1 }
+    if bucket < TURN_BUCKETS {
+        bucket
+    } else {
+        TURN_BUCKETS - 1
+    }
 }
 
-const _: () = assert!(size_of::<Turns>() == 64 + 4 * TURN_BUCKETS);
+const _: () = assert!(size_of::<Turns>() == 72 + 4 * TURN_BUCKETS);
 
 #[cfg(test)]
 mod tests {
@@ -109,11 +117,41 @@ mod tests {
         };
         assert_eq!(answered.pending(), Some(Some(5_000)));
         let cases = [
-            (Turns { is_client: 1, ..answered }, None),
-            (Turns { arrival_ns: 0, ..answered }, None),
-            (Turns { send_seq: 6, ..answered }, None),
-            (Turns { request_overlaps: 1, ..answered }, Some(None)),
-            (Turns { send_before_read: 1, ..answered }, Some(None)),
+            (
+                Turns {
+                    is_client: 1,
+                    ..answered
+                },
+                None,
+            ),
+            (
+                Turns {
+                    arrival_ns: 0,
+                    ..answered
+                },
+                None,
+            ),
+            (
+                Turns {
+                    send_seq: 6,
+                    ..answered
+                },
+                None,
+            ),
+            (
+                Turns {
+                    request_overlaps: 1,
+                    ..answered
+                },
+                Some(None),
+            ),
+            (
+                Turns {
+                    send_before_read: 1,
+                    ..answered
+                },
+                Some(None),
+            ),
         ];
         for (turns, expected) in cases {
             assert_eq!(turns.pending(), expected, "{turns:?}");

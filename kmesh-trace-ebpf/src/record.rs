@@ -12,7 +12,9 @@ use kmesh_trace_common::{
 use crate::conn_state::{ConnState, ScanView, owner_words, phase};
 use crate::connection::now;
 use crate::iterator::IteratorOutput;
-use crate::maps::{KMESH_EVENTS, count, counts_turns, has_capacity, listener_buffer, reports_opens, scan_buffer, tick_ns};
+use crate::maps::{
+    KMESH_EVENTS, count, counts_turns, has_capacity, listener_buffer, reports_opens, scan_buffer, tick_ns,
+};
 use crate::sock::{Sock, Tcp, error_details};
 use crate::storage;
 

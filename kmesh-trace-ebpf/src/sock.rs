@@ -2,7 +2,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_jiffies64, bpf_skc_to_tcp_sock};
 use kmesh_trace_common::{ABSENT, SK_DEAD, SK_DONE, state, tcp_fields};
 
 use crate::layout::{OFFSETS, load, members, offset, read_kernel, read_offset};
@@ -387,6 +387,21 @@ impl Tcp {
         // SAFETY: a load within `struct tcp_sock`.
         let bits = unsafe { load::<u8>(self.0, offset) } & mask;
         bits / (mask & mask.wrapping_neg()).max(1)
+    }
+
+    /// Returns the time so far in which this end had data to send, ticks.
+    #[inline(always)]
+    pub fn busy_ticks(self) -> u32 {
+        let ended = self
+            .chrono_stat(0)
+            .wrapping_add(self.chrono_stat(1))
+            .wrapping_add(self.chrono_stat(2));
+        if self.chrono_type() == 0 {
+            return ended;
+        }
+        // SAFETY: the helper has no arguments.
+        let jiffies = unsafe { bpf_jiffies64() } as u32;
+        ended.wrapping_add(jiffies.wrapping_sub(self.chrono_start()))
     }
 
     members! {

@@ -13,6 +13,7 @@ use core::ptr;
 use kmesh_trace_common::{TURN_BUCKETS, Turns, bucket, state};
 
 use crate::connection::now;
+use crate::maps::tick_ns;
 use crate::sock::{Sock, Tcp};
 use crate::storage;
 
@@ -61,6 +62,8 @@ pub fn begin(sock: Sock, is_client: bool, is_new: bool) {
         overlapped: 0,
         send_before_read: 0,
         request_overlaps: 0,
+        busy_ticks: 0,
+        pad: 0,
         is_client: is_client.into(),
         sent_seq: sent,
         // Without a request there is no answer yet.
@@ -87,7 +90,11 @@ pub fn data_arrived(sock: Sock) {
         if is_turn {
             let is_reported = read!(turns, send_seq) == sent;
             let overlaps = is_before(tcp.snd_una(), sent) || is_reported && read!(turns, send_before_read) != 0;
-            let begin_ns = if is_reported { read!(turns, send_ns) } else { tcp.tcp_wstamp_ns() };
+            let begin_ns = if is_reported {
+                read!(turns, send_ns)
+            } else {
+                tcp.tcp_wstamp_ns()
+            };
             count(turns, overlaps, begin_ns, arrival_ns);
         }
     } else {
@@ -97,12 +104,19 @@ pub fn data_arrived(sock: Sock) {
                 let is_reported = read!(turns, send_seq) == previous;
                 let overlaps =
                     read!(turns, request_overlaps) != 0 || is_reported && read!(turns, send_before_read) != 0;
-                let answer_ns = if is_reported { read!(turns, send_ns) } else { tcp.tcp_wstamp_ns() };
+                let answer_ns = if is_reported {
+                    read!(turns, send_ns)
+                } else {
+                    tcp.tcp_wstamp_ns()
+                };
                 count(turns, overlaps, request_ns, answer_ns);
             }
             write! { turns; request_overlaps: is_before(tcp.snd_una(), sent).into(), }
         }
-        write! { turns; arrival_ns: arrival_ns, }
+        write! { turns;
+            arrival_ns: arrival_ns,
+            busy_ticks: tcp.busy_ticks(),
+        }
     }
     // In this order: a send that finds the new request also finds that its answer is counted.
     write! { turns;
@@ -122,19 +136,33 @@ pub fn data_sent(sock: Sock) {
     if sent == read!(turns, sent_seq) {
         return;
     }
-    let send_seq = if read!(turns, is_client) != 0 {
-        sent
+    let (send_seq, send_ns) = if read!(turns, is_client) != 0 {
+        (sent, now())
     } else if read!(turns, send_seq) != arrived {
-        arrived
+        (arrived, answer_time(turns, tcp))
     } else {
         // More of an answer that has begun.
         return;
     };
     write! { turns;
-        send_ns: now(),
+        send_ns: send_ns,
         send_before_read: is_before(tcp.copied_seq(), arrived).into(),
         send_seq: send_seq,
     }
+}
+
+/// Returns the time when the process began to answer. If its call has waited for space in the send buffer, that is the
+/// time for which the connection has been busy since then, to a tick.
+#[inline(always)]
+fn answer_time(turns: *mut Turns, tcp: Tcp) -> u64 {
+    let now = now();
+    let busy = tcp.busy_ticks().wrapping_sub(read!(turns, busy_ticks));
+    // The current tick may have begun before the call.
+    if busy < 2 {
+        return now;
+    }
+    let begun = now.saturating_sub(u64::from(busy) * u64::from(tick_ns()));
+    begun.max(read!(turns, arrival_ns))
 }
 
 /// Counts a turn.

@@ -134,14 +134,22 @@ fn counters_equal_tcp_info(view: &RecordView, version: IpVersion) {
         }
         assert_eq!(tcp["congestion"], algorithm, "{record}");
         let rcv_rtt = info.rcv_rtt_us();
-        assert_eq!(tcp["rcv_rtt_us"].as_u64().unwrap_or(0), rcv_rtt.into(), "{record}");
+        assert_eq!(tcp["rcv_rtt_us"].as_u64().unwrap_or(0), u64::from(rcv_rtt), "{record}");
         for (name, before) in ["last_send_ms", "last_receive_ms"].into_iter().zip(info.last_data_ms()) {
             let age = tcp[name].as_u64().unwrap();
             // The record is later than TCP_INFO, by less than a loaded machine stops a thread.
-            assert!((before.into()..u64::from(before) + 5_000).contains(&age), "{name} {before}: {record}");
+            assert!(
+                (before.into()..u64::from(before) + 5_000).contains(&age),
+                "{name} {before}: {record}"
+            );
         }
     }
-    let sum = |name: &str| records.iter().filter_map(|record| record["tcp"][name].as_u64()).sum::<u64>();
+    let sum = |name: &str| {
+        records
+            .iter()
+            .filter_map(|record| record["tcp"][name].as_u64())
+            .sum::<u64>()
+    };
     assert!(sum("busy_us") > 0, "{records:?}");
 }
 

@@ -33,6 +33,7 @@ pub fn topic() -> Topic {
         .standalone("requests_in_pieces_are_one_turn_each", &[Need::Turns], pieces)
         .standalone("pipelined_requests_overlap", &[Need::Turns], pipelined)
         .standalone("streams_in_both_directions_overlap", &[Need::Turns], streams)
+        .standalone("answer_larger_than_the_send_buffer", &[Need::Turns], large_answer)
         .standalone("greeting_is_no_turn", &[Need::Turns], greeting)
         .standalone("open_connections_report_turns", &[Need::Turns], open_connections)
         .standalone("older_connections_report_turns", &[Need::Turns], older_connections)
@@ -47,7 +48,13 @@ fn start_tracer(args: &[&str]) -> Tracer {
 }
 
 /// Waits for an event of an end of the connection from this client.
-fn event_of(tracer: &Tracer, event: &str, direction: &str, client: SocketAddr, matches: impl Fn(&Value) -> bool) -> Value {
+fn event_of(
+    tracer: &Tracer,
+    event: &str,
+    direction: &str,
+    client: SocketAddr,
+    matches: impl Fn(&Value) -> bool,
+) -> Value {
     let is_it = |value: &Value| {
         value["event"] == event
             && value["direction"] == direction
@@ -87,7 +94,11 @@ impl Bounds {
 
     /// Checks the waits of `count` turns, none of which overlaps.
     fn check(&self, turns: &Value, count: u64) {
-        assert_eq!((&turns["count"], &turns["overlapped"]), (&count.into(), &0.into()), "{turns}");
+        assert_eq!(
+            (&turns["count"], &turns["overlapped"]),
+            (&count.into(), &0.into()),
+            "{turns}"
+        );
         let ns = |name: &str| Duration::from_nanos(turns[name].as_u64().unwrap());
         let (wait, longest) = (ns("wait_ns"), ns("max_wait_ns"));
         assert!(
@@ -96,7 +107,10 @@ impl Bounds {
             self.least,
             self.most
         );
-        assert!(longest <= self.longest && longest * u32::try_from(count).unwrap() >= wait, "{turns}");
+        assert!(
+            longest <= self.longest && longest * u32::try_from(count).unwrap() >= wait,
+            "{turns}"
+        );
         let histogram: Vec<u64> = serde_json::from_value(turns["histogram"].clone()).unwrap();
         assert_eq!(histogram.iter().sum::<u64>(), count, "{turns}");
         // The longest wait is in the last bucket.
@@ -128,7 +142,11 @@ fn serve(pair: &Pair, think: Duration, rounds: usize) -> [Bounds; 2] {
                 }
                 let answer = Instant::now();
                 send(&pair.server, 300);
-                Times { request, answer, end: Instant::now() }
+                Times {
+                    request,
+                    answer,
+                    end: Instant::now(),
+                }
             };
             (0..rounds).map(serve).collect::<Vec<_>>()
         });
@@ -137,7 +155,11 @@ fn serve(pair: &Pair, think: Duration, rounds: usize) -> [Bounds; 2] {
             send(&pair.client, 100);
             let answer = Instant::now();
             recv(&pair.client, 300);
-            Times { request, answer, end: Instant::now() }
+            Times {
+                request,
+                answer,
+                end: Instant::now(),
+            }
         };
         let client: Vec<_> = (0..rounds).map(ask).collect();
         (client, server.join().unwrap())
@@ -145,7 +167,10 @@ fn serve(pair: &Pair, think: Duration, rounds: usize) -> [Bounds; 2] {
     let mut bounds = [Bounds::default(), Bounds::default()];
     for (client, server) in client.into_iter().zip(server) {
         // The kernel notes a send after it, and an arrival before the program runs.
-        bounds[0].add(server.answer.saturating_duration_since(client.answer), client.end - client.request);
+        bounds[0].add(
+            server.answer.saturating_duration_since(client.answer),
+            client.end - client.request,
+        );
         bounds[1].add(server.answer - server.request, server.end - client.request);
     }
     bounds
@@ -181,7 +206,11 @@ fn pieces() {
         }
     }
     for turns in close(tracer, pair) {
-        assert_eq!((&turns["count"], &turns["overlapped"]), (&3.into(), &0.into()), "{turns}");
+        assert_eq!(
+            (&turns["count"], &turns["overlapped"]),
+            (&3.into(), &0.into()),
+            "{turns}"
+        );
     }
 }
 
@@ -219,7 +248,14 @@ fn pipelined() {
 fn streams() {
     const BYTES: usize = 16 << 20;
     let tracer = start_tracer(&[]);
-    let pair = pair(IpVersion::V4);
+    let listener = listen(IpVersion::V4);
+    // Small buffers, so that neither end can send all before the other begins.
+    SockRef::from(&listener).set_recv_buffer_size(32 << 10).unwrap();
+    let pair = pair_with(&listener);
+    for end in [&pair.client, &pair.server] {
+        SockRef::from(end).set_send_buffer_size(32 << 10).unwrap();
+        SockRef::from(end).set_recv_buffer_size(32 << 10).unwrap();
+    }
     thread::scope(|scope| {
         scope.spawn(|| send(&pair.client, BYTES));
         scope.spawn(|| send(&pair.server, BYTES));
@@ -232,6 +268,45 @@ fn streams() {
     }
 }
 
+/// One call of the server sends more than the buffers hold, and the client reads it late. The call takes long, but the
+/// wait for the answer's first byte does not.
+fn large_answer() {
+    const BYTES: usize = 4 << 20;
+    const READ_LATE: Duration = Duration::from_millis(500);
+    let tracer = start_tracer(&[]);
+    let pair = pair(IpVersion::V4);
+    SockRef::from(&pair.client).set_recv_buffer_size(32 << 10).unwrap();
+    SockRef::from(&pair.server).set_send_buffer_size(32 << 10).unwrap();
+    let request = Instant::now();
+    send(&pair.client, 100);
+    let call = thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            recv(&pair.server, 100);
+            let data = vec![7; BYTES];
+            let before = Instant::now();
+            (&pair.server).write_all(&data).unwrap();
+            (before, before.elapsed())
+        });
+        thread::sleep(READ_LATE);
+        recv(&pair.client, BYTES);
+        server.join().unwrap()
+    });
+    let [_, turns] = close(tracer, pair);
+    let (before, took) = call;
+    assert!(took * 2 > READ_LATE, "the call did not wait: {took:?}");
+    assert_eq!(
+        (&turns["count"], &turns["overlapped"]),
+        (&1.into(), &0.into()),
+        "{turns}"
+    );
+    // To two ticks of the kernel, and what a loaded machine adds.
+    let most = before - request + Duration::from_millis(100);
+    assert!(
+        turns["wait_ns"].as_u64().unwrap() < most.as_nanos() as u64,
+        "{most:?}: {turns}"
+    );
+}
+
 /// The server sends first. Nobody has asked, so nobody has waited.
 fn greeting() {
     let tracer = start_tracer(&[]);
@@ -240,7 +315,10 @@ fn greeting() {
     recv(&pair.client, 50);
     let bounds = serve(&pair, Duration::from_millis(1), 3);
     let turns = close(tracer, pair);
-    bounds.iter().zip(&turns).for_each(|(bounds, turns)| bounds.check(turns, 3));
+    bounds
+        .iter()
+        .zip(&turns)
+        .for_each(|(bounds, turns)| bounds.check(turns, 3));
 }
 
 /// Updates and rollups have the turns of a connection that stays open.
@@ -263,11 +341,17 @@ fn older_connections() {
     let tracer = start_tracer(&[]);
     let bounds = serve(&pair, Duration::from_millis(5), 4);
     let turns = close(tracer, pair);
-    bounds.iter().zip(&turns).for_each(|(bounds, turns)| bounds.check(turns, 4));
+    bounds
+        .iter()
+        .zip(&turns)
+        .for_each(|(bounds, turns)| bounds.check(turns, 4));
 }
 
 fn need_tracepoints() {
-    let output = Command::new(binary()).args(["--no-resolve", "--turns"]).output().unwrap();
+    let output = Command::new(binary())
+        .args(["--no-resolve", "--turns"])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(3));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
@@ -298,17 +382,27 @@ fn stopped_reader(version: IpVersion) {
         recv(&pair.server, 256 << 10);
         stopped
     });
-    wait_until("everything is acknowledged", || TcpInfo::read(&pair.client).unacked() == 0);
+    wait_until("everything is acknowledged", || {
+        TcpInfo::read(&pair.client).unacked() == 0
+    });
     let client = pair.truth.src;
-    let Pair { client: socket, server, .. } = pair;
+    let Pair {
+        client: socket, server, ..
+    } = pair;
     drop(socket);
     drain(&server);
     drop(server);
     let record = event_of(&tracer, "close", "outbound", client, |_| true);
     let us = |name: &str| u128::from(record["tcp"][name].as_u64().unwrap());
     // The kernel counts in ticks of up to 10 ms.
-    assert!(us("rwnd_limited_us") + 20_000 >= stopped.as_micros(), "{stopped:?}: {record}");
-    assert!(us("busy_us") >= us("rwnd_limited_us") + us("sndbuf_limited_us"), "{record}");
+    assert!(
+        us("rwnd_limited_us") + 20_000 >= stopped.as_micros(),
+        "{stopped:?}: {record}"
+    );
+    assert!(
+        us("busy_us") >= us("rwnd_limited_us") + us("sndbuf_limited_us"),
+        "{record}"
+    );
     assert!(us("sndbuf_limited_us") * 10 <= us("busy_us"), "{record}");
     tracer.interrupt().check_lossless();
 }

@@ -297,7 +297,10 @@ struct TurnsIn {
 impl From<TurnsIn> for Turns {
     fn from(turns: TurnsIn) -> Self {
         let mut histogram = [0; TURN_BUCKETS];
-        histogram.iter_mut().zip(turns.histogram).for_each(|(to, count)| *to = count);
+        histogram
+            .iter_mut()
+            .zip(turns.histogram)
+            .for_each(|(to, count)| *to = count);
         Self {
             count: turns.count,
             wait_ns: turns.wait_ns,

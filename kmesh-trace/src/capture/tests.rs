@@ -235,7 +235,7 @@ impl Chance {
             drops: self.maybe(|chance| (0..chance.below(4)).map(|_| chance.packet_drops()).collect()),
             dropped_to: None,
             turns: self.maybe(|chance| {
-                let length = chance.below(TURN_BUCKETS as u64 + 1) as usize;
+                let length = chance.below(TURN_BUCKETS + 1);
                 let mut histogram = [0; TURN_BUCKETS];
                 histogram[..length].fill_with(|| chance.number());
                 Box::new(Turns {

@@ -69,8 +69,9 @@ impl Sink for RollupJson {
 mod tests {
     use super::*;
     use crate::output::testing;
-    use crate::record::{Direction, Event, PacketDirection};
+    use crate::record::{Direction, Event, PacketDirection, Turns};
     use crate::rollup::{By, Key};
+    use kmesh_trace_common::bucket;
     use std::time::Duration;
 
     fn lines(keys: &[Key], max_groups: usize, records: &[Record]) -> String {
@@ -96,10 +97,41 @@ mod tests {
             r#""sent_bytes":5,"received_bytes":292,"#,
             r#""duration_quantiles_ns":{"p50":2733902,"p95":2733902,"p99":2733902,"max":2733902},"#,
             r#""connect_quantiles_ns":null,"srtt_quantiles_us":{"p50":120,"p95":120,"p99":120,"max":120},"#,
+            r#""response_quantiles_ns":null,"rwnd_limited":null,"sndbuf_limited":null,"#,
             r#""reset_reasons":{},"drops":{},"retransmits":0,"lost_segments":0}"#,
             "\n",
         );
         assert_eq!(lines(&[Key::Workload], 10, &[testing::in_pods()]), expected);
+    }
+
+    #[test]
+    fn waits_and_limits_of_connections_add_up() {
+        let connection = |cookie, [busy, rwnd, sndbuf]: [u64; 3], wait_ns| {
+            let mut record = testing::in_pods();
+            record.id.cookie = cookie;
+            record.tcp.busy_us = Some(busy);
+            record.tcp.rwnd_limited_us = Some(rwnd);
+            record.tcp.sndbuf_limited_us = Some(sndbuf);
+            let mut turns = Turns {
+                count: 1,
+                wait_ns,
+                max_wait_ns: wait_ns,
+                ..Turns::default()
+            };
+            turns.histogram[bucket(wait_ns)] = 1;
+            record.turns = Some(Box::new(turns));
+            record
+        };
+        let records = [
+            connection(1, [3_000, 1_000, 0], 5_000_000),
+            connection(2, [1_000, 1_000, 400], 50_000_000),
+        ];
+        let text = lines(&[Key::Namespace], 10, &records);
+        let expected = concat!(
+            r#""response_quantiles_ns":{"p50":5000000,"p95":50000000,"p99":50000000,"max":50000000},"#,
+            r#""rwnd_limited":0.5,"sndbuf_limited":0.1,"#
+        );
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

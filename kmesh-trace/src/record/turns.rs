@@ -78,7 +78,13 @@ impl Turns {
             let (low, high) = bucket_bounds_ns(bucket);
             (low as f64 + high as f64) / 2.0 * count as f64
         };
-        let numbered = || self.histogram.iter().copied().enumerate().filter(|&(_, count)| count > 0);
+        let numbered = || {
+            self.histogram
+                .iter()
+                .copied()
+                .enumerate()
+                .filter(|&(_, count)| count > 0)
+        };
         let total: f64 = numbered().map(|(bucket, count)| estimate(bucket, count)).sum();
         let scale = if total > 0.0 { self.wait_ns as f64 / total } else { 0.0 };
         numbered().map(move |(bucket, count)| {
@@ -126,12 +132,18 @@ mod tests {
             ..common::Turns::zeroed()
         };
         let turns = Turns::new(&counted);
-        assert_eq!((turns.count, turns.wait_ns, turns.max_wait_ns, turns.overlapped), (2, 14_000, 9_000, 0));
+        assert_eq!(
+            (turns.count, turns.wait_ns, turns.max_wait_ns, turns.overlapped),
+            (2, 14_000, 9_000, 0)
+        );
         let overlapped = Turns::new(&common::Turns {
             request_overlaps: 1,
             ..counted
         });
-        assert_eq!((overlapped.count, overlapped.wait_ns, overlapped.overlapped), (2, 5_000, 1));
+        assert_eq!(
+            (overlapped.count, overlapped.wait_ns, overlapped.overlapped),
+            (2, 5_000, 1)
+        );
     }
 
     #[test]

@@ -81,7 +81,9 @@ impl SortKey {
             Self::SrttQuantilesUs => p95(&sums.srtts),
             Self::ResponseQuantilesNs => {
                 let responses = sums.responses.as_ref();
-                responses.and_then(|responses| responses.summary()).map_or(0, |summary| summary.p95)
+                responses
+                    .and_then(|responses| responses.summary())
+                    .map_or(0, |summary| summary.p95)
             }
             Self::Drops => sums.drops.total(),
             Self::Retransmits => sums.retransmits,

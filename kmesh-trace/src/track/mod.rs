@@ -22,8 +22,8 @@ use kmesh_trace_common::{
 use self::clock::Clock;
 use self::decode::KernelEvent;
 use crate::record::{
-    self, AcceptQueue, Comm, ConnId, Direction, Event, Family, Names, Process, ProcessBy, ReasonNames, Record, Subject, Tcp,
-    TcpState,
+    self, AcceptQueue, Comm, ConnId, Direction, Event, Family, Names, Process, ProcessBy, ReasonNames, Record, Subject,
+    Tcp, TcpState,
 };
 
 /// The time that an event waits, ns. The kernel sends the RST of a close in the same run of its receive path, within

@@ -160,6 +160,7 @@ impl InProcessTracer {
             rules,
             networks,
             drops: false,
+            turns: false,
             rejects: false,
             listeners: false,
         };

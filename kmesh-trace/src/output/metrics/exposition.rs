@@ -277,14 +277,11 @@ impl Values {
             |timing| &timing.duration,
             |_| true,
         )?;
-        let help = "The time to the first byte of each answer (source) or until the server began it (destination), seconds";
-        let mut family =
-            to.encode_descriptor("kmesh_trace_response_seconds", help, None, MetricType::Histogram)?;
+        let help =
+            "The time to the first byte of each answer (source) or until the server began it (destination), seconds";
+        let mut family = to.encode_descriptor("kmesh_trace_response_seconds", help, None, MetricType::Histogram)?;
         for responses in self.responses.all() {
-            responses
-                .values
-                .0
-                .encode(family.encode_family(&*responses.labels)?)?;
+            responses.values.0.encode(family.encode_family(&*responses.labels)?)?;
         }
         Ok(())
     }

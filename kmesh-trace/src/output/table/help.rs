@@ -36,8 +36,7 @@ pub const HELP: &[&str] = &[
     "          their number and the most frequent outcome, as --outcome accepts it;",
     "          12s ago: the last failure of a quiet group",
     "BYTES     per second: SENT and RECEIVED by the traced end; BYTES is their sum",
-    "P50 P95   duration of the connections that ended; CONNECT: handshake (p95)",
-    "RESP95    time to each answer (p95), with --turns; END in: until the server began it",
+    "P50 P95   duration until the close; p95 of CONNECT: handshake, RESP95: --turns",
     "REASON    the kernel's main reason of dropped packets (--drops), else of resets",
     "SRTT      median round-trip time; RETRANS: segments retransmitted, LOST: lost",
 ];

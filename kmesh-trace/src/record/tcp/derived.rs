@@ -155,7 +155,11 @@ mod tests {
                 ..snapshot()
             };
             let expected = [busy, rwnd, sndbuf].map(Some);
-            let found = [busy_us(&snapshot), rwnd_limited_us(&snapshot), sndbuf_limited_us(&snapshot)];
+            let found = [
+                busy_us(&snapshot),
+                rwnd_limited_us(&snapshot),
+                sndbuf_limited_us(&snapshot),
+            ];
             assert_eq!(found, expected, "{chrono_type}");
         }
     }
@@ -167,7 +171,10 @@ mod tests {
             lrcvtime: 5,
             ..snapshot()
         };
-        assert_eq!((last_send_ms(&snapshot), last_receive_ms(&snapshot)), (Some(40), Some(0)));
+        assert_eq!(
+            (last_send_ms(&snapshot), last_receive_ms(&snapshot)),
+            (Some(40), Some(0))
+        );
     }
 
     #[test]
@@ -193,7 +200,10 @@ mod tests {
             lsndtime: u32::MAX,
             ..snapshot()
         };
-        assert_eq!((rto_us(&absent), pmtu(&absent), congestion(&absent)), (None, None, None));
+        assert_eq!(
+            (rto_us(&absent), pmtu(&absent), congestion(&absent)),
+            (None, None, None)
+        );
         assert_eq!((total_rto(&absent), total_rto_ms(&absent)), (None, None));
         assert_eq!((busy_us(&absent), last_send_ms(&absent)), (None, None));
     }
