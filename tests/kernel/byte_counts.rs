@@ -125,7 +125,11 @@ fn counters_equal_tcp_info(view: &RecordView, version: IpVersion) {
     drop(server);
     let records = view.expect(&[
         truth.outbound().bytes(up, down).reset_by_local(),
-        truth.inbound().bytes(down, up).reset_by_peer(),
+        truth
+            .inbound()
+            .bytes(down, up)
+            .reset_by_peer()
+            .found_by(&["listener", "scan"]),
     ]);
     for ((record, info), algorithm) in records.iter().zip(infos).zip(algorithms) {
         let tcp = &record["tcp"];
