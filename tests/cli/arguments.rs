@@ -7,7 +7,7 @@ use libtest_mimic::{Failed, Trial};
 use crate::examples::{CAPTURE, needing, repository};
 
 /// Invalid command lines, and texts of the error message: the flag, and a suggestion if there is one.
-const INVALID: [(&str, &[&str]); 23] = [
+const INVALID: [(&str, &[&str]); 24] = [
     ("--no-such-flag", &["--no-such-flag"]),
     ("--prot 443", &["--prot", "--port"]),
     ("--ouput json", &["--ouput", "--output"]),
