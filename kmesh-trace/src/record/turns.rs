@@ -95,10 +95,15 @@ impl Turns {
     }
 }
 
-/// Returns the bounds of the waits in a bucket, ns.
+/// Returns the bounds of the waits in a bucket, ns. The last bucket has no upper bound.
 pub fn bucket_bounds_ns(bucket: usize) -> (u64, u64) {
     let low = if bucket == 0 { 0 } else { 1000 << (bucket - 1) };
-    (low, 1000 << bucket)
+    let high = if bucket + 1 < TURN_BUCKETS {
+        1000 << bucket
+    } else {
+        u64::MAX
+    };
+    (low, high)
 }
 
 #[cfg(test)]
