@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::config::Events;
 use crate::filter::Filter;
 use crate::output::Sink;
-use crate::record::{ConnId, Event, Lost, Record, Subject, Summary, WallTime};
+use crate::record::{ConnId, Event, Lost, Record, RunInfo, Subject, Summary, WallTime};
 use crate::track::delta::{Delta, Deltas};
 
 /// The records that a run delivers.
@@ -43,6 +43,26 @@ impl Tally {
     /// Returns the number of all closes.
     pub fn closes(self) -> u64 {
         self.delivered + self.filtered + self.after_limit
+    }
+
+    /// Returns the records that were counted since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            printed: self.printed - before.printed,
+            delivered: self.delivered - before.delivered,
+            filtered: self.filtered - before.filtered,
+            after_limit: self.after_limit - before.after_limit,
+            unresolved: self.unresolved - before.unresolved,
+        }
+    }
+
+    /// Adds other records.
+    pub fn add(&mut self, more: Self) {
+        self.printed += more.printed;
+        self.delivered += more.delivered;
+        self.filtered += more.filtered;
+        self.after_limit += more.after_limit;
+        self.unresolved += more.unresolved;
     }
 }
 
@@ -188,6 +208,16 @@ impl Engine {
         self.flush()?;
         self.for_each(|sink| sink.summary(summary))?;
         self.flush()
+    }
+
+    /// Gives the summary of one of several streams to the sinks.
+    pub fn stream_summary(&mut self, summary: &Summary, info: &RunInfo) -> io::Result<()> {
+        self.for_each(|sink| sink.stream_summary(summary, info))
+    }
+
+    /// Tells the sinks what is known about the streams of the run.
+    pub fn set_info(&mut self, info: &RunInfo) {
+        self.sinks.iter_mut().for_each(|sink| sink.set_info(info));
     }
 
     /// Flushes the unwritten data of every sink.

@@ -99,6 +99,11 @@ impl<R: Read> Lines<R> {
         self.number
     }
 
+    /// Returns whether [`Self::next_line`] returns a line without reading the input.
+    pub fn has_line(&self) -> bool {
+        !self.skips_line && memchr(b'\n', &self.text[self.position..]).is_some()
+    }
+
     /// Returns the next line or the next damage. Errors are those of the input.
     pub fn next_line(&mut self) -> io::Result<Step<'_>> {
         let mut searched = self.position;

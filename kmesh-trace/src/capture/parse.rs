@@ -607,6 +607,10 @@ impl std::str::FromStr for ConnId {
             .split_once('-')
             .and_then(|(cookie, attempt)| Some((u64::from_str_radix(cookie, 16).ok()?, attempt.parse().ok()?)));
         let (cookie, attempt) = parts.ok_or_else(|| format!("{text:?} is not the id of a connection"))?;
-        Ok(Self { cookie, attempt })
+        Ok(Self {
+            cookie,
+            attempt,
+            node: 0,
+        })
     }
 }

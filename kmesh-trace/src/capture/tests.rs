@@ -188,6 +188,7 @@ impl Chance {
             id: ConnId {
                 cookie: self.number(),
                 attempt: self.narrow(),
+                node: 0,
             },
             event: self.one_of(Event::ALL),
             time: WallTime(self.number() as i64),

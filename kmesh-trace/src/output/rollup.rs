@@ -24,6 +24,12 @@ impl RollupJson {
         }
     }
 
+    /// Sets whether records may be late, as [`Rollup::with_late_records`] does.
+    pub fn with_late_records(mut self, may_be_late: bool) -> Self {
+        self.rollup = self.rollup.with_late_records(may_be_late);
+        self
+    }
+
     fn print(&mut self, windows: &[Window]) -> io::Result<()> {
         let mut rows = windows
             .iter()
@@ -58,6 +64,14 @@ impl Sink for RollupJson {
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         self.json.summary(summary)
+    }
+
+    fn stream_summary(&mut self, summary: &Summary, info: &RunInfo) -> io::Result<()> {
+        self.json.stream_summary(summary, info)
+    }
+
+    fn set_info(&mut self, info: &RunInfo) {
+        self.json.set_info(info);
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -150,7 +150,9 @@ pub struct TextTable {
 impl TextTable {
     pub fn new(config: &RollupConfig, color: bool, session: Session, out: Stdout) -> Self {
         Self {
-            rollup: Rollup::new(config.settings).with_open_groups(),
+            rollup: Rollup::new(config.settings)
+                .with_open_groups()
+                .with_late_records(config.may_be_late),
             session,
             sort: config.sort,
             max_rows: config.top.unwrap_or(usize::MAX),
@@ -212,9 +214,21 @@ impl Sink for TextTable {
         Ok(())
     }
 
+    fn set_info(&mut self, info: &RunInfo) {
+        self.session.node.clone_from(&info.node);
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
+}
+
+/// Returns the rollup of a table on a terminal.
+fn rollup(settings: RollupSettings, may_be_late: bool) -> Rollup {
+    Rollup::new(settings)
+        .with_connections(MAX_CONNECTIONS)
+        .with_open_groups()
+        .with_late_records(may_be_late)
 }
 
 /// Draws the history of a table.
@@ -226,6 +240,7 @@ pub trait Screen: Send {
 /// The table on a terminal.
 pub struct TuiTable {
     settings: RollupSettings,
+    may_be_late: bool,
     rollup: Rollup,
     session: Session,
     /// Whether a pass over the records has ended. A replay may pass over them again, for other groups or another
@@ -250,9 +265,8 @@ impl TuiTable {
     ) -> Self {
         Self {
             settings: config.settings,
-            rollup: Rollup::new(config.settings)
-                .with_connections(MAX_CONNECTIONS)
-                .with_open_groups(),
+            may_be_late: config.may_be_late,
+            rollup: rollup(config.settings, config.may_be_late),
             session,
             is_pass_over: false,
             filter: Filter::default(),
@@ -282,9 +296,7 @@ impl TuiTable {
             return;
         }
         self.follow_commands();
-        self.rollup = Rollup::new(self.settings)
-            .with_connections(MAX_CONNECTIONS)
-            .with_open_groups();
+        self.rollup = rollup(self.settings, self.may_be_late);
         self.session.began = None;
         self.listeners.clear();
         self.session.groups.clear();
@@ -346,6 +358,10 @@ impl Sink for TuiTable {
         self.rollup.lost(lost.lost_records);
         self.session.lost_records = lost.lost_records_total;
         Ok(())
+    }
+
+    fn set_info(&mut self, info: &RunInfo) {
+        self.session.node.clone_from(&info.node);
     }
 
     fn finish(&mut self) -> io::Result<()> {

@@ -67,6 +67,7 @@ pub(crate) fn example() -> Record {
         id: ConnId {
             cookie: 0x005f_2c81,
             attempt: 1,
+            node: 0,
         },
         event: Event::Close,
         time: TIME,
@@ -127,6 +128,7 @@ pub(crate) fn refused() -> Record {
         id: ConnId {
             cookie: 0x1000,
             attempt: 2,
+            node: 0,
         },
         direction: Direction::Outbound,
         family: Family::Ipv6,
@@ -186,6 +188,7 @@ pub(crate) fn largest() -> Record {
         id: ConnId {
             cookie: u64::MAX,
             attempt: MAX,
+            node: 0,
         },
         time: WallTime(i64::MAX),
         start: Some(WallTime(i64::MIN)),
@@ -318,6 +321,7 @@ pub(crate) fn dropped() -> Record {
         id: ConnId {
             cookie: 0x2000,
             attempt: 1,
+            node: 0,
         },
         duration_ns: Some(250_000_000),
         observed_ns: 250_000_000,
@@ -339,6 +343,7 @@ pub(crate) fn aborted() -> Record {
         id: ConnId {
             cookie: 0x3000,
             attempt: 1,
+            node: 0,
         },
         outcome: Some(Outcome::ResetByLocal),
         closed_by: Some(ClosedBy::Local),

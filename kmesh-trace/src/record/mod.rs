@@ -61,6 +61,8 @@ pub struct ConnId {
     /// The number of the attempt on this socket, from 1. A socket that was refused and connects again has a second
     /// attempt.
     pub attempt: u32,
+    /// The number of the socket's node within a replay. 0 in a live trace. No output shows it.
+    pub node: u32,
 }
 
 impl fmt::Display for ConnId {
@@ -419,7 +421,11 @@ impl Record {
             SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
         };
         Self {
-            id: ConnId { cookie: 0, attempt: 0 },
+            id: ConnId {
+                cookie: 0,
+                attempt: 0,
+                node: 0,
+            },
             event: Event::Update,
             time,
             start: None,

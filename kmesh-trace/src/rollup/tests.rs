@@ -23,7 +23,11 @@ fn settings(keys: &[Key]) -> RollupSettings {
 fn record(cookie: u64, event: Event, second: f64, sent_bytes: u64) -> Record {
     let example = testing::example();
     Record {
-        id: ConnId { cookie, attempt: 1 },
+        id: ConnId {
+            cookie,
+            attempt: 1,
+            node: 0,
+        },
         event,
         time: WallTime((second * 1e9) as i64),
         direction: Direction::Outbound,

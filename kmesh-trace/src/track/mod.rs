@@ -106,6 +106,7 @@ impl Tracker {
             id: ConnId {
                 cookie: listener.cookie,
                 attempt: 0,
+                node: 0,
             },
             process: process(&listener.owner),
             netns: listener.netns,
@@ -194,6 +195,7 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, node: &Arc<str>,
         id: ConnId {
             cookie: snapshot.cookie,
             attempt: snapshot.attempt,
+            node: 0,
         },
         event,
         time: clock.wall(snapshot.time_ns),

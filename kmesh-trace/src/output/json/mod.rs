@@ -62,6 +62,14 @@ impl Sink for Json {
         append_line(self.out.text(), &SummaryLine::new(summary, &self.info))
     }
 
+    fn stream_summary(&mut self, summary: &Summary, info: &RunInfo) -> io::Result<()> {
+        append_line(self.out.text(), &SummaryLine::new(summary, info))
+    }
+
+    fn set_info(&mut self, info: &RunInfo) {
+        self.info.clone_from(info);
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }

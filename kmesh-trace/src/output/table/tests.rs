@@ -36,6 +36,7 @@ fn config(by: &[Key]) -> RollupConfig {
         top: None,
         on_terminal: true,
         totals: false,
+        may_be_late: false,
     }
 }
 
@@ -54,7 +55,11 @@ fn options() -> ViewOptions {
 /// Returns the close of a connection to `server` in window `window`.
 fn close(cookie: u64, window: i64, server: &str, outcome: Outcome, sent_bytes: u64) -> Record {
     Record {
-        id: ConnId { cookie, attempt: 1 },
+        id: ConnId {
+            cookie,
+            attempt: 1,
+            node: 0,
+        },
         time: WallTime(START + window * 5 * SECOND + 1),
         direction: Direction::Outbound,
         src: "10.244.0.17:51842".parse().unwrap(),
