@@ -56,6 +56,17 @@ impl Tally {
         }
     }
 
+    /// Returns the part of one record's tally that is about `closes` of its closes.
+    pub fn of_closes(self, closes: u64) -> Self {
+        Self {
+            printed: self.printed,
+            delivered: self.delivered.min(closes),
+            filtered: self.filtered.min(closes),
+            after_limit: self.after_limit.min(closes),
+            unresolved: self.unresolved.min(closes),
+        }
+    }
+
     /// Adds other records.
     pub fn add(&mut self, more: Self) {
         self.printed += more.printed;
@@ -126,7 +137,7 @@ impl Engine {
         if !self.passes(record) {
             return self.reject(record, is_late);
         }
-        let close = u64::from(record.event == Event::Close);
+        let close = record.closes();
         if self.is_full() || is_late {
             self.tally.after_limit += close;
             return Ok(());
@@ -139,7 +150,9 @@ impl Engine {
         if self.selection.events.has(record.event) {
             self.tally.printed += 1;
             self.tally.delivered += close;
-            self.tally.unresolved += close & u64::from(record.names.unresolved);
+            let ends = [Some(record), record.other()].into_iter().flatten();
+            let unresolved = ends.filter(|end| end.event == Event::Close && end.names.unresolved);
+            self.tally.unresolved += unresolved.count() as u64;
         } else {
             self.tally.filtered += close;
         }
@@ -159,7 +172,7 @@ impl Engine {
     /// Takes the next record as [`Self::record`] does, but as one that the filter rejects. Closes after a limit count
     /// as such.
     pub fn reject(&mut self, record: &Record, is_late: bool) -> io::Result<()> {
-        let close = u64::from(record.event == Event::Close);
+        let close = record.closes();
         if self.is_full() || is_late {
             self.tally.after_limit += close;
             return Ok(());
@@ -172,7 +185,8 @@ impl Engine {
     }
 
     fn passes(&self, record: &Record) -> bool {
-        self.passes_all || self.selection.filter.passes(record)
+        let passes = |record| self.selection.filter.passes(record);
+        self.passes_all || passes(record) || record.other().is_some_and(passes)
     }
 
     /// Makes the deltas and the sinks forget a connection that no longer passes the filter, or a listening socket that is

@@ -11,9 +11,9 @@ use crate::config::Events;
 use crate::engine::{Engine, Selection};
 use crate::filter::Filter;
 use crate::record::{
-    AcceptQueue, ClosedBy, Comm, ConnId, ContainerId, Direction, End, Event, Family, LossReason, Lost, Names, Outcome,
-    PacketDirection, PacketDrops, Pod, Process, ProcessBy, Record, RunInfo, Service, ServiceBy, ServiceMatch, Subject,
-    Summary, Tcp, TcpState, WallTime, Workload,
+    AcceptQueue, ClosedBy, Comm, ConnId, ContainerId, Direction, End, Event, Family, Joined, LossReason, Lost, Names,
+    Outcome, PacketDirection, PacketDrops, Pod, Process, ProcessBy, Record, RunInfo, Service, ServiceBy, ServiceMatch,
+    Subject, Summary, Tcp, TcpState, WallTime, Workload,
 };
 
 pub(crate) const ALL_EVENTS: Events = Events::ALL;
@@ -102,6 +102,7 @@ pub(crate) fn example() -> Record {
         drops: None,
         dropped_to: None,
         subject: Subject::Connection,
+        joined: None,
         tcp: Tcp {
             srtt_us: Some(120),
             rtt_min_us: Some(98),
@@ -367,6 +368,23 @@ pub(crate) fn all() -> Vec<Record> {
     ]
 }
 
+/// Returns connections that `--join` joined: with both ends, whose outcomes differ, and with one end.
+pub(crate) fn joined() -> Vec<Record> {
+    let mut client = in_pods();
+    client.direction = Direction::Outbound;
+    client.outcome = Some(Outcome::ResetByPeer);
+    client.undelivered_bytes = 7;
+    let with = |record: Record, other| Record {
+        joined: Some(Box::new(Joined { other })),
+        ..record
+    };
+    vec![
+        with(client, Some(example())),
+        with(refused(), None),
+        with(example(), None),
+    ]
+}
+
 /// Returns a record that is about no connection.
 fn report(subject: Subject) -> Record {
     Record {
@@ -456,6 +474,7 @@ pub(crate) fn summary() -> Summary {
         not_scanned: Some(4),
         drops_evicted: Some(2),
         elapsed_ns: 12_345_678_901,
+        join: None,
     }
 }
 

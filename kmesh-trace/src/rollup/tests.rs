@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::output::testing;
-use crate::record::{ConnId, Direction, Event, Outcome, Tcp};
+use crate::record::{ConnId, Direction, EndOutcomes, Event, Outcome, Tcp};
 use crate::track::delta::Deltas;
 
 const SECOND: i64 = 1_000_000_000;
@@ -367,11 +367,12 @@ fn failures_are_counted_by_outcome() {
     ]);
     let sums = &windows[0].rows[0].sums;
     assert_eq!((sums.closed, sums.failed(), sums.opened), (4, 3, 1));
-    assert_eq!(sums.main_failure(), Some(Outcome::ConnectTimeout));
+    assert_eq!(sums.main_failure(), Some(EndOutcomes::Same(Outcome::ConnectTimeout)));
     let by_outcome: Vec<_> = sums.by_outcome().collect();
     assert_eq!(
         by_outcome,
         [(Outcome::Ok, 1), (Outcome::Refused, 1), (Outcome::ConnectTimeout, 2)]
+            .map(|(outcome, count)| (EndOutcomes::Same(outcome), count))
     );
     assert_eq!(sums.connects.summary().map(|summary| summary.max), Some(1_000_000));
 }
@@ -782,7 +783,7 @@ fn last_failure_is_the_latest_one() {
     let failures: Vec<_> = windows.iter().map(|window| window.rows[0].last_failure).collect();
     let expected = Failure {
         time: WallTime(2 * SECOND),
-        outcome: Outcome::ConnectTimeout,
+        outcomes: EndOutcomes::Same(Outcome::ConnectTimeout),
     };
     assert_eq!(failures, [Some(expected), None]);
 }

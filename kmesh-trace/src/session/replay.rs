@@ -27,13 +27,14 @@ use crate::capture::parse::Line;
 use crate::config::{CaptureConfig, Config, Origin, TimeRange, Verbosity};
 use crate::engine::{Engine, Selection, Tally};
 use crate::filter::KnownNames;
+use crate::join::{Join, Tagged};
 use crate::names::objects::file;
 use crate::names::offline::OfflineNames;
 use crate::output::NameSourceStatus;
 use crate::output::stderr::{status, warn};
 use crate::output::table::view::UiCommand;
 use crate::output::term::{self, JobControl};
-use crate::record::{Event, Header, Record, RunInfo, Summary, WallTime};
+use crate::record::{Event, Header, Record, RunInfo, Subject, Summary, WallTime};
 use crate::session::exit::Exit;
 use crate::session::outputs;
 
@@ -45,6 +46,7 @@ pub struct Files {
 
 /// Opens the captures, and creates the file that the replay is written to.
 pub fn open(config: &Config) -> Result<Files> {
+    allow_many_files();
     let inputs = config.read.iter().map(stream::Input::open).collect::<Result<_>>()?;
     let target = config.capture.as_ref();
     let target = target.map(|CaptureConfig { path, rotation }| Target::create(path, *rotation));
@@ -54,11 +56,28 @@ pub fn open(config: &Config) -> Result<Files> {
     })
 }
 
+/// Raises the limit of open files as far as that needs no privilege. The usual limit is 1,024, and each stream is one.
+fn allow_many_files() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::Nofile);
+        // If this fails, opening a file says so.
+        _ = setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: limit.maximum,
+                ..limit
+            },
+        );
+    }
+}
+
 /// Replays captures, and adds the names of a pods file to their records.
 pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> Result<Exit> {
     let range = stream::resolve(&config.range, &files.inputs)?;
     let inputs: Vec<_> = files.inputs.iter().filter_map(stream::Input::restarted).collect();
-    let may_be_late = files.inputs.len() > 1 || files.inputs.iter().any(stream::Input::is_live);
+    let may_be_late = config.join || files.inputs.len() > 1 || files.inputs.iter().any(stream::Input::is_live);
     let merge = start(files.inputs)?;
     // A file that is no capture is an error before `--write` creates a header.
     if let [stream] = &merge.streams[..]
@@ -108,6 +127,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         tallies: vec![Tally::default(); count],
         is_identified: merge.streams.iter().map(|stream| stream.info().is_some()).collect(),
         nodes: Nodes::default(),
+        join: config.join.then(Join::default),
         merge,
         offline,
         engine: Engine::new(selection.clone(), outputs.sinks),
@@ -269,6 +289,8 @@ struct Replay {
     /// Whether the node of each stream is known to the outputs.
     is_identified: Vec<bool>,
     nodes: Nodes,
+    /// Joins both ends of connections, with `--join`.
+    join: Option<Join>,
     /// Whether there is more than one stream.
     is_merged: bool,
     /// The names of the pods file.
@@ -390,7 +412,7 @@ impl Replay {
                 Line::Summary(summary, info) => {
                     self.latest = self.latest.max(time);
                     // Several streams have their summaries at the end.
-                    if !self.is_merged {
+                    if !self.is_merged && self.join.is_none() {
                         ends_with_summary = true;
                         self.only_summary(&summary, &info)?;
                     }
@@ -398,6 +420,11 @@ impl Replay {
                 Line::Header(_) => {}
             }
         }
+        if let Some(join) = &mut self.join {
+            join.finish();
+            ends_with_summary = false;
+        }
+        self.deliver_joined()?;
         if !ends_with_summary {
             self.end_windows()?;
             self.summaries()?;
@@ -442,6 +469,10 @@ impl Replay {
             merged.elapsed_ns = self.latest.0.saturating_sub(start.0).try_into().unwrap_or(0);
         }
         let merged = self.with_tally(merged, self.engine.tally(), self.skipped.iter().sum());
+        let merged = Summary {
+            join: self.join.as_ref().map(Join::counts),
+            ..merged
+        };
         self.engine.summary(&merged)
     }
 
@@ -451,6 +482,10 @@ impl Replay {
             && self.start.is_some()
         {
             self.latest = self.latest.max(until);
+            if let Some(join) = &mut self.join {
+                join.advance(until);
+            }
+            self.deliver_joined()?;
             self.engine.watermark(until)?;
         }
         self.engine.flush()?;
@@ -469,6 +504,9 @@ impl Replay {
 
     fn record(&mut self, index: usize, mut record: Record) -> io::Result<()> {
         record.id.node = self.nodes.number(&record.node);
+        if let Some(other) = record.joined.as_mut().and_then(|joined| joined.other.as_mut()) {
+            other.id.node = self.nodes.number(&other.node);
+        }
         self.merge.streams[index].count(&record);
         if !self.range.contains(record.time) {
             self.skipped[index] += u64::from(record.event == Event::Close);
@@ -483,9 +521,43 @@ impl Replay {
         if let Some(known) = &mut self.known {
             known.add_record(&record);
         }
+        let tag = u32::try_from(index).unwrap_or(u32::MAX);
+        match &mut self.join {
+            Some(join) if record.subject == Subject::Connection => join.take(record, tag),
+            _ => {
+                let tags = [Some(tag), None];
+                return self.deliver(&Tagged { record, tags });
+            }
+        }
+        self.deliver_joined()
+    }
+
+    /// Delivers the records that were joined, or wait no longer.
+    fn deliver_joined(&mut self) -> io::Result<()> {
+        while let Some(joined) = self.join.as_mut().and_then(Join::next) {
+            self.deliver(&joined)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a record to the outputs, and counts it in the streams of its ends.
+    fn deliver(&mut self, Tagged { record, tags }: &Tagged) -> io::Result<()> {
         let before = self.engine.tally();
-        self.engine.record(&record, false)?;
-        self.tallies[index].add(self.engine.tally().since(before));
+        self.engine.record(record, false)?;
+        let counted = self.engine.tally().since(before);
+        for (end, index) in [Some(record), record.other()].into_iter().zip(tags) {
+            if let Some(end) = end
+                && let Some(index) = index
+            {
+                // The tag of a record that was joined before stands for both ends.
+                let closes = if tags[1].is_some() {
+                    end.closes().min(1)
+                } else {
+                    record.closes()
+                };
+                self.tallies[*index as usize].add(counted.of_closes(closes));
+            }
+        }
         Ok(())
     }
 

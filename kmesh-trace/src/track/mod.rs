@@ -228,6 +228,7 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, node: &Arc<str>,
         drops: None,
         dropped_to: None,
         subject: Subject::Connection,
+        joined: None,
         tcp: Tcp::new(tcp_state(state).unwrap_or(TcpState::Close), old_state, snapshot),
     }
 }

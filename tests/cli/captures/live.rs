@@ -195,7 +195,7 @@ pub fn broken_stream_is_reported_and_others_go_on(folder: &Path) -> Result<(), F
     writeln!(ends, "{}", of_node(lines[0], "b")?)?;
     drop(ends);
     let line = of_node(lines[1], "c")?;
-    writeln!(cut, "{line}\n{}", &line[..line.len() / 2])?;
+    write!(cut, "{line}\n{}", &line[..line.len() / 2])?;
     drop(cut);
     let mut printed = Vec::new();
     for line in &lines[2..] {

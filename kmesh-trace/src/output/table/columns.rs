@@ -8,7 +8,7 @@ use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table
 use super::quiet::{RowRef, RowState};
 use super::text::{self, Name};
 use super::{Span, units};
-use crate::output::outcome_text::outcome_text;
+use crate::output::outcome_text::end_outcomes_text;
 use crate::record::Direction;
 use crate::rollup::{Row, Sort, SortKey, Sums};
 
@@ -334,8 +334,8 @@ impl<'a> ShownRow<'a> {
             Column::Client => fit(text::client(self.row)),
             Column::Server => fit(text::server(self.row)),
             Column::Outcome => {
-                let outcome = self.row.group.outcome.flatten();
-                (outcome.map_or("-", outcome_text).to_owned(), None)
+                let outcomes = self.row.group.outcome.flatten();
+                (outcomes.map_or("-".into(), end_outcomes_text).into_owned(), None)
             }
             Column::Open => open(sums),
             Column::Opened => (units::count(sums.opened), None),
@@ -372,8 +372,8 @@ impl<'a> ShownRow<'a> {
     /// Returns the longest text about the failures that fits.
     fn failed(&self, width: usize) -> (String, Option<Color>) {
         let first_fit = |texts: &[String]| first_fit(texts, width);
-        if let Some(outcome) = self.row.sums.main_failure() {
-            let (failed, outcome) = (self.row.sums.failed(), outcome_text(outcome));
+        if let Some(outcomes) = self.row.sums.main_failure() {
+            let (failed, outcome) = (self.row.sums.failed(), end_outcomes_text(outcomes));
             let (exact, brief) = (units::count(failed), units::brief(failed));
             let texts = [format!("{exact} {outcome}"), format!("{brief} {outcome}"), exact, brief];
             return (first_fit(&texts), Some(Color::Red));
@@ -383,7 +383,7 @@ impl<'a> ShownRow<'a> {
                 let age_ns = self.span.until.0.saturating_sub(failure.time.0);
                 let age = units::age(age_ns.try_into().unwrap_or(0));
                 let texts = [
-                    format!("{} {age} ago", outcome_text(failure.outcome)),
+                    format!("{} {age} ago", end_outcomes_text(failure.outcomes)),
                     format!("{age} ago"),
                 ];
                 (first_fit(&texts), None)

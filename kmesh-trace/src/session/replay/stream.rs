@@ -410,9 +410,9 @@ impl Stream {
         Some(line)
     }
 
-    /// Counts `record` if it is a close.
+    /// Counts the closes that `record` stands for.
     pub fn count(&mut self, record: &Record) {
-        self.closes += u64::from(record.event == Event::Close);
+        self.closes += record.closes();
     }
 
     /// Ignores the rest of the capture.
