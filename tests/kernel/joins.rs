@@ -257,7 +257,12 @@ fn reused_ports_join_right() {
         scratch_dir().join(format!("{unique}.jsonl.zst")),
         scratch_dir().join(format!("{unique}.names.json")),
     );
-    fs::write(&names, r#"{"kind": "List", "apiVersion": "v1", "items": []}"#).unwrap();
+    let node = r#"{"kind": "Node", "metadata": {"name": "worker-1"}}"#;
+    fs::write(
+        &names,
+        format!(r#"{{"kind": "List", "apiVersion": "v1", "items": [{node}]}}"#),
+    )
+    .unwrap();
     let text = |path: &Path| path.to_str().expect("a path in UTF-8").to_owned();
     let network = format!("--ip={CLIENT}/24");
     let buffer = if is_small_vm() { "8MiB" } else { "64MiB" };

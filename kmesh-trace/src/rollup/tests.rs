@@ -454,7 +454,7 @@ fn group_has_only_the_grouped_facts() {
         (&[Key::Namespace], in_pods(), "istio-system > echo-1-27855"),
         (&[Key::Namespace], example(), " > "),
         (&[Key::Node], in_pods(), "worker-1 > worker-1"),
-        (&[Key::Node], from_a_node(), "worker-2 > "),
+        (&[Key::Node], from_a_node(), "worker-2 > worker-1"),
         (&[Key::Process], example(), " >  process true"),
         (&[Key::Process], testing::refused(), " >  process false"),
         (&[Key::Pid], example(), " >  pid Some(4711)"),

@@ -23,6 +23,7 @@ use self::merge::{Merge, Next};
 use self::stream::Stream;
 use super::explain;
 use crate::capture::Target;
+use crate::capture::lines::Limits;
 use crate::capture::parse::Line;
 use crate::config::{CaptureConfig, Config, Origin, TimeRange, Verbosity};
 use crate::engine::{Engine, Selection, Tally};
@@ -165,7 +166,8 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
 /// Starts to read all inputs.
 fn start(inputs: Vec<stream::Input>) -> Result<Merge> {
     let live = Arc::new(LiveStreams::default());
-    let streams = inputs.into_iter().map(|input| Stream::new(input, &live));
+    let limits = Limits::of_each(inputs.len());
+    let streams = inputs.into_iter().map(|input| Stream::new(input, limits, &live));
     Ok(Merge::new(streams.collect::<Result<_>>()?, live))
 }
 
@@ -370,6 +372,7 @@ impl Replay {
         let restarted = self.inputs.iter().filter_map(stream::Input::restarted);
         self.merge = start(restarted.collect()).map_err(Failure::Input)?;
         self.tallies.fill(Tally::default());
+        self.join = self.join.is_some().then(Join::default);
         self.skipped.fill(0);
         (self.start, self.latest) = (None, self.header_start);
         self.read_all()?;

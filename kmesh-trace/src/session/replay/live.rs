@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::capture::lines::{Damage, Lines, Step};
+use crate::capture::lines::{Damage, Limits, Lines, Step};
 use crate::capture::parse::{Line, Parser};
 
 /// The maximum time that a live stream holds the others back.
@@ -80,9 +80,10 @@ pub struct LiveStreams {
 }
 
 impl LiveStreams {
-    /// Starts a thread that reads `pipe`, which `open` opens. Returns the index of the queue.
+    /// Starts a thread that reads the pipe that `open` opens. Returns the index of the queue.
     pub fn start<R: Read>(
         self: &Arc<Self>,
+        limits: Limits,
         open: impl FnOnce() -> io::Result<R> + Send + 'static,
     ) -> io::Result<usize> {
         let index = {
@@ -97,7 +98,7 @@ impl LiveStreams {
         thread::Builder::new()
             .name("stream".to_owned())
             .stack_size(256 << 10)
-            .spawn(move || this.read(index, open))?;
+            .spawn(move || this.read(index, limits, open))?;
         Ok(index)
     }
 
@@ -106,8 +107,8 @@ impl LiveStreams {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read<R: Read>(&self, index: usize, open: impl FnOnce() -> io::Result<R>) {
-        let mut lines = match open().and_then(Lines::new) {
+    fn read<R: Read>(&self, index: usize, limits: Limits, open: impl FnOnce() -> io::Result<R>) {
+        let mut lines = match open().and_then(|pipe| Lines::with_limits(pipe, limits)) {
             Ok(lines) => lines,
             Err(error) => return self.push(index, vec![(Item::Failed(error), 0)], false),
         };

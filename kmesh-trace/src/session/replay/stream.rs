@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::live::{Arrival, Held, Item, LiveStreams, next_item};
 use crate::blocking_io::{Blocking, wait_until_readable};
-use crate::capture::lines::{Damage, Lines, Step};
+use crate::capture::lines::{Damage, Limits, Lines, Step};
 use crate::capture::parse::{Line, Parser};
 use crate::config::{CapturePath, TimeBound, TimeRange};
 use crate::output::stderr::status;
@@ -194,8 +194,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Starts to read a capture. A live one is read by a thread, which adds its lines to `live`.
-    pub fn new(input: Input, live: &Arc<LiveStreams>) -> Result<Self> {
+    /// Starts to read a capture within `limits`. A live one is read by a thread, which adds its lines to `live`.
+    pub fn new(input: Input, limits: Limits, live: &Arc<LiveStreams>) -> Result<Self> {
         let Input { name, source } = input;
         let context = || format!("cannot read {name}");
         let live_reader = |queue: io::Result<usize>| {
@@ -205,14 +205,14 @@ impl Stream {
             })
         };
         let reader = match source {
-            Source::StandardInput => live_reader(live.start(|| Ok(Blocking(io::stdin()))))?,
-            Source::Pipe(pipe) => live_reader(live.start(|| {
+            Source::StandardInput => live_reader(live.start(limits, || Ok(Blocking(io::stdin()))))?,
+            Source::Pipe(pipe) => live_reader(live.start(limits, move || {
                 // Before its writer opens a named pipe, reading it would return its end.
                 wait_until_readable(&pipe)?;
                 Ok(Blocking(pipe))
             }))?,
             Source::File(file) => Reader::File {
-                lines: Box::new(Lines::new(Blocking(file)).with_context(context)?),
+                lines: Box::new(Lines::with_limits(Blocking(file), limits).with_context(context)?),
                 parser: Parser::default(),
                 start: Instant::now(),
             },
