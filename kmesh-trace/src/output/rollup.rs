@@ -143,6 +143,18 @@ mod tests {
     }
 
     #[test]
+    fn joined_connection_counts_once_with_both_outcomes() {
+        let text = lines(&[Key::Namespace, Key::Outcome], 9, &testing::joined()[..1]);
+        let groups: Vec<_> = text.lines().filter(|line| line.contains("rollup")).collect();
+        assert_eq!(groups.len(), 1, "{text}");
+        let expected = [
+            r#""dst":{"namespace":"echo-1-27855"},"outcome":"reset_by_peer / ok"}"#,
+            r#""closed":1,"failed":1,"outcomes":{"reset_by_peer / ok":1},"#,
+        ];
+        assert!(expected.iter().all(|part| text.contains(part)), "{text}");
+    }
+
+    #[test]
     fn group_has_the_shape_of_a_conn_line() {
         let mut other = testing::example();
         other.id.cookie += 1;

@@ -412,6 +412,19 @@ mod tests {
     }
 
     #[test]
+    fn joined_line_has_both_outcomes_and_lost_bytes() {
+        let expected = [
+            "reset by peer / ok  2.7ms  sent 292 B  received 5 B  undelivered client → server 7 B",
+            "refused by peer  2.7ms",
+            "ok  2.7ms  sent 5 B  received 292 B",
+        ];
+        for (record, end) in testing::joined().iter().zip(expected) {
+            let line = line(record);
+            assert!(line.ends_with(&format!("  {end}")), "{line}");
+        }
+    }
+
+    #[test]
     fn drops_and_reset_reasons_explain_failures() {
         assert_eq!(
             line(&testing::dropped()),

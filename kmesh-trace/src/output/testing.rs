@@ -373,7 +373,7 @@ pub(crate) fn joined() -> Vec<Record> {
     let mut client = in_pods();
     client.direction = Direction::Outbound;
     client.outcome = Some(Outcome::ResetByPeer);
-    client.undelivered_bytes = 7;
+    (client.sent_bytes, client.received_bytes, client.undelivered_bytes) = (292, 5, 7);
     let with = |record: Record, other| Record {
         joined: Some(Box::new(Joined { other })),
         ..record
