@@ -27,7 +27,7 @@ use crate::output::NameSourceStatus;
 use crate::record::{ConnId, Lost, Record, RunInfo, WallTime};
 use crate::rollup::{By, Key, Rollup, RollupSettings, Row, Sort, Window};
 use crate::track::delta::Delta;
-use columns::{Layout, PLAIN_WIDTH, ShownRow};
+use columns::{JOINED_OUTCOMES_WIDTH, Layout, OUTCOME_WIDTH, PLAIN_WIDTH, ShownRow};
 use history::SharedHistory;
 use listeners::{ListenerRow, Listeners};
 use quiet::{KnownGroups, RowRef, TableRow};
@@ -156,7 +156,7 @@ impl TextTable {
             session,
             sort: config.sort,
             max_rows: config.top.unwrap_or(usize::MAX),
-            layout: layout(PLAIN_WIDTH, config.settings.by),
+            layout: layout(PLAIN_WIDTH, config.settings.by, config.joins),
             color,
             out,
         }
@@ -185,8 +185,13 @@ impl TextTable {
     }
 }
 
-fn layout(width: usize, by: By) -> Layout {
-    Layout::new(width, by.has(Key::Outcome))
+/// Returns the layout of a table of groups. `joins`: whether both ends of a connection are one record.
+fn layout(width: usize, by: By, joins: bool) -> Layout {
+    let outcome_width = match joins {
+        true => JOINED_OUTCOMES_WIDTH,
+        false => OUTCOME_WIDTH,
+    };
+    Layout::new(width, by.has(Key::Outcome).then_some(outcome_width))
 }
 
 impl Sink for TextTable {

@@ -461,7 +461,7 @@ fn group_has_only_the_grouped_facts() {
         (&[Key::Pid], testing::refused(), " >  pid None"),
         (&[Key::Ip], in_pods(), "10.244.0.17 > 10.244.0.13"),
         (&[Key::Port], in_pods(), " > :9080"),
-        (&[Key::Outcome], testing::refused(), " >  outcome Some(Refused)"),
+        (&[Key::Outcome], testing::refused(), " >  outcome Some(Same(Refused))"),
         (&[Key::Outcome], record(1, Event::Update, 0.0, 0), " >  outcome None"),
         (
             &[Key::Connection],

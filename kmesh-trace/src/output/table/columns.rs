@@ -123,6 +123,10 @@ const STEPS: [Step; 15] = [
     Step::Widen(Column::Failed, 23),
     Step::Add(Column::Retrans, 7),
 ];
+/// The width of `refused by peer`.
+pub const OUTCOME_WIDTH: usize = 15;
+/// The width of `reset by local / reset by peer`, which `--join` may show.
+pub const JOINED_OUTCOMES_WIDTH: usize = 30;
 /// The width of `TCP_ABORT_ON_CLOSE`.
 const REASON_WIDTH: usize = 18;
 /// The number of steps that may narrow the names to [`MIN_NAMES`]. The further ones leave a third of the width to them.
@@ -139,12 +143,12 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Returns the layout of a table of `width` columns. `by_outcome`: whether connections are grouped by their
-    /// outcomes.
-    pub fn new(width: usize, by_outcome: bool) -> Self {
+    /// Returns the layout of a table of `width` columns. `outcome`: the width of the outcomes, if connections are grouped
+    /// by them.
+    pub fn new(width: usize, outcome: Option<usize>) -> Self {
         let mut columns = vec![(Column::Mark, 1), (Column::Failed, 7)];
-        if by_outcome {
-            columns.push((Column::Outcome, 15));
+        if let Some(width) = outcome {
+            columns.push((Column::Outcome, width));
         }
         Self::with(columns, width)
     }
@@ -154,7 +158,7 @@ impl Layout {
         let reason = (Column::Reason, REASON_WIDTH);
         let columns = vec![(Column::Mark, 4), (Column::Failed, 18), reason];
         match names_width(&columns, width) < MIN_NAMES {
-            true => Self::new(width, false),
+            true => Self::new(width, None),
             false => Self::with(columns, width),
         }
     }

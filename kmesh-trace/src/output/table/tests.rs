@@ -36,6 +36,7 @@ fn config(by: &[Key]) -> RollupConfig {
         top: None,
         on_terminal: true,
         totals: false,
+        joins: false,
         may_be_late: false,
     }
 }
@@ -48,6 +49,7 @@ fn options() -> ViewOptions {
         color: false,
         totals: false,
         can_reread: false,
+        joins: false,
         parse_filter: parse_prompt_filter,
     }
 }

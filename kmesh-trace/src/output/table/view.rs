@@ -47,6 +47,8 @@ pub struct ViewOptions {
     pub totals: bool,
     /// Whether the records can be read again after the end of a replay, for other groups or another filter.
     pub can_reread: bool,
+    /// Whether both ends of a connection are one record.
+    pub joins: bool,
     /// Parses the filter that a user types.
     pub parse_filter: fn(&str) -> Result<Filter, String>,
 }
@@ -399,7 +401,7 @@ impl View {
     pub(super) fn layout(&self) -> Layout {
         match self.page {
             Page::Connections(_) => Layout::of_connections(self.size.0),
-            _ => layout(self.size.0, By::new(&self.by())),
+            _ => layout(self.size.0, By::new(&self.by()), self.options.joins),
         }
     }
 
