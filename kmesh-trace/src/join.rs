@@ -148,7 +148,7 @@ impl Join {
     }
 
     /// Returns the next record that leaves the stage.
-    pub fn next(&mut self) -> Option<Tagged> {
+    pub fn pop(&mut self) -> Option<Tagged> {
         self.ready.pop_front()
     }
 

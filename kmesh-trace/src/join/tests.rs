@@ -63,7 +63,7 @@ fn update(record: &Record, ms: i64) -> Record {
 /// Returns the cookies of all ends that leave, the base first, in their order. `tag` is the index of the record.
 fn joined(join: &mut Join) -> Vec<(Event, u64, Option<u64>)> {
     let mut all = Vec::new();
-    while let Some(Tagged { record, .. }) = join.next() {
+    while let Some(Tagged { record, .. }) = join.pop() {
         all.push((
             record.event,
             record.id.cookie,
@@ -96,11 +96,11 @@ fn both_ends_leave_as_one_record_whichever_comes_first() {
         for at in order {
             join.take(ends[at].clone(), at as u32);
         }
-        let Tagged { record, tags } = join.next().unwrap();
+        let Tagged { record, tags } = join.pop().unwrap();
         assert_eq!(record.direction, Direction::Outbound);
         assert_eq!(record.other(), Some(&ends[1]));
         assert_eq!(tags, [Some(0), Some(1)]);
-        assert!(join.next().is_none());
+        assert!(join.pop().is_none());
     }
 }
 
@@ -344,7 +344,7 @@ fn undelivered_bytes_are_counted_in_each_direction() {
     let mut join = Join::default();
     join.take(one, 0);
     join.take(two, 1);
-    let record = join.next().unwrap().record;
+    let record = join.pop().unwrap().record;
     assert_eq!(record.undelivered(), Some(Undelivered { sent: 20, received: 10 }));
     assert_eq!(record.end_outcomes().unwrap().to_string(), "ok / reset_by_peer");
     assert_eq!((record.closes(), record.subject), (2, Subject::Connection));

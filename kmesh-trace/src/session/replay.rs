@@ -537,7 +537,7 @@ impl Replay {
 
     /// Delivers the records that were joined, or wait no longer.
     fn deliver_joined(&mut self) -> io::Result<()> {
-        while let Some(joined) = self.join.as_mut().and_then(Join::next) {
+        while let Some(joined) = self.join.as_mut().and_then(Join::pop) {
             self.deliver(&joined)?;
         }
         Ok(())

@@ -66,22 +66,22 @@ fn measure(args: &Args, tool: &Path, header: &Header, sample: &[Record], folder:
         ("to a rollup", &["-o", "json", "--rollup", "--by", "node"]),
         ("joined, to JSON", &["-o", "json", "--join"]),
     ] {
-        let began = Instant::now();
         let child = Command::new(tool)
             .args(&reads)
             .args(flags)
             .arg("--quiet")
             .stdout(Stdio::null())
             .spawn()?;
-        let peak_mib = wait(child)?;
-        let rate = total as f64 / began.elapsed().as_secs_f64();
-        println!("{what:<24} {rate:>12.0} records/s {peak_mib:>10.1} MiB");
+        let (processor, peak_mib) = wait(child)?;
+        let rate = total as f64 / processor.as_secs_f64();
+        println!("{what:<24} {rate:>12.0} records per second of processor time {peak_mib:>10.1} MiB");
     }
     measure_delay(args, tool, sample, folder)
 }
 
-/// Waits for the end of a process, which must succeed. Returns the maximum of its resident memory in MiB.
-fn wait(child: Child) -> Result<f64> {
+/// Waits for the end of a process, which must succeed. Returns its processor time and the maximum of its resident memory
+/// in MiB.
+fn wait(child: Child) -> Result<(Duration, f64)> {
     let pid = i32::try_from(child.id())?;
     let mut status = 0;
     // SAFETY: all bytes of a rusage may be zero.
@@ -90,7 +90,13 @@ fn wait(child: Child) -> Result<f64> {
     let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
     let status = std::process::ExitStatus::from_raw(status);
     ensure!(waited == pid && status.success(), "the tool failed: {status}");
-    Ok(usage.ru_maxrss as f64 / 1024.0)
+    let time = |time: libc::timeval| {
+        Duration::from_secs(time.tv_sec.unsigned_abs()) + Duration::from_micros(time.tv_usec.unsigned_abs())
+    };
+    Ok((
+        time(usage.ru_utime) + time(usage.ru_stime),
+        usage.ru_maxrss as f64 / 1024.0,
+    ))
 }
 
 /// Returns record `number` of a stream: one end of a connection whose other end is in the next or the last stream.
