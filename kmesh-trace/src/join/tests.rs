@@ -152,7 +152,8 @@ fn clients_of(all: &[Record], at: usize) -> Record {
 #[test]
 fn sequence_numbers_must_fit_in_both_directions() {
     let sequence = (7000, 9000);
-    let cases: [(&str, fn(&mut Record), bool); 6] = [
+    type Change = fn(&mut Record);
+    let cases: [(&str, Change, bool); 6] = [
         (
             "an end that received less than was sent",
             |server| server.tcp.rcv_nxt -= 1,

@@ -101,7 +101,7 @@ fn wait(child: Child) -> Result<(Duration, f64)> {
 
 /// Returns record `number` of a stream: one end of a connection whose other end is in the next or the last stream.
 fn record(sample: &Record, streams: usize, stream: usize, number: usize) -> Record {
-    let is_client = stream % 2 == 0;
+    let is_client = stream.is_multiple_of(2);
     let (client, server) = match is_client {
         true => (stream, (stream + 1) % streams),
         false => (stream - 1, stream),
