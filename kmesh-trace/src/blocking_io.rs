@@ -5,6 +5,11 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
+/// Waits until reading `stream` returns bytes or its end.
+pub fn wait_until_readable(stream: &std::fs::File) -> io::Result<()> {
+    wait::readable(stream)
+}
+
 /// A stream whose reads and writes block.
 #[derive(Debug)]
 pub struct Blocking<T>(pub T);

@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::config::Events;
 use crate::filter::Filter;
 use crate::output::Sink;
-use crate::record::{ConnId, Event, Lost, Record, Subject, Summary, WallTime};
+use crate::record::{ConnId, Event, Lost, Record, RunInfo, Subject, Summary, WallTime};
 use crate::track::delta::{Delta, Deltas};
 
 /// The records that a run delivers.
@@ -43,6 +43,37 @@ impl Tally {
     /// Returns the number of all closes.
     pub fn closes(self) -> u64 {
         self.delivered + self.filtered + self.after_limit
+    }
+
+    /// Returns the records that were counted since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            printed: self.printed - before.printed,
+            delivered: self.delivered - before.delivered,
+            filtered: self.filtered - before.filtered,
+            after_limit: self.after_limit - before.after_limit,
+            unresolved: self.unresolved - before.unresolved,
+        }
+    }
+
+    /// Returns the part of one record's tally that is about `closes` of its closes.
+    pub fn of_closes(self, closes: u64) -> Self {
+        Self {
+            printed: self.printed,
+            delivered: self.delivered.min(closes),
+            filtered: self.filtered.min(closes),
+            after_limit: self.after_limit.min(closes),
+            unresolved: self.unresolved.min(closes),
+        }
+    }
+
+    /// Adds other records.
+    pub fn add(&mut self, more: Self) {
+        self.printed += more.printed;
+        self.delivered += more.delivered;
+        self.filtered += more.filtered;
+        self.after_limit += more.after_limit;
+        self.unresolved += more.unresolved;
     }
 }
 
@@ -106,7 +137,7 @@ impl Engine {
         if !self.passes(record) {
             return self.reject(record, is_late);
         }
-        let close = u64::from(record.event == Event::Close);
+        let close = record.closes();
         if self.is_full() || is_late {
             self.tally.after_limit += close;
             return Ok(());
@@ -119,7 +150,9 @@ impl Engine {
         if self.selection.events.has(record.event) {
             self.tally.printed += 1;
             self.tally.delivered += close;
-            self.tally.unresolved += close & u64::from(record.names.unresolved);
+            let ends = [Some(record), record.other()].into_iter().flatten();
+            let unresolved = ends.filter(|end| end.event == Event::Close && end.names.unresolved);
+            self.tally.unresolved += unresolved.count() as u64;
         } else {
             self.tally.filtered += close;
         }
@@ -139,7 +172,7 @@ impl Engine {
     /// Takes the next record as [`Self::record`] does, but as one that the filter rejects. Closes after a limit count
     /// as such.
     pub fn reject(&mut self, record: &Record, is_late: bool) -> io::Result<()> {
-        let close = u64::from(record.event == Event::Close);
+        let close = record.closes();
         if self.is_full() || is_late {
             self.tally.after_limit += close;
             return Ok(());
@@ -152,7 +185,8 @@ impl Engine {
     }
 
     fn passes(&self, record: &Record) -> bool {
-        self.passes_all || self.selection.filter.passes(record)
+        let passes = |record| self.selection.filter.passes(record);
+        self.passes_all || passes(record) || record.other().is_some_and(passes)
     }
 
     /// Makes the deltas and the sinks forget a connection that no longer passes the filter, or a listening socket that is
@@ -188,6 +222,16 @@ impl Engine {
         self.flush()?;
         self.for_each(|sink| sink.summary(summary))?;
         self.flush()
+    }
+
+    /// Gives the summary of one of several streams to the sinks.
+    pub fn stream_summary(&mut self, summary: &Summary, info: &RunInfo) -> io::Result<()> {
+        self.for_each(|sink| sink.stream_summary(summary, info))
+    }
+
+    /// Tells the sinks what is known about the streams of the run.
+    pub fn set_info(&mut self, info: &RunInfo) {
+        self.sinks.iter_mut().for_each(|sink| sink.set_info(info));
     }
 
     /// Flushes the unwritten data of every sink.

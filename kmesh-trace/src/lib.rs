@@ -7,7 +7,7 @@
 //! (eBPF)                     ▲                  (Record)              (pure;      ├─ log, short, json, table ─▶ stdout
 //!    └─ socket scanner ──────┘                                         Delta)     ├─ capture file
 //!                                                                                 └─ metrics
-//! capture file or JSON stream ──▶ parse ──▶ Record ────────────────────▶ filter ──▶ sinks        (--read)
+//! capture file or JSON stream ──▶ parse ──▶ merge ──▶ join (--join) ───▶ filter ──▶ sinks        (--read)
 //! ```
 //!
 //! - [`record`] defines the domain types. Every module uses them.
@@ -16,6 +16,7 @@
 //!   [`kernel::reader`], [`kernel::scanner`].
 //! - [`track`] turns the events into records: [`track::decode`], [`track::outcome`], [`track::delta`]. Like [`filter`]
 //!   and [`rollup`], it is pure: time is an argument.
+//! - [`join`] joins the records of both ends of a connection. It is pure, too.
 //! - [`names`] adds the names of pods, Services and nodes to records.
 //! - [`engine`] filters records, computes the delta of each record, and feeds the sinks.
 //! - [`output`] contains the sinks, which implement [`output::Sink`]. [`capture`] contains one more sink, which writes
@@ -45,6 +46,7 @@ pub mod completions;
 pub mod config;
 pub mod engine;
 pub mod filter;
+pub mod join;
 #[cfg(target_os = "linux")]
 pub mod kernel;
 pub mod names;

@@ -108,6 +108,8 @@ pub struct Rollup {
     open: OpenConnections,
     /// Whether a window without records has the groups of open connections.
     has_open_groups: bool,
+    /// Whether an early record is always late, and never shows that the clock was set back.
+    may_be_late: bool,
 }
 
 impl Rollup {
@@ -122,6 +124,7 @@ impl Rollup {
             connections: None,
             open: OpenConnections::default(),
             has_open_groups: false,
+            may_be_late: false,
         }
     }
 
@@ -134,6 +137,12 @@ impl Rollup {
     /// Counts open connections in windows without records, too.
     pub fn with_open_groups(mut self) -> Self {
         self.has_open_groups = true;
+        self
+    }
+
+    /// Sets whether records may be late by more than a window. They count in the current window, then.
+    pub fn with_late_records(mut self, may_be_late: bool) -> Self {
+        self.may_be_late = may_be_late;
         self
     }
 
@@ -214,7 +223,7 @@ impl Rollup {
         };
         let length_ns = self.length_ns.unwrap_or(i64::MAX);
         let next_ns = current.start_ns.saturating_add(length_ns);
-        let is_set_back = now.0 < current.start_ns.saturating_sub(length_ns);
+        let is_set_back = !self.may_be_late && now.0 < current.start_ns.saturating_sub(length_ns);
         if now.0 < next_ns && !is_set_back {
             current.latest = current.latest.max(now);
             return Vec::new();

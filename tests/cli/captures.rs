@@ -2,6 +2,7 @@
 
 mod damage;
 mod files;
+mod live;
 mod streams;
 
 use std::fs;
@@ -14,7 +15,7 @@ use serde_json::Value;
 /// A test, which gets its own empty folder.
 type Case = fn(&Path) -> Result<(), Failed>;
 
-const CASES: [(&str, Case); 21] = [
+const CASES: [(&str, Case); 25] = [
     ("replay_prints_every_output", replay_prints_every_output),
     ("replay_filters_by_names", replay_filters_by_names),
     (
@@ -56,6 +57,19 @@ const CASES: [(&str, Case); 21] = [
     (
         "dumb_terminal_gets_no_escape_sequences",
         streams::dumb_terminal_gets_no_escape_sequences,
+    ),
+    ("live_streams_are_merged_by_time", live::live_streams_are_merged_by_time),
+    (
+        "silent_stream_holds_others_back_for_two_seconds",
+        live::silent_stream_holds_others_back_for_two_seconds,
+    ),
+    (
+        "broken_stream_is_reported_and_others_go_on",
+        live::broken_stream_is_reported_and_others_go_on,
+    ),
+    (
+        "table_of_live_streams_shows_windows_as_they_end",
+        live::table_of_live_streams_shows_windows_as_they_end,
     ),
     (
         "cut_off_capture_replays_its_beginning",
@@ -295,7 +309,8 @@ fn filters_and_limits_apply_to_a_replay(_: &Path) -> Result<(), Failed> {
     check(stderr.contains("-o none"), stderr)
 }
 
-/// Two halves of a capture, in the wrong order, replay all records in the order of time, and one summary.
+/// Two halves of a capture, in the wrong order, replay all records in the order of time, a summary of each, and one of
+/// all.
 fn captures_are_merged_by_time(folder: &Path) -> Result<(), Failed> {
     let all = all_json()?;
     let conns = conns(&all);
@@ -317,7 +332,8 @@ fn captures_are_merged_by_time(folder: &Path) -> Result<(), Failed> {
     let (replayed, _) = run_with_status(0, &args)?;
     let (summary, merged) = {
         let mut lines: Vec<_> = replayed.lines().collect();
-        (lines.pop().ok_or("no summary")?, lines)
+        let summaries = lines.split_off(lines.len().saturating_sub(3));
+        (*summaries.last().ok_or("no summary")?, lines)
     };
     let times = |lines: &[&str]| -> Result<Vec<String>, Failed> {
         let time = |line: &&str| Ok(serde_json::from_str::<Value>(line)?["time"].to_string());

@@ -2,6 +2,7 @@
 //! counted.
 
 mod arguments;
+mod at_scale;
 mod captures;
 mod completions;
 mod examples;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
         .chain(completions::trials())
         .chain(examples::trials())
         .chain(recipes::trials())
+        .chain(at_scale::trials())
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

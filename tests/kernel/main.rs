@@ -23,6 +23,7 @@ mod events;
 mod failures;
 mod faults;
 mod filters;
+mod joins;
 mod lifecycle;
 mod lives;
 mod metrics;
@@ -70,6 +71,7 @@ const SMOKE: &[&str] = &[
     "failures::connect_refused_by_rst_ipv4",
     "faults::descriptor_limit_is_reported",
     "filters::listener_that_connects_is_filtered_by_peer_port",
+    "joins::reused_ports_join_right",
     "lifecycle::log_lines_are_complete_and_escaped",
     "lives::random_lives",
     "metrics::counters_equal_traffic",
@@ -187,6 +189,7 @@ fn topics() -> impl Iterator<Item = Topic> {
         turns::topic(),
         without_process::topic(),
         names::topic(),
+        joins::topic(),
         namespaces::topic(),
         tenants::topic(),
         lives::topic(),

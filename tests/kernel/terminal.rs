@@ -459,6 +459,7 @@ pub fn panics_at_the_screen() -> ! {
         color: false,
         totals: false,
         can_reread: false,
+        joins: false,
         parse_filter: parse_prompt_filter,
     };
     let history = SharedHistory::new(1);

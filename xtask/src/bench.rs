@@ -13,6 +13,7 @@ mod rollup;
 mod scale;
 mod scan;
 mod start;
+mod streams;
 mod traced;
 mod traffic;
 
@@ -65,6 +66,8 @@ enum Bench {
     Start(start::Args),
     /// Measure the time of socket scans, and losses meanwhile
     Scan(scan::Args),
+    /// Measure rate, memory and delay of a replay of many streams
+    Streams(streams::Args),
     /// Hold connections open for the benchmark of scans, until standard input ends
     #[command(hide = true)]
     Hold(scan::Hold),
@@ -75,7 +78,7 @@ fn all() -> Result<ExitCode> {
     let this = std::env::current_exe().context("cannot find the path of this program")?;
     let mut failed = Vec::new();
     for name in [
-        "peers", "cost", "filter", "start", "idle", "scale", "scan", "replay", "rollup", "names",
+        "peers", "cost", "filter", "start", "idle", "scale", "scan", "replay", "streams", "rollup", "names",
     ] {
         println!("\n=== {name}");
         if !Command::new(&this).args(["bench", name]).status()?.success() {
@@ -105,6 +108,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Bench::Rollup(args) => rollup::run(args),
         Bench::Scale(args) => traced(&|| scale::run(args)),
         Bench::Start(args) => traced(&|| start::run(args)),
+        Bench::Streams(args) => streams::run(args),
         Bench::Scan(args) => traced(&|| scan::run(args)),
         Bench::Hold(args) => traced(&|| scan::hold(args)),
     }

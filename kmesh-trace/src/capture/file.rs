@@ -11,11 +11,11 @@ use serde::Serialize;
 use super::compression::{Compression, Compressor};
 use crate::blocking_io::Blocking;
 use crate::config::{CapturePath, Events, Rotation};
-use crate::output::json::contract::{ConnLine, HeaderLine, ListenerLine, LostLine, RejectLine, SummaryLine};
+use crate::output::json::contract::{ConnLine, HeaderLine, ListenerLine, LostLine, PairLine, RejectLine, SummaryLine};
 use crate::output::stderr::warn;
 use crate::output::{Sink, append_line};
 use crate::record::Header;
-use crate::record::{Event, Lost, Record, Subject, Summary};
+use crate::record::{Lost, Record, Subject, Summary};
 use crate::track::delta::Delta;
 
 /// The number of uncompressed bytes in one write.
@@ -333,8 +333,11 @@ impl Capture {
 
 impl Sink for Capture {
     fn record(&mut self, record: &Record, _: &Delta) -> io::Result<()> {
-        self.closes += u64::from(record.event == Event::Close);
-        self.append(&ConnLine::new(record))
+        self.closes += record.closes();
+        match record.joined {
+            None => self.append(&ConnLine::new(record)),
+            Some(_) => self.append(&PairLine::new(record)),
+        }
     }
 
     fn baseline(&mut self, record: &Record) -> io::Result<()> {

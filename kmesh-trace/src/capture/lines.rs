@@ -18,11 +18,31 @@ const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b, 0x08];
 /// The maximum length of a line in bytes. The labels of the two pods of a record may take most of it.
 const MAX_LINE_BYTES: usize = 4 << 20;
 
-/// The maximum size of a frame that is decompressed as a whole, in bytes: twice the size of a frame that the tool
-/// writes.
-const MAX_FRAME_BYTES: usize = 8 << 20;
-/// The number of bytes in one read.
-const READ_BYTES: usize = 128 << 10;
+/// The limits of the memory that one capture takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The maximum size of a frame that is decompressed as a whole, in bytes.
+    frame_bytes: usize,
+    /// The number of bytes in one read.
+    read_bytes: usize,
+}
+
+impl Limits {
+    /// The limits of a single capture. A frame that the tool writes is half as large.
+    pub const SINGLE: Self = Self {
+        frame_bytes: 8 << 20,
+        read_bytes: 128 << 10,
+    };
+
+    /// Returns the limits of each of `count` captures that are read at the same time.
+    pub fn of_each(count: usize) -> Self {
+        let share = |all: usize, min, max| (all / count.max(1)).clamp(min, max);
+        Self {
+            frame_bytes: share(64 << 20, 64 << 10, Self::SINGLE.frame_bytes),
+            read_bytes: share(4 << 20, 8 << 10, Self::SINGLE.read_bytes),
+        }
+    }
+}
 
 /// The text that replaces the missing end of a frame. It is never a valid line.
 const CUT_OFF_MARK: &[u8] = b"\0";
@@ -85,8 +105,13 @@ pub struct Lines<R: Read> {
 impl<R: Read> Lines<R> {
     /// Reads the first bytes of `input` to find the compression. Errors are those of `input`.
     pub fn new(input: R) -> io::Result<Self> {
+        Self::with_limits(input, Limits::SINGLE)
+    }
+
+    /// Reads a capture as [`Self::new`] does, within other limits.
+    pub fn with_limits(input: R, limits: Limits) -> io::Result<Self> {
         Ok(Self {
-            decoder: Decoder::new(Source::new(input))?,
+            decoder: Decoder::new(Source::new(input, limits.read_bytes), limits)?,
             text: Vec::new(),
             position: 0,
             number: 0,
@@ -97,6 +122,11 @@ impl<R: Read> Lines<R> {
     /// Returns the number of the last line.
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Returns whether [`Self::next_line`] returns a line without reading the input.
+    pub fn has_line(&self) -> bool {
+        !self.skips_line && memchr(b'\n', &self.text[self.position..]).is_some()
     }
 
     /// Returns the next line or the next damage. Errors are those of the input.
@@ -165,6 +195,7 @@ enum ReadResult {
 /// Decompresses a file frame by frame.
 struct Decoder<R: Read> {
     compression: Compression,
+    limits: Limits,
     state: State<R>,
 }
 
@@ -198,7 +229,7 @@ impl<R: Read> State<R> {
 }
 
 impl<R: Read> Decoder<R> {
-    fn new(mut source: Source<R>) -> io::Result<Self> {
+    fn new(mut source: Source<R>, limits: Limits) -> io::Result<Self> {
         // The first write to a pipe is at least as long as a magic number, so one read is enough.
         let start = source.fill_buf()?;
         let compression = if start.starts_with(ZSTD_MAGIC) {
@@ -210,12 +241,13 @@ impl<R: Read> Decoder<R> {
         };
         Ok(Self {
             compression,
+            limits,
             state: State::Between(source),
         })
     }
 
     /// Appends text. A frame is appended as a whole after its checksum was verified. A frame of more than
-    /// [`MAX_FRAME_BYTES`], which only another program writes, is appended in parts.
+    /// [`Limits::frame_bytes`] is appended in parts: one of another program, or one of many captures.
     fn read_text(&mut self, text: &mut Vec<u8>) -> io::Result<ReadResult> {
         let mut frame_offset = None;
         if let State::Between(_) = self.state
@@ -236,12 +268,12 @@ impl<R: Read> Decoder<R> {
         let frame_start = text.len();
         loop {
             let end = text.len();
-            text.resize(end + READ_BYTES, 0);
+            text.resize(end + self.limits.read_bytes, 0);
             let result = self.state.read(&mut text[end..]);
             text.truncate(end + *result.as_ref().unwrap_or(&0));
             match result {
                 Ok(0) => return self.end_frame(),
-                Ok(_) if frame_offset.is_some() && text.len() - frame_start < MAX_FRAME_BYTES => {}
+                Ok(_) if frame_offset.is_some() && text.len() - frame_start < self.limits.frame_bytes => {}
                 Ok(_) => return Ok(ReadResult::Text),
                 Err(error) => {
                     let Some(mut source) = std::mem::replace(&mut self.state, State::Ended).into_source() else {
@@ -295,9 +327,9 @@ struct Source<R> {
 }
 
 impl<R: Read> Source<R> {
-    fn new(input: R) -> Self {
+    fn new(input: R, read_bytes: usize) -> Self {
         Self {
-            input: BufReader::with_capacity(READ_BYTES, input),
+            input: BufReader::with_capacity(read_bytes, input),
             offset: 0,
             pushed_back: &[],
             has_failed: false,

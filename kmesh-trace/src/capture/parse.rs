@@ -18,8 +18,9 @@ use crate::output::json::contract::VERSION;
 use crate::record::Header;
 use crate::record::errno::Errno;
 use crate::record::{
-    self, AcceptQueue, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, LossReason, Lost, Names, Outcome,
-    PacketDirection, PacketDrops, ProcessBy, Record, RunInfo, ServiceBy, Subject, Summary, Tcp, Turns, WallTime,
+    self, AcceptQueue, ClosedBy, Comm, ConnId, ContainerId, Direction, Event, Family, JoinCounts, Joined, LossReason,
+    Lost, Names, Outcome, PacketDirection, PacketDrops, ProcessBy, Record, RunInfo, ServiceBy, Subject, Summary, Tcp,
+    Turns, WallTime,
 };
 
 /// The maximum number of shared pods, of Services and of other names. A full table is cleared.
@@ -59,6 +60,10 @@ impl Parser {
             }
             "listener" => {
                 let line: Listener<'_> = parse(text)?;
+                Ok(Line::Record(Box::new(line.into_record(&mut self.shared)?)))
+            }
+            "pair" => {
+                let line: Pair<'_> = parse(text)?;
                 Ok(Line::Record(Box::new(line.into_record(&mut self.shared)?)))
             }
             "header" => parse::<HeaderIn<'_>>(text).map(|line| Line::Header(line.into())),
@@ -206,6 +211,27 @@ struct SummaryIn<'a> {
     lost_at_most: u64,
     #[serde(borrow, default)]
     reason: Option<Text<'a>>,
+    #[serde(default)]
+    join: Option<JoinIn>,
+}
+
+#[derive(Deserialize)]
+struct JoinIn {
+    pairs: u64,
+    one_ended: u64,
+    ambiguous: u64,
+    early: u64,
+}
+
+impl From<JoinIn> for JoinCounts {
+    fn from(line: JoinIn) -> Self {
+        Self {
+            pairs: line.pairs,
+            one_ended: line.one_ended,
+            ambiguous: line.ambiguous,
+            early: line.early,
+        }
+    }
 }
 
 impl SummaryIn<'_> {
@@ -229,6 +255,7 @@ impl SummaryIn<'_> {
             not_scanned: self.not_scanned,
             drops_evicted: self.drops_evicted,
             elapsed_ns: self.elapsed_ns,
+            join: self.join.map(JoinCounts::from),
         };
         Line::Summary(Box::new(summary), info)
     }
@@ -275,6 +302,35 @@ struct Conn<'a> {
     #[serde(default)]
     turns: Option<TurnsIn>,
     tcp: Tcp,
+}
+
+/// The other members follow from the records of the ends.
+#[derive(Deserialize)]
+struct Pair<'a> {
+    #[serde(borrow)]
+    client: Option<Conn<'a>>,
+    #[serde(borrow)]
+    server: Option<Conn<'a>>,
+}
+
+impl Pair<'_> {
+    fn into_record(self, shared: &mut SharedNames) -> Result<Record, String> {
+        let mut record = |end: Option<Conn<'_>>, direction: Direction| match end {
+            Some(end) if end.direction != direction || end.event != Event::Close => {
+                Err(format!("an end is no {} close", direction.name()))
+            }
+            end => end.map(|end| end.into_record(shared)).transpose(),
+        };
+        let client = record(self.client, Direction::Outbound)?;
+        let server = record(self.server, Direction::Inbound)?;
+        let (mut this, other) = match (client, server) {
+            (Some(client), server) => (client, server),
+            (None, Some(server)) => (server, None),
+            (None, None) => return Err("a pair without ends".to_owned()),
+        };
+        this.joined = Some(Box::new(Joined { other }));
+        Ok(this)
+    }
 }
 
 #[derive(Deserialize)]
@@ -519,6 +575,7 @@ impl Conn<'_> {
             dropped_to: None,
             turns: self.turns.map(|turns| Box::new(turns.into())),
             subject: Subject::Connection,
+            joined: None,
             tcp: self.tcp,
         })
     }
@@ -637,6 +694,10 @@ impl std::str::FromStr for ConnId {
             .split_once('-')
             .and_then(|(cookie, attempt)| Some((u64::from_str_radix(cookie, 16).ok()?, attempt.parse().ok()?)));
         let (cookie, attempt) = parts.ok_or_else(|| format!("{text:?} is not the id of a connection"))?;
-        Ok(Self { cookie, attempt })
+        Ok(Self {
+            cookie,
+            attempt,
+            node: 0,
+        })
     }
 }

@@ -9,12 +9,12 @@ use super::parse::{Line, Parser};
 use super::testing::{capture, header};
 use super::{Compression, Target};
 use crate::config::{CapturePath, Events};
-use crate::output::json::contract::{ConnLine, ListenerLine, RejectLine};
+use crate::output::json::contract::{ConnLine, ListenerLine, PairLine, RejectLine};
 use crate::output::{Sink, append_line, testing};
 use crate::record::{
-    AcceptQueue, ClosedBy, Comm, Congestion, ConnId, ContainerId, Direction, Event, Family, Labels, Names, Outcome,
-    PacketDirection, PacketDrops, Pod, Process, ProcessBy, Record, Service, ServiceBy, ServiceMatch, Subject, Tcp,
-    TcpState, Turns, WallTime, Workload,
+    AcceptQueue, ClosedBy, Comm, Congestion, ConnId, ContainerId, Direction, Event, Family, Joined, Labels, Names,
+    Outcome, PacketDirection, PacketDrops, Pod, Process, ProcessBy, Record, Service, ServiceBy, ServiceMatch, Subject,
+    Tcp, TcpState, Turns, WallTime, Workload,
 };
 use crate::track::delta::Delta;
 
@@ -34,6 +34,7 @@ fn of(compression: Compression, records: &[Record]) -> Vec<u8> {
 fn json(record: &Record) -> String {
     let mut line = Vec::new();
     let appended = match record.subject {
+        Subject::Connection if record.joined.is_some() => append_line(&mut line, &PairLine::new(record)),
         Subject::Connection => append_line(&mut line, &ConnLine::new(record)),
         Subject::Reject(count) => append_line(&mut line, &RejectLine::new(record, count)),
         Subject::Listener(queue) => append_line(&mut line, &ListenerLine::new(record, queue)),
@@ -185,11 +186,33 @@ impl Chance {
         }
     }
 
+    /// Returns a record, which may have been joined.
     fn record(&mut self) -> Record {
+        let record = self.end_of_connection();
+        if record.subject != Subject::Connection || record.event != Event::Close || self.flag() {
+            return record;
+        }
+        let other = self.maybe(|chance| Record {
+            event: Event::Close,
+            subject: Subject::Connection,
+            direction: match record.direction {
+                Direction::Inbound => Direction::Outbound,
+                Direction::Outbound => Direction::Inbound,
+            },
+            ..chance.end_of_connection()
+        });
+        Record {
+            joined: Some(Box::new(Joined { other })),
+            ..record
+        }
+    }
+
+    fn end_of_connection(&mut self) -> Record {
         Record {
             id: ConnId {
                 cookie: self.number(),
                 attempt: self.narrow(),
+                node: 0,
             },
             event: self.one_of(Event::ALL),
             time: WallTime(self.number() as i64),
@@ -257,6 +280,7 @@ impl Chance {
                 }),
                 _ => Subject::Connection,
             },
+            joined: None,
             tcp: Tcp {
                 state: self.one_of(TcpState::ALL),
                 old_state: self.maybe(|chance| chance.one_of(TcpState::ALL)),

@@ -63,6 +63,19 @@ pub struct Capture {
     #[arg(long, value_name = "TIME", requires = "read", allow_hyphen_values = true)]
     pub until: Option<TimeBound>,
 
+    /// With --read: join both ends of a connection
+    ///
+    /// Both ends of a connection between traced nodes give two records. With this flag they are one, of type `pair`
+    /// in JSON, with the bytes that one end sent and the other did not receive. Records belong together if their
+    /// addresses and ports are the same after every translation is undone, their lifetimes overlap, and their sequence
+    /// numbers fit. What several others fit stays alone, and the summary counts it. Rollups, the table and the log
+    /// count a connection once, and show both outcomes where they differ. A filter passes a connection if one of its
+    /// ends passes.
+    ///
+    /// Example: kmesh-trace --read a.jsonl.zst --read b.jsonl.zst --join -o table --by node
+    #[arg(long, requires = "read")]
+    pub join: bool,
+
     /// Rotate after SIZE, retain N files [default N: 10]
     ///
     /// FILE is the newest file, FILE.1 the one before, and so on. The oldest is removed. Each file can be read alone.

@@ -54,6 +54,8 @@ impl Verbosity {
 pub struct Config {
     /// The captures to replay. Without any, the run traces.
     pub read: Vec<CapturePath>,
+    /// Whether both ends of a connection become one record.
+    pub join: bool,
     /// The part of the captures that is replayed.
     pub range: TimeRange<TimeBound>,
     /// The capture to record.
@@ -114,6 +116,7 @@ impl Config {
         };
         let config = Self {
             read: cli.capture.read.clone(),
+            join: cli.capture.join,
             range: TimeRange {
                 since: cli.capture.since,
                 until: cli.capture.until,

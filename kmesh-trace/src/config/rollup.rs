@@ -27,6 +27,10 @@ pub struct RollupConfig {
     pub on_terminal: bool,
     /// Whether the table on a terminal starts with the totals of the run (`--interval all`).
     pub totals: bool,
+    /// Whether both ends of a connection are one record.
+    pub joins: bool,
+    /// Whether records may be late by more than a window, because they come from several streams or from a live one.
+    pub may_be_late: bool,
 }
 
 pub(super) fn rollup(
@@ -64,6 +68,8 @@ pub(super) fn rollup(
         top: flags.top.map(usize::from),
         on_terminal,
         totals: is_one_window,
+        joins: cli.capture.join,
+        may_be_late: false,
     }))
 }
 

@@ -36,6 +36,7 @@ fn config(arguments: &str, environment: Environment<'_>) -> Config {
 fn bare_command_has_documented_defaults() {
     let expected = Config {
         read: Vec::new(),
+        join: false,
         range: TimeRange {
             since: None,
             until: None,
@@ -66,6 +67,7 @@ fn bare_command_has_documented_defaults() {
 fn flags_set_their_settings() {
     let expected = Config {
         read: Vec::new(),
+        join: false,
         range: TimeRange {
             since: None,
             until: None,

@@ -7,7 +7,7 @@ use super::{Sink, Stdout};
 use crate::config::{Events, TimeFormat};
 use crate::record::errno::Errno;
 use crate::record::rfc3339::Rfc3339;
-use crate::record::{AcceptQueue, Direction, Event, Outcome, PacketDrops, Pod, Process, Record, Subject};
+use crate::record::{AcceptQueue, Direction, EndOutcomes, Event, Outcome, PacketDrops, Pod, Process, Record, Subject};
 use crate::track::delta::Delta;
 use std::fmt;
 use std::io::{self, Write};
@@ -49,7 +49,7 @@ impl Sink for Log {
         line.kmesh_fields(record);
         line.own_fields(
             record,
-            self.color && record.outcome.is_some_and(|outcome| outcome != Outcome::Ok),
+            self.color && record.end_outcomes().is_some_and(EndOutcomes::is_failure),
         );
         line.text("\n");
         self.out.appended()
@@ -87,13 +87,13 @@ impl Line<'_> {
     fn kmesh_fields(&mut self, record: &Record) {
         self.text("src.addr=");
         self.address(record.src);
-        self.pod(record.names.src.pod.as_deref(), ", src.workload=", ", src.namespace=");
+        let (src, dst) = record.end_names();
+        self.pod(src.pod.as_deref(), ", src.workload=", ", src.namespace=");
         self.text(", dst.addr=");
         self.address(record.dst);
         self.text(", dst.service=");
-        let service = record.names.service.as_ref();
-        self.known(service, |line, called| line.value(&called.service.host));
-        self.pod(record.names.dst.pod.as_deref(), ", dst.workload=", ", dst.namespace=");
+        self.known(record.service(), |line, called| line.value(&called.service.host));
+        self.pod(dst.pod.as_deref(), ", dst.workload=", ", dst.namespace=");
         self.text(", direction=");
         self.text(match record.direction {
             Direction::Inbound => "INBOUND",
@@ -146,6 +146,10 @@ impl Line<'_> {
         self.known(record.reset_reason.as_deref(), Self::value);
         self.text(", drops=");
         self.known(record.drops.as_deref(), Self::drops);
+        if record.joined.is_some() {
+            self.text(", peer_outcome=");
+            self.name(record.other().and_then(|other| other.outcome).map(Outcome::name));
+        }
     }
 
     fn reject(&mut self, record: &Record, count: u64) {

@@ -76,6 +76,14 @@ pub trait Sink: Send {
         Ok(())
     }
 
+    /// Consumes the totals of one of several streams, before the summary of all.
+    fn stream_summary(&mut self, _summary: &Summary, _info: &RunInfo) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Replaces what the sink knows about the run: the nodes of several streams become known while it runs.
+    fn set_info(&mut self, _info: &RunInfo) {}
+
     /// Writes buffered output that must not wait.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -101,7 +109,9 @@ fn sink(config: &Config, info: &RunInfo, names: &NameSourceStatus, out: Stdout) 
     Some(match (config.output, &config.rollup) {
         (Output::Log, _) => Box::new(Log::new(config.events, config.color, config.time_format, out)),
         (Output::Short, _) => Box::new(Short::new(config.events, config.color, config.time_format, out)),
-        (Output::Json, Some(rollup)) => Box::new(RollupJson::new(rollup.settings, info, out)),
+        (Output::Json, Some(rollup)) => {
+            Box::new(RollupJson::new(rollup.settings, info, out).with_late_records(rollup.may_be_late))
+        }
         (Output::Json, None) => Box::new(Json::new(config.events, info, out)),
         (Output::Table, Some(rollup)) => {
             let session = table::Session::new(info, names, config.time_format);

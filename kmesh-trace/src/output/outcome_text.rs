@@ -1,6 +1,8 @@
 //! The texts for outcomes that people read, in `-o short` and in the table. `--outcome` accepts them, too.
 
-use crate::record::Outcome;
+use std::borrow::Cow;
+
+use crate::record::{EndOutcomes, Outcome};
 
 /// Returns the text of `outcome` for people.
 pub fn outcome_text(outcome: Outcome) -> &'static str {
@@ -14,6 +16,16 @@ pub fn outcome_text(outcome: Outcome) -> &'static str {
         Outcome::ResetByLocal => "reset by local",
         Outcome::Timeout => "timeout",
         Outcome::Unknown => "unknown",
+    }
+}
+
+/// Returns the text for people: `ok / reset by peer` if the outcomes of client and server differ.
+pub fn end_outcomes_text(outcomes: EndOutcomes) -> Cow<'static, str> {
+    match outcomes {
+        EndOutcomes::Same(outcome) => outcome_text(outcome).into(),
+        EndOutcomes::Different { client, server } => {
+            format!("{} / {}", outcome_text(client), outcome_text(server)).into()
+        }
     }
 }
 

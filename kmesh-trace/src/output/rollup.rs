@@ -24,6 +24,12 @@ impl RollupJson {
         }
     }
 
+    /// Sets whether records may be late, as [`Rollup::with_late_records`] does.
+    pub fn with_late_records(mut self, may_be_late: bool) -> Self {
+        self.rollup = self.rollup.with_late_records(may_be_late);
+        self
+    }
+
     fn print(&mut self, windows: &[Window]) -> io::Result<()> {
         let mut rows = windows
             .iter()
@@ -58,6 +64,14 @@ impl Sink for RollupJson {
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         self.json.summary(summary)
+    }
+
+    fn stream_summary(&mut self, summary: &Summary, info: &RunInfo) -> io::Result<()> {
+        self.json.stream_summary(summary, info)
+    }
+
+    fn set_info(&mut self, info: &RunInfo) {
+        self.json.set_info(info);
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -158,6 +172,18 @@ mod tests {
         let expected =
             r#""reset_reasons":{"TCP_ABORT_ON_CLOSE":1,"TCP_STATE":2},"drops":{"NETFILTER_DROP":6},"retransmits""#;
         assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn joined_connection_counts_once_with_both_outcomes() {
+        let text = lines(&[Key::Namespace, Key::Outcome], 9, &testing::joined()[..1]);
+        let groups: Vec<_> = text.lines().filter(|line| line.contains("rollup")).collect();
+        assert_eq!(groups.len(), 1, "{text}");
+        let expected = [
+            r#""dst":{"namespace":"echo-1-27855"},"outcome":"reset_by_peer / ok"}"#,
+            r#""closed":1,"failed":1,"outcomes":{"reset_by_peer / ok":1},"#,
+        ];
+        assert!(expected.iter().all(|part| text.contains(part)), "{text}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::net::IpAddr;
 
-use super::outcome_text::outcome_text;
+use super::outcome_text::end_outcomes_text;
 use super::sanitize::{Lossy, one_line};
 use super::table::units;
 use super::time_text::LineTimes;
@@ -146,7 +146,7 @@ impl Line<'_> {
     }
 
     fn client(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match end_name(&self.record.names.src) {
+        match end_name(self.record.end_names().0) {
             Some(client) => write!(f, "  {client}"),
             None => write!(f, "  {}", self.record.src.ip()),
         }
@@ -155,7 +155,7 @@ impl Line<'_> {
     /// Writes the outcome and the duration, or the state of a connection that has not ended.
     fn state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let record = self.record;
-        let Some(outcome) = record.outcome else {
+        let (Some(outcome), Some(outcomes)) = (record.outcome, record.end_outcomes()) else {
             return match (record.event, record.connect_ns) {
                 (Event::Open, Some(connect_ns)) => write!(f, "  opened after {}", duration(connect_ns)),
                 (Event::Open, None) => f.write_str("  opened"),
@@ -163,13 +163,13 @@ impl Line<'_> {
                 _ => write!(f, "  connecting for {}", Lasted(record)),
             };
         };
-        let is_red = self.color && outcome != Outcome::Ok;
+        let is_red = self.color && outcomes.is_failure();
         let (red, reset) = if is_red { (RED, RESET) } else { ("", "") };
         let separator = match outcome {
             Outcome::ConnectTimeout | Outcome::ConnectAborted | Outcome::Unreachable | Outcome::Timeout => " after ",
             _ => "  ",
         };
-        let text = outcome_text(outcome);
+        let text = end_outcomes_text(outcomes);
         write!(f, "  {red}{text}{reset}{separator}{}", Lasted(record))
     }
 
@@ -217,8 +217,16 @@ impl Line<'_> {
         if let Some(reason) = &record.reset_reason {
             write!(f, "  {}", one_line(reason))?;
         }
-        if record.undelivered_bytes > 0 {
-            write!(f, "  undelivered {}", size(record.undelivered_bytes))?;
+        match record.undelivered() {
+            None if record.undelivered_bytes > 0 => write!(f, "  undelivered {}", size(record.undelivered_bytes))?,
+            None => {}
+            Some(lost) => {
+                for (bytes, ends) in [(lost.sent, "client → server"), (lost.received, "server → client")] {
+                    if bytes > 0 {
+                        write!(f, "  undelivered {ends} {}", size(bytes))?;
+                    }
+                }
+            }
         }
         match record.errno {
             Some(errno) if !IMPLIED_ERRORS.contains(&errno) => write!(f, "  {}", Errno(errno)),
@@ -265,10 +273,10 @@ pub(super) struct Server<'a>(pub &'a Record);
 
 impl fmt::Display for Server<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Record { names, dst, .. } = self.0;
-        let service = names.service.as_ref().map(|called| &called.service);
+        let Record { dst, .. } = self.0;
+        let service = self.0.service().map(|called| &called.service);
         let service = service.map(|service| qualified(&service.namespace, &service.name));
-        if let Some(server) = service.or_else(|| end_name(&names.dst)) {
+        if let Some(server) = service.or_else(|| end_name(self.0.end_names().1)) {
             write!(f, "{server} ")?;
         }
         // `SocketAddr` itself would add the interface to some IPv6 addresses.
@@ -400,6 +408,19 @@ mod tests {
         ];
         for (record, expected) in cases {
             assert_eq!(line(&record), expected);
+        }
+    }
+
+    #[test]
+    fn joined_line_has_both_outcomes_and_lost_bytes() {
+        let expected = [
+            "reset by peer / ok  2.7ms  sent 292 B  received 5 B  undelivered client → server 7 B",
+            "refused by peer  2.7ms",
+            "ok  2.7ms  sent 5 B  received 292 B",
+        ];
+        for (record, end) in testing::joined().iter().zip(expected) {
+            let line = line(record);
+            assert!(line.ends_with(&format!("  {end}")), "{line}");
         }
     }
 

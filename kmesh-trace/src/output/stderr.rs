@@ -68,6 +68,17 @@ impl Sink for Reports {
         }
         Ok(())
     }
+
+    fn stream_summary(&mut self, summary: &Summary, info: &RunInfo) -> io::Result<()> {
+        if self.verbosity > Verbosity::Quiet {
+            status(&summary_text::summary(summary, info));
+        }
+        Ok(())
+    }
+
+    fn set_info(&mut self, info: &RunInfo) {
+        self.info.clone_from(info);
+    }
 }
 
 #[cfg(test)]

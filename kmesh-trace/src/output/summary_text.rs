@@ -1,7 +1,7 @@
 //! Losses and summaries as messages for standard error, without a line end.
 
 use super::sanitize::one_line;
-use crate::record::{LossReason, Lost, RunInfo, Summary};
+use crate::record::{JoinCounts, LossReason, Lost, RunInfo, Summary};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -71,6 +71,24 @@ pub fn summary(summary: &Summary, info: &RunInfo) -> String {
         );
     }
     push_reasons(&mut text, &summary.reasons);
+    if let Some(JoinCounts {
+        pairs,
+        one_ended,
+        ambiguous,
+        early,
+    }) = summary.join
+    {
+        push(
+            &mut text,
+            format_args!("; joined {pairs} with both ends, {one_ended} with one, {ambiguous} ambiguous"),
+        );
+        if early > 0 {
+            push(
+                &mut text,
+                format_args!("; {early} did not wait for the other end: too many were waiting"),
+            );
+        }
+    }
     if let Some(evicted) = summary.drops_evicted
         && evicted > 0
     {

@@ -27,7 +27,7 @@ use crate::output::NameSourceStatus;
 use crate::record::{ConnId, Lost, Record, RunInfo, WallTime};
 use crate::rollup::{By, Key, Rollup, RollupSettings, Row, Sort, Window};
 use crate::track::delta::Delta;
-use columns::{Layout, PLAIN_WIDTH, ShownRow};
+use columns::{JOINED_OUTCOMES_WIDTH, Layout, OUTCOME_WIDTH, PLAIN_WIDTH, ShownRow};
 use history::SharedHistory;
 use listeners::{ListenerRow, Listeners};
 use quiet::{KnownGroups, RowRef, TableRow};
@@ -149,6 +149,7 @@ pub struct TextTable {
     sort: Sort,
     max_rows: usize,
     by: By,
+    joins: bool,
     color: bool,
     out: Stdout,
 }
@@ -156,11 +157,14 @@ pub struct TextTable {
 impl TextTable {
     pub fn new(config: &RollupConfig, color: bool, session: Session, out: Stdout) -> Self {
         Self {
-            rollup: Rollup::new(config.settings).with_open_groups(),
+            rollup: Rollup::new(config.settings)
+                .with_open_groups()
+                .with_late_records(config.may_be_late),
             session,
             sort: config.sort,
             max_rows: config.top.unwrap_or(usize::MAX),
             by: config.settings.by,
+            joins: config.joins,
             color,
             out,
         }
@@ -181,7 +185,7 @@ impl TextTable {
         rows.sort_by(|&one, &two| columns::order(one, two, self.sort));
         rows.truncate(self.max_rows);
         let shown: Vec<_> = rows.into_iter().map(|row| ShownRow::new(row, &frame.span)).collect();
-        let layout = layout(PLAIN_WIDTH, self.by, frame.has_turns);
+        let layout = layout(PLAIN_WIDTH, self.by, self.joins, frame.has_turns);
         for line in layout.lines(&shown, self.sort, self.color) {
             writeln!(text, "{}", line.trim_end())?;
         }
@@ -190,8 +194,14 @@ impl TextTable {
     }
 }
 
-fn layout(width: usize, by: By, has_turns: bool) -> Layout {
-    Layout::new(width, by.has(Key::Outcome), has_turns)
+/// Returns the layout of a table of groups. `joins`: whether both ends of a connection are one record. `has_turns`:
+/// whether there are times of responses.
+fn layout(width: usize, by: By, joins: bool, has_turns: bool) -> Layout {
+    let outcome_width = match joins {
+        true => JOINED_OUTCOMES_WIDTH,
+        false => OUTCOME_WIDTH,
+    };
+    Layout::new(width, by.has(Key::Outcome).then_some(outcome_width), has_turns)
 }
 
 impl Sink for TextTable {
@@ -219,9 +229,21 @@ impl Sink for TextTable {
         Ok(())
     }
 
+    fn set_info(&mut self, info: &RunInfo) {
+        self.session.node.clone_from(&info.node);
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
+}
+
+/// Returns the rollup of a table on a terminal.
+fn rollup(settings: RollupSettings, may_be_late: bool) -> Rollup {
+    Rollup::new(settings)
+        .with_connections(MAX_CONNECTIONS)
+        .with_open_groups()
+        .with_late_records(may_be_late)
 }
 
 /// Draws the history of a table.
@@ -233,6 +255,7 @@ pub trait Screen: Send {
 /// The table on a terminal.
 pub struct TuiTable {
     settings: RollupSettings,
+    may_be_late: bool,
     rollup: Rollup,
     session: Session,
     /// Whether a pass over the records has ended. A replay may pass over them again, for other groups or another
@@ -257,9 +280,8 @@ impl TuiTable {
     ) -> Self {
         Self {
             settings: config.settings,
-            rollup: Rollup::new(config.settings)
-                .with_connections(MAX_CONNECTIONS)
-                .with_open_groups(),
+            may_be_late: config.may_be_late,
+            rollup: rollup(config.settings, config.may_be_late),
             session,
             is_pass_over: false,
             filter: Filter::default(),
@@ -289,9 +311,7 @@ impl TuiTable {
             return;
         }
         self.follow_commands();
-        self.rollup = Rollup::new(self.settings)
-            .with_connections(MAX_CONNECTIONS)
-            .with_open_groups();
+        self.rollup = rollup(self.settings, self.may_be_late);
         self.session.began = None;
         self.listeners.clear();
         self.session.groups.clear();
@@ -353,6 +373,10 @@ impl Sink for TuiTable {
         self.rollup.lost(lost.lost_records);
         self.session.lost_records = lost.lost_records_total;
         Ok(())
+    }
+
+    fn set_info(&mut self, info: &RunInfo) {
+        self.session.node.clone_from(&info.node);
     }
 
     fn finish(&mut self) -> io::Result<()> {

@@ -11,9 +11,9 @@ use crate::config::Events;
 use crate::engine::{Engine, Selection};
 use crate::filter::Filter;
 use crate::record::{
-    AcceptQueue, ClosedBy, Comm, ConnId, ContainerId, Direction, End, Event, Family, LossReason, Lost, Names, Outcome,
-    PacketDirection, PacketDrops, Pod, Process, ProcessBy, Record, RunInfo, Service, ServiceBy, ServiceMatch, Subject,
-    Summary, Tcp, TcpState, WallTime, Workload,
+    AcceptQueue, ClosedBy, Comm, ConnId, ContainerId, Direction, End, Event, Family, Joined, LossReason, Lost, Names,
+    Outcome, PacketDirection, PacketDrops, Pod, Process, ProcessBy, Record, RunInfo, Service, ServiceBy, ServiceMatch,
+    Subject, Summary, Tcp, TcpState, WallTime, Workload,
 };
 
 pub(crate) const ALL_EVENTS: Events = Events::ALL;
@@ -67,6 +67,7 @@ pub(crate) fn example() -> Record {
         id: ConnId {
             cookie: 0x005f_2c81,
             attempt: 1,
+            node: 0,
         },
         event: Event::Close,
         time: TIME,
@@ -102,6 +103,7 @@ pub(crate) fn example() -> Record {
         dropped_to: None,
         turns: None,
         subject: Subject::Connection,
+        joined: None,
         tcp: Tcp {
             srtt_us: Some(120),
             rtt_min_us: Some(98),
@@ -128,6 +130,7 @@ pub(crate) fn refused() -> Record {
         id: ConnId {
             cookie: 0x1000,
             attempt: 2,
+            node: 0,
         },
         direction: Direction::Outbound,
         family: Family::Ipv6,
@@ -187,6 +190,7 @@ pub(crate) fn largest() -> Record {
         id: ConnId {
             cookie: u64::MAX,
             attempt: MAX,
+            node: 0,
         },
         time: WallTime(i64::MAX),
         start: Some(WallTime(i64::MIN)),
@@ -319,6 +323,7 @@ pub(crate) fn dropped() -> Record {
         id: ConnId {
             cookie: 0x2000,
             attempt: 1,
+            node: 0,
         },
         duration_ns: Some(250_000_000),
         observed_ns: 250_000_000,
@@ -340,6 +345,7 @@ pub(crate) fn aborted() -> Record {
         id: ConnId {
             cookie: 0x3000,
             attempt: 1,
+            node: 0,
         },
         outcome: Some(Outcome::ResetByLocal),
         closed_by: Some(ClosedBy::Local),
@@ -360,6 +366,23 @@ pub(crate) fn all() -> Vec<Record> {
         from_a_node(),
         dropped(),
         aborted(),
+    ]
+}
+
+/// Returns connections that `--join` joined: with both ends, whose outcomes differ, and with one end.
+pub(crate) fn joined() -> Vec<Record> {
+    let mut client = in_pods();
+    client.direction = Direction::Outbound;
+    client.outcome = Some(Outcome::ResetByPeer);
+    (client.sent_bytes, client.received_bytes, client.undelivered_bytes) = (292, 5, 7);
+    let with = |record: Record, other| Record {
+        joined: Some(Box::new(Joined { other })),
+        ..record
+    };
+    vec![
+        with(client, Some(example())),
+        with(refused(), None),
+        with(example(), None),
     ]
 }
 
@@ -452,6 +475,7 @@ pub(crate) fn summary() -> Summary {
         not_scanned: Some(4),
         drops_evicted: Some(2),
         elapsed_ns: 12_345_678_901,
+        join: None,
     }
 }
 

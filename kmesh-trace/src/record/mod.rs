@@ -63,6 +63,8 @@ pub struct ConnId {
     /// The number of the attempt on this socket, from 1. A socket that was refused and connects again has a second
     /// attempt.
     pub attempt: u32,
+    /// The number of the socket's node within a replay. 0 in a live trace. No output shows it.
+    pub node: u32,
 }
 
 impl fmt::Display for ConnId {
@@ -148,6 +150,32 @@ spelling!(Outcome {
     Timeout => "timeout",
     Unknown => "unknown",
 });
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EndOutcomes {
+    /// The traced end, or both ends, had this outcome.
+    Same(Outcome),
+    /// `--join` found both ends, and their outcomes differ. So at least one is not `ok`.
+    Different { client: Outcome, server: Outcome },
+}
+
+impl EndOutcomes {
+    /// Returns whether an end failed.
+    pub fn is_failure(self) -> bool {
+        self != Self::Same(Outcome::Ok)
+    }
+}
+
+/// Displays the names of outcomes in JSON: `ok`, or `ok / reset_by_peer` if the outcomes of both ends differ.
+impl fmt::Display for EndOutcomes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Same(outcome) => f.write_str(outcome.name()),
+            Self::Different { client, server } => write!(f, "{} / {}", client.name(), server.name()),
+        }
+    }
+}
 
 /// The end that closed first or sent the RST.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -360,6 +388,37 @@ pub struct Record {
     pub tcp: Tcp,
     /// What the record reports.
     pub subject: Subject,
+    /// What `--join` found about the other end. `None` without `--join`, and while the connection is open.
+    pub joined: Option<Box<Joined>>,
+}
+
+/// What `--join` found about the other end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// The record of the other end. `None` if no stream has it.
+    pub other: Option<Record>,
+}
+
+/// The payload that one end of a connection sent and the other one did not receive, as the client sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Undelivered {
+    /// The part of the payload from the client to the server, in bytes.
+    pub sent: u64,
+    /// The part of the payload from the server to the client, in bytes.
+    pub received: u64,
+}
+
+/// The number of closes by what `--join` did with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JoinCounts {
+    /// The connections with both ends.
+    pub pairs: u64,
+    /// The closes whose other end no stream has.
+    pub one_ended: u64,
+    /// The closes that several other closes fit.
+    pub ambiguous: u64,
+    /// The closes among these that waited less for the other end, because too many closes were waiting.
+    pub early: u64,
 }
 
 /// What a record reports.
@@ -423,7 +482,11 @@ impl Record {
             SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
         };
         Self {
-            id: ConnId { cookie: 0, attempt: 0 },
+            id: ConnId {
+                cookie: 0,
+                attempt: 0,
+                node: 0,
+            },
             event: Event::Update,
             time,
             start: None,
@@ -454,6 +517,7 @@ impl Record {
             dropped_to: None,
             turns: None,
             subject,
+            joined: None,
             tcp: Tcp::new(TcpState::Close, None, &Snapshot::zeroed()),
         }
     }
@@ -467,6 +531,71 @@ impl Record {
     pub fn is_mutual_tls(&self) -> bool {
         const HBONE_PORT: u16 = 15008;
         self.dst.port() == HBONE_PORT
+    }
+
+    /// Returns the record of the other end, if `--join` found it.
+    pub fn other(&self) -> Option<&Self> {
+        self.joined.as_ref()?.other.as_ref()
+    }
+
+    /// Returns the number of closes that this record stands for.
+    pub fn closes(&self) -> u64 {
+        match self.event {
+            Event::Close => 1 + u64::from(self.other().is_some()),
+            Event::Open | Event::Update => 0,
+        }
+    }
+
+    /// Returns the records of the client's and the server's end, as far as they are known.
+    pub fn both_ends(&self) -> (Option<&Self>, Option<&Self>) {
+        match self.direction {
+            Direction::Outbound => (Some(self), self.other()),
+            Direction::Inbound => (self.other(), Some(self)),
+        }
+    }
+
+    /// Returns how the connection ended. `None` while it has not.
+    pub fn end_outcomes(&self) -> Option<EndOutcomes> {
+        let outcome = self.outcome?;
+        let (client, server) = self.both_ends();
+        let outcome_of = |end: Option<&Self>| end.and_then(|end| end.outcome);
+        Some(match (outcome_of(client), outcome_of(server)) {
+            (Some(client), Some(server)) if client != server => EndOutcomes::Different { client, server },
+            _ => EndOutcomes::Same(outcome),
+        })
+    }
+
+    /// Returns what one end sent and the other one did not receive. `None` unless both ends are known.
+    pub fn undelivered(&self) -> Option<Undelivered> {
+        let (client, server) = self.both_ends();
+        let missing = |sender: &Self, receiver: &Self| {
+            let written = sender.sent_bytes.saturating_add(sender.undelivered_bytes);
+            written.saturating_sub(receiver.received_bytes)
+        };
+        let (client, server) = (client?, server?);
+        Some(Undelivered {
+            sent: missing(client, server),
+            received: missing(server, client),
+        })
+    }
+
+    /// Returns the names of the client's and the server's end. Each end's own record knows its names best.
+    pub fn end_names(&self) -> (&End, &End) {
+        let (client, server) = self.both_ends();
+        let src = client.map(|end| &end.names.src);
+        let dst = server.map(|end| &end.names.dst);
+        (
+            End::better_known(src, &self.names.src),
+            End::better_known(dst, &self.names.dst),
+        )
+    }
+
+    /// Returns the Service that the client called. The client's end knows what it dialled.
+    pub fn service(&self) -> Option<&ServiceMatch> {
+        let (client, server) = self.both_ends();
+        let known = |end: Option<&'_ Self>| end.is_some_and(|end| end.names.service.is_some());
+        let end = if known(client) { client } else { server };
+        end?.names.service.as_ref()
     }
 
     /// Returns the names of the traced socket's end.
@@ -568,6 +697,8 @@ pub struct Summary {
     pub drops_evicted: Option<u64>,
     /// The time since tracing began, in ns.
     pub elapsed_ns: u64,
+    /// What `--join` did. `None` without `--join`.
+    pub join: Option<JoinCounts>,
 }
 
 impl Summary {
@@ -587,6 +718,7 @@ impl Summary {
             not_scanned: None,
             drops_evicted: None,
             elapsed_ns: 0,
+            join: None,
         }
     }
 

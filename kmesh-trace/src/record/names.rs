@@ -117,6 +117,14 @@ pub struct End {
     pub node: Option<Arc<str>>,
 }
 
+impl End {
+    /// Returns `own` unless `seen` has more names.
+    pub(super) fn better_known<'a>(own: Option<&'a Self>, seen: &'a Self) -> &'a Self {
+        let names = |end: &Self| (end.pod.is_some(), end.node.is_some());
+        own.filter(|own| names(own) >= names(seen)).unwrap_or(seen)
+    }
+}
+
 /// All names of a connection. The default has no names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 
-use crate::record::{Comm, ConnId, Direction, End, Outcome, Record, Service, Workload};
+use crate::record::{Comm, ConnId, Direction, End, EndOutcomes, Record, Service, Workload};
 
 /// A key of `--by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -19,7 +19,7 @@ pub enum Key {
     Pod,
     /// The namespaces of both ends.
     Namespace,
-    /// The nodes of both ends.
+    /// The nodes of both ends. The node of the traced end is known without names.
     Node,
     /// The name of the process that owns the socket.
     Process,
@@ -60,14 +60,22 @@ impl By {
     /// Returns the group of `record`.
     pub fn group(self, record: &Record) -> Group {
         let (mut src, mut dst) = (GroupEnd::default(), GroupEnd::default());
-        let names = &record.names;
-        let ends = [(&mut src, &names.src, record.src), (&mut dst, &names.dst, record.dst)];
+        let (src_names, dst_names) = record.end_names();
+        let ends = [(&mut src, src_names, record.src), (&mut dst, dst_names, record.dst)];
         for (group_end, end, address) in ends {
             self.set_end(group_end, end, address);
         }
-        let service = names.service.as_ref().map(|found| &found.service);
+        if self.has(Key::Node) {
+            // The node of a socket is known without names.
+            let (client, server) = record.both_ends();
+            for (group_end, end) in [(&mut src, client), (&mut dst, server)] {
+                let node = || end.map(|end| Arc::clone(&end.node));
+                group_end.node = group_end.node.take().or_else(node);
+            }
+        }
+        let service = record.service().map(|found| &found.service);
         if self.has(Key::Service) && service.is_none() {
-            dst.set_workload(&names.dst, record.dst);
+            dst.set_workload(dst_names, record.dst);
         }
         if self.has(Key::Port) {
             dst.port = Some(record.dst.port());
@@ -80,7 +88,7 @@ impl By {
             service: self.has(Key::Service).then(|| service.cloned()),
             process: self.has(Key::Process).then(|| process.map(|process| process.comm)),
             pid: self.has(Key::Pid).then(|| process.map(|process| process.pid)),
-            outcome: self.has(Key::Outcome).then_some(record.outcome),
+            outcome: self.has(Key::Outcome).then(|| record.end_outcomes()),
             id: self.has(Key::Connection).then_some(record.id),
         }
     }
@@ -124,7 +132,7 @@ pub struct Group {
     /// The ID of the process. `Some(None)`: the process is unknown.
     pub pid: Option<Option<u32>>,
     /// How the connections ended. `Some(None)`: they have not ended.
-    pub outcome: Option<Option<Outcome>>,
+    pub outcome: Option<Option<EndOutcomes>>,
     pub id: Option<ConnId>,
 }
 

@@ -1,13 +1,13 @@
 //! The groups of one window.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::group::{By, Group};
 use super::open::CountedIn;
 use super::quantiles::Quantiles;
 use super::responses::Responses;
-use crate::record::{Comm, Event, Outcome, ReasonSums, Record, Service, WallTime};
+use crate::record::{Comm, EndOutcomes, Event, Outcome, ReasonSums, Record, Service, WallTime};
 use crate::track::delta::Delta;
 
 /// The number of connections of a group that are listed although they have no update.
@@ -26,6 +26,8 @@ pub struct Sums {
     pub closed: u64,
     /// `closed` by outcome, in the order of [`Outcome::ALL`].
     pub outcomes: [u64; Outcome::ALL.len()],
+    /// The part of `closed` whose ends had different outcomes.
+    pub different_outcomes: BTreeMap<EndOutcomes, u64>,
     /// The connections that ended and whose traced end sent a RST, by the kernel's reason.
     pub reset_reasons: ReasonSums,
     /// The packets that this node dropped, by the kernel's reason.
@@ -58,23 +60,30 @@ impl Sums {
     /// Returns the number of connections and attempts that ended with an outcome other than `ok`.
     pub fn failed(&self) -> u64 {
         self.by_outcome()
-            .filter(|(outcome, _)| *outcome != Outcome::Ok)
+            .filter(|(outcomes, _)| outcomes.is_failure())
             .map(|(_, count)| count)
             .sum()
     }
 
     /// Iterates over the outcomes that occurred.
-    pub fn by_outcome(&self) -> impl Iterator<Item = (Outcome, u64)> {
-        let counts = Outcome::ALL.iter().copied().zip(self.outcomes);
-        counts.filter(|(_, count)| *count > 0)
+    pub fn by_outcome(&self) -> impl Iterator<Item = (EndOutcomes, u64)> {
+        let counts = Outcome::ALL
+            .iter()
+            .map(|&outcome| EndOutcomes::Same(outcome))
+            .zip(self.outcomes);
+        let different = self
+            .different_outcomes
+            .iter()
+            .map(|(&outcomes, &count)| (outcomes, count));
+        counts.filter(|(_, count)| *count > 0).chain(different)
     }
 
     /// Returns the most frequent failure. If several are equally frequent, the first in [`Outcome::ALL`].
-    pub fn main_failure(&self) -> Option<Outcome> {
+    pub fn main_failure(&self) -> Option<EndOutcomes> {
         self.by_outcome()
-            .filter(|(outcome, _)| *outcome != Outcome::Ok)
+            .filter(|(outcomes, _)| outcomes.is_failure())
             .reduce(|most, next| if next.1 > most.1 { next } else { most })
-            .map(|(outcome, _)| outcome)
+            .map(|(outcomes, _)| outcomes)
     }
 
     /// Returns the bytes sent that count in a rate.
@@ -128,11 +137,15 @@ impl Sums {
         }
         if record.event == Event::Close {
             self.closed += 1;
-            if let Some(outcome) = record.outcome {
-                self.outcomes[outcome as usize] += 1;
+            match record.end_outcomes() {
+                Some(EndOutcomes::Same(outcome)) => self.outcomes[outcome as usize] += 1,
+                Some(outcomes) => *self.different_outcomes.entry(outcomes).or_default() += 1,
+                None => {}
             }
-            if let Some(reason) = &record.reset_reason {
-                self.reset_reasons.add(reason, 1);
+            for end in [Some(record), record.other()].into_iter().flatten() {
+                if let Some(reason) = &end.reset_reason {
+                    self.reset_reasons.add(reason, 1);
+                }
             }
             if let Some(duration_ns) = record.duration_ns {
                 self.durations.add(duration_ns);
@@ -145,6 +158,9 @@ impl Sums {
         (self.open, self.connecting) = (later.open, later.connecting);
         for (count, more) in self.outcomes.iter_mut().zip(later.outcomes) {
             *count += more;
+        }
+        for (outcomes, count) in &later.different_outcomes {
+            *self.different_outcomes.entry(*outcomes).or_default() += count;
         }
         for (sum, more) in [
             (&mut self.opened, later.opened),
@@ -220,7 +236,7 @@ impl<T: PartialEq + Clone> Common<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub time: WallTime,
-    pub outcome: Outcome,
+    pub outcomes: EndOutcomes,
 }
 
 /// One group in one window.
@@ -257,21 +273,19 @@ impl Row {
 
     fn add(&mut self, record: &Record, delta: &Delta) {
         self.sums.add(record, delta);
-        if let Some(outcome) = record.outcome
-            && outcome != Outcome::Ok
+        if let Some(outcomes) = record.end_outcomes()
+            && outcomes.is_failure()
         {
             self.last_failure = Some(Failure {
                 time: record.time,
-                outcome,
+                outcomes,
             });
         }
         self.port.add(&record.dst.port());
         self.comm.add(&record.process.as_ref().map(|process| process.comm));
-        match (&self.service, &record.names.service) {
+        match (&self.service, record.service()) {
             (Common::All(Some(common)), Some(found)) if Arc::ptr_eq(common, &found.service) => {}
-            (_, found) => self
-                .service
-                .add(&found.as_ref().map(|found| Arc::clone(&found.service))),
+            (_, found) => self.service.add(&found.map(|found| Arc::clone(&found.service))),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::output::testing;
-use crate::record::{ConnId, Direction, Event, Outcome, Tcp};
+use crate::record::{ConnId, Direction, EndOutcomes, Event, Outcome, Tcp};
 use crate::track::delta::Deltas;
 
 const SECOND: i64 = 1_000_000_000;
@@ -23,7 +23,11 @@ fn settings(keys: &[Key]) -> RollupSettings {
 fn record(cookie: u64, event: Event, second: f64, sent_bytes: u64) -> Record {
     let example = testing::example();
     Record {
-        id: ConnId { cookie, attempt: 1 },
+        id: ConnId {
+            cookie,
+            attempt: 1,
+            node: 0,
+        },
         event,
         time: WallTime((second * 1e9) as i64),
         direction: Direction::Outbound,
@@ -363,11 +367,12 @@ fn failures_are_counted_by_outcome() {
     ]);
     let sums = &windows[0].rows[0].sums;
     assert_eq!((sums.closed, sums.failed(), sums.opened), (4, 3, 1));
-    assert_eq!(sums.main_failure(), Some(Outcome::ConnectTimeout));
+    assert_eq!(sums.main_failure(), Some(EndOutcomes::Same(Outcome::ConnectTimeout)));
     let by_outcome: Vec<_> = sums.by_outcome().collect();
     assert_eq!(
         by_outcome,
         [(Outcome::Ok, 1), (Outcome::Refused, 1), (Outcome::ConnectTimeout, 2)]
+            .map(|(outcome, count)| (EndOutcomes::Same(outcome), count))
     );
     assert_eq!(sums.connects.summary().map(|summary| summary.max), Some(1_000_000));
 }
@@ -449,14 +454,14 @@ fn group_has_only_the_grouped_facts() {
         (&[Key::Namespace], in_pods(), "istio-system > echo-1-27855"),
         (&[Key::Namespace], example(), " > "),
         (&[Key::Node], in_pods(), "worker-1 > worker-1"),
-        (&[Key::Node], from_a_node(), "worker-2 > "),
+        (&[Key::Node], from_a_node(), "worker-2 > worker-1"),
         (&[Key::Process], example(), " >  process true"),
         (&[Key::Process], testing::refused(), " >  process false"),
         (&[Key::Pid], example(), " >  pid Some(4711)"),
         (&[Key::Pid], testing::refused(), " >  pid None"),
         (&[Key::Ip], in_pods(), "10.244.0.17 > 10.244.0.13"),
         (&[Key::Port], in_pods(), " > :9080"),
-        (&[Key::Outcome], testing::refused(), " >  outcome Some(Refused)"),
+        (&[Key::Outcome], testing::refused(), " >  outcome Some(Same(Refused))"),
         (&[Key::Outcome], record(1, Event::Update, 0.0, 0), " >  outcome None"),
         (
             &[Key::Connection],
@@ -778,7 +783,7 @@ fn last_failure_is_the_latest_one() {
     let failures: Vec<_> = windows.iter().map(|window| window.rows[0].last_failure).collect();
     let expected = Failure {
         time: WallTime(2 * SECOND),
-        outcome: Outcome::ConnectTimeout,
+        outcomes: EndOutcomes::Same(Outcome::ConnectTimeout),
     };
     assert_eq!(failures, [Some(expected), None]);
 }

@@ -111,6 +111,7 @@ impl Account {
             not_scanned: counts.not_scanned,
             drops_evicted: None,
             elapsed_ns: at.elapsed_ns,
+            join: None,
         }
     }
 

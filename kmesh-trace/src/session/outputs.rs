@@ -39,6 +39,7 @@ pub fn open(
             color: config.color,
             totals: rollup.totals,
             can_reread: can_reread(config),
+            joins: rollup.joins,
             parse_filter: parse_prompt_filter,
         };
         let history = SharedHistory::new(rollup.settings.max_groups);

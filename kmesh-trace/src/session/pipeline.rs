@@ -235,7 +235,11 @@ impl Pipeline {
     /// Notes that a socket scan has ended. The sinks forget the listeners that it did not find.
     pub fn end_scan(&mut self) -> io::Result<()> {
         for cookie in self.listeners.end_scan() {
-            self.engine.exclude(ConnId { cookie, attempt: 0 })?;
+            self.engine.exclude(ConnId {
+                cookie,
+                attempt: 0,
+                node: 0,
+            })?;
         }
         Ok(())
     }

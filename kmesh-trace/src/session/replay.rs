@@ -1,8 +1,11 @@
 //! The replay session (`--read`): feeds the records of captures to the same [`Engine`] as a live trace. It runs on any
 //! system.
 
+mod live;
+mod merge;
 mod stream;
 
+use std::collections::HashMap;
 use std::future::pending;
 use std::io::{self, ErrorKind};
 use std::process::exit;
@@ -15,20 +18,24 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::sync::oneshot;
 
+use self::live::LiveStreams;
+use self::merge::{Merge, Next};
 use self::stream::Stream;
 use super::explain;
 use crate::capture::Target;
+use crate::capture::lines::Limits;
 use crate::capture::parse::Line;
 use crate::config::{CaptureConfig, Config, Origin, TimeRange, Verbosity};
-use crate::engine::{Engine, Selection};
+use crate::engine::{Engine, Selection, Tally};
 use crate::filter::KnownNames;
+use crate::join::{Join, Tagged};
 use crate::names::objects::file;
 use crate::names::offline::OfflineNames;
 use crate::output::NameSourceStatus;
 use crate::output::stderr::{status, warn};
 use crate::output::table::view::UiCommand;
 use crate::output::term::{self, JobControl};
-use crate::record::{Event, Header, Record, Summary, WallTime};
+use crate::record::{Event, Header, Record, RunInfo, Subject, Summary, WallTime};
 use crate::session::exit::Exit;
 use crate::session::outputs;
 
@@ -40,6 +47,7 @@ pub struct Files {
 
 /// Opens the captures, and creates the file that the replay is written to.
 pub fn open(config: &Config) -> Result<Files> {
+    allow_many_files();
     let inputs = config.read.iter().map(stream::Input::open).collect::<Result<_>>()?;
     let target = config.capture.as_ref();
     let target = target.map(|CaptureConfig { path, rotation }| Target::create(path, *rotation));
@@ -49,19 +57,41 @@ pub fn open(config: &Config) -> Result<Files> {
     })
 }
 
+/// Raises the limit of open files as far as that needs no privilege. The usual limit is 1,024, and each stream is one.
+fn allow_many_files() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::Nofile);
+        // If this fails, opening a file says so.
+        _ = setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: limit.maximum,
+                ..limit
+            },
+        );
+    }
+}
+
 /// Replays captures, and adds the names of a pods file to their records.
 pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> Result<Exit> {
     let range = stream::resolve(&config.range, &files.inputs)?;
     let inputs: Vec<_> = files.inputs.iter().filter_map(stream::Input::restarted).collect();
-    let mut streams = files.inputs.into_iter().map(Stream::new).collect::<Result<Vec<_>>>()?;
-    for stream in &mut streams {
-        stream.advance()?;
-    }
+    let may_be_late = config.join || files.inputs.len() > 1 || files.inputs.iter().any(stream::Input::is_live);
+    let merge = start(files.inputs)?;
     // A file that is no capture is an error before `--write` creates a header.
-    if let [stream] = &streams[..] {
+    if let [stream] = &merge.streams[..]
+        && (stream.has_line() || stream.has_ended())
+    {
         stream.check_content()?;
     }
-    let header = merged_header(&streams);
+    let mut config = config.clone();
+    if let Some(rollup) = &mut config.rollup {
+        rollup.may_be_late = may_be_late;
+    }
+    let config = &config;
+    let header = merged_header(&merge.streams);
     if config.verbosity == Verbosity::Verbose {
         status(&format!(
             "{}: written by kmesh-trace {:?}, kernel {:?}",
@@ -92,9 +122,14 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         filter: config.filter.clone(),
         count: config.count,
     };
+    let count = merge.streams.len();
     let replay = Replay {
-        is_merged: streams.len() > 1,
-        streams,
+        is_merged: count > 1,
+        tallies: vec![Tally::default(); count],
+        is_identified: merge.streams.iter().map(|stream| stream.info().is_some()).collect(),
+        nodes: Nodes::default(),
+        join: config.join.then(Join::default),
+        merge,
         offline,
         engine: Engine::new(selection.clone(), outputs.sinks),
         selection,
@@ -107,7 +142,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         start: None,
         header_start: header.start,
         latest: header.start,
-        skipped: 0,
+        skipped: vec![0; count],
         known: config.filter.has_names().then(KnownNames::default),
         verbosity: config.verbosity,
     };
@@ -128,17 +163,50 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
     runtime.block_on(wait(end, &stop, &requests, jobs))
 }
 
+/// Starts to read all inputs.
+fn start(inputs: Vec<stream::Input>) -> Result<Merge> {
+    let live = Arc::new(LiveStreams::default());
+    let limits = Limits::of_each(inputs.len());
+    let streams = inputs.into_iter().map(|input| Stream::new(input, limits, &live));
+    Ok(Merge::new(streams.collect::<Result<_>>()?, live))
+}
+
 /// Returns the header of the merged streams: all nodes, and the earliest start.
 fn merged_header(streams: &[Stream]) -> Header {
-    let mut headers = streams.iter().map(Stream::header);
-    let mut merged = headers.next().unwrap_or_else(Header::unknown);
-    for header in headers {
-        if !merged.info.node.split(',').any(|node| node == header.info.node) {
-            merged.info.node = format!("{},{}", merged.info.node, header.info.node);
-        }
-        merged.start = merged.start.min(header.start);
+    let start = streams.iter().filter(|stream| stream.info().is_some());
+    let start = start.map(|stream| stream.header().start).min();
+    match streams {
+        [stream] => stream.header(),
+        _ => Header {
+            info: merged_info(streams),
+            start: start.unwrap_or(WallTime(0)),
+            ..Header::unknown()
+        },
     }
-    merged
+}
+
+/// Returns the nodes of all streams as far as they are known, and the versions of the first one.
+fn merged_info(streams: &[Stream]) -> RunInfo {
+    /// The maximum number of nodes that are listed by their names.
+    const MAX_NAMED: usize = 8;
+    let mut infos = streams.iter().filter_map(Stream::info);
+    let first = infos.clone().next().cloned();
+    let mut nodes: Vec<&str> = Vec::new();
+    for info in infos.by_ref() {
+        if !nodes.contains(&&*info.node) {
+            nodes.push(&info.node);
+        }
+    }
+    match first {
+        None => Header::unknown().info,
+        Some(first) => RunInfo {
+            node: match nodes.len() {
+                0..=MAX_NAMED => nodes.join(","),
+                count => format!("{count} nodes"),
+            },
+            ..first
+        },
+    }
 }
 
 /// Returns the first instant of `range` that was traced. A capture without a header does not say it, and a later part
@@ -217,7 +285,14 @@ enum Request {
 
 /// The replay thread: feeds the engine with the lines of the streams, in the order of their times.
 struct Replay {
-    streams: Vec<Stream>,
+    merge: Merge,
+    /// The numbers of records of each stream.
+    tallies: Vec<Tally>,
+    /// Whether the node of each stream is known to the outputs.
+    is_identified: Vec<bool>,
+    nodes: Nodes,
+    /// Joins both ends of connections, with `--join`.
+    join: Option<Join>,
     /// Whether there is more than one stream.
     is_merged: bool,
     /// The names of the pods file.
@@ -240,8 +315,8 @@ struct Replay {
     header_start: WallTime,
     /// The time of the last replayed line.
     latest: WallTime,
-    /// The number of closes outside of `range`.
-    skipped: u64,
+    /// The number of closes of each stream outside of `range`.
+    skipped: Vec<u64>,
     /// The names in the captures, if the filter has names.
     known: Option<KnownNames>,
     verbosity: Verbosity,
@@ -261,10 +336,14 @@ impl Replay {
         }
         self.warn_of_unknown_names();
         let mut exit = Exit::Ok;
-        for stream in &self.streams {
-            if stream.report_end()? {
-                exit = Exit::Failed;
+        for stream in &self.merge.streams {
+            match stream.report_end() {
+                Ok(false) => continue,
+                Ok(true) => {}
+                Err(error) if self.is_merged => status(&format!("{error:#}")),
+                Err(error) => return Err(error),
             }
+            exit = Exit::Failed;
         }
         Ok(exit)
     }
@@ -291,12 +370,11 @@ impl Replay {
         sinks.truncate(1);
         self.engine = Engine::new(self.selection.clone(), sinks);
         let restarted = self.inputs.iter().filter_map(stream::Input::restarted);
-        let streams = restarted.map(Stream::new).collect::<Result<Vec<_>>>();
-        self.streams = streams.map_err(Failure::Input)?;
-        for stream in &mut self.streams {
-            stream.advance().map_err(Failure::Input)?;
-        }
-        (self.start, self.latest, self.skipped) = (None, self.header_start, 0);
+        self.merge = start(restarted.collect()).map_err(Failure::Input)?;
+        self.tallies.fill(Tally::default());
+        self.join = self.join.is_some().then(Join::default);
+        self.skipped.fill(0);
+        (self.start, self.latest) = (None, self.header_start);
         self.read_all()?;
         Ok(self.engine.finish()?)
     }
@@ -307,68 +385,183 @@ impl Replay {
         if let Some(start) = self.traced_from {
             self.engine.watermark(start)?;
         }
-        while let Some(index) = self.first_stream() {
-            let stream = &mut self.streams[index];
-            let Some(line) = stream.take() else { break };
+        loop {
+            let index = match self.merge.next() {
+                Next::Line(index) => index,
+                Next::Idle if self.is_over_while_idle() => break self.merge.stop(),
+                Next::Idle => {
+                    self.idle()?;
+                    continue;
+                }
+                Next::End => break,
+            };
+            self.identify(index);
+            let stream = &mut self.merge.streams[index];
+            let Some(line) = stream.take() else { continue };
             let time = stream.time();
             match line {
                 Line::Record(record) => {
-                    if self.is_over(&record) {
-                        self.streams.iter_mut().for_each(Stream::stop);
-                        ends_with_summary = false;
-                        break;
-                    }
-                    self.latest = time;
                     ends_with_summary = false;
-                    self.record(index, &record)?;
+                    if self.is_over(&record) {
+                        break self.merge.stop();
+                    }
+                    self.latest = self.latest.max(time);
+                    self.record(index, *record)?;
                 }
                 Line::Lost(lost) => {
-                    self.latest = time;
+                    self.latest = self.latest.max(time);
                     self.engine.lost(&lost)?;
                 }
-                Line::Summary(..) => {
-                    self.latest = time;
-                    self.streams[index].advance().map_err(Failure::Input)?;
-                    // Several streams have one merged summary at the end.
-                    if !self.is_merged {
-                        if !self.streams[index].has_line() {
-                            self.end_windows()?;
-                        }
+                Line::Summary(summary, info) => {
+                    self.latest = self.latest.max(time);
+                    // Several streams have their summaries at the end.
+                    if !self.is_merged && self.join.is_none() {
                         ends_with_summary = true;
-                        let summary = self.with_tally(self.streams[index].summary());
-                        self.engine.summary(&summary)?;
+                        self.only_summary(&summary, &info)?;
                     }
-                    continue;
                 }
                 Line::Header(_) => {}
             }
-            self.streams[index].advance().map_err(Failure::Input)?;
         }
+        if let Some(join) = &mut self.join {
+            join.finish();
+            ends_with_summary = false;
+        }
+        self.deliver_joined()?;
         if !ends_with_summary {
             self.end_windows()?;
-            let summary = self.merged_summary();
-            self.engine.summary(&summary)?;
+            self.summaries()?;
         }
         Ok(())
     }
 
-    fn record(&mut self, index: usize, record: &Record) -> io::Result<()> {
+    /// Takes a summary of the only stream.
+    fn only_summary(&mut self, summary: &Summary, info: &RunInfo) -> io::Result<()> {
+        let recorded = self.merge.streams[0].summary();
+        self.merge.settle();
+        let stream = &self.merge.streams[0];
+        if stream.is_summary_next() {
+            // The saved output of merged streams has a summary of each before the one of all.
+            return match self.is_whole() {
+                true => self.engine.stream_summary(summary, info),
+                false => Ok(()),
+            };
+        }
+        if !stream.has_line() {
+            self.end_windows()?;
+        }
+        let summary = self.with_tally(recorded, self.engine.tally(), self.skipped.iter().sum());
+        self.engine.summary(&summary)
+    }
+
+    /// Reports the summaries of all streams.
+    fn summaries(&mut self) -> io::Result<()> {
+        let mut merged = Summary::zero(self.latest);
+        for index in 0..self.merge.streams.len() {
+            let stream = &self.merge.streams[index];
+            let recorded = stream.summary();
+            merged.add(&recorded);
+            if self.is_merged {
+                let info = stream.info().cloned().unwrap_or_else(|| Header::unknown().info);
+                let summary = self.with_tally(recorded, self.tallies[index], self.skipped[index]);
+                self.engine.stream_summary(&summary, &info)?;
+            }
+        }
+        let start = self.start.unwrap_or(self.latest);
+        if merged.elapsed_ns == 0 {
+            merged.elapsed_ns = self.latest.0.saturating_sub(start.0).try_into().unwrap_or(0);
+        }
+        let merged = self.with_tally(merged, self.engine.tally(), self.skipped.iter().sum());
+        let merged = Summary {
+            join: self.join.as_ref().map(Join::counts),
+            ..merged
+        };
+        self.engine.summary(&merged)
+    }
+
+    /// Flushes the outputs and waits for a live stream.
+    fn idle(&mut self) -> io::Result<()> {
+        if let Some(until) = self.merge.watermark()
+            && self.start.is_some()
+        {
+            self.latest = self.latest.max(until);
+            if let Some(join) = &mut self.join {
+                join.advance(until);
+            }
+            self.deliver_joined()?;
+            self.engine.watermark(until)?;
+        }
+        self.engine.flush()?;
+        self.merge.wait();
+        Ok(())
+    }
+
+    /// Tells the outputs the node of a stream when it becomes known.
+    fn identify(&mut self, index: usize) {
+        if !self.is_merged || self.is_identified[index] || self.merge.streams[index].info().is_none() {
+            return;
+        }
+        self.is_identified[index] = true;
+        self.engine.set_info(&merged_info(&self.merge.streams));
+    }
+
+    fn record(&mut self, index: usize, mut record: Record) -> io::Result<()> {
+        record.id.node = self.nodes.number(&record.node);
+        if let Some(other) = record.joined.as_mut().and_then(|joined| joined.other.as_mut()) {
+            other.id.node = self.nodes.number(&other.node);
+        }
+        self.merge.streams[index].count(&record);
         if !self.range.contains(record.time) {
-            self.skipped += u64::from(record.event == Event::Close);
-            self.streams[index].count(record);
+            self.skipped[index] += u64::from(record.event == Event::Close);
             return Ok(());
         }
         self.start.get_or_insert(record.time);
-        self.streams[index].count(record);
-        if self.streams[index].is_baseline(record) {
-            return self.engine.baseline(record);
+        if self.merge.streams[index].is_baseline(&record) {
+            return self.engine.baseline(&record);
         }
-        let annotated = self.offline.as_mut().map(|offline| offline.annotate(record));
-        let record = annotated.as_ref().unwrap_or(record);
+        let annotated = self.offline.as_mut().map(|offline| offline.annotate(&record));
+        let record = annotated.unwrap_or(record);
         if let Some(known) = &mut self.known {
-            known.add_record(record);
+            known.add_record(&record);
         }
-        self.engine.record(record, false)
+        let tag = u32::try_from(index).unwrap_or(u32::MAX);
+        match &mut self.join {
+            Some(join) if record.subject == Subject::Connection => join.take(record, tag),
+            _ => {
+                let tags = [Some(tag), None];
+                return self.deliver(&Tagged { record, tags });
+            }
+        }
+        self.deliver_joined()
+    }
+
+    /// Delivers the records that were joined, or wait no longer.
+    fn deliver_joined(&mut self) -> io::Result<()> {
+        while let Some(joined) = self.join.as_mut().and_then(Join::pop) {
+            self.deliver(&joined)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a record to the outputs, and counts it in the streams of its ends.
+    fn deliver(&mut self, Tagged { record, tags }: &Tagged) -> io::Result<()> {
+        let before = self.engine.tally();
+        self.engine.record(record, false)?;
+        let counted = self.engine.tally().since(before);
+        for (end, index) in [Some(record), record.other()].into_iter().zip(tags) {
+            if let Some(end) = end
+                && let Some(index) = index
+            {
+                // The tag of a record that was joined before stands for both ends.
+                let closes = if tags[1].is_some() {
+                    end.closes().min(1)
+                } else {
+                    record.closes()
+                };
+                self.tallies[*index as usize].add(counted.of_closes(closes));
+            }
+        }
+        Ok(())
     }
 
     /// Warns of names in the filter that no record of the captures has.
@@ -381,17 +574,22 @@ impl Replay {
         }
     }
 
-    /// Returns the stream with the earliest line.
-    fn first_stream(&self) -> Option<usize> {
-        let streams = self.streams.iter().enumerate().filter(|(_, stream)| stream.has_line());
-        streams.min_by_key(|(_, stream)| stream.time()).map(|(index, _)| index)
+    fn is_over(&self, record: &Record) -> bool {
+        self.is_after_end(record.time) || self.engine.is_full() || self.stop.load(Ordering::Relaxed)
     }
 
-    fn is_over(&self, record: &Record) -> bool {
-        let is_late = self.duration.zip(self.start).is_some_and(|(duration, start)| {
-            i128::from(record.time.0) - i128::from(start.0) > duration.as_nanos() as i128
-        });
-        is_late || self.engine.is_full() || self.stop.load(Ordering::Relaxed) || self.range.is_after(record.time)
+    /// Returns whether the run is over before the next record arrives.
+    fn is_over_while_idle(&self) -> bool {
+        let is_late = self.merge.watermark().is_some_and(|until| self.is_after_end(until));
+        is_late || self.engine.is_full() || self.stop.load(Ordering::Relaxed)
+    }
+
+    fn is_after_end(&self, time: WallTime) -> bool {
+        let is_late = self
+            .duration
+            .zip(self.start)
+            .is_some_and(|(duration, start)| i128::from(time.0) - i128::from(start.0) > duration.as_nanos() as i128);
+        is_late || self.range.is_after(time)
     }
 
     /// Ends the windows of rollups at the same times as the live run did.
@@ -400,16 +598,18 @@ impl Replay {
         self.engine.watermark(WallTime::MAX)
     }
 
-    /// Returns `recorded`, the summary of a stream, with the counts of this replay's filters and limits.
-    fn with_tally(&self, recorded: Summary) -> Summary {
+    /// Returns whether the run delivers every close of its only stream.
+    fn is_whole(&self) -> bool {
         let tally = self.engine.tally();
-        let is_whole = tally.filtered + tally.after_limit + self.skipped == 0;
+        tally.filtered + tally.after_limit + self.skipped.iter().sum::<u64>() == 0
+    }
+
+    /// Returns `recorded`, the summary of streams, with the counts of this replay's filters and limits.
+    fn with_tally(&self, recorded: Summary, tally: Tally, skipped: u64) -> Summary {
+        let is_whole = tally.filtered + tally.after_limit + skipped == 0;
         Summary {
             delivered: tally.delivered,
-            filtered: recorded
-                .filtered
-                .saturating_add(tally.filtered)
-                .saturating_add(self.skipped),
+            filtered: recorded.filtered.saturating_add(tally.filtered).saturating_add(skipped),
             after_limit: recorded.after_limit.saturating_add(tally.after_limit),
             // Lines do not contain which records are unresolved, so the number for a part of a capture is an estimate.
             unresolved: if is_whole {
@@ -420,18 +620,26 @@ impl Replay {
             ..recorded
         }
     }
+}
 
-    /// Returns the sum of the summaries of all streams.
-    fn merged_summary(&self) -> Summary {
-        let mut merged = Summary::zero(self.latest);
-        for summary in self.streams.iter().map(Stream::summary) {
-            merged.add(&summary);
+/// Numbers the nodes of a replay, because the IDs of connections are unique only within a node.
+#[derive(Debug, Default)]
+struct Nodes {
+    numbers: HashMap<Arc<str>, u32>,
+    last: Option<(Arc<str>, u32)>,
+}
+
+impl Nodes {
+    fn number(&mut self, node: &Arc<str>) -> u32 {
+        if let Some((last, number)) = &self.last
+            && last == node
+        {
+            return *number;
         }
-        let start = self.start.unwrap_or(self.latest);
-        if merged.elapsed_ns == 0 {
-            merged.elapsed_ns = self.latest.0.saturating_sub(start.0).try_into().unwrap_or(0);
-        }
-        self.with_tally(merged)
+        let next = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
+        let number = *self.numbers.entry(Arc::clone(node)).or_insert(next);
+        self.last = Some((Arc::clone(node), number));
+        number
     }
 }
 

@@ -111,6 +111,7 @@ impl Tracker {
             id: ConnId {
                 cookie: listener.cookie,
                 attempt: 0,
+                node: 0,
             },
             process: process(&listener.owner),
             netns: listener.netns,
@@ -204,6 +205,7 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, node: &Arc<str>,
         id: ConnId {
             cookie: snapshot.cookie,
             attempt: snapshot.attempt,
+            node: 0,
         },
         event,
         time: clock.wall(snapshot.time_ns),
@@ -237,6 +239,7 @@ fn record(snapshot: &Snapshot, reset_sent: bool, began_ns: u64, node: &Arc<str>,
         dropped_to: None,
         turns: None,
         subject: Subject::Connection,
+        joined: None,
         tcp: Tcp::new(tcp_state(state).unwrap_or(TcpState::Close), old_state, snapshot),
     }
 }

@@ -4,10 +4,12 @@
 //! the kernel's counters are shared, as [`record::Tcp`]: one table in `kmesh-trace-common` lists them.
 //! [`crate::output::json::schema`] is generated from the same types, so the output always matches the schema.
 
+mod pair;
 mod reports;
 mod rollup;
 mod values;
 
+pub use pair::PairLine;
 pub use reports::{ListenerLine, RejectLine};
 pub use rollup::RollupLine;
 
@@ -473,6 +475,40 @@ pub struct SummaryLine<'a> {
     lost_at_most: u64,
     /// The reasons for lost_records, separated by commas; null if nothing was lost.
     reason: Option<Reasons<'a>>,
+    /// What --join did with the closes; only with --join.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join: Option<JoinCounts>,
+}
+
+/// The number of closes by what --join did with them.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "join")]
+struct JoinCounts {
+    /// The connections of which both ends are known.
+    pairs: u64,
+    /// The closes whose other end no stream has.
+    one_ended: u64,
+    /// The closes that several other closes fit, so that all of them stay alone.
+    ambiguous: u64,
+    /// The closes that waited less for the other end, because too many closes were waiting.
+    early: u64,
+}
+
+impl From<record::JoinCounts> for JoinCounts {
+    fn from(counts: record::JoinCounts) -> Self {
+        let record::JoinCounts {
+            pairs,
+            one_ended,
+            ambiguous,
+            early,
+        } = counts;
+        Self {
+            pairs,
+            one_ended,
+            ambiguous,
+            early,
+        }
+    }
 }
 
 impl<'a> SummaryLine<'a> {
@@ -497,6 +533,7 @@ impl<'a> SummaryLine<'a> {
             version: &info.version,
             lost_at_most: summary.lost_at_most,
             reason: (!summary.reasons.is_empty()).then_some(Reasons(&summary.reasons)),
+            join: summary.join.map(JoinCounts::from),
         }
     }
 }

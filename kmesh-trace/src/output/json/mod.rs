@@ -7,7 +7,7 @@ pub mod schema;
 
 use super::{Sink, Stdout};
 use crate::config::Events;
-use crate::output::json::contract::{ConnLine, ListenerLine, LostLine, RejectLine, SummaryLine};
+use crate::output::json::contract::{ConnLine, ListenerLine, LostLine, PairLine, RejectLine, SummaryLine};
 use crate::record::{Lost, Record, RunInfo, Subject, Summary};
 use crate::track::delta::Delta;
 use serde::Serialize;
@@ -38,10 +38,10 @@ impl Json {
 
 impl Sink for Json {
     fn record(&mut self, record: &Record, _: &Delta) -> io::Result<()> {
-        if self.events.has(record.event) {
-            self.line(&ConnLine::new(record))
-        } else {
-            Ok(())
+        match (self.events.has(record.event), &record.joined) {
+            (false, _) => Ok(()),
+            (true, None) => self.line(&ConnLine::new(record)),
+            (true, Some(_)) => self.line(&PairLine::new(record)),
         }
     }
 
@@ -60,6 +60,14 @@ impl Sink for Json {
 
     fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         append_line(self.out.text(), &SummaryLine::new(summary, &self.info))
+    }
+
+    fn stream_summary(&mut self, summary: &Summary, info: &RunInfo) -> io::Result<()> {
+        append_line(self.out.text(), &SummaryLine::new(summary, info))
+    }
+
+    fn set_info(&mut self, info: &RunInfo) {
+        self.info.clone_from(info);
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! `kmesh-trace schema`: the JSON Schema of all lines.
 
 use crate::output::json::contract::{
-    ConnLine, HeaderLine, ListenerLine, LostLine, RejectLine, RollupLine, SummaryLine,
+    ConnLine, HeaderLine, ListenerLine, LostLine, PairLine, RejectLine, RollupLine, SummaryLine,
 };
 use schemars::generate::SchemaSettings;
 
@@ -10,6 +10,7 @@ pub fn schema() -> serde_json::Value {
     let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
     let lines = [
         generator.subschema_for::<ConnLine<'_>>(),
+        generator.subschema_for::<PairLine<'_>>(),
         generator.subschema_for::<RollupLine<'_>>(),
         generator.subschema_for::<RejectLine<'_>>(),
         generator.subschema_for::<ListenerLine<'_>>(),
@@ -59,7 +60,8 @@ mod tests {
         json.lost(&testing::lost()).unwrap();
         json.summary(&testing::summary()).unwrap();
         json.summary(&testing::clean_summary()).unwrap();
-        testing::deliver(Box::new(json), &[testing::all(), testing::reports()].concat());
+        let records = [testing::all(), testing::joined(), testing::reports()].concat();
+        testing::deliver(Box::new(json), &records);
         for keys in [
             &[Key::Workload][..],
             &[Key::Node, Key::Namespace],
@@ -67,7 +69,7 @@ mod tests {
         ] {
             let settings = rollup_settings(keys, 5);
             let rollup = RollupJson::new(settings, &testing::info(), Stdout::to(out.clone()));
-            testing::deliver(Box::new(rollup), &testing::all());
+            testing::deliver(Box::new(rollup), &[testing::all(), testing::joined()].concat());
         }
         let mut bytes = out.bytes();
         bytes.extend(capture(Compression::None, |_| ()));
@@ -162,6 +164,7 @@ mod tests {
             // These have arbitrary members.
             let arbitrary = ["/outcomes", "/reset_reasons", "/drops"];
             places.retain(|place| !place.ends_with("/labels") && !arbitrary.contains(&&**place));
+            let is_pair = line["type"] == "pair";
             for place in places {
                 let mut more = line.clone();
                 more.pointer_mut(&place).unwrap()["surprise"] = Value::Null;
@@ -175,7 +178,9 @@ mod tests {
                     .cloned()
                     .collect();
                 // Members about a pod exist only if the end is a pod.
-                let is_optional = |name: &str| match &*place {
+                let ends = ["/client", "/server"];
+                let of_end = ends.iter().filter(|_| is_pair).find_map(|end| place.strip_prefix(end));
+                let is_optional = |name: &str| match of_end.unwrap_or(&place) {
                     "/src" | "/dst" => !matches!(name, "ip" | "port"),
                     "/service" => name == "ambiguous",
                     // A group has only the grouped facts.
@@ -199,6 +204,7 @@ mod tests {
         let of_type = |kind: &str| all.iter().find(|line| line["type"] == kind).unwrap();
         let (conn, lost, summary) = (of_type("conn"), of_type("lost"), of_type("summary"));
         let (rollup, reject, listener) = (of_type("rollup"), of_type("reject"), of_type("listener"));
+        let pair = of_type("pair");
         let dropped = all.iter().find(|line| line.pointer("/drops/0").is_some()).unwrap();
         let cases = [
             (conn, "/type", json!("lost")),
@@ -262,6 +268,12 @@ mod tests {
             (listener, "/id", json!("")),
             (listener, "/backlog", Value::Null),
             (listener, "/dropped", json!(-1)),
+            (pair, "/client", json!({})),
+            (pair, "/server/type", json!("pair")),
+            (pair, "/undelivered/sent", json!(-1)),
+            (pair, "/undelivered", json!(0)),
+            (pair, "/network_ns", json!("1")),
+            (rollup, "/outcomes", json!({"ok / failed": 1})),
             (lost, "/type", json!("summary")),
             (lost, "/lost_records", Value::Null),
             (lost, "/reason", json!("")),

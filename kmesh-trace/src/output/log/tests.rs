@@ -345,3 +345,12 @@ fn reports_print_only_if_their_event_is_selected() {
     assert!(out.text().lines().all(|line| line.starts_with("listener: ")));
     assert_eq!(out.text().lines().count(), 2);
 }
+
+#[test]
+fn joined_line_ends_with_the_outcome_of_the_other_end() {
+    let ends = testing::joined();
+    let lines = ends.iter().map(|record| render(false, record)).collect::<Vec<_>>();
+    for (line, outcome) in lines.iter().zip(["ok", "-", "-"]) {
+        assert!(line.ends_with(&format!(", peer_outcome={outcome}\n")), "{line}");
+    }
+}

@@ -8,7 +8,7 @@ use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table
 use super::quiet::{RowRef, RowState};
 use super::text::{self, Name};
 use super::{Span, units};
-use crate::output::outcome_text::outcome_text;
+use crate::output::outcome_text::end_outcomes_text;
 use crate::record::Direction;
 use crate::rollup::{Responses, Row, Sort, SortKey, Sums};
 
@@ -128,6 +128,10 @@ const STEPS: [Step; 16] = [
     Step::Widen(Column::Failed, 23),
     Step::Add(Column::Retrans, 7),
 ];
+/// The width of `refused by peer`.
+pub const OUTCOME_WIDTH: usize = 15;
+/// The width of `reset by local / reset by peer`, which `--join` may show.
+pub const JOINED_OUTCOMES_WIDTH: usize = 30;
 /// The width of `TCP_ABORT_ON_CLOSE`.
 const REASON_WIDTH: usize = 18;
 /// The number of steps that may narrow the names to [`MIN_NAMES`]. The further ones leave a third of the width to them.
@@ -145,12 +149,12 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Returns the layout of a table of `width` columns. `by_outcome`: whether connections are grouped by their
-    /// outcomes. `has_turns`: whether there are times of responses.
-    pub fn new(width: usize, by_outcome: bool, has_turns: bool) -> Self {
+    /// Returns the layout of a table of `width` columns. `outcome`: the width of the outcomes, if connections are grouped
+    /// by them. `has_turns`: whether there are times of responses.
+    pub fn new(width: usize, outcome: Option<usize>, has_turns: bool) -> Self {
         let mut columns = vec![(Column::Mark, 1), (Column::Failed, 7)];
-        if by_outcome {
-            columns.push((Column::Outcome, 15));
+        if let Some(width) = outcome {
+            columns.push((Column::Outcome, width));
         }
         Self::with(columns, width, has_turns)
     }
@@ -160,7 +164,7 @@ impl Layout {
         let reason = (Column::Reason, REASON_WIDTH);
         let columns = vec![(Column::Mark, 4), (Column::Failed, 18), reason];
         match names_width(&columns, width) < MIN_NAMES {
-            true => Self::new(width, false, has_turns),
+            true => Self::new(width, None, has_turns),
             false => Self::with(columns, width, has_turns),
         }
     }
@@ -341,8 +345,8 @@ impl<'a> ShownRow<'a> {
             Column::Client => fit(text::client(self.row)),
             Column::Server => fit(text::server(self.row)),
             Column::Outcome => {
-                let outcome = self.row.group.outcome.flatten();
-                (outcome.map_or("-", outcome_text).to_owned(), None)
+                let outcomes = self.row.group.outcome.flatten();
+                (outcomes.map_or("-".into(), end_outcomes_text).into_owned(), None)
             }
             Column::Open => open(sums),
             Column::Opened => (units::count(sums.opened), None),
@@ -383,8 +387,8 @@ impl<'a> ShownRow<'a> {
     /// Returns the longest text about the failures that fits.
     fn failed(&self, width: usize) -> (String, Option<Color>) {
         let first_fit = |texts: &[String]| first_fit(texts, width);
-        if let Some(outcome) = self.row.sums.main_failure() {
-            let (failed, outcome) = (self.row.sums.failed(), outcome_text(outcome));
+        if let Some(outcomes) = self.row.sums.main_failure() {
+            let (failed, outcome) = (self.row.sums.failed(), end_outcomes_text(outcomes));
             let (exact, brief) = (units::count(failed), units::brief(failed));
             let texts = [format!("{exact} {outcome}"), format!("{brief} {outcome}"), exact, brief];
             return (first_fit(&texts), Some(Color::Red));
@@ -394,7 +398,7 @@ impl<'a> ShownRow<'a> {
                 let age_ns = self.span.until.0.saturating_sub(failure.time.0);
                 let age = units::age(age_ns.try_into().unwrap_or(0));
                 let texts = [
-                    format!("{} {age} ago", outcome_text(failure.outcome)),
+                    format!("{} {age} ago", end_outcomes_text(failure.outcomes)),
                     format!("{age} ago"),
                 ];
                 (first_fit(&texts), None)

@@ -36,6 +36,8 @@ fn config(by: &[Key]) -> RollupConfig {
         top: None,
         on_terminal: true,
         totals: false,
+        joins: false,
+        may_be_late: false,
     }
 }
 
@@ -47,6 +49,7 @@ fn options() -> ViewOptions {
         color: false,
         totals: false,
         can_reread: false,
+        joins: false,
         parse_filter: parse_prompt_filter,
     }
 }
@@ -54,7 +57,11 @@ fn options() -> ViewOptions {
 /// Returns the close of a connection to `server` in window `window`.
 fn close(cookie: u64, window: i64, server: &str, outcome: Outcome, sent_bytes: u64) -> Record {
     Record {
-        id: ConnId { cookie, attempt: 1 },
+        id: ConnId {
+            cookie,
+            attempt: 1,
+            node: 0,
+        },
         time: WallTime(START + window * 5 * SECOND + 1),
         direction: Direction::Outbound,
         src: "10.244.0.17:51842".parse().unwrap(),

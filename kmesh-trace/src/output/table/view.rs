@@ -47,6 +47,8 @@ pub struct ViewOptions {
     pub totals: bool,
     /// Whether the records can be read again after the end of a replay, for other groups or another filter.
     pub can_reread: bool,
+    /// Whether both ends of a connection are one record.
+    pub joins: bool,
     /// Parses the filter that a user types.
     pub parse_filter: fn(&str) -> Result<Filter, String>,
 }
@@ -400,7 +402,7 @@ impl View {
         let has_turns = self.frame.as_ref().is_some_and(|frame| frame.has_turns);
         match self.page {
             Page::Connections(_) => Layout::of_connections(self.size.0, has_turns),
-            _ => layout(self.size.0, By::new(&self.by()), has_turns),
+            _ => layout(self.size.0, By::new(&self.by()), self.options.joins, has_turns),
         }
     }
 

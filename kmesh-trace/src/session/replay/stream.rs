@@ -1,17 +1,20 @@
 //! One capture of a replay: the stream of its lines, and the damage that the stream contains.
 
-use std::fs::File;
-use std::io::{self, ErrorKind, Read, Seek};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Seek};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::blocking_io::Blocking;
-use crate::capture::lines::{Damage, Lines, Step};
+use super::live::{Arrival, Held, Item, LiveStreams, next_item};
+use crate::blocking_io::{Blocking, wait_until_readable};
+use crate::capture::lines::{Damage, Limits, Lines, Step};
 use crate::capture::parse::{Line, Parser};
 use crate::config::{CapturePath, TimeBound, TimeRange};
 use crate::output::stderr::status;
-use crate::record::Header;
-use crate::record::{Event, LossReason, Record, Summary, WallTime};
+use crate::record::{Event, Header, LossReason, Record, RunInfo, Subject, Summary, WallTime};
 
 /// The number of damaged places that are reported one by one.
 const MAX_REPORTED: u64 = 10;
@@ -22,7 +25,9 @@ pub struct Input {
 }
 
 enum Source {
-    Pipe(Box<dyn Read + Send>),
+    StandardInput,
+    /// Anything that is no regular file. It may still grow, and it cannot be read twice.
+    Pipe(File),
     File(File),
 }
 
@@ -32,17 +37,29 @@ impl Input {
         Ok(match path {
             CapturePath::Pipe => Self {
                 name: "standard input".to_owned(),
-                source: Source::Pipe(Box::new(Blocking(io::stdin()))),
+                source: Source::StandardInput,
             },
             CapturePath::File(path) => {
                 let name = path.display().to_string();
-                let file = File::open(path).map_err(|error| cannot_read(&name, &error))?;
+                let metadata = fs::metadata(path).map_err(|error| cannot_read(&name, &error))?;
+                let is_file = metadata.is_file() || metadata.is_dir();
+                let file = if is_file { File::open(path) } else { open_pipe(path) };
+                let file = file.map_err(|error| cannot_read(&name, &error))?;
                 Self {
-                    source: Source::File(file),
+                    source: if is_file {
+                        Source::File(file)
+                    } else {
+                        Source::Pipe(file)
+                    },
                     name,
                 }
             }
         })
+    }
+
+    /// Returns whether the input may still grow.
+    pub fn is_live(&self) -> bool {
+        !matches!(self.source, Source::File(_))
     }
 
     /// Returns an input that reads the file from its start. `None` for a pipe.
@@ -94,6 +111,17 @@ impl Input {
     }
 }
 
+/// Opens a pipe without waiting for its writer.
+fn open_pipe(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
+    }
+    options.read(true).open(path)
+}
+
 /// Returns the error of a capture that cannot be opened. Only its owner can read the file that `--write` created.
 fn cannot_read(name: &str, error: &io::Error) -> anyhow::Error {
     let remedy = match error.kind() {
@@ -121,21 +149,41 @@ pub fn resolve(range: &TimeRange<TimeBound>, inputs: &[Input]) -> Result<TimeRan
     }))
 }
 
+/// Where the lines of a stream come from.
+enum Reader {
+    File {
+        lines: Box<Lines<Blocking<File>>>,
+        parser: Parser,
+        /// The time since which the lines are there.
+        start: Instant,
+    },
+    Live {
+        streams: Arc<LiveStreams>,
+        /// The index of the stream's queue.
+        queue: usize,
+    },
+}
+
 /// A capture that is being replayed.
 pub struct Stream {
     name: String,
-    lines: Lines<Box<dyn Read + Send>>,
-    parser: Parser,
+    reader: Reader,
     header: Option<Header>,
-    next: Option<Line>,
+    /// The node and the versions of its tracer, as far as they are known.
+    info: Option<RunInfo>,
+    next: Option<(Line, Held)>,
     /// The time of the last line that [`Self::advance`] read.
     time: WallTime,
     has_ended: bool,
+    /// Whether reading failed, or a live stream ended without a summary.
+    is_broken: bool,
     /// Whether the rest of the capture is ignored.
     is_stopped: bool,
     /// The number of damaged places.
     damages: u64,
     is_cut_off: bool,
+    /// Whether the last line that was read is a summary.
+    has_summary: bool,
     /// The number of valid lines so far.
     valid_lines: u64,
     /// The number of closes so far.
@@ -146,25 +194,42 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Starts to read a capture.
-    pub fn new(input: Input) -> Result<Self> {
+    /// Starts to read a capture within `limits`. A live one is read by a thread, which adds its lines to `live`.
+    pub fn new(input: Input, limits: Limits, live: &Arc<LiveStreams>) -> Result<Self> {
         let Input { name, source } = input;
-        let source: Box<dyn Read + Send> = match source {
-            Source::Pipe(pipe) => pipe,
-            Source::File(file) => Box::new(Blocking(file)),
+        let context = || format!("cannot read {name}");
+        let live_reader = |queue: io::Result<usize>| {
+            Ok::<_, anyhow::Error>(Reader::Live {
+                streams: Arc::clone(live),
+                queue: queue.with_context(context)?,
+            })
         };
-        let lines = Lines::new(source).with_context(|| format!("cannot read {name}"))?;
+        let reader = match source {
+            Source::StandardInput => live_reader(live.start(limits, || Ok(Blocking(io::stdin()))))?,
+            Source::Pipe(pipe) => live_reader(live.start(limits, move || {
+                // Before its writer opens a named pipe, reading it would return its end.
+                wait_until_readable(&pipe)?;
+                Ok(Blocking(pipe))
+            }))?,
+            Source::File(file) => Reader::File {
+                lines: Box::new(Lines::with_limits(Blocking(file), limits).with_context(context)?),
+                parser: Parser::default(),
+                start: Instant::now(),
+            },
+        };
         Ok(Self {
             name,
-            lines,
-            parser: Parser::default(),
+            reader,
             header: None,
+            info: None,
             next: None,
             time: WallTime(i64::MIN),
             has_ended: false,
+            is_broken: false,
             is_stopped: false,
             damages: 0,
             is_cut_off: false,
+            has_summary: false,
             valid_lines: 0,
             closes: 0,
             lost: 0,
@@ -173,52 +238,125 @@ impl Stream {
         })
     }
 
-    /// Reads the next valid line that is not a header.
-    pub fn advance(&mut self) -> Result<()> {
+    /// Reads the next valid line that is not a header. A live stream may have none yet.
+    pub fn advance(&mut self) {
         self.next = None;
         while self.next.is_none() && !self.has_ended {
-            let step = self.lines.next_line();
-            let damage = match step.with_context(|| format!("cannot read {}", self.name))? {
-                Step::Line(line) => match self.parser.parse(line) {
-                    Ok(line) => {
-                        self.valid_lines += 1;
-                        self.store(line);
-                        continue;
-                    }
-                    Err(problem) => Damage::Line {
-                        number: self.lines.number(),
-                        problem,
-                    },
-                },
-                Step::Damage(damage) => damage,
-                Step::End => {
-                    self.has_ended = true;
-                    continue;
+            let Some((item, held)) = self.next_item() else { return };
+            match item {
+                Item::Line(line) => {
+                    self.valid_lines += 1;
+                    self.store(line, held);
                 }
-            };
-            self.report(&damage);
+                Item::Damage(damage) => self.report(&damage),
+                Item::End => {
+                    self.has_ended = true;
+                    self.check_end();
+                }
+                Item::Failed(error) => {
+                    self.has_ended = true;
+                    self.break_off(&format!("cannot read {}: {error}", self.name));
+                }
+            }
         }
-        Ok(())
     }
 
-    fn store(&mut self, line: Line) {
+    fn next_item(&mut self) -> Option<(Item, Held)> {
+        match &mut self.reader {
+            Reader::Live { streams, queue } => {
+                let arrival = streams.take(*queue)?;
+                let held = Held::from(&arrival);
+                let Arrival { item, .. } = arrival;
+                Some((item, held))
+            }
+            Reader::File { lines, parser, start } => {
+                let item = next_item(lines, parser).0;
+                Some((item, Held::from_start(*start)))
+            }
+        }
+    }
+
+    fn store(&mut self, line: Line, held: Held) {
         // A line of a merged capture may be slightly earlier than its predecessor. Streams are merged by the latest
         // time.
         self.time = self.time.max(time_of(&line));
+        self.has_summary = matches!(line, Line::Summary(..));
+        self.identify(&line);
         match line {
             Line::Header(header) => {
                 self.header.get_or_insert(header);
             }
-            line => self.next = Some(line),
+            line => self.next = Some((line, held)),
+        }
+    }
+
+    /// Stores what `line` says about the node.
+    fn identify(&mut self, line: &Line) {
+        match line {
+            Line::Header(header) => self.info = Some(header.info.clone()),
+            Line::Summary(_, info) if self.header.is_none() => self.info = Some(info.clone()),
+            Line::Record(record) if self.info.is_none() && record.subject == Subject::Connection => {
+                self.info = Some(RunInfo {
+                    node: record.node.to_string(),
+                    ..Header::unknown().info
+                });
+            }
+            _ => {}
         }
     }
 
     fn report(&mut self, damage: &Damage) {
         self.is_cut_off |= *damage == Damage::CutOff;
         self.damages += 1;
-        if self.damages <= MAX_REPORTED {
+        // The end of a live stream is reported in other words.
+        let is_end = self.is_live() && *damage == Damage::CutOff;
+        if self.damages <= MAX_REPORTED && !is_end {
             status(&format!("{}: {damage}", self.name));
         }
+    }
+
+    /// Reports a live stream that ended without a summary.
+    fn check_end(&mut self) {
+        if self.is_live() && !self.has_summary && !self.is_stopped && self.valid_lines > 0 {
+            let place = if self.is_cut_off {
+                "in the middle of a line"
+            } else {
+                "without a summary"
+            };
+            self.break_off(&format!("{place}, so its last records may be missing"));
+        }
+    }
+
+    fn break_off(&mut self, reason: &str) {
+        self.is_broken = true;
+        let name = match &self.info {
+            Some(info) => format!("node {}", info.node),
+            None => self.name.clone(),
+        };
+        status(&format!("{name}: the stream ended: {reason}"));
+    }
+
+    /// Returns whether the stream may still grow.
+    pub fn is_live(&self) -> bool {
+        matches!(self.reader, Reader::Live { .. })
+    }
+
+    /// Returns whether no line follows the one that [`Self::advance`] read.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended || self.is_stopped
+    }
+
+    /// Returns the index of the live stream's queue.
+    pub fn queue(&self) -> Option<usize> {
+        match &self.reader {
+            Reader::Live { queue, .. } => Some(*queue),
+            Reader::File { .. } => None,
+        }
+    }
+
+    /// Returns the node and the versions of its tracer, as far as they are known.
+    pub fn info(&self) -> Option<&RunInfo> {
+        self.info.as_ref()
     }
 
     /// Returns the header, or a header with the node and time of the first line.
@@ -227,10 +365,8 @@ impl Stream {
             return header.clone();
         }
         let mut header = Header::unknown();
-        match &self.next {
-            Some(Line::Record(record)) => header.info.node = record.node.to_string(),
-            Some(Line::Summary(_, info)) => header.info.clone_from(info),
-            _ => {}
+        if let Some(info) = &self.info {
+            header.info.clone_from(info);
         }
         if self.next.is_some() {
             header.start = self.time;
@@ -243,30 +379,40 @@ impl Stream {
         self.next.is_some() && !self.is_stopped
     }
 
+    /// Returns whether the next line is a summary.
+    pub fn is_summary_next(&self) -> bool {
+        matches!(self.next, Some((Line::Summary(..), _)))
+    }
+
     /// Returns the time of the latest line that was read.
     pub fn time(&self) -> WallTime {
         self.time
     }
 
+    /// Returns the time since which the next line is held back.
+    pub fn held(&self) -> Option<Held> {
+        self.next.as_ref().map(|(_, held)| *held)
+    }
+
     /// Takes the line that [`Self::advance`] read.
     pub fn take(&mut self) -> Option<Line> {
-        let line = self.next.take();
+        let (line, _) = self.next.take()?;
         match &line {
-            Some(Line::Lost(lost)) => {
+            Line::Lost(lost) => {
                 self.lost = lost.lost_records_total;
                 self.lost_reasons.extend(&lost.reasons);
                 self.lost_reasons.sort_unstable();
                 self.lost_reasons.dedup();
             }
-            Some(Line::Summary(summary, _)) => self.summary = Some(Summary::clone(summary)),
+            Line::Summary(summary, _) => self.summary = Some(Summary::clone(summary)),
             _ => {}
         }
-        line
+        Some(line)
     }
 
-    /// Counts `record` if it is a close.
+    /// Counts the closes that `record` stands for.
     pub fn count(&mut self, record: &Record) {
-        self.closes += u64::from(record.event == Event::Close);
+        self.closes += record.closes();
     }
 
     /// Ignores the rest of the capture.
@@ -326,6 +472,9 @@ impl Stream {
                 self.name,
                 self.damages - MAX_REPORTED
             ));
+        }
+        if self.is_broken {
+            return Ok(true);
         }
         self.check_content()?;
         if self.summary.is_none() && !self.is_cut_off && !self.is_stopped && self.header.is_some() {

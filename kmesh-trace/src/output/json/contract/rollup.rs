@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use super::VERSION;
 use super::values::{Text, ip_schema};
 use crate::output::sanitize::Lossy;
-use crate::record::{self, Direction, Outcome, ReasonSums, WallTime};
+use crate::record::{self, Direction, EndOutcomes, ReasonSums, WallTime};
 use crate::rollup::{self, QuantileSummary, Quantiles, Responses, Row, Sums, Window};
 
 /// What one group of connections did in one window of time.
@@ -152,7 +152,7 @@ struct Group<'a> {
     process: Option<Option<Process<'a>>>,
     /// How the connections ended; null while they have not.
     #[serde(skip_serializing_if = "Option::is_none")]
-    outcome: Option<Option<Outcome>>,
+    outcome: Option<Option<EndOutcomes>>,
     /// True for the group that counts the connections beyond --max-groups.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schemars(extend("const" = true))]
@@ -269,8 +269,8 @@ struct Outcomes<'a>(&'a Sums);
 impl Serialize for Outcomes<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        for (outcome, count) in self.0.by_outcome() {
-            map.serialize_entry(outcome.name(), &count)?;
+        for (outcomes, count) in self.0.by_outcome() {
+            map.serialize_entry(&outcomes, &count)?;
         }
         map.end()
     }
@@ -282,7 +282,7 @@ impl JsonSchema for Outcomes<'_> {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let names = generator.subschema_for::<Outcome>();
+        let names = generator.subschema_for::<EndOutcomes>();
         json_schema!({
             "type": "object",
             "propertyNames": names,

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::record::errno::Errno;
 use crate::record::rfc3339::{self, Rfc3339};
 use crate::record::{
-    ClosedBy, Direction, Event, Family, LossReason, Outcome, PacketDirection, ProcessBy, ServiceBy, TcpState, WallTime,
+    ClosedBy, Direction, EndOutcomes, Event, Family, LossReason, Outcome, PacketDirection, ProcessBy, ServiceBy,
+    TcpState, WallTime,
 };
 
 /// A value whose `Display` text is the JSON string.
@@ -95,6 +96,28 @@ impl JsonSchema for WallTime {
             "type": "string",
             "format": "date-time",
             "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{9}Z$",
+        })
+    }
+}
+
+impl Serialize for EndOutcomes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for EndOutcomes {
+    fn schema_name() -> Cow<'static, str> {
+        "end_outcomes".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names: Vec<_> = Outcome::ALL.iter().map(|outcome| outcome.name()).collect();
+        let any = names.join("|");
+        json_schema!({
+            "description": "An outcome; with --join, the outcomes of client and server where they differ.",
+            "type": "string",
+            "pattern": format!("^({any})( / ({any}))?$"),
         })
     }
 }

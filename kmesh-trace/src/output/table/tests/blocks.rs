@@ -47,6 +47,18 @@ fn blocks_are_printed_without_a_terminal() {
 }
 
 #[test]
+fn joined_connection_shows_both_outcomes() {
+    let config = RollupConfig {
+        joins: true,
+        ..config(&[Key::Outcome])
+    };
+    let joined = testing::joined();
+    let text = printed(&config, joined[0].time, &joined[..1]);
+    assert_eq!(text.lines().count(), 4, "{text}");
+    assert!(text.contains("reset by peer / ok"), "{text}");
+}
+
+#[test]
 fn partial_window_has_rates_of_the_covered_time() {
     // Tracing starts 2 s before the end of the window.
     let start = WallTime(START + 3 * SECOND);

@@ -1,0 +1,63 @@
+//! The JSON contract of `pair` lines.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{ConnLine, VERSION};
+use crate::record::{self, Record, WallTime};
+
+/// A connection that ended, with the close of each end: a line of --join.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "pair")]
+pub struct PairLine<'a> {
+    /// The type of the line.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "pair"))]
+    kind: &'static str,
+    /// The version of the contract.
+    #[schemars(extend("const" = VERSION))]
+    v: u8,
+    /// The time of the later close.
+    time: WallTime,
+    /// The outbound record; null if no stream has it.
+    client: Option<ConnLine<'a>>,
+    /// The inbound record; null if no stream has it.
+    server: Option<ConnLine<'a>>,
+    /// The payload that one end sent and the other one did not receive; null unless both ends are known.
+    undelivered: Option<Undelivered>,
+    /// Always null in this version.
+    network_ns: (),
+}
+
+impl<'a> PairLine<'a> {
+    /// Returns the line of a joined record.
+    pub fn new(record: &'a Record) -> Self {
+        let (client, server) = record.both_ends();
+        let other_time = record.other().map_or(record.time, |other| other.time);
+        Self {
+            kind: "pair",
+            v: VERSION,
+            time: record.time.max(other_time),
+            client: client.map(ConnLine::new),
+            server: server.map(ConnLine::new),
+            undelivered: record.undelivered().map(Undelivered::from),
+            network_ns: (),
+        }
+    }
+}
+
+/// The payload that one end sent and the other one did not receive.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "undelivered")]
+struct Undelivered {
+    /// The part from the client to the server, bytes.
+    sent: u64,
+    /// The part from the server to the client, bytes.
+    received: u64,
+}
+
+impl From<record::Undelivered> for Undelivered {
+    fn from(record::Undelivered { sent, received }: record::Undelivered) -> Self {
+        Self { sent, received }
+    }
+}
