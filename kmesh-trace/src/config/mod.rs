@@ -7,6 +7,7 @@ mod events;
 mod filters;
 mod metrics;
 mod names;
+mod nodes;
 mod rollup;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ pub use events::Events;
 pub use filters::parse_prompt_filter;
 pub use metrics::{CommonLabels, MetricsConfig, SeriesConfig};
 pub use names::{ApiServer, Kubelet, Origin, SourceConfig};
+pub use nodes::{NodesConfig, api_server};
 pub use rollup::RollupConfig;
 
 pub use crate::cli::{CapturePath, Level, Output, Rotation, TimeBound, TimeFormat};

@@ -1,61 +1,99 @@
-//! Adds names to the records of a capture, from the objects of a cluster that were saved later. Names in the capture
-//! stay: they were right at the time.
+//! Adds names to the records of a capture, from the objects of a cluster that were saved later, and to the records of
+//! other nodes, from what sources report. Names that a record has stay: they were right at the time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::local::cgroup::{CgroupOwner, PodCgroup};
 use super::store::{LocalContext, Store};
-use super::update::{Change, Object, SourceId, SourceUpdate};
+use super::update::{Change, Object, PodObject, SourceId, SourceUpdate};
 use crate::record::{ContainerId, Direction, End, Record, WallTime};
 
 /// A time after all records of a capture.
 const LATER: WallTime = WallTime(i64::MAX - 1);
+/// The number of containers that are added between two searches for containers whose pods are gone.
+const SWEEP_AFTER: usize = 10_000;
 
-/// The names from saved objects.
-#[derive(Debug)]
+/// Names for records that were made elsewhere: those of a capture, by saved objects, or those of other nodes, by what
+/// sources report.
+#[derive(Debug, Default)]
 pub struct OfflineNames {
     store: Store,
     owners: HashMap<ContainerId, Arc<CgroupOwner>>,
+    /// The number of containers at which those of pods that are gone are removed.
+    sweep_at: usize,
 }
 
 impl OfflineNames {
     /// Returns names from objects that were saved after all records.
     pub fn new(objects: impl IntoIterator<Item = Object>) -> Self {
-        let mut store = Store::default();
-        let mut owners = HashMap::new();
-        // The node's cgroups are gone: all pods count as pods of one kubelet.
-        let root: Arc<str> = "".into();
+        let mut names = Self::default();
         for object in objects {
-            if let Object::Pod(pod) = &object {
-                let (root, uid) = (Arc::clone(&root), pod.uid.as_str().into());
-                let pod_cgroup = PodCgroup { root, uid };
-                for id in pod.containers.iter().filter_map(|container| container.id) {
-                    let owner = CgroupOwner {
-                        pod: Some(pod_cgroup.clone()),
-                        container: Some(id),
-                    };
-                    owners.insert(id, Arc::new(owner));
-                }
-            }
-            store.apply(&SourceUpdate {
+            names.apply(&SourceUpdate {
                 source: SourceId(0),
                 at: LATER,
                 change: Change::Upsert(object),
             });
         }
-        Self { store, owners }
+        names
+    }
+
+    /// Applies what a source reports.
+    pub fn apply(&mut self, update: &SourceUpdate) {
+        self.store.apply(update);
+        if let Change::Upsert(Object::Pod(pod)) = &update.change {
+            self.add_containers(pod);
+        }
+    }
+
+    fn add_containers(&mut self, pod: &PodObject) {
+        for id in pod.containers.iter().filter_map(|container| container.id) {
+            // The nodes' cgroups are unknown here: all pods count as pods of one kubelet.
+            let is_known = |owner: &CgroupOwner| owner.pod.as_ref().is_some_and(|known| *known.uid == pod.uid);
+            if self.owners.get(&id).is_some_and(|owner| is_known(owner)) {
+                continue;
+            }
+            let owner = CgroupOwner {
+                pod: Some(PodCgroup {
+                    root: "".into(),
+                    uid: pod.uid.as_str().into(),
+                }),
+                container: Some(id),
+            };
+            self.owners.insert(id, Arc::new(owner));
+        }
+        if self.owners.len() >= self.sweep_at.max(SWEEP_AFTER) {
+            let store = &self.store;
+            let is_known = |owner: &CgroupOwner| owner.pod.as_ref().is_some_and(|pod| store.knows(&pod.uid));
+            self.owners.retain(|_, owner| is_known(owner));
+            self.sweep_at = self.owners.len() + SWEEP_AFTER;
+        }
+    }
+
+    /// Returns whether the local end of the record has no container, or one that a source reports.
+    pub fn knows_local_end(&self, record: &Record) -> bool {
+        record.container_id.is_none_or(|id| self.owners.contains_key(&id))
+    }
+
+    /// Returns the objects that sources report.
+    pub fn store(&mut self) -> &mut Store {
+        &mut self.store
     }
 
     /// Returns `record` with the names that it lacks.
     pub fn annotate(&mut self, record: &Record) -> Record {
+        self.annotate_at(record, LATER)
+    }
+
+    /// Returns `record` with the names that it lacks, at time `now`.
+    pub fn annotate_at(&mut self, record: &Record, now: WallTime) -> Record {
         let mut named = record.clone();
         let local = LocalContext {
             owner: record.container_id.and_then(|id| self.owners.get(&id).cloned()),
             is_netns_of_root: record.container_id.is_none(),
             ..LocalContext::default()
         };
-        self.store.annotate(&mut named, &local, LATER);
+        self.store.annotate(&mut named, &local, now);
         let (known, found) = (&record.names, &mut named.names);
         complete(&known.src, &mut found.src);
         complete(&known.dst, &mut found.dst);

@@ -53,6 +53,11 @@ use crate::track::{SETTLE_NS, Tracker};
 
 /// Traces until a signal, a limit or the reader of standard output ends the run.
 pub fn run(config: &Config) -> Result<Exit> {
+    run_with(config, || {})
+}
+
+/// Traces as [`run`] does, and calls `on_start` when all programs are attached.
+pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -74,6 +79,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     };
     let info = run_info();
     report_start(config, &info);
+    on_start();
     let metrics = serve_metrics(config, &info, opened.server)?;
     if config.verbosity == Verbosity::Verbose {
         report_details(config, &info, &attached.programs, started_ns);
