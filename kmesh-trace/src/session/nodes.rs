@@ -17,6 +17,7 @@ use std::future::pending;
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::process::exit;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Once};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -61,6 +62,8 @@ const MAX_NAMED: usize = 3;
 const QUEUE_CAPACITY: usize = 256;
 /// The run has begun when each node is traced or has failed, but at the latest after this time.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// The number of batches of names that wait for the viewer. Beyond it, the source waits.
+const NAMES_CAPACITY: usize = 64;
 /// The time between two ticks of the viewer.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -71,7 +74,8 @@ pub enum Message {
     Lines(usize, Vec<Line>),
     /// No more lines of this node follow.
     Ended(usize),
-    Names(Vec<SourceUpdate>),
+    /// The queue of names is not empty.
+    NamesArrived,
     /// No source is awaited any more.
     NamesSettled,
     /// Time has passed.
@@ -276,9 +280,11 @@ impl Session {
             filter: config.filter.clone(),
             count: config.count,
         };
+        let (updates, update_queue) = sync_channel(NAMES_CAPACITY);
         let viewer = Viewer {
             streams: names.iter().cloned().map(NodeStream::new).collect(),
             names: has_names.then(OfflineNames::default),
+            updates: update_queue,
             engine: Engine::new(selection, sinks),
             arrivals: Arrivals::default(),
             stop: stop.clone(),
@@ -291,7 +297,7 @@ impl Session {
             // The receiver is dropped only when the process is about to end.
             .spawn(move || _ = ended.send(viewer.run(queue)))
             .context("cannot start a thread")?;
-        let names = start_sources(config, sources, name_status, messages.clone())?;
+        let names = start_sources(config, sources, name_status, messages.clone(), updates)?;
         Ok(Self { messages, stop, jobs, end, names })
     }
 
@@ -436,6 +442,7 @@ fn start_sources(
     sources: Sources,
     names: NameSourceStatus,
     messages: mpsc::Sender<Message>,
+    updates: SyncSender<Vec<SourceUpdate>>,
 ) -> Result<Arc<Status>> {
     let (verbosity, settled) = (config.verbosity, Once::new());
     let (known, to_viewer) = (names.clone(), messages.clone());
@@ -450,8 +457,12 @@ fn start_sources(
             settled.call_once(|| _ = to_viewer.blocking_send(Message::NamesSettled));
         }
     };
-    let send = move |updates| match messages.blocking_send(Message::Names(updates)) {
-        Ok(()) => ControlFlow::Continue(()),
+    let send = move |batch| match updates.send(batch) {
+        Ok(()) => {
+            // If the viewer has other messages, it looks at the names, too.
+            _ = messages.try_send(Message::NamesArrived);
+            ControlFlow::Continue(())
+        }
         Err(_) => ControlFlow::Break(()),
     };
     sources.start(names, emit, send).context("cannot start a thread")

@@ -230,11 +230,14 @@ impl HttpClient {
             .method(call.method.clone())
             .uri(format!("{prefix}{}", call.path))
             .header(HOST, host)
-            .header(ACCEPT, "application/json")
             .header(USER_AGENT, concat!("kmesh-trace/", env!("CARGO_PKG_VERSION")))
             .body(Full::new(call.body.clone()))
             .map_err(|_| SourceError::new("the URL of the server cannot be used"))?;
         let headers = request.headers_mut();
+        // A WebSocket has no content type: an API server answers 406 to a request for one.
+        if !call.headers.iter().any(|(name, _)| name == UPGRADE) {
+            headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        }
         if !call.body.is_empty() {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
@@ -14,6 +15,7 @@ use crate::config::Verbosity;
 use crate::engine::Engine;
 use crate::filter::KnownNames;
 use crate::names::offline::OfflineNames;
+use crate::names::update::SourceUpdate;
 use crate::output::stderr::warn;
 use crate::record::{Event, Record, Summary, WallTime};
 use crate::session::exit::Exit;
@@ -63,6 +65,8 @@ pub struct Viewer {
     pub streams: Vec<NodeStream>,
     /// `None` without names.
     pub names: Option<OfflineNames>,
+    /// What sources report.
+    pub updates: Receiver<Vec<SourceUpdate>>,
     pub engine: Engine,
     pub arrivals: Arrivals,
     /// Ends the run when a limit is reached.
@@ -98,11 +102,7 @@ impl Viewer {
                     lines.into_iter().for_each(|line| self.arrivals.push(node, line, arrived));
                 }
                 Message::Ended(node) => self.streams[node].has_ended = true,
-                Message::Names(updates) => {
-                    if let Some(names) = &mut self.names {
-                        updates.iter().for_each(|update| names.apply(update));
-                    }
-                }
+                Message::NamesArrived => {}
                 Message::NamesSettled => self.warn_of_unknown_names(),
                 Message::Tick => {
                     self.engine.watermark(WallTime(now().0.saturating_sub(MAX_DELAY_NS)))?;
@@ -112,6 +112,7 @@ impl Viewer {
                     self.engine.summary(&summary)?;
                 }
             }
+            self.apply_names();
             self.release(false)?;
             self.engine.flush()?;
             if self.engine.is_full() {
@@ -119,6 +120,13 @@ impl Viewer {
             }
         }
         self.end()
+    }
+
+    fn apply_names(&mut self) {
+        let Some(names) = &mut self.names else { return };
+        for updates in self.updates.try_iter() {
+            updates.iter().for_each(|update| names.apply(update));
+        }
     }
 
     /// Passes the lines on that need not wait; at the end of the run, all lines.
