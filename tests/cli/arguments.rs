@@ -36,7 +36,10 @@ const INVALID: [(&str, &[&str]); 30] = [
     ("-A -n shop", &["--all-namespaces", "--namespace"]),
     ("--connecting", &["--connecting", "--events update", "-o table"]),
     ("nodes", &["--image"]),
-    ("nodes --image x --image-pull-policy always", &["--image-pull-policy", "Always"]),
+    (
+        "nodes --image x --image-pull-policy always",
+        &["--image-pull-policy", "Always"],
+    ),
     ("nodes --clean --image x", &["--clean", "--image"]),
     ("nodes --image x -- --prot 443", &["--prot", "--port"]),
     ("nodes --image x -- --read x.jsonl", &["--read", "nodes"]),

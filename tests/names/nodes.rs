@@ -21,7 +21,10 @@ use crate::support::tracer::{Tracer, TracerCommand, binary};
 pub const SEQUENTIAL: &[Row] = &[
     ("nodes::traffic_of_pods_has_both_names", traffic_of_pods_has_both_names),
     ("nodes::table_shows_the_workloads", table_shows_the_workloads),
-    ("nodes::program_is_copied_into_any_image", program_is_copied_into_any_image),
+    (
+        "nodes::program_is_copied_into_any_image",
+        program_is_copied_into_any_image,
+    ),
     ("nodes::limits_end_the_run", limits_end_the_run),
     ("nodes::each_missing_right_is_named", each_missing_right_is_named),
     (
@@ -29,7 +32,10 @@ pub const SEQUENTIAL: &[Row] = &[
         node_that_cannot_be_traced_is_one_line,
     ),
     ("nodes::node_that_dies_is_one_line", node_that_dies_is_one_line),
-    ("nodes::killed_command_leaves_no_tracer", killed_command_leaves_no_tracer),
+    (
+        "nodes::killed_command_leaves_no_tracer",
+        killed_command_leaves_no_tracer,
+    ),
 ];
 
 const NAMESPACE: &str = "kmesh-trace";
@@ -53,7 +59,9 @@ fn kubeconfig() -> &'static str {
         components::run(image).unwrap();
         let mut import = Command::new(fixture::components().unwrap().join("ctr"));
         import.arg("-a").arg(kubelet().join("containerd.sock"));
-        import.args(["-n", "k8s.io", "images", "import"]).arg(folder.join("tool-image.tar"));
+        import
+            .args(["-n", "k8s.io", "images", "import"])
+            .arg(folder.join("tool-image.tar"));
         components::run(import).unwrap();
         kubeconfig_as("alice", "[kmesh-trace-users, system:authenticated]")
     });
@@ -147,7 +155,9 @@ fn traffic_of_pods_has_both_names() {
     };
     fixture::wait_until("both ends have both names", || {
         let records = records(&lines);
-        ["outbound", "inbound"].iter().all(|direction| records.iter().any(|record| is_named(record, direction)))
+        ["outbound", "inbound"]
+            .iter()
+            .all(|direction| records.iter().any(|record| is_named(record, direction)))
     });
     for record in records(&lines) {
         assert_eq!(record["node"], node_name(), "{record}");
@@ -155,7 +165,11 @@ fn traffic_of_pods_has_both_names() {
     }
     interrupt(tracer);
     let summary = records(&lines).pop().unwrap();
-    assert_eq!((&summary["type"], &summary["lost_records"]), (&"summary".into(), &0.into()), "{summary}");
+    assert_eq!(
+        (&summary["type"], &summary["lost_records"]),
+        (&"summary".into(), &0.into()),
+        "{summary}"
+    );
 }
 
 fn table_shows_the_workloads() {
@@ -164,13 +178,21 @@ fn table_shows_the_workloads() {
     request_page();
     fixture::wait_until("a block of the table has the request", || {
         let lines = lines.lock().unwrap();
-        lines.iter().any(|line| line.contains("shop/client") && line.contains("shop/web"))
+        lines
+            .iter()
+            .any(|line| line.contains("shop/client") && line.contains("shop/web"))
     });
     interrupt(tracer);
 }
 
 fn program_is_copied_into_any_image() {
-    let image = ["--copy-binary", "--image", "kmesh.local/shell:1", "--image-pull-policy", "Never"];
+    let image = [
+        "--copy-binary",
+        "--image",
+        "kmesh.local/shell:1",
+        "--image-pull-policy",
+        "Never",
+    ];
     let (tracer, lines) = start(&image, &["-o", "json", "--to-port", "8080"]);
     tracer.wait_stderr("kmesh-trace: tracing");
     request_page();
@@ -209,16 +231,45 @@ fn each_missing_right_is_named() {
     };
     let error = run_as("nobody");
     let in_namespace = |right: &str| format!("{right} in namespace {NAMESPACE}");
-    for right in ["create pods", "get pods", "list pods", "delete pods", "get pods/exec", "create pods/exec"] {
+    for right in [
+        "create pods",
+        "get pods",
+        "list pods",
+        "delete pods",
+        "get pods/exec",
+        "create pods/exec",
+    ] {
         assert!(error.contains(&in_namespace(right)), "{right}: {error}");
     }
     assert!(error.contains("list nodes in the whole cluster"), "{error}");
     assert!(error.contains("rbac-nodes.yaml"), "{error}");
     // Everything except one right.
-    let role = ["-n", NAMESPACE, "create", "role", "no-delete", "--verb=create,get,list", "--resource=pods,pods/exec"];
+    let role = [
+        "-n",
+        NAMESPACE,
+        "create",
+        "role",
+        "no-delete",
+        "--verb=create,get,list",
+        "--resource=pods,pods/exec",
+    ];
     kubectl(&role);
-    kubectl(&["-n", NAMESPACE, "create", "rolebinding", "no-delete", "--role=no-delete", "--user=bob"]);
-    kubectl(&["create", "clusterrolebinding", "bob", "--clusterrole=kmesh-trace-cluster", "--user=bob"]);
+    kubectl(&[
+        "-n",
+        NAMESPACE,
+        "create",
+        "rolebinding",
+        "no-delete",
+        "--role=no-delete",
+        "--user=bob",
+    ]);
+    kubectl(&[
+        "create",
+        "clusterrolebinding",
+        "bob",
+        "--clusterrole=kmesh-trace-cluster",
+        "--user=bob",
+    ]);
     let expected = format!("kmesh-trace: missing permissions: {}\n", in_namespace("delete pods"));
     // The server applies a new role with a delay.
     fixture::wait_until("only one right is missing", || run_as("bob").starts_with(&expected));
@@ -239,7 +290,15 @@ impl GhostNode {
 impl Drop for GhostNode {
     fn drop(&mut self) {
         _ = fixture::try_kubectl(&["delete", "node", "ghost"]);
-        _ = fixture::try_kubectl(&["-n", NAMESPACE, "delete", "pods", "--all", "--force", "--grace-period=0"]);
+        _ = fixture::try_kubectl(&[
+            "-n",
+            NAMESPACE,
+            "delete",
+            "pods",
+            "--all",
+            "--force",
+            "--grace-period=0",
+        ]);
     }
 }
 
@@ -250,7 +309,11 @@ fn node_that_cannot_be_traced_is_one_line() {
     assert_eq!(status, Some(1), "{error}");
     let of_node = |error: &str| {
         let prefix = format!("kmesh-trace: node {}: ", node_name());
-        error.lines().filter(|line| line.starts_with(&prefix)).map(str::to_owned).collect::<Vec<_>>()
+        error
+            .lines()
+            .filter(|line| line.starts_with(&prefix))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     };
     assert_eq!(of_node(&error).len(), 1, "{error}");
     assert!(of_node(&error)[0].contains("the pod"), "{error}");
@@ -293,11 +356,23 @@ fn killed_command_leaves_no_tracer() {
     fixture::wait_until("no tracer runs", || tracers().is_empty());
     let elapsed = killed.elapsed();
     assert!(elapsed < ORPHAN_TIMEOUT, "a tracer ran for {elapsed:?}");
-    println!("the tracer ended {} ms after its command was killed", elapsed.as_millis());
+    println!(
+        "the tracer ended {} ms after its command was killed",
+        elapsed.as_millis()
+    );
     // The pod waits until its deadline, unless its process ends before.
     let pod = pods().trim().to_owned();
     assert!(pod.starts_with("pod/kmesh-trace-"), "{pod}");
-    let clean = || run(&["nodes", "--clean", "--kubeconfig", kubeconfig(), "--pod-namespace", NAMESPACE]);
+    let clean = || {
+        run(&[
+            "nodes",
+            "--clean",
+            "--kubeconfig",
+            kubeconfig(),
+            "--pod-namespace",
+            NAMESPACE,
+        ])
+    };
     assert_eq!(clean().0, Some(0));
     assert_eq!(pods().trim(), pod, "a pod that runs stays");
     for process in fs::read_dir("/proc").unwrap().flatten() {

@@ -162,14 +162,18 @@ fn commands(command: &clap::Command) -> Roff {
 /// Appends the flags of a subcommand.
 fn subcommand_flags(subcommand: &clap::Command, roff: &mut Roff) {
     roff.control("RS", []);
-    let is_own = |argument: &&clap::Arg| !argument.is_positional() && !["help", "version"].contains(&argument.get_id().as_str());
+    let is_own =
+        |argument: &&clap::Arg| !argument.is_positional() && !["help", "version"].contains(&argument.get_id().as_str());
     for argument in subcommand.get_arguments().filter(is_own) {
         roff.control("TP", []);
         let short = argument.get_short().map(|short| format!("-{short}"));
         let long = argument.get_long().map(|long| format!("--{long}"));
         let names: Vec<_> = short.into_iter().chain(long).collect();
         let mut usage = vec![bold(names.join(", "))];
-        if let Some(values) = argument.get_value_names().filter(|_| argument.get_action().takes_values()) {
+        if let Some(values) = argument
+            .get_value_names()
+            .filter(|_| argument.get_action().takes_values())
+        {
             usage.extend([roman(" "), italic(values[0].as_str())]);
         }
         roff.text(usage);

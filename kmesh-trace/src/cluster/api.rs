@@ -19,7 +19,7 @@ const PAGE: u32 = 500;
 /// The largest answer, in bytes. A page of nodes has about 10 kB for each node.
 const MAX_ANSWER: usize = 64 << 20;
 /// The grace period of a pod that is deleted, in seconds. Its process ends at once.
-const GRACE_SECONDS: u32 = 1;
+pub const GRACE_SECONDS: u32 = 1;
 
 /// A permission that `nodes` needs. Without namespace, it is for the whole cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +92,8 @@ pub struct PodState {
     pub name: String,
     pub node: String,
     pub phase: Phase,
+    /// Whether the kubelet has not answered yet, so that no container exists.
+    pub is_new: bool,
     /// Why the pod or its container waits or has ended.
     pub reason: String,
 }
@@ -153,7 +155,9 @@ impl Api {
         });
         let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
         let refused = |status, body: &str| refused("create", "selfsubjectaccessreviews", status, body);
-        let review: Review = self.send(connection, Method::POST, path, Some(&review), refused).await?;
+        let review: Review = self
+            .send(connection, Method::POST, path, Some(&review), refused)
+            .await?;
         Ok(review.status.allowed)
     }
 
@@ -184,9 +188,10 @@ impl Api {
         found(answer.await.map(|pod: Value| pod_state(&pod)))
     }
 
-    /// Deletes the pod. Returns whether it existed.
-    pub async fn delete(&self, name: &str) -> Result<bool, SourceError> {
-        let path = format!("{}/{name}?gracePeriodSeconds={GRACE_SECONDS}", self.pods_path());
+    /// Deletes the pod. Returns whether it existed. With 0, the API server does not wait until the kubelet has ended the
+    /// pod.
+    pub async fn delete(&self, name: &str, grace_seconds: u32) -> Result<bool, SourceError> {
+        let path = format!("{}/{name}?gracePeriodSeconds={grace_seconds}", self.pods_path());
         let refused = self.refusing(&DELETE_PODS);
         let answer = self.send(&mut None, Method::DELETE, &path, None, refused).await;
         found(answer.map(|_: Value| ())).map(|found| found.is_some())
@@ -273,7 +278,11 @@ fn found<T>(answer: Result<T, SourceError>) -> Result<Option<T>, SourceError> {
 }
 
 fn string(value: &Value, pointer: &str) -> String {
-    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+    value
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn node(value: &Value) -> Node {
@@ -322,6 +331,7 @@ fn pod_state(value: &Value) -> PodState {
     };
     PodState {
         name: string(value, "/metadata/name"),
+        is_new: container.is_none() && value.pointer("/status/startTime").is_none(),
         node: string(value, "/spec/nodeName"),
         phase,
         reason,
@@ -354,7 +364,9 @@ fn refused(verb: &str, resource: &str, status: StatusCode, body: &str) -> Source
 
 /// Returns the user in the message of a 403.
 fn user_of(message: &str) -> String {
-    let user = message.split_once("User \"").and_then(|(_, rest)| rest.split('"').next());
+    let user = message
+        .split_once("User \"")
+        .and_then(|(_, rest)| rest.split('"').next());
     user.unwrap_or("the user").to_owned()
 }
 

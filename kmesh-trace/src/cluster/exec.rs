@@ -56,13 +56,18 @@ pub enum Ending {
 
 /// Runs `command` in the pod.
 pub async fn exec(api: &Api, pod: &str, command: &[String]) -> Result<(Input, Output), SourceError> {
-    let nanoseconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let nanoseconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos();
     let key = STANDARD.encode(nanoseconds.to_le_bytes());
     let path = api.exec_path(pod, command);
     let refused = |status, body: &str| api.refused_exec(status, body);
     let (stream, protocol) = api.client.open_websocket(&path, PROTOCOLS, &key, refused).await?;
     if !PROTOCOLS.split(", ").any(|known| known == protocol) {
-        return Err(SourceError::new("the API server selected no protocol for exec that is known"));
+        return Err(SourceError::new(
+            "the API server selected no protocol for exec that is known",
+        ));
     }
     let socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
     let (input, output) = socket.split();
@@ -73,7 +78,10 @@ impl Input {
     /// Sends bytes to the process.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), SourceError> {
         let message = [&[STDIN], bytes].concat();
-        self.0.send(Message::Binary(message.into())).await.map_err(|error| failed(&error))
+        self.0
+            .send(Message::Binary(message.into()))
+            .await
+            .map_err(|error| failed(&error))
     }
 }
 
@@ -156,8 +164,14 @@ mod tests {
     #[test]
     fn message_is_a_channel_and_its_content() {
         let message = |bytes: &'static [u8]| part(&Bytes::from_static(bytes));
-        assert_eq!(message(b"\x01line\n"), Some(Part::Stdout(Bytes::from_static(b"line\n"))));
-        assert_eq!(message(b"\x02warning\n"), Some(Part::Stderr(Bytes::from_static(b"warning\n"))));
+        assert_eq!(
+            message(b"\x01line\n"),
+            Some(Part::Stdout(Bytes::from_static(b"line\n")))
+        );
+        assert_eq!(
+            message(b"\x02warning\n"),
+            Some(Part::Stderr(Bytes::from_static(b"warning\n")))
+        );
         for empty in [&b""[..], b"\x01", b"\x02", b"\x03", b"\x07x"] {
             assert_eq!(part(&Bytes::from_static(empty)), None, "{empty:?}");
         }

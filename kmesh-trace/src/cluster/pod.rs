@@ -89,7 +89,10 @@ impl PodSettings {
         if self.copy_binary {
             let volume = json!({"name": "program", "emptyDir": {"medium": "Memory"}});
             push(&mut spec["volumes"], volume);
-            push(&mut container["volumeMounts"], json!({"name": "program", "mountPath": COPY_FOLDER}));
+            push(
+                &mut container["volumeMounts"],
+                json!({"name": "program", "mountPath": COPY_FOLDER}),
+            );
         }
         spec["containers"] = json!([container]);
         let labels = Map::from_iter([
@@ -126,7 +129,10 @@ fn push(list: &mut Value, value: Value) {
 fn started_by() -> String {
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     let names = ["SUDO_USER", "USER", "LOGNAME"];
-    names.into_iter().find_map(variable).unwrap_or_else(|| "unknown".to_owned())
+    names
+        .into_iter()
+        .find_map(variable)
+        .unwrap_or_else(|| "unknown".to_owned())
 }
 
 #[cfg(test)]
@@ -154,7 +160,10 @@ mod tests {
         assert_eq!(spec["automountServiceAccountToken"], false);
         assert_eq!(spec["activeDeadlineSeconds"], 90);
         assert_eq!(spec["tolerations"], json!([{"operator": "Exists"}]));
-        assert_eq!(spec["volumes"], json!([{"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}}]));
+        assert_eq!(
+            spec["volumes"],
+            json!([{"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}}])
+        );
         assert_eq!(
             container["volumeMounts"],
             json!([{"name": "cgroup", "mountPath": "/sys/fs/cgroup", "readOnly": true}])
@@ -177,7 +186,10 @@ mod tests {
         };
         let pod = settings.pod(0, "worker-1").unwrap();
         let container = &pod["spec"]["containers"][0];
-        assert_eq!(pod["spec"]["volumes"][1], json!({"name": "program", "emptyDir": {"medium": "Memory"}}));
+        assert_eq!(
+            pod["spec"]["volumes"][1],
+            json!({"name": "program", "emptyDir": {"medium": "Memory"}})
+        );
         assert_eq!(container["volumeMounts"][1]["mountPath"], "/run/kmesh-trace");
         assert_eq!(container["imagePullPolicy"], "Never");
         assert_eq!(settings.program(), "/run/kmesh-trace/kmesh-trace");

@@ -53,7 +53,10 @@ impl Events {
             (self.reject, "reject"),
             (self.listener, "listener"),
         ];
-        all.into_iter().filter(|(is_printed, _)| *is_printed).map(|(_, name)| name).collect()
+        all.into_iter()
+            .filter(|(is_printed, _)| *is_printed)
+            .map(|(_, name)| name)
+            .collect()
     }
 
     /// Returns whether records with this subject are printed.

@@ -13,7 +13,15 @@ use crate::cli::{Nodes, PullPolicy};
 /// The flags that act on the nodes, by their ids: the filters that the kernel evaluates, and what is measured. Their
 /// values are passed on as they were written.
 const ON_NODES: &[&str] = &[
-    "port", "from_port", "to_port", "ip", "from_ip", "to_ip", "direction", "interval", "buffer",
+    "port",
+    "from_port",
+    "to_port",
+    "ip",
+    "from_ip",
+    "to_ip",
+    "direction",
+    "interval",
+    "buffer",
 ];
 /// The switches that act on the nodes, and how they are written.
 const SWITCHES_ON_NODES: &[(&str, &str)] = &[("ipv4", "-4"), ("ipv6", "-6"), ("drops", "--drops")];
@@ -82,9 +90,16 @@ impl NodesConfig {
 /// Returns the API server. kubectl trusts its default file, also with the programs that it names, so `nodes` does.
 pub fn api_server(nodes: &Nodes) -> ApiServer {
     let is_set = env::var_os("KUBECONFIG").is_some_and(|value| !value.is_empty());
-    let default = || env::home_dir().map(|home| home.join(".kube/config")).filter(|path| path.exists());
+    let default = || {
+        env::home_dir()
+            .map(|home| home.join(".kube/config"))
+            .filter(|path| path.exists())
+    };
     ApiServer {
-        kubeconfig: nodes.kubeconfig.clone().or_else(|| if is_set { None } else { default() }),
+        kubeconfig: nodes
+            .kubeconfig
+            .clone()
+            .or_else(|| if is_set { None } else { default() }),
         context: nodes.context.clone(),
         this_node: false,
     }
@@ -149,7 +164,9 @@ mod tests {
         let arguments = |text: &str| [&["kmesh-trace"], &text.split_whitespace().collect::<Vec<_>>()[..]].concat();
         let matches = Cli::command().try_get_matches_from(arguments(trace)).unwrap();
         let config = Config::new(&Cli::from_arg_matches(&matches).unwrap(), environment)?;
-        let nodes = Cli::command().try_get_matches_from(arguments("nodes --image x")).unwrap();
+        let nodes = Cli::command()
+            .try_get_matches_from(arguments("nodes --image x"))
+            .unwrap();
         let Some(crate::cli::Command::Nodes(nodes)) = Cli::from_arg_matches(&nodes).unwrap().command else {
             panic!("the command is nodes")
         };
@@ -191,7 +208,14 @@ mod tests {
 
     #[test]
     fn other_sources_and_captures_are_refused() {
-        for trace in ["--read x.jsonl", "--cri", "--kubelet", "--kubeconfig", "--pods-file x", "--include-self"] {
+        for trace in [
+            "--read x.jsonl",
+            "--cri",
+            "--kubelet",
+            "--kubeconfig",
+            "--pods-file x",
+            "--include-self",
+        ] {
             let error = nodes(trace).unwrap_err().to_string();
             assert!(error.starts_with(trace.split(' ').next().unwrap()), "{error}");
         }

@@ -114,7 +114,10 @@ pub fn run(config: &Config, nodes: &NodesConfig) -> Result<Exit> {
 
 /// Gives up what a run of `nodes` does not need. Only rotation creates files until the end.
 fn limit_privileges(config: &Config) -> Result<()> {
-    let is_rotated = config.capture.as_ref().is_some_and(|capture| capture.rotation.is_some());
+    let is_rotated = config
+        .capture
+        .as_ref()
+        .is_some_and(|capture| capture.rotation.is_some());
     let rotation = match is_rotated {
         true => CapabilitySet::DAC_OVERRIDE,
         false => CapabilitySet::empty(),
@@ -134,13 +137,18 @@ pub fn clean(api_server: &ApiServer, namespace: Option<&str>) -> Result<Exit> {
         let pods = api.pods(&format!("{}={}", LABEL.0, LABEL.1)).await?;
         let (finished, others): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| pod.phase == Phase::Ended);
         for pod in &finished {
-            api.delete(&pod.name).await?;
+            api.delete(&pod.name, 0).await?;
         }
         let namespace = &api.namespace;
-        status(&format!("deleted {} in namespace {namespace}", counted(finished.len(), "finished pod")));
+        status(&format!(
+            "deleted {} in namespace {namespace}",
+            counted(finished.len(), "finished pod")
+        ));
         if !others.is_empty() {
             let text = counted(others.len(), "pod");
-            status(&format!("{text} not finished: another run may use them, and each ends at its deadline"));
+            status(&format!(
+                "{text} not finished: another run may use them, and each ends at its deadline"
+            ));
         }
         Ok(Exit::Ok)
     })
@@ -162,14 +170,21 @@ async fn prepare(api: &Api, nodes: &NodesConfig) -> Result<Vec<Arc<str>>> {
     let chosen: Vec<_> = found.iter().filter(|node| is_named(&node.name)).collect();
     for name in &nodes.nodes {
         if !chosen.iter().any(|node| node.name == *name) {
-            let with = if nodes.selector.is_some() { " with these labels" } else { "" };
+            let with = if nodes.selector.is_some() {
+                " with these labels"
+            } else {
+                ""
+            };
             bail!("the cluster has no node {name}{with}\n  try: kubectl get nodes");
         }
     }
     let mut names = Vec::new();
     for node in chosen {
         if node.operating_system != "linux" && !node.operating_system.is_empty() {
-            status(&format!("node {}: not traced: its system is {}", node.name, node.operating_system));
+            status(&format!(
+                "node {}: not traced: its system is {}",
+                node.name, node.operating_system
+            ));
         } else {
             names.push(Arc::from(&*node.name));
         }
@@ -178,7 +193,9 @@ async fn prepare(api: &Api, nodes: &NodesConfig) -> Result<Vec<Arc<str>>> {
         bail!("no node of the cluster matches\n  try: kubectl get nodes -l …");
     }
     if nodes.copy_binary {
-        let other = found.iter().find(|node| names.iter().any(|name| **name == *node.name) && !is_own(&node.architecture));
+        let other = found
+            .iter()
+            .find(|node| names.iter().any(|name| **name == *node.name) && !is_own(&node.architecture));
         if let Some(node) = other {
             bail!(
                 "--copy-binary: node {} is {}, but this program is for {}\n  try: --image with an image for both",
@@ -193,7 +210,11 @@ async fn prepare(api: &Api, nodes: &NodesConfig) -> Result<Vec<Arc<str>>> {
 
 fn missing_rights(missing: &[Right], namespace: &str) -> anyhow::Error {
     let rights: Vec<_> = missing.iter().map(|right| right.text(namespace)).collect();
-    let all = if missing.len() == RIGHTS.len() { ", that is all that it needs" } else { "" };
+    let all = if missing.len() == RIGHTS.len() {
+        ", that is all that it needs"
+    } else {
+        ""
+    };
     anyhow!(
         "missing permissions: {}{all}\n  try: deploy/kubernetes/rbac-nodes.yaml, which grants them",
         rights.join(", ")
@@ -218,7 +239,11 @@ fn confirm(nodes: usize) -> Result<bool> {
     if !io::stdin().is_terminal() {
         bail!("{nodes} nodes match\n  try: --yes, if you mean all of them, or -l or --node for some");
     }
-    write!(Blocking(io::stderr()), "kmesh-trace: start a pod on each of {nodes} nodes? [y/N] ").context("cannot ask")?;
+    write!(
+        Blocking(io::stderr()),
+        "kmesh-trace: start a pod on each of {nodes} nodes? [y/N] "
+    )
+    .context("cannot ask")?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).context("cannot read the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -226,7 +251,12 @@ fn confirm(nodes: usize) -> Result<bool> {
 
 /// Returns a text with the first nodes.
 fn list(nodes: &[Arc<str>]) -> String {
-    let first = nodes.iter().take(MAX_NAMED).map(|name| &**name).collect::<Vec<_>>().join(",");
+    let first = nodes
+        .iter()
+        .take(MAX_NAMED)
+        .map(|name| &**name)
+        .collect::<Vec<_>>()
+        .join(",");
     match nodes.len().saturating_sub(MAX_NAMED) {
         0 => first,
         more => format!("{first} and {more} more"),
@@ -298,7 +328,13 @@ impl Session {
             .spawn(move || _ = ended.send(viewer.run(queue)))
             .context("cannot start a thread")?;
         let names = start_sources(config, sources, name_status, messages.clone(), updates)?;
-        Ok(Self { messages, stop, jobs, end, names })
+        Ok(Self {
+            messages,
+            stop,
+            jobs,
+            end,
+            names,
+        })
     }
 
     /// Sends a message to the viewer, unless it has too many.
@@ -409,7 +445,10 @@ async fn limit(config: &Config, settled: watch::Receiver<HashSet<usize>>, nodes:
 fn start_text(nodes: &[Arc<str>], settled: &HashSet<usize>) -> String {
     match nodes.len() - settled.len() {
         0 => format!("tracing {}; Ctrl-C ends it", list(nodes)),
-        slow => format!("tracing; {slow} of {} are not ready yet; Ctrl-C ends it", counted(nodes.len(), "node")),
+        slow => format!(
+            "tracing; {slow} of {} are not ready yet; Ctrl-C ends it",
+            counted(nodes.len(), "node")
+        ),
     }
 }
 

@@ -214,9 +214,7 @@ fn find<'a, T>(what: &str, name: &str, all: &'a Option<Vec<Named<T>>>) -> Result
 impl Kubeconfig {
     /// Returns the context with this name, or the current one.
     fn context(&self, name: Option<&str>) -> Result<&Context, SourceError> {
-        let name = name
-            .or(self.current_context.as_deref())
-            .filter(|name| !name.is_empty());
+        let name = name.or(self.current_context.as_deref()).filter(|name| !name.is_empty());
         let name = name.ok_or_else(|| SourceError::new("it has no current context").remedy("--context=NAME"))?;
         find("context", name, &self.contexts).map(|(context, _)| context)
     }

@@ -61,7 +61,10 @@ mod tests {
         let almost = start + MAX_WAIT - Duration::from_nanos(1);
         assert_eq!(arrivals.pop(almost, is_header), None);
         assert_eq!(arrivals.pop(almost, |_| true), Some((0, lost(1))));
-        assert_eq!(arrivals.pop(almost, is_header), Some((1, Line::Header(Header::unknown()))));
+        assert_eq!(
+            arrivals.pop(almost, is_header),
+            Some((1, Line::Header(Header::unknown())))
+        );
         assert_eq!(arrivals.pop(almost, |_| true), None);
     }
 

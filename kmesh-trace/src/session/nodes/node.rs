@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::Message;
 use crate::capture::parse::{Line, Parser};
-use crate::cluster::api::{Api, Phase};
+use crate::cluster::api::{Api, GRACE_SECONDS, Phase};
 use crate::cluster::exec::{Ending, Input, Output, Part, exec};
 use crate::cluster::pod::PodSettings;
 use crate::names::sources::error::SourceError;
@@ -123,10 +123,16 @@ impl Node {
                 Phase::Ended => return Err(SourceError::new(format!("the pod ended: {}", state.reason))),
                 Phase::Waiting => {}
             }
-            let reason = if state.reason.is_empty() { "the kubelet has not answered" } else { &state.reason };
+            let reason = if state.reason.is_empty() {
+                "the kubelet has not answered"
+            } else {
+                &state.reason
+            };
             if start.elapsed() > START_TIMEOUT {
                 let seconds = START_TIMEOUT.as_secs();
-                return Err(SourceError::new(format!("the pod does not run after {seconds} s: {reason}")));
+                return Err(SourceError::new(format!(
+                    "the pod does not run after {seconds} s: {reason}"
+                )));
             }
             if start.elapsed() > SLOW_START && !std::mem::replace(&mut is_reported, true) {
                 status(&format!("node {}: still waiting for the pod: {reason}", self.name));
@@ -138,18 +144,27 @@ impl Node {
     /// Deletes the pod, and waits until it is gone.
     async fn delete(&self, run: &Run) -> Result<(), SourceError> {
         let pod = run.pods.name(self.number);
-        if !run.api.delete(&pod).await? {
+        if !run.api.delete(&pod, GRACE_SECONDS).await? {
             return Ok(());
         }
         let gone = async {
             let mut connection = None;
-            while run.api.pod(&mut connection, &pod).await?.is_some() {
+            while let Some(state) = run.api.pod(&mut connection, &pod).await? {
+                // A kubelet may take half a minute to tidy up after a container, and one that is gone never answers.
+                if state.phase == Phase::Ended || state.is_new {
+                    return run.api.delete(&pod, 0).await.map(drop);
+                }
                 sleep(POLL_INTERVAL).await;
             }
             Ok(())
         };
-        // A kubelet that is gone cannot confirm the end.
-        timeout(DELETE_TIMEOUT, gone).await.unwrap_or(Ok(()))
+        let late = |_| {
+            SourceError::new(format!(
+                "the kubelet has not ended it within {} s",
+                DELETE_TIMEOUT.as_secs()
+            ))
+        };
+        timeout(DELETE_TIMEOUT, gone).await.map_err(late)?
     }
 }
 

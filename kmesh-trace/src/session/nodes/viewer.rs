@@ -99,7 +99,9 @@ impl Viewer {
             match message {
                 Message::Lines(node, lines) => {
                     let arrived = Instant::now();
-                    lines.into_iter().for_each(|line| self.arrivals.push(node, line, arrived));
+                    lines
+                        .into_iter()
+                        .for_each(|line| self.arrivals.push(node, line, arrived));
                 }
                 Message::Ended(node) => self.streams[node].has_ended = true,
                 Message::NamesArrived => {}
@@ -159,8 +161,7 @@ impl Viewer {
         // The cookies of two nodes may be the same.
         record.id.cookie ^= (node as u64) << COOKIE_BITS;
         stream.closes += u64::from(record.event == Event::Close);
-        let is_baseline =
-            record.event == Event::Update && record.preexisting && stream.start == Some(record.time);
+        let is_baseline = record.event == Event::Update && record.preexisting && stream.start == Some(record.time);
         if let Some(names) = &mut self.names {
             record = names.annotate_at(&record, now());
         }
