@@ -71,6 +71,7 @@ fn run(cli: &Cli) -> Result<Exit> {
 
 fn trace_or_replay(config: &Config) -> Result<Exit> {
     if config.read.is_empty() {
+        config.check_live().unwrap_or_else(|error| refuse(&error));
         return trace(config);
     }
     let is_rotated = config

@@ -7,7 +7,7 @@ use libtest_mimic::{Failed, Trial};
 use crate::examples::{CAPTURE, needing, repository};
 
 /// Invalid command lines, and texts of the error message: the flag, and a suggestion if there is one.
-const INVALID: [(&str, &[&str]); 30] = [
+const INVALID: [(&str, &[&str]); 31] = [
     ("--no-such-flag", &["--no-such-flag"]),
     ("--prot 443", &["--prot", "--port"]),
     ("--ouput json", &["--ouput", "--output"]),
@@ -35,6 +35,7 @@ const INVALID: [(&str, &[&str]); 30] = [
     ("-c web", &["--count", "whole number"]),
     ("-A -n shop", &["--all-namespaces", "--namespace"]),
     ("--connecting", &["--connecting", "--events update", "-o table"]),
+    ("--join", &["--join", "--read"]),
     ("nodes", &["--image"]),
     (
         "nodes --image x --image-pull-policy always",

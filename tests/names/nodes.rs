@@ -20,6 +20,7 @@ use crate::support::tracer::{Tracer, TracerCommand, binary};
 /// Each starts a pod on the node. They run one after another, so that a test knows which tracers are its own.
 pub const SEQUENTIAL: &[Row] = &[
     ("nodes::traffic_of_pods_has_both_names", traffic_of_pods_has_both_names),
+    ("nodes::both_ends_are_joined", both_ends_are_joined),
     ("nodes::table_shows_the_workloads", table_shows_the_workloads),
     (
         "nodes::program_is_copied_into_any_image",
@@ -170,6 +171,23 @@ fn traffic_of_pods_has_both_names() {
         (&"summary".into(), &0.into()),
         "{summary}"
     );
+}
+
+fn both_ends_are_joined() {
+    let (tracer, lines) = start(&tool_image(), &["-o", "json", "--join", "--to-port", "8080"]);
+    tracer.wait_stderr("kmesh-trace: tracing");
+    request_page();
+    fixture::wait_until("both ends are one line", || {
+        let is_pair = |line: &Value| {
+            let pod = |end: &str, of: &str| line[end][of]["pod"].as_str().unwrap_or_default().to_owned();
+            line["type"] == "pair"
+                && pod("client", "src").starts_with("client-")
+                && pod("server", "dst").starts_with("web-")
+                && line["undelivered"]["sent"] == 0
+        };
+        records(&lines).iter().any(is_pair)
+    });
+    interrupt(tracer);
 }
 
 fn table_shows_the_workloads() {

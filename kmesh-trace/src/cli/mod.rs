@@ -99,7 +99,7 @@ Environment:
               blocks of lines
   TZ          The time zone for --time-format local. If unset, /etc/localtime
   KUBECONFIG  The kubeconfig that --kubeconfig uses when it has no value
-  NODE_NAME   The name of this node in the cluster, for --this-node
+  NODE_NAME   The name of this node in the cluster, for records and --this-node
 
 After any exit, the kernel holds nothing of this program.";
 

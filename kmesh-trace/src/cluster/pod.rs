@@ -68,6 +68,7 @@ impl PodSettings {
             "image": self.image,
             "command": self.main_command(),
             "securityContext": in_template["securityContext"],
+            "env": node_name(in_template),
             "resources": resources,
             "volumeMounts": in_template["volumeMounts"],
         });
@@ -119,6 +120,13 @@ impl PodSettings {
     }
 }
 
+/// Returns the environment variable with the node's name, which the pod does not know otherwise.
+fn node_name(container: &Value) -> Value {
+    let variables = container["env"].as_array();
+    let is_wanted = |variable: &&Value| variable["name"] == "NODE_NAME";
+    variables.into_iter().flatten().filter(is_wanted).cloned().collect()
+}
+
 fn push(list: &mut Value, value: Value) {
     if let Some(list) = list.as_array_mut() {
         list.push(value);
@@ -167,6 +175,10 @@ mod tests {
         assert_eq!(
             container["volumeMounts"],
             json!([{"name": "cgroup", "mountPath": "/sys/fs/cgroup", "readOnly": true}])
+        );
+        assert_eq!(
+            container["env"],
+            json!([{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}])
         );
         let context = &container["securityContext"];
         assert_eq!(context["readOnlyRootFilesystem"], true);

@@ -148,6 +148,16 @@ impl Config {
         Ok(config)
     }
 
+    /// Returns an error for flags that a live trace of one node does not have.
+    pub fn check_live(&self) -> Result<(), ConfigError> {
+        match self.join {
+            true => Err(ConfigError::new(
+                "--join requires --read or nodes: a live trace of one node has no other end to join",
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Returns whether `open` events are needed. A capture has them whatever is printed.
     pub fn needs_opens(&self) -> bool {
         self.events.open || self.capture.is_some()

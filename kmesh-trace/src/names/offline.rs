@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 use super::local::cgroup::{CgroupOwner, PodCgroup};
 use super::store::{LocalContext, Store};
@@ -22,6 +23,8 @@ pub struct OfflineNames {
     owners: HashMap<ContainerId, Arc<CgroupOwner>>,
     /// The number of containers at which those of pods that are gone are removed.
     sweep_at: usize,
+    /// What sources report, if there are any.
+    updates: Option<Receiver<Vec<SourceUpdate>>>,
 }
 
 impl OfflineNames {
@@ -38,8 +41,37 @@ impl OfflineNames {
         names
     }
 
+    /// Returns names from what sources report.
+    pub fn from_sources(updates: Receiver<Vec<SourceUpdate>>) -> Self {
+        let updates = Some(updates);
+        Self {
+            updates,
+            ..Self::default()
+        }
+    }
+
+    /// Returns whether sources report the names.
+    pub fn has_sources(&self) -> bool {
+        self.updates.is_some()
+    }
+
+    /// Applies what sources have reported until now.
+    pub fn refresh(&mut self) {
+        let Some(updates) = self.updates.take() else { return };
+        for batch in updates.try_iter() {
+            batch.iter().for_each(|update| self.apply(update));
+        }
+        self.updates = Some(updates);
+    }
+
+    /// Returns whether sources may still report the container of the record's local end.
+    pub fn awaits(&self, record: &Record) -> bool {
+        let is_unknown = |id| !self.owners.contains_key(&id);
+        self.updates.is_some() && record.container_id.is_some_and(is_unknown)
+    }
+
     /// Applies what a source reports.
-    pub fn apply(&mut self, update: &SourceUpdate) {
+    fn apply(&mut self, update: &SourceUpdate) {
         self.store.apply(update);
         if let Change::Upsert(Object::Pod(pod)) = &update.change {
             self.add_containers(pod);
@@ -70,30 +102,15 @@ impl OfflineNames {
         }
     }
 
-    /// Returns whether the local end of the record has no container, or one that a source reports.
-    pub fn knows_local_end(&self, record: &Record) -> bool {
-        record.container_id.is_none_or(|id| self.owners.contains_key(&id))
-    }
-
-    /// Returns the objects that sources report.
-    pub fn store(&mut self) -> &mut Store {
-        &mut self.store
-    }
-
     /// Returns `record` with the names that it lacks.
     pub fn annotate(&mut self, record: &Record) -> Record {
-        self.annotate_at(record, LATER)
-    }
-
-    /// Returns `record` with the names that it lacks, at time `now`.
-    pub fn annotate_at(&mut self, record: &Record, now: WallTime) -> Record {
         let mut named = record.clone();
         let local = LocalContext {
             owner: record.container_id.and_then(|id| self.owners.get(&id).cloned()),
             is_netns_of_root: record.container_id.is_none(),
             ..LocalContext::default()
         };
-        self.store.annotate(&mut named, &local, now);
+        self.store.annotate(&mut named, &local, LATER);
         let (known, found) = (&record.names, &mut named.names);
         complete(&known.src, &mut found.src);
         complete(&known.dst, &mut found.dst);

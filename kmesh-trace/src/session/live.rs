@@ -1,5 +1,6 @@
 //! The live session: opens, attaches and connects all stages. `docs/architecture.md` describes the threads.
 
+use std::env;
 use std::future::pending;
 use std::io;
 use std::ops::ControlFlow;
@@ -222,8 +223,10 @@ fn attach(loaded: LoadedPrograms, config: &Config) -> Result<Attached, StartErro
 }
 
 fn run_info() -> RunInfo {
+    // In a pod, the host name is the pod's.
+    let node = env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
     RunInfo {
-        node: uname().nodename().to_string_lossy().into_owned(),
+        node: node.unwrap_or_else(|| uname().nodename().to_string_lossy().into_owned()),
         kernel: uname().release().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }

@@ -1,87 +1,62 @@
-//! The session of `nodes`: traces nodes of a cluster, each in a pod, and feeds their records to the same engine as a
-//! live trace.
+//! The session of `nodes`: traces nodes of a cluster, each in a pod. Their records go through pipes into a replay, which
+//! merges live streams by time and feeds the same engine as a live trace.
 //!
 //! ```text
-//! pod ── exec ──▶ node task ── lines ──▶ viewer: names ──▶ engine ──▶ sinks
-//! API server ──▶ sources ── updates ──────▶┘
+//! pod ── exec ──▶ task of a node ── pipe ──▶ replay: names, --join ──▶ engine ──▶ sinks
+//! API server ──▶ sources ── updates ───────────▶┘
 //! ```
 //!
-//! This thread runs the tasks of all nodes, and handles signals. The viewer thread alone waits for standard output.
+//! This thread runs the tasks of all nodes, and handles signals.
 
-mod arrivals;
 mod node;
-mod viewer;
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::future::pending;
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::process::exit;
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Once};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::thread::CapabilitySet;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
-use self::arrivals::Arrivals;
-use self::node::{Node, Run};
-use self::viewer::{NodeStream, Viewer};
+use self::node::{Node, Progress, Run};
+use super::exit::Exit;
+use super::replay::{self, Files, Running, allow_many_files};
 use crate::blocking_io::Blocking;
 use crate::capture::Target;
-use crate::capture::parse::Line;
 use crate::cluster::api::{Api, Phase, RIGHTS, Right};
 use crate::cluster::pod::{LABEL, PodSettings};
 use crate::config::{ApiServer, CaptureConfig, Config, NodesConfig, Origin, SourceConfig, Verbosity};
-use crate::engine::{Engine, Selection};
 use crate::names::offline::OfflineNames;
 use crate::names::sources::{Sources, Status, StatusMessage};
 use crate::names::update::SourceUpdate;
-use crate::output::NameSourceStatus;
 use crate::output::metrics::Metrics;
 use crate::output::metrics::exposition::Exposition;
 use crate::output::metrics::server::Server;
 use crate::output::stderr::status;
-use crate::output::table::view::UiCommand;
 use crate::output::term::{self, JobControl};
+use crate::output::{NameSourceStatus, Sink};
 use crate::privileges;
 use crate::record::{Header, RunInfo, WallTime};
-use crate::session::exit::Exit;
-use crate::session::outputs::{self, Outputs};
 
 /// The number of nodes that are traced without a question.
 const MAX_WITHOUT_QUESTION: usize = 20;
 /// The number of nodes that the header and the start message name.
 const MAX_NAMED: usize = 3;
-/// The number of messages that wait for the viewer. Beyond it, the records wait on their nodes.
-const QUEUE_CAPACITY: usize = 256;
 /// The run has begun when each node is traced or has failed, but at the latest after this time.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
-/// The number of batches of names that wait for the viewer. Beyond it, the source waits.
+/// The number of batches of names that wait for the replay. Beyond it, the source waits.
 const NAMES_CAPACITY: usize = 64;
-/// The time between two ticks of the viewer.
-const TICK: Duration = Duration::from_millis(100);
-
-/// A message to the viewer.
-#[derive(Debug)]
-pub enum Message {
-    /// Lines of the node with this number.
-    Lines(usize, Vec<Line>),
-    /// No more lines of this node follow.
-    Ended(usize),
-    /// The queue of names is not empty.
-    NamesArrived,
-    /// No source is awaited any more.
-    NamesSettled,
-    /// Time has passed.
-    Tick,
-    SummaryRequested,
-}
 
 /// Traces the nodes until a signal, a limit or the reader of standard output ends the run.
 pub fn run(config: &Config, nodes: &NodesConfig) -> Result<Exit> {
@@ -263,13 +238,12 @@ fn list(nodes: &[Arc<str>]) -> String {
     }
 }
 
-/// The threads of a run.
+/// The parts of a run.
 struct Session {
-    messages: mpsc::Sender<Message>,
-    stop: watch::Sender<bool>,
-    jobs: JobControl,
-    /// The result of the viewer.
-    end: oneshot::Receiver<Result<Exit>>,
+    progress: watch::Sender<Progress>,
+    replay: Running,
+    /// The pipes for the lines of the tracers.
+    pipes: Vec<pipe::Sender>,
     names: Arc<Status>,
 }
 
@@ -286,126 +260,105 @@ impl Session {
             kernel: "unknown".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let has_names = !config.sources.is_empty();
         let origin = Origin::ApiServer(nodes.api_server.clone());
+        let has_names = !config.sources.is_empty();
         let sources = has_names.then_some(SourceConfig { named: true, origin });
         let sources = Sources::prepare(sources.as_slice())?;
         let metrics = serve_metrics(config, &info, server)?;
-        let (messages, queue) = mpsc::channel(QUEUE_CAPACITY);
-        let stop = watch::Sender::new(false);
+        allow_many_files();
+        let (mut inputs, mut pipes) = (Vec::new(), Vec::new());
+        for name in names {
+            let (reader, writer) = io::pipe().context("cannot make a pipe")?;
+            inputs.push((Arc::clone(name), File::from(OwnedFd::from(reader))));
+            pipes.push(pipe::Sender::from_owned_fd(writer.into()).context("cannot use a pipe")?);
+        }
+        let (updates, queue) = sync_channel(NAMES_CAPACITY);
         let name_status = NameSourceStatus::default();
-        let capture = target.map(|target| (target, header(&info)));
-        let Outputs { mut sinks, screen } = outputs::open(config, &info, &name_status, capture, {
-            let stop = stop.clone();
-            move |command| {
-                if *command == UiCommand::Quit {
-                    stop.send_replace(true);
-                }
-            }
-        })?;
-        sinks.extend(metrics.map(|metrics| Box::new(metrics) as Box<_>));
-        let jobs = JobControl::new(screen).context("cannot listen for signals")?;
-        let selection = Selection {
-            events: config.events,
-            filter: config.filter.clone(),
-            count: config.count,
+        // The duration counts from the time when the nodes are traced.
+        let config = Config {
+            duration: None,
+            ..config.clone()
         };
-        let (updates, update_queue) = sync_channel(NAMES_CAPACITY);
-        let viewer = Viewer {
-            streams: names.iter().cloned().map(NodeStream::new).collect(),
-            names: has_names.then(OfflineNames::default),
-            updates: update_queue,
-            engine: Engine::new(selection, sinks),
-            arrivals: Arrivals::default(),
-            stop: stop.clone(),
-            verbosity: config.verbosity,
-            start: Instant::now(),
-        };
-        let (ended, end) = oneshot::channel();
-        thread::Builder::new()
-            .name("viewer".to_owned())
-            // The receiver is dropped only when the process is about to end.
-            .spawn(move || _ = ended.send(viewer.run(queue)))
-            .context("cannot start a thread")?;
-        let names = start_sources(config, sources, name_status, messages.clone(), updates)?;
+        let more = metrics.map(|metrics| Box::new(metrics) as Box<dyn Sink>);
+        let replay = replay::begin(
+            &config,
+            Files::of_nodes(inputs, target, header(&info)),
+            has_names.then(|| OfflineNames::from_sources(queue)),
+            &name_status,
+            more.into_iter().collect(),
+        )?;
         Ok(Self {
-            messages,
-            stop,
-            jobs,
-            end,
-            names,
+            progress: watch::Sender::new(Progress::Tracing),
+            replay,
+            pipes,
+            names: start_sources(config.verbosity, sources, name_status, updates)?,
         })
-    }
-
-    /// Sends a message to the viewer, unless it has too many.
-    fn tell(&self, message: Message) {
-        _ = self.messages.try_send(message);
     }
 
     /// Traces until the end of the run. Afterwards, no pod is left.
     async fn run(
-        mut self,
+        self,
         config: &Config,
         nodes: &NodesConfig,
         api: Api,
         names: Vec<Arc<str>>,
         mut signals: Signals,
     ) -> Result<Exit> {
+        let Self {
+            progress,
+            replay,
+            pipes,
+            names: name_status,
+        } = self;
         let settled = watch::Sender::new(HashSet::new());
         let run = Arc::new(Run {
             api,
             pods: pods(nodes),
             program: nodes.copy_binary.then(read_program).transpose()?,
             flags: nodes.flags.clone(),
-            messages: self.messages.clone(),
-            stop: self.stop.subscribe(),
+            progress: progress.subscribe(),
             settled: settled.clone(),
         });
         let mut tasks = JoinSet::new();
-        for (number, name) in names.iter().cloned().enumerate() {
+        for (number, (name, lines)) in names.iter().cloned().zip(pipes).enumerate() {
             let run = Arc::clone(&run);
-            tasks.spawn(async move { Node { number, name }.run(&run).await });
+            tasks.spawn(async move { Node { number, name, lines }.run(&run).await });
         }
-        let mut exit = Exit::Ok;
-        let (mut is_interrupted, mut is_limit_reached, mut has_begun) = (false, false, false);
-        let mut tick = interval(TICK);
+        let mut jobs = JobControl::new(replay.screen).context("cannot listen for signals")?;
         let begin = begin(settled.subscribe(), names.len());
         let limit = limit(config, settled.subscribe(), names.len());
         tokio::pin!(begin, limit);
-        let mut result = None;
+        let (mut end, mut result, mut exit) = (replay.end, None, Exit::Ok);
+        let (mut is_interrupted, mut is_limit_reached, mut has_begun) = (false, false, false);
         while result.is_none() || !tasks.is_empty() {
             tokio::select! {
-                ended = &mut self.end, if result.is_none() => {
-                    self.stop.send_replace(true);
-                    result = Some(ended.context("the viewer thread panicked")?);
+                ended = &mut end, if result.is_none() => {
+                    progress.send_replace(Progress::Over);
+                    result = Some(ended.context("the replay thread panicked")?);
                 }
                 Some(node) = tasks.join_next() => {
                     if !node.context("the task of a node panicked")? {
                         exit = Exit::Failed;
                     }
                 }
-                _ = tick.tick() => self.tell(Message::Tick),
                 () = &mut limit, if !is_limit_reached => {
                     is_limit_reached = true;
-                    self.stop.send_replace(true);
+                    stop(&progress);
                 }
                 () = &mut begin, if !has_begun => {
                     has_begun = true;
-                    if config.verbosity > Verbosity::Quiet && !tasks.is_empty() && !*self.stop.borrow() {
+                    if config.verbosity > Verbosity::Quiet && !tasks.is_empty() {
                         status(&start_text(&names, &settled.borrow()));
                     }
                 }
-                () = self.jobs.handle_next() => {}
-                request = signals.next() => match request {
-                    Request::Summary => self.tell(Message::SummaryRequested),
-                    Request::End => stop_or_exit(&self.stop, &mut is_interrupted),
-                },
+                () = jobs.handle_next() => {}
+                () = signals.end() => stop_or_exit(&progress, &mut is_interrupted),
             }
         }
         match result {
-            Some(Err(error)) => Err(error),
-            _ if self.names.has_failed() => Ok(Exit::Failed),
-            _ => Ok(exit),
+            Some(Ok(Exit::Ok)) if name_status.has_failed() => Ok(Exit::Failed),
+            Some(Ok(Exit::Ok)) | None => Ok(exit),
+            Some(other) => other,
         }
     }
 }
@@ -475,33 +428,20 @@ fn serve_metrics(config: &Config, info: &RunInfo, server: Option<Server>) -> Res
     Ok(Some(metrics))
 }
 
-/// Starts the thread of the API server's names, which sends its updates to the viewer.
+/// Starts the thread of the API server's names, which sends its updates to the replay.
 fn start_sources(
-    config: &Config,
+    verbosity: Verbosity,
     sources: Sources,
     names: NameSourceStatus,
-    messages: mpsc::Sender<Message>,
     updates: SyncSender<Vec<SourceUpdate>>,
 ) -> Result<Arc<Status>> {
-    let (verbosity, settled) = (config.verbosity, Once::new());
-    let (known, to_viewer) = (names.clone(), messages.clone());
-    let emit = move |message| {
-        match message {
-            StatusMessage::Note(text) if verbosity > Verbosity::Quiet => status(&text),
-            StatusMessage::Note(_) => {}
-            StatusMessage::Error(text) => status(&text),
-        }
-        if !known.is_any_awaited() {
-            // The send fails only at the end of the run.
-            settled.call_once(|| _ = to_viewer.blocking_send(Message::NamesSettled));
-        }
+    let emit = move |message| match message {
+        StatusMessage::Note(text) if verbosity > Verbosity::Quiet => status(&text),
+        StatusMessage::Note(_) => {}
+        StatusMessage::Error(text) => status(&text),
     };
     let send = move |batch| match updates.send(batch) {
-        Ok(()) => {
-            // If the viewer has other messages, it looks at the names, too.
-            _ = messages.try_send(Message::NamesArrived);
-            ControlFlow::Continue(())
-        }
+        Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     };
     sources.start(names, emit, send).context("cannot start a thread")
@@ -511,7 +451,6 @@ struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
-    user: Signal,
 }
 
 impl Signals {
@@ -520,39 +459,31 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
-            user: signal(SignalKind::user_defined1())?,
         })
-    }
-
-    async fn next(&mut self) -> Request {
-        tokio::select! {
-            _ = self.interrupt.recv() => Request::End,
-            _ = self.terminate.recv() => Request::End,
-            _ = self.hangup.recv() => Request::End,
-            _ = self.user.recv() => Request::Summary,
-        }
     }
 
     /// Waits for a signal that ends the run.
     async fn end(&mut self) {
-        while self.next().await != Request::End {}
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
     }
 }
 
-/// What a signal asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Request {
-    End,
-    Summary,
+/// Asks the tracers to end, unless the run is over.
+fn stop(progress: &watch::Sender<Progress>) {
+    progress.send_modify(|progress| *progress = Progress::Ending.max(*progress));
 }
 
 /// Ends the run in order at the first signal. Exits at once at the second one: the pods stay until their deadline.
-fn stop_or_exit(stop: &watch::Sender<bool>, is_interrupted: &mut bool) {
+fn stop_or_exit(progress: &watch::Sender<Progress>, is_interrupted: &mut bool) {
     if *is_interrupted {
         term::leave();
         status("pods are left: they end at their deadline\n  try: kmesh-trace nodes --clean, which deletes them then");
         exit(Exit::Ok as i32);
     }
     *is_interrupted = true;
-    stop.send_replace(true);
+    stop(progress);
 }

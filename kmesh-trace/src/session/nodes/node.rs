@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use super::Message;
-use crate::capture::parse::{Line, Parser};
 use crate::cluster::api::{Api, GRACE_SECONDS, Phase};
 use crate::cluster::exec::{Ending, Input, Output, Part, exec};
 use crate::cluster::pod::PodSettings;
@@ -26,8 +26,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest time until a deleted pod is gone. Afterwards, the cluster deletes it without this program.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(20);
-/// The longest line, in bytes.
-const MAX_LINE: usize = 4 << 20;
 /// The size of a message of a copied program, in bytes.
 const COPY_PART: usize = 32 << 10;
 /// The prefix of a tracer's own messages.
@@ -41,27 +39,35 @@ pub struct Run {
     pub program: Option<Vec<u8>>,
     /// The flags of the tracers.
     pub flags: Vec<String>,
-    /// Where records go.
-    pub messages: mpsc::Sender<Message>,
-    /// Becomes true when the run ends.
-    pub stop: watch::Receiver<bool>,
+    /// How far the run is.
+    pub progress: watch::Receiver<Progress>,
     /// The numbers of the nodes that are traced, or have failed.
     pub settled: watch::Sender<HashSet<usize>>,
+}
+
+/// How far the run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Progress {
+    Tracing,
+    /// The tracers must end, and their last records are wanted.
+    Ending,
+    /// Nobody wants more records.
+    Over,
 }
 
 /// A node of the run.
 pub struct Node {
     pub number: usize,
     pub name: Arc<str>,
+    /// The pipe for the lines of its tracer.
+    pub lines: pipe::Sender,
 }
 
 impl Node {
     /// Traces the node until the run ends. Returns whether nothing failed. The pod is deleted in any case.
-    pub async fn run(self, run: &Run) -> bool {
+    pub async fn run(mut self, run: &Run) -> bool {
         let mut result = self.trace(run).await;
         self.settle(run);
-        // The receiver is gone if an output has failed.
-        _ = run.messages.send(Message::Ended(self.number)).await;
         if let Err(error) = self.delete(run).await
             && result.is_ok()
         {
@@ -78,11 +84,11 @@ impl Node {
         run.settled.send_modify(|settled| _ = settled.insert(self.number));
     }
 
-    async fn trace(&self, run: &Run) -> Result<(), SourceError> {
+    async fn trace(&mut self, run: &Run) -> Result<(), SourceError> {
         let pod = run.pods.name(self.number);
         let object = run.pods.pod(self.number, &self.name);
         let object = object.map_err(|error| SourceError::new(format!("{error:#}")))?;
-        let mut stop = run.stop.clone();
+        let (mut progress, mut end) = (run.progress.clone(), run.progress.clone());
         let starting = async {
             run.api.create(&object).await?;
             self.wait_until_it_runs(run, &pod).await?;
@@ -94,18 +100,12 @@ impl Node {
         };
         let (input, output) = tokio::select! {
             started = starting => started?,
-            _ = stop.wait_for(|stop| *stop) => return Ok(()),
-        };
-        let lines = Lines {
-            node: self,
-            run,
-            parser: Parser::default(),
-            text: Vec::new(),
-            message: String::new(),
+            _ = progress.wait_for(|progress| *progress > Progress::Tracing) => return Ok(()),
         };
         let result = tokio::select! {
-            result = lines.read(output) => result,
-            error = keep_alive(input, stop) => Err(error),
+            result = self.read(run, output) => result,
+            error = keep_alive(input, progress) => Err(error),
+            _ = end.wait_for(|progress| *progress == Progress::Over) => Ok(()),
         };
         result.map_err(|error| error.at("the stream ended"))
     }
@@ -166,6 +166,36 @@ impl Node {
         };
         timeout(DELETE_TIMEOUT, gone).await.map_err(late)?
     }
+
+    /// Passes the lines of the tracer on until it ends.
+    async fn read(&mut self, run: &Run, mut output: Output) -> Result<(), SourceError> {
+        let mut stderr = Stderr::default();
+        loop {
+            match output.next().await? {
+                Part::Stdout(lines) => {
+                    stderr.flush(&self.name);
+                    // Writing fails when the replay has ended.
+                    if self.lines.write_all(&lines).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                Part::Stderr(text) => {
+                    if stderr.add(&self.name, &String::from_utf8_lossy(&text)) {
+                        self.settle(run);
+                    }
+                }
+                Part::Ended(Ending::Succeeded) => {
+                    stderr.flush(&self.name);
+                    return Ok(());
+                }
+                Part::Ended(Ending::Failed(status)) if stderr.message.is_empty() => {
+                    return Err(SourceError::new(format!("the tracer failed with status {status}")));
+                }
+                Part::Ended(Ending::Failed(_)) => return Err(SourceError::new(&stderr.message)),
+                Part::Ended(Ending::Error(error)) => return Err(SourceError::new(error)),
+            }
+        }
+    }
 }
 
 /// Copies the program into the pod.
@@ -198,13 +228,13 @@ async fn copy(run: &Run, pod: &str, program: &[u8]) -> Result<(), SourceError> {
 
 /// Sends heartbeats. When the run ends, asks the tracer to end. Returns an error when the connection does, or when the
 /// tracer does not end in time.
-async fn keep_alive(mut input: Input, mut stop: watch::Receiver<bool>) -> SourceError {
+async fn keep_alive(mut input: Input, mut progress: watch::Receiver<Progress>) -> SourceError {
     let mut heartbeat = interval(HEARTBEAT_INTERVAL);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let byte = tokio::select! {
             _ = heartbeat.tick() => HEARTBEAT,
-            _ = stop.wait_for(|stop| *stop) => END,
+            _ = progress.wait_for(|progress| *progress > Progress::Tracing) => END,
         };
         if let Err(error) = input.write(&[byte]).await {
             return error;
@@ -216,86 +246,32 @@ async fn keep_alive(mut input: Input, mut stop: watch::Receiver<bool>) -> Source
     }
 }
 
-/// The lines of one tracer.
-struct Lines<'a> {
-    node: &'a Node,
-    run: &'a Run,
-    parser: Parser,
-    /// The bytes after the last complete line.
-    text: Vec<u8>,
-    /// The last message of the tracer, which is not printed yet: more may belong to it, or it is why the tracer fails.
+/// The last message of a tracer, which is not printed yet: more may belong to it, or it is why the tracer fails.
+#[derive(Default)]
+struct Stderr {
     message: String,
 }
 
-impl Lines<'_> {
-    /// Passes lines on until the tracer ends.
-    async fn read(mut self, mut output: Output) -> Result<(), SourceError> {
-        loop {
-            match output.next().await? {
-                Part::Stdout(bytes) => {
-                    self.flush_message();
-                    self.take(&bytes).await?;
-                }
-                Part::Stderr(text) => self.add_message(&String::from_utf8_lossy(&text)),
-                Part::Ended(Ending::Succeeded) => {
-                    self.flush_message();
-                    return Ok(());
-                }
-                Part::Ended(Ending::Failed(status)) if self.message.is_empty() => {
-                    return Err(SourceError::new(format!("the tracer failed with status {status}")));
-                }
-                Part::Ended(Ending::Failed(_)) => return Err(SourceError::new(&self.message)),
-                Part::Ended(Ending::Error(error)) => return Err(SourceError::new(error)),
-            }
-        }
-    }
-
-    /// Parses the complete lines.
-    async fn take(&mut self, bytes: &[u8]) -> Result<(), SourceError> {
-        let (text, rest) = match bytes.iter().rposition(|&byte| byte == b'\n') {
-            Some(end) => (&bytes[..end], &bytes[end + 1..]),
-            None => (&bytes[..0], bytes),
-        };
-        if text.is_empty() && rest.len() == bytes.len() {
-            if self.text.len() + rest.len() > MAX_LINE {
-                return Err(SourceError::new(format!("a line has more than {} MiB", MAX_LINE >> 20)));
-            }
-            self.text.extend_from_slice(rest);
-            return Ok(());
-        }
-        self.text.extend_from_slice(text);
-        let complete = std::mem::replace(&mut self.text, rest.to_vec());
-        let mut lines: Vec<Line> = Vec::new();
-        for line in complete.split(|&byte| byte == b'\n') {
-            match self.parser.parse(line) {
-                Ok(line) => lines.push(line),
-                Err(problem) => return Err(SourceError::new(format!("not a line of kmesh-trace: {problem}"))),
-            }
-        }
-        // The receiver is gone at the end of the run.
-        _ = self.run.messages.send(Message::Lines(self.node.number, lines)).await;
-        Ok(())
-    }
-
-    fn add_message(&mut self, text: &str) {
+impl Stderr {
+    /// Adds what a tracer printed. Returns whether tracing has begun.
+    fn add(&mut self, node: &str, text: &str) -> bool {
+        let mut has_begun = false;
         for line in text.lines() {
             if line == STARTED {
-                self.node.settle(self.run);
-                continue;
-            }
-            match line.strip_prefix("  ") {
-                Some(continued) => self.message += &format!("; {}", continued.trim()),
-                None => {
-                    self.flush_message();
-                    self.message = line.strip_prefix(OWN_PREFIX).unwrap_or(line).to_owned();
-                }
+                has_begun = true;
+            } else if let Some(continued) = line.strip_prefix("  ") {
+                self.message += &format!("; {}", continued.trim());
+            } else {
+                self.flush(node);
+                self.message = line.strip_prefix(OWN_PREFIX).unwrap_or(line).to_owned();
             }
         }
+        has_begun
     }
 
-    fn flush_message(&mut self) {
+    fn flush(&mut self, node: &str) {
         if !self.message.is_empty() {
-            status(&format!("node {}: {}", self.node.name, self.message));
+            status(&format!("node {node}: {}", self.message));
             self.message.clear();
         }
     }
