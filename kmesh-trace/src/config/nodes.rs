@@ -152,6 +152,10 @@ mod tests {
     use crate::cli::Cli;
     use crate::config::Environment;
 
+    fn arguments(text: &str) -> Vec<&str> {
+        ["kmesh-trace"].into_iter().chain(text.split_whitespace()).collect()
+    }
+
     /// Returns the settings of `nodes` with this trace.
     fn nodes(trace: &str) -> Result<NodesConfig, ConfigError> {
         let environment = Environment {
@@ -161,7 +165,6 @@ mod tests {
             term: None,
             page_size: 4096,
         };
-        let arguments = |text: &str| [&["kmesh-trace"], &text.split_whitespace().collect::<Vec<_>>()[..]].concat();
         let matches = Cli::command().try_get_matches_from(arguments(trace)).unwrap();
         let config = Config::new(&Cli::from_arg_matches(&matches).unwrap(), environment)?;
         let nodes = Cli::command()

@@ -347,7 +347,8 @@ impl Session {
                 }
                 () = &mut begin, if !has_begun => {
                     has_begun = true;
-                    if config.verbosity > Verbosity::Quiet && !tasks.is_empty() {
+                    let is_tracing = *progress.borrow() == Progress::Tracing && !tasks.is_empty();
+                    if is_tracing && config.verbosity > Verbosity::Quiet {
                         status(&start_text(&names, &settled.borrow()));
                     }
                 }

@@ -331,8 +331,7 @@ impl Stream {
 
     /// Reports a live stream that ended without a summary.
     fn check_end(&mut self) {
-        let has_begun = self.valid_lines > 0 || self.is_of_node;
-        if self.is_live() && !self.has_summary && !self.is_stopped && has_begun {
+        if self.is_live() && !self.is_of_node && !self.has_summary && !self.is_stopped && self.valid_lines > 0 {
             let place = if self.is_cut_off {
                 "in the middle of a line"
             } else {
@@ -344,9 +343,6 @@ impl Stream {
 
     fn break_off(&mut self, reason: &str) {
         self.is_broken = true;
-        if self.is_of_node {
-            return;
-        }
         let name = match &self.info {
             Some(info) => format!("node {}", info.node),
             None => self.name.clone(),
@@ -491,9 +487,11 @@ impl Stream {
                 self.damages - MAX_REPORTED
             ));
         }
-        // A tracer on another node that was stopped early may have sent nothing.
-        if self.is_broken || self.is_of_node && self.valid_lines == 0 {
-            return Ok(self.is_broken);
+        if self.is_broken {
+            return Ok(true);
+        }
+        if self.is_of_node {
+            return Ok(self.damages > 0);
         }
         self.check_content()?;
         if self.summary.is_none() && !self.is_cut_off && !self.is_stopped && self.header.is_some() {
