@@ -385,7 +385,7 @@ fn refused_pod(namespace: &str, status: StatusCode, body: &str) -> SourceError {
 mod tests {
     use super::*;
 
-    /// The answer of a Kubernetes 1.29 API server, shortened by its managed fields.
+    /// A refusal as Pod Security admission words it. The message has the form of recorded refusals of Kubernetes 1.31.
     const POD_SECURITY: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"kmesh-trace-1\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces (hostPID=true), hostPath volumes (volume \"cgroup\"), non-default capabilities (container \"kmesh-trace\" must not include \"BPF\", \"PERFMON\", \"SYS_PTRACE\" in securityContext.capabilities.add)","reason":"Forbidden","details":{"name":"kmesh-trace-1","kind":"pods"},"code":403}"#;
     const NO_RIGHT: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods is forbidden: User \"alice\" cannot create resource \"pods\" in API group \"\" in the namespace \"tools\"","reason":"Forbidden","details":{"kind":"pods"},"code":403}"#;
 
