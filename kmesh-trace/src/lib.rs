@@ -42,6 +42,8 @@
 pub mod blocking_io;
 pub mod capture;
 pub mod cli;
+#[cfg(target_os = "linux")]
+pub mod cluster;
 pub mod completions;
 pub mod config;
 pub mod engine;

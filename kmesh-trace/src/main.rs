@@ -1,14 +1,15 @@
 //! The main function: drops privileges, parses the command line, runs, and returns the exit status.
 
 use std::env;
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::error::ErrorKind;
-use clap::{ColorChoice, CommandFactory, FromArgMatches};
+use clap::{ArgMatches, ColorChoice, CommandFactory, FromArgMatches};
 use kmesh_trace::blocking_io::Blocking;
-use kmesh_trace::cli::{Cli, Command, with_hint};
+use kmesh_trace::cli::{Cli, Command, Nodes, with_hint};
 use kmesh_trace::completions;
 use kmesh_trace::config::{Config, ConfigError, Environment, has_escapes};
 use kmesh_trace::output::json::schema::schema;
@@ -29,6 +30,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// Parses the flags of a trace that follow a subcommand.
+fn parse_flags(flags: &[OsString]) -> (Cli, ArgMatches) {
+    let name = OsString::from("kmesh-trace");
+    let matches = Cli::command().try_get_matches_from([&name].into_iter().chain(flags));
+    let parsed = matches.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = parsed.unwrap_or_else(|error| with_hint(error).exit());
+    if cli.command.is_some() {
+        let message = "only flags of a trace can follow --, no command";
+        Cli::command().error(ErrorKind::ArgumentConflict, message).exit()
+    }
+    (cli, matches)
+}
+
 /// Parses the command line. The messages of `clap` have colors only on a terminal with escape sequences.
 fn parse() -> Cli {
     let term = env::var_os("TERM");
@@ -42,18 +56,22 @@ fn parse() -> Cli {
 }
 
 fn run(cli: &Cli) -> Result<Exit> {
-    match cli.command {
+    match &cli.command {
         None => trace_or_replay(&config(cli).unwrap_or_else(|error| refuse(&error))),
         Some(Command::Check) => check(cli),
         Some(Command::Schema) => print_schema(),
-        Some(Command::Completions { shell }) => completions::write(shell, &mut Blocking(io::stdout()))
+        Some(Command::Completions { shell }) => completions::write(*shell, &mut Blocking(io::stdout()))
             .map(|()| Exit::Ok)
             .context("cannot print"),
+        Some(Command::Nodes(nodes)) => trace_nodes(nodes),
+        Some(Command::NodeWait) => wait_in_pod(),
+        Some(Command::NodeTrace { flags }) => trace_in_pod(&parse_flags(flags).0),
     }
 }
 
 fn trace_or_replay(config: &Config) -> Result<Exit> {
     if config.read.is_empty() {
+        config.check_live().unwrap_or_else(|error| refuse(&error));
         return trace(config);
     }
     let is_rotated = config
@@ -131,6 +149,30 @@ fn trace(config: &Config) -> Result<Exit> {
 }
 
 #[cfg(target_os = "linux")]
+fn trace_nodes(nodes: &Nodes) -> Result<Exit> {
+    use kmesh_trace::config::{NodesConfig, api_server};
+    use kmesh_trace::session::nodes;
+
+    if nodes.clean {
+        return nodes::clean(&api_server(nodes), nodes.pod_namespace.as_deref());
+    }
+    let (cli, matches) = parse_flags(&nodes.flags);
+    let config = config(&cli).unwrap_or_else(|error| refuse(&error));
+    let settings = NodesConfig::new(nodes, &config, &matches).unwrap_or_else(|error| refuse(&error));
+    nodes::run(&config, &settings)
+}
+
+#[cfg(target_os = "linux")]
+fn wait_in_pod() -> Result<Exit> {
+    kmesh_trace::session::node_trace::wait()
+}
+
+#[cfg(target_os = "linux")]
+fn trace_in_pod(cli: &Cli) -> Result<Exit> {
+    kmesh_trace::session::node_trace::run(&config(cli).unwrap_or_else(|error| refuse(&error)))
+}
+
+#[cfg(target_os = "linux")]
 fn page_size() -> u32 {
     rustix::param::page_size() as u32
 }
@@ -156,6 +198,21 @@ fn check(cli: &Cli) -> Result<Exit> {
 
 #[cfg(not(target_os = "linux"))]
 fn trace(_: &Config) -> Result<Exit> {
+    cannot_trace()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn trace_nodes(_: &Nodes) -> Result<Exit> {
+    cannot_trace()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn wait_in_pod() -> Result<Exit> {
+    cannot_trace()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn trace_in_pod(_: &Cli) -> Result<Exit> {
     cannot_trace()
 }
 

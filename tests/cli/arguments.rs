@@ -7,7 +7,7 @@ use libtest_mimic::{Failed, Trial};
 use crate::examples::{CAPTURE, needing, repository};
 
 /// Invalid command lines, and texts of the error message: the flag, and a suggestion if there is one.
-const INVALID: [(&str, &[&str]); 24] = [
+const INVALID: [(&str, &[&str]); 32] = [
     ("--no-such-flag", &["--no-such-flag"]),
     ("--prot 443", &["--prot", "--port"]),
     ("--ouput json", &["--ouput", "--output"]),
@@ -36,6 +36,17 @@ const INVALID: [(&str, &[&str]); 24] = [
     ("-c web", &["--count", "whole number"]),
     ("-A -n shop", &["--all-namespaces", "--namespace"]),
     ("--connecting", &["--connecting", "--events update", "-o table"]),
+    ("--join", &["--join", "--read"]),
+    ("nodes", &["--image"]),
+    (
+        "nodes --image x --image-pull-policy always",
+        &["--image-pull-policy", "Always"],
+    ),
+    ("nodes --clean --image x", &["--clean", "--image"]),
+    ("nodes --image x -- --prot 443", &["--prot", "--port"]),
+    ("nodes --image x -- --read x.jsonl", &["--read", "nodes"]),
+    ("nodes --image x -- --kubelet", &["--kubelet", "the API server"]),
+    ("nodes --image x -- check", &["--", "command"]),
 ];
 
 pub fn trials() -> Vec<Trial> {

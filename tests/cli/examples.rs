@@ -187,7 +187,11 @@ ssh() { shift; "$@"; }
         .stdin(Stdio::null())
         .output()?;
     for arguments in fs::read_to_string(folder.join("command-lines"))?.split_terminator("\n\n") {
-        Cli::try_parse_from(arguments.lines()).map_err(|error| format!("{script}\n{error}"))?;
+        let cli = Cli::try_parse_from(arguments.lines()).map_err(|error| format!("{script}\n{error}"))?;
+        if let Some(kmesh_trace::cli::Command::Nodes(nodes)) = cli.command {
+            let name = [OsString::from("kmesh-trace")];
+            Cli::try_parse_from(name.iter().chain(&nodes.flags)).map_err(|error| format!("{script}\n{error}"))?;
+        }
     }
     Ok(())
 }
@@ -203,6 +207,7 @@ fn is_replayable(script: &str) -> bool {
         "--metrics",
         "kubectl",
         "kmesh-trace check",
+        "kmesh-trace nodes",
     ];
     !needs.iter().any(|need| script.contains(need))
 }

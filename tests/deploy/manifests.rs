@@ -78,6 +78,32 @@ impl ApiServer {
             .collect();
         assert!(excess.is_empty(), "{excess:?}");
     }
+
+    /// Waits until the users of `kmesh-trace nodes` have their rights, and checks that they have no others.
+    fn wait_for_rights_of_nodes(&self) {
+        let groups = ["kmesh-trace-users", "system:authenticated"];
+        let review = |namespace: &str, right| components::review_in(namespace, "alice", &groups, right);
+        let in_namespace = NODES.map(|right| review("kmesh-trace", right));
+        let in_cluster = CLUSTER.map(|right| review("", right));
+        let granted = [&in_namespace[..], &in_cluster[..]].concat();
+        wait_until("the rights of nodes are granted", || {
+            let has = components::are_allowed(&self.folder, &granted).unwrap();
+            has.into_iter().all(|granted| granted)
+        });
+        let changes = [
+            ("update", "pods"),
+            ("patch", "pods"),
+            ("create", "secrets"),
+            ("get", "secrets"),
+        ];
+        let elsewhere = NODES.iter().filter(|right| **right != ("list", "pods"));
+        let denied: Vec<_> = elsewhere
+            .map(|right| review("default", *right))
+            .chain(changes.map(|right| review("kmesh-trace", right)))
+            .collect();
+        let has = components::are_allowed(&self.folder, &denied).unwrap();
+        assert!(has.iter().all(|has| !has), "{denied:?}: {has:?}");
+    }
 }
 
 impl Drop for ApiServer {
@@ -106,7 +132,16 @@ const CLUSTER: [Right<'_>; 14] = [
     ("list", "jobs.batch"),
     ("watch", "jobs.batch"),
 ];
-/// Rights that no role grants.
+/// The rights that `rbac-nodes.yaml` grants in the namespace of the pods.
+const NODES: [Right<'_>; 6] = [
+    ("create", "pods"),
+    ("get", "pods"),
+    ("list", "pods"),
+    ("delete", "pods"),
+    ("get", "pods/exec"),
+    ("create", "pods/exec"),
+];
+/// Rights that the tracer's account never has.
 const NEVER: [Right<'_>; 8] = [
     ("get", "secrets"),
     ("list", "secrets"),
@@ -142,6 +177,8 @@ pub fn grant_exactly_the_documented_rights() {
     api.wait_for_rights(&[pods, proxy], &denied(&CLUSTER));
     api.apply(&manifests.join("rbac-cluster.yaml"));
     api.wait_for_rights(&[&[pods, proxy], &CLUSTER[..]].concat(), &denied(&[]));
+    api.apply(&manifests.join("rbac-nodes.yaml"));
+    api.wait_for_rights_of_nodes();
     // The DaemonSet after defaulting.
     let read = |path: &str| {
         let jsonpath = format!("jsonpath={{{path}}}");

@@ -87,10 +87,17 @@ fn temporary_path() -> PathBuf {
 pub type Right<'a> = (&'a str, &'a str);
 
 /// Returns a SubjectAccessReview of whether a user has a right in all namespaces.
-pub fn review(user: &str, groups: &[&str], (verb, resource): Right<'_>) -> Value {
+pub fn review(user: &str, groups: &[&str], right: Right<'_>) -> Value {
+    review_in("", user, groups, right)
+}
+
+/// Returns a SubjectAccessReview of whether a user has a right in this namespace.
+pub fn review_in(namespace: &str, user: &str, groups: &[&str], (verb, resource): Right<'_>) -> Value {
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
-    let attributes = json!({"verb": verb, "group": group, "resource": resource, "subresource": subresource});
+    let attributes = json!({
+        "namespace": namespace, "verb": verb, "group": group, "resource": resource, "subresource": subresource,
+    });
     json!({
         "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
         "spec": {"user": user, "groups": groups, "resourceAttributes": attributes},

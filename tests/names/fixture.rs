@@ -117,6 +117,8 @@ fn register_kubelet() -> Result<String, String> {
     let mut up = script("kubelet-up.sh");
     up.args([kubelet(), api_server()])
         .env("KUBELET_AUTH", "webhook")
+        // The API server connects to the node's address for an exec.
+        .env("KUBELET_ADDRESS", "0.0.0.0")
         .env("KUBELET_TLS", "ca");
     run(up)
 }

@@ -13,6 +13,7 @@ mod credentials;
 mod fixture;
 mod listener;
 mod node;
+mod nodes;
 #[path = "../support/mod.rs"]
 mod support;
 mod traced;
@@ -41,12 +42,13 @@ enum Phase {
     Parallel(Vec<Row>),
 }
 
-fn phases() -> [Phase; 6] {
+fn phases() -> [Phase; 7] {
     [
         Phase::Parallel([node::WITHOUT_KUBELET, traced::WITHOUT_KUBELET].concat()),
         Phase::Parallel(node::PARALLEL.to_vec()),
         Phase::Sequential([node::SEQUENTIAL, traced::SEQUENTIAL].concat()),
         Phase::Parallel([cluster::PARALLEL, credentials::PARALLEL].concat()),
+        Phase::Sequential(nodes::SEQUENTIAL.to_vec()),
         Phase::Parallel(cluster::HANGING_SERVERS.to_vec()),
         Phase::Sequential(cluster::SEQUENTIAL.to_vec()),
     ]

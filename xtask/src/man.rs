@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use clap::CommandFactory;
 use clap_mangen::Man;
-use clap_mangen::roff::{Roff, bold, roman};
+use clap_mangen::roff::{Roff, bold, italic, roman};
 use kmesh_trace::cli::Cli;
 
 use crate::host::{self, Need};
@@ -125,28 +125,70 @@ fn page(date: &str, sections: &str) -> Result<String> {
 fn commands(command: &clap::Command) -> Roff {
     let mut roff = Roff::new();
     roff.control("SH", ["COMMANDS"]);
-    for subcommand in command.get_subcommands() {
+    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
         roff.control("TP", []);
         let mut usage = vec![bold(subcommand.get_name())];
+        let has_flags = subcommand.get_opts().next().is_some();
+        if has_flags {
+            usage.push(roman(" [OPTIONS]"));
+        }
         for argument in subcommand.get_positionals() {
             let names: Vec<_> = argument
                 .get_possible_values()
                 .iter()
                 .map(|value| value.get_name().to_owned())
                 .collect();
-            usage.extend([roman(" "), bold(names.join("|"))]);
+            match argument.is_last_set() {
+                true => usage.push(roman(" [-- FLAGS]")),
+                false => usage.extend([roman(" "), bold(names.join("|"))]),
+            }
         }
         roff.text(usage);
         let about = subcommand.get_about().map(|about| format!("{about}."));
         roff.text([roman(about.unwrap_or_default())]);
+        let (_, more) = split_help(subcommand.get_long_about());
+        roff.text([roman(more)]);
         for argument in subcommand.get_positionals() {
             // The first paragraph only names the argument.
-            let help = argument.get_long_help().map(ToString::to_string).unwrap_or_default();
-            let (_, more) = help.split_once("\n\n").unwrap_or_default();
-            roff.text([roman(more)]);
+            roff.text([roman(split_help(argument.get_long_help()).1)]);
+        }
+        if has_flags {
+            subcommand_flags(subcommand, &mut roff);
         }
     }
     roff
+}
+
+/// Appends the flags of a subcommand.
+fn subcommand_flags(subcommand: &clap::Command, roff: &mut Roff) {
+    roff.control("RS", []);
+    let is_own =
+        |argument: &&clap::Arg| !argument.is_positional() && !["help", "version"].contains(&argument.get_id().as_str());
+    for argument in subcommand.get_arguments().filter(is_own) {
+        roff.control("TP", []);
+        let short = argument.get_short().map(|short| format!("-{short}"));
+        let long = argument.get_long().map(|long| format!("--{long}"));
+        let names: Vec<_> = short.into_iter().chain(long).collect();
+        let mut usage = vec![bold(names.join(", "))];
+        if let Some(values) = argument
+            .get_value_names()
+            .filter(|_| argument.get_action().takes_values())
+        {
+            usage.extend([roman(" "), italic(values[0].as_str())]);
+        }
+        roff.text(usage);
+        let (first, more) = split_help(argument.get_long_help());
+        roff.text([roman(format!("{first}."))]);
+        roff.text([roman(more.replace("\n\n", " "))]);
+    }
+    roff.control("RE", []);
+}
+
+/// Returns the first paragraph of a help text, and the rest.
+fn split_help(help: Option<&clap::builder::StyledStr>) -> (String, String) {
+    let help = help.map(ToString::to_string).unwrap_or_default();
+    let (first, more) = help.split_once("\n\n").unwrap_or((&help, ""));
+    (first.to_owned(), more.to_owned())
 }
 
 /// Appends a line to the page, folded at [`WIDTH`]. roff joins the parts again.

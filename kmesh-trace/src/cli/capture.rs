@@ -63,7 +63,7 @@ pub struct Capture {
     #[arg(long, value_name = "TIME", requires = "read", allow_hyphen_values = true)]
     pub until: Option<TimeBound>,
 
-    /// With --read: join both ends of a connection
+    /// With --read or nodes: join both ends of a connection
     ///
     /// Both ends of a connection between traced nodes give two records. With this flag they are one, of type `pair`
     /// in JSON, with the bytes that one end sent and the other did not receive. Records belong together if their
@@ -73,7 +73,7 @@ pub struct Capture {
     /// ends passes.
     ///
     /// Example: kmesh-trace --read a.jsonl.zst --read b.jsonl.zst --join -o table --by node
-    #[arg(long, requires = "read")]
+    #[arg(long)]
     pub join: bool,
 
     /// Rotate after SIZE, retain N files [default N: 10]

@@ -8,6 +8,7 @@ mod filters;
 mod hints;
 mod metrics;
 mod names;
+mod nodes;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -18,9 +19,11 @@ pub use filters::{Filters, OutcomeName, PromptFilter};
 pub use hints::with_hint;
 pub use metrics::{Level, Metrics};
 pub use names::Names;
+pub use nodes::{Nodes, PullPolicy};
 pub use table::Table;
 pub use values::{BufferSize, Color, EventName, Interval, Output, Shell, Size, TimeFormat};
 
+use std::ffi::OsString;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -96,7 +99,7 @@ Environment:
               blocks of lines
   TZ          The time zone for --time-format local. If unset, /etc/localtime
   KUBECONFIG  The kubeconfig that --kubeconfig uses when it has no value
-  NODE_NAME   The name of this node in the cluster, for --this-node
+  NODE_NAME   The name of this node in the cluster, for records and --this-node
 
 After any exit, the kernel holds nothing of this program.";
 
@@ -270,8 +273,12 @@ pub struct Cli {
 }
 
 /// The subcommands. Tracing and replaying need none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
+    /// Trace nodes of a Kubernetes cluster from this machine
+    ///
+    /// Starts one pod on each matching node, prints the records of all nodes here, and deletes the pods at the end.
+    Nodes(Nodes),
     /// Check whether this system can be traced, and what is missing
     Check,
     /// Print the JSON Schema of the lines of -o json
@@ -284,5 +291,15 @@ pub enum Command {
         /// folder of $fpath. fish: kmesh-trace completions fish | source.
         #[arg(value_name = "SHELL", hide_possible_values = true)]
         shell: Shell,
+    },
+    /// Wait until a signal comes: the main process of the pods of `nodes`
+    #[command(hide = true)]
+    NodeWait,
+    /// Trace until standard input ends: the second process of the pods of `nodes`
+    #[command(hide = true)]
+    NodeTrace {
+        /// The flags of the trace
+        #[arg(last = true, value_name = "FLAGS")]
+        flags: Vec<OsString>,
     },
 }

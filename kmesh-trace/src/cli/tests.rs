@@ -21,9 +21,17 @@ fn flags() -> Vec<Arg> {
     command.get_arguments().cloned().collect()
 }
 
+/// Returns every flag of the subcommand `nodes`.
+fn flags_of_nodes() -> Vec<Arg> {
+    let mut command = Cli::command();
+    command.build();
+    let nodes = command.find_subcommand("nodes").unwrap();
+    nodes.get_arguments().cloned().collect()
+}
+
 #[test]
 fn every_flag_has_short_and_long_help() {
-    for flag in flags() {
+    for flag in [flags(), flags_of_nodes()].concat() {
         let short = flag.get_help().map(ToString::to_string).unwrap_or_default();
         assert!(!short.is_empty() && !short.contains('\n'), "{flag}: {short:?}");
         // clap generates these two, whose short help says everything.
@@ -83,7 +91,7 @@ fn help_is_grouped_under_headings() {
 
 #[test]
 fn subcommands_have_help() {
-    for arguments in ["check -h", "check --help", "schema -h", "completions -h"] {
+    for arguments in ["check -h", "check --help", "schema -h", "completions -h", "nodes -h"] {
         let shown = parse(arguments).unwrap_err();
         assert_eq!(shown.kind(), ErrorKind::DisplayHelp, "{arguments}: {shown}");
     }
@@ -150,6 +158,12 @@ fn valid_arguments_are_accepted() {
         "completions bash",
         "completions zsh",
         "completions fish",
+        "nodes --image x",
+        "nodes --image x -l a=b --node n1,n2 --node n3 --image-pull-policy Never --pod-namespace p --yes -- -n shop -l c=d",
+        "nodes --image x --copy-binary --kubeconfig k --context c -- --failed -o table",
+        "nodes --clean --pod-namespace p",
+        "node-wait",
+        "node-trace -- -o json --port 443",
     ];
     for arguments in accepted {
         assert!(parse(arguments).is_ok(), "{arguments}");

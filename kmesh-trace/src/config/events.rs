@@ -44,6 +44,21 @@ impl Events {
         }
     }
 
+    /// Returns the names of the events, as `--events` takes them.
+    pub fn names(self) -> Vec<&'static str> {
+        let all = [
+            (self.close, "close"),
+            (self.open, "open"),
+            (self.update, "update"),
+            (self.reject, "reject"),
+            (self.listener, "listener"),
+        ];
+        all.into_iter()
+            .filter(|(is_printed, _)| *is_printed)
+            .map(|(_, name)| name)
+            .collect()
+    }
+
     /// Returns whether records with this subject are printed.
     pub fn has_subject(self, subject: Subject) -> bool {
         match subject {

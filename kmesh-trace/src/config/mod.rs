@@ -7,6 +7,7 @@ mod events;
 mod filters;
 mod metrics;
 mod names;
+mod nodes;
 mod rollup;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ pub use events::Events;
 pub use filters::parse_prompt_filter;
 pub use metrics::{CommonLabels, MetricsConfig, SeriesConfig};
 pub use names::{ApiServer, Kubelet, Origin, SourceConfig};
+pub use nodes::{NodesConfig, api_server};
 pub use rollup::RollupConfig;
 
 pub use crate::cli::{CapturePath, Level, Output, Rotation, TimeBound, TimeFormat};
@@ -147,6 +149,16 @@ impl Config {
             ));
         }
         Ok(config)
+    }
+
+    /// Returns an error for flags that a live trace of one node does not have.
+    pub fn check_live(&self) -> Result<(), ConfigError> {
+        match self.join {
+            true => Err(ConfigError::new(
+                "--join requires --read or nodes: a live trace of one node has no other end to join",
+            )),
+            false => Ok(()),
+        }
     }
 
     /// Returns whether `open` events are needed. A capture has them whatever is printed.

@@ -1,50 +1,105 @@
-//! Adds names to the records of a capture, from the objects of a cluster that were saved later. Names in the capture
-//! stay: they were right at the time.
+//! Adds names to the records of a capture, from the objects of a cluster that were saved later, and to the records of
+//! other nodes, from what sources report. Names that a record has stay: they were right at the time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 use super::local::cgroup::{CgroupOwner, PodCgroup};
 use super::store::{LocalContext, Store};
-use super::update::{Change, Object, SourceId, SourceUpdate};
+use super::update::{Change, Object, PodObject, SourceId, SourceUpdate};
 use crate::record::{ContainerId, Direction, End, Record, WallTime};
 
 /// A time after all records of a capture.
 const LATER: WallTime = WallTime(i64::MAX - 1);
+/// The number of containers that are added between two searches for containers whose pods are gone.
+const SWEEP_AFTER: usize = 10_000;
 
-/// The names from saved objects.
-#[derive(Debug)]
+/// Names for records that were made elsewhere: those of a capture, by saved objects, or those of other nodes, by what
+/// sources report.
+#[derive(Debug, Default)]
 pub struct OfflineNames {
     store: Store,
     owners: HashMap<ContainerId, Arc<CgroupOwner>>,
+    /// The number of containers at which those of pods that are gone are removed.
+    sweep_at: usize,
+    /// What sources report, if there are any.
+    updates: Option<Receiver<Vec<SourceUpdate>>>,
 }
 
 impl OfflineNames {
     /// Returns names from objects that were saved after all records.
     pub fn new(objects: impl IntoIterator<Item = Object>) -> Self {
-        let mut store = Store::default();
-        let mut owners = HashMap::new();
-        // The node's cgroups are gone: all pods count as pods of one kubelet.
-        let root: Arc<str> = "".into();
+        let mut names = Self::default();
         for object in objects {
-            if let Object::Pod(pod) = &object {
-                let (root, uid) = (Arc::clone(&root), pod.uid.as_str().into());
-                let pod_cgroup = PodCgroup { root, uid };
-                for id in pod.containers.iter().filter_map(|container| container.id) {
-                    let owner = CgroupOwner {
-                        pod: Some(pod_cgroup.clone()),
-                        container: Some(id),
-                    };
-                    owners.insert(id, Arc::new(owner));
-                }
-            }
-            store.apply(&SourceUpdate {
+            names.apply(&SourceUpdate {
                 source: SourceId(0),
                 at: LATER,
                 change: Change::Upsert(object),
             });
         }
-        Self { store, owners }
+        names
+    }
+
+    /// Returns names from what sources report.
+    pub fn from_sources(updates: Receiver<Vec<SourceUpdate>>) -> Self {
+        let updates = Some(updates);
+        Self {
+            updates,
+            ..Self::default()
+        }
+    }
+
+    /// Returns whether sources report the names.
+    pub fn has_sources(&self) -> bool {
+        self.updates.is_some()
+    }
+
+    /// Applies what sources have reported until now.
+    pub fn refresh(&mut self) {
+        let Some(updates) = self.updates.take() else { return };
+        for batch in updates.try_iter() {
+            batch.iter().for_each(|update| self.apply(update));
+        }
+        self.updates = Some(updates);
+    }
+
+    /// Returns whether sources may still report the container of the record's local end.
+    pub fn awaits(&self, record: &Record) -> bool {
+        let is_unknown = |id| !self.owners.contains_key(&id);
+        self.updates.is_some() && record.container_id.is_some_and(is_unknown)
+    }
+
+    /// Applies what a source reports.
+    fn apply(&mut self, update: &SourceUpdate) {
+        self.store.apply(update);
+        if let Change::Upsert(Object::Pod(pod)) = &update.change {
+            self.add_containers(pod);
+        }
+    }
+
+    fn add_containers(&mut self, pod: &PodObject) {
+        for id in pod.containers.iter().filter_map(|container| container.id) {
+            // The nodes' cgroups are unknown here: all pods count as pods of one kubelet.
+            let is_known = |owner: &CgroupOwner| owner.pod.as_ref().is_some_and(|known| *known.uid == pod.uid);
+            if self.owners.get(&id).is_some_and(|owner| is_known(owner)) {
+                continue;
+            }
+            let owner = CgroupOwner {
+                pod: Some(PodCgroup {
+                    root: "".into(),
+                    uid: pod.uid.as_str().into(),
+                }),
+                container: Some(id),
+            };
+            self.owners.insert(id, Arc::new(owner));
+        }
+        if self.owners.len() >= self.sweep_at.max(SWEEP_AFTER) {
+            let store = &self.store;
+            let is_known = |owner: &CgroupOwner| owner.pod.as_ref().is_some_and(|pod| store.knows(&pod.uid));
+            self.owners.retain(|_, owner| is_known(owner));
+            self.sweep_at = self.owners.len() + SWEEP_AFTER;
+        }
     }
 
     /// Returns `record` with the names that it lacks.

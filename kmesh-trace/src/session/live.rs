@@ -1,5 +1,6 @@
 //! The live session: opens, attaches and connects all stages. `docs/architecture.md` describes the threads.
 
+use std::env;
 use std::future::pending;
 use std::io;
 use std::ops::ControlFlow;
@@ -53,6 +54,11 @@ use crate::track::{SETTLE_NS, Tracker};
 
 /// Traces until a signal, a limit or the reader of standard output ends the run.
 pub fn run(config: &Config) -> Result<Exit> {
+    run_with(config, || {})
+}
+
+/// Traces as [`run`] does, and calls `on_start` when all programs are attached.
+pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -74,6 +80,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     };
     let info = run_info();
     report_start(config, &info);
+    on_start();
     let metrics = serve_metrics(config, &info, opened.server)?;
     if config.verbosity == Verbosity::Verbose {
         report_details(config, &info, &attached.programs, started_ns);
@@ -216,8 +223,10 @@ fn attach(loaded: LoadedPrograms, config: &Config) -> Result<Attached, StartErro
 }
 
 fn run_info() -> RunInfo {
+    // In a pod, the host name is the pod's.
+    let node = env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
     RunInfo {
-        node: uname().nodename().to_string_lossy().into_owned(),
+        node: node.unwrap_or_else(|| uname().nodename().to_string_lossy().into_owned()),
         kernel: uname().release().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }

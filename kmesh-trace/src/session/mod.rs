@@ -1,4 +1,4 @@
-//! Sessions: a live trace and a replay. Both feed the same engine. A session connects the stages of the picture in the
+//! Sessions: a live trace, a replay, and a trace of the nodes of a cluster. All feed the same engine. A session connects the stages of the picture in the
 //! crate's documentation, and owns threads, signals, limits and the exit status.
 
 #[cfg(target_os = "linux")]
@@ -6,6 +6,10 @@ pub mod account;
 pub mod exit;
 #[cfg(target_os = "linux")]
 pub mod live;
+#[cfg(target_os = "linux")]
+pub mod node_trace;
+#[cfg(target_os = "linux")]
+pub mod nodes;
 pub mod outputs;
 #[cfg(target_os = "linux")]
 pub mod pipeline;

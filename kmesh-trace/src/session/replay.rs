@@ -5,7 +5,8 @@ mod live;
 mod merge;
 mod stream;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
 use std::future::pending;
 use std::io::{self, ErrorKind};
 use std::process::exit;
@@ -13,12 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::oneshot;
 
-use self::live::LiveStreams;
+use self::live::{LiveStreams, MAX_HOLD};
 use self::merge::{Merge, Next};
 use self::stream::Stream;
 use super::explain;
@@ -31,18 +32,37 @@ use crate::filter::KnownNames;
 use crate::join::{Join, Tagged};
 use crate::names::objects::file;
 use crate::names::offline::OfflineNames;
-use crate::output::NameSourceStatus;
 use crate::output::stderr::{status, warn};
 use crate::output::table::view::UiCommand;
 use crate::output::term::{self, JobControl};
+use crate::output::{NameSourceStatus, Sink};
 use crate::record::{Event, Header, Record, RunInfo, Subject, Summary, WallTime};
 use crate::session::exit::Exit;
 use crate::session::outputs;
+
+/// The number of records that may wait for names.
+const MAX_WAITING: usize = 100_000;
 
 /// The open files of a replay. Nothing of them has been parsed yet.
 pub struct Files {
     inputs: Vec<stream::Input>,
     target: Option<Target>,
+    /// The header of all streams, if it is known before their first lines.
+    header: Option<Header>,
+}
+
+impl Files {
+    /// Returns the outputs of tracers on these nodes, and the file that they are written to.
+    pub fn of_nodes(pipes: Vec<(Arc<str>, File)>, target: Option<Target>, header: Header) -> Self {
+        Self {
+            inputs: pipes
+                .into_iter()
+                .map(|(node, pipe)| stream::Input::of_node(&node, pipe))
+                .collect(),
+            target,
+            header: Some(header),
+        }
+    }
 }
 
 /// Opens the captures, and creates the file that the replay is written to.
@@ -54,11 +74,12 @@ pub fn open(config: &Config) -> Result<Files> {
     Ok(Files {
         inputs,
         target: target.transpose()?,
+        header: None,
     })
 }
 
 /// Raises the limit of open files as far as that needs no privilege. The usual limit is 1,024, and each stream is one.
-fn allow_many_files() {
+pub fn allow_many_files() {
     #[cfg(unix)]
     {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -76,10 +97,47 @@ fn allow_many_files() {
 
 /// Replays captures, and adds the names of a pods file to their records.
 pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> Result<Exit> {
+    let names = NameSourceStatus::default();
+    let of_file: &[&str] = if offline.is_some() { &["the file"] } else { &[] };
+    names.set(&[&["the capture"], of_file].concat(), false);
+    let running = begin(config, files, offline, &names, Vec::new())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?;
+    let jobs = {
+        let _context = runtime.enter();
+        JobControl::new(running.screen).context("cannot listen for signals")?
+    };
+    runtime.block_on(wait(running.end, &running.stop, &running.requests, jobs))
+}
+
+/// A replay whose thread runs.
+pub struct Running {
+    /// The result of the replay thread.
+    pub end: oneshot::Receiver<Result<Exit>>,
+    pub screen: Option<term::SignalHandle>,
+    stop: Arc<AtomicBool>,
+    requests: Sender<Request>,
+}
+
+/// Starts to replay captures or the outputs of tracers. `more` are sinks beside those of `config`.
+pub fn begin(
+    config: &Config,
+    files: Files,
+    offline: Option<OfflineNames>,
+    names: &NameSourceStatus,
+    more: Vec<Box<dyn Sink>>,
+) -> Result<Running> {
     let range = stream::resolve(&config.range, &files.inputs)?;
     let inputs: Vec<_> = files.inputs.iter().filter_map(stream::Input::restarted).collect();
     let may_be_late = config.join || files.inputs.len() > 1 || files.inputs.iter().any(stream::Input::is_live);
-    let merge = start(files.inputs)?;
+    let max_wait = if files.header.is_some() {
+        Duration::ZERO
+    } else {
+        MAX_HOLD
+    };
+    let merge = start(files.inputs, max_wait)?;
     // A file that is no capture is an error before `--write` creates a header.
     if let [stream] = &merge.streams[..]
         && (stream.has_line() || stream.has_ended())
@@ -91,7 +149,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         rollup.may_be_late = may_be_late;
     }
     let config = &config;
-    let header = merged_header(&merge.streams);
+    let header = files.header.unwrap_or_else(|| merged_header(&merge.streams));
     if config.verbosity == Verbosity::Verbose {
         status(&format!(
             "{}: written by kmesh-trace {:?}, kernel {:?}",
@@ -100,11 +158,8 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
     }
     let stop = Arc::new(AtomicBool::new(false));
     let (requests, received) = channel();
-    let names = NameSourceStatus::default();
-    let of_file: &[&str] = if offline.is_some() { &["the file"] } else { &[] };
-    names.set(&[&["the capture"], of_file].concat(), false);
     let capture = files.target.map(|target| (target, header.clone()));
-    let outputs = outputs::open(config, &header.info, &names, capture, {
+    let mut outputs = outputs::open(config, &header.info, names, capture, {
         let (stop, requests) = (Arc::clone(&stop), requests.clone());
         move |command| {
             // Sending fails when the replay has ended.
@@ -117,6 +172,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
             });
         }
     })?;
+    outputs.sinks.extend(more);
     let selection = Selection {
         events: config.events,
         filter: config.filter.clone(),
@@ -130,6 +186,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         nodes: Nodes::default(),
         join: config.join.then(Join::default),
         merge,
+        waiting: VecDeque::new(),
         offline,
         engine: Engine::new(selection.clone(), outputs.sinks),
         selection,
@@ -152,23 +209,20 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         // The receiver is dropped only when the process is about to end.
         .spawn(move || _ = ended.send(replay.run()))
         .context("cannot start a thread")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start")?;
-    let jobs = {
-        let _context = runtime.enter();
-        JobControl::new(outputs.screen).context("cannot listen for signals")?
-    };
-    runtime.block_on(wait(end, &stop, &requests, jobs))
+    Ok(Running {
+        end,
+        screen: outputs.screen,
+        stop,
+        requests,
+    })
 }
 
-/// Starts to read all inputs.
-fn start(inputs: Vec<stream::Input>) -> Result<Merge> {
+/// Starts to read all inputs. Waits for the first lines of live ones for at most `max_wait`.
+fn start(inputs: Vec<stream::Input>, max_wait: Duration) -> Result<Merge> {
     let live = Arc::new(LiveStreams::default());
     let limits = Limits::of_each(inputs.len());
     let streams = inputs.into_iter().map(|input| Stream::new(input, limits, &live));
-    Ok(Merge::new(streams.collect::<Result<_>>()?, live))
+    Ok(Merge::new(streams.collect::<Result<_>>()?, live, max_wait))
 }
 
 /// Returns the header of the merged streams: all nodes, and the earliest start.
@@ -295,7 +349,9 @@ struct Replay {
     join: Option<Join>,
     /// Whether there is more than one stream.
     is_merged: bool,
-    /// The names of the pods file.
+    /// Records that wait for the names of their local end, and the index of their stream.
+    waiting: VecDeque<(Instant, usize, Record)>,
+    /// The names of the pods file, or of sources.
     offline: Option<OfflineNames>,
     engine: Engine,
     /// The part of the captures that is replayed.
@@ -370,7 +426,7 @@ impl Replay {
         sinks.truncate(1);
         self.engine = Engine::new(self.selection.clone(), sinks);
         let restarted = self.inputs.iter().filter_map(stream::Input::restarted);
-        self.merge = start(restarted.collect()).map_err(Failure::Input)?;
+        self.merge = start(restarted.collect(), MAX_HOLD).map_err(Failure::Input)?;
         self.tallies.fill(Tally::default());
         self.join = self.join.is_some().then(Join::default);
         self.skipped.fill(0);
@@ -423,6 +479,7 @@ impl Replay {
                 Line::Header(_) => {}
             }
         }
+        self.release(true)?;
         if let Some(join) = &mut self.join {
             join.finish();
             ends_with_summary = false;
@@ -481,9 +538,12 @@ impl Replay {
 
     /// Flushes the outputs and waits for a live stream.
     fn idle(&mut self) -> io::Result<()> {
+        self.release(false)?;
         if let Some(until) = self.merge.watermark()
             && self.start.is_some()
         {
+            let waiting = self.waiting.front().map_or(until, |(_, _, record)| record.time);
+            let until = until.min(waiting);
             self.latest = self.latest.max(until);
             if let Some(join) = &mut self.join {
                 join.advance(until);
@@ -519,6 +579,32 @@ impl Replay {
         if self.merge.streams[index].is_baseline(&record) {
             return self.engine.baseline(&record);
         }
+        if !self.offline.as_ref().is_some_and(OfflineNames::has_sources) {
+            return self.annotate(index, record);
+        }
+        self.waiting.push_back((Instant::now(), index, record));
+        self.release(false)
+    }
+
+    /// Passes the records on that wait no longer for names; at the end, all records.
+    fn release(&mut self, is_end: bool) -> io::Result<()> {
+        if let Some(offline) = &mut self.offline {
+            offline.refresh();
+        }
+        while let Some((arrived, _, record)) = self.waiting.front() {
+            let awaits = self.offline.as_ref().is_some_and(|offline| offline.awaits(record));
+            let may_wait = !is_end && arrived.elapsed() < MAX_HOLD && self.waiting.len() <= MAX_WAITING;
+            if awaits && may_wait {
+                break;
+            }
+            if let Some((_, index, record)) = self.waiting.pop_front() {
+                self.annotate(index, record)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn annotate(&mut self, index: usize, record: Record) -> io::Result<()> {
         let annotated = self.offline.as_mut().map(|offline| offline.annotate(&record));
         let record = annotated.unwrap_or(record);
         if let Some(known) = &mut self.known {

@@ -319,7 +319,7 @@ fn refused(resource: &Resource, status: StatusCode, body: &str) -> SourceError {
 /// All but the unreserved characters of RFC 3986.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-fn query_escaped(text: &str) -> String {
+pub(crate) fn query_escaped(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 

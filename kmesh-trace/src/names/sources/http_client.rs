@@ -5,11 +5,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{ACCEPT, AUTHORIZATION, HOST, USER_AGENT};
-use http::{HeaderName, HeaderValue, Request, StatusCode, Uri};
-use http_body_util::{BodyExt as _, Empty};
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE, USER_AGENT,
+};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::upgrade::Upgraded;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -45,7 +49,7 @@ pub struct HttpClient {
 }
 
 pub struct Connection {
-    sender: SendRequest<Empty<Bytes>>,
+    sender: SendRequest<Full<Bytes>>,
     driver: JoinHandle<()>,
 }
 
@@ -73,6 +77,18 @@ impl Answer {
         Ok(None)
     }
 
+    /// Returns the whole answer, which must not have more than `max` bytes.
+    pub async fn whole(mut self, max: usize) -> Result<Vec<u8>, SourceError> {
+        let mut whole = Vec::new();
+        while let Some(part) = self.part(ANSWER_TIMEOUT).await? {
+            if whole.len() + part.len() > max {
+                return Err(SourceError::new(format!("the answer has more than {} MiB", max >> 20)));
+            }
+            whole.extend_from_slice(&part);
+        }
+        Ok(whole)
+    }
+
     async fn error_text(&mut self) -> String {
         let mut text = Vec::new();
         while text.len() < MAX_ERROR_TEXT
@@ -81,6 +97,27 @@ impl Answer {
             text.extend_from_slice(&part[..part.len().min(MAX_ERROR_TEXT - text.len())]);
         }
         String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+/// A request: its method, its path below the server's own, and its body.
+pub struct Call<'a> {
+    pub method: Method,
+    pub path: &'a str,
+    /// JSON, or empty.
+    pub body: Bytes,
+    /// Headers besides those of every request.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl<'a> Call<'a> {
+    pub fn new(method: Method, path: &'a str) -> Self {
+        Self {
+            method,
+            path,
+            body: Bytes::new(),
+            headers: Vec::new(),
+        }
     }
 }
 
@@ -93,15 +130,76 @@ impl HttpClient {
         path: &str,
         refused: impl Fn(StatusCode, &str) -> SourceError,
     ) -> Result<Answer, SourceError> {
+        self.call(connection, &Call::new(Method::GET, path), refused).await
+    }
+
+    /// Sends a request, on the open connection if there is one. An answer that is not a success is turned into an
+    /// error by `refused`.
+    pub async fn call(
+        &self,
+        connection: &mut Option<Connection>,
+        call: &Call<'_>,
+        refused: impl Fn(StatusCode, &str) -> SourceError,
+    ) -> Result<Answer, SourceError> {
+        let is_success = |status: StatusCode| match call.method {
+            Method::GET => status == StatusCode::OK,
+            _ => status.is_success(),
+        };
+        let (answer, open) = self.send(connection.take(), call, is_success, refused).await?;
+        *connection = Some(open);
+        let body = answer.into_body();
+        Ok(Answer { body })
+    }
+
+    /// Opens a WebSocket with one of `protocols`. Returns the stream and the protocol that the server selected.
+    ///
+    /// `Sec-WebSocket-Accept` is not checked: it protects from caches that answer a request that they do not
+    /// understand, and no cache can answer 101 within TLS.
+    pub async fn open_websocket(
+        &self,
+        path: &str,
+        protocols: &'static str,
+        key: &str,
+        refused: impl Fn(StatusCode, &str) -> SourceError,
+    ) -> Result<(TokioIo<Upgraded>, String), SourceError> {
+        let key = HeaderValue::from_str(key).map_err(|_| SourceError::new("the key of the WebSocket is invalid"))?;
+        let call = Call {
+            headers: vec![
+                (CONNECTION, HeaderValue::from_static("Upgrade")),
+                (UPGRADE, HeaderValue::from_static("websocket")),
+                (SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")),
+                (SEC_WEBSOCKET_KEY, key),
+                (SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocols)),
+            ],
+            ..Call::new(Method::GET, path)
+        };
+        let is_upgrade = |status| status == StatusCode::SWITCHING_PROTOCOLS;
+        let (answer, _open) = self.send(None, &call, is_upgrade, refused).await?;
+        let protocol = answer.headers().get(SEC_WEBSOCKET_PROTOCOL);
+        let protocol = protocol.and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let protocol = protocol.to_owned();
+        let upgraded = timeout(ANSWER_TIMEOUT, hyper::upgrade::on(answer)).await;
+        let no_answer = |_| SourceError::new(format!("no WebSocket within {} s", ANSWER_TIMEOUT.as_secs()));
+        Ok((TokioIo::new(upgraded.map_err(no_answer)??), protocol))
+    }
+
+    /// Sends a request on `open`, or on a new connection. Returns an answer whose status is expected.
+    async fn send(
+        &self,
+        open: Option<Connection>,
+        call: &Call<'_>,
+        is_expected: impl Fn(StatusCode) -> bool,
+        refused: impl Fn(StatusCode, &str) -> SourceError,
+    ) -> Result<(Response<Incoming>, Connection), SourceError> {
         let grant = self.credentials.grant().await?;
-        let mut reusable = connection.take().filter(|open| !open.sender.is_closed());
+        let mut reusable = open.filter(|open| !open.sender.is_closed());
         loop {
             let is_reused = reusable.is_some();
             let mut open = match reusable.take() {
                 Some(open) => open,
                 None => self.connect(&grant).await?,
             };
-            let request = self.request(path, &grant)?;
+            let request = self.request(call, &grant)?;
             let sent = timeout(ANSWER_TIMEOUT, async {
                 open.sender.ready().await?;
                 open.sender.send_request(request).await
@@ -113,35 +211,41 @@ impl HttpClient {
                 answer => answer?,
             };
             let status = answer.status();
-            let mut answer = Answer {
-                body: answer.into_body(),
-            };
-            if status == StatusCode::OK {
-                *connection = Some(open);
-                return Ok(answer);
+            if is_expected(status) {
+                return Ok((answer, open));
             }
             if status == StatusCode::UNAUTHORIZED {
                 self.credentials.forget();
             }
-            let text = answer.error_text().await;
+            let body = answer.into_body();
+            let text = Answer { body }.error_text().await;
             return Err(refused(status, &text).status(status));
         }
     }
 
-    fn request(&self, path: &str, grant: &Grant) -> Result<Request<Empty<Bytes>>, SourceError> {
+    fn request(&self, call: &Call<'_>, grant: &Grant) -> Result<Request<Full<Bytes>>, SourceError> {
         let prefix = self.server.path().trim_end_matches('/');
         let host = self.server.authority().map_or("", |authority| authority.as_str());
-        let mut request = Request::get(format!("{prefix}{path}"))
+        let mut request = Request::builder()
+            .method(call.method.clone())
+            .uri(format!("{prefix}{}", call.path))
             .header(HOST, host)
-            .header(ACCEPT, "application/json")
             .header(USER_AGENT, concat!("kmesh-trace/", env!("CARGO_PKG_VERSION")))
-            .body(Empty::new())
+            .body(Full::new(call.body.clone()))
             .map_err(|_| SourceError::new("the URL of the server cannot be used"))?;
-        if let Some(authorization) = &grant.authorization {
-            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        let headers = request.headers_mut();
+        // A WebSocket has no content type: an API server answers 406 to a request for one.
+        if !call.headers.iter().any(|(name, _)| name == UPGRADE) {
+            headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         }
-        for (name, value) in &self.headers {
-            request.headers_mut().append(name, value.clone());
+        if !call.body.is_empty() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        if let Some(authorization) = &grant.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        for (name, value) in self.headers.iter().chain(&call.headers) {
+            headers.append(name, value.clone());
         }
         Ok(request)
     }
@@ -184,6 +288,6 @@ async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static)
     let mut builder = http1::Builder::new();
     let (sender, connection) = builder.max_buf_size(MAX_BUFFER).handshake(TokioIo::new(stream)).await?;
     // The request on the connection gets its errors.
-    let driver = tokio::spawn(async move { _ = connection.await });
+    let driver = tokio::spawn(async move { _ = connection.with_upgrades().await });
     Ok(Connection { sender, driver })
 }

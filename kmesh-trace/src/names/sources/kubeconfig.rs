@@ -96,6 +96,7 @@ struct EnvVar {
 struct Context {
     cluster: Option<String>,
     user: Option<String>,
+    namespace: Option<String>,
 }
 
 /// Where a kubeconfig comes from.
@@ -105,8 +106,16 @@ struct KubeconfigOrigin {
     is_named: bool,
 }
 
+/// The namespace of a context that names none.
+const DEFAULT_NAMESPACE: &str = "default";
+
 /// Returns a client for the API server that the flags name. All files have been read, and can be used.
 pub fn client(api_server: &ApiServer) -> Result<HttpClient, SourceError> {
+    client_and_namespace(api_server).map(|(client, _)| client)
+}
+
+/// Returns a client as [`client`] does, and the namespace of its context.
+pub fn client_and_namespace(api_server: &ApiServer) -> Result<(HttpClient, String), SourceError> {
     let context = api_server.context.as_deref();
     let (files, origin) = match &api_server.kubeconfig {
         Some(path) => (vec![path.clone()], named(path.display().to_string())),
@@ -116,8 +125,11 @@ pub fn client(api_server: &ApiServer) -> Result<HttpClient, SourceError> {
         },
     };
     let must_exist = api_server.kubeconfig.is_some() || !origin.is_named;
-    let client = read_all(&files, must_exist)?.client(context, &origin);
-    client.map_err(|error| error.at(&format!("{} (--kubeconfig) cannot be used", origin.label)))
+    let kubeconfig = read_all(&files, must_exist)?;
+    let unusable = |error: SourceError| error.at(&format!("{} (--kubeconfig) cannot be used", origin.label));
+    let client = kubeconfig.client(context, &origin).map_err(unusable)?;
+    let namespace = non_empty(&kubeconfig.context(context).map_err(unusable)?.namespace);
+    Ok((client, namespace.unwrap_or(DEFAULT_NAMESPACE).to_owned()))
 }
 
 fn named(label: String) -> KubeconfigOrigin {
@@ -200,12 +212,15 @@ fn find<'a, T>(what: &str, name: &str, all: &'a Option<Vec<Named<T>>>) -> Result
 }
 
 impl Kubeconfig {
+    /// Returns the context with this name, or the current one.
+    fn context(&self, name: Option<&str>) -> Result<&Context, SourceError> {
+        let name = name.or(self.current_context.as_deref()).filter(|name| !name.is_empty());
+        let name = name.ok_or_else(|| SourceError::new("it has no current context").remedy("--context=NAME"))?;
+        find("context", name, &self.contexts).map(|(context, _)| context)
+    }
+
     fn client(&self, context: Option<&str>, origin: &KubeconfigOrigin) -> Result<HttpClient, SourceError> {
-        let context = context
-            .or(self.current_context.as_deref())
-            .filter(|name| !name.is_empty());
-        let context = context.ok_or_else(|| SourceError::new("it has no current context").remedy("--context=NAME"))?;
-        let (context, _) = find("context", context, &self.contexts)?;
+        let context = self.context(context)?;
         let cluster = context.cluster.as_deref().unwrap_or_default();
         let (cluster, cluster_folder) = find("cluster", cluster, &self.clusters)?;
         let no_user = User::default();
@@ -377,8 +392,8 @@ fn server_url(text: &str, has_tls: bool) -> Result<Uri, SourceError> {
     }
 }
 
-/// Returns a client with the service account of this pod.
-fn in_pod(context: Option<&str>) -> Result<HttpClient, SourceError> {
+/// Returns a client with the service account of this pod, and the pod's namespace.
+fn in_pod(context: Option<&str>) -> Result<(HttpClient, String), SourceError> {
     if context.is_some() {
         let problem = "--context: there is no kubeconfig, neither $KUBECONFIG nor ~/.kube/config";
         return Err(SourceError::new(problem).remedy("--kubeconfig=PATH"));
@@ -406,7 +421,9 @@ fn in_pod(context: Option<&str>) -> Result<HttpClient, SourceError> {
         headers: Vec::new(),
     };
     check_tls(&client)?;
-    Ok(client)
+    let namespace = fs::read_to_string(folder.join("namespace")).ok();
+    let namespace = non_empty(&namespace).unwrap_or(DEFAULT_NAMESPACE).to_owned();
+    Ok((client, namespace))
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ pub mod podlogs;
 
 mod check;
 mod credentials;
-mod error;
+pub(crate) mod error;
 mod health;
-mod http_client;
+pub(crate) mod http_client;
 mod poll;
 mod protobuf;
 mod proxy;

@@ -43,8 +43,8 @@ pub struct Merge {
 }
 
 impl Merge {
-    /// Reads the first line of each stream. Waits for live streams for at most [`MAX_HOLD`].
-    pub fn new(streams: Vec<Stream>, live: Arc<LiveStreams>) -> Self {
+    /// Reads the first line of each stream. Waits for live streams for at most `max_wait`.
+    pub fn new(streams: Vec<Stream>, live: Arc<LiveStreams>, max_wait: Duration) -> Self {
         let is_live = |index: &usize| streams[*index].is_live();
         let mut merge = Self {
             queues: (0..streams.len()).filter(is_live).collect(),
@@ -59,7 +59,7 @@ impl Merge {
         for index in 0..merge.streams.len() {
             merge.advance(index);
         }
-        let deadline = Instant::now() + MAX_HOLD;
+        let deadline = Instant::now() + max_wait;
         while !merge.empty.is_empty() {
             merge.take_arrivals();
             let left = deadline.saturating_duration_since(Instant::now());

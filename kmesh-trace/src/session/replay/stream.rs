@@ -28,6 +28,8 @@ enum Source {
     StandardInput,
     /// Anything that is no regular file. It may still grow, and it cannot be read twice.
     Pipe(File),
+    /// The output of a tracer on another node. Who writes to the pipe reports how the tracer ends.
+    Node(File),
     File(File),
 }
 
@@ -55,6 +57,14 @@ impl Input {
                 }
             }
         })
+    }
+
+    /// Returns the output of a tracer on another node, which comes through a pipe.
+    pub fn of_node(node: &str, pipe: File) -> Self {
+        Self {
+            name: format!("node {node}"),
+            source: Source::Node(pipe),
+        }
     }
 
     /// Returns whether the input may still grow.
@@ -167,6 +177,8 @@ enum Reader {
 /// A capture that is being replayed.
 pub struct Stream {
     name: String,
+    /// Whether somebody else reports how the stream ends.
+    is_of_node: bool,
     reader: Reader,
     header: Option<Header>,
     /// The node and the versions of its tracer, as far as they are known.
@@ -204,9 +216,10 @@ impl Stream {
                 queue: queue.with_context(context)?,
             })
         };
+        let is_of_node = matches!(source, Source::Node(_));
         let reader = match source {
             Source::StandardInput => live_reader(live.start(limits, || Ok(Blocking(io::stdin()))))?,
-            Source::Pipe(pipe) => live_reader(live.start(limits, move || {
+            Source::Pipe(pipe) | Source::Node(pipe) => live_reader(live.start(limits, move || {
                 // Before its writer opens a named pipe, reading it would return its end.
                 wait_until_readable(&pipe)?;
                 Ok(Blocking(pipe))
@@ -219,6 +232,7 @@ impl Stream {
         };
         Ok(Self {
             name,
+            is_of_node,
             reader,
             header: None,
             info: None,
@@ -317,7 +331,7 @@ impl Stream {
 
     /// Reports a live stream that ended without a summary.
     fn check_end(&mut self) {
-        if self.is_live() && !self.has_summary && !self.is_stopped && self.valid_lines > 0 {
+        if self.is_live() && !self.is_of_node && !self.has_summary && !self.is_stopped && self.valid_lines > 0 {
             let place = if self.is_cut_off {
                 "in the middle of a line"
             } else {
@@ -475,6 +489,9 @@ impl Stream {
         }
         if self.is_broken {
             return Ok(true);
+        }
+        if self.is_of_node {
+            return Ok(self.damages > 0);
         }
         self.check_content()?;
         if self.summary.is_none() && !self.is_cut_off && !self.is_stopped && self.header.is_some() {

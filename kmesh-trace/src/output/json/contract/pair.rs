@@ -25,8 +25,8 @@ pub struct PairLine<'a> {
     server: Option<ConnLine<'a>>,
     /// The payload that one end sent and the other one did not receive; null unless both ends are known.
     undelivered: Option<Undelivered>,
-    /// Always null in this version.
-    network_ns: (),
+    /// The client's wait for answers minus the server's time to answer, ns; null unless both ends have as many turns.
+    network_ns: Option<u64>,
 }
 
 impl<'a> PairLine<'a> {
@@ -41,9 +41,17 @@ impl<'a> PairLine<'a> {
             client: client.map(ConnLine::new),
             server: server.map(ConnLine::new),
             undelivered: record.undelivered().map(Undelivered::from),
-            network_ns: (),
+            network_ns: network_ns(client, server),
         }
     }
+}
+
+/// Returns the part of the client's wait that was not the server's time to answer, if both ends counted the same turns.
+fn network_ns(client: Option<&Record>, server: Option<&Record>) -> Option<u64> {
+    let client = client?.turns.as_deref()?;
+    let server = server?.turns.as_deref()?;
+    let is_same = (client.count, client.overlapped) == (server.count, server.overlapped);
+    is_same.then(|| client.wait_ns.saturating_sub(server.wait_ns))
 }
 
 /// The payload that one end sent and the other one did not receive.

@@ -1,0 +1,86 @@
+//! The two processes in a pod of `nodes`: one waits, the other one traces as long as the command that started it is
+//! there.
+//!
+//! A container runtime does not end a process when its `exec` ends. The tracer therefore reads its standard input: the
+//! command sends a heartbeat every five seconds.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::process::exit;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, getpid, kill_process};
+use rustix::stdio::stdin;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::exit::Exit;
+use super::live;
+use crate::config::Config;
+
+/// The byte that asks the tracer to end: EOT, which Ctrl-D sends. Every other byte is a heartbeat.
+pub const END: u8 = 0x04;
+/// A heartbeat.
+pub const HEARTBEAT: u8 = b'\n';
+/// The time between two heartbeats.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// The line on standard error that says that tracing has begun.
+pub const STARTED: &str = "tracing";
+/// The longest time without a heartbeat.
+const HEARTBEAT_TIMEOUT: Timespec = Timespec { tv_sec: 15, tv_nsec: 0 };
+/// The time that the tracer has to print its last records. It waits forever if nobody reads them.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Waits until a signal comes.
+pub fn wait() -> Result<Exit> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot listen for signals")?;
+    signals.forever().next();
+    Ok(Exit::Ok)
+}
+
+/// Traces as [`live::run`] does, until standard input ends, or brings no heartbeat for 15 seconds.
+pub fn run(config: &Config) -> Result<Exit> {
+    live::run_with(config, || {
+        // This thread starts only now, so that it has no privileges that the rest of the run does not need.
+        let heartbeat = thread::Builder::new().name("heartbeat".to_owned());
+        if heartbeat.spawn(end_with_input).is_err() {
+            exit(Exit::Failed as i32);
+        }
+        _ = writeln!(io::stderr(), "{STARTED}");
+    })
+}
+
+/// Ends the trace when the command asks for it or is gone.
+fn end_with_input() {
+    let is_asked = wait_for_end();
+    // The session ends in order, as with `kill`.
+    _ = kill_process(getpid(), Signal::TERM);
+    if is_asked {
+        thread::sleep(END_TIMEOUT);
+    }
+    exit(Exit::Ok as i32);
+}
+
+/// Waits until the trace must end. Returns whether the command asked for it, so that somebody reads the last records.
+fn wait_for_end() -> bool {
+    let mut buffer = [0; 64];
+    loop {
+        let input = stdin();
+        let mut polled = [PollFd::from_borrowed_fd(input.as_fd(), PollFlags::IN)];
+        match poll(&mut polled, Some(&HEARTBEAT_TIMEOUT)) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Ok(0) | Err(_) => return false,
+            Ok(_) => {}
+        }
+        match rustix::io::read(input, &mut buffer).map_err(io::Error::from) {
+            Ok(read) if buffer[..read].contains(&END) => return true,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // With version 5 of the protocol, the command may close standard input instead.
+            Ok(0) | Err(_) => return false,
+            Ok(_) => {}
+        }
+    }
+}
