@@ -45,6 +45,7 @@ pub mod completions;
 pub mod config;
 pub mod engine;
 pub mod filter;
+pub mod findings;
 #[cfg(target_os = "linux")]
 pub mod kernel;
 pub mod names;

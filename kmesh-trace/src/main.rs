@@ -42,11 +42,15 @@ fn parse() -> Cli {
 }
 
 fn run(cli: &Cli) -> Result<Exit> {
-    match cli.command {
+    match &cli.command {
+        Some(Command::Explain(explain)) => {
+            let config = with_environment(|environment| Config::explain(explain, environment));
+            trace_or_replay(&config.unwrap_or_else(|error| refuse(&error)))
+        }
         None => trace_or_replay(&config(cli).unwrap_or_else(|error| refuse(&error))),
         Some(Command::Check) => check(cli),
         Some(Command::Schema) => print_schema(),
-        Some(Command::Completions { shell }) => completions::write(shell, &mut Blocking(io::stdout()))
+        Some(Command::Completions { shell }) => completions::write(*shell, &mut Blocking(io::stdout()))
             .map(|()| Exit::Ok)
             .context("cannot print"),
     }
@@ -109,6 +113,11 @@ fn limit_privileges(_: Stage) -> Result<()> {
 }
 
 fn config(cli: &Cli) -> Result<Config, ConfigError> {
+    with_environment(|environment| Config::new(cli, environment))
+}
+
+/// Calls `resolve` with the environment of this process.
+fn with_environment<T>(resolve: impl FnOnce(Environment<'_>) -> T) -> T {
     let (no_color, term) = (env::var_os("NO_COLOR"), env::var_os("TERM"));
     let environment = Environment {
         no_color: no_color.as_deref(),
@@ -117,7 +126,7 @@ fn config(cli: &Cli) -> Result<Config, ConfigError> {
         term: term.as_deref(),
         page_size: page_size(),
     };
-    Config::new(cli, environment)
+    resolve(environment)
 }
 
 /// Prints the error in the format of clap's errors, and exits with status 2.

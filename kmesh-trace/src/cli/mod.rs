@@ -4,6 +4,7 @@
 //! the arguments mean together.
 
 mod capture;
+mod explain;
 mod filters;
 mod hints;
 mod metrics;
@@ -14,6 +15,7 @@ mod tests;
 mod values;
 
 pub use capture::{Capture, CapturePath, Rotation, TimeBound};
+pub use explain::{Explain, ReportFormat};
 pub use filters::{Filters, OutcomeName, PromptFilter};
 pub use hints::with_hint;
 pub use metrics::{Level, Metrics};
@@ -49,6 +51,8 @@ Examples:
           Add the names of the whole cluster, not only of this node's pods
   kmesh-trace -o none --metrics 15020
           Serve Prometheus metrics on http://127.0.0.1:15020/metrics
+  kmesh-trace explain
+          Watch for 30 s, then print what is wrong, with evidence
   kmesh-trace check
           Check whether this system can be traced and which names are available
 
@@ -258,8 +262,10 @@ pub struct Cli {
 }
 
 /// The subcommands. Tracing and replaying need none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum Command {
+    /// Find what is wrong on this node, or in a capture, and show the evidence
+    Explain(Box<Explain>),
     /// Check whether this system can be traced, and what is missing
     Check,
     /// Print the JSON Schema of the lines of -o json

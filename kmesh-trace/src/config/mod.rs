@@ -4,6 +4,7 @@ mod capture;
 mod environment;
 mod error;
 mod events;
+mod explain;
 mod filters;
 mod metrics;
 mod names;
@@ -15,12 +16,13 @@ pub use capture::{CaptureConfig, TimeRange};
 pub use environment::{Environment, has_escapes};
 pub use error::ConfigError;
 pub use events::Events;
+pub use explain::FindingsConfig;
 pub use filters::parse_prompt_filter;
 pub use metrics::{CommonLabels, MetricsConfig, SeriesConfig};
 pub use names::{ApiServer, Kubelet, Origin, SourceConfig};
 pub use rollup::RollupConfig;
 
-pub use crate::cli::{CapturePath, Level, Output, Rotation, TimeBound, TimeFormat};
+pub use crate::cli::{CapturePath, Level, Output, ReportFormat, Rotation, TimeBound, TimeFormat};
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -66,6 +68,8 @@ pub struct Config {
     pub events: Events,
     /// Whether dropped packets are counted.
     pub drops: bool,
+    /// How `explain` reports what is wrong; `None` without `explain`.
+    pub findings: Option<FindingsConfig>,
     /// How records are grouped; `None` prints each record.
     pub rollup: Option<RollupConfig>,
     /// The conditions that a record must meet.
@@ -121,6 +125,7 @@ impl Config {
             is_default_output: cli.output.is_none(),
             events,
             drops: cli.drops,
+            findings: None,
             rollup,
             filter: filters::filter(cli)?,
             include_self: cli.include_self,
@@ -150,7 +155,7 @@ impl Config {
 
     /// Returns whether the counters of connections that are open when tracing begins are needed.
     pub fn needs_baseline(&self) -> bool {
-        self.rollup.is_some() || self.capture.is_some() || self.metrics.is_some()
+        self.rollup.is_some() || self.findings.is_some() || self.capture.is_some() || self.metrics.is_some()
     }
 
     /// Returns whether sockets are scanned for `update` events.

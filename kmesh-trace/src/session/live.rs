@@ -21,6 +21,7 @@ use crate::capture::Target;
 use crate::config::{CaptureConfig, Config, Output, Verbosity};
 use crate::engine::{Engine, Selection};
 use crate::filter::KernelFilter;
+use crate::findings::Abilities;
 use crate::kernel::loader::{
     KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanPrograms, StartError, load,
 };
@@ -88,7 +89,7 @@ pub fn run(config: &Config) -> Result<Exit> {
         scanner.run(ScanTask {
             programs: attached.scan_programs,
             interval: config.interval,
-            scans_at_stop: config.rollup.is_some(),
+            scans_at_stop: config.rollup.is_some() || config.findings.is_some(),
             control: Arc::clone(&control),
             messages: messages.clone(),
         });
@@ -103,7 +104,7 @@ pub fn run(config: &Config) -> Result<Exit> {
     let capture = opened
         .target
         .map(|target| (target, header(&info, clock.wall(began_ns))));
-    let Outputs { mut sinks, screen } = outputs::open(config, &info, &status, capture, {
+    let Outputs { mut sinks, screen } = outputs::open(config, &info, &status, capture, attached.abilities, {
         let control = Arc::clone(&control);
         move |command| {
             if *command == UiCommand::Quit {
@@ -195,6 +196,7 @@ struct Attached {
     programs: Programs,
     scan_programs: ScanPrograms,
     reason_counts: ReasonCounts,
+    abilities: Abilities,
     /// The counters of the connections that were already open; empty if no output needs them.
     baseline: Vec<u8>,
 }
@@ -208,6 +210,10 @@ fn attach(loaded: LoadedPrograms, config: &Config) -> Result<Attached, StartErro
         false => Vec::new(),
     };
     Ok(Attached {
+        abilities: Abilities {
+            rejects: Some(reason_counts.reasons.has_resets()),
+            listeners: Some(config.needs_listeners()),
+        },
         programs,
         scan_programs,
         reason_counts,
@@ -249,10 +255,17 @@ fn report_start(config: &Config, info: &RunInfo) {
         true => "; -o log prints the whole access log",
         false => "",
     };
-    status(&format!(
-        "tracing every TCP connection of {} that closes; Ctrl-C ends it{hint}",
-        info.node
-    ));
+    match config.duration.filter(|_| config.findings.is_some()) {
+        Some(duration) => status(&format!(
+            "watching the TCP connections of {} for {}; Ctrl-C reports early",
+            info.node,
+            humantime::format_duration(duration)
+        )),
+        None => status(&format!(
+            "tracing every TCP connection of {} that closes; Ctrl-C ends it{hint}",
+            info.node
+        )),
+    }
     if let Some(Missing { problem, remedy, .. }) = preflight::hidden_processes() {
         warn(&format!("{problem}\n  try: {remedy}"));
     }
@@ -388,9 +401,12 @@ fn load_kernel(config: &Config) -> Result<LoadedPrograms, StartError> {
         checks,
         rules,
         networks,
-        drops: config.drops,
-        // With metrics, whether or not the kernel can.
-        rejects: config.events.reject || config.metrics.is_some() && types.reasons.has_resets(),
+        // For findings and metrics, whether or not the kernel can.
+        drops: config.drops || config.findings.is_some() && types.reasons.has_drops(),
+        rejects: match config.findings.is_some() || config.metrics.is_some() && !config.events.reject {
+            true => types.reasons.has_resets(),
+            false => config.events.reject,
+        },
         listeners: config.needs_listeners(),
     };
     load(&types, &options)

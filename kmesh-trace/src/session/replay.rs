@@ -22,6 +22,7 @@ use crate::capture::parse::Line;
 use crate::config::{CaptureConfig, Config, Origin, TimeRange, Verbosity};
 use crate::engine::{Engine, Selection};
 use crate::filter::KnownNames;
+use crate::findings::Abilities;
 use crate::names::objects::file;
 use crate::names::offline::OfflineNames;
 use crate::output::NameSourceStatus;
@@ -74,7 +75,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
     let of_file: &[&str] = if offline.is_some() { &["the file"] } else { &[] };
     names.set(&[&["the capture"], of_file].concat(), false);
     let capture = files.target.map(|target| (target, header.clone()));
-    let outputs = outputs::open(config, &header.info, &names, capture, {
+    let outputs = outputs::open(config, &header.info, &names, capture, Abilities::default(), {
         let (stop, requests) = (Arc::clone(&stop), requests.clone());
         move |command| {
             // Sending fails when the replay has ended.
