@@ -41,6 +41,7 @@
 pub mod blocking_io;
 pub mod capture;
 pub mod cli;
+pub mod compare;
 pub mod completions;
 pub mod config;
 pub mod engine;

@@ -8,11 +8,12 @@ use anyhow::{Context, Result};
 use clap::error::ErrorKind;
 use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use kmesh_trace::blocking_io::Blocking;
-use kmesh_trace::cli::{Cli, Command, with_hint};
+use kmesh_trace::cli::{Cli, Command, Diff, with_hint};
 use kmesh_trace::completions;
-use kmesh_trace::config::{Config, ConfigError, Environment, has_escapes};
+use kmesh_trace::config::{Config, ConfigError, DiffConfig, Environment, has_escapes};
 use kmesh_trace::output::json::schema::schema;
 use kmesh_trace::output::stderr::status;
+use kmesh_trace::session;
 use kmesh_trace::session::exit::Exit;
 use kmesh_trace::session::replay::{offline_names, open, replay};
 
@@ -47,12 +48,34 @@ fn run(cli: &Cli) -> Result<Exit> {
             let config = with_environment(|environment| Config::explain(explain, environment));
             trace_or_replay(&config.unwrap_or_else(|error| refuse(&error)))
         }
+        Some(Command::Diff(arguments)) => Ok(diff(arguments)),
         None => trace_or_replay(&config(cli).unwrap_or_else(|error| refuse(&error))),
         Some(Command::Check) => check(cli),
         Some(Command::Schema) => print_schema(),
         Some(Command::Completions { shell }) => completions::write(*shell, &mut Blocking(io::stdout()))
             .map(|()| Exit::Ok)
             .context("cannot print"),
+    }
+}
+
+/// Compares two captures. As in diff(1), the status of an error is 2.
+fn diff(arguments: &Diff) -> Exit {
+    let config = with_environment(|environment| DiffConfig::new(arguments, environment));
+    let config = config.unwrap_or_else(|error| refuse(&error));
+    let compared = session::diff::open(&config).and_then(|captures| {
+        limit_privileges(Stage::PodsFile { is_rotated: false })?;
+        let names = offline_names(&config.before)?;
+        let more = offline_names(&config.after)?;
+        limit_privileges(Stage::Replay { is_rotated: false })?;
+        session::diff::run(&config, captures, (names, more))
+    });
+    match compared {
+        Ok(exit) => exit,
+        Err(error) if is_broken_pipe(&error) => Exit::Ok,
+        Err(error) => {
+            status(&format!("{error:#}"));
+            Exit::TROUBLE
+        }
     }
 }
 

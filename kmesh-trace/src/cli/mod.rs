@@ -4,6 +4,7 @@
 //! the arguments mean together.
 
 mod capture;
+mod diff;
 mod explain;
 mod filters;
 mod hints;
@@ -15,6 +16,7 @@ mod tests;
 mod values;
 
 pub use capture::{Capture, CapturePath, Rotation, TimeBound};
+pub use diff::Diff;
 pub use explain::{Explain, ReportFormat};
 pub use filters::{Filters, OutcomeName, PromptFilter};
 pub use hints::with_hint;
@@ -266,6 +268,8 @@ pub struct Cli {
 pub enum Command {
     /// Find what is wrong on this node, or in a capture, and show the evidence
     Explain(Box<Explain>),
+    /// Print what changed between two captures, beyond chance
+    Diff(Box<Diff>),
     /// Check whether this system can be traced, and what is missing
     Check,
     /// Print the JSON Schema of the lines of -o json

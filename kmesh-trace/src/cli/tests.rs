@@ -83,7 +83,7 @@ fn help_is_grouped_under_headings() {
 
 #[test]
 fn subcommands_have_help() {
-    for arguments in ["check -h", "check --help", "explain --help", "schema -h", "completions -h"] {
+    for arguments in ["check -h", "check --help", "explain --help", "diff --help", "schema -h", "completions -h"] {
         let shown = parse(arguments).unwrap_err();
         assert_eq!(shown.kind(), ErrorKind::DisplayHelp, "{arguments}: {shown}");
     }
@@ -147,6 +147,8 @@ fn valid_arguments_are_accepted() {
         "--no-resolve",
         "check",
         "explain",
+        "diff a.jsonl b.jsonl",
+        "diff a.jsonl - -n shop --by service,port -o json -q --pods-file p.json",
         "explain --duration 5s -n shop --failed -o json --include-self -q",
         "explain --read x.jsonl --since -5m --until 2026-01-02T03:04:05Z --pods-file p.json",
         "schema",

@@ -1,6 +1,7 @@
 //! Validated settings: what the arguments of [`crate::cli`] mean together and in their environment.
 
 mod capture;
+mod diff;
 mod environment;
 mod error;
 mod events;
@@ -13,6 +14,7 @@ mod rollup;
 mod tests;
 
 pub use capture::{CaptureConfig, TimeRange};
+pub use diff::DiffConfig;
 pub use environment::{Environment, has_escapes};
 pub use error::ConfigError;
 pub use events::Events;

@@ -103,9 +103,14 @@ impl Finding {
 
     /// Returns whether the cause `other` explains this finding.
     fn is_effect_of(&self, other: &Self) -> bool {
-        let is_same_server = self.server.map(|server| server.port()) == other.server.map(|server| server.port())
-            && (self.server.map(|server| server.ip()) == other.server.map(|server| server.ip())
-                || other.server.is_some_and(|server| server.ip().is_unspecified()));
+        let (Some(own), Some(others)) = (self.server, other.server) else {
+            return false;
+        };
+        let workload = |finding: &Self| finding.subject.dst.workload.clone();
+        let is_same_server = own.port() == others.port()
+            && (own.ip() == others.ip()
+                || others.ip().is_unspecified()
+                || workload(self).is_some() && workload(self) == workload(other));
         let explains: &[&str] = match other.rule {
             "accept_queue" => &["no_answer", "slow_connect", "one_of_many"],
             "loss" => &["slow_connect", "one_of_many", "held_back"],

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::optional::Limits;
 use crate::record::{
-    ClosedBy, Comm, Direction, Outcome, PacketDirection, ReasonSums, Record, WallTime, errno::Errno,
+    ClosedBy, Comm, Outcome, PacketDirection, ReasonSums, Record, WallTime, errno::Errno,
 };
 use crate::rollup::Quantiles;
 
@@ -168,7 +168,7 @@ impl Stats {
         if record.established {
             self.end_established(record);
         }
-        self.send(record, sent);
+        self.send(sent);
     }
 
     fn fail(&mut self, record: &Record) {
@@ -230,13 +230,12 @@ impl Stats {
     }
 
     /// Adds what a connection sent since its last record.
-    pub(super) fn send(&mut self, record: &Record, sent: Sent) {
+    pub(super) fn send(&mut self, sent: Sent) {
         self.segments += sent.segments;
         self.retransmits += sent.retransmits;
         if let Some(limits) = sent.limits {
             self.limits.get_or_insert_default().add(limits);
         }
-        debug_assert!(record.established || sent.segments == 0 || record.direction == Direction::Inbound);
     }
 
     /// Adds the connections of another pair.

@@ -31,8 +31,8 @@ pub fn server(pair: &Pair) -> String {
 /// Returns the name of one end.
 pub fn end(end: &GroupEnd) -> String {
     let name = match (&end.workload, &end.pod, &end.node, end.ip) {
+        (_, Some(pod), ..) => pod,
         (Some(workload), ..) => &workload.name,
-        (None, Some(pod), ..) => pod,
         (None, None, Some(node), Some(ip)) => return format!("node {node} ({ip})"),
         (None, None, _, Some(ip)) => return ip.to_string(),
         _ => return "other clients".to_owned(),
@@ -131,6 +131,7 @@ pub fn server_group(end: &End, address: std::net::SocketAddr) -> Group {
         Some(pod) => {
             dst.namespace = Some(Arc::clone(&pod.namespace));
             dst.pod = Some(Arc::clone(&pod.name));
+            dst.workload.clone_from(&pod.workload);
         }
         None => dst.ip = Some(address.ip()),
     }

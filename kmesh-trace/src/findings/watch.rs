@@ -319,13 +319,13 @@ impl Watch {
     fn count_sent(&mut self, record: &Record, at: Option<usize>, sent: Sent) {
         let Some(at) = at else { return };
         let pair = &mut self.pairs[at];
-        pair.stats.send(record, sent);
+        pair.stats.send(sent);
         for members in [
             pair.clients.get(&record.names.src),
             pair.servers.get(&record.names.dst),
         ] {
             if let Some(stats) = members {
-                stats.send(record, sent);
+                stats.send(sent);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 pub(crate) mod allocations;
+mod changes;
 mod findings;
 pub mod json;
 mod log;
@@ -26,6 +27,7 @@ mod time_text;
 use std::io;
 use std::time::Instant;
 
+pub use changes::print_changes;
 pub use findings::Findings;
 pub use json::{Json, append_line};
 pub use log::Log;

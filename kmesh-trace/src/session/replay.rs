@@ -25,7 +25,7 @@ use crate::filter::KnownNames;
 use crate::findings::Abilities;
 use crate::names::objects::file;
 use crate::names::offline::OfflineNames;
-use crate::output::NameSourceStatus;
+use crate::output::{NameSourceStatus, Sink};
 use crate::output::stderr::{status, warn};
 use crate::output::table::view::UiCommand;
 use crate::output::term::{self, JobControl};
@@ -88,29 +88,10 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
             });
         }
     })?;
-    let selection = Selection {
-        events: config.events,
-        filter: config.filter.clone(),
-        count: config.count,
-    };
     let replay = Replay {
-        is_merged: streams.len() > 1,
-        streams,
-        offline,
-        engine: Engine::new(selection.clone(), outputs.sinks),
-        selection,
         inputs,
-        range,
-        duration: config.duration,
-        stop: Arc::clone(&stop),
         requests: outputs.screen.is_some().then_some(received),
-        traced_from: traced_from(&header, range),
-        start: None,
-        header_start: header.start,
-        latest: header.start,
-        skipped: 0,
-        known: config.filter.has_names().then(KnownNames::default),
-        verbosity: config.verbosity,
+        ..replay_of(config, streams, offline, outputs.sinks, range, &header, Arc::clone(&stop))
     };
     let (ended, end) = oneshot::channel();
     thread::Builder::new()
@@ -127,6 +108,57 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         JobControl::new(outputs.screen).context("cannot listen for signals")?
     };
     runtime.block_on(wait(end, &stop, &requests, jobs))
+}
+
+/// Replays captures into one sink, on this thread.
+pub fn feed(config: &Config, files: Files, offline: Option<OfflineNames>, sink: Box<dyn Sink>) -> Result<Exit> {
+    let range = stream::resolve(&config.range, &files.inputs)?;
+    let mut streams = files.inputs.into_iter().map(Stream::new).collect::<Result<Vec<_>>>()?;
+    for stream in &mut streams {
+        stream.advance()?;
+    }
+    if let [stream] = &streams[..] {
+        stream.check_content()?;
+    }
+    let header = merged_header(&streams);
+    let stop = Arc::new(AtomicBool::new(false));
+    replay_of(config, streams, offline, vec![sink], range, &header, stop).run()
+}
+
+/// Returns a replay without a screen.
+fn replay_of(
+    config: &Config,
+    streams: Vec<Stream>,
+    offline: Option<OfflineNames>,
+    sinks: Vec<Box<dyn Sink>>,
+    range: TimeRange<WallTime>,
+    header: &Header,
+    stop: Arc<AtomicBool>,
+) -> Replay {
+    let selection = Selection {
+        events: config.events,
+        filter: config.filter.clone(),
+        count: config.count,
+    };
+    Replay {
+        is_merged: streams.len() > 1,
+        streams,
+        offline,
+        engine: Engine::new(selection.clone(), sinks),
+        selection,
+        inputs: Vec::new(),
+        range,
+        duration: config.duration,
+        stop,
+        requests: None,
+        traced_from: traced_from(header, range),
+        start: None,
+        header_start: header.start,
+        latest: header.start,
+        skipped: 0,
+        known: config.filter.has_names().then(KnownNames::default),
+        verbosity: config.verbosity,
+    }
 }
 
 /// Returns the header of the merged streams: all nodes, and the earliest start.

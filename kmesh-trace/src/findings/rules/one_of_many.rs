@@ -113,7 +113,10 @@ fn finding(
         direction: Some(*direction),
         ..Group::default()
     };
-    *(if *is_server { &mut subject.dst } else { &mut subject.src }) = pod.clone();
+    *(if *is_server { &mut subject.dst } else { &mut subject.src }) = GroupEnd {
+        workload: workload.workload.clone(),
+        ..pod.clone()
+    };
     let (first, last) = watch.began.zip(watch.ended).unwrap_or((crate::record::WallTime(0), crate::record::WallTime(0)));
     let role = if *is_server { "as a server" } else { "as a client" };
     Finding {

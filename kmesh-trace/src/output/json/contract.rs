@@ -9,7 +9,7 @@ mod reports;
 mod rollup;
 mod values;
 
-pub use findings::FindingLine;
+pub use findings::{ChangeLine, FindingLine};
 pub use reports::{ListenerLine, RejectLine};
 pub use rollup::RollupLine;
 

@@ -1,4 +1,4 @@
-//! The JSON contract of `finding` lines.
+//! The JSON contract of `finding` and `change` lines.
 
 use std::borrow::Cow;
 
@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 
 use super::VERSION;
 use super::rollup::Group;
+use crate::compare::{Change, Estimate, Metric};
 use crate::findings::{Finding, Severity};
 use crate::record::WallTime;
 
@@ -85,6 +86,80 @@ impl JsonSchema for Severity {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let names: Vec<_> = Self::ALL.iter().map(|severity| severity.name()).collect();
+        json_schema!({"type": "string", "enum": names})
+    }
+}
+
+/// Something that differs between two captures beyond chance, as `diff` found it.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "change")]
+pub struct ChangeLine<'a> {
+    /// The type of the line.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "change"))]
+    kind: &'static str,
+    /// The version of the contract.
+    #[schemars(extend("const" = VERSION))]
+    v: u8,
+    /// The end of the second capture.
+    time: WallTime,
+    /// The facts that the connections of the group share.
+    group: Group<'a>,
+    /// The figure that differs. connections: the group is new or gone.
+    metric: Metric,
+    /// The figure in the first capture.
+    before: EstimateMembers,
+    /// The figure in the second capture.
+    after: EstimateMembers,
+}
+
+impl<'a> ChangeLine<'a> {
+    /// Returns the line of a change. The second capture ended at `time`.
+    pub fn new(change: &'a Change, time: WallTime) -> Self {
+        Self {
+            kind: "change",
+            v: VERSION,
+            time,
+            group: Group::from(&change.group),
+            metric: change.metric,
+            before: change.before.into(),
+            after: change.after.into(),
+        }
+    }
+}
+
+/// A figure of one capture. All intervals of a comparison hold together with 99.9 %.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields, rename = "estimate")]
+struct EstimateMembers {
+    value: f64,
+    /// The lower limit of the confidence interval.
+    low: f64,
+    /// The upper limit of the confidence interval.
+    high: f64,
+    /// The number of connections, or of time windows, behind the figure.
+    samples: u64,
+}
+
+impl From<Estimate> for EstimateMembers {
+    fn from(Estimate { value, low, high, samples }: Estimate) -> Self {
+        Self { value, low, high, samples }
+    }
+}
+
+impl Serialize for Metric {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_unit_variant("metric", *self as u32, self.name())
+    }
+}
+
+impl JsonSchema for Metric {
+    fn schema_name() -> Cow<'static, str> {
+        "metric".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names: Vec<_> = Self::ALL.iter().map(|metric| metric.name()).collect();
         json_schema!({"type": "string", "enum": names})
     }
 }
