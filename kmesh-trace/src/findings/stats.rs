@@ -147,8 +147,8 @@ impl Stats {
 
     /// Adds an occurrence of a symptom of a connection that has not ended.
     pub(super) fn add_waiting(&mut self, since: WallTime) {
-        let before = self.attempts;
-        self.symptoms[Symptom::Unanswered as usize].add(since, before);
+        // The number of attempts that ended before `since` is unknown by now, so all of them count.
+        self.symptoms[Symptom::Unanswered as usize].add(since, 0);
         self.attempts += 1;
         self.failed += 1;
     }

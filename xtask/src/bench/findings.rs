@@ -49,6 +49,8 @@ struct Score {
     /// By rule: findings in captures without a fault.
     false_alarms: BTreeMap<&'static str, u64>,
     missed: Vec<String>,
+    /// The findings that no planted fault explains.
+    notes: Vec<String>,
 }
 
 /// Measures, and writes the table.
@@ -56,7 +58,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let score = measure(args.faulty, args.quiet)?;
     let table = table(&score, args);
     print!("{table}");
-    score.missed.iter().for_each(|missed| println!("{missed}"));
+    score.missed.iter().chain(&score.notes).for_each(|missed| println!("{missed}"));
     if !args.print {
         let path = host::root().join(PAGE);
         let page = fs::read_to_string(&path).with_context(|| format!("cannot read {PAGE}"))?;
@@ -84,6 +86,7 @@ fn measure(faulty: u64, quiet: u64) -> Result<Score> {
     }
     for seed in 0..quiet {
         for finding in examined(Shop::healthy(1_000_000 + seed).records)? {
+            score.notes.push(format!("quiet {seed}: {}: {}", finding.rule, finding.title));
             *score.false_alarms.entry(finding.rule).or_default() += 1;
         }
     }
@@ -172,6 +175,7 @@ fn judge(score: &mut Score, seed: u64, findings: &[Finding], planted: &[(&'stati
         }
     }
     for (finding, _) in findings.iter().zip(&explained).filter(|(_, is_explained)| !**is_explained) {
+        score.notes.push(format!("seed {seed}: also {}: {}", finding.rule, finding.title));
         *score.surplus.entry(finding.rule).or_default() += 1;
     }
 }

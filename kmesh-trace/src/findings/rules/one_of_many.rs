@@ -7,8 +7,7 @@ use crate::findings::stats::Stats;
 use crate::findings::text::{plural, share, span};
 use crate::findings::watch::{Pair, Watch};
 use crate::findings::{Finding, Rule, Severity};
-use crate::record::Direction;
-use crate::rollup::{Group, GroupEnd};
+use crate::rollup::GroupEnd;
 
 pub const RULE: Rule = Rule {
     name: "one_of_many",
@@ -31,122 +30,126 @@ const MIN_DEVIATIONS: f64 = 4.0;
 /// The difference of medians from which on people notice.
 const MIN_DIFFERENCE_NS: u64 = 20_000_000;
 
-/// The pods of one workload as one end of its connections.
-#[derive(Default)]
-struct Siblings {
-    pods: BTreeMap<GroupEnd, Stats>,
-    servers: Vec<std::net::SocketAddr>,
+/// The pods of one end of a pair. Only pods with the same peer are compared: another peer asks for other things.
+struct Siblings<'a> {
+    pair: &'a Pair,
+    is_server: bool,
+    pods: BTreeMap<&'a GroupEnd, &'a Stats>,
 }
 
-type Key = (Direction, bool, GroupEnd);
+fn siblings(watch: &Watch) -> impl Iterator<Item = Siblings<'_>> {
+    let of_pair = |pair| [true, false].map(|is_server| Siblings::new(pair, is_server));
+    let all = watch.pairs.iter().flat_map(of_pair);
+    all.filter(|siblings| siblings.pods.len() >= MIN_PODS)
+}
 
-fn siblings(watch: &Watch) -> BTreeMap<Key, Siblings> {
-    let mut all: BTreeMap<Key, Siblings> = BTreeMap::new();
-    let mut add = |pair: &Pair, is_server: bool, end: &GroupEnd, pods: &crate::findings::watch::Members| {
-        let Some(direction) = pair.group.direction.filter(|_| end.workload.is_some()) else { return };
-        let siblings = all.entry((direction, is_server, end.clone())).or_default();
-        siblings.servers.push(pair.server);
-        for (pod, stats) in pods.iter() {
-            siblings.pods.entry(pod.clone()).or_default().merge(stats);
+impl<'a> Siblings<'a> {
+    fn new(pair: &'a Pair, is_server: bool) -> Self {
+        let members = if is_server { &pair.servers } else { &pair.clients };
+        let pods = members.iter().filter(|(_, stats)| stats.attempts >= MIN_CONNECTIONS);
+        Self {
+            pair,
+            is_server,
+            pods: pods.collect(),
         }
-    };
-    for pair in &watch.pairs {
-        add(pair, true, &pair.group.dst, &pair.servers);
-        add(pair, false, &pair.group.src, &pair.clients);
     }
-    all.retain(|_, siblings| {
-        siblings.pods.retain(|_, stats| stats.attempts >= MIN_CONNECTIONS);
-        siblings.pods.len() >= MIN_PODS
-    });
-    all
 }
 
 fn basis(watch: &Watch) -> Result<u64, &'static str> {
-    let all = siblings(watch);
-    if all.is_empty() {
-        return Err("no workload has three pods with 20 connections each");
+    let attempts = siblings(watch).map(|siblings| siblings.pods.values().map(|stats| stats.attempts).sum::<u64>());
+    match attempts.sum::<u64>() {
+        0 => Err("no workload has three pods with 20 connections each"),
+        attempts => Ok(attempts.min(watch.attempts)),
     }
-    let pods = all.values().flat_map(|siblings| siblings.pods.values());
-    Ok(pods.map(|stats| stats.attempts).sum::<u64>().min(watch.attempts))
 }
 
 fn find(watch: &Watch) -> Vec<Finding> {
-    let all = siblings(watch);
-    all.iter().filter_map(|(key, siblings)| odd_one(watch, key, siblings)).collect()
+    let mut found: Vec<_> = siblings(watch).filter_map(|siblings| odd_one(watch, &siblings)).collect();
+    // A pod that is odd to several peers is one finding.
+    found.sort_by(|one, two| two.count.cmp(&one.count));
+    let mut unique: Vec<Finding> = Vec::new();
+    for finding in found {
+        if !unique.iter().any(|known| known.flags == finding.flags) {
+            unique.push(finding);
+        }
+    }
+    unique
 }
 
-fn odd_one(watch: &Watch, key: &Key, siblings: &Siblings) -> Option<Finding> {
+fn odd_one(watch: &Watch, siblings: &Siblings<'_>) -> Option<Finding> {
     let failing = siblings.pods.iter().filter(|(pod, _)| fails_more(siblings, pod));
     let worst = failing.max_by_key(|(_, stats)| stats.failed * 1_000 / stats.attempts.max(1));
     let (title, pod, counts) = match worst {
         Some((pod, stats)) => {
             let others = others(siblings, pod);
             let text = format!(
-                "{} of its connections fail, {} of {}",
+                "{} of its connections fail, {} of those of {}",
                 share(stats.failed, stats.attempts),
                 share(others.failed, others.attempts),
                 plural(siblings.pods.len() as u64 - 1, "sibling")
             );
-            (text, pod, (stats.failed, stats.attempts))
+            (text, *pod, (stats.failed, stats.attempts))
         }
         None => {
             let (pod, own, slowest) = siblings.pods.keys().find_map(|pod| slower(siblings, pod))?;
-            let stats = &siblings.pods[pod];
-            let text = format!("its median connection takes {}, {} at most of its siblings", span(own), span(slowest));
+            let stats = siblings.pods[pod];
+            let text = format!(
+                "its median connection takes {}, that of every sibling {} at most",
+                span(own),
+                span(slowest)
+            );
             (text, pod, (stats.established / 2, stats.established))
         }
     };
-    Some(finding(watch, key, siblings, pod, &title, counts))
+    Some(finding(watch, siblings, pod, &title, counts))
 }
 
 fn finding(
     watch: &Watch,
-    (direction, is_server, workload): &Key,
-    siblings: &Siblings,
+    siblings: &Siblings<'_>,
     pod: &GroupEnd,
     title: &str,
     (count, of): (u64, u64),
 ) -> Finding {
+    let pair = siblings.pair;
     let name = subject::end(pod);
-    let side = if *is_server { "to" } else { "from" };
-    let mut subject = Group {
-        direction: Some(*direction),
-        ..Group::default()
+    let (side, workload) = match siblings.is_server {
+        true => ("to", &pair.group.dst),
+        false => ("from", &pair.group.src),
     };
-    *(if *is_server { &mut subject.dst } else { &mut subject.src }) = GroupEnd {
-        workload: workload.workload.clone(),
-        ..pod.clone()
+    let mut finding = Finding::of(RULE.name, Severity::Warning, pair, (count, of));
+    let odd_end = match siblings.is_server {
+        true => &mut finding.subject.dst,
+        false => &mut finding.subject.src,
     };
-    let (first, last) = watch.began.zip(watch.ended).unwrap_or((crate::record::WallTime(0), crate::record::WallTime(0)));
-    let role = if *is_server { "as a server" } else { "as a client" };
-    Finding {
-        rule: RULE.name,
-        severity: Severity::Warning,
-        subject,
-        server: siblings.servers.first().copied(),
-        count,
-        of,
-        first,
-        last,
-        title: format!("{name} differs from the other pods of {}: {title}", subject::end(workload)),
-        evidence: vec![format!(
-            "Compared {role} with {}: look at this pod's node, version and load.",
-            siblings.pods.keys().filter(|other| *other != pod).take(4).map(subject::end).collect::<Vec<_>>().join(", ")
-        )],
-        flags: Flags::default().with(&format!("{side}-pod"), &name),
-    }
+    odd_end.pod.clone_from(&pod.pod);
+    (finding.first, finding.last) = watch.began.zip(watch.ended).unwrap_or((finding.first, finding.last));
+    let workload = match &workload.workload {
+        Some(workload) => &workload.name,
+        None => "its Service",
+    };
+    finding.title = format!("{name} differs from the other pods of {workload}: {title}");
+    let others: Vec<_> = siblings.pods.keys().filter(|other| **other != pod).map(|other| subject::end(other)).collect();
+    finding.evidence.push(format!(
+        "Compared with {} on the same connections ({} → {}): look at this pod's node, version and load.",
+        others[..others.len().min(4)].join(", "),
+        subject::client(pair),
+        subject::server(pair)
+    ));
+    finding.flags = Flags::default().with(&format!("{side}-pod"), &name);
+    finding
 }
 
 /// Returns the sum over the siblings of a pod.
-fn others(siblings: &Siblings, pod: &GroupEnd) -> Stats {
+fn others(siblings: &Siblings<'_>, pod: &GroupEnd) -> Stats {
     let mut sum = Stats::default();
-    let others = siblings.pods.iter().filter(|(other, _)| *other != pod);
+    let others = siblings.pods.iter().filter(|(other, _)| **other != pod);
     others.for_each(|(_, stats)| sum.merge(stats));
     sum
 }
 
-fn fails_more(siblings: &Siblings, pod: &GroupEnd) -> bool {
-    let own = &siblings.pods[pod];
+fn fails_more(siblings: &Siblings<'_>, pod: &GroupEnd) -> bool {
+    let own = siblings.pods[pod];
     let others = others(siblings, pod);
     if own.failed < MIN_FAILURES || own.failed * 100 < own.attempts * MIN_FAILED_PERCENT {
         return false;
@@ -161,10 +164,10 @@ fn fails_more(siblings: &Siblings, pod: &GroupEnd) -> bool {
 }
 
 /// Returns the median durations of a pod and of its slowest sibling, if the pod is much slower.
-fn slower<'a>(siblings: &'a Siblings, pod: &'a GroupEnd) -> Option<(&'a GroupEnd, u64, u64)> {
+fn slower<'a>(siblings: &Siblings<'_>, pod: &'a GroupEnd) -> Option<(&'a GroupEnd, u64, u64)> {
     let median = |stats: &Stats| stats.durations.summary().filter(|_| stats.established >= MIN_CONNECTIONS).map(|found| found.p50);
-    let own = median(&siblings.pods[pod])?;
-    let others = siblings.pods.iter().filter(|(other, _)| *other != pod);
+    let own = median(siblings.pods[pod])?;
+    let others = siblings.pods.iter().filter(|(other, _)| **other != pod);
     let medians: Vec<_> = others.filter_map(|(_, stats)| median(stats)).collect();
     let slowest = *medians.iter().max()?;
     let is_slower = medians.len() + 1 >= MIN_PODS && own >= MIN_TIMES * slowest && own - slowest >= MIN_DIFFERENCE_NS;
