@@ -38,7 +38,13 @@ pub struct Diff {
     /// text: one line per change. json: one `change` line per change.
     ///
     /// Example: kmesh-trace diff good.jsonl bad.jsonl -o json | jq .metric
-    #[arg(short, long, value_name = "FORMAT", default_value = "text", hide_possible_values = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        default_value = "text",
+        hide_possible_values = true
+    )]
     pub output: ReportFormat,
 
     /// Take names from a file that kubectl printed

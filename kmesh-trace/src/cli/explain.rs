@@ -59,7 +59,13 @@ pub struct Explain {
     /// text: one paragraph per finding. json: one `finding` line per finding, and the summary.
     ///
     /// Example: kmesh-trace explain -o json | jq -r 'select(.type == "finding").command'
-    #[arg(short, long, value_name = "FORMAT", default_value = "text", hide_possible_values = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        default_value = "text",
+        hide_possible_values = true
+    )]
     pub output: ReportFormat,
 
     /// Examine this tool's own connections, too

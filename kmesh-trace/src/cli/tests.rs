@@ -83,7 +83,14 @@ fn help_is_grouped_under_headings() {
 
 #[test]
 fn subcommands_have_help() {
-    for arguments in ["check -h", "check --help", "explain --help", "diff --help", "schema -h", "completions -h"] {
+    for arguments in [
+        "check -h",
+        "check --help",
+        "explain --help",
+        "diff --help",
+        "schema -h",
+        "completions -h",
+    ] {
         let shown = parse(arguments).unwrap_err();
         assert_eq!(shown.kind(), ErrorKind::DisplayHelp, "{arguments}: {shown}");
     }

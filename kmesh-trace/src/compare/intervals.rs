@@ -44,7 +44,11 @@ pub fn binomial_at_most(k: u64, n: u64, p: f64) -> f64 {
             at += 1;
         }
     }
-    if is_lower_tail { sum.min(1.0) } else { (1.0 - sum).max(0.0) }
+    if is_lower_tail {
+        sum.min(1.0)
+    } else {
+        (1.0 - sum).max(0.0)
+    }
 }
 
 /// Returns the interval that contains the true share with a probability of at least `1 - alpha`.
@@ -126,9 +130,15 @@ mod tests {
     fn share_matches_clopper_and_pearson() {
         // The limits for no success are known in closed form: 1 - (alpha / 2)^(1 / n).
         let (low, high) = share(0, 20, 0.05);
-        assert!(low == 0.0 && is_near(high, 1.0 - 0.025_f64.powf(1.0 / 20.0)), "{low} {high}");
+        assert!(
+            low == 0.0 && is_near(high, 1.0 - 0.025_f64.powf(1.0 / 20.0)),
+            "{low} {high}"
+        );
         let (low, high) = share(5, 10, 0.05);
-        assert!((low - 0.187_086).abs() < 1e-5 && (high - 0.812_914).abs() < 1e-5, "{low} {high}");
+        assert!(
+            (low - 0.187_086).abs() < 1e-5 && (high - 0.812_914).abs() < 1e-5,
+            "{low} {high}"
+        );
     }
 
     #[test]

@@ -114,9 +114,15 @@ struct Comparison<'a> {
 pub fn compare(before: &mut Sample, after: &mut Sample) -> Changes {
     sample::align(before, after);
     let groups: BTreeSet<_> = before.groups().chain(after.groups()).cloned().collect();
-    let comparisons: Vec<_> = groups.iter().flat_map(|group| comparisons(group, before, after)).collect();
+    let comparisons: Vec<_> = groups
+        .iter()
+        .flat_map(|group| comparisons(group, before, after))
+        .collect();
     let alpha = (1.0 - CONFIDENCE) / comparisons.len().max(1) as f64;
-    let mut changes: Vec<_> = comparisons.iter().filter_map(|comparison| changed(comparison, alpha)).collect();
+    let mut changes: Vec<_> = comparisons
+        .iter()
+        .filter_map(|comparison| changed(comparison, alpha))
+        .collect();
     changes.sort_by(|one, two| (one.metric > Metric::FailedShare).cmp(&(two.metric > Metric::FailedShare)));
     Changes {
         changes,
@@ -134,7 +140,12 @@ fn comparisons<'a>(group: &'a Group, before: &Sample, after: &Sample) -> Vec<Com
     };
     let comparison = |&metric| {
         let (before, after) = (before.values(group, metric)?, after.values(group, metric)?);
-        Some(Comparison { group, metric, before, after })
+        Some(Comparison {
+            group,
+            metric,
+            before,
+            after,
+        })
     };
     metrics.iter().filter_map(comparison).collect()
 }
@@ -143,15 +154,24 @@ fn comparisons<'a>(group: &'a Group, before: &Sample, after: &Sample) -> Vec<Com
 fn changed(comparison: &Comparison<'_>, alpha: f64) -> Option<Change> {
     // Each side may err with half of the probability.
     let (before, after) = match (&comparison.before, &comparison.after) {
-        (Values::Count { count: before, ns: before_ns }, Values::Count { count: after, ns: after_ns }) => {
+        (
+            Values::Count {
+                count: before,
+                ns: before_ns,
+            },
+            Values::Count {
+                count: after,
+                ns: after_ns,
+            },
+        ) => {
             return new_or_gone(comparison, (*before, *before_ns), (*after, *after_ns), alpha);
         }
         (before, after) => (estimate(before, alpha / 2.0)?, estimate(after, alpha / 2.0)?),
     };
     let is_apart = before.high < after.low || after.high < before.low;
     let larger = before.value.max(after.value);
-    let is_large = comparison.metric == Metric::FailedShare
-        || (before.value - after.value).abs() >= MIN_DIFFERENCE * larger;
+    let is_large =
+        comparison.metric == Metric::FailedShare || (before.value - after.value).abs() >= MIN_DIFFERENCE * larger;
     (is_apart && is_large).then(|| Change {
         group: comparison.group.clone(),
         metric: comparison.metric,
@@ -165,12 +185,22 @@ fn estimate(values: &Values, alpha: f64) -> Option<Estimate> {
         Values::Share { count, of } => {
             let (low, high) = intervals::share(*count, *of, alpha);
             let value = *count as f64 / *of as f64;
-            Some(Estimate { value, low, high, samples: *of })
+            Some(Estimate {
+                value,
+                low,
+                high,
+                samples: *of,
+            })
         }
         Values::Quantile { sorted, part } => {
             let (low, high) = intervals::quantile(sorted, *part, alpha)?;
             let rank = ((part * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len()) - 1;
-            Some(Estimate { value: sorted[rank], low, high, samples: sorted.len() as u64 })
+            Some(Estimate {
+                value: sorted[rank],
+                low,
+                high,
+                samples: sorted.len() as u64,
+            })
         }
         Values::Count { .. } => None,
     }
@@ -184,7 +214,11 @@ fn new_or_gone(
     (after, after_ns): (u64, u64),
     alpha: f64,
 ) -> Option<Change> {
-    let (count, own_ns) = if before > 0 { (before, before_ns) } else { (after, after_ns) };
+    let (count, own_ns) = if before > 0 {
+        (before, before_ns)
+    } else {
+        (after, after_ns)
+    };
     let part = own_ns as f64 / (before_ns + after_ns).max(1) as f64;
     // Twice, since a group can be new or gone.
     if 2.0 * part.powf(count as f64) > alpha {

@@ -48,9 +48,18 @@ struct Figures {
 #[derive(Clone, Debug)]
 pub enum Values {
     /// The connections of a group, and the length of the capture.
-    Count { count: u64, ns: u64 },
-    Share { count: u64, of: u64 },
-    Quantile { sorted: Vec<f64>, part: f64 },
+    Count {
+        count: u64,
+        ns: u64,
+    },
+    Share {
+        count: u64,
+        of: u64,
+    },
+    Quantile {
+        sorted: Vec<f64>,
+        part: f64,
+    },
 }
 
 impl Sample {

@@ -29,10 +29,15 @@ fn sample(load: Load, seed: u64) -> Sample {
     let mut records: Vec<Record> = (0..load.connections)
         .map(|number| {
             let mut record = testing::example();
-            record.id = ConnId { cookie: number, attempt: 1 };
+            record.id = ConnId {
+                cookie: number,
+                attempt: 1,
+            };
             record.event = Event::Close;
             record.time = WallTime(testing::TIME.0 + (unit() * 60e9) as i64);
-            record.dst.set_port(load.ports[(unit() * load.ports.len() as f64) as usize]);
+            record
+                .dst
+                .set_port(load.ports[(unit() * load.ports.len() as f64) as usize]);
             // Exponential, with its median.
             record.duration_ns = Some((-unit().max(1e-9).ln() * load.median_ns / std::f64::consts::LN_2) as u64);
             record.connect_ns = Some((100_000.0 + 100_000.0 * unit()) as u64);
@@ -73,26 +78,52 @@ fn same_load_does_not_differ_in_any_of_100_pairs() {
 
 #[test]
 fn each_planted_change_is_found() {
-    let failing = Load { failed_percent: 15, ..LOAD };
+    let failing = Load {
+        failed_percent: 15,
+        ..LOAD
+    };
     assert_eq!(metrics(LOAD, failing), [Metric::FailedShare]);
     assert_eq!(metrics(failing, LOAD), [Metric::FailedShare]);
-    let slow = Load { median_ns: 10e6, ..LOAD };
+    let slow = Load {
+        median_ns: 10e6,
+        ..LOAD
+    };
     assert!(metrics(LOAD, slow).contains(&Metric::DurationP50));
     assert!(metrics(LOAD, slow).contains(&Metric::DurationP95));
-    let busy = Load { connections: 6_000, ..LOAD };
+    let busy = Load {
+        connections: 6_000,
+        ..LOAD
+    };
     let found = metrics(LOAD, busy);
-    assert!(found.contains(&Metric::Rate) && found.contains(&Metric::ByteRate), "{found:?}");
-    let more = Load { ports: &[80, 443, 5432, 6379], ..LOAD };
+    assert!(
+        found.contains(&Metric::Rate) && found.contains(&Metric::ByteRate),
+        "{found:?}"
+    );
+    let more = Load {
+        ports: &[80, 443, 5432, 6379],
+        ..LOAD
+    };
     let changes = compare(&mut sample(LOAD, 1), &mut sample(more, 2)).changes;
-    let new: Vec<_> = changes.iter().filter(|change| change.metric == Metric::Connections).collect();
+    let new: Vec<_> = changes
+        .iter()
+        .filter(|change| change.metric == Metric::Connections)
+        .collect();
     assert_eq!(new.len(), 1);
     assert_eq!((new[0].group.dst.port, new[0].before.value), (Some(6379), 0.0));
 }
 
 #[test]
 fn few_connections_of_a_new_group_are_chance() {
-    let few = Load { connections: 5, ports: &[80], ..LOAD };
-    let other = Load { connections: 5, ports: &[81], ..LOAD };
+    let few = Load {
+        connections: 5,
+        ports: &[80],
+        ..LOAD
+    };
+    let other = Load {
+        connections: 5,
+        ports: &[81],
+        ..LOAD
+    };
     assert_eq!(metrics(few, other), []);
 }
 

@@ -25,7 +25,11 @@ impl Config {
     /// Resolves the arguments of `explain` in `environment`, or returns which flags cannot be used together.
     pub fn explain(explain: &Explain, environment: Environment<'_>) -> Result<Self, ConfigError> {
         let is_live = explain.read.is_empty();
-        let events = if is_live { "close,update,listener" } else { "close,open,update,reject,listener" };
+        let events = if is_live {
+            "close,update,listener"
+        } else {
+            "close,open,update,reject,listener"
+        };
         let cli = Cli {
             output: Some(match explain.output {
                 ReportFormat::Text => Output::Short,
@@ -75,7 +79,9 @@ fn command(explain: &Explain) -> Vec<String> {
         match bound {
             None => {}
             Some(TimeBound::At(time)) => add(flag, Rfc3339::new(time).as_str().to_owned()),
-            Some(TimeBound::BeforeEnd(time)) => add(flag, format!("-{}", humantime::format_duration(time)).replace(' ', "")),
+            Some(TimeBound::BeforeEnd(time)) => {
+                add(flag, format!("-{}", humantime::format_duration(time)).replace(' ', ""))
+            }
         }
     }
     let names = &explain.names;
@@ -83,13 +89,19 @@ fn command(explain: &Explain) -> Vec<String> {
         add("pods-file", path.display().to_string());
     }
     if let Some(path) = names.cri.as_ref() {
-        words.push(with_value("--cri", path.as_ref().map(|path| path.display().to_string())));
+        words.push(with_value(
+            "--cri",
+            path.as_ref().map(|path| path.display().to_string()),
+        ));
     }
     if let Some(url) = names.kubelet.as_ref() {
         words.push(with_value("--kubelet", url.as_ref().map(ToString::to_string)));
     }
     if let Some(path) = names.kubeconfig.as_ref() {
-        words.push(with_value("--kubeconfig", path.as_ref().map(|path| path.display().to_string())));
+        words.push(with_value(
+            "--kubeconfig",
+            path.as_ref().map(|path| path.display().to_string()),
+        ));
     }
     words
 }
@@ -114,7 +126,10 @@ mod tests {
     #[test]
     fn live_watch_lasts_30_s_and_a_capture_is_read_whole() {
         assert_eq!(explained("explain").duration, Some(DEFAULT_WATCH));
-        assert_eq!(explained("explain --duration 5s").duration, Some(Duration::from_secs(5)));
+        assert_eq!(
+            explained("explain --duration 5s").duration,
+            Some(Duration::from_secs(5))
+        );
         assert_eq!(explained("explain --read x").duration, None);
         let config = explained("explain");
         assert!(config.needs_updates() && config.needs_listeners() && config.needs_baseline());
@@ -128,6 +143,9 @@ mod tests {
             command("explain -r a -r - --since -5m --until 2026-01-02T03:04:05Z --pods-file p"),
             "kmesh-trace --read a --read - --since -5m --until 2026-01-02T03:04:05.000000000Z --pods-file p"
         );
-        assert_eq!(command("explain --kubeconfig k --cri"), "kmesh-trace --cri --kubeconfig=k");
+        assert_eq!(
+            command("explain --kubeconfig k --cri"),
+            "kmesh-trace --cri --kubeconfig=k"
+        );
     }
 }

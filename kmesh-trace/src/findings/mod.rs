@@ -7,9 +7,9 @@ mod optional;
 mod rules;
 mod stats;
 mod subject;
-mod text;
 #[cfg(test)]
 mod tests;
+mod text;
 mod watch;
 
 pub use rules::RULES;
@@ -180,7 +180,10 @@ fn without_duplicates(findings: Vec<Finding>) -> Vec<Finding> {
         .map(|(at, finding)| is_redundant(at, finding))
         .collect();
     let pairs = findings.into_iter().zip(redundant);
-    pairs.filter(|(_, is_redundant)| !is_redundant).map(|(finding, _)| finding).collect()
+    pairs
+        .filter(|(_, is_redundant)| !is_redundant)
+        .map(|(finding, _)| finding)
+        .collect()
 }
 
 /// Sorts findings: the worst severity first, then by the share and the number of affected connections.
@@ -189,9 +192,7 @@ fn sorted(mut findings: Vec<Finding>) -> Vec<Finding> {
         let share = finding.count as f64 / finding.of.max(1) as f64;
         share * (finding.count as f64 + 1.0).ln()
     };
-    findings.sort_by(|one, two| {
-        (one.severity.cmp(&two.severity)).then(weight(two).total_cmp(&weight(one)))
-    });
+    findings.sort_by(|one, two| (one.severity.cmp(&two.severity)).then(weight(two).total_cmp(&weight(one))));
     findings
 }
 
@@ -209,7 +210,9 @@ fn limits(watch: &Watch) -> Vec<String> {
     }
     if watch.beyond_pairs > 0 {
         let beyond = watch.beyond_pairs;
-        limits.push(format!("{beyond} connections of further pairs of client and server: too many pairs"));
+        limits.push(format!(
+            "{beyond} connections of further pairs of client and server: too many pairs"
+        ));
     }
     limits
 }

@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 
 use super::optional::Limits;
-use crate::record::{
-    ClosedBy, Comm, Outcome, PacketDirection, ReasonSums, Record, WallTime, errno::Errno,
-};
+use crate::record::{ClosedBy, Comm, Outcome, PacketDirection, ReasonSums, Record, WallTime, errno::Errno};
 use crate::rollup::Quantiles;
 
 /// The initial retransmission timeout of a SYN. An answer that took this long, less some clock ticks, came only after a
 /// SYN was sent again.
 const SYN_RETRANSMITTED_NS: u64 = 950_000_000;
+/// The time after which an attempt that its program gives up counts as unanswered: no round trip within a cluster takes
+/// that long.
+const LONG_WAIT_NS: u64 = 200_000_000;
 /// The duration below which a connection is short: setting it up is a large part of what it costs.
 const SHORT_NS: u64 = 1_000_000_000;
 /// The maximum number of samples, of processes and of server addresses that a pair stores.
@@ -38,11 +39,11 @@ impl Symptom {
 
     /// Returns the symptom of a closed connection that failed.
     fn of(record: &Record) -> Option<Self> {
-        let was_repeated = record.tcp.total_retrans > 0;
+        let waited = record.tcp.total_retrans > 0 || record.observed_ns >= LONG_WAIT_NS;
         Some(match record.outcome? {
             Outcome::Refused => Self::Refused,
             Outcome::ConnectTimeout => Self::Unanswered,
-            Outcome::ConnectAborted if was_repeated || drops_packets(record) => Self::Unanswered,
+            Outcome::ConnectAborted if waited || drops_packets(record) => Self::Unanswered,
             Outcome::Unreachable if record.established => Self::Stopped,
             Outcome::Unreachable => Self::Unreachable,
             Outcome::ResetByPeer => Self::ResetByPeer,
@@ -206,7 +207,9 @@ impl Stats {
         resets.with_loss += u64::from(record.undelivered_bytes > 0);
         resets.lost_bytes = resets.lost_bytes.saturating_add(record.undelivered_bytes);
         if resets.sizes.len() < MAX_SAMPLES {
-            resets.sizes.push(record.sent_bytes.saturating_add(record.received_bytes));
+            resets
+                .sizes
+                .push(record.sent_bytes.saturating_add(record.received_bytes));
             let idle = super::optional::idle_ns(record);
             resets.is_duration |= idle.is_none();
             resets.idle_ns.extend(idle.or(record.duration_ns));
@@ -297,7 +300,9 @@ impl Counters {
         Sent {
             segments: self.segments.saturating_sub(before.segments).into(),
             retransmits: self.retransmits.saturating_sub(before.retransmits).into(),
-            limits: self.limits.map(|limits| limits.since(before.limits.unwrap_or_default())),
+            limits: self
+                .limits
+                .map(|limits| limits.since(before.limits.unwrap_or_default())),
         }
     }
 }
@@ -341,7 +346,15 @@ mod tests {
 
     #[test]
     fn repeated_syns_follow_from_the_time_to_connect() {
-        let cases = [(100, 0), (949, 0), (1_001, 1), (2_000, 1), (3_010, 2), (7_050, 3), (15_000, 4)];
+        let cases = [
+            (100, 0),
+            (949, 0),
+            (1_001, 1),
+            (2_000, 1),
+            (3_010, 2),
+            (7_050, 3),
+            (15_000, 4),
+        ];
         for (milliseconds, expected) in cases {
             let mut record = testing::example();
             record.connect_ns = Some(milliseconds * 1_000_000);
@@ -354,11 +367,15 @@ mod tests {
         let mut record = testing::refused();
         record.outcome = Some(Outcome::ConnectAborted);
         record.tcp.total_retrans = 0;
+        record.observed_ns = 100_000_000;
         record.drops = None;
         assert_eq!(Symptom::of(&record), None);
         record.tcp.total_retrans = 1;
         assert_eq!(Symptom::of(&record), Some(Symptom::Unanswered));
         record.tcp.total_retrans = 0;
+        record.observed_ns = 250_000_000;
+        assert_eq!(Symptom::of(&record), Some(Symptom::Unanswered));
+        record.observed_ns = 100_000_000;
         record.drops = Some(vec![testing::drops(PacketDirection::Sent, "NETFILTER_DROP", 1)]);
         assert_eq!(Symptom::of(&record), Some(Symptom::Unanswered));
     }

@@ -56,7 +56,12 @@ mod tests {
     #[test]
     fn numbers_have_units() {
         assert_eq!(clock(WallTime(1_726_301_966_552_709_932)), "08:19:26");
-        let spans = [(0, "0 ns"), (48_000, "48.0 µs"), (3_100_000, "3.1 ms"), (60_000_000_000, "60.0 s")];
+        let spans = [
+            (0, "0 ns"),
+            (48_000, "48.0 µs"),
+            (3_100_000, "3.1 ms"),
+            (60_000_000_000, "60.0 s"),
+        ];
         for (nanoseconds, expected) in spans {
             assert_eq!(span(nanoseconds), expected);
         }

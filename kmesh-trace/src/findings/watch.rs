@@ -320,10 +320,7 @@ impl Watch {
         let Some(at) = at else { return };
         let pair = &mut self.pairs[at];
         pair.stats.send(sent);
-        for members in [
-            pair.clients.get(&record.names.src),
-            pair.servers.get(&record.names.dst),
-        ] {
+        for members in [pair.clients.get(&record.names.src), pair.servers.get(&record.names.dst)] {
             if let Some(stats) = members {
                 stats.send(sent);
             }

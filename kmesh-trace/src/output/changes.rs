@@ -51,11 +51,19 @@ fn text(changes: &Changes, before: &Sample, after: &Sample) -> String {
         changes.groups.1
     );
     for change in &changes.changes {
-        _ = writeln!(text, "{}  {}", one_line(&group_text(&change.group)), change_text(change));
+        _ = writeln!(
+            text,
+            "{}  {}",
+            one_line(&group_text(&change.group)),
+            change_text(change)
+        );
     }
     let beyond = before.beyond_groups.max(after.beyond_groups);
     if beyond > 0 {
-        _ = writeln!(text, "unknown: {beyond} records of further groups, beyond the maximum number of groups");
+        _ = writeln!(
+            text,
+            "unknown: {beyond} records of further groups, beyond the maximum number of groups"
+        );
     }
     text
 }
@@ -92,7 +100,12 @@ fn interval_text(metric: Metric, estimate: Estimate) -> String {
         Metric::ByteRate => format!("{}/s", units::size(value)),
         _ => units::time(value as u64),
     };
-    let Estimate { value, low, high, samples } = estimate;
+    let Estimate {
+        value,
+        low,
+        high,
+        samples,
+    } = estimate;
     format!("{} ({} to {}, n {samples})", unit(value), unit(low), unit(high))
 }
 
@@ -121,7 +134,10 @@ fn group_text(group: &Group) -> String {
 }
 
 fn end(end: &GroupEnd) -> String {
-    let name = end.pod.clone().or_else(|| end.workload.as_ref().map(|workload| workload.name.clone()));
+    let name = end
+        .pod
+        .clone()
+        .or_else(|| end.workload.as_ref().map(|workload| workload.name.clone()));
     match (&end.namespace, name, &end.node, end.ip) {
         (Some(namespace), Some(name), ..) => format!("{namespace}/{name}"),
         (Some(namespace), None, ..) => namespace.to_string(),

@@ -75,7 +75,11 @@ impl Findings {
             text += &self.paragraph(finding, number);
         }
         if !report.findings.is_empty() && !report.absent.is_empty() {
-            let absent: Vec<_> = report.absent.iter().map(|(what, of)| format!("{what} ({of})")).collect();
+            let absent: Vec<_> = report
+                .absent
+                .iter()
+                .map(|(what, of)| format!("{what} ({of})"))
+                .collect();
             text += &format!(
                 "\nlooked for and not found (in how many connections): {}\n",
                 absent.join(", ")
@@ -83,7 +87,10 @@ impl Findings {
         }
         if !report.unknown.is_empty() {
             text += "\nunknown:\n";
-            report.unknown.iter().for_each(|unknown| text += &format!("   {unknown}\n"));
+            report
+                .unknown
+                .iter()
+                .for_each(|unknown| text += &format!("   {unknown}\n"));
         }
         text
     }

@@ -25,10 +25,10 @@ use crate::filter::KnownNames;
 use crate::findings::Abilities;
 use crate::names::objects::file;
 use crate::names::offline::OfflineNames;
-use crate::output::{NameSourceStatus, Sink};
 use crate::output::stderr::{status, warn};
 use crate::output::table::view::UiCommand;
 use crate::output::term::{self, JobControl};
+use crate::output::{NameSourceStatus, Sink};
 use crate::record::{Event, Header, Record, Summary, WallTime};
 use crate::session::exit::Exit;
 use crate::session::outputs;
@@ -91,7 +91,15 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
     let replay = Replay {
         inputs,
         requests: outputs.screen.is_some().then_some(received),
-        ..replay_of(config, streams, offline, outputs.sinks, range, &header, Arc::clone(&stop))
+        ..replay_of(
+            config,
+            streams,
+            offline,
+            outputs.sinks,
+            range,
+            &header,
+            Arc::clone(&stop),
+        )
     };
     let (ended, end) = oneshot::channel();
     thread::Builder::new()

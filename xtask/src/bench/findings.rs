@@ -58,12 +58,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let score = measure(args.faulty, args.quiet)?;
     let table = table(&score, args);
     print!("{table}");
-    score.missed.iter().chain(&score.notes).for_each(|missed| println!("{missed}"));
+    score
+        .missed
+        .iter()
+        .chain(&score.notes)
+        .for_each(|missed| println!("{missed}"));
     if !args.print {
         let path = host::root().join(PAGE);
         let page = fs::read_to_string(&path).with_context(|| format!("cannot read {PAGE}"))?;
-        let (before, rest) = page.split_once(BEGIN).with_context(|| format!("{PAGE} has no line {BEGIN}"))?;
-        let (_, after) = rest.split_once(END).with_context(|| format!("{PAGE} has no line {END}"))?;
+        let (before, rest) = page
+            .split_once(BEGIN)
+            .with_context(|| format!("{PAGE} has no line {BEGIN}"))?;
+        let (_, after) = rest
+            .split_once(END)
+            .with_context(|| format!("{PAGE} has no line {END}"))?;
         fs::write(&path, format!("{before}{BEGIN}\n{table}\n{END}{after}"))?;
     }
     check(&score)?;
@@ -86,7 +94,9 @@ fn measure(faulty: u64, quiet: u64) -> Result<Score> {
     }
     for seed in 0..quiet {
         for finding in examined(Shop::healthy(1_000_000 + seed).records)? {
-            score.notes.push(format!("quiet {seed}: {}: {}", finding.rule, finding.title));
+            score
+                .notes
+                .push(format!("quiet {seed}: {}: {}", finding.rule, finding.title));
             *score.false_alarms.entry(finding.rule).or_default() += 1;
         }
     }
@@ -133,7 +143,11 @@ fn examined(mut records: Vec<Record>) -> Result<Vec<Finding>> {
     json.flush()?;
     let mut parser = Parser::default();
     let mut watch = Watch::new(Abilities::default());
-    for line in lines.take().split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+    for line in lines
+        .take()
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
         if let Line::Record(record) = parser.parse(line).map_err(anyhow::Error::msg)? {
             match record.subject {
                 Subject::Connection => watch.record(&record),
@@ -174,8 +188,14 @@ fn judge(score: &mut Score, seed: u64, findings: &[Finding], planted: &[(&'stati
             ));
         }
     }
-    for (finding, _) in findings.iter().zip(&explained).filter(|(_, is_explained)| !**is_explained) {
-        score.notes.push(format!("seed {seed}: also {}: {}", finding.rule, finding.title));
+    for (finding, _) in findings
+        .iter()
+        .zip(&explained)
+        .filter(|(_, is_explained)| !**is_explained)
+    {
+        score
+            .notes
+            .push(format!("seed {seed}: also {}: {}", finding.rule, finding.title));
         *score.surplus.entry(finding.rule).or_default() += 1;
     }
 }
@@ -187,10 +207,20 @@ fn table(score: &Score, args: &Args) -> String {
     let mut sums = [0; 5];
     for fault in FAULTS {
         let [planted, found, soon, _] = score.planted.get(fault.rule).copied().unwrap_or_default();
-        let row = [planted, found, soon, of(&score.surplus, fault.rule), of(&score.false_alarms, fault.rule)];
+        let row = [
+            planted,
+            found,
+            soon,
+            of(&score.surplus, fault.rule),
+            of(&score.false_alarms, fault.rule),
+        ];
         sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
         let [planted, found, soon, surplus, quiet] = row;
-        _ = writeln!(text, "| `{}` | {planted} | {found} | {soon} | {surplus} | {quiet} |", fault.rule);
+        _ = writeln!(
+            text,
+            "| `{}` | {planted} | {found} | {soon} | {surplus} | {quiet} |",
+            fault.rule
+        );
     }
     let [planted, found, soon, surplus, quiet] = sums;
     _ = writeln!(text, "| all | {planted} | {found} | {soon} | {surplus} | {quiet} |");
@@ -219,7 +249,10 @@ impl Memory {
 
 impl std::io::Write for Memory {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend_from_slice(bytes);
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -236,6 +269,10 @@ mod tests {
     fn every_fault_is_found_and_quiet_captures_are_quiet() {
         let score = measure(54, 20).unwrap();
         assert!(score.missed.is_empty(), "{:#?}", score.missed);
-        assert!(score.false_alarms.values().sum::<u64>() == 0, "{:?}", score.false_alarms);
+        assert!(
+            score.false_alarms.values().sum::<u64>() == 0,
+            "{:?}",
+            score.false_alarms
+        );
     }
 }

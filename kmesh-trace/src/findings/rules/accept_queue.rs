@@ -25,7 +25,11 @@ fn basis(watch: &Watch) -> Result<u64, &'static str> {
 }
 
 fn find(watch: &Watch) -> Vec<Finding> {
-    let mut full: Vec<_> = watch.listeners.iter().filter(|(_, listener)| is_full(listener)).collect();
+    let mut full: Vec<_> = watch
+        .listeners
+        .iter()
+        .filter(|(_, listener)| is_full(listener))
+        .collect();
     full.sort_unstable_by_key(|(id, _)| **id);
     full.into_iter().map(|(_, listener)| of_listener(listener)).collect()
 }
@@ -36,7 +40,10 @@ fn is_full(listener: &Listener) -> bool {
 }
 
 fn of_listener(listener: &Listener) -> Finding {
-    let (first, last) = listener.first.zip(listener.last).unwrap_or((crate::record::WallTime(0), crate::record::WallTime(0)));
+    let (first, last) = listener
+        .first
+        .zip(listener.last)
+        .unwrap_or((crate::record::WallTime(0), crate::record::WallTime(0)));
     let process = listener.process.map(subject::process);
     let name = subject::listener(listener);
     let mut evidence = vec![format!(
@@ -68,6 +75,8 @@ fn of_listener(listener: &Listener) -> Finding {
             clock(first)
         ),
         evidence,
-        flags: Flags::default().with("events", "listener").with("to-port", listener.address.port()),
+        flags: Flags::default()
+            .with("events", "listener")
+            .with("to-port", listener.address.port()),
     }
 }

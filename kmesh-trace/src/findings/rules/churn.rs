@@ -33,7 +33,12 @@ fn basis(watch: &Watch) -> Result<u64, &'static str> {
 }
 
 fn find(watch: &Watch) -> Vec<Finding> {
-    watch.pairs.iter().filter(|pair| pair.is_outbound()).filter_map(|pair| of_pair(watch, pair)).collect()
+    watch
+        .pairs
+        .iter()
+        .filter(|pair| pair.is_outbound())
+        .filter_map(|pair| of_pair(watch, pair))
+        .collect()
 }
 
 fn of_pair(watch: &Watch, pair: &Pair) -> Option<Finding> {

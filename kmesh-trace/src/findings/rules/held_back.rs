@@ -37,9 +37,22 @@ fn of_pair(watch: &Watch, pair: &Pair) -> Option<Finding> {
         return None;
     }
     let (client, server) = (subject::client(pair), subject::server(pair));
-    let (sender, receiver) = if pair.is_outbound() { ("client", &server) } else { ("server", &client) };
-    let what = if is_window { "the receiver's window" } else { "its own send buffer" };
-    let mut finding = Finding::of(RULE.name, Severity::Warning, pair, (limited_us / 1_000, limits.busy_us / 1_000));
+    let (sender, receiver) = if pair.is_outbound() {
+        ("client", &server)
+    } else {
+        ("server", &client)
+    };
+    let what = if is_window {
+        "the receiver's window"
+    } else {
+        "its own send buffer"
+    };
+    let mut finding = Finding::of(
+        RULE.name,
+        Severity::Warning,
+        pair,
+        (limited_us / 1_000, limits.busy_us / 1_000),
+    );
     finding.title = format!(
         "{client} → {server}: the {sender} waits for {what}, {} of the {} with data to send",
         share(limited_us, limits.busy_us),

@@ -33,7 +33,12 @@ fn has_loss(pair: &Pair) -> bool {
 }
 
 fn find(watch: &Watch) -> Vec<Finding> {
-    watch.pairs.iter().filter(|pair| has_loss(pair)).map(|pair| of_pair(watch, pair)).collect()
+    watch
+        .pairs
+        .iter()
+        .filter(|pair| has_loss(pair))
+        .map(|pair| of_pair(watch, pair))
+        .collect()
 }
 
 fn of_pair(watch: &Watch, pair: &Pair) -> Finding {
@@ -56,7 +61,10 @@ fn of_pair(watch: &Watch, pair: &Pair) -> Finding {
     finding.evidence.push(match (lossy.len() as u64, clean.len() as u64) {
         (0, 0) => "No other pair sent enough to compare.".to_owned(),
         (0, clean) => format!("The other {} without loss: it is this path or peer.", plural_are(clean)),
-        (lossy, 0) => format!("The other {} segments, too: it is this node or its link.", plural_lose(lossy)),
+        (lossy, 0) => format!(
+            "The other {} segments, too: it is this node or its link.",
+            plural_lose(lossy)
+        ),
         (lossy, clean) => format!("{} segments, too; {clean} do not.", plural_lose(lossy)),
     });
     finding.flags = finding.flags.with("output", "log");

@@ -45,7 +45,11 @@ fn is_frequent(failures: &Occurrences, attempts: u64) -> bool {
 
 /// Returns how often a symptom occurred, of how many, since when and what was before.
 fn frequency(failures: &Occurrences, pair: &Pair, noun: &str) -> (u64, u64, String) {
-    let of = pair.stats.attempts.saturating_sub(failures.attempts_before).max(failures.count);
+    let of = pair
+        .stats
+        .attempts
+        .saturating_sub(failures.attempts_before)
+        .max(failures.count);
     let since = failures.first.map(clock).unwrap_or_default();
     let before = match failures.attempts_before {
         0 => "and no earlier one was seen".to_owned(),

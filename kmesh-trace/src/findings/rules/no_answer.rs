@@ -46,7 +46,9 @@ fn no_answer(pair: &Pair, unanswered: &Occurrences) -> Finding {
     finding.evidence = dropped(pair);
     let answering = pair.servers.iter().filter(|(_, stats)| stats.established > 0).count() as u64;
     if answering > 0 {
-        finding.evidence.push(format!("{} of the server answered.", plural(answering, "pod")));
+        finding
+            .evidence
+            .push(format!("{} of the server answered.", plural(answering, "pod")));
     }
     let has_ended = pair.stats.failed > 0 && (pair.stats.drops_known + pair.stats.drops_unknown) > 0;
     finding.flags = match has_ended {
@@ -67,7 +69,11 @@ fn dropped(pair: &Pair) -> Vec<String> {
         let packets = plural(packets, "packet");
         format!("This node dropped {packets} of the answer: {reason}.")
     });
-    let nowhere = match (sent.is_some() || received.is_some(), stats.drops_known, stats.drops_unknown) {
+    let nowhere = match (
+        sent.is_some() || received.is_some(),
+        stats.drops_known,
+        stats.drops_unknown,
+    ) {
         (true, ..) => None,
         (false, 1.., 0) => Some(
             "This node dropped none of their packets: the server is down, or a firewall or route beyond this node \

@@ -45,7 +45,9 @@ fn find(watch: &Watch) -> Vec<Finding> {
     let Some(ended) = watch.ended else { return Vec::new() };
     let mut held: BTreeMap<(usize, Option<(u32, Comm)>), Held> = BTreeMap::new();
     for open in watch.open.values() {
-        let Some(pair) = open.pair.filter(|_| open.established) else { continue };
+        let Some(pair) = open.pair.filter(|_| open.established) else {
+            continue;
+        };
         let held = held.entry((pair, open.process)).or_default();
         held.all += 1;
         sort(open, ended, held);
@@ -53,7 +55,10 @@ fn find(watch: &Watch) -> Vec<Finding> {
     held.into_iter()
         .flat_map(|((pair, process), held)| {
             let pair = &watch.pairs[pair];
-            [close_wait(pair, process, &held, ended), idle(pair, process, &held, ended)]
+            [
+                close_wait(pair, process, &held, ended),
+                idle(pair, process, &held, ended),
+            ]
         })
         .flatten()
         .collect()

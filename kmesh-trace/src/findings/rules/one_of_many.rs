@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::findings::subject::{self, Flags};
 use crate::findings::stats::Stats;
+use crate::findings::subject::{self, Flags};
 use crate::findings::text::{plural, share, span};
 use crate::findings::watch::{Pair, Watch};
 use crate::findings::{Finding, Rule, Severity};
@@ -64,7 +64,9 @@ fn basis(watch: &Watch) -> Result<u64, &'static str> {
 }
 
 fn find(watch: &Watch) -> Vec<Finding> {
-    let mut found: Vec<_> = siblings(watch).filter_map(|siblings| odd_one(watch, &siblings)).collect();
+    let mut found: Vec<_> = siblings(watch)
+        .filter_map(|siblings| odd_one(watch, &siblings))
+        .collect();
     // A pod that is odd to several peers is one finding.
     found.sort_by(|one, two| two.count.cmp(&one.count));
     let mut unique: Vec<Finding> = Vec::new();
@@ -104,13 +106,7 @@ fn odd_one(watch: &Watch, siblings: &Siblings<'_>) -> Option<Finding> {
     Some(finding(watch, siblings, pod, &title, counts))
 }
 
-fn finding(
-    watch: &Watch,
-    siblings: &Siblings<'_>,
-    pod: &GroupEnd,
-    title: &str,
-    (count, of): (u64, u64),
-) -> Finding {
+fn finding(watch: &Watch, siblings: &Siblings<'_>, pod: &GroupEnd, title: &str, (count, of): (u64, u64)) -> Finding {
     let pair = siblings.pair;
     let name = subject::end(pod);
     let (side, workload) = match siblings.is_server {
@@ -129,7 +125,12 @@ fn finding(
         None => "its Service",
     };
     finding.title = format!("{name} differs from the other pods of {workload}: {title}");
-    let others: Vec<_> = siblings.pods.keys().filter(|other| **other != pod).map(|other| subject::end(other)).collect();
+    let others: Vec<_> = siblings
+        .pods
+        .keys()
+        .filter(|other| **other != pod)
+        .map(|other| subject::end(other))
+        .collect();
     finding.evidence.push(format!(
         "Compared with {} on the same connections ({} → {}): look at this pod's node, version and load.",
         others[..others.len().min(4)].join(", "),
@@ -159,13 +160,20 @@ fn fails_more(siblings: &Siblings<'_>, pod: &GroupEnd) -> bool {
         others.failed as f64 / others.attempts.max(1) as f64,
     );
     let pooled = (own.failed + others.failed) as f64 / (own.attempts + others.attempts) as f64;
-    let deviation = (pooled * (1.0 - pooled) * (1.0 / own.attempts as f64 + 1.0 / others.attempts.max(1) as f64)).sqrt();
+    let deviation =
+        (pooled * (1.0 - pooled) * (1.0 / own.attempts as f64 + 1.0 / others.attempts.max(1) as f64)).sqrt();
     own_share >= MIN_TIMES as f64 * others_share && own_share - others_share >= MIN_DEVIATIONS * deviation
 }
 
 /// Returns the median durations of a pod and of its slowest sibling, if the pod is much slower.
 fn slower<'a>(siblings: &Siblings<'_>, pod: &'a GroupEnd) -> Option<(&'a GroupEnd, u64, u64)> {
-    let median = |stats: &Stats| stats.durations.summary().filter(|_| stats.established >= MIN_CONNECTIONS).map(|found| found.p50);
+    let median = |stats: &Stats| {
+        stats
+            .durations
+            .summary()
+            .filter(|_| stats.established >= MIN_CONNECTIONS)
+            .map(|found| found.p50)
+    };
     let own = median(siblings.pods[pod])?;
     let others = siblings.pods.iter().filter(|(other, _)| **other != pod);
     let medians: Vec<_> = others.filter_map(|(_, stats)| median(stats)).collect();

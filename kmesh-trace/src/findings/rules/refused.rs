@@ -1,7 +1,7 @@
 //! Attempts to connect that are answered by RST.
 
 use super::{all_attempts, at, frequency, is_frequent};
-use crate::findings::stats::Symptom;
+use crate::findings::stats::{Stats, Symptom};
 use crate::findings::subject::{self, Flags};
 use crate::findings::text::{clock, plural};
 use crate::findings::watch::{Pair, Reject, Watch};
@@ -35,7 +35,11 @@ fn of_pair(watch: &Watch, pair: &Pair) -> Finding {
     let refused = pair.stats.symptom(Symptom::Refused);
     let (count, of, text) = frequency(refused, pair, "attempt");
     let mut finding = Finding::of(RULE.name, Severity::Critical, pair, (count, of));
-    finding.title = format!("{} → {} is refused: {text}", subject::client(pair), subject::server(pair));
+    finding.title = format!(
+        "{} → {} is refused: {text}",
+        subject::client(pair),
+        subject::server(pair)
+    );
     finding.evidence = evidence(watch, pair);
     finding.flags = finding.flags.with("outcome", Outcome::Refused.name());
     at(finding, refused)
@@ -44,20 +48,27 @@ fn of_pair(watch: &Watch, pair: &Pair) -> Finding {
 fn evidence(watch: &Watch, pair: &Pair) -> Vec<String> {
     let rejects = |address| watch.rejects.iter().filter(move |((_, server), _)| *server == address);
     let is_rejected = |address| rejects(address).any(|(_, reject)| reject.reason.as_deref() == Some(NO_SOCKET));
-    let mut evidence: Vec<_> = pair.refusing.iter().take(3).map(|refusing| {
-        let port = refusing.server.port();
-        let name = match &refusing.pod {
-            Some(pod) => format!("{}/{}", pod.namespace, pod.name),
-            None => refusing.server.ip().to_string(),
-        };
-        match is_rejected(refusing.server) {
-            true => format!("Nothing listens on port {port} of {name}: this node answered RST, {NO_SOCKET}."),
-            false => format!("{name} answered RST for port {port}."),
-        }
-    }).collect();
+    let mut evidence: Vec<_> = pair
+        .refusing
+        .iter()
+        .take(3)
+        .map(|refusing| {
+            let port = refusing.server.port();
+            let name = match &refusing.pod {
+                Some(pod) => format!("{}/{}", pod.namespace, pod.name),
+                None => refusing.server.ip().to_string(),
+            };
+            match is_rejected(refusing.server) {
+                true => format!("Nothing listens on port {port} of {name}: this node answered RST, {NO_SOCKET}."),
+                false => format!("{name} answered RST for port {port}."),
+            }
+        })
+        .collect();
     if let Some((reason, packets)) = pair.stats.sent_drops.main() {
         let packets = plural(packets, "SYN");
-        evidence.push(format!("This node dropped {packets} ({reason}): a rule of its firewall rejects the connections."));
+        evidence.push(format!(
+            "This node dropped {packets} ({reason}): a rule of its firewall rejects the connections."
+        ));
     } else if !pair.refusing.iter().any(|refusing| is_rejected(refusing.server)) {
         let is_known = watch.abilities.rejects == Some(true) || !watch.rejects.is_empty();
         evidence.push(match is_known {
@@ -65,12 +76,17 @@ fn evidence(watch: &Watch, pair: &Pair) -> Vec<String> {
             false => "Who sent the RST is unknown (record with --events close,reject).".to_owned(),
         });
     }
-    let answering = pair.servers.iter().filter(|(_, stats)| stats.established > 0).count() as u64;
-    let refusing = pair.servers.iter().filter(|(_, stats)| stats.symptom(Symptom::Refused).count > 0).count() as u64;
+    let refuses = |stats: &Stats| stats.symptom(Symptom::Refused).count > 0;
+    let (refusing, others): (Vec<_>, Vec<_>) = pair.servers.iter().partition(|(_, stats)| refuses(stats));
+    let refusing = refusing.len();
+    let answering = others.iter().filter(|(_, stats)| stats.established > 0).count() as u64;
     match answering {
         0 if refusing > 1 => evidence.push(format!("All {refusing} server pods refuse.")),
         0 => {}
-        _ => evidence.push(format!("{} of the server answered.", plural(answering, "pod"))),
+        _ => evidence.push(format!(
+            "{} of the server answered all the time.",
+            plural(answering, "other pod")
+        )),
     }
     evidence
 }
@@ -81,17 +97,28 @@ fn of_other_nodes(watch: &Watch) -> Vec<Finding> {
         let refuses = |pair: &Pair| pair.refusing.iter().any(|refusing| refusing.server == server);
         watch.pairs.iter().any(refuses)
     };
-    let mut rejects: Vec<_> = watch.rejects.iter().filter(|((_, server), reject)| {
-        let is_closed_port = reject.reason.as_deref() == Some(NO_SOCKET);
-        reject.count >= MIN_REJECTS && is_closed_port && !is_of_pair(*server)
-    }).collect();
+    let mut rejects: Vec<_> = watch
+        .rejects
+        .iter()
+        .filter(|((_, server), reject)| {
+            let is_closed_port = reject.reason.as_deref() == Some(NO_SOCKET);
+            reject.count >= MIN_REJECTS && is_closed_port && !is_of_pair(*server)
+        })
+        .collect();
     rejects.sort_unstable_by_key(|(key, _)| **key);
-    rejects.into_iter().map(|((client, server), reject)| of_reject(*client, *server, reject)).collect()
+    rejects
+        .into_iter()
+        .map(|((client, server), reject)| of_reject(*client, *server, reject))
+        .collect()
 }
 
 fn of_reject(client: std::net::IpAddr, server: std::net::SocketAddr, reject: &Reject) -> Finding {
     let mut group: Group = subject::server_group(&reject.server, server);
-    let named = reject.client.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name));
+    let named = reject
+        .client
+        .pod
+        .as_ref()
+        .map(|pod| format!("{}/{}", pod.namespace, pod.name));
     group.src.ip = Some(client);
     let target = match &group.dst.pod {
         Some(_) => format!("{}:{}", subject::end(&group.dst), server.port()),
@@ -112,7 +139,10 @@ fn of_reject(client: std::net::IpAddr, server: std::net::SocketAddr, reject: &Re
         of: reject.count,
         first: reject.first,
         last: reject.last,
-        evidence: vec![format!("Nothing listens on port {} of that address ({NO_SOCKET}).", server.port())],
+        evidence: vec![format!(
+            "Nothing listens on port {} of that address ({NO_SOCKET}).",
+            server.port()
+        )],
         flags: Flags::default()
             .with("events", "reject")
             .with("from-ip", client)

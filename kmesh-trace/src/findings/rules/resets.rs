@@ -35,14 +35,26 @@ fn of_symptom(watch: &Watch, pair: &Pair, symptom: Symptom) -> Option<Finding> {
     }
     let (count, of, text) = frequency(failures, pair, "connection");
     let resets = &pair.stats.resets;
-    let severity = if resets.with_loss > 0 { Severity::Critical } else { Severity::Warning };
+    let severity = if resets.with_loss > 0 {
+        Severity::Critical
+    } else {
+        Severity::Warning
+    };
     let (client, server) = (subject::client(pair), subject::server(pair));
     let is_by_server = pair.is_outbound() == (symptom == Symptom::ResetByPeer);
-    let resetter = if is_by_server { "the server's end" } else { "the client's end" };
+    let resetter = if is_by_server {
+        "the server's end"
+    } else {
+        "the client's end"
+    };
     let mut finding = Finding::of(RULE.name, severity, pair, (count, of));
     finding.title = format!("{client} → {server} is reset by {resetter}: {text}");
     finding.evidence = evidence(watch, pair, symptom);
-    let outcome = if symptom == Symptom::ResetByPeer { "reset_by_peer" } else { "reset_by_local" };
+    let outcome = if symptom == Symptom::ResetByPeer {
+        "reset_by_peer"
+    } else {
+        "reset_by_local"
+    };
     finding.flags = finding.flags.with("outcome", outcome);
     Some(at(finding, failures))
 }
@@ -55,9 +67,15 @@ fn evidence(watch: &Watch, pair: &Pair, symptom: Symptom) -> Vec<String> {
     };
     let mut evidence = Vec::new();
     if let Some((reason, count)) = sender.and_then(|sender| sender.stats.resets.reasons.main()) {
-        evidence.push(format!("{count} times the kernel's reason was {reason}{}.", meaning(reason)));
+        evidence.push(format!(
+            "{count} times the kernel's reason was {reason}{}.",
+            meaning(reason)
+        ));
     } else if sender.is_none() {
-        evidence.push("This node did not send the RST: it came from the other node, or from a proxy or firewall in between.".to_owned());
+        evidence.push(
+            "This node did not send the RST: it came from the other node, or from a proxy or firewall in between."
+                .to_owned(),
+        );
     }
     if let Some((pid, comm)) = sender.and_then(|sender| sender.processes.main()) {
         evidence.push(format!("The socket belongs to {}.", subject::process((pid, comm))));
@@ -95,7 +113,10 @@ fn alike(resets: &Resets) -> Option<String> {
         ));
     }
     let size = common_value(&resets.sizes).filter(|size| *size >= 1024)?;
-    Some(format!("They were always reset after about {}: look for a limit of that size.", bytes(size)))
+    Some(format!(
+        "They were always reset after about {}: look for a limit of that size.",
+        bytes(size)
+    ))
 }
 
 /// Returns the median if all values, but one in ten, are within 5 % of it.
@@ -106,6 +127,9 @@ fn common_value(values: &[u64]) -> Option<u64> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable();
     let median = sorted[sorted.len() / 2];
-    let near = sorted.iter().filter(|value| value.abs_diff(median) <= median / 20).count();
+    let near = sorted
+        .iter()
+        .filter(|value| value.abs_diff(median) <= median / 20)
+        .count();
     (near * 10 >= values.len() * 9).then_some(median)
 }

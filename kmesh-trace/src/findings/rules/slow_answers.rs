@@ -38,7 +38,12 @@ fn of_pair(watch: &Watch, pair: &Pair) -> Option<Finding> {
     if stats.established < MIN_ANSWERS || answers.p95 < MIN_P95_NS.max(MIN_ROUND_TRIPS * rtt_ns) {
         return None;
     }
-    let mut finding = Finding::of(RULE.name, Severity::Warning, pair, (stats.established / 20, stats.established));
+    let mut finding = Finding::of(
+        RULE.name,
+        Severity::Warning,
+        pair,
+        (stats.established / 20, stats.established),
+    );
     finding.title = format!(
         "{} → {} answers slowly: p95 {} (median {}) in {}",
         subject::client(pair),

@@ -30,7 +30,12 @@ fn basis(watch: &Watch) -> Result<u64, &'static str> {
 }
 
 fn find(watch: &Watch) -> Vec<Finding> {
-    watch.pairs.iter().filter(|pair| pair.is_outbound()).filter_map(of_pair).collect()
+    watch
+        .pairs
+        .iter()
+        .filter(|pair| pair.is_outbound())
+        .filter_map(of_pair)
+        .collect()
 }
 
 fn of_pair(pair: &Pair) -> Option<Finding> {
@@ -45,13 +50,21 @@ fn of_pair(pair: &Pair) -> Option<Finding> {
     }
     let (client, server) = (subject::client(pair), subject::server(pair));
     let (count, of, text) = frequency(late, pair, "attempt");
-    let p95 = format!("p95 {}, where the path's own round trip takes {}", span(connect.p95), span(rtt_ns));
+    let p95 = format!(
+        "p95 {}, where the path's own round trip takes {}",
+        span(connect.p95),
+        span(rtt_ns)
+    );
     let mut finding = Finding::of(RULE.name, Severity::Warning, pair, (count, of));
     finding.title = match is_late {
         true => format!("{client} → {server} connects only after a repeated SYN: {text}"),
         false => {
             (finding.count, finding.of) = (stats.established / 20, stats.established);
-            format!("{client} → {server} is slow to connect: {} of {}", p95, plural(stats.established, "handshake"))
+            format!(
+                "{client} → {server} is slow to connect: {} of {}",
+                p95,
+                plural(stats.established, "handshake")
+            )
         }
     };
     finding.evidence = match is_late {

@@ -14,15 +14,42 @@ pub struct Fault {
 }
 
 pub const FAULTS: &[Fault] = &[
-    Fault { rule: "refused", plant: refused },
-    Fault { rule: "no_answer", plant: no_answer },
-    Fault { rule: "resets", plant: resets },
-    Fault { rule: "accept_queue", plant: accept_queue },
-    Fault { rule: "slow_connect", plant: slow_connect },
-    Fault { rule: "loss", plant: loss },
-    Fault { rule: "not_closed", plant: not_closed },
-    Fault { rule: "churn", plant: churn },
-    Fault { rule: "one_of_many", plant: one_of_many },
+    Fault {
+        rule: "refused",
+        plant: refused,
+    },
+    Fault {
+        rule: "no_answer",
+        plant: no_answer,
+    },
+    Fault {
+        rule: "resets",
+        plant: resets,
+    },
+    Fault {
+        rule: "accept_queue",
+        plant: accept_queue,
+    },
+    Fault {
+        rule: "slow_connect",
+        plant: slow_connect,
+    },
+    Fault {
+        rule: "loss",
+        plant: loss,
+    },
+    Fault {
+        rule: "not_closed",
+        plant: not_closed,
+    },
+    Fault {
+        rule: "churn",
+        plant: churn,
+    },
+    Fault {
+        rule: "one_of_many",
+        plant: one_of_many,
+    },
 ];
 
 /// Returns the indexes of the closed connections of a route since a random time of the first 40 s.
@@ -36,7 +63,10 @@ fn affected(shop: &mut Shop, route: usize) -> Vec<usize> {
         record.event == Event::Close && record.dst.port() == port && is_client && record.time.0 >= since
     };
     let records = shop.records.iter().enumerate();
-    records.filter(|(_, record)| is_affected(record)).map(|(at, _)| at).collect()
+    records
+        .filter(|(_, record)| is_affected(record))
+        .map(|(at, _)| at)
+        .collect()
 }
 
 /// Fails a share of the connections of a route.
@@ -126,7 +156,11 @@ fn accept_queue(shop: &mut Shop, route: usize) {
 fn slow_connect(shop: &mut Shop, route: usize) {
     let repeats = shop.random.chance(0.5);
     fail(shop, route, (0.3, 0.9), |shop, record| {
-        let connect = if repeats { 1_040_000_000 } else { shop.random.time(180e6, 0.3) };
+        let connect = if repeats {
+            1_040_000_000
+        } else {
+            shop.random.time(180e6, 0.3)
+        };
         late(record, connect);
     });
 }
@@ -184,8 +218,11 @@ fn one_of_many(shop: &mut Shop, route: usize) {
     }
     let times = shop.random.between(8.0, 30.0);
     for record in &mut shop.records {
-        if record.names.dst == pod(server, odd) && record.event == Event::Close && record.subject == Subject::Connection {
-            let duration = record.duration_ns.map(|duration| (duration.max(20_000_000) as f64 * times) as u64);
+        if record.names.dst == pod(server, odd) && record.event == Event::Close && record.subject == Subject::Connection
+        {
+            let duration = record
+                .duration_ns
+                .map(|duration| (duration.max(20_000_000) as f64 * times) as u64);
             record.duration_ns = duration;
         }
     }

@@ -4,11 +4,11 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use kmesh_trace::record::Comm;
 use kmesh_trace::record::{
     AcceptQueue, ClosedBy, ConnId, Direction, End, Event, Outcome, Pod, Process, ProcessBy, Record, Service, ServiceBy,
     ServiceMatch, Subject, TcpState, WallTime, Workload,
 };
-use kmesh_trace::record::Comm;
 
 /// The start of every capture: 2026-01-02T03:04:05Z.
 pub const START: i64 = 1_767_323_045_000_000_000;
@@ -62,12 +62,36 @@ pub struct Route {
 }
 
 pub const ROUTES: [Route; 6] = [
-    Route { client: "frontend", server: "checkout", port: 8080 },
-    Route { client: "frontend", server: "stock", port: 9000 },
-    Route { client: "checkout", server: "payments", port: 8443 },
-    Route { client: "checkout", server: "stock", port: 9000 },
-    Route { client: "stock", server: "database", port: 5432 },
-    Route { client: "payments", server: "database", port: 5432 },
+    Route {
+        client: "frontend",
+        server: "checkout",
+        port: 8080,
+    },
+    Route {
+        client: "frontend",
+        server: "stock",
+        port: 9000,
+    },
+    Route {
+        client: "checkout",
+        server: "payments",
+        port: 8443,
+    },
+    Route {
+        client: "checkout",
+        server: "stock",
+        port: 9000,
+    },
+    Route {
+        client: "stock",
+        server: "database",
+        port: 5432,
+    },
+    Route {
+        client: "payments",
+        server: "database",
+        port: 5432,
+    },
 ];
 
 /// The number of pods of each workload.
@@ -107,7 +131,10 @@ impl Shop {
 
     fn id(&mut self) -> ConnId {
         self.next_id += 1;
-        ConnId { cookie: self.next_id, attempt: 1 }
+        ConnId {
+            cookie: self.next_id,
+            attempt: 1,
+        }
     }
 
     fn traffic(&mut self, at: usize) {
@@ -120,7 +147,9 @@ impl Shop {
                 // A retransmitted SYN.
                 late(&mut record, 1_020_000_000);
             }
-            let losses = (0..record.tcp.data_segs_out).filter(|_| self.random.chance(0.001)).count();
+            let losses = (0..record.tcp.data_segs_out)
+                .filter(|_| self.random.chance(0.001))
+                .count();
             record.tcp.total_retrans += losses as u32;
             self.records.push(record);
         }
@@ -145,7 +174,11 @@ impl Shop {
         record.established = true;
         record.connect_ns = Some(rtt_us * 1_000 + self.random.time(60_000.0, 0.5));
         record.outcome = Some(Outcome::Ok);
-        record.closed_by = Some(if self.random.chance(0.7) { ClosedBy::Local } else { ClosedBy::Peer });
+        record.closed_by = Some(if self.random.chance(0.7) {
+            ClosedBy::Local
+        } else {
+            ClosedBy::Peer
+        });
         (record.sent_bytes, record.received_bytes) = (self.random.time(900.0, 0.8), self.random.time(8_000.0, 1.0));
         record.tcp.data_segs_out = (record.sent_bytes / 1_448 + 1) as u32;
         record.tcp.rtt_min_us = Some(rtt_us as u32);

@@ -142,8 +142,20 @@ struct EstimateMembers {
 }
 
 impl From<Estimate> for EstimateMembers {
-    fn from(Estimate { value, low, high, samples }: Estimate) -> Self {
-        Self { value, low, high, samples }
+    fn from(
+        Estimate {
+            value,
+            low,
+            high,
+            samples,
+        }: Estimate,
+    ) -> Self {
+        Self {
+            value,
+            low,
+            high,
+            samples,
+        }
     }
 }
 
