@@ -30,8 +30,8 @@ pub struct Explain {
 
     /// Examine a capture instead of this node; may be repeated
     ///
-    /// Also takes saved `-o json` output. Requires no privileges. A capture has everything that the rules need if it was
-    /// recorded with --write, --drops and --events close,listener,reject.
+    /// Also takes saved `-o json` output. Requires no privileges. A capture has everything that the rules need if it
+    /// was recorded with --write, --drops and --events close,listener,reject.
     ///
     /// Example: kmesh-trace explain --read incident.jsonl.zst
     #[arg(short, long, value_name = "FILE", value_parser = OsStringValueParser::new().map(CapturePath::from))]

@@ -73,8 +73,8 @@ fn evidence(pair: &Pair, ports: Option<(u64, Option<&GroupEnd>)>) -> Vec<String>
     if let Some(duration) = stats.durations.summary() {
         let connect = stats.connects.summary().map_or(0, |connect| connect.p50);
         evidence.push(format!(
-            "The median connection lasts {}, of which {} are its handshake: the client should keep connections open and \
-             reuse them.",
+            "The median connection lasts {}, of which {} are its handshake: the client should keep connections open \
+             and reuse them.",
             span(duration.p50),
             span(connect)
         ));
@@ -82,8 +82,8 @@ fn evidence(pair: &Pair, ports: Option<(u64, Option<&GroupEnd>)>) -> Vec<String>
     if let Some((in_time_wait, pod)) = ports {
         let client = pod.map_or_else(|| "the client".to_owned(), subject::end);
         evidence.push(format!(
-            "At this rate about {} of {client} stay in TIME_WAIT for 60 s, and the default range has {PORTS}: connect() \
-             will fail with EADDRNOTAVAIL.",
+            "At this rate about {} of {client} stay in TIME_WAIT for 60 s, and the default range has {PORTS}: \
+             connect() will fail with EADDRNOTAVAIL.",
             plural(in_time_wait, "port")
         ));
     }

@@ -106,8 +106,8 @@ fn close_wait(pair: &Pair, process: Option<(u32, Comm)>, held: &Held, ended: Wal
         subject::server(pair)
     );
     found.evidence.push(format!(
-        "They are in CLOSE_WAIT for up to {}. Each holds a file descriptor until {holder} closes it: it ignores the end \
-         of its input.",
+        "They are in CLOSE_WAIT for up to {}. Each holds a file descriptor until {holder} closes it: it ignores the \
+         end of its input.",
         span((ended.0 - found.first.0).unsigned_abs())
     ));
     Some(found)

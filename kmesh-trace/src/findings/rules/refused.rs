@@ -64,7 +64,9 @@ fn evidence(watch: &Watch, pair: &Pair) -> Vec<String> {
             }
         })
         .collect();
-    if let Some((reason, packets)) = pair.stats.sent_drops.main() {
+    // The kernel also counts the SYN that it refuses as dropped.
+    let drops = pair.stats.sent_drops.iter().filter(|(reason, _)| *reason != NO_SOCKET);
+    if let Some((reason, packets)) = drops.max_by_key(|(_, packets)| *packets) {
         let packets = plural(packets, "SYN");
         evidence.push(format!(
             "This node dropped {packets} ({reason}): a rule of its firewall rejects the connections."
