@@ -123,7 +123,7 @@ pub fn compare(before: &mut Sample, after: &mut Sample) -> Changes {
         .iter()
         .filter_map(|comparison| changed(comparison, alpha))
         .collect();
-    changes.sort_by(|one, two| (one.metric > Metric::FailedShare).cmp(&(two.metric > Metric::FailedShare)));
+    changes.sort_by_key(|change| change.metric > Metric::FailedShare);
     Changes {
         changes,
         comparisons: comparisons.len() as u64,

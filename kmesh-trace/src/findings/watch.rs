@@ -320,11 +320,8 @@ impl Watch {
         let Some(at) = at else { return };
         let pair = &mut self.pairs[at];
         pair.stats.send(sent);
-        for members in [pair.clients.get(&record.names.src), pair.servers.get(&record.names.dst)] {
-            if let Some(stats) = members {
-                stats.send(sent);
-            }
-        }
+        let members = [pair.clients.get(&record.names.src), pair.servers.get(&record.names.dst)];
+        members.into_iter().flatten().for_each(|stats| stats.send(sent));
     }
 
     fn reject(&mut self, record: &Record, count: u64) {

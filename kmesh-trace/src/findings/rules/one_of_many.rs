@@ -68,7 +68,7 @@ fn find(watch: &Watch) -> Vec<Finding> {
         .filter_map(|siblings| odd_one(watch, &siblings))
         .collect();
     // A pod that is odd to several peers is one finding.
-    found.sort_by(|one, two| two.count.cmp(&one.count));
+    found.sort_by_key(|finding| std::cmp::Reverse(finding.count));
     let mut unique: Vec<Finding> = Vec::new();
     for finding in found {
         if !unique.iter().any(|known| known.flags == finding.flags) {
