@@ -44,10 +44,12 @@ pub mod capture;
 pub mod cli;
 #[cfg(target_os = "linux")]
 pub mod cluster;
+pub mod compare;
 pub mod completions;
 pub mod config;
 pub mod engine;
 pub mod filter;
+pub mod findings;
 pub mod join;
 #[cfg(target_os = "linux")]
 pub mod kernel;

@@ -9,11 +9,12 @@ use anyhow::{Context, Result};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, ColorChoice, CommandFactory, FromArgMatches};
 use kmesh_trace::blocking_io::Blocking;
-use kmesh_trace::cli::{Cli, Command, Nodes, with_hint};
+use kmesh_trace::cli::{Cli, Command, Diff, Nodes, with_hint};
 use kmesh_trace::completions;
-use kmesh_trace::config::{Config, ConfigError, Environment, has_escapes};
+use kmesh_trace::config::{Config, ConfigError, DiffConfig, Environment, has_escapes};
 use kmesh_trace::output::json::schema::schema;
 use kmesh_trace::output::stderr::status;
+use kmesh_trace::session;
 use kmesh_trace::session::exit::Exit;
 use kmesh_trace::session::replay::{offline_names, open, replay};
 
@@ -57,6 +58,11 @@ fn parse() -> Cli {
 
 fn run(cli: &Cli) -> Result<Exit> {
     match &cli.command {
+        Some(Command::Explain(explain)) => {
+            let config = with_environment(|environment| Config::explain(explain, environment));
+            trace_or_replay(&config.unwrap_or_else(|error| refuse(&error)))
+        }
+        Some(Command::Diff(arguments)) => Ok(diff(arguments)),
         None => trace_or_replay(&config(cli).unwrap_or_else(|error| refuse(&error))),
         Some(Command::Check) => check(cli),
         Some(Command::Schema) => print_schema(),
@@ -66,6 +72,27 @@ fn run(cli: &Cli) -> Result<Exit> {
         Some(Command::Nodes(nodes)) => trace_nodes(nodes),
         Some(Command::NodeWait) => wait_in_pod(),
         Some(Command::NodeTrace { flags }) => trace_in_pod(&parse_flags(flags).0),
+    }
+}
+
+/// Compares two captures. As in diff(1), the status of an error is 2.
+fn diff(arguments: &Diff) -> Exit {
+    let config = with_environment(|environment| DiffConfig::new(arguments, environment));
+    let config = config.unwrap_or_else(|error| refuse(&error));
+    let compared = session::diff::open(&config).and_then(|captures| {
+        limit_privileges(Stage::PodsFile { is_rotated: false })?;
+        let names = offline_names(&config.before)?;
+        let more = offline_names(&config.after)?;
+        limit_privileges(Stage::Replay { is_rotated: false })?;
+        session::diff::run(&config, captures, (names, more))
+    });
+    match compared {
+        Ok(exit) => exit,
+        Err(error) if is_broken_pipe(&error) => Exit::Ok,
+        Err(error) => {
+            status(&format!("{error:#}"));
+            Exit::TROUBLE
+        }
     }
 }
 
@@ -127,6 +154,11 @@ fn limit_privileges(_: Stage) -> Result<()> {
 }
 
 fn config(cli: &Cli) -> Result<Config, ConfigError> {
+    with_environment(|environment| Config::new(cli, environment))
+}
+
+/// Calls `resolve` with the environment of this process.
+fn with_environment<T>(resolve: impl FnOnce(Environment<'_>) -> T) -> T {
     let (no_color, term) = (env::var_os("NO_COLOR"), env::var_os("TERM"));
     let environment = Environment {
         no_color: no_color.as_deref(),
@@ -135,7 +167,7 @@ fn config(cli: &Cli) -> Result<Config, ConfigError> {
         term: term.as_deref(),
         page_size: page_size(),
     };
-    Config::new(cli, environment)
+    resolve(environment)
 }
 
 /// Prints the error in the format of clap's errors, and exits with status 2.

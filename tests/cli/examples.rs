@@ -19,6 +19,10 @@ pub const CAPTURE: &str = "tests/data/incident.jsonl.zst";
 /// which only a live trace has.
 const REPLAY: &str = r#"#!/bin/sh
 replay=yes
+case $1 in
+explain | diff) command=$1; shift ;;
+esac
+[ "$command" != diff ] || replay=no
 for word; do
     shift
     case $word in
@@ -30,7 +34,7 @@ for word; do
     drop=
 done
 [ $replay = no ] || set -- --read "$CAPTURE" "$@"
-exec "$TOOL" "$@"
+exec "$TOOL" $command "$@"
 "#;
 
 /// Returns a trial for each command, and the trials of the flags.

@@ -20,6 +20,7 @@ mod closing;
 mod command_line;
 mod edge_cases;
 mod events;
+mod explain;
 mod failures;
 mod faults;
 mod filters;
@@ -68,6 +69,7 @@ const SMOKE: &[&str] = &[
     "command_line::short_lines_show_both_ends_and_failures",
     "edge_cases::self_connect_is_one_record_ipv6",
     "events::open_matches_close_ipv6",
+    "explain::refused_attempts_are_found",
     "failures::connect_refused_by_rst_ipv4",
     "faults::descriptor_limit_is_reported",
     "filters::listener_that_connects_is_filtered_by_peer_port",
@@ -180,6 +182,7 @@ fn topics() -> impl Iterator<Item = Topic> {
         preexisting::topic(),
         security::topic(),
         events::topic(),
+        explain::topic(),
         filters::topic(),
         stress::topic(),
         metrics::topic(),

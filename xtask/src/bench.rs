@@ -4,6 +4,7 @@
 mod cost;
 mod empty;
 mod filter;
+mod findings;
 mod idle;
 mod load;
 mod names;
@@ -48,6 +49,8 @@ enum Bench {
     Cost(Rounds),
     /// Measure the BPF time per filtered-out connection, compared with an empty program
     Filter(Rounds),
+    /// Measure the precision and the recall of explain on generated captures
+    Findings(findings::Args),
     /// Measure wake-ups and memory of an idle tracer, and memory after full rate
     Idle(idle::Args),
     /// Run full rate with all features for ten minutes, and check losses and memory
@@ -100,6 +103,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Bench::All => all(),
         Bench::Cost(args) => traced(&|| cost::run(args)),
         Bench::Filter(args) => traced(&|| filter::run(args)),
+        Bench::Findings(args) => findings::run(args),
         Bench::Idle(args) => traced(&|| idle::run(args)),
         Bench::Load(args) => traced(&|| load::run(args)),
         Bench::Names(args) => names::run(args),

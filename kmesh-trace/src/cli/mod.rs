@@ -4,6 +4,8 @@
 //! the arguments mean together.
 
 mod capture;
+mod diff;
+mod explain;
 mod filters;
 mod hints;
 mod metrics;
@@ -15,6 +17,8 @@ mod tests;
 mod values;
 
 pub use capture::{Capture, CapturePath, Rotation, TimeBound};
+pub use diff::Diff;
+pub use explain::{Explain, ReportFormat};
 pub use filters::{Filters, OutcomeName, PromptFilter};
 pub use hints::with_hint;
 pub use metrics::{Level, Metrics};
@@ -52,6 +56,8 @@ Examples:
           Add the names of the whole cluster, not only of this node's pods
   kmesh-trace -o none --metrics 15020
           Serve Prometheus metrics on http://127.0.0.1:15020/metrics
+  kmesh-trace explain
+          Watch for 30 s, then print what is wrong, with evidence
   kmesh-trace check
           Check whether this system can be traced and which names are available
 
@@ -167,7 +173,7 @@ pub struct Cli {
 
     /// Measure how long each answer takes
     ///
-    /// The `turns` of a record tell how often the direction changed, and how long the answers took, without knowledge
+    /// The `turns` of a record show how often the direction changed, and how long the answers took, without knowledge
     /// of the protocol. At a client (outbound) a wait is the time until the first byte of the answer: server and
     /// network. At a server (inbound) it is the time until the process begins to answer. The difference between both
     /// ends is the network's. Turns in which both directions move at once (pipelining, streams) count as overlapped,
@@ -273,8 +279,12 @@ pub struct Cli {
 }
 
 /// The subcommands. Tracing and replaying need none.
-#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum Command {
+    /// Find what is wrong on this node, or in a capture, and show the evidence
+    Explain(Box<Explain>),
+    /// Print what changed between two captures, beyond chance
+    Diff(Box<Diff>),
     /// Trace nodes of a Kubernetes cluster from this machine
     ///
     /// Starts one pod on each matching node, prints the records of all nodes here, and deletes the pods at the end.

@@ -91,7 +91,15 @@ fn help_is_grouped_under_headings() {
 
 #[test]
 fn subcommands_have_help() {
-    for arguments in ["check -h", "check --help", "schema -h", "completions -h", "nodes -h"] {
+    for arguments in [
+        "check -h",
+        "check --help",
+        "explain --help",
+        "diff --help",
+        "schema -h",
+        "completions -h",
+        "nodes -h",
+    ] {
         let shown = parse(arguments).unwrap_err();
         assert_eq!(shown.kind(), ErrorKind::DisplayHelp, "{arguments}: {shown}");
     }
@@ -154,6 +162,11 @@ fn valid_arguments_are_accepted() {
         "--kubelet --kubelet-cert c --kubelet-key k --kubelet-insecure",
         "--no-resolve",
         "check",
+        "explain",
+        "diff a.jsonl b.jsonl",
+        "diff a.jsonl - -n shop --by service,port -o json -q --pods-file p.json",
+        "explain --duration 5s -n shop --failed -o json --include-self -q",
+        "explain --read x.jsonl --since -5m --until 2026-01-02T03:04:05Z --pods-file p.json",
         "schema",
         "completions bash",
         "completions zsh",
@@ -170,8 +183,8 @@ fn valid_arguments_are_accepted() {
     }
     assert_eq!(parse("-o json -o log").unwrap().output, Some(Output::Log));
     assert_eq!(parse("-c 3").unwrap().count, parse("--count 3").unwrap().count);
-    assert_eq!(parse("check").unwrap().command, Some(Command::Check));
-    assert_eq!(parse("schema").unwrap().command, Some(Command::Schema));
+    assert!(matches!(parse("check").unwrap().command, Some(Command::Check)));
+    assert!(matches!(parse("schema").unwrap().command, Some(Command::Schema)));
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Validated settings: what the arguments of [`crate::cli`] mean together and in their environment.
 
 mod capture;
+mod diff;
 mod environment;
 mod error;
 mod events;
+mod explain;
 mod filters;
 mod metrics;
 mod names;
@@ -13,16 +15,18 @@ mod rollup;
 mod tests;
 
 pub use capture::{CaptureConfig, TimeRange};
+pub use diff::DiffConfig;
 pub use environment::{Environment, has_escapes};
 pub use error::ConfigError;
 pub use events::Events;
+pub use explain::FindingsConfig;
 pub use filters::parse_prompt_filter;
 pub use metrics::{CommonLabels, MetricsConfig, SeriesConfig};
 pub use names::{ApiServer, Kubelet, Origin, SourceConfig};
 pub use nodes::{NodesConfig, api_server};
 pub use rollup::RollupConfig;
 
-pub use crate::cli::{CapturePath, Level, Output, Rotation, TimeBound, TimeFormat};
+pub use crate::cli::{CapturePath, Level, Output, ReportFormat, Rotation, TimeBound, TimeFormat};
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -72,6 +76,8 @@ pub struct Config {
     pub drops: bool,
     /// Whether turns are measured.
     pub turns: bool,
+    /// How `explain` reports what is wrong; `None` without `explain`.
+    pub findings: Option<FindingsConfig>,
     /// How records are grouped; `None` prints each record.
     pub rollup: Option<RollupConfig>,
     /// The conditions that a record must meet.
@@ -129,6 +135,7 @@ impl Config {
             events,
             drops: cli.drops,
             turns: cli.turns,
+            findings: None,
             rollup,
             filter: filters::filter(cli)?,
             include_self: cli.include_self,
@@ -168,7 +175,7 @@ impl Config {
 
     /// Returns whether the counters of connections that are open when tracing begins are needed.
     pub fn needs_baseline(&self) -> bool {
-        self.rollup.is_some() || self.capture.is_some() || self.metrics.is_some()
+        self.rollup.is_some() || self.findings.is_some() || self.capture.is_some() || self.metrics.is_some()
     }
 
     /// Returns whether sockets are scanned for `update` events.

@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 pub(crate) mod allocations;
+mod changes;
+mod findings;
 pub mod json;
 mod log;
 #[cfg(target_os = "linux")]
@@ -25,6 +27,8 @@ mod time_text;
 use std::io;
 use std::time::Instant;
 
+pub use changes::print_changes;
+pub use findings::Findings;
 pub use json::{Json, append_line};
 pub use log::Log;
 pub use name_source_status::NameSourceStatus;

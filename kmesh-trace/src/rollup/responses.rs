@@ -34,6 +34,11 @@ impl Responses {
         self.max_ns = self.max_ns.max(later.max_ns);
     }
 
+    /// Returns the number of waits.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().fold(0, |sum, &count| sum.saturating_add(count))
+    }
+
     /// Returns the estimated quantiles, ns. `None` without a wait.
     pub fn summary(&self) -> Option<QuantileSummary> {
         Some(QuantileSummary {
@@ -46,8 +51,7 @@ impl Responses {
 
     /// Returns a quantile. The waits of a bucket count as spread evenly around their mean, within the bucket's bounds.
     fn at(&self, part: f64) -> Option<u64> {
-        let total = self.counts.iter().fold(0, |sum: u64, &count| sum.saturating_add(count));
-        let rank = part * total as f64;
+        let rank = part * self.count() as f64;
         let mut below = 0.0;
         for (bucket, (&count, &sum_ns)) in self.counts.iter().zip(&self.sums_ns).enumerate() {
             let count = count as f64;

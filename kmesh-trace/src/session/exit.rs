@@ -15,6 +15,13 @@ pub enum Exit {
     CannotTrace = 3,
 }
 
+impl Exit {
+    /// The captures of `diff` differ, as in diff(1).
+    pub const DIFFERENT: Self = Self::Failed;
+    /// `diff` could not compare the captures, or not all of their lines, as in diff(1).
+    pub const TROUBLE: Self = Self::Usage;
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)

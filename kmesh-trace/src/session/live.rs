@@ -22,6 +22,7 @@ use crate::capture::Target;
 use crate::config::{CaptureConfig, Config, Output, Verbosity};
 use crate::engine::{Engine, Selection};
 use crate::filter::KernelFilter;
+use crate::findings::Abilities;
 use crate::kernel::loader::{
     KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanPrograms, StartError, load,
 };
@@ -95,7 +96,7 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
         scanner.run(ScanTask {
             programs: attached.scan_programs,
             interval: config.interval,
-            scans_at_stop: config.rollup.is_some(),
+            scans_at_stop: config.rollup.is_some() || config.findings.is_some(),
             control: Arc::clone(&control),
             messages: messages.clone(),
         });
@@ -110,7 +111,7 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
     let capture = opened
         .target
         .map(|target| (target, header(&info, clock.wall(began_ns))));
-    let Outputs { mut sinks, screen } = outputs::open(config, &info, &status, capture, {
+    let Outputs { mut sinks, screen } = outputs::open(config, &info, &status, capture, attached.abilities, {
         let control = Arc::clone(&control);
         move |command| {
             if *command == UiCommand::Quit {
@@ -202,6 +203,7 @@ struct Attached {
     programs: Programs,
     scan_programs: ScanPrograms,
     reason_counts: ReasonCounts,
+    abilities: Abilities,
     /// The counters of the connections that were already open; empty if no output needs them.
     baseline: Vec<u8>,
 }
@@ -215,6 +217,10 @@ fn attach(loaded: LoadedPrograms, config: &Config) -> Result<Attached, StartErro
         false => Vec::new(),
     };
     Ok(Attached {
+        abilities: Abilities {
+            rejects: Some(reason_counts.reasons.has_resets()),
+            listeners: Some(config.needs_listeners()),
+        },
         programs,
         scan_programs,
         reason_counts,
@@ -258,10 +264,17 @@ fn report_start(config: &Config, info: &RunInfo) {
         true => "; -o log prints the whole access log",
         false => "",
     };
-    status(&format!(
-        "tracing every TCP connection of {} that closes; Ctrl-C ends it{hint}",
-        info.node
-    ));
+    match config.duration.filter(|_| config.findings.is_some()) {
+        Some(duration) => status(&format!(
+            "watching the TCP connections of {} for {}; Ctrl-C reports early",
+            info.node,
+            humantime::format_duration(duration)
+        )),
+        None => status(&format!(
+            "tracing every TCP connection of {} that closes; Ctrl-C ends it{hint}",
+            info.node
+        )),
+    }
     if let Some(Missing { problem, remedy, .. }) = preflight::hidden_processes() {
         warn(&format!("{problem}\n  try: {remedy}"));
     }
@@ -397,10 +410,13 @@ fn load_kernel(config: &Config) -> Result<LoadedPrograms, StartError> {
         checks,
         rules,
         networks,
-        drops: config.drops,
+        // For findings and metrics, whether or not the kernel can.
+        drops: config.drops || config.findings.is_some() && types.reasons.has_drops(),
         turns: config.turns,
-        // With metrics, whether or not the kernel can.
-        rejects: config.events.reject || config.metrics.is_some() && types.reasons.has_resets(),
+        rejects: match config.findings.is_some() || config.metrics.is_some() && !config.events.reject {
+            true => types.reasons.has_resets(),
+            false => config.events.reject,
+        },
         listeners: config.needs_listeners(),
     };
     load(&types, &options)

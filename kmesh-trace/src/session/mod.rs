@@ -3,6 +3,7 @@
 
 #[cfg(target_os = "linux")]
 pub mod account;
+pub mod diff;
 pub mod exit;
 #[cfg(target_os = "linux")]
 pub mod live;

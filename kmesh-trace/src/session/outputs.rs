@@ -4,13 +4,14 @@ use anyhow::{Context, Result};
 
 use crate::capture::Target;
 use crate::config::{CapturePath, Config, Events, RollupConfig, parse_prompt_filter};
+use crate::findings::Abilities;
 use crate::output::NameSourceStatus;
 use crate::output::stderr::Reports;
 use crate::output::table::history::SharedHistory;
 use crate::output::table::view::{UiCommand, ViewOptions};
 use crate::output::table::{Session, TuiTable};
 use crate::output::term::{self, TableScreen};
-use crate::output::{Sink, stdout_sink};
+use crate::output::{Findings, Sink, Stdout, stdout_sink};
 use crate::record::{Header, RunInfo};
 
 /// The sinks of a run, in the order in which records reach them.
@@ -20,13 +21,14 @@ pub struct Outputs {
     pub screen: Option<term::SignalHandle>,
 }
 
-/// Opens the outputs that `config` asks for. The table on the terminal calls `on_command` with the commands of
+/// Opens the outputs that `config` asks for. `abilities` is what a report can rely on. The table on the terminal calls `on_command` with the commands of
 /// the user.
 pub fn open(
     config: &Config,
     info: &RunInfo,
     names: &NameSourceStatus,
     capture: Option<(Target, Header)>,
+    abilities: Abilities,
     on_command: impl Fn(&UiCommand) + Send + 'static,
 ) -> Result<Outputs> {
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
@@ -51,6 +53,8 @@ pub fn open(
         let session = Session::new(info, names, config.time_format);
         sinks.push(Box::new(TuiTable::new(rollup, session, history, commands, window)));
         screen = Some(signals);
+    } else if let Some(findings) = &config.findings {
+        sinks.push(Box::new(Findings::new(findings, abilities, info, Stdout::new())));
     } else {
         sinks.extend(stdout_sink(config, info, names));
     }

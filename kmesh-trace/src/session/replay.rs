@@ -29,6 +29,7 @@ use crate::capture::parse::Line;
 use crate::config::{CaptureConfig, Config, Origin, TimeRange, Verbosity};
 use crate::engine::{Engine, Selection, Tally};
 use crate::filter::KnownNames;
+use crate::findings::Abilities;
 use crate::join::{Join, Tagged};
 use crate::names::objects::file;
 use crate::names::offline::OfflineNames;
@@ -159,7 +160,7 @@ pub fn begin(
     let stop = Arc::new(AtomicBool::new(false));
     let (requests, received) = channel();
     let capture = files.target.map(|target| (target, header.clone()));
-    let mut outputs = outputs::open(config, &header.info, names, capture, {
+    let mut outputs = outputs::open(config, &header.info, names, capture, Abilities::default(), {
         let (stop, requests) = (Arc::clone(&stop), requests.clone());
         move |command| {
             // Sending fails when the replay has ended.
@@ -223,6 +224,12 @@ fn start(inputs: Vec<stream::Input>, max_wait: Duration) -> Result<Merge> {
     let limits = Limits::of_each(inputs.len());
     let streams = inputs.into_iter().map(|input| Stream::new(input, limits, &live));
     Ok(Merge::new(streams.collect::<Result<_>>()?, live, max_wait))
+}
+
+/// Replays captures into one sink, and waits for the end.
+pub fn feed(config: &Config, files: Files, offline: Option<OfflineNames>, sink: Box<dyn Sink>) -> Result<Exit> {
+    let running = begin(config, files, offline, &NameSourceStatus::default(), vec![sink])?;
+    running.end.blocking_recv().context("the replay thread panicked")?
 }
 
 /// Returns the header of the merged streams: all nodes, and the earliest start.

@@ -8,6 +8,10 @@ use thiserror::Error;
 
 /// An event that the eBPF programs report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "almost all events are snapshots, and a box would allocate for each"
+)]
 pub enum KernelEvent {
     /// A connection was established, ended, or visited by a socket scan.
     /// The turns are there if the programs measure them.

@@ -4,11 +4,13 @@
 //! the kernel's counters are shared, as [`record::Tcp`]: one table in `kmesh-trace-common` lists them.
 //! [`crate::output::json::schema`] is generated from the same types, so the output always matches the schema.
 
+mod findings;
 mod pair;
 mod reports;
 mod rollup;
 mod values;
 
+pub use findings::{ChangeLine, FindingLine};
 pub use pair::PairLine;
 pub use reports::{ListenerLine, RejectLine};
 pub use rollup::RollupLine;

@@ -1,7 +1,8 @@
 //! `kmesh-trace schema`: the JSON Schema of all lines.
 
 use crate::output::json::contract::{
-    ConnLine, HeaderLine, ListenerLine, LostLine, PairLine, RejectLine, RollupLine, SummaryLine,
+    ChangeLine, ConnLine, FindingLine, HeaderLine, ListenerLine, LostLine, PairLine, RejectLine, RollupLine,
+    SummaryLine,
 };
 use schemars::generate::SchemaSettings;
 
@@ -14,6 +15,8 @@ pub fn schema() -> serde_json::Value {
         generator.subschema_for::<RollupLine<'_>>(),
         generator.subschema_for::<RejectLine<'_>>(),
         generator.subschema_for::<ListenerLine<'_>>(),
+        generator.subschema_for::<FindingLine<'_>>(),
+        generator.subschema_for::<ChangeLine<'_>>(),
         generator.subschema_for::<HeaderLine<'_>>(),
         generator.subschema_for::<LostLine<'_>>(),
         generator.subschema_for::<SummaryLine<'_>>(),

@@ -134,7 +134,7 @@ impl From<QuantileSummary> for QuantileValues {
 /// The shape of a conn line with only the grouped facts. Unknown facts are null.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "group")]
-struct Group<'a> {
+pub(super) struct Group<'a> {
     /// The ID of the connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<Text<record::ConnId>>,

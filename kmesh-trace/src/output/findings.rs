@@ -1,0 +1,196 @@
+//! The report of `explain`: what is wrong, what was looked for and not found, and what could not be known.
+
+use std::io;
+
+use super::{Json, Sink, Stdout};
+use crate::config::{Events, FindingsConfig, ReportFormat};
+use crate::findings::{Abilities, Finding, Report, Watch, examine};
+use crate::output::json::contract::FindingLine;
+use crate::output::sanitize::one_line;
+use crate::record::rfc3339::Rfc3339;
+use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
+use crate::track::delta::Delta;
+
+/// The sink that collects records, and writes the report at the end of the run.
+pub struct Findings {
+    settings: FindingsConfig,
+    watch: Watch,
+    info: RunInfo,
+    out: Stdout,
+    summary: Option<Summary>,
+}
+
+impl Findings {
+    /// Returns a sink for a run that `info` describes.
+    pub fn new(settings: &FindingsConfig, abilities: Abilities, info: &RunInfo, out: Stdout) -> Self {
+        Self {
+            settings: settings.clone(),
+            watch: Watch::new(abilities),
+            info: info.clone(),
+            out,
+            summary: None,
+        }
+    }
+
+    fn print(mut self) -> io::Result<()> {
+        self.watch.end();
+        let report = examine(&self.watch);
+        match self.settings.format {
+            ReportFormat::Text => {
+                let text = self.text(&report);
+                self.out.text().extend_from_slice(text.as_bytes());
+                self.out.flush()
+            }
+            ReportFormat::Json => self.print_json(&report),
+        }
+    }
+
+    fn print_json(self, report: &Report) -> io::Result<()> {
+        let time = self.watch.ended.unwrap_or(WallTime(0));
+        let command = |finding: &Finding| command_line(&self.settings.command, finding);
+        let mut json = Json::new(Events::NONE, &self.info, self.out);
+        for finding in &report.findings {
+            json.line(&FindingLine::new(finding, time, &command(finding)))?;
+        }
+        if let Some(summary) = &self.summary {
+            json.summary(summary)?;
+        }
+        json.flush()
+    }
+
+    fn text(&self, report: &Report) -> String {
+        let looked_for: Vec<_> = report.absent.iter().map(|(what, _)| *what).collect();
+        let watched = self.watched(report.connections);
+        let mut text = String::new();
+        if report.findings.is_empty() && !report.absent.is_empty() {
+            text += &format!("nothing wrong found {watched}: no {}\n", looked_for.join(", no "));
+        } else if report.findings.is_empty() {
+            text += &format!("nothing could be examined {watched}\n");
+        } else {
+            let count = report.findings.len();
+            let ending = if count == 1 { "" } else { "s" };
+            text += &format!("{count} finding{ending} {watched}\n");
+        }
+        for (finding, number) in report.findings.iter().zip(1..) {
+            text += &self.paragraph(finding, number);
+        }
+        if !report.findings.is_empty() && !report.absent.is_empty() {
+            let absent: Vec<_> = report
+                .absent
+                .iter()
+                .map(|(what, of)| format!("{what} ({of})"))
+                .collect();
+            text += &format!(
+                "\nlooked for and not found (in how many connections): {}\n",
+                absent.join(", ")
+            );
+        }
+        if !report.unknown.is_empty() {
+            text += "\nunknown:\n";
+            report
+                .unknown
+                .iter()
+                .for_each(|unknown| text += &format!("   {unknown}\n"));
+        }
+        text
+    }
+
+    fn paragraph(&self, finding: &Finding, number: usize) -> String {
+        let mut text = format!("\n{number}  {}\n", one_line(&finding.title));
+        if !finding.evidence.is_empty() {
+            text += &format!("   {}\n", one_line(&finding.evidence.join(" ")));
+        }
+        text + &format!("   {}\n", one_line(&command_line(&self.settings.command, finding)))
+    }
+
+    /// Returns what the report is about: connections, node and time.
+    fn watched(&self, connections: u64) -> String {
+        let ending = if connections == 1 { "" } else { "s" };
+        let of = format!("in {connections} connection{ending} of {}", one_line(&self.info.node));
+        match self.watch.began.zip(self.watch.ended) {
+            None => of,
+            Some((began, ended)) => {
+                let (began, ended) = (Rfc3339::new(began), Rfc3339::new(ended));
+                let seconds = |time: &Rfc3339| time.time_of_day().chars().take(8).collect::<String>();
+                format!("{of}, {} {} to {} UTC", began.date(), seconds(&began), seconds(&ended))
+            }
+        }
+    }
+}
+
+impl Sink for Findings {
+    fn record(&mut self, record: &Record, _: &Delta) -> io::Result<()> {
+        self.watch.record(record);
+        Ok(())
+    }
+
+    fn baseline(&mut self, record: &Record) -> io::Result<()> {
+        self.watch.baseline(record);
+        Ok(())
+    }
+
+    fn exclude(&mut self, id: ConnId) {
+        self.watch.exclude(id);
+    }
+
+    fn watermark(&mut self, until: WallTime) -> io::Result<()> {
+        self.watch.cover(until);
+        Ok(())
+    }
+
+    fn report(&mut self, record: &Record) -> io::Result<()> {
+        self.watch.report(record);
+        Ok(())
+    }
+
+    fn lost(&mut self, lost: &Lost) -> io::Result<()> {
+        self.watch.lost(lost);
+        Ok(())
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        self.watch.summary(summary);
+        self.summary = Some(summary.clone());
+        Ok(())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        let empty = Self::new(&self.settings, Abilities::default(), &self.info, Stdout::to(io::sink()));
+        std::mem::replace(self, empty).print()
+    }
+}
+
+/// Returns the command that shows the lines of a finding, quoted for a shell.
+fn command_line(command: &[String], finding: &Finding) -> String {
+    let words = command.iter().chain(finding.flags.words());
+    words.map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// Quotes a word for a POSIX shell, if it needs quotes.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_the_shell() {
+        let cases = [
+            ("--to-port", "--to-port"),
+            ("a b.jsonl", "'a b.jsonl'"),
+            ("it's", r"'it'\''s'"),
+            ("$(reboot)", "'$(reboot)'"),
+            ("*/web", "'*/web'"),
+            ("", "''"),
+        ];
+        for (word, expected) in cases {
+            assert_eq!(quoted(word), expected);
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! `explain` on a live kernel: each scenario breaks real connections in one way, and expects the finding of its rule.
+
+use std::io::Read as _;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use socket2::Socket;
+
+use crate::Topic;
+use crate::support::net;
+use crate::support::probe::Need;
+use crate::support::sock::{
+    ClosedPort, IpVersion, bound_socket, connect_nonblocking, connect_nonblocking_with, exchanged_pair, listen, pair,
+    pair_with, reset, send, wait_until,
+};
+use crate::support::tracer::{Tracer, TracerCommand, binary};
+
+const V4: IpVersion = IpVersion::V4;
+
+pub fn topic() -> Topic {
+    Topic::new("explain")
+        .standalone("healthy_connections_have_no_finding", &[], healthy)
+        .standalone("refused_attempts_are_found", &[], refused)
+        .standalone("attempts_without_an_answer_are_found", &[Need::Nft], no_answer)
+        .standalone("resets_are_found_with_the_end_that_sent_them", &[], resets)
+        .standalone("full_accept_queue_is_found", &[], accept_queue)
+        .standalone("connections_that_are_not_closed_are_found", &[], not_closed)
+        .standalone("churn_is_found", &[], churn)
+}
+
+/// A watch over this scenario's connections.
+struct Watch {
+    tracer: Tracer,
+    lines: Arc<Mutex<Vec<Value>>>,
+    started: Instant,
+}
+
+impl Watch {
+    fn start() -> Self {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let mut command = Command::new(binary());
+        command.arg("explain");
+        let tracer = TracerCommand::wrapped_by(command, &["-o", "json", "--duration", "1h"])
+            .on_line({
+                let lines = Arc::clone(&lines);
+                move |line| lines.lock().unwrap().push(serde_json::from_slice(line).unwrap())
+            })
+            .spawn();
+        tracer.wait_stderr("kmesh-trace: watching");
+        Self {
+            tracer,
+            lines,
+            started: Instant::now(),
+        }
+    }
+
+    /// Ends the watch. Returns its findings and its summary.
+    fn end(self) -> (Vec<Value>, Value) {
+        let exit = self.tracer.interrupt();
+        assert_eq!(exit.status.code(), Some(0), "{:?}", exit.stderr);
+        let mut lines = self.lines.lock().unwrap().clone();
+        let summary = lines.pop().expect("a summary");
+        assert_eq!(summary["type"], "summary");
+        (lines, summary)
+    }
+
+    /// Ends the watch. Returns its only finding, which must be of this rule.
+    fn only(self, rule: &str) -> Value {
+        let (findings, summary) = self.end();
+        let [finding] = &findings[..] else {
+            panic!("{findings:#?}: {summary}");
+        };
+        assert_eq!(finding["rule"], rule, "{finding:#}");
+        finding.clone()
+    }
+
+    /// Waits until the watch has lasted this long.
+    fn wait(&self, duration: Duration) {
+        wait_until("the length of the watch", || self.started.elapsed() >= duration);
+    }
+}
+
+fn evidence(finding: &Value) -> String {
+    let sentences = finding["evidence"].as_array().unwrap().iter();
+    sentences
+        .map(|sentence| sentence.as_str().unwrap())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn healthy() {
+    let watch = Watch::start();
+    for _ in 0..10 {
+        exchanged_pair(V4).close_client_first();
+    }
+    let (findings, summary) = watch.end();
+    assert_eq!(findings, [] as [Value; 0], "{summary}");
+}
+
+fn refused() {
+    let watch = Watch::start();
+    let closed = ClosedPort::new();
+    let ports: Vec<_> = (0..5)
+        .map(|_| connect_nonblocking(V4.at(0), closed.at(V4)).truth.dst.port())
+        .collect();
+    let finding = watch.only("refused");
+    assert_eq!((&finding["count"], &finding["of"]), (&5.into(), &5.into()));
+    assert_eq!(finding["subject"]["dst"]["port"], ports[0]);
+    assert_eq!(finding["severity"], "critical");
+    // The kernel has reset reasons since 6.10.
+    let evidence = evidence(&finding);
+    assert!(
+        evidence.contains("NO_SOCKET") || evidence.contains("answered RST"),
+        "{evidence}"
+    );
+    let command = finding["command"].as_str().unwrap();
+    assert!(
+        command.ends_with(&format!("--to-port {} --outcome refused", ports[0])),
+        "{command}"
+    );
+}
+
+fn no_answer() {
+    let watch = Watch::start();
+    let listener = listen(V4);
+    let to = listener.local_addr().unwrap();
+    net::set_packet_filter(&[&format!("tcp dport {} drop", to.port())]);
+    let sockets: Vec<Socket> = (0..3)
+        .map(|_| {
+            let socket = bound_socket(V4.at(0));
+            socket.set_nonblocking(true).unwrap();
+            socket.connect(&to.into()).unwrap_err();
+            socket
+        })
+        .collect();
+    // The kernel sends the SYN again after 1 s and after 3 s.
+    watch.wait(Duration::from_millis(3_500));
+    drop(sockets);
+    let finding = watch.only("no_answer");
+    assert_eq!((&finding["count"], &finding["of"]), (&3.into(), &3.into()));
+    let evidence = evidence(&finding);
+    assert!(
+        evidence.contains("NETFILTER_DROP") || evidence.contains("unknown"),
+        "{evidence}"
+    );
+}
+
+fn resets() {
+    let watch = Watch::start();
+    let listener = listen(V4);
+    for _ in 0..5 {
+        let pair = pair_with(&listener);
+        send(&pair.server, 100);
+        reset(pair.server);
+        // The client notices.
+        wait_until("the reset", || {
+            let mut bytes = [0; 4096];
+            (&pair.client).read(&mut bytes).is_err()
+        });
+    }
+    let finding = watch.only("resets");
+    assert_eq!((&finding["count"], &finding["of"]), (&5.into(), &5.into()));
+    let text = finding["text"].as_str().unwrap();
+    assert!(text.contains("reset by the server's end"), "{text}");
+}
+
+fn accept_queue() {
+    let watch = Watch::start();
+    let listener = bound_socket(V4.at(0));
+    listener.listen(2).unwrap();
+    let to = listener.local_addr().unwrap().as_socket().unwrap();
+    let attempts: Vec<_> = (0..6).map(|_| connect_nonblocking_with(V4.at(0), to, |_| ())).collect();
+    watch.wait(Duration::from_millis(1_500));
+    let finding = watch.only("accept_queue");
+    assert_eq!(finding["subject"]["dst"]["port"], to.port());
+    assert!(evidence(&finding).contains("the limit is 2"), "{finding:#}");
+    drop(attempts);
+}
+
+fn not_closed() {
+    let watch = Watch::start();
+    let listener = listen(V4);
+    let held: Vec<_> = (0..4)
+        .map(|_| pair_with(&listener))
+        .map(|pair| {
+            drop(pair.client);
+            pair.server
+        })
+        .collect();
+    // A process has had the time of two scans, 5 s apart, to close them.
+    watch.wait(Duration::from_secs(17));
+    let finding = watch.only("not_closed");
+    assert_eq!((&finding["count"], &finding["of"]), (&4.into(), &4.into()));
+    let text = finding["text"].as_str().unwrap();
+    assert!(text.contains(&format!("/{}", std::process::id())), "{text}");
+    drop(held);
+}
+
+fn churn() {
+    let watch = Watch::start();
+    let listener = listen(V4);
+    let mut count: u64 = 0;
+    while count < 200 || watch.started.elapsed() < Duration::from_secs(1) {
+        pair_with(&listener).close_client_first();
+        count += 1;
+        assert!(
+            watch.started.elapsed() < Duration::from_secs(8),
+            "{count} connections in 8 s are no churn"
+        );
+    }
+    let finding = watch.only("churn");
+    assert_eq!(finding["of"], count);
+    drop(pair(V4));
+}
