@@ -159,11 +159,19 @@ fn commands(command: &clap::Command) -> Roff {
     roff
 }
 
-/// Appends the flags of a subcommand.
+/// Appends the flags of a subcommand. Those under a heading are also flags of the tool itself, which OPTIONS has.
 fn subcommand_flags(subcommand: &clap::Command, roff: &mut Roff) {
+    let is_shared = |argument: &clap::Arg| argument.get_help_heading().is_some();
+    if subcommand.get_arguments().any(is_shared) {
+        roff.text([roman(
+            "The flags that filter and those that choose sources of names are under OPTIONS, too.",
+        )]);
+    }
     roff.control("RS", []);
-    let is_own =
-        |argument: &&clap::Arg| !argument.is_positional() && !["help", "version"].contains(&argument.get_id().as_str());
+    let is_own = |argument: &&clap::Arg| {
+        let is_standard = ["help", "version"].contains(&argument.get_id().as_str());
+        !argument.is_positional() && !is_standard && !is_shared(argument)
+    };
     for argument in subcommand.get_arguments().filter(is_own) {
         roff.control("TP", []);
         let short = argument.get_short().map(|short| format!("-{short}"));

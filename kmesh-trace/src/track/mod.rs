@@ -47,7 +47,7 @@ pub struct Tracker {
 #[derive(Debug)]
 struct Pending {
     snapshot: Snapshot,
-    turns: Option<Turns>,
+    turns: Option<Box<record::Turns>>,
     /// The RST that this end sent after the close.
     reset: Option<Reset>,
 }
@@ -93,7 +93,7 @@ impl Tracker {
         }
         let Pending { snapshot, turns, reset } = self.pending.pop_front()?;
         let record = Record {
-            turns: turns.map(|turns| Box::new(record::Turns::new(&turns))),
+            turns,
             ..self.to_record(&snapshot, reset, clock)
         };
         Some((snapshot.time_ns, record))
@@ -158,7 +158,7 @@ impl Tracker {
         };
         let pending = Pending {
             snapshot,
-            turns,
+            turns: turns.map(|turns| Box::new(record::Turns::new(&turns))),
             reset: None,
         };
         self.pending.insert(position, pending);

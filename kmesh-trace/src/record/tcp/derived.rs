@@ -1,10 +1,12 @@
 //! The counters in a record that the kernel computes for TCP_INFO from several of its members, by the same rules.
 
 use std::borrow::Cow;
+use std::fmt::{self, Write};
 
 use kmesh_trace_common::Snapshot;
 use kmesh_trace_common::unit::{Nullable, Unit};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::record::Comm;
@@ -20,16 +22,43 @@ impl Congestion {
     }
 }
 
+/// Displays the name, with U+FFFD for what is not UTF-8.
+impl fmt::Display for Congestion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.as_bytes().utf8_chunks() {
+            f.write_str(chunk.valid())?;
+            if !chunk.invalid().is_empty() {
+                f.write_char(char::REPLACEMENT_CHARACTER)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Serialize for Congestion {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&String::from_utf8_lossy(self.0.as_bytes()))
+        serializer.collect_str(self)
     }
 }
 
 impl<'de> Deserialize<'de> for Congestion {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Cow::<str>::deserialize(deserializer)?;
-        Ok(Self::new(&text))
+        deserializer.deserialize_str(CongestionVisitor)
+    }
+}
+
+/// Takes the name from the parser's own buffer, without an allocation.
+struct CongestionVisitor;
+
+impl Visitor<'_> for CongestionVisitor {
+    type Value = Congestion;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a congestion control algorithm")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Congestion, E> {
+        Ok(Congestion::new(text))
     }
 }
 
