@@ -12,7 +12,9 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use nix::fcntl::AT_FDCWD;
 use nix::libc;
+use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
@@ -324,15 +326,24 @@ fn name_files_are_parsed_with_few_capabilities() {
 
 /// Before it opens a file, the tool drops the capabilities that no run needs.
 fn arguments_are_parsed_with_few_capabilities() {
-    let folder = new_folder("start");
-    let pipe = folder.join("pipe");
-    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
-    let tracer = TracerCommand::with_names(&["-o", "none", "-r", pipe.to_str().unwrap()])
+    let capture = new_folder("start").join("capture.jsonl");
+    fs::write(&capture, "").unwrap();
+    // The kernel opens the file only when this group permits it, or is closed.
+    let permission = Fanotify::init(InitFlags::FAN_CLASS_CONTENT, EventFFlags::O_RDONLY).unwrap();
+    permission
+        .mark(
+            MarkFlags::FAN_MARK_ADD,
+            MaskFlags::FAN_OPEN_PERM,
+            AT_FDCWD,
+            Some(&capture),
+        )
+        .unwrap();
+    let tracer = TracerCommand::with_names(&["-o", "none", "-r", capture.to_str().unwrap()])
         .on_line(|_| ())
         .spawn();
     let all = BPF | PERFMON | SYS_PTRACE | NET_ADMIN | SYS_ADMIN | DAC_READ_SEARCH | DAC_OVERRIDE | NET_BIND_SERVICE;
     // The tool waits in open().
     wait_for_capabilities(&tracer, "a capture is opened", all);
-    drop(fs::File::options().write(true).open(&pipe).unwrap());
-    tracer.wait();
+    drop(permission);
+    assert_eq!(tracer.wait().status.code(), Some(1), "an empty capture");
 }
