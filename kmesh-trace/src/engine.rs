@@ -67,7 +67,7 @@ impl Tally {
         }
     }
 
-    /// Adds other records.
+    /// Adds the numbers of other records.
     pub fn add(&mut self, more: Self) {
         self.printed += more.printed;
         self.delivered += more.delivered;
@@ -189,8 +189,8 @@ impl Engine {
         self.passes_all || passes(record) || record.other().is_some_and(passes)
     }
 
-    /// Makes the deltas and the sinks forget a connection that no longer passes the filter, or a listening socket that is
-    /// gone.
+    /// Makes the deltas and the sinks forget a connection that no longer passes the filter, or a listening socket that
+    /// is gone.
     pub fn exclude(&mut self, id: ConnId) -> io::Result<()> {
         if let Some(deltas) = &mut self.deltas {
             deltas.forget(id);

@@ -1,8 +1,8 @@
 //! The dist suite: the archive that `cargo xtask dist` makes, and its static binary in the root file systems of other
 //! systems.
 //!
-//! `KMESH_TRACE_DIST` names the folder with the archive; `cargo xtask dist --test` sets it. Needs root for chroot. A test
-//! that cannot run shows as skipped with the reason, and is counted.
+//! `KMESH_TRACE_DIST` names the folder with the archive; `cargo xtask dist --test` sets it. Needs root for chroot. A
+//! test that cannot run shows as skipped with the reason, and is counted.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::print_stdout, reason = "the suite reports its results on the terminal")]
 #![expect(dead_code, reason = "each suite uses a part of the shared modules")]

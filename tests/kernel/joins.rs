@@ -29,7 +29,7 @@ const CONNECTIONS: usize = 2_000;
 const CONNECTIONS_VARIABLE: &str = "KMESH_TRACE_JOIN_CONNECTIONS";
 /// The number of connections that are open at the same time.
 const OPEN: usize = 8;
-/// The client's ports.
+/// The range of the client's ports.
 const PORTS: &str = "32768 32831";
 const CLIENT: &str = "10.78.0.1";
 const SERVER: &str = "10.78.0.2";
@@ -92,7 +92,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// Opens connection `number`, and moves bytes of which no other connection has the same numbers.
+    /// Opens connection `number`, and moves numbers of bytes that no other connection moves.
     fn open(number: usize, listeners: &[TcpListener; 2]) -> Self {
         let is_direct = number % 4 == 3;
         let to = if is_direct {

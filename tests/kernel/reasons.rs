@@ -1,5 +1,5 @@
-//! The kernel's own reasons: why it sent a RST, which packets it dropped, which SYNs found no socket, which queues are full. The
-//! truth is the packet filter's counters, `ss`, `/proc/net/netstat` and what the scenario does.
+//! The kernel's own reasons: why it sent a RST, which packets it dropped, which SYNs found no socket, which queues are
+//! full. The truth is the packet filter's counters, `ss`, `/proc/net/netstat` and what the scenario does.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
@@ -215,7 +215,8 @@ fn earlier_user() {
     tracer.interrupt().check_lossless();
 }
 
-/// Two namespaces have the same address, and a client in each has the same port. Each record has the packets of its own.
+/// Two namespaces have the same address, and a client in each has the same port. Each record has the packets of its
+/// own.
 fn same_tuple_in_two_namespaces() {
     const CLIENT: &str = "10.77.0.1:40000";
     const SERVER: &str = "10.77.0.1:9";

@@ -1,5 +1,5 @@
-//! How long each answer took (`--turns`), and what limited the sender. The truth is the clock of the scripted client and
-//! server, which are threads of this process, and TCP_INFO.
+//! How long each answer took (`--turns`), and what limited the sender. The truth is the clock of the scripted client
+//! and server, which are threads of this process, and TCP_INFO.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};

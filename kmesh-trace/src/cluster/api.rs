@@ -188,8 +188,8 @@ impl Api {
         found(answer.await.map(|pod: Value| pod_state(&pod)))
     }
 
-    /// Deletes the pod. Returns whether it existed. With 0, the API server does not wait until the kubelet has ended the
-    /// pod.
+    /// Deletes the pod. Returns whether it existed. With 0, the API server does not wait until the kubelet has ended
+    /// the pod.
     pub async fn delete(&self, name: &str, grace_seconds: u32) -> Result<bool, SourceError> {
         let path = format!("{}/{name}?gracePeriodSeconds={grace_seconds}", self.pods_path());
         let refused = self.refusing(&DELETE_PODS);

@@ -26,7 +26,7 @@ pub struct Sample {
     began: Option<WallTime>,
     ended: WallTime,
     window_ns: u64,
-    /// The ended connections.
+    /// The number of connections that ended.
     pub connections: u64,
     /// The connections of groups beyond the maximum.
     pub beyond_groups: u64,

@@ -25,7 +25,7 @@ use watch::Pair;
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// Requests fail.
+    /// Requests fail because of it.
     Critical,
     /// Requests are slow, or will fail soon.
     Warning,
@@ -121,7 +121,7 @@ impl Finding {
     }
 }
 
-/// A rule.
+/// A rule that finds one kind of fault in a watch.
 pub struct Rule {
     /// The name in JSON and in the documentation.
     pub name: &'static str,

@@ -74,7 +74,7 @@ fn report(records: &[Record]) -> Report {
     examine(&watch)
 }
 
-/// Returns the report of 100 connections, of which `change` changes some.
+/// Returns the report of 100 connections, after `change` has changed some of them.
 fn changed(change: impl Fn(u64, Record) -> Record) -> Report {
     let records: Vec<_> = (0..100).map(|number| change(number, connection(number))).collect();
     report(&records)

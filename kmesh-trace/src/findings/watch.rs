@@ -126,7 +126,7 @@ pub struct OpenConnection {
     pub process: Option<(u32, Comm)>,
 }
 
-/// A listening socket.
+/// A listening socket, and what its accept queue did during the watch.
 #[derive(Clone, Debug)]
 pub struct Listener {
     pub address: SocketAddr,

@@ -174,8 +174,8 @@ impl KernelTypes {
         })
     }
 
-    /// Returns whether the programs can read the conntrack entry of each packet that has one. The entry has the addresses
-    /// before and after a translation.
+    /// Returns whether the programs can read the conntrack entry of each packet that has one. The entry has the
+    /// addresses before and after a translation.
     pub fn describes_conntrack(&self) -> bool {
         let offsets = &self.layout.offsets;
         offsets.conntrack_family != ABSENT || offsets.skb_nfct == ABSENT

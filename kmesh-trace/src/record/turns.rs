@@ -7,7 +7,8 @@ use kmesh_trace_common::{self as common, TURN_BUCKETS, bucket};
 pub struct Turns {
     /// The number of turns.
     pub count: u64,
-    /// The sum of all waits, ns. A client waits for the first byte of the answer; a server's process for its own answer.
+    /// The sum of all waits, ns. A client waits for the first byte of the answer; a server's process for its own
+    /// answer.
     pub wait_ns: u64,
     /// The longest wait, ns.
     pub max_wait_ns: u64,

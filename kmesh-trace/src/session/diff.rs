@@ -21,7 +21,7 @@ pub struct Captures {
     after: Files,
 }
 
-/// Opens both captures.
+/// Opens both captures without reading them.
 pub fn open(config: &DiffConfig) -> Result<Captures> {
     Ok(Captures {
         before: replay::open(&config.before)?,

@@ -1,5 +1,6 @@
-//! Sessions: a live trace, a replay, and a trace of the nodes of a cluster. All feed the same engine. A session connects the stages of the picture in the
-//! crate's documentation, and owns threads, signals, limits and the exit status.
+//! Sessions: a live trace, a replay, and a trace of the nodes of a cluster. All feed the same engine. A session
+//! connects the stages of the picture in the crate's documentation, and owns threads, signals, limits and the exit
+//! status.
 
 #[cfg(target_os = "linux")]
 pub mod account;

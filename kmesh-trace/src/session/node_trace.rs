@@ -23,7 +23,7 @@ use crate::config::Config;
 
 /// The byte that asks the tracer to end: EOT, which Ctrl-D sends. Every other byte is a heartbeat.
 pub const END: u8 = 0x04;
-/// A heartbeat.
+/// The byte that shows that the command still runs.
 pub const HEARTBEAT: u8 = b'\n';
 /// The time between two heartbeats.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);

@@ -1,5 +1,5 @@
-//! The session of `nodes`: traces nodes of a cluster, each in a pod. Their records go through pipes into a replay, which
-//! merges live streams by time and feeds the same engine as a live trace.
+//! The session of `nodes`: traces nodes of a cluster, each in a pod. Their records go through pipes into a replay,
+//! which merges live streams by time and feeds the same engine as a live trace.
 //!
 //! ```text
 //! pod ── exec ──▶ task of a node ── pipe ──▶ replay: names, --join ──▶ engine ──▶ sinks

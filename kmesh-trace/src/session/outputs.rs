@@ -21,8 +21,8 @@ pub struct Outputs {
     pub screen: Option<term::SignalHandle>,
 }
 
-/// Opens the outputs that `config` asks for. `abilities` is what a report can rely on. The table on the terminal calls `on_command` with the commands of
-/// the user.
+/// Opens the outputs that `config` asks for. `abilities` is what a report can rely on. The table on the terminal calls
+/// `on_command` with the commands of the user.
 pub fn open(
     config: &Config,
     info: &RunInfo,

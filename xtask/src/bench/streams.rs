@@ -79,8 +79,8 @@ fn measure(args: &Args, tool: &Path, header: &Header, sample: &[Record], folder:
     measure_delay(args, tool, sample, folder)
 }
 
-/// Waits for the end of a process, which must succeed. Returns its processor time and the maximum of its resident memory
-/// in MiB.
+/// Waits for the end of a process, which must succeed. Returns its processor time and the maximum of its resident
+/// memory in MiB.
 fn wait(child: Child) -> Result<(Duration, f64)> {
     let pid = i32::try_from(child.id())?;
     let mut status = 0;

@@ -486,7 +486,7 @@ pub struct SummaryLine<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "join")]
 struct JoinCounts {
-    /// The connections of which both ends are known.
+    /// The connections whose two ends are known.
     pairs: u64,
     /// The closes whose other end no stream has.
     one_ended: u64,

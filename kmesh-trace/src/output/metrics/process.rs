@@ -21,7 +21,8 @@ static START_TIME: LazyLock<Option<f64>> = LazyLock::new(|| {
 
 /// Writes the metrics. Leaves out each one that cannot be read.
 pub fn encode(to: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-    // `/proc/self/stat` counts processor time in ticks of 10 ms, and the tracer of a quiet node takes minutes to use one.
+    // `/proc/self/stat` counts processor time in ticks of 10 ms, and the tracer of a quiet node takes minutes to use
+    // one.
     let used = clock_gettime(ClockId::ProcessCPUTime);
     let used = used.tv_sec as f64 + used.tv_nsec as f64 / 1e9;
     counter(to, "process_cpu_seconds", "Processor time used, user and system", used)?;

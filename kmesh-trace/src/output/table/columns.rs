@@ -149,8 +149,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Returns the layout of a table of `width` columns. `outcome`: the width of the outcomes, if connections are grouped
-    /// by them. `has_turns`: whether there are times of responses.
+    /// Returns the layout of a table of `width` columns. `outcome`: the width of the outcomes, if connections are
+    /// grouped by them. `has_turns`: whether there are times of responses.
     pub fn new(width: usize, outcome: Option<usize>, has_turns: bool) -> Self {
         let mut columns = vec![(Column::Mark, 1), (Column::Failed, 7)];
         if let Some(width) = outcome {

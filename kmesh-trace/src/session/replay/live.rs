@@ -25,7 +25,7 @@ const PARSED_BYTES: usize = 1024;
 pub enum Item {
     Line(Line),
     Damage(Damage),
-    /// The stream ended.
+    /// The stream has ended in order.
     End,
     /// Reading failed, which ends the stream.
     Failed(io::Error),

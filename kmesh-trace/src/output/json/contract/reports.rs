@@ -64,7 +64,7 @@ pub struct Turns<'a> {
     count: u64,
     /// The sum of all waits: outbound for the first byte of the answer, inbound until this end began to answer.
     wait_ns: u64,
-    /// The longest wait.
+    /// The longest of these waits, ns.
     max_wait_ns: u64,
     /// The number of waits below 1, 2, 4, 8, … microseconds, each without the shorter ones. Ends with the last that is
     /// not 0.
