@@ -329,7 +329,11 @@ fn arguments_are_parsed_with_few_capabilities() {
     let capture = new_folder("start").join("capture.jsonl");
     fs::write(&capture, "").unwrap();
     // The kernel opens the file only when this group permits it, or is closed.
-    let permission = Fanotify::init(InitFlags::FAN_CLASS_CONTENT, EventFFlags::O_RDONLY).unwrap();
+    let permission = Fanotify::init(
+        InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_CLOEXEC,
+        EventFFlags::O_RDONLY,
+    )
+    .unwrap();
     permission
         .mark(
             MarkFlags::FAN_MARK_ADD,
