@@ -178,6 +178,22 @@ impl Drop for Terminal {
     }
 }
 
+/// A stopped process. Dropping this lets it run again, so that a failed test can end it.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(process: Pid) -> Self {
+        kill(process, Signal::SIGSTOP).unwrap();
+        Self(process)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
 /// Where a tracer with `--metrics PORT` serves them.
 fn local(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
@@ -549,7 +565,7 @@ fn a_terminal_that_does_not_read() {
         let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
     };
-    kill(tmux, Signal::SIGSTOP).unwrap();
+    let stopped = Stopped::new(tmux);
     for batch in 1..=BATCHES {
         make_traffic_to(&listener, BATCH);
         let made = f64::from(batch) * 2.0 * BATCH as f64;
@@ -558,7 +574,7 @@ fn a_terminal_that_does_not_read() {
         });
     }
     let kib = memory();
-    kill(tmux, Signal::SIGCONT).unwrap();
+    drop(stopped);
     terminal.keys(&["q"]);
     // A line may be broken at a space, which is then not on the screen: how long it is depends on the node's name.
     let words = |screen: &str| screen.split_whitespace().collect::<String>();
