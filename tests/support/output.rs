@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -27,6 +28,8 @@ enum Watch {
 
 #[derive(Default)]
 struct State {
+    /// The number of lines that were checked.
+    checked: u64,
     watched: HashMap<u64, Watch>,
     closed_ids: HashSet<String>,
     closes: u64,
@@ -45,6 +48,8 @@ struct State {
 #[derive(Default)]
 pub struct TracerOutput {
     state: Mutex<State>,
+    /// The number of lines that the tracer has printed. They are checked later.
+    printed: AtomicU64,
     changed: Condvar,
 }
 
@@ -141,8 +146,11 @@ impl TracerOutput {
         self.wait_for(|state| (state.summaries.len() >= count).then(|| state.summaries.clone()))
     }
 
+    /// Waits until `find` returns something. What the tracer printed before the deadline counts, however late the test
+    /// checks it.
     fn wait_for<T>(&self, mut find: impl FnMut(&State) -> Option<T>) -> Result<T, String> {
         let deadline = Instant::now() + test_timeout();
+        let mut printed_in_time = None;
         let mut state = self.lock();
         loop {
             if let Some(value) = find(&state) {
@@ -151,9 +159,13 @@ impl TracerOutput {
             if state.ended {
                 return Err("the tracer's output ended".to_owned());
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let mut left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(format!("timeout after {} s", test_timeout().as_secs()));
+                let printed = *printed_in_time.get_or_insert_with(|| self.printed.load(Ordering::Acquire));
+                if state.checked >= printed {
+                    return Err(format!("timeout after {} s", test_timeout().as_secs()));
+                }
+                left = Duration::from_secs(1);
             }
             state = self
                 .changed
@@ -161,6 +173,11 @@ impl TracerOutput {
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
                 .0;
         }
+    }
+
+    /// Counts a line that the tracer has printed, and that [`Self::add_line`] will check.
+    pub fn count_line(&self) {
+        self.printed.fetch_add(1, Ordering::Release);
     }
 
     /// Adds a line of standard output. Of a record in a namespace that no test watches, only the id and the order are
@@ -171,11 +188,15 @@ impl TracerOutput {
         {
             let mut state = self.lock();
             if !state.watched.contains_key(&header.local.netns) {
+                state.checked += 1;
                 return state.check_order(&header);
             }
         }
         let parsed = parse_line(line);
-        self.lock().add(line, parsed, received_at);
+        let mut state = self.lock();
+        state.add(line, parsed, received_at);
+        state.checked += 1;
+        drop(state);
         self.changed.notify_all();
     }
 

@@ -230,10 +230,12 @@ fn read_json(
     output: Arc<TracerOutput>,
 ) -> [JoinHandle<()>; 2] {
     let (lines, received) = mpsc::channel();
+    let printed = Arc::clone(&output);
     let reader = spawn_thread("stdout", move || {
         // A test that has failed opens no gate, and needs no reader.
         if gate.is_none_or(|gate| gate.recv().is_ok()) {
             each_line(stdout, |line| {
+                printed.count_line();
                 let is_sent = lines.send((line.to_vec(), SystemTime::now())).is_ok();
                 is_sent && copy_to.as_mut().is_none_or(|file| file.write_all(line).is_ok())
             });
