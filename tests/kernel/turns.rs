@@ -92,7 +92,7 @@ impl Bounds {
         self.longest = self.longest.max(most);
     }
 
-    /// Checks the waits of `count` turns, none of which overlaps.
+    /// Checks the waits of `count` turns that do not overlap.
     fn check(&self, turns: &Value, count: u64) {
         assert_eq!(
             (&turns["count"], &turns["overlapped"]),
@@ -199,7 +199,7 @@ fn pieces() {
         for (from, to) in [(&pair.client, &pair.server), (&pair.server, &pair.client)] {
             send(from, 10);
             recv(to, 10);
-            // The pause belongs to the script: whoever waits must not count it.
+            // The pause is part of the script, so it must not count as a wait.
             thread::sleep(PAUSE);
             send(from, 10);
             recv(to, 10);

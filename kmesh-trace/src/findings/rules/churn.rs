@@ -73,8 +73,8 @@ fn evidence(pair: &Pair, ports: Option<(u64, Option<&GroupEnd>)>) -> Vec<String>
     if let Some(duration) = stats.durations.summary() {
         let connect = stats.connects.summary().map_or(0, |connect| connect.p50);
         evidence.push(format!(
-            "The median connection lasts {}, of which {} are its handshake: the client should keep connections open \
-             and reuse them.",
+            "The median connection lasts {}, and its handshake takes {} of that: the client should keep connections \
+             open and reuse them.",
             span(duration.p50),
             span(connect)
         ));
