@@ -94,7 +94,8 @@ pub struct Progress {
     /// The last time when the ring was empty: CLOCK_MONOTONIC, ns. `None` while the ring still holds records; then use
     /// the newest record's time.
     pub ring_empty_ns: Option<u64>,
-    /// The time when the current socket scan began: CLOCK_MONOTONIC, ns. More of its records follow.
+    /// The time when the current socket scan began: CLOCK_MONOTONIC, ns. More of its records follow, and none of them is
+    /// earlier than those that the writer has.
     pub scan_began_ns: Option<u64>,
 }
 
@@ -187,6 +188,12 @@ impl Control {
     /// Reports that a scan begins, whose records are later than `now_ns`.
     pub(super) fn scan_began(&self, now_ns: u64) {
         self.scan_began_ns.store(now_ns, Ordering::Release);
+    }
+
+    /// Reports that the scan has found connections. From now until it ends, the reader reports its progress, so that
+    /// the writer can emit what the scan has found so far.
+    pub(super) fn scan_found_connections(&self) {
+        self.wake();
     }
 
     /// Reports that all records of the scan are in the queue.
@@ -309,7 +316,7 @@ impl Reader {
         let mut counted_ns = monotonic_ns();
         let mut is_active = true;
         while self.is_running() {
-            let is_settling = unsettled.is_pending();
+            let is_settling = unsettled.is_pending() || self.control.current_scan_began_ns().is_some();
             if is_settling || self.control.is_stopped() {
                 self.wait(false, POLL_INTERVAL)?;
             } else {
@@ -434,7 +441,7 @@ impl Reader {
     }
 
     /// Sends all records of the ring. `even_if_empty`: also reports the progress of an empty ring, because sent records
-    /// have still to settle.
+    /// or those of a scan have still to settle.
     fn drain(&mut self, now_ns: u64, even_if_empty: bool) -> Result<(), QueueClosed> {
         loop {
             let (batch, taken) = (&mut self.batch, &mut self.taken);

@@ -131,17 +131,20 @@ impl ScanTask {
         namespaces: Option<&mut OtherNamespaces>,
     ) -> Result<Duration, SendError<Message>> {
         let began = processor_time();
-        // Until the scan ends, the writer holds events from the ring that are later than this.
+        // Until the scan ends, the writer holds events from the ring that are later than this and the scan's records.
         self.control.scan_began(monotonic_ns());
         let deadline = began.saturating_add(scan_interval / MAX_SHARE);
         let others = namespaces.map(|namespaces| (namespaces, deadline));
-        let messages = &self.messages;
+        let (messages, control) = (&self.messages, &self.control);
+        let mut is_first = true;
         let scanned = scan(&mut self.programs, others, |bytes| {
-            if messages.send(Message::ScanRecords(bytes)).is_ok() {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
+            if messages.send(Message::ScanRecords(bytes)).is_err() {
+                return ControlFlow::Break(());
             }
+            if std::mem::take(&mut is_first) {
+                control.scan_found_connections();
+            }
+            ControlFlow::Continue(())
         });
         if let Ok(Some(not_scanned)) = scanned {
             self.control.set_not_scanned(not_scanned);

@@ -118,7 +118,10 @@ impl Pipeline {
         self.hold(bytes);
         // While the ring still holds records, use the newest record's time.
         let ring_ns = progress.ring_empty_ns.unwrap_or_else(|| self.tracker.latest_ns());
-        let complete_ns = progress.scan_began_ns.map_or(ring_ns, |began_ns| ring_ns.min(began_ns));
+        let scan_ns = progress
+            .scan_began_ns
+            .map(|began_ns| began_ns.max(self.tracker.latest_scan_ns()));
+        let complete_ns = scan_ns.map_or(ring_ns, |scan_ns| ring_ns.min(scan_ns));
         self.emit(complete_ns, now_ns)?;
         let settled = self.clock.wall(complete_ns.saturating_sub(SETTLE_NS));
         // The sinks have not seen the records that still wait for names.
@@ -598,11 +601,14 @@ mod tests {
         run.pipeline.take(&[first, last].concat(), scanning, far).unwrap();
         assert_eq!(run.out.text(), "c1 ");
         run.pipeline.hold(&record(KIND_UPDATE, 55));
+        run.pipeline.hold(&record(KIND_UPDATE, far));
+        run.pipeline.take(&[], scanning, far).unwrap();
+        assert_eq!(run.out.text(), "c1 u55 c60 ");
         let scanned = Progress {
-            ring_empty_ns: Some(far),
+            ring_empty_ns: Some(far + SETTLE_NS),
             scan_began_ns: None,
         };
         run.pipeline.take(&[], scanned, far).unwrap();
-        assert_eq!(run.out.text(), "c1 u55 c60 ");
+        assert_eq!(run.out.text(), format!("c1 u55 c60 u{far} "));
     }
 }

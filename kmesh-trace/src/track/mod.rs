@@ -40,6 +40,8 @@ pub struct Tracker {
     pending: VecDeque<Pending>,
     /// The latest time of an event from the ring: CLOCK_MONOTONIC, ns.
     latest_ns: u64,
+    /// The latest time of a snapshot from a scan, whose snapshots come in the order of time: CLOCK_MONOTONIC, ns.
+    latest_scan_ns: u64,
     /// The kernel's names of the reasons for a RST.
     reset_reasons: ReasonNames,
 }
@@ -60,6 +62,7 @@ impl Tracker {
             node,
             pending: VecDeque::new(),
             latest_ns: 0,
+            latest_scan_ns: 0,
             reset_reasons: ReasonNames::default(),
         }
     }
@@ -82,6 +85,11 @@ impl Tracker {
     /// Returns the latest time of an event from the ring: CLOCK_MONOTONIC, ns.
     pub fn latest_ns(&self) -> u64 {
         self.latest_ns
+    }
+
+    /// Returns the latest time of a snapshot from a scan: CLOCK_MONOTONIC, ns.
+    pub fn latest_scan_ns(&self) -> u64 {
+        self.latest_scan_ns
     }
 
     /// Returns the next record, in the order of time, and its time on the monotonic clock; `None` if an event may still
@@ -146,9 +154,11 @@ impl Tracker {
 
     fn add(&mut self, snapshot: Snapshot, turns: Option<Turns>) {
         // The snapshots of a scan come late, so they do not show the progress of the ring.
-        if snapshot.kind != KIND_UPDATE {
-            self.latest_ns = self.latest_ns.max(snapshot.time_ns);
-        }
+        let latest_ns = match snapshot.kind {
+            KIND_UPDATE => &mut self.latest_scan_ns,
+            _ => &mut self.latest_ns,
+        };
+        *latest_ns = snapshot.time_ns.max(*latest_ns);
         // Most snapshots come in order.
         let position = match self.pending.back() {
             Some(last) if last.snapshot.time_ns > snapshot.time_ns => self

@@ -221,8 +221,9 @@ fn many_preexisting_sockets() {
     assert_eq!((state.ends.len(), state.closes), (sockets, sockets));
     let other = state.ends.iter().find(|(_, counts)| counts.closes != 1);
     assert!(other.is_none(), "not closed once: {other:?}");
-    // The tracer stores the updates of a scan, 0.4 KiB each, until the scan ends, to print them in the order of time.
-    // The queue has up to half as much room to spare.
-    let max = (10 << 10) + sockets as u64 * 5 / 8;
+    // The tracer prints updates in the order of time, so it stores each, in 0.4 KiB, until the ring has been read once
+    // more. If the reading thread gets no processor during a scan, that is all updates of the scan, and twice as much
+    // while their queue grows.
+    let max = (10 << 10) + sockets as u64 * 4 / 5;
     assert!(peak <= max, "{peak} KiB");
 }
