@@ -42,6 +42,7 @@ mod stress;
 mod tenants;
 mod terminal;
 mod turns;
+mod untraced;
 mod without_process;
 
 use std::ffi::OsStr;
@@ -60,6 +61,7 @@ use support::record_view::RecordView;
 use support::sock::IpVersion;
 use support::tracer::{self, Tracer, TracerCommand};
 use support::{actor, bpf, net, panic_message};
+use untraced::UntracedChanges;
 
 /// One scenario of each topic. Each takes seconds on an emulated CPU, and together they run most of the programs' code.
 const SMOKE: &[&str] = &[
@@ -98,7 +100,7 @@ const SMOKE: &[&str] = &[
 pub struct Scenario {
     name: String,
     needs: &'static [Need],
-    run: Box<dyn FnOnce() + Send>,
+    run: Box<dyn Fn() + Send + Sync>,
 }
 
 /// The scenarios of one module.
@@ -145,7 +147,7 @@ impl Topic {
         })
     }
 
-    fn add(mut self, name: &str, needs: &'static [Need], run: impl FnOnce() + Send + 'static) -> Self {
+    fn add(mut self, name: &str, needs: &'static [Need], run: impl Fn() + Send + Sync + 'static) -> Self {
         self.scenarios.push(Scenario {
             name: format!("{}::{name}", self.name),
             needs,
@@ -261,6 +263,17 @@ static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
 /// The scenarios that run, and when each began.
 static RUNNING: Mutex<Vec<(Instant, String)>> = Mutex::new(Vec::new());
 
+/// The scenarios that ran twice, because they failed while the kernel ran no BPF program at a change of state.
+static REPEATED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// `None` if the kernel has no trace buffer. Then a scenario fails if the kernel runs no BPF program.
+static UNTRACED: Mutex<Option<UntracedChanges>> = Mutex::new(None);
+
+/// Returns the changes of state until now at which the kernel ran no BPF program.
+fn untraced_changes() -> Vec<String> {
+    lock(&UNTRACED).as_mut().map_or_else(Vec::new, UntracedChanges::lines)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -295,13 +308,25 @@ fn trial((number, scenario): (u32, Scenario)) -> Trial {
             let shared = (!is_exclusive).then(|| MACHINE.read().unwrap_or_else(PoisonError::into_inner));
             let start = Instant::now();
             lock(&RUNNING).push((start, name.clone()));
-            let run_with_addresses = || {
-                net::claim_addresses(number);
-                net::add_to_loopback(net::loopback_v6());
-                run();
+            let run_in_namespace = || {
+                let run_with_addresses = || {
+                    net::claim_addresses(number);
+                    net::add_to_loopback(net::loopback_v6());
+                    run();
+                };
+                net::in_namespace(&name, run_with_addresses).map_err(|panic| Failed::from(panic_message(&*panic)))
             };
-            let result =
-                net::in_namespace(&name, run_with_addresses).map_err(|panic| Failed::from(panic_message(&*panic)));
+            let untraced_before = untraced_changes().len();
+            let mut result = run_in_namespace();
+            let untraced = untraced_changes().split_off(untraced_before);
+            if let Err(failed) = &result
+                && !untraced.is_empty()
+            {
+                let why = failed.message().unwrap_or_default();
+                println!("{name}: repeated, because the kernel ran no BPF program at {untraced:#?}: {why}");
+                lock(&REPEATED).push(name.clone());
+                result = run_in_namespace();
+            }
             drop((exclusive, shared));
             lock(&RUNNING).retain(|(_, running)| *running != name);
             lock(&TIMES).push((start.elapsed(), name));
@@ -365,11 +390,23 @@ fn main() -> ExitCode {
     // Exclusive scenarios run last: each waits until no other runs, and meanwhile no other starts.
     scenarios.sort_by_key(|scenario| scenario.needs.contains(&Need::Exclusive));
     let trials = (0..).zip(scenarios).map(trial).collect();
-    thread::spawn(watch_running_scenarios);
+    if !arguments.list {
+        thread::spawn(watch_running_scenarios);
+        match UntracedChanges::record() {
+            Ok(changes) => *lock(&UNTRACED) = Some(changes),
+            Err(error) => println!("no record of untraced state changes: {error}"),
+        }
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if arguments.list {
         return ExitCode::SUCCESS;
     }
+    println!(
+        "state changes at which the kernel ran no BPF program: {:#?}; scenarios repeated for them: {:?}",
+        untraced_changes(),
+        lock(&REPEATED)
+    );
+    drop(lock(&UNTRACED).take());
     print_slowest();
     conclude(&conclusion)
 }
