@@ -27,6 +27,11 @@ use super::local::node;
 /// The time between two checks whether the kernel tracks connections at all.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The maximum number of look-ups of an entry. When a connection begins that has the numbers of an ended one, the kernel
+/// has no entry for some microseconds. And for a moment an entry has its next state with the timeout of the state
+/// before, which looks like an earlier connection's.
+const MAX_LOOKUPS: usize = 4;
+
 /// The connection tracking of the node's network namespace.
 #[derive(Debug)]
 pub struct Conntrack {
@@ -80,9 +85,12 @@ impl Conntrack {
         if !self.is_tracking() {
             return None;
         }
-        let entry = self.find(client, dialled).ok().flatten()?;
-        let is_earlier = since_start.is_some_and(|since_start| self.timeouts.ended_before(&entry, since_start));
-        (entry.backend != dialled && !is_earlier).then_some(entry.backend)
+        let backend = (0..MAX_LOOKUPS).find_map(|_| {
+            let entry = self.find(client, dialled).ok().flatten()?;
+            let is_earlier = since_start.is_some_and(|since_start| self.timeouts.ended_before(&entry, since_start));
+            (!is_earlier).then_some(entry.backend)
+        })?;
+        (backend != dialled).then_some(backend)
     }
 
     /// Returns whether the kernel tracks connections. Without that, a request would make it load its modules.
