@@ -34,15 +34,21 @@ macro_rules! spelling {
 }
 
 pub mod errno;
+mod joined;
 mod names;
+mod process;
 mod reasons;
 pub mod rfc3339;
 mod tcp;
+mod totals;
 mod turns;
 
+pub use joined::{JoinCounts, Joined, Undelivered};
 pub use names::{End, Labels, Names, Pod, Service, ServiceBy, ServiceMatch, Workload};
+pub use process::{Comm, ContainerId, Process, ProcessBy};
 pub use reasons::{ReasonNames, ReasonSums};
 pub use tcp::{Congestion, Tcp};
+pub use totals::{Counts, Header, LossReason, Lost, RunInfo, Summary};
 pub use turns::{Turns, bucket_bounds_ns};
 
 /// Wall-clock time: nanoseconds since the Unix epoch, UTC.
@@ -191,98 +197,6 @@ spelling!(ClosedBy {
     Peer => "peer",
 });
 
-/// How the tracer found the process that owns a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProcessBy {
-    /// The process called connect().
-    Connect,
-    /// The process closed this end.
-    Close,
-    /// The process owns the listening socket.
-    Listener,
-    /// A socket scan found the process holding a descriptor of the socket.
-    Scan,
-}
-
-spelling!(ProcessBy {
-    Connect => "connect",
-    Close => "close",
-    Listener => "listener",
-    Scan => "scan",
-});
-
-/// The name of a process (`comm`): at most 15 bytes. The process chooses them, so they may be invalid UTF-8 or hostile
-/// to a terminal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Comm(pub [u8; 16]);
-
-impl Comm {
-    /// Returns the bytes before the first NUL.
-    pub fn as_bytes(&self) -> &[u8] {
-        let end = self.0.iter().position(|&byte| byte == 0).unwrap_or(self.0.len());
-        &self.0[..end]
-    }
-
-    /// Returns a name that prints as `text`. Each U+FFFD, which stands for invalid UTF-8, becomes the byte 0xff: the
-    /// original byte is not in the text.
-    pub fn from_text(text: &str) -> Self {
-        let mut bytes = [0; 16];
-        let mut length = 0;
-        for char in text.chars() {
-            let mut encoded = [0; 4];
-            let char = match char {
-                char::REPLACEMENT_CHARACTER => &[0xff],
-                char => char.encode_utf8(&mut encoded).as_bytes(),
-            };
-            let Some(to) = bytes.get_mut(length..length + char.len()) else {
-                break;
-            };
-            to.copy_from_slice(char);
-            length += char.len();
-        }
-        Self(bytes)
-    }
-}
-
-/// The ID of a container: 64 hexadecimal digits, as the runtime and `kubectl` print it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ContainerId([u8; Self::DIGITS]);
-
-impl ContainerId {
-    /// The number of digits.
-    pub const DIGITS: usize = 64;
-
-    /// Parses an ID. Returns `None` unless `text` is 64 lowercase hexadecimal digits.
-    pub fn new(text: &str) -> Option<Self> {
-        let digits: [u8; Self::DIGITS] = text.as_bytes().try_into().ok()?;
-        let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        digits.iter().all(is_digit).then_some(Self(digits))
-    }
-
-    /// Returns the digits as text.
-    pub fn as_str(&self) -> &str {
-        // `new` accepts only ASCII digits, so the conversion cannot fail.
-        str::from_utf8(&self.0).unwrap_or_default()
-    }
-}
-
-impl fmt::Display for ContainerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// The process that owns a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Process {
-    /// The process ID in the initial pid namespace.
-    pub pid: u32,
-    /// The name of the thread-group leader.
-    pub comm: Comm,
-    /// How the tracer found the process.
-    pub by: ProcessBy,
-}
-
 /// The TCP states, with the kernel's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpState {
@@ -390,35 +304,6 @@ pub struct Record {
     pub subject: Subject,
     /// What `--join` found about the other end. `None` without `--join`, and while the connection is open.
     pub joined: Option<Box<Joined>>,
-}
-
-/// What `--join` found about the other end of a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Joined {
-    /// The record of the other end. `None` if no stream has it.
-    pub other: Option<Record>,
-}
-
-/// The payload that one end of a connection sent and the other one did not receive, as the client sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Undelivered {
-    /// The part of the payload from the client to the server, in bytes.
-    pub sent: u64,
-    /// The part of the payload from the server to the client, in bytes.
-    pub received: u64,
-}
-
-/// The number of closes by what `--join` did with them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct JoinCounts {
-    /// The connections with both ends.
-    pub pairs: u64,
-    /// The closes whose other end no stream has.
-    pub one_ended: u64,
-    /// The closes that several other closes fit.
-    pub ambiguous: u64,
-    /// The closes among these that waited less for the other end, because too many closes were waiting.
-    pub early: u64,
 }
 
 /// What a record reports.
@@ -603,192 +488,6 @@ impl Record {
         match self.direction {
             Direction::Outbound => &self.names.src,
             Direction::Inbound => &self.names.dst,
-        }
-    }
-}
-
-/// The counters of the eBPF programs at one instant.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// The instant: CLOCK_MONOTONIC, ns.
-    pub at_ns: u64,
-    /// All closes: submitted, filtered out or lost.
-    pub closes: u64,
-    /// Closes whose record was submitted to the ring.
-    pub submitted: u64,
-    /// Closes that the kernel filter rejected.
-    pub filtered: u64,
-    /// `open` events lost because the ring was full.
-    pub lost_opens: u64,
-    /// Closes lost because the ring was full.
-    pub ring_full: u64,
-    /// Closes lost because the socket had no BPF socket storage.
-    pub no_storage: u64,
-    /// Closes that were certainly lost because the kernel skipped the programs.
-    pub skipped: u64,
-    /// An upper bound on further closes that were lost because the kernel skipped the programs.
-    pub skipped_at_most: u64,
-    /// The connections that have not closed.
-    pub open: u64,
-    /// The part of `open` that the last socket scan did not reach. `None` before the first scan.
-    pub not_scanned: Option<u64>,
-}
-
-/// The reason for a loss of records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LossReason {
-    /// The ring buffer was full.
-    RingFull,
-    /// The kernel had no socket storage: `net.core.optmem_max` was reached, or memory was short.
-    NoSocketStorage,
-    /// The kernel skipped the programs. The number of these losses is an upper bound.
-    ProgramSkipped,
-    /// The bytes on the ring were not a valid record.
-    Undecodable,
-}
-
-spelling!(LossReason {
-    RingFull => "ring_full",
-    NoSocketStorage => "no_socket_storage",
-    ProgramSkipped => "program_skipped",
-    Undecodable => "undecodable",
-});
-
-/// A report of the records lost since the last report.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lost {
-    /// The time when the tracer noticed the loss.
-    pub time: WallTime,
-    /// The records lost since the last report.
-    pub lost_records: u64,
-    /// The records lost since tracing began.
-    pub lost_records_total: u64,
-    /// The reasons for the losses since the last report, sorted, without duplicates.
-    pub reasons: Vec<LossReason>,
-}
-
-/// The totals of a run, at its end or so far. At the end, `closes = delivered + filtered + lost_records + after_limit`.
-/// Each is counted separately.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// The time at which the totals were taken.
-    pub time: WallTime,
-    /// The connections that the kernel saw close while tracing.
-    pub closes: u64,
-    /// The closes that passed the filters and were sent to the sinks.
-    pub delivered: u64,
-    /// The closes that the filters rejected.
-    pub filtered: u64,
-    /// The lost closes, for all reasons.
-    pub lost_records: u64,
-    /// The part of `lost_records` that is only an upper bound: the kernel may have skipped the programs.
-    pub lost_at_most: u64,
-    /// The reasons for `lost_records`.
-    pub reasons: Vec<LossReason>,
-    /// The closes after `--count` or `--duration` was reached.
-    pub after_limit: u64,
-    /// The delivered closes with an end that belongs to a pod of this node and has no name.
-    pub unresolved: u64,
-    /// The connections that have not closed.
-    pub open: u64,
-    /// The part of `open` that the last socket scan did not reach. `None` without a scan.
-    pub not_scanned: Option<u64>,
-    /// The counts of dropped packets that the kernel's map had no room for. `None` if they were not counted.
-    pub drops_evicted: Option<u64>,
-    /// The time since tracing began, in ns.
-    pub elapsed_ns: u64,
-    /// What `--join` did. `None` without `--join`.
-    pub join: Option<JoinCounts>,
-}
-
-impl Summary {
-    /// Returns a summary with all totals zero.
-    pub fn zero(time: WallTime) -> Self {
-        Self {
-            time,
-            closes: 0,
-            delivered: 0,
-            filtered: 0,
-            lost_records: 0,
-            lost_at_most: 0,
-            reasons: Vec::new(),
-            after_limit: 0,
-            unresolved: 0,
-            open: 0,
-            not_scanned: None,
-            drops_evicted: None,
-            elapsed_ns: 0,
-            join: None,
-        }
-    }
-
-    /// Adds the totals of a run that ran at the same time.
-    pub fn add(&mut self, other: &Self) {
-        for (sum, number) in [
-            (&mut self.closes, other.closes),
-            (&mut self.delivered, other.delivered),
-            (&mut self.filtered, other.filtered),
-            (&mut self.lost_records, other.lost_records),
-            (&mut self.lost_at_most, other.lost_at_most),
-            (&mut self.after_limit, other.after_limit),
-            (&mut self.unresolved, other.unresolved),
-            (&mut self.open, other.open),
-        ] {
-            *sum = sum.saturating_add(number);
-        }
-        for (sum, number) in [
-            (&mut self.not_scanned, other.not_scanned),
-            (&mut self.drops_evicted, other.drops_evicted),
-        ] {
-            *sum = match (*sum, number) {
-                (Some(sum), Some(number)) => Some(sum.saturating_add(number)),
-                (sum, number) => sum.or(number),
-            };
-        }
-        self.reasons.extend(&other.reasons);
-        self.reasons.sort_unstable();
-        self.reasons.dedup();
-        self.elapsed_ns = self.elapsed_ns.max(other.elapsed_ns);
-    }
-}
-
-/// The facts that all lines of a run share.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunInfo {
-    /// The node's name: its host name.
-    pub node: String,
-    /// The kernel's release, as `uname -r` prints it.
-    pub kernel: String,
-    /// The version of kmesh-trace.
-    pub version: String,
-}
-
-/// The first line of a capture.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
-    /// The node, its kernel and the version of the tracer.
-    pub info: RunInfo,
-    /// The time when tracing began. An update at exactly this time is a baseline: its counters are from before tracing.
-    pub start: WallTime,
-    /// The index of this file in a rotated capture, from 0.
-    pub part: u32,
-    /// The number of closes in the parts before this one.
-    pub closes_before: u64,
-}
-
-impl Header {
-    /// Returns the header for input without a header line, such as saved `-o json` output.
-    pub fn unknown() -> Self {
-        let unknown = || "unknown".to_owned();
-        Self {
-            info: RunInfo {
-                node: unknown(),
-                kernel: unknown(),
-                version: unknown(),
-            },
-            start: WallTime(0),
-            part: 0,
-            closes_before: 0,
         }
     }
 }
