@@ -36,6 +36,8 @@ const MAX_MESSAGES: usize = 256;
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The maximum number of messages that are deferred until the table closes.
 const MAX_DEFERRED: usize = 64;
+/// The maximum number of messages that wait to be shown on the last line. More would hide the keys for too long.
+const MAX_UNSEEN: usize = 2;
 /// The time for which the last line shows a message in place of the keys.
 const NOTICE_TIME: Duration = Duration::from_secs(5);
 
@@ -47,8 +49,8 @@ static DEFERRED: Mutex<Option<Deferred>> = Mutex::new(None);
 #[derive(Debug, Default)]
 struct Deferred {
     texts: VecDeque<String>,
-    /// The latest message, until the screen shows it.
-    notice: Option<String>,
+    /// The messages that the screen has not shown yet. Each is shown for [`NOTICE_TIME`], one after the other.
+    unseen: VecDeque<String>,
 }
 
 /// Wakes the drawing thread.
@@ -267,16 +269,15 @@ impl Drawing {
 
     fn update_notice(&mut self) {
         let now = Instant::now();
-        let deferred = lock(&DEFERRED).as_mut().and_then(|deferred| deferred.notice.take());
-        if deferred.is_some() {
-            self.view.set_notice(deferred);
+        if !self.view.has_notice() || self.notice_until.is_some_and(|until| until <= now) {
+            let next = lock(&DEFERRED)
+                .as_mut()
+                .and_then(|deferred| deferred.unseen.pop_front());
+            self.view.set_notice(next);
             self.notice_until = None;
         }
-        if !self.view.has_notice() {
-            self.notice_until = None;
-        } else if *self.notice_until.get_or_insert(now + NOTICE_TIME) <= now {
-            self.view.set_notice(None);
-            self.notice_until = None;
+        if self.view.has_notice() {
+            self.notice_until.get_or_insert(now + NOTICE_TIME);
         }
     }
 
@@ -376,11 +377,12 @@ pub fn defer(text: &str) -> bool {
     match &mut *lock(&DEFERRED) {
         None => return false,
         Some(deferred) => {
-            if deferred.texts.len() == MAX_DEFERRED {
-                deferred.texts.pop_front();
+            for (queue, max) in [(&mut deferred.texts, MAX_DEFERRED), (&mut deferred.unseen, MAX_UNSEEN)] {
+                if queue.len() == max {
+                    queue.pop_front();
+                }
+                queue.push_back(text.to_owned());
             }
-            deferred.texts.push_back(text.to_owned());
-            deferred.notice = Some(text.to_owned());
         }
     }
     if let Some(wake) = &*lock(&WAKE) {
