@@ -38,7 +38,6 @@ use crate::names::local::node;
 use crate::names::sources::{Sources, Status, StatusMessage};
 use crate::output::NameSourceStatus;
 use crate::output::metrics::Metrics;
-use crate::output::metrics::exposition::Exposition;
 use crate::output::metrics::server::Server;
 use crate::output::stderr::{status, warn};
 use crate::output::table::view::UiCommand;
@@ -82,7 +81,7 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
     let info = run_info();
     report_start(config, &info);
     on_start();
-    let metrics = serve_metrics(config, &info, opened.server)?;
+    let metrics = outputs::serve_metrics(config, &info, opened.server)?;
     if config.verbosity == Verbosity::Verbose {
         report_details(config, &info, &attached.programs, started_ns);
     }
@@ -288,19 +287,6 @@ fn report_details(config: &Config, info: &RunInfo, programs: &Programs, started_
         config.ring_bytes >> 10,
         programs.verifier_ns / 1_000_000
     ));
-}
-
-/// Starts to serve metrics, if `config` asks for them.
-fn serve_metrics(config: &Config, info: &RunInfo, server: Option<Server>) -> Result<Option<Metrics>> {
-    let (Some(settings), Some(server)) = (&config.metrics, server) else {
-        return Ok(None);
-    };
-    let metrics = Metrics::new(settings.series.clone(), info);
-    if config.verbosity > Verbosity::Quiet {
-        status(&format!("serving metrics on http://{}/metrics", server.address));
-    }
-    server.serve(Exposition::new(metrics.values()))?;
-    Ok(Some(metrics))
 }
 
 /// Starts the thread that drains the ring.

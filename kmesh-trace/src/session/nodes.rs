@@ -31,6 +31,7 @@ use tokio::time::{sleep, timeout};
 
 use self::node::{Node, Progress, Run};
 use super::exit::Exit;
+use super::outputs;
 use super::replay::{self, Files, Running, allow_many_files};
 use crate::blocking_io::Blocking;
 use crate::capture::Target;
@@ -40,8 +41,6 @@ use crate::config::{ApiServer, CaptureConfig, Config, NodesConfig, Origin, Sourc
 use crate::names::offline::OfflineNames;
 use crate::names::sources::{Sources, Status, StatusMessage};
 use crate::names::update::SourceUpdate;
-use crate::output::metrics::Metrics;
-use crate::output::metrics::exposition::Exposition;
 use crate::output::metrics::server::Server;
 use crate::output::stderr::status;
 use crate::output::term::{self, JobControl};
@@ -264,7 +263,7 @@ impl Session {
         let has_names = !config.sources.is_empty();
         let sources = has_names.then_some(SourceConfig { named: true, origin });
         let sources = Sources::prepare(sources.as_slice())?;
-        let metrics = serve_metrics(config, &info, server)?;
+        let metrics = outputs::serve_metrics(config, &info, server)?;
         allow_many_files();
         let (mut inputs, mut pipes) = (Vec::new(), Vec::new());
         for name in names {
@@ -414,19 +413,6 @@ fn header(info: &RunInfo) -> Header {
         part: 0,
         closes_before: 0,
     }
-}
-
-/// Starts to serve metrics, if `config` asks for them.
-fn serve_metrics(config: &Config, info: &RunInfo, server: Option<Server>) -> Result<Option<Metrics>> {
-    let (Some(settings), Some(server)) = (&config.metrics, server) else {
-        return Ok(None);
-    };
-    let metrics = Metrics::new(settings.series.clone(), info);
-    if config.verbosity > Verbosity::Quiet {
-        status(&format!("serving metrics on http://{}/metrics", server.address));
-    }
-    server.serve(Exposition::new(metrics.values()))?;
-    Ok(Some(metrics))
 }
 
 /// Starts the thread of the API server's names, which sends its updates to the replay.

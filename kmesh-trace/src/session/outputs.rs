@@ -3,10 +3,13 @@
 use anyhow::{Context, Result};
 
 use crate::capture::Target;
-use crate::config::{CapturePath, Config, Events, RollupConfig, parse_prompt_filter};
+use crate::config::{CapturePath, Config, Events, RollupConfig, Verbosity, parse_prompt_filter};
 use crate::findings::Abilities;
 use crate::output::NameSourceStatus;
-use crate::output::stderr::Reports;
+use crate::output::metrics::Metrics;
+use crate::output::metrics::exposition::Exposition;
+use crate::output::metrics::server::Server;
+use crate::output::stderr::{Reports, status};
 use crate::output::table::history::SharedHistory;
 use crate::output::table::view::{UiCommand, ViewOptions};
 use crate::output::table::{Session, TuiTable};
@@ -70,6 +73,19 @@ pub fn open(
         sinks.push(Box::new(reports));
     }
     Ok(Outputs { sinks, screen })
+}
+
+/// Starts to serve metrics, if `config` asks for them.
+pub fn serve_metrics(config: &Config, info: &RunInfo, server: Option<Server>) -> Result<Option<Metrics>> {
+    let (Some(settings), Some(server)) = (&config.metrics, server) else {
+        return Ok(None);
+    };
+    let metrics = Metrics::new(settings.series.clone(), info);
+    if config.verbosity > Verbosity::Quiet {
+        status(&format!("serving metrics on http://{}/metrics", server.address));
+    }
+    server.serve(Exposition::new(metrics.values()))?;
+    Ok(Some(metrics))
 }
 
 /// Returns whether a replay can read its input again.
