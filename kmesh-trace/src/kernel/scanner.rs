@@ -14,9 +14,10 @@ use anyhow::Context as _;
 use crate::privileges;
 
 use super::loader::{ScanPrograms, StartError};
+use super::message::Message;
 use super::monotonic_ns;
 use super::netns::OtherNamespaces;
-use super::reader::{Control, Message};
+use super::reader::Control;
 use super::time::processor_time;
 
 /// The minimum time before the end of an interval at which its scan begins: for the machine to wake up, and for the

@@ -233,7 +233,13 @@ impl Sink for Metrics {
     fn report(&mut self, record: &Record) -> io::Result<()> {
         if let Subject::Listener(queue) = record.subject {
             let _guard = self.values.lock();
-            self.listeners.report(record, queue, &self.values);
+            let Values {
+                listeners,
+                budget,
+                overflow,
+                ..
+            } = &*self.values;
+            self.listeners.report(record, queue, listeners, budget, overflow);
         }
         Ok(())
     }

@@ -26,8 +26,9 @@ use crate::findings::Abilities;
 use crate::kernel::loader::{
     KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanPrograms, StartError, load,
 };
+use crate::kernel::message::Message;
 use crate::kernel::preflight::Missing;
-use crate::kernel::reader::{Control, Message, QUEUE_CAPACITY, Queue, Reader};
+use crate::kernel::reader::{Control, QUEUE_CAPACITY, Queue, Reader};
 use crate::kernel::scanner::{self, ScanTask, Scanner};
 use crate::kernel::{measure_difference, monotonic_ns, preflight};
 use crate::names::Annotator;

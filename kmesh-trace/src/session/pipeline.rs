@@ -12,7 +12,7 @@ use kmesh_trace_common::RejectKey;
 use crate::engine::Engine;
 use crate::filter::KnownNames;
 use crate::kernel::loader::ReasonCounts;
-use crate::kernel::reader::{Progress, records};
+use crate::kernel::message::{Progress, records};
 use crate::names::Annotator;
 use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::update::SourceUpdate;
@@ -100,7 +100,7 @@ impl Pipeline {
     }
 
     /// Gives the engine the counters of the connections that were open when tracing began. `bytes` are as in
-    /// [`crate::kernel::reader::Message::Records`].
+    /// [`crate::kernel::message::Message::Records`].
     pub fn baseline(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.engine.watermark(self.clock.wall(self.began_ns))?;
         for record in records(bytes) {
@@ -112,7 +112,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Takes records as in [`crate::kernel::reader::Message::Records`], and emits the records that are settled and
+    /// Takes records as in [`crate::kernel::message::Message::Records`], and emits the records that are settled and
     /// named. `now_ns` is the time of CLOCK_MONOTONIC.
     pub fn take(&mut self, bytes: &[u8], progress: Progress, now_ns: u64) -> io::Result<()> {
         self.hold(bytes);

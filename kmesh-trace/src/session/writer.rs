@@ -9,8 +9,9 @@ use anyhow::Result;
 
 use super::explain;
 use crate::config::Verbosity;
+use crate::kernel::message::Message;
 use crate::kernel::monotonic_ns;
-use crate::kernel::reader::{Control, Message};
+use crate::kernel::reader::Control;
 use crate::output::stderr::{status, warn};
 use crate::output::summary_text;
 use crate::record::Counts;

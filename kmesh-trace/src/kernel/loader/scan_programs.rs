@@ -13,14 +13,14 @@ use rustix::io::Errno;
 use super::error::{StartError, failed, refused};
 use super::programs::{CounterMap, sum};
 use super::{ProgramSpec, SCAN_FDS, SCAN_NETNS, program_mut};
-use crate::kernel::reader::unfinished;
+use crate::kernel::message::unfinished;
 
 const SCAN: &str = "scan the open sockets";
 
 /// The maximum number of bytes of one read from an iterator.
 const READ_BYTES: usize = 64 << 10;
 
-/// The function that takes the records of a scan: whole records in the form of [`crate::kernel::reader::records`]. It
+/// The function that takes the records of a scan: whole records in the form of [`crate::kernel::message::records`]. It
 /// may end the scan.
 pub type Take<'a> = &'a mut dyn FnMut(Vec<u8>) -> ControlFlow<()>;
 

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::encode::{counter, gauge};
+use super::encode::{counter, gauge, value};
 use super::labels::{Labels, LabelsWithFlags, PairLabels};
 use super::listeners::{self, ListenerLabels, Queues};
 use super::process;
@@ -387,12 +387,4 @@ fn failed(to: &mut DescriptorEncoder<'_>, name: &str, groups: &Groups) -> fmt::R
         }
     }
     Ok(())
-}
-
-/// Encodes the value of a counter.
-pub(super) fn value(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, count: &AtomicU64) -> fmt::Result {
-    let count = count.load(Ordering::Relaxed);
-    family
-        .encode_family(labels)?
-        .encode_counter::<NoLabelSet, _, f64>(&count, None)
 }

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::MetricType;
 
-use super::exposition::{Values, value};
+use super::encode::value;
 use super::labels::{DESTINATION, OTHER, put, workload_and_namespace};
-use super::series::{SeriesGroup, SeriesTable};
+use super::series::{SeriesBudget, SeriesGroup, SeriesTable};
 use crate::record::{AcceptQueue, ConnId, Record};
 
 /// The labels of listeners: their workload and port.
@@ -61,16 +61,21 @@ impl Queues {
 pub struct Listeners(HashMap<ConnId, (Arc<SeriesGroup<ListenerLabels, Queues>>, u32)>);
 
 impl Listeners {
-    /// Counts a report of a listener. Its pod may have been unknown when it was reported before.
-    pub fn report(&mut self, record: &Record, queue: AcceptQueue, values: &Values) {
+    /// Counts a report of a listener in `table`. Its pod may have been unknown when it was reported before. `overflow`
+    /// counts the reports for which `budget` has no series left.
+    pub fn report(
+        &mut self,
+        record: &Record,
+        queue: AcceptQueue,
+        table: &SeriesTable<ListenerLabels, Queues>,
+        budget: &SeriesBudget,
+        overflow: &AtomicU64,
+    ) {
         self.remove(record.id);
-        let table = &values.listeners;
-        let group = table
-            .group(ListenerLabels::new(record), &values.budget)
-            .unwrap_or_else(|| {
-                values.overflow.fetch_add(1, Ordering::Relaxed);
-                table.overflow(ListenerLabels::overflow())
-            });
+        let group = table.group(ListenerLabels::new(record), budget).unwrap_or_else(|| {
+            overflow.fetch_add(1, Ordering::Relaxed);
+            table.overflow(ListenerLabels::overflow())
+        });
         group.values.backlog.fetch_add(queue.backlog.into(), Ordering::Relaxed);
         group.values.dropped.fetch_add(queue.dropped.into(), Ordering::Relaxed);
         group.touch(record.time);
