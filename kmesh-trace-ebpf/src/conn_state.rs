@@ -4,8 +4,8 @@ use core::ptr;
 
 use kmesh_trace_common::{Owner, counter, owner};
 
+use crate::layout::put_words;
 use crate::maps::{count, scan_number};
-use crate::record::put_words;
 use crate::task::Task;
 
 /// The phases of a socket's current connection attempt; 0 before the first attempt.

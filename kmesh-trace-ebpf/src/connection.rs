@@ -4,13 +4,13 @@
 //! lives ([`crate::storage`]), unless the filter is certain to drop the connection: then the programs store nothing and
 //! only count the close.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use kmesh_trace_common::{FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, counter, owner, state};
 
+use crate::clock::now;
 use crate::conn_state::{CREATED_BY_SCAN, ConnState, FILTER_PENDING, phase};
 use crate::drops;
 use crate::filter::{is_decided_by_listener, rejects, rejects_children, rejects_either_way};
-use crate::maps::{count, counts_drops, counts_turns, has_storage_failed, mark_storage_failed, preempts_programs};
+use crate::maps::{count, counts_drops, counts_turns, preempts_programs};
 use crate::record;
 use crate::sock::{Sock, Tcp};
 use crate::storage;
@@ -72,7 +72,7 @@ fn connecting(sock: Sock, program: u32) {
         return;
     }
     let Some(conn) = storage::get_or_create_client(sock) else {
-        return mark_storage_failed(sock);
+        return storage::mark_storage_failed(sock);
     };
     if conn.phase == phase::LIVE {
         count_lost_attempt(conn, program);
@@ -207,7 +207,7 @@ fn established(sock: Sock, old: u8, program: u32) {
                     count(program, |counters| counters.open += 1);
                     conn
                 }
-                None => return mark_storage_failed(sock),
+                None => return storage::mark_storage_failed(sock),
             }
         }
     };
@@ -335,7 +335,7 @@ fn closed(sock: Sock, old: u8, program: u32) {
                     None => {
                         // When the kernel destroys the socket, it must not pass for one that no program has seen.
                         if preempts_programs() {
-                            mark_storage_failed(sock);
+                            storage::mark_storage_failed(sock);
                         }
                         return count(program, |counters| {
                             counters.closes += 1;
@@ -469,7 +469,7 @@ fn track_preexisting(
         count(program, |counters| counters.open += 1);
         return Some(conn);
     }
-    if has_storage_failed(sock) {
+    if storage::has_storage_failed(sock) {
         return None;
     }
     let mut initial = preexisting_state(sock);
@@ -508,10 +508,4 @@ fn segment_time(sock: Sock, begin: u64) -> u64 {
         Some(arrived) if arrived != 0 && arrived >= begin => arrived,
         _ => now(),
     }
-}
-
-#[inline(always)]
-pub fn now() -> u64 {
-    // SAFETY: the helper has no arguments.
-    unsafe { bpf_ktime_get_ns() }
 }

@@ -10,7 +10,7 @@ use kmesh_trace_common::{FLAG_ACTIVE, FLAG_FALLBACK, FLAG_HELD_BY_PROCESS, count
 use crate::conn_state::{ConnState, phase};
 use crate::connection::{count_lost_attempt, count_pending_child, end, looks_connected};
 use crate::filter::rejects;
-use crate::maps::{attached_ns, count, filter_checks, has_storage_failed, preempts_programs};
+use crate::maps::{attached_ns, count, filter_checks, preempts_programs};
 use crate::sock::Sock;
 use crate::storage;
 
@@ -111,7 +111,7 @@ fn infer_sent_fin(sock: Sock, conn: &mut ConnState) {
 /// segments since then.
 #[inline(always)]
 fn was_skipped_throughout(sock: Sock, inherited: bool) -> bool {
-    if !sock.is_tcp() || has_storage_failed(sock) {
+    if !sock.is_tcp() || storage::has_storage_failed(sock) {
         return false;
     }
     // The peer of an attempt may be cleared by now, and then the filter cannot decide. A listener has no peer, only the

@@ -1,15 +1,49 @@
 //! The kernel filter, an optimization. It drops a connection before the programs store anything, but only if the filter
 //! in user space is certain to drop the record. The filter in user space defines what the flags mean.
 
+use core::ffi::c_void;
 use core::ptr;
 
+use aya_ebpf::btf_maps::LpmTrie;
+use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
+use aya_ebpf::macros::btf_map;
 use kmesh_trace_common::{
     CHECK_ADDRESS, CHECK_CLIENT_PORT, CHECK_DIRECTION, CHECK_FAMILY, CHECK_SERVER_PORT, DIRECTION_INBOUND,
     DIRECTION_OUTBOUND, FAMILY_IPV4, FAMILY_IPV6, FilterRules, term,
 };
 
-use crate::maps::{KMESH_FILTER, filter_checks, terms_of};
+use crate::maps::{KMESH_FILTER, filter_checks};
 use crate::sock::{Address, Sock};
+
+/// The networks of the kernel filter, each with the terms that contain it. User space sets the size, and writes the
+/// networks before it attaches the programs.
+#[btf_map]
+static KMESH_NETWORKS: LpmTrie<[u8; 16], u32, 1> = LpmTrie::new();
+
+/// A key of `KMESH_NETWORKS` behind padding, so that its address is aligned and can be written as two words.
+#[repr(C)]
+struct AlignedKey {
+    pad: u32,
+    bits: u32,
+    address: [u64; 2],
+}
+
+/// Returns the terms of the filter that contain `address`, as bits of [`kmesh_trace_common::term`].
+#[inline(always)]
+fn terms_of(address: Address) -> u32 {
+    let key = AlignedKey {
+        pad: 0,
+        bits: 128,
+        address: address.0,
+    };
+    let map = (&raw const KMESH_NETWORKS).cast_mut().cast::<c_void>();
+    // SAFETY: the keys of the map are 20 bytes, which `bits` and `address` are, and its values are `u32`. The kernel
+    // returns null or a value, which stays readable while the program runs.
+    unsafe {
+        let terms = bpf_map_lookup_elem(map, (&raw const key.bits).cast()).cast::<u32>();
+        if terms.is_null() { 0 } else { ptr::read_volatile(terms) }
+    }
+}
 
 /// Returns whether the filter is certain to drop a connection. `outbound`: this socket called connect(). An unknown
 /// port or address, which connect() has still to choose, passes.

@@ -70,3 +70,18 @@ pub fn read_kernel<T: Copy + Default>(address: u64) -> T {
     unsafe { bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const c_void) };
     value
 }
+
+/// Writes 16 bytes as two words. The compiler would write single bytes.
+///
+/// # Safety
+///
+/// `bytes` points to a multiple of 8.
+#[inline(always)]
+pub unsafe fn put_words(bytes: *mut [u8; 16], words: [u64; 2]) {
+    let to = bytes.cast::<u64>();
+    // SAFETY: the caller's promise.
+    unsafe {
+        ptr::write_volatile(to, words[0]);
+        ptr::write_volatile(to.add(1), words[1]);
+    }
+}

@@ -10,6 +10,8 @@
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
+mod clock;
+#[cfg(target_arch = "bpf")]
 mod conn_state;
 #[cfg(target_arch = "bpf")]
 mod connection;

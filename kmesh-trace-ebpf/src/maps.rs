@@ -4,14 +4,12 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
-use aya_ebpf::btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
-use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_ringbuf_query};
+use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
+use aya_ebpf::helpers::generated::bpf_ringbuf_query;
 use aya_ebpf::macros::btf_map;
 use kmesh_trace_common::{
     Counters, FilterRules, ListenerScanRecord, MAX_DROP_REASONS, ProgramConfig, ScanRecord, Snapshot, counter,
 };
-
-use crate::sock::{Address, Sock};
 
 /// The ring of records. User space sets the size.
 #[btf_map]
@@ -20,36 +18,6 @@ pub static KMESH_EVENTS: RingBuf<Snapshot, 4096> = RingBuf::new();
 /// The rules of the kernel filter. User space writes them before it attaches the programs.
 #[btf_map]
 pub static KMESH_FILTER: Array<FilterRules, 1> = Array::new();
-
-/// The networks of the kernel filter, each with the terms that contain it. User space sets the size, and writes the
-/// networks before it attaches the programs.
-#[btf_map]
-static KMESH_NETWORKS: LpmTrie<[u8; 16], u32, 1> = LpmTrie::new();
-
-/// A key of `KMESH_NETWORKS` behind padding, so that its address is aligned and can be written as two words.
-#[repr(C)]
-struct AlignedKey {
-    pad: u32,
-    bits: u32,
-    address: [u64; 2],
-}
-
-/// Returns the terms of the filter that contain `address`, as bits of [`kmesh_trace_common::term`].
-#[inline(always)]
-pub fn terms_of(address: Address) -> u32 {
-    let key = AlignedKey {
-        pad: 0,
-        bits: 128,
-        address: address.0,
-    };
-    let map = (&raw const KMESH_NETWORKS).cast_mut().cast::<c_void>();
-    // SAFETY: the keys of the map are 20 bytes, which `bits` and `address` are, and its values are `u32`. The kernel
-    // returns null or a value, which stays readable while the program runs.
-    unsafe {
-        let terms = bpf_map_lookup_elem(map, (&raw const key.bits).cast()).cast::<u32>();
-        if terms.is_null() { 0 } else { ptr::read_volatile(terms) }
-    }
-}
 
 /// The buffer in which a socket scan builds a record, which is too large for the stack.
 #[btf_map]
@@ -259,27 +227,6 @@ pub fn scan_number() -> u32 {
     KMESH_SCAN
         .get_ptr(0)
         .map_or(0, |slot| unsafe { ptr::read_volatile(slot) })
-}
-
-/// The cookies of sockets whose connection has no storage, because the kernel could not allocate it. Without this map
-/// such a socket would pass for one that is older than the tracer. A full map drops the oldest cookie; a process that
-/// fills it hides only its own sockets.
-#[btf_map]
-static KMESH_STORAGE_FAILED: LruHashMap<u64, u32, 4096> = LruHashMap::new();
-
-/// Marks the connection of this socket as one without storage.
-#[inline(always)]
-pub fn mark_storage_failed(sock: Sock) {
-    // If this fails too, the close counts as that of a connection from before the tracer.
-    _ = KMESH_STORAGE_FAILED.insert(sock.cookie(), 1, 0);
-}
-
-/// Returns whether the kernel could not allocate storage for the connection of this socket.
-#[inline(always)]
-pub fn has_storage_failed(sock: Sock) -> bool {
-    // `mark_storage_failed` gives the socket a cookie.
-    let cookie = sock.skc_cookie();
-    cookie != 0 && KMESH_STORAGE_FAILED.get_ptr(cookie).is_some()
 }
 
 /// The time when all programs were attached (CLOCK_MONOTONIC, ns), which user space writes; 0 before.

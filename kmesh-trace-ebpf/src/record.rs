@@ -9,9 +9,10 @@ use kmesh_trace_common::{
     KIND_UPDATE, Listener, Reset, Snapshot, Turns, TurnsSnapshot, counter, state, tcp_fields,
 };
 
+use crate::clock::now;
 use crate::conn_state::{ConnState, ScanView, owner_words, phase};
-use crate::connection::now;
 use crate::iterator::IteratorOutput;
+use crate::layout::put_words;
 use crate::maps::{
     KMESH_EVENTS, count, counts_turns, has_capacity, listener_buffer, reports_opens, scan_buffer, tick_ns,
 };
@@ -422,20 +423,5 @@ fn fill_payload(record: *mut Snapshot, sock: Sock, tcp: Tcp) {
         snd_una: tcp.snd_una(),
         snd_nxt: tcp.snd_nxt(),
         rcv_nxt: tcp.rcv_nxt(),
-    }
-}
-
-/// Writes 16 bytes as two words. The compiler would write single bytes.
-///
-/// # Safety
-///
-/// `bytes` points to a multiple of 8.
-#[inline(always)]
-pub unsafe fn put_words(bytes: *mut [u8; 16], words: [u64; 2]) {
-    let to = bytes.cast::<u64>();
-    // SAFETY: the caller's promise.
-    unsafe {
-        ptr::write_volatile(to, words[0]);
-        ptr::write_volatile(to.add(1), words[1]);
     }
 }

@@ -7,7 +7,7 @@ use crate::conn_state::{CREATED_BY_SCAN, ConnState, ScanView, phase};
 use crate::connection::{looks_connected, preexisting_state};
 use crate::filter::{rejects, rejects_children};
 use crate::iterator::{IteratorOutput, NetnsSock, TaskFile};
-use crate::maps::{count, counts_turns, has_storage_failed, reports_listeners, scan_number};
+use crate::maps::{count, counts_turns, reports_listeners, scan_number};
 use crate::record;
 use crate::sock::Sock;
 use crate::storage;
@@ -77,7 +77,7 @@ fn visit_connection(output: IteratorOutput, sock: Sock, state: u8, conn: ScanVie
 /// Starts to track a socket that is older than the tracer. `task`: a process that has a descriptor of it.
 #[inline(always)]
 fn track_found(sock: Sock, task: Option<Task>, state: u8) -> Option<ScanView> {
-    if has_storage_failed(sock) {
+    if storage::has_storage_failed(sock) {
         return None;
     }
     let is_active = state == state::SYN_SENT || looks_connected(sock);

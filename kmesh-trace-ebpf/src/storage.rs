@@ -11,7 +11,7 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type};
-use aya_ebpf::btf_maps::Array;
+use aya_ebpf::btf_maps::{Array, LruHashMap};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 use kmesh_trace_common::Turns;
@@ -77,6 +77,27 @@ pub fn get_or_create_turns(sock: Sock) -> Option<*mut Turns> {
 #[inline(always)]
 fn non_null(turns: *mut Turns) -> Option<*mut Turns> {
     if turns.is_null() { None } else { Some(turns) }
+}
+
+/// The cookies of sockets whose connection has no storage, because the kernel could not allocate it. Without this map
+/// such a socket would pass for one that is older than the tracer. A full map drops the oldest cookie; a process that
+/// fills it hides only its own sockets.
+#[btf_map]
+static KMESH_STORAGE_FAILED: LruHashMap<u64, u32, 4096> = LruHashMap::new();
+
+/// Marks the connection of this socket as one without storage.
+#[inline(always)]
+pub fn mark_storage_failed(sock: Sock) {
+    // If this fails too, the close counts as that of a connection from before the tracer.
+    _ = KMESH_STORAGE_FAILED.insert(sock.cookie(), 1, 0);
+}
+
+/// Returns whether the kernel could not allocate storage for the connection of this socket.
+#[inline(always)]
+pub fn has_storage_failed(sock: Sock) -> bool {
+    // `mark_storage_failed` gives the socket a cookie.
+    let cookie = sock.skc_cookie();
+    cookie != 0 && KMESH_STORAGE_FAILED.get_ptr(cookie).is_some()
 }
 
 const SLOT_BITS: u32 = 13;

@@ -12,7 +12,7 @@ use core::ptr;
 
 use kmesh_trace_common::{TURN_BUCKETS, Turns, bucket, state};
 
-use crate::connection::now;
+use crate::clock::now;
 use crate::maps::tick_ns;
 use crate::sock::{Sock, Tcp};
 use crate::storage;
