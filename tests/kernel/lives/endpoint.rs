@@ -226,7 +226,10 @@ impl Endpoint {
         }
         // A RST without ACK answers a segment: it comes from a socket that has just ended, or from none.
         if flags & (RST | ACK) == RST | ACK && self.ended.is_none() && self.state != State::SynSent {
-            self.reset_by_local(&[None], packet.time);
+            // The kernel first changes the state and then sends the RST. In between, an interrupt or a hypervisor can
+            // take the processor.
+            let alive = self.established.map_or(self.last_alive, |at| at.max(self.last_alive));
+            self.reset_by_local(&[None], alive.min(packet.time));
         }
     }
 

@@ -189,9 +189,10 @@ fn call_event<'a>(call: &'a Call, endpoint: &Endpoint, flow: &Flow<'_>) -> Event
         _ if !must_reset => Event::Call(call),
         Some(reset) if reset.time <= call.time.after => Event::Call(call),
         Some(reset) => Event::LateClose(call, reset.time),
+        // Another event ended the connection before the kernel closed the socket.
         None => {
             let last = flow.packets.last().map_or(call.time.after, |packet| packet.time);
-            Event::LateClose(call, last.max(call.time.after))
+            Event::LateClose(call, last.max(call.time.after) + Duration::from_nanos(1))
         }
     }
 }
