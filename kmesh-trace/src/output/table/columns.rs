@@ -115,11 +115,12 @@ const STEPS: [Step; 16] = [
     Step::Add(Column::Open, 7),
     Step::Widen(Column::Mark, 4),
     Step::Widen(Column::Failed, 18),
+    // Early, because `--turns` asks for it.
+    Step::Add(Column::Response, 6),
     Step::SplitBytes,
     Step::Add(Column::Closed, 6),
     Step::Add(Column::Opened, 6),
     Step::Add(Column::P95, 6),
-    Step::Add(Column::Response, 6),
     Step::Add(Column::Connect, 7),
     Step::Add(Column::Reason, REASON_WIDTH),
     Step::Add(Column::P50, 6),
@@ -128,6 +129,8 @@ const STEPS: [Step; 16] = [
     Step::Widen(Column::Failed, 23),
     Step::Add(Column::Retrans, 7),
 ];
+/// The width of the column of failures that has only numbers.
+const NARROW_FAILED_WIDTH: usize = 7;
 /// The width of `refused by peer`.
 pub const OUTCOME_WIDTH: usize = 15;
 /// The width of `reset by local / reset by peer`, which `--join` may show.
@@ -152,7 +155,7 @@ impl Layout {
     /// Returns the layout of a table of `width` columns. `outcome`: the width of the outcomes, if connections are
     /// grouped by them. `has_turns`: whether there are times of responses.
     pub fn new(width: usize, outcome: Option<usize>, has_turns: bool) -> Self {
-        let mut columns = vec![(Column::Mark, 1), (Column::Failed, 7)];
+        let mut columns = vec![(Column::Mark, 1), (Column::Failed, NARROW_FAILED_WIDTH)];
         if let Some(width) = outcome {
             columns.push((Column::Outcome, width));
         }
@@ -384,7 +387,8 @@ impl<'a> ShownRow<'a> {
         text::cut(&format!("{mark}{end}"), width)
     }
 
-    /// Returns the longest text about the failures that fits.
+    /// Returns the longest text about the failures that fits. Without failures, a narrow column has the waiting attempts,
+    /// because a narrow table has no other column for them.
     fn failed(&self, width: usize) -> (String, Option<Color>) {
         let first_fit = |texts: &[String]| first_fit(texts, width);
         if let Some(outcomes) = self.row.sums.main_failure() {
@@ -402,6 +406,10 @@ impl<'a> ShownRow<'a> {
                     format!("{age} ago"),
                 ];
                 (first_fit(&texts), None)
+            }
+            _ if width == NARROW_FAILED_WIDTH && self.row.sums.connecting > 0 => {
+                let waiting = format!("+{}", units::brief(self.row.sums.connecting));
+                (waiting, Some(Color::Yellow))
             }
             _ => ("-".to_owned(), None),
         }
