@@ -249,17 +249,21 @@ fn slow_network() {
     // The client waits for the network, and the server takes a part of that only.
     assert!(waits >= 50.0 && takes < waits && round_trip >= 30.0, "{screen}");
     // A busy machine may answer so late that the kernel sends a segment again.
-    let screen: Vec<_> = screen.lines().map(without_losses).collect();
-    scene.compare_screen("slow_network", &screen.join("\n"));
+    scene.compare_screen("slow_network", &without_losses(&screen));
 }
 
-/// Returns the row of a table without the number in its last column.
-fn without_losses(row: &str) -> String {
-    let rest = row.trim_end_matches(|char: char| char.is_ascii_digit());
-    match row.len() - rest.len() {
-        0 => row.to_owned(),
-        digits => format!("{rest}{}-", " ".repeat(digits - 1)),
-    }
+/// Returns the screen of a table without the numbers in its last column.
+fn without_losses(screen: &str) -> String {
+    let without = |row: &str| {
+        let rest = row.trim_end_matches(|char: char| char.is_ascii_digit());
+        match row.len() - rest.len() {
+            0 => row.to_owned(),
+            digits => format!("{rest}{}-", " ".repeat(digits - 1)),
+        }
+    };
+    let above = screen.lines().take(3).map(str::to_owned);
+    let lines: Vec<_> = above.chain(screen.lines().skip(3).map(without)).collect();
+    lines.join("\n")
 }
 
 /// Attempts hang and nothing fails: how many, whose, and where are the SYNs dropped?
@@ -276,16 +280,36 @@ fn dropped_syns() {
     let screen = scene
         .terminal
         .wait("the attempts", |screen| screen.contains("12 connecting"));
-    assert_eq!(row(&screen, "storefront").unwrap(), ["storefront", "*:9000", "+12"]);
+    assert_eq!(row(&screen, "storefront").unwrap(), ["storefront", "*:9000", "0+12"]);
     scene.compare_screen("dropped_syns_table", &screen);
     scene.quit();
     scene.terminal.resize(120, 40);
-    scene.trace("kmesh-trace --connecting --drops --events update --interval 1s --count 12");
-    let text = scene.lines();
-    let lines: Vec<_> = text.lines().filter(|line| line.contains("connecting for")).collect();
-    assert_eq!(lines.len(), ATTEMPTS, "{text}");
+    // The program gives up, and tries again.
+    for number in 0..ATTEMPTS {
+        storefront.run(&format!("close c{number}"));
+    }
+    scene.trace("kmesh-trace --connecting --drops --events update --interval 2s");
+    storefront.run(&format!("connect_nonblocking again {from} {to}"));
+    scene
+        .terminal
+        .wait_unwrapped("an update", |text| text.contains("connecting for "));
+    let text = scene.interrupt();
     let ends = format!(" (storefront/{}) → {to}  connecting for ", storefront.pid());
-    assert!(lines.iter().all(|line| line.contains(&ends)), "{text}");
+    let lines: Vec<_> = text.lines().filter(|line| line.contains(&ends)).collect();
+    assert!(!lines.is_empty(), "{text}");
+    for line in &lines {
+        assert!(
+            line.ends_with("dropped: NETFILTER_DROP"),
+            "the filter dropped every SYN: {line}"
+        );
+    }
+    // The number of SYNs and of updates depends on the time that the machine takes.
+    let (from_last, _) = lines[0].rsplit_once(" SYN").expect("the number of SYNs");
+    let syns = &lines[0][from_last.rfind(' ').expect("a space") + 1..];
+    scene.mask(syns, "N SYNs dropped: NETFILTER_DROP");
+    let is_first = |line: &&str| *line == lines[0] || !lines.contains(line);
+    let text: Vec<_> = text.lines().filter(is_first).collect();
+    let text = text.join("\n");
     scene.compare_lines("dropped_syns", &text);
 }
 
@@ -408,6 +432,9 @@ fn long_stream() {
     let sent = format!("sent {mib:.decimals$} MiB");
     assert!(line.contains(&format!("  {sent}  received 0 B")), "{sent}: {text}");
     scene.mask(&sent, "sent SIZE");
+    // The kernel may have sent a segment again on a busy machine.
+    let (_, retransmitted) = line.split_once("  received 0 B").expect("the bytes");
+    scene.mask(retransmitted, "");
     scene.compare_lines("long_stream_lines", &text);
 }
 
@@ -499,6 +526,7 @@ fn failures_by_destination() {
     assert!(screen.lines().nth(3).unwrap().contains("refused by peer"), "{screen}");
     // Linux 6.10 has the reason.
     scene.mask("4 TCP_STATE", "-          ");
-    scene.compare_screen("failures_by_destination", &screen);
+    // How many SYNs were sent until now depends on time.
+    scene.compare_screen("failures_by_destination", &without_losses(&screen));
     scene.quit();
 }

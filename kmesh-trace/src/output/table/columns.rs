@@ -129,8 +129,6 @@ const STEPS: [Step; 16] = [
     Step::Widen(Column::Failed, 23),
     Step::Add(Column::Retrans, 7),
 ];
-/// The width of the column of failures that has only numbers.
-const NARROW_FAILED_WIDTH: usize = 7;
 /// The width of `refused by peer`.
 pub const OUTCOME_WIDTH: usize = 15;
 /// The width of `reset by local / reset by peer`, which `--join` may show.
@@ -155,7 +153,7 @@ impl Layout {
     /// Returns the layout of a table of `width` columns. `outcome`: the width of the outcomes, if connections are
     /// grouped by them. `has_turns`: whether there are times of responses.
     pub fn new(width: usize, outcome: Option<usize>, has_turns: bool) -> Self {
-        let mut columns = vec![(Column::Mark, 1), (Column::Failed, NARROW_FAILED_WIDTH)];
+        let mut columns = vec![(Column::Mark, 1), (Column::Failed, 7)];
         if let Some(width) = outcome {
             columns.push((Column::Outcome, width));
         }
@@ -216,8 +214,12 @@ impl Layout {
         let columns = self.columns.iter();
         let shapes: Vec<_> = columns.map(|&(column, width)| (width, column.is_text())).collect();
         let titles = self.columns.iter().map(|&(column, width)| title(column, width, sort));
+        let has_open = self.columns.iter().any(|(column, _)| *column == Column::Open);
         let rows = rows.iter().map(|row| {
-            let cells = self.columns.iter().map(|&(column, width)| row.cell(column, width));
+            let cells = self
+                .columns
+                .iter()
+                .map(|&(column, width)| row.cell(column, width, has_open));
             cells.collect()
         });
         grid(&shapes, titles.collect(), rows, color)
@@ -291,7 +293,7 @@ fn title(column: Column, width: usize, sort: Sort) -> Cell {
     };
     let mark = if sort.descending { "▼" } else { "▲" };
     let title = if is_sorted {
-        text::shorten(title, width.saturating_sub(1)) + mark
+        text::cut(title, width.saturating_sub(1)) + mark
     } else if text::width(title) <= width {
         title.to_owned()
     } else {
@@ -324,8 +326,13 @@ impl<'a> ShownRow<'a> {
         Self { is_selected, ..self }
     }
 
-    fn cell(&self, column: Column, width: usize) -> Cell {
-        let (text, color) = self.content(column, width);
+    /// Returns a cell of the row. `has_open`: whether the table has a column of open connections.
+    fn cell(&self, column: Column, width: usize, has_open: bool) -> Cell {
+        let (text, color) = match (column, self.row.sums.connecting) {
+            // A narrow table has no other column for attempts that wait, and these may fail only minutes later.
+            (Column::Failed, 1..) if !has_open && self.row.sums.failed() == 0 => open(&self.row.sums),
+            _ => self.content(column, width),
+        };
         let mut cell = Cell::new(text::shorten(&text, width));
         if self.is_selected {
             cell = cell.add_attribute(Attribute::Reverse);
@@ -387,8 +394,7 @@ impl<'a> ShownRow<'a> {
         text::cut(&format!("{mark}{end}"), width)
     }
 
-    /// Returns the longest text about the failures that fits. Without failures, a narrow column has the waiting attempts,
-    /// because a narrow table has no other column for them.
+    /// Returns the longest text about the failures that fits.
     fn failed(&self, width: usize) -> (String, Option<Color>) {
         let first_fit = |texts: &[String]| first_fit(texts, width);
         if let Some(outcomes) = self.row.sums.main_failure() {
@@ -406,10 +412,6 @@ impl<'a> ShownRow<'a> {
                     format!("{age} ago"),
                 ];
                 (first_fit(&texts), None)
-            }
-            _ if width == NARROW_FAILED_WIDTH && self.row.sums.connecting > 0 => {
-                let waiting = format!("+{}", units::brief(self.row.sums.connecting));
-                (waiting, Some(Color::Yellow))
             }
             _ => ("-".to_owned(), None),
         }
