@@ -5,6 +5,7 @@ mod scene;
 
 use std::net::SocketAddr;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use crate::Topic;
 use crate::support::actor::Actor;
 use crate::support::net;
 use crate::support::probe::{self, Need};
-use crate::support::sock::{Span, timed};
-use crate::support::tracer::binary;
+use crate::support::sock::{ClosedPort, IpVersion, Span, connect_nonblocking, timed, wait_until};
+use crate::support::tracer::{TracerCommand, binary};
 use scene::{Scene, check_time, row};
 
 /// Returns the names of golden files, and their texts.
@@ -49,6 +50,7 @@ pub fn topic() -> Topic {
         .standalone("slow_server", &[Need::Tmux, Need::Turns], slow_server)
         .standalone("slow_network", &[Need::Tmux, Need::Turns, Need::Tbf], slow_network)
         .standalone("dropped_syns", &[Need::Tmux, Need::Nft], dropped_syns)
+        .standalone("hanging_attempts_are_noted", &[Need::Nft], hanging_attempts)
         .standalone("resets_under_load", &[Need::Tmux], resets_under_load)
         .standalone("connection_per_request", &[Need::Tmux], connection_per_request)
         .standalone("top_talkers_now", &[Need::Tmux], top_talkers)
@@ -311,6 +313,50 @@ fn dropped_syns() {
     let text: Vec<_> = text.lines().filter(is_first).collect();
     let text = text.join("\n");
     scene.compare_lines("dropped_syns", &text);
+}
+
+/// Without a terminal, the blocks of the table have the number of attempts that hang. Where only closes are printed, a
+/// message says how to see them, and that works.
+fn hanging_attempts() {
+    let closed = ClosedPort::blackhole();
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let start = |args: &[&str]| {
+        let lines = Arc::clone(&lines);
+        let tracer = TracerCommand::new(args).on_line(move |line| lines.lock().unwrap().push(line.to_vec()));
+        let tracer = tracer.spawn();
+        tracer.wait_stderr_containing("tracing every TCP connection");
+        tracer
+    };
+    let has_line = |text: &str| {
+        let lines = lines.lock().unwrap();
+        lines.iter().any(|line| String::from_utf8_lossy(line).contains(text))
+    };
+    let short = start(&["-o", "short", "--failed"]);
+    short.wait_stderr_containing("an attempt that hangs is printed when it ends; --events close,update");
+    let table = start(&["-o", "table", "--failed", "--interval", "1s"]);
+    let updates = start(&[
+        "-o",
+        "short",
+        "--failed",
+        "--events",
+        "close,update",
+        "--interval",
+        "1s",
+    ]);
+    let attempts: Vec<_> = (0..12)
+        .map(|_| connect_nonblocking(IpVersion::V4.at(0), closed.at(IpVersion::V4)))
+        .collect();
+    wait_until("the number above the table", || has_line("  12 connecting  0 lost"));
+    wait_until("a line about an attempt", || has_line("  connecting for "));
+    for tracer in [&table, &updates] {
+        let stderr = tracer.interrupt().stderr;
+        assert!(
+            !stderr.iter().any(|line| line.contains("an attempt that hangs")),
+            "{stderr:?}"
+        );
+    }
+    assert_eq!(short.interrupt().status.code(), Some(0));
+    drop(attempts);
 }
 
 /// Resets under load: who sends them, to whom, and why?
