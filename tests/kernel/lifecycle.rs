@@ -208,10 +208,7 @@ fn log_lines_are_complete_and_escaped() {
         .start();
     let actor = Actor::start();
     let hostile = b"x\n\x1b[2J, \"y=z";
-    actor.run(&format!(
-        "set_comm {}",
-        hostile.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-    ));
+    actor.set_comm(hostile);
     let listener = TcpListener::bind((net::loopback_v4(0), 0)).unwrap();
     let dst = listener.local_addr().unwrap();
     let src = actor.connect("s", dst);

@@ -24,6 +24,7 @@ mod explain;
 mod failures;
 mod faults;
 mod filters;
+mod incidents;
 mod joins;
 mod lifecycle;
 mod lives;
@@ -75,6 +76,7 @@ const SMOKE: &[&str] = &[
     "failures::connect_refused_by_rst_ipv4",
     "faults::descriptor_limit_is_reported",
     "filters::listener_that_connects_is_filtered_by_peer_port",
+    "incidents::closed_port",
     "joins::reused_ports_join_right",
     "lifecycle::log_lines_are_complete_and_escaped",
     "lives::random_lives",
@@ -186,6 +188,7 @@ fn topics() -> impl Iterator<Item = Topic> {
         events::topic(),
         explain::topic(),
         filters::topic(),
+        incidents::topic(),
         stress::topic(),
         metrics::topic(),
         privileges::topic(),

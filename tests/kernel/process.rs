@@ -51,18 +51,12 @@ pub fn topic() -> Topic {
 /// Starts a helper process with this name.
 fn start_named(name: &str) -> Actor {
     let actor = Actor::start();
-    set_comm(&actor, name.as_bytes());
+    actor.set_comm(name.as_bytes());
     actor
 }
 
 fn start_both() -> (Actor, Actor) {
     (start_named("the client"), start_named("the server"))
-}
-
-fn set_comm(actor: &Actor, name: &[u8]) {
-    let hex: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
-    actor.run(&format!("set_comm {hex}"));
-    assert_eq!(actor.comm(), name, "the actor's name");
 }
 
 fn owner(actor: &Actor, by: &'static [&'static str]) -> Owner {
@@ -234,7 +228,7 @@ fn client_inherited_by_child(view: &RecordView, version: IpVersion) {
 fn server_inherited_by_child(view: &RecordView, version: IpVersion) {
     let Pair { client, server, truth } = exchanged_pair(version);
     let child = Actor::inheriting(server.into());
-    set_comm(&child, b"the child");
+    child.set_comm(b"the child");
     child.run("adopt_stdout s");
     child.run("close s");
     assert_eq!(drain(&client), 0);
@@ -483,8 +477,8 @@ fn hostile_process_names(view: &RecordView) {
         b"fifteen bytes!!",
     ] {
         let (client, server) = (Actor::start(), Actor::start());
-        set_comm(&client, name);
-        set_comm(&server, name);
+        client.set_comm(name);
+        server.set_comm(name);
         check_both(view, &client, &server, IpVersion::V4);
     }
 }

@@ -1,11 +1,8 @@
 //! The table in a real terminal: tmux is the terminal, keys are typed into it, and its screen is read.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use kmesh_trace::config::parse_prompt_filter;
 use kmesh_trace::output::table::history::SharedHistory;
@@ -20,9 +17,10 @@ use crate::Topic;
 use crate::support::probe::Need;
 use crate::support::scrape::scrape;
 use crate::support::sock::{ClosedPort, IpVersion, connect_errno, exchange, free_port, listen, pair_with, wait_until};
+use crate::support::terminal::Terminal;
 use crate::support::tracer::binary;
 use crate::support::traffic::make_traffic_to;
-use crate::support::{bpf, net, test_timeout};
+use crate::support::{bpf, net};
 
 /// The trials.
 pub fn topic() -> Topic {
@@ -57,125 +55,6 @@ pub fn topic() -> Topic {
             a_terminal_that_does_not_read,
         )
         .standalone("a_terminal_that_goes", &[Need::Tmux], a_terminal_that_goes)
-}
-
-/// A terminal of its own, with a shell in it.
-struct Terminal {
-    socket: String,
-}
-
-impl Terminal {
-    fn open(columns: u32, lines: u32) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let terminal = Self {
-            socket: format!("kmesh-trace-test-{}-{number}", std::process::id()),
-        };
-        let (columns, lines) = (columns.to_string(), lines.to_string());
-        terminal.tmux(&[
-            "-f",
-            "/dev/null",
-            "new-session",
-            "-d",
-            "-x",
-            &columns,
-            "-y",
-            &lines,
-            "exec bash --norc -i",
-        ]);
-        terminal.command("PS1='$ '; unset PROMPT_COMMAND; clear; echo BEFORE");
-        terminal.wait("the shell", |screen| screen.lines().any(|line| line == "BEFORE"));
-        terminal
-    }
-
-    fn tmux(&self, args: &[&str]) -> String {
-        net::run("tmux", &[&["-L", &self.socket], args].concat())
-    }
-
-    /// Types keys, by tmux's names of them.
-    fn keys(&self, keys: &[&str]) {
-        self.tmux(&[&["send-keys"], keys].concat());
-    }
-
-    /// Types text.
-    fn text(&self, text: &str) {
-        self.tmux(&["send-keys", "-l", "--", text]);
-    }
-
-    fn command(&self, text: &str) {
-        self.text(text);
-        self.keys(&["Enter"]);
-    }
-
-    fn resize(&self, columns: u32, lines: u32) {
-        self.tmux(&["resize-window", "-x", &columns.to_string(), "-y", &lines.to_string()]);
-    }
-
-    fn screen(&self) -> String {
-        self.tmux(&["capture-pane", "-p"])
-    }
-
-    /// One of tmux's facts of the terminal.
-    fn fact(&self, name: &str) -> String {
-        self.tmux(&["display-message", "-p", &format!("#{{{name}}}")])
-            .trim()
-            .to_owned()
-    }
-
-    /// Waits for a screen like this.
-    fn wait(&self, what: &str, is_it: impl Fn(&str) -> bool) -> String {
-        let deadline = Instant::now() + test_timeout();
-        loop {
-            let screen = self.screen();
-            if is_it(&screen) {
-                return screen;
-            }
-            assert!(Instant::now() < deadline, "{what} does not come:\n{screen}");
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// Starts a table in it, and waits until it is there.
-    fn table(&self, args: &str) {
-        self.command(&format!(
-            "'{}' --no-resolve -o table {args}",
-            binary().to_string_lossy()
-        ));
-        self.wait("the table", |screen| screen.contains("CLIENT"));
-        assert_eq!((&*self.fact("alternate_on"), &*self.fact("cursor_flag")), ("1", "0"));
-    }
-
-    /// The screen is what it was before, with the last window, the cursor and the prompt.
-    fn is_restored(&self) {
-        let screen = self.wait("the prompt", |screen| screen.trim_end().ends_with('$'));
-        // The last window may have moved the text from before the table off the screen.
-        let all = self.tmux(&["capture-pane", "-p", "-S", "-200"]);
-        assert!(all.contains("BEFORE"), "{all}");
-        assert_eq!(
-            (&*self.fact("alternate_on"), &*self.fact("cursor_flag")),
-            ("0", "1"),
-            "{screen}"
-        );
-        // The terminal echoes and breaks lines again.
-        self.command("stty -a | grep -o ' icanon\\| echo\\b'");
-        self.wait("a sane terminal", |screen| {
-            screen.lines().any(|line| line.trim() == "icanon") && screen.lines().any(|line| line.trim() == "echo")
-        });
-    }
-
-    /// The process in it, by its name.
-    fn tracer(&self) -> Pid {
-        let shell = self.fact("pane_pid");
-        let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).expect("children");
-        let tracer = children.split(' ').next().expect("a child of the shell");
-        Pid::from_raw(tracer.trim().parse().expect("a pid"))
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        _ = Command::new("tmux").args(["-L", &self.socket, "kill-server"]).status();
-    }
 }
 
 /// A stopped process. Dropping this lets it run again, so that a failed test can end it.

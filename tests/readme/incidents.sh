@@ -2,7 +2,7 @@
 # Makes the incidents of the README, each in its own network namespace, and prints each command with its real output, as the
 # README shows them. The first block is the README's first example.
 #   sudo tests/readme/incidents.sh
-# It needs python3, jq, ip, nft and script. KMESH_TRACE_BIN names another binary.
+# It needs python3, ip, nft, script and tmux. KMESH_TRACE_BIN names another binary.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -71,6 +71,30 @@ incident() {
     ip netns del "$namespace"
 }
 
+# table_incident TITLE COMMAND PATTERN: runs the command, which shows a table, in a terminal while the function `traffic`
+# makes the incident. Prints the screen when it matches the pattern, without the last line.
+table_incident() {
+    ip netns add "$namespace"
+    inside ip link set lo up
+    printf '\n### %s\n\n```console\n# %s\n' "$1" "$2"
+    local tmux=(tmux -L "$namespace" -f /dev/null)
+    inside "${tmux[@]}" new-session -d -x 100 -y 12 "$2"
+    until "${tmux[@]}" capture-pane -p | grep -q 'q quit'; do sleep 0.05; done
+    traffic >/dev/null &
+    local screen=
+    until grep -Pzq "$3" <<<"$screen"; do
+        sleep 0.05
+        screen=$("${tmux[@]}" capture-pane -p)
+    done
+    sed '$d' <<<"$screen" | sed -e :a -e '/^\n*$/{$d;N;ba' -e '}'
+    echo '```'
+    "${tmux[@]}" kill-server
+    ip netns pids "$namespace" | xargs -r kill 2>/dev/null || true
+    wait
+    rm -f "$work/messages"
+    ip netns del "$namespace"
+}
+
 traffic() {
     in_python cart 'for _ in range(2): refused("127.0.0.5", 5432)'
     in_python shop 'refused("127.0.0.9", 8080)'
@@ -132,20 +156,23 @@ for _ in range(2): dial("127.0.0.4", 9090).recv(1)'
     wait $one
 }
 incident "Handshakes are slow: which, and were SYNs lost?" \
-    "kmesh-trace --direction outbound -o json | jq -r 'select(.type == \"conn\" and .connect_ns > 1e8) |
-  \"\\(.process.comm) → \\(.dst.ip):\\(.dst.port)  \\(.connect_ns / 1e6 | floor) ms, \\(.tcp.total_retrans) retransmitted\"'"
+    "kmesh-trace --events open --direction outbound --min-duration 500ms"
 
 traffic() {
     in_python server '
-s = listen("127.0.0.6", 6379); kept = [s.accept() for _ in range(3)]; time.sleep(60)' &
+s = listen("127.0.0.6", 6379); kept = [s.accept() for _ in range(12)]; time.sleep(60)' &
     listening 6379
     in_python worker '
-leaked = [dial("127.0.0.6", 6379) for _ in range(3)]; leaked[0].send(b"PING"); time.sleep(60)' &
-    # Until the first interval in which the connections are old enough.
-    sleep 6
+leaked = [dial("127.0.0.6", 6379) for _ in range(12)]; time.sleep(60)' &
+    in_python cache '
+s = listen("127.0.0.7", 11211)
+while True: s.accept()[0].close()' &
+    listening 11211
+    in_python web '
+for _ in range(40): dial("127.0.0.7", 11211).recv(1)'
 }
-incident "Connections leak: which process holds them?" \
-    "kmesh-trace --events update --interval 2s --min-duration 3s --direction outbound"
+table_incident "Connections leak: which process holds them?" \
+    "kmesh-trace -o table --by process --sort -open --interval all" "worker.* 12 .*\n.*server.* 12 |server.* 12 .*\n.*worker.* 12 "
 
 traffic() {
     # The server closes some connections without reading the request. The kernel answers that with a RST.
@@ -187,10 +214,8 @@ s = dial("127.0.0.8", 8080)
 for _ in range(20): s.send(b"buy"); s.recv(100)'
     wait $payments $checkout
 }
-incident "Checkout is slow: is it checkout, payments or the network?" \
-    "kmesh-trace --turns -o json | jq -r 'select(.turns and .turns.count > .turns.overlapped) |
-  \"\\(.process.comm) \\(if .direction == \"outbound\" then \"waits\" else \"takes\" end) \" +
-  \"\\(.turns.wait_ns / (.turns.count - .turns.overlapped) / 1e4 | round / 100) ms at port \\(.dst.port)\"'"
+table_incident "Checkout is slow: is it checkout, payments or the network?" \
+    "kmesh-trace --turns -o table --by process --sort -response --interval all" "(?s)storefront.*ms.*"
 
 traffic() {
     in_python server '
@@ -204,6 +229,5 @@ for _ in range(2): dial("127.0.0.5", 5432).recv(1)'
     in_python worker '
 dial("127.0.0.5", 5432).recv(1)'
 }
-incident "Who uses the database?" \
-    "kmesh-trace --to-ip 127.0.0.5 --to-port 5432 --direction outbound -o json |
-  jq -r 'select(.type == \"conn\") | .process.comm' | sort | uniq -c"
+table_incident "Who uses the database?" \
+    "kmesh-trace -o table --by process --to-port 5432 --direction outbound --sort -closed --interval all" "worker.* 1 "

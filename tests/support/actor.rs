@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
@@ -112,6 +113,18 @@ impl Actor {
     /// Connects a socket, and returns its local address.
     pub fn connect(&self, name: &str, to: SocketAddr) -> SocketAddr {
         self.run(&format!("connect {name} {to}")).parse().expect("an address")
+    }
+
+    /// Sets the name of the process to bytes that need not be text.
+    pub fn set_comm(&self, comm: &[u8]) {
+        let hex: String = comm.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.run(&format!("set_comm {hex}"));
+        assert_eq!(self.comm(), comm, "the actor's name");
+    }
+
+    /// Tries to connect, and returns the errno: zero for success, after which the connection is closed.
+    pub fn try_connect(&self, to: SocketAddr) -> Errno {
+        Errno::from_raw(self.run(&format!("try_connect {to}")).parse().expect("an errno"))
     }
 
     /// Listens, and returns the listener's address.
@@ -252,6 +265,12 @@ impl Process {
             ["bind_and_listen", name, at] => self.bind_and_listen(name, parse(at)?),
             ["listen_bound", name] => self.sockets[name].listen(128).map(|()| String::new()),
             ["connect", name, to] => Ok(self.add(name, connect(parse(to)?)?)),
+            ["try_connect", to] => {
+                let errno = connect(parse(to)?).map_or_else(|error| error.raw_os_error(), |_| Some(0));
+                errno
+                    .map(|errno| errno.to_string())
+                    .ok_or_else(|| std::io::Error::other("no errno"))
+            }
             ["connect_from", name, from, to] => {
                 let from = parse(from)?;
                 let socket = stream_socket(from, Protocol::TCP);

@@ -15,6 +15,7 @@ pub mod schema;
 pub mod scrape;
 pub mod sock;
 pub mod tcp_info;
+pub mod terminal;
 pub mod tracer;
 pub mod traffic;
 

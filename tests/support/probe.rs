@@ -20,6 +20,8 @@ pub enum Need {
     Tproxy,
     /// `ss -K`: iproute2, and a kernel with CONFIG_INET_DIAG_DESTROY.
     SocketDestroy,
+    /// Token buckets, which limit the rate of a device, with iproute2.
+    Tbf,
     /// Virtual Ethernet devices, with iproute2.
     Veth,
     /// Writable cgroups of version 2.
@@ -90,6 +92,11 @@ static SOCKET_DESTROY: Probe = LazyLock::new(|| {
             other => Err(format!("ss -K destroys no socket here ({other:?})")),
         }
     })
+});
+
+static TBF: Probe = LazyLock::new(|| {
+    let args = "qdisc add dev lo root tbf rate 1mbit burst 65550 latency 1s";
+    in_namespace(|| net::try_run("tc", &args.split(' ').collect::<Vec<_>>()).map(drop))
 });
 
 static VETH: Probe = LazyLock::new(|| in_namespace(|| net::try_run("ip", &["link", "add", "type", "veth"]).map(drop)));
@@ -258,6 +265,7 @@ pub fn check(needs: &[Need]) -> Result<(), String> {
             Need::Nft => NFT.clone()?,
             Need::Tproxy => TPROXY.clone()?,
             Need::SocketDestroy => SOCKET_DESTROY.clone()?,
+            Need::Tbf => TBF.clone()?,
             Need::Veth => VETH.clone()?,
             Need::Cgroup2 => CGROUP2.clone()?,
             Need::MemoryCgroup => MEMORY_CGROUP.clone().map(drop)?,

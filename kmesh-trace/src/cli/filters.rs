@@ -214,7 +214,7 @@ pub struct Filters {
     /// Match every outcome except ok
     ///
     /// Updates, the table and rollups include attempts to connect that have been waiting for an answer for longer than
-    /// 1 s.
+    /// 1 s. --events close,update prints them, too.
     ///
     /// Example: kmesh-trace -n shop --failed
     #[arg(long)]

@@ -183,6 +183,11 @@ impl Config {
         self.events.update || self.needs_listeners() || self.capture.is_some()
     }
 
+    /// Returns whether standard output has a line for each close, and none for a connection that is open or connecting.
+    pub fn prints_only_closes(&self) -> bool {
+        self.output != Output::None && self.findings.is_none() && !self.events.update
+    }
+
     /// Returns whether socket scans report listening sockets.
     pub fn needs_listeners(&self) -> bool {
         let has_screen = self.rollup.as_ref().is_some_and(|rollup| rollup.on_terminal);

@@ -275,6 +275,9 @@ fn report_start(config: &Config, info: &RunInfo) {
             info.node
         )),
     }
+    if config.filter.failed && config.prints_only_closes() {
+        status("an attempt that hangs is printed when it ends; --events close,update also prints it while it waits");
+    }
     if let Some(Missing { problem, remedy, .. }) = preflight::hidden_processes() {
         warn(&format!("{problem}\n  try: {remedy}"));
     }

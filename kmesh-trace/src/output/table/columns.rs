@@ -115,11 +115,12 @@ const STEPS: [Step; 16] = [
     Step::Add(Column::Open, 7),
     Step::Widen(Column::Mark, 4),
     Step::Widen(Column::Failed, 18),
+    // Early, because `--turns` asks for it.
+    Step::Add(Column::Response, 6),
     Step::SplitBytes,
     Step::Add(Column::Closed, 6),
     Step::Add(Column::Opened, 6),
     Step::Add(Column::P95, 6),
-    Step::Add(Column::Response, 6),
     Step::Add(Column::Connect, 7),
     Step::Add(Column::Reason, REASON_WIDTH),
     Step::Add(Column::P50, 6),
@@ -213,8 +214,12 @@ impl Layout {
         let columns = self.columns.iter();
         let shapes: Vec<_> = columns.map(|&(column, width)| (width, column.is_text())).collect();
         let titles = self.columns.iter().map(|&(column, width)| title(column, width, sort));
+        let has_open = self.columns.iter().any(|(column, _)| *column == Column::Open);
         let rows = rows.iter().map(|row| {
-            let cells = self.columns.iter().map(|&(column, width)| row.cell(column, width));
+            let cells = self
+                .columns
+                .iter()
+                .map(|&(column, width)| row.cell(column, width, has_open));
             cells.collect()
         });
         grid(&shapes, titles.collect(), rows, color)
@@ -288,7 +293,7 @@ fn title(column: Column, width: usize, sort: Sort) -> Cell {
     };
     let mark = if sort.descending { "▼" } else { "▲" };
     let title = if is_sorted {
-        text::shorten(title, width.saturating_sub(1)) + mark
+        text::cut(title, width.saturating_sub(1)) + mark
     } else if text::width(title) <= width {
         title.to_owned()
     } else {
@@ -321,8 +326,13 @@ impl<'a> ShownRow<'a> {
         Self { is_selected, ..self }
     }
 
-    fn cell(&self, column: Column, width: usize) -> Cell {
-        let (text, color) = self.content(column, width);
+    /// Returns a cell of the row. `has_open`: whether the table has a column of open connections.
+    fn cell(&self, column: Column, width: usize, has_open: bool) -> Cell {
+        let (text, color) = match (column, self.row.sums.connecting) {
+            // A narrow table has no other column for attempts that wait, and these may fail only minutes later.
+            (Column::Failed, 1..) if !has_open && self.row.sums.failed() == 0 => open(&self.row.sums),
+            _ => self.content(column, width),
+        };
         let mut cell = Cell::new(text::shorten(&text, width));
         if self.is_selected {
             cell = cell.add_attribute(Attribute::Reverse);

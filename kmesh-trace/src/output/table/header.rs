@@ -10,7 +10,7 @@ const NODE_WIDTH: usize = 12;
 /// A part of a line. Parts with the highest rank are left out first, parts with rank 0 never.
 pub type Part = (u8, String);
 
-/// Returns the line about a frame: node, time, elapsed time, rates and losses.
+/// Returns the line about a frame: node, time, elapsed time, rates, waiting attempts and losses.
 pub fn frame_line(frame: &Frame, width: usize) -> String {
     join(frame_parts(frame), width, NODE_WIDTH)
 }
@@ -49,8 +49,13 @@ fn frame_parts(frame: &Frame) -> Vec<Part> {
         (2, format!("{} received", rate(sum(Sums::rated_received_bytes)))),
         (5, format!("{} opened", frequency(sum(|sums| sums.opened)))),
         (4, format!("{} failed", frequency(sum(Sums::failed)))),
-        (0, lost),
     ]);
+    // An attempt that hangs fails only minutes later, so the rate of failures does not show it.
+    let connecting = sum(|sums| sums.connecting);
+    if connecting > 0 {
+        parts.push((0, format!("{} connecting", units::count(connecting))));
+    }
+    parts.push((0, lost));
     if frame.span.is_partial {
         parts.insert(up + 1, (0, format!("partial {}", units::time(frame.span.covered_ns()))));
     }
