@@ -1,6 +1,8 @@
 //! How long each answer took (`--turns`), and what limited the sender. The truth is the clock of the scripted client
 //! and server, which are threads of this process, and TCP_INFO.
 
+mod network;
+
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
@@ -39,6 +41,16 @@ pub fn topic() -> Topic {
         .standalone("older_connections_report_turns", &[Need::Turns], older_connections)
         .standalone("turns_need_their_tracepoints", &[Need::NoTurns], need_tracepoints)
         .standalone_both_versions("reader_that_stops_limits_the_sender", &[], stopped_reader)
+        .standalone(
+            "network_delays_the_client_alone",
+            &[Need::Turns, Need::Tun],
+            network::round_trips,
+        )
+        .standalone(
+            "small_send_buffer_limits_the_sender",
+            &[Need::Tun],
+            network::small_send_buffer,
+        )
 }
 
 fn start_tracer(args: &[&str]) -> Tracer {
@@ -55,26 +67,44 @@ fn event_of(
     client: SocketAddr,
     matches: impl Fn(&Value) -> bool,
 ) -> Value {
+    event_in(net::current_netns(), tracer, event, direction, client, matches)
+}
+
+/// Waits for an event of an end of the connection from this client, in this namespace.
+fn event_in(
+    netns: u64,
+    tracer: &Tracer,
+    event: &str,
+    direction: &str,
+    client: SocketAddr,
+    matches: impl Fn(&Value) -> bool,
+) -> Value {
     let is_it = |value: &Value| {
         value["event"] == event
             && value["direction"] == direction
             && is_address(&value["src"], client)
             && matches(value)
     };
-    tracer.output.wait_matching(net::current_netns(), 1, is_it).remove(0)
+    tracer.output.wait_matching(netns, 1, is_it).remove(0)
 }
 
 /// Closes both ends, and returns the turns of the client's and of the server's record.
 fn close(tracer: Tracer, pair: Pair) -> [Value; 2] {
-    let client = pair.truth.src;
-    pair.close_client_first();
-    let turns = ["outbound", "inbound"].map(|direction| {
-        let record = event_of(&tracer, "close", direction, client, |_| true);
-        assert_eq!(record["outcome"], "ok", "{record}");
-        record["turns"].clone()
-    });
+    let turns = close_records(&tracer, pair, net::current_netns()).map(|record| record["turns"].clone());
     tracer.interrupt().check_lossless();
     turns
+}
+
+/// Closes both ends, and returns the record of the client and that of the server, which is in another namespace.
+fn close_records(tracer: &Tracer, pair: Pair, server_netns: u64) -> [Value; 2] {
+    let client = pair.truth.src;
+    pair.close_client_first();
+    let ends = [("outbound", net::current_netns()), ("inbound", server_netns)];
+    ends.map(|(direction, netns)| {
+        let record = event_in(netns, tracer, "close", direction, client, |_| true);
+        assert_eq!(record["outcome"], "ok", "{record}");
+        record
+    })
 }
 
 /// The bounds of the waits of one end, by the clocks of the programs.
@@ -132,6 +162,11 @@ struct Times {
 
 /// Makes requests on one connection, each after the last answer. Returns the bounds of the waits of both ends.
 fn serve(pair: &Pair, think: Duration, rounds: usize) -> [Bounds; 2] {
+    serve_delayed(pair, think, rounds, Duration::ZERO)
+}
+
+/// Makes requests over a network that holds each packet for at least `delay`.
+fn serve_delayed(pair: &Pair, think: Duration, rounds: usize, delay: Duration) -> [Bounds; 2] {
     let (client, server) = thread::scope(|scope| {
         let server = scope.spawn(|| {
             let serve = |_| {
@@ -168,10 +203,10 @@ fn serve(pair: &Pair, think: Duration, rounds: usize) -> [Bounds; 2] {
     for (client, server) in client.into_iter().zip(server) {
         // The kernel notes a send after it, and an arrival before the program runs.
         bounds[0].add(
-            server.answer.saturating_duration_since(client.answer),
+            (server.answer + delay).saturating_duration_since(client.answer),
             client.end - client.request,
         );
-        bounds[1].add(server.answer - server.request, server.end - client.request);
+        bounds[1].add(server.answer - server.request, server.end - (client.request + delay));
     }
     bounds
 }
@@ -259,6 +294,10 @@ fn streams() {
     thread::scope(|scope| {
         scope.spawn(|| send(&pair.client, BYTES));
         scope.spawn(|| send(&pair.server, BYTES));
+        // Neither direction may end before the other begins.
+        for end in [&pair.client, &pair.server] {
+            wait_until("both directions move", || end.peek(&mut [0]).unwrap() > 0);
+        }
         scope.spawn(|| recv(&pair.client, BYTES));
         recv(&pair.server, BYTES);
     });

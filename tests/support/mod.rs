@@ -3,6 +3,7 @@
 
 pub mod actor;
 pub mod bpf;
+pub mod delay;
 pub mod expect;
 pub mod memory_limit;
 pub mod net;

@@ -51,9 +51,14 @@ pub fn claim_addresses(scenario: u32) {
 /// Adds an IPv6 address to the loopback, and waits until the kernel has added the route to it.
 pub fn add_to_loopback(address: Ipv6Addr) {
     run("ip", &["addr", "add", &format!("{address}/128"), "dev", "lo", "nodad"]);
+    wait_local_route(&address.to_string(), "lo");
+}
+
+/// Waits until the kernel has added the route to an IPv6 address of this device.
+pub fn wait_local_route(address: &str, device: &str) {
     super::sock::wait_until("the address has a route", || {
         let routes = run("ip", &["-6", "route", "show", "table", "local"]);
-        routes.contains(&format!("local {address} dev lo"))
+        routes.contains(&format!("local {address} dev {device}"))
     });
 }
 

@@ -1,6 +1,6 @@
 //! What a scenario needs of the machine, and whether this machine has it. Each answer comes from trying it.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::net;
 use super::sock::{self, IpVersion};
+use super::{delay, net};
 
 /// Something that a scenario cannot run without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub enum Need {
     Tbf,
     /// Virtual Ethernet devices, with iproute2.
     Veth,
+    /// TUN devices, with iproute2.
+    Tun,
     /// Writable cgroups of version 2.
     Cgroup2,
     /// Writable cgroups, of either version, that limit memory.
@@ -100,6 +102,11 @@ static TBF: Probe = LazyLock::new(|| {
 });
 
 static VETH: Probe = LazyLock::new(|| in_namespace(|| net::try_run("ip", &["link", "add", "type", "veth"]).map(drop)));
+
+static TUN: Probe = LazyLock::new(|| {
+    let [address, peer] = [1, 2].map(|number| Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number));
+    in_namespace(|| delay::open_tun(address, peer).map(drop))
+});
 
 static CGROUP2: Probe = LazyLock::new(|| {
     let mount = cgroup2_mount().ok_or("cgroups of version 2 are not mounted")?;
@@ -267,6 +274,7 @@ pub fn check(needs: &[Need]) -> Result<(), String> {
             Need::SocketDestroy => SOCKET_DESTROY.clone()?,
             Need::Tbf => TBF.clone()?,
             Need::Veth => VETH.clone()?,
+            Need::Tun => TUN.clone()?,
             Need::Cgroup2 => CGROUP2.clone()?,
             Need::MemoryCgroup => MEMORY_CGROUP.clone().map(drop)?,
             Need::Mptcp => MPTCP.clone()?,

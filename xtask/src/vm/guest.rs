@@ -14,6 +14,7 @@ use crate::host;
 /// The modules that the kernel tests need. Modules that a kernel has built in or lacks are skipped.
 const MODULES: &[&str] = &[
     "veth",
+    "tun",
     "dummy",
     "bridge",
     // nf_tables needs libcrc32c, which needs this module when it is loaded.

@@ -1,0 +1,169 @@
+//! What the network adds to an answer, and which buffer limits a sender, over a network that delays every packet.
+
+use std::io::Write as _;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use socket2::SockRef;
+
+use super::{close_records, event_of, serve_delayed, start_tracer};
+use crate::rollups::start_rollup;
+use crate::support::delay::DelayedNetwork;
+use crate::support::net;
+use crate::support::sock::{Pair, pair_with, recv, wait_acknowledged};
+use crate::support::tcp_info::TcpInfo;
+use crate::support::tracer::Tracer;
+
+/// The time for which the network holds a packet, in each direction.
+const DELAY: Duration = Duration::from_millis(5);
+
+/// Servers that think for 0, 5 and 50 ms, behind a network with a round trip of 10 ms. The client waits for both, and
+/// the server's end measures its own time alone.
+pub fn round_trips() {
+    let network = DelayedNetwork::new(DELAY);
+    let tracer = start_tracer(&[]);
+    tracer.output.watch(network.server_netns);
+    for (think_ms, rounds) in [(0, 50), (5, 30), (50, 10)] {
+        let think = Duration::from_millis(think_ms);
+        let connect = Instant::now();
+        let pair = pair_with(&network.listener);
+        let connect = connect.elapsed();
+        let bounds = serve_delayed(&pair, think, rounds, DELAY);
+        let records = close_records(&tracer, pair, network.server_netns);
+        for (end, (record, bounds)) in ["client", "server"].iter().zip(records.iter().zip(&bounds)) {
+            println!(
+                "network of {:?}, think {think:?}: {end} {} ns by {:?} to {:?} of its clock, srtt {} us, rtt_min {} us",
+                2 * DELAY,
+                record["turns"]["wait_ns"],
+                bounds.least,
+                bounds.most,
+                record["tcp"]["srtt_us"],
+                record["tcp"]["rtt_min_us"],
+            );
+            bounds.check(&record["turns"], rounds as u64);
+            assert!(us(record, "srtt_us") >= 2 * DELAY, "{record}");
+            assert!(us(record, "rtt_min_us") >= 2 * DELAY, "{record}");
+        }
+        // The handshake is the first sample of the client's round-trip time.
+        assert!(us(&records[0], "rtt_min_us") <= connect, "{connect:?}: {}", records[0]);
+        let [client, server] = records.map(|record| wait(&record));
+        let round_trips = 2 * DELAY * u32::try_from(rounds).unwrap();
+        assert!(client >= server + round_trips, "{client:?}, {server:?}");
+    }
+    tracer.interrupt().check_lossless();
+}
+
+fn wait(record: &Value) -> Duration {
+    Duration::from_nanos(record["turns"]["wait_ns"].as_u64().unwrap())
+}
+
+/// Returns a member of `tcp` in microseconds.
+fn us(record: &Value, name: &str) -> Duration {
+    let value = record["tcp"][name].as_u64();
+    Duration::from_micros(value.unwrap_or_else(|| panic!("no {name}: {record}")))
+}
+
+/// What a transfer shows of its sender.
+struct Sender {
+    port: u16,
+    record: Value,
+}
+
+impl Sender {
+    /// Returns the parts of the busy time in which the peer's window and the send buffer were the limit.
+    fn shares(&self) -> [f64; 2] {
+        let busy = us(&self.record, "busy_us").as_secs_f64();
+        ["rwnd_limited_us", "sndbuf_limited_us"].map(|name| us(&self.record, name).as_secs_f64() / busy)
+    }
+}
+
+/// The bytes of one write, and the size of the small buffer.
+const WRITE: usize = 4 << 10;
+
+/// Sends over the network, and compares the record's counters with TCP_INFO. `read` reads `bytes` at the other end.
+fn transfer(
+    network: &DelayedNetwork,
+    tracer: &Tracer,
+    send_buffer: usize,
+    bytes: usize,
+    read: impl Fn(&Pair) + Sync,
+) -> Sender {
+    let pair = pair_with(&network.listener);
+    SockRef::from(&pair.client).set_send_buffer_size(send_buffer).unwrap();
+    // The kernel adds writes to a segment that it holds back, to 64 KiB, however small the buffer is.
+    pair.client.set_nodelay(true).unwrap();
+    // Nothing but windows and buffers may limit the sender: BBR also paces.
+    SockRef::from(&pair.client).set_tcp_congestion(b"reno").unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..bytes / WRITE {
+                (&pair.client).write_all(&[7; WRITE]).unwrap();
+            }
+        });
+        read(&pair);
+    });
+    wait_acknowledged(&pair.client);
+    let counted = TcpInfo::read(&pair.client).reported();
+    let client = pair.truth.src;
+    pair.close_client_first();
+    let record = event_of(tracer, "close", "outbound", client, |_| true);
+    for (name, value) in counted {
+        if name.ends_with("_limited_us") {
+            assert_eq!(record["tcp"][name], value, "{name}: {record}");
+        }
+    }
+    Sender {
+        port: client.port(),
+        record,
+    }
+}
+
+/// A small send buffer, a large one, and a reader that stops: three senders that the records and the rollup tell apart.
+pub fn small_send_buffer() {
+    // Enough that the congestion window soon exceeds the small buffer.
+    const BYTES: usize = 4 << 20;
+    const FEW_BYTES: usize = 256 << 10;
+    const LARGE: usize = 4 << 20;
+    const STOP: Duration = Duration::from_millis(400);
+    let network = DelayedNetwork::new(DELAY);
+    let (rollup, lines) = start_rollup(&["--by", "connection", "--direction", "outbound", "--interval", "all"]);
+    let tracer = Tracer::json(&[]);
+    tracer.output.watch(net::current_netns());
+    let small = transfer(&network, &tracer, WRITE, BYTES, |pair| recv(&pair.server, BYTES));
+    let large = transfer(&network, &tracer, LARGE, BYTES, |pair| recv(&pair.server, BYTES));
+    SockRef::from(&network.listener).set_recv_buffer_size(8 << 10).unwrap();
+    let stopped = transfer(&network, &tracer, LARGE, FEW_BYTES, |pair| {
+        thread::sleep(STOP);
+        recv(&pair.server, FEW_BYTES);
+    });
+    for (name, sender) in [
+        ("small buffer", &small),
+        ("large buffer", &large),
+        ("stopped reader", &stopped),
+    ] {
+        let [window, buffer] = sender.shares();
+        let busy = us(&sender.record, "busy_us");
+        println!("{name}: busy {busy:?}, window {window:.2}, send buffer {buffer:.2}");
+    }
+    let ([small_window, small_buffer], [_, large_buffer]) = (small.shares(), large.shares());
+    let [stopped_window, stopped_buffer] = stopped.shares();
+    assert!(small_buffer > 0.4 && small_window < 0.1, "{}", small.record);
+    assert!(large_buffer < 0.05, "{}", large.record);
+    assert!(stopped_window > 0.5 && stopped_buffer < 0.05, "{}", stopped.record);
+    assert!(rollup.interrupt().status.success());
+    lines.wait(|lines| {
+        let of = |sender: &Sender| lines.iter().find(|line| line["group"]["src"]["port"] == sender.port);
+        for sender in [&small, &large, &stopped] {
+            let line = of(sender)?;
+            let shares = ["rwnd_limited", "sndbuf_limited"].map(|name| line[name].as_f64().unwrap());
+            let differs = shares
+                .iter()
+                .zip(sender.shares())
+                .any(|(one, other)| (one - other).abs() > 0.001);
+            assert!(!differs, "{:?}: {line}", sender.shares());
+        }
+        Some(())
+    });
+    tracer.interrupt().check_lossless();
+}
