@@ -1,21 +1,23 @@
 //! `explain` on a live kernel: each scenario breaks real connections in one way, and expects the finding of its rule.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 
 use crate::Topic;
-use crate::support::net;
+use crate::support::delay::DelayedNetwork;
 use crate::support::probe::Need;
 use crate::support::sock::{
-    ClosedPort, IpVersion, bound_socket, connect_nonblocking, connect_nonblocking_with, exchanged_pair, listen, pair,
-    pair_with, reset, send, wait_until,
+    ClosedPort, IpVersion, bound_socket, connect_nonblocking, connect_nonblocking_with, drain, exchanged_pair, listen,
+    pair, pair_with, recv, reset, send, wait_until,
 };
 use crate::support::tracer::{Tracer, TracerCommand, binary};
+use crate::support::{net, schema};
 
 const V4: IpVersion = IpVersion::V4;
 
@@ -28,6 +30,9 @@ pub fn topic() -> Topic {
         .standalone("full_accept_queue_is_found", &[], accept_queue)
         .standalone("connections_that_are_not_closed_are_found", &[], not_closed)
         .standalone("churn_is_found", &[], churn)
+        .standalone("reader_that_stops_is_found", &[], stopped_reader)
+        .standalone("small_send_buffer_is_found", &[Need::Tun], small_send_buffer)
+        .standalone("slow_answers_are_found", &[Need::Turns], slow_answers)
 }
 
 /// A watch over this scenario's connections.
@@ -39,13 +44,21 @@ struct Watch {
 
 impl Watch {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(args: &[&str]) -> Self {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let mut command = Command::new(binary());
         command.arg("explain");
-        let tracer = TracerCommand::wrapped_by(command, &["-o", "json", "--duration", "1h"])
+        let tracer = TracerCommand::wrapped_by(command, &[&["-o", "json", "--duration", "1h"], args].concat())
             .on_line({
                 let lines = Arc::clone(&lines);
-                move |line| lines.lock().unwrap().push(serde_json::from_slice(line).unwrap())
+                move |line| {
+                    let value: Value = serde_json::from_slice(line).unwrap();
+                    schema::check(&value).unwrap_or_else(|error| panic!("{error}: {value}"));
+                    lines.lock().unwrap().push(value);
+                }
             })
             .spawn();
         tracer.wait_stderr("kmesh-trace: watching");
@@ -213,4 +226,72 @@ fn churn() {
     let finding = watch.only("churn");
     assert_eq!(finding["of"], count);
     drop(pair(V4));
+}
+
+/// The server does not read for most of the time in which the client has data to send.
+fn stopped_reader() {
+    const BYTES: usize = 1 << 20;
+    let watch = Watch::start();
+    let listener = listen(V4);
+    SockRef::from(&listener).set_recv_buffer_size(8 << 10).unwrap();
+    let pair = pair_with(&listener);
+    SockRef::from(&pair.client).set_send_buffer_size(4 << 20).unwrap();
+    (&pair.client).write_all(&vec![7; BYTES]).unwrap();
+    watch.wait(Duration::from_secs(2));
+    recv(&pair.server, BYTES);
+    pair.close_client_first();
+    let finding = watch.only("held_back");
+    let text = finding["text"].as_str().unwrap();
+    assert!(text.contains("the client waits for the receiver's window"), "{text}");
+    let evidence = evidence(&finding);
+    let process = format!("/{} does not read fast enough", std::process::id());
+    assert!(evidence.contains(&process), "{evidence}");
+}
+
+/// The client's send buffer holds less than the network does, and the server reads at once.
+fn small_send_buffer() {
+    let network = DelayedNetwork::new(Duration::from_millis(5));
+    let watch = Watch::start();
+    let pair = pair_with(&network.listener);
+    SockRef::from(&pair.client).set_send_buffer_size(4 << 10).unwrap();
+    pair.client.set_nodelay(true).unwrap();
+    thread::scope(|scope| {
+        let ends = &pair;
+        scope.spawn(|| {
+            // The time with data to send must be longer than the rule's minimum.
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_secs(2) {
+                send(&ends.client, 4 << 10);
+            }
+            ends.client.shutdown(std::net::Shutdown::Write).unwrap();
+        });
+        drain(&ends.server);
+    });
+    drop(pair);
+    let finding = watch.only("held_back");
+    let text = finding["text"].as_str().unwrap();
+    assert!(text.contains("the client waits for its own send buffer"), "{text}");
+}
+
+/// The server thinks for longer than the rule allows. Some requests at once, so that the scenario takes a second.
+fn slow_answers() {
+    const REQUESTS: u64 = 24;
+    const THINK: Duration = Duration::from_millis(600);
+    let watch = Watch::start_with(&["--turns"]);
+    let listener = listen(V4);
+    let pairs: Vec<_> = (0..REQUESTS).map(|_| pair_with(&listener)).collect();
+    for pair in &pairs {
+        send(&pair.client, 100);
+        recv(&pair.server, 100);
+    }
+    thread::sleep(THINK);
+    for pair in pairs {
+        send(&pair.server, 300);
+        recv(&pair.client, 300);
+        pair.close_client_first();
+    }
+    let finding = watch.only("slow_answers");
+    assert_eq!(finding["of"], REQUESTS);
+    let evidence = evidence(&finding);
+    assert!(evidence.contains("The server's process took p95"), "{evidence}");
 }

@@ -219,6 +219,23 @@ fn resets_after_the_same_time_point_to_a_timeout() {
 }
 
 #[test]
+fn few_resets_without_loss_are_a_notice() {
+    let severity = |resets: u64, lost: u64| {
+        let report = changed(|number, mut record| {
+            if number >= 100 - resets * 4 && number % 4 == 0 {
+                record.outcome = Some(Outcome::ResetByPeer);
+                record.undelivered_bytes = lost;
+            }
+            record
+        });
+        only(&report).severity
+    };
+    assert_eq!(severity(3, 0), Severity::Notice);
+    assert_eq!(severity(5, 0), Severity::Warning);
+    assert_eq!(severity(3, 10), Severity::Critical);
+}
+
+#[test]
 fn full_accept_queue_explains_slow_handshakes() {
     let mut records: Vec<_> = (0..100).map(connection).collect();
     for record in records.iter_mut().step_by(4) {

@@ -29,7 +29,7 @@ const END: &str = "<!-- end -->\n";
 #[derive(clap::Args)]
 pub struct Args {
     /// The number of captures with planted faults
-    #[arg(long, default_value_t = 270)]
+    #[arg(long, default_value_t = 330)]
     faulty: u64,
     /// The number of captures without a fault
     #[arg(long, default_value_t = 100)]
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn every_fault_is_found_and_quiet_captures_are_quiet() {
-        let score = measure(54, 20).unwrap();
+        let score = measure(66, 20).unwrap();
         assert!(score.missed.is_empty(), "{:#?}", score.missed);
         assert!(
             score.false_alarms.values().sum::<u64>() == 0,

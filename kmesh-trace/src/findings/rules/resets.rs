@@ -14,6 +14,9 @@ pub const RULE: Rule = Rule {
     basis: all_attempts,
 };
 
+/// The number of resets from which on they are a warning, if they lost nothing and most connections are not reset. A
+/// healthy pair has three close together now and then.
+const MIN_CERTAIN: u64 = 5;
 /// The number of resets from which on their times and sizes are compared. Five values within 5 % by chance are rare.
 const MIN_ALIKE: usize = 5;
 /// The shortest idle time that looks like a limit of a proxy or load balancer. Shorter ones are the time of a request.
@@ -35,10 +38,10 @@ fn of_symptom(watch: &Watch, pair: &Pair, symptom: Symptom) -> Option<Finding> {
     }
     let (count, of, text) = frequency(failures, pair, "connection");
     let resets = &pair.stats.resets;
-    let severity = if resets.with_loss > 0 {
-        Severity::Critical
-    } else {
-        Severity::Warning
+    let severity = match resets.with_loss {
+        0 if count < MIN_CERTAIN && count * 2 < of => Severity::Notice,
+        0 => Severity::Warning,
+        _ => Severity::Critical,
     };
     let (client, server) = (subject::client(pair), subject::server(pair));
     let is_by_server = pair.is_outbound() == (symptom == Symptom::ResetByPeer);

@@ -1,10 +1,10 @@
-//! The faults that are planted into captures, one for each rule that needs nothing but default records.
+//! The faults that are planted into captures, one for each rule.
 
 use kmesh_trace::record::{
     ClosedBy, Event, Outcome, PacketDirection, PacketDrops, Record, Subject, TcpState, WallTime,
 };
 
-use super::shop::{LENGTH, PODS, ROUTES, SECOND, START, Shop, address, late, listener, pod, reset};
+use super::shop::{LENGTH, PODS, ROUTES, SECOND, START, Shop, address, late, listener, pod, reset, turns};
 
 /// A fault that can be planted on a route.
 pub struct Fault {
@@ -37,6 +37,14 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         rule: "loss",
         plant: loss,
+    },
+    Fault {
+        rule: "slow_answers",
+        plant: slow_answers,
+    },
+    Fault {
+        rule: "held_back",
+        plant: held_back,
     },
     Fault {
         rule: "not_closed",
@@ -175,6 +183,37 @@ fn loss(shop: &mut Shop, route: usize) {
         record.tcp.total_retrans += lost;
         record.tcp.lost += lost;
     });
+}
+
+fn slow_answers(shop: &mut Shop, route: usize) {
+    let median = shop.random.between(0.8e9, 3e9);
+    fail(shop, route, (0.3, 1.0), |shop, record| {
+        if record.established {
+            let answers = 1 + shop.random.pick(3);
+            let waits: Vec<_> = (0..answers).map(|_| shop.random.time(median, 0.3)).collect();
+            record.turns = Some(turns(&waits));
+            record.duration_ns = record.duration_ns.map(|duration| duration + waits.iter().sum::<u64>());
+        }
+    });
+}
+
+/// Adds bulk transfers that a window or a buffer holds back for a large part of their time.
+fn held_back(shop: &mut Shop, route: usize) {
+    let is_window = shop.random.chance(0.5);
+    let share = shop.random.between(0.4, 0.95);
+    for _ in 0..8 + shop.random.pick(20) {
+        let mut record = shop.connection(route);
+        let duration = shop.random.time(2e9, 0.4);
+        record.duration_ns = Some(duration);
+        record.start = Some(WallTime(record.time.0 - duration as i64));
+        (record.sent_bytes, record.tcp.data_segs_out) = (4_000_000, 2_763);
+        let busy_us = duration / 1_100;
+        let limited_us = (busy_us as f64 * share) as u64;
+        let (window, buffer) = if is_window { (limited_us, 0) } else { (0, limited_us) };
+        record.tcp.busy_us = Some(busy_us);
+        (record.tcp.rwnd_limited_us, record.tcp.sndbuf_limited_us) = (Some(window), Some(buffer));
+        shop.records.push(record);
+    }
 }
 
 fn not_closed(shop: &mut Shop, route: usize) {

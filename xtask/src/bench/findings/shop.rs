@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kmesh_trace::record::Comm;
 use kmesh_trace::record::{
     AcceptQueue, ClosedBy, ConnId, Direction, End, Event, Outcome, Pod, Process, ProcessBy, Record, Service, ServiceBy,
-    ServiceMatch, Subject, TcpState, WallTime, Workload,
+    ServiceMatch, Subject, TcpState, Turns, WallTime, Workload,
 };
 
 /// The start of every capture: 2026-01-02T03:04:05Z.
@@ -184,7 +184,20 @@ impl Shop {
         record.tcp.data_segs_out = (record.sent_bytes / 1_448 + 1) as u32;
         record.tcp.rtt_min_us = Some(rtt_us as u32);
         record.tcp.srtt_us = Some(rtt_us as u32 * 2);
+        let answers = 1 + self.random.pick(4) as u64;
+        let think = (duration / (answers + 1)) as f64;
+        let waits: Vec<_> = (0..answers).map(|_| self.random.time(think, 0.5)).collect();
+        record.turns = Some(turns(&waits));
+        self.limit(&mut record, rtt_us);
         record
+    }
+
+    /// Sets what limited a connection that sent little. A busy peer is the limit now and then.
+    fn limit(&mut self, record: &mut Record, rtt_us: u64) {
+        let busy_us = rtt_us * u64::from(record.tcp.data_segs_out);
+        record.tcp.busy_us = Some(busy_us);
+        record.tcp.rwnd_limited_us = Some(if self.random.chance(0.02) { busy_us / 3 } else { 0 });
+        record.tcp.sndbuf_limited_us = Some(0);
     }
 
     /// Returns an attempt of a route that ends at `end` and has no outcome yet.
@@ -275,6 +288,23 @@ pub fn listener(route: Route, server: usize, second: i64, backlog: u32, dropped:
     record.names.dst = pod(route.server, server);
     record.process = Some(process(route.server, server));
     record
+}
+
+/// Returns turns with these waits, in ns.
+pub fn turns(waits: &[u64]) -> Box<Turns> {
+    let mut turns = Box::new(Turns {
+        count: waits.len() as u64,
+        wait_ns: waits.iter().sum(),
+        max_wait_ns: waits.iter().copied().max().unwrap_or(0),
+        histogram: Default::default(),
+        overlapped: 0,
+    });
+    let last = turns.histogram.len() - 1;
+    for wait in waits {
+        let bucket = (u64::BITS - (wait / 1_000).leading_zeros()) as usize;
+        turns.histogram[bucket.min(last)] += 1;
+    }
+    turns
 }
 
 /// Makes an established connection one that was reset.
