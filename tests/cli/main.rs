@@ -7,6 +7,7 @@ mod captures;
 mod completions;
 mod examples;
 mod recipes;
+mod reports;
 
 use std::process::ExitCode;
 
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         .chain(completions::trials())
         .chain(examples::trials())
         .chain(recipes::trials())
+        .chain(reports::trials())
         .chain(at_scale::trials())
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
