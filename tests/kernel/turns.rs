@@ -1,7 +1,9 @@
 //! How long each answer took (`--turns`), and what limited the sender. The truth is the clock of the scripted client
 //! and server, which are threads of this process, and TCP_INFO.
 
+mod aggregates;
 mod network;
+mod programs;
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -51,6 +53,19 @@ pub fn topic() -> Topic {
             &[Need::Tun],
             network::small_send_buffer,
         )
+        .standalone(
+            "rollup_table_and_metrics_have_the_answers",
+            &[Need::Turns],
+            aggregates::all_outputs,
+        )
+        .standalone("http_keep_alive", &[Need::Turns, Need::Python], programs::http)
+        .standalone(
+            "http2_overlaps",
+            &[Need::Turns, Need::Http2, Need::Tun],
+            programs::http2,
+        )
+        .standalone("redis", &[Need::Turns, Need::Redis], programs::redis)
+        .standalone("postgresql", &[Need::Turns, Need::Postgres], programs::postgres)
 }
 
 fn start_tracer(args: &[&str]) -> Tracer {

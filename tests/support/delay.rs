@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::net;
@@ -25,6 +25,8 @@ pub struct DelayedNetwork {
     /// Listens in the server's namespace. A connect() of the calling thread reaches it over the network.
     pub listener: TcpListener,
     pub server_netns: u64,
+    pub server_address: Ipv6Addr,
+    server_namespace: File,
     /// Ends the threads when it is dropped.
     stop: Option<PipeWriter>,
     threads: Vec<JoinHandle<()>>,
@@ -41,9 +43,10 @@ impl DelayedNetwork {
             net::run("ip", &["link", "set", "lo", "up"]);
             let device = open_tun(server, client).unwrap_or_else(|error| panic!("{error}"));
             let listener = TcpListener::bind(SocketAddr::from((server, 0))).expect("listen behind the network");
-            (device, listener, net::current_netns())
+            let namespace = File::open("/proc/thread-self/ns/net").expect("the namespace");
+            (device, listener, net::current_netns(), namespace)
         };
-        let (server_device, listener, server_netns) = thread::spawn(in_server_namespace)
+        let (server_device, listener, server_netns, server_namespace) = thread::spawn(in_server_namespace)
             .join()
             .expect("the server's namespace");
         let (stopped, stop) = pipe().expect("pipe()");
@@ -57,9 +60,20 @@ impl DelayedNetwork {
         Self {
             listener,
             server_netns,
+            server_address: server,
+            server_namespace,
             stop: Some(stop),
             threads: threads.into(),
         }
+    }
+
+    /// Runs `body` on a thread in the server's namespace, in which the processes that it starts are, too.
+    pub fn in_server_namespace<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        let run = || {
+            setns(&self.server_namespace, CloneFlags::CLONE_NEWNET).expect("setns");
+            body()
+        };
+        thread::scope(|scope| scope.spawn(run).join()).expect("a thread in the server's namespace")
     }
 }
 

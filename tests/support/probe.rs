@@ -48,6 +48,14 @@ pub enum Need {
     IoUring,
     /// tmux, as a terminal.
     Tmux,
+    /// Python's HTTP server and client.
+    Python,
+    /// redis-server and redis-cli.
+    Redis,
+    /// nghttpd and nghttp, an HTTP/2 server and client.
+    Http2,
+    /// PostgreSQL's server and client, and `setpriv`, since the server refuses to run as root.
+    Postgres,
     /// The speed and memory of a real machine.
     FullSize,
     /// A wall clock that the test may set: a dedicated machine.
@@ -223,6 +231,21 @@ static TMUX: Probe = LazyLock::new(|| {
     tmux(&["kill-server"]).map(drop)
 });
 
+/// Returns the folder of PostgreSQL's programs, which Debian does not add to the path.
+pub fn postgres_folder() -> Result<PathBuf, String> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let folders = versions.map(|version| version.path().join("bin"));
+    let complete = |folder: &PathBuf| {
+        ["initdb", "postgres", "psql"]
+            .iter()
+            .all(|name| folder.join(name).exists())
+    };
+    folders
+        .filter(complete)
+        .max()
+        .ok_or_else(|| "PostgreSQL is not installed".to_owned())
+}
+
 static RESET_REASONS: Probe = LazyLock::new(|| {
     let types = std::fs::read("/sys/kernel/btf/vmlinux").map_err(|error| error.to_string())?;
     let name = b"\0SK_RST_REASON_NO_SOCKET\0";
@@ -289,6 +312,19 @@ pub fn check(needs: &[Need]) -> Result<(), String> {
             Need::NoTurns if TURNS.is_ok() => return Err("this kernel has the tracepoints of --turns".to_owned()),
             Need::IoUring => IO_URING.clone()?,
             Need::Tmux => TMUX.clone()?,
+            Need::Python => net::try_run("python3", &["-c", "import http.client, http.server"]).map(drop)?,
+            Need::Redis => {
+                net::try_run("redis-server", &["--version"])?;
+                net::try_run("redis-cli", &["--version"])?;
+            }
+            Need::Http2 => {
+                net::try_run("nghttpd", &["--version"])?;
+                net::try_run("nghttp", &["--version"])?;
+            }
+            Need::Postgres => {
+                postgres_folder()?;
+                net::try_run("setpriv", &["--version"])?;
+            }
             Need::FullSize if super::is_small_vm() => return Err("KMESH_TRACE_TEST_SMALL is set".to_owned()),
             Need::StepClock => check_permission("KMESH_TRACE_TEST_STEP_CLOCK")?,
             Need::Preemption => {

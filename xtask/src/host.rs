@@ -42,6 +42,27 @@ pub const TEST_TOOLS: &[Need] = &[
     },
 ];
 
+/// The real servers and clients of the kernel tests, on this machine only. PostgreSQL is not among them, since it needs
+/// 160 MiB: its test is skipped where it is missing.
+pub const SERVERS: &[Need] = &[
+    Need {
+        program: "python3",
+        package: "python3",
+    },
+    Need {
+        program: "redis-server",
+        package: "redis-server",
+    },
+    Need {
+        program: "nghttpd",
+        package: "nghttp2-server",
+    },
+    Need {
+        program: "nghttp",
+        package: "nghttp2-client",
+    },
+];
+
 /// The shells besides bash in which the completion scripts are tested.
 pub const SHELLS: &[Need] = &[
     Need {

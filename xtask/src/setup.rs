@@ -11,6 +11,7 @@ use crate::{dist, man, vm};
 pub fn run() -> Result<ExitCode> {
     let needs = [
         host::TEST_TOOLS,
+        host::SERVERS,
         host::SHELLS,
         host::EXAMPLES,
         host::PROMETHEUS,

@@ -46,6 +46,7 @@ const NAMED: &[&str] = &["--package", "kmesh-trace", "--test", "names", "--test"
 pub fn run(args: &Args) -> Result<ExitCode> {
     let needs = [
         host::TEST_TOOLS,
+        host::SERVERS,
         host::SHELLS,
         host::EXAMPLES,
         host::PROMETHEUS,
