@@ -1,7 +1,7 @@
 //! `explain` on a live kernel: each scenario breaks real connections in one way, and expects the finding of its rule.
 
 use std::io::{Read as _, Write as _};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,6 +33,11 @@ pub fn topic() -> Topic {
         .standalone("reader_that_stops_is_found", &[], stopped_reader)
         .standalone("small_send_buffer_is_found", &[Need::Tun], small_send_buffer)
         .standalone("slow_answers_are_found", &[Need::Turns], slow_answers)
+        .standalone(
+            "workshop_shows_each_fault_first",
+            &[Need::Turns, Need::Nft, Need::Python, Need::FullSize],
+            workshop,
+        )
 }
 
 /// A watch over this scenario's connections.
@@ -294,4 +299,46 @@ fn slow_answers() {
     assert_eq!(finding["of"], REQUESTS);
     let evidence = evidence(&finding);
     assert!(evidence.contains("The server's process took p95"), "{evidence}");
+}
+
+/// The faults of `examples/workshop`: one for each rule.
+const WORKSHOP: [&str; 11] = [
+    "refused",
+    "no_answer",
+    "resets",
+    "accept_queue",
+    "slow_connect",
+    "loss",
+    "slow_answers",
+    "held_back",
+    "not_closed",
+    "churn",
+    "one_of_many",
+];
+
+/// Runs the workshop with all faults at once, since each has its own network namespace and port.
+fn workshop() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/workshop/workshop.sh");
+    let runs = WORKSHOP.map(|fault| {
+        let mut command = Command::new(script);
+        command.args([fault, "-o", "json"]).env("KMESH_TRACE", binary());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        (fault, command.spawn().unwrap())
+    });
+    let mut failures = Vec::new();
+    for (fault, run) in runs {
+        let output = run.wait_with_output().unwrap();
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let rules: Vec<_> = lines.iter().map(|line| line["rule"].as_str()).collect();
+        println!("{fault}: {rules:?}");
+        if !output.status.success() || rules.first() != Some(&Some(fault)) {
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            failures.push(format!("{fault}: {}, {lines:#?}, {stderr}", output.status));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
