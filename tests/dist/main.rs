@@ -1,7 +1,7 @@
-//! The dist suite: the archive that `cargo xtask dist` makes, and its static binary in the root file systems of other
-//! systems.
+//! The dist suite: what `cargo xtask dist` makes, used as users do, and the static binary in the root file systems of
+//! other systems.
 //!
-//! `KMESH_TRACE_DIST` names the folder with the archive; `cargo xtask dist --test` sets it. Needs root for chroot. A
+//! `KMESH_TRACE_DIST` names the folder with the artefacts; `cargo xtask dist --test` sets it. Needs root for chroot. A
 //! test that cannot run shows as skipped with the reason, and is counted.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::print_stdout, reason = "the suite reports its results on the terminal")]
@@ -10,12 +10,19 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../names/components.rs"]
+mod components;
+
 mod archive;
+mod bill;
 mod binary;
 mod host_names;
+mod image;
+mod package;
 mod roots;
 mod traces;
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::LazyLock;
@@ -30,6 +37,18 @@ static UNPACKED: LazyLock<PathBuf> = LazyLock::new(archive::unpack);
 /// Returns the path of the binary under test.
 fn tool() -> PathBuf {
     UNPACKED.join("kmesh-trace")
+}
+
+/// Returns the folder with the artefacts.
+fn folder() -> PathBuf {
+    std::env::var_os("KMESH_TRACE_DIST").unwrap().into()
+}
+
+/// Returns the artefact whose name has this ending.
+fn artefact(ending: &str) -> PathBuf {
+    let mut entries = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
+    let found = entries.find(|path| path.to_string_lossy().ends_with(ending));
+    found.unwrap_or_else(|| panic!("no {ending} in KMESH_TRACE_DIST"))
 }
 
 /// Runs a command that must succeed, and returns its standard output.
@@ -72,6 +91,9 @@ fn main() -> ExitCode {
     }
     let mut trials = archive::trials();
     trials.extend(binary::trials());
+    trials.extend(bill::trials());
+    trials.extend(package::trials());
+    trials.extend(image::trials());
     trials.extend(traces::trials());
     trials.extend(host_names::trials());
     let conclusion = libtest_mimic::run(&arguments, trials);

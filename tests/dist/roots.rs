@@ -36,7 +36,7 @@ pub const SYSTEMS: [System; 3] = [
     },
     System {
         name: "debian_11",
-        root: || DEBIAN_11.clone(),
+        root: || DEBIANS[0].root(),
         start: SHELL,
     },
 ];
@@ -72,25 +72,64 @@ fn busybox() -> Result<PathBuf, String> {
     }
 }
 
-/// Debian 11 with an NSS module, which is of another glibc than the binary's. Later runs use it again.
-static DEBIAN_11: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
-    let root = scratch_dir().join("debian-11");
+/// A release of Debian.
+pub struct Debian {
+    /// Its name in names of tests.
+    pub name: &'static str,
+    suite: &'static str,
+    /// The start of its version.
+    pub version: &'static str,
+    root: LazyLock<Result<PathBuf, String>>,
+}
+
+impl Debian {
+    /// Returns its root file system, or why there is none.
+    pub fn root(&self) -> Result<PathBuf, String> {
+        self.root.clone()
+    }
+}
+
+/// The releases of Debian in which the package must work.
+pub static DEBIANS: [Debian; 3] = [
+    Debian {
+        name: "debian_11",
+        suite: "bullseye",
+        version: "11.",
+        root: LazyLock::new(|| debian(&DEBIANS[0])),
+    },
+    Debian {
+        name: "debian_12",
+        suite: "bookworm",
+        version: "12.",
+        root: LazyLock::new(|| debian(&DEBIANS[1])),
+    },
+    Debian {
+        name: "debian_13",
+        suite: "trixie",
+        version: "13.",
+        root: LazyLock::new(|| debian(&DEBIANS[2])),
+    },
+];
+
+/// Creates the root of a Debian with an NSS module, which is of another glibc than the binary's. Later runs use it
+/// again.
+fn debian(debian: &Debian) -> Result<PathBuf, String> {
+    let root = scratch_dir().join(debian.name);
     let complete = root.join("complete");
     if !complete.exists() {
         _ = fs::remove_dir_all(&root);
-        let arguments = ["--variant=minbase", "--include=libnss-myhostname", "bullseye"];
+        let arguments = ["--variant=minbase", "--include=libnss-myhostname", debian.suite];
         net::try_run("debootstrap", &[&arguments[..], &[root.to_str().unwrap()]].concat()).map_err(|why| {
             format!(
-                "cannot create Debian 11: {}",
+                "cannot create Debian's {}: {}",
+                debian.suite,
                 why.lines().next_back().unwrap_or_default()
             )
         })?;
         fs::write(complete, "").unwrap();
     }
-    let version = fs::read_to_string(root.join("etc/debian_version")).unwrap();
-    assert!(version.starts_with("11."), "{version}");
     Ok(add_binary(root))
-});
+}
 
 /// Checks that a test can use chroot.
 pub fn check_requirements() -> Result<(), String> {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Command;
 
 use libtest_mimic::Trial;
 
@@ -48,7 +49,7 @@ fn check_replay(root: &Path, start: &[&str]) {
     );
     assert!(in_root.lines().count() > 100, "{in_root}");
     let outside = output(
-        std::process::Command::new(tool())
+        Command::new(tool())
             .args(arguments)
             .stdin(File::open(incident).unwrap()),
     );
@@ -63,11 +64,16 @@ fn check_check(root: &Path, start: &[&str]) {
     );
 }
 
-/// Traces one connection: there are two records. The filter rejects other programs' connections.
 fn check_traces(root: &Path, mounted: &[&str], start: &[&str]) {
-    const SERVER: &str = "127.77.99.1";
     let mut command = enter(root, mounted);
     command.args(start);
+    check_traces_by(command);
+}
+
+/// Traces one connection with the tool that this command starts: there are two records. The filter rejects other
+/// programs' connections.
+pub fn check_traces_by(command: Command) {
+    const SERVER: &str = "127.77.99.1";
     let tracer = TracerCommand::wrapped_by(command, &["-o", "json", "--ip", SERVER]).start();
     let view = RecordView::new(&tracer.output);
     let pair = pair_with(&TcpListener::bind((SERVER, 0)).unwrap());

@@ -1,9 +1,15 @@
-//! `cargo xtask dist`: builds the release archive: one static executable, manual, completions, licences and checksums.
+//! `cargo xtask dist`: builds what a release consists of: an archive with one static executable, manual, completions and
+//! licences; a Debian package, an image, an SBOM and a krew manifest; and the checksums of all.
 //! The build is reproducible: the same sources, compiler and C library give the same bytes in any folder.
 
 mod archive;
 mod cross;
+mod deb;
+mod image;
+mod krew;
+mod linked;
 mod reproducible;
+mod sbom;
 mod third_party;
 
 use std::ffi::OsString;
@@ -23,8 +29,9 @@ pub struct Args {
     /// Build for this architecture [default: this machine's]
     #[arg(long)]
     arch: Option<Arch>,
-    /// Test the archive: its checksums, and the executable in root folders of other systems and in a VM that contains
-    /// only the executable and busybox; for another architecture, only in the VM
+    /// Test the artefacts: their checksums, the executable in root folders of other systems and in a VM that contains
+    /// only the executable and busybox, the package in Debian, the image in containerd; for another architecture, only
+    /// the executable in the VM
     #[arg(long)]
     test: bool,
     /// Build a second time from a copy of the sources in another folder, and compare the bytes
@@ -42,6 +49,13 @@ pub struct Args {
 const FLAGS: &str = "CARGO_ENCODED_RUSTFLAGS";
 const SEPARATOR: &str = "\x1f";
 
+/// The homepage, the authors and the version, by the workspace's manifest.
+const HOMEPAGE: &str = env!("CARGO_PKG_HOMEPAGE");
+const AUTHORS: &str = env!("CARGO_PKG_AUTHORS");
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// What the tool does, in one line.
+const SUMMARY: &str = "Prints one line for every TCP connection that closes on this node";
+
 /// The programs that the tests call, besides those of all kernel tests.
 pub const TEST_TOOLS: &[Need] = &[
     Need {
@@ -54,20 +68,19 @@ pub const TEST_TOOLS: &[Need] = &[
     },
 ];
 
-/// Builds the archive, and tests it if the arguments say so.
+/// Builds the artefacts, and tests them if the arguments say so.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let here = Arch::here();
     let Some(arch) = args.arch.or(here) else {
         bail!("the tool does not support the architecture of this machine: select one with --arch");
     };
     let profile = if args.unoptimised { "dev" } else { "dist" };
-    let release = build(arch, profile, &host::root(), &host::target_dir(), &host::cargo_home()?)?;
-    println!("{}", release.archive.display());
-    for (what, file) in [("archive", &release.archive), ("file", &release.tool)] {
+    let release = build_here(arch, profile)?;
+    for file in release.downloads().chain([&release.tool]) {
         let bytes = fs::metadata(file)
             .with_context(|| format!("cannot read {}", file.display()))?
             .len();
-        println!("{what}: {bytes} bytes, {:.2} MiB", bytes as f64 / f64::from(1 << 20));
+        println!("{}: {:.2} MiB", file.display(), bytes as f64 / f64::from(1 << 20));
     }
     let mut counts = Counts::default();
     if args.test && here == Some(arch) {
@@ -87,19 +100,52 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(counts.exit_code())
 }
 
-/// A release archive and its parts.
-struct Release {
+/// What was built for one architecture.
+pub struct Release {
     arch: Arch,
     /// The profile of the build.
     profile: &'static str,
-    /// The folder that contains the files.
+    /// The date of all files, as `2024-09-14`.
+    date: String,
+    /// The folder of the artefacts and of [`Self::files`].
     folder: PathBuf,
-    archive: PathBuf,
-    /// The executable that the archive contains.
+    /// The folder that the archive contains.
+    files: PathBuf,
+    /// The executable in [`Self::files`].
     tool: PathBuf,
+    /// The files that users download, for this architecture: archive, package and SBOM.
+    artefacts: Vec<PathBuf>,
+    /// The files that users download, for all architectures of a release: image and krew manifest.
+    common: Vec<PathBuf>,
 }
 
-/// Builds the sources in `root`, and packs the archive in a folder of `target`.
+impl Release {
+    fn downloads(&self) -> impl Iterator<Item = &PathBuf> {
+        self.artefacts.iter().chain(&self.common)
+    }
+}
+
+fn build_here(arch: Arch, profile: &'static str) -> Result<Release> {
+    build(arch, profile, &host::root(), &host::target_dir(), &host::cargo_home()?)
+}
+
+/// Builds for these architectures, and copies the artefacts to a new folder, with one image and one krew manifest for
+/// all of them.
+pub fn gather(archs: &[Arch], profile: &'static str, out: &Path) -> Result<()> {
+    let releases = archs.iter().map(|&arch| build_here(arch, profile));
+    let releases = releases.collect::<Result<Vec<_>>>()?;
+    if out.exists() {
+        fs::remove_dir_all(out).with_context(|| format!("cannot remove {}", out.display()))?;
+    }
+    fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    for file in releases.iter().flat_map(|release| &release.artefacts) {
+        let to = out.join(file.file_name().context("an artefact has no name")?);
+        fs::copy(file, &to).with_context(|| format!("cannot write {}", to.display()))?;
+    }
+    finish(&releases.iter().collect::<Vec<_>>(), "linux", &host::root(), out).map(drop)
+}
+
+/// Builds the sources in `root`, and packs the artefacts in a folder of `target`.
 fn build(arch: Arch, profile: &'static str, root: &Path, target: &Path, cargo_home: &Path) -> Result<Release> {
     let mut cargo = host::cargo();
     cargo
@@ -135,7 +181,23 @@ fn build(arch: Arch, profile: &'static str, root: &Path, target: &Path, cargo_ho
     }
     let tool = artifacts::build(cargo)?.path("bin", "kmesh-trace")?;
     let out = target.join(format!("{profile}-archive")).join(arch.name());
-    archive::pack(arch, profile, root, &out, &tool)
+    let mut release = archive::pack(arch, profile, root, &out, &tool)?;
+    release.artefacts.push(deb::pack(&release, root)?);
+    release.artefacts.push(sbom::write(&release, root)?);
+    release.common = finish(&[&release], &format!("{}-linux", arch.name()), root, &out)?;
+    Ok(release)
+}
+
+/// Makes the image and the krew manifest of these releases in `out`, and the checksums of all artefacts, which are there
+/// too.
+fn finish(releases: &[&Release], platform: &str, root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
+    let common = vec![image::pack(releases, platform, out)?, krew::write(releases, root, out)?];
+    let artefacts = releases.iter().flat_map(|release| &release.artefacts).chain(&common);
+    let names: Option<Vec<_>> = artefacts.map(|file| file.file_name()?.to_str()).collect();
+    let mut names = names.context("an artefact has no name")?;
+    names.sort_unstable();
+    archive::write_sums(out, &names)?;
+    Ok(common)
 }
 
 fn remap(from: &Path, to: &str) -> [OsString; 2] {

@@ -15,6 +15,7 @@ mod fuzz;
 mod host;
 mod licences;
 mod man;
+mod release;
 mod runner;
 mod setup;
 mod test;
@@ -37,7 +38,7 @@ struct Cli {
 enum Task {
     /// Run benchmarks
     Bench(bench::Args),
-    /// Build the release archive: one static executable, manual, completions, licences, checksums
+    /// Build what a release consists of: archive with the static executable, .deb, image, SBOM, krew manifest, checksums
     Dist(dist::Args),
     /// Build the committed eBPF object, or check whether it is current
     Ebpf(ebpf::Args),
@@ -47,6 +48,8 @@ enum Task {
     Licences,
     /// Generate the manual page, or check whether the committed one is current
     Man(man::Args),
+    /// Prepare a release, and once that is committed, build its artefacts: docs/releasing.md
+    Release(release::Args),
     /// Install the Debian packages that the tests need
     Setup,
     /// Run the tests; the kernel tests need root
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Licences => licences::run(),
         Task::Man(args) => man::run(&args),
+        Task::Release(args) => release::run(&args),
         Task::Setup => setup::run(),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),

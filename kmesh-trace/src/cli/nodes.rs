@@ -28,7 +28,7 @@ pub struct Nodes {
 
     /// Run this image in the pods
     ///
-    /// The image contains the tool as /kmesh-trace (deploy/Containerfile builds it), and comes from any registry that
+    /// The image contains the tool as /kmesh-trace (cargo xtask dist makes it), and comes from any registry that
     /// the nodes reach. With --copy-binary, any image with a shell and `head` works. No image is published yet, so
     /// there is no default.
     ///

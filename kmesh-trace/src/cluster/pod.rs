@@ -20,7 +20,7 @@ const STARTED_BY: &str = "kmesh-trace/started-by";
 /// The name of the container.
 pub const CONTAINER: &str = "kmesh-trace";
 
-/// The program in an image of `deploy/Containerfile`.
+/// The program in an image of `cargo xtask dist`.
 const IN_IMAGE: &str = "/kmesh-trace";
 /// The folder of a copied program, and the program.
 const COPY_FOLDER: &str = "/run/kmesh-trace";

@@ -1,6 +1,6 @@
 #!/bin/bash
 # tool-image.sh OUTDIR TOOL: writes OUTDIR/tool-image.tar (docker-archive form) with kmesh.local/kmesh-trace:1, which is
-# deploy/Containerfile's image of TOOL, with the shared libraries that an unoptimised TOOL needs, and
+# the image of cargo xtask dist, of TOOL, with the shared libraries that an unoptimised TOOL needs, and
 # kmesh.local/shell:1, which is busybox with these libraries and without TOOL.
 set -eu
 . "$(dirname "$0")/lib.sh"

@@ -16,7 +16,7 @@ use crate::arch::Arch;
 use crate::{host, man};
 
 /// The file with checksums, in the format of `sha256sum`.
-const SUMS: &str = "SHA256SUMS";
+pub const SUMS: &str = "SHA256SUMS";
 /// The files that are copied: path in the repository, path in the archive.
 const COPIED: [(&str, &str); 5] = [
     ("README.md", "README.md"),
@@ -57,34 +57,50 @@ pub fn pack(arch: Arch, profile: &'static str, root: &Path, out: &Path, tool: &P
         .chain(COMPLETIONS.map(|(_, to)| to))
         .collect();
     files.sort_unstable();
-    write(&folder, SUMS, sums(&folder, &files)?.as_bytes())?;
+    write_sums(&folder, &files)?;
 
-    let tar = format!("{name}.tar");
-    let packed = format!("{tar}.gz");
-    host::run(
-        Command::new("tar")
-            .args(["--create", "--format=ustar", "--sort=name", "--numeric-owner"])
-            .args(["--owner=0", "--group=0", "--mode=u=rwX,go=rX", "--file", &tar])
-            // The date must not depend on the build, so it is that of the manual.
-            .arg(format!("--mtime={} UTC", man::date(&page)?))
-            .arg(&name)
-            .current_dir(out)
-            .env_remove("TAR_OPTIONS"),
-    )?;
-    host::run(
-        Command::new("gzip")
-            .args(["-9", "--no-name", &tar])
-            .current_dir(out)
-            .env_remove("GZIP"),
-    )?;
-    write(out, SUMS, sums(out, &[&packed])?.as_bytes())?;
+    // The date must not depend on the build, so it is that of the manual.
+    let date = man::date(&page)?.to_owned();
+    let archive = out.join(format!("{name}.tar.gz"));
+    let tar = out.join(format!("{name}.tar"));
+    self::tar(out, &[&name], &date, &tar)?;
+    gzip(&tar)?;
     Ok(Release {
         arch,
         profile,
-        archive: out.join(&packed),
+        date,
         tool: folder.join("kmesh-trace"),
+        files: folder,
+        artefacts: vec![archive],
+        common: Vec::new(),
         folder: out.to_owned(),
     })
+}
+
+/// Packs these entries of a folder, in the order of their names, with this date and without the owner.
+pub fn tar(folder: &Path, entries: &[&str], date: &str, to: &Path) -> Result<()> {
+    host::run(
+        Command::new("tar")
+            .args(["--create", "--format=ustar", "--sort=name", "--numeric-owner"])
+            .args(["--owner=0", "--group=0", "--mode=u=rwX,go=rX"])
+            .arg(format!("--mtime={date} UTC"))
+            .arg("--file")
+            .arg(to)
+            .args(entries)
+            .current_dir(folder)
+            .env_remove("TAR_OPTIONS"),
+    )
+}
+
+/// Compresses a file, whose name then ends with `.gz`.
+pub fn gzip(file: &Path) -> Result<()> {
+    let mut gzip = Command::new("gzip");
+    host::run(gzip.args(["-9", "--no-name", "--force"]).arg(file).env_remove("GZIP"))
+}
+
+/// Writes a file with the checksums of these files of a folder, in the format of `sha256sum`.
+pub fn write_sums(folder: &Path, files: &[&str]) -> Result<()> {
+    write(folder, SUMS, sums(folder, files)?.as_bytes()).map(drop)
 }
 
 /// Returns the SHA-256 digest of a file in hexadecimal.
@@ -104,18 +120,23 @@ fn sums(folder: &Path, files: &[&str]) -> Result<String> {
     lines.collect()
 }
 
-fn read(file: &Path) -> Result<Vec<u8>> {
+/// Reads a file. The error names it.
+pub fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
-/// Writes a file. Only the tool is executable.
-fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+/// Writes a file in a folder, which it creates if necessary. Only the tool is executable.
+pub fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
     use std::os::unix::fs::PermissionsExt as _;
 
     let file = folder.join(name);
     let parent = file.parent().unwrap_or(folder);
     fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-    let mode = if name == "kmesh-trace" { 0o755 } else { 0o644 };
+    let mode = if name.rsplit('/').next() == Some("kmesh-trace") {
+        0o755
+    } else {
+        0o644
+    };
     fs::write(&file, bytes)
         .and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(mode)))
         .with_context(|| format!("cannot write {}", file.display()))?;

@@ -1,4 +1,4 @@
-//! Checks that the build is reproducible: builds the archive a second time from a copy of the sources, in another
+//! Checks that the build is reproducible: builds all artefacts a second time from a copy of the sources, in another
 //! folder, with another target folder and another cargo home.
 
 use std::fs;
@@ -12,17 +12,18 @@ use super::{Release, archive, build};
 use crate::counts::Counts;
 use crate::host;
 
-/// Builds a second time, and compares the executables and the archives.
+/// Builds a second time, and compares the executables and all artefacts.
 pub fn compare(first: &Release) -> Result<Counts> {
     let folder = std::env::temp_dir().join(format!("kmesh-trace second build {}", std::process::id()));
     let second = build_in(first, &folder);
     let comparison = second.and_then(|second| {
-        let pairs = [(&first.tool, &second.tool), (&first.archive, &second.archive)];
+        let pairs = first.downloads().zip(second.downloads());
         let mut counts = Counts::default();
-        for (one, other) in pairs {
+        for (one, other) in pairs.chain([(&first.tool, &second.tool)]) {
+            let name = one.file_name().unwrap_or_default().display();
             let (one, other) = (archive::digest(one)?, archive::digest(other)?);
             let is_same = one == other;
-            println!("{one}\n{other} {}", if is_same { "equal" } else { "DIFFERENT" });
+            println!("{one}\n{other} {name}: {}", if is_same { "equal" } else { "DIFFERENT" });
             counts += Counts::one(is_same);
         }
         Ok(counts)

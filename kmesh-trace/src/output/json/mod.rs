@@ -1,5 +1,7 @@
 //! `-o json`: one JSON object per line. [`crate::output::json::contract`] defines the objects.
 
+#[cfg(test)]
+mod compatibility;
 mod writer;
 
 pub mod contract;
