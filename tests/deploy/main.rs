@@ -1,7 +1,7 @@
 //! The files in `deploy/` in real programs: rules in promtool, dashboards in a Prometheus that scrapes the tool,
-//! manifests in an API server.
+//! manifests in an API server, configurations in log shippers.
 //!
-//! Needs root, Debian's `prometheus`, and for the manifests the Kubernetes programs in `K8S_BIN` or `../shared/k8s`. A
+//! Needs root, Debian's `prometheus`, log shippers (`OTELCOL`, `FLUENT_BIT` and `VECTOR` may name them), and for the manifests the Kubernetes programs in `K8S_BIN` or `../shared/k8s`. A
 //! test that cannot run shows as skipped with the reason, and is counted.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::print_stdout, reason = "the suite reports its results on the terminal")]
@@ -17,6 +17,7 @@ mod manifests;
 mod prometheus;
 mod rates;
 mod rules;
+mod shippers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -62,6 +63,21 @@ fn main() -> ExitCode {
             "manifests::grant_exactly_the_documented_rights",
             manifests::check_requirements(),
             manifests::grant_exactly_the_documented_rights,
+        ),
+        trial(
+            "shippers::collector_delivers_each_line_once",
+            shippers::has_collector().and_then(|()| NAMESPACES.clone()),
+            shippers::collector_delivers_each_line_once,
+        ),
+        trial(
+            "shippers::fluent_bit_delivers_each_line_once",
+            shippers::has_fluent_bit().and_then(|()| NAMESPACES.clone()),
+            shippers::fluent_bit_delivers_each_line_once,
+        ),
+        trial(
+            "shippers::vector_delivers_each_line_once",
+            shippers::has_vector().and_then(|()| NAMESPACES.clone()),
+            shippers::vector_delivers_each_line_once,
         ),
     ];
     // Each test starts its own Prometheus or API server, and mostly waits for it.
