@@ -9,16 +9,18 @@ use serde_json::Value;
 
 use crate::examples::{CAPTURE, repository};
 
+/// A test with its own files.
+type Case = fn(&Files) -> Result<(), Failed>;
+
 pub fn trials() -> Vec<Trial> {
-    let cases: [(&str, fn(&Files) -> Result<(), Failed>); 4] = [
+    let cases: [(&str, Case); 4] = [
         ("statuses_are_those_of_the_manual", statuses),
         ("findings_conform_to_the_schema", findings),
         ("changes_conform_to_the_schema", changes),
         ("text_and_json_say_the_same", text_and_json),
     ];
-    let trial = |(name, run): (&'static str, fn(&Files) -> Result<(), Failed>)| {
-        Trial::test(format!("reports::{name}"), move || run(&Files::new(name)?))
-    };
+    let trial =
+        |(name, run): (&'static str, Case)| Trial::test(format!("reports::{name}"), move || run(&Files::new(name)?));
     cases.into_iter().map(trial).collect()
 }
 

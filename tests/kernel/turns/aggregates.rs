@@ -138,8 +138,8 @@ fn check_rollup(capture: &str, ports: &HashMap<u16, Port>) {
 fn check_table(capture: &str, ports: &HashMap<u16, Port>) {
     for (sort, slowest_first) in [("-response", true), ("response", false)] {
         let table = replay(capture, &["-o", "table", "--sort", sort]);
-        // The mark of the order takes a letter of the title.
-        let title = "RE\u{2026}95";
+        // The mark of the order takes the place of the last letter.
+        let title = "RESP9";
         let titles = table.lines().find(|line| line.contains(title));
         let titles = titles.unwrap_or_else(|| panic!("{table}"));
         let width = titles[..titles.find(title).unwrap()].chars().count() + "RESP95".len();
