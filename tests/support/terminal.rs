@@ -1,5 +1,6 @@
 //! A real terminal: tmux is the terminal, keys are typed into it, and its screen is read.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::Pid;
 
 use super::tracer::binary;
-use super::{net, test_timeout};
+use super::{net, scratch_dir, test_timeout};
 
 /// A separate terminal with a shell in it, in the network namespace of the thread that opens it.
 pub struct Terminal {
@@ -80,6 +81,16 @@ impl Terminal {
             .to_owned()
     }
 
+    /// Records from now on what programs write to the terminal, so that a test also finds what was on the screen for a
+    /// moment.
+    pub fn record(&self) -> Recording {
+        let path = scratch_dir().join(&self.socket);
+        let recording = Recording(path);
+        self.tmux(&["pipe-pane", "-o", &format!("cat > '{}'", recording.0.display())]);
+        Self::wait_for("the recording", String::new, |_| recording.0.exists());
+        recording
+    }
+
     /// Waits for a screen that meets the condition, and returns it.
     pub fn wait(&self, what: &str, is_it: impl Fn(&str) -> bool) -> String {
         Self::wait_for(what, || self.screen(), is_it)
@@ -137,6 +148,31 @@ impl Terminal {
         let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).expect("children");
         let tracer = children.split(' ').next().expect("a child of the shell");
         Pid::from_raw(tracer.trim().parse().expect("a pid"))
+    }
+}
+
+/// A file with everything that was written to a terminal.
+pub struct Recording(PathBuf);
+
+impl Recording {
+    /// Returns whether this text was written, in any colors.
+    pub fn contains(&self, text: &str) -> bool {
+        let bytes = std::fs::read(&self.0).unwrap_or_default();
+        let written = String::from_utf8_lossy(&bytes);
+        let mut parts = written.split("\x1b[");
+        let mut plain = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            // The parameters of a control sequence end at its letter.
+            let end = part.find(|char: char| char.is_ascii_alphabetic());
+            plain += end.map_or("", |end| &part[end + 1..]);
+        }
+        plain.contains(text)
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        _ = std::fs::remove_file(&self.0);
     }
 }
 
