@@ -129,7 +129,7 @@ struct Protocol<'a> {
 impl Protocol<'_> {
     /// Talks to the server, and compares the turns of both ends with the clocks of both programs.
     fn check(&self) {
-        // Both programs are ready, and whatever they say first is said, before the tracer counts turns.
+        // Both programs have exchanged their first messages before the tracer counts turns.
         let clients = ROUNDS.map(|_| {
             let client = (self.start_client)();
             client.ask(self.greeting);
