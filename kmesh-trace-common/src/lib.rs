@@ -296,6 +296,38 @@ pub struct ListenerScanRecord {
     pub listener: Listener,
 }
 
+/// A network namespace with TCP sockets, as a socket scan writes it to its output.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct FoundNamespace {
+    /// The size of the fields behind it, bytes.
+    pub length: u64,
+    /// The inode number of the namespace.
+    pub netns: u32,
+    /// A process that holds a socket of the namespace, in the initial pid namespace.
+    pub pid: u32,
+}
+
+/// The process that a socket scan found to hold a socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct FoundHolder {
+    /// The process id (the kernel's tgid) in the initial pid namespace.
+    pub pid: u32,
+    /// The number of the scan.
+    pub scan: u32,
+    /// The inode number of the socket's network namespace.
+    pub netns: u32,
+    /// The ports of the socket as the kernel stores them, by which it differs from an earlier socket at its address.
+    pub ports: u32,
+    /// The process that called listen(), as an earlier scan knew it; 0 if unknown.
+    pub listening_pid: u32,
+    /// Padding that is always 0.
+    pub pad: u32,
+    /// The name of the thread-group leader, as two words in memory order.
+    pub comm: [u64; 2],
+}
+
 /// A RST that this end sent after the [`Snapshot`] of its close. The close alone does not show why the kernel sent it,
 /// and not always how the connection ended.
 #[repr(C)]

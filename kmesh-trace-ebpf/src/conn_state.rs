@@ -260,12 +260,7 @@ impl ScanView {
     /// Sets the owner that the scan found. While the name changes, neither the first word nor the check is that of any
     /// owner. So a program that reads or copies the owner meanwhile finds a wrong check, in whichever order it reads.
     #[inline(always)]
-    pub fn set_found_owner(self, task: Task, by: u8, scan: u32) {
-        if task.is_kernel_thread() {
-            return;
-        }
-        let pid = task.task_tgid();
-        let comm = task.leader_comm();
+    pub fn set_found_owner(self, Holder { pid, comm }: Holder, by: u8, scan: u32) {
         // SAFETY: words of a value that lives as long as the socket; each is at a multiple of its size.
         unsafe {
             let head = (&raw mut (*self.0).found_owner).cast::<u64>();
@@ -278,6 +273,28 @@ impl ScanView {
             ptr::write_volatile(check, owner_check(pid, by));
             ptr::write_volatile(head, u64::from(pid) | u64::from(by) << 32);
         }
+    }
+}
+
+/// A process that holds a socket.
+#[derive(Clone, Copy)]
+pub struct Holder {
+    pub pid: u32,
+    /// The name of the thread-group leader as two words in memory order.
+    pub comm: [u64; 2],
+}
+
+impl Holder {
+    /// Returns the process of a task; `None` for a kernel thread, which owns no sockets.
+    #[inline(always)]
+    pub fn of(task: Task) -> Option<Self> {
+        if task.is_kernel_thread() {
+            return None;
+        }
+        Some(Self {
+            pid: task.task_tgid(),
+            comm: task.leader_comm(),
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use core::ptr;
 
 use aya_ebpf::helpers::generated::{bpf_seq_write, bpf_skc_to_tcp_sock, bpf_sock_from_file};
 
-use crate::layout::{load, offset};
+use crate::layout::{load, offset, read_kernel};
 use crate::sock::{Sock, Tcp};
 use crate::task::Task;
 
@@ -70,6 +70,22 @@ impl TaskFile {
         let sock = unsafe { Sock::from_pointer(sk) };
         // A raw socket can have protocol 6 too. Only the kernel's own check is reliable.
         sock.tcp().map(|_| sock)
+    }
+
+    /// Returns the address of the `struct sock` behind the descriptor, as a number; 0 if the descriptor is no socket.
+    #[inline(always)]
+    pub fn sock_address(self) -> u64 {
+        // SAFETY: a member of the context.
+        let file = unsafe { ptr::read_volatile(&raw const (*self.0).file) };
+        if file.is_null() {
+            return 0;
+        }
+        // SAFETY: the file is a typed pointer.
+        let socket = unsafe { bpf_sock_from_file(file.cast()) };
+        if socket.is_null() {
+            return 0;
+        }
+        read_kernel(socket as u64 + u64::from(offset!(socket_sk)))
     }
 }
 

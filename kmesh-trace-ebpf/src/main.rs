@@ -22,6 +22,8 @@ mod fallback;
 #[cfg(target_arch = "bpf")]
 mod filter;
 #[cfg(target_arch = "bpf")]
+mod holders;
+#[cfg(target_arch = "bpf")]
 mod iterator;
 #[cfg(target_arch = "bpf")]
 mod layout;
@@ -53,13 +55,14 @@ mod programs {
 
     use kmesh_trace_common::{counter, state};
 
+    use crate::conn_state::Holder;
     use crate::iterator::{NetnsSock, TaskFile};
     use crate::maps::{
         counts_rejects, has_reset_reasons, is_drop_counted, is_state_program_running, run_state_program,
     };
     use crate::skb::Skb;
     use crate::sock::Sock;
-    use crate::{connection, drops, fallback, rejects, scan, turns};
+    use crate::{connection, drops, fallback, holders, rejects, scan, turns};
 
     #[btf_tracepoint(function = "inet_sock_set_state")]
     fn kmesh_state(ctx: BtfTracePointContext) -> i32 {
@@ -173,7 +176,19 @@ mod programs {
         // SAFETY: the kernel calls a program of this section with a `struct bpf_iter__task_file *`.
         let visit = unsafe { TaskFile::from_context(ctx) };
         if let (Some(task), Some(sock)) = (visit.task(), visit.tcp_sock()) {
-            scan::visit_descriptor(visit, sock, task);
+            scan::visit_descriptor(visit, sock, Holder::of(task));
+        }
+        0
+    }
+
+    /// Finds the processes that hold sockets, on a kernel that refuses `kmesh_scan_fds`.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "iter/task_file")]
+    fn kmesh_holders(ctx: *mut c_void) -> i32 {
+        // SAFETY: the kernel calls a program of this section with a `struct bpf_iter__task_file *`.
+        let visit = unsafe { TaskFile::from_context(ctx) };
+        if let Some(task) = visit.task() {
+            holders::find(visit, task);
         }
         0
     }

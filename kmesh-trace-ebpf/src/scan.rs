@@ -1,43 +1,31 @@
 //! Socket scans: the visits of the iterators to open sockets.
+//!
+//! [`visit_descriptor`] finds each socket together with a process that holds it, in all network namespaces at once. On a
+//! kernel that gives no typed pointer there, [`visit_netns_socket`] visits every socket, after [`holders::find`].
 
 use kmesh_trace_common::state::ESTABLISHED;
 use kmesh_trace_common::{FLAG_ACTIVE, counter, owner, state};
 
-use crate::conn_state::{CREATED_BY_SCAN, ConnState, ScanView, phase};
+use crate::conn_state::{CREATED_BY_SCAN, ConnState, Holder, ScanView, phase};
 use crate::connection::{looks_connected, preexisting_state};
 use crate::filter::{rejects, rejects_children};
+use crate::holders;
 use crate::iterator::{IteratorOutput, NetnsSock, TaskFile};
 use crate::maps::{count, counts_turns, reports_listeners, scan_number};
 use crate::record;
 use crate::sock::Sock;
 use crate::storage;
-use crate::task::Task;
 use crate::turns;
 
 /// Visits a socket among the descriptors of a process: `iter/task_file`. The iterator does not hold the socket's lock,
 /// so a program may handle a state change of the socket on another CPU at the same time: see [`ScanView`].
 #[inline(always)]
-pub fn visit_descriptor(visit: TaskFile, sock: Sock, task: Task) {
-    let state = sock.skc_state();
-    if state == state::LISTEN {
-        return visit_listener(visit.output(), sock, task);
+pub fn visit_descriptor(visit: TaskFile, sock: Sock, holder: Option<Holder>) {
+    match sock.skc_state() {
+        state::CLOSE => {}
+        state::LISTEN => visit_listener(visit.output(), sock, holder),
+        state => visit_found(visit.output(), sock, state, holder, false),
     }
-    if state == state::CLOSE {
-        return;
-    }
-    let conn = match storage::get_for_scan(sock) {
-        Some(conn) => {
-            if conn.found_owner().1 < owner::SCAN {
-                conn.set_found_owner(task, owner::SCAN, scan_number());
-            }
-            conn
-        }
-        None => match track_found(sock, Some(task), state) {
-            Some(conn) => conn,
-            None => return,
-        },
-    };
-    visit_connection(visit.output(), sock, state, conn, false);
 }
 
 /// Visits a socket of a network namespace: `iter/tcp`. It may have no descriptor: no process has accepted it yet, its
@@ -45,13 +33,37 @@ pub fn visit_descriptor(visit: TaskFile, sock: Sock, task: Task) {
 /// socket's lock.
 #[inline(always)]
 pub fn visit_netns_socket(visit: NetnsSock, sock: Sock) {
-    let state = sock.skc_state();
-    if matches!(state, state::LISTEN | state::CLOSE) {
-        return;
+    match sock.skc_state() {
+        state::CLOSE => {}
+        state::LISTEN => {
+            let listening_pid = storage::get_for_scan(sock).map_or(0, ScanView::owner_pid);
+            let holder = holders::of(sock, Some(listening_pid));
+            if holder.is_some() {
+                visit_listener(visit.output(), sock, holder);
+            }
+        }
+        state => visit_found(visit.output(), sock, state, holders::of(sock, None), true),
     }
-    if let Some(conn) = storage::get_for_scan(sock).or_else(|| track_found(sock, None, state)) {
-        visit_connection(visit.output(), sock, state, conn, true);
-    }
+}
+
+/// Visits a socket that does not listen. `holder`: a process that has a descriptor of it.
+#[inline(always)]
+fn visit_found(output: IteratorOutput, sock: Sock, state: u8, holder: Option<Holder>, is_locked: bool) {
+    let conn = match storage::get_for_scan(sock) {
+        Some(conn) => {
+            if let Some(holder) = holder
+                && conn.found_owner().1 < owner::SCAN
+            {
+                conn.set_found_owner(holder, owner::SCAN, scan_number());
+            }
+            conn
+        }
+        None => match track_found(sock, holder, state) {
+            Some(conn) => conn,
+            None => return,
+        },
+    };
+    visit_connection(output, sock, state, conn, is_locked);
 }
 
 /// Reports an open connection and counts the visit. A scan does this once for each connection, which may have several
@@ -74,9 +86,9 @@ fn visit_connection(output: IteratorOutput, sock: Sock, state: u8, conn: ScanVie
     }
 }
 
-/// Starts to track a socket that is older than the tracer. `task`: a process that has a descriptor of it.
+/// Starts to track a socket that is older than the tracer. `holder`: a process that has a descriptor of it.
 #[inline(always)]
-fn track_found(sock: Sock, task: Option<Task>, state: u8) -> Option<ScanView> {
+fn track_found(sock: Sock, holder: Option<Holder>, state: u8) -> Option<ScanView> {
     if storage::has_storage_failed(sock) {
         return None;
     }
@@ -95,8 +107,8 @@ fn track_found(sock: Sock, task: Option<Task>, state: u8) -> Option<ScanView> {
         initial.flags &= !CREATED_BY_SCAN;
     }
     initial.last_state = state;
-    if let Some(task) = task {
-        ScanView::new(&mut initial).set_found_owner(task, owner::SCAN, scan_number());
+    if let Some(holder) = holder {
+        ScanView::new(&mut initial).set_found_owner(holder, owner::SCAN, scan_number());
     }
     // A state change may create the storage at the same time. The kernel then returns the same storage to both.
     let conn = storage::get_or_create_for_scan(sock, &initial)?;
@@ -108,7 +120,7 @@ fn track_found(sock: Sock, task: Option<Task>, state: u8) -> Option<ScanView> {
 
 /// Stores the owner of a listening socket, which its children inherit. Reports the listener, once a scan.
 #[inline(always)]
-fn visit_listener(output: IteratorOutput, sock: Sock, task: Task) {
+fn visit_listener(output: IteratorOutput, sock: Sock, holder: Option<Holder>) {
     if rejects_children(sock) {
         return;
     }
@@ -120,8 +132,10 @@ fn visit_listener(output: IteratorOutput, sock: Sock, task: Task) {
         let ((pid, by), is_first) = (conn.found_owner(), conn.found_owner_scan() != scan);
         // If several processes hold a listener, its owner is the one that called listen(), else the first one found.
         // Process 1 listens for other processes and hands the listener on, so any other process replaces it.
-        if is_first || by != owner::LISTENER || pid == 1 || conn.owner_pid() == task.task_tgid() {
-            conn.set_found_owner(task, owner::LISTENER, scan);
+        if let Some(holder) = holder
+            && (is_first || by != owner::LISTENER || pid == 1 || conn.owner_pid() == holder.pid)
+        {
+            conn.set_found_owner(holder, owner::LISTENER, scan);
         }
         if reports_listeners() && scan > 1 && conn.visited_scan() != scan && record::report_listener(output, sock, conn)
         {

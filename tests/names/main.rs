@@ -14,6 +14,7 @@ mod fixture;
 mod listener;
 mod node;
 mod nodes;
+mod policy;
 #[path = "../support/mod.rs"]
 mod support;
 mod traced;
@@ -48,7 +49,7 @@ fn phases() -> [Phase; 7] {
         Phase::Parallel(node::PARALLEL.to_vec()),
         Phase::Sequential([node::SEQUENTIAL, traced::SEQUENTIAL].concat()),
         Phase::Parallel([cluster::PARALLEL, credentials::PARALLEL].concat()),
-        Phase::Sequential(nodes::SEQUENTIAL.to_vec()),
+        Phase::Sequential([policy::SEQUENTIAL, nodes::SEQUENTIAL].concat()),
         Phase::Parallel(cluster::HANGING_SERVERS.to_vec()),
         Phase::Sequential(cluster::SEQUENTIAL.to_vec()),
     ]

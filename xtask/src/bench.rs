@@ -2,6 +2,7 @@
 //! figures of one run, because absolute figures differ between machines. Benchmarks are not tests.
 
 mod cost;
+mod drops;
 mod empty;
 mod filter;
 mod findings;
@@ -17,6 +18,7 @@ mod start;
 mod streams;
 mod traced;
 mod traffic;
+mod turns;
 
 use std::fs;
 use std::process::{Command, ExitCode};
@@ -46,7 +48,9 @@ enum Bench {
     /// Run all benchmarks except load
     All,
     /// Measure the BPF time per connection, compared with tcplife of libbpf-tools and an empty program
-    Cost(Rounds),
+    Cost(cost::Args),
+    /// Trace connections with --drops while the kernel drops 100,000 other packets per second
+    Drops(drops::Args),
     /// Measure the BPF time per filtered-out connection, compared with an empty program
     Filter(Rounds),
     /// Measure the precision and the recall of explain on generated captures
@@ -71,6 +75,8 @@ enum Bench {
     Scan(scan::Args),
     /// Measure rate, memory and delay of a replay of many streams
     Streams(streams::Args),
+    /// Measure what --turns costs Redis and PostgreSQL
+    Turns(turns::Args),
     /// Hold connections open for the benchmark of scans, until standard input ends
     #[command(hide = true)]
     Hold(scan::Hold),
@@ -81,7 +87,8 @@ fn all() -> Result<ExitCode> {
     let this = std::env::current_exe().context("cannot find the path of this program")?;
     let mut failed = Vec::new();
     for name in [
-        "peers", "cost", "filter", "start", "idle", "scale", "scan", "replay", "streams", "rollup", "names",
+        "peers", "cost", "drops", "turns", "filter", "start", "idle", "scale", "scan", "replay", "streams", "rollup",
+        "names",
     ] {
         println!("\n=== {name}");
         if !Command::new(&this).args(["bench", name]).status()?.success() {
@@ -102,6 +109,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.bench {
         Bench::All => all(),
         Bench::Cost(args) => traced(&|| cost::run(args)),
+        Bench::Drops(args) => traced(&|| drops::run(args)),
         Bench::Filter(args) => traced(&|| filter::run(args)),
         Bench::Findings(args) => findings::run(args),
         Bench::Idle(args) => traced(&|| idle::run(args)),
@@ -114,6 +122,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Bench::Start(args) => traced(&|| start::run(args)),
         Bench::Streams(args) => streams::run(args),
         Bench::Scan(args) => traced(&|| scan::run(args)),
+        Bench::Turns(args) => traced(&|| turns::run(args)),
         Bench::Hold(args) => traced(&|| scan::hold(args)),
     }
 }

@@ -2,6 +2,11 @@
 //!
 //! The parser reads the types in one pass, and does not build a model of all 150,000 types. A library that builds one
 //! takes as long as the rest of the start.
+//!
+//! The BTF of a module continues that of the kernel: its first type has the next id, and its strings have the next
+//! offsets.
+
+use std::ops::Range;
 
 use thiserror::Error;
 
@@ -64,7 +69,10 @@ pub enum BtfError {
 /// The kernel's types, with the ids of those that [`Wanted`] names.
 pub struct Btf<'a> {
     data: &'a [u8],
-    strings: usize,
+    /// The positions of the kernel's strings in `data`.
+    strings: Range<usize>,
+    /// The position of the module's strings in `data`; its end if there is no module.
+    module_strings: usize,
     /// The position of each type in `data`, by its id; 0 for id 0 (void).
     types: Vec<u32>,
     /// The ids of the wanted structures, by name.
@@ -121,12 +129,19 @@ struct Member {
     bitfield_bits: u32,
 }
 
+/// The positions of the parts of a BTF.
+struct Sections {
+    types: Range<usize>,
+    strings: Range<usize>,
+}
+
 impl<'a> Btf<'a> {
-    /// Reads all types, and finds the wanted ones.
+    /// Reads all types, and finds the wanted ones. `data` has the kernel's BTF; that of one module may follow.
     pub fn parse(data: &'a [u8], wanted: Wanted<'_>) -> Result<Self, BtfError> {
         let mut btf = Self {
             data,
-            strings: 0,
+            strings: 0..0,
+            module_strings: data.len(),
             types: vec![0],
             structures: Vec::new(),
             variables: Vec::new(),
@@ -134,41 +149,61 @@ impl<'a> Btf<'a> {
             enums: Vec::new(),
             hooks: Vec::new(),
         };
-        if btf.u32(0)? & 0xffff != u32::from(MAGIC) {
-            return Err(BtfError::Malformed(0));
+        let kernel = btf.sections(0)?;
+        btf.strings = kernel.strings;
+        btf.add(kernel.types, wanted)?;
+        let end = btf.strings.end;
+        if end < data.len() {
+            let module = btf.sections(end)?;
+            btf.module_strings = module.strings.start;
+            btf.add(module.types, wanted)?;
         }
-        let header = btf.u32(4)? as usize;
-        let types = header + btf.u32(8)? as usize;
-        let end = types + btf.u32(12)? as usize;
-        btf.strings = header + btf.u32(16)? as usize;
-        let mut at = types;
+        Ok(btf)
+    }
+
+    /// Reads the header at this position.
+    fn sections(&self, start: usize) -> Result<Sections, BtfError> {
+        if self.u32(start)? & 0xffff != u32::from(MAGIC) {
+            return Err(BtfError::Malformed(start));
+        }
+        let word = |at: usize| Ok::<_, BtfError>(self.u32(start + at)? as usize);
+        let header = start + word(4)?;
+        let (types, strings) = (header + word(8)?, header + word(16)?);
+        Ok(Sections {
+            types: types..types + word(12)?,
+            strings: strings..strings + word(20)?,
+        })
+    }
+
+    /// Reads the types at these positions, and finds the wanted ones.
+    fn add(&mut self, Range { start: mut at, end }: Range<usize>, wanted: Wanted<'_>) -> Result<(), BtfError> {
         while at < end {
-            btf.types.push(at as u32);
-            let info = btf.u32(at + 4)?;
+            self.types.push(at as u32);
+            let info = self.u32(at + 4)?;
             let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
-            let id = btf.types.len() as u32 - 1;
+            let id = self.types.len() as u32 - 1;
             match kind {
                 // A structure that is only declared has another kind.
                 kind::STRUCT => {
-                    let name = btf.name_among(wanted.structures, at)?;
-                    btf.structures.extend(name.map(|name| (name, id)));
+                    let name = self.name_among(wanted.structures, at)?;
+                    self.structures.extend(name.map(|name| (name, id)));
                 }
                 kind::VAR => {
-                    let name = btf.name_among(wanted.variables, at)?;
-                    btf.variables.extend(name);
+                    let name = self.name_among(wanted.variables, at)?;
+                    self.variables.extend(name);
                 }
                 kind::ENUM => {
-                    let name = btf.name_among(wanted.enums, at)?;
-                    btf.enums.extend(name.map(|name| (name, id)));
+                    let name = self.name_among(wanted.enums, at)?;
+                    self.enums.extend(name.map(|name| (name, id)));
                     for entry in (0..count).map(|index| at + 12 + 8 * index) {
-                        if let Some(name) = btf.name_among(wanted.enumerators, entry)? {
-                            btf.enumerators.push((name, btf.u32(entry + 4)?));
+                        if let Some(name) = self.name_among(wanted.enumerators, entry)? {
+                            self.enumerators.push((name, self.u32(entry + 4)?));
                         }
                     }
                 }
                 kind::TYPEDEF | kind::FUNC => {
-                    let name = btf.name_among(wanted.hooks, at)?;
-                    btf.hooks.extend(name.map(|name| (kind, name, id)));
+                    let name = self.name_among(wanted.hooks, at)?;
+                    self.hooks.extend(name.map(|name| (kind, name, id)));
                 }
                 _ => {}
             }
@@ -181,7 +216,7 @@ impl<'a> Btf<'a> {
                     _ => 0,
                 };
         }
-        Ok(btf)
+        Ok(())
     }
 
     /// Returns the offset, in bytes, of the member with this `path` (`__sk_common.skc_net.net`) and `size`. Finds
@@ -399,16 +434,25 @@ impl<'a> Btf<'a> {
         bytes.map(u32::from_ne_bytes).ok_or(BtfError::Malformed(at))
     }
 
+    /// Returns all bytes from the string at this offset on. The module's strings follow the kernel's.
+    fn from_string(&self, offset: u32) -> Result<&[u8], BtfError> {
+        let (offset, kernel) = (offset as usize, &self.strings);
+        let at = match offset.checked_sub(kernel.len()) {
+            Some(offset) => self.module_strings + offset,
+            None => kernel.start + offset,
+        };
+        self.data.get(at..).ok_or(BtfError::Malformed(at))
+    }
+
     fn string(&self, offset: u32) -> Result<String, BtfError> {
-        let at = self.strings + offset as usize;
-        let rest = self.data.get(at..).ok_or(BtfError::Malformed(at))?;
-        let end = rest.iter().position(|&byte| byte == 0).ok_or(BtfError::Malformed(at))?;
+        let rest = self.from_string(offset)?;
+        let end = rest.iter().position(|&byte| byte == 0);
+        let end = end.ok_or(BtfError::Malformed(self.data.len()))?;
         Ok(String::from_utf8_lossy(&rest[..end]).into_owned())
     }
 
     fn has_string(&self, offset: u32, name: &str) -> Result<bool, BtfError> {
-        let at = self.strings + offset as usize;
-        let rest = self.data.get(at..).ok_or(BtfError::Malformed(at))?;
+        let rest = self.from_string(offset)?;
         let (name, end) = (name.as_bytes(), rest.get(name.len()));
         Ok(rest.starts_with(name) && end == Some(&0))
     }

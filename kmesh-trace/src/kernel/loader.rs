@@ -27,10 +27,13 @@ use super::time::{monotonic_ns, tick_ns};
 pub use self::counts::{ReasonCounts, RejectCounts};
 pub use self::error::StartError;
 pub use self::programs::Programs;
-pub use self::scan_programs::{ScanPrograms, Take};
+pub use self::scan_programs::{ScanMode, ScanPrograms, Take};
 
 /// The file with the kernel's type information.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+
+/// The types of conntrack, in kernels where it is a loaded module.
+const CONNTRACK_BTF_PATH: &str = "/sys/kernel/btf/nf_conntrack";
 
 /// An eBPF program and the hook that it is attached to.
 #[derive(Clone, Copy)]
@@ -92,6 +95,11 @@ const SCAN_FDS: ProgramSpec = ProgramSpec {
     name: "kmesh_scan_fds",
     hook: "task_file",
 };
+/// Finds the processes that hold sockets, in [`ScanMode::Namespaces`].
+const HOLDERS: ProgramSpec = ProgramSpec {
+    name: "kmesh_holders",
+    hook: "task_file",
+};
 const SCAN_NETNS: ProgramSpec = ProgramSpec {
     name: "kmesh_scan_netns",
     hook: "tcp",
@@ -117,6 +125,7 @@ const COUNTERS_MAP: &str = "KMESH_COUNTERS";
 const FILTER_MAP: &str = "KMESH_FILTER";
 const NETWORKS_MAP: &str = "KMESH_NETWORKS";
 const SCAN_MAP: &str = "KMESH_SCAN";
+const HOLDERS_MAP: &str = "KMESH_HOLDERS";
 const ATTACHED_MAP: &str = "KMESH_ATTACHED";
 const DROPS_MAP: &str = "KMESH_DROPS";
 const DROPS_MADE_MAP: &str = "KMESH_DROPS_MADE";
@@ -127,6 +136,8 @@ const REJECTS_TOTAL_MAP: &str = "KMESH_REJECTS_TOTAL";
 
 /// The number of connections whose dropped packets are counted: 4 MiB.
 const MAX_DROP_TUPLES: u32 = 16_384;
+/// The number of sockets whose holders a scan finds, in [`ScanMode::Namespaces`]. 2 MiB, and 128 bytes for each socket.
+const MAX_HOLDERS: u32 = 131_072;
 /// The number of clients and ports for which RSTs without a socket are counted between two reports.
 const MAX_REJECTS: u32 = 32_768;
 
@@ -150,7 +161,11 @@ pub struct KernelTypes {
 
 impl KernelTypes {
     pub fn read() -> Result<Self, StartError> {
-        let vmlinux = fs::read(BTF_PATH).map_err(StartError::NoBtf)?;
+        let mut vmlinux = fs::read(BTF_PATH).map_err(StartError::NoBtf)?;
+        // Without this module, no packet has a conntrack entry.
+        if let Ok(module) = fs::read(CONNTRACK_BTF_PATH) {
+            vmlinux.extend(module);
+        }
         let wanted = btf::Wanted {
             structures: offsets::STRUCTURES,
             variables: offsets::VARIABLES,
@@ -233,10 +248,20 @@ pub struct LoadedPrograms {
     reason_counts: ReasonCounts,
     tracepoints: Vec<ProgramSpec>,
     scans_netns: bool,
+    scan_mode: ScanMode,
 }
 
 /// Loads the programs and opens their maps.
 pub fn load(types: &KernelTypes, options: &Options) -> Result<LoadedPrograms, StartError> {
+    match load_for(types, options, ScanMode::Descriptors) {
+        Err(StartError::Refused { hook, .. }) if hook == SCAN_FDS.hook && types.locks_listed_sockets => {
+            load_for(types, options, ScanMode::Namespaces)
+        }
+        loaded => loaded,
+    }
+}
+
+fn load_for(types: &KernelTypes, options: &Options, scan_mode: ScanMode) -> Result<LoadedPrograms, StartError> {
     if options.drops && !types.reasons.has_drops() {
         return Err(StartError::NoDropReasons);
     }
@@ -246,9 +271,9 @@ pub fn load(types: &KernelTypes, options: &Options) -> Result<LoadedPrograms, St
     if options.rejects && !types.reasons.has_resets() {
         return Err(StartError::NoResetReasons);
     }
-    let mut ebpf = create_maps(types, options)?;
+    let mut ebpf = create_maps(types, options, scan_mode)?;
     let began_ns = monotonic_ns();
-    let optional = verify(&mut ebpf, types, options)?;
+    let optional = verify(&mut ebpf, types, options, scan_mode)?;
     let verifier_ns = monotonic_ns() - began_ns;
     let mut programs = Programs::open(&mut ebpf, types, verifier_ns)?;
     programs.set_filter(&options.rules, &options.networks)?;
@@ -265,10 +290,15 @@ pub fn load(types: &KernelTypes, options: &Options) -> Result<LoadedPrograms, St
             .chain(types.tracepoints())
             .collect(),
         scans_netns: optional.scans_netns,
+        scan_mode,
     })
 }
 
 impl LoadedPrograms {
+    pub fn scan_mode(&self) -> ScanMode {
+        self.scan_mode
+    }
+
     /// Attaches the programs. The first socket scan then finds the sockets that are older. If a program and the scan
     /// find the same socket, its storage shows which one came first.
     pub fn attach(self) -> Result<(Programs, ScanPrograms, ReasonCounts), StartError> {
@@ -278,6 +308,7 @@ impl LoadedPrograms {
             reason_counts,
             tracepoints,
             scans_netns,
+            scan_mode,
         } = self;
         for ProgramSpec { name, hook } in tracepoints {
             let program = program_mut::<BtfTracePoint>(&mut ebpf, name)?;
@@ -288,9 +319,7 @@ impl LoadedPrograms {
         Array::try_from(take_map(&mut ebpf, ATTACHED_MAP)?)
             .and_then(|mut attached| attached.set(0, programs.began_ns, 0))
             .map_err(|error| failed("store the time of the start in the eBPF programs", &error))?;
-        let number = Array::try_from(take_map(&mut ebpf, SCAN_MAP)?)
-            .map_err(|error| failed("open the number of the socket scan", &error))?;
-        let scan_programs = ScanPrograms::new(ebpf, number, programs.shared_counters(), scans_netns);
+        let scan_programs = ScanPrograms::open(ebpf, programs.shared_counters(), scans_netns, scan_mode)?;
         Ok((programs, scan_programs, reason_counts))
     }
 }
@@ -301,7 +330,7 @@ pub fn start(types: &KernelTypes, options: &Options) -> Result<(Programs, ScanPr
 }
 
 /// Creates the maps, and sets the globals of the programs.
-fn create_maps(types: &KernelTypes, options: &Options) -> Result<Ebpf, StartError> {
+fn create_maps(types: &KernelTypes, options: &Options, scan_mode: ScanMode) -> Result<Ebpf, StartError> {
     let mut config = ProgramConfig {
         reports_opens: options.opens.into(),
         filter_checks: options.checks,
@@ -325,6 +354,14 @@ fn create_maps(types: &KernelTypes, options: &Options) -> Result<Ebpf, StartErro
         .map_max_entries(EVENTS_MAP, options.ring_bytes)
         .map_max_entries(NETWORKS_MAP, networks)
         .map_max_entries(DROPS_MAP, if options.drops { MAX_DROP_TUPLES } else { 1 })
+        .map_max_entries(
+            HOLDERS_MAP,
+            if scan_mode == ScanMode::Namespaces {
+                MAX_HOLDERS
+            } else {
+                1
+            },
+        )
         .map_max_entries(REJECTS_MAP, if options.rejects { MAX_REJECTS } else { 1 })
         .load(OBJECT)
         .map_err(|error| failed("create the eBPF maps", &error))
@@ -352,14 +389,22 @@ struct OptionalPrograms {
 
 /// Loads the programs, each in a separate thread, because the kernel verifies them in parallel and one program takes as
 /// long as all others. Returns the optional programs that the kernel accepted.
-fn verify(ebpf: &mut Ebpf, types: &KernelTypes, options: &Options) -> Result<OptionalPrograms, StartError> {
+fn verify(
+    ebpf: &mut Ebpf,
+    types: &KernelTypes,
+    options: &Options,
+    scan_mode: ScanMode,
+) -> Result<OptionalPrograms, StartError> {
     let mut programs: BTreeMap<_, _> = ebpf.programs_mut().collect();
     thread::scope(|scope| {
         let scan_netns = types.locks_listed_sockets.then_some(SCAN_NETNS);
         let error = (!types.preempts_programs).then_some(ERROR);
         let loads: Vec<_> = types
             .tracepoints()
-            .chain([SCAN_FDS])
+            .chain([match scan_mode {
+                ScanMode::Descriptors => SCAN_FDS,
+                ScanMode::Namespaces => HOLDERS,
+            }])
             .chain(options.drops.then_some(DROP))
             .chain(options.turn_programs())
             .chain(scan_netns)
@@ -376,12 +421,13 @@ fn verify(ebpf: &mut Ebpf, types: &KernelTypes, options: &Options) -> Result<Opt
         for load in loads {
             let (name, load) = load?;
             let loaded = load.join().unwrap_or_else(|panic| resume_unwind(panic));
-            if name == SCAN_NETNS.name {
+            if name == SCAN_NETNS.name && scan_mode == ScanMode::Descriptors {
                 // Without this program, sockets without a descriptor have no updates.
                 optional.scans_netns = loaded.is_ok();
             } else if name == ERROR.name {
                 optional.error = loaded.is_ok().then_some(ERROR);
             } else {
+                optional.scans_netns |= name == SCAN_NETNS.name;
                 loaded?;
             }
         }

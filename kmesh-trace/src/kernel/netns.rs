@@ -9,9 +9,10 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd as _;
 use std::os::linux::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kmesh_trace_common::FoundNamespace;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::loader::{ScanPrograms, StartError, Take};
@@ -69,11 +70,40 @@ impl OtherNamespaces {
             return Ok(ControlFlow::Continue(()));
         }
         let scanned = self.scan_inside(programs, deadline, take);
+        self.leave()?;
+        scanned
+    }
+
+    /// Scans these namespaces, except the thread's own. Skips those that the thread cannot enter.
+    pub fn scan_each(
+        &mut self,
+        programs: &mut ScanPrograms,
+        found: &[FoundNamespace],
+        take: Take<'_>,
+    ) -> Result<ControlFlow<()>, StartError> {
+        let mut scanned = Ok(ControlFlow::Continue(()));
+        let mut of_processes = None;
+        for namespace in found {
+            let inode = u64::from(namespace.netns);
+            if inode == self.own_inode || !enter_found(namespace, &mut of_processes) {
+                continue;
+            }
+            scanned = programs.scan_netns(take);
+            if !matches!(scanned, Ok(ControlFlow::Continue(()))) {
+                break;
+            }
+            self.order.scanned.insert(inode);
+        }
+        self.leave()?;
+        scanned
+    }
+
+    /// Returns to the thread's own namespace.
+    fn leave(&self) -> Result<(), StartError> {
         enter(&self.own).map_err(|error| StartError::Failed {
             action: "return to the tool's own network namespace",
             reason: error.to_string(),
-        })?;
-        scanned
+        })
     }
 
     fn scan_inside(
@@ -95,12 +125,7 @@ impl OtherNamespaces {
                 return Ok(ControlFlow::Continue(()));
             }
             // The process of this path may have ended.
-            let namespace = namespaces.get(&inode).and_then(|path| File::open(path).ok());
-            let is_inside = namespace.is_some_and(|namespace| {
-                let is_same = namespace.metadata().is_ok_and(|metadata| metadata.st_ino() == inode);
-                is_same && enter(&namespace).is_ok()
-            });
-            if !is_inside {
+            if !namespaces.get(&inode).is_some_and(|path| enter_path(path, inode)) {
                 continue;
             }
             is_first = false;
@@ -141,6 +166,35 @@ impl ScanOrder {
             self.last = inode;
         }
     }
+}
+
+/// Enters a namespace by one of its processes or threads. Returns whether that worked. `of_processes`: the result of
+/// [`namespaces`], once it was needed.
+fn enter_found(found: &FoundNamespace, of_processes: &mut Option<BTreeMap<u64, PathBuf>>) -> bool {
+    let inode = u64::from(found.netns);
+    let process = PathBuf::from(format!("/proc/{}", found.pid));
+    if enter_path(&process.join("ns/net"), inode) {
+        return true;
+    }
+    // A thread may be in another namespace than its process.
+    let threads = fs::read_dir(process.join("task")).into_iter().flatten().flatten();
+    if threads
+        .into_iter()
+        .any(|thread| enter_path(&thread.path().join("ns/net"), inode))
+    {
+        return true;
+    }
+    let path = of_processes.get_or_insert_with(namespaces).get(&inode);
+    path.is_some_and(|path| enter_path(path, inode))
+}
+
+/// Enters the namespace of this file if it is the one with this inode number. Returns whether that worked.
+fn enter_path(path: &Path, inode: u64) -> bool {
+    // The process of this path may have ended.
+    File::open(path).is_ok_and(|namespace| {
+        let is_same = namespace.metadata().is_ok_and(|metadata| metadata.st_ino() == inode);
+        is_same && enter(&namespace).is_ok()
+    })
 }
 
 fn enter(namespace: &File) -> io::Result<()> {

@@ -1,7 +1,6 @@
 //! Checks whether this system can trace, by trying it; if not, says why and what to do.
 
 use std::fmt::Write as _;
-use std::ops::ControlFlow;
 
 use bytemuck::Zeroable;
 use kmesh_trace_common::FilterRules;
@@ -71,8 +70,8 @@ pub fn check() -> Vec<Finding> {
             listeners: true,
         };
         let traced = start(&types, &options).and_then(|(programs, mut scan_programs, _)| {
-            scanner::scan(&mut scan_programs, None, |_| ControlFlow::Continue(()))?;
-            Ok(programs)
+            scanner::first_scan(&mut scan_programs, false)?;
+            Ok((programs, scan_programs.mode()))
         });
         findings.push(Finding {
             requirement: "programs",
@@ -141,7 +140,7 @@ fn check_reasons(reasons: &Reasons, describes_conntrack: bool, release: &str) ->
                 "dropped packets are counted (--drops), but not those of a translated connection elsewhere than at \
                       its socket: the kernel's types do not describe conntrack"
                     .to_owned(),
-            remedy: "use a kernel whose BTF has nf_conn (CONFIG_NF_CONNTRACK=y)".to_owned(),
+            remedy: "if conntrack is a module, load it before the tool starts: modprobe nf_conntrack".to_owned(),
             is_optional: true,
         }),
         (false, _) => Err(older("the kernel does not say why it drops a packet (--drops)", "5.17")),

@@ -13,7 +13,7 @@ use anyhow::Context as _;
 
 use crate::privileges;
 
-use super::loader::{ScanPrograms, StartError};
+use super::loader::{ScanMode, ScanPrograms, StartError, Take};
 use super::message::Message;
 use super::monotonic_ns;
 use super::netns::OtherNamespaces;
@@ -30,8 +30,17 @@ const MAX_SHARE: u32 = 20;
 
 /// The scanner thread, which waits for its task. It starts before the tool gives up the capabilities that only this
 /// thread keeps.
-#[derive(Debug)]
-pub struct Scanner(Sender<ScanTask>);
+pub struct Scanner(Sender<Request>);
+
+enum Request {
+    First {
+        programs: ScanPrograms,
+        /// See [`first_scan`].
+        baseline: bool,
+        done: Sender<Result<(ScanPrograms, Vec<u8>), StartError>>,
+    },
+    Run(ScanTask),
+}
 
 /// The task of a [`Scanner`].
 pub struct ScanTask {
@@ -47,7 +56,7 @@ pub struct ScanTask {
 
 impl Scanner {
     pub fn start() -> anyhow::Result<Self> {
-        let (sender, receiver) = channel::<ScanTask>();
+        let (sender, receiver) = channel::<Request>();
         let (started, start) = channel();
         thread::Builder::new()
             .name("kmesh-scan".to_owned())
@@ -56,10 +65,8 @@ impl Scanner {
                 let is_limited = limited.is_ok();
                 // The starting thread waits for it.
                 _ = started.send(limited);
-                if is_limited && let Ok(mut task) = receiver.recv() {
-                    // The writer that closed the queue reports the error.
-                    _ = task.run();
-                    task.control.set_awaits_final_scan(false);
+                if is_limited {
+                    receiver.into_iter().for_each(Request::handle);
                 }
             })
             .context("cannot start a thread")?;
@@ -70,11 +77,49 @@ impl Scanner {
         Ok(Self(sender))
     }
 
+    /// Makes the first scan, with the privileges of the thread: see [`first_scan`].
+    pub fn first_scan(&self, programs: ScanPrograms, baseline: bool) -> Result<(ScanPrograms, Vec<u8>), StartError> {
+        let (done, result) = channel();
+        // The thread waits until this is dropped.
+        _ = self.0.send(Request::First {
+            programs,
+            baseline,
+            done,
+        });
+        result.recv().unwrap_or_else(|_| {
+            Err(StartError::Failed {
+                action: "scan the open sockets",
+                reason: "the scanner thread panicked".to_owned(),
+            })
+        })
+    }
+
     /// Makes the thread run `task`.
     pub fn run(self, task: ScanTask) {
         task.control.set_awaits_final_scan(task.scans_at_stop);
         // The thread waits until this is dropped.
-        _ = self.0.send(task);
+        _ = self.0.send(Request::Run(task));
+    }
+}
+
+impl Request {
+    fn handle(self) {
+        match self {
+            Self::First {
+                mut programs,
+                baseline,
+                done,
+            } => {
+                let scanned = first_scan(&mut programs, baseline);
+                // The starting thread waits for it.
+                _ = done.send(scanned.map(|records| (programs, records)));
+            }
+            Self::Run(mut task) => {
+                // The writer that closed the queue reports the error.
+                _ = task.run();
+                task.control.set_awaits_final_scan(false);
+            }
+        }
     }
 }
 
@@ -180,19 +225,24 @@ fn until_end(interval: Duration, now: Duration) -> Duration {
 /// Scans all open connections once: those with a descriptor, then the others of the tool's own network namespace, then
 /// the others of `others`, until the thread's processor time reaches the deadline. Skips scans that cannot find more
 /// connections. Returns the number of open connections that the scan did not visit; `None` if `take` ended the scan.
-pub fn scan(
+fn scan(
     programs: &mut ScanPrograms,
-    others: Option<(&mut OtherNamespaces, Duration)>,
+    mut others: Option<(&mut OtherNamespaces, Duration)>,
     mut take: impl FnMut(Vec<u8>) -> ControlFlow<()>,
 ) -> Result<Option<u64>, StartError> {
     programs.begin()?;
-    if programs.scan_descriptors(&mut take)?.is_break() {
+    let scanned = match programs.mode() {
+        ScanMode::Descriptors => programs.scan_descriptors(&mut take)?,
+        ScanMode::Namespaces => scan_held(programs, others.as_mut().map(|(others, _)| &mut **others), &mut take)?,
+    };
+    if scanned.is_break() {
         return Ok(None);
     }
     if programs.scans_netns() {
         // A connection that is older than the tracer does not count as open until a scan has found it.
         let is_needed = programs.is_first_scan() || programs.unvisited()? > 0;
-        if is_needed && programs.scan_netns(&mut take)?.is_break() {
+        let is_scanned = programs.mode() == ScanMode::Namespaces;
+        if is_needed && !is_scanned && programs.scan_netns(&mut take)?.is_break() {
             return Ok(None);
         }
         if let Some((namespaces, deadline)) = others
@@ -204,14 +254,45 @@ pub fn scan(
     programs.unvisited().map(Some)
 }
 
-/// Scans the open connections of the tool's own network namespace, and those with a descriptor. Returns their records
-/// as in [`Message::ScanRecords`].
-pub fn scan_to_bytes(programs: &mut ScanPrograms) -> Result<Vec<u8>, StartError> {
-    let mut all = Vec::new();
-    scan(programs, None, |bytes| {
-        all.extend_from_slice(&bytes);
+/// Scans the connections with a descriptor, in [`ScanMode::Namespaces`]: all sockets of each namespace that has one.
+fn scan_held(
+    programs: &mut ScanPrograms,
+    others: Option<&mut OtherNamespaces>,
+    take: Take<'_>,
+) -> Result<ControlFlow<()>, StartError> {
+    let found = programs.find_holders()?;
+    let mut scanned = programs.scan_netns(take)?;
+    if let Some(others) = others
+        && scanned.is_continue()
+    {
+        scanned = others.scan_each(programs, &found, take)?;
+    }
+    programs.remove_old_holders()?;
+    Ok(scanned)
+}
+
+/// Makes the first scan, which stores what was open before the tracer, and with `baseline` a second one. Returns the
+/// records of the second one as in [`Message::ScanRecords`].
+pub fn first_scan(programs: &mut ScanPrograms, baseline: bool) -> Result<Vec<u8>, StartError> {
+    // Otherwise this would have to enter each network namespace of the node before tracing begins.
+    let mut others = match programs.mode() {
+        ScanMode::Descriptors => None,
+        ScanMode::Namespaces => OtherNamespaces::new().ok(),
+    };
+    scan(programs, others.as_mut().map(|others| (others, Duration::ZERO)), |_| {
         ControlFlow::Continue(())
     })?;
+    let mut all = Vec::new();
+    if baseline {
+        scan(
+            programs,
+            others.as_mut().map(|others| (others, Duration::ZERO)),
+            |bytes| {
+                all.extend_from_slice(&bytes);
+                ControlFlow::Continue(())
+            },
+        )?;
+    }
     Ok(all)
 }
 

@@ -24,7 +24,7 @@ use crate::engine::{Engine, Selection};
 use crate::filter::KernelFilter;
 use crate::findings::Abilities;
 use crate::kernel::loader::{
-    KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanPrograms, StartError, load,
+    KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanMode, ScanPrograms, StartError, load,
 };
 use crate::kernel::message::Message;
 use crate::kernel::preflight::Missing;
@@ -75,7 +75,7 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
         Err(error) => return Ok(cannot_trace(&error)),
     };
     let sources = Sources::prepare(&config.sources)?;
-    let attached = match attach(loaded, config) {
+    let attached = match attach(loaded, config, opened.scanner.as_ref()) {
         Ok(attached) => attached,
         Err(error) => return Ok(cannot_trace(&error)),
     };
@@ -92,7 +92,9 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
     let clock = Clock::new(measure_difference());
     let (messages, queue) = sync_channel(QUEUE_CAPACITY);
     let (spare, spares) = channel();
-    if let Some(scanner) = opened.scanner {
+    if let Some(scanner) = opened.scanner
+        && config.needs_updates()
+    {
         scanner.run(ScanTask {
             programs: attached.scan_programs,
             interval: config.interval,
@@ -184,7 +186,9 @@ fn open(config: &Config) -> Result<Result<(LoadedPrograms, Opened), StartError>>
             true => None,
             false => Conntrack::open().ok(),
         },
-        scanner: config.needs_updates().then(Scanner::start).transpose()?,
+        scanner: (config.needs_updates() || loaded.scan_mode() == ScanMode::Namespaces)
+            .then(Scanner::start)
+            .transpose()?,
     };
     // No other thread exists yet, which would retain its privileges. No file of another user has been parsed yet.
     let remaining = Remaining {
@@ -208,13 +212,15 @@ struct Attached {
     baseline: Vec<u8>,
 }
 
-fn attach(loaded: LoadedPrograms, config: &Config) -> Result<Attached, StartError> {
+fn attach(loaded: LoadedPrograms, config: &Config, scanner: Option<&Scanner>) -> Result<Attached, StartError> {
     let (programs, mut scan_programs, reason_counts) = loaded.attach()?;
-    // The first scan only stores the state of the open connections, and reports nothing.
-    scanner::scan(&mut scan_programs, None, |_| ControlFlow::Continue(()))?;
-    let baseline = match config.needs_baseline() {
-        true => scanner::scan_to_bytes(&mut scan_programs)?,
-        false => Vec::new(),
+    let baseline;
+    (scan_programs, baseline) = match scanner {
+        Some(scanner) => scanner.first_scan(scan_programs, config.needs_baseline())?,
+        None => {
+            let baseline = scanner::first_scan(&mut scan_programs, config.needs_baseline())?;
+            (scan_programs, baseline)
+        }
     };
     Ok(Attached {
         abilities: Abilities {

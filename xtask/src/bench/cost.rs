@@ -1,6 +1,7 @@
 //! Measures the BPF time per connection, compared with `tcplife` of libbpf-tools and an empty program, in alternating
 //! rounds of the same traffic. Checks that no record is lost.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, ensure};
@@ -10,51 +11,86 @@ use super::traced::{self, Stats, Traced};
 use super::{Rounds, line, median, traffic};
 use crate::host::{self, Need};
 
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    rounds: Rounds,
+    /// Also measure another build of the tool
+    #[arg(long, value_name = "PATH")]
+    against: Option<PathBuf>,
+}
+
 const TCPLIFE: &[Need] = &[Need {
     program: "tcplife",
     package: "libbpf-tools",
 }];
 
+/// What runs beside the traffic of a row of the table.
+enum Tracer<'a> {
+    Empty,
+    Tool(&'a Path, &'static [&'static str]),
+    Tcplife,
+}
+
 /// Prints the ns of BPF time per connection, and the ratios.
-pub fn run(args: &Rounds) -> Result<()> {
+pub fn run(Args { rounds, against }: &Args) -> Result<()> {
     host::ensure(TCPLIFE)?;
     traced::mount_tracefs()?;
     let tool = traced::build()?;
     let _stats = Stats::on()?;
+    let mut rows = vec![
+        ("empty program", Tracer::Empty, Vec::new()),
+        ("kmesh-trace", Tracer::Tool(&tool, &[]), Vec::new()),
+        ("kmesh-trace --drops", Tracer::Tool(&tool, &["--drops"]), Vec::new()),
+        ("kmesh-trace --turns", Tracer::Tool(&tool, &["--turns"]), Vec::new()),
+        ("tcplife", Tracer::Tcplife, Vec::new()),
+    ];
+    let against = against.as_deref().map(|path| Tracer::Tool(path, &[]));
+    rows.extend(against.map(|tracer| ("the other build", tracer, Vec::new())));
     let mut addresses = 0;
-    let [mut empty, mut ours, mut theirs] = [const { Vec::new() }; 3];
-    let per_connection = |ns: u64| ns as f64 / args.connections as f64;
-    for _ in 0..args.rounds {
-        let program = Empty::attach()?;
-        traffic::churn(args.connections, &mut addresses)?;
-        empty.push(per_connection(program.time_ns()));
-        drop(program);
+    for _ in 0..rounds.rounds {
+        for (_, tracer, times) in &mut rows {
+            let ns = tracer.round(rounds.connections, &mut addresses)?;
+            times.push(ns as f64 / rounds.connections as f64);
+        }
+    }
+    println!("{:<20} {:>10} {:>22} {:>8}", "", "median", "range", "ratio");
+    let base = median(&mut rows[1].2);
+    for (name, _, times) in &mut rows {
+        line(name, times, base);
+    }
+    println!(
+        "ns of BPF time per connection (both ends, all programs), {} rounds of {}; none lost",
+        rounds.rounds, rounds.connections
+    );
+    Ok(())
+}
 
-        let traced = Traced::start(&tool, &["--no-resolve"])?;
+impl Tracer<'_> {
+    /// Makes connections, and returns the BPF time of all of them in ns.
+    fn round(&self, connections: usize, addresses: &mut u8) -> Result<u64> {
+        let traced = match self {
+            Self::Empty => {
+                let program = Empty::attach()?;
+                traffic::churn(connections, addresses)?;
+                return Ok(program.time_ns());
+            }
+            Self::Tool(tool, args) => Traced::start(tool, &[&["--no-resolve"], *args].concat())?,
+            Self::Tcplife => Traced::peer(&mut Command::new("tcplife"))?,
+        };
         let before = traced.programs_ns()?;
-        traffic::churn(args.connections, &mut addresses)?;
-        ours.push(per_connection(traced.programs_ns()? - before));
+        traffic::churn(connections, addresses)?;
+        let ns = traced.programs_ns()? - before;
+        if matches!(self, Self::Tcplife) {
+            traced.end()?;
+            return Ok(ns);
+        }
         let summary = traced.finish()?;
         let (delivered, lost) = (summary["delivered"].as_u64(), summary["lost_records"].as_u64());
         ensure!(
-            delivered >= Some(2 * args.connections as u64) && lost == Some(0),
+            delivered >= Some(2 * connections as u64) && lost == Some(0),
             "records are missing: {summary}"
         );
-
-        let traced = Traced::peer(&mut Command::new("tcplife"))?;
-        let before = traced.programs_ns()?;
-        traffic::churn(args.connections, &mut addresses)?;
-        theirs.push(per_connection(traced.programs_ns()? - before));
-        traced.end()?;
+        Ok(ns)
     }
-    println!("{:<20} {:>10} {:>22} {:>8}", "", "median", "range", "ratio");
-    let base = median(&mut ours);
-    line("empty program", &mut empty, base);
-    line("kmesh-trace", &mut ours, base);
-    line("tcplife", &mut theirs, base);
-    println!(
-        "ns of BPF time per connection (both ends, all programs), {} rounds of {}; none lost",
-        args.rounds, args.connections
-    );
-    Ok(())
 }

@@ -123,6 +123,11 @@ impl Traced {
         Ok(self.descriptors("prog_id", "run_time_ns")?.values().sum())
     }
 
+    /// Returns the number of runs of its programs.
+    pub fn program_runs(&self) -> Result<u64> {
+        Ok(self.descriptors("prog_id", "run_cnt")?.values().sum())
+    }
+
     /// Returns a field of its descriptors by the field `id`. An object with several descriptors counts once.
     fn descriptors(&self, id: &str, value: &str) -> Result<BTreeMap<u64, u64>> {
         let mut found = BTreeMap::new();

@@ -60,6 +60,28 @@ fn members_of_unnamed_structures_are_found() {
 }
 
 #[test]
+fn types_of_a_module_continue_those_of_the_kernel() {
+    let kernel = blob(&[1, kind::INT << 24, 4, 32], "\0int\0");
+    // Ids start at 2, and names at 5.
+    let module = blob(
+        &[6, STRUCT | 2, 8, 12, 1, 0, 14, 3, 32, 0, kind::TYPEDEF << 24, 1],
+        "\0entry\0a\0b\0",
+    );
+    let data = [kernel.clone(), module.clone()].concat();
+    let btf = Btf::parse(&data, structures(&["entry"])).unwrap();
+    assert_eq!(btf.offset("entry", "a", 4), Ok(0));
+    assert_eq!(btf.offset("entry", "b", 4), Ok(4));
+    let lost = Btf::parse(&kernel, structures(&["entry"])).unwrap();
+    assert!(lost.offset("entry", "a", 4).is_err());
+    for length in kernel.len() + 1..data.len() {
+        // Cut off: an error, or the structure as it is.
+        if let Ok(btf) = Btf::parse(&data[..length], structures(&["entry"])) {
+            assert!(matches!(btf.offset("entry", "b", 4), Ok(4) | Err(_)), "{length}");
+        }
+    }
+}
+
+#[test]
 fn bit_fields_within_a_byte_are_found() {
     let names = "\0flags\0first\0second\0wide\0int\0TEN\0";
     let at = |name: &str| names.find(&format!("\0{name}\0")).unwrap() as u32 + 1;

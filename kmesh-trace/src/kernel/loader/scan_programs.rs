@@ -4,16 +4,16 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use aya::programs::Iter;
-use kmesh_trace_common::Counters;
+use kmesh_trace_common::{Counters, FoundHolder, FoundNamespace};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
 use super::error::{StartError, failed, refused};
 use super::programs::{CounterMap, sum};
-use super::{ProgramSpec, SCAN_FDS, SCAN_NETNS, program_mut};
-use crate::kernel::message::unfinished;
+use super::{HOLDERS, HOLDERS_MAP, ProgramSpec, SCAN_FDS, SCAN_MAP, SCAN_NETNS, program_mut, take_map};
+use crate::kernel::message::{records, unfinished};
 
 const SCAN: &str = "scan the open sockets";
 
@@ -23,6 +23,24 @@ const READ_BYTES: usize = 64 << 10;
 /// The function that takes the records of a scan: whole records in the form of [`crate::kernel::message::records`]. It
 /// may end the scan.
 pub type Take<'a> = &'a mut dyn FnMut(Vec<u8>) -> ControlFlow<()>;
+
+/// How a scan finds the sockets that processes hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScanMode {
+    /// By the descriptors of all processes, whatever their network namespace.
+    Descriptors,
+    /// By the TCP sockets of each network namespace, because the kernel gives no typed pointer to the socket behind a
+    /// descriptor.
+    Namespaces,
+}
+
+/// [`FoundHolder`] as a type that aya can read.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PodHolder(FoundHolder);
+
+// SAFETY: plain numbers, without padding.
+unsafe impl aya::Pod for PodHolder {}
 
 /// The programs that scan the open sockets. Separate from [`super::Programs`], so that draining the ring does not wait
 /// for a scan.
@@ -35,22 +53,42 @@ pub struct ScanPrograms {
     /// The visits of all earlier scans.
     visited_before: u64,
     scans_netns: bool,
+    /// The holders of sockets by the addresses of the sockets, in [`ScanMode::Namespaces`].
+    holders: Option<HashMap<MapData, u64, PodHolder>>,
 }
 
 impl ScanPrograms {
-    pub(super) fn new(
-        ebpf: Ebpf,
-        number_map: Array<MapData, u32>,
+    /// Opens the maps of the loaded programs.
+    pub(super) fn open(
+        mut ebpf: Ebpf,
         counters: Arc<CounterMap>,
         scans_netns: bool,
-    ) -> Self {
-        Self {
+        mode: ScanMode,
+    ) -> Result<Self, StartError> {
+        let number_map = Array::try_from(take_map(&mut ebpf, SCAN_MAP)?)
+            .map_err(|error| failed("open the number of the socket scan", &error))?;
+        let holders = match mode {
+            ScanMode::Descriptors => None,
+            ScanMode::Namespaces => {
+                let map = HashMap::try_from(take_map(&mut ebpf, HOLDERS_MAP)?);
+                Some(map.map_err(|error| failed("open the holders of sockets", &error))?)
+            }
+        };
+        Ok(Self {
             ebpf,
             number_map,
             number: 0,
             counters,
             visited_before: 0,
             scans_netns,
+            holders,
+        })
+    }
+
+    pub fn mode(&self) -> ScanMode {
+        match self.holders {
+            None => ScanMode::Descriptors,
+            Some(_) => ScanMode::Namespaces,
         }
     }
 
@@ -67,6 +105,43 @@ impl ScanPrograms {
     /// Scans the descriptors of all processes.
     pub fn scan_descriptors(&mut self, take: Take<'_>) -> Result<ControlFlow<()>, StartError> {
         self.scan(SCAN_FDS, take)
+    }
+
+    /// Finds the processes that hold sockets, in [`ScanMode::Namespaces`]. Returns the network namespaces of these
+    /// sockets.
+    pub fn find_holders(&mut self) -> Result<Vec<FoundNamespace>, StartError> {
+        let mut found = Vec::new();
+        _ = self.scan(HOLDERS, &mut |bytes| {
+            for record in records(&bytes) {
+                let number = |at: usize| record.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+                if let (Some(netns), Some(pid)) = (number(0), number(4)) {
+                    found.push(FoundNamespace {
+                        length: record.len() as u64,
+                        netns: u32::from_ne_bytes(netns),
+                        pid: u32::from_ne_bytes(pid),
+                    });
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(found)
+    }
+
+    /// Removes the holders of sockets that are gone.
+    pub fn remove_old_holders(&mut self) -> Result<(), StartError> {
+        let Some(holders) = &mut self.holders else {
+            return Ok(());
+        };
+        let old: Vec<u64> = holders
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, PodHolder(holder))| holder.scan != self.number)
+            .map(|(socket, _)| socket)
+            .collect();
+        for socket in old {
+            holders.remove(&socket).map_err(|error| failed(SCAN, &error))?;
+        }
+        Ok(())
     }
 
     /// Scans the TCP sockets of the calling thread's network namespace.
