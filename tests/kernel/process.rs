@@ -12,6 +12,7 @@ use crate::support::actor::Actor;
 use crate::support::expect::{Expected, Owner};
 use crate::support::is_small_vm;
 use crate::support::output::ReceivedRecord;
+use crate::support::probe::Need;
 use crate::support::record_view::RecordView;
 use crate::support::sock::{
     IpVersion, Pair, Truth, disconnect, drain, exchanged_pair, listen, pair, recv, reset, send, take_error, timed,
@@ -34,7 +35,11 @@ pub fn topic() -> Topic {
         .both_versions("server_passed_over_unix_socket", &[], server_passed_over_unix_socket)
         .both_versions("closer_named_like_the_scanner", &[], closer_named_like_the_scanner)
         .standalone("reading_proc_fd_closes_nothing", &[], reading_proc_fd_closes_nothing)
-        .both_versions("reused_socket_listens_elsewhere", &[], reused_socket_listens_elsewhere)
+        .both_versions(
+            "reused_socket_listens_elsewhere",
+            &[Need::RoleChange],
+            reused_socket_listens_elsewhere,
+        )
         .standalone("listener_handed_over", &[], listener_handed_over)
         .both_versions(
             "worker_accepts_from_passed_listener",

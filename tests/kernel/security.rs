@@ -221,7 +221,8 @@ const SYS_ADMIN: u64 = 1 << 21;
 const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
 
-/// Returns the capabilities that any thread of a process has, and those in any bounding set.
+/// Returns the capabilities that any thread of a process has, and those in any bounding set. The thread that scans
+/// sockets has more than the others, and parses nothing.
 fn capabilities(pid: nix::unistd::Pid) -> (u64, u64) {
     let threads = fs::read_dir(format!("/proc/{pid}/task"))
         .into_iter()
@@ -229,6 +230,7 @@ fn capabilities(pid: nix::unistd::Pid) -> (u64, u64) {
         .flatten();
     // A thread may end between the listing and the read.
     let statuses = threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
+    let statuses = statuses.filter(|status| !status.starts_with("Name:\tkmesh-scan\n"));
     statuses.fold((0, 0), |(held, bounding), status| {
         let set = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();

@@ -28,8 +28,13 @@ pub fn topic() -> Topic {
         .standalone("in_another_namespace", &[], in_another_namespace)
         .standalone(
             "other_namespaces_need_sys_admin",
-            &[Need::Setpriv],
-            other_namespaces_need_sys_admin,
+            &[Need::Setpriv, Need::DescriptorScan],
+            || other_namespaces_need_sys_admin(CLIENTS),
+        )
+        .standalone(
+            "all_of_other_namespaces_needs_sys_admin",
+            &[Need::Setpriv, Need::NamespaceScan],
+            || other_namespaces_need_sys_admin(0),
         )
         .standalone("orphan", &[], orphan)
         .standalone("descriptor_in_unix_socket", &[], descriptor_in_unix_socket)
@@ -179,9 +184,9 @@ fn in_another_namespace() {
     tracer.interrupt().check_lossless();
 }
 
-/// Without CAP_SYS_ADMIN, the tool scans its own namespace alone, and reports the number of connections that are not
-/// scanned.
-fn other_namespaces_need_sys_admin() {
+/// Without CAP_SYS_ADMIN, the tool scans its own namespace alone, and what it finds by descriptors: `found` connections
+/// of another namespace. It reports the number of connections that are not scanned.
+fn other_namespaces_need_sys_admin(found: u64) {
     let program = Program::new();
     let listener = listen(IpVersion::V4);
     let at = listener.local_addr().unwrap();
@@ -192,10 +197,12 @@ fn other_namespaces_need_sys_admin() {
     clients.wait_updates(&tracer, own);
     with_clients_in_another_namespace(at, |server, _clients, netns| {
         tracer.output.watch(netns);
-        wait_for_scan(&tracer, netns, "outbound", at.port());
-        assert_eq!(request_open(&tracer), (4 * CLIENTS, CLIENTS));
-        let updates = updates(&tracer, netns, "inbound", at.port());
-        assert!(updates.is_empty(), "{updates:?}");
+        let scanned = if found > 0 { netns } else { own };
+        wait_for_scan(&tracer, scanned, "outbound", at.port());
+        assert_eq!(request_open(&tracer), (4 * CLIENTS, 2 * CLIENTS - found));
+        let updates = |direction| updates(&tracer, netns, direction, at.port());
+        assert_eq!(updates("inbound"), [] as [Value; 0]);
+        assert_eq!(updates("outbound").is_empty(), found == 0);
         server.run("close l");
     });
     drop((clients, listener));

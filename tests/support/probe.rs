@@ -45,6 +45,12 @@ pub enum Need {
     Turns,
     /// A kernel without these tracepoints.
     NoTurns,
+    /// A kernel on which a socket that has listened may connect, and one that has connected may listen. Some refuse both.
+    RoleChange,
+    /// A kernel whose programs may use the socket behind a descriptor, so that scans find sockets by descriptors.
+    DescriptorScan,
+    /// A kernel where scans enter each network namespace instead.
+    NamespaceScan,
     IoUring,
     /// tmux, as a terminal.
     Tmux,
@@ -170,6 +176,24 @@ static MPTCP: Probe = LazyLock::new(|| {
     })
 });
 
+static ROLE_CHANGE: Probe = LazyLock::new(|| {
+    in_namespace(|| {
+        let socket = IpVersion::V4.socket();
+        let closed_port = IpVersion::V4.at(9).into();
+        _ = socket.connect(&closed_port);
+        let listening = socket.listen(1);
+        listening.map_err(|error| format!("a socket that has connected cannot listen: {error}"))
+    })
+});
+
+/// How the tool says that it scans sockets.
+static SCANS: LazyLock<Result<String, String>> = LazyLock::new(|| {
+    let findings = net::try_run(&super::tracer::binary().to_string_lossy(), &["check"])?;
+    let line = findings.lines().find(|line| line.contains(" open sockets "));
+    line.map(str::to_owned)
+        .ok_or_else(|| format!("no open sockets in: {findings}"))
+});
+
 static SETPRIV: Probe = LazyLock::new(|| {
     let set = "-all,+bpf,+perfmon";
     let args = ["--inh-caps", set, "--ambient-caps", set, "--bounding-set", set, "true"];
@@ -270,6 +294,11 @@ fn in_namespace(probe: impl FnOnce() -> Result<(), String> + Send) -> Result<(),
     net::in_namespace("probe", probe).unwrap_or_else(|_| Err("the probe panicked".to_owned()))
 }
 
+/// Whether the tool scans sockets by network namespaces on this kernel.
+fn scans_namespaces() -> Result<bool, String> {
+    Ok(SCANS.clone()?.contains("in each network namespace"))
+}
+
 /// Checks that an environment variable permits a scenario to change the state of the whole machine.
 fn check_permission(variable: &str) -> Result<(), String> {
     super::is_set(variable)
@@ -310,6 +339,13 @@ pub fn check(needs: &[Need]) -> Result<(), String> {
             }
             Need::Turns => TURNS.clone()?,
             Need::NoTurns if TURNS.is_ok() => return Err("this kernel has the tracepoints of --turns".to_owned()),
+            Need::RoleChange => ROLE_CHANGE.clone()?,
+            Need::DescriptorScan if scans_namespaces()? => {
+                return Err("this kernel gives no typed pointer to the socket behind a descriptor".to_owned());
+            }
+            Need::NamespaceScan if !scans_namespaces()? => {
+                return Err("this kernel gives a typed pointer to the socket behind a descriptor".to_owned());
+            }
             Need::IoUring => IO_URING.clone()?,
             Need::Tmux => TMUX.clone()?,
             Need::Python => net::try_run("python3", &["-c", "import http.client, http.server"]).map(drop)?,
@@ -331,7 +367,12 @@ pub fn check(needs: &[Need]) -> Result<(), String> {
                 check_permission("KMESH_TRACE_TEST_PREEMPT")?;
                 check_preemption()?;
             }
-            Need::FullSize | Need::Exclusive | Need::NoResetReasons | Need::NoTurns => {}
+            Need::FullSize
+            | Need::Exclusive
+            | Need::NoResetReasons
+            | Need::NoTurns
+            | Need::DescriptorScan
+            | Need::NamespaceScan => {}
         }
     }
     Ok(())

@@ -296,6 +296,12 @@ impl<'a> Btf<'a> {
         parameters.checked_sub(1)
     }
 
+    /// Returns the id of a wanted hook; `None` if the kernel does not have it.
+    pub fn hook_id(&self, hook: &str) -> Option<u32> {
+        let found = self.hooks.iter().find(|(_, known, _)| *known == hook);
+        found.map(|&(.., id)| id)
+    }
+
     /// Returns the size of a structure in bytes.
     pub fn struct_size(&self, structure: &str) -> Result<u32, BtfError> {
         self.size(self.structure(structure)?, 0)

@@ -4,11 +4,13 @@ mod counts;
 mod error;
 mod programs;
 mod scan_programs;
+mod typed_sockets;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::resume_unwind;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use aya::maps::{Array, Map};
@@ -19,6 +21,7 @@ use kmesh_trace_common::{ABSENT, FilterRules, Prefix, ProgramConfig, Reset, Turn
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::error::{failed, missing_program, refused, with_causes};
+use self::typed_sockets::has_typed_sockets;
 use super::btf;
 use super::offsets::{self, Layout};
 use super::reasons::{self, Reasons};
@@ -113,10 +116,11 @@ const BTF_HOOKS: &[&str] = &[
     "btf_trace_inet_sk_error_report",
     DATA_READY_HOOK,
     SEND_HOOK,
-    "bpf_iter_task_file",
+    TASK_FILE_HOOK,
     "bpf_iter_tcp",
 ];
 
+const TASK_FILE_HOOK: &str = "bpf_iter_task_file";
 const DATA_READY_HOOK: &str = "btf_trace_sk_data_ready";
 const SEND_HOOK: &str = "btf_trace_sock_send_length";
 
@@ -150,6 +154,8 @@ pub struct KernelTypes {
     /// BTF that has only the hooks.
     hooks: Btf,
     layout: Layout,
+    /// The id of the function [`TASK_FILE_HOOK`].
+    task_file_id: Option<u32>,
     preempts_programs: bool,
     /// Whether the iterator over a network namespace's TCP sockets locks each socket (5.15).
     locks_listed_sockets: bool,
@@ -180,6 +186,7 @@ impl KernelTypes {
                 reason: with_causes(&error),
             })?,
             layout: offsets::find(&types)?,
+            task_file_id: types.hook_id(TASK_FILE_HOOK),
             preempts_programs: offsets::preempts_programs(&types),
             has_turns: [DATA_READY_HOOK, SEND_HOOK]
                 .iter()
@@ -194,6 +201,15 @@ impl KernelTypes {
     pub fn describes_conntrack(&self) -> bool {
         let offsets = &self.layout.offsets;
         offsets.conntrack_family != ABSENT || offsets.skb_nfct == ABSENT
+    }
+
+    /// Returns how scans find sockets on this kernel.
+    fn scan_mode(&self) -> ScanMode {
+        let has_typed_sockets = |id| has_typed_sockets(id, self.layout.offsets.socket_sk);
+        match self.task_file_id {
+            Some(id) if self.locks_listed_sockets && !has_typed_sockets(id) => ScanMode::Namespaces,
+            _ => ScanMode::Descriptors,
+        }
     }
 
     /// Returns the programs at tracepoints that every run on this kernel needs.
@@ -253,15 +269,6 @@ pub struct LoadedPrograms {
 
 /// Loads the programs and opens their maps.
 pub fn load(types: &KernelTypes, options: &Options) -> Result<LoadedPrograms, StartError> {
-    match load_for(types, options, ScanMode::Descriptors) {
-        Err(StartError::Refused { hook, .. }) if hook == SCAN_FDS.hook && types.locks_listed_sockets => {
-            load_for(types, options, ScanMode::Namespaces)
-        }
-        loaded => loaded,
-    }
-}
-
-fn load_for(types: &KernelTypes, options: &Options, scan_mode: ScanMode) -> Result<LoadedPrograms, StartError> {
     if options.drops && !types.reasons.has_drops() {
         return Err(StartError::NoDropReasons);
     }
@@ -271,6 +278,7 @@ fn load_for(types: &KernelTypes, options: &Options, scan_mode: ScanMode) -> Resu
     if options.rejects && !types.reasons.has_resets() {
         return Err(StartError::NoResetReasons);
     }
+    let scan_mode = types.scan_mode();
     let mut ebpf = create_maps(types, options, scan_mode)?;
     let began_ns = monotonic_ns();
     let optional = verify(&mut ebpf, types, options, scan_mode)?;
@@ -387,8 +395,9 @@ struct OptionalPrograms {
     scans_netns: bool,
 }
 
-/// Loads the programs, each in a separate thread, because the kernel verifies them in parallel and one program takes as
-/// long as all others. Returns the optional programs that the kernel accepted.
+/// Loads the programs, in as many threads as there are processors, because the kernel verifies them in parallel. The
+/// kernel's memory for each verification counts as this process's. Returns the optional programs that the kernel
+/// accepted.
 fn verify(
     ebpf: &mut Ebpf,
     types: &KernelTypes,
@@ -396,43 +405,60 @@ fn verify(
     scan_mode: ScanMode,
 ) -> Result<OptionalPrograms, StartError> {
     let mut programs: BTreeMap<_, _> = ebpf.programs_mut().collect();
-    thread::scope(|scope| {
-        let scan_netns = types.locks_listed_sockets.then_some(SCAN_NETNS);
-        let error = (!types.preempts_programs).then_some(ERROR);
-        let loads: Vec<_> = types
-            .tracepoints()
-            .chain([match scan_mode {
-                ScanMode::Descriptors => SCAN_FDS,
-                ScanMode::Namespaces => HOLDERS,
-            }])
-            .chain(options.drops.then_some(DROP))
-            .chain(options.turn_programs())
-            .chain(scan_netns)
-            .chain(error)
-            .map(|ProgramSpec { name, hook }| {
-                let program = programs.remove(name).ok_or_else(|| missing_program(name))?;
-                let load = thread::Builder::new()
-                    .spawn_scoped(scope, move || verify_one(program, hook, &types.hooks))
-                    .map_err(|error| failed("start a thread", &error))?;
-                Ok::<_, StartError>((name, load))
-            })
-            .collect();
-        let mut optional = OptionalPrograms::default();
-        for load in loads {
-            let (name, load) = load?;
-            let loaded = load.join().unwrap_or_else(|panic| resume_unwind(panic));
-            if name == SCAN_NETNS.name && scan_mode == ScanMode::Descriptors {
-                // Without this program, sockets without a descriptor have no updates.
-                optional.scans_netns = loaded.is_ok();
-            } else if name == ERROR.name {
-                optional.error = loaded.is_ok().then_some(ERROR);
-            } else {
-                optional.scans_netns |= name == SCAN_NETNS.name;
-                loaded?;
-            }
+    let scan_held = match scan_mode {
+        ScanMode::Descriptors => SCAN_FDS,
+        ScanMode::Namespaces => HOLDERS,
+    };
+    // The verification of a scan takes longest, so it begins first.
+    let specs = (types.locks_listed_sockets.then_some(SCAN_NETNS).into_iter())
+        .chain([scan_held])
+        .chain(types.tracepoints())
+        .chain(options.drops.then_some(DROP))
+        .chain(options.turn_programs())
+        .chain((!types.preempts_programs).then_some(ERROR));
+    let loads = specs.map(|spec| {
+        Ok((
+            spec,
+            programs.remove(spec.name).ok_or_else(|| missing_program(spec.name))?,
+        ))
+    });
+    let loads = Mutex::new(loads.collect::<Result<Vec<_>, StartError>>()?.into_iter());
+    let verify_some = || {
+        let mut results = Vec::new();
+        loop {
+            // In the condition of a `while let`, the lock would live as long as the verification.
+            let next = loads.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((ProgramSpec { name, hook }, program)) = next else {
+                return results;
+            };
+            results.push((name, verify_one(program, hook, &types.hooks)));
         }
-        Ok(optional)
-    })
+    };
+    let results = thread::scope(|scope| {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let threads: Vec<_> = (0..processors)
+            .map(|_| thread::Builder::new().spawn_scoped(scope, verify_some))
+            .collect();
+        let mut results = Vec::new();
+        for thread in threads {
+            let thread = thread.map_err(|error| failed("start a thread", &error))?;
+            results.extend(thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
+        Ok::<_, StartError>(results)
+    })?;
+    let mut optional = OptionalPrograms::default();
+    for (name, result) in results {
+        if name == SCAN_NETNS.name && scan_mode == ScanMode::Descriptors {
+            // Without this program, sockets without a descriptor have no updates.
+            optional.scans_netns = result.is_ok();
+        } else if name == ERROR.name {
+            optional.error = result.is_ok().then_some(ERROR);
+        } else {
+            optional.scans_netns |= name == SCAN_NETNS.name;
+            result?;
+        }
+    }
+    Ok(optional)
 }
 
 fn verify_one(program: &mut Program, hook: &str, btf: &Btf) -> Result<(), StartError> {

@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 
 use bytemuck::Zeroable;
 use kmesh_trace_common::FilterRules;
+use rustix::thread::CapabilitySet;
 
 use crate::names::local::node;
-use crate::privileges::{NEEDS, has};
+use crate::privileges::{NEEDS, Need, OPTIONAL_NEEDS, has};
 
-use super::loader::{BTF_PATH, KernelTypes, Options, StartError, start};
+use super::loader::{BTF_PATH, KernelTypes, Options, ScanMode, StartError, start};
 use super::reasons::Reasons;
 use super::scanner;
 
@@ -80,12 +81,16 @@ pub fn check() -> Vec<Finding> {
                 Err(error) => Err(missing(error)),
             },
         });
-        if traced.is_ok() {
+        if let Ok((_, mode)) = traced {
             findings.push(Finding {
                 requirement: "open sockets",
-                result: match hidden_processes() {
-                    None => Ok("scanned for all processes".to_owned()),
+                result: match hidden_processes().or_else(|| hidden_namespaces(mode)) {
                     Some(missing) => Err(missing),
+                    None => Ok(match mode {
+                        ScanMode::Descriptors => "scanned for all processes",
+                        ScanMode::Namespaces => "scanned in each network namespace",
+                    }
+                    .to_owned()),
                 },
             });
             findings.push(check_turns(types.has_turns, &release()));
@@ -158,6 +163,18 @@ pub fn hidden_processes() -> Option<Missing> {
                   node's network namespace"
                 .to_owned(),
         remedy: "run it in the node's pid namespace (hostPID: true in a pod, --pid=host in a container)".to_owned(),
+        is_optional: true,
+    })
+}
+
+/// Returns the problem if scans do not reach the sockets of other network namespaces.
+pub fn hidden_namespaces(mode: ScanMode) -> Option<Missing> {
+    let cannot_enter = |need: &Need| need.capability == CapabilitySet::SYS_ADMIN && has(need) == Some(false);
+    (mode == ScanMode::Namespaces && OPTIONAL_NEEDS.iter().any(cannot_enter)).then(|| Missing {
+        problem: "the kernel refuses programs that find a socket by its descriptor: connections of other network \
+                  namespaces have no updates, and those opened before the start have no process"
+            .to_owned(),
+        remedy: "run it with CAP_SYS_ADMIN and CAP_SYS_PTRACE, with which it enters each namespace".to_owned(),
         is_optional: true,
     })
 }

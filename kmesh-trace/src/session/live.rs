@@ -80,7 +80,7 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
         Err(error) => return Ok(cannot_trace(&error)),
     };
     let info = run_info();
-    report_start(config, &info);
+    report_start(config, &info, attached.scan_programs.mode());
     on_start();
     let metrics = outputs::serve_metrics(config, &info, opened.server)?;
     if config.verbosity == Verbosity::Verbose {
@@ -261,8 +261,8 @@ fn selection(config: &Config) -> Selection {
     }
 }
 
-/// Prints the start message, and a warning if some processes are hidden from the tracer.
-fn report_start(config: &Config, info: &RunInfo) {
+/// Prints the start message, and a warning if some processes or sockets are hidden from the tracer.
+fn report_start(config: &Config, info: &RunInfo, mode: ScanMode) {
     if config.verbosity == Verbosity::Quiet {
         return;
     }
@@ -284,7 +284,8 @@ fn report_start(config: &Config, info: &RunInfo) {
     if config.filter.failed && config.prints_only_closes() {
         status("an attempt that hangs is printed when it ends; --events close,update also prints it while it waits");
     }
-    if let Some(Missing { problem, remedy, .. }) = preflight::hidden_processes() {
+    let hidden = preflight::hidden_processes().or_else(|| preflight::hidden_namespaces(mode));
+    if let Some(Missing { problem, remedy, .. }) = hidden {
         warn(&format!("{problem}\n  try: {remedy}"));
     }
 }

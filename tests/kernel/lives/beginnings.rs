@@ -12,6 +12,7 @@ use super::exchange::{Handshake, close_both, random_options, random_steps, repor
 use super::life::Life;
 use super::state;
 use super::world::{Side, Verdict};
+use crate::support::probe::{self, Need};
 use crate::support::random::Random;
 
 /// A function that runs a life.
@@ -31,10 +32,12 @@ const BEGINNINGS: [(&str, u64, Run); 15] = [
     ("simultaneous open", 5, simultaneous_open),
     ("unfinished simultaneous open", 4, unfinished_simultaneous_open),
     ("connect() fails without a SYN", 5, connect_without_syn),
-    ("connected socket becomes a listener", 4, connected_socket_listens),
+    (ROLE_CHANGE, 4, connected_socket_listens),
     ("reconnect", 3, reconnect),
     ("Fast Open with a lost SYN-ACK", 6, fast_open_lost_syn_ack),
 ];
+
+const ROLE_CHANGE: &str = "connected socket becomes a listener";
 
 const SERVER_PORT: u16 = 0;
 const CLIENT_PORT: u16 = 1;
@@ -52,9 +55,14 @@ const BOTH_SIDES: [(Side, Side); 3] = [
 
 /// Chooses a beginning by its weight. Returns its name and its function.
 pub fn random_beginning(random: &mut Random) -> (&'static str, Run) {
-    let total = BEGINNINGS.iter().map(|(_, weight, _)| weight).sum();
+    // Some kernels refuse listen() on a socket that was connected.
+    let can_change_role = probe::check(&[Need::RoleChange]).is_ok();
+    let possible = BEGINNINGS
+        .iter()
+        .filter(|(name, ..)| can_change_role || *name != ROLE_CHANGE);
+    let total = possible.clone().map(|(_, weight, _)| weight).sum();
     let mut at = random.below(total);
-    for (name, weight, run) in BEGINNINGS {
+    for &(name, weight, run) in possible {
         if at < weight {
             return (name, run);
         }

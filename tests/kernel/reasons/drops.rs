@@ -97,6 +97,9 @@ fn reverse_path_filter() {
     let [client, server] = two_hosts(IpVersion::V4);
     net::set_sysctl("net.ipv4.conf.all.rp_filter", "1");
     let ip = client.ip.to_string();
+    // From now on the client knows the node's hardware address, for which the node would not answer later.
+    let refused = client.actor.try_connect(SocketAddr::new(server.ip, 9));
+    assert_eq!(refused, Errno::ECONNREFUSED);
     net::run("ip", &["route", "replace", &ip, "dev", "lo"]);
     let tracer = Tracer::json(&["--drops", "--interval", "200ms", &format!("--ip={ip}")]);
     let dropped = || kernel_count("netstat", "TcpExt", "IPReversePathFilter");
