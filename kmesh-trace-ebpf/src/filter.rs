@@ -50,7 +50,14 @@ fn terms_of(address: Address) -> u32 {
 #[inline(always)]
 pub fn rejects(sock: Sock, outbound: bool) -> bool {
     // The verifier knows this number, and removes the call if it is 0.
-    filter_checks() != 0 && is_rejected(sock, outbound)
+    filter_checks() != 0 && is_rejected(sock, sock.local_port(), outbound)
+}
+
+/// Returns whether the filter is certain to drop a connection, whichever end this socket is. The pointer to the socket
+/// need not be one that helpers take.
+#[inline(always)]
+pub fn rejects_both_ways(sock: Sock) -> bool {
+    filter_checks() != 0 && is_rejected(sock, sock.skc_num(), false) && is_rejected(sock, sock.skc_num(), true)
 }
 
 /// Returns whether the filter is certain to drop a connection by its ports alone, whichever end this socket is. Ports
@@ -76,7 +83,7 @@ pub fn rejects_either_way(sock: Sock) -> bool {
 
 // Not inlined, because it is long and has many callers.
 #[inline(never)]
-fn is_rejected(sock: Sock, outbound: bool) -> bool {
+fn is_rejected(sock: Sock, local_port: u16, outbound: bool) -> bool {
     let checks = filter_checks();
     let Some(filter) = KMESH_FILTER.get_ptr(0) else {
         return false;
@@ -92,13 +99,13 @@ fn is_rejected(sock: Sock, outbound: bool) -> bool {
         return true;
     }
     if checks & CHECK_SERVER_PORT != 0 {
-        let port = if outbound { sock.peer_port() } else { sock.local_port() };
+        let port = if outbound { sock.peer_port() } else { local_port };
         if port != 0 && !contains(&filter.server_ports, port) {
             return true;
         }
     }
     if checks & CHECK_CLIENT_PORT != 0 {
-        let port = if outbound { sock.local_port() } else { sock.peer_port() };
+        let port = if outbound { local_port } else { sock.peer_port() };
         if port != 0 && !contains(&filter.client_ports, port) {
             return true;
         }

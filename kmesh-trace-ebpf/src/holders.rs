@@ -9,10 +9,11 @@ use aya_ebpf::macros::btf_map;
 use kmesh_trace_common::{FoundHolder, FoundNamespace, state};
 
 use crate::conn_state::Holder;
+use crate::filter::rejects_both_ways;
 use crate::iterator::TaskFile;
 use crate::layout::{offset, read_kernel};
-use crate::maps::scan_number;
-use crate::sock::{IPPROTO_TCP, Sock};
+use crate::maps::{reports_listeners, scan_number};
+use crate::sock::Sock;
 use crate::task::Task;
 
 /// The holders by the address of the socket. User space sets the size, and removes the entries of earlier scans.
@@ -23,35 +24,28 @@ static KMESH_HOLDERS: HashMap<u64, FoundHolder, 1, { BPF_F_NO_PREALLOC as usize 
 #[btf_map]
 static KMESH_NAMESPACES: LruHashMap<u32, u32, 4096> = LruHashMap::new();
 
-/// Visits a descriptor of a process: stores the process as the holder if the descriptor is a TCP socket. Reports each
-/// network namespace once.
+/// Visits a descriptor of a process: stores the process as the holder if the descriptor is a TCP socket that the filter
+/// may pass. Reports each network namespace with a connection once, and one whose listener has another holder.
 #[inline(always)]
 pub fn find(visit: TaskFile, task: Task) {
     let Some(holder) = Holder::of(task) else { return };
-    let sock = visit.sock_address();
-    let read = |offset: u32| sock + u64::from(offset);
-    if sock == 0
-        || read_kernel::<u16>(read(offset!(sk_protocol))) != IPPROTO_TCP
-        || read_kernel::<u8>(read(offset!(skc_state))) == state::CLOSE
-    {
+    let Some((sock, address)) = visit.untyped_sock() else {
+        return;
+    };
+    let state = sock.skc_state();
+    let is_listener = state == state::LISTEN;
+    if !sock.is_tcp() || state == state::CLOSE || !is_listener && rejects_both_ways(sock) {
         return;
     }
-    let net: u64 = read_kernel(read(offset!(skc_net)));
-    let netns: u32 = read_kernel(net + u64::from(offset!(net_inum)));
-    let ports = ports(
-        read_kernel(read(offset!(skc_num))),
-        read_kernel(read(offset!(skc_dport))),
-    );
-    let scan = scan_number();
-    if !report_namespace(visit, netns, holder.pid, scan) {
-        return;
-    }
+    let (netns, ports, scan) = (sock.netns(), ports(sock), scan_number());
     let mut listening_pid = 0;
-    if let Some(found) = KMESH_HOLDERS.get_ptr(sock) {
+    let mut is_same_holder = false;
+    if let Some(found) = KMESH_HOLDERS.get_ptr(address) {
         // SAFETY: a value of a map, which only this scan changes.
         let found = unsafe { *found };
         if found.ports == ports && found.netns == netns {
             listening_pid = found.listening_pid;
+            is_same_holder = found.pid == holder.pid;
             // Of several processes, the one that listens counts, else the first one found. Process 1 listens for
             // others.
             let is_known = found.scan == scan && found.pid != 1;
@@ -59,6 +53,10 @@ pub fn find(visit: TaskFile, task: Task) {
                 return;
             }
         }
+    }
+    let is_visited = !is_listener || reports_listeners() || !is_same_holder;
+    if is_visited && !report_namespace(visit, netns, holder.pid, scan) {
+        return;
     }
     let found = FoundHolder {
         pid: holder.pid,
@@ -70,7 +68,7 @@ pub fn find(visit: TaskFile, task: Task) {
         comm: holder.comm,
     };
     // If the map is full, the socket has no holder.
-    _ = KMESH_HOLDERS.insert(sock, found, 0);
+    _ = KMESH_HOLDERS.insert(address, found, 0);
 }
 
 /// Reports a network namespace that this scan has not reported. Returns false if the output is full: the kernel visits
@@ -118,7 +116,7 @@ pub fn of(sock: Sock, listening_pid: Option<u32>) -> Option<Holder> {
         _ = KMESH_HOLDERS.remove(address);
     }
     // Another socket may have got the address meanwhile.
-    let is_same = holder.ports == ports(sock.skc_num(), sock.skc_dport()) && holder.netns == sock.netns();
+    let is_same = holder.ports == ports(sock) && holder.netns == sock.netns();
     if is_same && holder.scan == scan_number() {
         Some(Holder {
             pid: holder.pid,
@@ -130,6 +128,6 @@ pub fn of(sock: Sock, listening_pid: Option<u32>) -> Option<Holder> {
 }
 
 #[inline(always)]
-fn ports(local: u16, peer: u16) -> u32 {
-    u32::from(local) << 16 | u32::from(peer)
+fn ports(sock: Sock) -> u32 {
+    u32::from(sock.skc_num()) << 16 | u32::from(sock.skc_dport())
 }

@@ -51,18 +51,8 @@ impl TaskFile {
     /// Returns the socket behind the descriptor if it is a TCP socket.
     #[inline(always)]
     pub fn tcp_sock(self) -> Option<Sock> {
-        // SAFETY: a member of the context.
-        let file = unsafe { ptr::read_volatile(&raw const (*self.0).file) };
-        if file.is_null() {
-            return None;
-        }
-        // SAFETY: the file is a typed pointer.
-        let socket = unsafe { bpf_sock_from_file(file.cast()) }.cast::<c_void>();
-        if socket.is_null() {
-            return None;
-        }
         // SAFETY: a load within `struct socket`.
-        let sk: *const c_void = unsafe { load(socket, offset!(socket_sk)) };
+        let sk: *const c_void = unsafe { load(self.socket()?, offset!(socket_sk)) };
         if sk.is_null() {
             return None;
         }
@@ -72,20 +62,32 @@ impl TaskFile {
         sock.tcp().map(|_| sock)
     }
 
-    /// Returns the address of the `struct sock` behind the descriptor, as a number; 0 if the descriptor is no socket.
+    /// Returns the `struct sock` behind the descriptor if it is a socket, and its address as a number. A program may
+    /// load members of this socket, but not pass it to helpers on each kernel.
     #[inline(always)]
-    pub fn sock_address(self) -> u64 {
+    pub fn untyped_sock(self) -> Option<(Sock, u64)> {
+        let socket = self.socket()?;
+        // SAFETY: a load within `struct socket`.
+        let sk: *const c_void = unsafe { load(socket, offset!(socket_sk)) };
+        if sk.is_null() {
+            return None;
+        }
+        let address = read_kernel(socket as u64 + u64::from(offset!(socket_sk)));
+        // SAFETY: a pointer whose type the verifier knows, not null.
+        Some((unsafe { Sock::from_pointer(sk) }, address))
+    }
+
+    /// Returns the `struct socket` behind the descriptor; `None` if it is no socket.
+    #[inline(always)]
+    fn socket(self) -> Option<*const c_void> {
         // SAFETY: a member of the context.
         let file = unsafe { ptr::read_volatile(&raw const (*self.0).file) };
         if file.is_null() {
-            return 0;
+            return None;
         }
         // SAFETY: the file is a typed pointer.
-        let socket = unsafe { bpf_sock_from_file(file.cast()) };
-        if socket.is_null() {
-            return 0;
-        }
-        read_kernel(socket as u64 + u64::from(offset!(socket_sk)))
+        let socket = unsafe { bpf_sock_from_file(file.cast()) }.cast::<c_void>();
+        if socket.is_null() { None } else { Some(socket) }
     }
 }
 

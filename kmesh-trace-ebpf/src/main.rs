@@ -3,7 +3,7 @@
 //! `inet_sock_set_state` carries the life of a connection ([`connection`]). The programs at `tcp_destroy_sock` and
 //! `inet_sk_error_report` report closes for which the kernel skipped the state program ([`fallback`]). The program at
 //! `tcp_send_reset` reports the RST that decides how a connection ended. The iterators `task_file` and `tcp` scan the
-//! open sockets ([`scan`]).
+//! open sockets ([`scan`], [`holders`]).
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(not(target_arch = "bpf"))]

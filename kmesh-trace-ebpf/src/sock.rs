@@ -33,7 +33,7 @@ macro_rules! tcp_members {
     };
 }
 
-pub const IPPROTO_TCP: u16 = 6;
+const IPPROTO_TCP: u16 = 6;
 const AF_INET6: u16 = 10;
 /// A bit of `sysctl_tcp_fastopen`: listeners may accept data with the SYN.
 const TFO_SERVER_ENABLE: u8 = 2;

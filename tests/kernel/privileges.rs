@@ -8,9 +8,10 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::Topic;
+use crate::support::probe::{self, Need};
 use crate::support::sock::{IpVersion, exchanged_pair, wait_until};
 use crate::support::tracer::{Tracer, TracerCommand, TracerExit, binary};
-use crate::support::{net, probe::Need, scrape};
+use crate::support::{net, scrape};
 
 pub fn topic() -> Topic {
     Topic::new("privileges")
@@ -104,7 +105,18 @@ fn documented_capabilities_are_enough() {
     let is_close = |value: &Value| value["event"] == "close" && value["dst"]["port"] == port;
     tracer.output.wait_matching(netns, 2, is_close);
     let stderr = tracer.stderr_lines();
-    assert!(!stderr.iter().any(|line| line.contains("warning")), "{stderr:?}");
+    let warnings = stderr.iter().filter(|line| line.contains("warning"));
+    // On some kernels, the connections of other namespaces need more, and the tool says so.
+    let is_expected = |line: &str| line.contains("the kernel refuses programs that find a socket by its descriptor");
+    let expected = usize::from(probe::check(&[Need::NamespaceScan]).is_ok());
+    assert_eq!(
+        (
+            warnings.clone().count(),
+            warnings.filter(|line| is_expected(line)).count()
+        ),
+        (expected, expected),
+        "{stderr:?}"
+    );
     tracer.interrupt().check_lossless();
 }
 

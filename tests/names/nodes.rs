@@ -34,6 +34,10 @@ pub const SEQUENTIAL: &[Row] = &[
     ),
     ("nodes::node_that_dies_is_one_line", node_that_dies_is_one_line),
     (
+        "nodes::command_without_heartbeats_leaves_no_tracer",
+        command_without_heartbeats_leaves_no_tracer,
+    ),
+    (
         "nodes::killed_command_leaves_no_tracer",
         killed_command_leaves_no_tracer,
     ),
@@ -43,6 +47,9 @@ const NAMESPACE: &str = "kmesh-trace";
 const IMAGE: &str = "kmesh.local/kmesh-trace:1";
 /// The longest time that a tracer may run after its command was killed.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(15);
+/// The time after which a tracer ends without a heartbeat, and the time between heartbeats.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Starts the cluster with the roles of `deploy/` and the images, and returns the kubeconfig of a user who has only
 /// these roles.
@@ -361,6 +368,30 @@ fn node_that_dies_is_one_line() {
     let ended = format!("kmesh-trace: node {}: the stream ended: ", node_name());
     let lines = exit.stderr.iter().filter(|line| line.starts_with(&ended));
     assert_eq!(lines.count(), 1, "{:?}", exit.stderr);
+    assert_eq!(pods(), "");
+}
+
+/// A command that is stopped holds its connections open and sends no heartbeat, as one behind a broken network does.
+fn command_without_heartbeats_leaves_no_tracer() {
+    let (tracer, _) = start(&tool_image(), &["-o", "json"]);
+    tracer.wait_stderr("kmesh-trace: tracing");
+    assert_eq!(tracers().len(), 1);
+    tracer.signal(Signal::SIGSTOP);
+    let stopped = Instant::now();
+    fixture::wait_until("no tracer runs", || tracers().is_empty());
+    // The last heartbeat was up to five seconds ago.
+    let elapsed = stopped.elapsed();
+    assert!(
+        elapsed > HEARTBEAT_TIMEOUT - HEARTBEAT_INTERVAL,
+        "the tracer ended after {elapsed:?}"
+    );
+    println!(
+        "the tracer ended {} ms after its command was stopped",
+        elapsed.as_millis()
+    );
+    tracer.signal(Signal::SIGCONT);
+    let exit = tracer.wait_within(fixture::TEST_TIMEOUT);
+    assert_eq!(exit.status.code(), Some(1), "{:?}", exit.stderr);
     assert_eq!(pods(), "");
 }
 

@@ -385,7 +385,9 @@ fn refused_pod(namespace: &str, status: StatusCode, body: &str) -> SourceError {
 mod tests {
     use super::*;
 
-    /// A refusal as Pod Security admission words it. The message has the form of recorded refusals of Kubernetes 1.31.
+    /// The message of a refusal by Kubernetes 1.31.11, as a user of another tracer recorded it (cilium/pwru, issue 583).
+    const RECORDED: &str = r#"pods "pwru" is forbidden: violates PodSecurity "baseline:latest": host namespaces (hostNetwork=true, hostPID=true), hostPath volumes (volume "sys-kernel-debug"), privileged (container "pwru" must not set securityContext.privileged=true)"#;
+    /// The refusal of a pod of `nodes`, in the same form.
     const POD_SECURITY: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"kmesh-trace-1\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces (hostPID=true), hostPath volumes (volume \"cgroup\"), non-default capabilities (container \"kmesh-trace\" must not include \"BPF\", \"PERFMON\", \"SYS_PTRACE\" in securityContext.capabilities.add)","reason":"Forbidden","details":{"name":"kmesh-trace-1","kind":"pods"},"code":403}"#;
     const NO_RIGHT: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods is forbidden: User \"alice\" cannot create resource \"pods\" in API group \"\" in the namespace \"tools\"","reason":"Forbidden","details":{"kind":"pods"},"code":403}"#;
 
@@ -396,6 +398,9 @@ mod tests {
         assert!(error.contains("hostPID=true"), "{error}");
         let label = "\n  try: kubectl label namespace tools pod-security.kubernetes.io/enforce=privileged";
         assert!(error.ends_with(label), "{error}");
+        let status = json!({"kind": "Status", "message": RECORDED, "reason": "Forbidden", "code": 403});
+        let error = refused_pod("tools", StatusCode::FORBIDDEN, &status.to_string()).to_string();
+        assert!(error.contains(RECORDED) && error.ends_with(label), "{error}");
     }
 
     #[test]

@@ -148,7 +148,8 @@ pub fn small_send_buffer() {
     }
     let ([small_window, small_buffer], [_, large_buffer]) = (small.shares(), large.shares());
     let [stopped_window, stopped_buffer] = stopped.shares();
-    assert!(small_buffer > 0.4 && small_window < 0.1, "{}", small.record);
+    // While the sender waits for a processor, its buffer limits nothing.
+    assert!(small_buffer > 0.2 && small_window < 0.05, "{}", small.record);
     assert!(large_buffer < 0.05, "{}", large.record);
     assert!(stopped_window > 0.5 && stopped_buffer < 0.05, "{}", stopped.record);
     assert!(rollup.interrupt().status.success());
