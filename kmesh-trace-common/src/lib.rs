@@ -322,8 +322,8 @@ pub struct FoundHolder {
     pub ports: u32,
     /// The process that called listen(), as an earlier scan knew it; 0 if unknown.
     pub listening_pid: u32,
-    /// Padding that is always 0.
-    pub pad: u32,
+    /// The holder at the last visit of the socket, for a listener; 0 before.
+    pub visited_pid: u32,
     /// The name of the thread-group leader, as two words in memory order.
     pub comm: [u64; 2],
 }
@@ -606,11 +606,11 @@ pub const DIRECTION_OUTBOUND: u32 = 1 << 1;
 /// The filter terms that contain a network, as bits: the value of a [`Prefix`] in the trie. The trie returns only the
 /// longest prefix of an address, so each value also has the bits of all networks around its own.
 pub mod term {
-    /// The flag for either end has a value that contains the network.
+    /// Set if a value of the flag for either end contains the network.
     pub const EITHER: u32 = 1 << 0;
-    /// The flag for the client has a value that contains the network.
+    /// Set if a value of the flag for the client's address contains the network.
     pub const CLIENT: u32 = 1 << 1;
-    /// The flag for the server has a value that contains the network.
+    /// Set if a value of the flag for the server's address contains the network.
     pub const SERVER: u32 = 1 << 2;
     /// The left shift of these bits for negated values.
     pub const NEGATED: u32 = 3;

@@ -11,8 +11,8 @@ use bytemuck::{Pod, Zeroable};
 /// name outside the kernel; the width in the kernel (`u64`, `u32`, `u16` or `u8`); the path in `tcp_sock`; the unit, a
 /// type of [`unit`](crate::unit) that converts the kernel's value to the record's; and the description in the schema.
 ///
-/// `derived` lists the members that follow under `tcp` and that user space computes from several fields of the snapshot:
-/// name, type in a record, description. The functions are in `record::tcp`.
+/// `derived` lists the members that follow under `tcp` and that user space computes from several fields of the
+/// snapshot: name, type in a record, description. The functions are in `record::tcp`.
 ///
 /// `carried` lists the members of the snapshot from which those are computed: name, width, path, description. A kernel
 /// may lack them.

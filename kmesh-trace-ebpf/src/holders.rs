@@ -1,7 +1,7 @@
 //! The processes that hold sockets, for kernels that give no typed pointer to the socket behind a descriptor.
 //!
-//! Such a kernel refuses helpers that need the socket, so one program only stores who holds it ([`find`]). The program
-//! that then visits the sockets of a network namespace has typed pointers, and takes the holder ([`of`]).
+//! Such a kernel refuses to pass the socket to a helper. So one program only stores who holds each socket ([`find`]).
+//! The program that visits the sockets of a namespace by typed pointers looks the holder up ([`of`]).
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{HashMap, LruHashMap};
@@ -25,7 +25,8 @@ static KMESH_HOLDERS: HashMap<u64, FoundHolder, 1, { BPF_F_NO_PREALLOC as usize 
 static KMESH_NAMESPACES: LruHashMap<u32, u32, 4096> = LruHashMap::new();
 
 /// Visits a descriptor of a process: stores the process as the holder if the descriptor is a TCP socket that the filter
-/// may pass. Reports each network namespace with a connection once, and one whose listener has another holder.
+/// may pass. Reports, once a scan, each namespace with such a connection, and each with a listener whose holder has
+/// changed.
 #[inline(always)]
 pub fn find(visit: TaskFile, task: Task) {
     let Some(holder) = Holder::of(task) else { return };
@@ -34,39 +35,41 @@ pub fn find(visit: TaskFile, task: Task) {
     };
     let state = sock.skc_state();
     let is_listener = state == state::LISTEN;
-    if !sock.is_tcp() || state == state::CLOSE || !is_listener && rejects_both_ways(sock) {
+    if !sock.is_tcp_over_ip() || state == state::CLOSE || !is_listener && rejects_both_ways(sock) {
         return;
     }
-    let (netns, ports, scan) = (sock.netns(), ports(sock), scan_number());
-    let mut listening_pid = 0;
-    let mut is_same_holder = false;
-    if let Some(found) = KMESH_HOLDERS.get_ptr(address) {
-        // SAFETY: a value of a map, which only this scan changes.
-        let found = unsafe { *found };
-        if found.ports == ports && found.netns == netns {
-            listening_pid = found.listening_pid;
-            is_same_holder = found.pid == holder.pid;
-            // Of several processes, the one that listens counts, else the first one found. Process 1 listens for
-            // others.
-            let is_known = found.scan == scan && found.pid != 1;
-            if is_known && holder.pid != listening_pid {
-                return;
-            }
-        }
-    }
-    let is_visited = !is_listener || reports_listeners() || !is_same_holder;
-    if is_visited && !report_namespace(visit, netns, holder.pid, scan) {
-        return;
-    }
-    let found = FoundHolder {
+    let mut found = FoundHolder {
         pid: holder.pid,
-        scan,
-        netns,
-        ports,
-        listening_pid,
-        pad: 0,
+        scan: scan_number(),
+        netns: sock.netns(),
+        ports: ports(sock),
+        listening_pid: 0,
+        visited_pid: 0,
         comm: holder.comm,
     };
+    let mut is_visited = !is_listener || reports_listeners();
+    // SAFETY: a value of a map, which only this scan changes.
+    let known = KMESH_HOLDERS.get_ptr(address).map(|known| unsafe { *known });
+    match known {
+        Some(known) if known.ports == found.ports && known.netns == found.netns => {
+            found.listening_pid = known.listening_pid;
+            found.visited_pid = known.visited_pid;
+            if known.scan == found.scan {
+                // If several processes hold a listener, its holder is the one that called listen(), else the first one
+                // found. Any other process replaces process 1, which listens for others.
+                if known.pid != 1 && found.pid != found.listening_pid {
+                    return;
+                }
+            } else {
+                // The last scan found another holder than the last visit did.
+                is_visited |= known.pid != known.visited_pid;
+            }
+        }
+        _ => is_visited = true,
+    }
+    if is_visited && !report_namespace(visit, found.netns, found.pid, found.scan) {
+        return;
+    }
     // If the map is full, the socket has no holder.
     _ = KMESH_HOLDERS.insert(address, found, 0);
 }
@@ -94,37 +97,59 @@ fn report_namespace(visit: TaskFile, netns: u32, pid: u32, scan: u32) -> bool {
     true
 }
 
-/// Returns the process that this scan found to hold the socket. `listening_pid`: the process that called listen(), for
-/// a listener, whose entry stays for the next scan.
+/// Returns the process that this scan found to hold the socket. The entry of a connection is removed.
 #[inline(always)]
-pub fn of(sock: Sock, listening_pid: Option<u32>) -> Option<Holder> {
+pub fn of(sock: Sock) -> Option<Holder> {
+    let address = address(sock)?;
+    // SAFETY: a value of a map, which only this scan changes.
+    let found = unsafe { *KMESH_HOLDERS.get_ptr(address)? };
+    _ = KMESH_HOLDERS.remove(address);
+    current(sock, &found)
+}
+
+/// Returns the process that this scan found to hold a listener. `listening_pid`: the process that called listen(); 0 if
+/// unknown. The entry stays for the next scan.
+#[inline(always)]
+pub fn of_listener(sock: Sock, listening_pid: u32) -> Option<Holder> {
+    let entry = KMESH_HOLDERS.get_ptr_mut(address(sock)?)?;
+    // SAFETY: a value of a map, which only this scan changes.
+    let found = unsafe { *entry };
+    // SAFETY: as above.
+    unsafe { (*entry).listening_pid = listening_pid };
+    let holder = current(sock, &found)?;
+    if listening_pid != 0 && listening_pid != found.listening_pid && listening_pid != holder.pid {
+        // The process that called listen() may be another holder. The next scan prefers it.
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { (*entry).visited_pid = holder.pid };
+    Some(holder)
+}
+
+/// Returns the address of the socket as a number, which may be the key of a map; `None` if no process holds the socket.
+#[inline(always)]
+fn address(sock: Sock) -> Option<u64> {
     let socket = sock.sk_socket();
     if socket == 0 {
         return None;
     }
-    // The address of `sock` as a number, which may be the key of a map.
-    let address: u64 = read_kernel(socket + u64::from(offset!(socket_sk)));
-    let found = KMESH_HOLDERS.get_ptr_mut(address)?;
-    // SAFETY: a value of a map, which only this scan changes.
-    let holder = unsafe {
-        if let Some(pid) = listening_pid {
-            (*found).listening_pid = pid;
-        }
-        *found
-    };
-    if listening_pid.is_none() {
-        _ = KMESH_HOLDERS.remove(address);
+    // The verifier does not accept the pointer itself as a key, so its value is read from memory.
+    match read_kernel(socket + u64::from(offset!(socket_sk))) {
+        0 => None,
+        address => Some(address),
     }
-    // Another socket may have got the address meanwhile.
-    let is_same = holder.ports == ports(sock) && holder.netns == sock.netns();
-    if is_same && holder.scan == scan_number() {
-        Some(Holder {
-            pid: holder.pid,
-            comm: holder.comm,
-        })
-    } else {
-        None
+}
+
+/// Returns the holder if this scan found it, and at this socket: another one may have got the address meanwhile.
+#[inline(always)]
+fn current(sock: Sock, found: &FoundHolder) -> Option<Holder> {
+    if found.scan != scan_number() || found.ports != ports(sock) || found.netns != sock.netns() {
+        return None;
     }
+    Some(Holder {
+        pid: found.pid,
+        comm: found.comm,
+    })
 }
 
 #[inline(always)]

@@ -62,8 +62,8 @@ impl TaskFile {
         sock.tcp().map(|_| sock)
     }
 
-    /// Returns the `struct sock` behind the descriptor if it is a socket, and its address as a number. A program may
-    /// load members of this socket, but not pass it to helpers on each kernel.
+    /// Returns the `struct sock` behind the descriptor if it is a socket, and its address as a number. On some kernels
+    /// a program may load members of this socket, but not pass it to helpers.
     #[inline(always)]
     pub fn untyped_sock(self) -> Option<(Sock, u64)> {
         let socket = self.socket()?;
@@ -72,7 +72,11 @@ impl TaskFile {
         if sk.is_null() {
             return None;
         }
-        let address = read_kernel(socket as u64 + u64::from(offset!(socket_sk)));
+        let address: u64 = read_kernel(socket as u64 + u64::from(offset!(socket_sk)));
+        // close() may have removed the socket meanwhile.
+        if address != sk as u64 {
+            return None;
+        }
         // SAFETY: a pointer whose type the verifier knows, not null.
         Some((unsafe { Sock::from_pointer(sk) }, address))
     }

@@ -1,7 +1,8 @@
 //! Socket scans: the visits of the iterators to open sockets.
 //!
-//! [`visit_descriptor`] finds each socket together with a process that holds it, in all network namespaces at once. On a
-//! kernel that gives no typed pointer there, [`visit_netns_socket`] visits every socket, after [`holders::find`].
+//! [`visit_descriptor`] finds each socket together with a process that holds it, in all network namespaces at once.
+//! [`visit_netns_socket`] finds the sockets of one namespace, also those without a descriptor. On a kernel without
+//! typed pointers behind descriptors, it visits every socket, after [`holders::find`].
 
 use kmesh_trace_common::state::ESTABLISHED;
 use kmesh_trace_common::{FLAG_ACTIVE, counter, owner, state};
@@ -36,13 +37,13 @@ pub fn visit_netns_socket(visit: NetnsSock, sock: Sock) {
     match sock.skc_state() {
         state::CLOSE => {}
         state::LISTEN => {
-            let listening_pid = storage::get_for_scan(sock).map_or(0, ScanView::owner_pid);
-            let holder = holders::of(sock, Some(listening_pid));
-            if holder.is_some() {
+            let conn = storage::get_for_scan(sock);
+            let holder = holders::of_listener(sock, conn.map_or(0, ScanView::owner_pid));
+            if holder.is_some() || conn.is_some() && reports_listeners() {
                 visit_listener(visit.output(), sock, holder);
             }
         }
-        state => visit_found(visit.output(), sock, state, holders::of(sock, None), true),
+        state => visit_found(visit.output(), sock, state, holders::of(sock), true),
     }
 }
 

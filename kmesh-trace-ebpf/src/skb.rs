@@ -85,7 +85,7 @@ impl Segment {
 pub struct Skb(u64);
 
 impl Skb {
-    /// Returns the packet that a hook's argument points to; none for null.
+    /// Returns the packet that a hook's argument points to; `None` if the pointer is null.
     #[inline(always)]
     pub fn from_argument(skb: *const c_void) -> Option<Self> {
         if skb.is_null() { None } else { Some(Self(skb as u64)) }
@@ -145,8 +145,8 @@ impl Skb {
         }
     }
 
-    /// Returns the conntrack entry of the packet, and whether the packet goes from the server to the client. `None` if it
-    /// has no entry.
+    /// Returns the conntrack entry of the packet, and whether the packet goes from the server to the client. `None` if
+    /// it has no entry.
     #[inline(always)]
     pub fn conntrack(self) -> Option<(u64, bool)> {
         if offset!(skb_nfct) == ABSENT || offset!(conntrack_src) == ABSENT {

@@ -34,13 +34,14 @@ macro_rules! tcp_members {
 }
 
 const IPPROTO_TCP: u16 = 6;
+const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 /// A bit of `sysctl_tcp_fastopen`: listeners may accept data with the SYN.
 const TFO_SERVER_ENABLE: u8 = 2;
 /// `sk_shutdown` of a socket that is shut down in both directions. close() sets it before it does anything else.
 const SHUTDOWN_MASK: u8 = 3;
 
-/// An address as IPv6, IPv4-mapped for IPv4; two words in memory order.
+/// An IPv6 address, or an IPv4 address in IPv4-mapped form, as two 64-bit words in memory order.
 #[derive(Clone, Copy)]
 pub struct Address(pub [u64; 2]);
 
@@ -65,7 +66,8 @@ impl Address {
     }
 }
 
-/// A `struct sock` to which a typed pointer leads.
+/// A `struct sock` whose members the verifier lets a program load. Helpers take it if the pointer is typed: see
+/// [`crate::iterator::TaskFile::untyped_sock`].
 #[derive(Clone, Copy)]
 pub struct Sock(*const c_void);
 
@@ -100,6 +102,12 @@ impl Sock {
         sk_ack_backlog: u32,
         sk_max_ack_backlog: u32,
         sk_drops: u32,
+    }
+
+    /// Returns whether this is a socket of TCP, or of the same number over IP. Other families have other protocols.
+    #[inline(always)]
+    pub fn is_tcp_over_ip(self) -> bool {
+        self.is_tcp() && matches!(self.skc_family(), AF_INET | AF_INET6)
     }
 
     #[inline(always)]

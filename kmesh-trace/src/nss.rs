@@ -8,7 +8,7 @@
 use std::ffi::{CStr, c_char, c_int};
 
 unsafe extern "C" {
-    /// The function is declared in glibc's `nss.h`.
+    /// Sets the modules that glibc asks for a database. Declared in glibc's `nss.h`.
     fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
 }
 

@@ -1,8 +1,9 @@
 //! The files in `deploy/` in real programs: rules in promtool, dashboards in a Prometheus that scrapes the tool,
 //! manifests in an API server, configurations in log shippers.
 //!
-//! Needs root, Debian's `prometheus`, log shippers (`OTELCOL`, `FLUENT_BIT` and `VECTOR` may name them), and for the manifests the Kubernetes programs in `K8S_BIN` or `../shared/k8s`. A
-//! test that cannot run shows as skipped with the reason, and is counted.
+//! Needs root, Debian's `prometheus`, log shippers (`OTELCOL`, `FLUENT_BIT` and `VECTOR` may name them), and for the
+//! manifests the Kubernetes programs in `K8S_BIN` or `../shared/k8s`. A test that cannot run shows as skipped with the
+//! reason, and is counted.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::print_stdout, reason = "the suite reports its results on the terminal")]
 #![expect(dead_code, reason = "each suite uses a part of the shared modules")]

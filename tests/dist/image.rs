@@ -154,8 +154,8 @@ impl Containerd {
         ctr
     }
 
-    /// Returns a command that runs the image with these options. Its arguments are those of the tool. With arguments, ctr
-    /// does not use the entry point of the image.
+    /// Returns a command that runs the image with these options. Its arguments are those of the tool. With arguments,
+    /// ctr does not use the entry point of the image.
     fn run(&self, container: &str, options: &[&str]) -> Command {
         let mut ctr = self.ctr();
         ctr.args(["run", "--rm", "--runc-binary"])

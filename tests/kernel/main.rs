@@ -3,8 +3,8 @@
 //!
 //! Needs root. A scenario that cannot run on this machine shows as skipped with the reason, and is counted.
 //! `KMESH_TRACE_BIN` names another binary to test, `KMESH_TRACE_TEST_SMALL=1` is for small virtual machines, and
-//! `KMESH_TRACE_TEST_SMOKE=1` selects one scenario of each topic. `KMESH_TRACE_TEST_TWICE=1` runs each scenario twice, as
-//! the suite does if the kernel ran no BPF program ([`untraced`]).
+//! `KMESH_TRACE_TEST_SMOKE=1` selects one scenario of each topic. `KMESH_TRACE_TEST_TWICE=1` runs each scenario twice,
+//! as the suite does if the kernel ran no BPF program ([`untraced`]).
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(
     clippy::print_stdout,

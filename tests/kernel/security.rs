@@ -2,6 +2,7 @@
 //! that it parses), and what they cannot do there. SECURITY.md names these tests.
 
 mod kernel_resources;
+mod locked_socket;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -33,6 +34,11 @@ pub fn topic() -> Topic {
             "directory_at_rotated_name_does_not_end_tracing",
             &[],
             directory_at_rotated_name_does_not_end_tracing,
+        )
+        .standalone(
+            "locked_socket_delays_no_record",
+            &[Need::NamespaceScan],
+            locked_socket::locked_socket_delays_no_record,
         )
         .standalone(
             "file_of_another_user_in_sticky_folder_does_not_end_tracing",

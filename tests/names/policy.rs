@@ -10,32 +10,35 @@ use crate::fixture::{self, api_server, try_kubectl, value};
 use crate::support::net;
 use crate::support::tracer::{Tracer, TracerCommand};
 
-/// Changes the node's packet filter.
+/// Tests that change the node's packet filter, so they run one at a time.
 pub const SEQUENTIAL: &[Row] = &[("policy::dropped_syns_have_both_names", dropped_syns_have_both_names)];
 
-/// The rules of the node, which go with this.
+/// The test's rules of the node's packet filter. Dropping this removes them.
 struct PacketFilter;
 
 impl PacketFilter {
     /// Drops what is forwarded to this pod, and translates the Service's address to the pod's.
     fn new(pod: &str, service: &str) -> Self {
+        let filter = Self;
         for command in [
+            "add table inet kmesh_test".to_owned(),
+            "delete table inet kmesh_test".to_owned(),
             "add table inet kmesh_test".to_owned(),
             "add chain inet kmesh_test service { type nat hook prerouting priority -100; }".to_owned(),
             format!("add rule inet kmesh_test service ip daddr {service} tcp dport 80 dnat ip to {pod}:8080"),
-            "add chain inet kmesh_test policy { type filter hook forward priority 0; }".to_owned(),
-            format!("add rule inet kmesh_test policy ip daddr {pod} tcp dport 8080 counter drop"),
+            "add chain inet kmesh_test pods { type filter hook forward priority 0; }".to_owned(),
+            format!("add rule inet kmesh_test pods ip daddr {pod} tcp dport 8080 counter drop"),
         ] {
             net::run("nft", &[&command]);
         }
-        // Packets between two pods of one bridge pass the rules, too.
+        // Packets between two pods of one bridge pass the rules, too. This is the kernel's default.
         net::set_sysctl("net.bridge.bridge-nf-call-iptables", "1");
-        Self
+        filter
     }
 
     /// Returns the number of packets dropped so far.
     fn dropped(&self) -> u64 {
-        let chain = net::run("nft", &["list", "chain", "inet", "kmesh_test", "policy"]);
+        let chain = net::run("nft", &["list", "chain", "inet", "kmesh_test", "pods"]);
         let (_, rest) = chain.split_once("counter packets ").expect("a counter");
         rest.split(' ').next().unwrap().parse().expect("a count")
     }

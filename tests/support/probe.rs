@@ -45,7 +45,8 @@ pub enum Need {
     Turns,
     /// A kernel without these tracepoints.
     NoTurns,
-    /// A kernel on which a socket that has listened may connect, and one that has connected may listen. Some refuse both.
+    /// A kernel on which a socket that has listened may connect, and one that has connected may listen. Some refuse
+    /// both.
     RoleChange,
     /// A kernel whose programs may use the socket behind a descriptor, so that scans find sockets by descriptors.
     DescriptorScan,

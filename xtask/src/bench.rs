@@ -49,7 +49,7 @@ enum Bench {
     All,
     /// Measure the BPF time per connection, compared with tcplife of libbpf-tools and an empty program
     Cost(cost::Args),
-    /// Trace connections with --drops while the kernel drops 100,000 other packets per second
+    /// Trace connections with --drops while the kernel drops packets as fast as a thread sends them
     Drops(drops::Args),
     /// Measure the BPF time per filtered-out connection, compared with an empty program
     Filter(Rounds),

@@ -1,6 +1,6 @@
-//! `cargo xtask dist`: builds what a release consists of: an archive with one static executable, manual, completions and
-//! licences; a Debian package, an image, an SBOM and a krew manifest; and the checksums of all.
-//! The build is reproducible: the same sources, compiler and C library give the same bytes in any folder.
+//! `cargo xtask dist`: builds what a release consists of: an archive with one static executable, manual, completions
+//! and licences; a Debian package, an image, an SBOM and a krew manifest; and the checksums of all. The build is
+//! reproducible: the same sources, compiler and C library give the same bytes in any folder.
 
 mod archive;
 mod cross;
@@ -188,8 +188,8 @@ fn build(arch: Arch, profile: &'static str, root: &Path, target: &Path, cargo_ho
     Ok(release)
 }
 
-/// Makes the image and the krew manifest of these releases in `out`, and the checksums of all artefacts, which are there
-/// too.
+/// Makes the image and the krew manifest of these releases in `out`, and the checksums of all artefacts, which are
+/// there too.
 fn finish(releases: &[&Release], platform: &str, root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
     let common = vec![image::pack(releases, platform, out)?, krew::write(releases, root, out)?];
     let artefacts = releases.iter().flat_map(|release| &release.artefacts).chain(&common);

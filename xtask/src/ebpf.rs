@@ -20,7 +20,7 @@ const OBJECT: &str = "kmesh-trace-ebpf/kmesh-trace.bpf.o";
 const PROVENANCE: &str = "kmesh-trace-ebpf/kmesh-trace.bpf.provenance";
 const TARGET: &str = "bpfel-unknown-none";
 const STRIP: &str = "/usr/lib/llvm-22/bin/llvm-strip";
-/// The sources of the object, without its dependencies.
+/// The files and folders of this workspace from which the object is built.
 const SOURCES: [&str; 4] = [
     "kmesh-trace-ebpf/src",
     "kmesh-trace-ebpf/Cargo.toml",

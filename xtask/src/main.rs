@@ -38,7 +38,8 @@ struct Cli {
 enum Task {
     /// Run benchmarks
     Bench(bench::Args),
-    /// Build what a release consists of: archive with the static executable, .deb, image, SBOM, krew manifest, checksums
+    /// Build what a release consists of: archive with the static executable, .deb, image, SBOM, krew manifest,
+    /// checksums
     Dist(dist::Args),
     /// Build the committed eBPF object, or check whether it is current
     Ebpf(ebpf::Args),

@@ -1,6 +1,6 @@
-//! `cargo xtask release VERSION`: makes a release in two runs. The first one changes the files that have the version, for
-//! a commit. The second one checks that commit, and builds the artefacts and the tag's message. `docs/releasing.md` has
-//! the checklist around both.
+//! `cargo xtask release VERSION`: makes a release in two runs. The first one changes the files that have the version,
+//! for a commit. The second one checks that commit, and builds the artefacts and the tag's message. `docs/releasing.md`
+//! has the checklist around both.
 
 use std::fs;
 use std::path::Path;

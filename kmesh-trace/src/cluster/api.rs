@@ -385,7 +385,8 @@ fn refused_pod(namespace: &str, status: StatusCode, body: &str) -> SourceError {
 mod tests {
     use super::*;
 
-    /// The message of a refusal by Kubernetes 1.31.11, as a user of another tracer recorded it (cilium/pwru, issue 583).
+    /// The message of a refusal by Kubernetes 1.31.11, as a user of another tracer recorded it (cilium/pwru, issue
+    /// 583).
     const RECORDED: &str = r#"pods "pwru" is forbidden: violates PodSecurity "baseline:latest": host namespaces (hostNetwork=true, hostPID=true), hostPath volumes (volume "sys-kernel-debug"), privileged (container "pwru" must not set securityContext.privileged=true)"#;
     /// The refusal of a pod of `nodes`, in the same form.
     const POD_SECURITY: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"kmesh-trace-1\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces (hostPID=true), hostPath volumes (volume \"cgroup\"), non-default capabilities (container \"kmesh-trace\" must not include \"BPF\", \"PERFMON\", \"SYS_PTRACE\" in securityContext.capabilities.add)","reason":"Forbidden","details":{"name":"kmesh-trace-1","kind":"pods"},"code":403}"#;

@@ -112,7 +112,8 @@ pub struct ApiServer {
     pub this_node: bool,
 }
 
-/// Returns the sources that the flags name, or else those of this node. With `--no-resolve`, there are none.
+/// Returns the name sources that the flags select, or the local ones of this node if no flag does. Returns none with
+/// `--no-resolve`.
 pub(super) fn sources(flags: &Names) -> Result<Vec<SourceConfig>, ConfigError> {
     let named = named_sources(flags)?;
     if flags.no_resolve || !named.is_empty() {

@@ -58,8 +58,8 @@ pub struct Progress {
     /// The last time when the ring was empty: CLOCK_MONOTONIC, ns. `None` while the ring still holds records; then use
     /// the newest record's time.
     pub ring_empty_ns: Option<u64>,
-    /// The time when the current socket scan began: CLOCK_MONOTONIC, ns. More of its records follow, and none of them is
-    /// earlier than those that the writer has.
+    /// The time when the current socket scan began: CLOCK_MONOTONIC, ns. More of its records follow, and none of them
+    /// is earlier than those that the writer has.
     pub scan_began_ns: Option<u64>,
 }
 

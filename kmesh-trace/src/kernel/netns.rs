@@ -1,7 +1,8 @@
 //! The network namespaces of other processes, which a socket scan enters one after another.
 //!
-//! A thread in a network namespace can list all its sockets, also those that no process holds. To enter a namespace, a
-//! thread needs CAP_SYS_ADMIN and a process in the namespace (CAP_SYS_PTRACE if that process has more capabilities).
+//! A thread in a network namespace can list all sockets of the namespace, also those that no process holds. To enter a
+//! namespace, a thread needs CAP_SYS_ADMIN and a process in the namespace (and CAP_SYS_PTRACE, unless that process has
+//! the same user and no more capabilities).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -25,6 +26,8 @@ pub struct OtherNamespaces {
     own: File,
     own_inode: u64,
     order: ScanOrder,
+    /// The namespaces that the current scan has scanned, by inode number.
+    of_this_scan: BTreeSet<u64>,
     /// The processor time that the last namespace took. For each namespace, the kernel reads its whole table of
     /// sockets.
     cost: Duration,
@@ -35,11 +38,11 @@ pub struct OtherNamespaces {
 struct ScanOrder {
     /// The namespaces scanned at least once.
     scanned: BTreeSet<u64>,
-    /// The namespaces where the last scan found a connection without a descriptor.
+    /// The namespaces whose last visit found a connection that the scan had not visited before.
     productive: BTreeSet<u64>,
-    /// The namespace scanned last.
+    /// The unproductive namespace that was scanned last.
     last: u64,
-    /// Whether all namespaces of the first scan have been scanned.
+    /// Whether one pass over all namespaces has ended.
     is_first_round_over: bool,
 }
 
@@ -53,25 +56,33 @@ impl OtherNamespaces {
             own,
             own_inode,
             order: ScanOrder::default(),
+            of_this_scan: BTreeSet::new(),
             cost: Duration::ZERO,
         })
     }
 
-    /// Scans namespaces until all open connections are visited, and all namespaces that it has never scanned. Scans at
-    /// least one, and no other that would take the thread's processor time beyond `deadline`. The next scan continues
-    /// there.
+    /// Begins a scan, in the thread's own namespace.
+    pub fn begin(&mut self) -> Result<(), StartError> {
+        self.of_this_scan.clear();
+        // The last scan may have failed to leave a namespace.
+        self.leave()
+    }
+
+    /// Scans each namespace that it has never scanned, and others while a connection is unvisited, except those that
+    /// this scan has scanned. After the first one, it stops before a namespace that would exceed `deadline`, a
+    /// processor time of this thread; the next scan continues there.
     pub fn scan(
         &mut self,
         programs: &mut ScanPrograms,
         deadline: Duration,
+        part_begins: &dyn Fn(),
         take: Take<'_>,
     ) -> Result<ControlFlow<()>, StartError> {
         if self.order.is_first_round_over && programs.unvisited()? == 0 {
             return Ok(ControlFlow::Continue(()));
         }
-        let scanned = self.scan_inside(programs, deadline, take);
-        self.leave()?;
-        scanned
+        let scanned = self.scan_inside(programs, deadline, part_begins, take);
+        self.leave_after(scanned)
     }
 
     /// Scans these namespaces, except the thread's own. Skips those that the thread cannot enter.
@@ -79,6 +90,7 @@ impl OtherNamespaces {
         &mut self,
         programs: &mut ScanPrograms,
         found: &[FoundNamespace],
+        part_begins: &dyn Fn(),
         take: Take<'_>,
     ) -> Result<ControlFlow<()>, StartError> {
         let mut scanned = Ok(ControlFlow::Continue(()));
@@ -88,14 +100,21 @@ impl OtherNamespaces {
             if inode == self.own_inode || !enter_found(namespace, &mut of_processes) {
                 continue;
             }
+            part_begins();
             scanned = programs.scan_netns(take);
             if !matches!(scanned, Ok(ControlFlow::Continue(()))) {
                 break;
             }
             self.order.scanned.insert(inode);
+            self.of_this_scan.insert(inode);
         }
-        self.leave()?;
-        scanned
+        self.leave_after(scanned)
+    }
+
+    /// Returns to the thread's own namespace, and returns the first error.
+    fn leave_after(&self, scanned: Result<ControlFlow<()>, StartError>) -> Result<ControlFlow<()>, StartError> {
+        let left = self.leave();
+        scanned.and_then(|scanned| left.map(|()| scanned))
     }
 
     /// Returns to the thread's own namespace.
@@ -110,6 +129,7 @@ impl OtherNamespaces {
         &mut self,
         programs: &mut ScanPrograms,
         deadline: Duration,
+        part_begins: &dyn Fn(),
         take: Take<'_>,
     ) -> Result<ControlFlow<()>, StartError> {
         let mut is_first = true;
@@ -117,7 +137,8 @@ impl OtherNamespaces {
         // The kernel may reuse an inode number.
         self.order.retain(&namespaces);
         for inode in self.order.sorted(&namespaces) {
-            if inode == self.own_inode || programs.unvisited()? == 0 && self.order.scanned.contains(&inode) {
+            let is_scanned = inode == self.own_inode || self.of_this_scan.contains(&inode);
+            if is_scanned || programs.unvisited()? == 0 && self.order.scanned.contains(&inode) {
                 continue;
             }
             let began = processor_time();
@@ -129,6 +150,7 @@ impl OtherNamespaces {
                 continue;
             }
             is_first = false;
+            part_begins();
             let before = programs.visited()?;
             if programs.scan_netns(take)?.is_break() {
                 return Ok(ControlFlow::Break(()));
@@ -142,7 +164,7 @@ impl OtherNamespaces {
 }
 
 impl ScanOrder {
-    /// Removes all other namespaces.
+    /// Removes the namespaces that are not in `namespaces`.
     fn retain(&mut self, namespaces: &BTreeMap<u64, PathBuf>) {
         self.scanned.retain(|inode| namespaces.contains_key(inode));
         self.productive.retain(|inode| namespaces.contains_key(inode));
@@ -155,7 +177,7 @@ impl ScanOrder {
         order
     }
 
-    /// Adds a scanned namespace.
+    /// Notes that a namespace was scanned. `is_productive`: the visit found a connection that was not visited before.
     fn add(&mut self, inode: u64, is_productive: bool) {
         self.scanned.insert(inode);
         if is_productive {
@@ -168,8 +190,8 @@ impl ScanOrder {
     }
 }
 
-/// Enters a namespace by one of its processes or threads. Returns whether that worked. `of_processes`: the result of
-/// [`namespaces`], once it was needed.
+/// Enters a namespace by one of its processes or threads. Returns whether that worked. `of_processes`: a cache for the
+/// result of [`namespaces`].
 fn enter_found(found: &FoundNamespace, of_processes: &mut Option<BTreeMap<u64, PathBuf>>) -> bool {
     let inode = u64::from(found.netns);
     let process = PathBuf::from(format!("/proc/{}", found.pid));

@@ -169,7 +169,8 @@ pub fn hidden_processes() -> Option<Missing> {
 
 /// Returns the problem if scans do not reach the sockets of other network namespaces.
 pub fn hidden_namespaces(mode: ScanMode) -> Option<Missing> {
-    let cannot_enter = |need: &Need| need.capability == CapabilitySet::SYS_ADMIN && has(need) == Some(false);
+    let enters = CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE;
+    let cannot_enter = |need: &Need| enters.contains(need.capability) && has(need) == Some(false);
     (mode == ScanMode::Namespaces && OPTIONAL_NEEDS.iter().any(cannot_enter)).then(|| Missing {
         problem: "the kernel refuses programs that find a socket by its descriptor: connections of other network \
                   namespaces have no updates, and those opened before the start have no process"

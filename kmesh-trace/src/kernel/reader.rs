@@ -62,6 +62,10 @@ pub struct Control {
 
 const NO_SCAN: u64 = u64::MAX;
 
+/// The maximum time that the writer waits for a part of a socket scan. A process can hold the lock of its socket for as
+/// long as it likes, and a scan waits for the lock. Updates that come later are out of order.
+const MAX_SCAN_HOLD_NS: u64 = 2_000_000_000;
+
 impl Control {
     pub fn new() -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -111,7 +115,8 @@ impl Control {
         self.wake();
     }
 
-    /// Reports that a scan begins, whose records are later than `now_ns`.
+    /// Reports that a scan, or a part of one, begins. Its records are later than `now_ns`, and those of the parts
+    /// before are in the queue.
     pub(super) fn scan_began(&self, now_ns: u64) {
         self.scan_began_ns.store(now_ns, Ordering::Release);
     }
@@ -140,7 +145,9 @@ impl Control {
     }
 
     fn current_scan_began_ns(&self) -> Option<u64> {
-        Some(self.scan_began_ns.load(Ordering::Acquire)).filter(|&began_ns| began_ns != 0)
+        let began_ns = self.scan_began_ns.load(Ordering::Acquire);
+        let is_current = began_ns != 0 && monotonic_ns().saturating_sub(began_ns) < MAX_SCAN_HOLD_NS;
+        is_current.then_some(began_ns)
     }
 
     fn not_scanned(&self) -> Option<u64> {

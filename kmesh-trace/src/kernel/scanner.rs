@@ -5,7 +5,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::{SendError, Sender, SyncSender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, Sender, SyncSender, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -28,23 +28,26 @@ const MIN_LEAD: Duration = Duration::from_millis(50);
 /// descriptors of all processes, so any process could make the scan the node's main work.
 const MAX_SHARE: u32 = 20;
 
-/// The scanner thread, which waits for its task. It starts before the tool gives up the capabilities that only this
+/// The maximum time that tracing waits for the first scan.
+const FIRST_SCAN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The scanner thread, which waits for requests. It starts before the tool gives up the capabilities that only this
 /// thread keeps.
 pub struct Scanner(Sender<Request>);
 
 enum Request {
     First {
         programs: ScanPrograms,
-        /// See [`first_scan`].
+        /// Whether to scan a second time, for the counters of open connections.
         baseline: bool,
-        done: Sender<Result<(ScanPrograms, Vec<u8>), StartError>>,
+        /// Receives the result of [`first_scan`].
+        done: Sender<Result<Vec<u8>, StartError>>,
     },
     Run(ScanTask),
 }
 
 /// The task of a [`Scanner`].
 pub struct ScanTask {
-    pub programs: ScanPrograms,
     /// The time between scans.
     pub interval: Duration,
     /// Whether to scan once more at the stop.
@@ -56,17 +59,17 @@ pub struct ScanTask {
 
 impl Scanner {
     pub fn start() -> anyhow::Result<Self> {
-        let (sender, receiver) = channel::<Request>();
+        let (sender, receiver) = channel();
         let (started, start) = channel();
         thread::Builder::new()
             .name("kmesh-scan".to_owned())
             .spawn(move || {
                 let limited = privileges::limit_to_scans();
                 let is_limited = limited.is_ok();
-                // The starting thread waits for it.
+                // The receiver exists: its thread is waiting.
                 _ = started.send(limited);
                 if is_limited {
-                    receiver.into_iter().for_each(Request::handle);
+                    handle(&receiver);
                 }
             })
             .context("cannot start a thread")?;
@@ -77,46 +80,53 @@ impl Scanner {
         Ok(Self(sender))
     }
 
-    /// Makes the first scan, with the privileges of the thread: see [`first_scan`].
-    pub fn first_scan(&self, programs: ScanPrograms, baseline: bool) -> Result<(ScanPrograms, Vec<u8>), StartError> {
+    /// Makes the first scan, with the privileges of the thread: see [`first_scan`]. Returns `None` if the scan takes so
+    /// long that tracing should begin without it.
+    pub fn first_scan(&self, programs: ScanPrograms, baseline: bool) -> Result<Option<Vec<u8>>, StartError> {
         let (done, result) = channel();
-        // The thread waits until this is dropped.
+        // The thread receives until this sender is dropped.
         _ = self.0.send(Request::First {
             programs,
             baseline,
             done,
         });
-        result.recv().unwrap_or_else(|_| {
-            Err(StartError::Failed {
+        match result.recv_timeout(FIRST_SCAN_TIMEOUT) {
+            Ok(scanned) => scanned.map(Some),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(StartError::Failed {
                 action: "scan the open sockets",
                 reason: "the scanner thread panicked".to_owned(),
-            })
-        })
+            }),
+        }
     }
 
     /// Makes the thread run `task`.
     pub fn run(self, task: ScanTask) {
         task.control.set_awaits_final_scan(task.scans_at_stop);
-        // The thread waits until this is dropped.
+        // The thread receives until this sender is dropped.
         _ = self.0.send(Request::Run(task));
     }
 }
 
-impl Request {
-    fn handle(self) {
-        match self {
-            Self::First {
+/// Handles the requests to a [`Scanner`]. The first one brings the programs.
+fn handle(requests: &Receiver<Request>) {
+    let mut all_programs = None;
+    for request in requests {
+        match request {
+            Request::First {
                 mut programs,
                 baseline,
                 done,
             } => {
-                let scanned = first_scan(&mut programs, baseline);
-                // The starting thread waits for it.
-                _ = done.send(scanned.map(|records| (programs, records)));
+                // Sending fails if nobody waits any more.
+                _ = done.send(first_scan(&mut programs, baseline));
+                all_programs = Some(programs);
             }
-            Self::Run(mut task) => {
-                // The writer that closed the queue reports the error.
-                _ = task.run();
+            Request::Run(task) => {
+                if let Some(programs) = &mut all_programs {
+                    // The writer that closed the queue reports the error.
+                    _ = task.run(programs);
+                }
                 task.control.set_awaits_final_scan(false);
             }
         }
@@ -126,11 +136,11 @@ impl Request {
 impl ScanTask {
     /// Scans the sockets at the end of each interval, until [`Control::stop`] or until no thread reads the messages. If
     /// scans take too long, scans less often. A scan that is late delays the next one; missed scans are not repeated.
-    fn run(&mut self) -> Result<(), SendError<Message>> {
+    fn run(&self, programs: &mut ScanPrograms) -> Result<(), SendError<Message>> {
         let mut took = Duration::ZERO;
         let mut scan_interval = self.interval;
         let mut is_reported = false;
-        // Without CAP_SYS_ADMIN, scans reach only the tool's own network namespace.
+        // Without CAP_SYS_ADMIN, scans of other network namespaces are not possible: see [`scan`].
         let mut namespaces = OtherNamespaces::new().ok();
         loop {
             // The longer the last scan took, the earlier the next one begins.
@@ -138,14 +148,14 @@ impl ScanTask {
             self.sleep_until_before_end(lead);
             if self.control.is_stopped() {
                 if self.scans_at_stop {
-                    self.scan(scan_interval, namespaces.as_mut())?;
+                    self.scan(programs, scan_interval, namespaces.as_mut())?;
                 }
                 return Ok(());
             }
             let began = Instant::now();
             let now = wall_clock();
             if until_end(scan_interval, now) <= until_end(self.interval, now) {
-                let used = self.scan(scan_interval, namespaces.as_mut())?;
+                let used = self.scan(programs, scan_interval, namespaces.as_mut())?;
                 scan_interval = interval_for(self.interval, used);
                 if scan_interval > self.interval && !std::mem::replace(&mut is_reported, true) {
                     self.messages.send(Message::ScanIsSlow { used, scan_interval })?;
@@ -172,18 +182,20 @@ impl ScanTask {
 
     /// Scans the sockets once, and reports the end of the scan. Returns the processor time that it used.
     fn scan(
-        &mut self,
+        &self,
+        programs: &mut ScanPrograms,
         scan_interval: Duration,
         namespaces: Option<&mut OtherNamespaces>,
     ) -> Result<Duration, SendError<Message>> {
         let began = processor_time();
-        // Until the scan ends, the writer holds events from the ring that are later than this and the scan's records.
-        self.control.scan_began(monotonic_ns());
         let deadline = began.saturating_add(scan_interval / MAX_SHARE);
         let others = namespaces.map(|namespaces| (namespaces, deadline));
         let (messages, control) = (&self.messages, &self.control);
         let mut is_first = true;
-        let scanned = scan(&mut self.programs, others, |bytes| {
+        // Until the scan ends, the writer holds events from the ring that are later than both this and the newest
+        // record of the scan.
+        let part_begins = || control.scan_began(monotonic_ns());
+        let scanned = scan(programs, others, &part_begins, |bytes| {
             if messages.send(Message::ScanRecords(bytes)).is_err() {
                 return ControlFlow::Break(());
             }
@@ -222,18 +234,32 @@ fn until_end(interval: Duration, now: Duration) -> Duration {
     interval.saturating_sub(Duration::from_nanos(passed.try_into().unwrap_or(u64::MAX)))
 }
 
-/// Scans all open connections once: those with a descriptor, then the others of the tool's own network namespace, then
-/// the others of `others`, until the thread's processor time reaches the deadline. Skips scans that cannot find more
-/// connections. Returns the number of open connections that the scan did not visit; `None` if `take` ended the scan.
+/// Scans all open connections once. Returns the number of open connections that the scan did not visit; `None` if
+/// `take` ended the scan. `part_begins` is called before the first record, and where the records so far are all that
+/// are earlier than now.
+///
+/// In [`ScanMode::Descriptors`] these are the connections with a descriptor, in [`ScanMode::Namespaces`] those of each
+/// namespace that has a descriptor. Then come the other connections of the tool's own network namespace, and those of
+/// `others`, until the thread's processor time reaches the deadline. Skips scans that cannot find more connections.
 fn scan(
     programs: &mut ScanPrograms,
     mut others: Option<(&mut OtherNamespaces, Duration)>,
+    part_begins: &dyn Fn(),
     mut take: impl FnMut(Vec<u8>) -> ControlFlow<()>,
 ) -> Result<Option<u64>, StartError> {
     programs.begin()?;
+    part_begins();
+    if let Some((others, _)) = &mut others {
+        others.begin()?;
+    }
     let scanned = match programs.mode() {
         ScanMode::Descriptors => programs.scan_descriptors(&mut take)?,
-        ScanMode::Namespaces => scan_held(programs, others.as_mut().map(|(others, _)| &mut **others), &mut take)?,
+        ScanMode::Namespaces => {
+            let others = others.as_mut().map(|(others, _)| &mut **others);
+            let scanned = scan_held(programs, others, part_begins, &mut take);
+            programs.remove_old_holders()?;
+            scanned?
+        }
     };
     if scanned.is_break() {
         return Ok(None);
@@ -246,7 +272,7 @@ fn scan(
             return Ok(None);
         }
         if let Some((namespaces, deadline)) = others
-            && namespaces.scan(programs, deadline, &mut take)?.is_break()
+            && namespaces.scan(programs, deadline, part_begins, &mut take)?.is_break()
         {
             return Ok(None);
         }
@@ -254,44 +280,39 @@ fn scan(
     programs.unvisited().map(Some)
 }
 
-/// Scans the connections with a descriptor, in [`ScanMode::Namespaces`]: all sockets of each namespace that has one.
+/// Scans all sockets of the tool's own network namespace, and of each other one that needs it.
 fn scan_held(
     programs: &mut ScanPrograms,
     others: Option<&mut OtherNamespaces>,
+    part_begins: &dyn Fn(),
     take: Take<'_>,
 ) -> Result<ControlFlow<()>, StartError> {
     let found = programs.find_holders()?;
-    let mut scanned = programs.scan_netns(take)?;
-    if let Some(others) = others
-        && scanned.is_continue()
-    {
-        scanned = others.scan_each(programs, &found, take)?;
+    part_begins();
+    let scanned = programs.scan_netns(take)?;
+    match others {
+        Some(others) if scanned.is_continue() => others.scan_each(programs, &found, part_begins, take),
+        _ => Ok(scanned),
     }
-    programs.remove_old_holders()?;
-    Ok(scanned)
 }
 
 /// Makes the first scan, which stores what was open before the tracer, and with `baseline` a second one. Returns the
 /// records of the second one as in [`Message::ScanRecords`].
 pub fn first_scan(programs: &mut ScanPrograms, baseline: bool) -> Result<Vec<u8>, StartError> {
-    // Otherwise this would have to enter each network namespace of the node before tracing begins.
+    // In ScanMode::Descriptors the first scan enters no other namespace, so that tracing begins sooner.
     let mut others = match programs.mode() {
         ScanMode::Descriptors => None,
         ScanMode::Namespaces => OtherNamespaces::new().ok(),
     };
-    scan(programs, others.as_mut().map(|others| (others, Duration::ZERO)), |_| {
-        ControlFlow::Continue(())
-    })?;
     let mut all = Vec::new();
-    if baseline {
-        scan(
-            programs,
-            others.as_mut().map(|others| (others, Duration::ZERO)),
-            |bytes| {
+    for is_baseline in [false, true].into_iter().take(1 + usize::from(baseline)) {
+        let others = others.as_mut().map(|others| (others, Duration::ZERO));
+        scan(programs, others, &|| (), |bytes| {
+            if is_baseline {
                 all.extend_from_slice(&bytes);
-                ControlFlow::Continue(())
-            },
-        )?;
+            }
+            ControlFlow::Continue(())
+        })?;
     }
     Ok(all)
 }

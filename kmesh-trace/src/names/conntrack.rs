@@ -27,9 +27,9 @@ use super::local::node;
 /// The time between two checks whether the kernel tracks connections at all.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The maximum number of look-ups of an entry. When a connection begins that has the numbers of an ended one, the kernel
-/// has no entry for some microseconds. And for a moment an entry has its next state with the timeout of the state
-/// before, which looks like an earlier connection's.
+/// The maximum number of look-ups of an entry. When a connection begins that has the numbers of an ended one, the
+/// kernel has no entry for some microseconds. And for a moment an entry has its next state with the timeout of the
+/// state before, which looks like an earlier connection's.
 const MAX_LOOKUPS: usize = 4;
 
 /// The connection tracking of the node's network namespace.

@@ -9,7 +9,7 @@ use crate::output::{Sink, summary_text, term};
 use crate::record::{Lost, Record, RunInfo, Summary};
 use crate::track::delta::Delta;
 
-/// The start of a line with a remedy.
+/// The line break and the indent between a message and its remedy.
 const CONTINUED: &str = "\n  ";
 
 /// Prints a warning, like [`status`].

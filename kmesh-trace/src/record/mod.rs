@@ -483,7 +483,7 @@ impl Record {
         end?.names.service.as_ref()
     }
 
-    /// Returns the names of the traced socket's end.
+    /// Returns the names of the end that has the traced socket.
     pub fn local_end(&self) -> &End {
         match self.direction {
             Direction::Outbound => &self.names.src,

@@ -23,9 +23,7 @@ use crate::config::{CaptureConfig, Config, Output, Verbosity};
 use crate::engine::{Engine, Selection};
 use crate::filter::KernelFilter;
 use crate::findings::Abilities;
-use crate::kernel::loader::{
-    KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanMode, ScanPrograms, StartError, load,
-};
+use crate::kernel::loader::{KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanMode, StartError, load};
 use crate::kernel::message::Message;
 use crate::kernel::preflight::Missing;
 use crate::kernel::reader::{Control, QUEUE_CAPACITY, Queue, Reader};
@@ -75,12 +73,13 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
         Err(error) => return Ok(cannot_trace(&error)),
     };
     let sources = Sources::prepare(&config.sources)?;
+    let scan_mode = loaded.scan_mode();
     let attached = match attach(loaded, config, opened.scanner.as_ref()) {
         Ok(attached) => attached,
         Err(error) => return Ok(cannot_trace(&error)),
     };
     let info = run_info();
-    report_start(config, &info, attached.scan_programs.mode());
+    report_start(config, &info, scan_mode);
     on_start();
     let metrics = outputs::serve_metrics(config, &info, opened.server)?;
     if config.verbosity == Verbosity::Verbose {
@@ -96,7 +95,6 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
         && config.needs_updates()
     {
         scanner.run(ScanTask {
-            programs: attached.scan_programs,
             interval: config.interval,
             scans_at_stop: config.rollup.is_some() || config.findings.is_some(),
             control: Arc::clone(&control),
@@ -205,7 +203,6 @@ fn open(config: &Config) -> Result<Result<(LoadedPrograms, Opened), StartError>>
 
 struct Attached {
     programs: Programs,
-    scan_programs: ScanPrograms,
     reason_counts: ReasonCounts,
     abilities: Abilities,
     /// The counters of the connections that were already open; empty if no output needs them.
@@ -214,23 +211,24 @@ struct Attached {
 
 fn attach(loaded: LoadedPrograms, config: &Config, scanner: Option<&Scanner>) -> Result<Attached, StartError> {
     let (programs, mut scan_programs, reason_counts) = loaded.attach()?;
-    let baseline;
-    (scan_programs, baseline) = match scanner {
+    let baseline = match scanner {
         Some(scanner) => scanner.first_scan(scan_programs, config.needs_baseline())?,
-        None => {
-            let baseline = scanner::first_scan(&mut scan_programs, config.needs_baseline())?;
-            (scan_programs, baseline)
-        }
+        None => Some(scanner::first_scan(&mut scan_programs, config.needs_baseline())?),
     };
+    if baseline.is_none() {
+        warn(
+            "the first socket scan has not ended after 10 s: connections that were open before have no process and no \
+             updates until it ends",
+        );
+    }
     Ok(Attached {
         abilities: Abilities {
             rejects: Some(reason_counts.reasons.has_resets()),
             listeners: Some(config.needs_listeners()),
         },
         programs,
-        scan_programs,
         reason_counts,
-        baseline,
+        baseline: baseline.unwrap_or_default(),
     })
 }
 

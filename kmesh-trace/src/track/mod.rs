@@ -260,9 +260,9 @@ struct Payload {
     undelivered: u64,
 }
 
-/// Returns the exact payload. The kernel's counters also count the SYN of connect() and both FINs: this end's FIN when
-/// it is acknowledged, the peer's FIN when it is received. (Verified on 6.18 against the bytes that programs wrote and
-/// read.)
+/// Returns the bytes of payload that were sent, received and undelivered. The kernel's counters also contain the SYN of
+/// connect() and both FINs, which this function subtracts: this end's FIN counts when it is acknowledged, the peer's
+/// when it is received. (Verified on 6.18 against the bytes that programs wrote and read.)
 fn payload(snapshot: &Snapshot, old_state: u8, active: bool) -> Payload {
     let fin_sent = matches!(
         old_state,

@@ -92,8 +92,8 @@ impl Scene {
             .wait("the first screen", |screen| screen.contains("q quit"));
     }
 
-    /// Waits for a screen of the table that meets the condition, and returns it. The keys stand on the last line again if
-    /// there was a notice: a busy machine lengthens the update interval, and says so there.
+    /// Waits for a screen of the table that meets the condition, and returns it. The keys stand on the last line again
+    /// if there was a notice: a busy machine lengthens the update interval, and says so there.
     pub fn wait(&self, what: &str, is_it: impl Fn(&str) -> bool) -> String {
         self.terminal
             .wait(what, |screen| is_it(screen) && Self::shows_keys(screen))
@@ -139,7 +139,8 @@ impl Scene {
         compare(name, &masked.collect::<Vec<_>>());
     }
 
-    /// Compares the screen of a table with a golden file. The parts of the first line that depend on time, and on the space that others leave, are left out.
+    /// Compares the screen of a table with a golden file. The parts of the first line that depend on time, and on the
+    /// space that others leave, are left out.
     pub fn compare_screen(&self, name: &str, screen: &str) {
         let mut lines = screen.lines();
         let header = lines.next().unwrap_or_default().split("  ");

@@ -97,7 +97,8 @@ fn reverse_path_filter() {
     let [client, server] = two_hosts(IpVersion::V4);
     net::set_sysctl("net.ipv4.conf.all.rp_filter", "1");
     let ip = client.ip.to_string();
-    // From now on the client knows the node's hardware address, for which the node would not answer later.
+    // This attempt teaches the client the node's hardware address. After the route changes, the node would not answer
+    // ARP.
     let refused = client.actor.try_connect(SocketAddr::new(server.ip, 9));
     assert_eq!(refused, Errno::ECONNREFUSED);
     net::run("ip", &["route", "replace", &ip, "dev", "lo"]);
@@ -211,7 +212,6 @@ fn dropped_data(version: IpVersion) {
     pair.client.set_nodelay(true).unwrap();
     (0..SEGMENTS).for_each(|_| send(&pair.client, 100));
     wait_dropped("output", SEGMENTS);
-    // The rule stays for the counter, and drops nothing more.
     let count = net::packet_filter_count("output");
     net::set_packet_filter_at("output", &[]);
     recv(&pair.server, 100 * SEGMENTS as usize);

@@ -1,5 +1,5 @@
-//! Real clients and servers: HTTP/1.1 and HTTP/2, PostgreSQL and Redis. The truth is the server's own log of how long it worked,
-//! and the time from the test's line to the client until the client's answer.
+//! Real clients and servers: HTTP/1.1 and HTTP/2, PostgreSQL and Redis. The truth is the server's own log of how long
+//! it worked, and the time from the test's line to the client until the client's answer.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -1,5 +1,5 @@
-//! Traces connections with `--drops` while the kernel drops many other packets. Checks that no record is lost, and prints
-//! the cost of a dropped packet and the memory.
+//! Traces connections with `--drops` while the kernel drops many other packets. Checks that no record is lost, and
+//! prints the cost of a dropped packet and the memory.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
@@ -20,8 +20,8 @@ use crate::host::{self, Need};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The time in seconds
-    #[arg(long, default_value_t = 20)]
+    /// The duration of the traffic beside the drops, in seconds
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
 }
 
@@ -35,7 +35,7 @@ const NEEDS: &[Need] = &[
         package: "iproute2",
     },
 ];
-/// The connections between two checks of the time.
+/// The connections of one round. The time is checked after each round.
 const BATCH: Exchanges = Exchanges {
     count: 10_000,
     refused: 100,
@@ -44,7 +44,7 @@ const BATCH: Exchanges = Exchanges {
 const DROPPED: u16 = 9;
 const TARGET: Ipv4Addr = Ipv4Addr::new(127, 98, 0, 1);
 
-/// Prints the number of dropped packets, their cost, and the memory.
+/// Prints the cost of a dropped packet, the rates, and the memory.
 pub fn run(args: &Args) -> Result<()> {
     host::ensure(NEEDS)?;
     let tool = traced::build()?;
@@ -111,7 +111,7 @@ fn trace(args: &Args, tool: &Path) -> Result<()> {
 /// A thread that sends SYNs until it is told to end.
 struct Flood {
     over: Arc<AtomicBool>,
-    thread: JoinHandle<Result<()>>,
+    thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl Flood {
@@ -121,12 +121,22 @@ impl Flood {
             let over = Arc::clone(&over);
             move || flood(&over)
         });
-        Self { over, thread }
+        Self {
+            over,
+            thread: Some(thread),
+        }
     }
 
-    fn end(self) -> Result<()> {
+    fn end(mut self) -> Result<()> {
         self.over.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow!("the flood panicked"))?
+        let thread = self.thread.take().context("the flood has ended")?;
+        thread.join().map_err(|_| anyhow!("the flood panicked"))?
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
     }
 }
 

@@ -195,7 +195,15 @@ impl Traced {
         if !status.success() {
             bail!("the tracer: {status}");
         }
-        Ok(self.output)
+        Ok(std::mem::take(&mut self.output))
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        // After an error it still runs.
+        _ = self.child.kill();
+        _ = self.child.wait();
     }
 }
 

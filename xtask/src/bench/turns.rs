@@ -1,5 +1,5 @@
-//! Measures what `--turns` costs a busy server: the requests per second that remain beside no tracer, a tracer, and a
-//! tracer with `--turns`, and the BPF time of each call. Redis and PostgreSQL, each with its own benchmark program.
+//! Measures what `--turns` costs Redis and PostgreSQL: their requests per second with no tracer, with a tracer, and with
+//! `--turns`, and the BPF time of each run of a program.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -16,8 +16,8 @@ use crate::host::{self, Need};
 #[derive(clap::Args)]
 pub struct Args {
     /// The number of rounds
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
 }
 
 const REDIS: &[Need] = &[
@@ -32,7 +32,7 @@ const REDIS: &[Need] = &[
 ];
 const PORT: &str = "15432";
 const CLIENTS: &str = "20";
-/// The user that PostgreSQL runs as: Debian's `nobody`. It refuses to run as root.
+/// The user that PostgreSQL runs as: Debian's `nobody`. PostgreSQL refuses to run as root.
 const NOBODY: u32 = 65534;
 
 /// A server that runs, and the command that measures it.
@@ -41,7 +41,7 @@ struct Server {
     child: Child,
     folder: PathBuf,
     benchmark: Command,
-    /// The text on whose line the benchmark prints the requests per second.
+    /// A text that only the line with the requests per second contains.
     marker: &'static str,
 }
 
@@ -66,9 +66,9 @@ pub fn run(args: &Args) -> Result<()> {
     host::ensure(REDIS)?;
     let tool = traced::build()?;
     measure(&mut redis()?, &tool, args.rounds)?;
-    match postgres() {
-        Ok(mut server) => measure(&mut server, &tool, args.rounds)?,
-        Err(error) => println!("PostgreSQL: skipped: {error:#}"),
+    match postgres_programs() {
+        Some(programs) => measure(&mut postgres(&programs)?, &tool, args.rounds)?,
+        None => println!("PostgreSQL: skipped: it is not installed (Debian: postgresql)"),
     }
     println!(
         "{} alternating rounds, {CLIENTS} clients; medians; BPF time in a separate run. {}",
@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn measure(server: &mut Server, tool: &Path, rounds: usize) -> Result<()> {
+fn measure(server: &mut Server, tool: &Path, rounds: u32) -> Result<()> {
     let mut rates = ROWS.map(|_| Vec::new());
     // The first run warms up the server.
     server.requests_per_second()?;
@@ -128,10 +128,13 @@ impl Server {
         number.with_context(|| format!("no number in {line:?}"))
     }
 
-    /// Waits until the server answers this command.
-    fn wait(self, mut answers: impl FnMut() -> bool) -> Result<Self> {
+    /// Waits until the server answers a command.
+    fn wait(mut self, mut answers: impl FnMut() -> bool) -> Result<Self> {
         let began = Instant::now();
         while !answers() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} ended: {status}", self.name);
+            }
             if began.elapsed() > Duration::from_secs(60) {
                 bail!("{} does not answer", self.name);
             }
@@ -165,11 +168,15 @@ fn redis() -> Result<Server> {
     server.wait(|| succeeds(Command::new("redis-cli").args(["-p", PORT, "ping"])))
 }
 
-/// Starts PostgreSQL if it is installed.
-fn postgres() -> Result<Server> {
-    let versions = fs::read_dir("/usr/lib/postgresql").context("it is not installed (Debian: postgresql)")?;
-    let newest = versions.flatten().map(|entry| entry.path().join("bin")).max();
-    let programs = newest.context("no version in /usr/lib/postgresql")?;
+/// Returns the folder with PostgreSQL's programs, if it is installed.
+fn postgres_programs() -> Option<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let folders = versions.map(|version| version.path().join("bin"));
+    folders.filter(|folder| folder.join("initdb").exists()).max()
+}
+
+/// Starts PostgreSQL.
+fn postgres(programs: &Path) -> Result<Server> {
     let folder = std::env::temp_dir().join(format!("kmesh-trace-bench-{}", std::process::id()));
     fs::create_dir(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     chown(&folder, Some(NOBODY), Some(NOBODY)).context("cannot give the folder to nobody")?;

@@ -64,7 +64,7 @@ const TERMINAL_FILES: &[&str] = &[
     "/usr/lib/locale/C.utf8/LC_CTYPE",
 ];
 
-/// A command that the VM runs. Its output and status have its name.
+/// A command that the VM runs. Its output and its exit status are reported under its name.
 pub struct Step {
     pub name: &'static str,
     /// The path of the program in the VM, and its arguments.

@@ -1,5 +1,6 @@
 //! The iterator programs of a socket scan.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -50,7 +51,7 @@ pub struct ScanPrograms {
     /// The number of the current scan, from 1.
     number: u32,
     counters: Arc<CounterMap>,
-    /// The visits of all earlier scans.
+    /// The number of visits by all earlier scans.
     visited_before: u64,
     scans_netns: bool,
     /// The holders of sockets by the addresses of the sockets, in [`ScanMode::Namespaces`].
@@ -92,7 +93,7 @@ impl ScanPrograms {
         }
     }
 
-    /// Begins a scan, which visits each connection once, whatever the calls until the next one scan.
+    /// Begins a scan. Until the next call, each connection is visited at most once, however many iterators run.
     pub fn begin(&mut self) -> Result<(), StartError> {
         self.number += 1;
         self.number_map
@@ -107,24 +108,25 @@ impl ScanPrograms {
         self.scan(SCAN_FDS, take)
     }
 
-    /// Finds the processes that hold sockets, in [`ScanMode::Namespaces`]. Returns the network namespaces of these
-    /// sockets.
+    /// Finds the processes that hold sockets, in [`ScanMode::Namespaces`]. Returns the network namespaces that the scan
+    /// must enter.
     pub fn find_holders(&mut self) -> Result<Vec<FoundNamespace>, StartError> {
-        let mut found = Vec::new();
+        let mut found = BTreeMap::new();
         _ = self.scan(HOLDERS, &mut |bytes| {
             for record in records(&bytes) {
                 let number = |at: usize| record.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
                 if let (Some(netns), Some(pid)) = (number(0), number(4)) {
-                    found.push(FoundNamespace {
+                    let netns = u32::from_ne_bytes(netns);
+                    found.entry(netns).or_insert(FoundNamespace {
                         length: record.len() as u64,
-                        netns: u32::from_ne_bytes(netns),
+                        netns,
                         pid: u32::from_ne_bytes(pid),
                     });
                 }
             }
             ControlFlow::Continue(())
         })?;
-        Ok(found)
+        Ok(found.into_values().collect())
     }
 
     /// Removes the holders of sockets that are gone.
@@ -132,13 +134,10 @@ impl ScanPrograms {
         let Some(holders) = &mut self.holders else {
             return Ok(());
         };
-        let old: Vec<u64> = holders
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, PodHolder(holder))| holder.scan != self.number)
-            .map(|(socket, _)| socket)
-            .collect();
-        for socket in old {
+        let is_old = |PodHolder(holder): &PodHolder| holder.scan != self.number;
+        let all: Result<Vec<_>, _> = holders.iter().collect();
+        let all = all.map_err(|error| failed(SCAN, &error))?;
+        for (socket, _) in all.into_iter().filter(|(_, holder)| is_old(holder)) {
             holders.remove(&socket).map_err(|error| failed(SCAN, &error))?;
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Finds out whether the kernel gives a program a typed pointer to the socket behind a descriptor, which helpers need.
 //!
-//! The program of this test needs no map, so a refusal costs no memory. aya loads only programs of an object, after it
-//! has created all maps of the object.
+//! aya can load a program only from an object whose maps it has all created. So this module loads the test's program
+//! itself. The program has no map, and a refusal costs no memory.
 
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd};
@@ -12,8 +12,9 @@ const BPF_TRACE_ITER: u32 = 28;
 
 /// The offset of the file in `struct bpf_iter__task_file`.
 const FILE: u64 = 24;
-/// Numbers of helpers.
+/// The number of the helper `bpf_skc_to_tcp_sock`.
 const BPF_SKC_TO_TCP_SOCK: u64 = 137;
+/// The number of the helper `bpf_sock_from_file`.
 const BPF_SOCK_FROM_FILE: u64 = 162;
 
 /// The start of `union bpf_attr` for BPF_PROG_LOAD. The kernel reads the rest as zero.
@@ -60,8 +61,8 @@ fn program(sk: u32) -> [u64; 9] {
     ]
 }
 
-/// Returns whether the kernel accepts the program. `iterator`: the BTF id of the function `bpf_iter_task_file`. `sk`: the
-/// offset of `socket.sk`.
+/// Returns whether the kernel accepts the program. `iterator`: the BTF id of the function `bpf_iter_task_file`. `sk`:
+/// the offset of `socket.sk`.
 pub fn has_typed_sockets(iterator: u32, sk: u32) -> bool {
     let program = program(sk);
     let attributes = Load {
