@@ -276,25 +276,34 @@ impl ScanView {
     }
 }
 
-/// A process that holds a socket.
+/// A process that holds a socket. Not in an `Option`: before 6.3 the kernel refuses to copy the bytes that `None` leaves
+/// unset.
 #[derive(Clone, Copy)]
 pub struct Holder {
+    /// The process id (the kernel's tgid); 0 for no process.
     pub pid: u32,
     /// The name of the thread-group leader as two words in memory order.
     pub comm: [u64; 2],
 }
 
 impl Holder {
-    /// Returns the process of a task; `None` for a kernel thread, which owns no sockets.
+    pub const NONE: Self = Self { pid: 0, comm: [0; 2] };
+
+    /// Returns the process of a task; [`Self::NONE`] for a kernel thread, which owns no sockets.
     #[inline(always)]
-    pub fn of(task: Task) -> Option<Self> {
+    pub fn of(task: Task) -> Self {
         if task.is_kernel_thread() {
-            return None;
+            return Self::NONE;
         }
-        Some(Self {
+        Self {
             pid: task.task_tgid(),
             comm: task.leader_comm(),
-        })
+        }
+    }
+
+    #[inline(always)]
+    pub fn is_process(self) -> bool {
+        self.pid != 0
     }
 }
 

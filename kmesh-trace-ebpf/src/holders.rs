@@ -29,10 +29,13 @@ static KMESH_NAMESPACES: LruHashMap<u32, u32, 4096> = LruHashMap::new();
 /// changed.
 #[inline(always)]
 pub fn find(visit: TaskFile, task: Task) {
-    let Some(holder) = Holder::of(task) else { return };
+    let holder = Holder::of(task);
     let Some((sock, address)) = visit.untyped_sock() else {
         return;
     };
+    if !holder.is_process() {
+        return;
+    }
     let state = sock.skc_state();
     let is_listener = state == state::LISTEN;
     if !sock.is_tcp_over_ip() || state == state::CLOSE || !is_listener && rejects_both_ways(sock) {
@@ -99,57 +102,66 @@ fn report_namespace(visit: TaskFile, netns: u32, pid: u32, scan: u32) -> bool {
 
 /// Returns the process that this scan found to hold the socket. The entry of a connection is removed.
 #[inline(always)]
-pub fn of(sock: Sock) -> Option<Holder> {
-    let address = address(sock)?;
+pub fn of(sock: Sock) -> Holder {
+    let address = address(sock);
+    let Some(found) = KMESH_HOLDERS.get_ptr(address) else {
+        return Holder::NONE;
+    };
     // SAFETY: a value of a map, which only this scan changes.
-    let found = unsafe { *KMESH_HOLDERS.get_ptr(address)? };
+    let holder = unsafe { current(sock, found) };
     _ = KMESH_HOLDERS.remove(address);
-    current(sock, &found)
+    holder
 }
 
 /// Returns the process that this scan found to hold a listener. `listening_pid`: the process that called listen(); 0 if
 /// unknown. The entry stays for the next scan.
 #[inline(always)]
-pub fn of_listener(sock: Sock, listening_pid: u32) -> Option<Holder> {
-    let entry = KMESH_HOLDERS.get_ptr_mut(address(sock)?)?;
+pub fn of_listener(sock: Sock, listening_pid: u32) -> Holder {
+    let Some(found) = KMESH_HOLDERS.get_ptr_mut(address(sock)) else {
+        return Holder::NONE;
+    };
     // SAFETY: a value of a map, which only this scan changes.
-    let found = unsafe { *entry };
-    // SAFETY: as above.
-    unsafe { (*entry).listening_pid = listening_pid };
-    let holder = current(sock, &found)?;
-    if listening_pid != 0 && listening_pid != found.listening_pid && listening_pid != holder.pid {
-        // The process that called listen() may be another holder. The next scan prefers it.
-        return None;
+    unsafe {
+        let holder = current(sock, found);
+        let known_pid = (*found).listening_pid;
+        (*found).listening_pid = listening_pid;
+        if listening_pid != 0 && listening_pid != known_pid && listening_pid != holder.pid {
+            // The process that called listen() may be another holder. The next scan prefers it.
+            return Holder::NONE;
+        }
+        (*found).visited_pid = holder.pid;
+        holder
     }
-    // SAFETY: as above.
-    unsafe { (*entry).visited_pid = holder.pid };
-    Some(holder)
 }
 
-/// Returns the address of the socket as a number, which may be the key of a map; `None` if no process holds the socket.
+/// Returns the address of the socket as a number, which may be the key of a map; 0 if no process holds the socket.
 #[inline(always)]
-fn address(sock: Sock) -> Option<u64> {
-    let socket = sock.sk_socket();
-    if socket == 0 {
-        return None;
-    }
-    // The verifier does not accept the pointer itself as a key, so its value is read from memory.
-    match read_kernel(socket + u64::from(offset!(socket_sk))) {
-        0 => None,
-        address => Some(address),
+fn address(sock: Sock) -> u64 {
+    match sock.sk_socket() {
+        0 => 0,
+        // The verifier does not accept the pointer itself as a key, so its value is read from memory.
+        socket => read_kernel(socket + u64::from(offset!(socket_sk))),
     }
 }
 
 /// Returns the holder if this scan found it, and at this socket: another one may have got the address meanwhile.
+///
+/// # Safety
+///
+/// A value of [`KMESH_HOLDERS`].
 #[inline(always)]
-fn current(sock: Sock, found: &FoundHolder) -> Option<Holder> {
-    if found.scan != scan_number() || found.ports != ports(sock) || found.netns != sock.netns() {
-        return None;
+unsafe fn current(sock: Sock, found: *const FoundHolder) -> Holder {
+    // SAFETY: the caller's promise.
+    let found = unsafe { *found };
+    let is_current = found.scan == scan_number() && found.ports == ports(sock) && found.netns == sock.netns();
+    if is_current {
+        Holder {
+            pid: found.pid,
+            comm: found.comm,
+        }
+    } else {
+        Holder::NONE
     }
-    Some(Holder {
-        pid: found.pid,
-        comm: found.comm,
-    })
 }
 
 #[inline(always)]

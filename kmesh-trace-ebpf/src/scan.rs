@@ -21,7 +21,7 @@ use crate::turns;
 /// Visits a socket among the descriptors of a process: `iter/task_file`. The iterator does not hold the socket's lock,
 /// so a program may handle a state change of the socket on another CPU at the same time: see [`ScanView`].
 #[inline(always)]
-pub fn visit_descriptor(visit: TaskFile, sock: Sock, holder: Option<Holder>) {
+pub fn visit_descriptor(visit: TaskFile, sock: Sock, holder: Holder) {
     match sock.skc_state() {
         state::CLOSE => {}
         state::LISTEN => visit_listener(visit.output(), sock, holder),
@@ -39,7 +39,7 @@ pub fn visit_netns_socket(visit: NetnsSock, sock: Sock) {
         state::LISTEN => {
             let conn = storage::get_for_scan(sock);
             let holder = holders::of_listener(sock, conn.map_or(0, ScanView::owner_pid));
-            if holder.is_some() || conn.is_some() && reports_listeners() {
+            if holder.is_process() || conn.is_some() && reports_listeners() {
                 visit_listener(visit.output(), sock, holder);
             }
         }
@@ -49,12 +49,10 @@ pub fn visit_netns_socket(visit: NetnsSock, sock: Sock) {
 
 /// Visits a socket that does not listen. `holder`: a process that has a descriptor of it.
 #[inline(always)]
-fn visit_found(output: IteratorOutput, sock: Sock, state: u8, holder: Option<Holder>, is_locked: bool) {
+fn visit_found(output: IteratorOutput, sock: Sock, state: u8, holder: Holder, is_locked: bool) {
     let conn = match storage::get_for_scan(sock) {
         Some(conn) => {
-            if let Some(holder) = holder
-                && conn.found_owner().1 < owner::SCAN
-            {
+            if holder.is_process() && conn.found_owner().1 < owner::SCAN {
                 conn.set_found_owner(holder, owner::SCAN, scan_number());
             }
             conn
@@ -89,7 +87,7 @@ fn visit_connection(output: IteratorOutput, sock: Sock, state: u8, conn: ScanVie
 
 /// Starts to track a socket that is older than the tracer. `holder`: a process that has a descriptor of it.
 #[inline(always)]
-fn track_found(sock: Sock, holder: Option<Holder>, state: u8) -> Option<ScanView> {
+fn track_found(sock: Sock, holder: Holder, state: u8) -> Option<ScanView> {
     if storage::has_storage_failed(sock) {
         return None;
     }
@@ -108,7 +106,7 @@ fn track_found(sock: Sock, holder: Option<Holder>, state: u8) -> Option<ScanView
         initial.flags &= !CREATED_BY_SCAN;
     }
     initial.last_state = state;
-    if let Some(holder) = holder {
+    if holder.is_process() {
         ScanView::new(&mut initial).set_found_owner(holder, owner::SCAN, scan_number());
     }
     // A state change may create the storage at the same time. The kernel then returns the same storage to both.
@@ -121,7 +119,7 @@ fn track_found(sock: Sock, holder: Option<Holder>, state: u8) -> Option<ScanView
 
 /// Stores the owner of a listening socket, which its children inherit. Reports the listener, once a scan.
 #[inline(always)]
-fn visit_listener(output: IteratorOutput, sock: Sock, holder: Option<Holder>) {
+fn visit_listener(output: IteratorOutput, sock: Sock, holder: Holder) {
     if rejects_children(sock) {
         return;
     }
@@ -133,9 +131,7 @@ fn visit_listener(output: IteratorOutput, sock: Sock, holder: Option<Holder>) {
         let ((pid, by), is_first) = (conn.found_owner(), conn.found_owner_scan() != scan);
         // If several processes hold a listener, its owner is the one that called listen(), else the first one found.
         // Process 1 listens for other processes and hands the listener on, so any other process replaces it.
-        if let Some(holder) = holder
-            && (is_first || by != owner::LISTENER || pid == 1 || conn.owner_pid() == holder.pid)
-        {
+        if holder.is_process() && (is_first || by != owner::LISTENER || pid == 1 || conn.owner_pid() == holder.pid) {
             conn.set_found_owner(holder, owner::LISTENER, scan);
         }
         if reports_listeners() && scan > 1 && conn.visited_scan() != scan && record::report_listener(output, sock, conn)
