@@ -23,7 +23,9 @@ use crate::config::{CaptureConfig, Config, Output, Verbosity};
 use crate::engine::{Engine, Selection};
 use crate::filter::KernelFilter;
 use crate::findings::Abilities;
-use crate::kernel::loader::{KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanMode, StartError, load};
+use crate::kernel::loader::{
+    KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanMode, ScanPrograms, StartError, load,
+};
 use crate::kernel::message::Message;
 use crate::kernel::preflight::Missing;
 use crate::kernel::reader::{Control, QUEUE_CAPACITY, Queue, Reader};
@@ -91,16 +93,20 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
     let clock = Clock::new(measure_difference());
     let (messages, queue) = sync_channel(QUEUE_CAPACITY);
     let (spare, spares) = channel();
-    if let Some(scanner) = opened.scanner
-        && config.needs_updates()
-    {
-        scanner.run(ScanTask {
-            interval: config.interval,
-            scans_at_stop: config.rollup.is_some() || config.findings.is_some(),
-            control: Arc::clone(&control),
-            messages: messages.clone(),
-        });
-    }
+    // What has no more scans to make keeps its descriptors, by which others inspect the programs and maps.
+    let _idle_scanner = match opened.scanner {
+        Some(scanner) if config.needs_updates() => {
+            scanner.run(ScanTask {
+                interval: config.interval,
+                scans_at_stop: config.rollup.is_some() || config.findings.is_some(),
+                control: Arc::clone(&control),
+                messages: messages.clone(),
+            });
+            None
+        }
+        other => other,
+    };
+    let _idle_programs = attached.scan_programs;
     let reader_queue = Queue {
         messages: messages.clone(),
         spare: spares,
@@ -203,6 +209,8 @@ fn open(config: &Config) -> Result<Result<(LoadedPrograms, Opened), StartError>>
 
 struct Attached {
     programs: Programs,
+    /// The programs of scans, unless a thread has them.
+    scan_programs: Option<ScanPrograms>,
     reason_counts: ReasonCounts,
     abilities: Abilities,
     /// The counters of the connections that were already open; empty if no output needs them.
@@ -211,9 +219,12 @@ struct Attached {
 
 fn attach(loaded: LoadedPrograms, config: &Config, scanner: Option<&Scanner>) -> Result<Attached, StartError> {
     let (programs, mut scan_programs, reason_counts) = loaded.attach()?;
-    let baseline = match scanner {
-        Some(scanner) => scanner.first_scan(scan_programs, config.needs_baseline())?,
-        None => Some(scanner::first_scan(&mut scan_programs, config.needs_baseline())?),
+    let (scan_programs, baseline) = match scanner {
+        Some(scanner) => (None, scanner.first_scan(scan_programs, config.needs_baseline())?),
+        None => {
+            let baseline = scanner::first_scan(&mut scan_programs, config.needs_baseline())?;
+            (Some(scan_programs), Some(baseline))
+        }
     };
     if baseline.is_none() {
         warn(
@@ -227,6 +238,7 @@ fn attach(loaded: LoadedPrograms, config: &Config, scanner: Option<&Scanner>) ->
             listeners: Some(config.needs_listeners()),
         },
         programs,
+        scan_programs,
         reason_counts,
         baseline: baseline.unwrap_or_default(),
     })

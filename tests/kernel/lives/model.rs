@@ -128,13 +128,13 @@ pub fn predict(life: &Life<'_>, packets: &[Packet]) -> Prediction {
     prediction
 }
 
-/// Returns the call that sent the first SYN of a flow from this end.
+/// Returns the call that sent the first SYN of a flow from this end. On a slow machine, the packet is captured only after
+/// the call.
 fn connect_call<'a>(life: &'a Life<'_>, flow: &Flow<'_>, from: SocketAddr, to: SocketAddr) -> Option<&'a Call> {
     let syn = flow.syn_from(from)?;
-    life.calls.iter().find(|call| {
+    let can_send_syn = |call: &&Call| {
         // A write can send the SYN of the connect() before it.
-        let can_send_syn = matches!(call.action, Action::Connect(_) | Action::FastOpen(_) | Action::Write);
-        let is_at_syn = call.time.before <= syn.time && syn.time <= call.time.after;
+        let sends = matches!(call.action, Action::Connect(_) | Action::FastOpen(_) | Action::Write);
         let destination = || {
             let mut calls = life.calls.iter().rev();
             calls.find_map(|other| {
@@ -142,8 +142,11 @@ fn connect_call<'a>(life: &'a Life<'_>, flow: &Flow<'_>, from: SocketAddr, to: S
                 other.action.destination().filter(|_| is_earlier)
             })
         };
-        is_at_syn && can_send_syn && destination() == Some(to)
-    })
+        call.time.before <= syn.time && sends && destination() == Some(to)
+    };
+    let candidates = life.calls.iter().filter(can_send_syn);
+    let mut at_syn = candidates.clone().filter(|call| syn.time <= call.time.after);
+    at_syn.next().or_else(|| candidates.last())
 }
 
 /// Returns the calls on a socket from this call on, until the socket's next attempt.
