@@ -441,7 +441,7 @@ impl<'a> Btf<'a> {
     }
 
     /// Returns all bytes from the string at this offset on. The module's strings follow the kernel's.
-    fn from_string(&self, offset: u32) -> Result<&[u8], BtfError> {
+    fn bytes_from(&self, offset: u32) -> Result<&[u8], BtfError> {
         let (offset, kernel) = (offset as usize, &self.strings);
         let at = match offset.checked_sub(kernel.len()) {
             Some(offset) => self.module_strings + offset,
@@ -451,14 +451,14 @@ impl<'a> Btf<'a> {
     }
 
     fn string(&self, offset: u32) -> Result<String, BtfError> {
-        let rest = self.from_string(offset)?;
+        let rest = self.bytes_from(offset)?;
         let end = rest.iter().position(|&byte| byte == 0);
         let end = end.ok_or(BtfError::Malformed(self.data.len()))?;
         Ok(String::from_utf8_lossy(&rest[..end]).into_owned())
     }
 
     fn has_string(&self, offset: u32, name: &str) -> Result<bool, BtfError> {
-        let rest = self.from_string(offset)?;
+        let rest = self.bytes_from(offset)?;
         let (name, end) = (name.as_bytes(), rest.get(name.len()));
         Ok(rest.starts_with(name) && end == Some(&0))
     }

@@ -37,7 +37,7 @@ pub struct Scanner(Sender<Request>);
 
 enum Request {
     First {
-        programs: ScanPrograms,
+        programs: Box<ScanPrograms>,
         /// Whether to scan a second time, for the counters of open connections.
         baseline: bool,
         /// Receives the result of [`first_scan`].
@@ -86,7 +86,7 @@ impl Scanner {
         let (done, result) = channel();
         // The thread receives until this sender is dropped.
         _ = self.0.send(Request::First {
-            programs,
+            programs: Box::new(programs),
             baseline,
             done,
         });

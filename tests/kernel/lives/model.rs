@@ -144,9 +144,9 @@ fn connect_call<'a>(life: &'a Life<'_>, flow: &Flow<'_>, from: SocketAddr, to: S
         };
         call.time.before <= syn.time && sends && destination() == Some(to)
     };
-    let candidates = life.calls.iter().filter(can_send_syn);
+    let mut candidates = life.calls.iter().filter(can_send_syn);
     let mut at_syn = candidates.clone().filter(|call| syn.time <= call.time.after);
-    at_syn.next().or_else(|| candidates.last())
+    at_syn.next().or_else(|| candidates.next_back())
 }
 
 /// Returns the calls on a socket from this call on, until the socket's next attempt.
