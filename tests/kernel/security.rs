@@ -37,7 +37,8 @@ pub fn topic() -> Topic {
         )
         .standalone(
             "locked_socket_delays_no_record",
-            &[Need::NamespaceScan],
+            // The scans of all other tracers wait for the lock, too.
+            &[Need::NamespaceScan, Need::Exclusive],
             locked_socket::locked_socket_delays_no_record,
         )
         .standalone(

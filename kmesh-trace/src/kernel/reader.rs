@@ -63,7 +63,7 @@ pub struct Control {
 const NO_SCAN: u64 = u64::MAX;
 
 /// The maximum time that the writer waits for a part of a socket scan. A process can hold the lock of its socket for as
-/// long as it likes, and a scan waits for the lock. Updates that come later are out of order.
+/// long as it likes, and a scan waits for the lock. Updates that come later are left out.
 const MAX_SCAN_HOLD_NS: u64 = 2_000_000_000;
 
 impl Control {

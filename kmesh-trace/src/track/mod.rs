@@ -42,6 +42,8 @@ pub struct Tracker {
     latest_ns: u64,
     /// The latest time of a snapshot from a scan, whose snapshots come in the order of time: CLOCK_MONOTONIC, ns.
     latest_scan_ns: u64,
+    /// The time of the last record that [`Self::next`] returned: CLOCK_MONOTONIC, ns.
+    returned_ns: u64,
     /// The kernel's names of the reasons for a RST.
     reset_reasons: ReasonNames,
 }
@@ -63,6 +65,7 @@ impl Tracker {
             pending: VecDeque::new(),
             latest_ns: 0,
             latest_scan_ns: 0,
+            returned_ns: 0,
             reset_reasons: ReasonNames::default(),
         }
     }
@@ -100,6 +103,7 @@ impl Tracker {
             return None;
         }
         let Pending { snapshot, turns, reset } = self.pending.pop_front()?;
+        self.returned_ns = snapshot.time_ns;
         let record = Record {
             turns,
             ..self.to_record(&snapshot, reset, clock)
@@ -159,6 +163,10 @@ impl Tracker {
             _ => &mut self.latest_ns,
         };
         *latest_ns = snapshot.time_ns.max(*latest_ns);
+        if snapshot.kind == KIND_UPDATE && snapshot.time_ns < self.returned_ns {
+            // The scan took so long that later records did not wait for it. The next scan reports the connection.
+            return;
+        }
         // Most snapshots come in order.
         let position = match self.pending.back() {
             Some(last) if last.snapshot.time_ns > snapshot.time_ns => self

@@ -221,6 +221,25 @@ fn scan_does_not_advance_latest_time() {
 }
 
 #[test]
+fn late_update_is_left_out() {
+    let clock = Clock::new(0);
+    let mut tracker = Tracker::new(0, "node".into());
+    let update = |time_ns| Snapshot {
+        kind: KIND_UPDATE,
+        ..close(2, time_ns)
+    };
+    take(&mut tracker, &[close(1, 10)]);
+    assert!(tracker.next(u64::MAX, &clock).is_some());
+    take(&mut tracker, &[update(9), update(11)]);
+    let returned = tracker.next(u64::MAX, &clock);
+    assert_eq!(
+        returned.map(|(time_ns, record)| (time_ns, record.event)),
+        Some((11, Event::Update))
+    );
+    assert!(tracker.next(u64::MAX, &clock).is_none());
+}
+
+#[test]
 fn times_are_converted_to_wall_clock() {
     let clock = Clock::new(1_000);
     let base = Snapshot {

@@ -38,11 +38,12 @@ pub fn drop_between_pods_is_found_with_both_names() {
         );
         record
     };
-    let to_pod = retry_until("an attempt with the names of both pods", || {
+    let to_pod = retry_until("an attempt with the names of both pods and of the Service", || {
         let record = attempt(&db.server());
-        (record["src"]["pod"] == *web.name && record["dst"]["pod"] == *db.name).then_some(record)
+        let has_names = record["src"]["pod"] == *web.name && record["dst"]["pod"] == *db.name;
+        (has_names && record["service"]["name"] == "database").then_some(record)
     });
-    assert_eq!(to_pod["service"]["name"], "database", "{to_pod}");
+    assert_eq!(to_pod["original_dst"], Value::Null, "{to_pod}");
     let to_service = attempt(&format!("{}:{SERVICE_PORT}", fixture.node.cluster_ip()));
     assert_eq!(to_service["src"]["pod"], *web.name, "{to_service}");
     assert_eq!(to_service["dst"]["pod"], *db.name, "{to_service}");
