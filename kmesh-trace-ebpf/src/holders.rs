@@ -68,7 +68,9 @@ pub fn find(visit: TaskFile, task: Task) {
                 is_visited |= known.pid != known.visited_pid;
             }
         }
-        _ => is_visited = true,
+        // The first scan finds the listeners that are older than the tracer. The owner of a later one called listen().
+        _ if found.scan == 1 => is_visited = true,
+        _ => found.visited_pid = found.pid,
     }
     if is_visited && !report_namespace(visit, found.netns, found.pid, found.scan) {
         return;

@@ -177,20 +177,24 @@ fn selects_connections(script: &str) -> Result<(), Failed> {
 
 /// Parses the arguments of each `kmesh-trace` in a script as the tool does.
 fn parses(script: &str) -> Result<(), Failed> {
-    // The functions replace programs. The shell splits the arguments.
+    // The functions replace programs. The shell splits the arguments. It writes line by line, and the shells of one script
+    // run at the same time, so each has its own file.
     const FUNCTIONS: &str = r#"
-kmesh-trace() { printf '%s\n' kmesh-trace "$@" '' >>command-lines; }
+kmesh-trace() { printf '%s\n' kmesh-trace "$@" '' >>command-lines.$BASHPID; }
 kubectl() { :; }
 ssh() { shift; "$@"; }
 "#;
     let folder = new_folder(&format!("parsed-examples-{:?}", std::thread::current().id()))?;
-    fs::write(folder.join("command-lines"), "")?;
     Command::new("bash")
         .args(["-c", &format!("{FUNCTIONS}{script}")])
         .current_dir(&folder)
         .stdin(Stdio::null())
         .output()?;
-    for arguments in fs::read_to_string(folder.join("command-lines"))?.split_terminator("\n\n") {
+    let mut command_lines = String::new();
+    for entry in fs::read_dir(&folder)?.flatten() {
+        command_lines += &fs::read_to_string(entry.path()).unwrap_or_default();
+    }
+    for arguments in command_lines.split_terminator("\n\n") {
         let cli = Cli::try_parse_from(arguments.lines()).map_err(|error| format!("{script}\n{error}"))?;
         if let Some(kmesh_trace::cli::Command::Nodes(nodes)) = cli.command {
             let name = [OsString::from("kmesh-trace")];
