@@ -74,7 +74,7 @@ fn dropped_syns_have_both_names() {
     let request = |address: &str| {
         let (seen, before) = (lines.lock().unwrap().len(), filter.dropped());
         let url = format!("http://{address}/");
-        let wget = "-n shop exec deploy/client -- wget -q -T 1 -O-".split(' ');
+        let wget = "-n shop exec deploy/client -- /bin/busybox timeout 1 /bin/busybox wget -q -O-".split(' ');
         let wget: Vec<_> = wget.chain([url.as_str()]).collect();
         assert!(try_kubectl(&wget).is_err(), "the request is dropped");
         let packets = filter.dropped() - before;
@@ -106,5 +106,8 @@ fn dropped_syns_have_both_names() {
         assert_eq!(record["service"]["name"], "web", "{record}");
     }
     tracer.signal(Signal::SIGINT);
-    tracer.wait_within(fixture::TEST_TIMEOUT).check();
+    let exit = tracer.wait_within(fixture::TEST_TIMEOUT);
+    assert_eq!(exit.status.code(), Some(0), "{:?}", exit.stderr);
+    let summary = lines.lock().unwrap().pop().unwrap();
+    assert_eq!(summary["lost_records"], 0, "{summary}");
 }

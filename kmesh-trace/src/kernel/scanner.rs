@@ -110,7 +110,7 @@ impl Scanner {
 
 /// Handles the requests to a [`Scanner`]. The first one brings the programs.
 fn handle(requests: &Receiver<Request>) {
-    let mut all_programs = None;
+    let mut first = None;
     for request in requests {
         match request {
             Request::First {
@@ -118,14 +118,17 @@ fn handle(requests: &Receiver<Request>) {
                 baseline,
                 done,
             } => {
+                let began = Instant::now();
+                let scanned = first_scan(&mut programs, baseline);
+                let took = began.elapsed() / (1 + u32::from(baseline));
                 // Sending fails if nobody waits any more.
-                _ = done.send(first_scan(&mut programs, baseline));
-                all_programs = Some(programs);
+                _ = done.send(scanned);
+                first = Some((programs, took));
             }
             Request::Run(task) => {
-                if let Some(programs) = &mut all_programs {
+                if let Some((programs, took)) = &mut first {
                     // The writer that closed the queue reports the error.
-                    _ = task.run(programs);
+                    _ = task.run(programs, *took);
                 }
                 task.control.set_awaits_final_scan(false);
             }
@@ -136,8 +139,8 @@ fn handle(requests: &Receiver<Request>) {
 impl ScanTask {
     /// Scans the sockets at the end of each interval, until [`Control::stop`] or until no thread reads the messages. If
     /// scans take too long, scans less often. A scan that is late delays the next one; missed scans are not repeated.
-    fn run(&self, programs: &mut ScanPrograms) -> Result<(), SendError<Message>> {
-        let mut took = Duration::ZERO;
+    /// `took`: the time that the first scan took.
+    fn run(&self, programs: &mut ScanPrograms, mut took: Duration) -> Result<(), SendError<Message>> {
         let mut scan_interval = self.interval;
         let mut is_reported = false;
         // Without CAP_SYS_ADMIN, scans of other network namespaces are not possible: see [`scan`].
