@@ -108,7 +108,7 @@ fn trace(args: &Args, tool: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A thread that sends SYNs until it is told to end.
+/// A thread that sends SYNs until the benchmark ends it.
 struct Flood {
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
