@@ -24,7 +24,7 @@ pub fn topic() -> Topic {
         .standalone("never_accepted_stays_open", &[], never_accepted_stays_open)
         .standalone(
             "table_has_open_connections_in_every_window",
-            &[Need::Nft],
+            &[Need::Nft, Need::Exclusive],
             table_has_open_connections_in_every_window,
         )
         .standalone("one_window_of_the_whole_run", &[], one_window_of_the_whole_run)
