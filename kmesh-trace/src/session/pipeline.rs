@@ -180,6 +180,7 @@ impl Pipeline {
                         self.reports.push((listener.time_ns, record));
                     }
                 }
+                Ok(event) if self.tracker.is_late(&event) => {}
                 Ok(event) => self.tracker.take(self.within_duration(event)),
                 Err(_) => self.account.undecodable(),
             }

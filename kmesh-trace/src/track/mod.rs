@@ -85,6 +85,15 @@ impl Tracker {
         }
     }
 
+    /// Returns whether an update comes too late: its scan took so long that later records did not wait for it. The next
+    /// scan reports the connection.
+    pub fn is_late(&self, event: &KernelEvent) -> bool {
+        match event {
+            KernelEvent::Snapshot(snapshot, _) => snapshot.kind == KIND_UPDATE && snapshot.time_ns < self.returned_ns,
+            _ => false,
+        }
+    }
+
     /// Returns the latest time of an event from the ring: CLOCK_MONOTONIC, ns.
     pub fn latest_ns(&self) -> u64 {
         self.latest_ns
@@ -163,10 +172,6 @@ impl Tracker {
             _ => &mut self.latest_ns,
         };
         *latest_ns = snapshot.time_ns.max(*latest_ns);
-        if snapshot.kind == KIND_UPDATE && snapshot.time_ns < self.returned_ns {
-            // The scan took so long that later records did not wait for it. The next scan reports the connection.
-            return;
-        }
         // Most snapshots come in order.
         let position = match self.pending.back() {
             Some(last) if last.snapshot.time_ns > snapshot.time_ns => self

@@ -221,22 +221,20 @@ fn scan_does_not_advance_latest_time() {
 }
 
 #[test]
-fn late_update_is_left_out() {
-    let clock = Clock::new(0);
+fn update_before_a_returned_record_is_late() {
     let mut tracker = Tracker::new(0, "node".into());
-    let update = |time_ns| Snapshot {
-        kind: KIND_UPDATE,
-        ..close(2, time_ns)
-    };
     take(&mut tracker, &[close(1, 10)]);
-    assert!(tracker.next(u64::MAX, &clock).is_some());
-    take(&mut tracker, &[update(9), update(11)]);
-    let returned = tracker.next(u64::MAX, &clock);
-    assert_eq!(
-        returned.map(|(time_ns, record)| (time_ns, record.event)),
-        Some((11, Event::Update))
-    );
-    assert!(tracker.next(u64::MAX, &clock).is_none());
+    assert!(tracker.next(u64::MAX, &Clock::new(0)).is_some());
+    let is_late = |kind, time_ns| {
+        let snapshot = Snapshot {
+            kind,
+            ..close(2, time_ns)
+        };
+        tracker.is_late(&KernelEvent::Snapshot(snapshot, None))
+    };
+    assert!(is_late(KIND_UPDATE, 9));
+    assert!(!is_late(KIND_UPDATE, 10));
+    assert!(!is_late(KIND_CLOSE, 9));
 }
 
 #[test]

@@ -175,7 +175,7 @@ fn postgres_programs() -> Option<PathBuf> {
     folders.filter(|folder| folder.join("initdb").exists()).max()
 }
 
-/// Starts PostgreSQL.
+/// Starts a PostgreSQL server with an empty database, and fills the tables of pgbench.
 fn postgres(programs: &Path) -> Result<Server> {
     let folder = std::env::temp_dir().join(format!("kmesh-trace-bench-{}", std::process::id()));
     fs::create_dir(&folder).with_context(|| format!("cannot create {}", folder.display()))?;

@@ -171,6 +171,20 @@ fn update_of_the_scan_at_the_stop_is_within_the_duration() {
 }
 
 #[test]
+fn close_after_the_duration_makes_no_update_of_the_scan_at_the_stop_late() {
+    let mut run = Run::new(selection(ALL), Some(2));
+    let progress = Progress {
+        ring_empty_ns: Some(SETTLE_NS + 10),
+        scan_began_ns: None,
+    };
+    let close = record(KIND_CLOSE, 4);
+    run.pipeline.take(&close, progress, SETTLE_NS + 10).unwrap();
+    run.pipeline.hold(&record(KIND_UPDATE, 5));
+    run.end(&Counts::default());
+    assert_eq!(run.out.text(), "u5 end ");
+}
+
+#[test]
 fn updates_do_not_count_as_closes() {
     let mut run = Run::new(selection(ALL), None);
     run.pipeline.hold(&record(KIND_UPDATE, 1));
