@@ -204,7 +204,23 @@ fn compare(name: &str, lines: &[String]) {
     }
     let golden = super::GOLDEN.iter().find(|(golden, _)| *golden == name);
     let (_, golden) = golden.unwrap_or_else(|| panic!("no golden file {name}"));
-    assert!(text == *golden, "{name} differs:\n{text}");
+    if let Some((number, line, golden)) = first_difference(&text, golden) {
+        panic!("{name}: line {number} is {line:?} instead of {golden:?}:\n{text}");
+    }
+}
+
+/// Returns the number of the first line that differs, from 1, and this line of both texts. A missing line is empty.
+fn first_difference<'a>(text: &'a str, golden: &'a str) -> Option<(usize, &'a str, &'a str)> {
+    let [mut lines, mut golden_lines] = [text, golden].map(|text| text.split('\n'));
+    let mut number = 0;
+    loop {
+        number += 1;
+        match (lines.next(), golden_lines.next()) {
+            (None, None) => return None,
+            (line, golden) if line == golden => {}
+            (line, golden) => return Some((number, line.unwrap_or_default(), golden.unwrap_or_default())),
+        }
+    }
 }
 
 /// Returns the summary without the numbers that depend on the rest of the machine. `end` follows the node's name.
