@@ -42,7 +42,7 @@
 pub mod blocking_io;
 pub mod capture;
 pub mod cli;
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 pub mod cluster;
 pub mod compare;
 pub mod completions;
@@ -58,7 +58,6 @@ pub mod names;
 pub mod nss;
 pub mod output;
 pub mod own_connections;
-#[cfg(target_os = "linux")]
 pub mod privileges;
 pub mod record;
 pub mod rollup;

@@ -14,6 +14,7 @@ use kmesh_trace::completions;
 use kmesh_trace::config::{Config, ConfigError, DiffConfig, Environment, has_escapes};
 use kmesh_trace::output::json::schema::schema;
 use kmesh_trace::output::stderr::status;
+use kmesh_trace::privileges::{self, Stage};
 use kmesh_trace::session;
 use kmesh_trace::session::exit::Exit;
 use kmesh_trace::session::replay::{offline_names, open, replay};
@@ -21,7 +22,7 @@ use kmesh_trace::session::replay::{offline_names, open, replay};
 fn main() -> ExitCode {
     #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
     kmesh_trace::nss::use_static_modules();
-    match limit_privileges(Stage::Start).and_then(|()| run(&parse())) {
+    match privileges::limit(Stage::Start).and_then(|()| run(&parse())) {
         Ok(exit) => exit.into(),
         Err(error) if is_broken_pipe(&error) => Exit::Ok.into(),
         Err(error) => {
@@ -80,10 +81,10 @@ fn diff(arguments: &Diff) -> Exit {
     let config = with_environment(|environment| DiffConfig::new(arguments, environment));
     let config = config.unwrap_or_else(|error| refuse(&error));
     let compared = session::diff::open(&config).and_then(|captures| {
-        limit_privileges(Stage::PodsFile { is_rotated: false })?;
+        privileges::limit(Stage::UserFiles { is_rotated: false })?;
         let names = offline_names(&config.before)?;
         let more = offline_names(&config.after)?;
-        limit_privileges(Stage::Replay { is_rotated: false })?;
+        privileges::limit(Stage::Replay { is_rotated: false })?;
         session::diff::run(&config, captures, (names, more))
     });
     match compared {
@@ -101,56 +102,12 @@ fn trace_or_replay(config: &Config) -> Result<Exit> {
         config.check_live().unwrap_or_else(|error| refuse(&error));
         return trace(config);
     }
-    let is_rotated = config
-        .capture
-        .as_ref()
-        .is_some_and(|capture| capture.rotation.is_some());
+    let is_rotated = config.is_rotated();
     let files = open(config)?;
-    limit_privileges(Stage::PodsFile { is_rotated })?;
+    privileges::limit(Stage::UserFiles { is_rotated })?;
     let names = offline_names(config)?;
-    limit_privileges(Stage::Replay { is_rotated })?;
+    privileges::limit(Stage::Replay { is_rotated })?;
     replay(config, files, names)
-}
-
-/// A stage of a run that needs fewer privileges than the stage before. A live trace has its own stages.
-#[derive(Clone, Copy)]
-enum Stage {
-    /// Parses arguments, and opens files and sockets.
-    Start,
-    /// Opens and parses a pods file for a replay.
-    PodsFile {
-        is_rotated: bool,
-    },
-    Replay {
-        is_rotated: bool,
-    },
-    /// Requests names from each source once, for `check`.
-    #[cfg(target_os = "linux")]
-    CheckNames,
-}
-
-#[cfg(target_os = "linux")]
-fn limit_privileges(stage: Stage) -> Result<()> {
-    use kmesh_trace::privileges::{limit_to, limit_to_possible_needs};
-    use rustix::thread::CapabilitySet;
-
-    // Rotation creates files until the end of the run.
-    let rotation = |is_rotated| match is_rotated {
-        true => CapabilitySet::DAC_OVERRIDE,
-        false => CapabilitySet::empty(),
-    };
-    match stage {
-        Stage::Start => limit_to_possible_needs(),
-        Stage::PodsFile { is_rotated } => limit_to(CapabilitySet::DAC_READ_SEARCH | rotation(is_rotated)),
-        Stage::Replay { is_rotated } => limit_to(rotation(is_rotated)),
-        Stage::CheckNames => limit_to(CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_PTRACE),
-    }
-    .context("cannot give up privileges")
-}
-
-#[cfg(not(target_os = "linux"))]
-fn limit_privileges(_: Stage) -> Result<()> {
-    Ok(())
 }
 
 fn config(cli: &Cli) -> Result<Config, ConfigError> {
@@ -180,7 +137,7 @@ fn trace(config: &Config) -> Result<Exit> {
     kmesh_trace::session::live::run(config)
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 fn trace_nodes(nodes: &Nodes) -> Result<Exit> {
     use kmesh_trace::config::{NodesConfig, api_server};
     use kmesh_trace::session::nodes;
@@ -216,7 +173,7 @@ fn check(cli: &Cli) -> Result<Exit> {
 
     let sources = config(cli).unwrap_or_else(|error| refuse(&error)).sources;
     let findings = preflight::check();
-    limit_privileges(Stage::CheckNames)?;
+    privileges::limit(Stage::CheckNames)?;
     let report = preflight::report(&findings) + &sources::check(&sources).context("cannot start")?;
     Blocking(io::stdout())
         .write_all(report.as_bytes())
@@ -233,7 +190,7 @@ fn trace(_: &Config) -> Result<Exit> {
     cannot_trace()
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(unix))]
 fn trace_nodes(_: &Nodes) -> Result<Exit> {
     cannot_trace()
 }
@@ -261,7 +218,10 @@ fn check(_: &Cli) -> Result<Exit> {
 
 #[cfg(not(target_os = "linux"))]
 fn cannot_trace() -> Result<Exit> {
-    status("cannot trace: this is not Linux\n  try: --read FILE, which replays a capture anywhere");
+    status(
+        "cannot trace: this is not Linux\n  try: kmesh-trace nodes, which traces the nodes of a cluster, or --read FILE, \
+         which replays a capture",
+    );
     Ok(Exit::CannotTrace)
 }
 

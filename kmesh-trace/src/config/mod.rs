@@ -105,6 +105,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Returns whether a capture is written whose files the tool rotates.
+    pub fn is_rotated(&self) -> bool {
+        self.capture.as_ref().is_some_and(|capture| capture.rotation.is_some())
+    }
+
     /// Resolves `cli` in `environment`, or returns which flags cannot be used together.
     pub fn new(cli: &Cli, environment: Environment<'_>) -> Result<Self, ConfigError> {
         let output = cli.output.unwrap_or(match environment.stdout_is_terminal {

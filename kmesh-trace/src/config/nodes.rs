@@ -75,6 +75,11 @@ impl NodesConfig {
                 return Err(ConfigError::new(format!("{flag} cannot be used with nodes: {reason}")));
             }
         }
+        if nodes.copy_binary && cfg!(not(target_os = "linux")) {
+            let reason = "--copy-binary cannot be used here: the nodes need a program for Linux, this one is for another \
+                          system\n  try: --image with an image of kmesh-trace";
+            return Err(ConfigError::new(reason.to_owned()));
+        }
         Ok(Self {
             nodes: nodes.node.clone(),
             selector: nodes.selector.clone(),

@@ -20,7 +20,7 @@ pub mod local;
 pub mod objects;
 pub mod offline;
 pub mod pending;
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 pub mod sources;
 pub mod store;
 pub mod update;

@@ -8,6 +8,7 @@ mod encode;
 pub mod exposition;
 pub mod labels;
 pub mod listeners;
+#[cfg(target_os = "linux")]
 mod process;
 pub mod series;
 pub mod server;

@@ -6,7 +6,7 @@ mod changes;
 mod findings;
 pub mod json;
 mod log;
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 pub mod metrics;
 mod name_source_status;
 pub mod outcome_text;

@@ -10,7 +10,7 @@ pub mod exit;
 pub mod live;
 #[cfg(target_os = "linux")]
 pub mod node_trace;
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 pub mod nodes;
 pub mod outputs;
 #[cfg(target_os = "linux")]

@@ -19,16 +19,9 @@ use signal_hook::iterator::Signals;
 
 use super::exit::Exit;
 use super::live;
+use crate::cluster::protocol::{END, STARTED};
 use crate::config::Config;
 
-/// The byte that asks the tracer to end: EOT, which Ctrl-D sends. Every other byte is a heartbeat.
-pub const END: u8 = 0x04;
-/// The byte that shows that the command still runs.
-pub const HEARTBEAT: u8 = b'\n';
-/// The time between two heartbeats.
-pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
-/// The line on standard error that says that tracing has begun.
-pub const STARTED: &str = "tracing";
 /// The longest time without a heartbeat.
 const HEARTBEAT_TIMEOUT: Timespec = Timespec { tv_sec: 15, tv_nsec: 0 };
 /// The time that the tracer has to print its last records. It waits forever if nobody reads them.

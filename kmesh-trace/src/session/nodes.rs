@@ -22,7 +22,6 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::thread::CapabilitySet;
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -45,7 +44,7 @@ use crate::output::metrics::server::Server;
 use crate::output::stderr::status;
 use crate::output::term::{self, JobControl};
 use crate::output::{NameSourceStatus, Sink};
-use crate::privileges;
+use crate::privileges::{self, Stage};
 use crate::record::{Header, RunInfo, WallTime};
 
 /// The number of nodes that are traced without a question.
@@ -66,7 +65,10 @@ pub fn run(config: &Config, nodes: &NodesConfig) -> Result<Exit> {
     let target = config.capture.as_ref();
     let target = target.map(|CaptureConfig { path, rotation }| Target::create(path, *rotation));
     let target = target.transpose()?;
-    limit_privileges(config)?;
+    // The kubeconfig may be another user's.
+    privileges::limit(Stage::UserFiles {
+        is_rotated: config.is_rotated(),
+    })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -84,20 +86,6 @@ pub fn run(config: &Config, nodes: &NodesConfig) -> Result<Exit> {
         let session = Session::start(config, nodes, &names, target, server)?;
         session.run(config, nodes, api, names, signals).await
     })
-}
-
-/// Gives up what a run of `nodes` does not need. Only rotation creates files until the end.
-fn limit_privileges(config: &Config) -> Result<()> {
-    let is_rotated = config
-        .capture
-        .as_ref()
-        .is_some_and(|capture| capture.rotation.is_some());
-    let rotation = match is_rotated {
-        true => CapabilitySet::DAC_OVERRIDE,
-        false => CapabilitySet::empty(),
-    };
-    // The kubeconfig may be another user's.
-    privileges::limit_to(CapabilitySet::DAC_READ_SEARCH | rotation).context("cannot give up privileges")
 }
 
 /// Deletes the finished pods of earlier runs.

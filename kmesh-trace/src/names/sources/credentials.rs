@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use http::HeaderValue;
-use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
@@ -242,13 +241,20 @@ impl Plugin {
 
 /// Makes the kernel kill the program when the thread that starts it ends: that is at the end of the tool, even if it is
 /// killed.
+#[cfg(target_os = "linux")]
 fn end_with_tool(command: &mut Command) {
+    use rustix::process::{Signal, set_parent_process_death_signal};
+
     let before_exec = || set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into);
     // SAFETY: between fork and exec the closure does one system call, prctl(2), and neither allocates nor locks.
     unsafe {
         command.pre_exec(before_exec);
     }
 }
+
+/// Does nothing: only Linux can do that.
+#[cfg(not(target_os = "linux"))]
+fn end_with_tool(_: &mut Command) {}
 
 async fn read_all(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     let mut bytes = Vec::new();

@@ -9,6 +9,7 @@ pub mod kubeconfig;
 pub mod kubelet;
 pub mod podlogs;
 
+#[cfg(target_os = "linux")]
 mod check;
 mod credentials;
 pub(crate) mod error;
@@ -35,6 +36,7 @@ use anyhow::Result;
 use rustix::system::uname;
 use tokio::sync::watch;
 
+#[cfg(target_os = "linux")]
 pub use self::check::check;
 use self::error::SourceError;
 use self::health::{Health, Report, SourceState};

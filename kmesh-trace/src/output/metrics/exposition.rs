@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 use super::encode::{counter, gauge, value};
 use super::labels::{Labels, LabelsWithFlags, PairLabels};
 use super::listeners::{self, ListenerLabels, Queues};
+#[cfg(target_os = "linux")]
 use super::process;
 use super::series::{ResponseTimes, SeriesBudget, SeriesGroup, SeriesTable, Timing, Traffic};
 use crate::record::{Outcome, Record};
@@ -231,7 +232,9 @@ impl Collector for Values {
         self.encode_histograms(to)?;
         listeners::encode(to, &self.listeners)?;
         self.encode_own(to)?;
-        process::encode(to)
+        #[cfg(target_os = "linux")]
+        process::encode(to)?;
+        Ok(())
     }
 }
 

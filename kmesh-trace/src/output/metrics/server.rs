@@ -22,9 +22,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustix::net::sockopt::{
-    set_socket_linger, set_socket_recv_buffer_size, set_socket_send_buffer_size, set_tcp_user_timeout,
-};
+use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
@@ -98,7 +96,10 @@ impl Server {
             _ = set_socket_recv_buffer_size(&listener, MAX_REQUEST_BYTES);
             _ = set_socket_send_buffer_size(&listener, SEND_BUFFER_BYTES);
             // Also after this end has closed, the kernel drops a response that the client does not read in time.
-            _ = set_tcp_user_timeout(&listener, RESPONSE_TIMEOUT.as_millis() as u32);
+            #[cfg(target_os = "linux")]
+            {
+                _ = rustix::net::sockopt::set_tcp_user_timeout(&listener, RESPONSE_TIMEOUT.as_millis() as u32);
+            }
             let address = listener.local_addr()?;
             Ok(Self { listener, address })
         };

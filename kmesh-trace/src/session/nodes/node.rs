@@ -12,9 +12,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use crate::cluster::api::{Api, GRACE_SECONDS, Phase};
 use crate::cluster::exec::{Ending, Input, Output, Part, exec};
 use crate::cluster::pod::PodSettings;
+use crate::cluster::protocol::{END, HEARTBEAT, HEARTBEAT_INTERVAL, STARTED};
 use crate::names::sources::error::SourceError;
 use crate::output::stderr::status;
-use crate::session::node_trace::{END, HEARTBEAT, HEARTBEAT_INTERVAL, STARTED};
 
 /// The longest time until a pod runs. Pulling an image may take a minute.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
