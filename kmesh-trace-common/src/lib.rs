@@ -245,7 +245,7 @@ tcp_fields!(snapshot);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct TurnsSnapshot {
-    /// The snapshot.
+    /// The same record as without `--turns`.
     pub snapshot: Snapshot,
     /// The turns; all zero if there were none.
     pub turns: Turns,

@@ -276,8 +276,8 @@ impl ScanView {
     }
 }
 
-/// A process that holds a socket. Not in an `Option`: before 6.3 the kernel refuses to copy the bytes that `None` leaves
-/// unset.
+/// A process that holds a socket. Not in an `Option`: before 6.3 the kernel refuses to copy the bytes that `None`
+/// leaves unset.
 #[derive(Clone, Copy)]
 pub struct Holder {
     /// The process id (the kernel's tgid); 0 for no process.

@@ -38,9 +38,11 @@ pub fn error_reported(sock: Sock) {
     }
 }
 
-/// The kernel destroys the socket: `tcp_destroy_sock`. If its close is not reported, the kernel skipped the programs at
-/// the change to CLOSE. Where the kernel preempts programs, a backup `program` ([`counter::DESTROY_BACKUP`]) is
-/// attached too. It finds an ended connection unless the kernel skipped the first program.
+/// Reports the close of a socket that the kernel destroys (`tcp_destroy_sock`) if no program has reported it: the
+/// kernel skipped the programs at the change to CLOSE.
+///
+/// On a kernel that preempts programs, a backup `program` ([`counter::DESTROY_BACKUP`]) also calls this function, after
+/// the main program. The backup program reports the close only if the kernel skipped the main program.
 #[inline(always)]
 pub fn socket_destroyed(sock: Sock, program: u32) {
     match storage::get(sock) {

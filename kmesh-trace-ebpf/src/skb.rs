@@ -80,7 +80,7 @@ impl Segment {
     }
 }
 
-/// A `struct sk_buff`.
+/// The address of a `struct sk_buff`.
 #[derive(Clone, Copy)]
 pub struct Skb(u64);
 

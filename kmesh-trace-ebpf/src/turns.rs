@@ -165,7 +165,7 @@ fn answer_time(turns: *mut Turns, tcp: Tcp) -> u64 {
     begun.max(read!(turns, arrival_ns))
 }
 
-/// Counts a turn.
+/// Counts a turn with its wait, or as overlapped without a wait.
 #[inline(always)]
 fn count(turns: *mut Turns, overlaps: bool, begin_ns: u64, end_ns: u64) {
     write! { turns; count: read!(turns, count).wrapping_add(1), }

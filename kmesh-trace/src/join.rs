@@ -4,7 +4,7 @@
 //! addresses and ports are the same after every translation is undone, their lifetimes overlap, and the sequence
 //! numbers fit: an end cannot have received more than the other one sent, nor less than what it acknowledged. Linux
 //! derives the first sequence number of a connection from the clock, so two connections with the same ports do not fit
-//! each other. If several closes fit, all of them stay alone.
+//! each other. If several closes fit, none of them is joined.
 
 mod fit;
 #[cfg(test)]

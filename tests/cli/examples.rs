@@ -11,12 +11,11 @@ use clap::{CommandFactory as _, Parser as _};
 use kmesh_trace::cli::Cli;
 use libtest_mimic::{Failed, Trial};
 
-/// The recorded incident.
+/// The path of the recorded incident's capture.
 pub const CAPTURE: &str = "tests/data/incident.jsonl.zst";
 
 /// A program in place of the tool. It replays the capture if the arguments would trace. It ignores `--duration`, since
-/// a capture ends by itself, and `--drops` and `--turns`,
-/// which only a live trace has.
+/// a capture ends by itself, and `--drops` and `--turns`, which only a live trace has.
 const REPLAY: &str = r#"#!/bin/sh
 replay=yes
 case $1 in
@@ -177,8 +176,8 @@ fn selects_connections(script: &str) -> Result<(), Failed> {
 
 /// Parses the arguments of each `kmesh-trace` in a script as the tool does.
 fn parses(script: &str) -> Result<(), Failed> {
-    // The functions replace programs. The shell splits the arguments. It writes line by line, and the shells of one script
-    // run at the same time, so each has its own file.
+    // The functions replace programs. The shell splits the arguments. It writes line by line, and the shells of one
+    // script run at the same time, so each has its own file.
     const FUNCTIONS: &str = r#"
 kmesh-trace() { printf '%s\n' kmesh-trace "$@" '' >>command-lines.$BASHPID; }
 kubectl() { :; }

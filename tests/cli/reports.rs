@@ -79,7 +79,7 @@ fn statuses(files: &Files) -> Result<(), Failed> {
     let [incident, healthy, cut_off, text, empty, missing] =
         [incident, healthy, cut_off, text, empty, missing].map(|file| path(file));
     let cases: &[(i32, &[&str])] = &[
-        // As diff(1).
+        // The statuses are those of diff(1).
         (0, &["diff", incident, incident]),
         (1, &["diff", healthy, incident]),
         (0, &["diff", healthy, incident, "--outcome", "ok"]),
@@ -107,7 +107,7 @@ fn statuses(files: &Files) -> Result<(), Failed> {
             if output.status.code() != Some(*status) || stderr.contains("panicked") {
                 return Err(format!("{args:?}: {}, not {status}: {stderr}", output.status).into());
             }
-            // A report of less than asked for says why.
+            // An incomplete report gives the reason.
             assert!(*status < 2 || !stderr.is_empty(), "{args:?}");
         }
     }

@@ -23,7 +23,7 @@ const DIGITS: usize = 6;
 /// The number of requests whose attributes are compared.
 const MAX_BODIES: usize = 3;
 
-/// A log shipper.
+/// A log shipper with its configuration in `deploy/shippers`: Collector, Fluent Bit or Vector.
 struct Shipper {
     /// The environment variable that names the program, and the program's names in the search path.
     variable: &'static str,

@@ -26,7 +26,7 @@ macro_rules! golden {
     };
 }
 
-/// The golden files.
+/// The golden files by name: the expected output of each incident.
 const GOLDEN: &[(&str, &str)] = golden![
     "closed_port",
     "connection_per_request",
@@ -114,8 +114,8 @@ fn has_new_group(screen: &str) -> bool {
     screen.lines().any(|line| line.starts_with('+'))
 }
 
-/// Returns the screen with the server's end of each connection above the client's. Both ends count the same bytes, but a
-/// scan does not read them at the same moment. So in one window either can count more and stand above the other.
+/// Returns the screen with the server's end of each connection above the client's. Both ends count the same bytes, but
+/// a scan does not read them at the same moment. So in one window either can count more and stand above the other.
 fn with_servers_first(screen: &str) -> String {
     const HEADER_LINES: usize = 3;
     let mut lines: Vec<_> = screen.lines().map(str::to_owned).collect();
@@ -412,7 +412,7 @@ fn resets_under_load() {
             ends[0].contains("  received 5 B") && ends[1].contains("  sent 5 B"),
             "{text}"
         );
-        // Linux 6.10.
+        // Linux 6.10 and newer give the reason.
         let has_reasons = probe::check(&[Need::ResetReasons]).is_ok();
         assert_eq!(ends[0].ends_with("  TCP_ABORT_ON_CLOSE"), has_reasons, "{text}");
         check_time(ends[0], *span);
@@ -592,7 +592,7 @@ fn failures_by_destination() {
     assert!(screen.lines().next().unwrap().contains("2 connecting"), "{screen}");
     // The most failures come first.
     assert!(screen.lines().nth(3).unwrap().contains("refused by peer"), "{screen}");
-    // Linux 6.10 has the reason.
+    // Linux 6.10 and newer give the reason.
     scene.mask("4 TCP_STATE", "-          ");
     // How many SYNs were sent until now depends on time.
     scene.compare_screen("failures_by_destination", &without_losses(&screen));

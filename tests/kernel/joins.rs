@@ -24,7 +24,7 @@ pub fn topic() -> Topic {
     Topic::new("joins").standalone("reused_ports_join_right", needs, reused_ports_join_right)
 }
 
-/// The number of connections; another one stands in this variable.
+/// The number of connections, unless this variable sets another one.
 const CONNECTIONS: usize = 2_000;
 const CONNECTIONS_VARIABLE: &str = "KMESH_TRACE_JOIN_CONNECTIONS";
 /// The number of connections that are open at the same time.
@@ -38,9 +38,9 @@ const SERVICE: &str = "10.96.78.1";
 const TRANSLATED: u16 = 8080;
 const DIRECT: u16 = 8081;
 
-/// What the calls on both ends of a connection moved, in bytes.
+/// The bytes that the calls on both ends of a connection transferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Moved {
+struct TransferredBytes {
     client_wrote: u64,
     client_read: u64,
     server_wrote: u64,
@@ -84,11 +84,11 @@ fn configure_client() {
     net::set_sysctl("net.ipv4.tcp_rmem", "4096 16384 32768");
 }
 
-/// A connection and what it moved so far.
+/// A connection, and the bytes that it has transferred so far.
 struct Connection {
     client: TcpStream,
     server: TcpStream,
-    moved: Moved,
+    transferred: TransferredBytes,
 }
 
 impl Connection {
@@ -107,32 +107,36 @@ impl Connection {
         sock::recv(&server, up);
         sock::send(&server, down);
         sock::recv(&client, down);
-        let moved = Moved {
+        let transferred = TransferredBytes {
             client_wrote: up as u64,
             client_read: down as u64,
             server_wrote: down as u64,
             server_read: up as u64,
         };
-        Self { client, server, moved }
+        Self {
+            client,
+            server,
+            transferred,
+        }
     }
 
     /// Closes connection `number` in one of several ways. In some, an end dies before the other has read everything.
-    fn close(self, number: usize) -> Moved {
+    fn close(self, number: usize) -> TransferredBytes {
         let Self {
             client,
             server,
-            mut moved,
+            mut transferred,
         } = self;
         match number % 10 {
             0 => {
-                moved.client_wrote += fill(&client);
+                transferred.client_wrote += fill(&client);
                 sock::reset(client);
-                moved.server_read += read_rest(&server);
+                transferred.server_read += read_rest(&server);
             }
             1 => {
-                moved.server_wrote += fill(&server);
+                transferred.server_wrote += fill(&server);
                 sock::reset(server);
-                moved.client_read += read_rest(&client);
+                transferred.client_read += read_rest(&client);
             }
             2 => {
                 sock::reset(client);
@@ -147,9 +151,9 @@ impl Connection {
                 server.shutdown(Shutdown::Write).unwrap();
                 read_rest(&client);
                 sock::send(&client, 7);
-                moved.client_wrote += 7;
+                transferred.client_wrote += 7;
                 drop(client);
-                moved.server_read += read_rest(&server);
+                transferred.server_read += read_rest(&server);
             }
             _ => {
                 // The server closes first, so that the client's port is free at once.
@@ -159,7 +163,7 @@ impl Connection {
                 read_rest(&server);
             }
         }
-        moved
+        transferred
     }
 }
 
@@ -192,7 +196,7 @@ fn read_rest(mut from: &TcpStream) -> u64 {
     }
 }
 
-fn make_connections(count: usize, listeners: &[TcpListener; 2]) -> Vec<Moved> {
+fn make_connections(count: usize, listeners: &[TcpListener; 2]) -> Vec<TransferredBytes> {
     let mut open: Vec<(usize, Connection)> = Vec::new();
     let mut all = Vec::new();
     for number in 0..count {
@@ -317,11 +321,11 @@ fn reused_ports_join_right() {
     }
 }
 
-/// Checks the members of a pair. Returns what both ends moved.
-fn check_pair(pair: &Value) -> Moved {
+/// Checks the members of a pair. Returns the bytes that both ends transferred.
+fn check_pair(pair: &Value) -> TransferredBytes {
     let number = |end: &str, member: &str| pair[end][member].as_u64().unwrap_or_else(|| panic!("{end}: {pair}"));
     let wrote = |end: &str| number(end, "sent_bytes") + number(end, "undelivered_bytes");
-    let moved = Moved {
+    let transferred = TransferredBytes {
         client_wrote: wrote("client"),
         client_read: number("client", "received_bytes"),
         server_wrote: wrote("server"),
@@ -329,12 +333,12 @@ fn check_pair(pair: &Value) -> Moved {
     };
     assert_eq!(
         pair["undelivered"]["sent"],
-        moved.client_wrote - moved.server_read,
+        transferred.client_wrote - transferred.server_read,
         "{pair}"
     );
     assert_eq!(
         pair["undelivered"]["received"],
-        moved.server_wrote - moved.client_read,
+        transferred.server_wrote - transferred.client_read,
         "{pair}"
     );
     assert_eq!(
@@ -343,7 +347,7 @@ fn check_pair(pair: &Value) -> Moved {
     );
     let is_translated = pair["client"]["dst"]["port"] == TRANSLATED;
     assert_eq!(pair["client"]["original_dst"]["ip"] == SERVICE, is_translated, "{pair}");
-    moved
+    transferred
 }
 
 /// Returns the number of connections whose ports an earlier one had.

@@ -2,10 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use crate::support::actor::Actor;
@@ -13,7 +10,7 @@ use crate::support::expect::own_comm;
 use crate::support::net;
 use crate::support::record_view::RecordView;
 use crate::support::sock::{IpVersion, drain, exchanged_pair, wait_until};
-use crate::support::tracer::{Tracer, TracerCommand, binary};
+use crate::support::tracer::{BinaryCopy, Tracer, TracerCommand, binary};
 use crate::support::traffic::make_traffic;
 use crate::{Topic, shared_tracer};
 
@@ -75,42 +72,12 @@ fn full_disk_is_an_error() {
     assert!(errors[0].to_lowercase().contains("no space left"), "{errors:?}");
 }
 
-/// A copy of the binary that any user can run. Dropping it removes the copy.
-struct BinaryCopy(PathBuf);
-
-impl BinaryCopy {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("kmesh-trace-{name}-{}", std::process::id()));
-        std::fs::copy(binary(), &path).expect("copy the binary");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        Self(path)
-    }
-
-    /// Runs the tool as the user nobody, and waits until it exits.
-    fn run_as_nobody(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(&self.0);
-        command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .uid(65534)
-            .gid(65534)
-            .current_dir("/");
-        command.output().expect("run as nobody")
-    }
-}
-
-impl Drop for BinaryCopy {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn missing_capabilities_are_reported() {
-    let binary = BinaryCopy::new("user");
+    let binary = BinaryCopy::new();
     let output = binary.run_as_nobody(&[]);
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{stderr}");
@@ -161,7 +128,7 @@ fn missing_btf_is_reported() {
 
 /// Also for a user without capabilities: arguments are checked before everything else.
 fn invalid_arguments_exit_with_2() {
-    let binary = BinaryCopy::new("arguments");
+    let binary = BinaryCopy::new();
     for args in [
         &["--no-such-flag"][..],
         &["no-such-command"],

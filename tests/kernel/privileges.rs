@@ -1,16 +1,13 @@
 //! Capabilities: the documented ones are enough, each is needed, and the tool drops the others.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
-use std::process::Command;
 
 use serde_json::Value;
 
 use crate::Topic;
 use crate::support::probe::{self, Need};
 use crate::support::sock::{IpVersion, exchanged_pair, wait_until};
-use crate::support::tracer::{Tracer, TracerCommand, TracerExit, binary};
+use crate::support::tracer::{BinaryCopy, Tracer, TracerCommand, TracerExit};
 use crate::support::{net, scrape};
 
 pub fn topic() -> Topic {
@@ -40,48 +37,9 @@ pub fn topic() -> Topic {
 /// The capabilities that `check` and the DaemonSet name.
 pub const NEEDED: [&str; 2] = ["bpf", "perfmon"];
 
-/// A copy of the binary that any user can run. Dropping it removes the copy.
-pub struct Program(PathBuf);
-
-impl Program {
-    pub fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("kmesh-trace-{}-{}", std::process::id(), net::current_netns()));
-        fs::copy(binary(), &path).expect("copy the program");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("make it executable");
-        Self(path)
-    }
-
-    /// Returns a command that runs the binary as the user nobody with exactly these capabilities.
-    pub fn with(&self, capabilities: &[&str]) -> Command {
-        let list = |capabilities: &[&str]| {
-            let added = capabilities.iter().map(|name| format!(",+{name}"));
-            format!("-all{}", added.collect::<String>())
-        };
-        let list = list(capabilities);
-        let mut command = Command::new("setpriv");
-        command.args([
-            "--reuid",
-            "65534",
-            "--regid",
-            "65534",
-            "--clear-groups",
-            "--no-new-privs",
-        ]);
-        command.args(["--inh-caps", &list, "--ambient-caps", &list, "--bounding-set", &list]);
-        command.arg(&self.0);
-        command
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        fs::remove_file(&self.0).unwrap_or_default();
-    }
-}
-
 /// Records, updates and metrics work.
 fn documented_capabilities_are_enough() {
-    let program = Program::new();
+    let binary = BinaryCopy::new();
     let args = [
         "-o",
         "json",
@@ -92,7 +50,7 @@ fn documented_capabilities_are_enough() {
         "--interval",
         "200ms",
     ];
-    let tracer = TracerCommand::wrapped_by(program.with(&NEEDED), &args).start();
+    let tracer = TracerCommand::wrapped_by(binary.with_capabilities(&NEEDED), &args).start();
     let netns = net::current_netns();
     tracer.output.watch(netns);
     let pair = exchanged_pair(IpVersion::V4);
@@ -121,10 +79,11 @@ fn documented_capabilities_are_enough() {
 }
 
 fn each_documented_capability_is_needed() {
-    let program = Program::new();
+    let binary = BinaryCopy::new();
     for without in NEEDED {
         let others: Vec<_> = NEEDED.into_iter().filter(|name| *name != without).collect();
-        let TracerExit { status, stderr, .. } = TracerCommand::wrapped_by(program.with(&others), &[]).spawn().wait();
+        let command = binary.with_capabilities(&others);
+        let TracerExit { status, stderr, .. } = TracerCommand::wrapped_by(command, &[]).spawn().wait();
         assert_eq!(status.code(), Some(3), "without {without}: {stderr:?}");
         assert!(
             stderr.join("\n").contains("CAP_BPF and CAP_PERFMON"),
@@ -218,9 +177,9 @@ fn unneeded_capabilities_are_dropped() {
 }
 
 fn check_reports_each_capability() {
-    let program = Program::new();
+    let binary = BinaryCopy::new();
     let check = |capabilities: &[&str]| {
-        let output = program.with(capabilities).arg("check").output().unwrap();
+        let output = binary.with_capabilities(capabilities).arg("check").output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
     };
     let (status, stdout) = check(&NEEDED);

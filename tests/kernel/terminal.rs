@@ -1,4 +1,4 @@
-//! The table in a real terminal: tmux is the terminal, keys are typed into it, and its screen is read.
+//! Tests the table in a real terminal. tmux is the terminal: the tests type keys into it and read its screen.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::mpsc::channel;
@@ -22,7 +22,7 @@ use crate::support::tracer::binary;
 use crate::support::traffic::make_traffic_to;
 use crate::support::{bpf, net};
 
-/// The trials.
+/// Returns the scenarios of the table in a terminal.
 pub fn topic() -> Topic {
     Topic::new("terminal")
         .standalone("sizes_and_keys", &[Need::Tmux], sizes_and_keys)
@@ -43,21 +43,21 @@ pub fn topic() -> Topic {
             &[Need::Tmux],
             quitting_restores_the_screen,
         )
-        .standalone(
-            "a_panic_restores_the_screen",
-            &[Need::Tmux],
-            a_panic_restores_the_screen,
-        )
+        .standalone("panic_restores_the_screen", &[Need::Tmux], panic_restores_the_screen)
         .standalone("suspended_and_resumed", &[Need::Tmux], suspended_and_resumed)
         .standalone(
-            "a_terminal_that_does_not_read",
+            "stopped_terminal_loses_no_record",
             &[Need::Tmux],
-            a_terminal_that_does_not_read,
+            stopped_terminal_loses_no_record,
         )
-        .standalone("a_terminal_that_goes", &[Need::Tmux], a_terminal_that_goes)
+        .standalone(
+            "closed_terminal_ends_the_tool",
+            &[Need::Tmux],
+            closed_terminal_ends_the_tool,
+        )
 }
 
-/// A stopped process. Dropping this lets it run again, so that a failed test can end it.
+/// A stopped process. Dropping this resumes the process, so that it can exit even if the test fails.
 struct Stopped(Pid);
 
 impl Stopped {
@@ -73,13 +73,13 @@ impl Drop for Stopped {
     }
 }
 
-/// Where a tracer with `--metrics PORT` serves them.
+/// Returns the address at which a tracer with `--metrics PORT` serves its metrics.
 fn local(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
 fn sizes_and_keys() {
-    // An address that leaves room on the screen.
+    // A short address, so that other columns fit on the screen.
     let [first, second] = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
     let ports = [&first, &second].map(|listener| listener.local_addr().unwrap().port());
     let terminal = Terminal::open(80, 24);
@@ -96,7 +96,7 @@ fn sizes_and_keys() {
         narrow.contains("OPEN") && narrow.contains("FAILED") && !narrow.contains("SRTT"),
         "{narrow}"
     );
-    // Wider: more columns; narrow again: as before.
+    // A wider terminal shows more columns. At 80 columns again, it shows the same columns as before.
     terminal.resize(120, 40);
     terminal.wait("120 columns", |screen| {
         screen.contains("P95") && both(screen) && !screen.contains("RETRANS")
@@ -109,22 +109,22 @@ fn sizes_and_keys() {
     terminal.wait("240 columns", |screen| screen.contains("RETRANS") && both(screen));
     terminal.resize(80, 24);
     terminal.wait("80 columns", |screen| !screen.contains("P95") && both(screen));
-    // Traffic is seen while the connection stays open; and while it goes on, since a rate is that of one interval,
-    // which may be over before the screen is looked at.
+    // The table shows the rate of an open connection. A rate covers one interval, which may end before the test reads
+    // the screen, so the test keeps sending.
     terminal.wait("a rate", |screen| {
         exchange(&stays[0], 50_000, 100);
         screen
             .lines()
             .any(|line| line.contains(&row(ports[0])) && line.contains("iB/s"))
     });
-    // A pause keeps what is on the screen, whatever goes on: ends, and bytes that walks of three intervals tell of.
+    // A paused screen does not change while connections close and three socket scans report more bytes.
     terminal.keys(&["p"]);
     let paused = terminal.wait("the pause", |screen| screen.contains("PAUSED"));
     let counted = |name: &str| scrape(local(metrics)).sum(name, &[]);
-    let ended = counted("kmesh_trace_outcomes_total");
+    let closed = counted("kmesh_trace_outcomes_total");
     make_traffic_to(&first, 50);
-    wait_until("the ends are counted", || {
-        counted("kmesh_trace_outcomes_total") >= ended + 100.0
+    wait_until("the closes are counted", || {
+        counted("kmesh_trace_outcomes_total") >= closed + 100.0
     });
     for _ in 0..3 {
         let before = counted("kmesh_tcp_workload_sent_bytes_total");
@@ -133,35 +133,35 @@ fn sizes_and_keys() {
             counted("kmesh_tcp_workload_sent_bytes_total") >= before + 50_100.0
         });
     }
-    // The last line is for notices: a slow machine lengthens the update interval, and says so there.
+    // The last line shows messages. On a slow machine, one reports a longer update interval.
     let above = |screen: &str| screen.lines().rev().skip(1).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(above(&terminal.screen()), above(&paused));
     terminal.keys(&["p"]);
-    terminal.wait("going on", |screen| !screen.contains("PAUSED"));
-    // The filter prompt.
+    terminal.wait("the table without a pause", |screen| !screen.contains("PAUSED"));
+    // Type a wrong filter, correct it, and remove it.
     terminal.keys(&["/"]);
     terminal.text(&format!("--port {}x", ports[1]));
     terminal.keys(&["Enter"]);
-    terminal.wait("the refusal", |screen| screen.contains("--port"));
+    terminal.wait("the error message", |screen| screen.contains("--port"));
     terminal.keys(&["BSpace", "Enter"]);
     terminal.wait("one group", |screen| {
         screen.contains(&row(ports[1])) && !screen.contains(&row(ports[0])) && screen.contains("only --port")
     });
     terminal.keys(&["/", "C-u", "Enter"]);
     terminal.wait("both again", both);
-    // Order.
+    // Change the order.
     terminal.keys(&["s"]);
     terminal.wait("another order", |screen| {
         screen.contains("sorted by group") && screen.contains("CLIENT▲")
     });
-    // Help and back.
+    // Open and close the help.
     terminal.keys(&["?"]);
     terminal.wait("help", |screen| {
         screen.contains("PgUp, PgDn") && screen.contains("*:9999: any server, port 9999")
     });
     terminal.keys(&["Escape"]);
     terminal.wait("no help", both);
-    // A group's connections.
+    // Open and close the list of a group's connections.
     let client = format!(":{}", stays[0].truth.src.port());
     terminal.keys(&["Home", "Enter"]);
     terminal.wait("connections", |screen| {
@@ -169,7 +169,7 @@ fn sizes_and_keys() {
     });
     terminal.keys(&["Escape"]);
     terminal.wait("groups", |screen| !screen.contains("connections of") && both(screen));
-    // Another grouping: each connection on its own is the last but the one that was begun with.
+    // `g` changes the grouping. 11 presses from `ip,port` reach `connection`.
     for _ in 0..11 {
         terminal.keys(&["g"]);
     }
@@ -235,7 +235,7 @@ fn filter_prompt() {
     let row = |port: u16| format!("127.0.0.1:{port}");
     let both = |screen: &str| ports.iter().all(|&port| screen.contains(&row(port)));
     terminal.wait("both groups", both);
-    // Not a flag, and an open quote: the error says what is possible.
+    // The errors about a word that is no flag and about an open quote say what to type.
     terminal.text("/shop");
     terminal.keys(&["Enter"]);
     terminal.wait("the hint", |screen| {
@@ -245,10 +245,10 @@ fn filter_prompt() {
     terminal.text(&format!("--port '{}", ports[1]));
     terminal.keys(&["Enter"]);
     terminal.wait("the open quote", |screen| screen.contains("the quote ' is not closed"));
-    // Ctrl-C leaves the prompt, and not the program.
+    // Ctrl-C closes the prompt, not the program.
     terminal.keys(&["C-c"]);
     terminal.wait("the keys", |screen| screen.contains("q quit"));
-    // The cursor moves within the line.
+    // Move the cursor within the line, insert text and delete text.
     terminal.text(&format!("/--comm 'nosuch*' --port '{}'", ports[1]));
     terminal.keys(&["Home"]);
     for _ in 0.."--comm ".len() {
@@ -286,11 +286,11 @@ fn notice_leaves_the_last_line() {
             .unwrap_or_default()
             .to_owned()
     };
-    // It is on the screen for 5 s only.
-    terminal.wait("the notice", |_| recorded.contains("closed on"));
+    // The message is on the screen for 5 s only, so the test searches the recording.
+    terminal.wait("the message", |_| recorded.contains("closed on"));
     terminal.wait("the keys", |screen| last(screen).contains("q quit"));
     terminal.keys(&["q"]);
-    // The message is printed after the table, and the summary of the end.
+    // The message is printed after the table closes, followed by the closing summary.
     terminal.wait("both summaries", |screen| screen.matches("closed on").count() == 2);
     terminal.is_restored();
 }
@@ -302,13 +302,13 @@ fn replay_steps_back() {
         "'{}' --read '{capture}' -o table --interval 2s",
         binary().to_string_lossy()
     ));
-    // Before the last window, there may be no window to step back to.
+    // The last window is partial. Only then is there surely an earlier window to step back to.
     let last = terminal.wait("the last window", |screen| screen.contains("partial"));
     terminal.keys(&["[", "["]);
     let before = terminal.wait("a window before", |screen| screen.contains("PAUSED at window"));
     assert_ne!(before, last);
     terminal.keys(&["]"]);
-    // Other groups and another filter read the capture again.
+    // A new grouping and a new filter each read the capture again.
     terminal.keys(&["g"]);
     terminal.wait("services", |screen| {
         screen.contains("by service") && !screen.contains("next window") && screen.contains("shop/database:5432")
@@ -327,7 +327,7 @@ fn quitting_restores_the_screen() {
     for end in ["q", "C-c"] {
         let terminal = Terminal::open(80, 24);
         terminal.table("");
-        // Esc only goes back, from help and then from nothing.
+        // Esc closes the help. Without the help it does nothing.
         terminal.keys(&["?"]);
         terminal.wait("help", |screen| screen.contains("PgUp, PgDn"));
         terminal.keys(&["Escape"]);
@@ -345,10 +345,10 @@ fn quitting_restores_the_screen() {
     }
 }
 
-/// What makes this program the one of [`panics_at_the_screen`].
+/// The argument with which the test binary runs [`panics_at_the_screen`].
 pub const ARGUMENT: &str = "panic-at-the-screen";
 
-/// Takes the terminal as the tool does, and panics at a key.
+/// Takes over the terminal as the tool does, waits for a key that quits, and panics.
 pub fn panics_at_the_screen() -> ! {
     let (quit, quits) = channel();
     let options = ViewOptions {
@@ -365,15 +365,15 @@ pub fn panics_at_the_screen() -> ! {
     let screen = term::start(options, history, move |_| quit.send(()).expect("the main thread waits"));
     let screen = screen.expect("a terminal");
     quits.recv().expect("a key");
-    // As the thread that feeds the screen would.
+    // The panic is in the thread that feeds the screen, as in the tool.
     let fed = thread::spawn(move || {
         let _screen = screen;
-        panic!("as asked for");
+        panic!("intended panic");
     });
     std::process::exit(i32::from(fed.join().is_err()));
 }
 
-fn a_panic_restores_the_screen() {
+fn panic_restores_the_screen() {
     let terminal = Terminal::open(80, 24);
     let this = std::env::current_exe().expect("this program");
     terminal.command(&format!(
@@ -382,13 +382,13 @@ fn a_panic_restores_the_screen() {
     ));
     terminal.wait("the table", |_| terminal.fact("alternate_on") == "1");
     terminal.keys(&["q"]);
-    let said = terminal.wait("the panic", |screen| screen.contains("status 1"));
-    assert!(said.contains("as asked for"), "{said}");
+    let screen = terminal.wait("the panic", |screen| screen.contains("status 1"));
+    assert!(screen.contains("intended panic"), "{screen}");
     terminal.is_restored();
 }
 
-/// As when ssh loses its connection.
-fn a_terminal_that_goes() {
+/// The terminal disappears, as when an ssh connection breaks.
+fn closed_terminal_ends_the_tool() {
     let terminal = Terminal::open(80, 24);
     terminal.table("--interval 300ms");
     let tracer = terminal.tracer();
@@ -396,7 +396,9 @@ fn a_terminal_that_goes() {
     assert!(!objects.is_empty());
     drop(terminal);
     wait_until("the tracer has ended", || kill(tracer, None).is_err());
-    wait_until("the kernel has let go", || bpf::existing(&objects).is_empty());
+    wait_until("the kernel has removed the objects", || {
+        bpf::existing(&objects).is_empty()
+    });
 }
 
 fn suspended_and_resumed() {
@@ -428,11 +430,11 @@ fn suspended_and_resumed() {
     terminal.is_restored();
 }
 
-/// The terminal stands still while 20,000 ends come, and the ring has room for a seventieth: none is lost, and memory
-/// stays. The metrics show that each batch has been taken in, with the terminal as it is, before the next one is made.
-fn a_terminal_that_does_not_read() {
+/// The terminal reads nothing while 20,000 ends close in 70 batches. The ring holds one batch. No record is lost, and
+/// memory stays below 64 MiB. The test makes the next batch only when the metrics have counted the last one.
+fn stopped_terminal_loses_no_record() {
     const BATCHES: u32 = 70;
-    // Its opens and closes fit into the ring.
+    // The number of connections whose opens and closes fit into the ring.
     const BATCH: usize = 143;
     let server = net::loopback_v4(0);
     let listener = listen(IpVersion::V4);
@@ -459,15 +461,15 @@ fn a_terminal_that_does_not_read() {
     let kib = memory();
     drop(stopped);
     terminal.keys(&["q"]);
-    // A line may be broken at a space, which is then not on the screen: how long it is depends on the node's name.
+    // The terminal may wrap a line at a space, which the screen then lacks. The place depends on the node's name.
     let words = |screen: &str| screen.split_whitespace().collect::<String>();
     let screen = terminal.wait("the whole summary", |screen| words(screen).contains("stillopen"));
-    let told = words(&screen);
+    let summary = words(&screen);
     assert!(
-        told.contains(&format!(":{}delivered", 2 * BATCHES as usize * BATCH)),
+        summary.contains(&format!(":{}delivered", 2 * BATCHES as usize * BATCH)),
         "{screen}"
     );
-    assert!(told.contains(",0lost,"), "{screen}");
+    assert!(summary.contains(",0lost,"), "{screen}");
     assert!(kib < 64 << 10, "{kib} KiB");
     terminal.is_restored();
 }

@@ -18,7 +18,7 @@ pub struct UntracedChanges {
 }
 
 impl UntracedChanges {
-    /// Starts to record.
+    /// Starts to record the state changes.
     pub fn record() -> io::Result<Self> {
         let tracefs = Path::new("/sys/kernel/tracing");
         if !tracefs.join("instances").exists() {
@@ -73,7 +73,7 @@ impl UntracedChanges {
 
 impl Drop for UntracedChanges {
     fn drop(&mut self) {
-        // What is left behind costs nothing, and has the number of a process that is gone.
+        // If this fails, the unused instance stays. Its name has the pid of an ended process.
         _ = fs::remove_dir(&self.instance);
     }
 }

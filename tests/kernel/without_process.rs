@@ -12,14 +12,14 @@ use nix::sys::socket::{
 use serde_json::Value;
 
 use crate::Topic;
-use crate::privileges::{NEEDED, Program};
+use crate::privileges::NEEDED;
 use crate::support::actor::Actor;
 use crate::support::net;
 use crate::support::probe::{Need, io_uring_setup, set_io_uring_file};
 use crate::support::sock::{
     IpVersion, Pair, connection_states, drain, free_port, listen, pair_with, send, wait_acknowledged, wait_until,
 };
-use crate::support::tracer::{Tracer, TracerCommand, binary};
+use crate::support::tracer::{BinaryCopy, Tracer, TracerCommand, binary};
 
 pub fn topic() -> Topic {
     Topic::new("without_process")
@@ -187,10 +187,10 @@ fn in_another_namespace() {
 /// Without CAP_SYS_ADMIN, the tool scans its own namespace alone, and what it finds by descriptors: `found` connections
 /// of another namespace. It reports the number of connections that are not scanned.
 fn other_namespaces_need_sys_admin(found: u64) {
-    let program = Program::new();
+    let binary = BinaryCopy::new();
     let listener = listen(IpVersion::V4);
     let at = listener.local_addr().unwrap();
-    let tracer = tracer_command(program.with(&NEEDED), at).start();
+    let tracer = tracer_command(binary.with_capabilities(&NEEDED), at).start();
     let own = net::current_netns();
     tracer.output.watch(own);
     let clients = WaitingClients::connect(at);

@@ -134,7 +134,7 @@ impl Expected {
         self.ended("reset_by_peer", Some("ECONNRESET"), Some("peer"))
     }
 
-    /// This end sends a RST, and has no error itself.
+    /// This end sends a RST. Its record has no errno.
     pub fn reset_by_local(self) -> Self {
         self.ended("reset_by_local", None, Some("local"))
     }

@@ -1,4 +1,4 @@
-//! What a scenario needs of the machine, and whether this machine has it. Each answer comes from trying it.
+//! Checks whether this machine can run a scenario, by trying each requirement.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};

@@ -77,8 +77,8 @@ impl TcpInfo {
         self.u64_at(208)
     }
 
-    /// The members that records report under the same names, by their names, in the units of the records. Without
-    /// those that change with time alone.
+    /// Returns the members that records report under the same names and in the same units, except those that change
+    /// with time alone.
     pub fn reported(&self) -> Vec<(&'static str, u64)> {
         let mut members: Vec<_> = [
             ("rto_us", 8),
@@ -105,12 +105,12 @@ impl TcpInfo {
         members
     }
 
-    /// `tcpi_last_data_sent` and `tcpi_last_data_recv`.
+    /// Returns `tcpi_last_data_sent` and `tcpi_last_data_recv`, ms.
     pub fn last_data_ms(&self) -> [u32; 2] {
         [self.u32_at(44), self.u32_at(52)]
     }
 
-    /// `tcpi_rcv_rtt`, µs.
+    /// Returns `tcpi_rcv_rtt`, µs.
     pub fn rcv_rtt_us(&self) -> u32 {
         self.u32_at(92)
     }

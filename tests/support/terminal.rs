@@ -49,7 +49,7 @@ impl Terminal {
         self.tmux(&[&["send-keys"], keys].concat());
     }
 
-    /// Types text.
+    /// Types `text` literally, without key names.
     pub fn text(&self, text: &str) {
         self.tmux(&["send-keys", "-l", "--", text]);
     }

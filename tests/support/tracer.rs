@@ -1,10 +1,13 @@
 //! The tool as a child process.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
@@ -21,6 +24,59 @@ use super::{is_small_vm, net, test_timeout};
 /// Returns the path of the program under test.
 pub fn binary() -> OsString {
     std::env::var_os("KMESH_TRACE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_kmesh-trace").into())
+}
+
+/// A copy of the binary that any user can run. Dropping it removes the copy.
+pub struct BinaryCopy(PathBuf);
+
+impl BinaryCopy {
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("kmesh-trace-binary-{}-{number}", std::process::id()));
+        fs::copy(binary(), &path).expect("copy the binary");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("make it executable");
+        Self(path)
+    }
+
+    /// Runs the tool as the user nobody without capabilities, and waits until it exits.
+    pub fn run_as_nobody(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(&self.0);
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .uid(65534)
+            .gid(65534)
+            .current_dir("/");
+        command.output().expect("run as nobody")
+    }
+
+    /// Returns a command that runs the tool as the user nobody with exactly these capabilities.
+    pub fn with_capabilities(&self, capabilities: &[&str]) -> Command {
+        let list = |capabilities: &[&str]| {
+            let added = capabilities.iter().map(|name| format!(",+{name}"));
+            format!("-all{}", added.collect::<String>())
+        };
+        let list = list(capabilities);
+        let mut command = Command::new("setpriv");
+        command.args([
+            "--reuid",
+            "65534",
+            "--regid",
+            "65534",
+            "--clear-groups",
+            "--no-new-privs",
+        ]);
+        command.args(["--inh-caps", &list, "--ambient-caps", &list, "--bounding-set", &list]);
+        command.arg(&self.0);
+        command
+    }
+}
+
+impl Drop for BinaryCopy {
+    fn drop(&mut self) {
+        _ = fs::remove_file(&self.0);
+    }
 }
 
 /// The lines that a tracer has printed on standard error.

@@ -1,5 +1,5 @@
-//! Splits a capture into lines. The content of the file shows its compression. Damage is skipped and reported with its
-//! position. Memory is bounded for any content.
+//! Splits a capture into lines. Detects the compression from the first bytes of the file. Skips damaged parts and
+//! reports their positions. Uses bounded memory, whatever the file contains.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};

@@ -68,9 +68,9 @@ pub struct Capture {
     /// Both ends of a connection between traced nodes give two records. With this flag they are one, of type `pair`
     /// in JSON, with the bytes that one end sent and the other did not receive. Records belong together if their
     /// addresses and ports are the same after every translation is undone, their lifetimes overlap, and their sequence
-    /// numbers fit. What several others fit stays alone, and the summary counts it. Rollups, the table and the log
-    /// count a connection once, and show both outcomes where they differ. A filter passes a connection if one of its
-    /// ends passes.
+    /// numbers fit. A record that several others fit is not joined, and the summary counts it. Rollups, the table and
+    /// the log count a connection once, and show both outcomes where they differ. A filter passes a connection if one
+    /// of its ends passes.
     ///
     /// Example: kmesh-trace --read a.jsonl.zst --read b.jsonl.zst --join -o table --by node
     #[arg(long)]

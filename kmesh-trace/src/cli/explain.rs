@@ -124,9 +124,9 @@ Examples:
   kmesh-trace explain --read incident.jsonl.zst
           Examine a capture
 
-Each finding says what happens, between whom, how often of how many, since when,
-on whose side it is and what supports that, then the command that shows the
-lines. After the findings stands what was looked for and not found, and what
-could not be known.
+Each finding says what happens, between whom, how often (such as 40 of 52
+attempts), since when, on whose side it is and what supports that, then the
+command that shows the lines. The report ends with the problems that were not
+found, and with what could not be checked.
 
 Exit status: 0, with or without findings; otherwise as without explain.";

@@ -13,7 +13,7 @@ const MAX_GROUPS: usize = 4_096;
 const MAX_VALUES: usize = 1_000;
 /// The maximum number of time windows. Then two become one.
 const MAX_WINDOWS: usize = 64;
-/// The number of time windows from which on rates are compared.
+/// The minimum number of time windows for a comparison of rates.
 const MIN_WINDOWS: usize = 20;
 /// The length of a time window at first.
 const MIN_WINDOW_NS: u64 = 1_000_000_000;

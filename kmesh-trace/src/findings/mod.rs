@@ -57,13 +57,14 @@ pub struct Finding {
     pub subject: Group,
     /// The server's address after translation. `None`: the finding is about a client alone.
     pub server: Option<SocketAddr>,
-    /// How often it happened, and of how many.
+    /// How often it happened: connections, segments, scans or milliseconds, by the rule.
     pub count: u64,
+    /// The total that `count` is a part of.
     pub of: u64,
     /// When it happened first and last.
     pub first: WallTime,
     pub last: WallTime,
-    /// One sentence: what happens, between whom, how often of how many, since when.
+    /// One sentence: what happens, between whom, how often (such as 40 of 52 attempts), since when.
     pub title: String,
     /// Sentences: on whose side it is, and what supports that.
     pub evidence: Vec<String>,
@@ -125,7 +126,7 @@ impl Finding {
 pub struct Rule {
     /// The name in JSON and in the documentation.
     pub name: &'static str,
-    /// What it looks for, as a noun.
+    /// The problem that the rule detects, as a noun phrase.
     pub looks_for: &'static str,
     /// Finds what is wrong.
     find: fn(&Watch) -> Vec<Finding>,
@@ -138,9 +139,9 @@ pub struct Rule {
 pub struct Report {
     /// The most important finding first.
     pub findings: Vec<Finding>,
-    /// What was looked for and not found, with the number of connections behind it.
+    /// The problems that were not found, with the number of connections that the rule judged.
     pub absent: Vec<(&'static str, u64)>,
-    /// What could not be known, and why.
+    /// What could not be checked, and why.
     pub unknown: Vec<String>,
     /// The connections and attempts that ended.
     pub connections: u64,

@@ -13,7 +13,7 @@ use crate::rollup::{By, Group, GroupEnd, Key};
 
 /// The maximum number of pairs. The connections of further pairs are counted, and the report says how many.
 const MAX_PAIRS: usize = 4_096;
-/// The number of pairs from which on clients without a name count together.
+/// The number of pairs above which clients without a name count together.
 const MAX_PAIRS_BY_ADDRESS: usize = MAX_PAIRS / 2;
 /// The maximum number of pods of each end of a pair.
 const MAX_MEMBERS: usize = 64;

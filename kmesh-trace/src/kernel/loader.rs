@@ -66,8 +66,8 @@ const ERROR: ProgramSpec = ProgramSpec {
 /// The programs of every kernel, in the order of attaching: the destroy fallback is in place before the kernel can skip
 /// `kmesh_state`.
 const TRACEPOINTS: [ProgramSpec; 3] = [DESTROY, RESET, STATE];
-/// The programs that handle what the kernel skipped the programs at the same tracepoints for. For kernels that preempt
-/// programs. The kernel calls the programs of a tracepoint in the order of attaching.
+/// The backup programs, for kernels that preempt programs. Each handles the events at its tracepoint for which the
+/// kernel skipped the main program. The kernel calls the programs of a tracepoint in the order of attaching.
 const BACKUPS: [ProgramSpec; 2] = [
     ProgramSpec {
         name: "kmesh_destroy_backup",

@@ -214,8 +214,8 @@ impl Resolver {
 }
 
 impl Cluster {
-    /// Returns the backend to which the node translated the address that the record's client dialled. Looked up once a
-    /// connection, `late_ns` after the record's event.
+    /// Returns the backend to which the node translated the address that the record's client dialled. Stores the answer
+    /// until the connection closes. `late_ns` is the time since the record's event.
     fn backend(&mut self, record: &Record, late_ns: u64) -> Option<SocketAddr> {
         let (ip, dialled) = (record.dst.ip(), record.dst);
         if record.direction == Direction::Inbound || ip.is_loopback() || self.store.is_pod_address(ip, record) {
@@ -270,7 +270,8 @@ impl Cluster {
         None
     }
 
-    /// Checks now and then whether a source lists any pod below a kubelet's cgroup root.
+    /// Checks, at most once per [`ROOT_CHECK_NS`] and root, whether a source lists any pod below a kubelet's cgroup
+    /// root.
     fn check_root(&mut self, cgroups: &CgroupTree, root: &Arc<str>, now_ns: u64) {
         let checked_ns = self.root_checks.get(root).copied().unwrap_or(0);
         if self.store.owns_root(root) || now_ns.saturating_sub(checked_ns) < ROOT_CHECK_NS {

@@ -85,7 +85,7 @@ impl Meta {
     }
 }
 
-/// The identity of an object of which nothing else can be used.
+/// The identity of an object whose other fields are invalid.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct ObjectIdentity {

@@ -15,8 +15,8 @@ const LATER: WallTime = WallTime(i64::MAX - 1);
 /// The number of containers that are added between two searches for containers whose pods are gone.
 const SWEEP_AFTER: usize = 10_000;
 
-/// Names for records that were made elsewhere: those of a capture, by saved objects, or those of other nodes, by what
-/// sources report.
+/// Adds names to records from elsewhere: to those of a capture from saved objects, to those of other nodes from the
+/// reports of sources.
 #[derive(Debug, Default)]
 pub struct OfflineNames {
     store: Store,

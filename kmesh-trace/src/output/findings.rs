@@ -1,4 +1,4 @@
-//! The report of `explain`: what is wrong, what was looked for and not found, and what could not be known.
+//! The report of `explain`: the problems that were found, those that were not found, and what could not be checked.
 
 use std::io;
 
@@ -80,10 +80,7 @@ impl Findings {
                 .iter()
                 .map(|(what, of)| format!("{what} ({of})"))
                 .collect();
-            text += &format!(
-                "\nlooked for and not found (in how many connections): {}\n",
-                absent.join(", ")
-            );
+            text += &format!("\nnot found (number of connections checked): {}\n", absent.join(", "));
         }
         if !report.unknown.is_empty() {
             text += "\nunknown:\n";

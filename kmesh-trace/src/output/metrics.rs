@@ -258,7 +258,7 @@ impl Sink for Metrics {
         }
         self.expired_at = now;
         let since = WallTime(now.0.saturating_sub(idle_ns));
-        // Overflow keys are looked up again, since the budget may have room now.
+        // Overflow keys are looked up again, since the budget may have series left now.
         self.cached.retain(|_, series| series.is_alive() && !series.is_overflow);
         // An open connection has an update each interval. If this one has none, its close was lost.
         self.connections.retain(|_, group| group.last_touched() >= since);

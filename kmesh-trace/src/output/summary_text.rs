@@ -94,7 +94,7 @@ pub fn summary(summary: &Summary, info: &RunInfo) -> String {
     {
         push(
             &mut text,
-            format_args!("; {} had no room in the kernel's map", counted(evicted, "drop count")),
+            format_args!("; {} did not fit into the kernel's map", counted(evicted, "drop count")),
         );
     }
     text
@@ -203,7 +203,7 @@ mod tests {
                 "100 connections closed on worker-1 in 12.345s: 80 delivered, 7 filtered, 12 lost, 1 after the limit; \
                  9 still open, 4 of them not reached by socket scans; 3 delivered without a pod's name; 2 of the lost \
                  are an upper bound: the ring buffer was full (--buffer makes it larger), the kernel skipped the \
-                 tracer; 2 drop counts had no room in the kernel's map",
+                 tracer; 2 drop counts did not fit into the kernel's map",
             ),
         ];
         for (summary, text) in cases {

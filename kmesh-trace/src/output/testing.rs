@@ -507,8 +507,8 @@ pub(crate) fn info() -> RunInfo {
 /// Returns the process name that the kernel stores of `bytes`: the first fifteen bytes.
 pub(crate) fn comm(bytes: &[u8]) -> Comm {
     let mut comm = [0; 16];
-    let kept = bytes.len().min(15);
-    comm[..kept].copy_from_slice(&bytes[..kept]);
+    let length = bytes.len().min(15);
+    comm[..length].copy_from_slice(&bytes[..length]);
     Comm(comm)
 }
 

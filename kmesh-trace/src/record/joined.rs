@@ -18,7 +18,7 @@ pub struct Undelivered {
     pub received: u64,
 }
 
-/// The number of closes by what `--join` did with them.
+/// The numbers of connections that `--join` joined, and of closes that it left single or found ambiguous.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JoinCounts {
     /// The connections with both ends.

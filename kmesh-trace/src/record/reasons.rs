@@ -54,7 +54,7 @@ const OTHER: &str = "other";
 /// Counts by reason. Without a count, they own no heap memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReasonSums {
-    /// Sorted by reason.
+    /// The count of each reason, sorted by reason.
     sums: Vec<(Arc<str>, u64)>,
 }
 

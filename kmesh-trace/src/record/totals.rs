@@ -88,7 +88,7 @@ pub struct Summary {
     pub open: u64,
     /// The part of `open` that the last socket scan did not reach. `None` without a scan.
     pub not_scanned: Option<u64>,
-    /// The counts of dropped packets that the kernel's map had no room for. `None` if they were not counted.
+    /// The counts of dropped packets that did not fit into the kernel's map. `None` if they were not counted.
     pub drops_evicted: Option<u64>,
     /// The time since tracing began, in ns.
     pub elapsed_ns: u64,

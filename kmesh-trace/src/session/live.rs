@@ -93,7 +93,7 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
     let clock = Clock::new(measure_difference());
     let (messages, queue) = sync_channel(QUEUE_CAPACITY);
     let (spare, spares) = channel();
-    // What has no more scans to make keeps its descriptors, by which others inspect the programs and maps.
+    // Without further scans, the scanner still holds its descriptors, so that `bpftool` shows the programs and maps.
     let _idle_scanner = match opened.scanner {
         Some(scanner) if config.needs_updates() => {
             scanner.run(ScanTask {

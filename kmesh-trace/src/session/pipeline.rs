@@ -44,8 +44,8 @@ pub struct Pipeline {
     account: Account,
     /// The metrics that come from counters, not from records.
     gauges: Option<Arc<Values>>,
-    /// The counters of each requested summary. The summary is due when the engine has all closes that the counters
-    /// include.
+    /// The kernel's counters at each request for a summary. The pipeline emits the summary when the engine has received
+    /// every close that these counters include.
     requested: VecDeque<Counts>,
 }
 

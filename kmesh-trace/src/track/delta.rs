@@ -334,7 +334,7 @@ mod tests {
             (dropped(Event::Update, &[]), ""),
             (dropped(Event::Update, &[(sent, "A", 2), (received, "A", 1)]), "A 3"),
             (dropped(Event::Update, &[(sent, "A", 2), (received, "A", 1)]), ""),
-            // The kernel's map had no room for the counts, and starts again.
+            // The kernel's map evicted the counts, so they start at 0 again.
             (dropped(Event::Update, &[(sent, "B", 4)]), "B 4"),
             (dropped(Event::Close, &[(sent, "A", 4), (sent, "B", 5)]), "A 1, B 1"),
             (dropped(Event::Close, &[(sent, "A", 4)]), "A 4"),

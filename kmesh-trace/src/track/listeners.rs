@@ -38,7 +38,7 @@ impl Listeners {
                 .wrapping_sub(known.map_or(0, |known| known.dropped_total)),
             dropped_total: listener.drops,
         };
-        // What a new listener dropped before the tracer found it is in the total alone.
+        // The total alone includes the drops from before the tracer found the listener.
         let queue = match known {
             Some(_) => queue,
             None => AcceptQueue { dropped: 0, ..queue },

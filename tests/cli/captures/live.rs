@@ -160,7 +160,7 @@ pub fn silent_stream_holds_others_back_for_two_seconds(folder: &Path) -> Result<
         max < MAX_HOLD + Duration::from_secs(8),
         format!("held back for {max:?}"),
     )?;
-    // Before all others.
+    // The time of this line is before the times of all others.
     writeln!(silent, "{}", of_node(lines[0], "b")?)?;
     let written = Instant::now();
     check(replay.line()? == of_node(lines[0], "b")?, "the late line")?;

@@ -29,7 +29,7 @@ pub fn add(topic: Topic) -> Topic {
         .standalone("hanging_exec_plugin_is_an_error", &[], hanging_exec_plugin_is_an_error)
 }
 
-/// What the first watch of pods sends. The second watch is right.
+/// The event that the API server sends on the first watch of pods. On later watches it sends a valid `MODIFIED` event.
 struct FirstEvent {
     name: &'static str,
     /// Text of the warning. Empty if the tool does not warn.

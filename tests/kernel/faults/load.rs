@@ -76,7 +76,7 @@ fn interrupt_under_load(tracer: &Tracer, servers: &[Ipv4Addr]) -> (Vec<CompactRe
 /// each end. The interrupted one prints each end that had closed before the interrupt, and none that did not close.
 fn interrupting_one_of_two_tracers() {
     let servers: [Ipv4Addr; 4] = std::array::from_fn(|number| net::loopback_v4(number as u8));
-    // Room for all records while a tracer does not get a processor.
+    // The ring holds all records while a tracer gets no processor time.
     let args = ["--buffer", "64MiB", "--to-ip", &net::comma_separated(&servers)];
     let (other, interrupted) = (Tracer::json(&args), Tracer::json(&args));
     let (of_other, of_interrupted) = (collect(&other), collect(&interrupted));

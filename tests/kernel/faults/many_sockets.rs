@@ -15,7 +15,8 @@ pub fn add(topic: Topic) -> Topic {
     topic.standalone("many_preexisting_sockets", &[], many_preexisting_sockets)
 }
 
-/// Connections of a process. Each has two descriptors, and the usual limit is 20,000.
+/// The number of connections of one process, which has both ends: two descriptors for each connection. Some systems
+/// allow a process 20,000 descriptors.
 const CONNECTIONS_PER_PROCESS: usize = 9_000;
 
 /// An end: whether it is the server's, the client's port, and the server's address.
@@ -198,7 +199,7 @@ fn many_preexisting_sockets() {
         let is_known = |(_, _, server): &End| owners.servers.contains(server);
         assert!(state.ends.keys().all(is_known));
     }
-    // One process after the other: the ring buffer has no room for the closes of all.
+    // One process after another: the ring buffer cannot hold the closes of all processes.
     let mut left = sockets;
     for process in &owners.processes {
         process.run("close_connections");

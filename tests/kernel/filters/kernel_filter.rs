@@ -331,7 +331,8 @@ pub fn listener_that_connects_is_filtered_by_peer_port() {
     }
 }
 
-/// A kernel filter with all checks, which passes only these networks and has room for the networks of later filters.
+/// Returns a kernel filter with all checks, which passes only these networks, and has capacity for the networks of
+/// later filters.
 fn with_all_checks(networks: &[String]) -> KernelFilter {
     /// More than any filter of the test has.
     const MAX_NETWORKS: u32 = 64;

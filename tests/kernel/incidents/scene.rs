@@ -121,7 +121,7 @@ impl Scene {
         self.lines()
     }
 
-    /// Leaves the table.
+    /// Types `q`, and waits for the summary and the prompt.
     pub fn quit(&self) {
         self.terminal.keys(&["q"]);
         self.terminal

@@ -128,8 +128,8 @@ pub fn predict(life: &Life<'_>, packets: &[Packet]) -> Prediction {
     prediction
 }
 
-/// Returns the call that sent the first SYN of a flow from this end. On a slow machine, the packet is captured only after
-/// the call.
+/// Returns the call that sent the first SYN of a flow from this end. On a slow machine, the packet is captured only
+/// after the call.
 fn connect_call<'a>(life: &'a Life<'_>, flow: &Flow<'_>, from: SocketAddr, to: SocketAddr) -> Option<&'a Call> {
     let syn = flow.syn_from(from)?;
     let can_send_syn = |call: &&Call| {

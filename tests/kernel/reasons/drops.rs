@@ -229,7 +229,7 @@ fn dropped_data(version: IpVersion) {
     };
     let (sent, received) = (counted(&client, "sent"), counted(&server, "received"));
     assert_eq!(sent, received);
-    // A packet may have been dropped between the last look at the counter and the end of the rule.
+    // A packet may have been dropped between the last read of the counter and the removal of the rule.
     assert!(
         (count..=count + 1).contains(&sent),
         "{count} dropped, {sent} in {client}"
@@ -335,7 +335,7 @@ fn connections_without_drops() {
         match round % 3 {
             0 => drop(pair.close_client_first()),
             1 => drop(pair.close_server_first()),
-            // With unread data.
+            // Closes with unread data.
             _ => {
                 send(&pair.client, 1000);
                 wait_acknowledged(&pair.client);

@@ -71,14 +71,14 @@ fn trace(args: &Args, tool: &Path) -> Result<()> {
     let calm_rate = BATCH.run(&mut addresses)?;
     let calm_memory = traced.memory_mib()?;
 
-    // Dropped packets alone.
+    // Measure dropped packets without connections.
     let (before, ns) = (dropped()?, traced.programs_ns()?);
     let flood = Flood::start();
     thread::sleep(Duration::from_secs(args.seconds) / 4);
     flood.end()?;
     let each = (traced.programs_ns()? - ns) / (dropped()? - before).max(1);
 
-    // And connections beside them.
+    // Measure connections with dropped packets.
     let (before, began) = (dropped()?, Instant::now());
     let flood = Flood::start();
     let mut rates = Vec::new();

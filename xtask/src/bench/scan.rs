@@ -104,7 +104,7 @@ fn measure(tool: &std::path::Path, scans: u32) -> Result<Figures> {
         traffic::churn(500, &mut addresses)?;
         thread::sleep(Duration::from_millis(50));
     }
-    let after = scanner_ns(traced.pid())?.context("the tracer has no thread that walks")?;
+    let after = scanner_ns(traced.pid())?.context("the tracer has no scanner thread")?;
     let ms = (after - before) as f64 / 1e6 / f64::from(scans);
     let summary = traced.finish()?;
     let count = |name: &str| {
@@ -121,8 +121,8 @@ fn measure(tool: &std::path::Path, scans: u32) -> Result<Figures> {
     })
 }
 
-/// The processor time of the thread that walks, ns. None while there is none: it begins after the tracer says that it
-/// traces.
+/// Returns the processor time of the scanner thread, ns. `None` until the thread starts, which is after the tracer
+/// reports that it traces.
 fn scanner_ns(pid: u32) -> Result<Option<u64>> {
     for task in fs::read_dir(format!("/proc/{pid}/task")).context("cannot list the tracer's threads")? {
         let task = task?.path();

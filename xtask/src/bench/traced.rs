@@ -80,10 +80,10 @@ impl Traced {
             .stdout(stdout)
             .stderr(Stdio::piped());
         let mut traced = Self::spawn(&mut command, output)?;
-        let said = traced.child.stderr.take().context("no standard error")?;
-        for line in BufReader::new(said).lines() {
+        let stderr = traced.child.stderr.take().context("no standard error")?;
+        for line in BufReader::new(stderr).lines() {
             if line
-                .context("cannot read what the tracer says")?
+                .context("cannot read the standard error of the tracer")?
                 .contains("tracing every")
             {
                 return Ok(traced);

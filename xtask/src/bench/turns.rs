@@ -1,5 +1,5 @@
-//! Measures what `--turns` costs Redis and PostgreSQL: their requests per second with no tracer, with a tracer, and with
-//! `--turns`, and the BPF time of each run of a program.
+//! Measures what `--turns` costs Redis and PostgreSQL: their requests per second with no tracer, with a tracer, and
+//! with `--turns`, and the BPF time of each run of a program.
 
 use std::fs;
 use std::os::unix::fs::chown;

@@ -102,7 +102,7 @@ fn control(release: &Release, kibibytes: &str) -> String {
     )
 }
 
-/// Returns the licences of the tool. Those of what is linked in are in another file.
+/// Returns the licences of the tool. The licences of linked code are in another file.
 fn copyright(release: &Release) -> Result<String> {
     let mut text = format!(
         "kmesh-trace is from {HOMEPAGE}\n\n\

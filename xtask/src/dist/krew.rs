@@ -12,7 +12,7 @@ const TEMPLATE: &str = "deploy/krew/kmesh-trace.yaml";
 const FILE: &str = "kmesh-trace.yaml";
 /// The start of the template's part for one architecture.
 const PLATFORM: &str = "    - selector:";
-/// What stands in the template for the homepage and for a checksum.
+/// The placeholders of the template for the homepage and for a checksum.
 const TEMPLATE_HOMEPAGE: &str = "https://example.com/kmesh-trace";
 const TEMPLATE_SUM: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 

@@ -23,7 +23,7 @@ use crate::host;
 const KERNEL: &str = "6.1";
 const SUITE: &str = "bookworm";
 const TOOL: &str = "/kmesh-trace";
-/// A VM boots in half a minute.
+/// The time limit of the VM. An emulated VM boots in half a minute.
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// The bytes that `traces.sh` sends, the port that it sends to, and a closed port.

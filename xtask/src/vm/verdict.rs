@@ -73,7 +73,7 @@ pub fn judge_refusals(run: &Run, steps: &[Step]) -> Verdict {
 }
 
 impl Verdict {
-    /// Returns an empty verdict, with a failure if the VM did not finish.
+    /// Returns a verdict without results. If the VM did not finish, counts that as one failure.
     pub fn new(run: &Run) -> Self {
         let mut verdict = Self {
             counts: Counts::default(),

@@ -12,7 +12,7 @@ pub const RULE: Rule = Rule {
     basis,
 };
 
-/// The drops of a listener from which on its queue overflowed between two scans, if the scans saw it half full. A
+/// The minimum number of drops that shows an overflow of the queue between two scans, if the scans saw it half full. A
 /// listener also drops a packet for other reasons, such as a lack of memory.
 const MIN_DROPS: u64 = 3;
 

@@ -13,9 +13,9 @@ pub const RULE: Rule = Rule {
     basis,
 };
 
-/// The number of connections from which on a pair is judged.
+/// The minimum number of connections of a pair that is judged.
 const MIN_CONNECTIONS: u64 = 100;
-/// The connections a second of one pair from which on setting them up is a noticeable cost.
+/// The minimum rate of connections of one pair at which their setup has a noticeable cost, per second.
 const MIN_PER_SECOND: u64 = 20;
 /// The share of short connections, in percent.
 const MIN_SHORT_PERCENT: u64 = 90;

@@ -13,9 +13,9 @@ pub const RULE: Rule = Rule {
     basis,
 };
 
-/// The share of the busy time, in percent, from which on the limit decides how long a transfer takes.
+/// The minimum share of the busy time, in percent, at which the limit dominates the transfer time.
 const MIN_PERCENT: u64 = 30;
-/// The busy time from which on somebody waits for it.
+/// The minimum busy time of the connections of a pair worth reporting, µs.
 const MIN_BUSY_US: u64 = 1_000_000;
 
 fn basis(watch: &Watch) -> Result<u64, &'static str> {

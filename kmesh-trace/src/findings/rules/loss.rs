@@ -12,10 +12,10 @@ pub const RULE: Rule = Rule {
     basis,
 };
 
-/// The retransmitted share of segments, in per mille, from which on loss costs throughput: at 1 % one connection with
-/// 50 ms of round-trip time reaches no more than about 2.9 Mbit/s (Mathis).
+/// The minimum share of retransmitted segments, in per mille, that costs throughput: at 1 % one connection with 50 ms
+/// of round-trip time reaches no more than about 2.9 Mbit/s (Mathis).
 const MIN_PER_MILLE: u64 = 10;
-/// The number of retransmitted segments from which on the share means something.
+/// The minimum number of retransmitted segments for a meaningful share.
 const MIN_RETRANSMITS: u64 = 20;
 /// The number of segments with which another path counts as one without loss.
 const MIN_SEGMENTS: u64 = 200;

@@ -32,7 +32,7 @@ pub const RULES: &[Rule] = &[
     one_of_many::RULE,
 ];
 
-/// The number of failures from which on they are no coincidence, for symptoms that a healthy pair does not have.
+/// The minimum number of failures that is not chance, for symptoms that a healthy pair does not have.
 const MIN_FAILURES: u64 = 3;
 /// The share of failures since the first one, in percent. Fewer are the rest of a restart or of a single bad request.
 const MIN_PERCENT: u64 = 5;
@@ -43,7 +43,8 @@ fn is_frequent(failures: &Occurrences, attempts: u64) -> bool {
     failures.count >= MIN_FAILURES && failures.count * 100 >= of * MIN_PERCENT
 }
 
-/// Returns how often a symptom occurred, of how many, since when and what was before.
+/// Returns the number of failures, the number of attempts since the first failure, and a text with both:
+/// `40 of 52 attempts since 03:19:40, none of the 9 before`.
 fn frequency(failures: &Occurrences, pair: &Pair, noun: &str) -> (u64, u64, String) {
     let of = pair
         .stats

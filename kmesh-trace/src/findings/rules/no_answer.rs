@@ -14,8 +14,8 @@ pub const RULE: Rule = Rule {
     basis: all_attempts,
 };
 
-/// The number of unanswered attempts from which on they are reported. At a loss of 1 %, an attempt loses its first two
-/// SYNs once in 10,000 times.
+/// The minimum number of unanswered attempts that is reported. At a loss of 1 %, an attempt loses its first two SYNs
+/// once in 10,000 times.
 const MIN_UNANSWERED: u64 = 2;
 
 fn find(watch: &Watch) -> Vec<Finding> {

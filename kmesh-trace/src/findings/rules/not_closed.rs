@@ -15,11 +15,11 @@ pub const RULE: Rule = Rule {
     basis,
 };
 
-/// The number of connections in CLOSE_WAIT from which on a process forgets them. One or two may be slow.
+/// The minimum number of connections in CLOSE_WAIT that shows a leak. One or two may be slow.
 const MIN_CLOSE_WAIT: u64 = 3;
 /// The time in CLOSE_WAIT after which a process has had time to read the peer's FIN: two socket scans of 5 s.
 const MIN_CLOSE_WAIT_NS: i64 = 9_500_000_000;
-/// The number of idle connections from which on a pool has no reasonable size.
+/// The minimum number of idle connections that shows an oversized pool.
 const MIN_IDLE: u64 = 50;
 /// The time without a byte after which a connection is idle.
 const MIN_IDLE_NS: i64 = 9_500_000_000;

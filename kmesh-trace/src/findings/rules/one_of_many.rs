@@ -16,18 +16,19 @@ pub const RULE: Rule = Rule {
     basis,
 };
 
-/// The number of pods, the odd one included, from which on "the others" means something.
+/// The minimum number of pods, the odd one included.
 const MIN_PODS: usize = 3;
-/// The number of connections of a pod from which on it is compared.
+/// The minimum number of connections of a pod that is compared.
 const MIN_CONNECTIONS: u64 = 20;
-/// The failures and the share of a pod, in percent, from which on it is odd.
+/// The minimum number of failures of an odd pod.
 const MIN_FAILURES: u64 = 5;
+/// The minimum share of failures of an odd pod, in percent.
 const MIN_FAILED_PERCENT: u64 = 10;
 /// How many times larger the failed share, or the median duration, must be than that of every sibling.
 const MIN_TIMES: u64 = 3;
 /// The number of standard deviations between the failed shares. By chance it is one in 30,000.
 const MIN_DEVIATIONS: f64 = 4.0;
-/// The difference of medians from which on people notice.
+/// The minimum difference of medians that users notice.
 const MIN_DIFFERENCE_NS: u64 = 20_000_000;
 
 /// The pods of one end of a pair. Only pods with the same peer are compared: another peer asks for other things.

@@ -16,7 +16,7 @@ pub const RULE: Rule = Rule {
     basis: all_attempts,
 };
 
-/// The number of RSTs to one client of another node from which on it is no port scan, which tries a port once or twice.
+/// The minimum number of RSTs to one client of another node. A port scan tries a port once or twice.
 const MIN_REJECTS: u64 = 5;
 /// The kernel's reason for a RST because nothing listens on the port.
 const NO_SOCKET: &str = "NO_SOCKET";

@@ -14,10 +14,10 @@ pub const RULE: Rule = Rule {
     basis: all_attempts,
 };
 
-/// The number of resets from which on they are a warning, if they lost nothing and most connections are not reset. A
-/// healthy pair has three close together now and then.
+/// The minimum number of resets for a warning, if they lost nothing and most connections are not reset. A healthy pair
+/// sometimes has three in a short time.
 const MIN_CERTAIN: u64 = 5;
-/// The number of resets from which on their times and sizes are compared. Five values within 5 % by chance are rare.
+/// The minimum number of resets whose times and sizes are compared. Five values within 5 % by chance are rare.
 const MIN_ALIKE: usize = 5;
 /// The shortest idle time that looks like a limit of a proxy or load balancer. Shorter ones are the time of a request.
 const MIN_IDLE_NS: u64 = 900_000_000;

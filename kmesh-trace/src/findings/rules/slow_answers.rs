@@ -13,11 +13,11 @@ pub const RULE: Rule = Rule {
     basis,
 };
 
-/// The number of answers from which on their p95 means something.
+/// The minimum number of answers for a meaningful p95.
 const MIN_ANSWERS: u64 = 20;
-/// The p95 from which on people wait for an answer.
+/// The minimum p95 that users notice.
 const MIN_P95_NS: u64 = 500_000_000;
-/// The p95 in round-trip times from which on the distance does not explain the wait.
+/// The minimum p95, in round-trip times, that distance does not explain.
 const MIN_ROUND_TRIPS: u64 = 10;
 
 fn basis(watch: &Watch) -> Result<u64, &'static str> {

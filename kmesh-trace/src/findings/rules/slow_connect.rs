@@ -14,11 +14,11 @@ pub const RULE: Rule = Rule {
     basis,
 };
 
-/// The number of handshakes from which on their p95 means something.
+/// The minimum number of handshakes for a meaningful p95.
 const MIN_CONNECTS: u64 = 20;
-/// The p95 in round-trip times from which on a handshake, which takes one, is slow.
+/// The minimum p95, in round-trip times, of a slow handshake. A handshake takes one.
 const MIN_ROUND_TRIPS: u64 = 10;
-/// The p95 from which on people notice.
+/// The minimum p95 that users notice.
 const MIN_P95_NS: u64 = 50_000_000;
 
 fn basis(watch: &Watch) -> Result<u64, &'static str> {

@@ -65,7 +65,7 @@ impl ReasonCounts {
         self.drops.get(&PodTuple(*tuple), 0).ok().map(|PodDrops(drops)| drops)
     }
 
-    /// Returns the number of counts that the map had no room for: connections whose counts it dropped for newer ones,
+    /// Returns the number of counts that did not fit into the map: connections whose counts it evicted for newer ones,
     /// and packets whose connection had too many kinds of drops.
     pub fn drops_evicted(&self) -> u64 {
         let entries = self.drops.keys().filter(Result::is_ok).count() as u64;

@@ -127,7 +127,7 @@ fn parse_yaml(file: impl BufRead) -> Result<PodsFile> {
     parse_json(&json[..])
 }
 
-/// Says where the error is, and nothing of what stands there: the library's own message quotes the file.
+/// Returns an error with the position only. The library's own message would quote the file.
 pub fn yaml_error(error: &serde_saphyr::Error) -> anyhow::Error {
     let location = error.location();
     let at = location.map(|location| format!(", at line {} column {}", location.line(), location.column()));

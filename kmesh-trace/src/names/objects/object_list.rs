@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(reader.list, Some(expected));
     }
 
-    /// The events in short, the last one that which ends the watch.
+    /// Returns the events as short texts. The last event ends the watch.
     fn events(text: &str) -> (Vec<String>, EventReader) {
         let mut reader = EventReader::new(Kind::Pods, "Pod");
         let mut events = Vec::new();

@@ -104,7 +104,7 @@ impl Answer {
 pub struct Call<'a> {
     pub method: Method,
     pub path: &'a str,
-    /// JSON, or empty.
+    /// The body: JSON, or empty.
     pub body: Bytes,
     /// Headers besides those of every request.
     pub headers: Vec<(HeaderName, HeaderValue)>,

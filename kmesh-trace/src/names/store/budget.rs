@@ -1,7 +1,7 @@
 //! The memory that objects of Kubernetes may take in all, shared fairly between namespaces.
 //!
-//! While there is room, every namespace gets what it asks for. When the room is used up, a namespace may still take
-//! an eighth of an equal share, so no namespace can use up the memory of another.
+//! While memory is free, every namespace gets what it asks for. When it is used up, a namespace may still take an
+//! eighth of an equal share, so no namespace can use up the memory of another.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl MemoryBudget {
     }
 
     /// Takes `bytes` for a namespace in place of the `freed` bytes that it gives back. Returns `false` and changes
-    /// nothing when there is no room.
+    /// nothing when the budget does not allow it.
     pub fn replace(&mut self, namespace: &Arc<str>, freed: usize, bytes: usize) -> bool {
         let used = self.namespaces.get(namespace).copied().unwrap_or(0);
         let used_then = used.saturating_sub(freed) + bytes;
@@ -67,7 +67,7 @@ mod tests {
         assert!((0..9).all(|_| budget.replace(&modest, 0, 10)), "an eighth of a share");
         assert!(!budget.replace(&modest, 0, 10));
         assert!(budget.replace(&greedy, 10, 10) && budget.replace(&greedy, 500, 0));
-        assert!(budget.replace(&modest, 0, 100), "there is room again");
+        assert!(budget.replace(&modest, 0, 100), "memory is free again");
         assert!(budget.replace(&modest, 200, 0) && budget.replace(&greedy, 1_090, 0));
         assert_eq!((budget.total, budget.namespaces.len()), (0, 0));
     }

@@ -150,7 +150,7 @@ impl Store {
         self.services.all().for_each(visit);
     }
 
-    /// Returns the number of objects for which there was no room.
+    /// Returns the number of objects that exceeded the memory budget.
     pub fn left_out(&self) -> u64 {
         self.left_out
     }

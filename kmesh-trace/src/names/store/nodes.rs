@@ -49,7 +49,8 @@ impl Nodes {
         }
     }
 
-    /// Returns the node with this address. Of several, which is a fault of the cluster, the alphabetically first.
+    /// Returns the node with this address. If several nodes report it (a fault of the cluster), returns the
+    /// alphabetically first.
     pub fn at(&self, ip: IpAddr) -> Option<&Arc<str>> {
         self.by_ip.get(&ip)?.first()
     }

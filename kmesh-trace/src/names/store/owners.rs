@@ -55,7 +55,7 @@ impl Owners {
         self.changes % u32::MAX + 1
     }
 
-    /// Adds or changes a controller. Returns `false` if there is no room for it.
+    /// Adds or changes a controller. Returns `false` if the memory budget is used up.
     pub fn upsert(&mut self, report: ReportedBy, object: &ControllerObject, shared: &mut SharedValues) -> bool {
         let owner = object.owner.as_ref();
         let bytes = CONTROLLER_BYTES + owner.map_or(0, excess_bytes);

@@ -22,7 +22,7 @@ use crate::record::Pod;
 const REMEMBERED_NS: i64 = 30 * 60 * 1_000_000_000;
 /// The number of gone pods that are remembered. Beyond it, the namespace with the most of them forgets its oldest.
 pub const MAX_REMEMBERED: usize = 20_000;
-/// The time between two sweeps of what is remembered, ns.
+/// The time between two removals of old remembered pods, ns.
 const SWEEP_NS: i64 = 60 * 1_000_000_000;
 /// The tolerance for the clock that dates the start of a pod, ns. It only ever prevents a name.
 const SLACK_NS: i64 = 2_000_000_000;
@@ -45,9 +45,9 @@ pub struct NamedPod {
 pub struct Pods {
     entries: Slab<PodEntry>,
     by_uid: HashMap<Arc<str>, usize>,
-    /// The UIDs of static pods that pods have, or have besides their own.
+    /// The static pod UID of each pod that has one, whether it is the pod's own UID or a second one.
     static_uids: HashMap<usize, Arc<str>>,
-    /// The pods that have a static pod's UID besides their own.
+    /// The pods by a static pod UID that is their second UID.
     by_static_uid: HashMap<Arc<str>, Vec<usize>>,
     addresses: Timeline<IpAddr, usize>,
     /// The pods that are gone, by namespace, the oldest first, with the time at which they went.
@@ -57,7 +57,7 @@ pub struct Pods {
 }
 
 impl Pods {
-    /// Adds or changes a pod. Returns `false` if there is no room for it.
+    /// Adds or changes a pod. Returns `false` if the memory budget is used up.
     pub fn upsert(&mut self, report: ReportedBy, object: &PodObject, shared: &mut SharedValues) -> bool {
         let ReportedBy { source, at } = report;
         if object.uid.is_empty() || object.name.is_empty() {
@@ -113,7 +113,8 @@ impl Pods {
         let entry = &mut self.entries[slot];
         let before = std::mem::replace(&mut entry.updated_at, at);
         if entry.pod.host_network == Some(true) {
-            // Its addresses are its node's. A source that did not know that was wrong all the time.
+            // Its addresses are its node's. A source that reported otherwise was wrong from the start, so the spans
+            // become empty.
             self.close_all(slot, i64::MIN);
             return;
         }
@@ -245,7 +246,7 @@ impl Pods {
         }
     }
 
-    /// Forgets the pods that have been gone for long, now and then.
+    /// Forgets pods that ended long ago, at most once per [`SWEEP_NS`].
     fn sweep(&mut self, now: i64, shared: &mut SharedValues) {
         if now.saturating_sub(self.swept_at) < SWEEP_NS {
             return;
@@ -281,8 +282,8 @@ impl Pods {
         shared.budget.replace(&entry.pod.namespace, entry.bytes as usize, 0);
     }
 
-    /// Returns the pod with this UID, reported or remembered. The UID of a static pod is its own, or the one that the
-    /// API server's copy of the pod has besides.
+    /// Returns the pod with this UID, reported or remembered. A static pod is also found by the second UID of the API
+    /// server's copy: the UID that the kubelet gave the pod.
     pub fn find(&self, uid: &str) -> Option<PodRef> {
         let slot = match self.by_uid.get(uid) {
             Some(&slot) => self.canonical(slot),

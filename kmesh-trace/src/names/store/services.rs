@@ -12,7 +12,7 @@ use super::timeline::{OPEN, Span, Timeline};
 use crate::names::update::{EndpointsObject, ServiceObject, TargetPort};
 use crate::record::{Service, WallTime};
 
-/// How long what a Service had is remembered, ns.
+/// The time for which ended spans are remembered, ns.
 const REMEMBERED_NS: i64 = 30 * 60 * 1_000_000_000;
 /// The number of ended spans that are remembered.
 const MAX_REMEMBERED: usize = 50_000;
@@ -133,7 +133,7 @@ impl Services {
         self.selectors.get(namespace)
     }
 
-    /// Adds or changes a Service. Returns `false` if there is no room for it.
+    /// Adds or changes a Service. Returns `false` if the memory budget is used up.
     pub fn upsert(&mut self, report: ReportedBy, object: &ServiceObject, shared: &mut SharedValues) -> bool {
         let ReportedBy { source, at } = report;
         let spec = Spec::new(object, shared);
@@ -206,7 +206,7 @@ impl Services {
         }
     }
 
-    /// Adds or changes endpoints. Returns `false` if there is no room for them.
+    /// Adds or changes endpoints. Returns `false` if the memory budget is used up.
     pub fn upsert_endpoints(
         &mut self,
         report: ReportedBy,
@@ -287,8 +287,9 @@ impl Services {
         }
     }
 
-    /// Opens a span at each address, or adds a use to it; none where the namespace has too many at the address. A
-    /// port of which no Service was ever seen to go had the same Services before they were first listed.
+    /// Opens a span at each address and port, or adds a use to the open span. Opens none if the namespace already has
+    /// [`MAX_SPANS`] spans at the address. If no span at this port has ended, the Service is assumed to have had the
+    /// port before it was first listed: the span has no start (`i64::MIN`).
     fn open(&mut self, slot: usize, addresses: &[AddressPort], at: WallTime) {
         for &(address, port) in addresses {
             let value = PortAt { service: slot, port };
@@ -352,7 +353,7 @@ impl Services {
         slot
     }
 
-    /// Forgets the spans that ended long ago, and the Services of which nothing is left.
+    /// Forgets the spans that ended long ago, and the Services without reports, slices and spans.
     fn forget(&mut self, now: WallTime, shared: &mut SharedValues) {
         while let Some(&(until, address)) = self.ended.front()
             && (self.ended.len() > MAX_REMEMBERED || now.0.saturating_sub(until) > REMEMBERED_NS)

@@ -53,7 +53,7 @@ impl<K: Eq + Hash, V: Copy + Eq> Timeline<K, V> {
         self.0.get(key).map_or(&[], |(spans, _)| spans)
     }
 
-    /// Returns the last change of a key: its number, and the time from which on the spans are as they are now.
+    /// Returns the last change of a key: its number, and the time since which the spans have not changed.
     pub fn last_change(&self, key: &K) -> (u32, i64) {
         let Some((spans, version)) = self.0.get(key) else {
             return (0, i64::MIN);
@@ -88,9 +88,9 @@ impl<K: Eq + Hash, V: Copy + Eq> Timeline<K, V> {
         old
     }
 
-    fn retain(&mut self, key: &K, is_kept: impl Fn(&Span<V>) -> bool) {
+    fn retain(&mut self, key: &K, retains: impl Fn(&Span<V>) -> bool) {
         if let Some((spans, version)) = self.0.get_mut(key) {
-            *spans = spans.iter().copied().filter(is_kept).collect();
+            *spans = spans.iter().copied().filter(retains).collect();
             *version = version.wrapping_add(1);
             if spans.is_empty() {
                 self.0.remove(key);

@@ -1,5 +1,5 @@
-//! Compares today's schema with that of the last release, which is in `docs/schema`. Who reads the released lines must
-//! be able to read today's, as long as `v` is the same.
+//! Compares today's schema with that of the last release, which is in `docs/schema`. A reader of the released lines
+//! must be able to read today's lines as long as `v` is the same.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -44,7 +44,7 @@ fn compare(old: &Value, new: &Value, at: &str, found: &mut Vec<String>) {
         }
         return;
     };
-    // A restriction that is new refuses no line. It is a change that nobody intended, all the same.
+    // A new restriction breaks no reader, but it is an unintended change.
     for name in is.keys().filter(|name| !was.contains_key(*name)) {
         if !["properties", "required"].contains(&&**name) {
             found.push(format!("{at}/{name} is new"));

@@ -463,7 +463,7 @@ pub struct SummaryLine<'a> {
     open: u64,
     /// The part of open that the last socket scan did not reach; null without a scan.
     not_scanned: Option<u64>,
-    /// The counts of dropped packets that the kernel's map had no room for; null without --drops.
+    /// The counts of dropped packets that did not fit into the kernel's map; null without --drops.
     drops_evicted: Option<u64>,
     /// The time since tracing began.
     elapsed_ns: u64,
@@ -482,7 +482,7 @@ pub struct SummaryLine<'a> {
     join: Option<JoinCounts>,
 }
 
-/// The number of closes by what --join did with them.
+/// The numbers of connections that --join joined, and of closes that it left single or found ambiguous.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields, rename = "join")]
 struct JoinCounts {
@@ -490,7 +490,7 @@ struct JoinCounts {
     pairs: u64,
     /// The closes whose other end no stream has.
     one_ended: u64,
-    /// The closes that several other closes fit, so that all of them stay alone.
+    /// The closes that several other closes fit, so that none is joined.
     ambiguous: u64,
     /// The closes that waited less for the other end, because too many closes were waiting.
     early: u64,

@@ -34,16 +34,17 @@ use crate::own_connections;
 
 /// The paths of the metrics. The second one is Kmesh's.
 const PATHS: [&str; 2] = ["/metrics", "/status/metric"];
-/// Time from the start of a connection to its last byte. Prometheus waits as long by default.
+/// The maximum time from accepting a connection to sending the last byte of the response. It equals the default scrape
+/// timeout of Prometheus.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time from the start of a connection to the end of its request.
+/// The maximum time from accepting a connection to receiving its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// The maximum size of a request, and of what the kernel buffers of one.
+/// The maximum size of a request, and of the receive buffer in the kernel.
 const MAX_REQUEST_BYTES: usize = 16 << 10;
 /// The maximum number of bytes that the kernel buffers of a response (it doubles the figure for its own use). Enough
 /// for 25 MB/s at a round-trip time of 10 ms.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
-/// The maximum number of connections. A new one takes the place of another, see [`Connections::victim`].
+/// The maximum number of connections. A new connection replaces another one, see [`Connections::victim`].
 const MAX_CONNECTIONS: usize = 64;
 /// The maximum number of texts in memory: the newest, and an older one that a slow scraper still reads.
 const MAX_TEXTS: usize = 2;

@@ -308,8 +308,8 @@ impl View {
         self.refresh();
     }
 
-    /// Sorts by the next column on the screen; after the last column, by the sum of the bytes of both directions; then by
-    /// the first column again.
+    /// Sorts by the next column on the screen; after the last column, by the sum of the bytes of both directions; then
+    /// by the first column again.
     fn next_sort(&mut self) {
         let mut keys: Vec<SortKey> = self.layout().sort_keys().collect();
         if !keys.contains(&SortKey::Bytes) {

@@ -227,7 +227,7 @@ impl Held {
         self.at
     }
 
-    /// Returns the time from which on the line is not held back, if the merging thread has nothing else to do.
+    /// Returns the time until which the line may be held back. The merging thread may take it later if it is busy.
     pub fn until(self) -> Instant {
         self.at + MAX_HOLD
     }

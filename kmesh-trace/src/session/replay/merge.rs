@@ -14,7 +14,7 @@ const MAX_WAIT: Duration = Duration::from_millis(100);
 /// The time of a wait for a line that is held back although its time is over.
 const LATE_WAIT: Duration = Duration::from_millis(10);
 
-/// What [`Merge::next`] found.
+/// The result of [`Merge::next`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
     /// The stream with this index has the next line.

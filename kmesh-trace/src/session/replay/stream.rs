@@ -16,7 +16,7 @@ use crate::config::{CapturePath, TimeBound, TimeRange};
 use crate::output::stderr::status;
 use crate::record::{Event, Header, LossReason, Record, RunInfo, Subject, Summary, WallTime};
 
-/// The number of damaged places that are reported one by one.
+/// The number of damaged parts that are reported one by one.
 const MAX_REPORTED: u64 = 10;
 
 pub struct Input {
@@ -28,7 +28,8 @@ enum Source {
     StandardInput,
     /// Anything that is no regular file. It may still grow, and it cannot be read twice.
     Pipe(File),
-    /// The output of a tracer on another node. Who writes to the pipe reports how the tracer ends.
+    /// The output of a tracer on another node. The task of `session::nodes` that writes to the pipe reports how the
+    /// tracer ends.
     Node(File),
     File(File),
 }
@@ -177,7 +178,7 @@ enum Reader {
 /// A capture that is being replayed.
 pub struct Stream {
     name: String,
-    /// Whether somebody else reports how the stream ends.
+    /// Whether the input is [`Source::Node`], so that `session::nodes` reports how the stream ends.
     is_of_node: bool,
     reader: Reader,
     header: Option<Header>,
@@ -191,7 +192,7 @@ pub struct Stream {
     is_broken: bool,
     /// Whether the rest of the capture is ignored.
     is_stopped: bool,
-    /// The number of damaged places.
+    /// The number of damaged parts.
     damages: u64,
     is_cut_off: bool,
     /// Whether the last line that was read is a summary.
@@ -482,7 +483,7 @@ impl Stream {
     pub fn report_end(&self) -> Result<bool> {
         if self.damages > MAX_REPORTED {
             status(&format!(
-                "{}: {} more damaged places",
+                "{}: {} more damaged parts",
                 self.name,
                 self.damages - MAX_REPORTED
             ));

@@ -16,7 +16,7 @@ pub const SECOND: i64 = 1_000_000_000;
 /// The length of a capture.
 pub const LENGTH: i64 = 60 * SECOND;
 
-/// Random numbers (SplitMix64).
+/// A random number generator (SplitMix64).
 pub struct Random(pub u64);
 
 impl Random {

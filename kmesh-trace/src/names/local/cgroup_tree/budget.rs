@@ -1,4 +1,4 @@
-//! How many directories of a cgroup tree are visited and watched. Pure.
+//! Limits the number of cgroup directories that are visited and watched. Pure.
 //!
 //! Directories outside of pods are charged to their parent, those in a container outside of pods to that container,
 //! and pods to their kubelet. So no user who creates directories hides those of another user.

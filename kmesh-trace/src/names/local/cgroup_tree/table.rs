@@ -1,7 +1,7 @@
 //! The cgroups whose owner is known, within fixed bounds. Pure.
 //!
 //! Each pod, and each container outside of pods, has its own share: the cgroups of one never push out those of
-//! another. Pods that are gone make room for pods that ended later, separately for each kubelet.
+//! another. For each kubelet, the table evicts the oldest ended pods first.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

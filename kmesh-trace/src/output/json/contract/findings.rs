@@ -33,7 +33,7 @@ pub struct FindingLine<'a> {
     subject: Group<'a>,
     /// How often it happened: connections, segments, scans or milliseconds, by the rule.
     count: u64,
-    /// The number of all of these.
+    /// The total that count is a part of.
     of: u64,
     /// When it happened first.
     first: WallTime,

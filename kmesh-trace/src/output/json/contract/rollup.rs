@@ -58,7 +58,7 @@ pub struct RollupLine<'a> {
     /// values, then within 1 %.
     srtt_quantiles_us: Option<QuantileValues>,
     /// The time to each answer: outbound until its first byte arrives, inbound until this end begins it. Estimated from
-    /// histograms, near the middle of waits that are alike; null without --turns.
+    /// histograms, near the middle when waits are similar; null without --turns.
     response_quantiles_ns: Option<QuantileValues>,
     /// The share of the time with data to send in which the peer's receive window was the limit; null if no data was
     /// sent.
