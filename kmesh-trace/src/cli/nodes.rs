@@ -55,8 +55,8 @@ pub struct Nodes {
 
     /// Copy this program into the pods
     ///
-    /// The program goes through the API server into the memory of each pod. Its architecture must be the node's, and
-    /// the C library of the image must fit unless the program is static.
+    /// The program goes through the API server into the memory of each pod. Its system and architecture must be the
+    /// node's, and the C library of the image must fit unless the program is static.
     ///
     /// Example: kmesh-trace nodes --copy-binary --image busybox
     #[arg(long)]
