@@ -1,10 +1,10 @@
 //! Measures the BPF time per connection, compared with `tcplife` of libbpf-tools and an empty program, in alternating
-//! rounds of the same traffic. Checks that no record is lost.
+//! rounds of the same traffic. Counts the ends without a record.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::empty::Empty;
 use super::traced::{self, Stats, Traced};
@@ -48,9 +48,10 @@ pub fn run(Args { rounds, against }: &Args) -> Result<()> {
     let against = against.as_deref().map(|path| Tracer::Tool(path, &[]));
     rows.extend(against.map(|tracer| ("the other build", tracer, Vec::new())));
     let mut addresses = 0;
+    let mut missing = 0;
     for _ in 0..rounds.rounds {
         for (_, tracer, times) in &mut rows {
-            let ns = tracer.round(rounds.connections, &mut addresses)?;
+            let ns = tracer.round(rounds.connections, &mut addresses, &mut missing)?;
             times.push(ns as f64 / rounds.connections as f64);
         }
     }
@@ -60,15 +61,16 @@ pub fn run(Args { rounds, against }: &Args) -> Result<()> {
         line(name, times, base);
     }
     println!(
-        "ns of BPF time per connection (both ends, all programs), {} rounds of {}; none lost",
+        "ns of BPF time per connection (both ends, all programs), {} rounds of {}; {missing} ends \
+         without a record",
         rounds.rounds, rounds.connections
     );
     Ok(())
 }
 
 impl Tracer<'_> {
-    /// Makes connections, and returns the BPF time of all of them in ns.
-    fn round(&self, connections: usize, addresses: &mut u8) -> Result<u64> {
+    /// Makes connections, and returns the BPF time of all of them in ns. Adds the ends without a record to `missing`.
+    fn round(&self, connections: usize, addresses: &mut u8, missing: &mut u64) -> Result<u64> {
         let traced = match self {
             Self::Empty => {
                 let program = Empty::attach()?;
@@ -86,11 +88,7 @@ impl Tracer<'_> {
             return Ok(ns);
         }
         let summary = traced.finish()?;
-        let (delivered, lost) = (summary["delivered"].as_u64(), summary["lost_records"].as_u64());
-        ensure!(
-            delivered >= Some(2 * connections as u64) && lost == Some(0),
-            "records are missing: {summary}"
-        );
+        *missing += traced::missing(&summary, 2 * connections);
         Ok(ns)
     }
 }

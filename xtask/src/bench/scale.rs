@@ -1,6 +1,6 @@
 //! Measures whether the cost per connection grows with the number of earlier connections.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::traced::{self, Stats, Traced};
 use super::traffic;
@@ -39,14 +39,10 @@ pub fn run(args: &Args) -> Result<()> {
         point *= 10;
     }
     let summary = traced.finish()?;
-    let (delivered, lost) = (summary["delivered"].as_u64(), summary["lost_records"].as_u64());
-    ensure!(
-        delivered >= Some(2 * made as u64) && lost == Some(0),
-        "records are missing: {summary}"
-    );
     println!(
-        "per connection, of the last {SAMPLE} connections before each point; {} ends, none lost",
-        2 * made
+        "per connection, of the last {SAMPLE} connections before each point; {} ends, {} without a record",
+        2 * made,
+        traced::missing(&summary, 2 * made)
     );
     Ok(())
 }

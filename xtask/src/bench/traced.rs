@@ -43,6 +43,12 @@ pub fn mount_tracefs() -> Result<()> {
     Ok(())
 }
 
+/// Returns the number of `ends` without a record, by the summary of their trace. Some kernels hide a process from
+/// tracing, and so an end now and then (`docs/kernels.md`).
+pub fn missing(summary: &Value, ends: usize) -> u64 {
+    (ends as u64).saturating_sub(summary["delivered"].as_u64().unwrap_or(0))
+}
+
 /// Builds the tool in the release profile, or returns the path in `KMESH_TRACE_BIN`.
 pub fn build() -> Result<PathBuf> {
     if let Some(tool) = std::env::var_os("KMESH_TRACE_BIN") {
