@@ -12,8 +12,10 @@ use super::error::SourceError;
 use crate::names::objects::object_list::LeftOut;
 use crate::output::NameSourceStatus;
 
-/// The time in which a named source must answer.
+/// The time in which a named source must begin to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time in which the first answer of a named source must end. A list of pods can be hundreds of megabytes.
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time after which the line about automatic sources is printed, whether they have answered or not.
 const AUTOMATIC_TIMEOUT: Duration = Duration::from_secs(2);
 /// The shortest time between two warnings about one source.
@@ -40,6 +42,8 @@ pub enum StatusMessage {
 
 #[derive(Debug)]
 pub enum Report {
+    /// The source has begun to list its pods.
+    Answering,
     Answered,
     /// The source did not answer.
     Failed(SourceError),
@@ -60,6 +64,8 @@ pub struct SourceState {
     /// Whether the command line names it.
     named: bool,
     answered: bool,
+    /// Whether its list of pods is arriving.
+    is_answering: bool,
     /// Why it does not answer, as long as it does not.
     error: Option<SourceError>,
     warned: Option<Instant>,
@@ -83,6 +89,15 @@ impl SourceState {
 
     fn is_awaited(&self) -> bool {
         self.named && !self.answered && !self.has_failed
+    }
+
+    /// Returns the time after the start at which a source that is awaited has failed.
+    fn timeout(&self) -> Duration {
+        if self.is_answering {
+            LIST_TIMEOUT
+        } else {
+            ANSWER_TIMEOUT
+        }
     }
 }
 
@@ -112,6 +127,10 @@ impl Health {
     pub fn report(&mut self, index: usize, report: Report, now: Instant) -> Option<StatusMessage> {
         let source = &mut self.sources[index];
         let message = match report {
+            Report::Answering => {
+                source.is_answering = true;
+                None
+            }
             Report::Answered => self.answered(index).map(StatusMessage::Note),
             Report::Failed(error) => self.failed(index, error, now).map(StatusMessage::Note),
             Report::LeftOut(left_out) => source.left_out(&left_out).map(StatusMessage::Note),
@@ -149,6 +168,7 @@ impl Health {
     fn failed(&mut self, index: usize, error: SourceError, now: Instant) -> Option<String> {
         let source = &mut self.sources[index];
         let before = source.error.replace(error.clone());
+        source.is_answering = false;
         if !source.answered && !source.named {
             return self.automatic(false);
         }
@@ -177,9 +197,10 @@ impl Health {
 
     /// Returns the time of the next [`Self::deadline`].
     pub fn next_deadline(&self) -> Option<Instant> {
-        let is_any_awaited = self.sources.iter().any(SourceState::is_awaited);
+        let awaited = self.sources.iter().filter(|source| source.is_awaited());
+        let named = awaited.map(|source| self.start + source.timeout()).min();
         let automatic = self.is_automatic_due.then_some(self.start + AUTOMATIC_TIMEOUT);
-        automatic.or(is_any_awaited.then_some(self.start + ANSWER_TIMEOUT))
+        automatic.or(named)
     }
 
     /// Returns the messages that are due because time has passed.
@@ -188,16 +209,19 @@ impl Health {
         if now >= self.start + AUTOMATIC_TIMEOUT {
             messages.extend(self.automatic(true).map(StatusMessage::Note));
         }
-        if now >= self.start + ANSWER_TIMEOUT {
-            for source in self.sources.iter_mut().filter(|source| source.is_awaited()) {
-                source.has_failed = true;
-                source.warned = Some(now);
-                let no_answer = SourceError::new("it has not answered");
-                let error = source.error.as_ref().unwrap_or(&no_answer);
-                let (label, seconds) = (&source.label, ANSWER_TIMEOUT.as_secs());
-                let text = format!("error: no names from {label} in the first {seconds} s: {error}");
-                messages.push(StatusMessage::Error(text));
-            }
+        let start = self.start;
+        let is_late = |source: &SourceState| source.is_awaited() && now >= start + source.timeout();
+        for source in self.sources.iter_mut().filter(|source| is_late(source)) {
+            source.has_failed = true;
+            source.warned = Some(now);
+            let no_answer = SourceError::new(match source.is_answering {
+                true => "its list of pods has not ended",
+                false => "it has not answered",
+            });
+            let error = source.error.as_ref().unwrap_or(&no_answer);
+            let (label, seconds) = (&source.label, source.timeout().as_secs());
+            let text = format!("error: no names from {label} in the first {seconds} s: {error}");
+            messages.push(StatusMessage::Error(text));
         }
         self.publish();
         messages
@@ -329,6 +353,28 @@ mod tests {
         let mut run = Run::new(&[("K", true)]);
         let expected = "error: no names from K in the first 10 s: it has not answered";
         assert_eq!(run.passes(10), [error(expected)]);
+    }
+
+    #[test]
+    fn source_with_a_long_list_has_more_time() {
+        let mut run = Run::new(&[("K", true), ("L", true)]);
+        for index in [0, 1] {
+            assert_eq!(run.report(index, Report::Answering, 9), "");
+        }
+        assert_eq!(run.health.next_deadline(), Some(run.after(60)));
+        assert_eq!(run.passes(10), []);
+        assert_eq!(run.fails(1, "reset", 20), "warning: no names yet from L: reset");
+        assert_eq!(
+            run.health.next_deadline(),
+            Some(run.after(10)),
+            "it does not answer any more"
+        );
+        assert_eq!(
+            run.passes(20),
+            [error("error: no names from L in the first 10 s: reset")]
+        );
+        let expected = "error: no names from K in the first 60 s: its list of pods has not ended";
+        assert_eq!(run.passes(60), [error(expected)]);
     }
 
     #[test]

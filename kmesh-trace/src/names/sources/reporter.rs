@@ -10,7 +10,7 @@ use super::error::SourceError;
 use super::health::Report;
 use super::http_client::{ANSWER_TIMEOUT, Answer};
 use crate::names::objects::object_list::{LeftOut, ListMeta, ObjectReader, ScanError};
-use crate::names::update::{Change, Object, Scope, SourceId, SourceUpdate};
+use crate::names::update::{Change, Kind, Object, Scope, SourceId, SourceUpdate};
 use crate::record::WallTime;
 
 /// The largest number of changes in one message: records take the same way, and must not wait behind a long list.
@@ -97,7 +97,11 @@ impl List<'_> {
         mut is_wanted: impl FnMut(&Object) -> bool,
     ) -> Result<ListMeta, SourceError> {
         let invalid_because = |error: ScanError| invalid().because(&error.to_string());
+        let mut is_first = self.scope == Scope::All(Kind::Pods);
         while let Some(part) = answer.part(ANSWER_TIMEOUT).await? {
+            if std::mem::take(&mut is_first) {
+                self.reporter.report(Report::Answering);
+            }
             let read = reader.feed(&part, &mut |object| {
                 if is_wanted(&object) {
                     self.upsert(object);
