@@ -444,7 +444,11 @@ fn connection_per_request() {
     scene.terminal.keys(&["t"]);
     let screen = scene.wait("the totals", |screen| {
         let is_complete = |text: &str| row(screen, text).is_some_and(|row| row[5] == "100");
-        screen.contains("totals since") && is_complete(" cart ") && is_complete("web:8080")
+        // A scan finds the bytes of the open connection.
+        let has_rate = |text: &str| row(screen, text).is_some_and(|row| row.iter().any(|word| word.ends_with("B/s")));
+        screen.contains("totals since")
+            && [" cart ", "web:8080"].into_iter().all(is_complete)
+            && [" shop ", "pricing:9090"].into_iter().all(has_rate)
     });
     // A connection for each of the requests against one for all of them.
     assert_eq!(

@@ -232,7 +232,10 @@ fn endless_list_is_an_error() {
     let flag = kubeconfig_flag(&kubeconfig);
     let tracer = TracerCommand::with_names(&["-o", "json", &flag]).start();
     let line = tracer.wait_stderr("kmesh-trace: error: no names from the API server at");
-    assert!(line.contains("in the first 60 s: its list of pods has not ended"), "{line}");
+    assert!(
+        line.contains("in the first 60 s: its list of pods has not ended"),
+        "{line}"
+    );
     let kib = peak_memory_kib(tracer.pid);
     assert!(kib < MAX_KIB, "{kib} KiB");
     check_still_traces(&tracer, 1);

@@ -20,6 +20,8 @@ const SCRIPT: &str = include_str!("peers.bt");
 
 /// The number of refused attempts per round.
 const REFUSED: usize = 200;
+/// The time in which a tracer completes its start.
+const START_TIME: Duration = Duration::from_secs(1);
 /// The time in which a tracer prints its last lines.
 const PRINT_TIME: Duration = Duration::from_secs(2);
 
@@ -195,6 +197,8 @@ fn round(peer: &Peer, tool: &Path, exchanges: &Exchanges, addresses: &mut u8) ->
     let stats = Stats::on()?;
     let traced = start()?;
     drop(stats);
+    // The first program runs before the start is complete.
+    std::thread::sleep(START_TIME);
     let user_before = traced.processor_ns()?;
     let rate = exchanges.run(addresses)?;
     std::thread::sleep(PRINT_TIME);
