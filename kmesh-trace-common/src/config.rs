@@ -157,7 +157,7 @@ pub struct ProgramConfig {
     /// 1 if the kernel may preempt a program at a tracepoint (since 7.0).
     pub preempts_programs: u32,
     /// The number of bytes of the ring that records of a [`Snapshot`](crate::Snapshot) may fill. The rest is reserved
-    /// for those of a [`Reset`](crate::Reset), each of which belongs to a snapshot in the ring.
+    /// for those of a [`Reset`](crate::Reset): each belongs to a snapshot in the ring.
     pub snapshot_limit: u32,
     /// The mask of `tcp_sock.fastopen_connect` in its byte: connect() has not sent the SYN, the first write does.
     pub fastopen_connect_bit: u8,

@@ -37,7 +37,7 @@ fn parse_flags(flags: &[OsString]) -> (Cli, ArgMatches) {
     let name = OsString::from("kmesh-trace");
     let matches = Cli::command().try_get_matches_from([&name].into_iter().chain(flags));
     let parsed = matches.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
-    let (cli, matches) = parsed.unwrap_or_else(|error| with_hint(error).exit());
+    let (cli, matches) = parsed.unwrap_or_else(|error| with_hint(error, flags).exit());
     if cli.command.is_some() {
         let message = "only flags of a trace can follow --, no command";
         Cli::command().error(ErrorKind::ArgumentConflict, message).exit()
@@ -54,7 +54,10 @@ fn parse() -> Cli {
     };
     let matches = Cli::command().color(styles).try_get_matches();
     let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches));
-    cli.unwrap_or_else(|error| with_hint(error).exit())
+    cli.unwrap_or_else(|error| {
+        let arguments: Vec<_> = env::args_os().skip(1).collect();
+        with_hint(error, &arguments).exit()
+    })
 }
 
 fn run(cli: &Cli) -> Result<Exit> {

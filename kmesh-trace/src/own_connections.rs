@@ -2,31 +2,61 @@
 //!
 //! Unless `--include-self` is given, a live trace filters out both ends of these connections. The pid identifies the
 //! end of this process. The addresses identify the other end, if it is on this node, too.
+//!
+//! A live trace also filters out the RSTs that this node answered to attempts of this process. A report of RSTs has no
+//! client port, so each attempt excuses one RST from the address that it dialled.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use crate::record::Record;
+use crate::record::{Record, Subject};
 
 /// The number of connections that are remembered. The tool has fewer open connections, and its records come soon after
 /// a connection closes.
 const MAX_CONNECTIONS: usize = 128;
 
+/// The time after which a dialled address excuses no RST. An attempt takes up to 10 s, and the report of its RST comes
+/// up to 4 s later.
+const MAX_DIAL_AGE: Duration = Duration::from_secs(20);
+
 /// The client's and the server's address of each connection, the oldest first.
 static CONNECTIONS: Mutex<VecDeque<(SocketAddr, SocketAddr)>> = Mutex::new(VecDeque::new());
+/// The addresses that this process dialled and that have not answered, with the times, the oldest first.
+static DIALS: Mutex<VecDeque<(SocketAddr, Instant)>> = Mutex::new(VecDeque::new());
 
 fn connections() -> MutexGuard<'static, VecDeque<(SocketAddr, SocketAddr)>> {
     CONNECTIONS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn dials() -> MutexGuard<'static, VecDeque<(SocketAddr, Instant)>> {
+    DIALS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Adds an attempt of this process to connect to a server. Call this function before the attempt: its RST may be
+/// reported before the attempt returns.
+pub fn dial(server: SocketAddr) {
+    let mut dials = dials();
+    if dials.len() == MAX_CONNECTIONS {
+        dials.pop_front();
+    }
+    dials.push_back((canonical(server), Instant::now()));
+}
+
 /// Adds an established connection of this process.
 pub fn add(client: SocketAddr, server: SocketAddr) {
+    let (client, server) = (canonical(client), canonical(server));
     let mut connections = connections();
     if connections.len() == MAX_CONNECTIONS {
         connections.pop_front();
     }
-    connections.push_back((canonical(client), canonical(server)));
+    connections.push_back((client, server));
+    drop(connections);
+    let mut dials = dials();
+    if let Some(at) = dials.iter().position(|(dialled, _)| *dialled == server) {
+        dials.remove(at);
+    }
 }
 
 /// Returns the address without a scope, and an IPv4-mapped address as IPv4, as records have it.
@@ -61,12 +91,69 @@ impl OwnConnections {
         };
         connections().iter().any(matches)
     }
+
+    /// Returns how many of the RSTs that `record` reports answered attempts of this process. Each attempt counts once.
+    pub fn take_rejected(&self, record: &Record) -> u64 {
+        let Subject::Reject(rejected) = record.subject else {
+            return 0;
+        };
+        let (client, server) = (record.src.ip(), record.dst);
+        // Within one network namespace, a client uses the server's address, or a loopback address, as its own.
+        let is_possible = match Some(record.netns) == self.netns {
+            true => client == server.ip() || client.is_loopback(),
+            false => !server.ip().is_loopback(),
+        };
+        if !is_possible {
+            return 0;
+        }
+        let mut dials = dials();
+        dials.retain(|(_, time)| time.elapsed() < MAX_DIAL_AGE);
+        let mut own = 0;
+        dials.retain(|(dialled, _)| {
+            let is_own = own < rejected && *dialled == server;
+            own += u64::from(is_own);
+            !is_own
+        });
+        own
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::output::testing::example;
+
+    #[test]
+    fn each_own_attempt_excuses_one_reject() {
+        let own = OwnConnections {
+            pid: Some(4711),
+            netns: Some(1),
+        };
+        let rejected = |src: &str, dst: &str, netns, count| Record {
+            src: format!("{src}:0").parse().unwrap(),
+            netns,
+            ..Record::report(Subject::Reject(count), example().time, dst.parse().unwrap())
+        };
+        let taken = |src, dst, netns, count| own.take_rejected(&rejected(src, dst, netns, count));
+        assert_eq!(taken("127.0.0.1", "127.0.0.1:10350", 1, 5), 0, "nothing was dialled");
+        dial("127.0.0.1:10350".parse().unwrap());
+        dial("[::ffff:127.0.0.1]:10350".parse().unwrap());
+        assert_eq!(taken("127.0.0.1", "127.0.0.1:10351", 1, 5), 0, "another port");
+        assert_eq!(taken("127.0.0.1", "127.0.0.1:10350", 2, 5), 0, "another namespace");
+        assert_eq!(taken("127.0.0.1", "127.0.0.1:10350", 1, 1), 1);
+        assert_eq!(taken("127.0.0.1", "127.0.0.1:10350", 1, 5), 1, "one dial is left");
+        assert_eq!(taken("127.0.0.1", "127.0.0.1:10350", 1, 5), 0);
+        dial("10.99.1.2:10350".parse().unwrap());
+        assert_eq!(
+            taken("10.99.1.3", "10.99.1.2:10350", 1, 1),
+            0,
+            "a client of another node"
+        );
+        assert_eq!(taken("10.99.1.1", "10.99.1.2:10350", 2, 3), 1, "a pod of this node");
+        dial("10.99.1.2:10350".parse().unwrap());
+        add("10.99.1.2:40009".parse().unwrap(), "10.99.1.2:10350".parse().unwrap());
+        assert_eq!(taken("10.99.1.2", "10.99.1.2:10350", 1, 1), 0, "the server accepted");
+    }
 
     #[test]
     fn both_ends_of_an_own_connection_are_found() {

@@ -7,7 +7,7 @@ use libtest_mimic::{Failed, Trial};
 use crate::examples::{CAPTURE, needing, repository};
 
 /// Invalid command lines, and texts of the error message: the flag, and a suggestion if there is one.
-const INVALID: [(&str, &[&str]); 32] = [
+const INVALID: [(&str, &[&str]); 59] = [
     ("--no-such-flag", &["--no-such-flag"]),
     ("--prot 443", &["--prot", "--port"]),
     ("--ouput json", &["--ouput", "--output"]),
@@ -23,6 +23,30 @@ const INVALID: [(&str, &[&str]); 32] = [
         &["--from-pod", "--no-resolve", "names"],
     ),
     ("--count 0", &["--count"]),
+    ("--top 0", &["--top", "write a whole number of 1 or more"]),
+    ("--duration 1M", &["--duration", "months and years are not accepted"]),
+    ("-r x.jsonl --since -5M", &["--since", "m is a minute"]),
+    ("--duration -5m", &["--duration", "write 30s, 5m or 1h30m"]),
+    (
+        "--duration=abc",
+        &["--duration", "the units are ns, us, ms, s, m, h, d and w"],
+    ),
+    ("--interval -1", &["--interval", "write 500ms, 5s, 1m or all"]),
+    ("-w a.jsonl -w b.jsonl", &["--write", "multiple times"]),
+    (
+        "--pods-file a.json --pods-file b.json",
+        &["--pods-file", "multiple times"],
+    ),
+    ("-r x.jsonl --since -1s --until -3s", &["--since", "--until"]),
+    ("explain -r x.jsonl --since -1s --until -3s", &["--since", "--until"]),
+    ("-r x.jsonl --include-self", &["--read", "--include-self"]),
+    ("--metrics-level workload", &["--metrics <ADDR>"]),
+    ("--trust-domain example.org", &["--metrics <ADDR>"]),
+    ("--failed --outcome ok", &["--failed", "--outcome ok"]),
+    (
+        "--established-only --outcome refused",
+        &["--established-only", "--outcome refused"],
+    ),
     ("--duration soon", &["--duration"]),
     ("--buffer 8Mb", &["--buffer"]),
     ("check --count 3", &["--count"]),
@@ -37,6 +61,46 @@ const INVALID: [(&str, &[&str]); 32] = [
     ("-A -n shop", &["--all-namespaces", "--namespace"]),
     ("--connecting", &["--connecting", "--events update", "-o table"]),
     ("--join", &["--join", "--read"]),
+    // Words that are no subcommands, and subcommands that come too late.
+    (
+        "incident.jsonl.zst",
+        &["tip: to replay a capture, write: kmesh-trace --read incident.jsonl.zst"],
+    ),
+    (
+        "-o json incident.jsonl.zst",
+        &["tip: to replay a capture, write: kmesh-trace --read incident.jsonl.zst"],
+    ),
+    (
+        "explain incident.jsonl.zst",
+        &["tip: to examine a capture, write: kmesh-trace explain --read incident.jsonl.zst"],
+    ),
+    (
+        "--events close, open",
+        &["tip: ", "commas and no spaces: --events close,open"],
+    ),
+    ("--port 443 8443", &["tip: ", "commas and no spaces: --port 443,8443"]),
+    ("explain -p 443 8443", &["tip: ", "commas and no spaces: -p 443,8443"]),
+    (
+        "-q explain",
+        &["tip: write the subcommand first: kmesh-trace explain -q"],
+    ),
+    (
+        "-q diff a b",
+        &["tip: write the subcommand first: kmesh-trace diff -q a b"],
+    ),
+    (
+        "-r x explain",
+        &["tip: write the subcommand first: kmesh-trace explain -r x"],
+    ),
+    (
+        "--failed nodes --image x",
+        &["tip: write the subcommand first: kmesh-trace nodes --image x -- --failed"],
+    ),
+    ("diff a b --since -5m", &["tip: diff compares whole captures"]),
+    (
+        "explain --json",
+        &["tip: select a format with --output (-o): text or json"],
+    ),
     ("nodes", &["--image"]),
     (
         "nodes --image x --image-pull-policy always",

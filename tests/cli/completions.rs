@@ -10,18 +10,25 @@ use libtest_mimic::{Failed, Trial};
 /// generated script offers nothing.
 struct Case(&'static str, &'static str, &'static str, &'static [&'static str]);
 
-/// The scripts are what clap_complete 4.6 generates. For bash, it breaks at subcommands of a program with a hyphen in
-/// its name (clap issue 6421) and after `=`. For fish, it offers no values after an option that still needs its value,
-/// nor of a subcommand's argument (clap issue 6295).
-const CASES: [Case; 8] = [
+/// The scripts are what clap_complete 4.6 generates, without changes. For bash, it offers no values after `=`. For
+/// fish, it offers no values of the flags before a subcommand: its script fails while a flag still lacks its value.
+const CASES: [Case; 16] = [
     Case("kmesh-trace --outp", "--output", "--outcome", &[]),
     Case("kmesh-trace --output js", "json", "log", &["fish"]),
     Case("kmesh-trace -o no", "none", "json", &["fish"]),
     Case("kmesh-trace --color=ne", "never", "always", &["bash"]),
     Case("kmesh-trace --quiet --output no", "none", "json", &["fish"]),
+    Case("kmesh-trace --by serv", "service", "process", &["fish"]),
+    Case("kmesh-trace --outcome ref", "refused", "ok", &["fish"]),
     Case("kmesh-trace chec", "check", "schema", &[]),
-    Case("kmesh-trace completions --he", "--help", "--output", &["bash"]),
-    Case("kmesh-trace completions fi", "fish", "zsh", &["bash", "fish"]),
+    Case("kmesh-trace node", "nodes", "node-trace", &[]),
+    Case("kmesh-trace completions --he", "--help", "--output", &[]),
+    Case("kmesh-trace completions fi", "fish", "zsh", &[]),
+    Case("kmesh-trace completions z", "zsh", "fish", &[]),
+    Case("kmesh-trace explain --rea", "--read", "--write", &[]),
+    Case("kmesh-trace diff --b", "--by", "--buffer", &[]),
+    Case("kmesh-trace diff --by serv", "service", "process", &[]),
+    Case("kmesh-trace nodes --image-", "--image-pull-policy", "--clean", &[]),
 ];
 
 /// Sources the script, then does what bash does for the Tab key: it calls the function that is registered for the

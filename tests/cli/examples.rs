@@ -15,7 +15,7 @@ use libtest_mimic::{Failed, Trial};
 pub const CAPTURE: &str = "tests/data/incident.jsonl.zst";
 
 /// A program in place of the tool. It replays the capture if the arguments would trace. It ignores `--duration`, since
-/// a capture ends by itself, and `--drops` and `--turns`, which only a live trace has.
+/// a capture ends by itself, and `--drops`, `--turns` and `--include-self`, which only a live trace has.
 const REPLAY: &str = r#"#!/bin/sh
 replay=yes
 case $1 in
@@ -27,7 +27,7 @@ for word; do
     case $word in
     --read | --read=* | -r) replay=no ;;
     --duration) drop=yes; continue ;;
-    --drops | --turns) continue ;;
+    --drops | --turns | --include-self) continue ;;
     esac
     [ "$drop" ] || set -- "$@" "$word"
     drop=

@@ -97,6 +97,7 @@ fn statuses(files: &Files) -> Result<(), Failed> {
         (1, &["explain", "--read", empty]),
         (1, &["explain", "--read", cut_off]),
         (2, &["explain", "--read", incident, "--turns"]),
+        (2, &["explain", "--read", incident, "--connecting"]),
         (2, &["explain", "--read", incident, "--outcome", "sad"]),
     ];
     for (status, args) in cases {

@@ -17,7 +17,7 @@ use crate::support::net;
 use crate::support::probe::{self, Need};
 use crate::support::sock::{ClosedPort, IpVersion, Span, connect_nonblocking, timed, wait_until};
 use crate::support::tracer::{TracerCommand, binary};
-use scene::{Scene, check_time, row};
+use scene::{Scene, check_time, row, with_servers_first};
 
 /// Returns the names of golden files, and their texts.
 macro_rules! golden {
@@ -112,24 +112,6 @@ fn has_rate(screen: &str, text: &str) -> bool {
 
 fn has_new_group(screen: &str) -> bool {
     screen.lines().any(|line| line.starts_with('+'))
-}
-
-/// Returns the screen with the server's end of each connection above the client's. Both ends count the same bytes, but
-/// a scan does not read them at the same moment. So in one window either can count more and stand above the other.
-fn with_servers_first(screen: &str) -> String {
-    const HEADER_LINES: usize = 3;
-    let mut lines: Vec<_> = screen.lines().map(str::to_owned).collect();
-    for ends in lines[HEADER_LINES..].chunks_exact_mut(2) {
-        let [above, below] = ends else { unreachable!() };
-        if above.starts_with([' ', '>']) && above[1..].starts_with("out ") && below[1..].starts_with("in ") {
-            std::mem::swap(above, below);
-            // The mark of the selected row stays where it is.
-            let mark = below[..1].to_owned();
-            below.replace_range(..1, &above[..1]);
-            above.replace_range(..1, &mark);
-        }
-    }
-    lines.join("\n")
 }
 
 /// Who moves the most bytes now?

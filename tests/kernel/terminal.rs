@@ -358,6 +358,7 @@ pub fn panics_at_the_screen() -> ! {
         color: false,
         totals: false,
         can_reread: false,
+        is_replay: false,
         joins: false,
         parse_filter: parse_prompt_filter,
     };

@@ -90,6 +90,8 @@ fn early_interrupt_before_names_is_an_error() {
     let warning = "warning: no names yet from";
     let exit = trace_until("-o json --kubelet=https://127.0.0.1:1", Some(warning));
     assert_eq!(exit.status.code(), Some(1), "{:?}", exit.stderr);
+    let error = "error: no names from the kubelet at https://127.0.0.1:1/pods: Connection refused";
+    assert!(exit.stderr.iter().any(|line| line.contains(error)), "{:?}", exit.stderr);
     let exit = trace_until("-o json --no-resolve", None);
     exit.check();
     let about_names = exit.stderr.iter().find(|line| line.contains("names"));

@@ -138,10 +138,11 @@ fn commands(command: &clap::Command) -> Roff {
                 .iter()
                 .map(|value| value.get_name().to_owned())
                 .collect();
-            match argument.is_last_set() {
-                true => usage.push(roman(" [-- FLAGS]")),
-                false => usage.extend([roman(" "), bold(names.join("|"))]),
-            }
+            usage.extend(match (argument.is_last_set(), argument.get_value_names()) {
+                (true, _) => vec![roman(" [-- FLAGS]")],
+                (false, Some([name, ..])) if names.is_empty() => vec![roman(" "), italic(name.as_str())],
+                (false, _) => vec![roman(" "), bold(names.join("|"))],
+            });
         }
         roff.text(usage);
         let about = subcommand.get_about().map(|about| format!("{about}."));
@@ -162,10 +163,13 @@ fn commands(command: &clap::Command) -> Roff {
 /// Appends the flags of a subcommand. Those under a heading are also flags of the tool itself, which OPTIONS has.
 fn subcommand_flags(subcommand: &clap::Command, roff: &mut Roff) {
     let is_shared = |argument: &clap::Arg| argument.get_help_heading().is_some();
-    if subcommand.get_arguments().any(is_shared) {
+    let has_names = |argument: &clap::Arg| argument.get_help_heading() == Some("Names");
+    if subcommand.get_arguments().any(has_names) {
         roff.text([roman(
             "The flags that filter and those that choose sources of names are under OPTIONS, too.",
         )]);
+    } else if subcommand.get_arguments().any(is_shared) {
+        roff.text([roman("The flags that filter are under OPTIONS, too.")]);
     }
     roff.control("RS", []);
     let is_own = |argument: &&clap::Arg| {
@@ -306,6 +310,23 @@ mod tests {
         assert!(names.len() > 60, "{names:?}");
         let missing: Vec<_> = names.difference(&words).collect();
         assert!(missing.is_empty(), "man/sections does not explain {missing:?}");
+    }
+
+    #[test]
+    fn commands_have_their_arguments_and_flags() {
+        let mut roff = Vec::new();
+        commands(&Cli::command()).to_writer(&mut roff).unwrap();
+        let text = String::from_utf8(roff).unwrap();
+        let (_, diff) = text.split_once("\\fBdiff\\fR").unwrap();
+        let (diff, nodes) = diff.split_once("\\fBnodes\\fR").unwrap();
+        assert!(diff.starts_with(" [OPTIONS] \\fIBEFORE\\fR \\fIAFTER\\fR\n"), "{diff}");
+        assert_eq!(diff.matches("saved").count(), 1, "{diff}");
+        assert!(diff.contains("The flags that filter are under OPTIONS, too."), "{diff}");
+        assert!(
+            nodes.contains("[\\-\\- FLAGS]") || nodes.contains("[-- FLAGS]"),
+            "{nodes}"
+        );
+        assert!(nodes.contains("\\fBbash|zsh|fish\\fR"), "{nodes}");
     }
 
     #[test]

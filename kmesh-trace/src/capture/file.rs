@@ -428,13 +428,27 @@ fn rename_files(path: &Path, files: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns the error of a file that cannot be created. A directory or a link is no file that a user would remove.
+fn cannot_create(path: &Path, error: io::Error) -> io::Error {
+    let metadata = match error.kind() {
+        ErrorKind::AlreadyExists => path.symlink_metadata().ok(),
+        _ => None,
+    };
+    let reason = match metadata {
+        Some(found) if found.is_dir() => "it is a directory\n  try: the name of a new file in the directory",
+        Some(found) if found.is_symlink() => "it is a symbolic link, which --write never follows\n  try: another name",
+        _ => return capture_error(path.display(), error),
+    };
+    capture_error(path.display(), io::Error::new(ErrorKind::InvalidInput, reason))
+}
+
 fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     // O_CREAT with O_EXCL fails if the name is a symbolic link (POSIX).
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map_err(|error| capture_error(path.display(), error))
+    options.open(path).map_err(|error| cannot_create(path, error))
 }
 
 #[cfg(test)]
@@ -477,6 +491,25 @@ mod tests {
             .collect();
         all.sort();
         all
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn error_says_what_has_the_name_of_the_capture() {
+        let folder = folder("names");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("file"), "").unwrap();
+        fs::create_dir(folder.join("folder")).unwrap();
+        std::os::unix::fs::symlink("nothing", folder.join("dangling")).unwrap();
+        for (name, part) in [
+            ("file", "the file exists"),
+            ("folder", "it is a directory\n  try: the name of a new file"),
+            ("dangling", "it is a symbolic link, which --write never follows"),
+        ] {
+            let error = create(&folder.join(name)).unwrap_err().to_string();
+            assert!(error.contains(part), "{name}: {error}");
+        }
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

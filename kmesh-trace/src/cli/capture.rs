@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
-use super::values::Size;
+use super::values::{self, Size};
 use crate::record::WallTime;
 use crate::record::rfc3339;
 
@@ -44,7 +44,7 @@ pub struct Capture {
     ///
     /// Example: kmesh-trace --read incident.jsonl.zst --failed
     #[arg(short, long, value_name = "FILE", value_parser = OsStringValueParser::new().map(CapturePath::from))]
-    #[arg(conflicts_with_all = ["buffer", "drops", "turns", "cri", "kubelet", "kubeconfig"])]
+    #[arg(conflicts_with_all = ["buffer", "drops", "turns", "include_self", "cri", "kubelet", "kubeconfig"])]
     pub read: Vec<CapturePath>,
 
     /// With --read: replay from TIME on
@@ -102,10 +102,11 @@ impl FromStr for TimeBound {
             return Ok(Self::At(time));
         }
         // Other tools write 5m for five minutes ago.
-        match humantime::parse_duration(text.strip_prefix('-').unwrap_or(text)) {
-            Ok(duration) => Ok(Self::BeforeEnd(duration)),
-            _ => Err("write a time such as 2026-01-02T03:04:05Z, or -5m for five minutes before the end".to_owned()),
-        }
+        let duration = values::time(
+            text.strip_prefix('-').unwrap_or(text),
+            "a time such as 2026-01-02T03:04:05Z, or -5m for five minutes before the end",
+        )?;
+        Ok(Self::BeforeEnd(duration))
     }
 }
 
@@ -174,9 +175,12 @@ mod tests {
             "1970-01-01T00:00:01Z".parse(),
             Ok(TimeBound::At(WallTime(1_000_000_000)))
         );
-        for text in ["", "5", "--5m", "yesterday", "2026-01-02"] {
+        assert_eq!("-300".parse(), five_minutes);
+        for text in ["", "--5m", "yesterday", "2026-01-02", "-5M", "-1month", "-1y"] {
             assert!(text.parse::<TimeBound>().unwrap_err().contains("-5m"), "{text}");
         }
+        assert!("-5M".parse::<TimeBound>().unwrap_err().contains("months"));
+        assert!("1767323045".parse::<TimeBound>().unwrap_err().contains("ten years"));
     }
 
     #[test]

@@ -5,22 +5,18 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
-use super::{CapturePath, Filters, ReportFormat};
+use super::{CapturePath, Filters, ReportFormat, values};
 use crate::rollup::Key;
 
 /// The arguments of `diff`.
 #[derive(Clone, Debug, Args)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES, mut_args = values::last_value_wins)]
 pub struct Diff {
     /// The capture from before
-    ///
-    /// A capture, or saved `-o json` output.
     #[arg(value_name = "BEFORE", value_parser = OsStringValueParser::new().map(CapturePath::from))]
     pub before: CapturePath,
 
     /// The capture from after
-    ///
-    /// A capture, or saved `-o json` output.
     #[arg(value_name = "AFTER", value_parser = OsStringValueParser::new().map(CapturePath::from))]
     pub after: CapturePath,
 

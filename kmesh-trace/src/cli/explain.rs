@@ -18,14 +18,14 @@ pub enum ReportFormat {
 
 /// The arguments of `explain`.
 #[derive(Clone, Debug, Args)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES, mut_args = values::last_value_wins)]
 pub struct Explain {
     /// Watch this long [default: 30s, or the whole capture]
     ///
     /// Ctrl-C ends the watch early and reports. With --read, the time counts from the start of the capture.
     ///
     /// Example: kmesh-trace explain --duration 5m
-    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    #[arg(long, value_name = "TIME", value_parser = values::duration, allow_hyphen_values = true)]
     pub duration: Option<Duration>,
 
     /// Examine a capture instead of this node; may be repeated
@@ -35,7 +35,7 @@ pub struct Explain {
     ///
     /// Example: kmesh-trace explain --read incident.jsonl.zst
     #[arg(short, long, value_name = "FILE", value_parser = OsStringValueParser::new().map(CapturePath::from))]
-    #[arg(conflicts_with_all = ["buffer", "cri", "kubelet", "kubeconfig"])]
+    #[arg(conflicts_with_all = ["buffer", "include_self", "cri", "kubelet", "kubeconfig"])]
     pub read: Vec<CapturePath>,
 
     /// With --read, examine records from this time on

@@ -38,6 +38,7 @@ pub struct Metrics {
         value_name = "LEVEL",
         value_delimiter = ',',
         default_value = "workload,service",
+        requires = "metrics",
         hide_possible_values = true
     )]
     pub metrics_level: Vec<Level>,
@@ -48,7 +49,8 @@ pub struct Metrics {
     /// kmesh_trace_metrics_folded_total counts these records.
     ///
     /// Example: kmesh-trace --metrics 15020 --metrics-max-series 100000
-    #[arg(long, value_name = "N", default_value = "20000", value_parser = max_series)]
+    #[arg(long, value_name = "N", default_value = "20000", value_parser = max_series, requires = "metrics")]
+    #[arg(allow_negative_numbers = true)]
     pub metrics_max_series: NonZeroUsize,
 
     /// Drop idle series after TIME
@@ -56,14 +58,15 @@ pub struct Metrics {
     /// Only a series whose pods are gone, or whose connection has ended, is dropped.
     ///
     /// Example: kmesh-trace --metrics 15020 --metrics-idle 1h
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = idle)]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = idle, requires = "metrics")]
+    #[arg(allow_hyphen_values = true)]
     pub metrics_idle: Duration,
 
     /// Add Kmesh's misspelt families for old dashboards
     ///
     /// This also sets connection_security_policy="mutual_tls" on every series, as Kmesh does. Without this flag, only
     /// connections that are known to use mutual TLS have that label.
-    #[arg(long)]
+    #[arg(long, requires = "metrics")]
     pub metrics_compat: bool,
 
     /// Set the cluster label
@@ -71,7 +74,7 @@ pub struct Metrics {
     /// The labels source_cluster and destination_cluster have this value.
     ///
     /// Example: kmesh-trace --metrics 15020 --cluster east
-    #[arg(long, value_name = "NAME", default_value = "Kubernetes", value_parser = label)]
+    #[arg(long, value_name = "NAME", default_value = "Kubernetes", value_parser = label, requires = "metrics")]
     pub cluster: String,
 
     /// Set the trust domain
@@ -79,7 +82,7 @@ pub struct Metrics {
     /// The labels of principals contain it: spiffe://NAME/ns/NAMESPACE/sa/SERVICE_ACCOUNT.
     ///
     /// Example: kmesh-trace --metrics 15020 --trust-domain example.org
-    #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = label)]
+    #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = label, requires = "metrics")]
     pub trust_domain: String,
 }
 
@@ -162,7 +165,8 @@ mod tests {
             (max_series("0").map(drop), "1 or more"),
             (max_series("many").map(drop), "1 or more"),
             (max_series("10000001").map(drop), "maximum"),
-            (idle("10").map(drop), "write 30s"),
+            (idle("ten").map(drop), "write 30s"),
+            (idle("1M").map(drop), "months"),
             (idle("10ms").map(drop), "minimum is 1s"),
             (label("").map(drop), "not empty"),
             (label("a\nb").map(drop), "control characters"),

@@ -93,6 +93,8 @@ Exit status:
   2  The command line is wrong
   3  This system cannot be traced: privileges, the kernel or its BTF. The
      message says what is missing and what to do
+  As in diff(1), kmesh-trace diff returns 0 if nothing differs, 1 if something
+  differs, and 2 for trouble
 
 Signals:
   SIGINT, SIGTERM  Stop, print what the kernel has already recorded and the
@@ -123,7 +125,7 @@ After any exit, the kernel holds nothing of this program.";
     after_help = FILTER_HELP,
     after_long_help = EXAMPLES_AND_STATUS,
     args_conflicts_with_subcommands = true,
-    args_override_self = true,
+    mut_args = values::last_value_wins,
     max_term_width = 100
 )]
 pub struct Cli {
@@ -190,7 +192,7 @@ pub struct Cli {
     /// come less often, and a message on standard error says how often.
     ///
     /// Example: kmesh-trace --events update --interval 1s
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::interval)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::interval, allow_hyphen_values = true)]
     pub interval: Interval,
 
     /// Use color: auto, always or never
@@ -234,10 +236,11 @@ pub struct Cli {
 
     /// Stop after this time: 30s, 5m, 1h30m
     ///
-    /// Without this flag, tracing ends with Ctrl-C. With --read, the time counts from the start of the capture.
+    /// Without this flag, tracing ends with Ctrl-C. With --read, the time counts from the start of the capture. The
+    /// units are ns, us, ms, s, m, h, d and w. A number without a unit is in seconds.
     ///
     /// Example: kmesh-trace --duration 60s
-    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    #[arg(long, value_name = "TIME", value_parser = values::duration, allow_hyphen_values = true)]
     pub duration: Option<Duration>,
 
     /// Stop after N records [default: never]
@@ -245,7 +248,7 @@ pub struct Cli {
     /// Later records are not printed. The summary still counts their connections.
     ///
     /// Example: kmesh-trace --failed --count 10
-    #[arg(long, value_name = "N", short_alias = 'c', value_parser = values::count)]
+    #[arg(long, value_name = "N", short_alias = 'c', value_parser = values::count, allow_negative_numbers = true)]
     pub count: Option<NonZeroU64>,
 
     /// Set the kernel's ring buffer size
@@ -284,6 +287,8 @@ pub enum Command {
     /// Find what is wrong on this node, or in a capture, and show the evidence
     Explain(Box<Explain>),
     /// Print what changed between two captures, beyond chance
+    ///
+    /// Each of the two files is a capture or saved `-o json` output. One of them may be `-`, standard input.
     Diff(Box<Diff>),
     /// Trace nodes of a Kubernetes cluster from this machine
     ///

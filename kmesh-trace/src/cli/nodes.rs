@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::values;
+
 /// The flags of `nodes`. The flags of the trace follow `--`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
-#[command(args_override_self = true)]
+#[command(mut_args = values::last_value_wins)]
 pub struct Nodes {
     /// Trace this node (repeatable) [default: all]
     ///

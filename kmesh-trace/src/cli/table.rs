@@ -48,7 +48,7 @@ pub struct Table {
     /// Without a terminal, the default is all rows.
     ///
     /// Example: kmesh-trace -o table --top 10
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = top, allow_negative_numbers = true)]
     pub top: Option<NonZeroUsize>,
 
     /// Limit a window to N groups [default: 10000]
@@ -56,8 +56,12 @@ pub struct Table {
     /// The maximum is 1000000. Further groups are added up in one group named other.
     ///
     /// Example: kmesh-trace -o table --by connection --max-groups 100000
-    #[arg(long, value_name = "N", value_parser = max_groups)]
+    #[arg(long, value_name = "N", value_parser = max_groups, allow_negative_numbers = true)]
     pub max_groups: Option<usize>,
+}
+
+fn top(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "write a whole number of 1 or more".to_owned())
 }
 
 fn max_groups(text: &str) -> Result<usize, String> {

@@ -133,6 +133,10 @@ fn valid_arguments_are_accepted() {
         "-ojson",
         "--output=none",
         "-o json -o log",
+        "-q -q --failed --failed --duration 5 --duration 1m --interval 2 --interval 3s",
+        "diff a b -o json -o text -q -q",
+        "explain --duration 5s --duration 6s",
+        "nodes --image x --image y --yes --yes",
         "--color always",
         "--duration 1h30m",
         "--count 1",
@@ -204,6 +208,94 @@ fn wrong_argument_is_refused_with_status_2_and_its_flag() {
         ),
         ("--count 0", ErrorKind::ValueValidation, &["--count", "1 or more"]),
         ("--count=-1", ErrorKind::ValueValidation, &["--count", "whole number"]),
+        ("--count -1", ErrorKind::ValueValidation, &["--count", "whole number"]),
+        (
+            "--interval -1",
+            ErrorKind::ValueValidation,
+            &["--interval", "write 500ms"],
+        ),
+        (
+            "--duration -5m",
+            ErrorKind::ValueValidation,
+            &["--duration", "write 30s"],
+        ),
+        ("--duration 1M", ErrorKind::ValueValidation, &["--duration", "months"]),
+        (
+            "explain --duration -5m",
+            ErrorKind::ValueValidation,
+            &["--duration", "write 30s"],
+        ),
+        (
+            "-r x --since -5M",
+            ErrorKind::ValueValidation,
+            &["--since", "months", "m is a minute"],
+        ),
+        ("-w a -w b", ErrorKind::ArgumentConflict, &["--write", "multiple times"]),
+        (
+            "--pods-file a --pods-file b",
+            ErrorKind::ArgumentConflict,
+            &["--pods-file", "multiple times"],
+        ),
+        (
+            "--kubeconfig a --kubeconfig b",
+            ErrorKind::ArgumentConflict,
+            &["--kubeconfig", "multiple times"],
+        ),
+        (
+            "--metrics 1 --metrics 2",
+            ErrorKind::ArgumentConflict,
+            &["--metrics", "multiple times"],
+        ),
+        (
+            "explain --pods-file a --pods-file b",
+            ErrorKind::ArgumentConflict,
+            &["--pods-file", "multiple times"],
+        ),
+        (
+            "diff a b --pods-file a --pods-file b",
+            ErrorKind::ArgumentConflict,
+            &["--pods-file", "multiple times"],
+        ),
+        (
+            "nodes --image x -l a=b -l c=d",
+            ErrorKind::ArgumentConflict,
+            &["--selector", "multiple times"],
+        ),
+        (
+            "-r x --include-self",
+            ErrorKind::ArgumentConflict,
+            &["--read", "--include-self"],
+        ),
+        (
+            "--metrics-level service",
+            ErrorKind::MissingRequiredArgument,
+            &["--metrics <ADDR>"],
+        ),
+        (
+            "--metrics-max-series 9",
+            ErrorKind::MissingRequiredArgument,
+            &["--metrics <ADDR>"],
+        ),
+        (
+            "--metrics-idle 1h",
+            ErrorKind::MissingRequiredArgument,
+            &["--metrics <ADDR>"],
+        ),
+        (
+            "--metrics-compat",
+            ErrorKind::MissingRequiredArgument,
+            &["--metrics <ADDR>"],
+        ),
+        (
+            "--cluster east",
+            ErrorKind::MissingRequiredArgument,
+            &["--metrics <ADDR>"],
+        ),
+        (
+            "--trust-domain x",
+            ErrorKind::MissingRequiredArgument,
+            &["--metrics <ADDR>"],
+        ),
         (
             "--duration 0s",
             ErrorKind::ValueValidation,
@@ -223,7 +315,8 @@ fn wrong_argument_is_refused_with_status_2_and_its_flag() {
             ErrorKind::ValueValidation,
             &["--sort", "failed"],
         ),
-        ("-o table --top 0", ErrorKind::ValueValidation, &["--top"]),
+        ("-o table --top 0", ErrorKind::ValueValidation, &["--top", "1 or more"]),
+        ("-o table --top -1", ErrorKind::ValueValidation, &["--top", "1 or more"]),
         (
             "-o table --max-groups 0",
             ErrorKind::ValueValidation,
@@ -286,7 +379,7 @@ fn wrong_argument_is_refused_with_status_2_and_its_flag() {
             &["--min-bytes", "units"],
         ),
         (
-            "--min-duration 5",
+            "--min-duration -5s",
             ErrorKind::ValueValidation,
             &["--min-duration", "100ms"],
         ),
@@ -325,7 +418,7 @@ fn wrong_argument_is_refused_with_status_2_and_its_flag() {
             &["--metrics-level", "workload, service, connection"],
         ),
         (
-            "--metrics-idle 5",
+            "--metrics-idle ten",
             ErrorKind::ValueValidation,
             &["--metrics-idle", "10m"],
         ),

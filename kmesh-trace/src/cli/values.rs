@@ -5,11 +5,16 @@ use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::{Arg, ArgAction};
+
 /// The maximum of `--buffer`. The kernel maps the buffer twice and never swaps it out.
 const MAX_BUFFER: u64 = 1 << 30;
 
 /// The maximum of every time flag, so that sums of times and clocks do not overflow.
 pub(super) const MAX_TIME: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
+
+/// The units of humantime that are refused. A user who writes `5M` means five minutes, not five months.
+const LONG_UNITS: [&str; 8] = ["months", "month", "M", "years", "year", "yrs", "yr", "y"];
 
 /// The minimum of `--interval`. A scan of many sockets takes a large part of a shorter one.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -164,16 +169,12 @@ pub enum Interval {
     All,
 }
 
-/// Parses the value of `--interval`. As in other tools, a number without a unit is in seconds.
+/// Parses the value of `--interval`.
 pub(super) fn interval(text: &str) -> Result<Interval, String> {
     if text == "all" {
         return Ok(Interval::All);
     }
-    let with_unit = match text.parse::<u64>() {
-        Ok(seconds) => format!("{seconds}s"),
-        Err(_) => text.to_owned(),
-    };
-    match time(&with_unit, "500ms, 5s, 1m or all")? {
+    match time(text, "500ms, 5s, 1m or all")? {
         interval if interval < MIN_INTERVAL => Err("the minimum is 100ms".to_owned()),
         interval => Ok(Interval::Every(interval)),
     }
@@ -187,12 +188,50 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses a time of at most ten years. An error shows `examples`.
+/// Parses a time of at most ten years. As in other tools, a number without a unit is in seconds. An error shows
+/// `examples`.
 pub(super) fn time(text: &str, examples: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(time) if time > MAX_TIME => Err("the maximum is ten years".to_owned()),
-        Ok(time) => Ok(time),
-        Err(error) => Err(format!("{error}; write {examples}")),
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let with_unit = format!("{text}{}", if is_number { "s" } else { "" });
+    let Ok(time) = humantime::parse_duration(&with_unit) else {
+        return Err(format!(
+            "write {examples}: the units are ns, us, ms, s, m, h, d and w, and a number without a unit is in seconds"
+        ));
+    };
+    let mut units = with_unit.split(|char: char| !char.is_alphabetic());
+    if units.any(|unit| LONG_UNITS.contains(&unit)) {
+        return Err(format!(
+            "months and years are not accepted, and m is a minute: write {examples}"
+        ));
+    }
+    match time > MAX_TIME {
+        true => Err("the maximum is ten years".to_owned()),
+        false => Ok(time),
+    }
+}
+
+/// The ids of flags that take one value, and that a user may repeat to give several. clap refuses their repetition.
+const SINGLE: [&str; 9] = [
+    "write",
+    "cri",
+    "kubelet",
+    "kubeconfig",
+    "context",
+    "pods_file",
+    "metrics",
+    // Of `nodes`: the filter of the same name can be repeated.
+    "selector",
+    "pod_namespace",
+];
+
+/// Lets the last value of a repeated flag win, so that a command line can change the flags of an alias. Leaves the flags
+/// of [`SINGLE`] as they are, because the user would not notice that their earlier values are ignored.
+pub(super) fn last_value_wins(flag: Arg) -> Arg {
+    let id = flag.get_id().clone();
+    let has_one_value = matches!(flag.get_action(), ArgAction::Set | ArgAction::SetTrue);
+    match flag.is_positional() || !has_one_value || SINGLE.contains(&id.as_str()) {
+        true => flag,
+        false => flag.overrides_with(id),
     }
 }
 
@@ -278,14 +317,21 @@ mod tests {
             (count("1.5").map(drop), "whole number"),
             (count("18446744073709551616").map(drop), "whole number"),
             (interval("99ms").map(drop), "minimum is 100ms"),
-            (interval("11years").map(drop), "ten years"),
+            (interval("522w").map(drop), "ten years"),
             (interval("5x").map(drop), "write 500ms"),
+            (interval("-1").map(drop), "write 500ms, 5s, 1m or all: the units are"),
             (interval("0").map(drop), "minimum is 100ms"),
             (interval("99999999999").map(drop), "ten years"),
             (duration("0s").map(drop), "more than 0s"),
             (duration("0ms").map(drop), "more than 0s"),
-            (duration("11years").map(drop), "ten years"),
-            (duration("60").map(drop), "write 30s"),
+            (duration("3651d").map(drop), "ten years"),
+            (duration("0").map(drop), "more than 0s"),
+            (duration("1M").map(drop), "months and years are not accepted"),
+            (duration("1h 2M").map(drop), "m is a minute: write 30s"),
+            (duration("11years").map(drop), "months and years"),
+            (duration("1y").map(drop), "months and years"),
+            (duration("abc").map(drop), "write 30s, 5m or 1h30m: the units are ns"),
+            (duration("1.5.2").map(drop), "write 30s"),
             (duration("").map(drop), "write 30s"),
             (duration("-5s").map(drop), "write 30s"),
         ];
@@ -298,6 +344,9 @@ mod tests {
         assert_eq!(interval("1"), Ok(Interval::Every(Duration::from_secs(1))));
         assert_eq!(interval("all"), Ok(Interval::All));
         assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("60"), Ok(Duration::from_secs(60)));
+        assert_eq!(duration("1.5"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("1w 2days"), Ok(Duration::from_secs(9 * 24 * 60 * 60)));
         assert_eq!(duration("50ms"), Ok(Duration::from_millis(50)));
     }
 }

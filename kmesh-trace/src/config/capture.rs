@@ -23,6 +23,15 @@ impl<T> TimeRange<T> {
 }
 
 impl TimeRange<TimeBound> {
+    /// Returns whether the range has no instant in any capture.
+    pub(super) fn is_empty(&self) -> bool {
+        match (self.since, self.until) {
+            (Some(TimeBound::At(since)), Some(TimeBound::At(until))) => since > until,
+            (Some(TimeBound::BeforeEnd(since)), Some(TimeBound::BeforeEnd(until))) => since < until,
+            _ => false,
+        }
+    }
+
     /// Returns whether a limit depends on the end of the capture.
     pub fn is_relative(&self) -> bool {
         let is_relative = |bound: &TimeBound| matches!(bound, TimeBound::BeforeEnd(_));
@@ -83,6 +92,7 @@ pub(super) fn capture(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::config::tests::{PLAIN, parsed};
     use clap::Parser;
 
@@ -106,8 +116,35 @@ mod tests {
     }
 
     #[test]
+    fn empty_range_is_refused() {
+        let cases = [
+            ("--since -1s --until -3s", true),
+            ("--since -3s --until -1s", false),
+            ("--since -3s --until -3s", false),
+            ("--since 2026-01-02T03:04:06Z --until 2026-01-02T03:04:05Z", true),
+            ("--since 2026-01-02T03:04:05Z --until 2026-01-02T03:04:05Z", false),
+            ("--since 2026-01-02T03:04:05Z --until -1s", false),
+            ("--until -1s", false),
+        ];
+        for (arguments, is_empty) in cases {
+            let config = Config::new(&parsed(&format!("-r x {arguments}")), PLAIN);
+            let error = config.err().map(|error| error.to_string()).unwrap_or_default();
+            assert_eq!(
+                error.contains("--since cannot be later"),
+                is_empty,
+                "{arguments}: {error}"
+            );
+        }
+    }
+
+    #[test]
     fn capture_flags_that_need_or_exclude_others_are_refused() {
-        for arguments in ["--rotate 1M", "-r x --buffer 1M"] {
+        for arguments in [
+            "--rotate 1M",
+            "-r x --buffer 1M",
+            "-r x --include-self",
+            "explain -r x --include-self",
+        ] {
             let words = ["kmesh-trace"].into_iter().chain(arguments.split_whitespace());
             assert!(Cli::try_parse_from(words).is_err(), "{arguments}");
         }

@@ -8,6 +8,7 @@ use super::environment::Environment;
 use super::error::ConfigError;
 use super::{Config, Events};
 use crate::cli::{Capture, CapturePath, Cli, Explain, Output, ReportFormat, TimeBound};
+use crate::filter::Filter;
 use crate::record::rfc3339::Rfc3339;
 
 /// The length of a live watch without `--duration`.
@@ -19,11 +20,19 @@ pub struct FindingsConfig {
     pub format: ReportFormat,
     /// The words of the command that shows the same records, to which a finding adds its filters.
     pub command: Vec<String>,
+    /// Whether filters choose connections.
+    pub has_filters: bool,
 }
 
 impl Config {
     /// Resolves the arguments of `explain` in `environment`, or returns which flags cannot be used together.
     pub fn explain(explain: &Explain, environment: Environment<'_>) -> Result<Self, ConfigError> {
+        if explain.filters.connecting {
+            return Err(ConfigError::new(
+                "explain cannot use --connecting: the rules need connections that end; without the flag, explain also \
+                 reports attempts that wait for an answer",
+            ));
+        }
         let is_live = explain.read.is_empty();
         let events = if is_live {
             "close,update,listener"
@@ -56,6 +65,7 @@ impl Config {
             findings: Some(FindingsConfig {
                 format: explain.output,
                 command: command(explain),
+                has_filters: config.filter != Filter::default(),
             }),
             events: Events {
                 reject: true,
@@ -81,7 +91,12 @@ fn command(explain: &Explain) -> Vec<String> {
             None => {}
             Some(TimeBound::At(time)) => add(flag, Rfc3339::new(time).as_str().to_owned()),
             Some(TimeBound::BeforeEnd(time)) => {
-                add(flag, format!("-{}", humantime::format_duration(time)).replace(' ', ""))
+                // Long times are in seconds, because humantime writes months, which the flags do not accept.
+                let time = match time.as_secs() {
+                    seconds @ 2_592_000.. => format!("{seconds}s"),
+                    _ => humantime::format_duration(time).to_string(),
+                };
+                add(flag, format!("-{time}").replace(' ', ""))
             }
         }
     }
@@ -137,12 +152,32 @@ mod tests {
     }
 
     #[test]
+    fn connecting_is_refused() {
+        let Some(Command::Explain(explain)) = parsed("explain -r x --connecting").command else {
+            panic!("no explain")
+        };
+        let error = Config::explain(&explain, PLAIN).unwrap_err().to_string();
+        assert!(error.contains("explain cannot use --connecting"), "{error}");
+    }
+
+    #[test]
+    fn filters_are_noticed() {
+        let has_filters = |arguments| explained(arguments).findings.unwrap().has_filters;
+        assert!(!has_filters("explain -r x --since -5m"));
+        assert!(has_filters("explain -r x -n shop"));
+    }
+
+    #[test]
     fn command_reads_the_same_records() {
         let command = |arguments| explained(arguments).findings.unwrap().command.join(" ");
         assert_eq!(command("explain -n shop"), "kmesh-trace");
         assert_eq!(
             command("explain -r a -r - --since -5m --until 2026-01-02T03:04:05Z --pods-file p"),
             "kmesh-trace --read a --read - --since -5m --until 2026-01-02T03:04:05.000000000Z --pods-file p"
+        );
+        assert_eq!(
+            command("explain -r a --since -5w"),
+            "kmesh-trace --read a --since -3024000s"
         );
         assert_eq!(
             command("explain --kubeconfig k --cri"),

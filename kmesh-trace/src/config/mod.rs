@@ -154,6 +154,11 @@ impl Config {
             verbosity: Verbosity::new(cli.quiet, cli.verbose),
             metrics: metrics::metrics(&cli.metrics),
         };
+        if config.range.is_empty() {
+            return Err(ConfigError::new(
+                "--since cannot be later than --until: no record is in that range",
+            ));
+        }
         if config.filter.connecting && !config.needs_updates() {
             return Err(ConfigError::new(
                 "--connecting requires --events update, -o table, --rollup, --write or --metrics: only updates show \

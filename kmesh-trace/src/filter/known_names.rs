@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
 use std::sync::Arc;
 
-use super::rule::{Ends, Filter, Terms};
-use crate::record::{Pod, Record, Service};
+use super::rule::{Ends, Filter, Selectors, Terms};
+use crate::record::{Labels, Pod, Record, Service};
 
 /// The number of pods and of services that are collected from records.
 const MAX_NAMES: usize = 65_536;
@@ -34,7 +34,15 @@ impl KnownNames {
     pub fn add_record(&mut self, record: &Record) {
         let names = &record.names;
         for pod in [&names.src.pod, &names.dst.pod].into_iter().flatten() {
-            if self.pods.len() < MAX_NAMES && !self.pods.contains_key(&pod.uid) {
+            let is_news = match self.pods.get(&pod.uid) {
+                // A source may report the labels and the workload of a pod after its first record.
+                Some(known) => {
+                    (known.labels.is_none() && pod.labels.is_some())
+                        || (known.workload.is_none() && pod.workload.is_some())
+                }
+                None => self.pods.len() < MAX_NAMES,
+            };
+            if is_news {
                 self.add_pod(pod);
             }
         }
@@ -97,6 +105,23 @@ impl KnownNames {
                 });
             }
         }
+        let Selectors { bare, from, to } = &filter.selectors;
+        let selectors = [("--selector", bare), ("--from-selector", from), ("--to-selector", to)];
+        for (flag, selector) in selectors.into_iter().filter(|(_, selector)| !selector.is_empty()) {
+            let mut labels = self.labels().peekable();
+            if labels.peek().is_none() {
+                warnings.push(format!(
+                    "no labels are known, so {flag} {selector} matches nothing\n  \
+                     try: --cri, --kubelet, --kubeconfig or --pods-file"
+                ));
+            } else if !labels.any(|labels| selector.matches(labels)) {
+                let labels = self.labels().flat_map(Labels::iter);
+                let labels = labels.filter(|(key, _)| selector.has_key(key));
+                let labels: BTreeSet<_> = labels.map(|(key, value)| format!("{key}={value}")).collect();
+                let known = similar(selector, labels.iter().map(String::as_str));
+                warnings.push(format!("no pod has the labels {selector}{known}"));
+            }
+        }
         warnings
     }
 
@@ -105,8 +130,18 @@ impl KnownNames {
             return format!("no workload is named {pattern}, but a pod is\n  try: --pod {pattern}");
         }
         let workloads = self.pods.values().filter_map(|pod| pod.workload.as_ref());
-        let names = workloads.map(|workload| &*workload.name);
+        let mut names = workloads.map(|workload| &*workload.name).peekable();
+        if names.peek().is_none() {
+            return format!(
+                "no workloads are known, so --workload {pattern} matches nothing\n  \
+                 try: --kubelet, --kubeconfig or --pods-file"
+            );
+        }
         format!("no workload is named {pattern}{}", similar(pattern, names))
+    }
+
+    fn labels(&self) -> impl Iterator<Item = &Labels> {
+        self.pods.values().filter_map(|pod| pod.labels.as_ref())
     }
 
     fn namespaces(&self) -> impl Iterator<Item = &str> {
@@ -186,7 +221,7 @@ mod tests {
                 service_account: None,
                 node: None,
                 host_network: None,
-                labels: None,
+                labels: Some([("app", workload)].into_iter().collect()),
             }));
         }
         known
@@ -198,6 +233,19 @@ mod tests {
             name: "database".into(),
             host: "database.db.svc.cluster.local".into(),
         }));
+        known
+    }
+
+    /// Returns pods as the log folders report them: without labels and workloads.
+    fn from_log_folders() -> KnownNames {
+        let mut known = KnownNames::default();
+        for pod in shop().pods.values() {
+            known.add_pod(&Arc::new(Pod {
+                workload: None,
+                labels: None,
+                ..Pod::clone(pod)
+            }));
+        }
         known
     }
 
@@ -230,6 +278,11 @@ mod tests {
                 "--from-workload web-7d4b9c-x2x4p",
                 "no workload is named web-7d4b9c-x2x4p, but a pod is\n  try: --pod web-7d4b9c-x2x4p",
             ),
+            (
+                "-l app=wbe",
+                "no pod has the labels app=wbe; known: app=web, app=cart, app=ledger",
+            ),
+            ("--from-selector tier=db", "no pod has the labels tier=db"),
         ];
         for (arguments, expected) in cases {
             assert_eq!(warnings(&known, arguments), [expected], "{arguments}");
@@ -245,7 +298,7 @@ mod tests {
             "-n shop,pay --pod cart-* --workload Deployment/web --service db/database",
             "-n db",
             "-n !shpo",
-            "-l app=nothing",
+            "-l app=web --to-selector !tier",
         ] {
             assert_eq!(warnings(&known, arguments), [""; 0], "{arguments}");
         }
@@ -257,6 +310,21 @@ mod tests {
         assert_eq!(warnings(&nothing, "-n a,b --pod c").len(), 1);
         assert!(warnings(&nothing, "-n a")[0].contains("kmesh-trace check"));
         assert!(warnings(&shop(), "--service web")[0].contains("--kubeconfig"));
+        assert_eq!(warnings(&nothing, "-l app=web").len(), 1);
+        for (arguments, expected) in [
+            (
+                "-l app=web",
+                "no labels are known, so --selector app=web matches nothing\n  \
+                 try: --cri, --kubelet, --kubeconfig or --pods-file",
+            ),
+            (
+                "--workload web",
+                "no workloads are known, so --workload web matches nothing\n  \
+                 try: --kubelet, --kubeconfig or --pods-file",
+            ),
+        ] {
+            assert_eq!(warnings(&from_log_folders(), arguments), [expected]);
+        }
         assert_eq!(warnings(&nothing, "--port 80"), [""; 0]);
     }
 

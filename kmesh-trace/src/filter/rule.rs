@@ -156,9 +156,11 @@ impl Filter {
             pods,
             workloads,
             service,
+            selectors: Selectors { bare, from, to },
             ..
         } = self;
-        !(namespaces.is_empty() && pods.is_empty() && workloads.is_empty() && service.is_empty())
+        let has_labels = [bare, from, to].into_iter().any(|selector| !selector.is_empty());
+        has_labels || !(namespaces.is_empty() && pods.is_empty() && workloads.is_empty() && service.is_empty())
     }
 
     /// Returns whether `record` meets all conditions. Conditions on the course of a connection do not apply to a record

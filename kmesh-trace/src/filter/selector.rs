@@ -5,6 +5,7 @@
 //! else.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::str::FromStr;
 
 use crate::record::Labels;
@@ -64,11 +65,39 @@ impl Selector {
         self.0.is_empty()
     }
 
+    /// Returns whether a requirement is about the label `key`.
+    pub fn has_key(&self, key: &str) -> bool {
+        self.0.iter().any(|requirement| requirement.key == key)
+    }
+
     /// Returns whether `labels` satisfy every requirement.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.0
             .iter()
             .all(|requirement| requirement.condition.holds(labels.get(&requirement.key)))
+    }
+}
+
+/// Displays the selector as kubectl does.
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, Requirement { key, condition }) in self.0.iter().enumerate() {
+            if at > 0 {
+                f.write_str(",")?;
+            }
+            let list = |values: &BTreeSet<String>| values.iter().cloned().collect::<Vec<_>>().join(",");
+            match condition {
+                Condition::Exists => f.write_str(key),
+                Condition::Absent => write!(f, "!{key}"),
+                Condition::In(values) if values.len() == 1 => write!(f, "{key}={}", list(values)),
+                Condition::In(values) => write!(f, "{key} in ({})", list(values)),
+                Condition::NotIn(values) if values.len() == 1 => write!(f, "{key}!={}", list(values)),
+                Condition::NotIn(values) => write!(f, "{key} notin ({})", list(values)),
+                Condition::Above(bound) => write!(f, "{key}>{bound}"),
+                Condition::Below(bound) => write!(f, "{key}<{bound}"),
+            }?;
+        }
+        Ok(())
     }
 }
 

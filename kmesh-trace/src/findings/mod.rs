@@ -13,13 +13,14 @@ mod text;
 mod watch;
 
 pub use rules::RULES;
-pub use subject::Flags;
+pub use subject::{Flags, with_port};
 pub use watch::{Abilities, Watch};
 
 use std::net::SocketAddr;
 
 use crate::record::{Direction, WallTime};
 use crate::rollup::{Group, GroupEnd};
+use stats::Symptom;
 use watch::Pair;
 
 /// How bad a finding is.
@@ -145,14 +146,26 @@ pub struct Report {
     pub unknown: Vec<String>,
     /// The connections and attempts that ended.
     pub connections: u64,
+    /// The connections that were open at the end.
+    pub open: u64,
+    /// Whether no connection and no listener was seen, so that no rule could check anything.
+    pub is_empty: bool,
+    /// The kinds of failures that no finding includes, with their numbers.
+    pub further_failures: Vec<(&'static str, u64)>,
 }
 
 /// Applies all rules to a watch that has ended.
 pub fn examine(watch: &Watch) -> Report {
     let mut report = Report {
         connections: watch.attempts,
+        open: watch.open.len() as u64,
+        is_empty: watch.is_empty(),
         ..Report::default()
     };
+    if report.is_empty {
+        report.unknown = limits(watch);
+        return report;
+    }
     let mut findings = Vec::new();
     for rule in RULES {
         let found = (rule.find)(watch);
@@ -162,9 +175,32 @@ pub fn examine(watch: &Watch) -> Report {
             Err(reason) => report.unknown.push(format!("{}: {reason}", rule.looks_for)),
         }
     }
+    report.further_failures = further_failures(watch, &findings);
     report.findings = sorted(without_duplicates(findings));
     report.unknown.extend(limits(watch));
     report
+}
+
+/// Returns the kinds of failures that none of `findings` includes: those below the thresholds of the rules.
+fn further_failures(watch: &Watch, findings: &[Finding]) -> Vec<(&'static str, u64)> {
+    let is_included = |rule: &str, pair: &Pair| {
+        let mut findings = findings.iter();
+        findings.any(|finding| finding.rule == rule && finding.subject == pair.group)
+    };
+    let count = |rule: &str, symptom| {
+        let pairs = watch.pairs.iter().filter(|pair| !is_included(rule, pair));
+        pairs.map(|pair| pair.stats.symptom(symptom).count).sum::<u64>()
+    };
+    let failures = [
+        ("refused", Symptom::Refused, "refused"),
+        ("no_answer", Symptom::Unanswered, "unanswered"),
+        ("no_answer", Symptom::Unreachable, "unreachable"),
+        ("no_answer", Symptom::Stopped, "timed out"),
+        ("resets", Symptom::ResetByPeer, "reset by peer"),
+        ("resets", Symptom::ResetByLocal, "reset by local"),
+    ];
+    let counts = failures.map(|(rule, symptom, kind)| (kind, count(rule, symptom)));
+    counts.into_iter().filter(|(_, count)| *count > 0).collect()
 }
 
 /// Removes findings that another finding explains, and those that the client's end reports, too.

@@ -21,7 +21,12 @@ pub fn server(pair: &Pair) -> String {
         Some(Some(service)) => format!("{}/{}", service.namespace, service.name),
         _ => end(&pair.group.dst),
     };
-    match pair.group.dst.port {
+    with_port(name, pair.group.dst.port)
+}
+
+/// Adds a port to a name or an address: `shop/payments:8443`, `[::1]:8443`.
+pub fn with_port(name: String, port: Option<u16>) -> String {
+    match port {
         Some(port) if name.contains(':') => format!("[{name}]:{port}"),
         Some(port) => format!("{name}:{port}"),
         None => name,

@@ -93,7 +93,7 @@ fn quiet_watch_has_no_finding_and_says_what_it_looked_for() {
     assert_eq!(report.findings, []);
     assert_eq!(report.connections, 100);
     assert!(
-        report.absent.contains(&("refused attempts", 100)),
+        report.absent.contains(&("frequent refusals", 100)),
         "{:?}",
         report.absent
     );
@@ -153,6 +153,59 @@ fn few_refusals_are_the_rest_of_a_restart() {
     assert_eq!(changed(few).findings, []);
     let rare = |number, record| if number % 40 == 0 { refused(record) } else { record };
     assert_eq!(changed(rare).findings, []);
+}
+
+#[test]
+fn failures_below_the_thresholds_are_counted() {
+    let report = changed(|number, mut record| match number {
+        0 | 1 => refused(record),
+        2 => {
+            record.outcome = Some(Outcome::ResetByPeer);
+            record
+        }
+        _ => record,
+    });
+    assert_eq!(report.findings, []);
+    assert_eq!(report.further_failures, [("refused", 2), ("reset by peer", 1)]);
+    let report = changed(|_, record| refused(record));
+    assert_eq!(report.findings.len(), 1);
+    assert_eq!(report.further_failures, [], "the finding includes all of them");
+}
+
+#[test]
+fn empty_watch_checks_nothing() {
+    let report = report(&[]);
+    assert!(report.is_empty);
+    assert_eq!((report.absent, report.unknown), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn advice_about_scans_depends_on_what_was_recorded() {
+    let reason = |records: &[Record], abilities| {
+        let mut watch = Watch::new(abilities);
+        records.iter().for_each(|record| watch.record(record));
+        watch.end();
+        let unknown = examine(&watch).unknown;
+        unknown
+            .into_iter()
+            .find(|text| text.starts_with("connections that are not closed"))
+            .unwrap()
+    };
+    let live = Abilities {
+        listeners: Some(true),
+        ..Abilities::default()
+    };
+    let closed = connection(1);
+    let mut update = closed.clone();
+    (update.event, update.outcome) = (Event::Update, None);
+    let at_the_end = "connections that are not closed: no connection was open at the end";
+    assert_eq!(reason(std::slice::from_ref(&closed), live), at_the_end);
+    assert_eq!(reason(&[update, closed.clone()], Abilities::default()), at_the_end);
+    let needs = reason(&[closed], Abilities::default());
+    assert!(
+        needs.ends_with("the trace lacked --write or was shorter than --interval"),
+        "{needs}"
+    );
 }
 
 #[test]

@@ -53,6 +53,8 @@ pub struct Watch {
     /// The ended connections of pairs beyond the maximum.
     pub beyond_pairs: u64,
     pub lost_records: u64,
+    /// Whether a socket scan reported a connection.
+    pub has_updates: bool,
 }
 
 /// The connections of one client and one server, as one end saw them.
@@ -174,6 +176,11 @@ impl Watch {
         self.ended = self.ended.max(Some(time));
     }
 
+    /// Returns whether no connection, listener or reject was seen.
+    pub fn is_empty(&self) -> bool {
+        self.attempts == 0 && self.open.is_empty() && self.listeners.is_empty() && self.rejects.is_empty()
+    }
+
     /// Returns the length of the watch in ns, at least 1.
     pub fn length_ns(&self) -> u64 {
         let length = self.began.zip(self.ended).map(|(began, ended)| ended.0 - began.0);
@@ -190,6 +197,7 @@ impl Watch {
     pub fn record(&mut self, record: &Record) {
         self.cover(record.time);
         let at = self.pair(record);
+        self.has_updates |= record.event == Event::Update;
         if record.event != Event::Close {
             let sent = self.update(record, at);
             self.count_sent(record, at, sent);

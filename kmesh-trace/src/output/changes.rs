@@ -7,6 +7,7 @@ use super::table::units;
 use super::{Stdout, append_line};
 use crate::compare::{CONFIDENCE, Change, Changes, Estimate, Metric, Sample};
 use crate::config::ReportFormat;
+use crate::findings::with_port;
 use crate::output::json::contract::ChangeLine;
 use crate::output::sanitize::one_line;
 use crate::record::Direction;
@@ -119,8 +120,8 @@ fn group_text(group: &Group) -> String {
         Some(Some(service)) => format!("{}/{}", service.namespace, service.name),
         _ => end(&group.dst),
     };
-    let port = group.dst.port.map(|port| format!(":{port}")).unwrap_or_default();
-    let mut text = format!("{direction} {} → {server}{port}", end(&group.src));
+    let server = with_port(server, group.dst.port);
+    let mut text = format!("{direction} {} → {server}", end(&group.src));
     if let Some(Some(comm)) = &group.process {
         text += &format!(" {}", String::from_utf8_lossy(comm.as_bytes()));
     }
@@ -145,5 +146,29 @@ fn end(end: &GroupEnd) -> String {
         (None, None, _, Some(ip)) => ip.to_string(),
         (None, None, Some(node), None) => format!("node {node}"),
         (None, None, None, None) => "*".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv6_address_with_a_port_has_brackets() {
+        let group = |ip: &str, port| Group {
+            src: GroupEnd {
+                ip: Some(ip.parse().unwrap()),
+                ..GroupEnd::default()
+            },
+            dst: GroupEnd {
+                ip: Some(ip.parse().unwrap()),
+                port,
+                ..GroupEnd::default()
+            },
+            ..Group::default()
+        };
+        assert_eq!(group_text(&group("::1", Some(18081))), "out ::1 → [::1]:18081");
+        assert_eq!(group_text(&group("::1", None)), "out ::1 → ::1");
+        assert_eq!(group_text(&group("10.0.0.1", Some(80))), "out 10.0.0.1 → 10.0.0.1:80");
     }
 }

@@ -60,10 +60,16 @@ impl Findings {
 
     fn text(&self, report: &Report) -> String {
         let looked_for: Vec<_> = report.absent.iter().map(|(what, _)| *what).collect();
-        let watched = self.watched(report.connections);
+        let watched = self.watched(report);
         let mut text = String::new();
-        if report.findings.is_empty() && !report.absent.is_empty() {
-            text += &format!("nothing wrong found {watched}: no {}\n", looked_for.join(", no "));
+        if report.is_empty {
+            text += &format!("{watched}: nothing was checked\n");
+        } else if report.findings.is_empty() && !report.absent.is_empty() {
+            let nothing = match report.further_failures.is_empty() {
+                true => "nothing wrong found",
+                false => "no finding",
+            };
+            text += &format!("{nothing} {watched}: no {}\n", looked_for.join(", no "));
         } else if report.findings.is_empty() {
             text += &format!("nothing could be examined {watched}\n");
         } else {
@@ -81,6 +87,9 @@ impl Findings {
                 .map(|(what, of)| format!("{what} ({of})"))
                 .collect();
             text += &format!("\nnot found (number of connections checked): {}\n", absent.join(", "));
+        }
+        if !report.further_failures.is_empty() {
+            text += &self.further_failures(report);
         }
         if !report.unknown.is_empty() {
             text += "\nunknown:\n";
@@ -100,10 +109,29 @@ impl Findings {
         text + &format!("   {}\n", one_line(&command_line(&self.settings.command, finding)))
     }
 
+    /// Returns the failures that are no finding, and the command that shows them.
+    fn further_failures(&self, report: &Report) -> String {
+        let failures = report.further_failures.iter();
+        let counts: Vec<_> = failures.map(|(kind, count)| format!("{count} {kind}")).collect();
+        let words = self.settings.command.iter().map(String::as_str);
+        let command: Vec<_> = words.chain(["--failed"]).map(quoted).collect();
+        format!(
+            "\nfailed, but too few of one client and server for a finding: {}\n   {}\n",
+            counts.join(", "),
+            one_line(&command.join(" "))
+        )
+    }
+
     /// Returns what the report is about: connections, node and time.
-    fn watched(&self, connections: u64) -> String {
-        let ending = if connections == 1 { "" } else { "s" };
-        let of = format!("in {connections} connection{ending} of {}", one_line(&self.info.node));
+    fn watched(&self, report: &Report) -> String {
+        let node = one_line(&self.info.node);
+        let plural = |count: u64| if count == 1 { "" } else { "s" };
+        let of = match (report.connections, report.open) {
+            _ if report.is_empty && self.settings.has_filters => format!("no connection of {node} passed the filters"),
+            _ if report.is_empty => format!("no connection of {node} was seen"),
+            (0, open) if open > 0 => format!("in {open} open connection{} of {node}", plural(open)),
+            (closed, _) => format!("in {closed} connection{} of {node}", plural(closed)),
+        };
         match self.watch.began.zip(self.watch.ended) {
             None => of,
             Some((began, ended)) => {
@@ -175,6 +203,41 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::testing;
+    use crate::record::Outcome;
+
+    fn text_of(records: &[Record], has_filters: bool) -> String {
+        let settings = FindingsConfig {
+            format: ReportFormat::Text,
+            command: vec!["kmesh-trace".to_owned(), "--read".to_owned(), "a b".to_owned()],
+            has_filters,
+        };
+        let out = Stdout::to(io::sink());
+        let mut findings = Findings::new(&settings, Abilities::default(), &testing::info(), out);
+        records.iter().for_each(|record| findings.watch.record(record));
+        findings.watch.end();
+        findings.text(&examine(&findings.watch))
+    }
+
+    #[test]
+    fn text_says_when_nothing_was_checked() {
+        let passed = text_of(&[], true);
+        assert!(passed.contains("passed the filters: nothing was checked\n"), "{passed}");
+        let seen = text_of(&[], false);
+        assert!(seen.contains("was seen: nothing was checked\n"), "{seen}");
+    }
+
+    #[test]
+    fn text_shows_failures_below_the_thresholds() {
+        let mut refused = testing::example();
+        refused.outcome = Some(Outcome::Refused);
+        let text = text_of(&[refused], false);
+        assert!(text.starts_with("no finding in 1 connection of "), "{text}");
+        let line = "too few of one client and server for a finding: 1 refused\n   kmesh-trace --read 'a b' --failed\n";
+        assert!(text.contains(line), "{text}");
+        let text = text_of(&[testing::example()], false);
+        assert!(text.starts_with("nothing wrong found in 1 connection of "), "{text}");
+    }
 
     #[test]
     fn words_are_quoted_for_the_shell() {

@@ -27,7 +27,7 @@ use crate::output::NameSourceStatus;
 use crate::record::{ConnId, Lost, Record, RunInfo, WallTime};
 use crate::rollup::{By, Key, Rollup, RollupSettings, Row, Sort, Window};
 use crate::track::delta::Delta;
-use columns::{JOINED_OUTCOMES_WIDTH, Layout, OUTCOME_WIDTH, PLAIN_WIDTH, ShownRow};
+use columns::{Contents, Layout, PLAIN_JOINED_WIDTH, PLAIN_WIDTH, ShownRow};
 use history::SharedHistory;
 use listeners::{ListenerRow, Listeners};
 use quiet::{KnownGroups, RowRef, TableRow};
@@ -76,6 +76,8 @@ pub struct Frame {
     /// The connections of the window, for the pages of groups.
     connections: Vec<Row>,
     listeners: Vec<ListenerRow>,
+    /// Whether any listener was reported so far.
+    has_listener_reports: bool,
     node: String,
     /// The text about the name sources.
     names: String,
@@ -132,6 +134,7 @@ impl Session {
             rows: self.groups.add(window.rows),
             connections: window.connections,
             listeners: Vec::new(),
+            has_listener_reports: false,
             node: self.node.clone(),
             names: self.names.text(),
             elapsed_ns: span.until.0.saturating_sub(began.0).try_into().unwrap_or(0),
@@ -179,29 +182,27 @@ impl TextTable {
         if frame.rows.is_empty() {
             return Ok(());
         }
+        let width = match self.joins {
+            true => PLAIN_JOINED_WIDTH,
+            false => PLAIN_WIDTH,
+        };
         let text = self.out.text();
-        writeln!(text, "{}", header::dated_line(&frame, PLAIN_WIDTH))?;
+        writeln!(text, "{}", header::dated_line(&frame, width))?;
         let mut rows: Vec<RowRef<'_>> = frame.rows.iter().map(RowRef::from).collect();
         rows.sort_by(|&one, &two| columns::order(one, two, self.sort));
         rows.truncate(self.max_rows);
         let shown: Vec<_> = rows.into_iter().map(|row| ShownRow::new(row, &frame.span)).collect();
-        let layout = layout(PLAIN_WIDTH, self.by, self.joins, frame.has_turns);
+        let contents = Contents {
+            joins: self.joins,
+            has_turns: frame.has_turns,
+        };
+        let layout = Layout::new(width, self.by.has(Key::Outcome), contents);
         for line in layout.lines(&shown, self.sort, self.color) {
             writeln!(text, "{}", line.trim_end())?;
         }
         writeln!(text)?;
         self.out.appended()
     }
-}
-
-/// Returns the layout of a table of groups. `joins`: whether both ends of a connection are one record. `has_turns`:
-/// whether there are times of responses.
-fn layout(width: usize, by: By, joins: bool, has_turns: bool) -> Layout {
-    let outcome_width = match joins {
-        true => JOINED_OUTCOMES_WIDTH,
-        false => OUTCOME_WIDTH,
-    };
-    Layout::new(width, by.has(Key::Outcome).then_some(outcome_width), has_turns)
 }
 
 impl Sink for TextTable {
@@ -300,6 +301,7 @@ impl TuiTable {
             self.history.lock().add_to_totals(&window);
             let mut frame = self.session.frame(window);
             frame.listeners = self.listeners.rows(&self.filter, &frame.span);
+            frame.has_listener_reports = self.listeners.has_reports();
             self.history.lock().push(frame);
         }
         self.screen.refresh();

@@ -117,7 +117,7 @@ impl Summary {
         }
     }
 
-    /// Adds the totals of a run that ran at the same time.
+    /// Adds the totals of another run, except its time.
     pub fn add(&mut self, other: &Self) {
         for (sum, number) in [
             (&mut self.closes, other.closes),
@@ -143,7 +143,6 @@ impl Summary {
         self.reasons.extend(&other.reasons);
         self.reasons.sort_unstable();
         self.reasons.dedup();
-        self.elapsed_ns = self.elapsed_ns.max(other.elapsed_ns);
     }
 }
 

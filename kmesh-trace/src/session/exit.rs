@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+#[cfg(unix)]
+use crate::names::sources::Status;
+#[cfg(unix)]
+use crate::output::stderr::status;
+
 /// The exit status of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -25,6 +30,19 @@ impl Exit {
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
+    }
+}
+
+/// Returns the status of a run that ended as requested, and prints why a source of names fails the run. The error comes
+/// after the last output, because a source may answer until then.
+#[cfg(unix)]
+pub(super) fn of_names(names: &Status) -> Exit {
+    match names.unreported() {
+        Some(errors) => {
+            errors.iter().for_each(|error| status(error));
+            Exit::Failed
+        }
+        None => Exit::Ok,
     }
 }
 

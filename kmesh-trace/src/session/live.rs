@@ -46,7 +46,7 @@ use crate::output::term::{self, JobControl};
 use crate::own_connections::OwnConnections;
 use crate::privileges::{self, Remaining};
 use crate::record::{Header, RunInfo, WallTime};
-use crate::session::exit::Exit;
+use crate::session::exit::{Exit, of_names};
 use crate::session::outputs::{self, Outputs};
 use crate::session::pipeline::Pipeline;
 use crate::session::writer::Writer;
@@ -157,7 +157,7 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
     let names = start_sources(config, sources, status, messages)?;
     let exit = runtime.block_on(wait(config, &control, signals, jobs, end))?;
     Ok(match exit {
-        Exit::Ok if names.has_failed() => Exit::Failed,
+        Exit::Ok => of_names(&names),
         exit => exit,
     })
 }

@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use self::node::{Node, Progress, Run};
-use super::exit::Exit;
+use super::exit::{Exit, of_names};
 use super::outputs;
 use super::replay::{self, Files, Running, allow_many_files};
 use crate::blocking_io::Blocking;
@@ -344,7 +344,7 @@ impl Session {
             }
         }
         match result {
-            Some(Ok(Exit::Ok)) if name_status.has_failed() => Ok(Exit::Failed),
+            Some(Ok(Exit::Ok)) if name_status.has_failed() => Ok(of_names(&name_status)),
             Some(Ok(Exit::Ok)) | None => Ok(exit),
             Some(other) => other,
         }

@@ -44,6 +44,7 @@ pub fn open(
             color: config.color,
             totals: rollup.totals,
             can_reread: can_reread(config),
+            is_replay: !config.read.is_empty(),
             joins: rollup.joins,
             parse_filter: parse_prompt_filter,
         };

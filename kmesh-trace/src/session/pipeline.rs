@@ -18,7 +18,7 @@ use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::update::SourceUpdate;
 use crate::output::metrics::exposition::Values;
 use crate::own_connections::OwnConnections;
-use crate::record::{ConnId, Counts, Record, WallTime};
+use crate::record::{ConnId, Counts, Record, Subject, WallTime};
 use crate::session::account::{Account, EventTime};
 use crate::track::clock::Clock;
 use crate::track::decode::{KernelEvent, decode};
@@ -251,7 +251,12 @@ impl Pipeline {
     /// Emits reports of RSTs sent without a socket, each with the number of them since its last report.
     pub fn take_rejects(&mut self, counts: &[(RejectKey, u64)], now_ns: u64) -> io::Result<()> {
         for (key, count) in counts {
-            let record = self.tracker.reject(key, *count, now_ns, &self.clock);
+            let mut record = self.tracker.reject(key, *count, now_ns, &self.clock);
+            let own = self.own.map_or(0, |own| own.take_rejected(&record));
+            if own >= *count {
+                continue;
+            }
+            record.subject = Subject::Reject(*count - own);
             self.annotate(record, now_ns, now_ns)?;
         }
         self.engine.flush()

@@ -291,6 +291,24 @@ pub fn row(screen: &str, text: &str) -> Option<Vec<String>> {
     Some(words.map(str::to_owned).collect())
 }
 
+/// Returns the screen with the server's end of each connection above the client's. Both ends count the same bytes, but
+/// a scan does not read them at the same moment. So in one window either can count more and stand above the other.
+pub fn with_servers_first(screen: &str) -> String {
+    const HEADER_LINES: usize = 3;
+    let mut lines: Vec<_> = screen.lines().map(str::to_owned).collect();
+    for ends in lines[HEADER_LINES..].chunks_exact_mut(2) {
+        let [above, below] = ends else { unreachable!() };
+        if above.starts_with([' ', '>']) && above[1..].starts_with("out ") && below[1..].starts_with("in ") {
+            std::mem::swap(above, below);
+            // The mark of the selected row stays where it is.
+            let mark = below[..1].to_owned();
+            below.replace_range(..1, &above[..1]);
+            above.replace_range(..1, &mark);
+        }
+    }
+    lines.join("\n")
+}
+
 /// Checks that a short line's time is in `span`, to the millisecond.
 pub fn check_time(line: &str, span: Span) {
     const DAY_MS: u128 = 86_400_000;

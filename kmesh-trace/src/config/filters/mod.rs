@@ -24,6 +24,7 @@ pub(super) fn filter(cli: &Cli) -> Result<Filter, ConfigError> {
     }
     let filter = Filter::from(&cli.filters);
     check_family(&filter)?;
+    check_outcomes(&filter)?;
     Ok(filter)
 }
 
@@ -70,6 +71,35 @@ fn check_family(filter: &Filter) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+/// Refuses `--failed` or `--established-only` with outcomes that no such connection has.
+fn check_outcomes(filter: &Filter) -> Result<(), ConfigError> {
+    let outcomes = &filter.outcome.any;
+    if outcomes.is_empty() {
+        return Ok(());
+    }
+    if filter.failed && outcomes.iter().all(|&outcome| outcome == Outcome::Ok) {
+        return Err(ConfigError::new(
+            "--outcome ok cannot be used with --failed, which matches every outcome except ok",
+        ));
+    }
+    let is_of_attempt = |outcome: &Outcome| {
+        matches!(
+            outcome,
+            Outcome::Refused | Outcome::ConnectTimeout | Outcome::ConnectAborted
+        )
+    };
+    match outcomes.first() {
+        Some(outcome) if filter.established_only && outcomes.iter().all(is_of_attempt) => {
+            Err(ConfigError::new(format!(
+                "--outcome {} cannot be used with --established-only: only an attempt that never connected has this \
+                 outcome",
+                outcome.name()
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl From<&Filters> for Filter {

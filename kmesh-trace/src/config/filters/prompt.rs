@@ -3,7 +3,7 @@
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use super::check_family;
+use super::{check_family, check_outcomes};
 use crate::cli::PromptFilter;
 use crate::filter::Filter;
 
@@ -15,7 +15,8 @@ pub fn parse_prompt_filter(text: &str) -> Result<Filter, String> {
     let words = split(text)?;
     let parsed = PromptFilter::try_parse_from(words).map_err(|error| error_line(&error))?;
     let filter = Filter::from(&parsed.filters);
-    check_family(&filter).map_err(|error| error.to_string())?;
+    let checked = check_family(&filter).and_then(|()| check_outcomes(&filter));
+    checked.map_err(|error| error.to_string())?;
     Ok(filter)
 }
 

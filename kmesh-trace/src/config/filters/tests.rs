@@ -444,6 +444,11 @@ fn flags_that_contradict_each_other_are_refused_with_the_reason() {
             "-6 --to-ip ::ffff:10.0.0.1",
             &["-6", "--to-ip 10.0.0.1", "an IPv4 address"],
         ),
+        ("--failed --outcome ok", &["--outcome ok", "--failed"]),
+        (
+            "--established-only --outcome refused,connect_timeout",
+            &["--outcome refused", "--established-only"],
+        ),
         ("--pod web --no-resolve", &["--pod", "--no-resolve", "by names"]),
         ("-n shop --no-resolve", &["--namespace", "--no-resolve", "by names"]),
         ("--no-resolve --to-pod web", &["--to-pod", "--no-resolve", "by names"]),
@@ -480,6 +485,11 @@ fn flags_that_may_match_are_accepted() {
         "-l app=a --from-selector app=b",
         "--direction inbound --outcome refused",
         "--events open --failed",
+        "--failed --outcome ok,refused",
+        "--failed --outcome !ok",
+        "--established-only --outcome refused,reset",
+        "--established-only --outcome unreachable",
+        "--established-only --outcome !refused",
         "--min-bytes 0",
         "--min-duration 0s",
         "--no-resolve --port 80 --comm nginx --container 3f",
@@ -515,6 +525,7 @@ fn prompt_filter_has_the_flags_of_the_command_line() {
         ("--prot 80", "--prot"),
         ("-4 -6", "-4"),
         ("-4 --ip ::1", "--ip"),
+        ("--failed --outcome ok", "--outcome ok"),
         ("--help", "--help"),
     ] {
         let error = parse_prompt_filter(text).unwrap_err();

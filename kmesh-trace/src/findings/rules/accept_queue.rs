@@ -19,7 +19,10 @@ const MIN_DROPS: u64 = 3;
 fn basis(watch: &Watch) -> Result<u64, &'static str> {
     match (watch.abilities.listeners, watch.listeners.is_empty()) {
         (Some(false), _) => Err("listening sockets were not scanned"),
-        (None, true) => Err("no line about a listener (record with --events close,listener)"),
+        (None, true) => Err(
+            "no line about a listener: nothing listened, or the trace lacked --events listener or was shorter than \
+             --interval",
+        ),
         _ => Ok(watch.attempts),
     }
 }

@@ -7,7 +7,7 @@ use crate::findings::{Finding, Rule, Severity};
 
 pub const RULE: Rule = Rule {
     name: "loss",
-    looks_for: "loss of segments",
+    looks_for: "frequent loss of segments",
     find,
     basis,
 };

@@ -69,7 +69,10 @@ fn at(mut finding: Finding, failures: &Occurrences) -> Finding {
 
 /// Returns all attempts as the basis of a rule.
 fn all_attempts(watch: &Watch) -> Result<u64, &'static str> {
-    Ok(watch.attempts)
+    match watch.attempts {
+        0 => Err("no connection ended"),
+        attempts => Ok(attempts),
+    }
 }
 
 /// Returns the pair of the other end of the same connections, if this node traced it, too.

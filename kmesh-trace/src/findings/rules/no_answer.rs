@@ -9,7 +9,7 @@ use crate::findings::{Finding, Rule, Severity};
 
 pub const RULE: Rule = Rule {
     name: "no_answer",
-    looks_for: "attempts without an answer",
+    looks_for: "frequently unanswered attempts",
     find,
     basis: all_attempts,
 };

@@ -27,8 +27,14 @@ const MIN_IDLE_NS: i64 = 9_500_000_000;
 const MIN_OPEN_PER_CLOSED: u64 = 10;
 
 fn basis(watch: &Watch) -> Result<u64, &'static str> {
+    // Only a run that is live knows what it scans.
+    let has_scans = watch.abilities.listeners.is_some() || watch.has_updates;
     match watch.open.len() as u64 {
-        0 if watch.attempts > 0 => Err("no update of an open connection (record with --write)"),
+        0 if has_scans => Err("no connection was open at the end"),
+        0 => Err(
+            "no update of an open connection: none was open at a socket scan, or the trace lacked --write or was \
+             shorter than --interval",
+        ),
         open => Ok(open),
     }
 }

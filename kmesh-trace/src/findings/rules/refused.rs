@@ -11,7 +11,7 @@ use crate::rollup::Group;
 
 pub const RULE: Rule = Rule {
     name: "refused",
-    looks_for: "refused attempts",
+    looks_for: "frequent refusals",
     find,
     basis: all_attempts,
 };
@@ -75,7 +75,7 @@ fn evidence(watch: &Watch, pair: &Pair) -> Vec<String> {
         let is_known = watch.abilities.rejects == Some(true) || !watch.rejects.is_empty();
         evidence.push(match is_known {
             true => "This node did not send the RST: check that the server listens, and what is in between.".to_owned(),
-            false => "Who sent the RST is unknown (record with --events close,reject).".to_owned(),
+            false => "Who sent the RST is unknown: there is no line about a reject (needs --events reject).".to_owned(),
         });
     }
     let refuses = |stats: &Stats| stats.symptom(Symptom::Refused).count > 0;

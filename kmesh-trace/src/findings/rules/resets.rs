@@ -9,7 +9,7 @@ use crate::findings::{Finding, Rule, Severity};
 
 pub const RULE: Rule = Rule {
     name: "resets",
-    looks_for: "resets",
+    looks_for: "frequent resets",
     find,
     basis: all_attempts,
 };

@@ -23,7 +23,7 @@ const MIN_ROUND_TRIPS: u64 = 10;
 fn basis(watch: &Watch) -> Result<u64, &'static str> {
     match watch.pairs.iter().any(|pair| pair.stats.answers.summary().is_some()) {
         true => Ok(watch.attempts),
-        false => Err("answers were not measured (--turns)"),
+        false => Err("no answer was measured (needs --turns)"),
     }
 }
 

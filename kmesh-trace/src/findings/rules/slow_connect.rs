@@ -9,7 +9,7 @@ use crate::findings::{Finding, Rule, Severity};
 
 pub const RULE: Rule = Rule {
     name: "slow_connect",
-    looks_for: "slow handshakes",
+    looks_for: "frequently slow handshakes",
     find,
     basis,
 };

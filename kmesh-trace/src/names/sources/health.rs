@@ -4,8 +4,7 @@
 //! are worth one line together.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::error::SourceError;
@@ -23,12 +22,22 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Whether the sources do what the run needs.
 #[derive(Debug, Default)]
-pub struct Status(AtomicBool);
+pub struct Status(Mutex<Option<Vec<String>>>);
 
 impl Status {
     /// Returns whether a source has died, or a named source has not answered in time, or has failed and never answered.
     pub fn has_failed(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.unreported().is_some()
+    }
+
+    /// Returns the errors that fail a run which ends now, except those that a [`StatusMessage::Error`] has reported.
+    /// Returns `None` if nothing fails the run.
+    pub fn unreported(&self) -> Option<Vec<String>> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<String>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -185,10 +194,15 @@ impl Health {
     /// not: its names are used. Without one, publishes whether any is still awaited: not after the message that there
     /// are no names.
     fn publish(&self) {
-        let has_failed =
-            |source: &SourceState| source.has_failed || (source.named && !source.answered && source.error.is_some());
-        let has_failed = self.sources.iter().any(has_failed);
-        self.status.0.store(has_failed, Ordering::Relaxed);
+        let awaited = self.sources.iter().filter(|source| source.is_awaited());
+        let unreported: Vec<_> = awaited
+            .filter_map(|source| {
+                let error = source.error.as_ref()?;
+                Some(format!("error: no names from {}: {error}", source.label))
+            })
+            .collect();
+        let has_failed = !unreported.is_empty() || self.sources.iter().any(|source| source.has_failed);
+        *self.status.lock() = has_failed.then_some(unreported);
         let answered = self.sources.iter().filter(|source| source.answered);
         let is_any_awaited = self.is_automatic_due || self.sources.iter().any(SourceState::is_awaited);
         self.names_from
@@ -383,8 +397,15 @@ mod tests {
         assert!(!run.status.has_failed());
         run.fails(1, "refused", 0);
         assert!(run.status.has_failed());
+        assert_eq!(
+            run.status.unreported(),
+            Some(vec!["error: no names from L: refused".to_owned()])
+        );
         run.answers(1);
         assert!(!run.status.has_failed(), "it came in time");
+        run.fails(0, "refused", 1);
+        run.passes(10);
+        assert_eq!(run.status.unreported(), Some(vec![]), "the deadline has reported it");
     }
 
     #[test]

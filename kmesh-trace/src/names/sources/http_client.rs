@@ -2,6 +2,7 @@
 //!
 //! An answer is read as it arrives. It has no limit of length, but each part must come in time.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -266,6 +267,9 @@ impl HttpClient {
     }
 
     async fn tcp(&self) -> Result<TcpStream, SourceError> {
+        if let Some(address) = self.address() {
+            own_connections::dial(address);
+        }
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
@@ -281,6 +285,16 @@ impl HttpClient {
             own_connections::add(client, server);
         }
         Ok(stream)
+    }
+
+    /// Returns the address of the server. `None` if its URL has a host name, or a proxy connects to it.
+    fn address(&self) -> Option<SocketAddr> {
+        let host = self.server.host()?.trim_matches(['[', ']']);
+        let is_https = self.server.scheme_str() == Some("https");
+        let port = self.server.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+        self.proxy
+            .is_none()
+            .then_some(SocketAddr::new(host.parse().ok()?, port))
     }
 }
 

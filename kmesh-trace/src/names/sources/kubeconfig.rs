@@ -177,7 +177,11 @@ fn read_all(files: &[PathBuf], must_exist: bool) -> Result<Kubeconfig, SourceErr
     }
     match has_read_any {
         true => Ok(all),
-        false => Err(SourceError::new("no file in $KUBECONFIG exists (--kubeconfig)")),
+        false => {
+            let paths: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
+            let problem = format!("no file in $KUBECONFIG exists (--kubeconfig): {}", paths.join(", "));
+            Err(SourceError::new(problem))
+        }
     }
 }
 

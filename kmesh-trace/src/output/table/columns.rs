@@ -9,11 +9,13 @@ use super::quiet::{RowRef, RowState};
 use super::text::{self, Name};
 use super::{Span, units};
 use crate::output::outcome_text::end_outcomes_text;
-use crate::record::Direction;
+use crate::record::{Direction, EndOutcomes};
 use crate::rollup::{Responses, Row, Sort, SortKey, Sums};
 
 /// The width of a table without a terminal. All columns fit.
 pub const PLAIN_WIDTH: usize = 210;
+/// The width of a table without a terminal if `--join` may show two outcomes.
+pub const PLAIN_JOINED_WIDTH: usize = 225;
 
 /// A column of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,10 +109,12 @@ enum Step {
     Widen(Column, usize),
     /// Shows both directions in place of their sum.
     SplitBytes,
+    /// Makes space for the number of failures and two outcomes.
+    WidenJoined,
 }
 
 /// The steps from the narrowest to the widest table.
-const STEPS: [Step; 16] = [
+const STEPS: [Step; 17] = [
     Step::Add(Column::Bytes, 10),
     Step::Add(Column::Open, 7),
     Step::Widen(Column::Mark, 4),
@@ -128,11 +132,14 @@ const STEPS: [Step; 16] = [
     Step::Add(Column::Lost, 5),
     Step::Widen(Column::Failed, 23),
     Step::Add(Column::Retrans, 7),
+    Step::WidenJoined,
 ];
 /// The width of `refused by peer`.
-pub const OUTCOME_WIDTH: usize = 15;
+const OUTCOME_WIDTH: usize = 15;
 /// The width of `reset by local / reset by peer`, which `--join` may show.
-pub const JOINED_OUTCOMES_WIDTH: usize = 30;
+const JOINED_OUTCOMES_WIDTH: usize = 30;
+/// The minimum width of two shortened outcomes, such as `reset…timeout`.
+const MIN_OUTCOMES: usize = 13;
 /// The width of `TCP_ABORT_ON_CLOSE`.
 const REASON_WIDTH: usize = 18;
 /// The number of steps that may narrow the names to [`MIN_NAMES`]. The further ones leave a third of the width to them.
@@ -142,43 +149,56 @@ const MIN_NAMES: usize = 30;
 /// The maximum width of a name.
 const MAX_NAME: usize = 52;
 
-/// The columns that fit, with their widths. They depend only on the width of the table, and on whether turns are
-/// measured, so that columns do not move.
+/// The optional contents of a table, which need more space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Whether both ends of a connection are one record, with two outcomes.
+    pub joins: bool,
+    /// Whether there are times of responses.
+    pub has_turns: bool,
+}
+
+/// The columns that fit, with their widths. They depend only on the width of the table and on its [`Contents`], so that
+/// columns do not move.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     columns: Vec<(Column, usize)>,
 }
 
 impl Layout {
-    /// Returns the layout of a table of `width` columns. `outcome`: the width of the outcomes, if connections are
-    /// grouped by them. `has_turns`: whether there are times of responses.
-    pub fn new(width: usize, outcome: Option<usize>, has_turns: bool) -> Self {
+    /// Returns the layout of a table of `width` columns. `by_outcome`: whether connections are grouped by outcomes.
+    pub fn new(width: usize, by_outcome: bool, contents: Contents) -> Self {
         let mut columns = vec![(Column::Mark, 1), (Column::Failed, 7)];
-        if let Some(width) = outcome {
+        if by_outcome {
+            let width = match contents.joins {
+                true => JOINED_OUTCOMES_WIDTH,
+                false => OUTCOME_WIDTH,
+            };
             columns.push((Column::Outcome, width));
         }
-        Self::with(columns, width, has_turns)
+        Self::with(columns, width, contents)
     }
 
     /// Returns the layout of the connections of a group. Their reasons come first.
-    pub fn of_connections(width: usize, has_turns: bool) -> Self {
+    pub fn of_connections(width: usize, contents: Contents) -> Self {
         let reason = (Column::Reason, REASON_WIDTH);
         let columns = vec![(Column::Mark, 4), (Column::Failed, 18), reason];
         match names_width(&columns, width) < MIN_NAMES {
-            true => Self::new(width, None, has_turns),
-            false => Self::with(columns, width, has_turns),
+            true => Self::new(width, false, contents),
+            false => Self::with(columns, width, contents),
         }
     }
 
     /// Returns a layout of `columns` and those that fit beside them.
-    fn with(mut columns: Vec<(Column, usize)>, width: usize, has_turns: bool) -> Self {
+    fn with(mut columns: Vec<(Column, usize)>, width: usize, contents: Contents) -> Self {
         let has = |columns: &[(Column, usize)], column| columns.iter().any(|(other, _)| *other == column);
         for (at, step) in STEPS.iter().enumerate() {
             let is_done = match *step {
-                Step::Add(Column::Response, _) => !has_turns,
+                Step::Add(Column::Response, _) => !contents.has_turns,
                 Step::Add(column, _) => has(&columns, column),
                 // The column of outcomes has the text.
                 Step::Widen(Column::Failed, _) => has(&columns, Column::Outcome),
+                Step::WidenJoined => !contents.joins || has(&columns, Column::Outcome),
                 _ => false,
             };
             if is_done {
@@ -269,19 +289,22 @@ impl Step {
         let mut columns = columns.to_vec();
         match *self {
             Self::Add(column, width) => columns.push((column, width)),
-            Self::Widen(widened, to) => {
-                for (column, width) in &mut columns {
-                    if *column == widened {
-                        *width = to;
-                    }
-                }
-            }
+            Self::Widen(column, to) => widen(&mut columns, column, to),
+            Self::WidenJoined => widen(&mut columns, Column::Failed, JOINED_OUTCOMES_WIDTH + 5),
             Self::SplitBytes => {
                 columns.retain(|(column, _)| *column != Column::Bytes);
                 columns.extend([(Column::Sent, 10), (Column::Received, 10)]);
             }
         }
         columns
+    }
+}
+
+fn widen(columns: &mut [(Column, usize)], widened: Column, to: usize) {
+    for (column, width) in columns {
+        if *column == widened {
+            *width = to;
+        }
     }
 }
 
@@ -400,7 +423,13 @@ impl<'a> ShownRow<'a> {
         if let Some(outcomes) = self.row.sums.main_failure() {
             let (failed, outcome) = (self.row.sums.failed(), end_outcomes_text(outcomes));
             let (exact, brief) = (units::count(failed), units::brief(failed));
-            let texts = [format!("{exact} {outcome}"), format!("{brief} {outcome}"), exact, brief];
+            let mut texts = vec![format!("{exact} {outcome}"), format!("{brief} {outcome}")];
+            // One outcome is short enough, or the column has space for the number only.
+            let available = width.saturating_sub(text::width(&brief) + 1);
+            if available >= MIN_OUTCOMES && matches!(outcomes, EndOutcomes::Different { .. }) {
+                texts.push(format!("{brief} {}", text::shorten(&outcome, available)));
+            }
+            texts.extend([exact, brief]);
             return (first_fit(&texts), Some(Color::Red));
         }
         match self.row.last_failure {

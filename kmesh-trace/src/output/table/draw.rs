@@ -75,14 +75,29 @@ impl View {
         let rows = self.listeners();
         let full = rows.iter().filter(|row| row.is_full()).count();
         let mut parts = self.common_parts();
-        parts.insert(0, (0, format!("{} listeners, {full} full", rows.len())));
+        let has_reports = self.frame.as_ref().is_none_or(|frame| frame.has_listener_reports);
+        let is_unreported = self.options.is_replay && !has_reports;
+        parts.insert(
+            0,
+            (
+                0,
+                match is_unreported {
+                    true => "listeners".to_owned(),
+                    false => format!("{} listeners, {full} full", rows.len()),
+                },
+            ),
+        );
         let mut lines = vec![first, header::join(parts, columns, usize::MAX)];
         // Rows may have gone since the last key.
         let line = line.min(rows.len().saturating_sub(1));
         let shown = rows.iter().copied().skip(line).take(self.page_rows());
         lines.extend(listeners::lines(shown, columns, self.options.color));
         if rows.is_empty() {
-            lines.push("no listeners".to_owned());
+            let text = match is_unreported {
+                true => "no listener events; a capture has them if it was recorded with --events listener",
+                false => "no listeners",
+            };
+            lines.push(text.to_owned());
         }
         lines
     }

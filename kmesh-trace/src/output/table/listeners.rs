@@ -15,28 +15,37 @@ const MAX_LISTENERS: usize = 5_000;
 
 /// The listeners that were reported and are not gone.
 #[derive(Debug, Default)]
-pub struct Listeners(HashMap<ConnId, Record>);
+pub struct Listeners {
+    records: HashMap<ConnId, Record>,
+    has_reports: bool,
+}
 
 impl Listeners {
     /// Takes a record, if it is that of a listener.
     pub fn report(&mut self, record: &Record) {
         let is_listener = matches!(record.subject, Subject::Listener(_));
-        if is_listener && (self.0.len() < MAX_LISTENERS || self.0.contains_key(&record.id)) {
-            self.0.insert(record.id, record.clone());
+        self.has_reports |= is_listener;
+        if is_listener && (self.records.len() < MAX_LISTENERS || self.records.contains_key(&record.id)) {
+            self.records.insert(record.id, record.clone());
         }
     }
 
+    /// Returns whether any listener was reported, even if it is gone.
+    pub fn has_reports(&self) -> bool {
+        self.has_reports
+    }
+
     pub fn remove(&mut self, id: ConnId) {
-        self.0.remove(&id);
+        self.records.remove(&id);
     }
 
     pub fn clear(&mut self) {
-        self.0.clear();
+        *self = Self::default();
     }
 
     /// Returns the listeners that pass the filter, at the end of the window `span`. Full queues and drops come first.
     pub fn rows(&self, filter: &Filter, span: &Span) -> Vec<ListenerRow> {
-        let listeners = self.0.values().filter(|record| filter.passes(record));
+        let listeners = self.records.values().filter(|record| filter.passes(record));
         let mut rows: Vec<_> = listeners
             .filter_map(|record| ListenerRow::new(record, span.from))
             .collect();

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
+use super::columns::Contents;
 use super::view::{View, ViewOptions};
 use super::*;
 use crate::config::parse_prompt_filter;
@@ -49,6 +50,7 @@ fn options() -> ViewOptions {
         color: false,
         totals: false,
         can_reread: false,
+        is_replay: false,
         joins: false,
         parse_filter: parse_prompt_filter,
     }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::columns::{Layout, order};
+use super::Frame;
+use super::columns::{Contents, Layout, order};
 use super::help::HELP;
 use super::history::SharedHistory;
 use super::listeners::ListenerRow;
 use super::prompt::{Prompt, PromptHistory};
 use super::quiet::{RowRef, RowState};
-use super::{Frame, layout};
 use crate::filter::Filter;
 use crate::rollup::{By, Group, Key, Row, Sort, SortKey};
 
@@ -47,6 +47,8 @@ pub struct ViewOptions {
     pub totals: bool,
     /// Whether the records can be read again after the end of a replay, for other groups or another filter.
     pub can_reread: bool,
+    /// Whether the records come from captures.
+    pub is_replay: bool,
     /// Whether both ends of a connection are one record.
     pub joins: bool,
     /// Parses the filter that a user types.
@@ -400,10 +402,13 @@ impl View {
     }
 
     pub(super) fn layout(&self) -> Layout {
-        let has_turns = self.frame.as_ref().is_some_and(|frame| frame.has_turns);
+        let contents = Contents {
+            joins: self.options.joins,
+            has_turns: self.frame.as_ref().is_some_and(|frame| frame.has_turns),
+        };
         match self.page {
-            Page::Connections(_) => Layout::of_connections(self.size.0, has_turns),
-            _ => layout(self.size.0, By::new(&self.by()), self.options.joins, has_turns),
+            Page::Connections(_) => Layout::of_connections(self.size.0, contents),
+            _ => Layout::new(self.size.0, self.by().contains(&Key::Outcome), contents),
         }
     }
 

@@ -10,6 +10,7 @@ use crate::engine::Selection;
 use crate::filter::Filter;
 use crate::output::Sink;
 use crate::output::testing::Shared;
+use crate::own_connections;
 use crate::record::{self, LossReason, Lost, Summary};
 use crate::track::delta::Delta;
 
@@ -38,6 +39,13 @@ impl Sink for Letters {
             _ => "u",
         };
         write!(self.0, "{letter}{} ", record.id.cookie)
+    }
+
+    fn report(&mut self, record: &Record) -> io::Result<()> {
+        match record.subject {
+            Subject::Reject(count) => write!(self.0, "rejected{count} "),
+            _ => Ok(()),
+        }
     }
 
     fn lost(&mut self, lost: &Lost) -> io::Result<()> {
@@ -269,4 +277,32 @@ fn records_later_than_running_scan_wait_for_its_updates() {
     };
     run.pipeline.take(&[], scanned, far).unwrap();
     assert_eq!(run.out.text(), format!("c1 u55 c60 u{far} "));
+}
+
+#[test]
+fn rejects_of_own_attempts_are_filtered_out() {
+    let loopback = std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets();
+    let key = RejectKey {
+        client: bytemuck::cast(loopback),
+        dialled: bytemuck::cast(loopback),
+        port: 10_450,
+        reason: 0,
+        netns: 1,
+        report: 0,
+        pad: 0,
+    };
+    let own = OwnConnections {
+        pid: None,
+        netns: Some(1),
+    };
+    for (own, expected) in [(Some(own), "rejected1 "), (None, "rejected1 rejected3 ")] {
+        let mut run = Run::new(selection(ALL), None);
+        run.pipeline.own = own;
+        for _ in 0..3 {
+            own_connections::dial("127.0.0.1:10450".parse().unwrap());
+        }
+        // Of four RSTs, three answered the tool.
+        run.pipeline.take_rejects(&[(key, 1), (key, 3)], 1).unwrap();
+        assert_eq!(run.out.text(), expected, "{own:?}");
+    }
 }

@@ -205,23 +205,24 @@ impl Replay {
         if !stream.has_line() {
             self.end_windows()?;
         }
+        // Saved output has no header, so the kernel and the version are in its summary only.
+        self.engine.set_info(info);
         let summary = self.with_tally(recorded, self.engine.tally(), self.skipped.iter().sum());
         self.engine.summary(&summary)
     }
 
     /// Reports the summaries of all streams.
     fn summaries(&mut self) -> io::Result<()> {
-        let mut merged = Summary::zero(self.latest);
-        for index in 0..self.merge.streams.len() {
-            let stream = &self.merge.streams[index];
-            let recorded = stream.summary();
-            merged.add(&recorded);
-            if self.is_merged {
+        if self.is_merged {
+            for index in 0..self.merge.streams.len() {
+                let stream = &self.merge.streams[index];
+                let recorded = stream.summary();
                 let info = stream.info().cloned().unwrap_or_else(|| Header::unknown().info);
                 let summary = self.with_tally(recorded, self.tallies[index], self.skipped[index]);
                 self.engine.stream_summary(&summary, &info)?;
             }
         }
+        let mut merged = self.merged_summary();
         let start = self.start.unwrap_or(self.latest);
         if merged.elapsed_ns == 0 {
             merged.elapsed_ns = self.latest.0.saturating_sub(start.0).try_into().unwrap_or(0);
@@ -231,7 +232,44 @@ impl Replay {
             join: self.join.as_ref().map(Join::counts),
             ..merged
         };
+        if self.merge.streams.iter().any(|stream| stream.info().is_some()) {
+            self.engine.set_info(&merged_info(&self.merge.streams));
+        }
         self.engine.summary(&merged)
+    }
+
+    /// Returns the sum of the summaries of all streams. Streams of the same node may have the same open connections, so
+    /// only the latest stream of a node counts them.
+    fn merged_summary(&self) -> Summary {
+        let streams = &self.merge.streams;
+        let mut latest = HashMap::new();
+        for (index, stream) in streams.iter().enumerate() {
+            let at = (stream.time(), index);
+            let node = stream.info().map(|info| &info.node);
+            let latest = latest.entry(node).or_insert(at);
+            *latest = at.max(*latest);
+        }
+        let mut merged = Summary::zero(self.latest);
+        // From the first start to the last end: the streams need not have run at the same time.
+        let mut covered: Option<(i64, i64)> = None;
+        for (index, stream) in streams.iter().enumerate() {
+            let mut recorded = stream.summary();
+            let node = stream.info().map(|info| &info.node);
+            if node.is_some() && latest.get(&node) != Some(&(stream.time(), index)) {
+                (recorded.open, recorded.not_scanned) = (0, None);
+            }
+            if recorded.elapsed_ns > 0 {
+                let until = recorded.time.0;
+                let from = until.saturating_sub(i64::try_from(recorded.elapsed_ns).unwrap_or(i64::MAX));
+                let (first, last) = covered.unwrap_or((from, until));
+                covered = Some((from.min(first), until.max(last)));
+            }
+            merged.add(&recorded);
+        }
+        if let Some((from, until)) = covered {
+            merged.elapsed_ns = until.saturating_sub(from).try_into().unwrap_or(0);
+        }
+        merged
     }
 
     /// Flushes the outputs and waits for a live stream.

@@ -59,6 +59,31 @@ fn joined_connection_shows_both_outcomes() {
 }
 
 #[test]
+fn failures_of_a_group_show_both_outcomes() {
+    let config = RollupConfig {
+        joins: true,
+        ..config(&[Key::Workload])
+    };
+    let joined = testing::joined();
+    let text = printed(&config, joined[0].time, &joined[..1]);
+    assert!(text.contains(" 1 reset by peer / ok "), "{text}");
+
+    let mut table = Table::new(&[Key::Workload]);
+    table.records(&joined[..1]);
+    table.sink.watermark(WallTime(joined[0].time.0 + 5 * SECOND)).unwrap();
+    let options = ViewOptions {
+        joins: true,
+        ..options()
+    };
+    for (columns, expected) in [(60, "1   "), (100, "1 reset by…er / ok"), (300, "1 reset by peer / ok")] {
+        let mut view = View::new(options.clone(), table.history.clone(), (columns, 24));
+        view.refresh();
+        let screen = rows(&mut view);
+        assert!(screen[0].contains(expected), "{columns}: {screen:#?}");
+    }
+}
+
+#[test]
 fn partial_window_has_rates_of_the_covered_time() {
     // Tracing starts 2 s before the end of the window.
     let start = WallTime(START + 3 * SECOND);

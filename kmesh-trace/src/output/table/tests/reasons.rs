@@ -181,6 +181,34 @@ fn listener_without_a_new_report_has_dropped_nothing() {
 }
 
 #[test]
+fn replay_without_listener_events_says_so() {
+    let options = ViewOptions {
+        is_replay: true,
+        ..options()
+    };
+    let mut without = Table::new(&[Key::Workload]);
+    without.records(&[close(1, 0, "10.0.0.1:80", Outcome::Ok, 1)]);
+    without.end_window(0);
+    let mut view = View::new(options.clone(), without.history.clone(), (120, 24));
+    view.refresh();
+    type_text(&mut view, "l");
+    let expected = "no listener events; a capture has them if it was recorded with --events listener";
+    assert_eq!(rows(&mut view), [expected]);
+    assert!(!state(&mut view).contains("full"), "{}", state(&mut view));
+
+    let mut gone = with_listeners();
+    for cookie in 1..=3 {
+        gone.sink.exclude(listener(cookie, 0, [0; 4]).id);
+    }
+    gone.records(&[close(2, 1, "10.0.0.1:80", Outcome::Ok, 1)]);
+    gone.end_window(1);
+    let mut view = View::new(options, gone.history.clone(), (120, 24));
+    view.refresh();
+    type_text(&mut view, "l");
+    assert_eq!(rows(&mut view), ["no listeners"]);
+}
+
+#[test]
 fn prompt_filters_listeners() {
     let mut table = with_listeners();
     let filter = parse_prompt_filter("--port 9002").unwrap();
