@@ -113,13 +113,14 @@ impl Findings {
     fn further_failures(&self, report: &Report) -> String {
         let failures = report.further_failures.iter();
         let counts: Vec<_> = failures.map(|(kind, count)| format!("{count} {kind}")).collect();
+        let text = format!("\ntoo few failures for a finding of their own: {}\n", counts.join(", "));
+        if self.settings.has_filters {
+            // The command does not have the filters.
+            return text;
+        }
         let words = self.settings.command.iter().map(String::as_str);
         let command: Vec<_> = words.chain(["--failed"]).map(quoted).collect();
-        format!(
-            "\nfailed, but too few of one client and server for a finding: {}\n   {}\n",
-            counts.join(", "),
-            one_line(&command.join(" "))
-        )
+        text + &format!("   {}\n", one_line(&command.join(" ")))
     }
 
     /// Returns what the report is about: connections, node and time.
@@ -231,9 +232,14 @@ mod tests {
     fn text_shows_failures_below_the_thresholds() {
         let mut refused = testing::example();
         refused.outcome = Some(Outcome::Refused);
+        let filtered = text_of(std::slice::from_ref(&refused), true);
+        assert!(
+            filtered.contains(": 1 refused\n") && !filtered.contains("--failed"),
+            "{filtered}"
+        );
         let text = text_of(&[refused], false);
         assert!(text.starts_with("no finding in 1 connection of "), "{text}");
-        let line = "too few of one client and server for a finding: 1 refused\n   kmesh-trace --read 'a b' --failed\n";
+        let line = "too few failures for a finding of their own: 1 refused\n   kmesh-trace --read 'a b' --failed\n";
         assert!(text.contains(line), "{text}");
         let text = text_of(&[testing::example()], false);
         assert!(text.starts_with("nothing wrong found in 1 connection of "), "{text}");

@@ -344,8 +344,11 @@ impl Session {
             }
         }
         match result {
-            Some(Ok(Exit::Ok)) if name_status.has_failed() => Ok(of_names(&name_status)),
-            Some(Ok(Exit::Ok)) | None => Ok(exit),
+            Some(Ok(Exit::Ok)) => match of_names(&name_status) {
+                Exit::Ok => Ok(exit),
+                failed => Ok(failed),
+            },
+            None => Ok(exit),
             Some(other) => other,
         }
     }

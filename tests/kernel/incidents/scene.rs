@@ -298,7 +298,11 @@ pub fn with_servers_first(screen: &str) -> String {
     let mut lines: Vec<_> = screen.lines().map(str::to_owned).collect();
     for ends in lines[HEADER_LINES..].chunks_exact_mut(2) {
         let [above, below] = ends else { unreachable!() };
-        if above.starts_with([' ', '>']) && above[1..].starts_with("out ") && below[1..].starts_with("in ") {
+        if above.starts_with([' ', '>'])
+            && above[1..].starts_with("out ")
+            && below.starts_with([' ', '>'])
+            && below[1..].starts_with("in ")
+        {
             std::mem::swap(above, below);
             // The mark of the selected row stays where it is.
             let mark = below[..1].to_owned();

@@ -75,6 +75,8 @@ pub struct SourceState {
     answered: bool,
     /// Whether its list of pods is arriving.
     is_answering: bool,
+    /// Whether its list of pods has not ended in the time for an answer.
+    is_slow: bool,
     /// Why it does not answer, as long as it does not.
     error: Option<SourceError>,
     warned: Option<Instant>,
@@ -100,9 +102,18 @@ impl SourceState {
         self.named && !self.answered && !self.has_failed
     }
 
-    /// Returns the time after the start at which a source that is awaited has failed.
+    /// Returns why a source that is awaited has no names yet.
+    fn why_it_is_awaited(&self) -> SourceError {
+        let no_answer = match self.is_answering {
+            true => "its list of pods has not ended",
+            false => "it has not answered",
+        };
+        self.error.clone().unwrap_or_else(|| SourceError::new(no_answer))
+    }
+
+    /// Returns the time after the start at which a source that is awaited is slow or has failed.
     fn timeout(&self) -> Duration {
-        if self.is_answering {
+        if self.is_answering && self.is_slow {
             LIST_TIMEOUT
         } else {
             ANSWER_TIMEOUT
@@ -196,10 +207,8 @@ impl Health {
     fn publish(&self) {
         let awaited = self.sources.iter().filter(|source| source.is_awaited());
         let unreported: Vec<_> = awaited
-            .filter_map(|source| {
-                let error = source.error.as_ref()?;
-                Some(format!("error: no names from {}: {error}", source.label))
-            })
+            .filter(|source| source.error.is_some() || source.is_slow)
+            .map(|source| format!("error: no names from {}: {}", source.label, source.why_it_is_awaited()))
             .collect();
         let has_failed = !unreported.is_empty() || self.sources.iter().any(|source| source.has_failed);
         *self.status.lock() = has_failed.then_some(unreported);
@@ -226,14 +235,13 @@ impl Health {
         let start = self.start;
         let is_late = |source: &SourceState| source.is_awaited() && now >= start + source.timeout();
         for source in self.sources.iter_mut().filter(|source| is_late(source)) {
+            if source.is_answering && !std::mem::replace(&mut source.is_slow, true) {
+                continue;
+            }
             source.has_failed = true;
             source.warned = Some(now);
-            let no_answer = SourceError::new(match source.is_answering {
-                true => "its list of pods has not ended",
-                false => "it has not answered",
-            });
-            let error = source.error.as_ref().unwrap_or(&no_answer);
             let (label, seconds) = (&source.label, source.timeout().as_secs());
+            let error = source.why_it_is_awaited();
             let text = format!("error: no names from {label} in the first {seconds} s: {error}");
             messages.push(StatusMessage::Error(text));
         }
@@ -375,8 +383,17 @@ mod tests {
         for index in [0, 1] {
             assert_eq!(run.report(index, Report::Answering, 9), "");
         }
-        assert_eq!(run.health.next_deadline(), Some(run.after(60)));
+        assert!(!run.status.has_failed());
+        assert_eq!(run.health.next_deadline(), Some(run.after(10)));
         assert_eq!(run.passes(10), []);
+        assert_eq!(run.health.next_deadline(), Some(run.after(60)));
+        let unreported =
+            ["K", "L"].map(|label| format!("error: no names from {label}: its list of pods has not ended"));
+        assert_eq!(
+            run.status.unreported(),
+            Some(unreported.to_vec()),
+            "if the run ends now"
+        );
         assert_eq!(run.fails(1, "reset", 20), "warning: no names yet from L: reset");
         assert_eq!(
             run.health.next_deadline(),

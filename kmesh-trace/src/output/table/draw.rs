@@ -94,7 +94,9 @@ impl View {
         lines.extend(listeners::lines(shown, columns, self.options.color));
         if rows.is_empty() {
             let text = match is_unreported {
-                true => "no listener events; a capture has them if it was recorded with --events listener",
+                true => {
+                    "no listener events passed the filters, or the capture has none (--events listener records them)"
+                }
                 false => "no listeners",
             };
             lines.push(text.to_owned());

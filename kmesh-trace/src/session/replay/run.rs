@@ -238,36 +238,37 @@ impl Replay {
         self.engine.summary(&merged)
     }
 
-    /// Returns the sum of the summaries of all streams. Streams of the same node may have the same open connections, so
-    /// only the latest stream of a node counts them.
+    /// Returns the sum of the summaries of all streams. A connection that was open when a run ended may have been open
+    /// in later runs on the same node too, so only the last of successive runs counts it.
     fn merged_summary(&self) -> Summary {
         let streams = &self.merge.streams;
-        let mut latest = HashMap::new();
-        for (index, stream) in streams.iter().enumerate() {
-            let at = (stream.time(), index);
-            let node = stream.info().map(|info| &info.node);
-            let latest = latest.entry(node).or_insert(at);
-            *latest = at.max(*latest);
-        }
+        // The node of each stream, with the start and the end of its run. A run without a summary has no start.
+        let runs: Vec<_> = streams
+            .iter()
+            .map(|stream| {
+                let summary = stream.summary();
+                let has_summary = summary.elapsed_ns > 0;
+                let until = if has_summary { summary.time.0 } else { stream.time().0 };
+                let elapsed = i64::try_from(summary.elapsed_ns).unwrap_or(i64::MAX);
+                let node = stream.info().map(|info| &info.node);
+                (node, has_summary.then(|| until.saturating_sub(elapsed)), until)
+            })
+            .collect();
         let mut merged = Summary::zero(self.latest);
-        // From the first start to the last end: the streams need not have run at the same time.
-        let mut covered: Option<(i64, i64)> = None;
-        for (index, stream) in streams.iter().enumerate() {
+        for (stream, (node, _, until)) in streams.iter().zip(&runs) {
             let mut recorded = stream.summary();
-            let node = stream.info().map(|info| &info.node);
-            if node.is_some() && latest.get(&node) != Some(&(stream.time(), index)) {
+            let is_later =
+                |(other, from, _): &(_, Option<i64>, i64)| other == node && from.is_some_and(|from| from >= *until);
+            if node.is_some() && runs.iter().any(is_later) {
                 (recorded.open, recorded.not_scanned) = (0, None);
-            }
-            if recorded.elapsed_ns > 0 {
-                let until = recorded.time.0;
-                let from = until.saturating_sub(i64::try_from(recorded.elapsed_ns).unwrap_or(i64::MAX));
-                let (first, last) = covered.unwrap_or((from, until));
-                covered = Some((from.min(first), until.max(last)));
             }
             merged.add(&recorded);
         }
-        if let Some((from, until)) = covered {
-            merged.elapsed_ns = until.saturating_sub(from).try_into().unwrap_or(0);
+        // From the first start to the last end: the runs need not have been at the same time.
+        let first = runs.iter().filter_map(|(_, from, _)| *from).min();
+        let last = runs.iter().map(|(_, _, until)| *until).max();
+        if let (Some(first), Some(last)) = (first, last) {
+            merged.elapsed_ns = last.saturating_sub(first).try_into().unwrap_or(0);
         }
         merged
     }
