@@ -357,12 +357,20 @@ fn node_that_cannot_be_traced_is_one_line() {
     drop(ghost);
 }
 
+/// SIGTERM ends the tracer in order, but the command did not ask for it.
 fn node_that_dies_is_one_line() {
-    let (tracer, _) = start(&tool_image(), &["-o", "json"]);
-    tracer.wait_stderr("kmesh-trace: tracing");
-    let tracers = tracers();
-    assert_eq!(tracers.len(), 1);
-    kill(tracers[0], Signal::SIGKILL).unwrap();
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let (tracer, _) = start(&tool_image(), &["-o", "json"]);
+        tracer.wait_stderr("kmesh-trace: tracing");
+        let tracers = tracers();
+        assert_eq!(tracers.len(), 1);
+        kill(tracers[0], signal).unwrap();
+        check_ended_stream(tracer);
+    }
+}
+
+/// The command fails with one line about the stream of its node.
+fn check_ended_stream(tracer: Tracer) {
     let exit = tracer.wait_within(fixture::TEST_TIMEOUT);
     assert_eq!(exit.status.code(), Some(1), "{:?}", exit.stderr);
     let ended = format!("kmesh-trace: node {}: the stream ended: ", node_name());
@@ -390,9 +398,7 @@ fn command_without_heartbeats_leaves_no_tracer() {
         elapsed.as_millis()
     );
     tracer.signal(Signal::SIGCONT);
-    let exit = tracer.wait_within(fixture::TEST_TIMEOUT);
-    assert_eq!(exit.status.code(), Some(1), "{:?}", exit.stderr);
-    assert_eq!(pods(), "");
+    check_ended_stream(tracer);
 }
 
 fn killed_command_leaves_no_tracer() {

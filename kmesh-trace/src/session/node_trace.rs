@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, kill_process};
-use rustix::stdio::stdin;
+use rustix::stdio::{stderr, stdin};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -48,31 +48,44 @@ pub fn run(config: &Config) -> Result<Exit> {
 
 /// Ends the trace when the command asks for it or is gone.
 fn end_with_input() {
-    let is_asked = wait_for_end();
+    if let Err(why) = wait_for_end() {
+        print_without_waiting(&format!("kmesh-trace: {why}\n"));
+        exit(Exit::Failed as i32);
+    }
     // The session ends in order, as with `kill`.
     _ = kill_process(getpid(), Signal::TERM);
-    if is_asked {
-        thread::sleep(END_TIMEOUT);
-    }
+    thread::sleep(END_TIMEOUT);
     exit(Exit::Ok as i32);
 }
 
-/// Waits until the trace must end. Returns whether the command asked for it, so that somebody reads the last records.
-fn wait_for_end() -> bool {
+/// Prints a message on standard error, unless the pipe is full: nobody may read it any more.
+fn print_without_waiting(message: &str) {
+    let error = stderr();
+    let mut polled = [PollFd::from_borrowed_fd(error.as_fd(), PollFlags::OUT)];
+    if poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready == 1) {
+        // A pipe that is ready has room for a short message. Not through `io::stderr()`, which a thread that waits for
+        // the reader may have locked.
+        _ = rustix::io::write(error, message.as_bytes());
+    }
+}
+
+/// Waits until the command asks the trace to end. An error is why the trace must end without that: the command is gone.
+fn wait_for_end() -> Result<(), &'static str> {
     let mut buffer = [0; 64];
     loop {
         let input = stdin();
         let mut polled = [PollFd::from_borrowed_fd(input.as_fd(), PollFlags::IN)];
         match poll(&mut polled, Some(&HEARTBEAT_TIMEOUT)) {
             Err(rustix::io::Errno::INTR) => continue,
-            Ok(0) | Err(_) => return false,
+            Ok(0) => return Err("the command has sent no heartbeat for 15 s"),
+            Err(_) => return Err("standard input cannot be read"),
             Ok(_) => {}
         }
         match rustix::io::read(input, &mut buffer).map_err(io::Error::from) {
-            Ok(read) if buffer[..read].contains(&END) => return true,
+            Ok(read) if buffer[..read].contains(&END) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // With version 5 of the protocol, the command may close standard input instead.
-            Ok(0) | Err(_) => return false,
+            Ok(0) | Err(_) => return Err("standard input ended"),
             Ok(_) => {}
         }
     }

@@ -103,6 +103,8 @@ impl Node {
             _ = progress.wait_for(|progress| *progress > Progress::Tracing) => return Ok(()),
         };
         let result = tokio::select! {
+            // If the tracer has ended, its own message says more than the error of a heartbeat.
+            biased;
             result = self.read(run, output) => result,
             error = keep_alive(input, progress) => Err(error),
             _ = end.wait_for(|progress| *progress == Progress::Over) => Ok(()),
@@ -186,7 +188,9 @@ impl Node {
                 }
                 Part::Ended(Ending::Succeeded) => {
                     stderr.flush(&self.name);
-                    return Ok(());
+                    let is_asked = *run.progress.borrow() > Progress::Tracing;
+                    let unasked = || SourceError::new("somebody ended the tracer");
+                    return is_asked.then_some(()).ok_or_else(unasked);
                 }
                 Part::Ended(Ending::Failed(status)) if stderr.message.is_empty() => {
                     return Err(SourceError::new(format!("the tracer failed with status {status}")));
