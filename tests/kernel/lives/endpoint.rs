@@ -225,7 +225,13 @@ impl Endpoint {
             self.first_sent_after = Some(packet.time);
         }
         // A RST without ACK answers a segment: it comes from a socket that has just ended, or from none.
-        if flags & (RST | ACK) == RST | ACK && self.ended.is_none() && self.state != State::SynSent {
+        if flags & (RST | ACK) != RST | ACK || self.state == State::SynSent {
+            return;
+        }
+        // An end that has handled a RST sends none. So the kernel had not handled the received RST yet: it waited for the
+        // socket's lock, or for a processor, while a system call ended the connection.
+        self.ended.take_if(|(ending, _)| ending.outcome == "reset_by_peer");
+        if self.ended.is_none() {
             // The kernel first changes the state and then sends the RST. In between, an interrupt or a hypervisor can
             // take the processor.
             let alive = self.established.map_or(self.last_alive, |at| at.max(self.last_alive));
