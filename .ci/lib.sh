@@ -70,7 +70,7 @@ show_failures() {
         log=$out/$name.log
         printf '\nfailed: %s\n' "$name"
         if grep -q -E '^---- .* ----$|^ *failed: ' "$log"; then
-            awk '/^---- .* ----$/ || /^ *failed: / { left = 4 } left-- > 0 { print substr($0, 1, 300) }' "$log"
+            awk '/^---- .* ----$/ || /^ *failed: / { left = 4 } left-- > 0 { print substr($0, 1, 3000) }' "$log"
         else
             tail -n 20 "$log" | cut -c 1-300
         fi

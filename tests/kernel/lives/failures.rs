@@ -46,16 +46,14 @@ impl Failures {
 
     fn report(&self, seed: u64) -> String {
         let mut report = format!("{} kinds of failures, seed {seed}\n", self.0.len());
-        for (name, kind) in &self.0 {
-            let lives: Vec<_> = kind.lives.iter().take(8).collect();
-            let _ = writeln!(report, "{} times: {name} (lives {lives:?})", kind.count);
-        }
         // Prints the description of a life once, even if several kinds have it as their example.
         let mut printed = BTreeSet::new();
         for (name, kind) in &self.0 {
+            let lives: Vec<_> = kind.lives.iter().take(8).collect();
+            let _ = writeln!(report, "\n--- {} times: {name} (lives {lives:?})", kind.count);
             if let Some(example) = &kind.example {
                 let (life, failure) = (example.life, &example.failure);
-                let _ = writeln!(report, "\n--- {name}\nseed {seed}, life {life}: {failure}");
+                let _ = writeln!(report, "seed {seed}, life {life}: {failure}");
                 if printed.insert((life, example.description.len())) {
                     report.push_str(&example.description);
                 }

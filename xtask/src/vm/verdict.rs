@@ -100,8 +100,8 @@ impl Verdict {
 fn failed(lines: &[&str]) -> Option<String> {
     let (first, rest) = lines.split_first()?;
     let name = first.strip_prefix("---- ")?.strip_suffix(" ----")?;
-    let message = rest.iter().take_while(|line| !line.starts_with("---- ")).take(3);
-    let message = message.flat_map(|line| line.chars().chain(" ".chars())).take(400);
+    let message = rest.iter().take_while(|line| !line.starts_with("---- ")).take(40);
+    let message = message.flat_map(|line| line.chars().chain(" ".chars())).take(3000);
     Some(format!("failed: {name}: {}", message.collect::<String>().trim_end()))
 }
 
