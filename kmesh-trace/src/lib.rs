@@ -62,4 +62,5 @@ pub mod privileges;
 pub mod record;
 pub mod rollup;
 pub mod session;
+mod shell;
 pub mod track;

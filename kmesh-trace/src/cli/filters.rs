@@ -253,7 +253,7 @@ pub struct Filters {
 
 /// The filter flags as they are typed at the prompt of the live table.
 #[derive(Clone, Debug, Parser)]
-#[command(no_binary_name = true, disable_help_flag = true, args_override_self = true)]
+#[command(no_binary_name = true, disable_help_flag = true, mut_args = values::last_value_wins)]
 pub struct PromptFilter {
     /// The filter flags of the command line.
     #[command(flatten)]

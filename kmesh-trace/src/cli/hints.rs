@@ -7,6 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, CommandFactory, Parser};
 
 use super::Cli;
+use crate::shell::quoted;
 
 /// Unknown flags, and what to use instead.
 const HINTS: &[(&[&str], &str)] = &[
@@ -186,15 +187,6 @@ impl CommandLine {
             "separate the values of a flag with commas and no spaces: {name} {}",
             quoted(&values.join(","))
         ))
-    }
-}
-
-/// Quotes a word for a shell, if it has other characters than those of most names and paths.
-fn quoted(word: &str) -> String {
-    let is_plain = |char: char| char.is_alphanumeric() || "-_./:,=@%+".contains(char);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
     }
 }
 

@@ -85,10 +85,13 @@ impl KnownNames {
                 ));
             }
         }
-        for pattern in values(&filter.workloads) {
-            let mut workloads = self.pods.values().filter_map(|pod| pod.workload.as_ref());
-            if !workloads.any(|workload| pattern.matches(workload)) {
-                warnings.push(self.no_workload(&pattern.to_string()));
+        let Ends { bare, from, to } = &filter.workloads;
+        for (prefix, terms) in [("--", bare), ("--from-", from), ("--to-", to)] {
+            for pattern in &terms.any {
+                let mut workloads = self.pods.values().filter_map(|pod| pod.workload.as_ref());
+                if !workloads.any(|workload| pattern.matches(workload)) {
+                    warnings.push(self.no_workload(prefix, &pattern.to_string()));
+                }
             }
         }
         for pattern in &filter.service.any {
@@ -119,21 +122,22 @@ impl KnownNames {
                 let labels = labels.filter(|(key, _)| selector.has_key(key));
                 let labels: BTreeSet<_> = labels.map(|(key, value)| format!("{key}={value}")).collect();
                 let known = similar(selector, labels.iter().map(String::as_str));
-                warnings.push(format!("no pod has the labels {selector}{known}"));
+                warnings.push(format!("no pod matches {flag} {selector}{known}"));
             }
         }
         warnings
     }
 
-    fn no_workload(&self, pattern: &str) -> String {
+    /// `prefix`: how the names of the filter's flags begin.
+    fn no_workload(&self, prefix: &str, pattern: &str) -> String {
         if self.pod_names().any(|name| name == pattern) {
-            return format!("no workload is named {pattern}, but a pod is\n  try: --pod {pattern}");
+            return format!("no workload is named {pattern}, but a pod is\n  try: {prefix}pod {pattern}");
         }
         let workloads = self.pods.values().filter_map(|pod| pod.workload.as_ref());
         let mut names = workloads.map(|workload| &*workload.name).peekable();
         if names.peek().is_none() {
             return format!(
-                "no workloads are known, so --workload {pattern} matches nothing\n  \
+                "no workloads are known, so {prefix}workload {pattern} matches nothing\n  \
                  try: --kubelet, --kubeconfig or --pods-file"
             );
         }
@@ -276,13 +280,13 @@ mod tests {
             ),
             (
                 "--from-workload web-7d4b9c-x2x4p",
-                "no workload is named web-7d4b9c-x2x4p, but a pod is\n  try: --pod web-7d4b9c-x2x4p",
+                "no workload is named web-7d4b9c-x2x4p, but a pod is\n  try: --from-pod web-7d4b9c-x2x4p",
             ),
             (
                 "-l app=wbe",
-                "no pod has the labels app=wbe; known: app=web, app=cart, app=ledger",
+                "no pod matches --selector app=wbe; known: app=web, app=cart, app=ledger",
             ),
-            ("--from-selector tier=db", "no pod has the labels tier=db"),
+            ("--from-selector tier=db", "no pod matches --from-selector tier=db"),
         ];
         for (arguments, expected) in cases {
             assert_eq!(warnings(&known, arguments), [expected], "{arguments}");

@@ -9,6 +9,7 @@ use crate::output::json::contract::FindingLine;
 use crate::output::sanitize::one_line;
 use crate::record::rfc3339::Rfc3339;
 use crate::record::{ConnId, Lost, Record, RunInfo, Summary, WallTime};
+use crate::shell::quoted;
 use crate::track::delta::Delta;
 
 /// The sink that collects records, and writes the report at the end of the run.
@@ -192,15 +193,6 @@ fn command_line(command: &[String], finding: &Finding) -> String {
     words.map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
 }
 
-/// Quotes a word for a POSIX shell, if it needs quotes.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,20 +235,5 @@ mod tests {
         assert!(text.contains(line), "{text}");
         let text = text_of(&[testing::example()], false);
         assert!(text.starts_with("nothing wrong found in 1 connection of "), "{text}");
-    }
-
-    #[test]
-    fn words_are_quoted_for_the_shell() {
-        let cases = [
-            ("--to-port", "--to-port"),
-            ("a b.jsonl", "'a b.jsonl'"),
-            ("it's", r"'it'\''s'"),
-            ("$(reboot)", "'$(reboot)'"),
-            ("*/web", "'*/web'"),
-            ("", "''"),
-        ];
-        for (word, expected) in cases {
-            assert_eq!(quoted(word), expected);
-        }
     }
 }
