@@ -11,6 +11,7 @@ use crate::support::probe::Need;
 use crate::support::scrape::{address as metrics_address, scrape};
 use crate::support::sock::{ClosedPort, IpVersion, connect_nonblocking, exchanged_pair, pair, wait_until};
 use crate::support::tracer::{Tracer, TracerCommand};
+use crate::support::write_scratch_file;
 
 pub fn topic() -> Topic {
     Topic::new("command_line")
@@ -147,12 +148,12 @@ fn own_connections() {
 }
 
 fn unknown_names() {
-    let pods = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/shop.json");
+    let pods = write_scratch_file("unknown-names.json", include_bytes!("../data/shop.json"));
     let arguments = [
         "-o",
         "json",
         "--pods-file",
-        pods,
+        pods.to_str().unwrap(),
         "-n",
         "shpo,shop",
         "--workload",

@@ -24,7 +24,7 @@ use crate::support::probe::Need;
 use crate::support::scrape::{address, request};
 use crate::support::sock::{pair_with, wait_until};
 use crate::support::tracer::{Tracer, TracerCommand, binary};
-use crate::support::{net, peak_memory_kib, scratch_dir};
+use crate::support::{net, peak_memory_kib, scratch_dir, write_scratch_file};
 
 pub use kernel_resources::WITHOUT_STORAGE;
 
@@ -313,8 +313,8 @@ fn replay_parses_without_capabilities() {
             "a capture that did not begin leaves no file"
         );
     }
-    let incident = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.jsonl.zst");
-    let (tracer, file) = start_reading("replay-pods", &["-r", incident], "--pods-file");
+    let incident = write_scratch_file("replay-pods.jsonl.zst", include_bytes!("../data/incident.jsonl.zst"));
+    let (tracer, file) = start_reading("replay-pods", &["-r", incident.to_str().unwrap()], "--pods-file");
     wait_for_capabilities(&tracer, "a replay reads a pods file", DAC_READ_SEARCH);
     drop(file);
     tracer.wait();

@@ -20,7 +20,7 @@ use crate::support::sock::{ClosedPort, IpVersion, connect_errno, exchange, free_
 use crate::support::terminal::Terminal;
 use crate::support::tracer::binary;
 use crate::support::traffic::make_traffic_to;
-use crate::support::{bpf, net};
+use crate::support::{bpf, net, write_scratch_file};
 
 /// Returns the scenarios of the table in a terminal.
 pub fn topic() -> Topic {
@@ -296,11 +296,12 @@ fn notice_leaves_the_last_line() {
 }
 
 fn replay_steps_back() {
-    let capture = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/incident.jsonl.zst");
+    let capture = write_scratch_file("steps-back.jsonl.zst", include_bytes!("../data/incident.jsonl.zst"));
     let terminal = Terminal::open(120, 40);
     terminal.command(&format!(
-        "'{}' --read '{capture}' -o table --interval 2s",
-        binary().to_string_lossy()
+        "'{}' --read '{}' -o table --interval 2s",
+        binary().to_string_lossy(),
+        capture.display()
     ));
     // The last window is partial. Only then is there surely an earlier window to step back to.
     let last = terminal.wait("the last window", |screen| screen.contains("partial"));

@@ -35,6 +35,13 @@ pub fn scratch_dir() -> PathBuf {
     }
 }
 
+/// Writes a file that the test program contains, and returns its path. A VM has the program but not the repository.
+pub fn write_scratch_file(name: &str, content: &[u8]) -> PathBuf {
+    let path = scratch_dir().join(name);
+    std::fs::write(&path, content).expect("write a file");
+    path
+}
+
 /// Whether an environment variable is 1.
 pub fn is_set(variable: &str) -> bool {
     std::env::var_os(variable).is_some_and(|value| value == "1")
