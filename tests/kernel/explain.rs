@@ -255,7 +255,8 @@ fn stopped_reader() {
 
 /// The client's send buffer holds less than the network does, and the server reads at once.
 fn small_send_buffer() {
-    let network = DelayedNetwork::new(Duration::from_millis(5));
+    // Much longer than a slow machine needs to send a buffer.
+    let network = DelayedNetwork::new(Duration::from_millis(20));
     let watch = Watch::start();
     let pair = pair_with(&network.listener);
     SockRef::from(&pair.client).set_send_buffer_size(4 << 10).unwrap();
@@ -263,9 +264,10 @@ fn small_send_buffer() {
     thread::scope(|scope| {
         let ends = &pair;
         scope.spawn(|| {
-            // The time with data to send must be longer than the rule's minimum.
+            // Longer than the rule's minimum, and long enough for the first round trips, which another limit holds back,
+            // not to count.
             let started = Instant::now();
-            while started.elapsed() < Duration::from_secs(2) {
+            while started.elapsed() < Duration::from_secs(4) {
                 send(&ends.client, 4 << 10);
             }
             ends.client.shutdown(std::net::Shutdown::Write).unwrap();

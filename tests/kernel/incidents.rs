@@ -7,12 +7,13 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 
 use crate::Topic;
 use crate::support::actor::Actor;
+use crate::support::expect::format_time;
 use crate::support::net;
 use crate::support::probe::{self, Need};
 use crate::support::sock::{ClosedPort, IpVersion, Span, connect_nonblocking, timed, wait_until};
@@ -502,8 +503,7 @@ fn evidence() {
     for _ in 0..2 {
         assert_eq!(checkout.try_connect(closed), Errno::ECONNREFUSED);
     }
-    let cut = net::run("date", &["-u", "+%FT%T.%NZ"]);
-    let cut = cut.trim();
+    let cut = format_time(SystemTime::now());
     for _ in 0..3 {
         assert_eq!(billing.try_connect(closed), Errno::ECONNREFUSED);
     }
@@ -541,7 +541,7 @@ fn evidence() {
         records.iter().all(|line| line.contains("\"comm\":\"billing\"")),
         "{shared}"
     );
-    scene.mask(cut, "TIME-OF-THE-CUT");
+    scene.mask(&cut, "TIME-OF-THE-CUT");
     scene.compare_lines("evidence", &format!("{saved}\n{text}"));
     std::fs::remove_dir_all(directory).expect("remove the captures");
 }
