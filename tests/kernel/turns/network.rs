@@ -11,7 +11,7 @@ use super::{close_records, event_of, serve_delayed, start_tracer};
 use crate::rollups::start_rollup;
 use crate::support::delay::DelayedNetwork;
 use crate::support::net;
-use crate::support::sock::{Pair, pair_with, recv, wait_acknowledged};
+use crate::support::sock::{Pair, pair_with, recv, set_option, wait_acknowledged};
 use crate::support::tcp_info::TcpInfo;
 use crate::support::tracer::Tracer;
 
@@ -95,6 +95,10 @@ fn transfer(
     pair.client.set_nodelay(true).unwrap();
     // Nothing but windows and buffers may limit the sender: BBR also paces.
     SockRef::from(&pair.client).set_tcp_congestion(b"reno").unwrap();
+    if send_buffer == WRITE {
+        // The kernel notices a full buffer only if it transmits while the process waits. This rate limits nothing.
+        set_option(&pair.client, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, 4_000_000);
+    }
     thread::scope(|scope| {
         scope.spawn(|| {
             for _ in 0..bytes / WRITE {
