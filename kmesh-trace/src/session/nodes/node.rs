@@ -103,8 +103,6 @@ impl Node {
             _ = progress.wait_for(|progress| *progress > Progress::Tracing) => return Ok(()),
         };
         let result = tokio::select! {
-            // If the tracer has ended, its own message says more than the error of a heartbeat.
-            biased;
             result = self.read(run, output) => result,
             error = keep_alive(input, progress) => Err(error),
             _ = end.wait_for(|progress| *progress == Progress::Over) => Ok(()),
