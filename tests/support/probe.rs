@@ -57,7 +57,7 @@ pub enum Need {
     Tmux,
     /// Python's HTTP server and client.
     Python,
-    /// redis-server and redis-cli.
+    /// The programs redis-server and redis-cli.
     Redis,
     /// nghttpd and nghttp, an HTTP/2 server and client.
     Http2,

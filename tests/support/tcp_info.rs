@@ -110,7 +110,7 @@ impl TcpInfo {
         [self.u32_at(44), self.u32_at(52)]
     }
 
-    /// Returns `tcpi_rcv_rtt`, µs.
+    /// Returns the round-trip time that the receiver estimates (`tcpi_rcv_rtt`), µs.
     pub fn rcv_rtt_us(&self) -> u32 {
         self.u32_at(92)
     }

@@ -101,7 +101,7 @@ fn zone(offset: i32, separator: &str) -> String {
 mod tests {
     use super::*;
 
-    /// 2026-01-02 03:04:05.123456789 UTC.
+    /// The time 2026-01-02 03:04:05.123456789 UTC.
     const TIME: WallTime = WallTime(1_767_323_045_123_456_789);
 
     fn full(times: &mut LineTimes, time: WallTime) -> String {
