@@ -183,62 +183,63 @@ fn table_has_open_connections_in_every_window() {
     (0..20).for_each(|_| exchange(&stream, 1_000_000, 0));
     let attempt = connect_nonblocking(IpVersion::V4.at(0), closed.at(IpVersion::V4));
     let (port, waiting) = (stream.truth.dst.port().to_string(), closed.number().to_string());
-    let text = Arc::new(Mutex::new(String::new()));
-    let tracer = TracerCommand::new(&[
-        "-o",
-        "table",
-        "--by",
-        "ip",
-        "--interval",
-        "1s",
-        "--port",
-        &format!("{port},{waiting}"),
-    ])
-    .on_line({
-        let text = Arc::clone(&text);
-        move |line| *text.lock().unwrap() += &String::from_utf8_lossy(line)
-    })
-    .start();
-    // Windows end with each second of the wall clock. So that the last one is not too short for an exchange, the stop is
-    // in the middle of a second.
-    let since_epoch = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let first_second = since_epoch().as_secs();
-    let is_time_to_stop = |now: Duration| now.as_secs() > first_second + 2 && (300..700).contains(&now.subsec_millis());
-    while !is_time_to_stop(since_epoch()) {
-        exchange(&stream, 1_000, 100);
-        thread::sleep(Duration::from_millis(10));
-    }
-    let last_second = since_epoch().as_secs();
-    exchange(&stream, 10_000, 100);
-    assert!(tracer.interrupt().status.success());
-    let has_one_last_window = since_epoch().as_secs() == last_second;
-    let text = text.lock().unwrap();
-    let blocks: Vec<_> = text.split("\n\n").filter(|block| !block.trim().is_empty()).collect();
-    assert!(blocks.len() >= 2, "{text}");
-    for block in &blocks {
-        let row = |port: &str| {
-            let is_row = |line: &&str| line.contains("out ") && line.contains(&format!(":{port}"));
-            let row = block.lines().find(is_row);
-            row.unwrap_or_else(|| panic!("no row with port {port}: {text}"))
-        };
-        let words: Vec<_> = row(&port).split_whitespace().collect();
-        assert!(words.contains(&"1"), "not open: {text}");
+    let ports = format!("{port},{waiting}");
+    let trace = |interval: &str, traffic: &dyn Fn(&dyn Fn() -> usize)| -> Vec<String> {
+        let text = Arc::new(Mutex::new(String::new()));
+        let args = ["-o", "table", "--by", "ip", "--interval", interval, "--port", &ports];
+        let tracer = TracerCommand::new(&args)
+            .on_line({
+                let text = Arc::clone(&text);
+                move |line| *text.lock().unwrap() += &String::from_utf8_lossy(line)
+            })
+            .start();
+        traffic(&|| blocks(&text.lock().unwrap()).len());
+        assert!(tracer.interrupt().status.success());
+        let text = text.lock().unwrap();
+        blocks(&text)
+    };
+    let row = |block: &str, port: &str| -> String {
+        let is_row = |line: &&str| line.contains("out ") && line.contains(&format!(":{port}"));
+        let row = block.lines().find(is_row);
+        row.unwrap_or_else(|| panic!("no row with port {port}: {block}"))
+            .to_owned()
+    };
+    let check = |block: &str| {
+        let stream = row(block, &port);
+        let words: Vec<_> = stream.split_whitespace().collect();
+        assert!(words.contains(&"1"), "not open: {block}");
         // 20 MB from before tracing would be more, and the stream less, however late a scan is.
         if let Some(unit) = words.iter().position(|word| word.ends_with("iB/s")) {
             let rate: f64 = words[unit - 1].parse().unwrap();
             assert!(
                 words[unit] == "KiB/s" || rate < 4.0,
-                "bytes from before tracing: {text}"
+                "bytes from before tracing: {block}"
             );
         }
-        assert!(row(&waiting).contains(" 0+1 "), "{text}");
-    }
-    // The last exchange is in the window in which the tracer stopped.
-    assert!(
-        !has_one_last_window || blocks.last().unwrap().contains("KiB/s"),
-        "{text}"
-    );
+        assert!(row(block, &waiting).contains(" 0+1 "), "{block}");
+    };
+
+    let windows = trace("1s", &|count| {
+        while count() < 3 {
+            exchange(&stream, 1_000, 100);
+            thread::sleep(Duration::from_millis(10));
+        }
+    });
+    windows.iter().for_each(|block| check(block));
+    // Only the scan at the stop finds the bytes of a window that ends with the run.
+    let whole_run = trace("all", &|_| exchange(&stream, 10_000, 100));
+    let [block] = whole_run.as_slice() else {
+        panic!("not one block: {whole_run:?}");
+    };
+    check(block);
+    assert!(row(block, &port).contains("B/s"), "{block}");
     drop(attempt);
+}
+
+/// Returns the blocks of a printed table.
+fn blocks(text: &str) -> Vec<String> {
+    let blocks = text.split("\n\n").filter(|block| !block.trim().is_empty());
+    blocks.map(str::to_owned).collect()
 }
 
 fn one_window_of_the_whole_run() {
