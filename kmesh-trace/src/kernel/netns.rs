@@ -133,10 +133,11 @@ impl OtherNamespaces {
         take: Take<'_>,
     ) -> Result<ControlFlow<()>, StartError> {
         let mut is_first = true;
-        let namespaces = namespaces();
+        let listed = namespaces();
+        let mut listed_again = None;
         // The kernel may reuse an inode number.
-        self.order.retain(&namespaces);
-        for inode in self.order.sorted(&namespaces) {
+        self.order.retain(&listed);
+        for inode in self.order.sorted(&listed) {
             let is_scanned = inode == self.own_inode || self.of_this_scan.contains(&inode);
             if is_scanned || programs.unvisited()? == 0 && self.order.scanned.contains(&inode) {
                 continue;
@@ -145,8 +146,8 @@ impl OtherNamespaces {
             if !is_first && began.saturating_add(self.cost) > deadline {
                 return Ok(ControlFlow::Continue(()));
             }
-            // The process of this path may have ended.
-            if !namespaces.get(&inode).is_some_and(|path| enter_path(path, inode)) {
+            // The process of this path may have ended, although another one is in the namespace.
+            if !enter_listed(inode, &listed) && !enter_listed(inode, listed_again.get_or_insert_with(namespaces)) {
                 continue;
             }
             is_first = false;
@@ -206,8 +207,12 @@ fn enter_found(found: &FoundNamespace, of_processes: &mut Option<BTreeMap<u64, P
     {
         return true;
     }
-    let path = of_processes.get_or_insert_with(namespaces).get(&inode);
-    path.is_some_and(|path| enter_path(path, inode))
+    enter_listed(inode, of_processes.get_or_insert_with(namespaces))
+}
+
+/// Enters a namespace of a result of [`namespaces`]. Returns whether that worked.
+fn enter_listed(inode: u64, listed: &BTreeMap<u64, PathBuf>) -> bool {
+    listed.get(&inode).is_some_and(|path| enter_path(path, inode))
 }
 
 /// Enters the namespace of this file if it is the one with this inode number. Returns whether that worked.
