@@ -138,11 +138,10 @@ fn check_rollup(capture: &str, ports: &HashMap<u16, Port>) {
 fn check_table(capture: &str, ports: &HashMap<u16, Port>) {
     for (sort, slowest_first) in [("-response", true), ("response", false)] {
         let table = replay(capture, &["-o", "table", "--sort", sort]);
-        // The mark of the order takes the place of the last letter.
-        let title = "RESP9";
+        let title = if slowest_first { "RESP95▼" } else { "RESP95▲" };
         let titles = table.lines().find(|line| line.contains(title));
         let titles = titles.unwrap_or_else(|| panic!("{table}"));
-        let width = titles[..titles.find(title).unwrap()].chars().count() + "RESP95".len();
+        let width = titles[..titles.find(title).unwrap()].chars().count() + title.chars().count();
         let mut order = Vec::new();
         for row in table.lines().filter(|line| line.contains("*:")) {
             let port = row.split("*:").nth(1).and_then(|rest| rest.split(' ').next());

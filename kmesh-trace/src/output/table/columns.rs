@@ -118,20 +118,20 @@ const STEPS: [Step; 17] = [
     Step::Add(Column::Bytes, 10),
     Step::Add(Column::Open, 7),
     Step::Widen(Column::Mark, 4),
-    Step::Widen(Column::Failed, 18),
     // Early, because `--turns` asks for it.
-    Step::Add(Column::Response, 6),
+    Step::Add(Column::Response, 7),
+    Step::Widen(Column::Failed, 18),
     Step::SplitBytes,
-    Step::Add(Column::Closed, 6),
-    Step::Add(Column::Opened, 6),
+    Step::Add(Column::Closed, 7),
+    Step::Add(Column::Opened, 7),
     Step::Add(Column::P95, 6),
-    Step::Add(Column::Connect, 7),
+    Step::Add(Column::Connect, 8),
     Step::Add(Column::Reason, REASON_WIDTH),
     Step::Add(Column::P50, 6),
     Step::Add(Column::Srtt, 6),
     Step::Add(Column::Lost, 5),
     Step::Widen(Column::Failed, 23),
-    Step::Add(Column::Retrans, 7),
+    Step::Add(Column::Retrans, 8),
     Step::WidenJoined,
 ];
 /// The width of `refused by peer`.
@@ -143,7 +143,7 @@ const MIN_OUTCOMES: usize = 13;
 /// The width of `TCP_ABORT_ON_CLOSE`.
 const REASON_WIDTH: usize = 18;
 /// The number of steps that may narrow the names to [`MIN_NAMES`]. The further ones leave a third of the width to them.
-const FIRST_STEPS: usize = 4;
+const FIRST_STEPS: usize = 5;
 /// The minimum width of the client and the server together: two IPv4 addresses and a port.
 const MIN_NAMES: usize = 30;
 /// The maximum width of a name.
@@ -496,4 +496,28 @@ pub fn order(one: RowRef<'_>, two: RowRef<'_>, sort: Sort) -> Ordering {
 pub fn sorted_titles() -> impl Iterator<Item = (&'static str, SortKey)> {
     let headings = Column::ORDER.into_iter().map(Column::heading);
     headings.filter_map(|(title, key)| Some((title, key?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn titles_fit_with_the_mark_of_the_order() {
+        for width in MIN_NAMES..=PLAIN_JOINED_WIDTH {
+            for (joins, has_turns) in [(false, false), (false, true), (true, true)] {
+                let contents = Contents { joins, has_turns };
+                let layouts = [
+                    Layout::new(width, false, contents),
+                    Layout::new(width, true, contents),
+                    Layout::of_connections(width, contents),
+                ];
+                for (column, width) in layouts.into_iter().flat_map(|layout| layout.columns) {
+                    let (title, key) = column.heading();
+                    let is_cut = key.is_some() && column != Column::Client && title.len() + 1 > width;
+                    assert!(!is_cut, "{title} in {width} columns");
+                }
+            }
+        }
+    }
 }
