@@ -450,8 +450,10 @@ fn connection_per_request() {
 fn long_stream() {
     let mut scene = Scene::open(80, 24);
     let (replicator, standby) = connected(&mut scene, "replicator", "standby", 105, 5432);
+    // Sums from 1 MiB have the unit MiB.
+    send(&replicator, &standby, 2_000_000);
+    let mut bytes: u32 = 2_000_000;
     scene.table("kmesh-trace -o table --by process --interval 1s");
-    let mut bytes: u32 = 0;
     let screen = loop {
         send(&replicator, &standby, 100_000);
         bytes += 100_000;
