@@ -76,7 +76,8 @@ impl Drop for Fixture {
     }
 }
 
-/// Starts a tracer that gets the names of the cluster's pods from this source.
+/// Starts a tracer that gets the names of the cluster's pods from this source, and waits until the source has answered.
+/// Before that, a filter by names selects no connection.
 pub fn start_tracer(node: &Node, cluster: &Arc<Cluster>, source: NameSource, args: &[&str]) -> NodeTracer {
     let file = node.folder.join(format!("{source:?}"));
     let flag = match source {
@@ -91,9 +92,7 @@ pub fn start_tracer(node: &Node, cluster: &Arc<Cluster>, source: NameSource, arg
         }
     };
     let tracer = node.trace(&[&[&*flag], args].concat());
-    if let NameSource::File = source {
-        tracer.wait_stderr("kmesh-trace: names come from");
-    }
+    tracer.wait_stderr("kmesh-trace: names come from");
     tracer
 }
 
