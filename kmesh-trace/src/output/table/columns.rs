@@ -520,4 +520,13 @@ mod tests {
             }
         }
     }
+    #[test]
+    fn with_turns_80_columns_have_the_time_to_an_answer() {
+        for has_turns in [false, true] {
+            let joins = false;
+            let layout = Layout::new(80, false, Contents { joins, has_turns });
+            let has_response = layout.columns.iter().any(|(column, _)| *column == Column::Response);
+            assert_eq!(has_response, has_turns);
+        }
+    }
 }
