@@ -148,8 +148,9 @@ fn age_ms(snapshot: &Snapshot, then: u32) -> Option<u32> {
     Some((microseconds(snapshot, ticks.into()) / 1_000) as u32)
 }
 
+/// Converts ticks to microseconds. Only the numbers of a damaged record are too large.
 fn microseconds(snapshot: &Snapshot, ticks: u64) -> u64 {
-    ticks * u64::from(snapshot.tick_ns) / 1_000
+    ticks.saturating_mul(snapshot.tick_ns.into()) / 1_000
 }
 
 #[cfg(test)]
@@ -191,6 +192,18 @@ mod tests {
             ];
             assert_eq!(found, expected, "{chrono_type}");
         }
+    }
+
+    #[test]
+    fn damaged_record_is_no_panic() {
+        let snapshot = Snapshot {
+            chrono_stat: [u32::MAX - 1; 3],
+            chrono_start: 6,
+            chrono_type: 1,
+            tick_ns: u32::MAX,
+            ..snapshot()
+        };
+        assert!(busy_us(&snapshot).is_some());
     }
 
     #[test]
