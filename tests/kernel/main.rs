@@ -219,8 +219,7 @@ pub fn shared_tracer() -> &'static Tracer {
         let capture = capture.to_str().expect("a path in UTF-8");
         // Large enough for everything that happens on the machine while the tracer does not get a processor. With a
         // capture the kernel also reports opens and updates.
-        let buffer = if support::is_small_vm() { "64MiB" } else { "256MiB" };
-        TracerCommand::for_all_connections(&["-o", "json", "--buffer", buffer, "--write", capture])
+        TracerCommand::for_all_connections(&["-o", "json", "--buffer", support::large_buffer(), "--write", capture])
             .copy_to(File::create(lines).expect("a file for the lines"))
             .start()
     })

@@ -12,7 +12,7 @@ use crate::support::probe::Need;
 use crate::support::sock::{ClosedPort, IpVersion, connect_nonblocking, exchange, pair_with};
 use crate::support::tracer::{Tracer, TracerCommand};
 use crate::support::traffic::random_traffic_to_all;
-use crate::support::{is_small_vm, net, schema, test_timeout};
+use crate::support::{is_small_vm, large_buffer, net, schema, test_timeout};
 
 pub fn topic() -> Topic {
     Topic::new("rollups")
@@ -311,7 +311,6 @@ fn never_accepted_stays_open() {
 
 /// Starts a tracer that prints all events, and collects what a rollup counts of each.
 fn start_all_events(only: &[&str]) -> (Tracer, Arc<RollupLines>) {
-    // The test is slower than the tracer, whose records wait in this buffer.
     let args = [
         "-o",
         "json",
@@ -320,7 +319,7 @@ fn start_all_events(only: &[&str]) -> (Tracer, Arc<RollupLines>) {
         "--interval",
         "1s",
         "--buffer",
-        "256MiB",
+        large_buffer(),
     ];
     let events = Arc::new(RollupLines::default());
     let tracer = TracerCommand::new(&[&args[..], only].concat())
@@ -353,7 +352,7 @@ fn fifty_thousand_connections() {
         "--max-groups",
         "3",
         "--buffer",
-        "256MiB",
+        large_buffer(),
     ];
     let (rollup, lines) = start_rollup(&[&args[..], &only].concat());
     let per_server = if is_small_vm() { 500 } else { 12_500 };

@@ -53,6 +53,11 @@ pub fn is_small_vm() -> bool {
     is_set("KMESH_TRACE_TEST_SMALL")
 }
 
+/// Returns the size of a ring buffer in which all records wait while the test is slower than the tracer.
+pub fn large_buffer() -> &'static str {
+    if is_small_vm() { "64MiB" } else { "256MiB" }
+}
+
 /// Returns the peak memory of a process in KiB, without pages of files. In a small virtual machine the files are in
 /// memory, and the programs are large.
 pub fn peak_memory_kib(pid: nix::unistd::Pid) -> u64 {
