@@ -35,6 +35,8 @@ struct Hardware {
     programs_port: &'static [&'static str],
     /// The kernel's names of the two ports.
     ports: [&'static str; 2],
+    /// Further parameters of the kernel.
+    parameters: &'static str,
 }
 
 impl Hardware {
@@ -44,6 +46,8 @@ impl Hardware {
                 board: ["-M", "pc", "-cpu", "max"],
                 programs_port: &["-serial", "file:/dev/fd/2"],
                 ports: ["ttyS0", "ttyS1"],
+                // The kernel panics at its start if the timer does not tick for a moment, as on a busy machine.
+                parameters: "no_timer_check",
             },
             // The CPU "max" authenticates pointers, which doubles the time. The board has one port; a second one is a
             // PCI device.
@@ -56,6 +60,7 @@ impl Hardware {
                     "pci-serial,chardev=programs",
                 ],
                 ports: ["ttyAMA0", "ttyS0"],
+                parameters: "",
             },
         }
     }
@@ -179,7 +184,8 @@ impl Machine<'_> {
         // earlier kernels ignore it. A parameter that the kernel does not know becomes an environment variable of the
         // first process.
         qemu.arg("-append").arg(format!(
-            "console={kernel_port} quiet panic=-1 thash_entries=65536 preempt=lazy programs_port={programs_port}"
+            "console={kernel_port} quiet panic=-1 thash_entries=65536 preempt=lazy programs_port={programs_port} {}",
+            hardware.parameters
         ));
         qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         qemu.spawn().with_context(|| format!("cannot run {emulator}"))
