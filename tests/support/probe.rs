@@ -207,7 +207,7 @@ static UNSHARE: Probe = LazyLock::new(|| {
 });
 
 static TIME_NAMESPACE: Probe = LazyLock::new(|| {
-    let args = "--time --monotonic=-60 --boottime=-60 --fork --kill-child true";
+    let args = "--time --monotonic=60 --boottime=60 --fork --kill-child true";
     net::try_run("unshare", &args.split(' ').collect::<Vec<_>>()).map(drop)
 });
 
