@@ -5,12 +5,14 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
+use std::time::SystemTime;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::Topic;
+use crate::support::expect::parse_time;
 use crate::support::net;
 use crate::support::probe::Need;
 use crate::support::sock::{IpVersion, connection_states, listen, pair_with};
@@ -49,10 +51,6 @@ fn interrupt(tracer: &Tracer) -> TracerExit {
 }
 
 /// Returns the time of the wall clock as records have it.
-fn now() -> String {
-    net::run("date", &["-u", "+%FT%T.%NZ"]).trim().to_owned()
-}
-
 /// The monotonic and boot clocks of the tool are a day ahead, or at most a minute behind. The times of records are right.
 fn time_namespace_does_not_shift_times() {
     let uptime = fs::read_to_string("/proc/uptime").unwrap();
@@ -62,18 +60,18 @@ fn time_namespace_does_not_shift_times() {
     for seconds in [86_400, -back] {
         let offsets = [format!("--monotonic={seconds}"), format!("--boottime={seconds}")];
         let command = unshare(&["--time", &offsets[0], &offsets[1]]);
-        let before = now();
+        let before = SystemTime::now();
         let tracer = TracerCommand::wrapped_by(command, &["-o", "json", "--events", "open,close"]).start();
         tracer.output.watch(net::current_netns());
         make_traffic(5);
         let records = tracer.output.wait_matching(net::current_netns(), 20, |_| true);
-        let after = now();
+        let after = SystemTime::now();
         for record in records {
             for member in ["start", "time"] {
-                let time = record[member].as_str().expect("a time").to_owned();
+                let time = parse_time(&record[member]).expect("a time");
                 assert!(
                     before < time && time < after,
-                    "{seconds}: {before} {time} {after}: {record}"
+                    "{seconds}: {before:?} {time:?} {after:?}: {record}"
                 );
             }
             assert_eq!(record["preexisting"], false, "{seconds}: {record}");

@@ -139,13 +139,19 @@ fn activity_us(snapshot: &Snapshot) -> Option<[u64; 3]> {
     Some(ticks.map(|ticks| microseconds(snapshot, ticks)))
 }
 
-/// Returns the time since an event at the tick `then`. Without a connection the kernel has set no such tick.
+/// Returns the time since an event at the tick `then`. Without a connection the kernel has set no such tick. At the
+/// client's end it sets them after the change to ESTABLISHED, so an `open` event has a tick from before the connection.
 fn age_ms(snapshot: &Snapshot, then: u32) -> Option<u32> {
+    /// The kernel's counter of ticks may be late.
+    const TOLERANCE_TICKS: u64 = 10;
     if snapshot.established_ns == 0 && snapshot.flags & kmesh_trace_common::FLAG_PREEXISTING == 0 {
         return None;
     }
-    let ticks = snapshot.jiffies.wrapping_sub(present(then)?);
-    Some((microseconds(snapshot, ticks.into()) / 1_000) as u32)
+    let ticks = u64::from(snapshot.jiffies.wrapping_sub(present(then)?));
+    let age_us = microseconds(snapshot, ticks);
+    let most_us = snapshot.time_ns.saturating_sub(snapshot.start_ns) / 1_000 + microseconds(snapshot, TOLERANCE_TICKS);
+    let is_older = snapshot.start_ns != 0 && age_us > most_us;
+    (!is_older).then_some((age_us / 1_000) as u32)
 }
 
 /// Converts ticks to microseconds. Only the numbers of a damaged record are too large.
@@ -217,6 +223,18 @@ mod tests {
             (last_send_ms(&snapshot), last_receive_ms(&snapshot)),
             (Some(40), Some(0))
         );
+    }
+
+    #[test]
+    fn tick_from_before_the_connection_is_null() {
+        let at_open = |lsndtime| {
+            last_send_ms(&Snapshot {
+                start_ns: 8_990_000_000,
+                lsndtime,
+                ..snapshot()
+            })
+        };
+        assert_eq!((at_open(3), at_open(5_u32.wrapping_sub(1_000))), (Some(8), None));
     }
 
     #[test]
