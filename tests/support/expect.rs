@@ -302,6 +302,15 @@ impl Expected {
             .zip(duration.as_u64())
             .is_some_and(|(elapsed, duration)| elapsed.abs_diff(Duration::from_nanos(duration)) <= CLOCK_ERROR);
         differences.check("duration_ns", duration, is_right, format!("time - start, {elapsed:?}"));
+        for (name, member) in [
+            ("tcp.last_send_ms", "last_send_ms"),
+            ("tcp.last_receive_ms", "last_receive_ms"),
+        ] {
+            let age = &value["tcp"][member];
+            let max = duration.as_u64().unwrap_or(0) / 1_000_000 + 1_000;
+            let is_right = age.as_u64().is_none_or(|age| age <= max);
+            differences.check(name, age, is_right, format!("at most {max}"));
+        }
         if let (Some(connect_ns), Some(duration)) = (connect.as_u64(), duration.as_u64()) {
             let span = self.start.after.duration_since(self.start.before).unwrap_or_default();
             let max = Duration::from_nanos(duration).min(span + CLOCK_ERROR);

@@ -142,14 +142,14 @@ fn activity_us(snapshot: &Snapshot) -> Option<[u64; 3]> {
 /// Returns the time since an event at the tick `then`. Without a connection the kernel has set no such tick. At the
 /// client's end it sets them after the change to ESTABLISHED, so an `open` event has a tick from before the connection.
 fn age_ms(snapshot: &Snapshot, then: u32) -> Option<u32> {
-    /// The kernel's counter of ticks may be late.
-    const TOLERANCE_TICKS: u64 = 10;
+    /// The kernel's counter of ticks may be late, the more so in a virtual machine.
+    const TOLERANCE_US: u64 = 1_000_000;
     if snapshot.established_ns == 0 && snapshot.flags & kmesh_trace_common::FLAG_PREEXISTING == 0 {
         return None;
     }
     let ticks = u64::from(snapshot.jiffies.wrapping_sub(present(then)?));
     let age_us = microseconds(snapshot, ticks);
-    let most_us = snapshot.time_ns.saturating_sub(snapshot.start_ns) / 1_000 + microseconds(snapshot, TOLERANCE_TICKS);
+    let most_us = snapshot.time_ns.saturating_sub(snapshot.start_ns) / 1_000 + TOLERANCE_US;
     let is_older = snapshot.start_ns != 0 && age_us > most_us;
     (!is_older).then_some((age_us / 1_000) as u32)
 }
