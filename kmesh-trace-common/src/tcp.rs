@@ -68,8 +68,8 @@ macro_rules! tcp_fields {
                 busy_us: Option<u64>, "Time with data that was not sent or not acknowledged.";
                 rwnd_limited_us: Option<u64>, "Part of busy_us in which the peer's receive window was full.";
                 sndbuf_limited_us: Option<u64>, "Part of busy_us in which this end's send buffer was full.";
-                last_send_ms: Option<u32>, "Time since data was sent; null if never connected.";
-                last_receive_ms: Option<u32>, "Time since data was received; null if never connected.";
+                last_send_ms: Option<u32>, "Time since data was sent; null if never connected, and in a client's open.";
+                last_receive_ms: Option<u32>, "Time since data arrived; null if never connected, and in a client's open.";
             }
             carried {
                 icsk_rto: u32, "inet_conn.icsk_rto", "Retransmission timeout, ticks.";
