@@ -49,8 +49,9 @@ mod without_process;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread;
@@ -234,27 +235,45 @@ fn shared_files() -> (PathBuf, PathBuf) {
 /// Checks that a replay of the shared tracer's capture prints the same bytes as the live trace.
 fn check_replay() {
     let (capture, lines) = shared_files();
-    let live = fs::read(lines).expect("the tracer's standard output");
-    let replay = Command::new(tracer::binary())
+    let live = File::open(&lines).expect("the tracer's standard output");
+    let mut replay = Command::new(tracer::binary())
         .args([OsStr::new("--read"), capture.as_os_str()])
         .args(["-o", "json"])
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .expect("replay the capture");
+    // Both are larger than half the memory of a VM.
+    let replayed = BufReader::new(replay.stdout.take().expect("a pipe"));
+    let difference = first_difference(replayed, BufReader::new(live)).expect("read both");
+    let replay = replay.wait_with_output().expect("the end of the replay");
     let stderr = String::from_utf8_lossy(&replay.stderr);
     assert!(
         replay.status.success() && stderr.is_empty(),
         "{}: {stderr}",
         replay.status
     );
-    let difference = replay
-        .stdout
-        .iter()
-        .zip(&live)
-        .position(|(replayed, live)| replayed != live);
     assert_eq!(difference, None, "the replay differs at this byte");
-    assert_eq!(replay.stdout.len(), live.len(), "the length of the replay");
-    let bytes = fs::metadata(&capture).expect("the capture").len();
-    println!("shared tracer: {} bytes of JSON, {bytes} as a capture", live.len());
+    let [live, bytes] = [lines, capture].map(|file| fs::metadata(file).expect("a file").len());
+    println!("shared tracer: {live} bytes of JSON, {bytes} as a capture");
+}
+
+/// Returns the position of the first byte in which two streams differ. One of them may end there.
+fn first_difference(mut one: impl BufRead, mut other: impl BufRead) -> io::Result<Option<usize>> {
+    let mut position = 0;
+    loop {
+        let (left, right) = (one.fill_buf()?, other.fill_buf()?);
+        if let Some(at) = left.iter().zip(right).position(|(left, right)| left != right) {
+            return Ok(Some(position + at));
+        }
+        let length = left.len().min(right.len());
+        if length == 0 {
+            return Ok((left.len() != right.len()).then_some(position));
+        }
+        one.consume(length);
+        other.consume(length);
+        position += length;
+    }
 }
 
 /// An exclusive scenario holds it for writing, each other scenario for reading.
