@@ -520,6 +520,7 @@ mod tests {
             }
         }
     }
+
     #[test]
     fn with_turns_80_columns_have_the_time_to_an_answer() {
         for has_turns in [false, true] {
