@@ -20,6 +20,12 @@ static SCHEMA: LazyLock<Validator> = LazyLock::new(|| {
     jsonschema::validator_for(&schema).expect("kmesh-trace schema prints a JSON Schema")
 });
 
+/// Runs the tool to load the schema, unless it is loaded. Before it executes the tool, the child process holds copies
+/// of the test's sockets. So a test loads the schema before it makes traffic.
+pub fn load() {
+    LazyLock::force(&SCHEMA);
+}
+
 /// Validates a line, and returns all violations of the schema as text.
 pub fn check(line: &Value) -> Result<(), String> {
     let errors: Vec<String> = SCHEMA

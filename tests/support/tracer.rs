@@ -19,7 +19,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use serde_json::Value;
 
 use super::output::TracerOutput;
-use super::{is_small_vm, net, test_timeout};
+use super::{is_small_vm, net, schema, test_timeout};
 
 /// Returns the path of the program under test.
 pub fn binary() -> OsString {
@@ -227,6 +227,7 @@ impl TracerCommand {
 
     /// Starts the tool without waiting for anything.
     pub fn spawn(mut self) -> Tracer {
+        schema::load();
         let mut child = self
             .command
             .spawn()
