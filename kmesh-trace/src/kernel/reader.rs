@@ -307,7 +307,8 @@ impl Reader {
         loop {
             let counters = self.programs.counters().unwrap_or_default();
             self.drain(monotonic_ns(), false)?;
-            if self.taken >= counters.submitted + counters.resets || monotonic_ns() > deadline {
+            let submitted = counters.submitted + counters.opens + counters.resets;
+            if self.taken >= submitted || monotonic_ns() > deadline {
                 break;
             }
             std::thread::yield_now();
