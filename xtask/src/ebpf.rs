@@ -27,8 +27,8 @@ const SOURCES: [&str; 4] = [
     "kmesh-trace-common/src",
     "kmesh-trace-common/Cargo.toml",
 ];
-const REMEDY: &str = "on Debian: apt-get install --no-install-recommends rustc-web libstd-rust-web-dev-bpf llvm-22-dev \
-                      libpolly-22-dev libzstd-dev zlib1g-dev && LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker \
+const REMEDY: &str = "on Debian: apt-get install --no-install-recommends rustc-web rust-web-src libstd-rust-web-dev-bpf \
+                      llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev && LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker \
                       --locked --no-default-features --features llvm-22";
 
 #[derive(clap::Args)]
@@ -223,12 +223,18 @@ fn toolchain() -> Result<String> {
         Ok(line.trim().to_owned())
     };
     let toolchain = [version(RUSTC)?, version("bpf-linker")?, version(STRIP)?].join(", ");
-    let cores = Command::new(RUSTC)
-        .args(["--print", "target-libdir", "--target", TARGET])
-        .output()?;
-    let libdir = PathBuf::from(String::from_utf8_lossy(&cores.stdout).trim());
-    if !libdir.is_dir() {
+    let folder = |kind: &str| -> Result<PathBuf> {
+        let output = Command::new(RUSTC)
+            .args(["--print", kind, "--target", TARGET])
+            .output()?;
+        Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+    };
+    if !folder("target-libdir")?.is_dir() {
         bail!("{RUSTC} has no core library for {TARGET}; {REMEDY}");
+    }
+    // The object contains source lines for the verifier's log, also those of the core library.
+    if !folder("sysroot")?.join("lib/rustlib/src/rust/library/core").is_dir() {
+        bail!("{RUSTC} has no sources of the core library; {REMEDY}");
     }
     Ok(toolchain)
 }
