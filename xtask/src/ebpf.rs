@@ -19,6 +19,7 @@ const PACKAGE: &str = "kmesh-trace-ebpf";
 const OBJECT: &str = "kmesh-trace-ebpf/kmesh-trace.bpf.o";
 const PROVENANCE: &str = "kmesh-trace-ebpf/kmesh-trace.bpf.provenance";
 const TARGET: &str = "bpfel-unknown-none";
+const TARGET_DIR: &str = "target/ebpf";
 const STRIP: &str = "/usr/lib/llvm-22/bin/llvm-strip";
 /// The files and folders of this workspace from which the object is built.
 const SOURCES: [&str; 4] = [
@@ -102,6 +103,11 @@ fn check_bytes(root: &Path, recorded: &Provenance) -> Result<()> {
          try: cargo xtask ebpf, cargo xtask test and .ci/full with this toolchain, then commit the new object",
         recorded.toolchain
     );
+    // An earlier build may have used other packages, of which Cargo does not know.
+    let target = root.join(TARGET_DIR);
+    if target.exists() {
+        fs::remove_dir_all(&target).with_context(|| format!("cannot remove {}", target.display()))?;
+    }
     ensure!(
         hex(&Sha256::digest(build(root)?)) == recorded.object,
         "the sources and the toolchain of {OBJECT} give other bytes"
@@ -144,7 +150,7 @@ impl Provenance {
 
 /// Compiles, links and strips the object, and returns its bytes.
 fn build(root: &Path) -> Result<Vec<u8>> {
-    let target = root.join("target/ebpf");
+    let target = root.join(TARGET_DIR);
     let mut flags: Vec<OsString> = ["-Clinker=bpf-linker", "-Cdebuginfo=2", "-Clink-arg=--btf"]
         .map(Into::into)
         .into();
