@@ -103,7 +103,7 @@ fn check_bytes(root: &Path, recorded: &Provenance) -> Result<()> {
          try: cargo xtask ebpf, cargo xtask test and .ci/full with this toolchain, then commit the new object",
         recorded.toolchain
     );
-    // An earlier build may have used other packages, of which Cargo does not know.
+    // Cargo does not notice if the compiler or its libraries have changed since an earlier build.
     let target = root.join(TARGET_DIR);
     if target.exists() {
         fs::remove_dir_all(&target).with_context(|| format!("cannot remove {}", target.display()))?;

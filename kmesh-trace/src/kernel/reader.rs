@@ -307,6 +307,7 @@ impl Reader {
         loop {
             let counters = self.programs.counters().unwrap_or_default();
             self.drain(monotonic_ns(), false)?;
+            // A record that a program has not completed yet hides those behind it.
             let submitted = counters.submitted + counters.opens + counters.resets;
             if self.taken >= submitted || monotonic_ns() > deadline {
                 break;
