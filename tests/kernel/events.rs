@@ -113,7 +113,7 @@ fn open_matches_close(version: IpVersion) {
             // The client's kernel sets both times a moment later.
             let is_right = match direction {
                 "outbound" => open["tcp"][member].is_null(),
-                _ => open["tcp"][member].as_u64() < Some(1_000),
+                _ => open["tcp"][member].as_u64().is_some_and(|age| age < 1_000),
             };
             assert!(is_right, "{member}: {open}");
         }
