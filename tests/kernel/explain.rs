@@ -14,7 +14,7 @@ use crate::support::delay::DelayedNetwork;
 use crate::support::probe::Need;
 use crate::support::sock::{
     ClosedPort, IpVersion, bound_socket, connect_nonblocking, connect_nonblocking_with, drain, exchanged_pair, listen,
-    pair, pair_with, recv, reset, send, set_option, wait_until,
+    pair, pair_with, recv, reset, send, send_segments, set_small_send_buffer, wait_until,
 };
 use crate::support::tracer::{Tracer, TracerCommand, binary};
 use crate::support::{net, schema};
@@ -255,30 +255,20 @@ fn stopped_reader() {
     assert!(evidence.contains(&process), "{evidence}");
 }
 
-/// The client's send buffer holds less than the network does, and the server reads at once. The kernel notices a full
-/// buffer only if it transmits while the process waits, as it does when it paces the segments.
+/// The client's send buffer holds less than the network does, and the server reads at once.
 fn small_send_buffer() {
-    const BYTES_PER_SECOND: i32 = 2_000_000;
     // Much longer than a slow machine needs to send a buffer.
     let network = DelayedNetwork::new(Duration::from_millis(50));
     let watch = Watch::start();
     let pair = pair_with(&network.listener);
-    SockRef::from(&pair.client).set_send_buffer_size(4 << 10).unwrap();
-    set_option(
-        &pair.client,
-        libc::SOL_SOCKET,
-        libc::SO_MAX_PACING_RATE,
-        BYTES_PER_SECOND,
-    );
-    pair.client.set_nodelay(true).unwrap();
+    set_small_send_buffer(&pair.client);
     thread::scope(|scope| {
         let ends = &pair;
         scope.spawn(|| {
-            // Longer than the rule's minimum, and long enough for the first round trips, which another limit holds back,
-            // not to count.
+            // Longer than the rule's minimum.
             let started = Instant::now();
             while started.elapsed() < Duration::from_secs(4) {
-                send(&ends.client, 4 << 10);
+                send_segments(&ends.client, 1);
             }
             ends.client.shutdown(std::net::Shutdown::Write).unwrap();
         });

@@ -177,6 +177,33 @@ pub fn send(mut to: &TcpStream, count: usize) {
     }
 }
 
+/// Bytes that fit into one segment on every network of the tests.
+pub const SEGMENT: usize = 1_400;
+
+/// Makes the send buffer the limit of a sender that calls [`send_segments`]: it holds four segments. The kernel counts
+/// the time with a full buffer only from a transmission on for which the process already waits. So the rate holds the
+/// last segments back for some milliseconds; it is too high to limit anything else.
+pub fn set_small_send_buffer(socket: &TcpStream) {
+    const BYTES_PER_SECOND: i32 = 500_000;
+    let options = SockRef::from(socket);
+    options.set_send_buffer_size(4 << 10).expect("SO_SNDBUF");
+    options.set_tcp_nodelay(true).expect("TCP_NODELAY");
+    // BBR, the default of some machines, has a rate of its own.
+    options.set_tcp_congestion(b"reno").expect("TCP_CONGESTION");
+    set_option(socket, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, BYTES_PER_SECOND);
+}
+
+/// Writes `count` times [`SEGMENT`] bytes, each in a segment of its own. Otherwise the kernel adds the bytes of a write to
+/// a segment that it holds back, up to 64 KiB, however small the send buffer is.
+pub fn send_segments(to: &TcpStream, count: usize) {
+    for _ in 0..count {
+        let sent = SockRef::from(to)
+            .send_with_flags(&[7; SEGMENT], libc::MSG_EOR)
+            .expect("send");
+        assert_eq!(sent, SEGMENT, "a part of a segment");
+    }
+}
+
 /// Receives exactly `count` bytes.
 pub fn recv(mut from: &TcpStream, count: usize) {
     let mut buffer = vec![0; 65536.min(count.max(1))];

@@ -1,6 +1,6 @@
 //! What the network adds to an answer, and which buffer limits a sender, over a network that delays every packet.
 
-use std::io::Write as _;
+use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,10 @@ use super::{close_records, event_of, serve_delayed, start_tracer};
 use crate::rollups::start_rollup;
 use crate::support::delay::DelayedNetwork;
 use crate::support::net;
-use crate::support::sock::{Pair, pair_with, recv, set_option, wait_acknowledged, wait_until};
+use crate::support::sock::{
+    Pair, SEGMENT, pair_with, recv, send, send_segments, set_option, set_small_send_buffer, wait_acknowledged,
+    wait_until,
+};
 use crate::support::tcp_info::TcpInfo;
 use crate::support::tracer::Tracer;
 
@@ -78,35 +81,17 @@ impl Sender {
     }
 }
 
-/// The bytes of one write, and the size of the small buffer.
-const WRITE: usize = 4 << 10;
-
-/// Sends over the network, and compares the record's counters with TCP_INFO. `read` reads `bytes` at the other end.
+/// Sends over the network, and compares the record's counters with TCP_INFO. `write` sends from the client's
+/// end, and `read` receives at the other.
 fn transfer(
     network: &DelayedNetwork,
     tracer: &Tracer,
-    send_buffer: usize,
-    bytes: usize,
-    read: impl Fn(&Pair) + Sync,
+    write: impl Fn(&TcpStream) + Sync,
+    read: impl Fn(&Pair),
 ) -> Sender {
     let pair = pair_with(&network.listener);
-    // SO_SNDBUF cannot exceed net.core.wmem_max.
-    let send_buffer_size = i32::try_from(send_buffer).unwrap();
-    set_option(&pair.client, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, send_buffer_size);
-    // The kernel adds writes to a segment that it holds back, to 64 KiB, however small the buffer is.
-    pair.client.set_nodelay(true).unwrap();
-    // Nothing but windows and buffers may limit the sender: BBR also paces.
-    SockRef::from(&pair.client).set_tcp_congestion(b"reno").unwrap();
-    if send_buffer == WRITE {
-        // The kernel notices a full buffer only if it transmits while the process waits. This rate limits nothing.
-        set_option(&pair.client, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, 4_000_000);
-    }
     thread::scope(|scope| {
-        scope.spawn(|| {
-            for _ in 0..bytes / WRITE {
-                (&pair.client).write_all(&[7; WRITE]).unwrap();
-            }
-        });
+        scope.spawn(|| write(&pair.client));
         read(&pair);
     });
     wait_acknowledged(&pair.client);
@@ -125,30 +110,47 @@ fn transfer(
     }
 }
 
+/// Sends with a buffer that holds all bytes.
+fn send_with_large_buffer(client: &TcpStream, bytes: usize) {
+    // SO_SNDBUF cannot exceed net.core.wmem_max.
+    set_option(client, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 4 << 20);
+    // Nothing but windows and buffers may limit the sender: BBR also has a rate.
+    SockRef::from(client).set_tcp_congestion(b"reno").unwrap();
+    send(client, bytes);
+}
+
 /// A small send buffer, a large one, and a reader that stops: three senders that the records and the rollup tell apart.
 pub fn small_send_buffer() {
-    // Enough that the congestion window soon exceeds the small buffer.
-    const BYTES: usize = 1 << 20;
+    const SMALL_SEGMENTS: usize = 100;
+    const LARGE_BYTES: usize = 1 << 20;
+    // More than the window of the reader that stops.
+    const STOPPED_BYTES: usize = 128 << 10;
     // Much longer than a slow machine needs to send a buffer: while the sender waits for a processor, its buffer limits
     // nothing.
     const DELAY: Duration = Duration::from_millis(25);
-    const FEW_BYTES: usize = 256 << 10;
-    const LARGE: usize = 4 << 20;
     const STOP: Duration = Duration::from_millis(400);
     let network = DelayedNetwork::new(DELAY);
     let (rollup, lines) = start_rollup(&["--by", "connection", "--direction", "outbound", "--interval", "all"]);
     let tracer = Tracer::json(&[]);
     tracer.output.watch(net::current_netns());
-    let small = transfer(&network, &tracer, WRITE, BYTES, |pair| recv(&pair.server, BYTES));
-    let large = transfer(&network, &tracer, LARGE, BYTES, |pair| recv(&pair.server, BYTES));
+    let send_small = |client: &TcpStream| {
+        set_small_send_buffer(client);
+        send_segments(client, SMALL_SEGMENTS);
+    };
+    let small = transfer(&network, &tracer, send_small, |pair| {
+        recv(&pair.server, SMALL_SEGMENTS * SEGMENT);
+    });
+    let send_large = |client: &TcpStream| send_with_large_buffer(client, LARGE_BYTES);
+    let large = transfer(&network, &tracer, send_large, |pair| recv(&pair.server, LARGE_BYTES));
     SockRef::from(&network.listener).set_recv_buffer_size(8 << 10).unwrap();
-    let stopped = transfer(&network, &tracer, LARGE, FEW_BYTES, |pair| {
+    let send_to_stopped = |client: &TcpStream| send_with_large_buffer(client, STOPPED_BYTES);
+    let stopped = transfer(&network, &tracer, send_to_stopped, |pair| {
         wait_until("the window limits the sender", || {
             let reported = TcpInfo::read(&pair.client).reported();
             reported.iter().any(|(name, us)| *name == "rwnd_limited_us" && *us > 0)
         });
         thread::sleep(STOP);
-        recv(&pair.server, FEW_BYTES);
+        recv(&pair.server, STOPPED_BYTES);
     });
     for (name, sender) in [
         ("small buffer", &small),
@@ -161,7 +163,7 @@ pub fn small_send_buffer() {
     }
     let ([small_window, small_buffer], [_, large_buffer]) = (small.shares(), large.shares());
     let [_, stopped_buffer] = stopped.shares();
-    assert!(small_buffer > 0.2 && small_window < 0.05, "{}", small.record);
+    assert!(small_buffer > 0.5 && small_window < 0.05, "{}", small.record);
     // A buffer that holds all bytes limits nothing.
     assert_eq!(large_buffer, 0.0, "{}", large.record);
     let window = us(&stopped.record, "rwnd_limited_us");
