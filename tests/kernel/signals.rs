@@ -1,25 +1,31 @@
 //! Signals, `--duration` and `--count`, and losses when nothing reads the ring buffer or standard output.
 
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::Topic;
 use crate::support::record_view::RecordView;
 use crate::support::sock::{IpVersion, pair, wait_until};
-use crate::support::tracer::{Totals, Tracer, TracerCommand};
+use crate::support::tracer::{Totals, Tracer, TracerCommand, binary};
 use crate::support::traffic::make_traffic;
 use crate::support::{bpf, is_small_vm, net, test_timeout};
 
 pub fn topic() -> Topic {
     Topic::new("signals")
         .standalone("interrupt_prints_all_records", &[], || {
-            signal_prints_all_records(Signal::SIGINT);
+            signal_prints_all_records(Tracer::json(&[]), Signal::SIGINT);
         })
         .standalone("terminate_prints_all_records", &[], || {
-            signal_prints_all_records(Signal::SIGTERM);
+            signal_prints_all_records(Tracer::json(&[]), Signal::SIGTERM);
         })
+        .standalone("hangup_prints_all_records", &[], || {
+            signal_prints_all_records(start_with_hangup(SigHandler::SigDfl), Signal::SIGHUP);
+        })
+        .standalone("ignored_hangup_ends_no_trace", &[], ignored_hangup_ends_no_trace)
         .standalone(
             "second_interrupt_ends_a_blocked_tracer",
             &[],
@@ -37,8 +43,7 @@ pub fn topic() -> Topic {
 }
 
 /// After the signal the tracer prints all records that the kernel had before, then one summary.
-fn signal_prints_all_records(signal: Signal) {
-    let tracer = Tracer::json(&[]);
+fn signal_prints_all_records(tracer: Tracer, signal: Signal) {
     tracer.output.watch(net::current_netns());
     let objects = bpf::objects_of(tracer.pid);
     make_traffic(50);
@@ -50,6 +55,26 @@ fn signal_prints_all_records(signal: Signal) {
     wait_until("the kernel has removed all objects", || {
         bpf::existing(&objects).is_empty()
     });
+}
+
+/// Starts a tracer that inherits this disposition of SIGHUP. That of the tests depends on how they were started.
+fn start_with_hangup(disposition: SigHandler) -> Tracer {
+    let mut command = Command::new(binary());
+    let action = SigAction::new(disposition, SaFlags::empty(), SigSet::empty());
+    // SAFETY: sigaction() is async-signal-safe, and the action is no function.
+    unsafe { command.pre_exec(move || Ok(_ = sigaction(Signal::SIGHUP, &action)?)) };
+    TracerCommand::wrapped_by(command, &["-o", "json"]).start()
+}
+
+/// As under nohup(1).
+fn ignored_hangup_ends_no_trace() {
+    let tracer = start_with_hangup(SigHandler::SigIgn);
+    tracer.output.watch(net::current_netns());
+    tracer.signal(Signal::SIGHUP);
+    make_traffic(50);
+    let exit = tracer.interrupt();
+    exit.check_lossless();
+    assert_eq!(exit.output.records(net::current_netns()).len(), 100);
 }
 
 /// Nothing reads standard output, so the first interrupt cannot print all records. Another interrupt ends the tracer.

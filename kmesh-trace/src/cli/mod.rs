@@ -87,8 +87,8 @@ Output:
   the summary is the last line of the output, otherwise a message.
 
 Exit status:
-  0  The run ended as requested: Ctrl-C, SIGTERM, --duration, --count, or the
-     reader of standard output closed it
+  0  The run ended as requested: Ctrl-C, SIGTERM, SIGHUP, --duration, --count,
+     or the reader of standard output closed it
   1  The run failed, or a named source of names did not answer within 10 s
   2  The command line is wrong
   3  This system cannot be traced: privileges, the kernel or its BTF. The
@@ -97,9 +97,10 @@ Exit status:
   differs, and 2 for trouble
 
 Signals:
-  SIGINT, SIGTERM  Stop, print what the kernel has already recorded and the
-                   summary. A second signal stops at once
-  SIGUSR1          Print the summary so far
+  SIGINT, SIGTERM, SIGHUP
+           Stop, print what the kernel has already recorded and the summary.
+           A second signal stops at once. Under nohup, SIGHUP does nothing
+  SIGUSR1  Print the summary so far
 
 Environment:
   NO_COLOR    If set and not empty, print no color unless --color asks for it

@@ -11,7 +11,7 @@ use crate::output::stderr::status;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// The run ended as requested: Ctrl-C, SIGTERM, a limit, a closed pipe.
+    /// The run ended as requested: Ctrl-C, SIGTERM, SIGHUP, a limit, a closed pipe.
     Ok = 0,
     Failed = 1,
     /// The command line is wrong. `clap` itself exits with the same status.

@@ -49,6 +49,7 @@ use crate::record::{Header, RunInfo, WallTime};
 use crate::session::exit::{Exit, of_names};
 use crate::session::outputs::{self, Outputs};
 use crate::session::pipeline::Pipeline;
+use crate::session::signals::EndSignals;
 use crate::session::writer::Writer;
 use crate::track::clock::Clock;
 use crate::track::{SETTLE_NS, Tracker};
@@ -417,7 +418,7 @@ fn load_kernel(config: &Config) -> Result<LoadedPrograms, StartError> {
         checks,
         rules,
         networks,
-        // For findings and metrics, whether or not the kernel can.
+        // Findings and metrics do without what the kernel cannot; a flag does not.
         drops: config.drops || config.findings.is_some() && types.reasons.has_drops(),
         turns: config.turns,
         rejects: match config.findings.is_some() || config.metrics.is_some() && !config.events.reject {
@@ -434,16 +435,14 @@ fn standard_output() -> Result<OwnedFd> {
 }
 
 struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
+    end: EndSignals,
     user: Signal,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
+            end: EndSignals::new()?,
             user: signal(SignalKind::user_defined1())?,
         })
     }
@@ -475,8 +474,7 @@ async fn wait(
             }
             _ = signals.user.recv() => control.request_summary(),
             () = jobs.handle_next() => {}
-            _ = signals.interrupt.recv() => stop_or_exit(control, &mut is_interrupted),
-            _ = signals.terminate.recv() => stop_or_exit(control, &mut is_interrupted),
+            () = signals.end.next() => stop_or_exit(control, &mut is_interrupted),
         }
     }
 }

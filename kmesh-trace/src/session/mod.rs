@@ -16,6 +16,7 @@ pub mod outputs;
 #[cfg(target_os = "linux")]
 pub mod pipeline;
 pub mod replay;
+pub mod signals;
 #[cfg(target_os = "linux")]
 pub mod writer;
 

@@ -32,6 +32,7 @@ use self::node::{Node, Progress, Run};
 use super::exit::{Exit, of_names};
 use super::outputs;
 use super::replay::{self, Files, Running, allow_many_files};
+use super::signals::EndSignals;
 use crate::blocking_io::Blocking;
 use crate::capture::Target;
 use crate::cluster::api::{Api, Phase, RIGHTS, Right};
@@ -426,18 +427,14 @@ fn start_sources(
 }
 
 struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
+    end: EndSignals,
     user: Signal,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
+            end: EndSignals::new()?,
             user: signal(SignalKind::user_defined1())?,
         })
     }
@@ -446,9 +443,7 @@ impl Signals {
     async fn end(&mut self) {
         loop {
             tokio::select! {
-                _ = self.interrupt.recv() => return,
-                _ = self.terminate.recv() => return,
-                _ = self.hangup.recv() => return,
+                () = self.end.next() => return,
                 // Without this, the signal would end the program, and leave the pods.
                 _ = self.user.recv() => status("a trace of nodes has a summary only at its end"),
             }

@@ -8,7 +8,6 @@ mod stream;
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::future::pending;
 use std::io;
 use std::process::exit;
 use std::sync::Arc;
@@ -38,6 +37,7 @@ use crate::output::{NameSourceStatus, Sink};
 use crate::record::{Header, RunInfo, WallTime};
 use crate::session::exit::Exit;
 use crate::session::outputs;
+use crate::session::signals::EndSignals;
 
 /// The open files of a replay. Nothing of them has been parsed yet.
 pub struct Files {
@@ -101,11 +101,12 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
         .enable_all()
         .build()
         .context("cannot start")?;
-    let jobs = {
+    let listen = || io::Result::Ok((EndSignals::new()?, JobControl::new(running.screen)?));
+    let (signals, jobs) = {
         let _context = runtime.enter();
-        JobControl::new(running.screen).context("cannot listen for signals")?
+        listen().context("cannot listen for signals")?
     };
-    runtime.block_on(wait(running.end, &running.stop, &running.requests, jobs))
+    runtime.block_on(wait(running.end, &running.stop, &running.requests, signals, jobs))
 }
 
 /// A replay whose thread runs.
@@ -284,13 +285,14 @@ async fn wait(
     mut end: oneshot::Receiver<Result<Exit>>,
     stop: &AtomicBool,
     requests: &Sender<Request>,
+    mut signals: EndSignals,
     mut jobs: JobControl,
 ) -> Result<Exit> {
     loop {
         tokio::select! {
             ended = &mut end => return ended.context("the replay thread panicked")?,
             () = jobs.handle_next() => {}
-            () = interrupted() => {
+            () = signals.next() => {
                 if stop.swap(true, Ordering::Relaxed) {
                     term::leave();
                     exit(Exit::Ok as i32);
@@ -299,27 +301,5 @@ async fn wait(
                 _ = requests.send(Request::End);
             }
         }
-    }
-}
-
-#[cfg(unix)]
-async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let listen = || Ok::<_, io::Error>((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?));
-    match listen() {
-        Ok((mut interrupt, mut terminate)) => {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        }
-        Err(_) => pending().await,
-    }
-}
-
-#[cfg(not(unix))]
-async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        pending().await
     }
 }
