@@ -263,8 +263,15 @@ impl Cluster {
         let is_in_container = local.owner.as_ref().is_some_and(|owner| owner.container.is_some());
         if !local.is_in_node_netns && !is_in_container && local.netns_pod.is_none() {
             match self.namespaces.pod_of(record.netns, held.happened_ns) {
-                Lookup::Known(pod) => local.netns_pod = pod,
-                Lookup::Pending => return Some(Question::Netns(record.netns)),
+                Lookup::Known(pod) => {
+                    local.netns_pod = pod;
+                    local.is_netns_of_root = record.is_netns_of_root;
+                }
+                Lookup::Pending => {
+                    // It may be a pod's: until that is known, no address names the local end.
+                    local.is_netns_of_root = false;
+                    return Some(Question::Netns(record.netns));
+                }
             }
         }
         None

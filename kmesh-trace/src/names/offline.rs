@@ -64,6 +64,11 @@ impl OfflineNames {
         self.updates = Some(updates);
     }
 
+    /// Returns a warning, once, if objects exceeded the memory budget.
+    pub fn memory_warning(&mut self) -> Option<String> {
+        self.store.warning()
+    }
+
     /// Returns whether sources may still report the container of the record's local end.
     pub fn awaits(&self, record: &Record) -> bool {
         let is_unknown = |id| !self.owners.contains_key(&id);

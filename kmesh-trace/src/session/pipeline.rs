@@ -139,6 +139,11 @@ impl Pipeline {
         self.release(now_ns)
     }
 
+    /// Returns a warning, once, if objects of the sources exceeded the memory budget.
+    pub fn memory_warning(&mut self) -> Option<String> {
+        self.names.store()?.warning()
+    }
+
     /// Returns a warning for each name in the filter that no source knows.
     pub fn unknown_names(&mut self) -> Vec<String> {
         let filter = self.engine.filter();

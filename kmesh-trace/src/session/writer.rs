@@ -58,7 +58,10 @@ impl Writer {
                     since_ns,
                     difference_ns,
                 } => self.pipeline.clock_stepped(since_ns, difference_ns),
-                Message::Names(updates) => self.pipeline.apply(&updates, monotonic_ns())?,
+                Message::Names(updates) => {
+                    self.pipeline.apply(&updates, monotonic_ns())?;
+                    self.warn_of_memory();
+                }
                 Message::NamesSettled => self.warn_of_unknown_names(),
                 Message::Lost(counts) => self.lost(&counts)?,
                 Message::IntervalEnded(counts) => {
@@ -134,6 +137,14 @@ impl Writer {
     fn warn_of_unknown_names(&mut self) {
         if self.verbosity > Verbosity::Quiet {
             self.pipeline.unknown_names().iter().for_each(|warning| warn(warning));
+        }
+    }
+
+    fn warn_of_memory(&mut self) {
+        if self.verbosity > Verbosity::Quiet
+            && let Some(warning) = self.pipeline.memory_warning()
+        {
+            warn(&warning);
         }
     }
 

@@ -49,14 +49,16 @@ struct Subset {
     ports: Bounded<EndpointPort, MAX_PORTS>,
 }
 
-/// Joins each address with each TCP port. Endpoints that are not ready count: they may still have connections.
+/// Joins each address with each TCP port, or with port 0 if there are no ports, as of a headless Service without ports.
+/// Endpoints that are not ready count: they may still have connections.
 fn addresses<'a>(
     ips: impl Iterator<Item = &'a Text> + Clone,
     ports: &[EndpointPort],
 ) -> impl Iterator<Item = SocketAddr> {
+    let none = ports.is_empty().then_some(0);
     let ports = ports.iter().filter(|one| is_tcp(&one.protocol));
     let ports = ports.filter_map(|one| port(one.port?));
-    ports.flat_map(move |port| {
+    ports.chain(none).flat_map(move |port| {
         let ips = ips.clone().filter_map(|text| ip(&text.0));
         ips.map(move |ip| SocketAddr::new(ip, port))
     })
@@ -128,6 +130,25 @@ mod tests {
         };
         assert_eq!(slice, named("web-1"));
         assert_eq!(endpoints, named("web"));
+    }
+
+    #[test]
+    fn endpoints_without_ports_have_port_zero() {
+        for ports in ["null", "[]"] {
+            let slice = format!(
+                r#"{{"metadata":{{"name":"a-1","labels":{{"kubernetes.io/service-name":"a"}}}},"ports":{ports},
+                  "endpoints":[{{"addresses":["10.0.0.1"]}}]}}"#
+            );
+            let endpoints = format!(
+                r#"{{"metadata":{{"name":"a"}},"subsets":[{{"addresses":[{{"ip":"10.0.0.1"}}],"ports":{ports}}}]}}"#
+            );
+            for (kind, json) in [("EndpointSlice", slice), ("Endpoints", endpoints)] {
+                match parsed(kind, &json) {
+                    Object::Endpoints(found) => assert_eq!(found.addresses, ["10.0.0.1:0".parse().unwrap()], "{json}"),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
     }
 
     #[test]

@@ -8,6 +8,8 @@ use crate::names::update::{ServiceObject, ServicePort, TargetPort};
 const MAX_PORTS: usize = 1_000;
 /// The largest number of addresses of a Service, of each field.
 const MAX_ADDRESSES: usize = 256;
+/// The largest number of pairs of an address and a port. Each change of the Service opens or closes a span for each.
+const MAX_PAIRS: usize = 4_096;
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -77,7 +79,7 @@ impl RawPort {
 }
 
 impl RawService {
-    /// Returns the Service as the store takes it; `None` when its selector is too large.
+    /// Returns the Service as the store takes it; `None` if its selector is too large, or it has too many addresses.
     pub fn object(self) -> Option<ServiceObject> {
         let meta = self.metadata.unwrap_or_default();
         let spec = self.spec.unwrap_or_default();
@@ -107,7 +109,8 @@ impl RawService {
             let external_ips = spec.external_ips.0.iter().chain(ingress);
             service.external_ips = external_ips.filter_map(|text| ip(&text.0)).collect();
         }
-        Some(service)
+        let addresses = service.cluster_ips.len() + service.external_ips.len();
+        (addresses * service.ports.len() <= MAX_PAIRS).then_some(service)
     }
 }
 
@@ -196,6 +199,23 @@ mod tests {
               "ports":[{"port":80,"nodePort":30080}]}}"#,
         );
         assert_eq!((headless.external_ips, headless.ports[0].node_port), (vec![], None));
+    }
+
+    #[test]
+    fn service_with_too_many_addresses_is_left_out() {
+        let parsed = |ports: usize, addresses: usize| {
+            let ports: Vec<_> = (1..=ports).map(|port| format!(r#"{{"port":{port}}}"#)).collect();
+            let addresses: Vec<_> = (1..=addresses).map(|number| format!(r#""192.0.2.{number}""#)).collect();
+            let (ports, addresses) = (ports.join(","), addresses.join(","));
+            let json = format!(
+                r#"{{"metadata":{{"name":"a"}},
+                  "spec":{{"clusterIP":"10.96.0.7","ports":[{ports}],"externalIPs":[{addresses}]}}}}"#
+            );
+            parse("Service", json.as_bytes(), Writer::ApiServer).is_ok()
+        };
+        assert!(parsed(1_000, 3));
+        assert!(!parsed(1_000, 4));
+        assert!(!parsed(100, 200));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::names::local::cgroup::{CgroupOwner, PodCgroup};
 use crate::names::update::{Change, Key, Kind, Object, Scope, SourceUpdate};
 use crate::record::{Direction, End, Pod, Record, Service, ServiceMatch, WallTime};
 
+use budget::MAX_BYTES;
 use doubts::Doubts;
 use nodes::Nodes;
 use owners::Owners;
@@ -60,6 +61,12 @@ impl LocalContext {
     fn pod(&self) -> Option<&PodCgroup> {
         self.cgroup_pod().or(self.netns_pod.as_ref())
     }
+
+    /// Returns whether only root may have chosen the addresses of the socket's network namespace.
+    fn is_address_of_root(&self) -> bool {
+        let is_in_container = self.owner.as_ref().is_some_and(|owner| owner.container.is_some());
+        self.is_in_node_netns || self.is_netns_of_root && !is_in_container
+    }
 }
 
 /// All objects that sources report.
@@ -75,7 +82,9 @@ pub struct Store {
     roots: HashMap<Arc<str>, SourceSet>,
     /// The nodes of those pods: this machine, by the names that clusters have for it.
     local_nodes: HashSet<Arc<str>>,
+    /// The number of objects that exceeded the memory budget.
     left_out: u64,
+    has_warned: bool,
 }
 
 impl Store {
@@ -150,9 +159,16 @@ impl Store {
         self.services.all().for_each(visit);
     }
 
-    /// Returns the number of objects that exceeded the memory budget.
-    pub fn left_out(&self) -> u64 {
-        self.left_out
+    /// Returns a warning once objects have exceeded the memory budget. Later calls return none.
+    pub fn warning(&mut self) -> Option<String> {
+        if self.left_out == 0 || self.has_warned {
+            return None;
+        }
+        self.has_warned = true;
+        let limit = MAX_BYTES >> 20;
+        Some(format!(
+            "the pods and Services exceed the {limit} MiB that names may use: some have no names"
+        ))
     }
 
     /// Returns whether a source lists a pod below this kubelet's cgroup root.
@@ -198,7 +214,7 @@ impl Store {
             && self.pods.is_pod_address(local_ip)
         {
             // A pod that no source knows yet uses an address that a source lists for another pod.
-            self.doubts.raise(local_ip, as_of.time, record.time);
+            self.doubts.raise(local_ip, &pod.uid, as_of.time, record.time);
         }
         let local_pod = self.local_pod(local_ip, local, as_of);
         if let Some(backend) = local.backend
@@ -221,8 +237,12 @@ impl Store {
             let services = &self.services;
             services.behind(record.dst, server.as_ref()?, &mut self.pods, as_of)
         });
-        let local_end = self.end(local_ip, local_pod, allowed);
-        let remote_end = self.end(remote_ip, remote_pod, allowed);
+        let local_node = local
+            .is_address_of_root()
+            .then(|| self.node_at(local_ip, allowed))
+            .flatten();
+        let local_end = end(local_pod, local_node);
+        let remote_end = end(remote_pod, self.node_at(remote_ip, allowed));
         (record.names.src, record.names.dst) = match record.direction {
             Direction::Outbound => (local_end, remote_end),
             Direction::Inbound => (remote_end, local_end),
@@ -246,11 +266,7 @@ impl Store {
             let reference = self.pods.find(&pod.uid).filter(|_| !as_of.sources.is_empty())?;
             return Some(self.pods.named(reference, &self.owners));
         }
-        let is_in_container = local.owner.as_ref().is_some_and(|owner| owner.container.is_some());
-        if is_in_container || !local.is_netns_of_root {
-            return None;
-        }
-        self.at(ip, as_of)
+        local.is_address_of_root().then(|| self.at(ip, as_of)).flatten()
     }
 
     fn remote_pod(
@@ -285,15 +301,16 @@ impl Store {
         self.services.dialled(dialled, at_node, is_others, as_of)
     }
 
-    fn end(&self, ip: IpAddr, found: Option<NamedPod>, allowed: SourceSet) -> End {
-        let node = match found {
-            None if !allowed.is_empty() => self.nodes.at(ip).cloned(),
-            _ => None,
-        };
-        End {
-            pod: found.map(|found| found.pod),
-            node,
-        }
+    fn node_at(&self, ip: IpAddr, allowed: SourceSet) -> Option<Arc<str>> {
+        self.nodes.at(ip).filter(|_| !allowed.is_empty()).cloned()
+    }
+}
+
+/// Returns an end with the name of its pod, else of its node.
+fn end(pod: Option<NamedPod>, node: Option<Arc<str>>) -> End {
+    End {
+        node: node.filter(|_| pod.is_none()),
+        pod: pod.map(|found| found.pod),
     }
 }
 

@@ -302,15 +302,19 @@ impl Pods {
         }
     }
 
-    /// Returns the only listed pod that claims a static pod's UID; with none, the last that did. Two claims void each
-    /// other.
+    /// Returns the only listed pod that claims a static pod's UID; with none, the last that did. Claims of pods with
+    /// different names void each other.
     fn static_pod(&self, uid: &str, is_copy: impl Fn(&PodEntry) -> bool) -> Option<usize> {
         let claims = self.by_static_uid.get(uid)?.iter().copied();
         let claims = claims.filter(|&slot| is_copy(&self.entries[slot]));
         let mut listed = claims.clone().filter(|&slot| self.entries[slot].reports.any());
         match (listed.next(), listed.next()) {
             (Some(slot), None) => Some(slot),
-            (None, _) => claims.last(),
+            (None, _) => {
+                let name = |slot: usize| (&self.entries[slot].pod.namespace, &self.entries[slot].pod.name);
+                let last = claims.clone().last()?;
+                claims.clone().all(|slot| name(slot) == name(last)).then_some(last)
+            }
             _ => None,
         }
     }

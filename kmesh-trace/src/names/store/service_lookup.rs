@@ -1,8 +1,9 @@
 //! Which Service a connection is to: by the address that the client dialled, or by the pod that answers.
 //!
 //! An assigned ClusterIP and port outrank everything. An external address counts only where no pod, node or ClusterIP
-//! has it. Among Services of equal rank, those of several namespaces void each other; of one namespace, the
-//! alphabetically first is named.
+//! has it. A Service of another namespace counts only for a pod that no Service of its own namespace leads to. Among
+//! Services of equal rank, those of several namespaces void each other; of one namespace, the alphabetically first is
+//! named.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -70,10 +71,15 @@ impl Services {
         let is_target = |service: &ServiceEntry| service.has_target(entry, address.port());
         self.pick(endpoints, as_of, TargetPort, |at| is_near(at) && at_port(at))
             .or_else(|| self.pick_selecting(pod, as_of, TargetPort, is_target))
-            .or_else(|| self.pick(endpoints, as_of, TargetPort, |at| !is_near(at) && at_port(at)))
             .or_else(|| self.pick(endpoints, as_of, Headless, |at| is_near(at) && headless(at)))
             .or_else(|| self.pick_selecting(pod, as_of, Headless, ServiceEntry::is_headless))
-            .or_else(|| self.pick(endpoints, as_of, Headless, |at| !is_near(at) && headless(at)))
+            .or_else(|| {
+                let has_near = self.pick(endpoints, as_of, TargetPort, is_near).is_some()
+                    || self.pick_selecting(pod, as_of, TargetPort, |_| true).is_some();
+                let far = if has_near { &[] } else { endpoints };
+                self.pick(far, as_of, TargetPort, at_port)
+                    .or_else(|| self.pick(far, as_of, Headless, headless))
+            })
     }
 
     /// Returns the Service among those spans: the alphabetically first of one namespace, none if there are several

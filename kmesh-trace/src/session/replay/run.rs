@@ -327,6 +327,11 @@ impl Replay {
     fn release(&mut self, is_end: bool) -> io::Result<()> {
         if let Some(offline) = &mut self.offline {
             offline.refresh();
+            if self.verbosity > Verbosity::Quiet
+                && let Some(warning) = offline.memory_warning()
+            {
+                warn(&warning);
+            }
         }
         while let Some((arrived, _, record)) = self.waiting.front() {
             let awaits = self.offline.as_ref().is_some_and(|offline| offline.awaits(record));

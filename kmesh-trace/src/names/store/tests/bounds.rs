@@ -12,7 +12,7 @@ fn large_cluster_fits_in_memory() {
     let store = fixture::store(fixture::objects());
     let taken = live_bytes() - before;
     assert!(taken <= 128 << 20, "{taken} bytes");
-    assert_eq!((store.pods(), store.left_out()), (PODS as usize, 0));
+    assert_eq!((store.pods(), store.left_out), (PODS as usize, 0));
 }
 
 #[test]
@@ -62,10 +62,11 @@ fn one_namespace_cannot_use_up_the_memory_of_others() {
     }
     let taken = live_bytes() - before;
     assert!(
-        store.left_out() > 0 && taken < 216 << 20,
+        store.left_out > 0 && taken < 216 << 20,
         "{} left out, {taken} bytes",
-        store.left_out()
+        store.left_out
     );
+    assert!(store.warning().is_some() && store.warning().is_none());
     report(&mut store, API, 2, Object::Pod(pod("modest", &["10.1.0.5"], 1)));
     assert_eq!(holder(&mut store, "10.1.0.5", at(3)).as_deref(), Some("modest"));
 }
@@ -82,7 +83,7 @@ fn update_without_room_removes_the_pod() {
     };
     report(&mut store, API, 10, Object::Pod(grown));
     assert_eq!(holder(&mut store, "10.1.0.5", at(11)), None);
-    assert_eq!((store.left_out(), store.pods()), (1, 0));
+    assert_eq!((store.left_out, store.pods()), (1, 0));
 }
 
 #[test]
@@ -234,5 +235,5 @@ fn long_owner_references_count() {
     };
     report(&mut store, API, 1, Object::Pod(owned("a", 100)));
     report(&mut store, API, 1, Object::Pod(owned("b", 10_000)));
-    assert_eq!((store.pods(), store.left_out()), (1, 1));
+    assert_eq!((store.pods(), store.left_out), (1, 1));
 }

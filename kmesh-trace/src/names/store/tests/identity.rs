@@ -125,6 +125,10 @@ fn claimed_static_uid_takes_no_other_pods_identity() {
     assert_eq!(&*found(&mut store, "unlisted").unwrap().name, "copy");
     report(&mut store, API, 3, Object::Pod(claim("thief-3", "unlisted")));
     assert_eq!(found(&mut store, "unlisted"), None, "no name beats a wrong one");
+    for name in ["copy", "thief-3"] {
+        apply(&mut store, API, 4, Change::Delete(Key::Pod(name.to_owned())));
+    }
+    assert_eq!(found(&mut store, "unlisted"), None, "both are gone");
 }
 
 #[test]

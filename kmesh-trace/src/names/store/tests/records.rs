@@ -178,6 +178,10 @@ fn both_ends_have_the_names_that_are_certain() {
         // Only root chooses the addresses of a namespace that it made. A container outside of pods is no pod.
         (Out, [WEB, DB], nowhere(), "- db database/target_port"),
         (Out, [WEB, DB], in_container(), "- db database/target_port"),
+        (Out, [NODE, DB], in_namespace(), "node worker-1 db database/target_port"),
+        (Out, [NODE, DB], nowhere(), "- db database/target_port"),
+        (Out, [NODE, DB], in_container(), "- db database/target_port"),
+        (Out, [NODE, DB], in_pod("unknown"), "- db database/target_port ?"),
         // In the node's own namespace no address is a pod's.
         (Out, [WEB, DB], on_node(in_namespace()), "- db database/target_port"),
         // A pod on the node's address is known by its cgroup alone.

@@ -149,7 +149,7 @@ fn pod_is_behind_a_service() {
     const PEERS: &str = "shop/peers headless";
     /// Services, slices, the port of the pod, the Service.
     type Case<'a> = (&'a str, &'a [&'a str], &'a [&'a str], u16, &'a str);
-    let cases: [Case<'_>; 20] = [
+    let cases: [Case<'_>; 23] = [
         ("a port number", &[WEB], &[], 8080, TARGET),
         ("the Service's port is no target", &[WEB], &[], 80, "-"),
         (
@@ -250,6 +250,27 @@ fn pod_is_behind_a_service() {
             &["shop/peers-1 peers 10.1.0.5:7777"],
             8080,
             PEERS,
+        ),
+        (
+            "headless, without ports, by endpoints",
+            &["shop/peers None - -"],
+            &["shop/peers-1 peers 10.1.0.5:0"],
+            8080,
+            PEERS,
+        ),
+        (
+            "an own headless Service outranks a port of another namespace",
+            &["shop/peers None app=web -"],
+            &["mall/a a 10.1.0.5:8080"],
+            8080,
+            PEERS,
+        ),
+        (
+            "another namespace takes no port of a pod that an own Service leads to",
+            &[WEB],
+            &["mall/a a 10.1.0.5:9090"],
+            9090,
+            "-",
         ),
         (
             "a target port outranks headless",
