@@ -90,7 +90,6 @@ pub struct Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodState {
     pub name: String,
-    pub node: String,
     pub phase: Phase,
     /// Whether the kubelet has not answered yet, so that no container exists.
     pub is_new: bool,
@@ -332,7 +331,6 @@ fn pod_state(value: &Value) -> PodState {
     PodState {
         name: string(value, "/metadata/name"),
         is_new: container.is_none() && value.pointer("/status/startTime").is_none(),
-        node: string(value, "/spec/nodeName"),
         phase,
         reason,
     }

@@ -14,11 +14,11 @@ const DAEMON_SET: &str = include_str!("../../../deploy/kubernetes/daemonset.yaml
 /// The label of every pod of `nodes`, and its value.
 pub const LABEL: (&str, &str) = ("app.kubernetes.io/name", "kmesh-trace-nodes");
 /// The label of the pods of one run.
-pub const RUN_LABEL: &str = "kmesh-trace/run";
+const RUN_LABEL: &str = "kmesh-trace/run";
 /// The annotation with the user who started the run.
 const STARTED_BY: &str = "kmesh-trace/started-by";
 /// The name of the container.
-pub const CONTAINER: &str = "kmesh-trace";
+const CONTAINER: &str = "kmesh-trace";
 
 /// The program in an image of `cargo xtask dist`.
 const IN_IMAGE: &str = "/kmesh-trace";

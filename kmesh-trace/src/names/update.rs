@@ -128,9 +128,8 @@ impl Object {
 pub struct PodObject {
     /// The UID as the source has it. The kubelet and the API server have different UIDs for a static pod.
     pub uid: String,
-    /// The second UID of a static pod: the one in the path of its cgroup, where `uid` is the API server's. The source
-    /// sets it only where it vouches for it itself (see `spec/resolution.md`, "Who vouches for what"), never from an
-    /// ordinary pod's annotations.
+    /// The second UID of a static pod: the one in the path of its cgroup, where `uid` is the API server's. Only a
+    /// kubelet's static pod and the API server's copy of it have one, whatever the annotations of other pods are.
     pub static_uid: Option<String>,
     pub namespace: String,
     pub name: String,

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
+use kmesh_trace_common::MAX_DROP_REASONS;
+
 /// The name of a reason that says nothing.
 const NOT_SPECIFIED: &str = "NOT_SPECIFIED";
 /// The name of the number after the last reason.
 const MAX: &str = "MAX";
-
-/// Numbers from here on belong to subsystems that drop no TCP packets.
-const MAX_REASONS: usize = 256;
 
 /// The names of one kind of reason, by number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,7 +21,7 @@ impl ReasonNames {
             let (Some(name), number) = (name.strip_prefix(prefix), number as usize) else {
                 continue;
             };
-            if number >= MAX_REASONS || [MAX, NOT_SPECIFIED].contains(&name) {
+            if number >= MAX_DROP_REASONS || [MAX, NOT_SPECIFIED].contains(&name) {
                 continue;
             }
             if names.len() <= number {

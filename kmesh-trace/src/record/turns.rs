@@ -46,11 +46,6 @@ impl Turns {
         self.histogram[bucket(wait_ns)] += 1;
     }
 
-    /// Returns the number of waits.
-    pub fn waits(&self) -> u64 {
-        self.histogram.iter().fold(0, |sum, &count| sum.saturating_add(count))
-    }
-
     /// Returns what `self` has more than `before`. The maximum is exact if it rose, else the bound of the last bucket.
     pub fn since(&self, before: &Self) -> Self {
         let mut histogram = self.histogram;

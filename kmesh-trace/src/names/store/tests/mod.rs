@@ -1,4 +1,4 @@
-//! The rules of `spec/resolution.md`, each as a table of cases.
+//! The rules of the store, each as a table of cases.
 
 mod addresses;
 mod bounds;
