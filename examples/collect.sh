@@ -1,5 +1,5 @@
 #!/bin/sh
-# Traces several machines at once over ssh, and adds up their failed connections by outcome.
+# Traces several machines at once over ssh, as root there, and adds up their failed connections by outcome.
 #
 #   SECONDS_EACH=30 sh collect.sh web-1 web-2
 #

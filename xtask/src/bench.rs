@@ -45,7 +45,7 @@ struct Rounds {
 
 #[derive(clap::Subcommand)]
 enum Bench {
-    /// Run all benchmarks except load
+    /// Run all benchmarks except load and findings
     All,
     /// Measure the BPF time per connection, compared with tcplife of libbpf-tools and an empty program
     Cost(cost::Args),

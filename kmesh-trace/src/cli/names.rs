@@ -31,7 +31,7 @@ pub struct Names {
     /// The default URL is https://127.0.0.1:10250/pods. Read-only ports (http://…:10255) work, too. The kubelet
     /// requires the permission to get nodes/pods, or nodes/proxy in older clusters.
     ///
-    /// Example: kmesh-trace --kubelet https://10.0.0.5:10250/pods --kubelet-insecure
+    /// Example: kmesh-trace --kubelet https://10.0.0.5:10250/pods --kubelet-cert client.crt --kubelet-key client.key
     #[arg(long, value_name = "URL", value_parser = kubelet_url)]
     pub kubelet: Option<Option<Uri>>,
 
@@ -67,9 +67,9 @@ pub struct Names {
 
     /// Do not verify the kubelet's certificate
     ///
-    /// Many kubelets have a self-signed certificate, which no CA verifies.
+    /// Many kubelets have a self-signed certificate, which no CA verifies. A token then goes to 127.0.0.1 only.
     ///
-    /// Example: kmesh-trace --kubelet --kubelet-insecure
+    /// Example: kmesh-trace --kubelet --kubelet-insecure --kubelet-token /run/token
     #[arg(long, requires = "kubelet")]
     pub kubelet_insecure: bool,
 
@@ -104,7 +104,7 @@ pub struct Names {
     ///
     /// The file has the format of kubectl get -o json or -o yaml.
     ///
-    /// Example: kubectl get pods,services -A -o json > names.json; kmesh-trace --pods-file names.json
+    /// Example: kubectl get pods,services,nodes -A -o json > names.json; kmesh-trace --pods-file names.json
     #[arg(long, value_name = "FILE")]
     pub pods_file: Option<PathBuf>,
 

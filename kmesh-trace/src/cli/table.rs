@@ -35,9 +35,9 @@ pub struct Table {
     /// Sort the table by this key [default: -bytes]
     ///
     /// A leading - puts the largest first. The keys are those of a rollup line (open, connecting, opened, closed,
-    /// failed, sent_bytes, received_bytes, duration_quantiles_ns, connect_quantiles_ns, srtt_quantiles_us, retransmits,
-    /// lost_segments, group), bytes for both directions, and the titles of the table's columns. Bytes are those of the
-    /// table's rates, and quantiles are compared by their p95.
+    /// failed, sent_bytes, received_bytes, duration_quantiles_ns, connect_quantiles_ns, srtt_quantiles_us,
+    /// response_quantiles_ns, drops, retransmits, lost_segments, group), bytes for both directions, and the titles of
+    /// the table's columns. Bytes are those of the table's rates, and quantiles are compared by their p95.
     ///
     /// Example: kmesh-trace -o table --sort -failed
     #[arg(long, value_name = "[-]KEY", allow_hyphen_values = true)]
