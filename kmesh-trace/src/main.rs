@@ -72,7 +72,7 @@ fn run(cli: &Cli) -> Result<Exit> {
         Some(Command::Schema) => print_schema(),
         Some(Command::Completions { shell }) => completions::write(*shell, &mut Blocking(io::stdout()))
             .map(|()| Exit::Ok)
-            .context("cannot print"),
+            .context("cannot write to standard output"),
         Some(Command::Nodes(nodes)) => trace_nodes(nodes),
         Some(Command::NodeWait) => wait_in_pod(),
         Some(Command::NodeTrace { flags }) => trace_in_pod(&parse_flags(flags).0),
@@ -177,10 +177,11 @@ fn check(cli: &Cli) -> Result<Exit> {
     let sources = config(cli).unwrap_or_else(|error| refuse(&error)).sources;
     let findings = preflight::check();
     privileges::limit(Stage::CheckNames)?;
-    let report = preflight::report(&findings) + &sources::check(&sources).context("cannot start")?;
+    let report =
+        preflight::report(&findings) + &sources::check(&sources).context("cannot check the sources of names")?;
     Blocking(io::stdout())
         .write_all(report.as_bytes())
-        .context("cannot print")?;
+        .context("cannot write to standard output")?;
     Ok(if findings.iter().any(Finding::is_fatal) {
         Exit::CannotTrace
     } else {
@@ -229,7 +230,7 @@ fn cannot_trace() -> Result<Exit> {
 }
 
 fn print_schema() -> Result<Exit> {
-    writeln!(Blocking(io::stdout()), "{:#}", schema()).context("cannot print")?;
+    writeln!(Blocking(io::stdout()), "{:#}", schema()).context("cannot write to standard output")?;
     Ok(Exit::Ok)
 }
 

@@ -72,7 +72,7 @@ impl Scanner {
                     handle(&receiver);
                 }
             })
-            .context("cannot start a thread")?;
+            .context("cannot start the scanner thread")?;
         start
             .recv()
             .context("the scanner thread panicked")?

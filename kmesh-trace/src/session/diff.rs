@@ -38,7 +38,8 @@ pub fn run(
     let (mut before, before_exit) = sample(&config.before, captures.before, names.0, config.by)?;
     let (mut after, after_exit) = sample(&config.after, captures.after, names.1, config.by)?;
     let changes = compare(&mut before, &mut after);
-    print_changes(&changes, (&before, &after), config.format, Stdout::new()).context("cannot print")?;
+    print_changes(&changes, (&before, &after), config.format, Stdout::new())
+        .context("cannot write to standard output")?;
     Ok(match (before_exit, after_exit) {
         (Exit::Ok, Exit::Ok) if changes.changes.is_empty() => Exit::Ok,
         (Exit::Ok, Exit::Ok) => Exit::DIFFERENT,

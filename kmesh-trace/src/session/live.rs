@@ -64,7 +64,7 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start")?;
+        .context("cannot start the event loop")?;
     // From here on, a signal stops the run in order.
     let signals = {
         let _context = runtime.enter();
@@ -321,7 +321,7 @@ fn start_reader(config: &Config, programs: Programs, control: Arc<Control>, queu
     thread::Builder::new()
         .name("reader".to_owned())
         .spawn(move || reader.run(SETTLE_NS))
-        .context("cannot start a thread")?;
+        .context("cannot start the reader thread")?;
     Ok(())
 }
 
@@ -332,7 +332,7 @@ fn start_writer(writer: Writer, queue: Receiver<Message>) -> Result<oneshot::Rec
         .name("writer".to_owned())
         // The receiver is dropped only when the process is about to end.
         .spawn(move || _ = ended.send(writer.write(&queue)))
-        .context("cannot start a thread")?;
+        .context("cannot start the writer thread")?;
     Ok(end)
 }
 
@@ -348,7 +348,9 @@ fn start_sources(
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     };
-    sources.start(status, emit, send).context("cannot start a thread")
+    sources
+        .start(status, emit, send)
+        .context("cannot start the threads of the name sources")
 }
 
 /// Returns the stage that adds names. An empty update wakes the writer when pending records should be annotated again.

@@ -73,7 +73,7 @@ pub fn run(config: &Config, nodes: &NodesConfig) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start")?;
+        .context("cannot start the event loop")?;
     runtime.block_on(async {
         let mut signals = Signals::new().context("cannot listen for signals")?;
         let api = Api::new(&nodes.api_server, nodes.namespace.as_deref())?;
@@ -94,7 +94,7 @@ pub fn clean(api_server: &ApiServer, namespace: Option<&str>) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start")?;
+        .context("cannot start the event loop")?;
     let api = Api::new(api_server, namespace)?;
     runtime.block_on(async {
         let pods = api.pods(&format!("{}={}", LABEL.0, LABEL.1)).await?;
@@ -206,7 +206,7 @@ fn confirm(nodes: usize) -> Result<bool> {
         Blocking(io::stderr()),
         "kmesh-trace: start a pod on each of {nodes} nodes? [y/N] "
     )
-    .context("cannot ask")?;
+    .context("cannot ask on standard error (--yes needs no question)")?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).context("cannot read the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -258,7 +258,7 @@ impl Session {
         for name in names {
             let (reader, writer) = io::pipe().context("cannot make a pipe")?;
             inputs.push((Arc::clone(name), File::from(OwnedFd::from(reader))));
-            pipes.push(pipe::Sender::from_owned_fd(writer.into()).context("cannot use a pipe")?);
+            pipes.push(pipe::Sender::from_owned_fd(writer.into()).context("cannot make a pipe for a node")?);
         }
         let (updates, queue) = sync_channel(NAMES_CAPACITY);
         let name_status = NameSourceStatus::default();
@@ -423,7 +423,9 @@ fn start_sources(
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     };
-    sources.start(names, emit, send).context("cannot start a thread")
+    sources
+        .start(names, emit, send)
+        .context("cannot start the threads of the name sources")
 }
 
 struct Signals {

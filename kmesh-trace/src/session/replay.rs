@@ -100,7 +100,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start")?;
+        .context("cannot start the event loop")?;
     let listen = || io::Result::Ok((EndSignals::new()?, JobControl::new(running.screen)?));
     let (signals, jobs) = {
         let _context = runtime.enter();
@@ -205,7 +205,7 @@ pub fn begin(
         .name("replay".to_owned())
         // The receiver is dropped only when the process is about to end.
         .spawn(move || _ = ended.send(replay.run()))
-        .context("cannot start a thread")?;
+        .context("cannot start the replay thread")?;
     Ok(Running {
         end,
         screen: outputs.screen,

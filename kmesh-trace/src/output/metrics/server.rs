@@ -116,7 +116,7 @@ impl Server {
         thread::Builder::new()
             .name("metrics".to_owned())
             .spawn(move || run(&runtime, self.listener, exposition))
-            .context("cannot start a thread")?;
+            .context("cannot start the metrics thread")?;
         Ok(())
     }
 }
