@@ -1,6 +1,6 @@
 //! `--write` while tracing: the replay of a capture, and what is left of it after a kill or on a full disk.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,6 +27,11 @@ pub fn topic() -> Topic {
         )
         .standalone("sigkill_keeps_written_records", &[], sigkill_keeps_written_records)
         .standalone("full_disk_keeps_written_records", &[], full_disk_keeps_written_records)
+        .standalone(
+            "capture_is_complete_when_standard_output_fails",
+            &[],
+            capture_is_complete_when_standard_output_fails,
+        )
         .standalone(
             "replay_adds_and_filters_by_names",
             &[],
@@ -171,6 +176,26 @@ fn full_disk_keeps_written_records() {
         replay.stderr
     );
     assert!(replay.stdout.len() > 10_000, "{} bytes of JSON", replay.stdout.len());
+}
+
+/// The capture has the records up to the failure, and is not cut off.
+fn capture_is_complete_when_standard_output_fails() {
+    let path = capture_path("full-output");
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let tracer = TracerCommand::new(&["-o", "json", "-w", path.to_str().unwrap()])
+        .stdout(full)
+        .start();
+    make_traffic(1);
+    let exit = tracer.wait();
+    assert_eq!(exit.status.code(), Some(1), "{:?}", exit.stderr);
+    let replay = Replay::run(&path, &[]);
+    let lines = String::from_utf8_lossy(&replay.stdout);
+    assert!(lines.contains(r#""type":"conn""#), "{lines}");
+    assert!(
+        replay.stderr.contains("no summary") && !replay.stderr.contains("cut off"),
+        "{}",
+        replay.stderr
+    );
 }
 
 /// A replay with a pods file adds names to records that were captured without names, and filters by them. A pod that

@@ -20,15 +20,33 @@ pub mod signals;
 #[cfg(target_os = "linux")]
 pub mod writer;
 
-use std::io;
+use std::io::{self, ErrorKind};
 
-use anyhow::{Error, anyhow};
+use anyhow::{Error, Result, anyhow};
 
 use crate::capture::CaptureError;
+use crate::engine::Engine;
+
+use self::exit::Exit;
+
+/// Ends a run after the error of a sink. If standard output failed, the capture is complete up to here.
+fn end_after(error: io::Error, engine: &mut Engine) -> Result<Exit> {
+    let is_closed = error.kind() == ErrorKind::BrokenPipe;
+    if is_closed || !is_of_capture(&error) {
+        // This fails for standard output itself.
+        _ = engine.finish();
+    }
+    // The reader of standard output closed it, which is a normal end.
+    if is_closed { Ok(Exit::Ok) } else { Err(explain(error)) }
+}
+
+fn is_of_capture(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<CaptureError>())
+}
 
 /// Returns the error message for an error of a sink.
 fn explain(error: io::Error) -> Error {
-    if error.get_ref().is_some_and(|inner| inner.is::<CaptureError>()) {
+    if is_of_capture(&error) {
         return error.into();
     }
     anyhow!("cannot write to standard output: {error}\n  try: a file system with free space, or -o none")

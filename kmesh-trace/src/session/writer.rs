@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::explain;
+use super::end_after;
 use crate::config::Verbosity;
 use crate::kernel::message::Message;
 use crate::kernel::monotonic_ns;
@@ -34,13 +34,7 @@ impl Writer {
     /// Runs until the last message of the queue, or until an output fails.
     pub fn write(mut self, queue: &Receiver<Message>) -> Result<Exit> {
         match self.write_all(queue) {
-            // The reader of standard output closed it, which is a normal end.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
-                // Finish the capture. This fails if the capture itself goes to standard output.
-                _ = self.pipeline.engine.finish();
-                Ok(Exit::Ok)
-            }
-            Err(error) => Err(explain(error)),
+            Err(error) => end_after(error, &mut self.pipeline.engine),
             Ok(()) => Ok(Exit::Ok),
         }
     }

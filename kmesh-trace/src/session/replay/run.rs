@@ -1,7 +1,7 @@
 //! The thread that reads captures and feeds the engine.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
@@ -22,8 +22,8 @@ use crate::join::{Join, Tagged};
 use crate::names::offline::OfflineNames;
 use crate::output::stderr::{status, warn};
 use crate::record::{Event, Header, Record, RunInfo, Subject, Summary, WallTime};
+use crate::session::end_after;
 use crate::session::exit::Exit;
-use crate::session::explain;
 
 /// The number of records that may wait for names.
 const MAX_WAITING: usize = 100_000;
@@ -79,12 +79,7 @@ pub struct Replay {
 impl Replay {
     pub fn run(mut self) -> Result<Exit> {
         match self.replay() {
-            // The reader of standard output closed it, which is a normal end.
-            Err(Failure::Output(error)) if error.kind() == ErrorKind::BrokenPipe => {
-                _ = self.engine.finish();
-                return Ok(Exit::Ok);
-            }
-            Err(Failure::Output(error)) => return Err(explain(error)),
+            Err(Failure::Output(error)) => return end_after(error, &mut self.engine),
             Err(Failure::Input(error)) => return Err(error),
             Ok(()) => {}
         }
