@@ -132,7 +132,7 @@ fn hidden_connections_are_not_scanned() {
             let hidden = net::in_namespace("hidden", move || {
                 let listener = TcpListener::bind(at).unwrap();
                 let pairs: Vec<_> = (0..4).map(|_| pair_with(&listener)).collect();
-                let states = connection_states(at.port());
+                let states = connection_states(at);
                 assert_eq!(states.len(), 8, "both ends of four connections");
                 opened.send(states.len() as u64).unwrap();
                 // The connections stay open until the tool has exited.

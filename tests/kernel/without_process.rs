@@ -113,7 +113,7 @@ impl WaitingClients {
         });
         let clients = clients.collect();
         // Both ends of each.
-        let states = connection_states(server.port());
+        let states = connection_states(server);
         assert_eq!(states, vec![ESTABLISHED; 2 * CLIENTS as usize]);
         Self { server, clients }
     }
@@ -243,7 +243,7 @@ fn orphan() {
     let port = truth.dst.port();
     let is_orphan = |value: &Value| is_update(value, "outbound", port) && value["tcp"]["state"] == "FIN_WAIT1";
     let updates = tracer.output.wait_matching(netns, 3, is_orphan);
-    let states = connection_states(port);
+    let states = connection_states(truth.dst);
     assert!(states.contains(&FIN_WAIT1), "{states:?}");
     for update in updates {
         let bytes = |member: &str| update[member].as_u64().unwrap();
@@ -313,7 +313,7 @@ fn check_without_descriptor(store: impl FnOnce(&TcpStream), close: impl FnOnce()
     assert_eq!(request_open(&tracer), (2, 0));
     close();
     // The kernel resets, since data was not read.
-    wait_until("the connection has ended", || connection_states(port).is_empty());
+    wait_until("the connection has ended", || connection_states(truth.dst).is_empty());
     drop(client);
     tracer.interrupt().check_lossless();
 }

@@ -278,38 +278,42 @@ pub fn wait_until(condition: &str, mut is_met: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until both ends of every connection with this port, in the calling thread's namespace, have ended. close()
+/// Waits until both ends of every connection to this server, in the calling thread's namespace, have ended. close()
 /// returns before that: on a busy machine the last segments are still on their way.
-pub fn wait_all_closed(port: u16) {
-    wait_until("all connections have ended", || connection_states(port).is_empty());
+pub fn wait_all_closed(server: SocketAddr) {
+    wait_until("all connections have ended", || connection_states(server).is_empty());
 }
 
-/// Returns the states of the namespace's connections with this port at either end, numbered as in `/proc/net/tcp`.
+/// Returns the states of the namespace's connections to this server, of both ends, numbered as in `/proc/net/tcp`.
 /// Listeners and time-wait sockets are not connections.
-pub fn connection_states(port: u16) -> Vec<u8> {
+pub fn connection_states(server: SocketAddr) -> Vec<u8> {
     const TIME_WAIT: u8 = 6;
     const LISTEN: u8 = 10;
-    let mut states = Vec::new();
-    for file in ["tcp", "tcp6"] {
-        let text =
-            std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).expect("the namespace's connections");
-        for line in text.lines().skip(1) {
-            // sl, local address, remote address, state.
-            let fields: Vec<&str> = line.split_whitespace().take(4).collect();
-            let [_, local, remote, state] = fields[..] else {
-                panic!("not a socket: {line}")
-            };
-            let has_port = |end: &str| {
-                let hex = end.rsplit(':').next();
-                hex.and_then(|hex| u16::from_str_radix(hex, 16).ok()) == Some(port)
-            };
-            let state = u8::from_str_radix(state, 16).expect("a state");
-            if (has_port(local) || has_port(remote)) && ![TIME_WAIT, LISTEN].contains(&state) {
-                states.push(state);
-            }
-        }
-    }
-    states
+    let (file, ip) = match server.ip() {
+        IpAddr::V4(ip) => ("tcp", hex_words(&ip.octets())),
+        IpAddr::V6(ip) => ("tcp6", hex_words(&ip.octets())),
+    };
+    // Another connection may have the same port at its client's end.
+    let server = format!("{ip}:{:04X}", server.port());
+    let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).expect("the namespace's connections");
+    let states = text.lines().skip(1).filter_map(|line| {
+        // sl, local address, remote address, state.
+        let fields: Vec<&str> = line.split_whitespace().take(4).collect();
+        let [_, local, remote, state] = fields[..] else {
+            panic!("not a socket: {line}")
+        };
+        let state = u8::from_str_radix(state, 16).expect("a state");
+        ([local, remote].contains(&&*server) && ![TIME_WAIT, LISTEN].contains(&state)).then_some(state)
+    });
+    states.collect()
+}
+
+/// Formats an address as the kernel does in `/proc/net/tcp`: in words of four bytes, each in the machine's byte order.
+fn hex_words(octets: &[u8]) -> String {
+    let words = octets
+        .chunks(4)
+        .map(|word| u32::from_ne_bytes(word.try_into().expect("four bytes")));
+    words.map(|word| format!("{word:08X}")).collect()
 }
 
 /// Closes with a RST (SO_LINGER of zero).

@@ -13,7 +13,7 @@ use super::sock::{IpVersion, exchange, listen, pair_with, wait_all_closed};
 pub fn make_traffic(count: usize) {
     let listener = listen(IpVersion::V4);
     make_traffic_to(&listener, count);
-    wait_all_closed(listener.local_addr().expect("the listener's address").port());
+    wait_all_closed(listener.local_addr().expect("the listener's address"));
 }
 
 /// Makes `count` connections to this listener. Both ends close cleanly.
@@ -143,7 +143,7 @@ pub fn random_traffic_while(server: Ipv4Addr, mut go_on: impl FnMut(usize) -> bo
         made += 1;
     }
     for listener in listeners {
-        wait_all_closed(listener.local_addr().expect("the listener's address").port());
+        wait_all_closed(listener.local_addr().expect("the listener's address"));
     }
     records
 }
