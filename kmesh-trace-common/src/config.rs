@@ -44,6 +44,8 @@ pub struct Offsets {
     pub user_ns_level: u32,
     /// `sock.sk_protocol` (u16): the IP protocol.
     pub sk_protocol: u32,
+    /// `sock.sk_type` (u16): SOCK_STREAM, SOCK_RAW and others.
+    pub sk_type: u32,
     /// `sock.sk_err` (int): the pending error.
     pub sk_err: u32,
     /// `sock.sk_err_soft` (int): the error that the kernel sets when it gives up retransmitting.

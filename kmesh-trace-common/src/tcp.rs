@@ -87,7 +87,6 @@ macro_rules! tcp_fields {
                 copied_seq: u32, "copied_seq", "Sequence number of the first byte that the program has not read.";
                 snd_wl1: u32, "snd_wl1", "Sequence number of the segment that last updated the send window.";
                 linger2: i32, "linger2", "Time to wait for the peer's FIN, ticks; negative: do not wait.";
-                retrans_stamp: u32, "retrans_stamp", "Time when the first SYN was sent: CLOCK_MONOTONIC, ms.";
             }
         }
     };

@@ -216,7 +216,7 @@ fn established(sock: Sock, old: u8, program: u32) {
         && let Some(tcp) = sock.tcp()
         && tcp.defers_connect()
     {
-        conn.start_ns = syn_time(tcp, conn.established_ns);
+        conn.start_ns = syn_time(tcp, conn);
     }
     conn.last_state = state::ESTABLISHED;
     conn.last_seen_state = state::ESTABLISHED;
@@ -236,18 +236,16 @@ fn is_client(sock: Sock, stored: Option<&ConnState>) -> bool {
     looks_connected(sock) && sock.has_socket() && stored.is_none_or(|conn| conn.phase != phase::LISTENER)
 }
 
-/// Returns the time when a connection that was just `established` sent its first SYN: CLOCK_MONOTONIC, ns. The kernel
-/// stores that time in milliseconds. If it sent the SYN only once, it has just measured the round trip, which is more
-/// precise.
+/// Returns the time when a connection that was just established sent its first SYN: CLOCK_MONOTONIC, ns. If it sent the
+/// SYN only once, the kernel has just measured the round trip. Else the kernel no longer knows, and the time is that of
+/// connect(), although a later write may have sent the SYN.
 #[inline(always)]
-fn syn_time(tcp: Tcp, established: u64) -> u64 {
+fn syn_time(tcp: Tcp, conn: &ConnState) -> u64 {
     let round_trip_us = tcp.srtt_us() >> 3;
-    if tcp.total_retrans() == 0 && round_trip_us != 0 {
-        return established.wrapping_sub(u64::from(round_trip_us) * 1_000);
+    if tcp.total_retrans() != 0 || round_trip_us == 0 {
+        return conn.start_ns;
     }
-    let now_ms = (established / 1_000_000) as u32;
-    let ago_ms = now_ms.wrapping_sub(tcp.retrans_stamp());
-    established.wrapping_sub(u64::from(ago_ms) * 1_000_000)
+    conn.established_ns.wrapping_sub(u64::from(round_trip_us) * 1_000)
 }
 
 /// Initializes the state of a child. It starts with its listener's state, of which only the owner remains.

@@ -58,7 +58,9 @@ impl TaskFile {
         }
         // SAFETY: a typed pointer, not null.
         let sock = unsafe { Sock::from_pointer(sk) };
-        // A raw socket can have protocol 6 too. Only the kernel's own check is reliable.
+        if !sock.is_tcp_over_ip() {
+            return None;
+        }
         sock.tcp().map(|_| sock)
     }
 

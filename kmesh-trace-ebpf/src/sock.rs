@@ -34,6 +34,7 @@ macro_rules! tcp_members {
 }
 
 const IPPROTO_TCP: u16 = 6;
+const SOCK_STREAM: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 /// A bit of `sysctl_tcp_fastopen`: listeners may accept data with the SYN.
@@ -98,16 +99,18 @@ impl Sock {
         sk_err_soft: u32,
         sk_socket: u64,
         sk_protocol: u16,
+        sk_type: u16,
         sk_shutdown: u8,
         sk_ack_backlog: u32,
         sk_max_ack_backlog: u32,
         sk_drops: u32,
     }
 
-    /// Returns whether this is a socket of TCP, or of the same number over IP. Other families have other protocols.
+    /// Returns whether this is a socket of TCP. A raw socket may have the same protocol, and that of another family has
+    /// another meaning.
     #[inline(always)]
     pub fn is_tcp_over_ip(self) -> bool {
-        self.is_tcp() && matches!(self.skc_family(), AF_INET | AF_INET6)
+        self.is_tcp() && self.sk_type() == SOCK_STREAM && matches!(self.skc_family(), AF_INET | AF_INET6)
     }
 
     #[inline(always)]
@@ -115,7 +118,8 @@ impl Sock {
         self.sk_protocol() == IPPROTO_TCP
     }
 
-    /// Returns the `tcp_sock`; `None` if this is no TCP socket.
+    /// Returns the `tcp_sock`; `None` if this is no full socket of protocol 6. The kernel's check does not look at the
+    /// type: see [`Self::is_tcp_over_ip`].
     #[inline(always)]
     pub fn tcp(self) -> Option<Tcp> {
         // SAFETY: the socket is a typed pointer. The helper returns null unless it is a full TCP socket.

@@ -2,15 +2,15 @@
 
 mod handshake;
 
-use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
 use serde_json::Value;
-use socket2::{Protocol, SockAddr, Socket};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::Topic;
 use crate::support::expect::Owner;
@@ -19,8 +19,8 @@ use crate::support::probe::Need;
 use crate::support::record_view::RecordView;
 use crate::support::sock::{
     ClosedPort, IpVersion, Pair, Span, Truth, accept, bound_socket, connect, connect_errno, connect_nonblocking,
-    disconnect, errno_of, exchange, free_port, listen, local_address, pair_with, recv, reset, send, set_tcp_option,
-    stream_socket, take_error, timed, wait_acknowledged, wait_pending_error,
+    disconnect, errno_of, exchange, free_port, listen, local_address, pair, pair_with, recv, reset, send,
+    set_tcp_option, stream_socket, take_error, timed, wait_acknowledged, wait_pending_error, wait_until,
 };
 use crate::support::tcp_info::TcpInfo;
 use crate::support::tracer::{Totals, Tracer};
@@ -35,6 +35,16 @@ pub fn topic() -> Topic {
         .both_versions("self_connect_is_one_record", &[], self_connect_is_one_record)
         .both_versions("fast_open", &[], fast_open)
         .both_versions("fast_open_connect", &[], fast_open_connect)
+        .both_versions(
+            "fast_open_connect_whose_syn_is_lost",
+            NFT,
+            fast_open_connect_whose_syn_is_lost,
+        )
+        .standalone(
+            "connected_raw_socket_is_no_connection",
+            &[],
+            connected_raw_socket_is_no_connection,
+        )
         .both_versions(
             "fast_open_server_closes_in_syn_recv",
             NFT,
@@ -234,6 +244,54 @@ fn fast_open_connect(view: &RecordView, version: IpVersion) {
         assert_eq!(has_data_in_syn(&pair.client), in_syn);
         view.expect_clean_close(pair, count as u64, 0);
     }
+}
+
+/// The attempt begins with the first SYN, which is lost, not with the second one.
+fn fast_open_connect_whose_syn_is_lost(view: &RecordView, version: IpVersion) {
+    let listener = fast_open_listener(version);
+    let dst = listener.local_addr().unwrap();
+    let socket = version.socket();
+    set_tcp_option(&socket, libc::TCP_FASTOPEN_CONNECT, 1);
+    net::set_packet_filter_at("input", &[&format!("tcp dport {} counter drop", dst.port())]);
+    let connect = thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until("a SYN is dropped", || net::packet_filter_count("input") > 0);
+            net::set_packet_filter_at("input", &[]);
+        });
+        connect(&socket, dst)
+    });
+    let pair = accept(&listener, socket.into(), connect);
+    assert!(TcpInfo::read(&pair.client).total_retrans() > 0);
+    exchange(&pair, 70, 200);
+    view.expect_clean_close(pair, 70, 200);
+}
+
+/// The protocol of a raw socket may be that of TCP, and connect() sets its state to ESTABLISHED.
+fn connected_raw_socket_is_no_connection() {
+    let [local, peer] = [0, 1].map(|number| SocketAddr::from((net::loopback_v4(number), 0)));
+    let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)).unwrap();
+    raw.bind(&local.into()).unwrap();
+    raw.connect(&peer.into()).unwrap();
+    let tracer = Tracer::json(&["--events", "update", "--interval", "200ms"]);
+    let netns = net::current_netns();
+    tracer.output.watch(netns);
+    let open = pair(IpVersion::V4);
+    let port = open.truth.dst.port();
+    // Two scans have found it.
+    tracer
+        .output
+        .wait_matching(netns, 4, |value| value["dst"]["port"] == port);
+    let exit = tracer.interrupt();
+    let others: Vec<_> = exit
+        .output
+        .records(netns)
+        .into_iter()
+        .map(|record| record.value)
+        .collect();
+    let others: Vec<_> = others.iter().filter(|value| value["dst"]["port"] != port).collect();
+    assert!(others.is_empty(), "{others:#?}");
+    assert_eq!(exit.check_lossless().open, 2);
+    drop((raw, open));
 }
 
 /// Makes a first Fast Open connection, which gets a cookie. Then disables cookies, since the kernel may forget this

@@ -164,6 +164,7 @@ fn find_offsets(btf: &Btf<'_>, bits: BitOffsets) -> Result<Offsets, BtfError> {
         net_user_ns: "net", "user_ns", 8;
         user_ns_level: "user_namespace", "level", 4;
         sk_protocol: "sock", "sk_protocol", 2;
+        sk_type: "sock", "sk_type", 2;
         sk_err: "sock", "sk_err", 4;
         sk_shutdown: "sock", "sk_shutdown", 1;
         sk_max_ack_backlog: "sock", "sk_max_ack_backlog", 4;
