@@ -66,7 +66,7 @@ fn start_with_hangup(disposition: SigHandler) -> Tracer {
     TracerCommand::wrapped_by(command, &["-o", "json"]).start()
 }
 
-/// As under nohup(1).
+/// A tracer that nohup(1) starts goes on after SIGHUP.
 fn ignored_hangup_ends_no_trace() {
     let tracer = start_with_hangup(SigHandler::SigIgn);
     tracer.output.watch(net::current_netns());
