@@ -114,7 +114,9 @@ fn check_rollup(capture: &str, ports: &HashMap<u16, Port>) {
         let Some(port) = line["group"]["dst"]["port"].as_u64() else {
             continue;
         };
-        let port = ports.get(&(port as u16)).unwrap_or_else(|| panic!("another port: {line}"));
+        let port = ports
+            .get(&(port as u16))
+            .unwrap_or_else(|| panic!("another port: {line}"));
         let end = REPORTERS
             .iter()
             .position(|(name, _)| line["group"]["direction"] == *name);
