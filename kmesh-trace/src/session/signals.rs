@@ -60,7 +60,7 @@ impl EndSignals {
         Ok(Self {})
     }
 
-    /// Waits for Ctrl-C.
+    /// Waits until the user presses Ctrl-C.
     pub async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending().await
