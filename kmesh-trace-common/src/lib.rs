@@ -280,14 +280,28 @@ pub mod counter {
     /// The programs of a socket scan: over descriptors, and over the sockets of network namespaces. They never run at
     /// the same time.
     pub const SCAN: u32 = 3;
-    /// The backup program at `inet_sock_set_state`.
-    pub const STATE_BACKUP: u32 = 4;
-    /// The backup program at `tcp_destroy_sock`.
-    pub const DESTROY_BACKUP: u32 = 5;
     /// The program at `inet_sk_error_report`.
-    pub const ERROR: u32 = 6;
+    pub const ERROR: u32 = 4;
+    /// The first backup program at `inet_sock_set_state`.
+    pub const STATE_2: u32 = 5;
+    /// The first backup program at `tcp_destroy_sock`.
+    pub const DESTROY_2: u32 = 6;
+    /// The first backup program at `tcp_send_reset`.
+    pub const RESET_2: u32 = 7;
+    /// The second backup program at `inet_sock_set_state`.
+    pub const STATE_3: u32 = 8;
+    /// The second backup program at `tcp_destroy_sock`. It runs last.
+    pub const DESTROY_3: u32 = 9;
+    /// The second backup program at `tcp_send_reset`.
+    pub const RESET_3: u32 = 10;
     /// The number of programs that count.
-    pub const PROGRAMS: usize = 7;
+    pub const PROGRAMS: usize = 11;
+
+    /// Returns whether a program is a backup of another one.
+    #[inline(always)]
+    pub const fn is_backup(program: u32) -> bool {
+        program >= STATE_2
+    }
 }
 
 /// The counters of one program on one CPU. No counter is computed from another.

@@ -34,8 +34,8 @@ pub fn is_relevant(old: u8, new: u8) -> bool {
 ///
 /// The kernel skips a program on a CPU where the program is running already. Since 7.0 the kernel may also preempt a
 /// program. It would then skip the program for all other tasks on that CPU until the preempted program continues. On
-/// such a kernel a backup `program` ([`counter::STATE_BACKUP`]) is attached too: it handles the changes for which the
-/// kernel skipped the first one.
+/// such a kernel two backup programs are attached too: each handles the changes for which the kernel skipped the
+/// programs before it.
 #[inline(always)]
 pub fn state_changed(sock: Sock, old: u8, new: u8, program: u32) {
     if new == state::CLOSE && old == state::SYN_RECV && sock.was_never_hashed() && discard_unhashed_child(sock, program)
@@ -49,7 +49,7 @@ pub fn state_changed(sock: Sock, old: u8, new: u8, program: u32) {
         }
         return;
     }
-    if program == counter::STATE_BACKUP && storage::get(sock).is_some_and(|conn| conn.last_seen_state == new) {
+    if counter::is_backup(program) && storage::get(sock).is_some_and(|conn| conn.last_seen_state == new) {
         return;
     }
     match new {
@@ -328,8 +328,8 @@ fn closed(sock: Sock, old: u8, program: u32) {
                 }
                 stored => match track_preexisting(sock, stored, program) {
                     Some(conn) => conn,
-                    // The backup program cannot know whether the first program has counted the close.
-                    None if program == counter::STATE_BACKUP => return,
+                    // A backup program cannot know whether the first program has counted the close.
+                    None if counter::is_backup(program) => return,
                     None => {
                         // When the kernel destroys the socket, it must not pass for one that no program has seen.
                         if preempts_programs() {
@@ -351,11 +351,11 @@ fn closed(sock: Sock, old: u8, program: u32) {
     end(sock, conn, old, 0, program);
 }
 
-/// Counts a close that the filter drops. Only the first program counts it, since the backup program cannot know whether
+/// Counts a close that the filter drops. Only the first program counts it, since a backup program cannot know whether
 /// the first one did.
 #[inline(always)]
 fn count_filtered(sock: Sock, old: u8, program: u32) {
-    if program == counter::STATE_BACKUP {
+    if counter::is_backup(program) {
         return;
     }
     // A connect() that sent no SYN is no attempt. The errors before the attempt do not matter here.
@@ -369,9 +369,10 @@ fn count_filtered(sock: Sock, old: u8, program: u32) {
 
 /// This end sends a RST: `tcp_send_reset`. The kernel usually sends it after the change to CLOSE that the same segment,
 /// or close(), causes. If a timer ends the wait for the peer's FIN, or a process kills the connection, the kernel sends
-/// it before. `reason`: the kernel's reason; 0 if unknown.
+/// it before. `reason`: the kernel's reason; 0 if unknown. After one program reported the RST, a backup program finds
+/// nothing to report.
 #[inline(always)]
-pub fn reset_sent(sock: Sock, reason: u32) {
+pub fn reset_sent(sock: Sock, reason: u32, program: u32) {
     let Some(conn) = storage::get(sock) else { return };
     let reason = reason.min(u8::MAX.into()) as u8;
     match conn.phase {
@@ -387,7 +388,7 @@ pub fn reset_sent(sock: Sock, reason: u32) {
             if decides || reason != 0 && conn.reset_reason == 0 {
                 conn.last_state = state::CLOSE;
                 conn.reset_reason = reason.max(1);
-                record::report_reset(sock, conn, reason.into(), decides);
+                record::report_reset(sock, conn, reason.into(), decides, program);
             }
         }
         _ => {}

@@ -41,8 +41,8 @@ pub fn error_reported(sock: Sock) {
 /// Reports the close of a socket that the kernel destroys (`tcp_destroy_sock`) if no program has reported it: the
 /// kernel skipped the programs at the change to CLOSE.
 ///
-/// On a kernel that preempts programs, a backup `program` ([`counter::DESTROY_BACKUP`]) also calls this function, after
-/// the main program. The backup program reports the close only if the kernel skipped the main program.
+/// On a kernel that preempts programs, two backup programs also call this function, after the main program. A backup
+/// program reports the close only if the kernel skipped the programs before it.
 #[inline(always)]
 pub fn socket_destroyed(sock: Sock, program: u32) {
     match storage::get(sock) {
@@ -81,7 +81,7 @@ pub fn socket_destroyed(sock: Sock, program: u32) {
             }
         }
     }
-    if program == counter::DESTROY_BACKUP || !preempts_programs() {
+    if program == counter::DESTROY_3 || !preempts_programs() {
         storage::free(sock);
     }
 }

@@ -83,10 +83,16 @@ mod programs {
         0
     }
 
-    /// The backup of `kmesh_state`, for kernels that preempt programs: see [`connection::state_changed`].
+    /// The first backup of `kmesh_state`, for kernels that preempt programs: see [`connection::state_changed`].
     #[btf_tracepoint(function = "inet_sock_set_state")]
-    fn kmesh_state_backup(ctx: BtfTracePointContext) -> i32 {
-        state(&ctx, counter::STATE_BACKUP)
+    fn kmesh_state_2(ctx: BtfTracePointContext) -> i32 {
+        state(&ctx, counter::STATE_2)
+    }
+
+    /// The second backup of `kmesh_state`.
+    #[btf_tracepoint(function = "inet_sock_set_state")]
+    fn kmesh_state_3(ctx: BtfTracePointContext) -> i32 {
+        state(&ctx, counter::STATE_3)
     }
 
     #[inline(always)]
@@ -105,10 +111,16 @@ mod programs {
         destroy(&ctx, counter::DESTROY)
     }
 
-    /// The backup of `kmesh_destroy`, for kernels that preempt programs.
+    /// The first backup of `kmesh_destroy`, for kernels that preempt programs.
     #[btf_tracepoint(function = "tcp_destroy_sock")]
-    fn kmesh_destroy_backup(ctx: BtfTracePointContext) -> i32 {
-        destroy(&ctx, counter::DESTROY_BACKUP)
+    fn kmesh_destroy_2(ctx: BtfTracePointContext) -> i32 {
+        destroy(&ctx, counter::DESTROY_2)
+    }
+
+    /// The second backup of `kmesh_destroy`.
+    #[btf_tracepoint(function = "tcp_destroy_sock")]
+    fn kmesh_destroy_3(ctx: BtfTracePointContext) -> i32 {
+        destroy(&ctx, counter::DESTROY_3)
     }
 
     #[inline(always)]
@@ -120,6 +132,23 @@ mod programs {
 
     #[btf_tracepoint(function = "tcp_send_reset")]
     fn kmesh_reset(ctx: BtfTracePointContext) -> i32 {
+        reset(&ctx, counter::RESET)
+    }
+
+    /// The first backup of `kmesh_reset`, for kernels that preempt programs.
+    #[btf_tracepoint(function = "tcp_send_reset")]
+    fn kmesh_reset_2(ctx: BtfTracePointContext) -> i32 {
+        reset(&ctx, counter::RESET_2)
+    }
+
+    /// The second backup of `kmesh_reset`.
+    #[btf_tracepoint(function = "tcp_send_reset")]
+    fn kmesh_reset_3(ctx: BtfTracePointContext) -> i32 {
+        reset(&ctx, counter::RESET_3)
+    }
+
+    #[inline(always)]
+    fn reset(ctx: &BtfTracePointContext, program: u32) -> i32 {
         let argument = ctx.arg::<*const c_void>(0);
         let reason = if has_reset_reasons() { ctx.arg::<u32>(2) } else { 0 };
         if !argument.is_null() {
@@ -127,11 +156,13 @@ mod programs {
             let sock = unsafe { Sock::from_pointer(argument) };
             // A stub has the cookie of its connection. A RST that the stub sends is no part of the connection.
             if !matches!(sock.skc_state(), state::TIME_WAIT | state::NEW_SYN_RECV) {
-                connection::reset_sent(sock, reason);
+                connection::reset_sent(sock, reason, program);
                 return 0;
             }
         }
+        // A backup program cannot know whether the first program has counted the RST.
         if counts_rejects()
+            && !counter::is_backup(program)
             && let Some(skb) = Skb::from_argument(ctx.arg::<*const c_void>(1))
         {
             rejects::rejected(skb, reason);

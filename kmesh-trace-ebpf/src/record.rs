@@ -6,7 +6,7 @@ use core::ptr;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ringbuf_reserve, bpf_ringbuf_submit};
 use kmesh_trace_common::{
     FLAG_ACTIVE, FLAG_PREEXISTING, FLAG_RESET_SENT, FLAG_ROOT_NETNS, KIND_CLOSE, KIND_LISTENER, KIND_OPEN, KIND_RESET,
-    KIND_UPDATE, Listener, Reset, Snapshot, Turns, TurnsSnapshot, counter, state, tcp_fields,
+    KIND_UPDATE, Listener, Reset, Snapshot, Turns, TurnsSnapshot, state, tcp_fields,
 };
 
 use crate::clock::now;
@@ -288,7 +288,7 @@ pub fn report_listener(output: IteratorOutput, sock: Sock, conn: ScanView) -> bo
 
 /// Reports a RST that this end sent after the close.
 #[inline(always)]
-pub fn report_reset(sock: Sock, conn: &ConnState, reason: u32, decides: bool) {
+pub fn report_reset(sock: Sock, conn: &ConnState, reason: u32, decides: bool, program: u32) {
     let Some(mut entry) = KMESH_EVENTS.reserve_untyped::<Reset>(0) else {
         // `has_capacity` reserves space for it.
         return;
@@ -301,7 +301,7 @@ pub fn report_reset(sock: Sock, conn: &ConnState, reason: u32, decides: bool) {
         decides: decides.into(),
     });
     entry.submit(0);
-    count(counter::RESET, |counters| counters.resets += 1);
+    count(program, |counters| counters.resets += 1);
 }
 
 /// Writes the turns of a connection behind its snapshot.

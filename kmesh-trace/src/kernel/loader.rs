@@ -45,6 +45,12 @@ struct ProgramSpec {
     hook: &'static str,
 }
 
+impl ProgramSpec {
+    const fn backup(self, name: &'static str) -> Self {
+        Self { name, ..self }
+    }
+}
+
 const STATE: ProgramSpec = ProgramSpec {
     name: "kmesh_state",
     hook: "inet_sock_set_state",
@@ -67,16 +73,14 @@ const ERROR: ProgramSpec = ProgramSpec {
 /// `kmesh_state`.
 const TRACEPOINTS: [ProgramSpec; 3] = [DESTROY, RESET, STATE];
 /// The backup programs, for kernels that preempt programs. Each handles the events at its tracepoint for which the
-/// kernel skipped the main program. The kernel calls the programs of a tracepoint in the order of attaching.
-const BACKUPS: [ProgramSpec; 2] = [
-    ProgramSpec {
-        name: "kmesh_destroy_backup",
-        ..DESTROY
-    },
-    ProgramSpec {
-        name: "kmesh_state_backup",
-        ..STATE
-    },
+/// kernel skipped the programs before it. The kernel calls the programs of a tracepoint in the order of attaching.
+const BACKUPS: [ProgramSpec; 6] = [
+    DESTROY.backup("kmesh_destroy_2"),
+    RESET.backup("kmesh_reset_2"),
+    STATE.backup("kmesh_state_2"),
+    DESTROY.backup("kmesh_destroy_3"),
+    RESET.backup("kmesh_reset_3"),
+    STATE.backup("kmesh_state_3"),
 ];
 /// Counts dropped packets, if the user asks for it.
 const DROP: ProgramSpec = ProgramSpec {
@@ -343,7 +347,7 @@ fn create_maps(types: &KernelTypes, options: &Options, scan_mode: ScanMode) -> R
         reports_opens: options.opens.into(),
         filter_checks: options.checks,
         preempts_programs: types.preempts_programs.into(),
-        snapshot_limit: snapshot_limit(options.ring_bytes),
+        snapshot_limit: snapshot_limit(types, options.ring_bytes),
         has_reset_reasons: types.reasons.has_resets().into(),
         counts_rejects: options.rejects.into(),
         counts_drops: options.drops.into(),
@@ -376,13 +380,15 @@ fn create_maps(types: &KernelTypes, options: &Options, scan_mode: ScanMode) -> R
 }
 
 /// Returns the number of bytes that snapshots may fill in a ring of this size. On each CPU, a task and an interrupt may
-/// both have just found capacity for a snapshot, whose reset needs capacity as well.
-fn snapshot_limit(ring_bytes: u32) -> u32 {
+/// both have just found capacity for a snapshot, whose reset needs capacity as well. If the kernel preempts programs,
+/// each program that reports closes may have.
+fn snapshot_limit(types: &KernelTypes, ring_bytes: u32) -> u32 {
     /// The bytes that the kernel adds to each record of a ring.
     const HEADER: usize = 8;
     let cpus = aya::util::nr_cpus().unwrap_or(1);
     let snapshot = size_of::<TurnsSnapshot>() + HEADER;
-    let reserved = snapshot + 2 * cpus * (snapshot + size_of::<Reset>() + HEADER);
+    let reporting = if types.preempts_programs { 6 } else { 2 };
+    let reserved = snapshot + reporting * cpus * (snapshot + size_of::<Reset>() + HEADER);
     ring_bytes.saturating_sub(reserved as u32).max(ring_bytes / 2)
 }
 

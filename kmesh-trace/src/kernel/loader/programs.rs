@@ -43,9 +43,9 @@ pub struct Programs {
     rules: Array<MapData, PodRules>,
     networks: LpmTrie<MapData, [u8; 16], u32>,
     links: Vec<BtfTracePointLink>,
-    /// Descriptors of the state program and its backup.
+    /// Descriptors of the state program and its backups.
     state_programs: Vec<OwnedFd>,
-    /// Descriptors of the destroy fallback and its backup.
+    /// Descriptors of the destroy fallback and its backups.
     destroy_programs: Vec<OwnedFd>,
     /// The counts of RSTs sent without a socket, if the programs count them.
     pub rejects: Option<RejectCounts>,
@@ -128,9 +128,9 @@ impl Programs {
         sum(&self.counters)
     }
 
-    /// Returns an upper bound on the closes that both the state program and the destroy fallback missed without a
-    /// trace. Such a connection still counts as open. (A connection that never counted as open is found when its socket
-    /// is destroyed.) `counters`: the counters at the same time.
+    /// Returns an upper bound on the closes that all state programs and all destroy fallbacks missed without a trace.
+    /// Such a connection still counts as open. (A connection that never counted as open is found when its socket is
+    /// destroyed.) `counters`: the counters at the same time.
     pub fn closes_skipped(&self, counters: &Counters) -> u64 {
         let found = counters.fallback_closes + counters.lost_skipped;
         let skipped_by_all = |programs: &[OwnedFd]| programs.iter().map(skipped_runs).min().unwrap_or(0);
