@@ -92,7 +92,7 @@ fn new_folder(name: &str) -> PathBuf {
     folder
 }
 
-const CONNECTIONS: usize = 4000;
+const CONNECTIONS: usize = 1000;
 const ROTATION_WARNING: &str = "kmesh-trace: warning: cannot rotate the capture: ";
 
 /// Makes connections until a tracer cannot rotate its capture because of `obstacle`, then some more. The tracer goes

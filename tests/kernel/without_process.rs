@@ -75,10 +75,16 @@ fn updates(tracer: &Tracer, netns: u64, direction: &str, port: u16) -> Vec<Value
     values.filter(|value| is_update(value, direction, port)).collect()
 }
 
-/// Waits until a new scan has ended: an update more than the first new one, whose scan may have begun before this call.
-fn wait_for_scan(tracer: &Tracer, netns: u64, direction: &str, port: u16) {
-    let before = updates(tracer, netns, direction, port).len();
-    let is_update = |value: &Value| is_update(value, direction, port);
+/// Waits until a scan that began after this call has ended. `client`: the client's end of a connection that scans find;
+/// each scan makes one update of it in this direction. The first new update may be of a scan that began before.
+fn wait_for_scan(tracer: &Tracer, netns: u64, direction: &str, client: SocketAddr, port: u16) {
+    let is_update = |value: &Value| {
+        is_update(value, direction, port)
+            && value["src"]["port"] == client.port()
+            && value["src"]["ip"] == client.ip().to_string()
+    };
+    let records = tracer.output.records(netns);
+    let before = records.iter().filter(|record| is_update(&record.value)).count();
     tracer.output.wait_matching(netns, before + 3, is_update);
 }
 
@@ -118,6 +124,12 @@ impl WaitingClients {
         Self { server, clients }
     }
 
+    /// Waits until a scan that began after this call has ended.
+    fn wait_for_scan(&self, tracer: &Tracer, netns: u64) {
+        let client = self.clients[0].local_addr().unwrap();
+        wait_for_scan(tracer, netns, "outbound", client, self.server.port());
+    }
+
     /// Waits until each server's end has an update with the bytes that it has received. Returns all updates.
     fn wait_updates(&self, tracer: &Tracer, netns: u64) -> Vec<Value> {
         let port = self.server.port();
@@ -146,7 +158,7 @@ fn never_accepted(version: IpVersion) {
         let is_own = process["pid"] == std::process::id() && process["by"] == "listener";
         assert!(is_own, "{update}");
     }
-    wait_for_scan(&tracer, netns, "outbound", server.port());
+    clients.wait_for_scan(&tracer, netns);
     assert_eq!(request_open(&tracer), (2 * CLIENTS, 0));
     drop((clients, listener));
     tracer.interrupt().check_lossless();
@@ -163,7 +175,7 @@ fn preexisting() {
         assert_eq!(update["preexisting"], true, "{update}");
         assert_eq!(update["process"], Value::Null, "{update}");
     }
-    wait_for_scan(&tracer, netns, "outbound", clients.server.port());
+    clients.wait_for_scan(&tracer, netns);
     assert_eq!(request_open(&tracer), (2 * CLIENTS, 0));
     drop((clients, listener));
     tracer.interrupt().check_lossless();
@@ -177,7 +189,7 @@ fn in_another_namespace() {
     with_clients_in_another_namespace(at, |server, clients, netns| {
         tracer.output.watch(netns);
         clients.wait_updates(&tracer, netns);
-        wait_for_scan(&tracer, netns, "outbound", at.port());
+        clients.wait_for_scan(&tracer, netns);
         assert_eq!(request_open(&tracer), (2 * CLIENTS, 0));
         server.run("close l");
     });
@@ -195,10 +207,13 @@ fn other_namespaces_need_sys_admin(found: u64) {
     tracer.output.watch(own);
     let clients = WaitingClients::connect(at);
     clients.wait_updates(&tracer, own);
-    with_clients_in_another_namespace(at, |server, _clients, netns| {
+    with_clients_in_another_namespace(at, |server, others, netns| {
         tracer.output.watch(netns);
-        let scanned = if found > 0 { netns } else { own };
-        wait_for_scan(&tracer, scanned, "outbound", at.port());
+        if found > 0 {
+            others.wait_for_scan(&tracer, netns);
+        } else {
+            clients.wait_for_scan(&tracer, own);
+        }
         assert_eq!(request_open(&tracer), (4 * CLIENTS, 2 * CLIENTS - found));
         let updates = |direction| updates(&tracer, netns, direction, at.port());
         assert_eq!(updates("inbound"), [] as [Value; 0]);
@@ -306,7 +321,7 @@ fn check_without_descriptor(store: impl FnOnce(&TcpStream), close: impl FnOnce()
     let port = truth.dst.port();
     store(&server);
     drop(server);
-    wait_for_scan(&tracer, netns, "inbound", port);
+    wait_for_scan(&tracer, netns, "inbound", truth.src, port);
     send(&client, 77);
     let has_bytes = |value: &Value| is_update(value, "inbound", port) && value["received_bytes"] == 77;
     tracer.output.wait_matching(netns, 1, has_bytes);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
@@ -29,10 +30,20 @@ pub fn all_outputs() {
     let capture = scratch_dir().join(format!("turns-{}.jsonl.zst", std::process::id()));
     _ = fs::remove_file(&capture);
     let capture = capture.to_str().expect("a path in UTF-8");
-    let args = ["-o", "none", "--turns", "--metrics", "0", "--write", capture];
+    let listeners = THINK.map(|_| listen(IpVersion::V4));
+    // Sockets of earlier scenarios may still end.
+    let ports = listeners
+        .each_ref()
+        .map(|listener| listener.local_addr().unwrap().port());
+    let to_ports = format!("--to-port={},{}", ports[0], ports[1]);
+    let args = ["-o", "none", "--turns", "--metrics", "0", "--write", capture, &to_ports];
     let tracer = TracerCommand::new(&args).on_line(|_| ()).start();
     let scraped = metrics_address(&tracer);
-    let ports: HashMap<u16, Port> = THINK.iter().map(|&think| served(think)).collect();
+    let served = listeners
+        .iter()
+        .zip(THINK)
+        .map(|(listener, think)| serve_on(listener, think));
+    let ports: HashMap<u16, Port> = ports.into_iter().zip(served).collect();
     wait_until("the metrics have all answers", || {
         REPORTERS
             .iter()
@@ -45,13 +56,12 @@ pub fn all_outputs() {
     fs::remove_file(capture).unwrap();
 }
 
-/// Makes requests to a new port.
-fn served(think: Duration) -> (u16, Port) {
-    let listener = listen(IpVersion::V4);
-    let pair = pair_with(&listener);
+/// Makes requests to the port of a listener.
+fn serve_on(listener: &TcpListener, think: Duration) -> Port {
+    let pair = pair_with(listener);
     let bounds = serve(&pair, think, ROUNDS as usize);
     pair.close_client_first();
-    (listener.local_addr().unwrap().port(), Port { think, bounds })
+    Port { think, bounds }
 }
 
 /// The directions, and their names in metrics.
