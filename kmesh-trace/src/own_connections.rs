@@ -1,7 +1,9 @@
 //! The TCP connections of this process: to kubelets and API servers, and from scrapers of its metrics.
 //!
 //! Unless `--include-self` is given, a live trace filters out both ends of these connections. The pid identifies the
-//! end of this process. The addresses identify the other end, if it is on this node, too.
+//! end of this process. The addresses identify the other end, if it is on this node, too. The end of a scraper in this
+//! process's network namespace is also identified by the address that this process listens on: the scraper's open may be
+//! reported before this process has accepted the connection.
 //!
 //! A live trace also filters out the RSTs that this node answered to attempts of this process. A report of RSTs has no
 //! client port, so each attempt excuses one RST from the address that it dialled.
@@ -23,6 +25,8 @@ const MAX_DIAL_AGE: Duration = Duration::from_secs(20);
 
 /// The client's and the server's address of each connection, the oldest first.
 static CONNECTIONS: Mutex<VecDeque<(SocketAddr, SocketAddr)>> = Mutex::new(VecDeque::new());
+/// The addresses that this process listens on.
+static LISTENERS: Mutex<Vec<SocketAddr>> = Mutex::new(Vec::new());
 /// The addresses that this process dialled and that have not answered, with the times, the oldest first.
 static DIALS: Mutex<VecDeque<(SocketAddr, Instant)>> = Mutex::new(VecDeque::new());
 
@@ -32,6 +36,23 @@ fn connections() -> MutexGuard<'static, VecDeque<(SocketAddr, SocketAddr)>> {
 
 fn dials() -> MutexGuard<'static, VecDeque<(SocketAddr, Instant)>> {
     DIALS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Adds the address of a listening socket of this process.
+pub fn listen(address: SocketAddr) {
+    let mut listeners = LISTENERS.lock().unwrap_or_else(PoisonError::into_inner);
+    listeners.push(canonical(address));
+}
+
+/// Returns whether a connection from `src` to `dst` within this process's network namespace leads to a listening socket
+/// of this process. Another node can have the port, too, if the socket listens on all addresses. So the connection
+/// counts only if both its addresses show that it does not leave this node.
+fn leads_to_listener(src: SocketAddr, dst: SocketAddr) -> bool {
+    let is_local = dst.ip().is_loopback() || src.ip() == dst.ip();
+    let listeners = LISTENERS.lock().unwrap_or_else(PoisonError::into_inner);
+    listeners.iter().any(|listener| {
+        listener.port() == dst.port() && (listener.ip() == dst.ip() || listener.ip().is_unspecified() && is_local)
+    })
 }
 
 /// Adds an attempt of this process to connect to a server. Call this function before the attempt: its RST may be
@@ -81,8 +102,12 @@ impl OwnConnections {
             return true;
         }
         // Every network namespace has its own loopback addresses.
-        if record.src.ip().is_loopback() && Some(record.netns) != self.netns {
+        let is_in_netns = Some(record.netns) == self.netns;
+        if record.src.ip().is_loopback() && !is_in_netns {
             return false;
+        }
+        if is_in_netns && leads_to_listener(record.src, record.socket_dst()) {
+            return true;
         }
         let matches = |&(client, server): &(SocketAddr, SocketAddr)| {
             client.port() == record.src.port()
@@ -175,6 +200,8 @@ mod tests {
             "[::ffff:127.0.0.1]:10250".parse().unwrap(),
         );
         add("10.99.0.1:40002".parse().unwrap(), "10.99.0.2:6443".parse().unwrap());
+        listen("[::]:15020".parse().unwrap());
+        listen("[::ffff:10.99.0.2]:15021".parse().unwrap());
         let cases = [
             (
                 "own pid, such as a failed attempt",
@@ -196,6 +223,47 @@ mod tests {
                 false,
             ),
             ("the API server's end", "10.99.0.1:40002", "10.99.0.2:6443", 1, 2, true),
+            ("a scraper", "127.0.0.1:40004", "127.0.0.1:15020", 1, 1, true),
+            (
+                "a scraper by the node's address",
+                "10.99.0.1:40004",
+                "10.99.0.1:15020",
+                1,
+                1,
+                true,
+            ),
+            (
+                "a scraper of another node",
+                "10.99.0.1:40004",
+                "10.99.0.3:15020",
+                1,
+                1,
+                false,
+            ),
+            (
+                "the port in another namespace",
+                "10.99.0.1:40004",
+                "10.99.0.1:15020",
+                1,
+                2,
+                false,
+            ),
+            (
+                "a scraper by a listener's address",
+                "10.99.0.1:40004",
+                "10.99.0.2:15021",
+                1,
+                1,
+                true,
+            ),
+            (
+                "the port at another address",
+                "10.99.0.1:40004",
+                "10.99.0.1:15021",
+                1,
+                1,
+                false,
+            ),
         ];
         for (name, src, dst, pid, netns, expected) in cases {
             assert_eq!(own.contain(&record(src, dst, pid, netns)), expected, "{name}");

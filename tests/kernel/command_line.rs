@@ -1,7 +1,9 @@
 //! Flags of the command line that need real sockets: short lines, attempts that wait, own connections, unknown names.
 
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::Topic;
@@ -23,6 +25,7 @@ pub fn topic() -> Topic {
             failed_includes_waiting,
         )
         .standalone("own_connections_are_filtered_out", &[], own_connections)
+        .standalone("scrapers_wait_to_be_accepted", &[], scrapers_wait_to_be_accepted)
         .standalone("unknown_names_are_reported", &[], unknown_names)
 }
 
@@ -145,6 +148,28 @@ fn own_connections() {
         let of_scrape = records.iter().filter(|value| value["dst"]["port"] == metrics.port());
         assert_eq!(of_scrape.count(), ends, "{flags:?}: {records:?}");
     }
+}
+
+/// The tracer is stopped while scrapers connect. Then it reads their opens while it accepts them. None has a record.
+fn scrapers_wait_to_be_accepted() {
+    let address = format!("{}:0", net::loopback_v4(0));
+    let tracer = Tracer::json(&["--events", "open,close", "--metrics", &address]);
+    let netns = net::current_netns();
+    tracer.output.watch(netns);
+    let metrics = metrics_address(&tracer);
+    for _ in 0..20 {
+        tracer.signal(Signal::SIGSTOP);
+        let scrapers: Vec<_> = (0..5).map(|_| TcpStream::connect(metrics).unwrap()).collect();
+        tracer.signal(Signal::SIGCONT);
+        drop(scrapers);
+        let truth = pair(IpVersion::V4).close_client_first();
+        let is_close = |value: &Value| value["dst"]["port"] == truth.dst.port() && value["event"] == "close";
+        tracer.output.wait_matching(netns, 2, is_close);
+    }
+    tracer.interrupt();
+    let records = tracer_records(&tracer, netns);
+    let of_scraper = records.iter().find(|value| value["dst"]["port"] == metrics.port());
+    assert_eq!(of_scraper, None);
 }
 
 fn unknown_names() {

@@ -102,6 +102,7 @@ impl Server {
                 _ = rustix::net::sockopt::set_tcp_user_timeout(&listener, RESPONSE_TIMEOUT.as_millis() as u32);
             }
             let address = listener.local_addr()?;
+            own_connections::listen(address);
             Ok(Self { listener, address })
         };
         bind().map_err(|error| BindError::new(address, error))
