@@ -150,22 +150,25 @@ fn own_connections() {
     }
 }
 
-/// The tracer is stopped while scrapers connect. Then it reads their opens while it accepts them. None has a record.
+/// The tracer is stopped while scrapers connect. Then it reads their opens while it accepts them. They close after a
+/// hundred more have connected. None has a record.
 fn scrapers_wait_to_be_accepted() {
     let address = format!("{}:0", net::loopback_v4(0));
     let tracer = Tracer::json(&["--events", "open,close", "--metrics", &address]);
     let netns = net::current_netns();
     tracer.output.watch(netns);
     let metrics = metrics_address(&tracer);
-    for _ in 0..20 {
+    let mut earlier = Vec::new();
+    for _ in 0..10 {
         tracer.signal(Signal::SIGSTOP);
-        let scrapers: Vec<_> = (0..5).map(|_| TcpStream::connect(metrics).unwrap()).collect();
+        let scrapers: Vec<_> = (0..100).map(|_| TcpStream::connect(metrics).unwrap()).collect();
         tracer.signal(Signal::SIGCONT);
-        drop(scrapers);
         let truth = pair(IpVersion::V4).close_client_first();
         let is_close = |value: &Value| value["dst"]["port"] == truth.dst.port() && value["event"] == "close";
         tracer.output.wait_matching(netns, 2, is_close);
+        earlier = scrapers;
     }
+    drop(earlier);
     tracer.interrupt();
     let records = tracer_records(&tracer, netns);
     let of_scraper = records.iter().find(|value| value["dst"]["port"] == metrics.port());
