@@ -1,6 +1,5 @@
 //! Flags of the command line that need real sockets: short lines, attempts that wait, own connections, unknown names.
 
-use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::Signal;
@@ -161,7 +160,9 @@ fn scrapers_wait_to_be_accepted() {
     let mut earlier = Vec::new();
     for _ in 0..10 {
         tracer.signal(Signal::SIGSTOP);
-        let scrapers: Vec<_> = (0..100).map(|_| TcpStream::connect(metrics).unwrap()).collect();
+        // The queue of the listener may be full.
+        let connect = |_| connect_nonblocking(IpVersion::V4.at(0), metrics);
+        let scrapers: Vec<_> = (0..100).map(connect).collect();
         tracer.signal(Signal::SIGCONT);
         let truth = pair(IpVersion::V4).close_client_first();
         let is_close = |value: &Value| value["dst"]["port"] == truth.dst.port() && value["event"] == "close";
