@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     ];
     let mut cargo = host::cargo();
     cargo
-        .args(["build", "--release", "--manifest-path"])
+        .args(["build", "--locked", "--release", "--manifest-path"])
         .arg(folder.join("Cargo.toml"));
     // With an explicit target, the flags do not apply to build scripts and macros.
     cargo.args(["--target", here.target(), "--target-dir"]).arg(&target);
