@@ -42,6 +42,8 @@
 pub mod blocking_io;
 pub mod capture;
 pub mod cli;
+#[cfg(target_os = "linux")]
+pub mod clocks;
 #[cfg(unix)]
 pub mod cluster;
 pub mod compare;
@@ -54,6 +56,8 @@ pub mod join;
 #[cfg(target_os = "linux")]
 pub mod kernel;
 pub mod names;
+#[cfg(target_os = "linux")]
+pub mod node;
 #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
 pub mod nss;
 pub mod output;

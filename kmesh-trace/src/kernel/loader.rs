@@ -25,7 +25,7 @@ use self::typed_sockets::has_typed_sockets;
 use super::btf;
 use super::offsets::{self, Layout};
 use super::reasons::{self, Reasons};
-use super::time::{monotonic_ns, tick_ns};
+use crate::clocks::{monotonic_ns, tick_ns};
 
 pub use self::counts::{ReasonCounts, RejectCounts};
 pub use self::error::StartError;

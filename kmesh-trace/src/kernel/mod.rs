@@ -14,6 +14,3 @@ pub mod reader;
 pub mod reasons;
 pub mod scanner;
 mod system_calls;
-mod time;
-
-pub use time::{measure_difference, monotonic_ns, monotonic_of_boot_time};

@@ -17,7 +17,7 @@ use kmesh_trace_common::FoundNamespace;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::loader::{ScanPrograms, StartError, Take};
-use super::time::processor_time;
+use crate::clocks::processor_time;
 
 /// The network namespaces of other processes. Only the thread that created this value may use it.
 #[derive(Debug)]

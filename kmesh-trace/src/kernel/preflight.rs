@@ -6,7 +6,7 @@ use bytemuck::Zeroable;
 use kmesh_trace_common::FilterRules;
 use rustix::thread::CapabilitySet;
 
-use crate::names::local::node;
+use crate::node;
 use crate::privileges::{NEEDS, Need, OPTIONAL_NEEDS, has};
 
 use super::loader::{BTF_PATH, KernelTypes, Options, ScanMode, StartError, start};

@@ -20,7 +20,7 @@ use kmesh_trace_common::Counters;
 
 use super::loader::Programs;
 use super::message::{Message, Progress};
-use super::time::{measure_difference, monotonic_ns, rearm, step_alarm};
+use crate::clocks::{measure_difference, monotonic_ns, rearm, step_alarm};
 use crate::record::Counts;
 
 /// The time between polls of the ring while records come: too short to notice, but long enough that each wake-up brings

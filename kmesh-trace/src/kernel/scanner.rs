@@ -11,14 +11,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 
+use crate::clocks::{monotonic_ns, processor_time};
 use crate::privileges;
 
 use super::loader::{ScanMode, ScanPrograms, StartError, Take};
 use super::message::Message;
-use super::monotonic_ns;
 use super::netns::OtherNamespaces;
 use super::reader::Control;
-use super::time::processor_time;
 
 /// The minimum time before the end of an interval at which its scan begins: for the machine to wake up, and for the
 /// scan.

@@ -22,7 +22,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use self::message::ConntrackEntry;
 use self::timeouts::Timeouts;
-use super::local::node;
+use crate::node;
 
 /// The time between two checks whether the kernel tracks connections at all.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);

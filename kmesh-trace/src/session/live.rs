@@ -19,6 +19,7 @@ use tokio::time::sleep;
 
 use super::explain;
 use crate::capture::Target;
+use crate::clocks::{measure_difference, monotonic_ns};
 use crate::config::{CaptureConfig, Config, Output, Verbosity};
 use crate::engine::{Engine, Selection};
 use crate::filter::KernelFilter;
@@ -27,16 +28,16 @@ use crate::kernel::loader::{
     KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanMode, ScanPrograms, StartError, load,
 };
 use crate::kernel::message::Message;
+use crate::kernel::preflight;
 use crate::kernel::preflight::Missing;
 use crate::kernel::reader::{Control, QUEUE_CAPACITY, Queue, Reader};
 use crate::kernel::scanner::{self, ScanTask, Scanner};
-use crate::kernel::{measure_difference, monotonic_ns, preflight};
 use crate::names::Annotator;
 use crate::names::conntrack::Conntrack;
 use crate::names::local::cgroup_tree::CgroupTree;
 use crate::names::local::netns::PodNamespaces;
-use crate::names::local::node;
 use crate::names::sources::{Sources, Status, StatusMessage};
+use crate::node;
 use crate::output::NameSourceStatus;
 use crate::output::metrics::Metrics;
 use crate::output::metrics::server::Server;

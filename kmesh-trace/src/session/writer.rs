@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::end_after;
+use crate::clocks::monotonic_ns;
 use crate::config::Verbosity;
 use crate::kernel::message::Message;
-use crate::kernel::monotonic_ns;
 use crate::kernel::reader::Control;
 use crate::output::stderr::{status, warn};
 use crate::output::summary_text;

@@ -5,8 +5,6 @@ pub mod cgroup;
 pub mod cgroup_tree;
 #[cfg(target_os = "linux")]
 pub mod netns;
-#[cfg(target_os = "linux")]
-pub mod node;
 
 /// The owner of a cgroup or a network namespace, as far as it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -22,10 +22,11 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
 use rustix::param::clock_ticks_per_second;
 use rustix::process::{Resource, getrlimit};
 
+use super::Lookup;
 use super::cgroup::{CgroupKind, CgroupPath, PodCgroup};
 use super::cgroup_tree::{DirectoryBudget, Hierarchy, mounts, path_text, read_start};
-use super::{Lookup, node};
-use crate::kernel::monotonic_of_boot_time;
+use crate::clocks::monotonic_of_boot_time;
+use crate::node;
 
 /// The time between two scans, whatever makes them necessary.
 const SCAN_INTERVAL: Duration = Duration::from_secs(1);

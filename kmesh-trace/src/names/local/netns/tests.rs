@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 
 use super::*;
 use crate::names::local::cgroup_tree::mounts;
@@ -56,7 +57,7 @@ impl Process {
 
     fn netns(&self) -> u32 {
         let path = format!("/proc/{}/ns/net", self.0.id());
-        node::inode(Path::new(&path)).unwrap().try_into().unwrap()
+        fs::metadata(path).unwrap().ino().try_into().unwrap()
     }
 }
 
@@ -92,7 +93,7 @@ fn remove(directory: &Path) {
 
 fn now_ns() -> u64 {
     // A process's start is rounded up to a tick.
-    crate::kernel::monotonic_ns() + 1_000_000_000 / clock_ticks_per_second()
+    crate::clocks::monotonic_ns() + 1_000_000_000 / clock_ticks_per_second()
 }
 
 /// Each in a hierarchy of version 1 where there is one: this is for nodes that have no others.

@@ -40,6 +40,6 @@ pub fn sees_all_processes() -> bool {
 }
 
 /// Returns the inode number of the file, links followed.
-pub(super) fn inode(path: &Path) -> Option<u64> {
+fn inode(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().map(|metadata| metadata.ino())
 }
