@@ -7,7 +7,7 @@ use std::io;
 use std::num::NonZeroU64;
 use std::time::Instant;
 
-use crate::config::Events;
+use crate::config::{Config, Events};
 use crate::filter::Filter;
 use crate::output::Sink;
 use crate::record::{ConnId, Event, Lost, Record, RunInfo, Subject, Summary, WallTime};
@@ -22,6 +22,17 @@ pub struct Selection {
     pub filter: Filter,
     /// The maximum number of delivered records.
     pub count: Option<NonZeroU64>,
+}
+
+impl Selection {
+    /// Returns the records that `config` asks for.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            events: config.events,
+            filter: config.filter.clone(),
+            count: config.count,
+        }
+    }
 }
 
 /// The number of records by their fate. All fields except `printed` count closes only.

@@ -42,6 +42,11 @@ pub fn topic() -> Topic {
             locked_socket::locked_socket_delays_no_record,
         )
         .standalone(
+            "locked_socket_does_not_prevent_the_start",
+            &[Need::Exclusive],
+            locked_socket::locked_socket_does_not_prevent_the_start,
+        )
+        .standalone(
             "file_of_another_user_in_sticky_folder_does_not_end_tracing",
             &[],
             file_of_another_user_in_sticky_folder_does_not_end_tracing,

@@ -11,7 +11,7 @@ use crate::privileges::{NEEDS, Need, OPTIONAL_NEEDS, has};
 
 use super::loader::{BTF_PATH, KernelTypes, Options, ScanMode, StartError, start};
 use super::reasons::Reasons;
-use super::scanner;
+use super::scanner::{FIRST_SCAN_IS_LATE, Scanner};
 
 /// The oldest supported kernel: the first in which tracing programs can read socket cookies.
 const OLDEST_KERNEL: (u32, u32) = (5, 12);
@@ -70,9 +70,14 @@ pub fn check() -> Vec<Finding> {
             rejects: types.reasons.has_resets(),
             listeners: true,
         };
-        let traced = start(&types, &options).and_then(|(programs, mut scan_programs, _)| {
-            scanner::first_scan(&mut scan_programs, false)?;
-            Ok((programs, scan_programs.mode()))
+        let traced = start(&types, &options).and_then(|(programs, scan_programs, _)| {
+            let mode = scan_programs.mode();
+            let scanner = Scanner::start().map_err(|error| StartError::Failed {
+                action: "start a thread",
+                reason: format!("{error:#}"),
+            })?;
+            let is_scanned = scanner.first_scan(scan_programs, false)?.is_some();
+            Ok((programs, mode, is_scanned))
         });
         findings.push(Finding {
             requirement: "programs",
@@ -81,10 +86,11 @@ pub fn check() -> Vec<Finding> {
                 Err(error) => Err(missing(error)),
             },
         });
-        if let Ok((_, mode)) = traced {
+        if let Ok((_, mode, is_scanned)) = traced {
+            let late = (!is_scanned).then(late_first_scan);
             findings.push(Finding {
                 requirement: "open sockets",
-                result: match hidden_processes().or_else(|| hidden_namespaces(mode)) {
+                result: match late.or_else(hidden_processes).or_else(|| hidden_namespaces(mode)) {
                     Some(missing) => Err(missing),
                     None => Ok(match mode {
                         ScanMode::Descriptors => "scanned for all processes",
@@ -152,6 +158,17 @@ fn check_reasons(reasons: &Reasons, describes_conntrack: bool, release: &str) ->
     };
     [("reset reasons", resets), ("rejects", rejects), ("drops", drops)]
         .map(|(requirement, result)| Finding { requirement, result })
+}
+
+/// Returns the problem if the start does not wait for the end of the first scan.
+fn late_first_scan() -> Missing {
+    Missing {
+        problem: FIRST_SCAN_IS_LATE.to_owned(),
+        remedy: "find the process that holds the lock of a socket: it does not return from a call such as send \
+                 (ps -eo pid,stat,wchan:24,args shows what each process waits for)"
+            .to_owned(),
+        is_optional: true,
+    }
 }
 
 /// Returns the problem if some processes of the machine are hidden from this one.

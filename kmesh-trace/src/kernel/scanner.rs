@@ -1,4 +1,5 @@
-//! The thread that scans the open sockets at each interval, and so does not delay the reader.
+//! The thread that scans the open sockets: at the start, and at each interval. It has its own thread because a scan
+//! waits for the lock of each socket, which another process may hold.
 //!
 //! Intervals are aligned to the wall clock, and a scan runs just before an interval ends. So its updates belong to that
 //! interval, and a rollup's window ends with the connections that are open then.
@@ -27,8 +28,11 @@ const MIN_LEAD: Duration = Duration::from_millis(50);
 /// descriptors of all processes, so any process could make the scan the node's main work.
 const MAX_SHARE: u32 = 20;
 
-/// The maximum time that tracing waits for the first scan.
+/// The maximum time that the start waits for the first scan.
 const FIRST_SCAN_TIMEOUT: Duration = Duration::from_secs(10);
+/// The message if the first scan takes longer.
+pub const FIRST_SCAN_IS_LATE: &str = "the first socket scan has not ended after 10 s: connections that were open \
+                                      before have no process and no updates until it ends";
 
 /// The scanner thread, which waits for requests. It starts before the tool gives up the capabilities that only this
 /// thread keeps.
@@ -39,7 +43,7 @@ enum Request {
         programs: Box<ScanPrograms>,
         /// Whether to scan a second time, for the counters of open connections.
         baseline: bool,
-        /// Receives the result of [`first_scan`].
+        /// Receives the result of the scan.
         done: Sender<Result<Vec<u8>, StartError>>,
     },
     Run(ScanTask),
@@ -57,6 +61,7 @@ pub struct ScanTask {
 }
 
 impl Scanner {
+    /// Starts the thread, with at most the privileges of the calling one.
     pub fn start() -> anyhow::Result<Self> {
         let (sender, receiver) = channel();
         let (started, start) = channel();
@@ -79,8 +84,9 @@ impl Scanner {
         Ok(Self(sender))
     }
 
-    /// Makes the first scan, with the privileges of the thread: see [`first_scan`]. Returns `None` if the scan takes so
-    /// long that tracing should begin without it.
+    /// Makes the first scan, which stores what was open before the tracer, and with `baseline` a second one. Returns
+    /// the records of the second one as in [`Message::ScanRecords`], or `None` if the scan takes so long that tracing
+    /// should begin without it. The thread owns the programs from now on.
     pub fn first_scan(&self, programs: ScanPrograms, baseline: bool) -> Result<Option<Vec<u8>>, StartError> {
         let (done, result) = channel();
         // The thread receives until this sender is dropped.
@@ -298,9 +304,8 @@ fn scan_held(
     }
 }
 
-/// Makes the first scan, which stores what was open before the tracer, and with `baseline` a second one. Returns the
-/// records of the second one as in [`Message::ScanRecords`].
-pub fn first_scan(programs: &mut ScanPrograms, baseline: bool) -> Result<Vec<u8>, StartError> {
+/// See [`Scanner::first_scan`].
+fn first_scan(programs: &mut ScanPrograms, baseline: bool) -> Result<Vec<u8>, StartError> {
     // In ScanMode::Descriptors the first scan enters no other namespace, so that tracing begins sooner.
     let mut others = match programs.mode() {
         ScanMode::Descriptors => None,

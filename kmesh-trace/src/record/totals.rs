@@ -171,18 +171,24 @@ pub struct Header {
 }
 
 impl Header {
-    /// Returns the header for input without a header line, such as saved `-o json` output.
-    pub fn unknown() -> Self {
-        let unknown = || "unknown".to_owned();
+    /// Returns the header of the first file of a capture that begins at `start`.
+    pub fn new(info: RunInfo, start: WallTime) -> Self {
         Self {
-            info: RunInfo {
-                node: unknown(),
-                kernel: unknown(),
-                version: unknown(),
-            },
-            start: WallTime(0),
+            info,
+            start,
             part: 0,
             closes_before: 0,
         }
+    }
+
+    /// Returns the header for input without a header line, such as saved `-o json` output.
+    pub fn unknown() -> Self {
+        let unknown = || "unknown".to_owned();
+        let info = RunInfo {
+            node: unknown(),
+            kernel: unknown(),
+            version: unknown(),
+        };
+        Self::new(info, WallTime(0))
     }
 }

@@ -6,7 +6,6 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
-use std::process::exit;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Once};
 use std::thread;
@@ -20,18 +19,16 @@ use tokio::time::sleep;
 use super::explain;
 use crate::capture::Target;
 use crate::clocks::{measure_difference, monotonic_ns};
-use crate::config::{CaptureConfig, Config, Output, Verbosity};
+use crate::config::{Config, Output, Verbosity};
 use crate::engine::{Engine, Selection};
 use crate::filter::KernelFilter;
 use crate::findings::Abilities;
-use crate::kernel::loader::{
-    KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanMode, ScanPrograms, StartError, load,
-};
+use crate::kernel::loader::{KernelTypes, LoadedPrograms, Options, Programs, ReasonCounts, ScanMode, StartError, load};
 use crate::kernel::message::Message;
 use crate::kernel::preflight;
 use crate::kernel::preflight::Missing;
 use crate::kernel::reader::{Control, QUEUE_CAPACITY, Queue, Reader};
-use crate::kernel::scanner::{self, ScanTask, Scanner};
+use crate::kernel::scanner::{FIRST_SCAN_IS_LATE, ScanTask, Scanner};
 use crate::names::Annotator;
 use crate::names::conntrack::Conntrack;
 use crate::names::local::cgroup_tree::CgroupTree;
@@ -43,15 +40,16 @@ use crate::output::metrics::Metrics;
 use crate::output::metrics::server::Server;
 use crate::output::stderr::{status, warn};
 use crate::output::table::view::UiCommand;
-use crate::output::term::{self, JobControl};
+use crate::output::term::JobControl;
 use crate::own_connections::OwnConnections;
 use crate::privileges::{self, Remaining};
-use crate::record::{Header, RunInfo, WallTime};
+use crate::record::{Header, RunInfo};
 use crate::session::exit::{Exit, of_names};
 use crate::session::outputs::{self, Outputs};
 use crate::session::pipeline::Pipeline;
 use crate::session::signals::EndSignals;
 use crate::session::writer::Writer;
+use crate::session::{event_loop, print_status};
 use crate::track::clock::Clock;
 use crate::track::{SETTLE_NS, Tracker};
 
@@ -62,10 +60,7 @@ pub fn run(config: &Config) -> Result<Exit> {
 
 /// Traces as [`run`] does, and calls `on_start` when all programs are attached.
 pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
+    let runtime = event_loop()?;
     // From here on, a signal stops the run in order.
     let signals = {
         let _context = runtime.enter();
@@ -78,7 +73,7 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
     };
     let sources = Sources::prepare(&config.sources)?;
     let scan_mode = loaded.scan_mode();
-    let attached = match attach(loaded, config, opened.scanner.as_ref()) {
+    let attached = match attach(loaded, config, &opened.scanner) {
         Ok(attached) => attached,
         Err(error) => return Ok(cannot_trace(&error)),
     };
@@ -96,9 +91,9 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
     let (messages, queue) = sync_channel(QUEUE_CAPACITY);
     let (spare, spares) = channel();
     // Without further scans, the scanner still holds its descriptors, so that `bpftool` shows the programs and maps.
-    let _idle_scanner = match opened.scanner {
-        Some(scanner) if config.needs_updates() => {
-            scanner.run(ScanTask {
+    let _idle_scanner = match config.needs_updates() {
+        true => {
+            opened.scanner.run(ScanTask {
                 interval: config.interval,
                 scans_at_stop: config.rollup.is_some() || config.findings.is_some(),
                 control: Arc::clone(&control),
@@ -106,9 +101,8 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
             });
             None
         }
-        other => other,
+        false => Some(opened.scanner),
     };
-    let _idle_programs = attached.scan_programs;
     let reader_queue = Queue {
         messages: messages.clone(),
         spare: spares,
@@ -118,7 +112,7 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
     let status = NameSourceStatus::default();
     let capture = opened
         .target
-        .map(|target| (target, header(&info, clock.wall(began_ns))));
+        .map(|target| (target, Header::new(info.clone(), clock.wall(began_ns))));
     let Outputs { mut sinks, screen } = outputs::open(config, &info, &status, capture, attached.abilities, {
         let control = Arc::clone(&control);
         move |command| {
@@ -141,7 +135,7 @@ pub fn run_with(config: &Config, on_start: impl FnOnce()) -> Result<Exit> {
     let reason_counts = attached.reason_counts;
     let reset_reasons = reason_counts.reasons.reset.clone();
     let tracker = Tracker::new(began_ns, info.node.as_str().into()).with_reset_reasons(reset_reasons);
-    let engine = Engine::new(selection(config), sinks);
+    let engine = Engine::new(Selection::of(config), sinks);
     let mut pipeline = Pipeline::new(tracker, began_ns, until_ns, clock, engine)
         .with_names(annotator(config, &sources, opened.conntrack, &messages))
         .without_own_connections(own_connections(config))
@@ -169,70 +163,56 @@ struct Opened {
     server: Option<Server>,
     target: Option<Target>,
     conntrack: Option<Conntrack>,
-    /// The thread that scans sockets. It retains its own privileges.
-    scanner: Option<Scanner>,
+    scanner: Scanner,
 }
 
 /// Opens everything that needs privileges, and then gives the privileges up. The inner error is the loader's.
 fn open(config: &Config) -> Result<Result<(LoadedPrograms, Opened), StartError>> {
-    let server = match &config.metrics {
-        Some(metrics) => Some(Server::bind(metrics.address)?),
-        None => None,
-    };
+    let server = outputs::bind_server(config)?;
     let loaded = match load_kernel(config) {
         Ok(loaded) => loaded,
         Err(error) => return Ok(Err(error)),
     };
-    let target = config.capture.as_ref();
-    let target = target.map(|CaptureConfig { path, rotation }| Target::create(path, *rotation));
-    let opened = Opened {
-        server,
-        target: target.transpose()?,
-        conntrack: match config.sources.is_empty() {
-            true => None,
-            false => Conntrack::open().ok(),
-        },
-        scanner: (config.needs_updates() || loaded.scan_mode() == ScanMode::Namespaces)
-            .then(Scanner::start)
-            .transpose()?,
+    let target = outputs::create_target(config)?;
+    let conntrack = match config.sources.is_empty() {
+        true => None,
+        false => Conntrack::open().ok(),
     };
+    // A scanner that enters other network namespaces retains privileges for that.
+    let enters_namespaces = config.needs_updates() || loaded.scan_mode() == ScanMode::Namespaces;
+    let privileged = enters_namespaces.then(Scanner::start).transpose()?;
     // No other thread exists yet, which would retain its privileges. No file of another user has been parsed yet.
     let remaining = Remaining {
         names: !config.sources.is_empty(),
-        conntrack: opened.conntrack.is_some(),
-        rotation: config
-            .capture
-            .as_ref()
-            .is_some_and(|capture| capture.rotation.is_some()),
+        conntrack: conntrack.is_some(),
+        rotation: config.is_rotated(),
     };
     privileges::limit_to_remaining(remaining).context("cannot give up privileges")?;
+    let opened = Opened {
+        server,
+        target,
+        conntrack,
+        scanner: match privileged {
+            Some(scanner) => scanner,
+            None => Scanner::start()?,
+        },
+    };
     Ok(Ok((loaded, opened)))
 }
 
 struct Attached {
     programs: Programs,
-    /// The programs of scans, unless a thread has them.
-    scan_programs: Option<ScanPrograms>,
     reason_counts: ReasonCounts,
     abilities: Abilities,
     /// The counters of the connections that were already open; empty if no output needs them.
     baseline: Vec<u8>,
 }
 
-fn attach(loaded: LoadedPrograms, config: &Config, scanner: Option<&Scanner>) -> Result<Attached, StartError> {
-    let (programs, mut scan_programs, reason_counts) = loaded.attach()?;
-    let (scan_programs, baseline) = match scanner {
-        Some(scanner) => (None, scanner.first_scan(scan_programs, config.needs_baseline())?),
-        None => {
-            let baseline = scanner::first_scan(&mut scan_programs, config.needs_baseline())?;
-            (Some(scan_programs), Some(baseline))
-        }
-    };
+fn attach(loaded: LoadedPrograms, config: &Config, scanner: &Scanner) -> Result<Attached, StartError> {
+    let (programs, scan_programs, reason_counts) = loaded.attach()?;
+    let baseline = scanner.first_scan(scan_programs, config.needs_baseline())?;
     if baseline.is_none() {
-        warn(
-            "the first socket scan has not ended after 10 s: connections that were open before have no process and no \
-             updates until it ends",
-        );
+        warn(FIRST_SCAN_IS_LATE);
     }
     Ok(Attached {
         abilities: Abilities {
@@ -240,7 +220,6 @@ fn attach(loaded: LoadedPrograms, config: &Config, scanner: Option<&Scanner>) ->
             listeners: Some(config.needs_listeners()),
         },
         programs,
-        scan_programs,
         reason_counts,
         baseline: baseline.unwrap_or_default(),
     })
@@ -253,23 +232,6 @@ fn run_info() -> RunInfo {
         node: node.unwrap_or_else(|| uname().nodename().to_string_lossy().into_owned()),
         kernel: uname().release().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-    }
-}
-
-fn header(info: &RunInfo, start: WallTime) -> Header {
-    Header {
-        info: info.clone(),
-        start,
-        part: 0,
-        closes_before: 0,
-    }
-}
-
-fn selection(config: &Config) -> Selection {
-    Selection {
-        events: config.events,
-        filter: config.filter.clone(),
-        count: config.count,
     }
 }
 
@@ -391,11 +353,7 @@ fn source_status(
 ) -> impl Fn(StatusMessage) + Send {
     let settled = Once::new();
     move |message| {
-        match message {
-            StatusMessage::Note(text) if verbosity > Verbosity::Quiet => status(&text),
-            StatusMessage::Note(_) => {}
-            StatusMessage::Error(text) => status(&text),
-        }
+        print_status(&message, verbosity);
         if !names.is_any_awaited() {
             // The send fails only at the end of the run.
             settled.call_once(|| _ = messages.send(Message::NamesSettled));
@@ -466,7 +424,6 @@ async fn wait(
         }
     };
     tokio::pin!(limit);
-    let mut is_interrupted = false;
     let mut is_limit_reached = false;
     loop {
         tokio::select! {
@@ -477,18 +434,7 @@ async fn wait(
             }
             _ = signals.user.recv() => control.request_summary(),
             () = jobs.handle_next() => {}
-            () = signals.end.next() => stop_or_exit(control, &mut is_interrupted),
+            () = signals.end.next() => control.stop(),
         }
     }
-}
-
-/// Stops the run in order at the first signal. Exits at once at the second one, for example if nobody reads standard
-/// output.
-fn stop_or_exit(control: &Control, is_interrupted: &mut bool) {
-    if *is_interrupted {
-        term::leave();
-        exit(Exit::Ok as i32);
-    }
-    *is_interrupted = true;
-    control.stop();
 }

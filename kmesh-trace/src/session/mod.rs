@@ -22,12 +22,36 @@ pub mod writer;
 
 use std::io::{self, ErrorKind};
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Context as _, Error, Result, anyhow};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::capture::CaptureError;
+#[cfg(unix)]
+use crate::config::Verbosity;
 use crate::engine::Engine;
+#[cfg(unix)]
+use crate::names::sources::StatusMessage;
+#[cfg(unix)]
+use crate::output::stderr::status;
 
 use self::exit::Exit;
+
+/// Returns the event loop of a session, which runs on the thread that calls it.
+fn event_loop() -> Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")
+}
+
+/// Prints the status message of a name source.
+#[cfg(unix)]
+fn print_status(message: &StatusMessage, verbosity: Verbosity) {
+    match message {
+        StatusMessage::Note(_) if verbosity == Verbosity::Quiet => {}
+        StatusMessage::Note(text) | StatusMessage::Error(text) => status(text),
+    }
+}
 
 /// Ends a run after the error of a sink. If standard output failed, the capture is complete up to here.
 fn end_after(error: io::Error, engine: &mut Engine) -> Result<Exit> {

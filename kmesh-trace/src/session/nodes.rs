@@ -16,7 +16,6 @@ use std::future::pending;
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
-use std::process::exit;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -30,20 +29,20 @@ use tokio::time::{sleep, timeout};
 
 use self::node::{Node, Progress, Run};
 use super::exit::{Exit, of_names};
-use super::outputs;
 use super::replay::{self, Files, Running, allow_many_files};
 use super::signals::EndSignals;
+use super::{event_loop, outputs, print_status};
 use crate::blocking_io::Blocking;
 use crate::capture::Target;
 use crate::cluster::api::{Api, Phase, RIGHTS, Right};
 use crate::cluster::pod::{LABEL, PodSettings};
-use crate::config::{ApiServer, CaptureConfig, Config, NodesConfig, Origin, SourceConfig, Verbosity};
+use crate::config::{ApiServer, Config, NodesConfig, Origin, SourceConfig, Verbosity};
 use crate::names::offline::OfflineNames;
-use crate::names::sources::{Sources, Status, StatusMessage};
+use crate::names::sources::{Sources, Status};
 use crate::names::update::SourceUpdate;
 use crate::output::metrics::server::Server;
 use crate::output::stderr::status;
-use crate::output::term::{self, JobControl};
+use crate::output::term::JobControl;
 use crate::output::{NameSourceStatus, Sink};
 use crate::privileges::{self, Stage};
 use crate::record::{Header, RunInfo, WallTime};
@@ -54,26 +53,21 @@ const MAX_WITHOUT_QUESTION: usize = 20;
 const MAX_NAMED: usize = 3;
 /// The run has begun when each node is traced or has failed, but at the latest after this time.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// The message for a second signal.
+const PODS_ARE_LEFT: &str =
+    "pods are left: they end at their deadline\n  try: kmesh-trace nodes --clean, which deletes them then";
 /// The number of batches of names that wait for the replay. Beyond it, the source waits.
 const NAMES_CAPACITY: usize = 64;
 
 /// Traces the nodes until a signal, a limit or the reader of standard output ends the run.
 pub fn run(config: &Config, nodes: &NodesConfig) -> Result<Exit> {
-    let server = match &config.metrics {
-        Some(metrics) => Some(Server::bind(metrics.address)?),
-        None => None,
-    };
-    let target = config.capture.as_ref();
-    let target = target.map(|CaptureConfig { path, rotation }| Target::create(path, *rotation));
-    let target = target.transpose()?;
+    let server = outputs::bind_server(config)?;
+    let target = outputs::create_target(config)?;
     // The kubeconfig may be another user's.
     privileges::limit(Stage::UserFiles {
         is_rotated: config.is_rotated(),
     })?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
+    let runtime = event_loop()?;
     runtime.block_on(async {
         let mut signals = Signals::new().context("cannot listen for signals")?;
         let api = Api::new(&nodes.api_server, nodes.namespace.as_deref())?;
@@ -91,10 +85,7 @@ pub fn run(config: &Config, nodes: &NodesConfig) -> Result<Exit> {
 
 /// Deletes the finished pods of earlier runs.
 pub fn clean(api_server: &ApiServer, namespace: Option<&str>) -> Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
+    let runtime = event_loop()?;
     let api = Api::new(api_server, namespace)?;
     runtime.block_on(async {
         let pods = api.pods(&format!("{}={}", LABEL.0, LABEL.1)).await?;
@@ -317,7 +308,7 @@ impl Session {
         let limit = limit(config, settled.subscribe(), names.len());
         tokio::pin!(begin, limit);
         let (mut end, mut result, mut exit) = (replay.end, None, Exit::Ok);
-        let (mut is_interrupted, mut is_limit_reached, mut has_begun) = (false, false, false);
+        let (mut is_limit_reached, mut has_begun) = (false, false);
         while result.is_none() || !tasks.is_empty() {
             tokio::select! {
                 ended = &mut end, if result.is_none() => {
@@ -341,7 +332,7 @@ impl Session {
                     }
                 }
                 () = jobs.handle_next() => {}
-                () = signals.end() => stop_or_exit(&progress, &mut is_interrupted),
+                () = signals.end() => stop(&progress),
             }
         }
         match result {
@@ -397,14 +388,11 @@ fn start_text(nodes: &[Arc<str>], settled: &HashSet<usize>) -> String {
     }
 }
 
+/// Returns the header of a capture that begins now.
 fn header(info: &RunInfo) -> Header {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Header {
-        info: info.clone(),
-        start: WallTime(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)),
-        part: 0,
-        closes_before: 0,
-    }
+    let start = WallTime(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX));
+    Header::new(info.clone(), start)
 }
 
 /// Starts the thread of the API server's names, which sends its updates to the replay.
@@ -414,11 +402,7 @@ fn start_sources(
     names: NameSourceStatus,
     updates: SyncSender<Vec<SourceUpdate>>,
 ) -> Result<Arc<Status>> {
-    let emit = move |message| match message {
-        StatusMessage::Note(text) if verbosity > Verbosity::Quiet => status(&text),
-        StatusMessage::Note(_) => {}
-        StatusMessage::Error(text) => status(&text),
-    };
+    let emit = move |message| print_status(&message, verbosity);
     let send = move |batch| match updates.send(batch) {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
@@ -436,7 +420,7 @@ struct Signals {
 impl Signals {
     fn new() -> io::Result<Self> {
         Ok(Self {
-            end: EndSignals::new()?,
+            end: EndSignals::new()?.with_message_at_exit(PODS_ARE_LEFT),
             user: signal(SignalKind::user_defined1())?,
         })
     }
@@ -456,15 +440,4 @@ impl Signals {
 /// Asks the tracers to end, unless the run is over.
 fn stop(progress: &watch::Sender<Progress>) {
     progress.send_modify(|progress| *progress = Progress::Ending.max(*progress));
-}
-
-/// Ends the run in order at the first signal. Exits at once at the second one: the pods stay until their deadline.
-fn stop_or_exit(progress: &watch::Sender<Progress>, is_interrupted: &mut bool) {
-    if *is_interrupted {
-        term::leave();
-        status("pods are left: they end at their deadline\n  try: kmesh-trace nodes --clean, which deletes them then");
-        exit(Exit::Ok as i32);
-    }
-    *is_interrupted = true;
-    stop(progress);
 }

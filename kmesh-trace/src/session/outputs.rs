@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use crate::capture::Target;
-use crate::config::{CapturePath, Config, Events, RollupConfig, Verbosity, parse_prompt_filter};
+use crate::config::{CaptureConfig, CapturePath, Config, Events, RollupConfig, Verbosity, parse_prompt_filter};
 use crate::findings::Abilities;
 use crate::output::NameSourceStatus;
 use crate::output::metrics::Metrics;
@@ -74,6 +74,19 @@ pub fn open(
         sinks.push(Box::new(reports));
     }
     Ok(Outputs { sinks, screen })
+}
+
+/// Creates the capture that `config` asks for, if any.
+pub fn create_target(config: &Config) -> Result<Option<Target>> {
+    let target = config.capture.as_ref();
+    let target = target.map(|CaptureConfig { path, rotation }| Target::create(path, *rotation));
+    Ok(target.transpose()?)
+}
+
+/// Binds the address of the metrics that `config` asks for, if any.
+pub fn bind_server(config: &Config) -> Result<Option<Server>> {
+    let server = config.metrics.as_ref().map(|metrics| Server::bind(metrics.address));
+    Ok(server.transpose()?)
 }
 
 /// Starts to serve metrics, if `config` asks for them.

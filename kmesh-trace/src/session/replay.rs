@@ -9,7 +9,6 @@ mod stream;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::process::exit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -23,7 +22,7 @@ use self::live::MAX_HOLD;
 use self::run::{Nodes, Replay, Request, start};
 use self::stream::Stream;
 use crate::capture::Target;
-use crate::config::{CaptureConfig, Config, Origin, TimeRange, Verbosity};
+use crate::config::{Config, Origin, TimeRange, Verbosity};
 use crate::engine::{Engine, Selection, Tally};
 use crate::filter::KnownNames;
 use crate::findings::Abilities;
@@ -36,8 +35,8 @@ use crate::output::term::{self, JobControl};
 use crate::output::{NameSourceStatus, Sink};
 use crate::record::{Header, RunInfo, WallTime};
 use crate::session::exit::Exit;
-use crate::session::outputs;
 use crate::session::signals::EndSignals;
+use crate::session::{event_loop, outputs};
 
 /// The open files of a replay. Nothing of them has been parsed yet.
 pub struct Files {
@@ -65,11 +64,9 @@ impl Files {
 pub fn open(config: &Config) -> Result<Files> {
     allow_many_files();
     let inputs = config.read.iter().map(stream::Input::open).collect::<Result<_>>()?;
-    let target = config.capture.as_ref();
-    let target = target.map(|CaptureConfig { path, rotation }| Target::create(path, *rotation));
     Ok(Files {
         inputs,
-        target: target.transpose()?,
+        target: outputs::create_target(config)?,
         header: None,
     })
 }
@@ -97,10 +94,7 @@ pub fn replay(config: &Config, files: Files, offline: Option<OfflineNames>) -> R
     let of_file: &[&str] = if offline.is_some() { &["the file"] } else { &[] };
     names.set(&[&["the capture"], of_file].concat(), false);
     let running = begin(config, files, offline, &names, Vec::new())?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
+    let runtime = event_loop()?;
     let listen = || io::Result::Ok((EndSignals::new()?, JobControl::new(running.screen)?));
     let (signals, jobs) = {
         let _context = runtime.enter();
@@ -170,11 +164,7 @@ pub fn begin(
         }
     })?;
     outputs.sinks.extend(more);
-    let selection = Selection {
-        events: config.events,
-        filter: config.filter.clone(),
-        count: config.count,
-    };
+    let selection = Selection::of(config);
     let count = merge.streams.len();
     let replay = Replay {
         is_merged: count > 1,
@@ -280,7 +270,7 @@ pub fn offline_names(config: &Config) -> Result<Option<OfflineNames>> {
     Ok(Some(OfflineNames::new(file.objects)))
 }
 
-/// Waits for the end of the replay. The first interrupt stops the replay in order, the second one exits at once.
+/// Handles signals until the replay thread ends, and returns the exit status.
 async fn wait(
     mut end: oneshot::Receiver<Result<Exit>>,
     stop: &AtomicBool,
@@ -293,10 +283,7 @@ async fn wait(
             ended = &mut end => return ended.context("the replay thread panicked")?,
             () = jobs.handle_next() => {}
             () = signals.next() => {
-                if stop.swap(true, Ordering::Relaxed) {
-                    term::leave();
-                    exit(Exit::Ok as i32);
-                }
+                stop.store(true, Ordering::Relaxed);
                 // This fails if the replay has already ended.
                 _ = requests.send(Request::End);
             }

@@ -1,8 +1,11 @@
 //! A process that holds the lock of its socket: its send() waits for a page that another thread does not provide.
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::process::Command;
 use std::ptr;
+use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use nix::libc;
@@ -10,8 +13,8 @@ use serde_json::Value;
 
 use crate::support::expect::is_address;
 use crate::support::net;
-use crate::support::sock::{IpVersion, listen, pair_with, recv, wait_until};
-use crate::support::tracer::Tracer;
+use crate::support::sock::{IpVersion, Pair, listen, pair_with, recv, wait_until};
+use crate::support::tracer::{Tracer, TracerCommand, binary};
 
 const PAGE: usize = 4096;
 
@@ -65,36 +68,95 @@ impl Drop for MissingPage {
     }
 }
 
+/// A connection whose client holds the lock of its socket, in a send().
+struct LockedConnection {
+    pair: Pair,
+    page: MissingPage,
+    sender: JoinHandle<isize>,
+}
+
+impl LockedConnection {
+    fn to(listener: &TcpListener) -> Self {
+        let pair = pair_with(listener);
+        let page = MissingPage::new();
+        let (address, socket) = (page.page as usize, pair.client.as_raw_fd());
+        let sender = thread::spawn(move || {
+            // SAFETY: the kernel checks the address, which the page has until this call returns.
+            unsafe { libc::send(socket, address as *const libc::c_void, PAGE, 0) }
+        });
+        wait_for_thread_in("self", "userfault");
+        Self { pair, page, sender }
+    }
+
+    /// Lets the send() end, which releases the lock.
+    fn release(mut self) -> Pair {
+        self.page.provide();
+        assert_eq!(self.sender.join().unwrap(), PAGE as isize);
+        recv(&self.pair.server, PAGE);
+        self.pair
+    }
+}
+
+/// Waits until a thread of a process waits in a kernel function whose name contains `function`.
+fn wait_for_thread_in(process: &str, function: &str) {
+    wait_until(&format!("a thread of {process} waits in {function}"), || {
+        let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
+        threads.into_iter().any(|thread| {
+            let waits_in = fs::read_to_string(thread.path().join("wchan")).unwrap_or_default();
+            waits_in.contains(function)
+        })
+    });
+}
+
 /// On a kernel where a scan takes the lock of each socket, a process can stop the scans, but no record of a close.
 pub fn locked_socket_delays_no_record() {
     let tracer = Tracer::json(&["--events", "close,update", "--interval", "200ms"]);
     let netns = net::current_netns();
     tracer.output.watch(netns);
     let listener = listen(IpVersion::V4);
-    let locked = pair_with(&listener);
-    let mut page = MissingPage::new();
-    let (address, socket) = (page.page as usize, locked.client.as_raw_fd());
-    let sender: JoinHandle<isize> = thread::spawn(move || {
-        // SAFETY: the kernel checks the address, which the page has until this call returns.
-        unsafe { libc::send(socket, address as *const libc::c_void, PAGE, 0) }
-    });
-    wait_until("the scan waits for the lock", || {
-        let threads = fs::read_dir(format!("/proc/{}/task", tracer.pid)).unwrap().flatten();
-        threads.into_iter().any(|thread| {
-            let waits_in = fs::read_to_string(thread.path().join("wchan")).unwrap_or_default();
-            waits_in.contains("lock_sock")
-        })
-    });
-    let other = pair_with(&listener).close_client_first();
-    let close_of = |value: &Value| value["event"] == "close" && is_address(&value["src"], other.src);
-    assert_eq!(tracer.output.wait_matching(netns, 2, close_of).len(), 2);
-    let update_of = |value: &Value| value["event"] == "update" && is_address(&value["src"], locked.truth.src);
+    let locked = LockedConnection::to(&listener);
+    wait_for_thread_in(&tracer.pid.to_string(), "lock_sock");
+    wait_for_closes(&tracer, &listener);
+    let src = locked.pair.truth.src;
+    let update_of = |value: &Value| value["event"] == "update" && is_address(&value["src"], src);
     let before = tracer.output.wait_matching(netns, 0, update_of).len();
-    page.provide();
-    assert_eq!(sender.join().unwrap(), PAGE as isize);
-    recv(&locked.server, PAGE);
+    let pair = locked.release();
     // The scans go on.
     tracer.output.wait_matching(netns, before + 2, update_of);
-    locked.close_client_first();
+    pair.close_client_first();
     tracer.interrupt().check_lossless();
+}
+
+/// The first scan, which visits the sockets of the tool's own network namespace on each kernel, waits for the lock. The
+/// start does not, and neither does `check`.
+pub fn locked_socket_does_not_prevent_the_start() {
+    // Declared before the lock, so that a failure releases it before it waits for the end of these processes.
+    let (tracer, check);
+    let listener = listen(IpVersion::V4);
+    let locked = LockedConnection::to(&listener);
+    let (sender, lines) = mpsc::channel();
+    check = TracerCommand::from_command(Command::new(binary()), &["check"])
+        .on_line(move |line| _ = sender.send(String::from_utf8_lossy(line).into_owned()))
+        .spawn();
+    tracer = TracerCommand::new(&["-o", "json"]).spawn();
+    tracer.wait_stderr("kmesh-trace: warning: the first socket scan has not ended after 10 s");
+    tracer.wait_stderr("kmesh-trace: tracing");
+    tracer.output.watch(net::current_netns());
+    wait_for_closes(&tracer, &listener);
+    wait_until("check reports the scan", || {
+        let starts = "limited  open sockets  the first socket scan has not ended after 10 s";
+        lines.try_iter().any(|line| line.starts_with(starts))
+    });
+    let pair = locked.release();
+    assert_eq!(check.wait().status.code(), Some(0));
+    pair.close_client_first();
+    tracer.interrupt().check_lossless();
+}
+
+/// Makes a connection, and waits for the records of both ends.
+fn wait_for_closes(tracer: &Tracer, listener: &TcpListener) {
+    let truth = pair_with(listener).close_client_first();
+    let close_of = |value: &Value| value["event"] == "close" && is_address(&value["src"], truth.src);
+    let closes = tracer.output.wait_matching(net::current_netns(), 2, close_of);
+    assert_eq!(closes.len(), 2);
 }
