@@ -304,7 +304,7 @@ fn scan_held(
     }
 }
 
-/// See [`Scanner::first_scan`].
+/// Scans once, or twice with `baseline`, as [`Scanner::first_scan`] describes.
 fn first_scan(programs: &mut ScanPrograms, baseline: bool) -> Result<Vec<u8>, StartError> {
     // In ScanMode::Descriptors the first scan enters no other namespace, so that tracing begins sooner.
     let mut others = match programs.mode() {
